@@ -1,0 +1,121 @@
+"""Compiles the launches of a call for a GPU that is not there, and reads what came out."""
+
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from triton_gru.device import KNOWN, Device
+
+_BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
+
+
+class _AbsentDriver:
+    """Stands where Triton looks for a GPU. Each architecture is a device of its own, for the kernels' caches."""
+
+    def __init__(self, device: Device):
+        self.device = device
+
+    def get_current_target(self) -> GPUTarget:
+        if self.device.isa == "ptx":
+            return GPUTarget("cuda", self.device.compute_capability, 32)
+        return GPUTarget("hip", self.device.arch, 64)
+
+    def get_current_device(self) -> str:
+        return self.device.name
+
+    def get_current_stream(self, device=None) -> int:
+        return 0
+
+
+def pretend(device: Device) -> None:
+    """From here on Triton compiles for ``device``."""
+    driver.set_active(_AbsentDriver(device))
+
+
+def compile_launch(launch):
+    """What Triton makes of the launch, by the path a real launch takes up to the moment it would start."""
+    return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)
+
+
+def compiled_variants(kernel) -> int:
+    """How many times ``kernel`` was compiled for the device in force."""
+    return len(kernel.device_caches[driver.active.get_current_device()][0])
+
+
+@dataclass
+class Facts:
+    """What one compiled kernel takes, and what its longest loop does per iteration (per warp or wave)."""
+
+    shared: int
+    stack: int
+    spills: int
+    loop: Counter
+    shared_bytes_read: int = 0
+
+
+def facts(compiled) -> Facts:
+    return _nvidia_facts(compiled) if "cubin" in compiled.asm else _amd_facts(compiled)
+
+
+def _nvidia_facts(compiled) -> Facts:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        sass = _run("cuobjdump", "-sass", file.name)
+    stack = int(re.findall(r"STACK:(\d+)", usage)[-1])
+    instructions = []
+    for line in sass.splitlines():
+        if match := _INSTRUCTION.match(line):
+            instructions.append((int(match[1], 16), match[2]))
+    loop = _longest_loop(instructions)
+    names = Counter(text.split()[0].split(".")[0] for text in loop)
+    everything = Counter(text.split()[0].split(".")[0] for _, text in instructions)
+    spills = everything["LDL"] + everything["STL"]
+    return Facts(compiled.metadata.shared, stack, spills, names, sum(map(_shared_bytes, loop)))
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([_BIN / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _longest_loop(instructions: list[tuple[int, str]]) -> list[str]:
+    position = {address: i for i, (address, _) in enumerate(instructions)}
+    loops = [[]]
+    for i, (address, text) in enumerate(instructions):
+        if text.startswith("BRA") and (match := re.search(r"0x([0-9a-f]+)", text)):
+            target = int(match[1], 16)
+            if target < address and target in position:
+                loops.append([text for _, text in instructions[position[target] : i + 1]])
+    return max(loops, key=len)
+
+
+def _shared_bytes(text: str) -> int:
+    """Bytes a warp reads from shared memory by one instruction."""
+    name = text.split()[0]
+    if name.startswith("LDSM"):  # matrices of 8 x 8 16-bit numbers
+        return 128 * int(match[1]) if (match := re.search(r"\.(\d)$", name)) else 128
+    if name.startswith("LDS"):
+        return 32 * (16 if ".128" in name else 8 if ".64" in name else 4)
+    return 0
+
+
+def _amd_facts(compiled) -> Facts:
+    text = compiled.asm["amdgcn"]
+
+    def count(field: str) -> int:
+        return int(re.findall(rf"\.{field}:\s+(\d+)", text)[-1])
+
+    spills = count("vgpr_spill_count") + count("sgpr_spill_count")
+    return Facts(compiled.metadata.shared, count("private_segment_fixed_size"), spills, Counter())
+
+
+__all__ = ["KNOWN", "Facts", "compile_launch", "compiled_variants", "facts", "pretend"]

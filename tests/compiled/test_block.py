@@ -1,0 +1,119 @@
+"""What the compiler makes of every configuration the heuristic can choose, on devices that need not be there."""
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru.arguments import bind_gru
+from triton_gru.config import BlockConfig, block_config
+from triton_gru.kernels.block import block_scan
+from triton_gru.kernels.projection import input_projection
+from triton_gru.launch import block_launches
+
+from .harness import KNOWN, compile_launch, compiled_variants, facts, pretend
+
+PRECISIONS = {
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "ieee": (torch.float32, "ieee"),
+}
+# One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere.
+HIDDEN_SIZES = (1, 25, 32, 64, 100, 128, 150, 192)
+
+
+@pytest.fixture(params=KNOWN.values(), ids=lambda device: device.arch)
+def device(request):
+    pretend(request.param)
+    return request.param
+
+
+def launches(device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, **options):
+    """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
+    dtype, fp32_precision = PRECISIONS[precision]
+    torch.backends.cudnn.rnn.fp32_precision = fp32_precision
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, **options).eval()
+    call = bind_gru(gru, torch.empty(steps, batch_size, inputs, dtype=dtype), None)
+    config = config or block_config(hidden_size, batch_size, dtype, fp32_precision, device)
+    assert isinstance(config, BlockConfig), config
+    output = torch.empty(steps, batch_size, hidden_size, dtype=dtype)
+    return list(block_launches(call, config, device, output, torch.empty(1, batch_size, hidden_size, dtype=dtype)))
+
+
+def fits(device, precision, hidden_size, batch_size=1):
+    return not isinstance(block_config(hidden_size, batch_size, *PRECISIONS[precision], device), str)
+
+
+def cases():
+    for device in KNOWN.values():
+        for precision in PRECISIONS:
+            seen = set()
+            for hidden_size in HIDDEN_SIZES:
+                for batch_size in (1, 20_000):
+                    config = block_config(hidden_size, batch_size, *PRECISIONS[precision], device)
+                    key = (config, hidden_size == getattr(config, "padded_hidden", None))
+                    if not isinstance(config, str) and key not in seen:
+                        seen.add(key)
+                        name = f"{device.arch}-{precision}-H{hidden_size}-B{batch_size}"
+                        yield pytest.param(device, precision, hidden_size, batch_size, id=name)
+
+
+@pytest.mark.parametrize("device, precision, hidden_size, batch_size", list(cases()))
+def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size, batch_size):
+    pretend(device)
+    inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
+    projection, scan = launches(device, precision, hidden_size, batch_size, inputs=inputs)
+    for launch in (projection, scan):
+        found = facts(compile_launch(launch))
+        assert found.stack == 0 and found.spills == 0, found
+        assert found.shared <= device.shared_memory, found
+
+    dtype, fp32_precision = PRECISIONS[precision]
+    config = block_config(hidden_size, batch_size, dtype, fp32_precision, device)
+    assert found.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
+    if device.isa != "ptx":
+        return
+    # The loop reads the gates of the steps ahead from memory, in pairs of batch rows, and nothing else.
+    threads = 32 * config.num_warps
+    pairs = -(-config.units * config.batch // 2 // threads)
+    assert found.loop["LDG"] == 3 * config.tiles * config.ahead * pairs, found
+    if config.in_registers:
+        # W is in no memory: all three gates would not fit the shared memory the kernel has, and what a warp
+        # reads of it per step is the state, once.
+        assert found.shared < 3 * config.padded_hidden**2 * dtype.itemsize
+        state = config.padded_hidden * config.batch * dtype.itemsize
+        assert found.shared_bytes_read <= config.ahead * state, found
+
+
+def test_what_does_not_fit_is_refused_with_the_reason(device):
+    for precision, (dtype, fp32_precision) in PRECISIONS.items():
+        refusal = block_config(512, 1, dtype, fp32_precision, device)
+        assert isinstance(refusal, str) and "too large" in refusal and device.name in refusal, precision
+
+
+def test_sizes_served_per_device():
+    """The README's table of hidden sizes."""
+    largest = {
+        device.arch: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
+        for device in KNOWN.values()
+    }
+    assert largest == {
+        "sm_80": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 64},
+        "sm_90": {"fp16": 192, "bf16": 192, "tf32": 128, "ieee": 128},
+        "sm_100": {"fp16": 192, "bf16": 192, "tf32": 128, "ieee": 128},
+        "sm_120": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 64},
+        "gfx942": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 128},
+    }
+
+
+@pytest.mark.parametrize("inputs, hidden_size", [(64, 64), (7, 25)])
+def test_other_lengths_and_batches_add_no_compile(inputs, hidden_size):
+    pretend(KNOWN["H200"])
+    block_scan.device_caches.clear()
+    input_projection.device_caches.clear()
+    for steps in (1, 2, 7, 100):
+        for batch_size in (1, 3, 8, 16, 17, 64):
+            for launch in launches(KNOWN["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs):
+                compile_launch(launch)
+    assert compiled_variants(block_scan) == 1
+    assert compiled_variants(input_projection) == 1

@@ -1,0 +1,9 @@
+"""Fast GRU inference on GPUs: `accelerate` a model, or use `GRU` and `GRUCell` where torch.nn's were."""
+
+from .modules import GRU, GRUCell
+from .plan import Plan
+from .swap import accelerate, restore
+
+__version__ = "0.1.0"
+
+__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "restore"]

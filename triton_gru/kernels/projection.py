@@ -1,0 +1,76 @@
+"""The input projection ``gi = x W_ih^T + b`` of many time steps at once, written the way the scan reads it.
+
+Own matrix product rather than the library's for three reasons: fp32 must follow the precision that torch has
+set for recurrent networks, not the one it has set for matrix products; the input is read through strides,
+whichever of batch and time comes first; and ``gi`` comes out tile by tile, so that a scanning program finds
+the pairs of batch rows its matrix unit wants next to each other in memory.
+"""
+
+import triton
+import triton.language as tl
+
+from . import isa
+
+
+@triton.jit(do_not_specialize=["steps", "x_start", "batch", "x_t", "x_b"])
+def input_projection(
+    x,  # [time, batch, I] through strides
+    w_ih,  # [3 * H, I]
+    b_ih,  # [3 * H]
+    b_hh,  # [3 * H]; b_hr and b_hz are added here, b_hn belongs inside the product with r
+    gi,  # [steps, batch tiles, 3, PADDED_H, BATCH]
+    steps,
+    x_start,  # the first step's index in x
+    batch,
+    x_t,  # in units of X_UNIT elements, so that the compiler knows what vectors the rows allow
+    x_b,
+    x_i,
+    I: tl.constexpr,
+    H: tl.constexpr,
+    PADDED_H: tl.constexpr,
+    BATCH: tl.constexpr,  # batch rows of a tile of gi
+    BLOCK_M: tl.constexpr,  # rows: gate units
+    BLOCK_N: tl.constexpr,  # columns: (step, batch row) pairs, a multiple of BATCH
+    BLOCK_K: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    DTYPE: tl.constexpr = gi.dtype.element_ty
+    batch_tiles = tl.cdiv(batch, BATCH)
+
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)  # of the padded gates
+    gate = row // PADDED_H
+    unit = row % PADDED_H
+    row_live = (gate < 3) & (unit < H)
+    w_row = w_ih + (gate * H + unit) * I
+
+    col = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile = col // BATCH
+    step = tile // batch_tiles
+    b = (tile % batch_tiles) * BATCH + col % BATCH
+    col_live = (step < steps) & (b < batch)
+    x_row = x + ((x_start + step).to(tl.int64) * x_t + b.to(tl.int64) * x_b) * X_UNIT
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k0 in tl.range(0, I, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        w_mask = row_live[:, None]
+        x_mask = col_live[:, None]
+        if I % BLOCK_K != 0:
+            w_mask = w_mask & (k[None, :] < I)
+            x_mask = x_mask & (k[None, :] < I)
+        w_tile = tl.load(w_row[:, None] + k[None, :], mask=w_mask, other=0.0)
+        x_tile = tl.load(x_row[:, None] + k[None, :] * x_i, mask=x_mask, other=0.0)
+        if PRECISION == "tf32":
+            w_tile = isa.round_to_tf32(w_tile, ISA)
+            x_tile = isa.round_to_tf32(x_tile, ISA)
+        acc = isa.matmul(w_tile, tl.trans(x_tile), acc, PRECISION, ISA)
+
+    if HAS_BIAS:
+        bias = tl.load(b_ih + gate * H + unit, mask=row_live, other=0.0).to(tl.float32)
+        bias += tl.load(b_hh + gate * H + unit, mask=row_live & (gate < 2), other=0.0).to(tl.float32)
+        acc += bias[:, None]
+    address = gi + tile.to(tl.int64)[None, :] * (3 * PADDED_H * BATCH) + row[:, None] * BATCH + (col % BATCH)[None, :]
+    tl.store(address, isa.cast(acc, DTYPE, ISA), mask=(gate < 3)[:, None] & (step < steps)[None, :])

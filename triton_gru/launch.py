@@ -1,0 +1,192 @@
+"""Runs a planned call: memory, the order of launches, and what each kernel is given."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .arguments import Call
+from .config import BlockConfig, projection_config
+from .device import Device, find
+from .plan import Plan, Problem
+
+# Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
+# one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
+WORKSPACE_BYTES = 32 << 20
+
+
+def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
+    """``output`` [T, B, H] (or [B, T, H]) and ``h_n`` [layers, B, H] of a call planned on a kernel or the reference.
+
+    The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
+    """
+    if plan.kernel == "reference":
+        return _run_reference(call)
+    tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _ForwardOnly.apply(call, plan, *tensors)
+    return _run_block(call, plan.config)
+
+
+def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
+    output, h_n = reference.gru(
+        call.input,
+        call.initial_state(),
+        call.weights,
+        reset_after=call.problem.reset_after,
+        bidirectional=call.problem.bidirectional,
+        dropout=call.dropout,
+    )
+    return output.transpose(0, 1) if call.batch_first else output, h_n
+
+
+class _ForwardOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, call, plan, *tensors):
+        return _run_block(call, plan.config)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "cudnn RNN backward can only be called in training mode (triton_gru's kernels are for inference: "
+            "call train() on the module, or set its backend to 'torch')"
+        )
+
+
+def _run_block(call: Call, config: BlockConfig) -> tuple[Tensor, Tensor]:
+    problem = call.problem
+    first, second = problem.steps, problem.batch_size
+    if call.batch_first:
+        first, second = second, first
+    output = call.input.new_empty(first, second, problem.hidden_size)
+    h_n = call.input.new_empty(problem.num_layers, problem.batch_size, problem.hidden_size)
+    if output.numel() > 0:
+        launches = block_launches(call, config, find(call.input.device), output, h_n)
+        if call.input.device.type == "cuda" and call.input.device.index != torch.cuda.current_device():
+            with torch.cuda.device(call.input.device):
+                _start(launches)
+        else:
+            _start(launches)
+    return output, h_n
+
+
+class Launch(NamedTuple):
+    """One kernel launch: ``kernel[grid](*args, **constants)``."""
+
+    kernel: object
+    grid: tuple[int, ...]
+    args: tuple
+    constants: dict
+
+
+def _start(launches: Iterator[Launch]) -> None:
+    for kernel, grid, args, constants in launches:
+        kernel[grid](*args, **constants)
+
+
+def block_launches(call: Call, config: BlockConfig, device: Device, output: Tensor, h_n: Tensor) -> Iterator[Launch]:
+    """The launches of a ``block`` call, in stream order: chunks of time steps, in each the layers, in each two.
+
+    The state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall.
+    """
+    from .kernels.block import block_scan
+    from .kernels.projection import input_projection
+
+    problem = call.problem
+    hidden, batch = problem.hidden_size, problem.batch_size
+    tiles = -(-batch // config.batch)
+    chunk = _steps_per_chunk(problem, config)
+    gi = output.new_empty(chunk, tiles, 3, config.padded_hidden, config.batch)
+    carry = output.new_empty(h_n.shape, dtype=torch.float32)
+    between = output.new_empty(chunk, batch, hidden) if problem.num_layers > 1 else None
+    output_t, output_b = (hidden, problem.steps * hidden) if call.batch_first else (batch * hidden, hidden)
+    hx = None if call.hx is None else _with_unit_stride(call.hx)
+    weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
+
+    shared = {"H": hidden, "PRECISION": problem.precision, "ISA": device.isa}
+    scan = shared | {
+        "UNITS": config.units,
+        "TILES": config.tiles,
+        "BATCH": config.batch,
+        "AHEAD": config.ahead,
+        "IN_REGISTERS": config.in_registers,
+        "HAS_BIAS": weights[0][3] is not None,
+        "HAS_HX": hx is not None,
+        "num_warps": config.num_warps,
+        "num_stages": 1,
+    }
+    for start in range(0, problem.steps, chunk):
+        steps = min(chunk, problem.steps - start)
+        source, source_start = call.input, start
+        for layer, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+            last_layer = layer == problem.num_layers - 1
+            yield _projection(source, source_start, steps, w_ih, b_ih, b_hh, gi, config, shared, input_projection)
+            target, target_start = (output, start) if last_layer else (between, 0)
+            target_t, target_b = (output_t, output_b) if last_layer else (batch * hidden, hidden)
+            yield Launch(
+                block_scan,
+                (tiles,),
+                (
+                    gi, w_hh, w_hh if b_hh is None else b_hh, h_n if hx is None else hx, carry, target, h_n,
+                    steps, target_start, int(start == 0), int(start + steps == problem.steps), layer, batch,
+                    target_t, target_b, 0 if hx is None else hx.stride(0), 0 if hx is None else hx.stride(1),
+                ),
+                scan,
+            )  # fmt: skip
+            source, source_start = between, 0
+
+
+def _projection(
+    x: Tensor,
+    x_start: int,
+    steps: int,
+    w_ih: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    gi: Tensor,
+    config: BlockConfig,
+    shared: dict,
+    kernel,
+) -> Launch:
+    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]."""
+    hidden, batch, inputs = shared["H"], x.size(1), x.size(2)
+    tile = projection_config(hidden, x.dtype, shared["PRECISION"])
+    # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
+    x_t = x.stride(0) if x.size(0) > 1 else 0
+    x_b = x.stride(1) if batch > 1 else 0
+    vector = 16 // x.element_size()
+    unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
+    cols = steps * gi.size(1) * config.batch
+    return Launch(
+        kernel,
+        (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows)),
+        (
+            x, w_ih, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, gi,
+            steps, x_start, batch, x_t // unit, x_b // unit, x.stride(2) if inputs > 1 else 1,
+        ),
+        shared | {
+            "I": inputs,
+            "PADDED_H": config.padded_hidden,
+            "BATCH": config.batch,
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.cols,
+            "BLOCK_K": tile.depth,
+            "X_UNIT": unit,
+            "HAS_BIAS": b_ih is not None,
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+        },
+    )  # fmt: skip
+
+
+def _steps_per_chunk(problem: Problem, config: BlockConfig) -> int:
+    per_step = -(-problem.batch_size // config.batch) * config.batch * 3 * config.padded_hidden
+    if problem.num_layers > 1:
+        per_step += problem.batch_size * problem.hidden_size
+    return max(1, min(problem.steps, WORKSPACE_BYTES // (per_step * problem.dtype.itemsize)))
+
+
+def _with_unit_stride(hx: Tensor) -> Tensor:
+    return hx if hx.stride(2) == 1 or hx.size(2) == 1 else hx.contiguous()

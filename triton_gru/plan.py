@@ -1,0 +1,124 @@
+"""Which kernel serves a call, in which configuration, and why not the others."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .config import BlockConfig, block_config
+from .device import Device
+
+KERNELS = ("block",)
+BACKENDS = ("auto", "torch", "reference", *KERNELS)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan needs to know of a call.
+
+    Attributes:
+        steps, batch_size: T and B of the input; of packed input, the longest length and the number of sequences.
+        precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
+        obstacle: why no kernel can serve the call whatever its shape (grad mode, packed input, ...); empty if none.
+    """
+
+    steps: int
+    batch_size: int
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dtype: torch.dtype
+    precision: str
+    reset_after: bool
+    obstacle: str = ""
+
+    def __str__(self) -> str:
+        precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
+        directions = "bidirectional, " if self.bidirectional else ""
+        return (
+            f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}, layers={self.num_layers}, "
+            f"{directions}{str(self.dtype)[6:]}{precision}, reset {'after' if self.reset_after else 'before'}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of `choose`.
+
+    Attributes:
+        kernel: ``"block"``, ``"torch"`` (torch's own GRU) or ``"reference"`` (plain torch, one step at a time).
+        config: the kernel's configuration, None where it has none.
+        source: where the configuration comes from.
+        reason: why this kernel.
+        rejected: (kernel, why not) for each that was considered before it.
+    """
+
+    problem: Problem
+    device: str
+    kernel: str
+    config: BlockConfig | None
+    source: str
+    reason: str
+    rejected: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {self.device}"]
+        if self.config is not None:
+            lines.append(f"  config    {self.config} from {self.source}")
+        lines += [f"  not {kernel}: {why}" for kernel, why in self.rejected]
+        return "\n".join(lines)
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Plan:
+    """The plan for a problem on a device (None: one where no kernel runs).
+
+    Raises:
+        ValueError: ``backend`` names no backend.
+        RuntimeError: ``backend`` names one that cannot serve this problem. ``"auto"`` never raises.
+    """
+    check_backend(backend)
+    rejected = []
+    for kernel in (*KERNELS, "torch", "reference") if backend == "auto" else (backend,):
+        config = _consider(kernel, problem, device, backend)
+        if isinstance(config, str):
+            rejected.append((kernel, config))
+            continue
+        reason = "asked for by name" if backend == kernel else _REASONS[kernel]
+        name = device.name if device else "no device that runs kernels"
+        return Plan(problem, name, kernel, config, "heuristic" if config else "", reason, tuple(rejected))
+    raise RuntimeError(f"backend={backend!r} cannot serve this call: {rejected[0][1]} ({problem})")
+
+
+_REASONS = {
+    "block": "all of W_hh fits one program, which keeps it on chip for the whole sequence",
+    "torch": "torch's own GRU serves everything else",
+    "reference": "the only implementation of this variant that serves the call",
+}
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+
+
+def _consider(kernel: str, problem: Problem, device: Device | None, backend: str) -> BlockConfig | str | None:
+    """A kernel's configuration (None if it has none to choose), or why it cannot serve."""
+    if kernel == "reference":
+        return None
+    if kernel == "torch":
+        return None if problem.reset_after else "torch.nn.GRU resets after the recurrent product, always"
+    if problem.obstacle:
+        return problem.obstacle
+    if device is None:
+        return "kernels run on a GPU (on CPU tensors only under TRITON_INTERPRET=1)"
+    if device.isa == "interpreter" and backend == "auto":
+        return "Triton's interpreter is for tests; ask for the kernel by name"
+    if problem.bidirectional:
+        return "bidirectional is not supported yet"
+    if not problem.reset_after:
+        return "reset_after=False is not supported yet"
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"no kernel for {str(problem.dtype)[6:]}"
+    return block_config(problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
