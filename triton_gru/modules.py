@@ -77,7 +77,7 @@ class GRU(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
         """``output, h_n``; shapes as in the class's docstring."""
-        if _compiled_by_torch(self):
+        if _captured_by_torch(self):
             return nn.GRU.forward(self, input, hx)
         call = bind_gru(self, input, hx)
         plan = _plan(call, self.backend)
@@ -144,7 +144,7 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
-        if _compiled_by_torch(self):
+        if _captured_by_torch(self):
             return nn.GRUCell.forward(self, input, hx)
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
@@ -165,9 +165,10 @@ def _plan(call: Call, backend: str) -> Plan:
     return choose(call.problem, find(call.input.device), backend)
 
 
-def _compiled_by_torch(module: GRU | GRUCell) -> bool:
-    # Under torch.compile and export the graph holds torch's own GRU; planning would only be traced through.
-    return torch.compiler.is_compiling() and module.backend in ("auto", "torch") and module.reset_after
+def _captured_by_torch(module: GRU | GRUCell) -> bool:
+    # torch.compile, export and jit.trace get torch's own GRU; planning would be traced, sizes and all.
+    capturing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return capturing and module.backend in ("auto", "torch") and module.reset_after
 
 
 def _own_repr(module: GRU | GRUCell) -> str:

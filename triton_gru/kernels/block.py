@@ -19,7 +19,7 @@ from . import isa
     ]
 )  # fmt: skip
 def block_scan(
-    gi,  # [steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z), zero beyond H
+    gi,  # [steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read
     hx,  # [layers, batch, H] through strides; the state before the first step
@@ -82,7 +82,7 @@ def block_scan(
     if START == 1:
         # One step before the loop, through the same code: only then does the compiler keep W in registers.
         opening = _load_gates(gi, UNITS, TILES, BATCH, ISA)
-        h = _advance(h, w, b_n, opening, 0, DTYPE, UNITS, TILES, BATCH, PRECISION, ISA)
+        h = _advance(h, w, b_n, opening, 0, DTYPE, H, UNITS, TILES, BATCH, PRECISION, ISA)
         _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
         out += out_t
     ahead = ()
@@ -94,7 +94,7 @@ def block_scan(
         for s in tl.static_range(AHEAD):
             ahead = ahead + _load_gates(gi + tl.minimum(t + AHEAD + s, steps - 1) * gi_t, UNITS, TILES, BATCH, ISA)
         for s in tl.static_range(AHEAD):
-            new = _advance(h, w, b_n, now, s, DTYPE, UNITS, TILES, BATCH, PRECISION, ISA)
+            new = _advance(h, w, b_n, now, s, DTYPE, H, UNITS, TILES, BATCH, PRECISION, ISA)
             if AHEAD == 1:
                 h = new
                 _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
@@ -158,6 +158,7 @@ def _advance(
     gates,
     s: tl.constexpr,
     DTYPE: tl.constexpr,
+    H: tl.constexpr,
     UNITS: tl.constexpr,
     TILES: tl.constexpr,
     BATCH: tl.constexpr,
@@ -187,7 +188,11 @@ def _advance(
         r = isa.sigmoid(g_r + a_r, DTYPE, ISA)
         z = isa.sigmoid(g_z + a_z, DTYPE, ISA)
         n = isa.tanh(g_n + r * a_n, DTYPE, ISA)
-        new = new + (n + z * (h[i] - n),)
+        h_i = n + z * (h[i] - n)
+        if TILES * UNITS != H:
+            # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
+            h_i = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, h_i, 0.0)
+        new = new + (h_i,)
     return new
 
 

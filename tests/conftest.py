@@ -1,0 +1,60 @@
+"""Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU."""
+
+import contextlib
+
+import pytest
+import torch
+
+from triton_gru import launch
+from triton_gru.device import interpreting
+
+
+@pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    if request.param == "gpu":
+        assert torch.cuda.is_available(), "tests marked gpu were asked for and there is none"
+        return "cuda"
+    assert interpreting(), "kernel tests without a GPU need TRITON_INTERPRET=1; scripts/test sets it"
+    return "cpu"
+
+
+class Launches(list):
+    """Names of the kernels started, in order."""
+
+    @property
+    def scans(self) -> int:
+        return self.count("block_scan")
+
+
+@pytest.fixture
+def launched(monkeypatch) -> Launches:
+    """Records every kernel the library starts, so that a test can tell a kernel from a fallback."""
+    names = Launches()
+    start = launch._start
+
+    def record(launches):
+        launches = list(launches)
+        names.extend(each.kernel.__name__ for each in launches)
+        start(iter(launches))
+
+    monkeypatch.setattr(launch, "_start", record)
+    return names
+
+
+@contextlib.contextmanager
+def poisoned():
+    """Memory allocated inside is filled with NaN, so that what a kernel does not write shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _precision_restored():
+    before = torch.backends.cudnn.rnn.fp32_precision
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = before

@@ -1,0 +1,56 @@
+"""How close a result has to be: the library's own bound (triton_gru.check), asserted, infinities and NaNs too.
+
+TF32 does not exist on a CPU; there torch's own error is that of the reference with every operand of every
+product rounded to TF32.
+"""
+
+from unittest import mock
+
+import torch
+from torch import nn
+
+from triton_gru import reference
+from triton_gru.check import PRECISIONS, bound, exact
+
+__all__ = ["PRECISIONS", "check", "exact", "set_precision", "tf32", "torchs_own"]
+
+
+def set_precision(name: str) -> torch.dtype:
+    """Sets torch's precision for recurrent networks and returns the dtype that goes with ``name``."""
+    dtype, precision = PRECISIONS[name]
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    return dtype
+
+
+def torchs_own(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, precision: str):
+    """torch's answer to the same call: the best that this precision is known to give."""
+    if precision == "tf32" and x.device.type == "cpu":
+        with mock.patch.object(reference.F, "linear", _tf32_linear):
+            return exact(module, x, hx)
+    with torch.no_grad():
+        return nn.GRU.forward(module, x, hx)
+
+
+def _tf32_linear(x, weight, bias):
+    product = tf32(x) @ tf32(weight).T
+    return product if bias is None else product + bias
+
+
+def tf32(x: torch.Tensor) -> torch.Tensor:
+    """float64 numbers rounded to the nearest with ten mantissa bits."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, precision: str) -> None:
+    """Asserts shape, that NaNs and infinities are where they belong, and the bound on the error."""
+    assert actual.shape == exactly.shape
+    actual, torchs = actual.detach().double().cpu(), torchs.detach().double().cpu()
+    finite = exactly.isfinite()
+    assert torch.equal(actual.isnan(), exactly.isnan()), "NaNs differ from float64's"
+    assert torch.equal(actual[exactly.isinf()], exactly[exactly.isinf()]), "infinities differ from float64's"
+    if not finite.any():
+        return
+    error, torchs_error = ((result - exactly)[finite].abs().max().item() for result in (actual, torchs))
+    allowed = bound(torchs_error, precision, exactly[finite].abs().max().item())
+    assert error <= allowed, f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}"

@@ -1,0 +1,108 @@
+"""The command line, as a user calls it."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import check as check_module
+from triton_gru import cli
+from triton_gru.check import check
+from triton_gru.device import KNOWN
+
+
+def run(*arguments):
+    """In a process of its own, without what the tests have in their environment."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "triton_gru", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_info_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert triton_gru.__version__ in printed
+    assert torch.__version__ in printed
+    assert "no GPU: GRUs run as torch's own" in printed
+
+
+def test_info_lists_what_is_served(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_here", lambda: [KNOWN["H200"], dataclasses.replace(KNOWN["A100"], arch="sm_75")])
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "block fp16  hidden_size up to 192" in printed
+    assert "block fp32  hidden_size up to 128" in printed
+    assert "needs compute capability 8.0" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("--hidden", "64", "--dtype", "fp16", "--device", "H200"), "block: all of W_hh fits"),
+        (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "not block: hidden_size 2048 is too large"),
+        (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
+        (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional is not supported yet"),
+        (("--hidden", "64", "--reset-before", "--device", "A100"), "reference: "),
+        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "in_registers=False"),
+    ],
+)
+def test_explain(arguments, expected, capsys):
+    assert cli.main(["explain", *arguments]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_explain_what_cannot_be_served(capsys):
+    assert cli.main(["explain", "--hidden", "512", "--device", "H200", "--backend", "block"]) == 1
+    assert "backend='block' cannot serve this call: hidden_size 512 is too large" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [(), ("explain",), ("explain", "--hidden", "0"), ("tune",)])
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(list(arguments))
+    assert exit.value.code == 2
+    assert "usage: triton-gru" in capsys.readouterr().err
+
+
+def test_explain_from_a_shell():
+    done = run("explain", "--hidden", "100", "--device", "B200")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("block: ")
+    assert not done.stderr
+
+
+def test_check_finds_all_right(device, launched, monkeypatch):
+    if device == "cpu":  # the interpreter takes half a minute for all sizes
+        monkeypatch.setattr(check_module, "HIDDEN_SIZES", (1, 25))
+    results = list(check(device))
+    assert {result.precision for result in results} == set(check_module.PRECISIONS)
+    checked = [result for result in results if not result.status.startswith("not served")]
+    assert [result.status for result in checked] == ["right"] * len(checked)
+    assert len(checked) >= len(results) * 3 // 4
+    assert launched.scans == 2 * len(checked)
+
+
+@pytest.mark.parametrize("planted", [1.0, float("nan")])
+def test_check_finds_a_wrong_kernel(planted, device, monkeypatch, capsys):
+    run_right = triton_gru.launch.run
+
+    def run_wrong(call, plan):
+        output, h_n = run_right(call, plan)
+        if call.problem.hidden_size == 25:
+            output[-1, 0, -1] += planted
+        return output, h_n
+
+    monkeypatch.setattr(triton_gru.launch, "run", run_wrong)
+    monkeypatch.setattr(check_module, "HIDDEN_SIZES", (16, 25))
+    before = torch.backends.cudnn.rnn.fp32_precision
+    assert cli.main(["check"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "8 wrong"
+    assert sum("WRONG" in line for line in printed) == 8
+    assert all("H=25 " in line for line in printed if "WRONG" in line)
+    assert torch.backends.cudnn.rnn.fp32_precision == before

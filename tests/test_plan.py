@@ -1,0 +1,116 @@
+"""Which kernel is chosen, in which configuration, and what is said about it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru.config import BlockConfig, block_config
+from triton_gru.device import INTERPRETER, KNOWN, find
+from triton_gru.plan import BACKENDS, Problem, choose
+
+PROBLEM = Problem(
+    steps=100, batch_size=4, input_size=32, hidden_size=64, num_layers=1, bidirectional=False,
+    dtype=torch.float16, precision="ieee", reset_after=True,
+)  # fmt: skip
+H200 = KNOWN["H200"]
+
+
+def change(**fields):
+    return dataclasses.replace(PROBLEM, **fields)
+
+
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.arch)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [1, 25, 64, 128])
+def test_auto_takes_block_where_it_fits(device, dtype, hidden):
+    plan = choose(change(dtype=dtype, hidden_size=hidden, precision="tf32"), device)
+    assert plan.kernel == "block"
+    assert plan.config.padded_hidden >= hidden
+    assert plan.source == "heuristic"
+    assert plan.rejected == ()
+
+
+@pytest.mark.parametrize(
+    "fields, why",
+    [
+        ({"hidden_size": 256}, "hidden_size 256 is too large: W_hh in float16 (ieee) needs 397312 bytes"),
+        ({"bidirectional": True}, "bidirectional is not supported yet"),
+        ({"dtype": torch.float64}, "no kernel for float64"),
+        ({"obstacle": "packed input is not supported yet"}, "packed input"),
+    ],
+)
+def test_auto_goes_to_torch_and_says_why(fields, why):
+    plan = choose(change(**fields), H200)
+    assert plan.kernel == "torch"
+    assert plan.config is None
+    assert plan.rejected[0][0] == "block"
+    assert plan.rejected[0][1].startswith(why)
+    assert why in str(plan)
+    with pytest.raises(RuntimeError, match="cannot serve this call"):
+        choose(change(**fields), H200, "block")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("device", [None, INTERPRETER, *KNOWN.values()], ids=lambda d: d.arch if d else "cpu")
+def test_reset_before(backend, device):
+    problem = change(reset_after=False)
+    if backend in ("auto", "reference"):
+        assert choose(problem, device, backend).kernel == "reference"
+    else:
+        with pytest.raises(RuntimeError, match="cannot serve"):
+            choose(problem, device, backend)
+
+
+def test_cpu_tensors_go_to_torch():
+    assert choose(PROBLEM, None).kernel == "torch"
+    assert choose(PROBLEM, INTERPRETER).kernel == "torch"
+    assert choose(PROBLEM, INTERPRETER, "block").kernel == "block"
+    with pytest.raises(RuntimeError, match="kernels run on a GPU"):
+        choose(PROBLEM, None, "block")
+
+
+def test_an_old_gpu_is_refused():
+    turing = dataclasses.replace(H200, name="T4", arch="sm_75")
+    plan = choose(PROBLEM, turing)
+    assert plan.kernel == "torch"
+    assert plan.rejected[0][1] == "needs compute capability 8.0, T4 has 7.5"
+
+
+def test_programs_get_wider_only_when_the_device_is_full():
+    assert block_config(128, 8 * 132, torch.float16, "ieee", H200).batch == 8
+    assert block_config(128, 8 * 132 + 1, torch.float16, "ieee", H200).batch == 16
+    assert block_config(128, 1 << 20, torch.float32, "tf32", H200).batch == 8
+    assert block_config(128, 1 << 20, torch.float16, "ieee", KNOWN["B200"]).batch == 8
+
+
+def test_a_plan_prints_what_it_is():
+    text = str(choose(PROBLEM, H200))
+    assert text.startswith("block: all of W_hh fits one program")
+    for part in ("T=100 B=4 I=32 H=64", "H200", "BlockConfig(units=64", "from heuristic"):
+        assert part in text
+
+
+def test_the_module_plans_what_it_runs(device):
+    gru = triton_gru.GRU(32, 64, device=device, dtype=torch.float16, backend="block").eval()
+    x = torch.randn(100, 4, 32, device=device, dtype=torch.float16)
+    plan = gru.plan(x)
+    assert plan.problem == PROBLEM
+    assert plan.config == block_config(64, 4, torch.float16, "ieee", find(x.device))
+    assert isinstance(plan.config, BlockConfig)
+    cell = triton_gru.GRUCell(32, 64, device=device, dtype=torch.float16, backend="block").eval()
+    assert cell.plan(x[0]).problem == change(steps=1)
+    assert cell.plan(x[0, 0]).problem == change(steps=1, batch_size=1)
+
+
+@pytest.mark.parametrize("setting, precision", [("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")])
+def test_precision_follows_torchs_setting_for_recurrent_networks(setting, precision):
+    gru = triton_gru.GRU(3, 4).eval()
+    torch.backends.cudnn.rnn.fp32_precision = setting
+    assert gru.plan(torch.randn(2, 1, 3)).problem.precision == precision
+    torch.backends.cuda.matmul.fp32_precision, before = "tf32", torch.backends.cuda.matmul.fp32_precision
+    try:
+        assert gru.plan(torch.randn(2, 1, 3)).problem.precision == precision
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

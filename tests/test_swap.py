@@ -1,0 +1,179 @@
+"""accelerate and restore change classes, and nothing else."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import triton_gru
+
+from .oracle import set_precision
+
+
+class Tagger(nn.Module):
+    """A model as people write them: nested, with a GRU used twice and an alias."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.encoder = nn.ModuleDict({"first": nn.GRU(8, 12, batch_first=True), "second": nn.GRU(12, 12, 2)})
+        self.alias = self.encoder["first"]
+        self.cell = nn.GRUCell(12, 12)
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, tokens):
+        x, _ = self.encoder["first"](self.embed(tokens))
+        x, h = self.encoder["second"](x.transpose(0, 1))
+        return self.out(self.cell(x[-1], h[-1]))
+
+
+def test_swaps_in_place_and_back(device):
+    model = Tagger().to(device).eval()
+    tokens = torch.randint(20, (3, 7), device=device)
+    parameters = dict(model.named_parameters())
+    state = copy.deepcopy(model.state_dict())
+    first = model.encoder["first"]
+    expected = model(tokens)
+
+    assert triton_gru.accelerate(model) is model
+    assert type(model.encoder["first"]) is type(model.encoder["second"]) is triton_gru.GRU
+    assert type(model.cell) is triton_gru.GRUCell
+    assert type(model.out) is nn.Linear
+    assert model.alias is model.encoder["first"] is first
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    torch.testing.assert_close(model(tokens), expected, rtol=1e-2, atol=1e-3)
+    assert triton_gru.accelerate(model) is model
+
+    assert triton_gru.restore(model) is model
+    assert type(first) is type(model.encoder["second"]) is nn.GRU
+    assert type(model.cell) is nn.GRUCell
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(tokens), expected)
+    assert "backend" not in first.__dict__
+
+
+def test_a_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
+    set_precision("fp32")
+    model = Tagger().to(device).eval()
+    tokens = torch.randint(20, (3, 7), device=device)
+    expected = model(tokens)
+    triton_gru.accelerate(model)
+    for module in model.modules():
+        if isinstance(module, triton_gru.GRU | triton_gru.GRUCell):
+            module.backend = "block"
+    assert torch.is_grad_enabled()
+    torch.testing.assert_close(model(tokens), expected, rtol=0, atol=2e-6)
+    assert launched.scans == 1 + 2 + 1
+    triton_gru.restore(model)
+    launched.clear()
+    assert torch.equal(model(tokens), expected)
+    assert not launched
+
+
+def test_training_an_accelerated_model_still_trains(device):
+    torch.manual_seed(0)
+    plain = Tagger().to(device)
+    accelerated = triton_gru.accelerate(copy.deepcopy(plain))
+    tokens = torch.randint(20, (3, 7), device=device)
+    for model in (plain, accelerated):
+        model(tokens).square().sum().backward()
+    for a, b in zip(accelerated.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_the_model_itself():
+    gru = nn.GRU(3, 4)
+    assert triton_gru.accelerate(gru) is gru
+    assert type(gru) is triton_gru.GRU
+    assert type(triton_gru.restore(gru)) is nn.GRU
+
+
+def test_hooks_still_fire():
+    model = nn.Sequential(nn.GRU(3, 4)).eval()
+    seen = []
+    model[0].register_forward_pre_hook(lambda module, args: seen.append("before"))
+    model[0].register_forward_hook(lambda module, args, output: seen.append("after"))
+    triton_gru.accelerate(model)
+    model(torch.randn(2, 1, 3))
+    assert seen == ["before", "after"]
+    triton_gru.restore(model)
+    model(torch.randn(2, 1, 3))
+    assert seen == ["before", "after"] * 2
+
+
+def test_a_shared_module_is_swapped_once_and_tied_weights_stay_tied():
+    shared = nn.GRU(4, 4)
+    tied = nn.GRU(4, 4)
+    tied.weight_hh_l0 = shared.weight_hh_l0
+    model = triton_gru.accelerate(nn.ModuleList([shared, shared, tied]))
+    assert model[0] is model[1]
+    assert model[2].weight_hh_l0 is model[0].weight_hh_l0
+    x = torch.randn(3, 2, 4)
+    before = model[2](x)[0]
+    with torch.no_grad():
+        model[0].weight_hh_l0.mul_(2)
+    assert not torch.equal(model[2](x)[0], before)
+
+
+def test_what_is_no_plain_gru_is_left_alone_and_reported():
+    class Custom(nn.GRU):
+        pass
+
+    patched = nn.GRU(4, 4)
+    patched.forward = lambda x: (x, None)
+    model = nn.ModuleDict(
+        {
+            "custom": Custom(4, 4),
+            "parametrized": parametrizations.weight_norm(nn.GRU(4, 4), "weight_hh_l0"),
+            "patched": patched,
+            "plain": nn.GRU(4, 4),
+            "lstm": nn.LSTM(4, 4),
+        }
+    )
+    types = {name: type(module) for name, module in model.items()}
+    with pytest.warns(UserWarning) as warned:
+        triton_gru.accelerate(model)
+    assert len(warned) == 1
+    message = str(warned[0].message)
+    assert "custom (Custom is a subclass of GRU)" in message
+    assert "parametrized (ParametrizedGRU is a subclass of GRU)" in message
+    assert "patched (its forward has been replaced)" in message
+    assert "plain" not in message
+    assert "lstm" not in message
+    assert warned[0].filename == __file__
+    assert type(model["plain"]) is triton_gru.GRU
+    del types["plain"]
+    assert all(type(model[name]) is kind for name, kind in types.items())
+
+
+def test_a_model_without_grus_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        triton_gru.restore(triton_gru.accelerate(nn.Linear(2, 2)))
+
+
+def test_restore_leaves_what_torch_does_not_have():
+    model = nn.ModuleDict({"before": triton_gru.GRU(3, 4, reset_after=False), "after": triton_gru.GRU(3, 4)})
+    with pytest.warns(UserWarning, match=r"before \(reset_after=False, which torch does not have\)"):
+        triton_gru.restore(model)
+    assert type(model["before"]) is triton_gru.GRU
+    assert type(model["after"]) is nn.GRU
+
+
+def test_old_style_weight_norm_keeps_working(device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gru = nn.utils.weight_norm(nn.GRU(4, 6), "weight_hh_l0").to(device).eval()
+    x = torch.randn(3, 2, 4, device=device)
+    set_precision("fp32")
+    with torch.no_grad():
+        expected = gru(x)[0]
+        triton_gru.accelerate(gru)
+        gru.backend = "block"
+        torch.testing.assert_close(gru(x)[0], expected, rtol=0, atol=2e-6)
+        gru.weight_hh_l0_g.mul_(3)
+        torch.testing.assert_close(gru(x)[0], triton_gru.restore(gru)(x)[0], rtol=0, atol=2e-6)

@@ -1,0 +1,106 @@
+"""Whether the kernels are right on this machine: each against float64, with torch's own GRU as the yardstick.
+
+A kernel may be wronger than torch in the same precision by `MARGIN` units of the last place of 1.0, the scale of
+a GRU's outputs, and no more. The margin is what the kernels' own activations cost: fp32 ones are good to 2.5
+units (two hardware approximations each), 16-bit ones to half a unit, and the recurrence feeds errors back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .modules import GRU
+from .plan import KERNELS
+
+# name: (dtype, torch.backends.cudnn.rnn.fp32_precision)
+PRECISIONS = {
+    "fp32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp16": (torch.float16, "ieee"),
+    "bf16": (torch.bfloat16, "ieee"),
+}
+HIDDEN_SIZES = (1, 25, 64, 100, 128, 192)
+MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
+
+
+def bound(torchs_error: float, precision: str, scale: float = 1.0) -> float:
+    """The largest error allowed, where torch's own is ``torchs_error`` and numbers are as large as ``scale``."""
+    unit = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
+    return torchs_error + MARGIN[precision] * unit * max(scale, 1.0)
+
+
+def exact(gru: nn.RNNBase, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``gru(x, hx)`` in float64 on the CPU, by the reference; ``x`` is batched."""
+    weights = []
+    for names in gru._all_weights:
+        parameters = [getattr(gru, name).detach().double().cpu() for name in names]
+        weights.append((*parameters, None, None)[:4])
+    x = (x.transpose(0, 1) if gru.batch_first else x).double().cpu()
+    hx = x.new_zeros(len(weights), x.size(1), gru.hidden_size) if hx is None else hx.double().cpu()
+    output, h_n = reference.gru(
+        x, hx, weights, reset_after=getattr(gru, "reset_after", True), bidirectional=gru.bidirectional
+    )
+    return (output.transpose(0, 1) if gru.batch_first else output), h_n
+
+
+@dataclass(frozen=True)
+class Result:
+    """One shape checked. ``status`` is "right", "WRONG", or why the kernel does not serve the shape."""
+
+    kernel: str
+    precision: str
+    hidden_size: int
+    batch_size: int
+    steps: int
+    error: float
+    torchs_error: float
+    status: str
+
+    def __str__(self) -> str:
+        shape = f"{self.kernel:6} {self.precision:5} H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
+        errors = (
+            "" if self.status not in ("right", "WRONG") else f"error {self.error:.1e}, torch {self.torchs_error:.1e}"
+        )
+        return f"{shape} {errors:32} {self.status}"
+
+
+def check(device: torch.device | str) -> Iterator[Result]:
+    """Runs every kernel on fresh random numbers over sizes, precisions and odd shapes, one `Result` each.
+
+    ``device`` is a GPU, or the CPU under ``TRITON_INTERPRET=1``. torch's precision for recurrent networks is
+    changed while the generator runs, and put back.
+    """
+    steps = 300 if torch.device(device).type == "cuda" else 5
+    before = torch.backends.cudnn.rnn.fp32_precision
+    try:
+        for kernel in KERNELS:
+            for precision, (dtype, fp32_precision) in PRECISIONS.items():
+                torch.backends.cudnn.rnn.fp32_precision = fp32_precision
+                for hidden_size in HIDDEN_SIZES:
+                    for batch_size in (1, 17):
+                        gru = GRU(40, hidden_size, num_layers=2, device=device, dtype=dtype, backend=kernel).eval()
+                        x = torch.randn(steps, batch_size, 40, device=device).to(dtype)
+                        hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
+                        yield _check_one(gru, x, hx, kernel, precision)
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> Result:
+    shape = (kernel, precision, gru.hidden_size, x.size(1), x.size(0))
+    try:
+        gru.plan(x, hx)
+    except RuntimeError as refusal:
+        return Result(*shape, float("nan"), float("nan"), f"not served: {refusal}")
+    expected = exact(gru, x, hx)
+    with torch.no_grad():
+        actual, torchs = gru(x, hx), nn.GRU.forward(gru, x, hx)
+    error, torchs_error = (
+        max((a.double().cpu() - b).abs().max().item() for a, b in zip(results, expected))
+        for results in (actual, torchs)
+    )
+    right = error <= bound(torchs_error, precision)  # False for NaN
+    return Result(*shape, error, torchs_error, "right" if right else "WRONG")
