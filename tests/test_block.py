@@ -105,18 +105,21 @@ def test_agrees_with_float64_on_any_shape(hidden, batch, steps, inputs, precisio
 
 
 CONFIGS = [
-    BlockConfig(units=32, tiles=1, batch=8, ahead=1, in_registers=True, num_warps=2),
-    BlockConfig(units=32, tiles=1, batch=8, ahead=2, in_registers=True, num_warps=2),
-    BlockConfig(units=32, tiles=1, batch=8, ahead=4, in_registers=True, num_warps=2),
-    BlockConfig(units=32, tiles=1, batch=16, ahead=1, in_registers=True, num_warps=2),
-    BlockConfig(units=32, tiles=1, batch=8, ahead=1, in_registers=False, num_warps=2),
-    BlockConfig(units=16, tiles=2, batch=8, ahead=1, in_registers=False, num_warps=1),
-    BlockConfig(units=16, tiles=3, batch=16, ahead=2, in_registers=False, num_warps=1),
+    BlockConfig(units=32, tiles=1, batch=8, ahead=1, register_tiles=3, num_warps=2),
+    BlockConfig(units=32, tiles=1, batch=8, ahead=2, register_tiles=3, num_warps=2),
+    BlockConfig(units=32, tiles=1, batch=8, ahead=4, register_tiles=3, num_warps=2),
+    BlockConfig(units=32, tiles=1, batch=16, ahead=1, register_tiles=3, num_warps=2),
+    BlockConfig(units=32, tiles=1, batch=8, ahead=1, register_tiles=0, num_warps=2),
+    BlockConfig(units=16, tiles=2, batch=8, ahead=1, register_tiles=0, num_warps=1),
+    BlockConfig(units=16, tiles=3, batch=8, ahead=1, register_tiles=6, num_warps=1),
+    BlockConfig(units=16, tiles=2, batch=16, ahead=2, register_tiles=7, num_warps=1),
 ]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}")
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}-{c.register_tiles}_in_registers"
+)
 def test_every_way_to_cut_gives_the_same(config, steps, device, launched, monkeypatch):
     monkeypatch.setattr("triton_gru.plan.block_config", lambda *args: config)
     triton_gru.plan.choose.cache_clear()

@@ -48,7 +48,7 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
         (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
         (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional is not supported yet"),
         (("--hidden", "64", "--reset-before", "--device", "A100"), "reference: "),
-        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "in_registers=False"),
+        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "register_tiles=0"),
     ],
 )
 def test_explain(arguments, expected, capsys):

@@ -35,7 +35,7 @@ def test_auto_takes_block_where_it_fits(device, dtype, hidden):
 @pytest.mark.parametrize(
     "fields, why",
     [
-        ({"hidden_size": 256}, "hidden_size 256 is too large: W_hh in float16 (ieee) needs 397312 bytes"),
+        ({"hidden_size": 256}, "hidden_size 256 is too large: W_hh in float16 (ieee) needs "),
         ({"bidirectional": True}, "bidirectional is not supported yet"),
         ({"dtype": torch.float64}, "no kernel for float64"),
         ({"obstacle": "packed input is not supported yet"}, "packed input"),

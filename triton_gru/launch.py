@@ -111,7 +111,7 @@ def block_launches(call: Call, config: BlockConfig, device: Device, output: Tens
         "TILES": config.tiles,
         "BATCH": config.batch,
         "AHEAD": config.ahead,
-        "IN_REGISTERS": config.in_registers,
+        "REGISTER_TILES": config.register_tiles,
         "HAS_BIAS": weights[0][3] is not None,
         "HAS_HX": hx is not None,
         "num_warps": config.num_warps,

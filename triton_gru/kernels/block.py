@@ -41,7 +41,7 @@ def block_scan(
     TILES: tl.constexpr,  # tiles of units; TILES * UNITS >= H
     BATCH: tl.constexpr,  # batch rows of a program
     AHEAD: tl.constexpr,  # steps per loop iteration, which is how far gi is prefetched
-    IN_REGISTERS: tl.constexpr,
+    REGISTER_TILES: tl.constexpr,  # of the 3 * TILES**2 tiles of W_hh, how many stay in registers
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
@@ -59,7 +59,6 @@ def block_scan(
     out += out_start.to(tl.int64) * out_t + first_row * out_b
     out_row = row.to(tl.int64) * out_b
 
-    w = _load_weights(w_hh, H, UNITS, TILES, IN_REGISTERS, PRECISION, ISA)
     b_n = ()
     h = ()
     for i in tl.static_range(TILES):
@@ -78,11 +77,20 @@ def block_scan(
     gi += tl.program_id(0).to(tl.int64) * STEP
     gi_t = tl.num_programs(0).to(tl.int64) * STEP
 
-    START: tl.constexpr = 1 if IN_REGISTERS else 0
-    if START == 1:
-        # One step before the loop, through the same code: only then does the compiler keep W in registers.
-        opening = _load_gates(gi, UNITS, TILES, BATCH, ISA)
-        h = _advance(h, w, b_n, opening, 0, DTYPE, H, UNITS, TILES, BATCH, PRECISION, ISA)
+    w = ()
+    START: tl.constexpr = 0 if REGISTER_TILES == 0 else 1
+    if START == 0:
+        for i in tl.static_range(TILES):
+            for k in tl.static_range(TILES):
+                for gate in tl.static_range(3):
+                    w = w + (_load_weights(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
+    else:
+        # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
+        # it the compiler keeps none in registers.
+        first_gates = _load_gates(gi, UNITS, TILES, BATCH, ISA)
+        h, w = _advance(
+            h, w, w_hh, b_n, first_gates, 0, True, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
+        )
         _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
         out += out_t
     ahead = ()
@@ -94,7 +102,9 @@ def block_scan(
         for s in tl.static_range(AHEAD):
             ahead = ahead + _load_gates(gi + tl.minimum(t + AHEAD + s, steps - 1) * gi_t, UNITS, TILES, BATCH, ISA)
         for s in tl.static_range(AHEAD):
-            new = _advance(h, w, b_n, now, s, DTYPE, H, UNITS, TILES, BATCH, PRECISION, ISA)
+            new, _ = _advance(
+                h, w, w_hh, b_n, now, s, False, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
+            )
             if AHEAD == 1:
                 h = new
                 _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
@@ -111,36 +121,6 @@ def block_scan(
 
 
 @triton.jit
-def _load_weights(
-    w_hh,
-    H: tl.constexpr,
-    UNITS: tl.constexpr,
-    TILES: tl.constexpr,
-    IN_REGISTERS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
-    """W_hh as tiles [UNITS, UNITS], gate by gate, row tile by row tile; zero beyond H."""
-    j = tl.arange(0, UNITS)[:, None]
-    k = tl.arange(0, UNITS)[None, :]
-    w = ()
-    for gate in tl.static_range(3):
-        for row in tl.static_range(TILES):
-            for col in tl.static_range(TILES):
-                address = w_hh + (gate * H + row * UNITS + j) * H + col * UNITS + k
-                if TILES * UNITS == H:
-                    tile = tl.load(address)
-                else:
-                    tile = tl.load(address, mask=(row * UNITS + j < H) & (col * UNITS + k < H), other=0.0)
-                if PRECISION == "tf32":
-                    tile = isa.round_to_tf32(tile, ISA)
-                elif IN_REGISTERS:
-                    tile += 0.0  # a plain load would be sent to shared memory, and re-read from there every step
-                w = w + (tile,)
-    return w
-
-
-@triton.jit
 def _load_gates(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
     """One step's gate inputs: r, z, n of each tile of units."""
     GATE: tl.constexpr = TILES * UNITS * BATCH
@@ -154,46 +134,80 @@ def _load_gates(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexp
 def _advance(
     h,
     w,
+    w_hh,
     b_n,
     gates,
     s: tl.constexpr,
+    LOAD_WEIGHTS: tl.constexpr,
     DTYPE: tl.constexpr,
     H: tl.constexpr,
     UNITS: tl.constexpr,
     TILES: tl.constexpr,
     BATCH: tl.constexpr,
+    REGISTER_TILES: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """The state after one step, from step ``s`` of the prefetched ``gates``.
+    """The state after one step, from step ``s`` of the prefetched ``gates``, and the weights' tiles ``w``.
 
     r = sigmoid(gi_r + W_hr h)   z = sigmoid(gi_z + W_hz h)   n = tanh(gi_n + r (W_hn h + b_hn))
     h' = n + z (h - n), the formula of torch.nn.GRU.
+
+    With ``LOAD_WEIGHTS`` each tile is loaded right where it is first used, so that no more than one at a time
+    waits in registers for its place in shared memory.
     """
     x = ()
     for k in tl.static_range(TILES):
         x = x + (isa.operand(h[k], DTYPE, PRECISION, ISA),)
     new = ()
     for i in tl.static_range(TILES):
-        a_r = tl.zeros((UNITS, BATCH), tl.float32)
-        a_z = tl.zeros((UNITS, BATCH), tl.float32)
-        a_n = b_n[i]
+        a = (tl.zeros((UNITS, BATCH), tl.float32), tl.zeros((UNITS, BATCH), tl.float32), b_n[i])
         for k in tl.static_range(TILES):
-            a_r = isa.matmul(w[(0 * TILES + i) * TILES + k], x[k], a_r, PRECISION, ISA)
-            a_z = isa.matmul(w[(1 * TILES + i) * TILES + k], x[k], a_z, PRECISION, ISA)
-            a_n = isa.matmul(w[(2 * TILES + i) * TILES + k], x[k], a_n, PRECISION, ISA)
+            sums = ()
+            for gate in tl.static_range(3):
+                if LOAD_WEIGHTS:
+                    w = w + (_load_weights(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
+                sums = sums + (isa.matmul(w[(i * TILES + k) * 3 + gate], x[k], a[gate], PRECISION, ISA),)
+            a = sums
         g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
         g_z = isa.gates_to_float(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, ISA)
         g_n = isa.gates_to_float(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, ISA)
-        r = isa.sigmoid(g_r + a_r, DTYPE, ISA)
-        z = isa.sigmoid(g_z + a_z, DTYPE, ISA)
-        n = isa.tanh(g_n + r * a_n, DTYPE, ISA)
+        r = isa.sigmoid(g_r + a[0], DTYPE, ISA)
+        z = isa.sigmoid(g_z + a[1], DTYPE, ISA)
+        n = isa.tanh(g_n + r * a[2], DTYPE, ISA)
         h_i = n + z * (h[i] - n)
         if TILES * UNITS != H:
             # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
             h_i = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, h_i, 0.0)
         new = new + (h_i,)
-    return new
+    return new, w
+
+
+@triton.jit
+def _load_weights(
+    w_hh,
+    gate: tl.constexpr,
+    i: tl.constexpr,
+    k: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    TILES: tl.constexpr,
+    REGISTER_TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """Tile [UNITS, UNITS] of one gate's W_hh, rows from ``i * UNITS`` and columns from ``k * UNITS``; zero beyond H."""
+    row = i * UNITS + tl.arange(0, UNITS)[:, None]
+    col = k * UNITS + tl.arange(0, UNITS)[None, :]
+    if (i + 1) * UNITS <= H and (k + 1) * UNITS <= H:
+        tile = tl.load(w_hh + (gate * H + row) * H + col)
+    else:
+        tile = tl.load(w_hh + (gate * H + row) * H + col, mask=(row < H) & (col < H), other=0.0)
+    if PRECISION == "tf32":
+        tile = isa.round_to_tf32(tile, ISA)
+    elif (i * TILES + k) * 3 + gate < REGISTER_TILES:
+        tile += 0.0  # what comes straight from a load, the compiler keeps in shared memory
+    return tile
 
 
 @triton.jit

@@ -1,0 +1,135 @@
+"""What only a GPU can show: full sizes, 64-bit offsets, streams, graphs, memory, and that nothing synchronises."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import launch
+
+from .oracle import PRECISIONS
+from .test_block import make_gru, run_checked
+
+pytestmark = pytest.mark.gpu
+
+
+@contextlib.contextmanager
+def no_synchronisation():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("hidden", [32, 64, 128, 192])
+@pytest.mark.parametrize("batch", [64, 2500])
+def test_full_sizes(precision, hidden, batch, launched):
+    gru = make_gru(hidden, hidden, precision, "cuda")
+    x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
+    gru.backend = "auto"
+    if gru.plan(x).kernel != "block":  # fp32 weights of 192 units fit no multiprocessor
+        assert (precision, hidden) in (("fp32", 192), ("tf32", 192))
+        return
+    run_checked(gru, x, None, precision, launched)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_portable_form_of_the_kernels_is_right_too(precision, launched, monkeypatch):
+    """The form without PTX, which AMD takes: a second opinion by another path of the compiler."""
+    for module in (launch, triton_gru.modules):
+        find = module.find
+        monkeypatch.setattr(module, "find", lambda d, find=find: dataclasses.replace(find(d), isa="plain"))
+    triton_gru.plan.choose.cache_clear()
+    gru = make_gru(30, 64, precision, "cuda")
+    run_checked(gru, torch.randn(50, 20, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
+    triton_gru.plan.choose.cache_clear()
+
+
+def test_offsets_beyond_32_bits(launched):
+    """Outputs of 2.1e9 numbers: the last row and step agree with the same sequence alone."""
+    torch.manual_seed(0)
+    gru = make_gru(2, 128, "fp16", "cuda", batch_first=True)
+    x = torch.randn(2050, 8192, 2, device="cuda").half()
+    with torch.no_grad():
+        output, h_n = gru(x)
+        assert output.numel() > 2**31
+        for row in (0, 1023, 2049):
+            alone, alone_h_n = gru(x[row : row + 1].repeat(8, 1, 1))
+            torch.testing.assert_close(output[row], alone[0], rtol=0, atol=2e-3)
+            torch.testing.assert_close(h_n[:, row], alone_h_n[:, 0], rtol=0, atol=2e-3)
+
+
+def test_memory_is_bounded_and_released():
+    gru = make_gru(64, 64, "fp16", "cuda", num_layers=3)
+    x = torch.randn(20_000, 64, 64, device="cuda").half()
+    with torch.no_grad():
+        gru(x[:10])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output, h_n = gru(x)
+        torch.cuda.synchronize()
+        kept = torch.cuda.memory_allocated() - before
+        extra = torch.cuda.max_memory_allocated() - before - kept
+    assert kept <= output.nbytes + h_n.nbytes + 4096
+    assert extra <= launch.WORKSPACE_BYTES + 2**20
+
+
+def test_nothing_synchronises(launched):
+    gru = make_gru(64, 64, "fp16", "cuda", num_layers=2)
+    x = torch.randn(50, 4, 64, device="cuda").half()
+    gru(x)
+    with no_synchronisation():
+        gru(x)
+        gru(x, torch.zeros(2, 4, 64, device="cuda").half())
+    assert launched.scans == 6
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_graph_replays_see_new_inputs(precision):
+    gru = make_gru(48, 96, precision, "cuda", num_layers=2)
+    x = torch.randn(64, 9, 48, device="cuda").to(gru.weight_hh_l0.dtype)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            gru(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, h_n = gru(x)
+        for _ in range(20):
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            expected, expected_h_n = gru(x)
+            assert torch.equal(output, expected)
+            assert torch.equal(h_n, expected_h_n)
+
+
+def test_two_streams_at_once():
+    gru = make_gru(64, 128, "fp16", "cuda")
+    inputs = [torch.randn(256, 32, 64, device="cuda").half() for _ in range(2)]
+    with torch.no_grad():
+        expected = [gru(x)[0] for x in inputs]
+        streams = [torch.cuda.Stream() for _ in inputs]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            results = []
+            for stream, x in zip(streams, inputs):
+                with torch.cuda.stream(stream):
+                    results.append(gru(x)[0])
+            torch.cuda.synchronize()
+            assert all(torch.equal(a, b) for a, b in zip(results, expected))
+
+
+def test_a_wider_batch_tile_gives_the_same(launched):
+    gru = make_gru(16, 32, "bf16", "cuda")
+    x = torch.randn(20, 20_000, 16, device="cuda").bfloat16()
+    assert gru.plan(x).config.batch == 16
+    assert gru.plan(x[:, :8]).config.batch == 8
+    with torch.no_grad():
+        torch.testing.assert_close(gru(x)[0][:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)
