@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from allpairspy import AllPairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from triton_gru.device import find
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
+from .pairwise import pairwise
 
 LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
 
@@ -47,20 +47,16 @@ def run_checked(gru, x, hx, precision, launched):
     return output, h_n
 
 
-PAIRS = list(
-    AllPairs(
-        [
-            (1, 3, 25, 64, 96, 128, 200),  # hidden size
-            (1, 3, 17),  # batch
-            (1, 2, 7),  # steps
-            tuple(PRECISIONS),
-            LAYOUTS,
-            (True, False),  # bias
-            (1, 2),  # layers
-            (True, False),  # initial state given
-            (1, 5, 40),  # input size
-        ]
-    )
+PAIRS = pairwise(
+    (1, 3, 25, 64, 96, 128, 200),  # hidden size
+    (1, 3, 17),  # batch
+    (1, 2, 7),  # steps
+    tuple(PRECISIONS),
+    LAYOUTS,
+    (True, False),  # bias
+    (1, 2),  # layers
+    (True, False),  # initial state given
+    (1, 5, 40),  # input size
 )
 
 
@@ -222,6 +218,15 @@ def test_inputs_and_weights_are_left_as_they_were(device):
     before = [t.clone() for t in (x, hx, *gru.parameters())]
     gru(x, hx)
     assert all(torch.equal(a, b) for a, b in zip(before, (x, hx, *gru.parameters())))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rows_that_do_not_start_on_vectors(batch_first, precision, device, launched):
+    """Inputs of vector size in rows that are one number longer: eight of them, but not each, start on one."""
+    gru = make_gru(40, 16, precision, device, batch_first=batch_first)
+    x = torch.randn(8, 8, 41, device=device).to(gru.weight_hh_l0.dtype)[..., :40]
+    run_checked(gru, x, None, precision, launched)
 
 
 def test_weights_that_do_not_lie_in_order(device, launched):

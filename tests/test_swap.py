@@ -69,6 +69,7 @@ def test_a_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=2e-6)
     assert launched.scans == 1 + 2 + 1
     triton_gru.restore(model)
+    assert not any("backend" in module.__dict__ for module in model.modules())
     launched.clear()
     assert torch.equal(model(tokens), expected)
     assert not launched

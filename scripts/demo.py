@@ -1,0 +1,216 @@
+"""A trained GRU pronounces English words, before and after triton_gru.accelerate().
+
+With a GPU: every precision, word for word against torch in fp32, phoneme error rate, words per second. Without
+one: torch on the CPU, and the Triton kernels on a few of the words in Triton's interpreter (in a process of its
+own, as the kernels are either compiled or interpreted).
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
+
+import g2p
+import torch
+
+import triton_gru
+from perf.record import Report, Row
+from perf.timing import interleaved
+from triton_gru.check import PRECISIONS
+from triton_gru.config import block_config
+from triton_gru.device import KNOWN, interpreting
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--words", type=int, default=20_000 if GPU else 2_000, help="words of the dictionary to pronounce"
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/demo"), help="folder for the table")
+    options = parser.parse_args()
+    if interpreting():
+        return in_the_interpreter(options.words)
+
+    say(f"triton-gru {triton_gru.__version__}, torch {torch.__version__}")
+    if GPU:
+        say(f"GPU: {torch.cuda.get_device_name()}")
+    else:
+        say(
+            "No GPU here: every time below is a CPU time of torch's own GRU, and says nothing about the kernels' speed."
+        )
+    dictionary = g2p.load_dictionary()
+    names = g2p.phoneme_names(dictionary)
+    words = sample(dictionary, options.words)
+    model = g2p.load_model().to(DEVICE)
+    say(f"model: {model.encoder}, {model.decoder}, trained; {len(words)} words of the dictionary it was trained on")
+
+    set_precision("fp32")
+    before, rate_before = pronounce_all(model, words, names, "torch.nn.GRU, fp32")
+    errors = sum(min(g2p.edit_distance(said, true) for true in dictionary[w]) for w, (said, _) in before.items())
+    length = sum(len(dictionary[w][0]) for w in words)
+    say(f"  phoneme error rate {errors / length:.1%}")
+    for word in words[:5]:
+        say(f"  {word:14} {' '.join(before[word][0])}")
+
+    triton_gru.accelerate(model)
+    say("\nafter triton_gru.accelerate(model), the encoder's plan is")
+    say(indented(str(plan(model))))
+    after, rate_after = pronounce_all(model, words, names, "accelerated, fp32")
+    must_agree(after, before)
+    say(f"  {rate_before:.0f} words/s before, {rate_after:.0f} after")
+
+    if GPU:
+        for precision in ("tf32", "fp16", "bf16"):
+            model.to(set_precision(precision))
+            said, _ = pronounce_all(model, words, names, f"accelerated, {precision}, kernel {plan(model).kernel}")
+            report_disagreements(said, before)
+    else:
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        subprocess.run([sys.executable, "-u", __file__, "--words", str(options.words)], env=environment, check=True)
+    timing_table(options.out / f"timings-{DEVICE}.csv")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def sample(dictionary: dict, number: int) -> list[str]:
+    return random.Random(0).sample(sorted(dictionary), min(number, len(dictionary)))
+
+
+def indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())
+
+
+def plan(model) -> triton_gru.Plan:
+    return model.encoder.plan(model.letters(g2p.encode(["word"] * BATCH, DEVICE)))
+
+
+def set_precision(name: str) -> torch.dtype:
+    dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name]
+    return dtype
+
+
+def pronounce_all(model, words: list[str], names: list[str], title: str):
+    """Each word's pronunciation with its smallest logit gap, and words per second."""
+    groups = g2p.batches(words, BATCH)
+    model(g2p.encode(groups[0], DEVICE))  # warm-up
+    said = {}
+    seconds = 0.0
+    for group in groups:
+        letters = g2p.encode(group, DEVICE)
+        start = time.perf_counter()
+        phonemes, gaps = (t.tolist() for t in model(letters))
+        seconds += time.perf_counter() - start
+        for word, row, gap in zip(group, phonemes, gaps):
+            end = row.index(g2p.END) + 1 if g2p.END in row else len(row)
+            said[word] = g2p.pronunciation(row, names), min(gap[:end])
+        print(f"\r{title}: {len(said)}/{len(words)} words", end="", flush=True)
+    rate = len(words) / seconds
+    say("" if interpreting() else f", {rate:.0f} words/s")
+    return said, rate
+
+
+def disagreements(said: dict, expected: dict) -> list[str]:
+    return [word for word, (phonemes, _) in said.items() if phonemes != expected[word][0]]
+
+
+def must_agree(said: dict, expected: dict) -> None:
+    different = disagreements(said, expected)
+    assert not different, f"pronounced otherwise than torch does: {different}"
+    say(f"  all {len(said)} words pronounced as torch.nn.GRU does in fp32, phoneme for phoneme")
+
+
+def report_disagreements(said: dict, expected: dict) -> None:
+    different = disagreements(said, expected)
+    say(f"  {len(said) - len(different)} of {len(said)} words as torch.nn.GRU in fp32")
+    for word in different:
+        say(
+            f"    {word}: {' '.join(said[word][0])}, in fp32 {' '.join(expected[word][0])}; the closest call in fp32 "
+            f"was a logit gap of {expected[word][1]:.4f}"
+        )
+
+
+def in_the_interpreter(number_of_words: int) -> None:
+    dictionary = g2p.load_dictionary()
+    names = g2p.phoneme_names(dictionary)
+    words = [word for word in sample(dictionary, number_of_words) if len(word) in (6, 9)][:6]
+    model = g2p.load_model()
+    set_precision("fp32")
+    expected, _ = pronounce_all(model, words, names, "\na few words by torch.nn.GRU, fp32")
+
+    triton_gru.accelerate(model)
+    model.encoder.backend = model.decoder.backend = "block"
+    config = model.encoder.plan(torch.zeros(1, 1, model.encoder.input_size)).config
+    say(f"the Triton kernels with the same weights, in Triton's interpreter:\n  {config}")
+    refusal = block_config(model.encoder.hidden_size, 1, torch.float16, "ieee", KNOWN["H200"])
+    if isinstance(refusal, str):
+        say(f"  (no GPU runs this configuration; the interpreter has no limits: {refusal})")
+    for precision in PRECISIONS:
+        model.to(set_precision(precision))
+        said, _ = pronounce_all(model, words, names, f"block kernel, interpreted, {precision}")
+        must_agree(said, expected) if precision == "fp32" else report_disagreements(said, expected)
+
+
+def timing_table(path: pathlib.Path) -> None:
+    """Ours, torch's and the hand-written loop at the model's size and at one that fits a program."""
+    say(f"\nmilliseconds per call (p50), {'GPU' if GPU else 'CPU times of torch, not of the kernels'}")
+    report = Report(path, DEVICE)
+    say(f"  {'precision':10}{'H':>5}{'B':>5}{'T':>5}   {'triton_gru':>22}{'torch.nn.GRU':>14}{'hand-written loop':>19}")
+    precisions = ("fp32", "tf32", "fp16") if GPU else ("fp32",)
+    for precision, hidden, batch, steps in itertools.product(precisions, (128, 256), (1, BATCH), (10, 100)):
+        dtype = set_precision(precision)
+        ours = triton_gru.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
+        x = torch.randn(steps, batch, hidden, device=DEVICE).to(dtype)
+        kernel = ours.plan(x).kernel
+        with torch.inference_mode():
+            times = interleaved(
+                {
+                    "triton_gru": [call(ours, x)],
+                    "torch.nn.GRU": [call(with_backend(ours, "torch"), x)],
+                    "handwritten": [call(with_backend(ours, "reference"), x)],
+                },
+                rounds=20 if GPU else 10,
+                device=DEVICE,
+            )
+        for provider, t in times.items():
+            report.add(
+                Row(
+                    provider=provider, kernel=kernel if provider == "triton_gru" else "", dtype=str(dtype)[6:],
+                    precision=PRECISIONS[precision][1], T=steps, B=batch, I=hidden, H=hidden, l2="warm", n=t.n,
+                    p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, rel_iqr=t.rel_iqr,
+                )
+            )  # fmt: skip
+        p50 = {provider: t.p50 for provider, t in times.items()}
+        ours_text = f"{p50['triton_gru']:.3f} ({kernel})"
+        say(
+            f"  {precision:10}{hidden:>5}{batch:>5}{steps:>5}   {ours_text:>22}"
+            f"{p50['torch.nn.GRU']:>14.3f}{p50['handwritten']:>19.3f}"
+        )
+    say(f"the table as CSV: {path}")
+
+
+def with_backend(gru, backend: str):
+    twin = triton_gru.GRU(gru.input_size, gru.hidden_size, device=DEVICE, dtype=gru.weight_hh_l0.dtype, backend=backend)
+    twin.load_state_dict(gru.state_dict())
+    return twin.eval()
+
+
+def call(gru, x) -> Callable:
+    return lambda: gru(x)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,0 +1,32 @@
+# Sourced by scripts/test and scripts/demo: goes to the repository's root and makes .venv there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=.venv/bin/python
+
+# prepare EXTRA [PIP ARGUMENTS...]: installs this project with its optional dependencies EXTRA, and what the
+# arguments name beside them, unless the same was done before. Pinned versions; a CPU build of torch where
+# there is no NVIDIA driver.
+prepare() {
+  local extra=$1 torch=torch==2.13.0+cpu constraints=scripts/constraints-cpu.txt
+  shift
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    torch=torch==2.11.0 constraints=scripts/constraints-cuda.txt
+  fi
+  if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "Python 3.10 or later is needed; PYTHON=... names another one than python3" >&2
+    exit 1
+  fi
+  local done_before=.venv/.prepared-$extra state
+  state=$(cat pyproject.toml "$constraints" scripts/environment.sh | sha256sum; echo "$torch $*")
+  if [ -f "$done_before" ] && [ "$(cat "$done_before")" = "$state" ]; then
+    return
+  fi
+  echo "== installing into .venv ($torch; some minutes the first time)"
+  [ -x "$python" ] || "${PYTHON:-python3}" -m venv .venv
+  local pip=("$python" -m pip --disable-pip-version-check install --progress-bar off --quiet)
+  # Only this index has CPU builds under a name of their own, so that none with CUDA can be taken for one.
+  "${pip[@]}" --extra-index-url https://download.pytorch.org/whl/cpu -c "$constraints" "$torch" triton
+  "${pip[@]}" -c "$constraints" -e ".[$extra]"
+  [ $# -eq 0 ] || "${pip[@]}" "$@"
+  echo "$state" >"$done_before"
+}

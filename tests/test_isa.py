@@ -1,0 +1,129 @@
+"""Each primitive by itself, in every form that runs here: the interpreter's, or a GPU's plain one and its PTX."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from triton_gru.kernels import isa
+
+from .oracle import tf32
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e38, float("inf"), -float("inf"), 1e-38, 88.8, -88.8, 1e-20]
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def forms(device: str) -> tuple[str, ...]:
+    if device == "cpu":
+        return ("interpreter",)
+    return ("plain",) if torch.version.hip else ("plain", "ptx")
+
+
+def numbers(device: str) -> torch.Tensor:
+    """2048 floats of all magnitudes, special values among them."""
+    spread = torch.randn(2048 - len(SPECIAL)) * 10.0 ** torch.randint(-6, 6, (2048 - len(SPECIAL),))
+    return torch.cat([torch.tensor(SPECIAL), spread]).to(device)
+
+
+@triton.jit
+def _apply(x, y, WHAT: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr, ISA: tl.constexpr):
+    at = tl.arange(0, N)
+    value = tl.load(x + at)
+    if WHAT == "cast":
+        value = isa.cast(value, DTYPE, ISA)
+    elif WHAT == "tf32":
+        value = isa.round_to_tf32(value, ISA)
+    elif WHAT == "sigmoid":
+        value = isa.sigmoid(value, DTYPE, ISA)
+    else:
+        value = isa.tanh(value, DTYPE, ISA)
+    tl.store(y + at, value)
+
+
+def apply(what: str, x: torch.Tensor, dtype: torch.dtype, form: str, result: torch.dtype = torch.float32):
+    y = torch.full_like(x, float("nan"), dtype=result)
+    _apply[(1,)](x, y, WHAT=what, DTYPE=DTYPES[dtype], N=x.numel(), ISA=form)
+    return y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cast_rounds_as_torch_does(dtype, device):
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11], device=device)
+    x = torch.cat([numbers(device)[:2044], ties])
+    for form in forms(device):
+        assert torch.equal(apply("cast", x, dtype, form, dtype), x.to(dtype))
+        nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device).view(
+            torch.float32
+        )
+        assert apply("cast", nans, dtype, form, dtype).isnan().all()
+
+
+def test_rounding_to_tf32(device):
+    x = numbers(device)
+    x = x[x.abs() < 3e38]
+    x = x[: 1 << (len(x).bit_length() - 1)]
+    ties = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 2.0], device=device)
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device).view(torch.float32)
+    infinities = torch.tensor([float("inf"), -float("inf")], device=device)
+    for form in forms(device):
+        rounded = apply("tf32", x, torch.float32, form)
+        assert torch.equal(rounded.double().cpu(), tf32(x.double().cpu()))
+        away = apply("tf32", ties, torch.float32, form).tolist()
+        assert away == [1 + 2**-10, -1 - 2**-10, 1 + 2**-9, 2.0]
+        assert apply("tf32", nans, torch.float32, form).isnan().all()
+        assert torch.equal(apply("tf32", infinities, torch.float32, form), infinities)
+
+
+@pytest.mark.parametrize("what", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(what, dtype, device):
+    x = torch.cat([numbers(device), torch.linspace(-12, 12, 2048, device=device)])
+    expected = getattr(torch, what)(x.double())
+    allowed = 2.5 * 2**-23 if dtype == torch.float32 else 2**-10.9
+    for form in forms(device):
+        y = apply(what, x, dtype, form)
+        assert (y.double() - expected).abs().max() <= allowed
+        assert apply(what, torch.full((16,), float("nan"), device=device), dtype, form).isnan().all()
+
+
+@triton.jit
+def _through_gates(
+    gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, ISA: tl.constexpr
+):
+    DTYPE: tl.constexpr = gi.dtype.element_ty
+    raw = isa.load_gates(gi, OFFSET, GATE, R, C, ISA)
+    at = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
+    for gate in tl.static_range(3):
+        value = isa.gates_to_float(raw[gate], DTYPE, R, C, ISA)
+        tl.store(out + gate * R * C + at, value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_come_out_where_they_went_in(dtype, device):
+    rows, cols, gate, offset = 16, 8, 160, 16
+    gi = torch.randn(offset + 3 * gate, device=device).to(dtype)
+    gi[offset + 5] = float("nan")
+    gi[offset + gate + 4] = -float("inf")
+    for form in forms(device):
+        out = torch.full((3, rows, cols), float("nan"), device=device)
+        _through_gates[(1,)](gi, out, OFFSET=offset, GATE=gate, R=rows, C=cols, ISA=form)
+        for g in range(3):
+            expected = gi[offset + g * gate :][: rows * cols].view(rows, cols).float()
+            assert torch.equal(out[g].nan_to_num(7), expected.nan_to_num(7))
+
+
+@triton.jit
+def _store_some(x, y, N: tl.constexpr, ISA: tl.constexpr):
+    at = tl.arange(0, N)
+    isa.store(y + at, tl.load(x + at), at % 3 == 0, ISA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_store_writes_what_the_mask_lets_through(dtype, device):
+    x = torch.randn(256, device=device).to(dtype)
+    wanted = torch.arange(256, device=device) % 3 == 0
+    for form in forms(device):
+        y = torch.full_like(x, float("nan"))
+        _store_some[(1,)](x, y, N=256, ISA=form)
+        assert torch.equal(y[wanted], x[wanted])
+        assert y[~wanted].isnan().all()
