@@ -21,11 +21,15 @@ prepare() {
   if [ -f "$done_before" ] && [ "$(cat "$done_before")" = "$state" ]; then
     return
   fi
-  echo "== installing into .venv ($torch; some minutes the first time)"
+  echo "== installing into .venv, $torch first (some minutes the first time)"
   [ -x "$python" ] || "${PYTHON:-python3}" -m venv .venv
-  local pip=("$python" -m pip --disable-pip-version-check install --progress-bar off --quiet)
-  # Only this index has CPU builds under a name of their own, so that none with CUDA can be taken for one.
-  "${pip[@]}" --extra-index-url https://download.pytorch.org/whl/cpu -c "$constraints" "$torch" triton
+  local pip=("$python" -m pip --disable-pip-version-check install)
+  if [[ $torch != *+cpu ]]; then
+    "${pip[@]}" -c "$constraints" "$torch"
+  # By its +cpu no build with CUDA can be taken for one without. PyPI has none of that name; a mirror may.
+  elif ! "${pip[@]}" --quiet --no-deps "$torch" 2>/dev/null; then
+    "${pip[@]}" --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
+  fi
   "${pip[@]}" -c "$constraints" -e ".[$extra]"
   [ $# -eq 0 ] || "${pip[@]}" "$@"
   echo "$state" >"$done_before"

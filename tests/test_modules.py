@@ -219,6 +219,13 @@ def test_empty_batch(backend, batch_first, device):
         assert cell(torch.randn(0, 4, device=device)).shape == (0, 10)
 
 
+def test_shapes_on_the_meta_device():
+    gru = triton_gru.GRU(4, 6, 2, device="meta").eval()
+    output, h_n = gru(torch.empty(3, 2, 4, device="meta"))
+    assert (output.shape, h_n.shape) == ((3, 2, 6), (2, 2, 6))
+    assert triton_gru.GRUCell(4, 6, device="meta").eval()(torch.empty(2, 4, device="meta")).shape == (2, 6)
+
+
 def test_hx_is_not_returned_nor_written(device):
     gru = make_gru(4, 6, "fp32", device)
     hx = torch.randn(1, 2, 6, device=device)

@@ -21,7 +21,7 @@ def change(**fields):
     return dataclasses.replace(PROBLEM, **fields)
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.arch)
+@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [1, 25, 64, 128])
 def test_auto_takes_block_where_it_fits(device, dtype, hidden):
@@ -69,6 +69,13 @@ def test_cpu_tensors_go_to_torch():
     assert choose(PROBLEM, INTERPRETER, "block").kernel == "block"
     with pytest.raises(RuntimeError, match="kernels run on a GPU"):
         choose(PROBLEM, None, "block")
+
+
+def test_where_the_kernels_never_ran_auto_does_not_take_them():
+    mi300x = KNOWN["MI300X"]
+    assert choose(PROBLEM, mi300x).kernel == "torch"
+    assert choose(PROBLEM, mi300x).rejected == (("block", "not proven on MI300X; ask for it by name"),)
+    assert choose(PROBLEM, mi300x, "block").config.batch == 16
 
 
 def test_an_old_gpu_is_refused():

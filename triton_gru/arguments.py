@@ -95,7 +95,7 @@ def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {cell.hidden_size}")
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     _check_same_place(input, hx, cell.weight_ih)
-    if input.dtype != cell.weight_ih.dtype and not torch.is_autocast_enabled(input.device.type):
+    if input.dtype != cell.weight_ih.dtype and not _autocast(input.device):
         raise RuntimeError(f"input dtype {input.dtype} does not match weight dtype {cell.weight_ih.dtype}")
     problem = _problem(cell, input, hx, 1, input.size(0))
     return Call(problem, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), [weights])
@@ -112,7 +112,7 @@ def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
             "Input and hidden tensors are not at the same device, "
             f"found input tensor at {input.device} and hidden tensor at {hx.device}"
         )
-    if hx is not None and hx.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+    if hx is not None and hx.dtype != input.dtype and not _autocast(input.device):
         raise RuntimeError(f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype})")
 
 
@@ -136,6 +136,10 @@ def _fp32_precision() -> str:
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
 
 
+def _autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def _obstacle(module, input: Tensor, hx: Tensor | None) -> str:
     """Why no kernel can serve the call, whatever its shape."""
     if module.training:
@@ -145,7 +149,7 @@ def _obstacle(module, input: Tensor, hx: Tensor | None) -> str:
             return "the module is in training mode with dropout between layers"
     if module.backend == "auto" and not torch.backends.cudnn.enabled:
         return "torch.backends.cudnn.enabled is False"
-    if torch.is_autocast_enabled(input.device.type):
+    if _autocast(input.device):
         return "autocast is enabled, which is not supported yet"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the model is being compiled or traced, which is not supported yet"

@@ -104,8 +104,8 @@ def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -
 def _widen(config: BlockConfig, batch_size: int, dtype: torch.dtype, device: Device) -> BlockConfig:
     """Twice the batch rows per program where eight leave programs waiting for a multiprocessor."""
     fits = config.shared_tiles == 0 and config.batch == 8 and not (dtype == torch.float32 and config.units > 64)
-    # sm_100 would route products of 16 columns through tensor memory and back, every step.
-    if not fits or device.compute_capability == 100:
+    # Data-centre Blackwell would route products of 16 columns through tensor memory and back, every step.
+    if not fits or 100 <= device.compute_capability < 120:
         return config
     resident = device.sms * max(1, 8 // config.num_warps)
     if -(-batch_size // config.batch) <= resident:
@@ -116,6 +116,8 @@ def _widen(config: BlockConfig, batch_size: int, dtype: torch.dtype, device: Dev
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str) -> ProjectionConfig:
     """The tile of the projection that goes with any ``block`` configuration."""
     rows = 128 if hidden_size > 32 else 64
-    if dtype == torch.float32:
-        return ProjectionConfig(rows, 64, depth=16 if precision == "ieee" else 32, num_warps=4, num_stages=3)
-    return ProjectionConfig(rows, 64, depth=64, num_warps=4, num_stages=3)
+    if dtype != torch.float32:
+        return ProjectionConfig(rows, 64, depth=64, num_warps=4, num_stages=3)
+    if precision == "tf32":
+        return ProjectionConfig(rows, 64, depth=32, num_warps=4, num_stages=3)
+    return ProjectionConfig(64, 64, depth=16, num_warps=4, num_stages=3)

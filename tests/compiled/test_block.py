@@ -28,12 +28,13 @@ def device(request):
     return request.param
 
 
-def launches(device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, **options):
+def launches(device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, odd_address=False):
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
     dtype, fp32_precision = PRECISIONS[precision]
     torch.backends.cudnn.rnn.fp32_precision = fp32_precision
-    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, **options).eval()
-    call = bind_gru(gru, torch.empty(steps, batch_size, inputs, dtype=dtype), None)
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype).eval()
+    x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
+    call = bind_gru(gru, x.view(steps, batch_size, inputs), None)
     config = config or block_config(hidden_size, batch_size, dtype, fp32_precision, device)
     assert isinstance(config, BlockConfig), config
     output = torch.empty(steps, batch_size, hidden_size, dtype=dtype)
@@ -108,6 +109,18 @@ def test_sizes_served_per_device():
         "sm_120": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 64},
         "gfx942": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 128},
     }
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_input_at_an_odd_address(precision, device):
+    """Compiled for with narrower loads, not assumed away."""
+    aligned, odd = (
+        compile_launch(launches(device, precision, 64, 1, inputs=64, odd_address=odd)[0]) for odd in (False, True)
+    )
+    assert aligned.hash != odd.hash
+    found = facts(odd)
+    assert (found.stack, found.spills) == (0, 0)
+    assert found.shared <= device.shared_memory
 
 
 @pytest.mark.parametrize("inputs, hidden_size", [(64, 64), (7, 25)])
