@@ -120,4 +120,4 @@ def projection_config(hidden_size: int, dtype: torch.dtype, precision: str) -> P
         return ProjectionConfig(rows, 64, depth=64, num_warps=4, num_stages=3)
     if precision == "tf32":
         return ProjectionConfig(rows, 64, depth=32, num_warps=4, num_stages=3)
-    return ProjectionConfig(64, 64, depth=16, num_warps=4, num_stages=3)
+    return ProjectionConfig(64, 64, depth=32, num_warps=4, num_stages=2)
