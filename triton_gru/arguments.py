@@ -153,6 +153,7 @@ def _obstacle(module, input: Tensor, hx: Tensor | None) -> str:
         return "autocast is enabled, which is not supported yet"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the model is being compiled or traced, which is not supported yet"
+    # Where torch shows a tensor that stands for others, its memory is not what the call is about.
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
         return "a torch.func transform or a dispatch mode is active"
     if torch.autograd.forward_ad._current_level >= 0:

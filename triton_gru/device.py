@@ -4,6 +4,10 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from triton.runtime import driver
+from triton.runtime.interpreter import InterpretedFunction
+
+from .kernels.block import block_scan
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,13 @@ def find(device: torch.device) -> Device | None:
     return None
 
 
-@functools.cache
 def interpreting() -> bool:
     """Whether the kernels were defined under ``TRITON_INTERPRET=1``, so that they run on CPU tensors."""
-    from triton.runtime.interpreter import InterpretedFunction
-
-    from .kernels.block import block_scan
-
     return isinstance(block_scan, InterpretedFunction)
 
 
 @functools.cache
 def _find_gpu(index: int) -> Device:
-    from triton.runtime import driver
-
     properties = torch.cuda.get_device_properties(index)
     limits = driver.active.utils.get_device_properties(index)
     if torch.version.hip:

@@ -10,7 +10,10 @@ from . import reference
 from .arguments import Call
 from .config import BlockConfig, projection_config
 from .device import Device, find
+from .kernels.block import block_scan
+from .kernels.projection import input_projection
 from .plan import Plan, Problem
+from .reference import Weights
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -24,9 +27,10 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     """
     if plan.kernel == "reference":
         return _run_reference(call)
-    tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _ForwardOnly.apply(call, plan, *tensors)
+    if torch.is_grad_enabled():
+        tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
+        if any(t.requires_grad for t in tensors):
+            return _ForwardOnly.apply(call, plan, *tensors)
     return _run_block(call, plan.config)
 
 
@@ -91,9 +95,6 @@ def block_launches(call: Call, config: BlockConfig, device: Device, output: Tens
 
     The state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall.
     """
-    from .kernels.block import block_scan
-    from .kernels.projection import input_projection
-
     problem = call.problem
     hidden, batch = problem.hidden_size, problem.batch_size
     tiles = -(-batch // config.batch)
@@ -120,9 +121,9 @@ def block_launches(call: Call, config: BlockConfig, device: Device, output: Tens
     for start in range(0, problem.steps, chunk):
         steps = min(chunk, problem.steps - start)
         source, source_start = call.input, start
-        for layer, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights):
+        for layer, (_, w_hh, _, b_hh) in enumerate(weights):
             last_layer = layer == problem.num_layers - 1
-            yield _projection(source, source_start, steps, w_ih, b_ih, b_hh, gi, config, shared, input_projection)
+            yield _projection(source, source_start, steps, weights[layer], gi, config, shared)
             target, target_start = (output, start) if last_layer else (between, 0)
             target_t, target_b = (output_t, output_b) if last_layer else (batch * hidden, hidden)
             yield Launch(
@@ -139,18 +140,10 @@ def block_launches(call: Call, config: BlockConfig, device: Device, output: Tens
 
 
 def _projection(
-    x: Tensor,
-    x_start: int,
-    steps: int,
-    w_ih: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    gi: Tensor,
-    config: BlockConfig,
-    shared: dict,
-    kernel,
+    x: Tensor, x_start: int, steps: int, weights: Weights, gi: Tensor, config: BlockConfig, shared: dict
 ) -> Launch:
-    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]."""
+    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]; ``shared`` are constants of both kernels."""
+    w_ih, _, b_ih, b_hh = weights
     hidden, batch, inputs = shared["H"], x.size(1), x.size(2)
     tile = projection_config(hidden, x.dtype, shared["PRECISION"])
     # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
@@ -160,7 +153,7 @@ def _projection(
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
     cols = steps * gi.size(1) * config.batch
     return Launch(
-        kernel,
+        input_projection,
         (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows)),
         (
             x, w_ih, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, gi,

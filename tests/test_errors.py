@@ -1,0 +1,79 @@
+"""Wrong calls raise what torch raises, on every backend, before anything is launched."""
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+
+from .twins import twins
+
+x3, x2 = torch.randn(3, 2, 4), torch.randn(3, 4)
+WRONG_CALLS = {
+    "1D input": (torch.randn(4), None),
+    "4D input": (torch.randn(1, 3, 2, 4), None),
+    "width": (torch.randn(3, 2, 5), None),
+    "dtype": (x3.half(), None),
+    "integers": (torch.ones(3, 2, 4, dtype=torch.long), None),
+    "no steps": (torch.randn(0, 2, 4), None),
+    "hx batch": (x3, torch.randn(2, 3, 5)),
+    "hx layers": (x3, torch.randn(1, 2, 5)),
+    "hx width": (x3, torch.randn(2, 2, 6)),
+    "hx 2D, input 3D": (x3, torch.randn(2, 5)),
+    "hx 3D, input 2D": (x2, torch.randn(2, 1, 5)),
+    "unbatched hx layers": (x2, torch.randn(1, 5)),
+    "input elsewhere": (torch.empty(3, 2, 4, device="meta"), None),
+}
+CLEARER = {
+    "hx dtype": (x3, torch.randn(2, 2, 5).half()),
+    "hx elsewhere": (x3, torch.empty(2, 2, 5, device="meta")),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
+@pytest.mark.parametrize("name", [*WRONG_CALLS, *CLEARER])
+def test_errors(name, backend, launched):
+    theirs, ours = twins(4, 5, 2)
+    ours.eval().backend = backend
+    call = (WRONG_CALLS | CLEARER)[name]
+    with pytest.raises(Exception) as expected:
+        theirs(*call)
+    with pytest.raises(type(expected.value)) as raised:
+        ours(*call)
+    if name in WRONG_CALLS:
+        assert str(raised.value) == str(expected.value)
+    else:
+        assert name.split()[1].replace("elsewhere", "device") in str(raised.value)
+    with pytest.raises(type(expected.value)):
+        ours.plan(*call)
+    assert not launched
+
+
+WRONG_CELL_CALLS = {
+    "3D input": (x3, None),
+    "3D hx": (x2, torch.randn(1, 3, 5)),
+    "width": (torch.randn(3, 5), None),
+    "hx batch": (x2, torch.randn(2, 5)),
+    "hx width": (x2, torch.randn(3, 6)),
+}
+CLEARER_CELL = {
+    "hx dimensions": (torch.randn(4), torch.randn(1, 5)),
+    "hx dtype": (x2, torch.randn(3, 5).half()),
+    "input dtype": (x2.half(), None),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
+@pytest.mark.parametrize("name", [*WRONG_CELL_CALLS, *CLEARER_CELL])
+def test_cell_errors(name, backend, launched):
+    theirs, ours = nn.GRUCell(4, 5), triton_gru.GRUCell(4, 5, backend=backend).eval()
+    call = (WRONG_CELL_CALLS | CLEARER_CELL)[name]
+    with pytest.raises(Exception) as expected:
+        theirs(*call)
+    with pytest.raises(type(expected.value)) as raised:
+        ours(*call)
+    if name in WRONG_CELL_CALLS:
+        assert str(raised.value) == str(expected.value)
+    else:
+        assert name.split()[1] in str(raised.value)
+    assert not launched

@@ -1,0 +1,233 @@
+"""What no kernel serves goes to torch, or to plain torch, says why, and is refused to a kernel asked for by name."""
+
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+import triton_gru
+
+from .oracle import exact
+from .test_block import make_gru
+from .twins import twins
+
+
+def rejection(plan):
+    return dict(plan.rejected).get("block", "")
+
+
+def test_bidirectional_goes_to_torch(device):
+    theirs, ours = (m.to(device).eval() for m in twins(4, 5, bidirectional=True))
+    x = torch.randn(3, 2, 4, device=device)
+    plan = ours.plan(x)
+    assert plan.kernel == "torch"
+    if device == "cuda":
+        assert "bidirectional" in rejection(plan)
+    assert torch.equal(ours(x)[0], theirs(x)[0])
+    ours.backend = "block"
+    with pytest.raises(RuntimeError, match="backend='block' cannot serve this call: bidirectional"):
+        ours(x)
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("with_hx", [True, False])
+def test_packed_goes_to_torch(enforce_sorted, with_hx, device):
+    theirs, ours = (m.to(device).eval() for m in twins(4, 5, 2))
+    lengths = [5, 3, 3, 1] if enforce_sorted else [3, 1, 5, 3]
+    packed = pack_padded_sequence(torch.randn(5, 4, 4), torch.tensor(lengths), enforce_sorted=enforce_sorted).to(device)
+    hx = torch.randn(2, 4, 5, device=device) if with_hx else None
+    plan = ours.plan(packed, hx)
+    assert plan.kernel == "torch"
+    assert rejection(plan) == "packed input is not supported yet"
+    expected, actual = theirs(packed, hx), ours(packed, hx)
+    assert torch.equal(actual[0].data, expected[0].data)
+    assert torch.equal(actual[1], expected[1])
+    ours.backend = "block"
+    with pytest.raises(RuntimeError, match="packed input is not supported yet"):
+        ours(packed, hx)
+
+
+def test_packed_with_the_wrong_width():
+    theirs, ours = twins(4, 5)
+    packed = pack_sequence([torch.randn(3, 7)])
+    with pytest.raises(RuntimeError) as expected:
+        theirs(packed)
+    with pytest.raises(RuntimeError) as raised:
+        ours(packed)
+    assert str(raised.value) == str(expected.value)
+
+
+def test_training_goes_to_torch_and_trains(device, launched):
+    theirs, ours = (m.to(device) for m in twins(4, 5, 2))
+    x = torch.randn(3, 2, 4, device=device)
+    assert rejection(ours.plan(x)).startswith("the module is in training mode with grad enabled")
+    for module in (theirs, ours):
+        module(x)[0].square().sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert not launched
+    ours.backend = "block"
+    with pytest.raises(RuntimeError, match="training mode with grad enabled"):
+        ours(x)
+
+
+def test_training_mode_without_grad_runs_the_kernel(device, launched):
+    gru = make_gru(4, 5, "fp32", device).train()
+    with torch.no_grad():
+        gru(torch.randn(3, 2, 4, device=device))
+    assert launched.scans == 1
+
+
+def test_dropout_in_training_goes_to_torch(device):
+    gru = triton_gru.GRU(4, 5, 2, dropout=0.5, device=device)
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.no_grad():
+        assert "dropout" in rejection(gru.plan(x))
+        assert not torch.equal(gru(x)[0], gru(x)[0])
+        gru.eval().backend = "block"
+        assert torch.equal(gru(x)[0], gru(x)[0])
+
+
+def test_eval_with_grad_runs_the_kernel_and_refuses_backward(device, launched):
+    gru = make_gru(4, 5, "fp32", device)
+    cell = triton_gru.GRUCell(4, 5, backend="block", device=device).eval()
+    for result in (gru(torch.randn(3, 2, 4, device=device))[0], cell(torch.randn(2, 4, device=device))):
+        assert result.requires_grad
+        with pytest.raises(RuntimeError, match="cudnn RNN backward can only be called in training mode"):
+            result.sum().backward()
+    assert launched.scans == 2
+    for parameter in gru.parameters():
+        parameter.requires_grad_(False)
+    assert not gru(torch.randn(3, 2, 4, device=device))[0].requires_grad
+    assert gru(torch.randn(3, 2, 4, device=device, requires_grad=True))[0].requires_grad
+
+
+def test_inference_mode(device, launched):
+    gru = make_gru(4, 5, "fp32", device)
+    with torch.inference_mode():
+        output, h_n = gru(torch.randn(3, 2, 4, device=device))
+    assert output.is_inference()
+    assert h_n.is_inference()
+    assert launched.scans == 1
+
+
+def test_float64_goes_to_torch(device):
+    theirs, ours = (m.to(device).eval() for m in twins(4, 5, dtype=torch.float64))
+    x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
+    assert torch.equal(ours(x)[0], theirs(x)[0])
+    ours.backend = "block"
+    with pytest.raises(RuntimeError, match="no kernel for float64"):
+        ours(x)
+
+
+def test_disabled_cudnn_keeps_torch(device):
+    gru = triton_gru.GRU(4, 5, device=device).eval()
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.backends.cudnn.flags(enabled=False):
+        assert rejection(gru.plan(x)) == "torch.backends.cudnn.enabled is False"
+        assert gru.plan(x).kernel == "torch"
+
+
+def test_autocast_goes_to_torch(device):
+    theirs, ours = (m.to(device).eval() for m in twins(4, 5))
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        assert "autocast" in rejection(ours.plan(x))
+        expected, actual = theirs(x)[0], ours(x)[0]
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
+
+
+def test_functional_call_uses_the_weights_given(device, launched):
+    gru = make_gru(4, 5, "fp32", device)
+    other = make_gru(4, 5, "fp32", device)
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.no_grad():
+        swapped = torch.func.functional_call(gru, dict(other.named_parameters()), (x,))
+        assert torch.equal(swapped[0], other(x)[0])
+        assert not torch.equal(swapped[0], gru(x)[0])
+    assert launched.scans == 3
+
+
+def test_transforms_and_tracing_go_to_torch():
+    theirs, ours = (m.eval() for m in twins(4, 5))
+    x = torch.randn(3, 2, 4)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing torch's own GRU warns as much
+        traced = torch.jit.trace(ours, (x,))
+        assert torch.equal(traced(x)[0], theirs(x)[0])
+    seen = []
+
+    def forward(x):
+        seen.append(rejection(ours.plan(x)))
+        return ours(x)[0].sum()
+
+    ours.requires_grad_(False)
+    gradient = torch.func.grad(forward)(x)
+    assert "transform" in seen[0]
+    expected = torch.func.grad(lambda x: theirs(x)[0].sum())(x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_tensor_subclass_is_not_taken_for_its_memory():
+    class Wrapped(torch.Tensor):
+        pass
+
+    gru = triton_gru.GRU(4, 5, backend="block").eval()
+    with pytest.raises(RuntimeError, match="Wrapped is a tensor subclass"):
+        gru(torch.randn(3, 2, 4).as_subclass(Wrapped))
+
+
+def test_compiles_whole():
+    theirs, ours = (m.eval() for m in twins(4, 5))
+    x = torch.randn(3, 2, 4)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(ours, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x)[0], theirs(x)[0])
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_reset_before_runs_on_the_reference(bidirectional, batch_first):
+    gru = triton_gru.GRU(
+        4, 5, 2, bidirectional=bidirectional, batch_first=batch_first, reset_after=False, dtype=torch.float64
+    )
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    plan = gru.plan(x)
+    assert plan.kernel == "reference"
+    assert "always" in dict(plan.rejected)["torch"]
+    output, h_n = gru(x)
+    expected_output, expected_h_n = exact(gru, x, None)
+    torch.testing.assert_close(output, expected_output)
+    torch.testing.assert_close(h_n, expected_h_n)
+    output.sum().backward()
+    assert gru.weight_hh_l0.grad.abs().sum() > 0
+    for backend in ("torch", "block"):
+        gru.backend = backend
+        with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot serve"):
+            gru.eval()(x)
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_packed_on_the_reference(enforce_sorted, batch_first):
+    theirs, ours = twins(4, 5, 2, bidirectional=True, batch_first=batch_first)
+    ours.backend = "reference"
+    lengths = [5, 3, 3, 1] if enforce_sorted else [3, 1, 5, 3]
+    packed = pack_padded_sequence(torch.randn(5, 4, 4), torch.tensor(lengths), enforce_sorted=enforce_sorted)
+    hx = torch.randn(4, 4, 5)
+    (expected, expected_h_n), (actual, h_n) = theirs(packed, hx), ours(packed, hx)
+    torch.testing.assert_close(actual.data, expected.data)
+    torch.testing.assert_close(h_n, expected_h_n)
+    assert torch.equal(actual.batch_sizes, expected.batch_sizes)
+    torch.testing.assert_close(pad_packed_sequence(actual)[0], pad_packed_sequence(expected)[0])
+
+
+def test_reset_before_cell():
+    cell = triton_gru.GRUCell(4, 5, reset_after=False)
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+    assert torch.equal(cell(x, h), triton_gru.reference.step(x, h, weights, reset_after=False))
+    assert not torch.equal(cell(x, h), triton_gru.reference.step(x, h, weights))

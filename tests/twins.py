@@ -1,0 +1,11 @@
+"""torch's module and ours with the same parameters."""
+
+from torch import nn
+
+import triton_gru
+
+
+def twins(*args, **kwargs):
+    theirs, ours = nn.GRU(*args, **kwargs), triton_gru.GRU(*args, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
