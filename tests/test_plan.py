@@ -71,6 +71,15 @@ def test_cpu_tensors_go_to_torch():
         choose(PROBLEM, None, "block")
 
 
+def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
+    ieee = change(dtype=torch.float32, hidden_size=65)
+    assert choose(ieee, H200).kernel == "torch"
+    assert "expected to be slower" in choose(ieee, H200).rejected[0][1]
+    assert choose(ieee, H200, "block").kernel == "block"
+    assert choose(dataclasses.replace(ieee, hidden_size=64), H200).kernel == "block"
+    assert choose(dataclasses.replace(ieee, precision="tf32"), H200).kernel == "block"
+
+
 def test_where_the_kernels_never_ran_auto_does_not_take_them():
     mi300x = KNOWN["MI300X"]
     assert choose(PROBLEM, mi300x).kernel == "torch"

@@ -122,4 +122,8 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
         return "reset_after=False is not supported yet"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
-    return block_config(problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
+    config = block_config(problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
+    if backend == "auto" and isinstance(config, BlockConfig) and problem.dtype == torch.float32 and config.tiles > 1:
+        # Each step reads W_hh from shared memory several times over: 3 to 7 microseconds by count, not by clock.
+        return "expected to be slower than torch in fp32 ieee above 64 hidden units; ask for it by name"
+    return config
