@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+_STORE_32 = tl.constexpr("{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }")
+_STORE_16 = tl.constexpr("{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b16 [$1], $2; mov.b32 $0, 0; }")
 
 
 @triton.jit
@@ -69,24 +71,15 @@ def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.conste
 def store(pointer, value, mask, ISA: tl.constexpr):
     """``tl.store`` that adopts the layout of ``value``."""
     if ISA == "ptx":
-        if value.dtype.primitive_bitwidth == 32:
-            tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }",
-                "=r,l,r,r",
-                [pointer.to(tl.int64), value, mask.to(tl.int32)],
-                dtype=tl.int32,
-                is_pure=False,
-                pack=1,
-            )
-        else:
-            tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b16 [$1], $2; mov.b32 $0, 0; }",
-                "=r,l,h,r",
-                [pointer.to(tl.int64), value, mask.to(tl.int32)],
-                dtype=tl.int32,
-                is_pure=False,
-                pack=1,
-            )
+        WIDE: tl.constexpr = value.dtype.primitive_bitwidth == 32
+        tl.inline_asm_elementwise(
+            _STORE_32 if WIDE else _STORE_16,
+            "=r,l,r,r" if WIDE else "=r,l,h,r",
+            [pointer.to(tl.int64), value, mask.to(tl.int32)],
+            dtype=tl.int32,  # assembly has to return something
+            is_pure=False,
+            pack=1,
+        )
     else:
         tl.store(pointer, value, mask=mask)
 
