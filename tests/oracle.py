@@ -10,16 +10,9 @@ import torch
 from torch import nn
 
 from triton_gru import reference
-from triton_gru.check import PRECISIONS, bound, exact
+from triton_gru.check import PRECISIONS, bound, exact, set_precision
 
 __all__ = ["PRECISIONS", "check", "exact", "set_precision", "tf32", "torchs_own"]
-
-
-def set_precision(name: str) -> torch.dtype:
-    """Sets torch's precision for recurrent networks and returns the dtype that goes with ``name``."""
-    dtype, precision = PRECISIONS[name]
-    torch.backends.cudnn.rnn.fp32_precision = precision
-    return dtype
 
 
 def torchs_own(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, precision: str):

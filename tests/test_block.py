@@ -151,9 +151,9 @@ def test_workspace_does_not_grow_with_the_sequence(device):
     for steps in (10, 1_000_000):
         x = torch.empty(1, 8, 4, device=device).expand(steps, 8, 4)
         call = triton_gru.arguments.bind_gru(gru, x, None)
-        config = gru.plan(x).config
+        plan = gru.plan(x)
         output, h_n = torch.empty(1, device=device), torch.empty(2, 8, 16, device=device)
-        gi = next(iter(launch.block_launches(call, config, find(x.device), output, h_n))).args[4]
+        gi = next(launch.block_launches(call, plan.config, plan.device, output, h_n)).args[4]
         largest = max(largest, gi.nbytes)
         assert largest <= launch.WORKSPACE_BYTES
     assert largest > launch.WORKSPACE_BYTES / 2

@@ -26,6 +26,12 @@ HIDDEN_SIZES = (1, 25, 64, 100, 128, 192)
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
 
 
+def set_precision(name: str) -> torch.dtype:
+    """Sets torch's precision for recurrent networks to that of ``name`` and returns the dtype that goes with it."""
+    dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name]
+    return dtype
+
+
 def bound(torchs_error: float, precision: str, scale: float = 1.0) -> float:
     """The largest error allowed, where torch's own is ``torchs_error`` and numbers are as large as ``scale``."""
     unit = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
@@ -77,8 +83,8 @@ def check(device: torch.device | str) -> Iterator[Result]:
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel in KERNELS:
-            for precision, (dtype, fp32_precision) in PRECISIONS.items():
-                torch.backends.cudnn.rnn.fp32_precision = fp32_precision
+            for precision in PRECISIONS:
+                dtype = set_precision(precision)
                 for hidden_size in HIDDEN_SIZES:
                     for batch_size in (1, 17):
                         gru = GRU(40, hidden_size, num_layers=2, device=device, dtype=dtype, backend=kernel).eval()

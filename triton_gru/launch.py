@@ -9,7 +9,7 @@ from torch import Tensor
 from . import reference
 from .arguments import Call
 from .config import BlockConfig, projection_config
-from .device import Device, find
+from .device import Device
 from .kernels.block import block_scan
 from .kernels.projection import input_projection
 from .plan import Plan, Problem
@@ -31,7 +31,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
         tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
         if any(t.requires_grad for t in tensors):
             return _ForwardOnly.apply(call, plan, *tensors)
-    return _run_block(call, plan.config)
+    return _run_block(call, plan)
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
 class _ForwardOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, plan, *tensors):
-        return _run_block(call, plan.config)
+        return _run_block(call, plan)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -59,7 +59,7 @@ class _ForwardOnly(torch.autograd.Function):
         )
 
 
-def _run_block(call: Call, config: BlockConfig) -> tuple[Tensor, Tensor]:
+def _run_block(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     problem = call.problem
     first, second = problem.steps, problem.batch_size
     if call.batch_first:
@@ -67,7 +67,7 @@ def _run_block(call: Call, config: BlockConfig) -> tuple[Tensor, Tensor]:
     output = call.input.new_empty(first, second, problem.hidden_size)
     h_n = call.input.new_empty(problem.num_layers, problem.batch_size, problem.hidden_size)
     if output.numel() > 0:
-        launches = block_launches(call, config, find(call.input.device), output, h_n)
+        launches = block_launches(call, plan.config, plan.device, output, h_n)
         if call.input.device.type == "cuda" and call.input.device.index != torch.cuda.current_device():
             with torch.cuda.device(call.input.device):
                 _start(launches)

@@ -47,6 +47,7 @@ class Plan:
     """The answer of `choose`.
 
     Attributes:
+        device: where the call would run, None where no kernel runs.
         kernel: ``"block"``, ``"torch"`` (torch's own GRU) or ``"reference"`` (plain torch, one step at a time).
         config: the kernel's configuration, None where it has none.
         source: where the configuration comes from.
@@ -55,7 +56,7 @@ class Plan:
     """
 
     problem: Problem
-    device: str
+    device: Device | None
     kernel: str
     config: BlockConfig | None
     source: str
@@ -63,7 +64,8 @@ class Plan:
     rejected: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {self.device}"]
+        device = self.device.name if self.device else "no device that runs kernels"
+        lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {device}"]
         if self.config is not None:
             lines.append(f"  config    {self.config} from {self.source}")
         lines += [f"  not {kernel}: {why}" for kernel, why in self.rejected]
@@ -86,8 +88,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
             rejected.append((kernel, config))
             continue
         reason = "asked for by name" if backend == kernel else _REASONS[kernel]
-        name = device.name if device else "no device that runs kernels"
-        return Plan(problem, name, kernel, config, "heuristic" if config else "", reason, tuple(rejected))
+        return Plan(problem, device, kernel, config, "heuristic" if config else "", reason, tuple(rejected))
     raise RuntimeError(f"backend={backend!r} cannot serve this call: {rejected[0][1]} ({problem})")
 
 

@@ -5,6 +5,7 @@ import torch
 
 import triton_gru
 from triton_gru.arguments import bind_gru
+from triton_gru.check import PRECISIONS, set_precision
 from triton_gru.config import BlockConfig, block_config
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.projection import input_projection
@@ -12,12 +13,6 @@ from triton_gru.launch import block_launches
 
 from .harness import KNOWN, compile_launch, compiled_variants, facts, pretend
 
-PRECISIONS = {
-    "fp16": (torch.float16, "ieee"),
-    "bf16": (torch.bfloat16, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "ieee": (torch.float32, "ieee"),
-}
 # One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere.
 HIDDEN_SIZES = (1, 25, 32, 64, 100, 128, 130, 150, 192)
 
@@ -30,8 +25,7 @@ def device(request):
 
 def launches(device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, odd_address=False):
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
-    dtype, fp32_precision = PRECISIONS[precision]
-    torch.backends.cudnn.rnn.fp32_precision = fp32_precision
+    dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
     gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype).eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
     call = bind_gru(gru, x.view(steps, batch_size, inputs), None)
@@ -103,11 +97,11 @@ def test_sizes_served_per_device():
         for device in KNOWN.values()
     }
     assert largest == {
-        "sm_80": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 64},
-        "sm_90": {"fp16": 192, "bf16": 192, "tf32": 128, "ieee": 128},
-        "sm_100": {"fp16": 192, "bf16": 192, "tf32": 128, "ieee": 128},
-        "sm_120": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 64},
-        "gfx942": {"fp16": 128, "bf16": 128, "tf32": 128, "ieee": 128},
+        "sm_80": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64},
+        "sm_90": {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128},
+        "sm_100": {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128},
+        "sm_120": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64},
+        "gfx942": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 128},
     }
 
 

@@ -83,7 +83,7 @@ def block_scan(
         for i in tl.static_range(TILES):
             for k in tl.static_range(TILES):
                 for gate in tl.static_range(3):
-                    w = w + (_load_weights(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
+                    w = w + (_load_tile(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
     else:
         # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
         # it the compiler keeps none in registers.
@@ -138,7 +138,7 @@ def _advance(
     b_n,
     gates,
     s: tl.constexpr,
-    LOAD_WEIGHTS: tl.constexpr,
+    LOAD_TILES: tl.constexpr,
     DTYPE: tl.constexpr,
     H: tl.constexpr,
     UNITS: tl.constexpr,
@@ -153,7 +153,7 @@ def _advance(
     r = sigmoid(gi_r + W_hr h)   z = sigmoid(gi_z + W_hz h)   n = tanh(gi_n + r (W_hn h + b_hn))
     h' = n + z (h - n), the formula of torch.nn.GRU.
 
-    With ``LOAD_WEIGHTS`` each tile is loaded right where it is first used, so that no more than one at a time
+    With ``LOAD_TILES`` each tile is loaded right where it is first used, so that no more than one at a time
     waits in registers for its place in shared memory.
     """
     x = ()
@@ -165,8 +165,8 @@ def _advance(
         for k in tl.static_range(TILES):
             sums = ()
             for gate in tl.static_range(3):
-                if LOAD_WEIGHTS:
-                    w = w + (_load_weights(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
+                if LOAD_TILES:
+                    w = w + (_load_tile(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
                 sums = sums + (isa.matmul(w[(i * TILES + k) * 3 + gate], x[k], a[gate], PRECISION, ISA),)
             a = sums
         g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
@@ -184,7 +184,7 @@ def _advance(
 
 
 @triton.jit
-def _load_weights(
+def _load_tile(
     w_hh,
     gate: tl.constexpr,
     i: tl.constexpr,
