@@ -7,6 +7,7 @@ A provider that is further from float64 than the library's own bound gets no tim
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import warnings
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import triton_gru
-from triton_gru.check import PRECISIONS, bound, exact
+from triton_gru.check import PRECISIONS, bound, exact, set_precision
 
 from .record import Report, Row
 from .timing import graphed, interleaved
@@ -51,45 +52,39 @@ def main() -> None:
 
 
 def measure(precision: str, hidden: int, batch: int, options) -> list[Row]:
-    dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[precision]
+    """One row a provider and mode, timed in turns where it is right."""
+    dtype, on_gpu = set_precision(precision), options.device == "cuda"
     ours = triton_gru.GRU(hidden, hidden, device=options.device, dtype=dtype).eval()
     theirs = nn.GRU(hidden, hidden, device=options.device, dtype=dtype).eval()
     theirs.load_state_dict(ours.state_dict())
     inputs = [torch.randn(options.steps, batch, hidden, device=options.device).to(dtype) for _ in range(ROTATED)]
     plan = ours.plan(inputs[0])
-    shape = Row(
+    cell = Row(
         dtype=str(dtype)[6:], precision=PRECISIONS[precision][1], T=options.steps, B=batch, I=hidden, H=hidden,
-        l2=f"{ROTATED} inputs rotated", n=options.rounds,
-    ).__dict__  # fmt: skip
+        l2=f"{ROTATED} inputs rotated",
+    )  # fmt: skip
     providers = {
         "triton_gru": (ours, {"kernel": plan.kernel, "config": str(plan.config or ""), "config_source": plan.source}),
-        "torch.nn.GRU": (theirs, {"kernel": "cudnn" if options.device == "cuda" else "torch"}),
-    }
-    with torch.inference_mode():
-        return _measure(shape, providers, inputs, precision, options)
-
-
-def _measure(shape: dict, providers: dict, inputs: list, precision: str, options) -> list[Row]:
-    expected = exact(providers["torch.nn.GRU"][0], inputs[0], None)[0]
-    errors = {
-        name: (gru(inputs[0])[0].double().cpu() - expected).abs().max().item() for name, (gru, _) in providers.items()
+        "torch.nn.GRU": (theirs, {"kernel": "cudnn" if on_gpu else "torch"}),
     }
     rows, calls = {}, {}
-    for name, (gru, about) in providers.items():
-        right = errors[name] <= bound(errors["torch.nn.GRU"], precision)
-        for mode, suffix in (("eager", ""), ("graph", "+graph")) if options.device == "cuda" else (("eager", ""),):
-            provider = name + suffix
-            status = "ok" if right else "wrong"
-            rows[provider] = Row(
-                **shape | about | {"provider": provider, "mode": mode, "max_abs_err": errors[name], "status": status}
-            )
-            if right:
-                functions = [lambda gru=gru, x=x: gru(x) for x in inputs]
-                calls[provider] = [graphed(f) for f in functions] if mode == "graph" else functions
-    for provider, times in interleaved(calls, options.rounds, options.device).items():
-        row = rows[provider]
-        row.p20_ms, row.p50_ms, row.p80_ms, row.rel_iqr = times.p20, times.p50, times.p80, times.rel_iqr
-    return list(rows.values())
+    with torch.inference_mode():
+        expected = exact(theirs, inputs[0], None)[0]
+        errors = {
+            name: (gru(inputs[0])[0].double().cpu() - expected).abs().max().item()
+            for name, (gru, _) in providers.items()
+        }
+        for name, (gru, about) in providers.items():
+            right = errors[name] <= bound(errors["torch.nn.GRU"], precision)
+            about |= {"max_abs_err": errors[name], "status": "ok" if right else "wrong"}
+            functions = [lambda gru=gru, x=x: gru(x) for x in inputs]
+            for mode in ("eager", "graph") if on_gpu else ("eager",):
+                provider = name if mode == "eager" else f"{name}+graph"
+                rows[provider] = dataclasses.replace(cell, **about, provider=provider, mode=mode)
+                if right:
+                    calls[provider] = functions if mode == "eager" else [graphed(f) for f in functions]
+        times = interleaved(calls, options.rounds, options.device)
+    return [dataclasses.replace(row, **times[name].columns()) if name in times else row for name, row in rows.items()]
 
 
 if __name__ == "__main__":

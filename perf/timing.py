@@ -22,6 +22,10 @@ class Times:
     def rel_iqr(self) -> float:
         return (self.p80 - self.p20) / self.p50
 
+    def columns(self) -> dict[str, float]:
+        """Under the names they have in a row of a report."""
+        return {"n": self.n, "p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "rel_iqr": self.rel_iqr}
+
 
 def quantiles(milliseconds: list[float]) -> Times:
     samples, at = (torch.tensor(values, dtype=torch.float64) for values in (milliseconds, [0.2, 0.5, 0.8]))

@@ -6,6 +6,8 @@ own, as the kernels are either compiled or interpreted).
 """
 
 import argparse
+import copy
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -13,7 +15,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
 
@@ -23,7 +25,7 @@ import torch
 import triton_gru
 from perf.record import Report, Row
 from perf.timing import interleaved
-from triton_gru.check import PRECISIONS
+from triton_gru.check import PRECISIONS, set_precision
 from triton_gru.config import block_config
 from triton_gru.device import KNOWN, interpreting
 
@@ -72,8 +74,8 @@ def main() -> None:
 
     if GPU:
         for precision in ("tf32", "fp16", "bf16"):
-            model.to(set_precision(precision))
-            said, _ = pronounce_all(model, words, names, f"accelerated, {precision}, kernel {plan(model).kernel}")
+            rounded = in_precision(model, precision)
+            said, _ = pronounce_all(rounded, words, names, f"accelerated, {precision}, kernel {plan(rounded).kernel}")
             report_disagreements(said, before)
     else:
         environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -97,9 +99,9 @@ def plan(model) -> triton_gru.Plan:
     return model.encoder.plan(model.letters(g2p.encode(["word"] * BATCH, DEVICE)))
 
 
-def set_precision(name: str) -> torch.dtype:
-    dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name]
-    return dtype
+def in_precision(model, name: str):
+    """A copy of the fp32 model, so that no number is rounded twice."""
+    return copy.deepcopy(model).to(set_precision(name))
 
 
 def pronounce_all(model, words: list[str], names: list[str], title: str):
@@ -158,8 +160,8 @@ def in_the_interpreter(number_of_words: int) -> None:
     if isinstance(refusal, str):
         say(f"  (no GPU runs this configuration; the interpreter has no limits: {refusal})")
     for precision in PRECISIONS:
-        model.to(set_precision(precision))
-        said, _ = pronounce_all(model, words, names, f"block kernel, interpreted, {precision}")
+        rounded = in_precision(model, precision)
+        said, _ = pronounce_all(rounded, words, names, f"block kernel, interpreted, {precision}")
         must_agree(said, expected) if precision == "fp32" else report_disagreements(said, expected)
 
 
@@ -171,27 +173,26 @@ def timing_table(path: pathlib.Path) -> None:
     precisions = ("fp32", "tf32", "fp16") if GPU else ("fp32",)
     for precision, hidden, batch, steps in itertools.product(precisions, (128, 256), (1, BATCH), (10, 100)):
         dtype = set_precision(precision)
+        theirs = torch.nn.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
         ours = triton_gru.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
+        ours.load_state_dict(theirs.state_dict())
         x = torch.randn(steps, batch, hidden, device=DEVICE).to(dtype)
         kernel = ours.plan(x).kernel
         with torch.inference_mode():
-            times = interleaved(
-                {
-                    "triton_gru": [call(ours, x)],
-                    "torch.nn.GRU": [call(with_backend(ours, "torch"), x)],
-                    "handwritten": [call(with_backend(ours, "reference"), x)],
-                },
-                rounds=20 if GPU else 10,
-                device=DEVICE,
-            )
+            weights = [tuple(theirs.parameters())]
+            h0 = x.new_zeros(1, batch, hidden)
+            calls = {
+                "triton_gru": [partial(ours, x)],
+                "torch.nn.GRU": [partial(theirs, x)],
+                "handwritten": [partial(triton_gru.reference.gru, x, h0, weights)],
+            }
+            times = interleaved(calls, rounds=20 if GPU else 10, device=DEVICE)
+        row = Row(
+            dtype=str(dtype)[6:], precision=PRECISIONS[precision][1], T=steps, B=batch, I=hidden, H=hidden, l2="warm"
+        )  # fmt: skip
         for provider, t in times.items():
-            report.add(
-                Row(
-                    provider=provider, kernel=kernel if provider == "triton_gru" else "", dtype=str(dtype)[6:],
-                    precision=PRECISIONS[precision][1], T=steps, B=batch, I=hidden, H=hidden, l2="warm", n=t.n,
-                    p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, rel_iqr=t.rel_iqr,
-                )
-            )  # fmt: skip
+            about = {"kernel": kernel} if provider == "triton_gru" else {}
+            report.add(dataclasses.replace(row, provider=provider, **about, **t.columns()))
         p50 = {provider: t.p50 for provider, t in times.items()}
         ours_text = f"{p50['triton_gru']:.3f} ({kernel})"
         say(
@@ -199,16 +200,6 @@ def timing_table(path: pathlib.Path) -> None:
             f"{p50['torch.nn.GRU']:>14.3f}{p50['handwritten']:>19.3f}"
         )
     say(f"the table as CSV: {path}")
-
-
-def with_backend(gru, backend: str):
-    twin = triton_gru.GRU(gru.input_size, gru.hidden_size, device=DEVICE, dtype=gru.weight_hh_l0.dtype, backend=backend)
-    twin.load_state_dict(gru.state_dict())
-    return twin.eval()
-
-
-def call(gru, x) -> Callable:
-    return lambda: gru(x)
 
 
 if __name__ == "__main__":
