@@ -59,9 +59,11 @@ WRONG_CELL_CALLS = {
     "width": (torch.randn(3, 5), None),
     "hx batch": (x2, torch.randn(2, 5)),
     "hx width": (x2, torch.randn(3, 6)),
+    "hx 2D, input 1D": (torch.randn(4), torch.randn(1, 5)),
+    "hx 1D, input 2D": (x2, torch.randn(5)),
+    "hx 1D, input 2D of as many rows": (torch.randn(5, 4), torch.randn(5)),
 }
 CLEARER_CELL = {
-    "hx dimensions": (torch.randn(4), torch.randn(1, 5)),
     "hx dtype": (x2, torch.randn(3, 5).half()),
     "input dtype": (x2.half(), None),
 }
@@ -74,3 +76,10 @@ def test_cell_errors(name, backend, launched):
     clearer = None if name in WRONG_CELL_CALLS else name.split()[1]
     assert_raises_alike(theirs, ours, (WRONG_CELL_CALLS | CLEARER_CELL)[name], clearer)
     assert not launched
+
+
+def test_a_cell_of_one_unit_tells_a_batch_of_one_from_none():
+    """Where sizes of one make torch's own checks pass, a kernel still refuses what is not its shape."""
+    cell = triton_gru.GRUCell(4, 1, backend="block").eval()
+    with pytest.raises(RuntimeError, match="as many dimensions as input"):
+        cell(torch.randn(4), torch.randn(1, 1))

@@ -17,6 +17,20 @@ def rejection(plan):
     return dict(plan.rejected).get("block", "")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
+    theirs, ours = (m.eval() for m in twins(4, 5))
+    cell = triton_gru.GRUCell(4, 5).eval()
+    x = torch.randn(3, 2, 4)
+    call = pack_padded_sequence(x, torch.tensor([3, 1])) if packed else x
+    monkeypatch.setattr(triton_gru.modules, "find", lambda device: None)
+    assert ours.plan(call).kernel == cell.plan(x[0]).kernel == "torch"
+    expected = cell(x[0])
+    monkeypatch.delattr(triton_gru.modules, "choose")
+    assert torch.equal(ours(call)[1], theirs(call)[1])
+    assert torch.equal(cell(x[0]), expected)
+
+
 def test_bidirectional_goes_to_torch(device):
     theirs, ours = (m.to(device).eval() for m in twins(4, 5, bidirectional=True))
     x = torch.randn(3, 2, 4, device=device)

@@ -87,12 +87,12 @@ def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     if input.size(1) != cell.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {cell.input_size}")
     if hx is not None:
-        if hx.dim() != 2:
-            raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
         if hx.size(0) != input.size(0):
             raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}")
         if hx.size(1) != cell.hidden_size:
             raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {cell.hidden_size}")
+        if hx.dim() != 2:
+            raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     _check_same_place(input, hx, cell.weight_ih)
     if input.dtype != cell.weight_ih.dtype and not _autocast(input.device):

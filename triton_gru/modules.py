@@ -77,7 +77,7 @@ class GRU(nn.RNNBase):
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
         """``output, h_n``; shapes as in the class's docstring."""
-        if _captured_by_torch(self):
+        if _is_torchs(self, input):
             return nn.GRU.forward(self, input, hx)
         call = bind_gru(self, input, hx)
         plan = _plan(call, self.backend)
@@ -144,7 +144,7 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
-        if _captured_by_torch(self):
+        if _is_torchs(self, input):
             return nn.GRUCell.forward(self, input, hx)
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
@@ -165,10 +165,14 @@ def _plan(call: Call, backend: str) -> Plan:
     return choose(call.problem, find(call.input.device), backend)
 
 
-def _captured_by_torch(module: GRU | GRUCell) -> bool:
+def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
+    """Whether the call is torch's whatever its arguments: then nothing is to be spent on a plan."""
+    if module.backend not in ("auto", "torch") or not module.reset_after:
+        return False
     # torch.compile, export and jit.trace get torch's own GRU; planning would be traced, sizes and all.
-    capturing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return capturing and module.backend in ("auto", "torch") and module.reset_after
+    if module.backend == "torch" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return find((input.data if isinstance(input, PackedSequence) else input).device) is None
 
 
 def _own_repr(module: GRU | GRUCell) -> str:
