@@ -130,8 +130,10 @@ def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 @triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
     """``a @ b + acc`` in fp32. ``PRECISION`` matters for fp32 operands alone: "tf32" or "ieee"."""
-    if ISA == "interpreter":  # its product of bf16 operands is wrong; fp32 holds every product exactly enough
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=acc, input_precision="ieee")
+    if ISA == "interpreter":
+        # Its product of bf16 operands is wrong, and numpy's of fp32 ones may round a column by where it stands.
+        product = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return (product + acc).to(tl.float32)
     else:
         return tl.dot(a, b, acc=acc, input_precision=PRECISION)
 
