@@ -25,7 +25,7 @@ import torch
 import triton_gru
 from perf.record import Report, Row
 from perf.timing import interleaved
-from triton_gru.check import PRECISIONS, set_precision
+from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.config import block_config
 from triton_gru.device import KNOWN, interpreting
 

@@ -23,7 +23,7 @@ class Launches(list):
 
     @property
     def scans(self) -> int:
-        return self.count("block_scan")
+        return sum(name.endswith("_scan") for name in self)
 
 
 @pytest.fixture
@@ -33,9 +33,12 @@ def launched(monkeypatch) -> Launches:
     start = launch._start
 
     def record(launches):
-        launches = list(launches)
-        names.extend(each.kernel.__name__ for each in launches)
-        start(iter(launches))
+        def named():
+            for each in launches:
+                names.append(each.kernel.__name__)
+                yield each
+
+        start(named())
 
     monkeypatch.setattr(launch, "_start", record)
     return names

@@ -1,4 +1,4 @@
-"""How close a result has to be: the library's own bound (triton_gru.check), asserted, infinities and NaNs too.
+"""How close a result has to be: the library's own bound (triton_gru.accuracy), asserted, infinities and NaNs too.
 
 TF32 does not exist on a CPU; there torch's own error is that of the reference with every operand of every
 product rounded to TF32.
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from triton_gru import reference
-from triton_gru.check import PRECISIONS, bound, exact, set_precision
+from triton_gru.accuracy import PRECISIONS, bound, exact, set_precision
 
 __all__ = ["PRECISIONS", "check", "exact", "set_precision", "tf32", "torchs_own"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import check as check_module
-from triton_gru import cli
-from triton_gru.check import check
+from triton_gru import accuracy, cli
+from triton_gru.accuracy import check
 from triton_gru.device import KNOWN
+from triton_gru.plan import KERNELS
 
 
 def run(*arguments):
@@ -37,6 +37,8 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "block fp16  hidden_size up to 192" in printed
     assert "block fp32  hidden_size up to 128" in printed
+    assert "grid  bf16  hidden_size up to 2112" in printed
+    assert "step  tf32  any hidden_size" in printed
     assert "needs compute capability 8.0" in printed
 
 
@@ -45,6 +47,9 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
     [
         (("--hidden", "64", "--dtype", "fp16", "--device", "H200"), "block: all of W_hh fits"),
         (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "not block: hidden_size 2048 is too large"),
+        (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "grid: W_hh fits the chip"),
+        (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "not grid: hidden_size 4096 is too large"),
+        (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "step: "),
         (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
         (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional is not supported yet"),
         (("--hidden", "64", "--reset-before", "--device", "A100"), "reference: "),
@@ -77,14 +82,15 @@ def test_explain_from_a_shell():
 
 
 def test_check_finds_all_right(device, launched, monkeypatch):
-    if device == "cpu":  # the interpreter takes half a minute for all sizes
-        monkeypatch.setattr(check_module, "HIDDEN_SIZES", (1, 25))
+    if device == "cpu":  # the interpreter takes a minute for all sizes
+        monkeypatch.setitem(accuracy.HIDDEN_SIZES, "cpu", dict.fromkeys(KERNELS, (1, 25)))
     results = list(check(device))
-    assert {result.precision for result in results} == set(check_module.PRECISIONS)
+    assert {result.precision for result in results} == set(accuracy.PRECISIONS)
     checked = [result for result in results if not result.status.startswith("not served")]
     assert [result.status for result in checked] == ["right"] * len(checked)
     assert len(checked) >= len(results) * 3 // 4
-    assert launched.scans == 2 * len(checked)
+    assert launched.count("input_projection") == 2 * len(checked)
+    assert {name for name in launched if name.endswith("_scan")} == {f"{kernel}_scan" for kernel in KERNELS}
 
 
 @pytest.mark.parametrize("planted", [1.0, float("nan")])
@@ -98,11 +104,12 @@ def test_check_finds_a_wrong_kernel(planted, device, monkeypatch, capsys):
         return output, h_n
 
     monkeypatch.setattr(triton_gru.launch, "run", run_wrong)
-    monkeypatch.setattr(check_module, "HIDDEN_SIZES", (16, 25))
+    sizes = {"block": (16, 25), "grid": (16,), "step": (25,)}
+    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"cpu": sizes, "cuda": sizes})
     before = torch.backends.cudnn.rnn.fp32_precision
     assert cli.main(["check"]) == 1
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == "8 wrong"
-    assert sum("WRONG" in line for line in printed) == 8
+    assert printed[-1] == "16 wrong"
+    assert sum("WRONG" in line for line in printed) == 16
     assert all("H=25 " in line for line in printed if "WRONG" in line)
     assert torch.backends.cudnn.rnn.fp32_precision == before

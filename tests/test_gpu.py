@@ -11,8 +11,8 @@ from triton_gru import launch
 from triton_gru.config import block_config
 from triton_gru.device import find
 
+from .calls import make_gru, run_checked
 from .oracle import PRECISIONS
-from .test_block import make_gru, run_checked
 
 pytestmark = pytest.mark.gpu
 

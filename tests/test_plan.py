@@ -1,12 +1,13 @@
 """Which kernel is chosen, in which configuration, and what is said about it."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 import triton_gru
-from triton_gru.config import BlockConfig, block_config
+from triton_gru.config import BlockConfig, block_config, grid_config
 from triton_gru.device import INTERPRETER, KNOWN, find
 from triton_gru.plan import BACKENDS, Problem, choose
 
@@ -35,7 +36,7 @@ def test_auto_takes_block_where_it_fits(device, dtype, hidden):
 @pytest.mark.parametrize(
     "fields, why",
     [
-        ({"hidden_size": 256}, "hidden_size 256 is too large: W_hh in float16 (ieee) needs "),
+        ({"hidden_size": 4096, "batch_size": 100}, "hidden_size 4096 is too large: W_hh in float16 (ieee) needs "),
         ({"bidirectional": True}, "bidirectional is not supported yet"),
         ({"dtype": torch.float64}, "no kernel for float64"),
         ({"obstacle": "packed input is not supported yet"}, "packed input"),
@@ -83,15 +84,67 @@ def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
 def test_where_the_kernels_never_ran_auto_does_not_take_them():
     mi300x = KNOWN["MI300X"]
     assert choose(PROBLEM, mi300x).kernel == "torch"
-    assert choose(PROBLEM, mi300x).rejected == (("block", "not proven on MI300X; ask for it by name"),)
+    why = "not proven on MI300X; ask for it by name"
+    assert choose(PROBLEM, mi300x).rejected == (("block", why), ("grid", why), ("step", why))
     assert choose(PROBLEM, mi300x, "block").config.batch == 16
+    assert choose(PROBLEM, mi300x, "step").config.batch == 16
+    with pytest.raises(RuntimeError, match="by means of NVIDIA GPUs"):
+        choose(PROBLEM, mi300x, "grid")
 
 
 def test_an_old_gpu_is_refused():
     turing = dataclasses.replace(H200, name="T4", arch="sm_75")
     plan = choose(PROBLEM, turing)
     assert plan.kernel == "torch"
-    assert plan.rejected[0][1] == "needs compute capability 8.0, T4 has 7.5"
+    why = "needs compute capability 8.0, T4 has 7.5"
+    assert plan.rejected == (("block", why), ("grid", why), ("step", why))
+
+
+@pytest.mark.parametrize(
+    "fields, kernel, why_not_the_one_before",
+    [
+        ({"hidden_size": 512}, "grid", "too large"),
+        ({"hidden_size": 2048, "batch_size": 64}, "grid", "too large"),
+        ({"hidden_size": 1024, "dtype": torch.float32, "precision": "tf32"}, "grid", "too large"),
+        ({"hidden_size": 160, "dtype": torch.float32, "precision": "tf32"}, "grid", "too large"),
+        ({"hidden_size": 512, "dtype": torch.float32, "precision": "ieee"}, "torch", "slower than torch in fp32 ieee"),
+        ({"hidden_size": 512, "batch_size": 4096}, "torch", "less than 64 MiB|in batches above 64"),
+        ({"hidden_size": 512, "steps": 1}, "step", "for a single step"),
+        ({"hidden_size": 2560}, "torch", "streams less than 64 MiB"),
+        ({"hidden_size": 4096}, "step", "256 programs have to be on the chip at once"),
+        ({"hidden_size": 4096, "batch_size": 65}, "torch", "in batches above 64"),
+    ],
+)
+def test_auto_above_what_one_program_holds(fields, kernel, why_not_the_one_before):
+    plan = choose(change(**fields), H200)
+    assert plan.kernel == kernel
+    assert re.search(why_not_the_one_before, plan.rejected[-1][1])
+
+
+def test_more_tiles_of_the_batch_where_the_chip_has_room():
+    def config(batch):
+        return grid_config(512, batch, torch.float16, "ieee", H200)
+
+    assert [(c.batch, c.tiles, c.copies) for c in map(config, (1, 8, 9, 32, 33, 64, 65, 128, 129, 256, 257))] == [
+        (8, 1, 1), (8, 1, 1), (8, 1, 2), (8, 1, 4), (16, 1, 3), (16, 1, 4), (32, 1, 3), (32, 1, 4), (32, 2, 3),
+        (32, 2, 4), (32, 2, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
+    """A program that is not on the chip would be waited for in vain."""
+    for hidden in (1, 25, 96, 200, 256, 400, 600, 1000, 1024, 1500, 2048, 2112, 3000):
+        for batch in (1, 8, 9, 64, 100, 1000, 10_000):
+            config = grid_config(hidden, batch, dtype, precision, device)
+            if isinstance(config, str):
+                assert "is too large: " in config
+                continue
+            assert config.programs * config.copies <= device.sms
+            assert config.padded_hidden >= hidden
+            assert config.shared_memory(dtype.itemsize) <= device.shared_memory
 
 
 def test_programs_get_wider_only_when_the_device_is_full():

@@ -3,7 +3,8 @@
 from .modules import GRU, GRUCell
 from .plan import Plan
 from .swap import accelerate, restore
+from .watchdog import check
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "restore"]
+__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "check", "restore"]

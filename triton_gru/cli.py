@@ -10,10 +10,9 @@ from importlib.metadata import version
 import torch
 
 from . import __version__
-from .check import PRECISIONS, check
-from .config import block_config
+from .accuracy import PRECISIONS, check
 from .device import INTERPRETER, KNOWN, Device, find, interpreting
-from .plan import BACKENDS, Problem, choose
+from .plan import BACKENDS, HEURISTICS, Problem, choose
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -57,15 +56,20 @@ def _info(options) -> int:
         print("no GPU: GRUs run as torch's own. `triton-gru check` runs the kernels in Triton's interpreter.")
     for device in devices:
         print(f"\n{device.name}: {device.arch}, {device.sms} SMs, {device.shared_memory} bytes of shared memory")
-        for precision, (dtype, fp32_precision) in PRECISIONS.items():
-            print(f"  block {precision:5} {_served(device, dtype, fp32_precision)}")
+        for kernel in HEURISTICS:
+            for precision, (dtype, fp32_precision) in PRECISIONS.items():
+                print(f"  {kernel:5} {precision:5} {_served(kernel, device, dtype, fp32_precision)}")
     print("\nconfigurations: heuristic (no tuned table)")
     return 0
 
 
-def _served(device: Device, dtype: torch.dtype, precision: str) -> str:
-    sizes = [h for h in range(1, 1025) if not isinstance(block_config(h, 1, dtype, precision, device), str)]
-    return f"hidden_size up to {sizes[-1]}" if sizes else block_config(1, 1, dtype, precision, device)
+def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> str:
+    """The hidden sizes a kernel serves, or why none; the heuristic knows no limit beyond a few thousand."""
+    answers = {h: HEURISTICS[kernel](h, 1, dtype, precision, device) for h in range(1, 4097)}
+    sizes = [h for h, answer in answers.items() if not isinstance(answer, str)]
+    if not sizes:
+        return answers[1]
+    return "any hidden_size" if len(sizes) == len(answers) else f"hidden_size up to {sizes[-1]}"
 
 
 def _explain(options) -> int:
@@ -78,7 +82,7 @@ def _explain(options) -> int:
         num_layers=options.layers,
         bidirectional=options.bidirectional,
         dtype=DTYPES[options.dtype],
-        precision=options.precision,
+        precision=options.precision if options.dtype == "fp32" else "ieee",
         reset_after=not options.reset_before,
     )
     try:

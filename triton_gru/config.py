@@ -5,7 +5,7 @@ are asserted by ``tests/compiled`` for every architecture named there. Tuning wi
 measurement; it returns the same kind of object.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,6 +49,79 @@ class BlockConfig:
         state = max(self.padded_hidden * self.batch * (6 if itemsize == 4 else itemsize), 1024)
         # AMD's compiler lets the two share their room where no weights stay there.
         return max(weights, state) if isa == "plain" else weights + state
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """How the ``grid`` scan is cut.
+
+    Attributes:
+        units: hidden units of a program (a power of two).
+        programs: programs that together own all hidden units.
+        batch: batch rows of a tile.
+        tiles: tiles of the batch in flight in a program: one is computed while others are handed over.
+        copies: how many times over the programs are on the chip, each copy with tiles of its own.
+        slices: slices of the sum over hidden units, one a warp.
+        register_tiles: of the tiles of W_hh (``3 * chunks`` in a program), how many stay in registers.
+        handover: how the state gets to the other programs: ``"flag"``, ``"tag"`` or ``"counter"`` (kernels/exchange).
+    """
+
+    units: int
+    programs: int
+    batch: int
+    tiles: int
+    copies: int
+    slices: int
+    register_tiles: int
+    handover: str = "flag"
+
+    @property
+    def padded_hidden(self) -> int:
+        return self.units * self.programs
+
+    def element_bytes(self, itemsize: int) -> int:
+        """Bytes of a hidden unit in the mailbox."""
+        return itemsize * (2 if self.handover == "tag" else 1)
+
+    def weight_tiles(self, itemsize: int) -> int:
+        """Tiles of W_hh in a program."""
+        return 3 * -(-self.padded_hidden // (self.slices * self._depth(itemsize)))
+
+    def _depth(self, itemsize: int) -> int:
+        return 32 if self.element_bytes(itemsize) == 2 else 16
+
+    def state_registers(self, itemsize: int) -> int:
+        """32-bit registers of a thread for its words of a tile's state, all of which it waits for at once."""
+        depth = self.weight_tiles(itemsize) // 3 * self._depth(itemsize)
+        return depth * self.batch * self.element_bytes(itemsize) // 128
+
+    def registers(self, itemsize: int) -> int:
+        """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""
+        weights = self.register_tiles * self.units * self._depth(itemsize) * itemsize // 128
+        return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
+
+    def shared_memory(self, itemsize: int) -> int:
+        """Bytes of shared memory the compiled kernel takes: at most this."""
+        tile = self.slices * self.units * self._depth(itemsize) * itemsize
+        in_shared = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
+        # Beside the weights that stay: the slices' sums of two gates, or one tile on its way to the registers.
+        return in_shared * tile + max(self.slices * 2 * self.units * max(self.batch, 16) * 4, tile)
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How the ``step`` scan is cut: a program's hidden units and batch rows, and the depth of its loop's steps."""
+
+    units: int
+    programs: int
+    batch: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def padded_hidden(self) -> int:
+        return self.units * self.programs
 
 
 @dataclass(frozen=True)
@@ -113,11 +186,85 @@ def _widen(config: BlockConfig, batch_size: int, dtype: torch.dtype, device: Dev
     return BlockConfig(config.units, 1, 16, ahead=1, register_tiles=3, num_warps=config.num_warps)
 
 
-def projection_config(hidden_size: int, dtype: torch.dtype, precision: str) -> ProjectionConfig:
-    """The tile of the projection that goes with any ``block`` configuration."""
+def grid_config(
+    hidden_size: int, batch_size: int, dtype: torch.dtype, precision: str, device: Device
+) -> GridConfig | str:
+    """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
+    if device.isa == "plain":
+        return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
+    if device.isa == "ptx" and device.compute_capability < 80:
+        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
+    programs = -(-hidden_size // 16)
+    if programs > device.sms:
+        return (
+            f"hidden_size {hidden_size} is too large: {programs} programs have to be on the chip at once, "
+            f"{device.name} has {device.sms} multiprocessors"
+        )
+    copies = device.sms // programs
+    best = None
+    # Wider tiles of the batch until all are on the chip at once; if that does not do, two in turn.
+    for batch, tiles in ((8, 1), (16, 1), (32, 1), (16, 2), (32, 2)):
+        config = _fit(GridConfig(16, programs, batch, tiles, copies, 8, 0), dtype, precision, device)
+        if config is None:
+            continue
+        best = config
+        if batch * copies >= batch_size:
+            break
+    if best is None:
+        return (
+            f"hidden_size {hidden_size} is too large: {programs} programs on {device.name} have not the registers "
+            f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
+        )
+    groups = -(-batch_size // (best.batch * best.tiles))
+    return replace(best, copies=min(copies, groups))
+
+
+# Of a thread's 255 registers; the others are for addresses, gate inputs and whatever else the compiler needs.
+_GRID_REGISTERS = 192
+
+
+def _fit(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
+    """``config`` with as few slices as registers allow and as many weights in registers, or None if it does not fit."""
+    itemsize = dtype.itemsize
+    if dtype == torch.float32 and precision == "ieee":
+        # Products on the ordinary fp32 units read W_hh from shared memory.
+        fits = config.batch == 8 and config.tiles == 1 and config.shared_memory(itemsize) <= device.shared_memory
+        return config if fits else None
+    budget = _GRID_REGISTERS - 16 * (config.tiles - 1)
+    for slices in (4, 8):
+        found = replace(config, slices=slices)
+        found = replace(found, register_tiles=found.weight_tiles(itemsize))
+        if found.registers(itemsize) <= budget:
+            return found
+    while found.register_tiles > 0 and found.registers(itemsize) > budget:
+        found = replace(found, register_tiles=found.register_tiles - 1)
+    fits = found.state_registers(itemsize) <= 64 and found.shared_memory(itemsize) <= device.shared_memory
+    return found if fits else None
+
+
+def step_config(
+    hidden_size: int, batch_size: int, dtype: torch.dtype, precision: str, device: Device
+) -> StepConfig | str:
+    """The configuration of ``step`` for a shape on a device, or the reason why there is none."""
+    if device.isa == "ptx" and device.compute_capability < 80:
+        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
+    ieee = dtype == torch.float32 and precision == "ieee"
+    batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
+    # More hidden units to a program, for fewer trips of the state, only where the chip is full all the same.
+    programs = -(-hidden_size // 32) * -(-batch_size // batch)
+    units = 32 if programs >= 2 * device.sms and not ieee else 16
+    depth = 128 // dtype.itemsize
+    return StepConfig(units, -(-hidden_size // units), batch, depth, num_warps=4, num_stages=3)
+
+
+def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
+    """The tile of the projection: the same for all scans.
+
+    Rows that are not ``aligned`` to 16 bytes are loaded number by number, each with an address of its own.
+    """
+    if dtype == torch.float32 and precision == "ieee":
+        return ProjectionConfig(64, 32, depth=16, num_warps=4, num_stages=2)
+    if not aligned:
+        return ProjectionConfig(64, 64, depth=32, num_warps=4, num_stages=3)
     rows = 128 if hidden_size > 32 else 64
-    if dtype != torch.float32:
-        return ProjectionConfig(rows, 64, depth=64, num_warps=4, num_stages=3)
-    if precision == "tf32":
-        return ProjectionConfig(rows, 64, depth=32, num_warps=4, num_stages=3)
-    return ProjectionConfig(64, 64, depth=32, num_warps=4, num_stages=2)
+    return ProjectionConfig(rows, 64, depth=128 // dtype.itemsize, num_warps=4, num_stages=3)

@@ -34,7 +34,7 @@ class Device:
         return int(self.arch[3:]) if self.isa == "ptx" else 0
 
 
-INTERPRETER = Device("Triton interpreter", "interpreter", "interpreter", sms=1, shared_memory=1 << 62)
+INTERPRETER = Device("Triton interpreter", "interpreter", "interpreter", sms=64, shared_memory=1 << 62)
 
 # Devices that a plan can be made for without having one. Shared memory is what a program may opt in to.
 KNOWN = {

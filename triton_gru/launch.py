@@ -1,19 +1,18 @@
 """Runs a planned call: memory, the order of launches, and what each kernel is given."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, watchdog
 from .arguments import Call
-from .config import BlockConfig, projection_config
+from .config import BlockConfig, GridConfig, StepConfig, projection_config
 from .device import Device
-from .kernels.block import block_scan
 from .kernels.projection import input_projection
-from .plan import Plan, Problem
+from .plan import Config, Plan, Problem
 from .reference import Weights
+from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, step_launches
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -31,7 +30,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
         tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
         if any(t.requires_grad for t in tensors):
             return _ForwardOnly.apply(call, plan, *tensors)
-    return _run_block(call, plan)
+    return _run_kernels(call, plan)
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
@@ -49,7 +48,7 @@ def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
 class _ForwardOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, plan, *tensors):
-        return _run_block(call, plan)
+        return _run_kernels(call, plan)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -59,30 +58,21 @@ class _ForwardOnly(torch.autograd.Function):
         )
 
 
-def _run_block(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    problem = call.problem
+def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
+    problem, device = call.problem, call.input.device
+    watchdog.raise_if_given_up(device)
     first, second = problem.steps, problem.batch_size
     if call.batch_first:
         first, second = second, first
     output = call.input.new_empty(first, second, problem.hidden_size)
     h_n = call.input.new_empty(problem.num_layers, problem.batch_size, problem.hidden_size)
     if output.numel() > 0:
-        launches = block_launches(call, plan.config, plan.device, output, h_n)
-        if call.input.device.type == "cuda" and call.input.device.index != torch.cuda.current_device():
-            with torch.cuda.device(call.input.device):
-                _start(launches)
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                _start(launches(call, plan.config, plan.device, output, h_n))
         else:
-            _start(launches)
+            _start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
-
-
-class Launch(NamedTuple):
-    """One kernel launch: ``kernel[grid](*args, **constants)``."""
-
-    kernel: object
-    grid: tuple[int, ...]
-    args: tuple
-    constants: dict
 
 
 def _start(launches: Iterator[Launch]) -> None:
@@ -90,67 +80,64 @@ def _start(launches: Iterator[Launch]) -> None:
         kernel[grid](*args, **constants)
 
 
-def block_launches(call: Call, config: BlockConfig, device: Device, output: Tensor, h_n: Tensor) -> Iterator[Launch]:
-    """The launches of a ``block`` call, in stream order: chunks of time steps, in each the layers, in each two.
+def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Tensor) -> Iterator[Launch]:
+    """The launches of a call, in stream order: chunks of time steps, in each the layers, in each projection and scan.
 
-    The state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall.
+    The state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. What
+    goes between two launches is cleared as the iteration comes to it: to be started one by one.
     """
     problem = call.problem
     hidden, batch = problem.hidden_size, problem.batch_size
-    tiles = -(-batch // config.batch)
+    weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
+    hx = call.hx
     chunk = _steps_per_chunk(problem, config)
-    gi = output.new_empty(chunk, tiles, 3, config.padded_hidden, config.batch)
-    carry = output.new_empty(h_n.shape, dtype=torch.float32)
+    carry = output.new_empty(2, *h_n.shape, dtype=torch.float32)
+    shared = {"H": hidden, "PRECISION": problem.precision, "ISA": device.isa}
+    if isinstance(config, BlockConfig):
+        scan_launches, scratch = block_launches, ()
+    elif isinstance(config, GridConfig):
+        mailbox = Mailbox(config, batch, output.dtype, output.device, device)
+        scan_launches, scratch = grid_launches, (mailbox,)
+        chunk = min(chunk, mailbox.longest)
+    else:
+        rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
+        scan_launches, scratch = step_launches, (rounded,)
+    if hx is not None:
+        hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
+
+    gi = output.new_empty(chunk, -(-batch // config.batch), 3, config.padded_hidden, config.batch)
     between = output.new_empty(chunk, batch, hidden) if problem.num_layers > 1 else None
     output_t, output_b = (hidden, problem.steps * hidden) if call.batch_first else (batch * hidden, hidden)
-    hx = None if call.hx is None else _with_unit_stride(call.hx)
-    weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
-
-    shared = {"H": hidden, "PRECISION": problem.precision, "ISA": device.isa}
-    scan = shared | {
-        "UNITS": config.units,
-        "TILES": config.tiles,
-        "BATCH": config.batch,
-        "AHEAD": config.ahead,
-        "REGISTER_TILES": config.register_tiles,
-        "HAS_BIAS": weights[0][3] is not None,
-        "HAS_HX": hx is not None,
-        "num_warps": config.num_warps,
-        "num_stages": 1,
-    }
+    parity = 0
     for start in range(0, problem.steps, chunk):
         steps = min(chunk, problem.steps - start)
         source, source_start = call.input, start
         for layer, (_, w_hh, _, b_hh) in enumerate(weights):
-            last_layer = layer == problem.num_layers - 1
             yield _projection(source, source_start, steps, weights[layer], gi, config, shared)
+            last_layer = layer == problem.num_layers - 1
             target, target_start = (output, start) if last_layer else (between, 0)
             target_t, target_b = (output_t, output_b) if last_layer else (batch * hidden, hidden)
-            yield Launch(
-                block_scan,
-                (tiles,),
-                (
-                    gi, w_hh, w_hh if b_hh is None else b_hh, h_n if hx is None else hx, carry, target, h_n,
-                    steps, target_start, int(start == 0), int(start + steps == problem.steps), layer, batch,
-                    target_t, target_b, 0 if hx is None else hx.stride(0), 0 if hx is None else hx.stride(1),
-                ),
-                scan,
+            scan = Scan(
+                gi, w_hh, b_hh, hx, carry, parity, target, target_start, target_t, target_b, h_n, layer, steps, batch,
+                first=start == 0, last=start + steps == problem.steps,
             )  # fmt: skip
+            yield from scan_launches(scan, config, shared, *scratch)
             source, source_start = between, 0
+        parity ^= {BlockConfig: 0, GridConfig: 1, StepConfig: steps & 1}[type(config)]
 
 
 def _projection(
-    x: Tensor, x_start: int, steps: int, weights: Weights, gi: Tensor, config: BlockConfig, shared: dict
+    x: Tensor, x_start: int, steps: int, weights: Weights, gi: Tensor, config: Config, shared: dict
 ) -> Launch:
-    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]; ``shared`` are constants of both kernels."""
+    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]; ``shared`` are constants of all kernels."""
     w_ih, _, b_ih, b_hh = weights
     hidden, batch, inputs = shared["H"], x.size(1), x.size(2)
-    tile = projection_config(hidden, x.dtype, shared["PRECISION"])
     # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
     x_t = x.stride(0) if x.size(0) > 1 else 0
     x_b = x.stride(1) if batch > 1 else 0
     vector = 16 // x.element_size()
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
+    tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(2) == 1)
     cols = steps * gi.size(1) * config.batch
     return Launch(
         input_projection,
@@ -163,6 +150,7 @@ def _projection(
             "I": inputs,
             "PADDED_H": config.padded_hidden,
             "BATCH": config.batch,
+            "UNITS_APART": config.batch if isinstance(config, BlockConfig) else 1,
             "BLOCK_M": tile.rows,
             "BLOCK_N": tile.cols,
             "BLOCK_K": tile.depth,
@@ -174,7 +162,7 @@ def _projection(
     )  # fmt: skip
 
 
-def _steps_per_chunk(problem: Problem, config: BlockConfig) -> int:
+def _steps_per_chunk(problem: Problem, config: Config) -> int:
     per_step = -(-problem.batch_size // config.batch) * config.batch * 3 * config.padded_hidden
     if problem.num_layers > 1:
         per_step += problem.batch_size * problem.hidden_size

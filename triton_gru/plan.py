@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import BlockConfig, block_config
+from .config import BlockConfig, GridConfig, StepConfig, block_config, grid_config, step_config
 from .device import Device
 
-KERNELS = ("block",)
+Config = BlockConfig | GridConfig | StepConfig
+
+# Each kernel's configuration for (hidden_size, batch_size, dtype, precision, device), or why it has none.
+HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
+KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
 
 
@@ -48,7 +52,8 @@ class Plan:
 
     Attributes:
         device: where the call would run, None where no kernel runs.
-        kernel: ``"block"``, ``"torch"`` (torch's own GRU) or ``"reference"`` (plain torch, one step at a time).
+        kernel: ``"block"``, ``"grid"``, ``"step"``, ``"torch"`` (torch's own GRU) or ``"reference"`` (plain torch,
+            one step at a time).
         config: the kernel's configuration, None where it has none.
         source: where the configuration comes from.
         reason: why this kernel.
@@ -58,7 +63,7 @@ class Plan:
     problem: Problem
     device: Device | None
     kernel: str
-    config: BlockConfig | None
+    config: Config | None
     source: str
     reason: str
     rejected: tuple[tuple[str, str], ...]
@@ -94,6 +99,8 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
 
 _REASONS = {
     "block": "all of W_hh fits one program, which keeps it on chip for the whole sequence",
+    "grid": "W_hh fits the chip, which keeps it for the whole sequence, hidden units split over its multiprocessors",
+    "step": "no kernel that keeps W_hh on chip serves the call; this one streams it once a step, in one launch a step",
     "torch": "torch's own GRU serves everything else",
     "reference": "the only implementation of this variant that serves the call",
 }
@@ -104,7 +111,7 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
-def _consider(kernel: str, problem: Problem, device: Device | None, backend: str) -> BlockConfig | str | None:
+def _consider(kernel: str, problem: Problem, device: Device | None, backend: str) -> Config | str | None:
     """A kernel's configuration (None if it has none to choose), or why it cannot serve."""
     if kernel == "reference":
         return None
@@ -123,8 +130,32 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
         return "reset_after=False is not supported yet"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
-    config = block_config(problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
-    if backend == "auto" and isinstance(config, BlockConfig) and problem.dtype == torch.float32 and config.tiles > 1:
-        # Each step reads W_hh from shared memory several times over: 3 to 7 microseconds by count, not by clock.
-        return "expected to be slower than torch in fp32 ieee above 64 hidden units; ask for it by name"
+    config = HEURISTICS[kernel](problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
+    if backend == "auto" and not isinstance(config, str) and (slower := _expected_slower(problem, config)):
+        return f"expected to be slower than torch {slower}; ask for it by name"
     return config
+
+
+# From this many bytes of W_hh on, a step takes the GPU longer to stream them than the host to launch it.
+_STREAMED_BYTES = 64 << 20
+
+
+def _expected_slower(problem: Problem, config: Config) -> str:
+    """Where, by count and not by clock, torch's own GRU is expected to be faster than a kernel; empty if nowhere."""
+    ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
+    if isinstance(config, BlockConfig):
+        # Each step reads W_hh from shared memory several times over: 3 to 7 microseconds.
+        return "in fp32 ieee above 64 hidden units" if ieee and config.tiles > 1 else ""
+    if ieee:
+        return "in fp32 ieee"
+    if isinstance(config, GridConfig):
+        rounds = -(-problem.batch_size // (config.batch * config.tiles * config.copies))
+        if problem.steps == 1:
+            return "for a single step"
+        return f"with the batch in {rounds} parts one after the other" if rounds > 2 else ""
+    if problem.batch_size > 64:
+        return "in batches above 64"
+    weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
+    if problem.steps > 1 and weights < _STREAMED_BYTES:
+        return f"where a step streams less than {_STREAMED_BYTES >> 20} MiB of weights"
+    return ""

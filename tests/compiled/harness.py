@@ -7,11 +7,17 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+import triton_gru
+from triton_gru import launch
+from triton_gru.accuracy import PRECISIONS, set_precision
+from triton_gru.arguments import bind_gru
 from triton_gru.device import KNOWN, Device
+from triton_gru.plan import HEURISTICS
 
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
@@ -40,6 +46,22 @@ def pretend(device: Device) -> None:
     driver.set_active(_AbsentDriver(device))
 
 
+def kernel_launches(
+    kernel, device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, odd_address=False, hx=False
+):
+    """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
+    dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype).eval()
+    x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
+    hx = torch.empty(1, batch_size, hidden_size, dtype=dtype) if hx else None
+    call = bind_gru(gru, x.view(steps, batch_size, inputs), hx)
+    config = config or HEURISTICS[kernel](hidden_size, batch_size, dtype, fp32_precision, device)
+    assert not isinstance(config, str), config
+    output = torch.empty(steps, batch_size, hidden_size, dtype=dtype)
+    h_n = torch.empty(1, batch_size, hidden_size, dtype=dtype)
+    return list(launch.launches(call, config, device, output, h_n))
+
+
 def compile_launch(launch):
     """What Triton makes of the launch, by the path a real launch takes up to the moment it would start."""
     return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)
@@ -52,7 +74,7 @@ def compiled_variants(kernel) -> int:
 
 @dataclass
 class Facts:
-    """What one compiled kernel takes, and what its longest loop does per iteration (per warp or wave)."""
+    """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp)."""
 
     shared: int
     stack: int
@@ -76,7 +98,7 @@ def _nvidia_facts(compiled) -> Facts:
     for line in sass.splitlines():
         if match := _INSTRUCTION.match(line):
             instructions.append((int(match[1], 16), match[2]))
-    loop = _longest_loop(instructions)
+    loop = _innermost_loop_with_products(instructions)
     names = Counter(text.split()[0].split(".")[0] for text in loop)
     everything = Counter(text.split()[0].split(".")[0] for _, text in instructions)
     spills = everything["LDL"] + everything["STL"]
@@ -87,15 +109,16 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([_BIN / tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _longest_loop(instructions: list[tuple[int, str]]) -> list[str]:
+def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[str]:
     position = {address: i for i, (address, _) in enumerate(instructions)}
-    loops = [[]]
+    loops = []
     for i, (address, text) in enumerate(instructions):
         if text.startswith("BRA") and (match := re.search(r"0x([0-9a-f]+)", text)):
             target = int(match[1], 16)
             if target < address and target in position:
                 loops.append([text for _, text in instructions[position[target] : i + 1]])
-    return max(loops, key=len)
+    with_products = [loop for loop in loops if sum(text.startswith(("HMMA", "HGMMA", "FFMA")) for text in loop) >= 6]
+    return min(with_products, key=len, default=[])
 
 
 def _shared_bytes(text: str) -> int:
@@ -118,4 +141,4 @@ def _amd_facts(compiled) -> Facts:
     return Facts(compiled.metadata.shared, count("private_segment_fixed_size"), spills, Counter())
 
 
-__all__ = ["KNOWN", "Facts", "compile_launch", "compiled_variants", "facts", "pretend"]
+__all__ = ["KNOWN", "Facts", "compile_launch", "compiled_variants", "facts", "kernel_launches", "pretend"]

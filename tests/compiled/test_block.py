@@ -3,15 +3,12 @@
 import pytest
 import torch
 
-import triton_gru
-from triton_gru.arguments import bind_gru
-from triton_gru.check import PRECISIONS, set_precision
-from triton_gru.config import BlockConfig, block_config
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.config import block_config
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.projection import input_projection
-from triton_gru.launch import block_launches
 
-from .harness import KNOWN, compile_launch, compiled_variants, facts, pretend
+from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
 
 # One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere.
 HIDDEN_SIZES = (1, 25, 32, 64, 100, 128, 130, 150, 192)
@@ -21,18 +18,6 @@ HIDDEN_SIZES = (1, 25, 32, 64, 100, 128, 130, 150, 192)
 def device(request):
     pretend(request.param)
     return request.param
-
-
-def launches(device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, odd_address=False):
-    """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
-    dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
-    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype).eval()
-    x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
-    call = bind_gru(gru, x.view(steps, batch_size, inputs), None)
-    config = config or block_config(hidden_size, batch_size, dtype, fp32_precision, device)
-    assert isinstance(config, BlockConfig), config
-    output = torch.empty(steps, batch_size, hidden_size, dtype=dtype)
-    return list(block_launches(call, config, device, output, torch.empty(1, batch_size, hidden_size, dtype=dtype)))
 
 
 def fits(device, precision, hidden_size, batch_size=1):
@@ -57,7 +42,7 @@ def cases():
 def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size, batch_size):
     pretend(device)
     inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
-    projection, scan = launches(device, precision, hidden_size, batch_size, inputs=inputs)
+    projection, scan = kernel_launches("block", device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in (projection, scan):
         found = facts(compile_launch(launch))
         assert found.stack == 0 and found.spills == 0, found
@@ -109,7 +94,8 @@ def test_sizes_served_per_device():
 def test_an_input_at_an_odd_address(precision, device):
     """Compiled for with narrower loads, not assumed away."""
     aligned, odd = (
-        compile_launch(launches(device, precision, 64, 1, inputs=64, odd_address=odd)[0]) for odd in (False, True)
+        compile_launch(kernel_launches("block", device, precision, 64, 1, inputs=64, odd_address=odd)[0])
+        for odd in (False, True)
     )
     assert aligned.hash != odd.hash
     found = facts(odd)
@@ -124,7 +110,9 @@ def test_other_lengths_and_batches_add_no_compile(inputs, hidden_size):
     input_projection.device_caches.clear()
     for steps in (1, 2, 7, 100):
         for batch_size in (1, 3, 8, 16, 17, 64):
-            for launch in launches(KNOWN["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs):
+            for launch in kernel_launches(
+                "block", KNOWN["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs
+            ):
                 compile_launch(launch)
     assert compiled_variants(block_scan) == 1
     assert compiled_variants(input_projection) == 1

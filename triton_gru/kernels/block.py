@@ -150,9 +150,6 @@ def _advance(
 ):
     """The state after one step, from step ``s`` of the prefetched ``gates``, and the weights' tiles ``w``.
 
-    r = sigmoid(gi_r + W_hr h)   z = sigmoid(gi_z + W_hz h)   n = tanh(gi_n + r (W_hn h + b_hn))
-    h' = n + z (h - n), the formula of torch.nn.GRU.
-
     With ``LOAD_TILES`` each tile is loaded right where it is first used, so that no more than one at a time
     waits in registers for its place in shared memory.
     """
@@ -172,10 +169,7 @@ def _advance(
         g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
         g_z = isa.gates_to_float(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, ISA)
         g_n = isa.gates_to_float(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, ISA)
-        r = isa.sigmoid(g_r + a[0], DTYPE, ISA)
-        z = isa.sigmoid(g_z + a[1], DTYPE, ISA)
-        n = isa.tanh(g_n + r * a[2], DTYPE, ISA)
-        h_i = n + z * (h[i] - n)
+        h_i = isa.gru_update(g_r, g_z, g_n, a[0], a[1], a[2], h[i], DTYPE, ISA)
         if TILES * UNITS != H:
             # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
             h_i = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, h_i, 0.0)

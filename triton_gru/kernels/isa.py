@@ -128,6 +128,23 @@ def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
+def left_operand(w, COLS: tl.constexpr, IN_REGISTERS: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    """A loaded [S, M, K] as the left operand of `matmul`s with [S, K, COLS] in a loop to come."""
+    if PRECISION == "tf32":
+        w = round_to_tf32(w, ISA)
+    if ISA == "ptx" and IN_REGISTERS:
+        # What comes straight from a load, the compiler keeps in shared memory; and in registers only what was in
+        # the right place before the loop. So: a product here, with zeros that it cannot see through.
+        w += 0.0
+        x = tl.zeros((w.shape[0], w.shape[2], COLS), w.dtype)
+        BITS: tl.constexpr = w.dtype.primitive_bitwidth
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=True, pack=32 // BITS)
+        acc = matmul(w, x, tl.zeros((w.shape[0], w.shape[1], COLS), tl.float32), PRECISION, ISA)
+        tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [acc], dtype=tl.int32, is_pure=False, pack=1)
+    return w
+
+
+@triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
     """``a @ b + acc`` in fp32. ``PRECISION`` matters for fp32 operands alone: "tf32" or "ieee"."""
     if ISA == "interpreter":
@@ -165,6 +182,18 @@ def tanh(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
+def gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """The next state, from the gates' inputs g = W_i x + b and the products a = W_h h (+ b_hn): torch.nn.GRU's formula.
+
+    r = sigmoid(g_r + a_r)   z = sigmoid(g_z + a_z)   n = tanh(g_n + r a_n)   h' = n + z (h - n)
+    """
+    r = sigmoid(g_r.to(tl.float32) + a_r, DTYPE, ISA)
+    z = sigmoid(g_z.to(tl.float32) + a_z, DTYPE, ISA)
+    n = tanh(g_n.to(tl.float32) + r * a_n, DTYPE, ISA)
+    return n + z * (h - n)
+
+
+@triton.jit
 def _exp2(x):
     return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
 
@@ -172,3 +201,155 @@ def _exp2(x):
 @triton.jit
 def _reciprocal(x):
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def send(pointer, value, ISA: tl.constexpr):
+    """Stores what other programs wait for, an element at a time; adopts the layout of ``value``."""
+    if ISA == "ptx":
+        _send(pointer.to(tl.int64), value)
+    else:
+        tl.store(pointer, value)
+
+
+@tl.core.extern
+def _send(address, value, _semantic=None):
+    bits = value.dtype.primitive_bitwidth
+    register = {16: "h", 32: "r", 64: "l"}[bits]
+    return tl.inline_asm_elementwise(
+        f"st.relaxed.gpu.global.b{bits} [$1], $2; mov.b32 $0, 0;",
+        f"=r,l,{register}",
+        [address, value],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+        _semantic=_semantic,
+    )
+
+
+# Waits while anything is missing. Every 64th time round it asks whether to give up: because the launch's abort
+# word is 1, or because the time in watch[0] is over; then it says so, there and in the host's word at watch[1].
+_WAIT = """{{
+.reg .pred missing, p; .reg .b64 start, now, limit; .reg .b32 seen, a, b, c, rounds;
+mov.b32 rounds, 0;
+AGAIN:
+{load}
+{test}
+@!missing bra DONE;
+add.u32 rounds, rounds, 1; and.b32 a, rounds, 63; setp.ne.u32 p, a, 0; @p bra AGAIN;
+ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; @p bra GIVE_UP;
+mov.u64 now, %globaltimer; setp.eq.u32 p, rounds, 64; @p mov.b64 start, now; sub.u64 now, now, start;
+ld.global.b64 limit, [{watch}]; setp.lt.u64 p, now, limit; @p bra AGAIN;
+mov.b32 a, 1; st.relaxed.gpu.global.b32 [{abort}], a;
+ld.global.b64 limit, [{watch}+8]; st.relaxed.sys.global.b32 [limit], a;
+GIVE_UP:
+{give_up}
+DONE:
+}}"""
+
+# Per kind of message: what the halves a and b of a word add to ``seen``, and how that shows that something is missing.
+_MISSING = {
+    # The 16-bit parts of y = ~x: one is zero exactly where (y - 0x00010001) & x has a part's high bit.
+    "flag16": (
+        "sub.u32 c, 0xFFFEFFFE, a; and.b32 c, c, a; or.b32 seen, seen, c; "
+        "sub.u32 c, 0xFFFEFFFE, b; and.b32 c, c, b; or.b32 seen, seen, c;",
+        "and.b32 seen, seen, 0x80008000; setp.ne.u32 missing, seen, 0;",
+    ),
+    "flag32": ("max.u32 seen, seen, a; max.u32 seen, seen, b;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"),
+    "tag16": (
+        "xor.b32 a, a, {tag}; or.b32 seen, seen, a; xor.b32 b, b, {tag}; or.b32 seen, seen, b;",
+        "setp.gt.u32 missing, seen, 0xFFFF;",
+    ),
+    "tag32": ("xor.b32 b, b, {tag}; or.b32 seen, seen, b;", "setp.ne.u32 missing, seen, 0;"),
+}
+
+
+@tl.core.extern
+def wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, _semantic=None):
+    """The 64-bit words at ``pointer``, ``pointer + stride`` and so on, ``count`` tensors of them, when all have come.
+
+    ``tail`` is where the last of the tensors lies instead, if ``has_tail``. After giving up, words of ``nan``. One
+    loop reads all that a thread needs, ``pack`` words of each tensor, so that their trips through memory overlap.
+    ``kind`` is the protocol and the width of its elements: with "flag16" and "flag32" an element of -1 has not
+    come; with "tag16" and "tag32" one whose upper half is not ``tag`` has not.
+    """
+    kind, count, stride, has_tail, nan, pack = (
+        tl.core._unwrap_if_constexpr(x) for x in (kind, count, stride, has_tail, nan, pack)
+    )
+    words = [f"${i}" for i in range(count * pack)]
+    # The operands follow the results: ``pack`` of each, and of those that are the same for all the first will do.
+    first, last, tag_, abort_, watch_ = (len(words) + i * pack for i in range(5))
+    loads = [
+        f"ld.relaxed.gpu.global.b64 ${i * pack + j}, [${(last if has_tail and i == count - 1 else first) + j}"
+        f"+{0 if has_tail and i == count - 1 else i * stride * 8}];"
+        for i in range(count)
+        for j in range(pack)
+    ]
+    add, conclude = _MISSING[kind]
+    halves = [f"mov.b64 {{a, b}}, {word}; {add.format(tag=f'${tag_}')}" for word in words]
+    asm = _WAIT.format(
+        load="\n".join(loads),
+        test="\n".join(["mov.b32 seen, 0;", *halves, conclude]),
+        give_up="\n".join(f"mov.b64 {word}, {nan:#x};" for word in words),
+        abort=f"${abort_}",
+        watch=f"${watch_}",
+    )
+    addresses = [x.to(tl.int64, _semantic=_semantic) for x in (pointer, tail, abort, watch)]
+    return tl.inline_asm_elementwise(
+        asm,
+        ",".join(["=&l"] * len(words) + ["l"] * 2 * pack + ["r"] * pack + ["l"] * 2 * pack),
+        [*addresses[:2], tag, *addresses[2:]],
+        dtype=[tl.int64] * count,
+        is_pure=True,  # else it would wait once for each layout that its words are wanted in
+        pack=pack,
+        _semantic=_semantic,
+    )
+
+
+@tl.core.extern
+def wait_counter(pointer, target, abort, watch, _semantic=None):
+    """Waits until the counter has reached ``target``. Returns 0, for addresses to depend on, and 1 if it gave up."""
+    asm = _WAIT.format(
+        load="ld.acquire.gpu.global.b32 $0, [$2];",
+        test="setp.lt.s32 missing, $0, $3; mov.b32 $0, 0; mov.b32 $1, 0;",
+        give_up="mov.b32 $1, 1;",
+        abort="$4",
+        watch="$5",
+    )
+    pointer, abort, watch = (x.to(tl.int64, _semantic=_semantic) for x in (pointer, abort, watch))
+    return tl.tuple(
+        tl.inline_asm_elementwise(
+            asm,
+            "=&r,=&r,l,r,l,l",
+            [pointer, target, abort, watch],
+            dtype=[tl.int32, tl.int32],
+            is_pure=False,
+            pack=1,
+            _semantic=_semantic,
+        )
+    )
+
+
+@triton.jit
+def load_words(pointer, ISA: tl.constexpr):
+    """64-bit words that other programs have written in this launch; adopts the layout they are used in."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise(
+            "ld.relaxed.gpu.global.b64 $0, [$1];", "=l,l", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
+        )
+    else:
+        return tl.load(pointer, volatile=True)
+
+
+@triton.jit
+def nanoseconds():
+    """A clock that all of an NVIDIA GPU shares."""
+    return tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [], dtype=tl.int64, is_pure=False, pack=1)
+
+
+@triton.jit
+def tell_host(address):
+    """Stores 1 at an address in the host's memory."""
+    tl.inline_asm_elementwise(
+        "st.relaxed.sys.global.b32 [$1], 1; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )

@@ -18,7 +18,7 @@ def input_projection(
     w_ih,  # [3 * H, I]
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]; b_hr and b_hz are added here, b_hn belongs inside the product with r
-    gi,  # [steps, batch tiles, 3, PADDED_H, BATCH]
+    gi,  # [steps, batch tiles, 3, PADDED_H, BATCH], or with the last two the other way round
     steps,
     x_start,  # the first step's index in x
     batch,
@@ -29,6 +29,7 @@ def input_projection(
     H: tl.constexpr,
     PADDED_H: tl.constexpr,
     BATCH: tl.constexpr,  # batch rows of a tile of gi
+    UNITS_APART: tl.constexpr,  # elements from one unit to the next in gi: BATCH, or 1
     BLOCK_M: tl.constexpr,  # rows: gate units
     BLOCK_N: tl.constexpr,  # columns: (step, batch row) pairs, a multiple of BATCH
     BLOCK_K: tl.constexpr,
@@ -72,5 +73,9 @@ def input_projection(
         bias = tl.load(b_ih + gate * H + unit, mask=row_live, other=0.0).to(tl.float32)
         bias += tl.load(b_hh + gate * H + unit, mask=row_live & (gate < 2), other=0.0).to(tl.float32)
         acc += bias[:, None]
-    address = gi + tile.to(tl.int64)[None, :] * (3 * PADDED_H * BATCH) + row[:, None] * BATCH + (col % BATCH)[None, :]
+    ROWS_APART: tl.constexpr = 1 if UNITS_APART == BATCH else PADDED_H
+    at = gate * (PADDED_H * BATCH) + unit * UNITS_APART
+    address = (
+        gi + tile.to(tl.int64)[None, :] * (3 * PADDED_H * BATCH) + at[:, None] + (col % BATCH * ROWS_APART)[None, :]
+    )
     tl.store(address, isa.cast(acc, DTYPE, ISA), mask=(gate < 3)[:, None] & (step < steps)[None, :])

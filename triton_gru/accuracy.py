@@ -22,7 +22,12 @@ PRECISIONS = {
     "fp16": (torch.float16, "ieee"),
     "bf16": (torch.bfloat16, "ieee"),
 }
-HIDDEN_SIZES = (1, 25, 64, 100, 128, 192)
+# Of a check: what each kernel is for on a GPU, and what the interpreter gets through in a minute.
+HIDDEN_SIZES = {
+    "cuda": {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)},
+    "cpu": {"block": (1, 25, 64, 100, 128), "grid": (1, 25, 100), "step": (1, 25, 100)},
+}
+STEPS = {"cuda": 300, "cpu": 2}
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
 
 
@@ -39,17 +44,17 @@ def bound(torchs_error: float, precision: str, scale: float = 1.0) -> float:
 
 
 def exact(gru: nn.RNNBase, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``gru(x, hx)`` in float64 on the CPU, by the reference; ``x`` is batched."""
+    """``gru(x, hx)`` in float64 by the reference, computed where ``x`` is and given on the CPU; ``x`` is batched."""
     weights = []
     for names in gru._all_weights:
-        parameters = [getattr(gru, name).detach().double().cpu() for name in names]
+        parameters = [getattr(gru, name).detach().double() for name in names]
         weights.append((*parameters, None, None)[:4])
-    x = (x.transpose(0, 1) if gru.batch_first else x).double().cpu()
-    hx = x.new_zeros(len(weights), x.size(1), gru.hidden_size) if hx is None else hx.double().cpu()
+    x = (x.transpose(0, 1) if gru.batch_first else x).double()
+    hx = x.new_zeros(len(weights), x.size(1), gru.hidden_size) if hx is None else hx.double()
     output, h_n = reference.gru(
         x, hx, weights, reset_after=getattr(gru, "reset_after", True), bidirectional=gru.bidirectional
     )
-    return (output.transpose(0, 1) if gru.batch_first else output), h_n
+    return (output.transpose(0, 1) if gru.batch_first else output).cpu(), h_n.cpu()
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,16 @@ def check(device: torch.device | str) -> Iterator[Result]:
     ``device`` is a GPU, or the CPU under ``TRITON_INTERPRET=1``. torch's precision for recurrent networks is
     changed while the generator runs, and put back.
     """
-    steps = 300 if torch.device(device).type == "cuda" else 5
+    kind = torch.device(device).type
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel in KERNELS:
             for precision in PRECISIONS:
                 dtype = set_precision(precision)
-                for hidden_size in HIDDEN_SIZES:
+                for hidden_size in HIDDEN_SIZES[kind][kernel]:
                     for batch_size in (1, 17):
                         gru = GRU(40, hidden_size, num_layers=2, device=device, dtype=dtype, backend=kernel).eval()
-                        x = torch.randn(steps, batch_size, 40, device=device).to(dtype)
+                        x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
                         hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
                         yield _check_one(gru, x, hx, kernel, precision)
     finally:

@@ -1,0 +1,57 @@
+"""Calls of a kernel by name, checked against float64, with proof that it was the kernel that ran."""
+
+import contextlib
+
+import torch
+
+import triton_gru
+from triton_gru import plan
+
+from .conftest import poisoned
+from .oracle import check, exact, set_precision, torchs_own
+
+LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
+
+
+def make_input(layout, steps, batch, inputs, dtype, device):
+    """An input of the module's shape, lying in memory as ``layout`` says."""
+    first, second = (batch, steps) if layout == "batch_first" else (steps, batch)
+    if layout == "transposed":
+        return torch.randn(inputs, second, first, device=device).to(dtype).permute(2, 1, 0)
+    if layout == "every_other_feature":
+        return torch.randn(first, second, 2 * inputs, device=device).to(dtype)[..., ::2]
+    if layout == "odd_offset":
+        return torch.randn(first * second * inputs + 1, device=device).to(dtype)[1:].view(first, second, inputs)
+    return torch.randn(first, second, inputs, device=device).to(dtype)
+
+
+def make_gru(inputs, hidden, precision, device, kernel="block", **options):
+    """A GRU on a kernel by name, in a precision, which is set for torch too."""
+    dtype = set_precision(precision)
+    return triton_gru.GRU(inputs, hidden, device=device, dtype=dtype, backend=kernel, **options).eval()
+
+
+def run_checked(gru, x, hx, precision, launched):
+    """Runs the kernel on poisoned memory, asserts that it was the kernel and that it is right."""
+    before = len(launched)
+    with torch.no_grad(), poisoned():
+        output, h_n = gru(x, hx)
+    assert f"{gru.backend}_scan" in launched[before:]
+    exact_output, exact_h_n = exact(gru, x, hx)
+    torch_output, torch_h_n = torchs_own(gru, x, hx, precision)
+    check(output, torch_output, exact_output, precision)
+    check(h_n, torch_h_n, exact_h_n, precision)
+    return output, h_n
+
+
+@contextlib.contextmanager
+def configured(kernel, config):
+    """Inside, the kernel has this configuration whatever the call."""
+    heuristic = plan.HEURISTICS[kernel]
+    plan.HEURISTICS[kernel] = lambda *args: config
+    plan.choose.cache_clear()
+    try:
+        yield
+    finally:
+        plan.HEURISTICS[kernel] = heuristic
+        plan.choose.cache_clear()

@@ -1,0 +1,118 @@
+"""What the compiler makes of every configuration of ``grid`` that the heuristic can choose."""
+
+import dataclasses
+import re
+
+import pytest
+
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.config import grid_config
+from triton_gru.kernels.grid import grid_scan
+
+from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
+
+# Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
+HIDDEN_SIZES = (25, 600, 1024, 2048)
+MORE_HIDDEN_SIZES = (256, 400, 512, 1500)  # on one architecture
+BATCH_SIZES = (1, 40, 1000)
+
+
+def chosen(device, precision, hidden_size, batch_size):
+    return grid_config(hidden_size, batch_size, *PRECISIONS[precision], device)
+
+
+def cases():
+    for device in KNOWN.values():
+        for precision in ("fp16", "tf32", "fp32"):
+            for hidden_size in HIDDEN_SIZES + MORE_HIDDEN_SIZES * (device.arch == "sm_90"):
+                seen = set()
+                for batch_size in BATCH_SIZES:
+                    config = chosen(device, precision, hidden_size, batch_size)
+                    # The number of programs is not compiled in.
+                    kernel = config if isinstance(config, str) else dataclasses.replace(config, copies=0)
+                    if not isinstance(config, str) and kernel not in seen:
+                        seen.add(kernel)
+                        name = f"{device.arch}-{precision}-H{hidden_size}-B{batch_size}"
+                        yield pytest.param(device, precision, hidden_size, batch_size, id=name)
+    yield pytest.param(KNOWN["H200"], "bf16", 1024, 64, id="sm_90-bf16-H1024-B64")
+
+
+def scan_of(device, precision, hidden_size, batch_size, hx=True, **options):
+    return kernel_launches("grid", device, precision, hidden_size, batch_size, hx=hx, **options)[-1]
+
+
+@pytest.mark.parametrize("device, precision, hidden_size, batch_size", list(cases()))
+def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size, batch_size):
+    pretend(device)
+    config = chosen(device, precision, hidden_size, batch_size)
+    launch = scan_of(device, precision, hidden_size, batch_size)
+    assert launch.constants["launch_cooperative_grid"] is True
+    compiled = compile_launch(launch)
+    assert compiled.metadata.launch_cooperative_grid is True
+    found = facts(compiled)
+    itemsize = PRECISIONS[precision][0].itemsize
+    assert found.stack == 0 and found.spills == 0, found
+    assert found.shared <= config.shared_memory(itemsize) <= device.shared_memory, found
+
+    # A step reads from memory the words of the state, the gates of the step to come, and, when it has waited for
+    # long, three words more: not the weights.
+    words = config.weight_tiles(itemsize) // 3 * config.batch // 4
+    gates = 3 * -(-config.units * config.batch // (32 * config.slices))
+    assert config.tiles * words < found.loop["LDG"] <= config.tiles * (words + gates + 3), found
+    if precision == "fp32":
+        return
+    # From shared memory it reads the weights that stay there and the slices' sums: not those in registers.
+    depth = 32 if itemsize == 2 else 16
+    tile = config.units * depth * itemsize  # a warp's part
+    in_shared = config.weight_tiles(itemsize) - config.register_tiles
+    sums = 3 * config.units * max(config.batch, 32 * config.slices // config.units) * 4
+    assert found.shared_bytes_read <= config.tiles * (in_shared * tile + sums), found
+
+
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
+    """In the order of the PTX. A wait that was moved above the send it needs would be one for ever."""
+    pretend(KNOWN["H200"])
+    config = dataclasses.replace(chosen(KNOWN["H200"], precision, 256, 8), tiles=tiles, handover=handover)
+    config = dataclasses.replace(config, register_tiles=0)
+    compiled = compile_launch(scan_of(KNOWN["H200"], precision, 256, 8, config=config))
+    marks = re.findall(
+        r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+\], %)|red\S*add|atom\S*add", compiled.asm["ptx"]
+    )
+    sends = [i for i, mark in enumerate(marks) if mark != "AGAIN:"]
+    waits = [i for i, mark in enumerate(marks) if mark == "AGAIN:"]
+    assert len(waits) == tiles, marks
+    first_wait = waits[0]
+    # The initial states of all tiles, then in the loop each tile's wait and send by turns.
+    assert sum(i < first_wait for i in sends) == sum(i > first_wait for i in sends) >= tiles, marks
+    if tiles == 2:
+        assert any(waits[0] < i < waits[1] for i in sends), marks
+
+
+@pytest.mark.parametrize("isa", ["ptx", "plain"])
+@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)
+@pytest.mark.parametrize("precision", ["fp16", "tf32", "fp32"])
+@pytest.mark.parametrize("handover", ["tag", "counter"])
+def test_the_other_handovers_and_the_plain_form_compile(handover, precision, device, isa):
+    pretend(device)
+    config = dataclasses.replace(chosen(device, precision, 200, 1), handover=handover)
+    if config.register_tiles:
+        config = dataclasses.replace(config, register_tiles=config.weight_tiles(PRECISIONS[precision][0].itemsize))
+    plain = dataclasses.replace(device, isa=isa)
+    compiled = compile_launch(scan_of(plain, precision, 200, 1, config=config))
+    found = facts(compiled)
+    assert found.stack == 0 and found.spills == 0, found
+    if isa == "plain":
+        assert "ld.volatile.global" in compiled.asm["ptx"] or handover == "counter"
+
+
+@pytest.mark.parametrize("hx", [False, True])
+def test_other_lengths_and_batches_add_no_compile(hx):
+    pretend(KNOWN["H200"])
+    grid_scan.device_caches.clear()
+    for steps in (1, 2, 17):
+        for batch_size in (1, 3, 8):
+            compile_launch(scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx, steps=steps))
+    assert compiled_variants(grid_scan) == 1

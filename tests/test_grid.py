@@ -1,0 +1,111 @@
+"""The ``grid`` kernel against float64: shapes, every way its configurations cut them, every hand-over.
+
+The interpreter runs programs one after another, so there no program waits: a launch is repeated over one mailbox,
+poisoned at first, and each time one step more is right. It is the real loop, and the real way through the mailbox.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from triton_gru import scans
+from triton_gru.config import GridConfig, grid_config
+from triton_gru.device import find
+
+from .calls import LAYOUTS, configured, make_gru, make_input, run_checked
+from .oracle import PRECISIONS
+from .pairwise import pairwise
+
+# What a shape costs in the interpreter grows with its programs and the square of its steps.
+SMALL = pairwise((1, 25, 96), (1, 3, 17), (1, 2, 4), tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False))
+LARGE = [
+    (200, 17, 2, "fp16", "time_first", True, 1, True),
+    (256, 3, 2, "bf16", "batch_first", False, 2, False),
+    (256, 9, 1, "tf32", "odd_offset", True, 1, True),
+    (400, 1, 2, "tf32", "transposed", True, 1, False),
+    (400, 17, 1, "fp32", "time_first", True, 1, True),
+    (600, 3, 2, "fp16", "odd_offset", True, 1, True),
+]
+
+
+@pytest.mark.parametrize(
+    "hidden, batch, steps, precision, layout, bias, layers, with_hx",
+    SMALL + LARGE,
+    ids=[
+        f"H{h}-B{b}-T{t}-{p}-{layout}{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if hx else ''}"
+        for h, b, t, p, layout, bias, layers, hx in SMALL + LARGE
+    ],
+)
+def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
+    batch_first = layout == "batch_first"
+    gru = make_gru(7, hidden, precision, device, "grid", num_layers=layers, bias=bias, batch_first=batch_first)
+    x = make_input(layout, steps, batch, 7, PRECISIONS[precision][0], device)
+    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
+    output, _ = run_checked(gru, x, hx, precision, launched)
+    assert output.is_contiguous()
+
+
+# For 40 hidden units, two and a half programs; slices, chunks and their tails all come out odd.
+CONFIG = GridConfig(16, programs=3, batch=8, tiles=1, copies=1, slices=4, register_tiles=3)
+CONFIGS = {
+    "one after the other": CONFIG,
+    "two copies": dataclasses.replace(CONFIG, copies=2),
+    "two tiles in flight": dataclasses.replace(CONFIG, tiles=2),
+    "three tiles in flight, two copies": dataclasses.replace(CONFIG, tiles=3, copies=2),
+    "wider tiles": dataclasses.replace(CONFIG, batch=16, tiles=2),
+    "widest tiles": dataclasses.replace(CONFIG, batch=32),
+    "eight slices": dataclasses.replace(CONFIG, slices=8, register_tiles=0),
+    "one slice": dataclasses.replace(CONFIG, slices=1, register_tiles=6),
+    "32 units": dataclasses.replace(CONFIG, units=32, programs=2),
+}
+
+
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_way_to_cut_gives_the_same(name, handover, device, launched):
+    config = dataclasses.replace(CONFIGS[name], handover=handover)
+    with configured("grid", config):
+        gru = make_gru(5, 40, "fp16", device, "grid")
+        # Five tiles of eight rows, the last of them not full: groups of two or three have a tail too.
+        x, hx = torch.randn(2, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
+        assert gru.plan(x, hx).config == config
+        run_checked(gru, x, hx, "fp16", launched)
+
+
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_handover_carries_every_precision(precision, handover, device, launched):
+    with configured("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
+        gru = make_gru(5, 40, precision, device, "grid")
+        x, hx = torch.randn(3, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
+        x[0, 1, 2] = hx[0, 2, 33] = float("nan")
+        hx[0, 0, 7] = float("inf")
+        dtype = PRECISIONS[precision][0]
+        run_checked(gru, x.to(dtype), hx.to(dtype), precision, launched)
+
+
+def test_what_has_not_come_shows(monkeypatch):
+    """In the interpreter a launch by itself is wrong: all but the last program read poison at the first step."""
+    gru = make_gru(5, 40, "fp16", "cpu", "grid")
+    launches = scans.grid_launches
+    monkeypatch.setattr("triton_gru.launch.grid_launches", lambda *args: list(launches(*args))[:1])
+    with torch.no_grad():
+        output, _ = gru(torch.randn(1, 3, 5).half(), torch.randn(1, 3, 40).half())
+    assert output[..., :32].isnan().all()
+    assert output[..., 32:].isfinite().all()
+
+
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("hidden, batch", [(25, 3), (1000, 17), (2048, 64), (512, 4096)])
+def test_the_mailbox_is_bounded(hidden, batch, handover, device):
+    """... by its cap, or by the two time steps it has to hold."""
+    described = find(torch.device(device))
+    config = grid_config(hidden, batch, torch.float16, "ieee", dataclasses.replace(described, sms=132))
+    config = dataclasses.replace(config, handover=handover)
+    mailbox = scans.Mailbox(config, batch, torch.float16, torch.device("meta"), described)
+    words = mailbox.cleared(min(mailbox.longest, 10**6))
+    rows = -(-batch // (config.batch * config.tiles)) * config.tiles * config.batch
+    two_steps = 2 * rows * config.padded_hidden * config.element_bytes(2) + 1024 * rows
+    assert words.nbytes <= max(scans.MAILBOX_BYTES, two_steps)
+    assert mailbox.cleared(1) is words

@@ -1,0 +1,52 @@
+"""The ``step`` kernel against float64, and its one launch a step."""
+
+import pytest
+import torch
+
+from triton_gru.config import StepConfig
+
+from .calls import LAYOUTS, configured, make_gru, make_input, run_checked
+from .oracle import PRECISIONS
+from .pairwise import pairwise
+
+PAIRS = pairwise(
+    (1, 25, 96, 200, 256),  # hidden size
+    (1, 3, 17, 40),  # batch
+    (1, 2, 3),  # steps
+    tuple(PRECISIONS),
+    LAYOUTS,
+    (True, False),  # bias
+    (1, 2),  # layers
+    (True, False),  # initial state given
+)
+LARGE = [
+    (400, 17, 1, "tf32", "time_first", True, 1, True),
+    (600, 3, 2, "fp16", "odd_offset", True, 1, True),
+]
+
+
+@pytest.mark.parametrize(
+    "hidden, batch, steps, precision, layout, bias, layers, with_hx",
+    PAIRS + LARGE,
+    ids=[
+        f"H{h}-B{b}-T{t}-{p}-{layout}{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if hx else ''}"
+        for h, b, t, p, layout, bias, layers, hx in PAIRS + LARGE
+    ],
+)
+def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
+    batch_first = layout == "batch_first"
+    gru = make_gru(7, hidden, precision, device, "step", num_layers=layers, bias=bias, batch_first=batch_first)
+    x = make_input(layout, steps, batch, 7, PRECISIONS[precision][0], device)
+    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
+    run_checked(gru, x, hx, precision, launched)
+    assert launched == (["input_projection"] + ["step_scan"] * steps) * layers
+
+
+@pytest.mark.parametrize("units, batch", [(16, 16), (16, 64), (32, 32), (32, 64)])
+def test_every_way_to_cut_gives_the_same(units, batch, device, launched):
+    config = StepConfig(units, -(-40 // units), batch, depth=32, num_warps=4, num_stages=2)
+    with configured("step", config):
+        gru = make_gru(5, 40, "fp16", device, "step")
+        x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
+        assert gru.plan(x, hx).config == config
+        run_checked(gru, x, hx, "fp16", launched)

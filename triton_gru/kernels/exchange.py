@@ -1,0 +1,240 @@
+"""The hand-over of the hidden state between the programs of one launch, through a mailbox in memory.
+
+The mailbox is a header, then slots of rows of elements, one element a hidden unit. An element goes out as one
+store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it has
+come. Three protocols (``HANDOVER``):
+
+- ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
+  an element is missing while it is -1, as a floating-point number a NaN that `encode` never makes.
+- ``"tag"``: above every element stands the number of its step: twice the bytes, but two slots in turn are enough,
+  because a program writes step t + 2 when it has read all of step t + 1, which every other wrote when it had read
+  all of step t. Filled with 0 before the launch; steps are counted from 1.
+- ``"counter"``: two slots in turn, and one counter a tile of the batch that every program raises once a step.
+  Filled with 0.
+
+No wait is endless. A program that has waited for as long as ``watch`` says takes NaNs for what is missing, so that
+all that depends on it becomes NaN, sets the launch's abort word, so that no other wait is as long, and a word in
+the host's memory (triton_gru/watchdog.py).
+
+Waits have a form in PTX, per thread, and one in plain Triton, per program, for NVIDIA GPUs both. In the
+interpreter programs run one after another and do not wait: there a launch is repeated until all has come.
+"""
+
+import triton
+import triton.language as tl
+
+from . import isa
+
+# The header, in units of 64 bits: the abort word, then a counter for each tile of the batch, each in a line of 128
+# bytes of its own.
+LINE = tl.constexpr(16)
+
+
+@triton.constexpr_function
+def element_bits(dtype, handover):
+    """Bits of an element in the mailbox."""
+    return dtype.primitive_bitwidth * (2 if handover == "tag" else 1)
+
+
+@triton.jit
+def parts(mailbox, tiles, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """The counters, LINE words apart, and the elements of a mailbox for so many tiles of the batch."""
+    bits: tl.constexpr = element_bits(DTYPE, HANDOVER)
+    element: tl.constexpr = tl.int16 if bits == 16 else tl.int32 if bits == 32 else tl.int64
+    return mailbox + LINE, (mailbox + (1 + tiles) * LINE).to(tl.pointer_type(element))
+
+
+@triton.jit
+def send(
+    element,
+    x,
+    step,
+    counter,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """Sends fp32 ``x`` of a step, all that this program has of it, to the elements at ``element``."""
+    bits = _encode(x, DTYPE, PRECISION, ISA)
+    if HANDOVER == "tag":
+        if DTYPE == tl.float32:
+            bits = (bits.to(tl.int64) & 0xFFFFFFFF) | (tl.full((), step, tl.int64) << 32)
+        else:
+            bits = (bits.to(tl.int32) & 0xFFFF) | (step << 16)
+    isa.send(element, bits, ISA)
+    if HANDOVER == "counter":
+        tl.debug_barrier()  # the program's stores come before the one thread's release
+        tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 1, sem="release")
+
+
+@triton.jit
+def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    """fp32 ``x`` as the bits of a product's operand, with one NaN for all."""
+    if PRECISION == "tf32":
+        value = isa.round_to_tf32(x, ISA)
+    else:
+        value = isa.cast(x, DTYPE, ISA)
+    if DTYPE == tl.float32:
+        return tl.where(x == x, value.to(tl.int32, bitcast=True), 0x7FFFFFFF)
+    else:
+        return tl.where(x == x, value.to(tl.int16, bitcast=True), 0x7FFF).to(tl.int16)
+
+
+@triton.jit
+def receive(
+    pointer,
+    tail,
+    step,
+    counter,
+    target,
+    abort,
+    watch,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    PACK: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """A tuple of ``COUNT`` tensors of words: those at ``pointer``, ``pointer + STRIDE``..., when all have come.
+
+    The last of them are those at ``tail`` if ``HAS_TAIL``. Words are of ``step``, and ``counter`` reaches ``target``
+    when they have come. A thread has ``PACK`` words of each tensor.
+    """
+    NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
+    if ISA != "ptx":
+        return _receive_plain(
+            pointer, tail, step, counter, target, abort, watch, NAN, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA
+        )
+    elif HANDOVER == "counter":
+        zero, gave_up = isa.wait_counter(counter, target, abort, watch)
+        return _unless(gave_up, _load(pointer + zero, tail + zero, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
+    else:
+        KIND: tl.constexpr = HANDOVER + "32" if DTYPE == tl.float32 else HANDOVER + "16"
+        if KIND == "tag16":
+            step = step << 16
+        return isa.wait_words(pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK)
+
+
+@triton.jit
+def _load(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, ISA: tl.constexpr):
+    words = ()
+    for i in tl.static_range(COUNT):
+        if HAS_TAIL and i == COUNT - 1:
+            words = words + (isa.load_words(tail, ISA),)
+        else:
+            words = words + (isa.load_words(pointer + i * STRIDE, ISA),)
+    return words
+
+
+@triton.jit
+def _unless(condition, words, NAN: tl.constexpr, COUNT: tl.constexpr):
+    kept = ()
+    for i in tl.static_range(COUNT):
+        kept = kept + (tl.where(condition != 0, NAN, words[i]),)
+    return kept
+
+
+@triton.jit
+def _receive_plain(
+    pointer,
+    tail,
+    step,
+    counter,
+    target,
+    abort,
+    watch,
+    NAN: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    gave_up = 0
+    if ISA != "interpreter":
+        start = isa.nanoseconds()
+        # The loops carry a scalar: with the reduction in the condition itself, Triton 3.6 fails in a layout pass.
+        if HANDOVER == "counter":
+            missing = (tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 0, sem="acquire") < target).to(tl.int32)
+            while missing != 0:
+                gave_up = _give_up(start, abort, watch)
+                missing = (
+                    (tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 0, sem="acquire") < target) & (gave_up == 0)
+                ).to(tl.int32)
+        else:
+            missing = _missing(pointer, tail, step, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA)
+            while missing != 0:
+                gave_up = _give_up(start, abort, watch)
+                missing = _missing(pointer, tail, step, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA)
+                missing = tl.where(gave_up != 0, 0, missing)
+    return _unless(gave_up, _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
+
+
+@triton.jit
+def _missing(
+    pointer,
+    tail,
+    step,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """1 if any of the words has not come."""
+    words = _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
+    missing = 0
+    for i in tl.static_range(COUNT):
+        for part in tl.static_range(64 // element_bits(DTYPE, HANDOVER)):
+            if HANDOVER == "tag":
+                if DTYPE == tl.float32:
+                    wrong = (words[i] >> 32).to(tl.int32) != step
+                else:
+                    wrong = (words[i] >> (32 * part)).to(tl.int32) >> 16 != step
+            elif DTYPE == tl.float32:
+                wrong = (words[i] >> (32 * part)).to(tl.int32) == -1
+            else:
+                wrong = (words[i] >> (16 * part)).to(tl.int16) == -1
+            missing = missing | tl.max(tl.ravel(wrong.to(tl.int32)))
+    return missing
+
+
+@triton.jit
+def _give_up(start, abort, watch):
+    """1 if this or another program of the launch has waited for too long."""
+    gave_up = (tl.load(abort.to(tl.pointer_type(tl.int32)), volatile=True) == 1).to(tl.int32)
+    if (gave_up == 0) & (isa.nanoseconds() - start > tl.load(watch)):
+        tl.store(abort.to(tl.pointer_type(tl.int32)), 1)
+        isa.tell_host(tl.load(watch + 1))
+        gave_up = 1
+    return gave_up
+
+
+@triton.jit
+def values(word, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order they lie in."""
+    S: tl.constexpr = word.shape[0]
+    L: tl.constexpr = word.shape[1]
+    N: tl.constexpr = word.shape[2]
+    if DTYPE == tl.float32:
+        first = word.to(tl.int32).to(tl.float32, bitcast=True)
+        if HANDOVER == "tag":
+            return first
+        else:
+            second = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+            return tl.reshape(tl.permute(tl.join(first, second), (0, 1, 3, 2)), (S, 2 * L, N))
+    else:
+        first = word.to(tl.int16).to(DTYPE, bitcast=True)
+        third = (word >> 32).to(tl.int16).to(DTYPE, bitcast=True)
+        if HANDOVER == "tag":
+            return tl.reshape(tl.permute(tl.join(first, third), (0, 1, 3, 2)), (S, 2 * L, N))
+        else:
+            second = (word >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+            fourth = (word >> 48).to(tl.int16).to(DTYPE, bitcast=True)
+            four = tl.join(tl.join(first, third), tl.join(second, fourth))
+            return tl.reshape(tl.permute(four, (0, 1, 3, 4, 2)), (S, 4 * L, N))

@@ -1,0 +1,245 @@
+"""The ``grid`` scan: hidden units split over the whole chip, the weights on chip, the state handed over in the L2.
+
+A program owns a few hidden units, for all three gates, and works on a few tiles of the batch at a time. Every step
+it needs the whole state of a tile, which the programs of the other units hand it through a mailbox (see exchange);
+so all programs of a launch have to be on the chip at once, which a cooperative launch guarantees.
+
+Units are rows and batch rows are columns, as in ``block``. Each warp has a slice of the sum over all units: it
+waits for its own slice of the state alone and reads it straight into the layout of the matrix unit's right operand;
+its slice of ``W_hh`` stays in registers as the left operand, or in shared memory. The slices' sums meet in shared
+memory once a step.
+"""
+
+import triton
+import triton.language as tl
+
+from . import exchange, isa
+
+
+@triton.jit(
+    do_not_specialize=[
+        "steps", "slots", "out_start", "first", "last", "layer", "batch", "out_t", "out_b", "hx_l", "hx_b",
+    ]
+)  # fmt: skip
+def grid_scan(
+    gi,  # [steps, batch tiles, 3, BATCH, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
+    w_hh,  # [3 * H, H]
+    b_hh,  # [3 * H]; only b_hn is read
+    hx,  # [layers, batch, H] through strides; the state before the first step
+    carry_in,  # fp32 [layers, batch, H]: the state an earlier launch left
+    carry_out,  # fp32 [layers, batch, H]: the state for a later launch
+    out,  # [time, batch, H] through strides
+    h_n,  # [layers, batch, H]
+    mailbox,  # int64, see exchange; a slot is [groups * TILES, BATCH, PROGRAMS * UNITS]
+    watch,  # int64 [2], see exchange
+    steps,
+    slots,  # of the mailbox
+    out_start,  # the first step's index in out
+    first,  # 1: the state comes from hx, 0: from carry_in
+    last,  # 1: the state goes to h_n, 0: to carry_out
+    layer,
+    batch,
+    out_t,
+    out_b,
+    hx_l,
+    hx_b,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,  # hidden units of a program
+    BATCH: tl.constexpr,  # batch rows of a tile
+    TILES: tl.constexpr,  # tiles of the batch that are in flight in a program
+    SLICES: tl.constexpr,  # of the sum over units, one a warp
+    REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
+    HANDOVER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_HX: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
+    ROW: tl.constexpr = PROGRAMS * UNITS
+    DEPTH: tl.constexpr = 32 if _word(DTYPE, HANDOVER) == 4 else 16  # of a slice of a chunk: the matrix unit's
+    CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
+
+    first_unit = tl.program_id(0) % PROGRAMS * UNITS
+    w = ()
+    for i in tl.static_range(3 * CHUNKS):
+        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH)
+        w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
+    unit = tl.arange(0, UNITS)[:, None]
+    b = tl.arange(0, BATCH)[None, :]
+    unit_live = first_unit + unit < H
+    b_n = tl.zeros((UNITS, BATCH), tl.float32)
+    if HAS_BIAS:
+        b_n += tl.load(b_hh + 2 * H + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
+
+    tiles = tl.cdiv(batch, BATCH)
+    groups = tl.cdiv(tiles, TILES)
+    counters, elements = exchange.parts(mailbox, groups * TILES, DTYPE, HANDOVER)
+    # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
+    TILE: tl.constexpr = BATCH * ROW
+    slot_size = groups * TILES * TILE
+    in_tile = b * ROW + unit
+    in_state = b * H + unit
+    in_out = b.to(tl.int64) * out_b + unit
+    gi += first_unit
+    out += out_start.to(tl.int64) * out_t + first_unit
+    hx += layer.to(tl.int64) * hx_l + first_unit
+    state = layer.to(tl.int64) * batch * H + first_unit
+    for group in tl.range(tl.program_id(0) // PROGRAMS, groups, tl.num_programs(0) // PROGRAMS):
+        first_tile = group * TILES
+        h = ()
+        gates = ()
+        for i in tl.static_range(TILES):
+            first_row = (first_tile + i) * BATCH
+            live = unit_live & (first_row + b < batch)
+            at = state + first_row.to(tl.int64) * H
+            h_i = tl.load(carry_in + at + in_state, mask=live & (first == 0), other=0.0)
+            if HAS_HX:
+                at = first_row.to(tl.int64) * hx_b
+                h_i += tl.load(hx + at + b.to(tl.int64) * hx_b + unit, mask=live & (first != 0), other=0.0).to(
+                    tl.float32
+                )
+            h = h + (h_i,)
+            exchange.send(
+                elements + (first_tile + i) * TILE + first_unit + in_tile,
+                h_i, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
+            )  # fmt: skip
+            # The last tile stands in for tiles beyond the batch.
+            tile = tl.minimum(first_tile + i, tiles - 1)
+            gates = gates + _load_gates(gi + tile.to(tl.int64) * (3 * TILE) + in_tile, TILE)
+        slot = 0
+        for t in tl.range(0, steps):
+            now = gates
+            gates = ()
+            new = ()
+            ahead = tl.minimum(t + 1, steps - 1).to(tl.int64) * tiles
+            next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+            for i in tl.static_range(TILES):
+                tile = tl.minimum(first_tile + i, tiles - 1)
+                gates = gates + _load_gates(gi + (ahead + tile) * (3 * TILE) + in_tile, TILE)
+            for i in tl.static_range(TILES):
+                box = elements + (first_tile + i) * TILE
+                counter = counters + (first_tile + i) * exchange.LINE
+                r, z, n = _products(
+                    w, box + slot * slot_size, t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
+                    UNITS, BATCH, ROW, SLICES, DEPTH, DTYPE, HANDOVER, PRECISION, ISA,
+                )  # fmt: skip
+                h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
+                if ROW != H:
+                    # Units beyond H stay zero: an infinite state would make NaN of their zero weights.
+                    h_i = tl.where(unit_live, h_i, 0.0)
+                exchange.send(
+                    box + next_slot * slot_size + first_unit + in_tile,
+                    h_i, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                )  # fmt: skip
+                first_row = (first_tile + i) * BATCH
+                at = t.to(tl.int64) * out_t + first_row.to(tl.int64) * out_b
+                live = unit_live & (first_row + b < batch)
+                isa.store(out + at + in_out, isa.cast(h_i, DTYPE, ISA), live, ISA)
+                new = new + (h_i,)
+            h = new
+            slot = next_slot
+
+        for i in tl.static_range(TILES):
+            first_row = (first_tile + i) * BATCH
+            live = unit_live & (first_row + b < batch)
+            at = state + first_row.to(tl.int64) * H
+            tl.store(carry_out + at + in_state, h[i], mask=live & (last == 0))
+            tl.store(h_n + at + in_state, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
+
+
+@triton.constexpr_function
+def _word(dtype, handover):
+    """Elements of a 64-bit word."""
+    return 64 // exchange.element_bits(dtype, handover)
+
+
+@triton.jit
+def _load_tile(
+    w_hh,
+    gate: tl.constexpr,
+    first_unit,
+    chunk: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of the state's words; else zero."""
+    unit = first_unit + tl.arange(0, UNITS)[None, :, None]
+    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + tl.arange(0, DEPTH)[None, None, :]
+    address = w_hh + (gate * H + unit) * H + k
+    if H % UNITS == 0 and (chunk + 1) * SLICES * DEPTH <= H:
+        return tl.load(address)
+    else:
+        return tl.load(address, mask=(unit < H) & (k < H), other=0.0)
+
+
+@triton.jit
+def _load_gates(gi, GATE: tl.constexpr):
+    return tl.load(gi), tl.load(gi + GATE), tl.load(gi + 2 * GATE)
+
+
+@triton.jit
+def _products(
+    w,
+    box,
+    step,
+    counter,
+    target,
+    abort,
+    watch,
+    UNITS: tl.constexpr,
+    BATCH: tl.constexpr,
+    ROW: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of the state that arrives at ``box`` in the course of a step."""
+    WORD: tl.constexpr = _word(DTYPE, HANDOVER)
+    WORDS: tl.constexpr = ROW // WORD
+    CHUNK: tl.constexpr = SLICES * (DEPTH // WORD)
+    CHUNKS: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
+    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
+    word = tl.arange(0, SLICES)[:, None, None] * (DEPTH // WORD) + tl.arange(0, DEPTH // WORD)[None, :, None]
+    row = box.to(tl.pointer_type(tl.int64)) + tl.arange(0, BATCH)[None, None, :] * WORDS
+    in_tail = (CHUNKS - 1) * CHUNK + word
+    x = exchange.receive(
+        row + word, row + tl.minimum(in_tail, WORDS - 1),
+        step, counter, target, abort, watch,
+        DTYPE, HANDOVER, CHUNKS, CHUNK, HAS_TAIL, DEPTH // WORD * BATCH // 32, ISA,
+    )  # fmt: skip
+    zero = tl.zeros((SLICES, UNITS, BATCH), tl.float32)
+    r, z, n = zero, zero, zero
+    for c in tl.static_range(CHUNKS):
+        words = x[c]
+        if HAS_TAIL and c == CHUNKS - 1:
+            words = tl.where(in_tail < WORDS, words, 0)
+        value = exchange.values(words, DTYPE, HANDOVER)
+        r = isa.matmul(w[3 * c], value, r, PRECISION, ISA)
+        z = isa.matmul(w[3 * c + 1], value, z, PRECISION, ISA)
+        n = isa.matmul(w[3 * c + 2], value, n, PRECISION, ISA)
+    # r and z go together: half the barriers.
+    both = tl.reshape(tl.permute(tl.join(r, z), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
+    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
+    r, z = tl.split(tl.permute(both, (1, 2, 0)))
+    return r, z, _sum_of_slices(n, SLICES, UNITS, BATCH)
+
+
+@triton.jit
+def _sum_of_slices(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """[SLICES, M, N] as [M, N]: each warp's part, in one trip through shared memory.
+
+    A split wants both halves in one thread, so the first one moves all slices there. tl.sum would add across threads
+    by shuffles and go through shared memory twice.
+    """
+    x = tl.permute(x, (1, 2, 0))
+    for i in tl.static_range(SLICES.bit_length() - 1):
+        a, b = tl.split(tl.reshape(x, (M, N, SLICES >> (i + 1), 2)))
+        x = a + b
+    return tl.reshape(x, (M, N))
