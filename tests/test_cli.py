@@ -83,7 +83,7 @@ def test_explain_from_a_shell():
 
 def test_check_finds_all_right(device, launched, monkeypatch):
     if device == "cpu":  # the interpreter takes a minute for all sizes
-        monkeypatch.setitem(accuracy.HIDDEN_SIZES, "cpu", dict.fromkeys(KERNELS, (1, 25)))
+        monkeypatch.setitem(accuracy.HIDDEN_SIZES, "cpu", dict.fromkeys(KERNELS, (25,)))
     results = list(check(device))
     assert {result.precision for result in results} == set(accuracy.PRECISIONS)
     checked = [result for result in results if not result.status.startswith("not served")]
@@ -104,12 +104,12 @@ def test_check_finds_a_wrong_kernel(planted, device, monkeypatch, capsys):
         return output, h_n
 
     monkeypatch.setattr(triton_gru.launch, "run", run_wrong)
-    sizes = {"block": (16, 25), "grid": (16,), "step": (25,)}
+    sizes = {"block": (16, 25), "grid": (), "step": ()}
     monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"cpu": sizes, "cuda": sizes})
     before = torch.backends.cudnn.rnn.fp32_precision
     assert cli.main(["check"]) == 1
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == "16 wrong"
-    assert sum("WRONG" in line for line in printed) == 16
+    assert printed[-1] == "8 wrong"
+    assert sum("WRONG" in line for line in printed) == 8
     assert all("H=25 " in line for line in printed if "WRONG" in line)
     assert torch.backends.cudnn.rnn.fp32_precision == before

@@ -34,7 +34,7 @@ def test_full_sizes(precision, hidden, batch, launched):
     x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     if isinstance(block_config(hidden, batch, *PRECISIONS[precision], find(x.device)), str):
         gru.backend = "auto"  # the largest sizes: how large, the compile tests say
-        assert gru.plan(x).kernel == "torch"
+        assert gru.plan(x).kernel != "block"
         return
     run_checked(gru, x, None, precision, launched)
 

@@ -127,3 +127,48 @@ def test_store_writes_what_the_mask_lets_through(dtype, device):
         _store_some[(1,)](x, y, N=256, ISA=form)
         assert torch.equal(y[wanted], x[wanted])
         assert y[~wanted].isnan().all()
+
+
+def run_ptx(text: str, registers: dict[str, int]) -> dict[str, int]:
+    """What straight-line PTX on 32-bit registers leaves in them. For checking assembly without a GPU."""
+    registers = dict(registers)
+    compute = {
+        "sub.u32": lambda a, b: a - b,
+        "and.b32": lambda a, b: a & b,
+        "or.b32": lambda a, b: a | b,
+        "xor.b32": lambda a, b: a ^ b,
+        "max.u32": max,
+        "setp.ne.u32": lambda a, b: int(a != b),
+        "setp.eq.u32": lambda a, b: int(a == b),
+        "setp.gt.u32": lambda a, b: int(a > b),
+    }
+    for instruction in filter(None, map(str.strip, text.split(";"))):
+        name, result, *operands = instruction.replace(",", "").split()
+        values = [registers[o] if o in registers else int(o, 0) for o in operands]
+        registers[result] = compute[name](*values) & 0xFFFFFFFF
+    return registers
+
+
+@pytest.mark.parametrize("kind", ["flag16", "flag32", "tag16", "tag32"])
+def test_the_ptx_that_tells_what_has_not_come(kind):
+    """On words that are nearly missing, in every combination, against what missing means."""
+    add, conclude = isa._MISSING[kind]
+    edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
+    halves = [upper << 16 | lower for upper in edges for lower in edges]
+    tag = {"tag16": 5 << 16, "tag32": 5}.get(kind, 0)
+    for low in halves:
+        for high in halves:
+            parts = [low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16]
+            missing = {
+                "flag16": 0xFFFF in parts,
+                "flag32": 0xFFFFFFFF in (low, high),
+                "tag16": parts[1] != 5 or parts[3] != 5,
+                "tag32": high != 5,
+            }[kind]
+            # Beside a word that has come, before it and after it.
+            come = {"tag16": 5 << 16, "tag32": 5}.get(kind, 0)
+            for words in ([(low, high)], [(come, come), (low, high)], [(low, high), (come, come)]):
+                registers = {"seen": 0, "tag": tag}
+                for a, b in words:
+                    registers = run_ptx(add.format(tag="tag"), registers | {"a": a, "b": b})
+                assert run_ptx(conclude, registers)["missing"] == missing, (hex(low), hex(high))

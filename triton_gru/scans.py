@@ -146,8 +146,8 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
         (config.programs * config.copies,),
         (
             *scan.tensors, mailbox.cleared(scan.steps), watchdog.of(scan.gi.device).watch,
-            scan.steps, mailbox.slots(scan.steps), scan.out_start, int(scan.first), int(scan.last), scan.layer,
-            scan.batch, scan.out_t, scan.out_b, *scan.hx_strides,
+            scan.steps, mailbox.slots(scan.steps), config.copies, scan.out_start, int(scan.first), int(scan.last),
+            scan.layer, scan.batch, scan.out_t, scan.out_b, *scan.hx_strides,
         ),
         shared | scan.constants | {
             "UNITS": config.units,

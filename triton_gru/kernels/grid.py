@@ -18,7 +18,7 @@ from . import exchange, isa
 
 @triton.jit(
     do_not_specialize=[
-        "steps", "slots", "out_start", "first", "last", "layer", "batch", "out_t", "out_b", "hx_l", "hx_b",
+        "steps", "slots", "copies", "out_start", "first", "last", "layer", "batch", "out_t", "out_b", "hx_l", "hx_b",
     ]
 )  # fmt: skip
 def grid_scan(
@@ -34,6 +34,7 @@ def grid_scan(
     watch,  # int64 [2], see exchange
     steps,
     slots,  # of the mailbox
+    copies,  # how many times over the PROGRAMS are launched
     out_start,  # the first step's index in out
     first,  # 1: the state comes from hx, 0: from carry_in
     last,  # 1: the state goes to h_n, 0: to carry_out
@@ -78,7 +79,7 @@ def grid_scan(
     counters, elements = exchange.parts(mailbox, groups * TILES, DTYPE, HANDOVER)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
     TILE: tl.constexpr = BATCH * ROW
-    slot_size = groups * TILES * TILE
+    slot_size = tl.cast(groups, tl.int64) * (TILES * TILE)
     in_tile = b * ROW + unit
     in_state = b * H + unit
     in_out = b.to(tl.int64) * out_b + unit
@@ -86,28 +87,26 @@ def grid_scan(
     out += out_start.to(tl.int64) * out_t + first_unit
     hx += layer.to(tl.int64) * hx_l + first_unit
     state = layer.to(tl.int64) * batch * H + first_unit
-    for group in tl.range(tl.program_id(0) // PROGRAMS, groups, tl.num_programs(0) // PROGRAMS):
+    for group in tl.range(tl.program_id(0) // PROGRAMS, groups, copies):
         first_tile = group * TILES
         h = ()
         gates = ()
         for i in tl.static_range(TILES):
             first_row = (first_tile + i) * BATCH
             live = unit_live & (first_row + b < batch)
-            at = state + first_row.to(tl.int64) * H
-            h_i = tl.load(carry_in + at + in_state, mask=live & (first == 0), other=0.0)
+            from_carry = carry_in + state + tl.cast(first_row, tl.int64) * H
+            h_i = tl.load(from_carry + in_state, mask=live & (first == 0), other=0.0)
             if HAS_HX:
-                at = first_row.to(tl.int64) * hx_b
-                h_i += tl.load(hx + at + b.to(tl.int64) * hx_b + unit, mask=live & (first != 0), other=0.0).to(
-                    tl.float32
-                )
+                from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + b.to(tl.int64) * hx_b
+                h_i += tl.load(from_hx + unit, mask=live & (first != 0), other=0.0).to(tl.float32)
             h = h + (h_i,)
             exchange.send(
-                elements + (first_tile + i) * TILE + first_unit + in_tile,
+                elements + tl.cast(first_tile + i, tl.int64) * TILE + first_unit + in_tile,
                 h_i, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
             )  # fmt: skip
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
-            gates = gates + _load_gates(gi + tile.to(tl.int64) * (3 * TILE) + in_tile, TILE)
+            gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile, TILE)
         slot = 0
         for t in tl.range(0, steps):
             now = gates
@@ -119,7 +118,7 @@ def grid_scan(
                 tile = tl.minimum(first_tile + i, tiles - 1)
                 gates = gates + _load_gates(gi + (ahead + tile) * (3 * TILE) + in_tile, TILE)
             for i in tl.static_range(TILES):
-                box = elements + (first_tile + i) * TILE
+                box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 counter = counters + (first_tile + i) * exchange.LINE
                 r, z, n = _products(
                     w, box + slot * slot_size, t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
@@ -134,9 +133,9 @@ def grid_scan(
                     h_i, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 first_row = (first_tile + i) * BATCH
-                at = t.to(tl.int64) * out_t + first_row.to(tl.int64) * out_b
+                in_time = tl.cast(t, tl.int64) * out_t + tl.cast(first_row, tl.int64) * out_b
                 live = unit_live & (first_row + b < batch)
-                isa.store(out + at + in_out, isa.cast(h_i, DTYPE, ISA), live, ISA)
+                isa.store(out + in_time + in_out, isa.cast(h_i, DTYPE, ISA), live, ISA)
                 new = new + (h_i,)
             h = new
             slot = next_slot
@@ -144,7 +143,7 @@ def grid_scan(
         for i in tl.static_range(TILES):
             first_row = (first_tile + i) * BATCH
             live = unit_live & (first_row + b < batch)
-            at = state + first_row.to(tl.int64) * H
+            at = state + tl.cast(first_row, tl.int64) * H
             tl.store(carry_out + at + in_state, h[i], mask=live & (last == 0))
             tl.store(h_n + at + in_state, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
 

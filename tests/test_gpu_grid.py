@@ -1,0 +1,257 @@
+"""What only a GPU can show of ``grid``: programs that really wait, full sizes, failures, streams, graphs, payloads."""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import launch, scans, watchdog
+from triton_gru.config import grid_config
+from triton_gru.device import find
+
+from .calls import configured, make_gru, run_checked
+from .conftest import poisoned
+from .oracle import PRECISIONS
+from .test_gpu import no_synchronisation
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("hidden", [256, 400, 512, 600, 1024, 2048])
+@pytest.mark.parametrize("batch", [1, 17, 64, 300])
+def test_full_sizes(precision, hidden, batch, launched):
+    gru = make_gru(40, hidden, precision, "cuda", "grid")
+    x = torch.randn(512, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
+    hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
+    refusal = grid_config(hidden, batch, *PRECISIONS[precision], find(x.device))
+    if isinstance(refusal, str):  # how large is served, the compile tests say
+        assert "too large" in refusal
+        return
+    run_checked(gru, x, hx, precision, launched)
+
+
+@pytest.mark.parametrize("form", ["ptx", "plain"])
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_every_handover_in_both_forms(precision, handover, form, tiles, launched, monkeypatch):
+    here = find(torch.device("cuda"))
+    monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
+    config = grid_config(200, 33, *PRECISIONS[precision], here)
+    config = dataclasses.replace(config, handover=handover, tiles=tiles, register_tiles=0)
+    with configured("grid", config):
+        gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2)
+        run_checked(gru, torch.randn(70, 33, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Launches give up after 0.3 seconds, and what they say is not left to other tests."""
+    torch.cuda.synchronize()
+    before = dict(watchdog._watchdogs)
+    monkeypatch.setenv("TRITON_GRU_TIMEOUT", "0.3")
+    watchdog._watchdogs.clear()
+    yield
+    torch.cuda.synchronize()
+    watchdog._watchdogs.clear()
+    watchdog._watchdogs.update(before)
+
+
+def one_program_too_few(*args):
+    for each in scans.grid_launches(*args):
+        yield each._replace(grid=(each.grid[0] - 1,))
+
+
+@pytest.mark.parametrize("form", ["ptx", "plain"])
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, form, impatient, monkeypatch):
+    here = find(torch.device("cuda"))
+    monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
+    config = dataclasses.replace(grid_config(512, 4, *PRECISIONS[precision], here), handover=handover, register_tiles=0)
+    with configured("grid", config), torch.no_grad(), poisoned():
+        gru = make_gru(16, 512, precision, "cuda", "grid")
+        x = torch.randn(100, 4, 16, device="cuda").to(gru.weight_hh_l0.dtype)
+        right, _ = gru(x)
+        torch.cuda.synchronize()
+        with monkeypatch.context() as planted:
+            planted.setattr(launch, "grid_launches", one_program_too_few)
+            start = time.monotonic()
+            output, h_n = gru(x)
+            torch.cuda.synchronize()
+            assert 0.2 < time.monotonic() - start < 5
+        assert output.isnan().all()
+        assert h_n.isnan().all()
+        with pytest.raises(RuntimeError, match="gave up: for 0.3 s"):
+            gru(x)
+        assert torch.equal(gru(x)[0], right)
+        torch.cuda.synchronize()
+        triton_gru.check()
+
+
+def test_an_oversized_grid_fails_at_launch(monkeypatch):
+    gru = make_gru(16, 512, "fp16", "cuda", "grid")
+    x = torch.randn(10, 4, 16, device="cuda").half()
+
+    def a_hundred_times_over(*args):
+        for each in scans.grid_launches(*args):
+            yield each._replace(grid=(each.grid[0] * 100,))
+
+    with torch.no_grad():
+        right, _ = gru(x)
+        with monkeypatch.context() as planted:
+            planted.setattr(launch, "grid_launches", a_hundred_times_over)
+            with pytest.raises(RuntimeError, match="cooperative"):
+                gru(x)
+        assert torch.equal(gru(x)[0], right)
+
+
+@pytest.mark.parametrize("hidden, batch", [(512, 4), (1024, 32), (2048, 8)])
+def test_two_streams_at_once(hidden, batch):
+    """Launches that together exceed the chip take turns; neither waits for the other's programs."""
+    gru = make_gru(64, hidden, "fp16", "cuda", "grid")
+    inputs = [torch.randn(200, batch, 64, device="cuda").half() for _ in range(2)]
+    with torch.no_grad():
+        expected = [gru(x)[0] for x in inputs]
+        streams = [torch.cuda.Stream() for _ in inputs]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            results = []
+            for stream, x in zip(streams, inputs):
+                with torch.cuda.stream(stream):
+                    results.append(gru(x)[0])
+            torch.cuda.synchronize()
+            assert all(torch.equal(a, b) for a, b in zip(results, expected))
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+def test_ten_thousand_replays_see_new_inputs(handover):
+    config = grid_config(512, 12, torch.float16, "ieee", find(torch.device("cuda")))
+    with configured("grid", dataclasses.replace(config, handover=handover)), torch.no_grad():
+        gru = make_gru(16, 512, "fp16", "cuda", "grid", num_layers=2)
+        inputs = torch.randn(7, 20, 12, 16, device="cuda").half()
+        expected = [gru(x)[0] for x in inputs]
+        x = inputs[0].clone()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, _ = gru(x)
+        wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+        for i in range(10_000):
+            x.copy_(inputs[i % 7])
+            graph.replay()
+            wrong += (output != expected[i % 7]).any()
+        assert wrong.item() == 0
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("where", ["hx", "x"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nan_of_every_payload_stays_in_its_row(where, precision, launched):
+    gru = make_gru(16, 256, precision, "cuda", "grid")
+    dtype = gru.weight_hh_l0.dtype
+    bits = 8 * dtype.itemsize
+    integer = {16: torch.int16, 32: torch.int32}[bits]
+    patterns = torch.arange(1 << 16, device="cuda") << (bits - 16)
+    patterns = torch.cat([patterns, patterns + 1, patterns + (1 << (bits - 16)) - 1]).unique()
+    patterns = torch.where(patterns >= 1 << (bits - 1), patterns - (1 << bits), patterns).to(integer)
+    payloads = patterns[patterns.view(dtype).isnan()]
+    batch = 2 * len(payloads)  # every other row is clean
+    x = torch.randn(3, batch, 16, device="cuda").to(dtype)
+    hx = torch.randn(1, batch, 256, device="cuda").to(dtype)
+    planted = hx[0, ::2] if where == "hx" else x[1, ::2]
+    unit = torch.arange(len(payloads), device="cuda") % planted.size(1)
+    planted.view(integer)[torch.arange(len(payloads), device="cuda"), unit] = payloads
+    output, _ = run_checked(gru, x, hx, precision, launched)
+    assert output[1 if where == "x" else 0 :, ::2].isnan().all()
+    assert output[:, 1::2].isfinite().all()
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("payload", [-1, 0x7FFF, -0x3F])
+def test_nan_weights(precision, payload, launched):
+    """An element of -1 stands for what has not come: a weight of that pattern must not make one."""
+    gru = make_gru(16, 256, precision, "cuda", "grid")
+    dtype = gru.weight_hh_l0.dtype
+    pattern = payload if dtype.itemsize == 2 else (payload << 16) | 0xFFFF
+    with torch.no_grad():
+        for weight in (gru.weight_hh_l0, gru.weight_ih_l0, gru.bias_hh_l0):
+            weight.view({2: torch.int16, 4: torch.int32}[dtype.itemsize])[77] = pattern
+    x = torch.randn(20, 5, 16, device="cuda").to(dtype)
+    output, _ = run_checked(gru, x, None, precision, launched)
+    assert output[..., 77].isnan().all()
+    torch.cuda.synchronize()
+    triton_gru.check()
+
+
+def test_nothing_synchronises(launched):
+    gru = make_gru(64, 512, "fp16", "cuda", "grid", num_layers=2)
+    x = torch.randn(50, 4, 64, device="cuda").half()
+    gru(x)
+    with no_synchronisation():
+        gru(x)
+        gru(x, torch.zeros(2, 4, 512, device="cuda").half())
+    assert launched.count("grid_scan") == 6
+
+
+def test_memory_is_bounded_and_released():
+    gru = make_gru(64, 512, "fp16", "cuda", "grid", num_layers=3)
+    x = torch.randn(20_000, 16, 64, device="cuda").half()
+    with torch.no_grad():
+        gru(x[:10])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output, h_n = gru(x)
+        torch.cuda.synchronize()
+        kept = torch.cuda.memory_allocated() - before
+        extra = torch.cuda.max_memory_allocated() - before - kept
+    slack = 4 << 20  # the allocator's rounding
+    assert kept <= output.nbytes + h_n.nbytes + slack
+    assert extra <= launch.WORKSPACE_BYTES + scans.MAILBOX_BYTES + slack
+
+
+@pytest.mark.parametrize("kernel", ["grid", "step"])
+def test_results_do_not_depend_on_the_chunks_at_full_size(kernel, monkeypatch):
+    gru = make_gru(64, 600, "fp16", "cuda", kernel, num_layers=2)
+    x = torch.randn(300, 20, 64, device="cuda").half()
+    with torch.no_grad():
+        whole, whole_h_n = gru(x)
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 3 << 20)
+        cut, cut_h_n = gru(x)
+    assert torch.equal(whole, cut)
+    assert torch.equal(whole_h_n, cut_h_n)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_offsets_beyond_32_bits(batch_first):
+    """Outputs of 2.1e9 numbers: the last steps agree with a run that starts a little before them."""
+    gru = make_gru(2, 256, "fp16", "cuda", "grid", batch_first=batch_first)
+    steps = (1 << 17) + 100
+    shape = (64, steps, 2) if batch_first else (steps, 64, 2)
+    x = torch.randn(shape, device="cuda").half()
+    time_axis = 1 if batch_first else 0
+    with torch.no_grad():
+        output, h_n = gru(x)
+        assert output.numel() > 2**31
+        tail, tail_h_n = gru(x.narrow(time_axis, steps - 400, 400))
+        last = output.narrow(time_axis, steps - 20, 20)
+    torch.testing.assert_close(last, tail.narrow(time_axis, 380, 20), rtol=0, atol=8e-3)
+    torch.testing.assert_close(h_n, tail_h_n, rtol=0, atol=8e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("hidden", [256, 1024, 2500, 4096])
+@pytest.mark.parametrize("batch", [1, 64, 300])
+def test_step_at_full_sizes(precision, hidden, batch, launched):
+    gru = make_gru(40, hidden, precision, "cuda", "step")
+    x = torch.randn(60, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
+    run_checked(gru, x, torch.randn(1, batch, hidden, device="cuda").to(x.dtype), precision, launched)
+    launched.clear()
+    gru(x[:1])
+    assert launched == ["input_projection", "step_scan"]

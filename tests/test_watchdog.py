@@ -1,0 +1,53 @@
+"""A launch that gave up is told of once, by check() or by the next call; what gives up is tested on a GPU."""
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import watchdog
+
+from .calls import make_gru
+
+
+@pytest.fixture
+def gave_up(device):
+    """Sets the word that a launch would have set."""
+    here = torch.device(device, 0) if device == "cuda" else torch.device(device)
+
+    def plant():
+        watchdog.of(here)._word.fill_(1)
+
+    yield plant
+    watchdog.of(here)._word.zero_()
+
+
+def test_check_raises_once(gave_up):
+    triton_gru.check()
+    gave_up()
+    with pytest.raises(RuntimeError, match="gave up: for 10 s .* TRITON_GRU_TIMEOUT"):
+        triton_gru.check()
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_the_next_call_raises_and_the_one_after_works(kernel, gave_up, device, launched):
+    gru, x = make_gru(3, 16, "fp16", device, kernel), torch.randn(2, 1, 3, device=device).half()
+    gave_up()
+    with pytest.raises(RuntimeError, match="gave up"):
+        gru(x)
+    assert not launched
+    assert gru(x)[0].isfinite().all()
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_timeout_that_is_none(text, monkeypatch):
+    monkeypatch.setenv("TRITON_GRU_TIMEOUT", text)
+    with pytest.raises(ValueError, match="TRITON_GRU_TIMEOUT must be a number of seconds above 0"):
+        watchdog.Watchdog(torch.device("cpu"))
+
+
+def test_what_the_kernels_are_told(monkeypatch):
+    monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1.5")
+    dog = watchdog.Watchdog(torch.device("cpu"))
+    assert dog.watch.tolist() == [1_500_000_000, dog._word.data_ptr()]
