@@ -1,12 +1,13 @@
 """Milliseconds per call: providers taken in turn, inputs rotated, quantiles kept."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 
 WARMUP = 3
+LEAST_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,37 @@ def quantiles(milliseconds: list[float]) -> Times:
     return Times(len(milliseconds), *samples.quantile(at).tolist())
 
 
-def interleaved(calls: dict[str, list[Callable]], rounds: int, device: str) -> dict[str, Times]:
-    """Times each of ``calls``, one call of each a round, so that a drifting clock falls on all alike.
+def interleaved(
+    calls: dict[str, list[Callable]], rounds: int, device: str, seconds: float = float("inf")
+) -> dict[str, Times]:
+    """Quantiles of `samples`, which takes the same arguments."""
+    return {name: quantiles(each) for name, each in samples(calls, rounds, device, seconds).items()}
 
-    A call is a list of functions without arguments, one per rotated input; all are warmed up first.
+
+def samples(
+    calls: dict[Hashable, list[Callable]], rounds: int, device: str, seconds: float = float("inf")
+) -> dict[Hashable, list[float]]:
+    """Milliseconds of each of ``calls``, one call of each a round, so that a drifting clock falls on all alike.
+
+    A call is a list of functions without arguments, one per rotated input; all are warmed up first. Rounds end
+    early when they have taken ``seconds``, but not before `LEAST_ROUNDS`.
     """
     for functions in calls.values():
         for _ in range(WARMUP):
             for function in functions:
                 function()
-    samples = {name: [] for name in calls}
+    taken = {name: [] for name in calls}
     once = _time_on_gpu if device == "cuda" else _time_on_cpu
+    start = time.perf_counter()
     for i in range(rounds):
+        if i >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
+            break
         for name, functions in calls.items():
-            samples[name].append(once(functions[i % len(functions)]))
+            taken[name].append(once(functions[i % len(functions)]))
     if device == "cuda":
         torch.cuda.synchronize()
-        samples = {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in samples.items()}
-    return {name: quantiles(each) for name, each in samples.items()}
+        taken = {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in taken.items()}
+    return taken
 
 
 def _time_on_gpu(function: Callable) -> tuple[torch.cuda.Event, torch.cuda.Event]:

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import triton_gru
-from perf import block_vs_torch
+from perf import hop, kernels_vs_torch
+from perf.hop_launch import Launcher, make_hop
 from perf.record import Report, Row
-from perf.timing import interleaved, quantiles
+from perf.timing import LEAST_ROUNDS, interleaved, quantiles
+from perf.variants import Cell, Variant
+from triton_gru.device import INTERPRETER
 
 
 def read(path):
@@ -53,16 +56,33 @@ def test_providers_take_turns():
     assert times["fast"].p50 < 5
 
 
-OPTIONS = argparse.Namespace(device="cpu", steps=5, rounds=3)
+def test_rounds_end_when_their_time_is_over():
+    calls = {"any": [lambda: time.sleep(0.01)]}
+    assert interleaved(calls, rounds=1000, device="cpu", seconds=0.02)["any"].n == LEAST_ROUNDS
+
+
+OPTIONS = argparse.Namespace(device="cpu", steps=2, rounds=3, seconds=10.0)
+VARIANTS = [Variant(kernel) for kernel in ("auto", "block", "grid", "step")] + [Variant("grid", handover="tag")]
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
 def test_a_cell_of_the_sweep(precision):
-    rows = block_vs_torch.measure(precision, 16, 2, OPTIONS)
-    assert [row.provider for row in rows] == ["triton_gru", "torch.nn.GRU"]
+    rows = kernels_vs_torch.measure(Cell(precision, 16, 2), VARIANTS, OPTIONS)
+    ours = ["triton_gru", "triton_gru.block", "triton_gru.grid", "triton_gru.step", "triton_gru.grid.tag"]
+    assert [row.provider for row in rows] == ["torch.nn.GRU", *ours]
+    assert [row.kernel for row in rows] == ["torch", "torch", "block", "grid", "step", "grid"]
     for row in rows:
-        assert (row.T, row.B, row.I, row.H, row.n, row.status) == (5, 2, 16, 16, 3, "ok")
+        assert (row.T, row.B, row.I, row.H, row.n, row.status) == (2, 2, 16, 16, 3, "ok")
         assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
+    assert "handover='tag'" in rows[-1].config
+    assert len(kernels_vs_torch.summary(rows).splitlines()) == len(rows)
+
+
+def test_a_kernel_that_cannot_serve_a_cell_is_a_row_that_says_why():
+    rows = kernels_vs_torch.measure(Cell("fp16", 1040, 1), [Variant("grid")], OPTIONS)
+    assert (rows[1].status, rows[1].n) == ("failed", 0)
+    assert "65 programs have to be on the chip at once" in rows[1].error
+    assert "65 programs" in kernels_vs_torch.summary(rows)
 
 
 @pytest.mark.parametrize("planted", [0.1, float("nan")])
@@ -72,7 +92,34 @@ def test_a_wrong_provider_gets_no_time(planted, monkeypatch):
         return output + planted, h_n
 
     monkeypatch.setattr(triton_gru.GRU, "forward", forward)
-    ours, theirs = block_vs_torch.measure("fp16", 16, 2, OPTIONS)
+    theirs, ours = kernels_vs_torch.measure(Cell("fp16", 16, 2), [Variant("auto")], OPTIONS)
     assert (ours.status, ours.p50_ms) == ("wrong", "")
     assert theirs.status == "ok"
     assert theirs.p50_ms > 0
+
+
+HOPS = [make_hop(4, 1, handover, "interpreter") for handover in hop.HANDOVERS]
+
+
+def test_every_handover_ends_with_the_known_answer():
+    rows = hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)
+    assert [(row.provider, row.status, row.n) for row in rows] == [
+        (f"hop.{handover}.interpreter", "ok", 0) for handover in hop.HANDOVERS
+    ]
+
+
+def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
+    """One pass too few of a launch in the interpreter: the last programs' last words have not come."""
+    init = Launcher.__init__
+
+    def one_pass(self, *args):
+        init(self, *args)
+        self.passes = 1
+
+    monkeypatch.setattr(Launcher, "__init__", one_pass)
+    assert {row.status for row in hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)} == {"wrong"}
+
+
+def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
+    assert "multiprocessors" in hop.obstacle(make_hop(128, 4, "flag", "ptx"), INTERPRETER)
+    assert hop.obstacle(make_hop(64, 4, "flag", "ptx"), INTERPRETER) == ""

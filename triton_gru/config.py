@@ -204,7 +204,7 @@ def grid_config(
     best = None
     # Wider tiles of the batch until all are on the chip at once; if that does not do, two in turn.
     for batch, tiles in ((8, 1), (16, 1), (32, 1), (16, 2), (32, 2)):
-        config = _fit(GridConfig(16, programs, batch, tiles, copies, 8, 0), dtype, precision, device)
+        config = fit_grid(GridConfig(16, programs, batch, tiles, copies, 8, 0), dtype, precision, device)
         if config is None:
             continue
         best = config
@@ -223,7 +223,7 @@ def grid_config(
 _GRID_REGISTERS = 192
 
 
-def _fit(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
+def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
     """``config`` with as few slices as registers allow and as many weights in registers, or None if it does not fit."""
     itemsize = dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":

@@ -33,7 +33,8 @@ class GRU(nn.RNNBase):
             (arXiv:1406.1078v3) do: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn). No kernel serves it yet: it
             runs as plain torch.
         backend: ``"auto"`` takes what serves a call best and never refuses one. ``"torch"`` is torch's own GRU,
-            ``"reference"`` plain torch step by step, ``"block"`` that kernel. May be assigned later.
+            ``"reference"`` plain torch step by step, ``"block"``, ``"grid"`` and ``"step"`` those kernels. May be
+            assigned later.
 
     Shapes, with T steps, B batch rows, D = 2 if bidirectional else 1:
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence.
@@ -45,7 +46,8 @@ class GRU(nn.RNNBase):
 
     Raises:
         ValueError, RuntimeError: what torch.nn.GRU raises for the same arguments, before anything is launched;
-            ValueError for an unknown backend; RuntimeError where a backend asked for by name cannot serve the call.
+            ValueError for an unknown backend; RuntimeError where a backend asked for by name cannot serve the call,
+            and where an earlier call on the device turns out to have given up (see `triton_gru.check`).
     """
 
     # The class's, so that a torch.nn.GRU whose class is changed to this one (accelerate) needs nothing set.

@@ -37,6 +37,26 @@ def cases():
     yield pytest.param(KNOWN["H200"], "bf16", 1024, 64, id="sm_90-bf16-H1024-B64")
 
 
+def test_sizes_served_per_device():
+    """The README's table of hidden sizes."""
+    largest = {
+        device.arch: {
+            precision: max(
+                (h for h in range(1, 2500) if not isinstance(chosen(device, precision, h, 1), str)), default=0
+            )
+            for precision in ("fp16", "tf32", "fp32")
+        }
+        for device in KNOWN.values()
+    }
+    assert largest == {
+        "sm_80": {"fp16": 1728, "tf32": 1408, "fp32": 768},
+        "sm_90": {"fp16": 2112, "tf32": 1664, "fp32": 1024},
+        "sm_100": {"fp16": 2368, "tf32": 1664, "fp32": 1024},
+        "sm_120": {"fp16": 2304, "tf32": 1152, "fp32": 384},
+        "gfx942": {"fp16": 0, "tf32": 0, "fp32": 0},
+    }
+
+
 def scan_of(device, precision, hidden_size, batch_size, hx=True, **options):
     return kernel_launches("grid", device, precision, hidden_size, batch_size, hx=hx, **options)[-1]
 

@@ -1,0 +1,78 @@
+"""The kernel that ``perf.hop`` times: programs of one launch hand a tile to each other, step after step, and no GRU.
+
+Every step a program receives the whole tile as ``grid`` does (the same words, warp by warp), adds up all its bits,
+and sends elements that depend on the sum and on those of all steps before. So no hop can begin before the last one
+is over, and one wrong element anywhere changes every sum that comes after it: what the programs end with proves
+that each of their hops was right.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_gru.kernels import exchange
+
+
+@triton.jit(do_not_specialize=["steps", "slots"])
+def hop_steps(
+    mailbox,  # int64, see exchange; a slot is [BATCH, ROW] fp16
+    watch,  # int64 [2], see exchange
+    result,  # int32 [PROGRAMS]
+    steps,
+    slots,  # of the mailbox
+    PROGRAMS: tl.constexpr,
+    ROW: tl.constexpr,  # elements of a row; a program sends the same ROW // PROGRAMS of each
+    BATCH: tl.constexpr,  # rows
+    SLICES: tl.constexpr,  # one a warp
+    LANES: tl.constexpr,  # words of a row in a slice of a chunk
+    HANDOVER: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    DTYPE: tl.constexpr = tl.float16
+    UNITS: tl.constexpr = ROW // PROGRAMS
+    WORDS: tl.constexpr = ROW * exchange.element_bits(DTYPE, HANDOVER) // 64
+    CHUNK: tl.constexpr = SLICES * LANES
+    CHUNKS: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
+    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
+    PACK: tl.constexpr = (LANES * BATCH + 31) // 32
+
+    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
+    own = tl.arange(0, BATCH)[None, :] * ROW + unit
+    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    in_tail = (CHUNKS - 1) * CHUNK + word
+    counter, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
+
+    history = 0
+    exchange.send(elements + own, _numbers(history, own), 1, counter, DTYPE, HANDOVER, "ieee", ISA)
+    slot = 0
+    for t in tl.range(0, steps):
+        box = (elements + slot * (BATCH * ROW)).to(tl.pointer_type(tl.int64))
+        row = box + tl.arange(0, BATCH)[None, None, :] * WORDS
+        x = exchange.receive(
+            row + word, row + tl.minimum(in_tail, WORDS - 1),
+            t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
+            DTYPE, HANDOVER, CHUNKS, CHUNK, HAS_TAIL, PACK, ISA,
+        )  # fmt: skip
+        total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
+        for c in tl.static_range(CHUNKS):
+            words = x[c]
+            if HAS_TAIL and c == CHUNKS - 1:
+                words = tl.where(in_tail < WORDS, words, 0)
+            total += words.to(tl.int32) + (words >> 32).to(tl.int32)
+        if ISA == "interpreter":
+            total = total.to(tl.int64)  # its sum of 32-bit numbers does not wrap but fails
+        history = history * 5 + tl.sum(tl.ravel(total)).to(tl.int32)
+        slot = tl.where(slot + 1 == slots, 0, slot + 1)
+        exchange.send(
+            elements + slot * (BATCH * ROW) + own,
+            _numbers(history, own), t + 2, counter, DTYPE, HANDOVER, "ieee", ISA,
+        )  # fmt: skip
+    tl.store(result + tl.program_id(0), history)
+
+
+@triton.jit
+def _numbers(history, element):
+    """What an element is after that history: whole numbers that fp16 holds exactly.
+
+    Not every number as often as every other: then their sum would not depend on the history.
+    """
+    return (((history >> 12) + (element & 127)) & 1023).to(tl.float32)

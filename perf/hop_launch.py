@@ -1,0 +1,131 @@
+"""What ``hop_steps`` is launched with, and the answer its programs have to end with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from triton_gru import watchdog
+from triton_gru.config import GridConfig
+from triton_gru.device import Device
+from triton_gru.scans import Launch, Mailbox
+
+from .hop_kernel import hop_steps
+
+ONE_WORD = 0  # in place of kilobytes
+LEAST_STEPS = 64  # of the longest launch, for its fixed cost to be small beside them
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One tile of ``batch`` rows of ``row`` elements that ``programs`` hand each other, by one hand-over.
+
+    Attributes:
+        slices: a program's warps, each of which waits for its own words.
+        lanes: words of a row that a warp takes at a time.
+    """
+
+    programs: int
+    row: int
+    batch: int
+    slices: int
+    lanes: int
+    handover: str
+    isa: str
+
+    @property
+    def name(self) -> str:
+        return f"hop.{self.handover}.{self.isa}"
+
+    @property
+    def config(self) -> GridConfig:
+        """That of a ``grid`` scan whose state is the tile."""
+        units = self.row // self.programs
+        return GridConfig(units, self.programs, self.batch, 1, 1, self.slices, 0, handover=self.handover)
+
+
+def make_hop(programs: int, kilobytes: int, handover: str, isa: str) -> Hop:
+    """The hop of a tile of 8 rows, cut into warps as ``grid`` cuts states of its size; or of one word of 64 bits."""
+    if kilobytes == ONE_WORD:
+        return Hop(programs, 2 if handover == "tag" else 4, 1, slices=1, lanes=1, handover=handover, isa=isa)
+    slices = 4 if kilobytes <= 4 else 8
+    return Hop(programs, 64 * kilobytes, 8, slices, lanes=8, handover=handover, isa=isa)
+
+
+def obstacle(hop: Hop, device: Device) -> str:
+    """Why there is no such launch on the device; empty if there is."""
+    if hop.programs > device.sms:
+        return f"{hop.programs} programs have to be on the chip at once, {device.name} has {device.sms} multiprocessors"
+    if hop.row < hop.programs:
+        return f"a row has {hop.row} elements, fewer than one for each of {hop.programs} programs"
+    if hop.row % hop.programs or (units := hop.row // hop.programs) & (units - 1):
+        return f"{hop.programs} programs do not cut a row of {hop.row} elements into equal powers of two"
+    longest = Mailbox(hop.config, hop.batch, torch.float16, torch.device("cpu"), device).longest
+    return f"a mailbox has room for {longest} steps of it, fewer than {LEAST_STEPS}" if longest < LEAST_STEPS else ""
+
+
+class Launcher:
+    """Each call launches ``steps`` hops, the mailbox cleared before them."""
+
+    def __init__(self, hop: Hop, steps: int, device: torch.device, described: Device):
+        self.hop, self.steps = hop, steps
+        described = dataclasses.replace(described, isa=hop.isa)
+        self.mailbox = Mailbox(hop.config, hop.batch, torch.float16, device, described)
+        self.spills = 0  # words a thread keeps in memory for want of registers, known after a call
+        # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
+        self.passes = steps + 1 if hop.isa == "interpreter" else 1
+        self._watch = watchdog.of(device).watch
+        self._result = torch.zeros(hop.programs, dtype=torch.int32, device=device)
+
+    def launch(self) -> Launch:
+        hop = self.hop
+        return Launch(
+            hop_steps,
+            (hop.programs,),
+            (self.mailbox.cleared(self.steps), self._watch, self._result, self.steps, self.mailbox.slots(self.steps)),
+            {
+                "PROGRAMS": hop.programs,
+                "ROW": hop.row,
+                "BATCH": hop.batch,
+                "SLICES": hop.slices,
+                "LANES": hop.lanes,
+                "HANDOVER": hop.handover,
+                "ISA": hop.isa,
+                "num_warps": hop.slices,
+                "num_stages": 1,
+            }
+            | ({} if hop.isa == "interpreter" else {"launch_cooperative_grid": True}),
+        )
+
+    def __call__(self) -> None:
+        kernel, grid, args, constants = self.launch()
+        for _ in range(self.passes):
+            compiled = kernel[grid](*args, **constants)
+            self.spills = compiled.n_spills if compiled else 0
+
+    def is_right(self, call: Callable[[], None]) -> bool:
+        """Whether all programs end with the known answer in ``call``, which launches this; waits for the device.
+
+        Raises:
+            RuntimeError: a program gave up waiting.
+        """
+        self._result.zero_()
+        call()
+        results = self._result.tolist()
+        watchdog.check()
+        hop = self.hop
+        return results == [answer(hop.row, hop.batch, hop.handover == "tag", self.steps)] * hop.programs
+
+
+@functools.lru_cache(maxsize=256)
+def answer(row: int, batch: int, tagged: bool, steps: int) -> int:
+    """What every program of `hop_steps` ends with, computed with nothing handed over."""
+    element = torch.arange(batch * row)
+    history = 0
+    for step in range(1, steps + 1):
+        bits = (((history >> 12) + (element & 127)) & 1023).half().view(torch.int16)
+        halves = bits.int() | step << 16 if tagged else bits.view(torch.int32)
+        history = (history * 5 + int(halves.sum()) + 2**31) % 2**32 - 2**31
+    return history
