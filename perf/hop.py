@@ -113,14 +113,14 @@ def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, desc
     if not on_gpu:
         return [provider.row for provider in providers]
 
-    right = [provider for provider in providers if provider.row.status == "ok"]
-    calls = {(p.row.provider, n): [call] for p in right for n, call in p.calls.items()}
+    calls = {(p.row.provider, n): [call] for p in providers if p.row.status == "ok" for n, call in p.calls.items()}
     times = samples(calls, rounds, device.type, SECONDS)
     error = _gave_up()
-    rows = [provider.row for provider in providers if provider not in right]
-    for provider in right:
-        provider.gate()
-        if error:
+    rows = []
+    for provider in providers:
+        if provider.row.status == "ok":
+            provider.gate()
+        if provider.row.status == "ok" and error:
             provider.row = dataclasses.replace(provider.row, status="failed", error=f"this or another: {error}")
         if provider.row.status == "ok":
             each = {n: times[provider.row.provider, n] for n in provider.calls}
@@ -176,13 +176,12 @@ def table(measured: dict[str, list[Row]], mode: str) -> str:
         for cell, rows in measured.items()
     }
     names = list(dict.fromkeys(name for of_cell in hops.values() for name in of_cell))
-    lines = ["".join([f"{mode + ', us a hop':18}", *(f"{name:>19}" for name in names), "  fastest"])]
+    lines = ["".join([f"{mode + ', us a hop':18}", *(f"{name:>20}" for name in names), "  fastest"])]
     for cell, of_cell in hops.items():
         timed = {name: row.p50_ms for name, row in of_cell.items() if row.n}
-        words = [f"{1000 * timed[name]:.3f}" if name in timed else of_cell[name].status for name in names]
-        lines.append(
-            "".join([f"{cell:18}", *(f"{word:>19}" for word in words), "  ", min(timed, key=timed.get, default="none")])
-        )
+        words = {name: row.status for name, row in of_cell.items()} | {n: f"{1000 * ms:.3f}" for n, ms in timed.items()}
+        columns = "".join(f"{words.get(name, ''):>20}" for name in names)
+        lines.append(f"{cell:18}{columns}  {min(timed, key=timed.get, default='none')}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import argparse
 import csv
 import dataclasses
 import time
+import types
 
 import pytest
 import torch
@@ -123,3 +124,55 @@ def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
 def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
     assert "multiprocessors" in hop.obstacle(make_hop(128, 4, "flag", "ptx"), INTERPRETER)
     assert hop.obstacle(make_hop(64, 4, "flag", "ptx"), INTERPRETER) == ""
+
+
+class Stub:
+    """A launcher for no device, whose tags give up and whose counters end with something else."""
+
+    spills = 0
+    mailbox = types.SimpleNamespace(longest=80)
+
+    def __init__(self, hop, steps, device, described):
+        self.handover = hop.handover
+
+    def is_right(self, call):
+        if self.handover == "tag":
+            raise RuntimeError("gave up")
+        return self.handover == "flag"
+
+
+@pytest.fixture
+def measured_on_a_stub(monkeypatch):
+    def samples(calls, rounds, device, seconds):
+        return {(provider, steps): [0.5 + 0.003 * steps] * rounds for provider, steps in calls}
+
+    def measure(gave_up):
+        monkeypatch.setattr(hop, "_gave_up", lambda: gave_up)
+        return hop.measure(HOPS, 1000, 5, torch.device("cuda"), INTERPRETER)
+
+    monkeypatch.setattr(hop, "Launcher", Stub)
+    monkeypatch.setattr(hop, "graphed", lambda call: call)
+    monkeypatch.setattr(hop, "samples", samples)
+    return measure
+
+
+def test_a_hop_is_the_difference_of_two_launches(measured_on_a_stub):
+    rows = measured_on_a_stub(gave_up="")
+    timed = {(row.mode, row.variant, row.T): row.p50_ms for row in rows if row.n}
+    launches = {1: 0.503, 10: 0.53, 80: 0.74}
+    expected = {(mode, "launch", steps): ms for mode in ("eager", "graph") for steps, ms in launches.items()}
+    assert timed == pytest.approx(expected | {(mode, "hop", 80): 0.003 for mode in ("eager", "graph")})
+    assert {row.provider: (row.status, row.error, row.n) for row in rows if row.status != "ok"} == {
+        "hop.tag.interpreter": ("failed", "gave up", 0),
+        "hop.counter.interpreter": ("wrong", "", 0),
+    }
+    line = hop.table({"a cell": rows}, "eager").splitlines()[1]
+    assert line.split() == ["a", "cell", "3.000", "failed", "wrong", "hop.flag.interpreter"]
+    lines = hop.table({"a cell": rows, "another": []}, "graph").splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["hop.flag.interpreter", "none"]
+
+
+def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_on_a_stub):
+    rows = measured_on_a_stub(gave_up="for 1 s one of its programs did not get")
+    assert {row.status for row in rows} == {"failed", "wrong"}
+    assert not any(row.n for row in rows)

@@ -23,7 +23,7 @@ def compiled(device, programs, kilobytes, handover, isa):
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
 @pytest.mark.parametrize("handover, isa", VARIANTS)
-@pytest.mark.parametrize("programs, kilobytes", [(2, ONE_WORD), (8, 1), (64, 16)])
+@pytest.mark.parametrize("programs, kilobytes", [(2, ONE_WORD), (64, 16)])
 def test_it_stays_in_registers(device, programs, kilobytes, handover, isa):
     found = facts(compiled(device, programs, kilobytes, handover, isa))
     assert found.stack == 0 and found.spills == 0, found

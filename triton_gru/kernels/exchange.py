@@ -188,7 +188,7 @@ def _missing(
 ):
     """1 if any of the words has not come."""
     words = _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
-    missing = 0
+    missing = words[0] != words[0]
     for i in tl.static_range(COUNT):
         for part in tl.static_range(64 // element_bits(DTYPE, HANDOVER)):
             if HANDOVER == "tag":
@@ -200,8 +200,8 @@ def _missing(
                 wrong = (words[i] >> (32 * part)).to(tl.int32) == -1
             else:
                 wrong = (words[i] >> (16 * part)).to(tl.int16) == -1
-            missing = missing | tl.max(tl.ravel(wrong.to(tl.int32)))
-    return missing
+            missing = missing | wrong
+    return tl.max(tl.ravel(missing.to(tl.int32)))  # one reduction for all: each is a trip through shared memory
 
 
 @triton.jit
