@@ -25,6 +25,12 @@ def make_input(layout, steps, batch, inputs, dtype, device):
     return torch.randn(first, second, inputs, device=device).to(dtype)
 
 
+def case_id(hidden, batch, steps, precision, layout, bias, layers, with_hx):
+    """What a test of one call is named."""
+    more = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}"
+    return f"H{hidden}-B{batch}-T{steps}-{precision}-{layout}{more}"
+
+
 def make_gru(inputs, hidden, precision, device, kernel="block", **options):
     """A GRU on a kernel by name, in a precision, which is set for torch too."""
     dtype = set_precision(precision)

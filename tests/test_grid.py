@@ -13,7 +13,7 @@ from triton_gru import scans
 from triton_gru.config import GridConfig, grid_config
 from triton_gru.device import find
 
-from .calls import LAYOUTS, configured, make_gru, make_input, run_checked
+from .calls import LAYOUTS, case_id, configured, make_gru, make_input, run_checked
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
@@ -32,10 +32,7 @@ LARGE = [
 @pytest.mark.parametrize(
     "hidden, batch, steps, precision, layout, bias, layers, with_hx",
     SMALL + LARGE,
-    ids=[
-        f"H{h}-B{b}-T{t}-{p}-{layout}{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if hx else ''}"
-        for h, b, t, p, layout, bias, layers, hx in SMALL + LARGE
-    ],
+    ids=[case_id(*case) for case in SMALL + LARGE],
 )
 def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
     batch_first = layout == "batch_first"

@@ -5,7 +5,7 @@ import torch
 
 from triton_gru.config import StepConfig
 
-from .calls import LAYOUTS, configured, make_gru, make_input, run_checked
+from .calls import LAYOUTS, case_id, configured, make_gru, make_input, run_checked
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
@@ -28,10 +28,7 @@ LARGE = [
 @pytest.mark.parametrize(
     "hidden, batch, steps, precision, layout, bias, layers, with_hx",
     PAIRS + LARGE,
-    ids=[
-        f"H{h}-B{b}-T{t}-{p}-{layout}{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if hx else ''}"
-        for h, b, t, p, layout, bias, layers, hx in PAIRS + LARGE
-    ],
+    ids=[case_id(*case) for case in PAIRS + LARGE],
 )
 def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
     batch_first = layout == "batch_first"

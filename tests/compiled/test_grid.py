@@ -7,6 +7,7 @@ import pytest
 
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import grid_config
+from triton_gru.kernels import isa
 from triton_gru.kernels.grid import grid_scan
 
 from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
@@ -136,3 +137,10 @@ def test_other_lengths_and_batches_add_no_compile(hx):
         for batch_size in (1, 3, 8):
             compile_launch(scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx, steps=steps))
     assert compiled_variants(grid_scan) == 1
+
+
+@pytest.mark.parametrize("function", [isa.send, isa.wait_words, isa.wait_counter], ids=lambda f: f.__name__)
+def test_compiled_kernels_are_cached_by_the_assembly_in_them(function):
+    """Else Triton's cache would go on serving kernels compiled with an earlier version's assembly."""
+    assert function.cache_key  # of which that of each caller is made
+    assert "_SOURCE" in {name for name, _ in function.used_global_vals}

@@ -8,8 +8,15 @@ tile between that and the layout of the matrix unit's accumulator costs a trip t
 two barriers. Element-wise assembly has no layout of its own, so it adopts the accumulator's.
 """
 
+import hashlib
+import pathlib
+
 import triton
 import triton.language as tl
+
+# Of this file. Triton's cache of compiled kernels knows a kernel by the source of its jitted functions and by the
+# constants they use, not by the functions below that put assembly together: those are handed this one.
+_SOURCE = tl.constexpr(hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest())
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 _STORE_32 = tl.constexpr("{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }")
@@ -207,13 +214,13 @@ def _reciprocal(x):
 def send(pointer, value, ISA: tl.constexpr):
     """Stores what other programs wait for, an element at a time; adopts the layout of ``value``."""
     if ISA == "ptx":
-        _send(pointer.to(tl.int64), value)
+        _send(pointer.to(tl.int64), value, _SOURCE)
     else:
         tl.store(pointer, value)
 
 
 @tl.core.extern
-def _send(address, value, _semantic=None):
+def _send(address, value, source, _semantic=None):
     bits = value.dtype.primitive_bitwidth
     register = {16: "h", 32: "r", 64: "l"}[bits]
     return tl.inline_asm_elementwise(
@@ -264,15 +271,32 @@ _MISSING = {
 }
 
 
-@tl.core.extern
-def wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, _semantic=None):
-    """The 64-bit words at ``pointer``, ``pointer + stride`` and so on, ``count`` tensors of them, when all have come.
+@triton.jit
+def wait_words(
+    pointer,
+    tail,
+    tag,
+    abort,
+    watch,
+    KIND: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    NAN: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    """The 64-bit words at ``pointer``, ``pointer + STRIDE`` and so on, ``COUNT`` tensors of them, when all have come.
 
-    ``tail`` is where the last of the tensors lies instead, if ``has_tail``. After giving up, words of ``nan``. One
-    loop reads all that a thread needs, ``pack`` words of each tensor, so that their trips through memory overlap.
-    ``kind`` is the protocol and the width of its elements: with "flag16" and "flag32" an element of -1 has not
+    ``tail`` is where the last of the tensors lies instead, if ``HAS_TAIL``. After giving up, words of ``NAN``. One
+    loop reads all that a thread needs, ``PACK`` words of each tensor, so that their trips through memory overlap.
+    ``KIND`` is the protocol and the width of its elements: with "flag16" and "flag32" an element of -1 has not
     come; with "tag16" and "tag32" one whose upper half is not ``tag`` has not.
     """
+    return _wait_words(pointer, tail, tag, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, _SOURCE)
+
+
+@tl.core.extern
+def _wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, source, _semantic=None):
     kind, count, stride, has_tail, nan, pack = (
         tl.core._unwrap_if_constexpr(x) for x in (kind, count, stride, has_tail, nan, pack)
     )
@@ -306,9 +330,14 @@ def wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail, 
     )
 
 
-@tl.core.extern
-def wait_counter(pointer, target, abort, watch, _semantic=None):
+@triton.jit
+def wait_counter(pointer, target, abort, watch):
     """Waits until the counter has reached ``target``. Returns 0, for addresses to depend on, and 1 if it gave up."""
+    return _wait_counter(pointer, target, abort, watch, _SOURCE)
+
+
+@tl.core.extern
+def _wait_counter(pointer, target, abort, watch, source, _semantic=None):
     asm = _WAIT.format(
         load="ld.acquire.gpu.global.b32 $0, [$2];",
         test="setp.lt.s32 missing, $0, $3; mov.b32 $0, 0; mov.b32 $1, 0;",
