@@ -115,9 +115,14 @@ def test_graph_replays_see_new_inputs(precision):
             assert torch.equal(h_n, expected_h_n)
 
 
-def test_two_streams_at_once():
-    gru = make_gru(64, 128, "fp16", "cuda")
-    inputs = [torch.randn(256, 32, 64, device="cuda").half() for _ in range(2)]
+@pytest.mark.parametrize(
+    "kernel, hidden, batch, steps",
+    [("block", 128, 32, 256), ("grid", 512, 4, 200), ("grid", 1024, 32, 200), ("grid", 2048, 8, 200)],
+)
+def test_two_streams_at_once(kernel, hidden, batch, steps):
+    """``grid`` launches that together exceed the chip take turns; neither waits for the other's programs."""
+    gru = make_gru(64, hidden, "fp16", "cuda", kernel)
+    inputs = [torch.randn(steps, batch, 64, device="cuda").half() for _ in range(2)]
     with torch.no_grad():
         expected = [gru(x)[0] for x in inputs]
         streams = [torch.cuda.Stream() for _ in inputs]
@@ -129,6 +134,7 @@ def test_two_streams_at_once():
                     results.append(gru(x)[0])
             torch.cuda.synchronize()
             assert all(torch.equal(a, b) for a, b in zip(results, expected))
+    triton_gru.check()
 
 
 def test_a_wider_batch_tile_gives_the_same():

@@ -108,25 +108,6 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
         assert torch.equal(gru(x)[0], right)
 
 
-@pytest.mark.parametrize("hidden, batch", [(512, 4), (1024, 32), (2048, 8)])
-def test_two_streams_at_once(hidden, batch):
-    """Launches that together exceed the chip take turns; neither waits for the other's programs."""
-    gru = make_gru(64, hidden, "fp16", "cuda", "grid")
-    inputs = [torch.randn(200, batch, 64, device="cuda").half() for _ in range(2)]
-    with torch.no_grad():
-        expected = [gru(x)[0] for x in inputs]
-        streams = [torch.cuda.Stream() for _ in inputs]
-        torch.cuda.synchronize()
-        for _ in range(20):
-            results = []
-            for stream, x in zip(streams, inputs):
-                with torch.cuda.stream(stream):
-                    results.append(gru(x)[0])
-            torch.cuda.synchronize()
-            assert all(torch.equal(a, b) for a, b in zip(results, expected))
-    triton_gru.check()
-
-
 @pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
 def test_ten_thousand_replays_see_new_inputs(handover):
     config = grid_config(512, 12, torch.float16, "ieee", find(torch.device("cuda")))

@@ -5,7 +5,7 @@ store and is read as part of a 64-bit word; elements arrive in any order, and ea
 come. Three protocols (``HANDOVER``):
 
 - ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
-  an element is missing while it is -1, as a floating-point number a NaN that `encode` never makes.
+  an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.
 - ``"tag"``: above every element stands the number of its step: twice the bytes, but two slots in turn are enough,
   because a program writes step t + 2 when it has read all of step t + 1, which every other wrote when it had read
   all of step t. Filled with 0 before the launch; steps are counted from 1.
