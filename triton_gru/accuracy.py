@@ -44,7 +44,7 @@ def bound(torchs_error: float, precision: str, scale: float = 1.0) -> float:
 
 
 def exact(gru: nn.RNNBase, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``gru(x, hx)`` in float64 by the reference, computed where ``x`` is and given on the CPU; ``x`` is batched."""
+    """``gru(x, hx)`` in float64 by the reference, computed and given where ``x`` is; ``x`` is batched."""
     weights = []
     for names in gru._all_weights:
         parameters = [getattr(gru, name).detach().double() for name in names]
@@ -54,7 +54,7 @@ def exact(gru: nn.RNNBase, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor
     output, h_n = reference.gru(
         x, hx, weights, reset_after=getattr(gru, "reset_after", True), bidirectional=gru.bidirectional
     )
-    return (output.transpose(0, 1) if gru.batch_first else output).cpu(), h_n.cpu()
+    return output.transpose(0, 1) if gru.batch_first else output, h_n
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> 
     with torch.no_grad():
         actual, torchs = gru(x, hx), nn.GRU.forward(gru, x, hx)
     error, torchs_error = (
-        max((a.double().cpu() - b).abs().max().item() for a, b in zip(results, expected))
+        max((a.double() - b).abs().max().item() for a, b in zip(results, expected))
         for results in (actual, torchs)
     )
     right = error <= bound(torchs_error, precision)  # False for NaN
