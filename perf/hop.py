@@ -11,6 +11,7 @@ The floor is the hop of one word between two programs. Programs that do not end 
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -25,7 +26,7 @@ from triton_gru.device import INTERPRETER, Device, find, interpreting
 from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, make_hop, obstacle
 from .precompile import in_parallel
 from .record import Report, Row
-from .timing import graphed, quantiles, samples
+from .timing import clock, graphed, quantiles, samples
 
 HANDOVERS = ("flag", "tag", "counter")
 SECONDS = 4.0  # for the rounds of a cell
@@ -65,7 +66,7 @@ def main() -> None:
         else:
             cells[name] = hops
     if options.device == "cuda":
-        in_parallel(_compile, [hop for hops in cells.values() for hop in hops])
+        in_parallel(functools.partial(compile_hop, hop) for hops in cells.values() for hop in hops)
 
     report = Report(options.out / f"hop-{options.device}.csv", device.type)
     measured = {}
@@ -114,7 +115,7 @@ def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, desc
         return [provider.row for provider in providers]
 
     calls = {(p.row.provider, n): [call] for p in providers if p.row.status == "ok" for n, call in p.calls.items()}
-    times = samples(calls, rounds, device.type, SECONDS)
+    times = samples(calls, rounds, clock(device.type), SECONDS)
     error = _gave_up()
     rows = []
     for provider in providers:
@@ -143,7 +144,7 @@ def _provider(hop: Hop, mode: str, counts: tuple[int, ...], device: torch.device
     )  # fmt: skip
     launchers = {n: Launcher(hop, n, device, described) for n in counts}
     try:
-        calls = {n: graphed(launcher) if mode == "graph" else launcher for n, launcher in launchers.items()}
+        calls = {n: graphed(launcher)[0] if mode == "graph" else launcher for n, launcher in launchers.items()}
     except Exception as failure:
         return _Provider(dataclasses.replace(row, status="failed", error=str(failure)), launchers, {})
     provider = _Provider(row, launchers, calls)
@@ -163,7 +164,7 @@ def _gave_up() -> str:
     return ""
 
 
-def _compile(hop: Hop) -> None:
+def compile_hop(hop: Hop) -> None:
     device = torch.device("cuda")
     launch = Launcher(hop, 1, device, find(device)).launch()
     launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)

@@ -1,19 +1,43 @@
-"""Compiles many kernels at once, so that minutes on a GPU go into timing."""
+"""Compiles what is to be timed in many processes at once, so that minutes on a GPU go into timing."""
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 
+import torch
 
-def in_parallel(compile_one: Callable, items: Iterable) -> None:
-    """``compile_one(item)`` of each, in processes of their own, which leave what they compile in Triton's cache.
+from .case import Case
+from .providers import PROVIDERS
+from .providers.ours import compile_kernels, kernels_of
 
-    What fails here fails again, with its message, where the kernel is to be launched.
+# Peers whose compilers take seconds to minutes a case, and keep what they compile on disk.
+SLOW = ("torch.compile", "torchrl")
+
+
+def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
+    """Compiles what the cases' providers launch on a GPU."""
+    calls = [functools.partial(compile_kernels, *item) for item in kernels_of(wanted)]
+    print(f"compiling {len(calls)} of our kernels", flush=True)
+    peers = [functools.partial(_make_ready, case, name) for case, names in wanted for name in names if name in SLOW]
+    # The slow ones first, so as not to be waited for last.
+    in_parallel(peers + calls)
+
+
+def _make_ready(case: Case, name: str) -> None:
+    with case.pinned(), torch.inference_mode():
+        PROVIDERS[name](case.module("cuda"), case.inputs("cuda")[0])
+
+
+def in_parallel(calls: Iterable[Callable[[], None]]) -> None:
+    """Calls each in a process of its own kind, which leaves what it compiles in Triton's or Inductor's cache on disk.
+
+    What fails here fails again, with its message, where it is to be timed.
     """
-    items = list(items)
+    calls = list(calls)
     # Each process has a context on the GPU; a forked one could not use it.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(items), os.cpu_count() or 1, 16), mp_context=spawn) as pool:
-        for future in [pool.submit(compile_one, item) for item in items]:
+    with ProcessPoolExecutor(max(1, min(len(calls), os.cpu_count() or 1, 16)), mp_context=spawn) as pool:
+        for future in [pool.submit(call) for call in calls]:
             future.exception()

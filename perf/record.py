@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import datetime
+import io
 import pathlib
+import re
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -12,13 +14,24 @@ from importlib.metadata import version
 import torch
 
 import triton_gru
+from triton_gru.device import interpreting
 
 SCHEMA = 1
+# What a measurement is of; rows that agree in these are comparable, or one repeats the other.
+KEY = (
+    "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "batch_first", "packed",
+    "variant", "mode", "l2",
+)  # fmt: skip
 
 
 @dataclass
 class Row:
-    """Times in milliseconds per call. ``status`` is "ok", "wrong" (no time then) or "failed" (then see error)."""
+    """Times in milliseconds per call, of the GPU's work and the host's, or in mode "host" of the host's alone.
+
+    ``precision`` is that of fp32 products, "ieee" or "tf32". ``status`` is "ok"; "noisy" (timed, but with a spread
+    above timing.QUIET); or, without a time, "wrong" (further from float64 than it may be), "failed" or "unavailable"
+    (see ``error``).
+    """
 
     schema: int = SCHEMA
     run_id: str = ""
@@ -65,6 +78,7 @@ class Row:
 
 def environment(device: str) -> dict[str, object]:
     """What is the same for all rows of a run: machine, versions, revision."""
+    machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     here = {
         "run_id": uuid.uuid4().hex[:12],
         "git_sha": _output("git", "rev-parse", "HEAD"),
@@ -72,7 +86,7 @@ def environment(device: str) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": version("triton"),
         "triton_gru": triton_gru.__version__,
-        "gpu_name": "none: " + torch.backends.cpu.get_cpu_capability() + " CPU",
+        "gpu_name": "none: " + ("Triton's interpreter on " if interpreting() else "") + machine,
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -95,24 +109,62 @@ def _output(*command: str) -> str:
         return ""
 
 
+def machine_name(device: str) -> str:
+    """For names of files: "cpu", or the GPU's name with dashes."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
+
+
 class Report:
-    """A CSV that grows row by row, so that a run that dies loses none it has made."""
+    """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
+
+    Raises:
+        ValueError: there is a file of this name that is none of these reports.
+    """
 
     def __init__(self, path: pathlib.Path, device: str):
         self.path = path
         self._environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
+        columns = [field.name for field in dataclasses.fields(Row)]
         if not path.exists():
-            self._write([field.name for field in dataclasses.fields(Row)])
+            self._write(columns)
+            return
+        text = path.read_bytes()
+        if not text.startswith(_line(columns)):
+            raise ValueError(f"{path} has other columns than schema {SCHEMA}: name another file or folder")
+        if whole := text.rfind(b"\n") + 1 - len(text):  # a row whose writing was cut off
+            with path.open("r+b") as file:
+                file.truncate(len(text) + whole)
 
     def add(self, row: Row) -> None:
         row = dataclasses.replace(
             row,
             **self._environment,
             timestamp_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            error=" ".join(row.error.split())[:1000],  # a row is a line
         )
         self._write(dataclasses.astuple(row))
 
+    def add_all(self, rows: list[Row]) -> None:
+        for row in rows:
+            self.add(row)
+
+    def measured(self) -> dict[tuple[str, ...], str]:
+        """The last status for each `key` of which there is a row, of this run or an earlier one."""
+        with self.path.open(newline="") as file:
+            return {tuple(row[name] for name in KEY): row["status"] for row in csv.DictReader(file)}
+
+    def key(self, row: Row) -> tuple[str, ...]:
+        """What ``row`` is a measurement of, once it is added."""
+        row = dataclasses.replace(row, **self._environment)
+        return tuple(str(getattr(row, name)) for name in KEY)
+
     def _write(self, values) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(values)
+        with self.path.open("ab") as file:
+            file.write(_line(values))
+
+
+def _line(values) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue().encode()

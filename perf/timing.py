@@ -1,5 +1,6 @@
-"""Milliseconds per call: providers taken in turn, inputs rotated, quantiles kept."""
+"""Milliseconds per call: providers taken in turn, inputs rotated, quantiles kept, noise said."""
 
+import random
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import torch
 
 WARMUP = 3
 LEAST_ROUNDS = 8
+ENOUGH_ROUNDS = 20  # if all are quiet by then
+QUIET = 0.02  # of the median: a larger spread than this from p20 to p80 is marked as noise
 
 
 @dataclass(frozen=True)
@@ -33,56 +36,81 @@ def quantiles(milliseconds: list[float]) -> Times:
     return Times(len(milliseconds), *samples.quantile(at).tolist())
 
 
-def interleaved(
-    calls: dict[str, list[Callable]], rounds: int, device: str, seconds: float = float("inf")
-) -> dict[str, Times]:
-    """Quantiles of `samples`, which takes the same arguments."""
-    return {name: quantiles(each) for name, each in samples(calls, rounds, device, seconds).items()}
-
-
 def samples(
-    calls: dict[Hashable, list[Callable]], rounds: int, device: str, seconds: float = float("inf")
+    calls: dict[Hashable, list[Callable]],
+    rounds: int,
+    once: Callable[[Callable], float],
+    seconds: float = float("inf"),
+    stop_when_quiet: bool = False,
 ) -> dict[Hashable, list[float]]:
-    """Milliseconds of each of ``calls``, one call of each a round, so that a drifting clock falls on all alike.
+    """Milliseconds of each of ``calls`` by the clock ``once``, one call of each a round, so that drift falls on all.
 
+    Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
     A call is a list of functions without arguments, one per rotated input; all are warmed up first. Rounds end
-    early when they have taken ``seconds``, but not before `LEAST_ROUNDS`.
+    early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
+    `ENOUGH_ROUNDS` or any multiple of them, no call's spread is above `QUIET`.
     """
     for functions in calls.values():
         for _ in range(WARMUP):
             for function in functions:
                 function()
     taken = {name: [] for name in calls}
-    once = _time_on_gpu if device == "cuda" else _time_on_cpu
+    order, shuffler = list(calls), random.Random(0)
     start = time.perf_counter()
     for i in range(rounds):
         if i >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
-        for name, functions in calls.items():
+        pause = stop_when_quiet and i and i % ENOUGH_ROUNDS == 0
+        if pause and all(quantiles(each).rel_iqr <= QUIET for each in taken.values()):
+            break
+        shuffler.shuffle(order)
+        for name in order:
+            functions = calls[name]
             taken[name].append(once(functions[i % len(functions)]))
-    if device == "cuda":
-        torch.cuda.synchronize()
-        taken = {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in taken.items()}
     return taken
 
 
-def _time_on_gpu(function: Callable) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+def gpu_clock(function: Callable) -> float:
+    """From an idle GPU, as the caller of one inference finds it, to the end of its work: the host's part included."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()  # an idle GPU, as the caller of one inference finds it
+    torch.cuda.synchronize()
     start.record()
     function()
     end.record()
-    return start, end
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
-def _time_on_cpu(function: Callable) -> float:
+def cold_gpu_clock(l2_bytes: int) -> Callable[[Callable], float]:
+    """As `gpu_clock`, after memory twice the size of the L2 has been written."""
+    flushed = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda")
+
+    def clock(function: Callable) -> float:
+        flushed.zero_()
+        return gpu_clock(function)
+
+    return clock
+
+
+def host_clock(function: Callable) -> float:
+    """Until the call returns, with nothing else queued; on a GPU its work goes on after that."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
     return 1000 * (time.perf_counter() - start)
 
 
-def graphed(function: Callable) -> Callable:
-    """``function`` as the replay of a CUDA graph of one call of it."""
+def clock(device: str) -> Callable[[Callable], float]:
+    """That of a whole call on a device that is idle before it."""
+    return gpu_clock if device == "cuda" else host_clock
+
+
+def graphed(function: Callable, pool=None) -> tuple[Callable, object]:
+    """The replay of a CUDA graph of one call of ``function``, and what the call returned, which replays write to.
+
+    Graphs of one ``pool`` share memory: one's results last until another is replayed.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -90,6 +118,6 @@ def graphed(function: Callable) -> Callable:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    with torch.cuda.graph(graph, pool=pool):
+        result = function()
+    return graph.replay, result

@@ -23,8 +23,9 @@ import g2p
 import torch
 
 import triton_gru
-from perf.record import Report, Row
-from perf.timing import interleaved
+from perf.case import Case
+from perf.record import Report
+from perf.timing import clock, quantiles, samples
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.device import interpreting
 
@@ -185,8 +186,9 @@ def timing_table(path: pathlib.Path) -> None:
     say(f"  {'precision':10}{'H':>5}{'B':>5}{'T':>5}   {'triton_gru':>22}{'torch.nn.GRU':>14}{'hand-written loop':>19}")
     precisions = ("fp32", "tf32", "fp16") if GPU else ("fp32",)
     for precision, hidden, batch, steps in itertools.product(precisions, (128, 256), (1, BATCH), (10, 100)):
+        case = Case(precision, hidden, batch, steps)
         dtype = set_precision(precision)
-        theirs = torch.nn.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
+        theirs = case.module(DEVICE)
         ours = triton_gru.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
         ours.load_state_dict(theirs.state_dict())
         x = torch.randn(steps, batch, hidden, device=DEVICE).to(dtype)
@@ -199,10 +201,9 @@ def timing_table(path: pathlib.Path) -> None:
                 "torch.nn.GRU": [partial(theirs, x)],
                 "handwritten": [partial(triton_gru.reference.gru, x, h0, weights)],
             }
-            times = interleaved(calls, rounds=20 if GPU else 10, device=DEVICE)
-        row = Row(
-            dtype=str(dtype)[6:], precision=PRECISIONS[precision][1], T=steps, B=batch, I=hidden, H=hidden, l2="warm"
-        )  # fmt: skip
+            taken = samples(calls, 20 if GPU else 10, clock(DEVICE))
+            times = {provider: quantiles(each) for provider, each in taken.items()}
+        row = dataclasses.replace(case.row(), l2="warm")
         for provider, t in times.items():
             about = {"kernel": kernel} if provider == "triton_gru" else {}
             report.add(dataclasses.replace(row, provider=provider, **about, **t.columns()))

@@ -1,6 +1,5 @@
-"""Rows, quantiles and the gate before any time is taken."""
+"""Rows, clocks and statistics, and the microbenchmark of hops."""
 
-import argparse
 import csv
 import dataclasses
 import time
@@ -9,12 +8,10 @@ import types
 import pytest
 import torch
 
-import triton_gru
-from perf import hop, kernels_vs_torch
+from perf import hop
 from perf.hop_launch import Launcher, make_hop
 from perf.record import Report, Row
-from perf.timing import LEAST_ROUNDS, interleaved, quantiles
-from perf.variants import Cell, Variant
+from perf.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 from triton_gru.device import INTERPRETER
 
 
@@ -32,11 +29,44 @@ def test_a_report_grows_row_by_row(tmp_path):
     rows = read(path)
     assert [row["provider"] for row in rows] == ["a", "b"]
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
-    assert rows[0]["error"] == 'quotes " and, commas\nand lines'
+    assert rows[0]["error"] == 'quotes " and, commas and lines'  # a row is a line
     assert rows[0]["p50_ms"] == "1.5"
     assert rows[0]["torch"] == torch.__version__
     assert rows[0]["gpu_name"].startswith("none: ")
     assert rows[0]["run_id"] != rows[1]["run_id"]
+
+
+def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
+    path = tmp_path / "report.csv"
+    report = Report(path, "cpu")
+    report.add(Row(provider="a"))
+    report.add(Row(provider="b", error="why"))
+    whole = path.read_bytes()
+    for cut in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        kept = whole[:cut].count(b"\n") - 1
+        again = Report(path, "cpu")
+        assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
+        assert len(again.measured()) == kept
+    again.add(Row(provider="c"))
+    assert [row["provider"] for row in read(path)] == ["a", "c"]
+
+
+def test_a_file_that_is_no_report_is_left_alone(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("some,other\ntable,1\n")
+    with pytest.raises(ValueError, match="other columns"):
+        Report(path, "cpu")
+    assert path.read_text() == "some,other\ntable,1\n"
+
+
+def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
+    report = Report(tmp_path / "report.csv", "cpu")
+    row = Row(provider="a", dtype="float32", T=3, B=2, batch_first=False, p50_ms=1.0, n=3)
+    report.add(row)
+    assert report.key(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.measured()
+    for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"batch_first": True}):
+        assert report.key(dataclasses.replace(row, **other)) not in report.measured()
 
 
 def test_quantiles():
@@ -51,52 +81,33 @@ def test_providers_take_turns():
         "slow": [lambda: (order.append("slow"), time.sleep(0.02))],
         "fast": [lambda: order.append("fast 1"), lambda: order.append("fast 2")],
     }
-    times = interleaved(calls, rounds=4, device="cpu")
-    assert order[-8:] == ["slow", "fast 1", "slow", "fast 2"] * 2
-    assert times["slow"].p50 >= 20
-    assert times["fast"].p50 < 5
+    taken = samples(calls, 4, host_clock)
+    rounds = [sorted(order[-2 * n :][:2]) for n in (4, 3, 2, 1)]
+    assert rounds == [["fast 1", "slow"], ["fast 2", "slow"]] * 2
+    assert quantiles(taken["slow"]).p50 >= 20
+    assert quantiles(taken["fast"]).p50 < 5
 
 
 def test_rounds_end_when_their_time_is_over():
-    calls = {"any": [lambda: time.sleep(0.01)]}
-    assert interleaved(calls, rounds=1000, device="cpu", seconds=0.02)["any"].n == LEAST_ROUNDS
+    assert len(samples({"any": [lambda: time.sleep(0.01)]}, 1000, host_clock, seconds=0.02)["any"]) == LEAST_ROUNDS
 
 
-OPTIONS = argparse.Namespace(device="cpu", steps=2, rounds=3, seconds=10.0)
-VARIANTS = [Variant(kernel) for kernel in ("auto", "block", "grid", "step")] + [Variant("grid", handover="tag")]
+def test_no_call_always_comes_after_the_same_one():
+    order = []
+    samples({name: [lambda name=name: order.append(name)] for name in "abc"}, 60, host_clock)
+    timed = order[-180:]
+    before_a = [timed[i - 1] for i in range(3, 180) if timed[i] == "a"]
+    assert min(before_a.count("b"), before_a.count("c")) > 10
 
 
-@pytest.mark.parametrize("precision", ["tf32", "fp16"])
-def test_a_cell_of_the_sweep(precision):
-    rows = kernels_vs_torch.measure(Cell(precision, 16, 2), VARIANTS, OPTIONS)
-    ours = ["triton_gru", "triton_gru.block", "triton_gru.grid", "triton_gru.step", "triton_gru.grid.tag"]
-    assert [row.provider for row in rows] == ["torch.nn.GRU", *ours]
-    assert [row.kernel for row in rows] == ["torch", "torch", "block", "grid", "step", "grid"]
-    for row in rows:
-        assert (row.T, row.B, row.I, row.H, row.n, row.status) == (2, 2, 16, 16, 3, "ok")
-        assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
-    assert "handover='tag'" in rows[-1].config
-    assert len(kernels_vs_torch.summary(rows).splitlines()) == len(rows)
-
-
-def test_a_kernel_that_cannot_serve_a_cell_is_a_row_that_says_why():
-    rows = kernels_vs_torch.measure(Cell("fp16", 1040, 1), [Variant("grid")], OPTIONS)
-    assert (rows[1].status, rows[1].n) == ("failed", 0)
-    assert "65 programs have to be on the chip at once" in rows[1].error
-    assert "65 programs" in kernels_vs_torch.summary(rows)
-
-
-@pytest.mark.parametrize("planted", [0.1, float("nan")])
-def test_a_wrong_provider_gets_no_time(planted, monkeypatch):
-    def forward(self, input, hx=None):
-        output, h_n = torch.nn.GRU.forward(self, input, hx)
-        return output + planted, h_n
-
-    monkeypatch.setattr(triton_gru.GRU, "forward", forward)
-    theirs, ours = kernels_vs_torch.measure(Cell("fp16", 16, 2), [Variant("auto")], OPTIONS)
-    assert (ours.status, ours.p50_ms) == ("wrong", "")
-    assert theirs.status == "ok"
-    assert theirs.p50_ms > 0
+@pytest.mark.parametrize("spread, rounds", [(0.01, ENOUGH_ROUNDS), (0.1, 3 * ENOUGH_ROUNDS)])
+def test_rounds_end_when_all_are_quiet(spread, rounds):
+    """Calls whose times go up and down by half of the spread: the one within 2 % ends early, the other does not."""
+    ticks = iter(range(10_000))
+    clock = lambda function: 1 + spread * (next(ticks) // 2 % 2)  # noqa: E731
+    taken = samples({"a": [int], "b": [int]}, 3 * ENOUGH_ROUNDS, clock, stop_when_quiet=True)
+    assert {len(each) for each in taken.values()} == {rounds}
+    assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)
 
 
 HOPS = [make_hop(4, 1, handover, "interpreter") for handover in hop.HANDOVERS]
@@ -143,7 +154,7 @@ class Stub:
 
 @pytest.fixture
 def measured_on_a_stub(monkeypatch):
-    def samples(calls, rounds, device, seconds):
+    def samples(calls, rounds, clock, seconds):
         return {(provider, steps): [0.5 + 0.003 * steps] * rounds for provider, steps in calls}
 
     def measure(gave_up):
@@ -151,7 +162,7 @@ def measured_on_a_stub(monkeypatch):
         return hop.measure(HOPS, 1000, 5, torch.device("cuda"), INTERPRETER)
 
     monkeypatch.setattr(hop, "Launcher", Stub)
-    monkeypatch.setattr(hop, "graphed", lambda call: call)
+    monkeypatch.setattr(hop, "graphed", lambda call: (call, None))
     monkeypatch.setattr(hop, "samples", samples)
     return measure
 

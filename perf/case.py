@@ -1,0 +1,75 @@
+"""What is computed: one cell of a sweep, and the module and inputs that stand for it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from triton_gru.accuracy import PRECISIONS
+
+from .record import Row
+
+ROTATED = 4
+# Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
+LONG, LARGE = 1024, 1 << 28
+
+
+@dataclass(frozen=True)
+class Case:
+    """A GRU with as many inputs as hidden units. ``precision`` names one of triton_gru.accuracy."""
+
+    precision: str
+    hidden: int
+    batch: int
+    steps: int
+    layers: int = 1
+
+    def __str__(self) -> str:
+        layers = f" layers={self.layers}" if self.layers > 1 else ""
+        return f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}{layers}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision][0]
+
+    def row(self) -> Row:
+        """With the columns that say what is computed."""
+        return Row(
+            dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
+            I=self.hidden, H=self.hidden, layers=self.layers,
+        )  # fmt: skip
+
+    @property
+    def _fp32_precision(self) -> str | None:
+        return PRECISIONS[self.precision][1] if self.dtype == torch.float32 else None
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """torch's precision of fp32 products is the case's, in recurrent networks and everywhere else.
+
+        In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores
+        for bf16, too.
+        """
+        precision = self._fp32_precision or "tf32"
+        recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+        before = recurrent.fp32_precision, products.fp32_precision
+        recurrent.fp32_precision = precision
+        products.allow_tf32 = precision == "tf32"  # sets fp32_precision, too; where they differ reading this one raises
+        try:
+            yield
+        finally:
+            recurrent.fp32_precision, products.allow_tf32 = before[0], before[1] == "tf32"
+            products.fp32_precision = before[1]
+
+    def module(self, device: str) -> nn.GRU:
+        """Fresh, with weights that are flattened as cuDNN likes them."""
+        return nn.GRU(self.hidden, self.hidden, self.layers, device=device, dtype=self.dtype).eval()
+
+    def inputs(self, device: str) -> list[Tensor]:
+        """[T, B, I] each, to be used in turn."""
+        shape = self.steps, self.batch, self.hidden
+        bytes_each = self.steps * self.batch * self.hidden * self.dtype.itemsize
+        number = ROTATED if self.steps < LONG and bytes_each < LARGE else 2
+        return [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]

@@ -1,0 +1,37 @@
+"""The GRU as one writes it by hand in torch: inputs projected for all steps at once, then a loop over time."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .interface import Ready
+
+
+def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+    layers = [[getattr(gru, name) for name in names] for names in gru._all_weights]
+    h_0 = x.new_zeros(x.size(1), gru.hidden_size)
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        last = []
+        for layer in layers:
+            x = _layer(x, h_0, *layer)
+            last.append(x[-1])
+        return x, torch.stack(last)
+
+    return Ready(call, kernel="torch")
+
+
+def _layer(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+    outputs = []
+    transposed = w_hh.t()
+    for gates in F.linear(x, w_ih, b_ih).unbind():
+        i_rz, i_n = gates.tensor_split([2 * h.size(1)], dim=1)
+        h_rz, h_n = torch.addmm(b_hh, h, transposed).tensor_split([2 * h.size(1)], dim=1)
+        r, z = torch.sigmoid(i_rz + h_rz).chunk(2, dim=1)
+        n = torch.tanh(torch.addcmul(i_n, r, h_n))
+        h = torch.lerp(n, h, z)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+PROVIDERS = {"handwritten": _prepare}

@@ -1,0 +1,118 @@
+"""The library: as it chooses, each kernel by name, and ``grid`` in forms that no plan chooses; and what they launch."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import triton_gru
+from triton_gru import launch
+from triton_gru.arguments import bind_gru
+from triton_gru.config import GridConfig, fit_grid
+from triton_gru.plan import KERNELS, Plan
+
+from ..case import Case
+from .interface import Ready, Unavailable
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend, and what is to differ from the library's plan for it.
+
+    Attributes:
+        isa, handover: in place of the device's and the configuration's; empty for what the plan says.
+    """
+
+    backend: str
+    isa: str = ""
+    handover: str = ""
+
+    @property
+    def name(self) -> str:
+        return ".".join(filter(None, ("triton_gru", self.backend.removeprefix("auto"), self.isa, self.handover)))
+
+    def module(self, gru: nn.GRU) -> triton_gru.GRU:
+        """The library's, with ``gru``'s own Parameters."""
+        weight = gru.weight_hh_l0
+        ours = triton_gru.GRU(
+            gru.input_size, gru.hidden_size, gru.num_layers, device="meta", dtype=weight.dtype, backend=self.backend
+        ).eval()
+        for name, parameter in gru.named_parameters():
+            setattr(ours, name, parameter)
+        return ours
+
+    def plan(self, ours: triton_gru.GRU, x: Tensor) -> Plan:
+        """The plan of a call on ``ours``, a `module` of this.
+
+        Raises:
+            Unavailable: the variant cannot serve the call.
+        """
+        try:
+            plan = ours.plan(x)
+        except RuntimeError as refusal:
+            raise Unavailable(str(refusal)) from refusal
+        if self.isa:
+            plan = dataclasses.replace(plan, device=dataclasses.replace(plan.device, isa=self.isa))
+        if self.handover:
+            # Other words for the same state may take other registers: cut anew.
+            config = dataclasses.replace(plan.config, handover=self.handover, slices=8, register_tiles=0)
+            config = fit_grid(config, plan.problem.dtype, plan.problem.precision, plan.device)
+            if config is None:
+                raise Unavailable(f"with handover={self.handover!r} there are not the registers and the shared memory")
+            plan = dataclasses.replace(plan, config=config)
+        return plan
+
+    def prepare(self, gru: nn.GRU, x: Tensor) -> Ready:
+        ours = self.module(gru)
+        plan = self.plan(ours, x)
+        call: Callable = ours
+        if self.isa or self.handover:  # bound on each call as others are, but not planned
+
+            def call(x: Tensor) -> tuple[Tensor, Tensor]:
+                return launch.run(bind_gru(ours, x, None), plan)
+
+        return Ready(call, plan.kernel, str(plan.config or ""), plan.source)
+
+
+VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
+VARIANTS += [Variant("grid", isa="plain"), Variant("grid", handover="tag"), Variant("grid", handover="counter")]
+PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS}
+
+
+def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Case, Variant]]:
+    """(case, variant) for each kernel that is launched for cases and the variants among their providers, once."""
+    work = {}
+    for case, providers in wanted:
+        gru, x = _example(case)
+        with case.pinned():
+            for variant in (variant for variant in VARIANTS if variant.name in providers):
+                try:
+                    plan = variant.plan(variant.module(gru), x)
+                except Unavailable:
+                    continue  # the run says why
+                config = plan.config
+                if isinstance(config, GridConfig):
+                    config = dataclasses.replace(config, copies=1)  # how many are launched is not compiled
+                if plan.kernel in KERNELS:
+                    work.setdefault((case.dtype, case.precision, case.hidden, config, plan.device), (case, variant))
+    return list(work.values())
+
+
+def compile_kernels(case: Case, variant: Variant) -> None:
+    """Compiles what the variant launches for the case."""
+    gru, x = _example(case)
+    with case.pinned():
+        ours = variant.module(gru)
+        plan = variant.plan(ours, x)
+        output = x.new_empty(*x.shape)
+        h_n = x.new_empty(case.layers, *x.shape[1:])
+        for each in launch.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
+            each.kernel.warmup(*each.args, grid=each.grid, **each.constants)
+
+
+def _example(case: Case) -> tuple[nn.GRU, Tensor]:
+    """A module and an input that is planned for as the case's, but short: how many steps there are is not compiled."""
+    x = torch.empty(min(case.steps, 2), case.batch, case.hidden, device="cuda", dtype=case.dtype)
+    return case.module("cuda"), x

@@ -1,0 +1,40 @@
+"""torch's own recurrent modules: on a GPU cuDNN by the algorithm that torch picks."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from .interface import Ready
+
+
+def _gru(gru: nn.GRU, x: Tensor) -> Ready:
+    return Ready(gru, kernel=_kernel(x))
+
+
+def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Tensor) -> Ready:
+    """A cell of the same sizes with weights of its own, and itself in float64 to be compared with."""
+    module = cell(gru.input_size, gru.hidden_size, gru.num_layers, device=x.device, dtype=x.dtype).eval()
+    exact = copy.deepcopy(module).double()
+    return Ready(_first_state(module), kernel=_kernel(x), expected=_first_state(exact))
+
+
+def _first_state(module: nn.RNNBase):
+    """An LSTM has two states."""
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        output, state = module(x)
+        return output, state[0] if isinstance(state, tuple) else state
+
+    return call
+
+
+def _kernel(x: Tensor) -> str:
+    return "cudnn" if x.is_cuda and torch.backends.cudnn.is_available() else "torch"
+
+
+PROVIDERS = {
+    "torch.nn.GRU": _gru,
+    "torch.nn.RNN": lambda gru, x: _other_cell(nn.RNN, gru, x),
+    "torch.nn.LSTM": lambda gru, x: _other_cell(nn.LSTM, gru, x),
+}

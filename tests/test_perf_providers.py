@@ -1,0 +1,133 @@
+"""Providers of the benchmarks that are not the library's: what they hand over, compute and refuse."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from perf.providers import compiled, torchrl
+from perf.providers.interface import Unavailable
+
+TORCHRL_MODULES = [
+    "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",
+]  # fmt: skip
+# Inductor imports what torch 2.13 has deprecated.
+inductor = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def matmul():
+    """torch's settings of matrix products, put back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    yield matmul
+    matmul.allow_tf32 = False
+    matmul.fp32_precision = before
+
+
+@inductor
+@pytest.mark.parametrize("precision, layers", [("ieee", 2), ("tf32", 1)])
+def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(matmul, precision, layers):
+    matmul.allow_tf32 = precision == "tf32"
+    gru = nn.GRU(3, 5, layers).eval()
+    x = torch.randn(2, 3, 3)
+    ready = compiled.PROVIDERS["torch.compile"](gru, x)
+    assert (ready.kernel, ready.config) == ("inductor", f"{2 * layers} steps unrolled")
+    assert not torch._dynamo.config.allow_rnn
+    for _ in range(2):
+        x = torch.randn(2, 3, 3)
+        torch.testing.assert_close(ready.call(x), gru(x))
+
+
+def test_compiled_refuses_what_would_take_long():
+    with pytest.raises(Unavailable, match=r"48 s for 64 steps .* are 66, more than 64"):
+        compiled.PROVIDERS["torch.compile"](nn.GRU(4, 4, 2), torch.zeros(33, 1, 4))
+
+
+@inductor
+def test_compiled_without_a_compiler(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(Unavailable, match="needs a C\\+\\+ compiler"):
+        compiled.PROVIDERS["torch.compile"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
+
+
+def test_torchrl_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchrl", None)
+    with pytest.raises(Unavailable, match="pip install torchrl"):
+        torchrl.PROVIDERS["torchrl"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
+
+
+def test_torchrl_without_a_gpu(monkeypatch):
+    for name in TORCHRL_MODULES:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    with pytest.raises(Unavailable, match="needs a CUDA device"):
+        torchrl.PROVIDERS["torchrl"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
+
+
+class Stub:
+    """Stands for `gru_triton` of TorchRL: takes what it takes, reads the setting it reads, computes by torch."""
+
+    def __init__(self):
+        self.precisions = []
+
+    def __call__(self, x, hidden, w_ih, w_hh, b_ih, b_hh, is_init, compute_dtype, *, input_precision):
+        padded = hidden.size(-1)
+        assert padded.bit_count() == 1 and padded >= 16
+        assert (hidden.shape[:2], is_init.shape) == (x.shape[:2], x.shape[:2])
+        assert not is_init.any() and is_init.dtype == torch.bool and hidden.dtype == torch.float32
+        assert (w_ih.shape, w_hh.shape) == ((3 * padded, x.size(-1)), (3 * padded, padded))
+        assert b_ih.shape == b_hh.shape == (3 * padded,)
+        assert {w.dtype for w in (w_ih, w_hh, b_ih, b_hh)} == {x.dtype} == {compute_dtype}
+        self.precisions.append((input_precision, torch.backends.cuda.matmul.allow_tf32))
+        weights = [w_ih, w_hh, b_ih, b_hh]
+        initial = hidden[:, 0].unsqueeze(0).to(x.dtype)
+        output, last = torch.gru(x, initial, weights, True, 1, 0.0, False, False, batch_first=True)
+        return output, last[0].float()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize(
+    "hidden, layers, bias, dtype",
+    [(20, 2, True, torch.float32), (16, 1, True, torch.float32), (5, 3, False, torch.bfloat16)],
+)
+def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, matmul):
+    matmul.allow_tf32 = precision == "tf32"
+    gru = nn.GRU(7, hidden, layers, bias=bias, dtype=dtype).eval()
+    x = torch.randn(4, 3, 7, dtype=dtype)
+    stub = Stub()
+    results = torchrl.bind(stub, gru, x)(x)
+    assert stub.precisions == [(precision, precision == "tf32")] * layers
+    torch.testing.assert_close(results, gru(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["torch.compile", "torchrl"])
+@pytest.mark.parametrize("hidden, layers", [(64, 2), (400, 1)])
+@pytest.mark.parametrize(
+    "dtype, precision, atol",
+    [
+        (torch.float32, "ieee", 1e-5), (torch.float32, "tf32", 2e-3), (torch.float16, "ieee", 4e-3),
+        (torch.bfloat16, "ieee", 3e-2),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("default")  # those of other packages
+def test_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
+    if provider == "torchrl":
+        pytest.importorskip("torchrl")
+    matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    gru = nn.GRU(32, hidden, layers, device="cuda", dtype=dtype).eval()
+    inputs = [torch.randn(5, 3, 32, device="cuda", dtype=dtype) for _ in range(2)]
+    call = {**compiled.PROVIDERS, **torchrl.PROVIDERS}[provider](gru, inputs[0]).call
+    for x in inputs:
+        torch.testing.assert_close(call(x), gru(x), atol=atol, rtol=0)
