@@ -1,0 +1,138 @@
+"""Compares the timings of GRU implementations, as CSV. Each command's --help says more.
+
+    python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
+    python -m perf report perf/results/core-*.csv         # ratios, floors, losses
+    python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
+    python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
+
+perf/QUEUE.md lists what is to be measured next; scripts/measure works through it.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import torch
+
+from . import floors, sweeps
+from .measure import Conditions, DeviceLost
+from .providers import PROVIDERS, YARDSTICK
+from .run import Options, restart_with_resume, run
+
+_RESULTS = pathlib.Path("perf/results")
+_ON_A_CPU = ("smoke", "cells")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    start = time.monotonic()
+    try:
+        return options.command(options)
+    except DeviceLost:
+        restart_with_resume(arguments, options.minutes - (time.monotonic() - start) / 60)
+    except (OSError, ValueError) as error:
+        print(f"perf: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("perf: interrupted; --resume goes on with a sweep", file=sys.stderr)
+    return 2
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="run|report|compare|floors")
+
+    command = commands.add_parser(
+        "run", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
+        epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.",
+    )  # fmt: skip
+    command.add_argument("--sweep", choices=sweeps.SWEEPS, required=True)
+    command.add_argument("--slice", type=int, nargs="+", help="only these of its slices, in this order")
+    command.add_argument(
+        "--provider",
+        choices=PROVIDERS,
+        nargs="+",
+        help=f"these and {YARDSTICK}, not those of the sweep",
+        metavar="NAME",
+    )
+    command.add_argument("--out", type=pathlib.Path, default=_RESULTS, help="folder of the CSVs")
+    command.add_argument("--resume", action="store_true", help="leave out what its CSV has rows of, failures too")
+    command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after that many")
+    command.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case; a few are made anyway")
+    command.add_argument("--l2", choices=("warm", "cold"), default="warm", help="cold: written over before each call")
+    command.add_argument("--rehearse", action="store_true", help="a tiny case of each slice, on the CPU")
+    command.add_argument("--compiled", action="store_true", help="do not compile ahead: it was done")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("report", help="what the CSVs say, in the terminal or as Markdown")
+    command.add_argument("csv", type=pathlib.Path, nargs="+")
+    command.add_argument("--markdown", action="store_true")
+    command.set_defaults(command=_report)
+
+    command = commands.add_parser("compare", help="what became slower from one CSV to another; exit status 1 if so")
+    command.add_argument("before", type=pathlib.Path)
+    command.add_argument("after", type=pathlib.Path)
+    command.set_defaults(command=_compare)
+
+    command = commands.add_parser("floors", help="what this machine can do at most, measured anew")
+    command.add_argument("--out", type=pathlib.Path, default=_RESULTS, help="folder of the CSV")
+    command.set_defaults(command=_floors)
+    return parser.parse_args(arguments)
+
+
+def chosen(options: argparse.Namespace) -> tuple[sweeps.Sweep, tuple[str, ...]]:
+    """What the options of "run" name: the sweep, cut to the slices and to what can be measured, and the providers.
+
+    Raises:
+        ValueError: it cannot be measured here.
+    """
+    sweep = sweeps.SWEEPS[options.sweep]
+    if options.slice:
+        sweep = sweeps.only(sweep, options.slice)
+    if options.rehearse:
+        sweep = sweeps.rehearsal(sweep)
+    if _device(options) == "cpu":
+        if not options.rehearse and sweep.name not in _ON_A_CPU:
+            raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
+        sweep = sweeps.on_cpu(sweep)
+    if options.l2 == "cold" and not options.rehearse and (_device(options) == "cpu" or sweep.modes == sweeps.HOST):
+        raise ValueError("--l2 cold is for what a GPU takes, not for the host")
+    return sweep, tuple(options.provider or sweep.providers)
+
+
+def _device(options) -> str:
+    return "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
+
+
+def _run(options) -> int:
+    sweep, providers = chosen(options)
+    l2 = "warm" if options.rehearse else options.l2
+    conditions = Conditions(_device(options), sweep.modes, l2, options.seconds)
+    run(sweep, Options(providers, options.out, options.resume, options.minutes, options.compiled, conditions))
+    return 0
+
+
+def _report(options) -> int:
+    from . import report  # only these two need pandas
+
+    print(report.markdown(options.csv) if options.markdown else report.plain(options.csv))
+    return 0
+
+
+def _compare(options) -> int:
+    from . import compare
+
+    return compare.main(options.before, options.after)
+
+
+def _floors(options) -> int:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(floors.load_or_measure(options.out, device, anew=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

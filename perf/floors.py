@@ -1,0 +1,207 @@
+"""What the machine can do at most, measured; and from it the time that no implementation of a case can beat.
+
+The floor of a call is
+
+    launch + max(bytes that must move / memory bandwidth, FLOPs / matrix rate, (T + layers - 1) * exchange)
+
+- launch: the call of one tiny kernel, in the same mode and by the same clock.
+- bytes: the input, the weights and the outputs once; of weights beyond all registers and shared memory of the chip,
+  what is beyond, once a step. If all fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
+- exchange: what a step waits for before the next can begin, with layers in a wavefront. If one multiprocessor can
+  hold a layer's W_hh, a barrier among its warps. Otherwise the best hop of one word between two of them (by any
+  hand-over of perf.hop), and as many of them as must share W_hh each reading from the L2 the state of 8 batch rows, of
+  which the smallest product is made.
+
+A lower bound: the greatest of the three, as the exchange of some rows can go on beside the work on others; and the
+arithmetic that a step waits for (a chain of products, three activations) is not in it.
+
+    python -m perf floors [--out perf/results]
+"""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.device import find
+
+from . import hop
+from .case import Case
+from .floors_kernel import barriers, read_shared
+from .hop_launch import ONE_WORD, make_hop
+from .precompile import in_parallel
+from .record import Report, Row, machine_name
+from .timing import clock, graphed, host_clock, quantiles, samples
+
+ROUNDS = 30
+PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read
+_ROWS = 8  # columns of a matrix unit's smallest product
+_REGISTERS = 256 << 10  # bytes of a multiprocessor's registers, on every NVIDIA GPU since Kepler
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Seconds, bytes a second and FLOPs a second. A rate that is not known is left out of a floor.
+
+    Attributes:
+        matrix: by (dtype, precision) as in a row.
+        launch: by mode.
+        multiprocessors, on_chip: their number, and the bytes of registers and shared memory of one.
+        l2_bytes: what the L2 holds.
+    """
+
+    memory: float = 0.0
+    l2: float = 0.0
+    matrix: dict[tuple[str, str], float] = field(default_factory=dict)
+    launch: dict[str, float] = field(default_factory=dict)
+    hop: float = 0.0
+    barrier: float = 0.0
+    multiprocessors: int = 1
+    on_chip: int = 0
+    l2_bytes: int = 0
+
+    def of(self, case: Case, mode: str, l2: str) -> float | str:
+        """Milliseconds of a call; in mode "host", of the host's part; empty where a rate is missing."""
+        row = case.row()
+        if mode not in self.launch or (row.dtype, row.precision) not in self.matrix:
+            return ""
+        if mode == "host":
+            return 1000 * self.launch[mode]
+        size = case.dtype.itemsize
+        w_hh = 3 * case.hidden**2 * size
+        beyond = max(0, case.layers * w_hh - self.multiprocessors * self.on_chip) if self.on_chip else 0
+        state = case.batch * case.hidden * size
+        moved = 2 * case.steps * state + case.layers * (2 * w_hh + state) + (case.steps - 1) * beyond
+        flops = case.layers * case.steps * case.batch * 2 * 6 * case.hidden**2
+        if w_hh <= self.on_chip or not self.on_chip:
+            exchange = self.barrier
+        else:
+            programs = min(-(-w_hh // self.on_chip), self.multiprocessors)
+            exchange = self.hop + programs * min(case.batch, _ROWS) * case.hidden * size / self.l2
+        bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
+        work = moved / bandwidth, flops / self.matrix[row.dtype, row.precision]
+        return 1000 * (self.launch[mode] + max(*work, (case.steps + case.layers - 1) * exchange))
+
+    def __str__(self) -> str:
+        words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
+        words += [f"{dtype} {precision} {rate / 1e12:.2f} TFLOP/s" for (dtype, precision), rate in self.matrix.items()]
+        words += [f"{mode} launch {1e6 * seconds:.1f} us" for mode, seconds in self.launch.items()]
+        words += [f"hop {1e6 * self.hop:.2f} us, barrier {1e9 * self.barrier:.0f} ns"] * bool(self.hop)
+        return ", ".join(words)
+
+
+def load_or_measure(out: pathlib.Path, device: str, anew: bool = False) -> Floors:
+    """Those measured last on this machine, from the CSV in the folder ``out``, or measured now and written there."""
+    report = Report(out / f"floors-{machine_name(device)}.csv", device)
+    gpu_name = report.key(Row())[0]
+    if not anew and (rows := _read(report.path, gpu_name)):
+        return _floors(rows, device)
+    for row in _measure(device):
+        report.add(row)
+    return _floors(_read(report.path, gpu_name), device)
+
+
+def _read(path: pathlib.Path, gpu_name: str) -> list[dict[str, str]]:
+    """Rows of the last run on the GPU that came to its end, which is the eager launch."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["gpu_name"] == gpu_name]
+    ended = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
+    return [row for row in rows if ended and row["run_id"] == ended[-1]]
+
+
+def _floors(rows: list[dict[str, str]], device: str) -> Floors:
+    # The fast fifth, as nothing may be faster than a floor.
+    seconds = {id(row): float(row["p20_ms"]) / 1000 / float(row["config"].split()[0]) for row in rows if row["p20_ms"]}
+    by_name = {row["provider"].removeprefix("floor."): seconds[id(row)] for row in rows if id(row) in seconds}
+    launch = {row["mode"]: seconds[id(row)] for row in rows if row["provider"] == "floor.launch"}
+    matrix = {
+        (row["dtype"], row["precision"]): 1 / seconds[id(row)] for row in rows if row["provider"] == "floor.matrix"
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        chip = {
+            "multiprocessors": properties.multi_processor_count,
+            "on_chip": properties.shared_memory_per_multiprocessor + _REGISTERS,
+            "l2_bytes": properties.L2_cache_size,
+        }
+    else:
+        chip = {"l2_bytes": _last_cache_of_the_cpu()}
+    return Floors(
+        memory=1 / by_name["memory"],
+        l2=1 / by_name["l2"],
+        matrix=matrix,
+        launch=launch,
+        hop=by_name.get("hop", 0.0),
+        barrier=by_name.get("barrier", 0.0),
+        **chip,
+    )
+
+
+def _last_cache_of_the_cpu() -> int:
+    """Bytes; 0, and a floor by the memory's bandwidth, where Linux does not say."""
+    sizes = [path.read_text().strip() for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
+    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes), default=0)
+
+
+def _measure(device: str) -> Iterator[Row]:
+    """A row for each thing measured; ``config`` is how much of it was done in a call's time."""
+    on_gpu = device == "cuda"
+
+    def timed(name: str, amount: int, unit: str, function: Callable, mode: str = "eager", once=None, **about) -> Row:
+        once = once or clock(device)
+        times = quantiles(samples({name: [function]}, ROUNDS, once, seconds=2.0)[name])
+        return Row(provider=f"floor.{name}", config=f"{amount} {unit}", mode=mode, **about, **times.columns())
+
+    size = 2 << 30 if on_gpu else 256 << 20
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    yield timed("memory", 2 * size, "bytes", lambda: target.copy_(source))
+    del source, target
+    for precision in PRECISIONS if on_gpu else ("fp32",):
+        yield _matrix_row(precision, device, timed)
+    tiny = torch.zeros(32, device=device)
+    if not on_gpu:
+        source, target = (torch.ones(1 << 18, dtype=torch.uint8) for _ in range(2))
+        yield timed("l2", 2 << 18, "bytes", lambda: target.copy_(source))
+    else:
+        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+        numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
+        programs, rounds = 2 * multiprocessors, 20
+        result = torch.zeros(programs, dtype=torch.int32, device=device)
+
+        def read():
+            read_shared[(programs,)](numbers, result, rounds, PART=PART, PARTS=PARTS, num_warps=16)
+
+        yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read)
+        assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
+        yield timed("barrier", 1 << 16, "barriers", lambda: barriers[(1,)](result, 1 << 16, num_warps=4))
+        yield _hop_row()
+        yield timed("launch", 1, "launch", graphed(tiny.zero_)[0], mode="graph")
+    yield timed("launch", 1, "launch", tiny.zero_, mode="host", once=host_clock)
+    yield timed("launch", 1, "launch", tiny.zero_)
+
+
+def _matrix_row(precision: str, device: str, timed: Callable[..., Row]) -> Row:
+    case = Case(precision, 1, 1, 1)
+    n = 8192 if device == "cuda" else 1024
+    with case.pinned():
+        a, b = (torch.randn(n, n, device=device, dtype=case.dtype) for _ in range(2))
+        about = {"dtype": case.row().dtype, "precision": case.row().precision}
+        return timed("matrix", 2 * n**3, "FLOPs", lambda: a @ b, **about)
+
+
+def _hop_row() -> Row:
+    """The fastest hop of one word between two programs, by any hand-over that works."""
+    hops = [make_hop(2, ONE_WORD, handover, isa) for isa in ("ptx", "plain") for handover in hop.HANDOVERS]
+    in_parallel(functools.partial(hop.compile_hop, each) for each in hops)
+    device = torch.device("cuda")
+    rows = hop.measure(hops, 1000, ROUNDS, device, find(device))
+    timed = [row for row in rows if row.variant == "hop" and row.n]
+    if not timed:
+        raise RuntimeError(f"no hand-over works: {[row.error for row in rows]}")
+    best = min(timed, key=lambda row: row.p20_ms)
+    return dataclasses.replace(best, provider="floor.hop", config=f"1 hops by {best.provider} {best.config}")

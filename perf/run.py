@@ -1,0 +1,142 @@
+"""A sweep, case by case, into a CSV that can be gone on with."""
+
+import gc
+import os
+import pathlib
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from .case import Case
+from .clocks import Clocks
+from .floors import Floors, load_or_measure
+from .measure import Conditions, DeviceLost, blank_row, measure
+from .precompile import compile_ahead
+from .providers import YARDSTICK
+from .record import Report, Row, machine_name
+from .sweeps import Sweep
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep is run.
+
+    Attributes:
+        providers: beside `YARDSTICK`.
+        out: folder of the CSVs.
+        resume: leave out what there are rows of.
+        minutes: no case is begun after them.
+        compiled: the kernels are in Triton's cache already.
+    """
+
+    providers: tuple[str, ...]
+    out: pathlib.Path
+    resume: bool
+    minutes: float
+    compiled: bool
+    conditions: Conditions
+
+
+def run(sweep: Sweep, options: Options) -> pathlib.Path:
+    """Measures the sweep, and returns the CSV's path.
+
+    Raises:
+        FileExistsError: the CSV holds rows of the sweep already, and ``resume`` is not set.
+        ValueError: the CSV is of another schema.
+        DeviceLost: after its rows were written; going on with ``resume`` in a new process leaves the culprit out.
+    """
+    # Parameters that are not flattened would cost torch.nn.GRU a copy on every call.
+    warnings.filterwarnings("error", message="RNN module weights are not part of single contiguous chunk")
+    device = options.conditions.device
+    report = Report(options.out / f"{sweep.name}-{machine_name(device)}.csv", device)
+    todo = _todo(sweep, options, report)
+    asked = len(sweep.cases) * len({YARDSTICK, *options.providers})
+    if not options.resume and sum(len(names) for _, names in todo) < asked:
+        raise FileExistsError(f"{report.path} has rows of this sweep: --resume goes on with it, --out names another")
+    _say(f"{sweep.name}: {sweep.question}")
+    _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
+    floors = load_or_measure(options.out, device)
+    _say(f"floors: {floors}")
+    if device == "cuda" and todo and not options.compiled:
+        compile_ahead(todo)
+
+    clocks = Clocks(report.path.with_suffix(".clocks.csv")) if device == "cuda" else None
+    said = set()
+    start = time.monotonic()
+    for done, (case, names) in enumerate(todo):
+        passed = time.monotonic() - start
+        if passed > 60 * options.minutes:
+            _say(f"{len(todo) - done} cases left when the time was over")
+            break
+        left = f", {passed / done * (len(todo) - done) / 60:.1f} min left" if done else ""
+        _say(f"[{done + 1}/{len(todo)}] {case}{left}")
+        try:
+            rows = measure(case, names, options.conditions, floors)
+        except DeviceLost as lost:
+            report.add_all(lost.rows)
+            raise
+        report.add_all(rows)
+        _say(summary(rows, said))
+        if clocks:
+            _say(f"    clocks {clocks.note(case)}")
+            gc.collect()
+            torch.cuda.empty_cache()
+    _say(f"wrote {report.path}")
+    return report.path
+
+
+def _todo(sweep: Sweep, options: Options, report: Report) -> list[tuple[Case, list[str]]]:
+    """Cases and those of their providers that the report has no row of.
+
+    A case whose yardstick has failed is done with: there is nothing to gate the others by.
+    """
+    there = report.measured()
+    todo = []
+    for case in sweep.cases:
+        names = []
+        for name in dict.fromkeys((YARDSTICK, *options.providers)):
+            blank = [blank_row(case, name, mode, options.conditions, Floors()) for mode in options.conditions.modes]
+            statuses = [there.get(report.key(row)) for row in blank]
+            if name == YARDSTICK and "failed" in statuses:
+                break
+            if None in statuses:
+                names.append(name)
+        if names:
+            todo.append((case, names))
+    return todo
+
+
+def restart_with_resume(arguments: list[str], minutes: float) -> None:
+    """Replaces this process, whose GPU is lost, by one that goes on for the minutes left."""
+    _say("the GPU is lost to this process: going on in a new one")
+    more = ["--resume", "--minutes", str(minutes)]
+    os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, *more])
+
+
+def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
+    """A line a provider: its kernel, and mode by mode the median and how much faster than the yardstick's fastest.
+
+    Those without a time come last, with the reason unless their status is in ``said``, to which it is added.
+    """
+    yardstick = [row.p50_ms for row in rows if row.provider.removesuffix("+graph") == YARDSTICK and row.n]
+    timed, without, again = {}, [], {}
+    for row in rows:
+        if row.n:
+            words = f"{row.mode} {row.p50_ms:.4g} ms{' (noisy)' * (row.status == 'noisy')}"
+            words += f", {min(yardstick) / row.p50_ms:.2f}x" if yardstick else ""
+            timed.setdefault(row.provider.removesuffix("+graph"), [row.kernel]).append(words)
+        elif (row.provider, row.status) in said:
+            again.setdefault(row.status, []).append(row.provider)
+        else:
+            said.add((row.provider, row.status))
+            reason = row.error or f"error {row.max_abs_err:.2g}"
+            without.append(f"    {row.provider} {row.status}: {reason[:200]}")
+    lines = [f"    {name:24}{kernel:8}" + "  ".join(words) for name, (kernel, *words) in timed.items()]
+    return "\n".join(lines + without + [f"    {status}: {', '.join(names)}" for status, names in again.items()])
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,38 @@
+"""What the compiler makes of the kernels that the floors are measured by: it leaves in them what is measured."""
+
+import re
+
+import pytest
+import torch
+
+from perf.floors import PART, PARTS
+from perf.floors_kernel import barriers, read_shared
+from triton_gru.scans import Launch
+
+from .harness import KNOWN, compile_launch, facts, pretend
+
+DEVICES = [device for device in KNOWN.values() if device.isa == "ptx"]
+NUMBERS, RESULT = torch.empty(PART * PARTS, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
+
+
+def loop_of(ptx):
+    """The innermost loop."""
+    return min(re.findall(r"^(\$L__BB0_\d+):(.*?)bra\s+\1;", ptx, flags=re.DOTALL | re.MULTILINE), key=len)[1]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
+def test_every_round_reads_all_past_the_l1_in_wide_loads(device):
+    pretend(device)
+    options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
+    compiled = compile_launch(Launch(read_shared, (264,), (NUMBERS, RESULT, 20), options))
+    found = facts(compiled)
+    assert found.stack == 0 and found.spills == 0, found
+    loads = re.findall(r"ld\.global(\S*)\.b32", loop_of(compiled.asm["ptx"]))
+    assert loads == [".cg.v4"] * (PART // (16 * 32) // 4)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
+def test_every_round_has_its_barrier(device):
+    pretend(device)
+    compiled = compile_launch(Launch(barriers, (1,), (RESULT, 1 << 16), {"num_warps": 4}))
+    assert loop_of(compiled.asm["ptx"]).count("bar.sync") == 1
