@@ -1,0 +1,40 @@
+"""What became slower, or stopped working, from one CSV to another of the same machine."""
+
+import pathlib
+
+import pandas as pd
+
+from .report import CASE, SHOWN, aligned, latest, load
+
+NOISE = 0.03  # a difference up to this, or to the spread of either measurement, is none
+
+
+def main(before: pathlib.Path, after: pathlib.Path) -> int:
+    """Prints every case that differs by more than noise; returns 1 if one became slower or stopped working."""
+    table = compared(load([before]), load([after]))
+    if table.empty:
+        raise ValueError("the two have no measurement in common (of the same GPU, provider, shape and mode)")
+    shown = ["provider", *SHOWN, "before", "after", "ratio", "verdict"]
+    changed = table[table["verdict"] != "same"].sort_values("ratio", ascending=False)
+    print(f"{len(table)} measurements in both: {table['verdict'].value_counts().to_dict()}")
+    if len(changed):
+        print(aligned(changed[shown]))
+    return int(table["verdict"].isin(["slower", "broken"]).any())
+
+
+def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """A line for each measurement that both have tried and the first has timed: medians, their ratio, and a verdict.
+
+    The verdict is "slower" or "faster" if the medians differ by more than `NOISE` and the rel_iqr of both, "broken" if
+    there is no time any more, else "same".
+    """
+    key = [*CASE, "provider", "mode"]
+    before, after = latest(before), latest(after)
+    both = before[before["n"] > 0].merge(after, on=key, suffixes=("", "_after"))
+    ratio = both["p50_ms_after"] / both["p50_ms"]
+    noise = both[["rel_iqr", "rel_iqr_after"]].max(axis=1).clip(lower=NOISE)
+    verdict = pd.Series("same", index=both.index)
+    verdict[ratio > 1 + noise] = "slower"
+    verdict[1 / ratio > 1 + noise] = "faster"
+    verdict[both["n_after"] == 0] = "broken"
+    return both.assign(before=both["p50_ms"], after=both["p50_ms_after"], ratio=ratio, verdict=verdict)

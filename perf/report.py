@@ -1,0 +1,240 @@
+"""What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses.
+
+All ratios are between rows of one run. "Times faster" is the other's median time over ours: below 1 is a loss.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from .record import KEY, Row
+
+OURS, YARDSTICK = "triton_gru", "torch.nn.GRU"
+CASE = [name for name in KEY if name not in ("provider", "mode")]
+SHOWN = ["precision", "H", "B", "T", "layers", "l2"]
+_WORST = 10
+
+
+def plain(paths: list[pathlib.Path]) -> str:
+    """The report on these CSVs, for a terminal."""
+    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in sections(load(paths)))
+
+
+def markdown(paths: list[pathlib.Path]) -> str:
+    """The same with tables in Markdown."""
+    return "\n\n".join(f"**{title}**\n\n{_piped(table)}" for title, table in sections(load(paths)))
+
+
+def load(paths: list[pathlib.Path]) -> pd.DataFrame:
+    """The rows of all files, of those that measure the same the last one; ``base`` is the provider without its mode.
+
+    Raises:
+        ValueError: a file that is no report.
+    """
+    columns = [field.name for field in dataclasses.fields(Row)]
+    frames = []
+    for path in paths:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if list(frame.columns) != columns:
+            raise ValueError(f"{path} has not the columns of a report")
+        frames.append(frame)
+    rows = pd.concat(frames, ignore_index=True)
+    for name in ("T", "B", "I", "H", "layers", "directions", "n"):
+        rows[name] = rows[name].astype(int)
+    for name in ("p20_ms", "p50_ms", "p80_ms", "rel_iqr", "floor_ms", "max_abs_err"):
+        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    rows = rows[~rows["provider"].str.startswith(("floor.", "hop."))]
+    # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
+    rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
+    rows["base"] = rows["provider"].str.removesuffix("+graph")
+    rows["regime"] = [_regime(*shape) for shape in zip(rows["H"], rows["B"], rows["T"])]
+    return rows
+
+
+def latest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows that measure the same, the last."""
+    return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
+
+
+def _regime(hidden: int, batch: int, steps: int) -> str:
+    size = "H <= 192" if hidden <= 192 else "H <= 1024" if hidden <= 1024 else "H > 1024"
+    return f"{size}, {'B <= 64' if batch <= 64 else 'B > 64'}, {'T = 1' if steps == 1 else 'T > 1'}"
+
+
+def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Titled tables; one without rows is left out, but for what is said of losses."""
+    last = latest(rows)
+    speedups = against_torch(rows)
+    tables = [
+        ("What was measured, where", _machines(rows)),
+        ("What became of each provider's cases", _outcomes(last)),
+        ("Times faster than the faster of torch.nn.GRU eager and in a graph", _headline(speedups)),
+        ("Time over the floor", _over_floor(last)),
+        ("Times faster than each peer, in the same mode", _peers(rows)),
+        ("RNN, LSTM, GRU", cells(last)),
+    ]
+    tables = [(title, table) for title, table in tables if len(table)]
+    if len(speedups):
+        shown = [*SHOWN, "mode", "kernel", "times faster"]
+        by_speed = speedups.sort_values("times faster")
+        lost = by_speed[by_speed["times faster"] < 1]
+        tables.append((f"The worst {_WORST} cases", by_speed[shown].head(_WORST)))
+        tables.append((f"Below 1.0: {len(lost)} of {len(by_speed)}", lost[shown]))
+    return tables
+
+
+def against_torch(rows: pd.DataFrame) -> pd.DataFrame:
+    """Ours in each mode, and how many times faster it is than the faster of torch's two, of the same run."""
+    timed = rows[rows["n"] > 0]
+    theirs = timed[timed["base"] == YARDSTICK].groupby([*CASE, "run_id"])["p50_ms"].min().rename("theirs")
+    ours = latest(timed[timed["base"] == OURS]).join(theirs, on=[*CASE, "run_id"], how="inner")
+    return ours.assign(**{"times faster": ours["theirs"] / ours["p50_ms"]})
+
+
+def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
+    if speedups.empty:
+        return speedups
+    return _ratios(speedups, ["precision", "regime", "mode"], "times faster").assign(
+        **{
+            "by own kernel": lambda t: [
+                _by_own_kernel(speedups, index) for index in zip(*(t[c] for c in t.columns[:3]))
+            ]
+        }
+    )
+
+
+def _by_own_kernel(speedups: pd.DataFrame, index: tuple[str, str, str]) -> int:
+    """In how many cases it was not torch's own GRU that ran."""
+    alike = (speedups[["precision", "regime", "mode"]] == list(index)).all(axis=1)
+    return int((speedups[alike]["kernel"] != "torch").sum())
+
+
+def _ratios(rows: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
+    """Cases, geometric mean, minimum and maximum of ``column``."""
+    grouped = rows.groupby(by, sort=False)[column]
+    table = pd.DataFrame({"cases": grouped.size(), "geomean": np.exp(grouped.agg(lambda r: np.log(r).mean()))})
+    return table.assign(min=grouped.min(), max=grouped.max()).reset_index()
+
+
+def _over_floor(last: pd.DataFrame) -> pd.DataFrame:
+    ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
+    if ours.empty:
+        return ours
+    return _ratios(ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"]), ["precision", "regime", "mode"], "ratio")
+
+
+def _peers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every other provider, and the best of cuDNN's forced algorithms."""
+    timed = rows[rows["n"] > 0]
+    same = [*CASE, "run_id", "mode"]
+    forced = timed[timed["base"].str.startswith("cudnn.")]
+    best = forced.loc[forced.groupby(same)["p50_ms"].idxmin()].assign(base="cudnn, the best forced")
+    ours = timed[timed["base"] == OURS].set_index(same)["p50_ms"].rename("ours")
+    # Joined before the last are taken: a peer may have been measured again without ours.
+    others = pd.concat([timed[timed["base"] != OURS], best]).join(ours, on=same, how="inner")
+    others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
+    if others.empty:
+        return others
+    others = others.assign(ratio=others["p50_ms"] / others["ours"])
+    table = _ratios(others, ["base", "precision", "mode"], "ratio")
+    lost = others[others["ratio"] < 1].groupby(["base", "precision", "mode"], sort=False).size().rename("below 1")
+    return table.join(lost, on=["base", "precision", "mode"]).fillna({"below 1": 0}).astype({"below 1": int})
+
+
+def _machines(rows: pd.DataFrame) -> pd.DataFrame:
+    where = rows.assign(commit=rows["git_sha"].str[:9] + np.where(rows["git_dirty"] == "True", " (dirty)", ""))
+    by = ["gpu_name", "driver", "cuda", "cudnn", "torch", "triton", "commit"]
+    return where.groupby(by, sort=False).size().rename("rows").reset_index()
+
+
+def _outcomes(last: pd.DataFrame) -> pd.DataFrame:
+    """How many cases of each status, and an example of why not."""
+    statuses = ["ok", "noisy", "wrong", "failed", "unavailable"]
+    by = ["base", "mode"]
+    table = (
+        last.groupby([*by, "status"], sort=False).size().unstack(fill_value=0).reindex(columns=statuses, fill_value=0)
+    )
+    reasons = last[last["error"] != ""].groupby(by, sort=False)["error"].agg(lambda errors: errors.mode().iloc[0][:110])
+    return table.join(reasons.rename("most often because")).fillna("").reset_index()
+
+
+# Gates (the new state's candidate among them) of what is compared in `cells`; ours computes a GRU.
+_GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "handwritten": 3}
+
+
+def cells(last: pd.DataFrame) -> pd.DataFrame:
+    """What every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
+    wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1)]
+    if not wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]).any():
+        return wanted.head(0)
+    fastest = wanted.loc[wanted.groupby([*CASE, "base"], sort=False)["p50_ms"].idxmin()]
+    order = {name: i for i, name in enumerate(_GATES)}
+    fastest = fastest.sort_values(
+        ["precision", "H", "B", "T", "base"], key=lambda c: c.map(order) if c.name == "base" else c
+    )
+    return pd.DataFrame(
+        {
+            "cell": fastest["base"], "precision": fastest["precision"], "H": fastest["H"], "B": fastest["B"],
+            "T": fastest["T"], "gates": [_GATES[base] for base in fastest["base"]],
+            "parameters": [counts(*c).parameters for c in _sizes(fastest)],
+            "kFLOP a step and row": [counts(*c).flops / 1000 for c in _sizes(fastest)],
+            "weight KB a step": [counts(*c).weight_bytes / 1000 for c in _sizes(fastest)],
+            "ms": fastest["p50_ms"], "us a step": 1000 * fastest["p50_ms"] / fastest["T"], "mode": fastest["mode"],
+            "kernel": fastest["kernel"],
+        }
+    )  # fmt: skip
+
+
+def _sizes(rows: pd.DataFrame):
+    itemsize = np.where(rows["dtype"] == "float32", 4, 2)
+    return zip((_GATES[base] for base in rows["base"]), rows["I"], rows["H"], itemsize)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of one layer of a recurrent cell, in torch's form with two biases a gate.
+
+    Attributes:
+        flops: of a time step and batch row: of the products, two for each weight, and no activations.
+        weight_bytes: of W_hh, which a step cannot do without.
+    """
+
+    parameters: int
+    flops: int
+    weight_bytes: int
+
+
+def counts(gates: int, inputs: int, hidden: int, itemsize: int) -> Counts:
+    weights = gates * hidden * (inputs + hidden)
+    return Counts(weights + 2 * gates * hidden, 2 * weights, gates * hidden**2 * itemsize)
+
+
+def aligned(table: pd.DataFrame) -> str:
+    """For a terminal: numbers to the right, words to the left."""
+    if table.empty:
+        return "none"
+    lines = _words(table)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    adjust = [str.rjust if pd.api.types.is_numeric_dtype(table[name]) else str.ljust for name in table]
+    return "\n".join(
+        "  ".join(f(word, width) for f, word, width in zip(adjust, line, widths)).rstrip() for line in lines
+    )
+
+
+def _piped(table: pd.DataFrame) -> str:
+    if table.empty:
+        return "none"
+    names, *lines = _words(table)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *lines))
+
+
+def _words(table: pd.DataFrame) -> list[list[str]]:
+    return [list(table.columns), *([_word(value) for value in line] for line in table.itertuples(index=False))]
+
+
+def _word(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value).replace("|", "/")

@@ -1,0 +1,211 @@
+"""What is made of CSVs: ratios on planted timings, losses by name, regressions found and noise passed over."""
+
+import csv
+import dataclasses
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from perf import compare, report
+from perf.__main__ import main
+from perf.record import Row
+
+BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
+
+
+def row(provider, ms, **more):
+    """A row of ``provider``, in a graph if its name says so, with a small spread; not timed if ``ms`` is a status."""
+    mode = {"mode": "graph"} if provider.endswith("+graph") else {}
+    if isinstance(ms, str):
+        return dataclasses.replace(BASE, provider=provider, status=ms, error="because", **mode | more)
+    times = {"n": 20, "p20_ms": 0.995 * ms, "p50_ms": ms, "p80_ms": 1.005 * ms, "rel_iqr": 0.01}
+    return dataclasses.replace(BASE, provider=provider, **times | mode | more)
+
+
+def written(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in dataclasses.fields(Row)])
+        writer.writerows(dataclasses.astuple(row) for row in rows)
+    return path
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    return lambda rows: report.load([written(tmp_path / "rows.csv", rows)])
+
+
+def table(rows, title):
+    return dict(report.sections(rows))[title]
+
+
+HEADLINE = "Times faster than the faster of torch.nn.GRU eager and in a graph"
+
+
+def test_the_headline_is_against_the_faster_of_eager_and_graph(loaded):
+    rows = loaded([
+        row("torch.nn.GRU", 8.0), row("torch.nn.GRU+graph", 6.0), row("triton_gru", 2.0, kernel="grid"),
+        row("triton_gru+graph", 1.5, kernel="grid"),
+        row("torch.nn.GRU", 3.0, B=16), row("torch.nn.GRU+graph", 4.0, B=16),
+        row("triton_gru", 4.0, B=16, kernel="torch"),
+    ])  # fmt: skip
+    headline = table(rows, HEADLINE).set_index("mode")
+    eager = headline.loc["eager"]
+    assert (eager["cases"], eager["min"], eager["max"], eager["by own kernel"]) == (2, 0.75, 3.0, 1)
+    assert eager["geomean"] == pytest.approx(math.sqrt(3.0 * 0.75))
+    assert headline.loc["graph"]["geomean"] == pytest.approx(4.0)
+    assert list(table(rows, "The worst 10 cases")["times faster"]) == [0.75, 3.0, 4.0]
+    lost = table(rows, "Below 1.0: 1 of 3")
+    assert lost[["H", "B", "T", "mode", "kernel"]].to_numpy().tolist() == [[512, 16, 512, "eager", "torch"]]
+
+
+def test_ratios_are_between_rows_of_one_run(loaded):
+    """Torch was measured again later, when the machine was twice as slow; ours was not."""
+    rows = loaded([row("torch.nn.GRU", 4.0), row("triton_gru", 2.0), row("torch.nn.GRU", 8.0, run_id="2")])
+    assert table(rows, HEADLINE)["geomean"].tolist() == [2.0]
+    assert table(rows, "Times faster than each peer, in the same mode")["geomean"].tolist() == [2.0]
+
+
+def test_of_repeated_measurements_the_last_counts(loaded):
+    rows = loaded([
+        row("torch.nn.GRU", 4.0), row("triton_gru", 2.0), row("torch.nn.GRU", 4.0, run_id="2"),
+        row("triton_gru", 1.0, run_id="2"),
+    ])  # fmt: skip
+    assert table(rows, HEADLINE)[["cases", "geomean"]].to_numpy().tolist() == [[1, 4.0]]
+
+
+def test_peers_are_compared_in_the_same_mode_and_cudnn_by_its_best(loaded):
+    rows = loaded([
+        row("torch.nn.GRU", 8.0), row("triton_gru", 2.0), row("triton_gru+graph", 1.0), row("torchrl", 4.0),
+        row("torchrl+graph", 0.5), row("cudnn.standard", 6.0), row("cudnn.persist_static", 3.0),
+        row("cudnn.persist_dynamic", "unavailable"), row("cudnn.small_h", "wrong"),
+    ])  # fmt: skip
+    peers = table(rows, "Times faster than each peer, in the same mode").set_index(["base", "mode"])
+    assert peers.loc["torchrl", "eager"]["geomean"] == 2.0
+    assert peers.loc["torchrl", "graph"]["geomean"] == 0.5
+    assert peers.loc["torchrl", "graph"]["below 1"] == 1
+    assert peers.loc["cudnn, the best forced", "eager"]["geomean"] == 1.5
+    assert ("cudnn.small_h", "eager") not in peers.index
+
+
+def test_regimes_and_precisions_are_apart(loaded):
+    cells = [
+        {"H": 192, "B": 64, "T": 1}, {"H": 193, "B": 65, "T": 2}, {"H": 1025},
+        {"dtype": "float32", "precision": "tf32"}, {"dtype": "float32", "precision": "ieee"}, {"l2": "cold"},
+    ]  # fmt: skip
+    rows = loaded(
+        [row(name, ms, **cell) for cell in cells for name, ms in (("torch.nn.GRU", 2.0), ("triton_gru", 1.0))]
+    )
+    headline = table(rows, HEADLINE)
+    assert sorted(zip(headline["precision"], headline["regime"])) == [
+        ("float16", "H <= 1024, B <= 64, T > 1"), ("float16", "H <= 1024, B > 64, T > 1"),
+        ("float16", "H <= 192, B <= 64, T = 1"), ("float16", "H > 1024, B <= 64, T > 1"),
+        ("fp32 ieee", "H <= 1024, B <= 64, T > 1"), ("fp32 tf32", "H <= 1024, B <= 64, T > 1"),
+    ]  # fmt: skip
+    assert headline["cases"].tolist() == [1] * 6
+
+
+def test_time_over_the_floor(loaded):
+    rows = loaded([row("triton_gru", 3.0, floor_ms=1.5), row("triton_gru", 8.0, floor_ms=1.0, B=8)])
+    assert table(rows, "Time over the floor")[["geomean", "min", "max"]].to_numpy().tolist() == [[4.0, 2.0, 8.0]]
+
+
+def test_what_became_of_each_provider(loaded):
+    rows = loaded([
+        row("torch.nn.GRU", 1.0), row("triton_gru", "wrong"), row("triton_gru", "failed", B=8),
+        dataclasses.replace(row("torch.nn.GRU", 1.0, B=8), status="noisy"),
+    ])  # fmt: skip
+    outcomes = table(rows, "What became of each provider's cases").set_index("base")
+    assert outcomes.loc["torch.nn.GRU"][["ok", "noisy", "wrong"]].tolist() == [1, 1, 0]
+    assert outcomes.loc["triton_gru"][["wrong", "failed", "most often because"]].tolist() == [1, 1, "because"]
+    assert HEADLINE not in dict(report.sections(rows))
+
+
+def test_cells_are_counted(loaded):
+    """By hand: H = I = 3 in fp16; an LSTM has 4 gates of 3 x 6 weights and two biases."""
+    cell = {"I": 3, "H": 3, "B": 1, "T": 10}
+    names = ["triton_gru", "torch.nn.GRU", "torch.nn.LSTM", "torch.nn.RNN"]
+    rows = loaded([row(name, i + 1.0, **cell) for i, name in enumerate(names)])
+    cells = table(rows, "RNN, LSTM, GRU").set_index("cell")
+    assert list(cells.index) == ["torch.nn.RNN", "torch.nn.LSTM", "torch.nn.GRU", "triton_gru"]
+    assert cells["gates"].tolist() == [1, 4, 3, 3]
+    assert cells["parameters"].tolist() == [24, 96, 72, 72]
+    assert cells.loc["torch.nn.LSTM"]["kFLOP a step and row"] == pytest.approx(0.144)
+    assert cells.loc["torch.nn.LSTM"]["weight KB a step"] == pytest.approx(0.072)
+    assert cells.loc["torch.nn.LSTM"]["us a step"] == pytest.approx(300.0)
+
+
+def test_parameters_are_as_many_as_torchs_modules_have():
+    import torch
+
+    for module, gates in ((torch.nn.RNN, 1), (torch.nn.GRU, 3), (torch.nn.LSTM, 4)):
+        assert report.counts(gates, 5, 7, 4).parameters == sum(p.numel() for p in module(5, 7).parameters())
+
+
+def test_the_report_in_both_forms(tmp_path, capsys):
+    path = written(tmp_path / "core.csv", [row("torch.nn.GRU", 1.0), row("triton_gru", 2.0, kernel="grid")])
+    assert main(["report", str(path)]) == 0
+    plain = capsys.readouterr().out
+    assert "Below 1.0: 1 of 1\nprecision" in plain
+    assert main(["report", "--markdown", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| float16 | 512 | 4 | 512 | 1 | warm | eager | grid | 0.5 |" in lines
+    assert all(line.count("|") == lines[i - 1].count("|") for i, line in enumerate(lines) if line.startswith("| -"))
+
+
+def test_a_report_without_rows(tmp_path, capsys):
+    assert main(["report", str(written(tmp_path / "core.csv", []))]) == 0
+    assert main(["report", str(written(tmp_path / "core.csv", [row("triton_gru", "failed")]))]) == 0
+    assert "because" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path, capsys):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert main(["report", str(tmp_path / "other.csv")]) == 2
+    assert "not the columns" in capsys.readouterr().err
+    (tmp_path / "empty.csv").write_text("")
+    assert main(["report", str(tmp_path / "empty.csv")]) == 2
+
+
+def compared(tmp_path, before, after):
+    return main(["compare", *(str(written(tmp_path / f"{i}.csv", rows)) for i, rows in enumerate((before, after)))])
+
+
+@pytest.mark.parametrize("factor, status, verdict", [(1.05, 1, "slower"), (1.02, 0, "same"), (0.9, 0, "faster")])
+def test_compare_finds_a_planted_regression(factor, status, verdict, tmp_path, capsys):
+    before = [row("triton_gru", 1.0), row("triton_gru", 1.0, B=8), row("torch.nn.GRU", 5.0)]
+    after = [row("triton_gru", 1.0), row("triton_gru", factor, B=8), row("torch.nn.GRU", 5.0)]
+    assert compared(tmp_path, before, after) == status
+    out = capsys.readouterr().out
+    assert f"'{verdict}'" in out
+    assert (re.search(rf" 8 +512 .*{verdict}", out) is not None) == (verdict != "same")
+
+
+def test_compare_passes_over_what_is_within_the_spread(tmp_path):
+    noisy = {"rel_iqr": 0.3, "status": "noisy"}
+    assert compared(tmp_path, [row("a", 1.0, **noisy)], [row("a", 1.2)]) == 0
+    assert compared(tmp_path, [row("a", 1.0)], [row("a", 1.2, **noisy)]) == 0
+    assert compared(tmp_path, [row("a", 1.0)], [row("a", 1.2)]) == 1
+
+
+@pytest.mark.parametrize("status", ["wrong", "failed", "unavailable"])
+def test_what_has_no_time_any_more_is_broken(status, tmp_path, capsys):
+    assert compared(tmp_path, [row("a", 1.0)], [row("a", status)]) == 1
+    assert "broken" in capsys.readouterr().out
+    assert compared(tmp_path, [row("a", status), row("b", 1.0)], [row("a", 1.0), row("b", 1.0)]) == 0
+
+
+def test_measurements_of_different_things_are_not_compared(tmp_path, capsys):
+    for other in ({"gpu_name": "another"}, {"mode": "graph"}, {"B": 5}, {"l2": "cold"}):
+        assert compared(tmp_path, [row("a", 1.0)], [row("a", 2.0, **other)]) == 2
+        assert "in common" in capsys.readouterr().err
+
+
+def test_compare_takes_the_last_of_each(tmp_path):
+    again = [row("a", 1.0), row("a", 2.0, run_id="2")]
+    assert compared(tmp_path, again, [row("a", 2.0)]) == 0
+    assert isinstance(
+        compare.compared(report.load([tmp_path / "0.csv"]), report.load([tmp_path / "1.csv"])), pd.DataFrame
+    )
