@@ -1,6 +1,7 @@
 """Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU."""
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -61,3 +62,11 @@ def _precision_restored():
     before = torch.backends.cudnn.rnn.fp32_precision
     yield
     torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def pytest_collection_modifyitems(config, items):
+    """TESTS_SHARD=2/8 in the environment: of every eight tests the third, so that processes can share them."""
+    if shard := os.environ.get("TESTS_SHARD"):
+        index, shards = map(int, shard.split("/"))
+        config.hook.pytest_deselected(items=[each for i, each in enumerate(items) if i % shards != index])
+        items[:] = items[index::shards]
