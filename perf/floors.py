@@ -123,11 +123,11 @@ def _floors(rows: list[dict[str, str]], device: str) -> Floors:
         (row["dtype"], row["precision"]): 1 / seconds[id(row)] for row in rows if row["provider"] == "floor.matrix"
     }
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
+        here = find(torch.device(device))
         chip = {
-            "multiprocessors": properties.multi_processor_count,
-            "on_chip": properties.shared_memory_per_multiprocessor + _REGISTERS,
-            "l2_bytes": properties.L2_cache_size,
+            "multiprocessors": here.sms,
+            "on_chip": here.shared_memory + _REGISTERS,
+            "l2_bytes": torch.cuda.get_device_properties(0).L2_cache_size,
         }
     else:
         chip = {"l2_bytes": _last_cache_of_the_cpu()}
@@ -166,11 +166,13 @@ def _measure(device: str) -> Iterator[Row]:
     tiny = torch.zeros(32, device=device)
     if not on_gpu:
         source, target = (torch.ones(1 << 18, dtype=torch.uint8) for _ in range(2))
-        yield timed("l2", 2 << 18, "bytes", lambda: target.copy_(source))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
+        yield timed("l2", threads * 2 << 18, "bytes", lambda: target.copy_(source))
+        torch.set_num_threads(threads)
     else:
-        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
         numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
-        programs, rounds = 2 * multiprocessors, 20
+        programs, rounds = 2 * find(numbers.device).sms, 20
         result = torch.zeros(programs, dtype=torch.int32, device=device)
 
         def read():

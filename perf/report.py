@@ -77,7 +77,7 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     ]
     tables = [(title, table) for title, table in tables if len(table)]
     if len(speedups):
-        shown = [*SHOWN, "mode", "kernel", "times faster"]
+        shown = [*SHOWN, "mode", "kernel", "times faster", "rel_iqr"]
         by_speed = speedups.sort_values("times faster")
         lost = by_speed[by_speed["times faster"] < 1]
         tables.append((f"The worst {_WORST} cases", by_speed[shown].head(_WORST)))
@@ -167,8 +167,10 @@ _GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "ha
 def cells(last: pd.DataFrame) -> pd.DataFrame:
     """What every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
     wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1)]
-    if not wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]).any():
-        return wanted.head(0)
+    others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
+    wanted = wanted.merge(others, on=CASE)
+    if wanted.empty:
+        return wanted
     fastest = wanted.loc[wanted.groupby([*CASE, "base"], sort=False)["p50_ms"].idxmin()]
     order = {name: i for i, name in enumerate(_GATES)}
     fastest = fastest.sort_values(

@@ -127,7 +127,8 @@ def test_cells_are_counted(loaded):
     """By hand: H = I = 3 in fp16; an LSTM has 4 gates of 3 x 6 weights and two biases."""
     cell = {"I": 3, "H": 3, "B": 1, "T": 10}
     names = ["triton_gru", "torch.nn.GRU", "torch.nn.LSTM", "torch.nn.RNN"]
-    rows = loaded([row(name, i + 1.0, **cell) for i, name in enumerate(names)])
+    rows = [row(name, i + 1.0, **cell) for i, name in enumerate(names)]
+    rows = loaded([*rows, row("torch.nn.GRU", 1.0), row("triton_gru", 1.0)])  # of a shape that has neither
     cells = table(rows, "RNN, LSTM, GRU").set_index("cell")
     assert list(cells.index) == ["torch.nn.RNN", "torch.nn.LSTM", "torch.nn.GRU", "triton_gru"]
     assert cells["gates"].tolist() == [1, 4, 3, 3]
@@ -151,7 +152,7 @@ def test_the_report_in_both_forms(tmp_path, capsys):
     assert "Below 1.0: 1 of 1\nprecision" in plain
     assert main(["report", "--markdown", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| float16 | 512 | 4 | 512 | 1 | warm | eager | grid | 0.5 |" in lines
+    assert "| float16 | 512 | 4 | 512 | 1 | warm | eager | grid | 0.5 | 0.01 |" in lines
     assert all(line.count("|") == lines[i - 1].count("|") for i, line in enumerate(lines) if line.startswith("| -"))
 
 

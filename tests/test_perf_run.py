@@ -5,7 +5,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -139,6 +138,44 @@ def test_a_provider_that_fails_while_it_is_timed_leaves_no_times(monkeypatch):
     assert {row.status for row in rows.values()} == {"failed"}
     assert rows["tired"].error == "RuntimeError: enough"
     assert not any(row.n for row in rows.values())
+
+
+def test_a_graph_is_judged_by_what_its_replay_writes(monkeypatch):
+    """One that captured nothing, as on another stream than torch's, is wrong though the call was right."""
+
+    def graphed(function, pool=None):
+        result = tuple(each.clone() for each in function())
+
+        def replay():
+            for each, now in zip(result, () if captures_nothing else function()):
+                each.copy_(now)
+
+        return replay, result
+
+    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+    both = dataclasses.replace(CPU, modes=("eager", "graph"))
+    captures_nothing = False
+    rows = measured(["handwritten"], conditions=both)
+    assert list(rows) == ["torch.nn.GRU", "torch.nn.GRU+graph", "handwritten", "handwritten+graph"]
+    assert all(row.n > 0 for row in rows.values())
+    captures_nothing = True
+    rows = measured(["handwritten"], conditions=both)
+    assert rows["handwritten"].n > 0
+    assert (rows["handwritten+graph"].status, rows["handwritten+graph"].n) == ("wrong", 0)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_inputs_of_a_provider_that_takes_batches_first_lie_so(batch_first, monkeypatch):
+    def prepare(gru, x):
+        def call(x):
+            assert x.shape == (3, 2, 16) and x.transpose(0, 1).is_contiguous() == batch_first
+            return gru(x)
+
+        return Ready(call, batch_first=batch_first)
+
+    plant(monkeypatch, "batch first", prepare)
+    assert measured(["batch first"])["batch first"].n > 0
 
 
 def test_a_lost_gpu_ends_the_run_with_the_culprits_rows(monkeypatch):
@@ -362,14 +399,14 @@ def test_the_floor_counts_launch_work_and_exchange():
 
 def test_floors_are_measured_once_and_read_back(tmp_path):
     first = floors.load_or_measure(tmp_path, "cpu")
-    assert 1e8 < first.memory < 1e13
-    assert 1e8 < first.l2 < 1e14
-    assert 1e9 < first.matrix["float32", "ieee"] < 1e15
-    assert 0 < first.launch["eager"] < 0.1
-    start = time.perf_counter()
-    assert floors.load_or_measure(tmp_path, "cpu") == first
-    assert time.perf_counter() - start < 1
+    assert 1e7 < first.memory < 1e13  # wide, as others may be at work on the machine
+    assert 1e7 < first.l2 < 1e14
+    assert 1e7 < first.matrix["float32", "ieee"] < 1e15
+    assert 0 < first.launch["eager"] < 1
     path = tmp_path / "floors-cpu.csv"
+    written = path.read_bytes()
+    assert floors.load_or_measure(tmp_path, "cpu") == first
+    assert path.read_bytes() == written
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))  # killed before its end: not to be relied on
     assert floors.load_or_measure(tmp_path, "cpu").memory > 0
