@@ -1,7 +1,7 @@
 """Compares the timings of GRU implementations, as CSV. Each command's --help says more.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
-    python -m perf report perf/results/core-*.csv         # ratios, floors, losses
+    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
 
@@ -20,7 +20,7 @@ from .measure import Conditions, DeviceLost
 from .providers import PROVIDERS, YARDSTICK
 from .run import Options, restart_with_resume, run
 
-_RESULTS = pathlib.Path("perf/results")
+_OUT = pathlib.Path("build/perf")
 _ON_A_CPU = ("smoke", "cells")
 
 
@@ -46,8 +46,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="run|report|compare|floors")
 
     command = commands.add_parser(
-        "run", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
-        epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.",
+        "run", help="measure a sweep", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
+        epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.\n"
+        f"providers: {', '.join(PROVIDERS)}",
     )  # fmt: skip
     command.add_argument("--sweep", choices=sweeps.SWEEPS, required=True)
     command.add_argument("--slice", type=int, nargs="+", help="only these of its slices, in this order")
@@ -58,8 +59,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"these and {YARDSTICK}, not those of the sweep",
         metavar="NAME",
     )
-    command.add_argument("--out", type=pathlib.Path, default=_RESULTS, help="folder of the CSVs")
-    command.add_argument("--resume", action="store_true", help="leave out what its CSV has rows of, failures too")
+    command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what its CSV has rows of, failures too, instead of measuring it again",
+    )
     command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after that many")
     command.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case; a few are made anyway")
     command.add_argument("--l2", choices=("warm", "cold"), default="warm", help="cold: written over before each call")
@@ -78,7 +83,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.set_defaults(command=_compare)
 
     command = commands.add_parser("floors", help="what this machine can do at most, measured anew")
-    command.add_argument("--out", type=pathlib.Path, default=_RESULTS, help="folder of the CSV")
+    command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
     command.set_defaults(command=_floors)
     return parser.parse_args(arguments)
 

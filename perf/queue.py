@@ -174,7 +174,7 @@ def summarized(commands: list[Command], outcomes: list[str], csvs: list[pathlib.
     lines = ["# Measured", "", "| entry | command | |", "|---|---|---|"]
     lines += [f"| {each.entry} | `{each.line}` | {outcome} |" for each, outcome in zip(commands, outcomes)]
     for path in csvs:
-        if path.name.split("-")[0] in SWEEPS and not path.name.endswith(".clocks.csv"):
+        if path.name.split("-")[0] in SWEEPS:
             lines += ["", f"## {path.name}", "", report.markdown([path])]
     return "\n".join(lines)
 

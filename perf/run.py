@@ -27,7 +27,7 @@ class Options:
     Attributes:
         providers: beside `YARDSTICK`.
         out: folder of the CSVs.
-        resume: leave out what there are rows of.
+        resume: leave out what there are rows of; otherwise all is measured again, and the last rows count.
         minutes: no case is begun after them.
         compiled: the kernels are in Triton's cache already.
     """
@@ -44,18 +44,15 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
     """Measures the sweep, and returns the CSV's path.
 
     Raises:
-        FileExistsError: the CSV holds rows of the sweep already, and ``resume`` is not set.
         ValueError: the CSV is of another schema.
         DeviceLost: after its rows were written; going on with ``resume`` in a new process leaves the culprit out.
     """
+    end = time.monotonic() + 60 * options.minutes
     # Parameters that are not flattened would cost torch.nn.GRU a copy on every call.
     warnings.filterwarnings("error", message="RNN module weights are not part of single contiguous chunk")
     device = options.conditions.device
     report = Report(options.out / f"{sweep.name}-{machine_name(device)}.csv", device)
     todo = _todo(sweep, options, report)
-    asked = len(sweep.cases) * len({YARDSTICK, *options.providers})
-    if not options.resume and sum(len(names) for _, names in todo) < asked:
-        raise FileExistsError(f"{report.path} has rows of this sweep: --resume goes on with it, --out names another")
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(options.out, device)
@@ -63,15 +60,15 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
     if device == "cuda" and todo and not options.compiled:
         compile_ahead(todo)
 
-    clocks = Clocks(report.path.with_suffix(".clocks.csv")) if device == "cuda" else None
+    clocks = Clocks(options.out / f"clocks-{report.path.name}") if device == "cuda" else None
     said = set()
-    start = time.monotonic()
+    first_case = time.monotonic()
     for done, (case, names) in enumerate(todo):
-        passed = time.monotonic() - start
-        if passed > 60 * options.minutes:
+        now = time.monotonic()
+        if now > end:
             _say(f"{len(todo) - done} cases left when the time was over")
             break
-        left = f", {passed / done * (len(todo) - done) / 60:.1f} min left" if done else ""
+        left = f", {(now - first_case) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
         _say(f"[{done + 1}/{len(todo)}] {case}{left}")
         try:
             rows = measure(case, names, options.conditions, floors)
@@ -89,11 +86,11 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
 
 
 def _todo(sweep: Sweep, options: Options, report: Report) -> list[tuple[Case, list[str]]]:
-    """Cases and those of their providers that the report has no row of.
+    """Cases and their providers; with ``resume`` only those that the report has no row of.
 
-    A case whose yardstick has failed is done with: there is nothing to gate the others by.
+    A case whose yardstick has failed is done with then: there is nothing to gate the others by.
     """
-    there = report.measured()
+    there = report.measured() if options.resume else {}
     todo = []
     for case in sweep.cases:
         names = []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from perf import hop
+from perf.clocks import Clocks
 from perf.hop_launch import Launcher, make_hop
 from perf.record import Report, Row
 from perf.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
@@ -187,3 +188,22 @@ def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_
     rows = measured_on_a_stub(gave_up="for 1 s one of its programs did not get")
     assert {row.status for row in rows} == {"failed", "wrong"}
     assert not any(row.n for row in rows)
+
+
+def test_clocks_are_noted_before_and_after_each_case(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=None)
+    path = tmp_path / "clocks.csv"
+    assert "?" in Clocks(path).note("without nvidia-smi")
+    answer = tmp_path / "answer"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nread line < {answer}\necho $line\n")
+    program.chmod(0o755)
+    answer.write_text("1980, 3201, 40, 120.5\n")
+    clocks = Clocks(path)
+    for mhz, case in ((1980, "first"), (1200, "second, slower"), (1200, "third")):
+        answer.write_text(f"{mhz}, 3201, 40, 120.5\n")
+        clocks.note(case)
+    assert [(row["case"], row["before clocks.sm"], row["after clocks.sm"]) for row in read(path)] == [
+        ("without nvidia-smi", "?", "?"), ("first", "1980", "1980"), ("second, slower", "1980", "1200"),
+        ("third", "1200", "1200"),
+    ]  # fmt: skip
