@@ -88,40 +88,29 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def against_torch(rows: pd.DataFrame) -> pd.DataFrame:
     """Ours in each mode, and how many times faster it is than the faster of torch's two, of the same run."""
     timed = rows[rows["n"] > 0]
-    theirs = timed[timed["base"] == YARDSTICK].groupby([*CASE, "run_id"])["p50_ms"].min().rename("theirs")
-    ours = latest(timed[timed["base"] == OURS]).join(theirs, on=[*CASE, "run_id"], how="inner")
+    theirs = timed[timed["base"] == YARDSTICK].groupby([*CASE, "run_id"])["p50_ms"].min().rename("theirs").reset_index()
+    ours = latest(timed[timed["base"] == OURS]).merge(theirs, on=[*CASE, "run_id"])
     return ours.assign(**{"times faster": ours["theirs"] / ours["p50_ms"]})
 
 
 def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
-    if speedups.empty:
-        return speedups
-    return _ratios(speedups, ["precision", "regime", "mode"], "times faster").assign(
-        **{
-            "by own kernel": lambda t: [
-                _by_own_kernel(speedups, index) for index in zip(*(t[c] for c in t.columns[:3]))
-            ]
-        }
+    """With the number of cases in which it was not torch's own GRU that ran."""
+    by = ["precision", "regime", "mode"]
+    return _ratios(speedups, by, "times faster", **{"by own kernel": speedups["kernel"] != "torch"})
+
+
+def _ratios(rows: pd.DataFrame, by: list[str], column: str, **counted: pd.Series) -> pd.DataFrame:
+    """Cases, geometric mean, minimum and maximum of ``column``, and how many rows meet the conditions ``counted``."""
+    grouped = rows.assign(log=np.log(rows[column]), **counted).groupby(by, sort=False)
+    sums = {name: (name, "sum") for name in counted}
+    table = grouped.agg(
+        cases=(column, "size"), geomean=("log", "mean"), min=(column, "min"), max=(column, "max"), **sums
     )
-
-
-def _by_own_kernel(speedups: pd.DataFrame, index: tuple[str, str, str]) -> int:
-    """In how many cases it was not torch's own GRU that ran."""
-    alike = (speedups[["precision", "regime", "mode"]] == list(index)).all(axis=1)
-    return int((speedups[alike]["kernel"] != "torch").sum())
-
-
-def _ratios(rows: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
-    """Cases, geometric mean, minimum and maximum of ``column``."""
-    grouped = rows.groupby(by, sort=False)[column]
-    table = pd.DataFrame({"cases": grouped.size(), "geomean": np.exp(grouped.agg(lambda r: np.log(r).mean()))})
-    return table.assign(min=grouped.min(), max=grouped.max()).reset_index()
+    return table.assign(geomean=np.exp(table["geomean"])).reset_index()
 
 
 def _over_floor(last: pd.DataFrame) -> pd.DataFrame:
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
-    if ours.empty:
-        return ours
     return _ratios(ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"]), ["precision", "regime", "mode"], "ratio")
 
 
@@ -131,16 +120,12 @@ def _peers(rows: pd.DataFrame) -> pd.DataFrame:
     same = [*CASE, "run_id", "mode"]
     forced = timed[timed["base"].str.startswith("cudnn.")]
     best = forced.loc[forced.groupby(same)["p50_ms"].idxmin()].assign(base="cudnn, the best forced")
-    ours = timed[timed["base"] == OURS].set_index(same)["p50_ms"].rename("ours")
-    # Joined before the last are taken: a peer may have been measured again without ours.
-    others = pd.concat([timed[timed["base"] != OURS], best]).join(ours, on=same, how="inner")
+    ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]].rename(columns={"p50_ms": "ours"})
+    # Merged before the last are taken: a peer may have been measured again without ours.
+    others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same)
     others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
-    if others.empty:
-        return others
     others = others.assign(ratio=others["p50_ms"] / others["ours"])
-    table = _ratios(others, ["base", "precision", "mode"], "ratio")
-    lost = others[others["ratio"] < 1].groupby(["base", "precision", "mode"], sort=False).size().rename("below 1")
-    return table.join(lost, on=["base", "precision", "mode"]).fillna({"below 1": 0}).astype({"below 1": int})
+    return _ratios(others, ["base", "precision", "mode"], "ratio", **{"below 1": others["ratio"] < 1})
 
 
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:
