@@ -14,6 +14,7 @@ from .record import Row
 ROTATED = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
+HUGE = 1 << 31  # from here on the results and workspaces of all providers together would fill a GPU
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class Case:
             recurrent.fp32_precision, products.allow_tf32 = before[0], before[1] == "tf32"
             products.fp32_precision = before[1]
 
+    @property
+    def _input_bytes(self) -> int:
+        return self.steps * self.batch * self.hidden * self.dtype.itemsize
+
+    def measured_together(self, providers: list[str]) -> list[list[str]]:
+        """Providers in groups that take turns: all, or each by itself where memory is short."""
+        return [[provider] for provider in providers] if self._input_bytes >= HUGE and providers else [providers]
+
     def module(self, device: str) -> nn.GRU:
         """Fresh, with weights that are flattened as cuDNN likes them."""
         return nn.GRU(self.hidden, self.hidden, self.layers, device=device, dtype=self.dtype).eval()
@@ -70,6 +79,5 @@ class Case:
     def inputs(self, device: str) -> list[Tensor]:
         """[T, B, I] each, to be used in turn."""
         shape = self.steps, self.batch, self.hidden
-        bytes_each = self.steps * self.batch * self.hidden * self.dtype.itemsize
-        number = ROTATED if self.steps < LONG and bytes_each < LARGE else 2
+        number = ROTATED if self.steps < LONG and self._input_bytes < LARGE else 2
         return [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]

@@ -173,6 +173,7 @@ def _memory() -> int:
     if not torch.cuda.is_available():
         return 0
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what failed or other cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
 

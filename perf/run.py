@@ -8,8 +8,6 @@ import time
 import warnings
 from dataclasses import dataclass
 
-import torch
-
 from .case import Case
 from .clocks import Clocks
 from .floors import Floors, load_or_measure
@@ -70,17 +68,17 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
             break
         left = f", {(now - first_case) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
         _say(f"[{done + 1}/{len(todo)}] {case}{left}")
-        try:
-            rows = measure(case, names, options.conditions, floors)
-        except DeviceLost as lost:
-            report.add_all(lost.rows)
-            raise
-        report.add_all(rows)
-        _say(summary(rows, said))
+        for group in case.measured_together([name for name in names if name != YARDSTICK]):
+            try:
+                rows = measure(case, group, options.conditions, floors)
+            except DeviceLost as lost:
+                report.add_all(lost.rows)
+                raise
+            report.add_all(rows)
+            _say(summary(rows, said))
+            gc.collect()
         if clocks:
             _say(f"    clocks {clocks.note(case)}")
-            gc.collect()
-            torch.cuda.empty_cache()
     _say(f"wrote {report.path}")
     return report.path
 

@@ -271,6 +271,17 @@ def test_without_resume_all_is_measured_again(two_cases, tmp_path):
     assert len({row["run_id"] for row in rows}) == 2
 
 
+def test_where_memory_is_short_each_provider_is_measured_alone_with_the_yardstick(two_cases, tmp_path, monkeypatch):
+    monkeypatch.setattr("perf.case.HUGE", 3 * 3 * 16 * 4)  # the input of the second case
+    assert run(tmp_path, "--provider", "handwritten", "triton_gru") == 0
+    rows = read(tmp_path / "smoke-cpu.csv")
+    assert [row["provider"] for row in rows if row["B"] == "2"] == ["torch.nn.GRU", "handwritten", "triton_gru"]
+    assert [row["provider"] for row in rows if row["B"] == "3"] == [
+        "torch.nn.GRU", "handwritten", "torch.nn.GRU", "triton_gru",
+    ]  # fmt: skip
+    assert len({row["run_id"] for row in rows}) == 1
+
+
 def test_no_case_is_begun_after_the_time(two_cases, tmp_path, capsys):
     assert run(tmp_path, "--minutes", "0") == 0
     assert "2 cases left" in capsys.readouterr().out

@@ -110,8 +110,7 @@ def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> 
     with torch.no_grad():
         actual, torchs = gru(x, hx), nn.GRU.forward(gru, x, hx)
     error, torchs_error = (
-        max((a.double() - b).abs().max().item() for a, b in zip(results, expected))
-        for results in (actual, torchs)
+        max((a.double() - b).abs().max().item() for a, b in zip(results, expected)) for results in (actual, torchs)
     )
     right = error <= bound(torchs_error, precision)  # False for NaN
     return Result(*shape, error, torchs_error, "right" if right else "WRONG")
