@@ -74,24 +74,28 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
     """
     names = [YARDSTICK, *(name for name in providers if name != YARDSTICK)]
     blank = {name: [blank_row(case, name, m, conditions, floors) for m in conditions.modes] for name in names}
-    entries = []
-    with case.pinned(), torch.inference_mode():
-        try:
-            gru = case.module(conditions.device)
-            inputs = case.inputs(conditions.device)
-            gate = _Gate(case, gru, inputs[0])
+    with case.pinned():
+        try:  # the module outside of inference_mode, as its users make it
+            gru, inputs = case.module(conditions.device), case.inputs(conditions.device)
+            with torch.inference_mode():
+                gate = _Gate(case, gru, inputs[0])
         except Exception as failure:  # not enough memory for the case, say
             return _unable([row for rows in blank.values() for row in rows], failure)
-        for name, rows in blank.items():
-            entries += _made_ready(name, gru, inputs, gate, rows)
-        del gate
-        calls = {entry.row.provider: entry.calls for entry in entries if entry.row.status == "ok"}
-        try:
-            taken = samples(calls, ROUNDS, _clock(conditions), conditions.seconds, stop_when_quiet=True)
-        except Exception as failure:  # nobody knows whose
-            failed = iter(_unable([entry.row for entry in entries if entry.row.status == "ok"], failure))
-            return [next(failed) if entry.row.status == "ok" else entry.row for entry in entries]
-        gave_up = _gave_up()
+        with torch.inference_mode():
+            entries = [each for name in names for each in _made_ready(name, gru, inputs, gate, blank[name])]
+            del gate
+            return _timed_in_turn(entries, conditions)
+
+
+def _timed_in_turn(entries: list[_Entry], conditions: Conditions) -> list[Row]:
+    right = [entry for entry in entries if entry.row.status == "ok"]
+    calls = {entry.row.provider: entry.calls for entry in right}
+    try:
+        taken = samples(calls, ROUNDS, _clock(conditions), conditions.seconds, stop_when_quiet=True)
+    except Exception as failure:  # nobody knows whose
+        failed = iter(_unable([entry.row for entry in right], failure))
+        return [next(failed) if entry.row.status == "ok" else entry.row for entry in entries]
+    gave_up = _gave_up()
     return [_timed(entry.row, taken, gave_up) for entry in entries]
 
 

@@ -26,8 +26,9 @@ def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
 
 
 def _make_ready(case: Case, name: str) -> None:
+    gru, x = case.module("cuda"), case.inputs("cuda")[0]
     with case.pinned(), torch.inference_mode():
-        PROVIDERS[name](case.module("cuda"), case.inputs("cuda")[0])
+        PROVIDERS[name](gru, x)
 
 
 def in_parallel(calls: Iterable[Callable[[], None]]) -> None:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import datetime
 import io
+import os
 import pathlib
 import re
 import subprocess
@@ -81,7 +82,8 @@ def environment(device: str) -> dict[str, object]:
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     here = {
         "run_id": uuid.uuid4().hex[:12],
-        "git_sha": _output("git", "rev-parse", "HEAD"),
+        # A copy without its repository is told by who made it.
+        "git_sha": _output("git", "rev-parse", "HEAD") or os.environ.get("GIT_SHA", ""),
         "git_dirty": str(bool(_output("git", "status", "--porcelain"))),
         "torch": torch.__version__,
         "triton": version("triton"),

@@ -11,7 +11,7 @@ import torch
 from perf import hop
 from perf.clocks import Clocks
 from perf.hop_launch import Launcher, make_hop
-from perf.record import Report, Row
+from perf.record import Report, Row, environment
 from perf.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 from triton_gru.device import INTERPRETER
 
@@ -68,6 +68,12 @@ def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
     assert report.key(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.measured()
     for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"batch_first": True}):
         assert report.key(dataclasses.replace(row, **other)) not in report.measured()
+
+
+def test_a_copy_without_its_repository_is_told_its_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_SHA", "abc")
+    assert environment("cpu")["git_sha"] == "abc"
 
 
 def test_quantiles():

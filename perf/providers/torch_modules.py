@@ -14,8 +14,9 @@ def _gru(gru: nn.GRU, x: Tensor) -> Ready:
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Tensor) -> Ready:
     """A cell of the same sizes with weights of its own, and itself in float64 to be compared with."""
-    module = cell(gru.input_size, gru.hidden_size, gru.num_layers, device=x.device, dtype=x.dtype).eval()
-    exact = copy.deepcopy(module).double()
+    with torch.inference_mode(False):
+        module = cell(gru.input_size, gru.hidden_size, gru.num_layers, device=x.device, dtype=x.dtype).eval()
+        exact = copy.deepcopy(module).double()
     return Ready(_first_state(module), kernel=_kernel(x), expected=_first_state(exact))
 
 
