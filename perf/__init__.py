@@ -1,1 +1,1 @@
-"""Timings: how they are taken (timing), what a row of a report holds (record), and the sweeps."""
+"""Timings of GRU implementations: `python -m perf`. From sweeps by run and measure to rows (record), and to reports."""

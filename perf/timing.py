@@ -118,6 +118,7 @@ def graphed(function: Callable, pool=None) -> tuple[Callable, object]:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # A capture that fails would leave its own stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
         result = function()
     return graph.replay, result
