@@ -79,12 +79,14 @@ class Row:
 
 def environment(device: str) -> dict[str, object]:
     """What is the same for all rows of a run: machine, versions, revision."""
+    sha = _output("git", "rev-parse", "HEAD")
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     here = {
         "run_id": uuid.uuid4().hex[:12],
         # A copy without its repository is told by who made it.
-        "git_sha": _output("git", "rev-parse", "HEAD") or os.environ.get("GIT_SHA", ""),
-        "git_dirty": str(bool(_output("git", "status", "--porcelain"))),
+        "git_sha": sha or os.environ.get("GIT_SHA", ""),
+        # What is written here while measuring is not what is measured.
+        "git_dirty": str(bool(_output("git", "status", "--porcelain", "--", ":!perf/results"))) if sha else "",
         "torch": torch.__version__,
         "triton": version("triton"),
         "triton_gru": triton_gru.__version__,
@@ -128,10 +130,10 @@ class Report:
         self._environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = [field.name for field in dataclasses.fields(Row)]
-        if not path.exists():
-            self._write(columns)
+        text = path.read_bytes() if path.exists() else b""
+        if _line(columns).startswith(text):  # there is nothing yet, or not all of its first line
+            path.write_bytes(_line(columns))
             return
-        text = path.read_bytes()
         if not text.startswith(_line(columns)):
             raise ValueError(f"{path} has other columns than schema {SCHEMA}: name another file or folder")
         if whole := text.rfind(b"\n") + 1 - len(text):  # a row whose writing was cut off

@@ -43,9 +43,9 @@ def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
     report.add(Row(provider="a"))
     report.add(Row(provider="b", error="why"))
     whole = path.read_bytes()
-    for cut in range(whole.index(b"\n") + 1, len(whole)):
+    for cut in range(0, len(whole), 5):
         path.write_bytes(whole[:cut])
-        kept = whole[:cut].count(b"\n") - 1
+        kept = max(0, whole[:cut].count(b"\n") - 1)
         again = Report(path, "cpu")
         assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
         assert len(again.measured()) == kept
@@ -73,7 +73,7 @@ def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
 def test_a_copy_without_its_repository_is_told_its_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_SHA", "abc")
-    assert environment("cpu")["git_sha"] == "abc"
+    assert (environment("cpu")["git_sha"], environment("cpu")["git_dirty"]) == ("abc", "")
 
 
 def test_quantiles():
