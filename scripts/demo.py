@@ -7,7 +7,6 @@ own, as the kernels are either compiled or interpreted).
 
 import argparse
 import copy
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -15,7 +14,6 @@ import random
 import subprocess
 import sys
 import time
-from functools import partial
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
 
@@ -24,8 +22,9 @@ import torch
 
 import triton_gru
 from perf.case import Case
+from perf.floors import Floors
+from perf.measure import Conditions, measure
 from perf.record import Report
-from perf.timing import clock, quantiles, samples
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.device import interpreting
 
@@ -185,34 +184,16 @@ def timing_table(path: pathlib.Path) -> None:
     report = Report(path, DEVICE)
     say(f"  {'precision':10}{'H':>5}{'B':>5}{'T':>5}   {'triton_gru':>22}{'torch.nn.GRU':>14}{'hand-written loop':>19}")
     precisions = ("fp32", "tf32", "fp16") if GPU else ("fp32",)
+    conditions = Conditions(DEVICE, ("eager",), "warm", seconds=0.5)
     for precision, hidden, batch, steps in itertools.product(precisions, (128, 256), (1, BATCH), (10, 100)):
         case = Case(precision, hidden, batch, steps)
-        dtype = set_precision(precision)
-        theirs = case.module(DEVICE)
-        ours = triton_gru.GRU(hidden, hidden, device=DEVICE, dtype=dtype).eval()
-        ours.load_state_dict(theirs.state_dict())
-        x = torch.randn(steps, batch, hidden, device=DEVICE).to(dtype)
-        kernel = ours.plan(x).kernel
-        with torch.inference_mode():
-            weights = [tuple(theirs.parameters())]
-            h0 = x.new_zeros(1, batch, hidden)
-            calls = {
-                "triton_gru": [partial(ours, x)],
-                "torch.nn.GRU": [partial(theirs, x)],
-                "handwritten": [partial(triton_gru.reference.gru, x, h0, weights)],
-            }
-            taken = samples(calls, 20 if GPU else 10, clock(DEVICE))
-            times = {provider: quantiles(each) for provider, each in taken.items()}
-        row = dataclasses.replace(case.row(), l2="warm")
-        for provider, t in times.items():
-            about = {"kernel": kernel} if provider == "triton_gru" else {}
-            report.add(dataclasses.replace(row, provider=provider, **about, **t.columns()))
-        p50 = {provider: t.p50 for provider, t in times.items()}
-        ours_text = f"{p50['triton_gru']:.3f} ({kernel})"
-        say(
-            f"  {precision:10}{hidden:>5}{batch:>5}{steps:>5}   {ours_text:>22}"
-            f"{p50['torch.nn.GRU']:>14.3f}{p50['handwritten']:>19.3f}"
-        )
+        rows = measure(case, ["triton_gru", "handwritten"], conditions, Floors())
+        report.add_all(rows)
+        row = {row.provider: row for row in rows}
+        ms = {provider: f"{each.p50_ms:.3f}" if each.n else each.status for provider, each in row.items()}
+        ours = f"{ms['triton_gru']} ({row['triton_gru'].kernel})"
+        shape = f"  {precision:10}{hidden:>5}{batch:>5}{steps:>5}"
+        say(f"{shape}   {ours:>22}{ms['torch.nn.GRU']:>14}{ms['handwritten']:>19}")
     say(f"the table as CSV: {path}")
 
 
