@@ -29,7 +29,8 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
         raise Unavailable(f"TorchRL's GRU in Triton computes in float32, float16 and bfloat16, not in {x.dtype}")
     call = bind(rnn.gru_triton, gru, x)
     # It tunes the rows of a program, yet once for all batch sizes: as if no other had been met. The first time that is
-    # slow: the 6 to 10 kernels that it tunes among took 8 to 190 s to compile for an H100 with H from 64 to 256.
+    # slow: the 6 to 10 kernels that it tunes among took 8 to 190 s to compile for sm_90 on one CPU core, with H from 64
+    # to 256.
     tuned = rnn._gru_fwd_kernel.cache
     tuned.clear()
     call(x)
