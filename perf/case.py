@@ -81,3 +81,22 @@ class Case:
         shape = self.steps, self.batch, self.hidden
         number = ROTATED if self.steps < LONG and self._input_bytes < LARGE else 2
         return [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one layer of a recurrent cell, in torch's form with two biases a gate.
+
+    Attributes:
+        flops: of a time step and batch row: of the products, two for each weight, and no activations.
+        weight_bytes: of W_hh, which a step cannot do without.
+    """
+
+    parameters: int
+    flops: int
+    weight_bytes: int
+
+
+def counts(gates: int, inputs: int, hidden: int, itemsize: int) -> Counts:
+    weights = gates * hidden * (inputs + hidden)
+    return Counts(weights + 2 * gates * hidden, 2 * weights, gates * hidden**2 * itemsize)

@@ -1,9 +1,10 @@
 """The GPU's clocks before and after each case, in a CSV beside the report: a card that slows down shows there."""
 
 import csv
-import datetime
 import pathlib
 import subprocess
+
+from .record import timestamp
 
 _FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")  # MHz, MHz, degrees Celsius, W
 
@@ -21,7 +22,7 @@ class Clocks:
     def note(self, case) -> str:
         before, after = self._before, _read()
         self._before = after
-        self._write([datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), case, *before, *after])
+        self._write([timestamp(), case, *before, *after])
         return f"{', '.join(before)} before; {', '.join(after)} after ({', '.join(_FIELDS)})"
 
     def _write(self, values) -> None:

@@ -18,7 +18,6 @@ arithmetic that a step waits for (a chain of products, three activations) is not
     python -m perf floors [--out perf/results]
 """
 
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -31,7 +30,7 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.device import find
 
 from . import hop
-from .case import Case
+from .case import Case, counts
 from .floors_kernel import barriers, read_shared
 from .hop_launch import ONE_WORD, make_hop
 from .precompile import in_parallel
@@ -73,11 +72,12 @@ class Floors:
         if mode == "host":
             return 1000 * self.launch[mode]
         size = case.dtype.itemsize
-        w_hh = 3 * case.hidden**2 * size
+        cell = counts(3, case.hidden, case.hidden, size)
+        w_hh = cell.weight_bytes
         beyond = max(0, case.layers * w_hh - self.multiprocessors * self.on_chip) if self.on_chip else 0
         state = case.batch * case.hidden * size
         moved = 2 * case.steps * state + case.layers * (2 * w_hh + state) + (case.steps - 1) * beyond
-        flops = case.layers * case.steps * case.batch * 2 * 6 * case.hidden**2
+        flops = case.layers * case.steps * case.batch * cell.flops
         if w_hh <= self.on_chip or not self.on_chip:
             exchange = self.barrier
         else:
@@ -98,30 +98,28 @@ class Floors:
 def load_or_measure(out: pathlib.Path, device: str, anew: bool = False) -> Floors:
     """Those measured last on this machine, from the CSV in the folder ``out``, or measured now and written there."""
     report = Report(out / f"floors-{machine_name(device)}.csv", device)
-    gpu_name = report.key(Row())[0]
-    if not anew and (rows := _read(report.path, gpu_name)):
-        return _floors(rows, device)
-    for row in _measure(device):
-        report.add(row)
-    return _floors(_read(report.path, gpu_name), device)
+    rows = [] if anew else _last_run(report)
+    if not rows:
+        report.add_all(_measure(device))
+        rows = _last_run(report)
+    return _floors(rows, device)
 
 
-def _read(path: pathlib.Path, gpu_name: str) -> list[dict[str, str]]:
-    """Rows of the last run on the GPU that came to its end, which is the eager launch."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["gpu_name"] == gpu_name]
+def _last_run(report: Report) -> list[dict[str, str]]:
+    """Rows of the last run on this GPU that came to its end, which is the eager launch."""
+    rows = [row for row in report.rows() if row["gpu_name"] == report.environment["gpu_name"]]
     ended = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
     return [row for row in rows if ended and row["run_id"] == ended[-1]]
 
 
 def _floors(rows: list[dict[str, str]], device: str) -> Floors:
-    # The fast fifth, as nothing may be faster than a floor.
-    seconds = {id(row): float(row["p20_ms"]) / 1000 / float(row["config"].split()[0]) for row in rows if row["p20_ms"]}
-    by_name = {row["provider"].removeprefix("floor."): seconds[id(row)] for row in rows if id(row) in seconds}
-    launch = {row["mode"]: seconds[id(row)] for row in rows if row["provider"] == "floor.launch"}
-    matrix = {
-        (row["dtype"], row["precision"]): 1 / seconds[id(row)] for row in rows if row["provider"] == "floor.matrix"
-    }
+    def seconds(row: dict[str, str]) -> float:
+        """Of one of what was done; by the fast fifth, as nothing may be faster than a floor."""
+        return float(row["p20_ms"]) / 1000 / float(row["config"].split()[0])
+
+    each = {row["provider"].removeprefix("floor."): seconds(row) for row in rows}
+    launch = {row["mode"]: seconds(row) for row in rows if row["provider"] == "floor.launch"}
+    matrix = {(row["dtype"], row["precision"]): 1 / seconds(row) for row in rows if row["provider"] == "floor.matrix"}
     if device == "cuda":
         here = find(torch.device(device))
         chip = {
@@ -132,12 +130,12 @@ def _floors(rows: list[dict[str, str]], device: str) -> Floors:
     else:
         chip = {"l2_bytes": _last_cache_of_the_cpu()}
     return Floors(
-        memory=1 / by_name["memory"],
-        l2=1 / by_name["l2"],
+        memory=1 / each["memory"],
+        l2=1 / each["l2"],
         matrix=matrix,
         launch=launch,
-        hop=by_name.get("hop", 0.0),
-        barrier=by_name.get("barrier", 0.0),
+        hop=each.get("hop", 0.0),
+        barrier=each.get("barrier", 0.0),
         **chip,
     )
 

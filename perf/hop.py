@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from triton_gru import watchdog
 from triton_gru.device import INTERPRETER, Device, find, interpreting
 
 from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, make_hop, obstacle
 from .precompile import in_parallel
+from .providers.ours import gave_up
 from .record import Report, Row
 from .timing import clock, graphed, quantiles, samples
 
@@ -116,7 +116,7 @@ def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, desc
 
     calls = {(p.row.provider, n): [call] for p in providers if p.row.status == "ok" for n, call in p.calls.items()}
     times = samples(calls, rounds, clock(device.type), SECONDS)
-    error = _gave_up()
+    error = gave_up()
     rows = []
     for provider in providers:
         if provider.row.status == "ok":
@@ -154,26 +154,15 @@ def _provider(hop: Hop, mode: str, counts: tuple[int, ...], device: torch.device
     return provider
 
 
-def _gave_up() -> str:
-    """The error if a launch has given up, once all have run."""
-    try:
-        torch.cuda.synchronize()
-        watchdog.check()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
 def compile_hop(hop: Hop) -> None:
     device = torch.device("cuda")
-    launch = Launcher(hop, 1, device, find(device)).launch()
-    launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)
+    Launcher(hop, 1, device, find(device)).launch().compile()
 
 
 def table(measured: dict[str, list[Row]], mode: str) -> str:
     """Median microseconds of a hop: a line a cell, a column a variant, and the fastest of the line."""
     hops = {
-        cell: {row.provider.split("+")[0]: row for row in rows if row.variant == "hop" and row.mode == mode}
+        cell: {row.base: row for row in rows if row.variant == "hop" and row.mode == mode}
         for cell, rows in measured.items()
     }
     names = list(dict.fromkeys(name for of_cell in hops.values() for name in of_cell))

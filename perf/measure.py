@@ -14,6 +14,7 @@ from .case import Case
 from .floors import Floors
 from .providers import OURS, PROVIDERS, YARDSTICK
 from .providers.interface import Call, Ready, Unavailable
+from .providers.ours import gave_up
 from .record import Row
 from .timing import QUIET, clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
 
@@ -95,15 +96,16 @@ def _timed_in_turn(entries: list[_Entry], conditions: Conditions) -> list[Row]:
     except Exception as failure:  # nobody knows whose
         failed = iter(_unable([entry.row for entry in right], failure))
         return [next(failed) if entry.row.status == "ok" else entry.row for entry in entries]
-    gave_up = _gave_up()
-    return [_timed(entry.row, taken, gave_up) for entry in entries]
+    error = gave_up()
+    return [_timed(entry.row, taken, error) for entry in entries]
 
 
-def _timed(row: Row, taken: dict[str, list[float]], gave_up: str) -> Row:
+def _timed(row: Row, taken: dict[str, list[float]], error: str) -> Row:
+    """With the quantiles of what was taken; ``error`` is that of ours, by which its times are worth nothing."""
     if row.status != "ok":
         return row
-    if gave_up and row.provider.startswith(OURS):
-        return dataclasses.replace(row, status="failed", error=f"this or another: {gave_up}")
+    if error and row.provider.startswith(OURS):
+        return dataclasses.replace(row, status="failed", error=f"this or another: {error}")
     times = quantiles(taken[row.provider])
     return dataclasses.replace(row, status="ok" if times.rel_iqr <= QUIET else "noisy", **times.columns())
 
@@ -198,17 +200,6 @@ def _lost() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _gave_up() -> str:
-    """The error if a launch of ours has given up waiting, once all have run."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    try:
-        watchdog.check()
-    except RuntimeError as error:
-        return str(error)
-    return ""
 
 
 class _Gate:

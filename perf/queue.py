@@ -110,7 +110,7 @@ def rehearsed(command: Command) -> Command:
     elif _TESTS in line and "compute-sanitizer" not in line:
         line = f"TRITON_INTERPRET=1 {line} --collect-only -q"
     else:
-        line = f"echo {shlex.quote('no rehearsal of this one')}"
+        line = "echo no rehearsal of this one"
     return dataclasses.replace(command, line=line)
 
 

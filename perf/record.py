@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -76,6 +77,11 @@ class Row:
     status: str = "ok"
     error: str = ""
 
+    @property
+    def base(self) -> str:
+        """The provider in whatever mode."""
+        return self.provider.removesuffix("+graph")
+
 
 def environment(device: str) -> dict[str, object]:
     """What is the same for all rows of a run: machine, versions, revision."""
@@ -105,6 +111,11 @@ def environment(device: str) -> dict[str, object]:
     return here
 
 
+def timestamp() -> str:
+    """Now, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
 def _output(*command: str) -> str:
     """What the command prints, nothing where there is no such command or it does not apply."""
     try:
@@ -127,7 +138,7 @@ class Report:
 
     def __init__(self, path: pathlib.Path, device: str):
         self.path = path
-        self._environment = environment(device)
+        self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = [field.name for field in dataclasses.fields(Row)]
         text = path.read_bytes() if path.exists() else b""
@@ -143,24 +154,28 @@ class Report:
     def add(self, row: Row) -> None:
         row = dataclasses.replace(
             row,
-            **self._environment,
-            timestamp_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **self.environment,
+            timestamp_utc=timestamp(),
             error=" ".join(row.error.split())[:1000],  # a row is a line
         )
         self._write(dataclasses.astuple(row))
 
-    def add_all(self, rows: list[Row]) -> None:
+    def add_all(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.add(row)
 
-    def measured(self) -> dict[tuple[str, ...], str]:
-        """The last status for each `key` of which there is a row, of this run or an earlier one."""
+    def rows(self) -> list[dict[str, str]]:
+        """What stands there, of this run and earlier ones."""
         with self.path.open(newline="") as file:
-            return {tuple(row[name] for name in KEY): row["status"] for row in csv.DictReader(file)}
+            return list(csv.DictReader(file))
+
+    def measured(self) -> dict[tuple[str, ...], str]:
+        """The last status for each `key` of which there is a row."""
+        return {tuple(row[name] for name in KEY): row["status"] for row in self.rows()}
 
     def key(self, row: Row) -> tuple[str, ...]:
         """What ``row`` is a measurement of, once it is added."""
-        row = dataclasses.replace(row, **self._environment)
+        row = dataclasses.replace(row, **self.environment)
         return tuple(str(getattr(row, name)) for name in KEY)
 
     def _write(self, values) -> None:

@@ -9,9 +9,10 @@ import pathlib
 import numpy as np
 import pandas as pd
 
+from .case import counts
+from .providers import OURS, YARDSTICK
 from .record import KEY, Row
 
-OURS, YARDSTICK = "triton_gru", "torch.nn.GRU"
 CASE = [name for name in KEY if name not in ("provider", "mode")]
 SHOWN = ["precision", "H", "B", "T", "layers", "l2"]
 _WORST = 10
@@ -161,41 +162,19 @@ def cells(last: pd.DataFrame) -> pd.DataFrame:
     fastest = fastest.sort_values(
         ["precision", "H", "B", "T", "base"], key=lambda c: c.map(order) if c.name == "base" else c
     )
+    itemsize = np.where(fastest["dtype"] == "float32", 4, 2)
+    gates = [_GATES[base] for base in fastest["base"]]
+    of_cell = [counts(*sizes) for sizes in zip(gates, fastest["I"], fastest["H"], itemsize)]
     return pd.DataFrame(
         {
             "cell": fastest["base"], "precision": fastest["precision"], "H": fastest["H"], "B": fastest["B"],
-            "T": fastest["T"], "gates": [_GATES[base] for base in fastest["base"]],
-            "parameters": [counts(*c).parameters for c in _sizes(fastest)],
-            "kFLOP a step and row": [counts(*c).flops / 1000 for c in _sizes(fastest)],
-            "weight KB a step": [counts(*c).weight_bytes / 1000 for c in _sizes(fastest)],
+            "T": fastest["T"], "gates": gates, "parameters": [each.parameters for each in of_cell],
+            "kFLOP a step and row": [each.flops / 1000 for each in of_cell],
+            "weight KB a step": [each.weight_bytes / 1000 for each in of_cell],
             "ms": fastest["p50_ms"], "us a step": 1000 * fastest["p50_ms"] / fastest["T"], "mode": fastest["mode"],
             "kernel": fastest["kernel"],
         }
     )  # fmt: skip
-
-
-def _sizes(rows: pd.DataFrame):
-    itemsize = np.where(rows["dtype"] == "float32", 4, 2)
-    return zip((_GATES[base] for base in rows["base"]), rows["I"], rows["H"], itemsize)
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Of one layer of a recurrent cell, in torch's form with two biases a gate.
-
-    Attributes:
-        flops: of a time step and batch row: of the products, two for each weight, and no activations.
-        weight_bytes: of W_hh, which a step cannot do without.
-    """
-
-    parameters: int
-    flops: int
-    weight_bytes: int
-
-
-def counts(gates: int, inputs: int, hidden: int, itemsize: int) -> Counts:
-    weights = gates * hidden * (inputs + hidden)
-    return Counts(weights + 2 * gates * hidden, 2 * weights, gates * hidden**2 * itemsize)
 
 
 def aligned(table: pd.DataFrame) -> str:

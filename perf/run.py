@@ -116,13 +116,13 @@ def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
 
     Those without a time come last, with the reason unless their status is in ``said``, to which it is added.
     """
-    yardstick = [row.p50_ms for row in rows if row.provider.removesuffix("+graph") == YARDSTICK and row.n]
+    yardstick = [row.p50_ms for row in rows if row.base == YARDSTICK and row.n]
     timed, without, again = {}, [], {}
     for row in rows:
         if row.n:
             words = f"{row.mode} {row.p50_ms:.4g} ms{' (noisy)' * (row.status == 'noisy')}"
             words += f", {min(yardstick) / row.p50_ms:.2f}x" if yardstick else ""
-            timed.setdefault(row.provider.removesuffix("+graph"), [row.kernel]).append(words)
+            timed.setdefault(row.base, [row.kernel]).append(words)
         elif (row.provider, row.status) in said:
             again.setdefault(row.status, []).append(row.provider)
         else:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from triton_gru.plan import KERNELS
 
 from .case import Case
-from .providers import YARDSTICK
+from .providers import OURS, YARDSTICK, cudnn
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
-_OURS = "triton_gru"
-_KERNELS = tuple(f"{_OURS}.{kernel}" for kernel in KERNELS)
-_CUDNN = ("cudnn.standard", "cudnn.persist_static", "cudnn.persist_dynamic", "cudnn.small_h")
+_KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
+_CUDNN = tuple(cudnn.PROVIDERS)
 
 
 @dataclass(frozen=True)
@@ -119,44 +118,44 @@ SWEEPS = {
         Sweep(
             "smoke", "Does every provider that can run here work, and the suite itself?",
             "under a minute on a CPU",
-            (_OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
+            (OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
             (Slice("tiny", tuple(_grid("tf32 fp16", [64], [1, 4], [1, 4]))),),
         ),
         Sweep(
             "core", "How fast is one layer, from small and real-time to large and offline?",
             "about 35 minutes on a GPU, in slices of 1 to 8",
-            (_OURS, *_CUDNN, "torchrl"),
+            (OURS, *_CUDNN, "torchrl"),
             _CORE,
         ),
         Sweep(
             "long", "Do thousands of steps cost thousands of times one?",
             "about 3 minutes on a GPU",
-            (_OURS, *_CUDNN),
+            (OURS, *_CUDNN),
             (Slice("T to 16384", tuple(_grid("fp16 tf32", [128, 512, 1024], [1, 16], [1024, 4096, 16384]))),),
         ),
         Sweep(
             "large", "What if the weights outgrow the chip?",
             "about 2 minutes on a GPU",
-            (_OURS, "cudnn.standard", "cudnn.persist_dynamic"),
+            (OURS, "cudnn.standard", "cudnn.persist_dynamic"),
             (Slice("H of 4096 and 8192", tuple(_grid("fp16 tf32 bf16", [4096, 8192], [1, 4, 16], [1, 64]))),),
         ),
         Sweep(
             "layers", "What does each further layer cost?",
             "about 4 minutes on a GPU",
-            (_OURS, *_CUDNN, "torchrl"),
+            (OURS, *_CUDNN, "torchrl"),
             (Slice("2 to 4", tuple(_grid("fp16 tf32", [128, 256, 512, 1024], [1, 16, 64], [256], (2, 3, 4)))),),
         ),
         Sweep(
             "overhead", "How long does a call keep the host?",
             "about a minute on a GPU",
-            (_OURS, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
+            (OURS, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
             (Slice("T of 1 and 16", tuple(_grid("fp16 tf32", [128, 512], [1], [1, 16]))),),
             HOST,
         ),
         Sweep(
             "cells", "RNN, LSTM, GRU and ours: gates, parameters, FLOPs and weight bytes a step, and time?",
             "about a minute on a GPU, 3 on a CPU",
-            (_OURS, "torch.nn.RNN", "torch.nn.LSTM", "handwritten"),
+            (OURS, "torch.nn.RNN", "torch.nn.LSTM", "handwritten"),
             (Slice("T = 128", tuple(_grid("fp16 tf32", [128, 256, 512, 1024], [1, 64], [128]))),),
         ),
     )

@@ -165,7 +165,7 @@ def measured_on_a_stub(monkeypatch):
         return {(provider, steps): [0.5 + 0.003 * steps] * rounds for provider, steps in calls}
 
     def measure(gave_up):
-        monkeypatch.setattr(hop, "_gave_up", lambda: gave_up)
+        monkeypatch.setattr(hop, "gave_up", lambda: gave_up)
         return hop.measure(HOPS, 1000, 5, torch.device("cuda"), INTERPRETER)
 
     monkeypatch.setattr(hop, "Launcher", Stub)

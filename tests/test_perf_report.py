@@ -10,6 +10,7 @@ import pytest
 
 from perf import compare, report
 from perf.__main__ import main
+from perf.case import counts
 from perf.record import Row
 
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
@@ -142,7 +143,7 @@ def test_parameters_are_as_many_as_torchs_modules_have():
     import torch
 
     for module, gates in ((torch.nn.RNN, 1), (torch.nn.GRU, 3), (torch.nn.LSTM, 4)):
-        assert report.counts(gates, 5, 7, 4).parameters == sum(p.numel() for p in module(5, 7).parameters())
+        assert counts(gates, 5, 7, 4).parameters == sum(p.numel() for p in module(5, 7).parameters())
 
 
 def test_the_report_in_both_forms(tmp_path, capsys):

@@ -27,6 +27,10 @@ class Launch(NamedTuple):
     args: tuple
     constants: dict
 
+    def compile(self):
+        """What Triton makes of it, by the path of a real launch up to the moment it would start."""
+        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
+
 
 @dataclass
 class Scan:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru import launch
+from triton_gru import launch, watchdog
 from triton_gru.arguments import bind_gru
 from triton_gru.config import GridConfig, fit_grid
 from triton_gru.plan import KERNELS, Plan
@@ -109,7 +109,18 @@ def compile_kernels(case: Case, variant: Variant) -> None:
         output = x.new_empty(*x.shape)
         h_n = x.new_empty(case.layers, *x.shape[1:])
         for each in launch.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
-            each.kernel.warmup(*each.args, grid=each.grid, **each.constants)
+            each.compile()
+
+
+def gave_up() -> str:
+    """The error if a launch of the library has given up waiting, once all have run; empty if none has."""
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        watchdog.check()
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _example(case: Case) -> tuple[nn.GRU, Tensor]:

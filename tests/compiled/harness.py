@@ -62,11 +62,6 @@ def kernel_launches(
     return list(launch.launches(call, config, device, output, h_n))
 
 
-def compile_launch(launch):
-    """What Triton makes of the launch, by the path a real launch takes up to the moment it would start."""
-    return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)
-
-
 def compiled_variants(kernel) -> int:
     """How many times ``kernel`` was compiled for the device in force."""
     return len(kernel.device_caches[driver.active.get_current_device()][0])
@@ -141,4 +136,4 @@ def _amd_facts(compiled) -> Facts:
     return Facts(compiled.metadata.shared, count("private_segment_fixed_size"), spills, Counter())
 
 
-__all__ = ["KNOWN", "Facts", "compile_launch", "compiled_variants", "facts", "kernel_launches", "pretend"]
+__all__ = ["KNOWN", "Facts", "compiled_variants", "facts", "kernel_launches", "pretend"]

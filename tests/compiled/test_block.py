@@ -8,7 +8,7 @@ from triton_gru.config import block_config
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.projection import input_projection
 
-from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
+from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend
 
 # One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere.
 HIDDEN_SIZES = (1, 25, 32, 64, 100, 128, 130, 150, 192)
@@ -45,7 +45,7 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
     projection, scan = kernel_launches("block", device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in (projection, scan):
-        found = facts(compile_launch(launch))
+        found = facts(launch.compile())
         assert found.stack == 0 and found.spills == 0, found
         assert found.shared <= device.shared_memory, found
 
@@ -95,7 +95,7 @@ def test_sizes_served_per_device():
 def test_an_input_at_an_odd_address(precision, device):
     """Compiled for with narrower loads, not assumed away."""
     aligned, odd = (
-        compile_launch(kernel_launches("block", device, precision, 64, 1, inputs=64, odd_address=odd)[0])
+        kernel_launches("block", device, precision, 64, 1, inputs=64, odd_address=odd)[0].compile()
         for odd in (False, True)
     )
     assert aligned.hash != odd.hash
@@ -114,6 +114,6 @@ def test_other_lengths_and_batches_add_no_compile(inputs, hidden_size):
             for launch in kernel_launches(
                 "block", KNOWN["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs
             ):
-                compile_launch(launch)
+                launch.compile()
     assert compiled_variants(block_scan) == 1
     assert compiled_variants(input_projection) == 1

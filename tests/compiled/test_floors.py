@@ -9,7 +9,7 @@ from perf.floors import PART, PARTS
 from perf.floors_kernel import barriers, read_shared
 from triton_gru.scans import Launch
 
-from .harness import KNOWN, compile_launch, facts, pretend
+from .harness import KNOWN, facts, pretend
 
 DEVICES = [device for device in KNOWN.values() if device.isa == "ptx"]
 NUMBERS, RESULT = torch.empty(PART * PARTS, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
@@ -24,7 +24,7 @@ def loop_of(ptx):
 def test_every_round_reads_all_past_the_l1_in_wide_loads(device):
     pretend(device)
     options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
-    compiled = compile_launch(Launch(read_shared, (264,), (NUMBERS, RESULT, 20), options))
+    compiled = Launch(read_shared, (264,), (NUMBERS, RESULT, 20), options).compile()
     found = facts(compiled)
     assert found.stack == 0 and found.spills == 0, found
     loads = re.findall(r"ld\.global(\S*)\.b32", loop_of(compiled.asm["ptx"]))
@@ -34,5 +34,5 @@ def test_every_round_reads_all_past_the_l1_in_wide_loads(device):
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
 def test_every_round_has_its_barrier(device):
     pretend(device)
-    compiled = compile_launch(Launch(barriers, (1,), (RESULT, 1 << 16), {"num_warps": 4}))
+    compiled = Launch(barriers, (1,), (RESULT, 1 << 16), {"num_warps": 4}).compile()
     assert loop_of(compiled.asm["ptx"]).count("bar.sync") == 1

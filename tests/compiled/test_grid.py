@@ -10,7 +10,7 @@ from triton_gru.config import grid_config
 from triton_gru.kernels import isa
 from triton_gru.kernels.grid import grid_scan
 
-from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
+from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
 HIDDEN_SIZES = (25, 1024, 2048)
@@ -68,7 +68,7 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     config = chosen(device, precision, hidden_size, batch_size)
     launch = scan_of(device, precision, hidden_size, batch_size)
     assert launch.constants["launch_cooperative_grid"] is True
-    compiled = compile_launch(launch)
+    compiled = launch.compile()
     assert compiled.metadata.launch_cooperative_grid is True
     found = facts(compiled)
     itemsize = PRECISIONS[precision][0].itemsize
@@ -98,7 +98,7 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
     pretend(KNOWN["H200"])
     config = dataclasses.replace(chosen(KNOWN["H200"], precision, 256, 8), tiles=tiles, handover=handover)
     config = dataclasses.replace(config, register_tiles=0)
-    compiled = compile_launch(scan_of(KNOWN["H200"], precision, 256, 8, config=config))
+    compiled = scan_of(KNOWN["H200"], precision, 256, 8, config=config).compile()
     marks = re.findall(
         r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+\], %)|red\S*add|atom\S*add", compiled.asm["ptx"]
     )
@@ -122,7 +122,7 @@ def test_the_other_handovers_and_the_plain_form_compile(handover, precision, dev
     if config.register_tiles:
         config = dataclasses.replace(config, register_tiles=config.weight_tiles(PRECISIONS[precision][0].itemsize))
     plain = dataclasses.replace(device, isa=isa)
-    compiled = compile_launch(scan_of(plain, precision, 200, 1, config=config))
+    compiled = scan_of(plain, precision, 200, 1, config=config).compile()
     found = facts(compiled)
     assert found.stack == 0 and found.spills == 0, found
     if isa == "plain":
@@ -135,7 +135,7 @@ def test_other_lengths_and_batches_add_no_compile(hx):
     grid_scan.device_caches.clear()
     for steps in (1, 2, 17):
         for batch_size in (1, 3, 8):
-            compile_launch(scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx, steps=steps))
+            scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx, steps=steps).compile()
     assert compiled_variants(grid_scan) == 1
 
 

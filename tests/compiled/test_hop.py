@@ -8,7 +8,7 @@ import torch
 from perf.hop import HANDOVERS
 from perf.hop_launch import ONE_WORD, Launcher, make_hop, obstacle
 
-from .harness import KNOWN, compile_launch, facts, pretend
+from .harness import KNOWN, facts, pretend
 
 DEVICES = [device for device in KNOWN.values() if device.isa == "ptx"]
 VARIANTS = [(handover, isa) for isa in ("ptx", "plain") for handover in HANDOVERS]
@@ -18,7 +18,7 @@ def compiled(device, programs, kilobytes, handover, isa):
     pretend(device)
     hop = make_hop(programs, kilobytes, handover, isa)
     assert not obstacle(hop, device)
-    return compile_launch(Launcher(hop, 1, torch.device("cpu"), device).launch())
+    return Launcher(hop, 1, torch.device("cpu"), device).launch().compile()
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)

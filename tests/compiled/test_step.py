@@ -6,7 +6,7 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import step_config
 from triton_gru.kernels.step import step_scan
 
-from .harness import KNOWN, compile_launch, compiled_variants, facts, kernel_launches, pretend
+from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend
 
 # Every width of a batch tile, and rows of W_hh that are aligned and not.
 CASES = [
@@ -24,7 +24,7 @@ def test_every_chosen_configuration_streams_the_weights_once(device, precision, 
     pretend(device)
     projection, scan = kernel_launches("step", device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
     for launch in (projection, scan):
-        found = facts(compile_launch(launch))
+        found = facts(launch.compile())
         assert found.stack == 0 and found.spills == 0, found
         assert found.shared <= device.shared_memory, found
     if device.isa == "ptx" and hidden_size == 4096:
@@ -45,5 +45,5 @@ def test_other_lengths_and_batches_add_no_compile(hx):
     for steps in (1, 2, 17):
         for batch_size in (1, 3, 8, 16):
             for launch in kernel_launches("step", KNOWN["H200"], "fp16", 600, batch_size, steps=steps, hx=hx):
-                compile_launch(launch)
+                launch.compile()
     assert compiled_variants(step_scan) == 1
