@@ -8,7 +8,7 @@ import triton_gru
 from triton_gru import plan
 
 from .conftest import poisoned
-from .oracle import check, exact, set_precision, torchs_own
+from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
 
 LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
 
@@ -35,6 +35,15 @@ def make_gru(inputs, hidden, precision, device, kernel="block", **options):
     """A GRU on a kernel by name, in a precision, which is set for torch too."""
     dtype = set_precision(precision)
     return triton_gru.GRU(inputs, hidden, device=device, dtype=dtype, backend=kernel, **options).eval()
+
+
+def make_call(kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs=7):
+    """A GRU on a kernel by name, an input, and an initial state or None, for one case of a pairwise cover."""
+    batch_first = layout == "batch_first"
+    gru = make_gru(inputs, hidden, precision, device, kernel, num_layers=layers, bias=bias, batch_first=batch_first)
+    x = make_input(layout, steps, batch, inputs, PRECISIONS[precision][0], device)
+    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
+    return gru, x, hx
 
 
 def run_checked(gru, x, hx, precision, launched):

@@ -57,6 +57,14 @@ def poisoned():
         torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def few_calls(monkeypatch):
+    """The perf suite times next to nothing."""
+    monkeypatch.setattr("perf.case.ROTATED", 2)
+    monkeypatch.setattr("perf.timing.WARMUP", 1)
+    monkeypatch.setattr("perf.timing.LEAST_ROUNDS", 3)
+
+
 @pytest.fixture(autouse=True)
 def _precision_restored():
     before = torch.backends.cudnn.rnn.fp32_precision

@@ -6,7 +6,7 @@ import torch
 from triton_gru.config import BlockConfig, block_config
 from triton_gru.device import find
 
-from .calls import LAYOUTS, configured, make_gru, make_input, run_checked
+from .calls import LAYOUTS, configured, make_call, make_gru, run_checked
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
@@ -32,11 +32,8 @@ PAIRS = pairwise(
     ],
 )
 def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, inputs, device, launched):
-    batch_first = layout == "batch_first"
-    gru = make_gru(inputs, hidden, precision, device, num_layers=layers, bias=bias, batch_first=batch_first)
+    gru, x, hx = make_call("block", hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs)
     refusal = block_config(hidden, batch, *PRECISIONS[precision], find(gru.weight_ih_l0.device))
-    x = make_input(layout, steps, batch, inputs, PRECISIONS[precision][0], device)
-    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
     if isinstance(refusal, str):  # on a GPU, the largest sizes
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx)

@@ -13,7 +13,7 @@ from triton_gru import scans
 from triton_gru.config import GridConfig, grid_config
 from triton_gru.device import find
 
-from .calls import LAYOUTS, case_id, configured, make_gru, make_input, run_checked
+from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
@@ -35,10 +35,7 @@ LARGE = [
     ids=[case_id(*case) for case in SMALL + LARGE],
 )
 def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
-    batch_first = layout == "batch_first"
-    gru = make_gru(7, hidden, precision, device, "grid", num_layers=layers, bias=bias, batch_first=batch_first)
-    x = make_input(layout, steps, batch, 7, PRECISIONS[precision][0], device)
-    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
+    gru, x, hx = make_call("grid", hidden, batch, steps, precision, layout, bias, layers, with_hx, device)
     output, _ = run_checked(gru, x, hx, precision, launched)
     assert output.is_contiguous()
 

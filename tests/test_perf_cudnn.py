@@ -350,11 +350,15 @@ def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, bat
     torch.manual_seed(0)
     gru = nn.GRU(hidden, hidden, layers, bias=bias, device="cuda", dtype=set_precision(precision)).eval()
     x, another = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
+    refusal = ""
     try:
         call = provider.PROVIDERS[name](gru, x).call
-    except Unavailable as reason:
+    except Unavailable as why:
+        refusal = str(why)
+    if refusal:  # in cuDNN's own words, which begin with the function that refused
         assert name != "cudnn.standard"
-        pytest.skip(str(reason))
+        assert refusal.startswith("cudnn")
+        return
 
     def check(results, x):
         for ours, theirs, expected in zip(results, gru(x), exact(gru, x, None)):

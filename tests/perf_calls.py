@@ -1,0 +1,21 @@
+"""A tiny case, what it is measured under, providers planted, and rows read back: for tests of the perf suite."""
+
+import csv
+
+from perf import providers
+from perf.case import Case
+from perf.floors import Floors
+from perf.measure import Conditions
+
+CPU = Conditions("cpu", ("eager",), "warm", seconds=0.05)
+KNOWN = Floors(memory=1e10, l2=1e11, matrix={("float32", "ieee"): 1e11}, launch={"eager": 1e-6}, l2_bytes=1 << 20)
+TINY = Case("fp32", hidden=16, batch=2, steps=3)
+
+
+def plant(monkeypatch, name, prepare):
+    monkeypatch.setitem(providers.PROVIDERS, name, prepare)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,80 @@
+"""The floors: what is measured, and what follows from it for a case."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from perf import floors
+from perf.case import Case
+from perf.floors import Floors
+from perf.floors_kernel import barriers, read_shared
+
+from .perf_calls import read
+
+
+def test_the_floor_counts_launch_work_and_exchange():
+    """By hand, for a chip of 4 multiprocessors with 1000 bytes each."""
+    chip = Floors(
+        memory=1e9, l2=4e9, matrix={("float16", ""): 1e12}, launch={"eager": 5e-6, "graph": 2e-6, "host": 4e-6},
+        hop=1e-6, barrier=1e-8, multiprocessors=4, on_chip=1000, l2_bytes=10_000,
+    )  # fmt: skip
+    small = Case("fp16", hidden=8, batch=2, steps=10)  # W_hh of 384 bytes: one multiprocessor holds it
+    state, w_hh = 2 * 8 * 2, 3 * 64 * 2
+    moved = 2 * 10 * state + 2 * w_hh + state
+    assert chip.of(small, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 4e9))
+    assert chip.of(small, "graph", "cold") == pytest.approx(1e3 * (2e-6 + moved / 1e9))
+    quick = dataclasses.replace(chip, l2=1e13)
+    assert quick.of(small, "graph", "warm") == pytest.approx(1e3 * (2e-6 + 10 * 1e-8))
+    assert chip.of(small, "host", "warm") == pytest.approx(4e-3)
+
+    split = Case("fp16", hidden=20, batch=20, steps=10)  # 2400 bytes: three of them, and 8 rows at a time
+    quick = dataclasses.replace(chip, memory=1e14)
+    assert quick.of(split, "eager", "warm") == pytest.approx(1e3 * (5e-6 + 10 * (1e-6 + 3 * 8 * 40 / 4e9)))
+
+    beyond = Case("fp16", hidden=40, batch=1, steps=10, layers=2)  # 9600 bytes a layer: 15200 are beyond 4000
+    moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 9 * 15200
+    assert chip.of(beyond, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 1e9))
+    assert quick.of(beyond, "eager", "cold") == pytest.approx(1e3 * (5e-6 + 11 * (1e-6 + 4 * 80 / 4e9)))
+
+    busy = dataclasses.replace(chip, matrix={("float16", ""): 1e6})
+    flops = 10 * 2 * 2 * 6 * 64
+    assert busy.of(small, "eager", "warm") == pytest.approx(1e3 * (5e-6 + flops / 1e6))
+    assert chip.of(dataclasses.replace(small, precision="bf16"), "eager", "warm") == ""
+
+
+def test_floors_are_measured_once_and_read_back(tmp_path):
+    first = floors.load_or_measure(tmp_path, "cpu")
+    assert 1e7 < first.memory < 1e13  # wide, as others may be at work on the machine
+    assert 1e7 < first.l2 < 1e14
+    assert 1e7 < first.matrix["float32", "ieee"] < 1e15
+    assert 0 < first.launch["eager"] < 1
+    path = tmp_path / "floors-cpu.csv"
+    written = path.read_bytes()
+    assert floors.load_or_measure(tmp_path, "cpu") == first
+    assert path.read_bytes() == written
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))  # killed before its end: not to be relied on
+    assert floors.load_or_measure(tmp_path, "cpu").memory > 0
+    assert len(read(path)) == 2 * len(lines) - 3
+    assert floors.load_or_measure(tmp_path, "cpu", anew=True).memory > 0
+
+
+def test_what_floors_are_measured_by_does_what_it_says():
+    numbers = torch.arange(4 * 64, dtype=torch.int32)
+    result = torch.zeros(3, dtype=torch.int32)
+    read_shared[(3,)](numbers, result, 5, PART=64, PARTS=4)
+    assert result.tolist() == [5 * int(numbers.sum())] * 3
+    barriers[(1,)](result, 7)
+    assert result[0] == 7
+
+
+@pytest.mark.gpu
+def test_floors_of_a_gpu(tmp_path):
+    measured = floors.load_or_measure(tmp_path, "cuda")
+    assert 2e11 < measured.memory < measured.l2 < 1e14
+    assert 2e-7 < measured.hop < 1e-5
+    assert 1e-9 < measured.barrier < measured.hop
+    assert measured.matrix["float16", ""] > measured.matrix["float32", "tf32"] > measured.matrix["float32", "ieee"]
+    assert 0 < measured.launch["graph"] < 1e-4
+    assert set(measured.launch) == {"eager", "graph", "host"}
