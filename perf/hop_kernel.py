@@ -14,7 +14,7 @@ from triton_gru.kernels import exchange
 
 @triton.jit(do_not_specialize=["steps", "slots"])
 def hop_steps(
-    mailbox,  # int64, see exchange; a slot is [BATCH, ROW] fp16
+    mailbox,  # int64, see exchange; a slot is a tile of BATCH rows of ROW fp16 elements
     watch,  # int64 [2], see exchange
     result,  # int32 [PROGRAMS]
     steps,
@@ -29,35 +29,22 @@ def hop_steps(
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    WORDS: tl.constexpr = ROW * exchange.element_bits(DTYPE, HANDOVER) // 64
-    CHUNK: tl.constexpr = SLICES * LANES
-    CHUNKS: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
-    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
-    PACK: tl.constexpr = (LANES * BATCH + 31) // 32
-
+    WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, HANDOVER)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = tl.arange(0, BATCH)[None, :] * ROW + unit
-    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
-    in_tail = (CHUNKS - 1) * CHUNK + word
+    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE, HANDOVER)
     counter, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
 
     history = 0
     exchange.send(elements + own, _numbers(history, own), 1, counter, DTYPE, HANDOVER, "ieee", ISA)
     slot = 0
     for t in tl.range(0, steps):
-        box = (elements + slot * (BATCH * ROW)).to(tl.pointer_type(tl.int64))
-        row = box + tl.arange(0, BATCH)[None, None, :] * WORDS
         x = exchange.receive(
-            row + word, row + tl.minimum(in_tail, WORDS - 1),
-            t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
-            DTYPE, HANDOVER, CHUNKS, CHUNK, HAS_TAIL, PACK, ISA,
+            elements + slot * (BATCH * ROW), t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
+            WORDS, SLICES, LANES, BATCH, DTYPE, HANDOVER, ISA,
         )  # fmt: skip
         total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
-        for c in tl.static_range(CHUNKS):
-            words = x[c]
-            if HAS_TAIL and c == CHUNKS - 1:
-                words = tl.where(in_tail < WORDS, words, 0)
-            total += words.to(tl.int32) + (words >> 32).to(tl.int32)
+        for c in tl.static_range(len(x)):
+            total += x[c].to(tl.int32) + (x[c] >> 32).to(tl.int32)
         if ISA == "interpreter":
             total = total.to(tl.int64)  # its sum of 32-bit numbers does not wrap but fails
         history = history * 5 + tl.sum(tl.ravel(total)).to(tl.int32)

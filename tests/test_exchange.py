@@ -9,30 +9,28 @@ from triton_gru.kernels import exchange
 
 from .oracle import PRECISIONS
 
-ROWS, UNITS = 8, 64  # of a tile: words of 8 rows, in chunks of 32 units, from two slices
+ROWS, UNITS = 8, 128  # of a tile: words of 8 rows, in chunks of units from two slices
 
 
 @triton.jit
 def _send_and_receive(
-    x, y, mailbox, watch, step, H: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-    HANDOVER: tl.constexpr, ISA: tl.constexpr,
+    x, y, mailbox, watch, step, H: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, HANDOVER: tl.constexpr,
+    ISA: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = y.dtype.element_ty
-    WORD: tl.constexpr = 64 // exchange.element_bits(DTYPE, HANDOVER)
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
+    DEPTH: tl.constexpr = 32 if WORD == 4 else 16
     counters, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
-    at = tl.arange(0, ROWS)[None, :] * H + tl.arange(0, H)[:, None]
-    exchange.send(elements + at, tl.load(x + at), step, counters, DTYPE, HANDOVER, PRECISION, ISA)
-    slice = tl.arange(0, 2)[:, None, None] * (DEPTH // WORD)
-    word = tl.arange(0, ROWS)[None, None, :] * (H // WORD) + slice + tl.arange(0, DEPTH // WORD)[None, :, None]
-    words = elements.to(tl.pointer_type(tl.int64)) + word
-    COUNT: tl.constexpr = H // (2 * DEPTH)
-    PACK: tl.constexpr = DEPTH // WORD * ROWS // 32
+    row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
+    place = exchange.place(unit, row, ROWS, DTYPE, HANDOVER)
+    exchange.send(elements + place, tl.load(x + row * H + unit), step, counters, DTYPE, HANDOVER, PRECISION, ISA)
     received = exchange.receive(
-        words, words, step, counters, 1, mailbox, watch, DTYPE, HANDOVER, COUNT, 2 * (DEPTH // WORD), False, PACK, ISA
+        elements, step, counters, 1, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, DTYPE, HANDOVER, ISA
     )
-    k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
-    for c in tl.static_range(COUNT):
-        value = exchange.values(received[c], DTYPE, HANDOVER)
+    in_slice = exchange.unit_at(tl.arange(0, DEPTH)[None, :, None], DTYPE, HANDOVER)
+    k = tl.arange(0, 2)[:, None, None] * DEPTH + in_slice
+    for c in tl.static_range(len(received)):
+        value = exchange.values(received[c], DTYPE, HANDOVER, ISA)
         tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
 
 
@@ -57,7 +55,7 @@ def test_what_is_sent_is_received(precision, handover, device):
         mailbox = torch.full((32 + ROWS * UNITS,), -1 if handover == "flag" else 0, dtype=torch.int64, device=device)
         watch = torch.tensor([10**10, 0], device=device)
         _send_and_receive[(1,)](
-            x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, DEPTH=16, PRECISION="tf32" if precision == "tf32" else "ieee",
+            x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
             HANDOVER=handover, ISA=form, num_warps=2,
         )  # fmt: skip
         assert torch.equal(y.isnan(), x.isnan())

@@ -1,8 +1,9 @@
 """The hand-over of the hidden state between the programs of one launch, through a mailbox in memory.
 
-The mailbox is a header, then slots of rows of elements, one element a hidden unit. An element goes out as one
-store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it has
-come. Three protocols (``HANDOVER``):
+The mailbox is a header, then slots of tiles of the batch, an element for each unit of each row. An element goes out
+as one store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it
+has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
+what a warp reads at once, and what a program sends, is then one piece of memory. Three protocols (``HANDOVER``):
 
 - ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
   an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.
@@ -44,6 +45,24 @@ def parts(mailbox, tiles, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
     return mailbox + LINE, (mailbox + (1 + tiles) * LINE).to(tl.pointer_type(element))
 
 
+@triton.constexpr_function
+def word_elements(dtype, handover):
+    """Elements of a word."""
+    return 64 // element_bits(dtype, handover)
+
+
+@triton.jit
+def place(unit, row, ROWS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """The index among a tile's elements of that of a unit and one of ``ROWS`` batch rows; of words, `word_place`."""
+    WORD: tl.constexpr = word_elements(DTYPE, HANDOVER)
+    return word_place(unit // WORD, row, ROWS) * WORD + unit % WORD
+
+
+@triton.jit
+def word_place(word, row, ROWS: tl.constexpr):
+    return word * ROWS + row
+
+
 @triton.jit
 def send(
     element,
@@ -83,39 +102,52 @@ def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 
 @triton.jit
 def receive(
-    pointer,
-    tail,
+    box,
     step,
     counter,
     target,
     abort,
     watch,
+    WORDS: tl.constexpr,
+    SLICES: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
     DTYPE: tl.constexpr,
     HANDOVER: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
-    PACK: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """A tuple of ``COUNT`` tensors of words: those at ``pointer``, ``pointer + STRIDE``..., when all have come.
+    """The tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
 
-    The last of them are those at ``tail`` if ``HAS_TAIL``. Words are of ``step``, and ``counter`` reaches ``target``
-    when they have come. A thread has ``PACK`` words of each tensor.
+    A tuple of as many [SLICES, LANES, ROWS] as it takes, in the order of the words; zeros after the last. They are of
+    ``step``, and ``counter`` reaches ``target`` when they have come.
     """
     NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
+    CHUNK: tl.constexpr = SLICES * LANES
+    COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
+    STRIDE: tl.constexpr = CHUNK * ROWS
+    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
+    row = tl.arange(0, ROWS)[None, None, :]
+    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    in_tail = (COUNT - 1) * CHUNK + word
+    words = box.to(tl.pointer_type(tl.int64))
+    pointer = words + word_place(word, row, ROWS)
+    tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS)
     if ISA != "ptx":
-        return _receive_plain(
+        x = _receive_plain(
             pointer, tail, step, counter, target, abort, watch, NAN, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA
         )
     elif HANDOVER == "counter":
         zero, gave_up = isa.wait_counter(counter, target, abort, watch)
-        return _unless(gave_up, _load(pointer + zero, tail + zero, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
+        x = _unless(gave_up, _load(pointer + zero, tail + zero, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
     else:
         KIND: tl.constexpr = HANDOVER + "32" if DTYPE == tl.float32 else HANDOVER + "16"
+        PACK: tl.constexpr = (LANES * ROWS + 31) // 32  # words of a thread in each of the tensors
         if KIND == "tag16":
             step = step << 16
-        return isa.wait_words(pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK)
+        x = isa.wait_words(pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK)
+    if HAS_TAIL:
+        x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
+    return x
 
 
 @triton.jit
@@ -190,7 +222,7 @@ def _missing(
     words = _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
     missing = words[0] != words[0]
     for i in tl.static_range(COUNT):
-        for part in tl.static_range(64 // element_bits(DTYPE, HANDOVER)):
+        for part in tl.static_range(word_elements(DTYPE, HANDOVER)):
             if HANDOVER == "tag":
                 if DTYPE == tl.float32:
                     wrong = (words[i] >> 32).to(tl.int32) != step
@@ -216,25 +248,36 @@ def _give_up(start, abort, watch):
 
 
 @triton.jit
-def values(word, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
-    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order they lie in."""
+def unit_at(k, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """The unit whose element is the ``k``-th that `values` makes of a row's words, counted from where they begin.
+
+    As the right operand of the matrix unit a thread has words i and 4 + i of every eight, for an i of its own, and
+    gives the unit half of its registers at a time. In this order those are a word as it was loaded: of eight words
+    the first half of each comes first, i by i, then the second.
+    """
+    HALF: tl.constexpr = word_elements(DTYPE, HANDOVER) // 2
+    if HALF == 0:
+        return k
+    else:
+        word = k // (16 * HALF) * 8 + k // HALF % 2 * 4 + k // (2 * HALF) % 4
+        return (word * 2 + k // (8 * HALF) % 2) * HALF + k % HALF
+
+
+@triton.jit
+def values(word, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, ISA: tl.constexpr):
+    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order of `unit_at`."""
     S: tl.constexpr = word.shape[0]
     L: tl.constexpr = word.shape[1]
     N: tl.constexpr = word.shape[2]
-    if DTYPE == tl.float32:
-        first = word.to(tl.int32).to(tl.float32, bitcast=True)
-        if HANDOVER == "tag":
-            return first
-        else:
-            second = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-            return tl.reshape(tl.permute(tl.join(first, second), (0, 1, 3, 2)), (S, 2 * L, N))
+    WORD: tl.constexpr = word_elements(DTYPE, HANDOVER)
+    if WORD == 1:
+        return word.to(tl.int32).to(DTYPE, bitcast=True)
+    elif DTYPE == tl.float32:
+        halves = tl.join(word.to(tl.int32), (word >> 32).to(tl.int32))
     else:
-        first = word.to(tl.int16).to(DTYPE, bitcast=True)
-        third = (word >> 32).to(tl.int16).to(DTYPE, bitcast=True)
-        if HANDOVER == "tag":
-            return tl.reshape(tl.permute(tl.join(first, third), (0, 1, 3, 2)), (S, 2 * L, N))
-        else:
-            second = (word >> 16).to(tl.int16).to(DTYPE, bitcast=True)
-            fourth = (word >> 48).to(tl.int16).to(DTYPE, bitcast=True)
-            four = tl.join(tl.join(first, third), tl.join(second, fourth))
-            return tl.reshape(tl.permute(four, (0, 1, 3, 4, 2)), (S, 4 * L, N))
+        first, second, third, fourth = isa.split_word(word, ISA)
+        halves = tl.join(first, third)
+        if WORD == 4:
+            halves = tl.join(halves, tl.join(second, fourth))
+    halves = tl.reshape(halves.to(DTYPE, bitcast=True), (S, L // 8, 2, 4, N, 2, WORD // 2))
+    return tl.reshape(tl.permute(halves, (0, 1, 5, 3, 2, 6, 4)), (S, WORD * L, N))

@@ -30,7 +30,7 @@ def grid_scan(
     carry_out,  # fp32 [layers, batch, H]: the state for a later launch
     out,  # [time, batch, H] through strides
     h_n,  # [layers, batch, H]
-    mailbox,  # int64, see exchange; a slot is [groups * TILES, BATCH, PROGRAMS * UNITS]
+    mailbox,  # int64, see exchange; a slot is [groups * TILES] tiles of PROGRAMS * UNITS by BATCH
     watch,  # int64 [2], see exchange
     steps,
     slots,  # of the mailbox
@@ -59,13 +59,15 @@ def grid_scan(
     DTYPE: tl.constexpr = out.dtype.element_ty
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
-    DEPTH: tl.constexpr = 32 if _word(DTYPE, HANDOVER) == 4 else 16  # of a slice of a chunk: the matrix unit's
+    DEPTH: tl.constexpr = (
+        32 if exchange.word_elements(DTYPE, HANDOVER) == 4 else 16
+    )  # of a slice of a chunk: the matrix unit's
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
 
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
     for i in tl.static_range(3 * CHUNKS):
-        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH)
+        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, DTYPE, HANDOVER)
         w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
     unit = tl.arange(0, UNITS)[:, None]
     b = tl.arange(0, BATCH)[None, :]
@@ -81,6 +83,7 @@ def grid_scan(
     TILE: tl.constexpr = BATCH * ROW
     slot_size = tl.cast(groups, tl.int64) * (TILES * TILE)
     in_tile = b * ROW + unit
+    own = exchange.place(first_unit + unit, b, BATCH, DTYPE, HANDOVER)
     in_state = b * H + unit
     in_out = b.to(tl.int64) * out_b + unit
     gi += first_unit
@@ -101,7 +104,7 @@ def grid_scan(
                 h_i += tl.load(from_hx + unit, mask=live & (first != 0), other=0.0).to(tl.float32)
             h = h + (h_i,)
             exchange.send(
-                elements + tl.cast(first_tile + i, tl.int64) * TILE + first_unit + in_tile,
+                elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
                 h_i, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
             )  # fmt: skip
             # The last tile stands in for tiles beyond the batch.
@@ -129,7 +132,7 @@ def grid_scan(
                     # Units beyond H stay zero: an infinite state would make NaN of their zero weights.
                     h_i = tl.where(unit_live, h_i, 0.0)
                 exchange.send(
-                    box + next_slot * slot_size + first_unit + in_tile,
+                    box + next_slot * slot_size + own,
                     h_i, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 first_row = (first_tile + i) * BATCH
@@ -148,12 +151,6 @@ def grid_scan(
             tl.store(h_n + at + in_state, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
 
 
-@triton.constexpr_function
-def _word(dtype, handover):
-    """Elements of a 64-bit word."""
-    return 64 // exchange.element_bits(dtype, handover)
-
-
 @triton.jit
 def _load_tile(
     w_hh,
@@ -164,10 +161,13 @@ def _load_tile(
     UNITS: tl.constexpr,
     SLICES: tl.constexpr,
     DEPTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
 ):
-    """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of the state's words; else zero."""
+    """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of `exchange.values`; else zero."""
     unit = first_unit + tl.arange(0, UNITS)[None, :, None]
-    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + tl.arange(0, DEPTH)[None, None, :]
+    in_slice = exchange.unit_at(tl.arange(0, DEPTH)[None, None, :], DTYPE, HANDOVER)
+    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + in_slice
     address = w_hh + (gate * H + unit) * H + k
     if H % UNITS == 0 and (chunk + 1) * SLICES * DEPTH <= H:
         return tl.load(address)
@@ -200,26 +200,14 @@ def _products(
     ISA: tl.constexpr,
 ):
     """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of the state that arrives at ``box`` in the course of a step."""
-    WORD: tl.constexpr = _word(DTYPE, HANDOVER)
-    WORDS: tl.constexpr = ROW // WORD
-    CHUNK: tl.constexpr = SLICES * (DEPTH // WORD)
-    CHUNKS: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
-    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
-    word = tl.arange(0, SLICES)[:, None, None] * (DEPTH // WORD) + tl.arange(0, DEPTH // WORD)[None, :, None]
-    row = box.to(tl.pointer_type(tl.int64)) + tl.arange(0, BATCH)[None, None, :] * WORDS
-    in_tail = (CHUNKS - 1) * CHUNK + word
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
     x = exchange.receive(
-        row + word, row + tl.minimum(in_tail, WORDS - 1),
-        step, counter, target, abort, watch,
-        DTYPE, HANDOVER, CHUNKS, CHUNK, HAS_TAIL, DEPTH // WORD * BATCH // 32, ISA,
-    )  # fmt: skip
+        box, step, counter, target, abort, watch, ROW // WORD, SLICES, DEPTH // WORD, BATCH, DTYPE, HANDOVER, ISA
+    )
     zero = tl.zeros((SLICES, UNITS, BATCH), tl.float32)
     r, z, n = zero, zero, zero
-    for c in tl.static_range(CHUNKS):
-        words = x[c]
-        if HAS_TAIL and c == CHUNKS - 1:
-            words = tl.where(in_tail < WORDS, words, 0)
-        value = exchange.values(words, DTYPE, HANDOVER)
+    for c in tl.static_range(len(x)):
+        value = exchange.values(x[c], DTYPE, HANDOVER, ISA)
         r = isa.matmul(w[3 * c], value, r, PRECISION, ISA)
         z = isa.matmul(w[3 * c + 1], value, z, PRECISION, ISA)
         n = isa.matmul(w[3 * c + 2], value, n, PRECISION, ISA)

@@ -371,6 +371,19 @@ def load_words(pointer, ISA: tl.constexpr):
 
 
 @triton.jit
+def split_word(word, ISA: tl.constexpr):
+    """The four 16-bit parts of 64-bit words, from the lowest."""
+    if ISA == "ptx":
+        # Of shifts and casts the assembler does not see that two parts side by side are half a word as it was, and
+        # makes it anew.
+        return tl.inline_asm_elementwise(
+            "mov.b64 {$0, $1, $2, $3}, $4;", "=h,=h,=h,=h,l", [word], dtype=(tl.int16,) * 4, is_pure=True, pack=1
+        )
+    else:
+        return word.to(tl.int16), (word >> 16).to(tl.int16), (word >> 32).to(tl.int16), (word >> 48).to(tl.int16)
+
+
+@triton.jit
 def nanoseconds():
     """A clock that all of an NVIDIA GPU shares."""
     return tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [], dtype=tl.int64, is_pure=False, pack=1)
