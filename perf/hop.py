@@ -22,13 +22,12 @@ import torch
 
 from triton_gru.device import INTERPRETER, Device, find, interpreting
 
-from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, make_hop, obstacle
+from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, forms, make_hop, obstacle
 from .precompile import in_parallel
 from .providers.ours import gave_up
 from .record import Report, Row
 from .timing import clock, graphed, quantiles, samples
 
-HANDOVERS = ("flag", "tag", "counter")
 SECONDS = 4.0  # for the rounds of a cell
 
 
@@ -60,7 +59,7 @@ def main() -> None:
     cells = {}
     for programs, kilobytes in [(2, ONE_WORD), *((p, k) for k in options.kilobytes for p in options.programs)]:
         name = f"P={programs} " + ("one word" if kilobytes == ONE_WORD else f"{kilobytes} KB")
-        hops = [make_hop(programs, kilobytes, handover, isa) for isa in isas for handover in HANDOVERS]
+        hops = [make_hop(programs, kilobytes, *form) for form in forms(isas)]
         if why := next(filter(None, (obstacle(hop, described) for hop in hops)), ""):
             print(f"{name}: skipped, {why}")
         else:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from triton_gru import watchdog
-from triton_gru.config import GridConfig
+from triton_gru.config import HANDOVERS, GridConfig
 from triton_gru.device import Device
 from triton_gru.scans import Launch, Mailbox
 
@@ -44,6 +44,11 @@ class Hop:
         """That of a ``grid`` scan whose state is the tile."""
         units = self.row // self.programs
         return GridConfig(units, self.programs, self.batch, 1, 1, self.slices, 0, handover=self.handover)
+
+
+def forms(isas: Iterable[str]) -> list[tuple[str, str]]:
+    """(hand-over, instruction set) of those that differ: only PTX has a "probe" of its own."""
+    return [(handover, isa) for isa in isas for handover in HANDOVERS if isa == "ptx" or handover != "probe"]
 
 
 def make_hop(programs: int, kilobytes: int, handover: str, isa: str) -> Hop:

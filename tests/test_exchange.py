@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from triton_gru.config import HANDOVERS
 from triton_gru.kernels import exchange
 
 from .oracle import PRECISIONS
@@ -27,8 +28,8 @@ def _send_and_receive(
     received = exchange.receive(
         elements, step, counters, 1, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, DTYPE, HANDOVER, ISA
     )
-    in_slice = exchange.unit_at(tl.arange(0, DEPTH)[None, :, None], DTYPE, HANDOVER)
-    k = tl.arange(0, 2)[:, None, None] * DEPTH + in_slice
+    k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
+    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE, HANDOVER)
     for c in tl.static_range(len(received)):
         value = exchange.values(received[c], DTYPE, HANDOVER, ISA)
         tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
@@ -38,7 +39,7 @@ SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 65504.0, 6e-8, 1e-45, -1.0]
 PAYLOADS = [0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF, 0x7FC00000, -0x400000]
 
 
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_sent_is_received(precision, handover, device):
     dtype = PRECISIONS[precision][0]
@@ -50,9 +51,10 @@ def test_what_is_sent_is_received(precision, handover, device):
         bits = x.view(torch.int32)
         rounded = ((bits + 0x1000) & -0x2000).view(torch.float32)
         expected = torch.where(x.isnan(), x, rounded)
+    flagged = handover in ("flag", "probe")
     for form in ("interpreter",) if device == "cpu" else ("plain", "ptx"):
         y = torch.full_like(expected, 7.0)
-        mailbox = torch.full((32 + ROWS * UNITS,), -1 if handover == "flag" else 0, dtype=torch.int64, device=device)
+        mailbox = torch.full((32 + ROWS * UNITS,), -1 if flagged else 0, dtype=torch.int64, device=device)
         watch = torch.tensor([10**10, 0], device=device)
         _send_and_receive[(1,)](
             x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",

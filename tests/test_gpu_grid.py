@@ -8,7 +8,7 @@ import torch
 
 import triton_gru
 from triton_gru import launch, scans, watchdog
-from triton_gru.config import grid_config
+from triton_gru.config import HANDOVERS, grid_config
 from triton_gru.device import find
 
 from .calls import configured, make_gru, run_checked
@@ -33,7 +33,7 @@ def test_full_sizes(precision, hidden, batch, launched):
 
 
 @pytest.mark.parametrize("form", ["ptx", "plain"])
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_every_handover_in_both_forms(precision, handover, form, tiles, launched, monkeypatch):
@@ -65,7 +65,7 @@ def one_program_too_few(*args):
 
 
 @pytest.mark.parametrize("form", ["ptx", "plain"])
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, form, impatient, monkeypatch):
     here = find(torch.device("cuda"))
@@ -108,7 +108,7 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
         assert torch.equal(gru(x)[0], right)
 
 
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 def test_ten_thousand_replays_see_new_inputs(handover):
     config = grid_config(512, 12, torch.float16, "ieee", find(torch.device("cuda")))
     with configured("grid", dataclasses.replace(config, handover=handover)), torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from triton_gru import scans
-from triton_gru.config import GridConfig, grid_config
+from triton_gru.config import HANDOVERS, GridConfig, grid_config
 from triton_gru.device import find
 
 from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
@@ -74,7 +74,7 @@ def test_every_way_to_cut_gives_the_same(name, handover, device, launched):
         run_checked(gru, x, hx, "fp16", launched)
 
 
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_handover_carries_every_precision(precision, handover, device, launched):
     with configured("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
@@ -97,7 +97,7 @@ def test_what_has_not_come_shows(monkeypatch):
     assert output[..., 32:].isfinite().all()
 
 
-@pytest.mark.parametrize("handover", ["flag", "tag", "counter"])
+@pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("hidden, batch", [(25, 3), (1000, 17), (2048, 64), (512, 4096)])
 def test_the_mailbox_is_bounded(hidden, batch, handover, device):
     """... by its cap, or by the two time steps it has to hold."""

@@ -125,10 +125,23 @@ def test_more_tiles_of_the_batch_where_the_chip_has_room():
     def config(batch):
         return grid_config(512, batch, torch.float16, "ieee", H200)
 
-    assert [(c.batch, c.tiles, c.copies) for c in map(config, (1, 8, 9, 32, 33, 64, 65, 128, 129, 256, 257))] == [
-        (8, 1, 1), (8, 1, 1), (8, 1, 2), (8, 1, 4), (16, 1, 3), (16, 1, 4), (32, 1, 3), (32, 1, 4), (32, 2, 3),
-        (32, 2, 4), (32, 2, 4),
-    ]  # fmt: skip
+    cuts = {
+        batch: (c.units, c.batch, c.tiles, c.copies)
+        for batch in (1, 8, 9, 32, 33, 64, 65, 129, 257)
+        for c in [config(batch)]
+    }
+    assert cuts == {
+        1: (16, 8, 1, 1), 8: (16, 8, 1, 1), 9: (16, 8, 1, 2), 32: (16, 8, 1, 4), 33: (32, 8, 1, 5), 64: (32, 8, 1, 8),
+        65: (32, 16, 1, 5), 129: (32, 16, 2, 5), 257: (32, 16, 2, 8),
+    }  # fmt: skip
+
+
+def test_large_tiles_are_not_read_in_vain():
+    def handover(hidden, batch):
+        return grid_config(hidden, batch, torch.float16, "ieee", H200).handover
+
+    assert [handover(1024, 16), handover(1024, 64), handover(2048, 1)] == ["flag", "probe", "probe"]
+    assert handover(2048, 64) == "flag", "two tiles in turn: what is waited for has mostly come"
 
 
 @pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)

@@ -51,6 +51,9 @@ class BlockConfig:
         return max(weights, state) if isa == "plain" else weights + state
 
 
+HANDOVERS = ("flag", "probe", "tag", "counter")
+
+
 @dataclass(frozen=True)
 class GridConfig:
     """How the ``grid`` scan is cut.
@@ -63,7 +66,7 @@ class GridConfig:
         copies: how many times over the programs are on the chip, each copy with tiles of its own.
         slices: slices of the sum over hidden units, one a warp.
         register_tiles: of the tiles of W_hh (``3 * chunks`` in a program), how many stay in registers.
-        handover: how the state gets to the other programs: ``"flag"``, ``"tag"`` or ``"counter"`` (kernels/exchange).
+        handover: how the state gets to the other programs, one of `HANDOVERS` (kernels/exchange.py).
     """
 
     units: int
@@ -201,29 +204,44 @@ def grid_config(
         return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
     if too_old := _too_old(device):
         return too_old
-    programs = -(-hidden_size // 16)
-    if programs > device.sms:
+    least = -(-hidden_size // 16)
+    if least > device.sms:
         return (
-            f"hidden_size {hidden_size} is too large: {programs} programs have to be on the chip at once, "
+            f"hidden_size {hidden_size} is too large: {least} programs have to be on the chip at once, "
             f"{device.name} has {device.sms} multiprocessors"
         )
-    copies = device.sms // programs
-    best = None
-    # Wider tiles of the batch until all are on the chip at once; if that does not do, two in turn.
-    for batch, tiles in ((8, 1), (16, 1), (32, 1), (16, 2), (32, 2)):
-        config = fit_grid(GridConfig(16, programs, batch, tiles, copies, 8, 0), dtype, precision, device)
-        if config is None:
-            continue
-        best = config
-        if batch * copies >= batch_size:
-            break
-    if best is None:
+    fitting = [cut_grid(hidden_size, batch_size, cut, dtype, precision, device) for cut in GRID_CUTS]
+    fitting = [config for config in fitting if config is not None]
+    if not fitting:
         return (
-            f"hidden_size {hidden_size} is too large: {programs} programs on {device.name} have not the registers "
+            f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
             f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
         )
-    groups = -(-batch_size // (best.batch * best.tiles))
-    return replace(best, copies=min(copies, groups))
+    at_once = [config for config in fitting if config.batch * config.tiles * config.copies >= batch_size]
+    return at_once[0] if at_once else fitting[-1]
+
+
+# Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch on the chip at once
+# is taken. Of two with the same work, that of more units and fewer batch rows comes first: every step each program
+# reads the whole state of its rows.
+GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 16, 1), (32, 16, 1), (16, 16, 2), (32, 16, 2))
+
+# From this size of a tile on, "probe". By count: the share of a multiprocessor in what the L2 delivers is 24 bytes a
+# cycle, so to read a tile in vain takes 1 400 cycles then, and a trip through memory of one word before it 300. With
+# two tiles in turn, one has mostly come while the other was worked on.
+_PROBED_BYTES = 32 << 10
+
+
+def cut_grid(
+    hidden_size: int, batch_size: int, cut: tuple[int, int, int], dtype: torch.dtype, precision: str, device: Device
+) -> GridConfig | None:
+    """The configuration with a cut of `GRID_CUTS`, None if it does not fit the device."""
+    units, batch, tiles = cut
+    programs = -(-hidden_size // units)
+    copies = min(device.sms // programs, -(-batch_size // (batch * tiles)))
+    probe = tiles == 1 and batch * programs * units * dtype.itemsize >= _PROBED_BYTES
+    config = GridConfig(units, programs, batch, tiles, copies, 8, 0, handover="probe" if probe else "flag")
+    return fit_grid(config, dtype, precision, device)
 
 
 # Of a thread's 255 registers; the others are for addresses, gate inputs and whatever else the compiler needs.
@@ -235,9 +253,10 @@ def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Dev
     itemsize = dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":
         # Products on the ordinary fp32 units read W_hh from shared memory.
-        fits = config.batch == 8 and config.tiles == 1 and config.shared_memory(itemsize) <= device.shared_memory
+        narrow = config.units == 16 and config.batch == 8 and config.tiles == 1
+        fits = narrow and config.shared_memory(itemsize) <= device.shared_memory
         return config if fits else None
-    budget = _GRID_REGISTERS - 16 * (config.tiles - 1)
+    budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     for slices in (4, 8):
         found = replace(config, slices=slices)
         found = replace(found, register_tiles=found.weight_tiles(itemsize))

@@ -115,9 +115,10 @@ class Mailbox:
     """
 
     def __init__(self, config: GridConfig, batch: int, dtype: torch.dtype, device: torch.device, described: Device):
-        self._fill = -1 if config.handover == "flag" else 0
+        flagged = config.handover in ("flag", "probe")
+        self._fill = -1 if flagged else 0
         # In the interpreter no program waits for another to free a slot.
-        self._ring = config.handover != "flag" and described.isa != "interpreter"
+        self._ring = not flagged and described.isa != "interpreter"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         self._header = (1 + tiles) * LINE.value
         self._slot = tiles * config.batch * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8

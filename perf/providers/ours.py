@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import triton_gru
 from triton_gru import launch, watchdog
 from triton_gru.arguments import bind_gru
-from triton_gru.config import GridConfig, fit_grid
+from triton_gru.config import GRID_CUTS, HANDOVERS, GridConfig, cut_grid, fit_grid
 from triton_gru.plan import KERNELS, Plan
 
 from ..case import Case
@@ -22,16 +22,18 @@ class Variant:
     """A backend, and what is to differ from the library's plan for it.
 
     Attributes:
-        isa, handover: in place of the device's and the configuration's; empty for what the plan says.
+        isa, handover, cut: in place of the device's and the configuration's; empty for what the plan says.
     """
 
     backend: str
     isa: str = ""
     handover: str = ""
+    cut: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        return ".".join(filter(None, ("triton_gru", self.backend.removeprefix("auto"), self.isa, self.handover)))
+        parts = ("triton_gru", self.backend.removeprefix("auto"), self.isa, self.handover, "x".join(map(str, self.cut)))
+        return ".".join(filter(None, parts))
 
     def module(self, gru: nn.GRU) -> triton_gru.GRU:
         """The library's, with ``gru``'s own Parameters."""
@@ -55,20 +57,21 @@ class Variant:
             raise Unavailable(str(refusal)) from refusal
         if self.isa:
             plan = dataclasses.replace(plan, device=dataclasses.replace(plan.device, isa=self.isa))
+        problem = plan.problem
+        numbers = (problem.dtype, problem.precision, plan.device)
+        if self.cut:
+            plan = _with(plan, cut_grid(problem.hidden_size, problem.batch_size, self.cut, *numbers))
         if self.handover:
             # Other words for the same state may take other registers: cut anew.
             config = dataclasses.replace(plan.config, handover=self.handover, slices=8, register_tiles=0)
-            config = fit_grid(config, plan.problem.dtype, plan.problem.precision, plan.device)
-            if config is None:
-                raise Unavailable(f"with handover={self.handover!r} there are not the registers and the shared memory")
-            plan = dataclasses.replace(plan, config=config)
+            plan = _with(plan, fit_grid(config, *numbers))
         return plan
 
     def prepare(self, gru: nn.GRU, x: Tensor) -> Ready:
         ours = self.module(gru)
         plan = self.plan(ours, x)
         call: Callable = ours
-        if self.isa or self.handover:  # bound on each call as others are, but not planned
+        if self.isa or self.handover or self.cut:  # bound on each call as others are, but not planned
 
             def call(x: Tensor) -> tuple[Tensor, Tensor]:
                 return launch.run(bind_gru(ours, x, None), plan)
@@ -77,8 +80,16 @@ class Variant:
 
 
 VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
-VARIANTS += [Variant("grid", isa="plain"), Variant("grid", handover="tag"), Variant("grid", handover="counter")]
+VARIANTS += [Variant("grid", isa="plain")]
+VARIANTS += [Variant("grid", handover=handover) for handover in HANDOVERS]
+VARIANTS += [Variant("grid", cut=cut) for cut in GRID_CUTS]
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS}
+
+
+def _with(plan: Plan, config: GridConfig | None) -> Plan:
+    if config is None:
+        raise Unavailable("there are not the registers and the shared memory for it")
+    return dataclasses.replace(plan, config=config)
 
 
 def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Case, Variant]]:

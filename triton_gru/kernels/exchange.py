@@ -3,10 +3,13 @@
 The mailbox is a header, then slots of tiles of the batch, an element for each unit of each row. An element goes out
 as one store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it
 has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
-what a warp reads at once, and what a program sends, is then one piece of memory. Three protocols (``HANDOVER``):
+what a warp reads at once, and what a program sends, is then one piece of memory. Four protocols (``HANDOVER``):
 
 - ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
   an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.
+- ``"probe"``: as "flag", but a thread reads one word until it has come, and then all of its own. A trip through memory
+  more, but where tiles are large, waiting does not take what memory can deliver from those that need not wait. (In
+  PTX; the plain form is that of "flag".)
 - ``"tag"``: above every element stands the number of its step: twice the bytes, but two slots in turn are enough,
   because a program writes step t + 2 when it has read all of step t + 1, which every other wrote when it had read
   all of step t. Filled with 0 before the launch; steps are counted from 1.
@@ -140,11 +143,14 @@ def receive(
         zero, gave_up = isa.wait_counter(counter, target, abort, watch)
         x = _unless(gave_up, _load(pointer + zero, tail + zero, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
     else:
-        KIND: tl.constexpr = HANDOVER + "32" if DTYPE == tl.float32 else HANDOVER + "16"
+        PROTOCOL: tl.constexpr = "tag" if HANDOVER == "tag" else "flag"
+        KIND: tl.constexpr = PROTOCOL + "32" if DTYPE == tl.float32 else PROTOCOL + "16"
         PACK: tl.constexpr = (LANES * ROWS + 31) // 32  # words of a thread in each of the tensors
         if KIND == "tag16":
             step = step << 16
-        x = isa.wait_words(pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK)
+        x = isa.wait_words(
+            pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe"
+        )
     if HAS_TAIL:
         x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
     return x
@@ -248,36 +254,38 @@ def _give_up(start, abort, watch):
 
 
 @triton.jit
-def unit_at(k, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
-    """The unit whose element is the ``k``-th that `values` makes of a row's words, counted from where they begin.
-
-    As the right operand of the matrix unit a thread has words i and 4 + i of every eight, for an i of its own, and
-    gives the unit half of its registers at a time. In this order those are a word as it was loaded: of eight words
-    the first half of each comes first, i by i, then the second.
-    """
-    HALF: tl.constexpr = word_elements(DTYPE, HANDOVER) // 2
-    if HALF == 0:
-        return k
-    else:
-        word = k // (16 * HALF) * 8 + k // HALF % 2 * 4 + k // (2 * HALF) % 4
-        return (word * 2 + k // (8 * HALF) % 2) * HALF + k % HALF
-
-
-@triton.jit
 def values(word, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, ISA: tl.constexpr):
-    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order of `unit_at`."""
+    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order that `in_order` gives units."""
     S: tl.constexpr = word.shape[0]
     L: tl.constexpr = word.shape[1]
     N: tl.constexpr = word.shape[2]
     WORD: tl.constexpr = word_elements(DTYPE, HANDOVER)
     if WORD == 1:
-        return word.to(tl.int32).to(DTYPE, bitcast=True)
+        x = word.to(tl.int32)
     elif DTYPE == tl.float32:
-        halves = tl.join(word.to(tl.int32), (word >> 32).to(tl.int32))
+        x = tl.join(word.to(tl.int32), (word >> 32).to(tl.int32))
     else:
         first, second, third, fourth = isa.split_word(word, ISA)
-        halves = tl.join(first, third)
+        x = tl.join(first, third)
         if WORD == 4:
-            halves = tl.join(halves, tl.join(second, fourth))
-    halves = tl.reshape(halves.to(DTYPE, bitcast=True), (S, L // 8, 2, 4, N, 2, WORD // 2))
-    return tl.reshape(tl.permute(halves, (0, 1, 5, 3, 2, 6, 4)), (S, WORD * L, N))
+            x = tl.reshape(tl.join(x, tl.join(second, fourth)), (S, L, N, 4))
+    x = tl.reshape(x.to(DTYPE, bitcast=True), (S, L, N, WORD))
+    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, L * WORD, N)), DTYPE, HANDOVER)
+
+
+@triton.jit
+def in_order(x, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """[S, K, N], K consecutive units, with the units in the order that suits the matrix unit.
+
+    Of its right operand a thread has words i and 4 + i of every eight, for an i of its own, and gives it half of their
+    registers at a time. In this order, first half of each word first, they are words as they were loaded.
+    """
+    S: tl.constexpr = x.shape[0]
+    K: tl.constexpr = x.shape[1]
+    N: tl.constexpr = x.shape[2]
+    HALF: tl.constexpr = word_elements(DTYPE, HANDOVER) // 2
+    if HALF == 0:
+        return x
+    else:
+        x = tl.reshape(x, (S, K // (16 * HALF), 2, 4, 2, HALF, N))
+        return tl.reshape(tl.permute(x, (0, 1, 4, 3, 2, 5, 6)), (S, K, N))

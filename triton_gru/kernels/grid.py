@@ -166,13 +166,13 @@ def _load_tile(
 ):
     """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of `exchange.values`; else zero."""
     unit = first_unit + tl.arange(0, UNITS)[None, :, None]
-    in_slice = exchange.unit_at(tl.arange(0, DEPTH)[None, None, :], DTYPE, HANDOVER)
-    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + in_slice
+    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + tl.arange(0, DEPTH)[None, None, :]
     address = w_hh + (gate * H + unit) * H + k
     if H % UNITS == 0 and (chunk + 1) * SLICES * DEPTH <= H:
-        return tl.load(address)
+        tile = tl.load(address)
     else:
-        return tl.load(address, mask=(unit < H) & (k < H), other=0.0)
+        tile = tl.load(address, mask=(unit < H) & (k < H), other=0.0)
+    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), DTYPE, HANDOVER), (0, 2, 1))
 
 
 @triton.jit
@@ -204,18 +204,33 @@ def _products(
     x = exchange.receive(
         box, step, counter, target, abort, watch, ROW // WORD, SLICES, DEPTH // WORD, BATCH, DTYPE, HANDOVER, ISA
     )
-    zero = tl.zeros((SLICES, UNITS, BATCH), tl.float32)
+    r, z, n = _products_of_slices(w, x, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+    # r and z go together: half the barriers.
+    both = tl.reshape(tl.permute(tl.join(r, z), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
+    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
+    r, z = tl.split(tl.permute(both, (1, 2, 0)))
+    return r, z, _sum_of_slices(n, SLICES, UNITS, BATCH)
+
+
+@triton.jit
+def _products_of_slices(
+    w,
+    x,
+    UNITS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """Those of each slice of the state by itself, [SLICES, UNITS, BATCH]; ``x`` are the state's words."""
+    zero = tl.zeros((x[0].shape[0], UNITS, x[0].shape[2]), tl.float32)
     r, z, n = zero, zero, zero
     for c in tl.static_range(len(x)):
         value = exchange.values(x[c], DTYPE, HANDOVER, ISA)
         r = isa.matmul(w[3 * c], value, r, PRECISION, ISA)
         z = isa.matmul(w[3 * c + 1], value, z, PRECISION, ISA)
         n = isa.matmul(w[3 * c + 2], value, n, PRECISION, ISA)
-    # r and z go together: half the barriers.
-    both = tl.reshape(tl.permute(tl.join(r, z), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
-    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
-    r, z = tl.split(tl.permute(both, (1, 2, 0)))
-    return r, z, _sum_of_slices(n, SLICES, UNITS, BATCH)
+    return r, z, n
 
 
 @triton.jit

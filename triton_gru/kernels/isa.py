@@ -243,6 +243,7 @@ AGAIN:
 {load}
 {test}
 @!missing bra DONE;
+LATER:
 add.u32 rounds, rounds, 1; and.b32 a, rounds, 63; setp.ne.u32 p, a, 0; @p bra AGAIN;
 ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; @p bra GIVE_UP;
 mov.u64 now, %globaltimer; setp.eq.u32 p, rounds, 64; @p mov.b64 start, now; sub.u64 now, now, start;
@@ -284,21 +285,25 @@ def wait_words(
     HAS_TAIL: tl.constexpr,
     NAN: tl.constexpr,
     PACK: tl.constexpr,
+    PROBE: tl.constexpr,
 ):
     """The 64-bit words at ``pointer``, ``pointer + STRIDE`` and so on, ``COUNT`` tensors of them, when all have come.
 
     ``tail`` is where the last of the tensors lies instead, if ``HAS_TAIL``. After giving up, words of ``NAN``. One
-    loop reads all that a thread needs, ``PACK`` words of each tensor, so that their trips through memory overlap.
+    loop reads all that a thread needs, ``PACK`` words of each tensor, so that their trips through memory overlap; with
+    ``PROBE`` only once the first of them has come, so that waiting takes little of what memory can deliver.
     ``KIND`` is the protocol and the width of its elements: with "flag16" and "flag32" an element of -1 has not
     come; with "tag16" and "tag32" one whose upper half is not ``tag`` has not.
     """
-    return _wait_words(pointer, tail, tag, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, _SOURCE)
+    return _wait_words(pointer, tail, tag, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, _SOURCE)
 
 
 @tl.core.extern
-def _wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, source, _semantic=None):
-    kind, count, stride, has_tail, nan, pack = (
-        tl.core._unwrap_if_constexpr(x) for x in (kind, count, stride, has_tail, nan, pack)
+def _wait_words(
+    pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, probe, source, _semantic=None
+):
+    kind, count, stride, has_tail, nan, pack, probe = (
+        tl.core._unwrap_if_constexpr(x) for x in (kind, count, stride, has_tail, nan, pack, probe)
     )
     words = [f"${i}" for i in range(count * pack)]
     # The operands follow the results: ``pack`` of each, and of those that are the same for all the first will do.
@@ -311,6 +316,8 @@ def _wait_words(pointer, tail, tag, abort, watch, kind, count, stride, has_tail,
     ]
     add, conclude = _MISSING[kind]
     halves = [f"mov.b64 {{a, b}}, {word}; {add.format(tag=f'${tag_}')}" for word in words]
+    if probe:
+        loads.insert(1, f"mov.b32 seen, 0; {halves[0]} {conclude} @missing bra LATER;")
     asm = _WAIT.format(
         load="\n".join(loads),
         test="\n".join(["mov.b32 seen, 0;", *halves, conclude]),
