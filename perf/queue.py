@@ -105,7 +105,7 @@ def rehearsed(command: Command) -> Command:
     line = command.line
     if _SWEEP in line:
         line = f"TRITON_INTERPRET=1 {line} --rehearse"
-    elif "-m perf.hop" in line:
+    elif re.search(r"-m perf\.(hop|stages)", line):
         line = f"TRITON_INTERPRET=1 {line} --device interpreter"
     elif _TESTS in line and "compute-sanitizer" not in line:
         line = f"TRITON_INTERPRET=1 {line} --collect-only -q"

@@ -1,0 +1,150 @@
+"""The scans with one stage of a step left out, for perf.stages to time: what such a kernel computes is no GRU.
+
+Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. They
+take what the others take, and see to it that the compiler does not leave out more: what they do not use is kept.
+"""
+
+import functools
+import importlib
+import sys
+import types
+
+import triton
+import triton.language as tl
+
+from triton_gru import kernels
+from triton_gru.device import interpreting
+from triton_gru.kernels import exchange, isa
+
+_ON_GPU = tl.constexpr(not interpreting())
+
+
+# What must not be left out is tested for what it never is.
+_TEST_ONE = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
+_TEST_FOUR = tl.constexpr(
+    "{ .reg .pred p; .reg .b32 a; xor.b32 a, $4, $5; xor.b32 a, a, $6; xor.b32 a, a, $7; "
+    "setp.eq.b32 p, a, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; }"
+)
+
+
+@triton.jit
+def _keep(x):
+    """Of 32 bits."""
+    if _ON_GPU:
+        tl.inline_asm_elementwise(_TEST_ONE, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _keep_fours(x):
+    """Of 32 bits, of which a thread has a multiple of four."""
+    if _ON_GPU:
+        tl.inline_asm_elementwise(
+            _TEST_FOUR, "=r,=r,=r,=r,r,r,r,r", [x], dtype=tl.int32, is_pure=False, pack=4
+        )  # fmt: skip
+
+
+@triton.jit
+def _words_as_they_are(
+    pointer, tail, tag, abort, watch, KIND: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
+):  # fmt: skip
+    """In place of isa.wait_words: loaded once, whether they have come or not."""
+    return exchange._load(pointer, tail, COUNT, STRIDE, HAS_TAIL, "ptx")
+
+
+@triton.jit
+def _words_of_nothing(
+    pointer, tail, tag, abort, watch, KIND: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
+):  # fmt: skip
+    """In place of isa.wait_words: made of their addresses, which differ from word to word and step to step."""
+    words = ()
+    for i in tl.static_range(COUNT):
+        words = words + ((pointer + i * STRIDE).to(tl.int64),)
+    return words
+
+
+@triton.jit
+def _not_sent(pointer, value, ISA: tl.constexpr):
+    _keep(value.to(tl.int32))
+
+
+@triton.jit
+def _first_products(
+    w, x, UNITS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr
+):
+    """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
+    value = exchange.values(x[0], DTYPE, HANDOVER, ISA)
+    zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
+    r = isa.matmul(w[0], value, zero, PRECISION, ISA)
+    z = isa.matmul(w[1], value, zero, PRECISION, ISA)
+    n = isa.matmul(w[2], value, zero, PRECISION, ISA)
+    return r, z, n
+
+
+@triton.jit
+def _not_summed(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    _keep_fours(x)
+    return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
+def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    return 0.5 * h + ((g_r.to(tl.float32) + a_r) + (g_z.to(tl.float32) + a_z) + (g_n.to(tl.float32) + a_n))
+
+
+@triton.jit
+def _no_gates_of_grid(gi, GATE: tl.constexpr):
+    zero = tl.zeros(gi.shape, gi.dtype.element_ty)
+    return zero, zero, zero
+
+
+@triton.jit
+def _no_gates_of_block(
+    gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, ISA: tl.constexpr
+):  # fmt: skip
+    if ISA == "ptx":
+        zero = tl.zeros((ROWS, COLS // 2), tl.int64 if gi.dtype.element_ty.primitive_bitwidth == 32 else tl.int32)
+    else:
+        zero = tl.zeros((ROWS, COLS), gi.dtype.element_ty)
+    return zero, zero, zero
+
+
+@triton.jit
+def _not_stored(pointer, value, mask, ISA: tl.constexpr):
+    pass
+
+
+# By kernel and stage: what is replaced, by what. Of ``grid``'s stages "waiting" is a part of "hand-over".
+STAGES = {
+    "grid": {
+        "waiting": {"isa.wait_words": _words_as_they_are},
+        "hand-over": {"isa.wait_words": _words_of_nothing, "isa.send": _not_sent},
+        "products but the first": {"grid._products_of_slices": _first_products},
+        "sums": {"grid._sum_of_slices": _not_summed},
+        "activations": {"isa.gru_update": _not_activated},
+        "gate inputs": {"grid._load_gates": _no_gates_of_grid},
+        "output": {"isa.store": _not_stored},
+    },
+    "block": {
+        "activations": {"isa.gru_update": _not_activated},
+        "gate inputs": {"isa.load_gates": _no_gates_of_block},
+        "output": {"isa.store": _not_stored},
+    },
+}
+
+
+@functools.cache
+def without(kernel: str, stage: str):
+    """The scan of a kernel without one of its `STAGES`."""
+    name = f"{__name__}.{kernel} without {stage}"
+    package = types.ModuleType(name)
+    package.__path__ = list(kernels.__path__)
+    sys.modules[name] = package
+    module = importlib.import_module(f"{name}.{kernel}")
+    for replaced, replacement in STAGES[kernel][stage].items():
+        owner, attribute = replaced.split(".")
+        owner = sys.modules[f"{name}.{owner}"]
+        assert hasattr(owner, attribute), replaced
+        setattr(owner, attribute, replacement)
+    return getattr(module, f"{kernel}_scan")

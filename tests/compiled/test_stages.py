@@ -1,0 +1,47 @@
+"""What the compiler makes of scans with a stage left out: that stage is gone, and of the others nothing is."""
+
+import pytest
+
+from perf.stages import SCANS
+from perf.stages_kernel import STAGES, without
+
+from .harness import KNOWN, facts, kernel_launches, pretend
+
+# What there is a step of: loads and stores of memory and of shared memory, barriers, products, activations.
+COUNTED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
+# What is left of it without a stage, where that is not all: of what there is in the whole, w.
+GRID = {
+    "waiting": {"LDG": lambda w: w["LDG"] - 3, "STG": lambda w: w["STG"] - 2},  # when it has waited for long
+    "hand-over": {"LDG": lambda w: 3, "STG": lambda w: 1},
+    "products but the first": {"HMMA": lambda w: 6},
+    "sums": dict.fromkeys(("LDS", "STS", "BAR"), lambda w: 0),
+    "activations": {"MUFU": lambda w: 0},
+    "gate inputs": {"LDG": lambda w: w["LDG"] - 3},
+    "output": {"STG": lambda w: w["STG"] - 1},
+}
+BLOCK = {
+    "activations": {"MUFU": lambda w: 0},
+    "gate inputs": {"LDG": lambda w: 0},
+    "output": {"STG": lambda w: 0},
+}
+CASES = [
+    ("grid", "fp16", 512, 1, GRID), ("grid", "tf32", 512, 1, GRID),
+    ("block", "fp16", 128, 1, BLOCK), ("block", "tf32", 128, 1, BLOCK),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [KNOWN["A100"], KNOWN["H200"]], ids=lambda device: device.arch)
+@pytest.mark.parametrize(
+    "kernel, precision, hidden, batch, left", CASES, ids=lambda x: "" if isinstance(x, dict) else x
+)
+def test_one_stage_is_gone_and_no_other(kernel, precision, hidden, batch, left, device):
+    assert left.keys() == STAGES[kernel].keys()
+    pretend(device)
+    launch = kernel_launches(kernel, device, precision, hidden, batch)[-1]
+    assert launch.kernel is SCANS[kernel]
+    whole = facts(launch.compile()).loop
+    for stage, changed in left.items():
+        found = facts(launch._replace(kernel=without(kernel, stage)).compile())
+        expected = {name: changed[name](whole) if name in changed else whole[name] for name in COUNTED}
+        assert {name: found.loop[name] for name in COUNTED} == expected, stage
+        assert found.stack == 0 and found.spills == 0, stage

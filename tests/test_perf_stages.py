@@ -1,0 +1,39 @@
+"""The timing of scans without one of their stages: its rehearsal, its table, and that the library stays as it is."""
+
+from perf import stages
+from perf.record import Row
+from perf.stages_kernel import STAGES, without
+from triton_gru.kernels import exchange, grid, isa
+
+from .perf_calls import read
+
+
+def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
+    stages.main(["--device", "interpreter", "--out", str(tmp_path)])
+    rows = read(tmp_path / "stages-interpreter.csv")
+    assert [(row["kernel"], row["variant"], row["status"], row["n"]) for row in rows] == [
+        (kernel, variant, "ok", "0")
+        for kernel in ("grid", "block")
+        for variant in ("whole", *(f"without {stage}" for stage in STAGES[kernel]))
+    ]
+    assert "no times" in capsys.readouterr().out
+
+
+def test_the_librarys_own_kernels_stay_as_they_are():
+    modules = (exchange, grid, isa)
+    before = [dict(vars(module)) for module in modules]
+    for kernel, of_kernel in STAGES.items():
+        scans = {stages.SCANS[kernel], *(without(kernel, stage) for stage in of_kernel)}
+        assert len(scans) == 1 + len(of_kernel)
+    assert [dict(vars(module)) for module in modules] == before
+
+
+def test_the_table_says_what_each_stage_adds():
+    rows = [
+        Row(variant=variant, T=512, n=1, p50_ms=512 * microseconds / 1000)
+        for variant, microseconds in (("whole", 0.8), ("without sums", 0.7), ("without waiting", 0.3))
+    ]
+    assert stages.table(rows).splitlines() == [
+        "      0.800 us a step", "      0.100 less without sums", "      0.500 less without waiting",
+    ]  # fmt: skip
+    assert stages.table([Row(variant="whole", status="failed", error="gave up")]) == "    gave up"
