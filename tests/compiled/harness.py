@@ -69,12 +69,17 @@ def compiled_variants(kernel) -> int:
 
 @dataclass
 class Facts:
-    """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp)."""
+    """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp).
+
+    ``loop`` counts all of the loop's instructions by their names; ``executed`` only those of an iteration that has
+    nothing to wait for.
+    """
 
     shared: int
     stack: int
     spills: int
     loop: Counter
+    executed: int = 0
     shared_bytes_read: int = 0
 
 
@@ -94,26 +99,46 @@ def _nvidia_facts(compiled) -> Facts:
         if match := _INSTRUCTION.match(line):
             instructions.append((int(match[1], 16), match[2]))
     loop = _innermost_loop_with_products(instructions)
-    names = Counter(text.split()[0].split(".")[0] for text in loop)
+    names = Counter(text.split()[0].split(".")[0] for _, text in loop)
     everything = Counter(text.split()[0].split(".")[0] for _, text in instructions)
     spills = everything["LDL"] + everything["STL"]
-    return Facts(compiled.metadata.shared, stack, spills, names, sum(map(_shared_bytes, loop)))
+    shared_bytes = sum(_shared_bytes(text) for _, text in loop)
+    return Facts(compiled.metadata.shared, stack, spills, names, _executed(loop), shared_bytes)
 
 
 def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([_BIN / tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[str]:
+def _target(text: str) -> int | None:
+    """Where a branch goes."""
+    match = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
+    return int(match[1], 16) if match else None
+
+
+def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[tuple[int, str]]:
     position = {address: i for i, (address, _) in enumerate(instructions)}
     loops = []
     for i, (address, text) in enumerate(instructions):
-        if text.startswith("BRA") and (match := re.search(r"0x([0-9a-f]+)", text)):
-            target = int(match[1], 16)
-            if target < address and target in position:
-                loops.append([text for _, text in instructions[position[target] : i + 1]])
-    with_products = [loop for loop in loops if sum(text.startswith(("HMMA", "HGMMA", "FFMA")) for text in loop) >= 6]
+        target = _target(text)
+        if target in position and target < address:
+            loops.append(instructions[position[target] : i + 1])
+    with_products = [loop for loop in loops if sum(text.startswith(("HMMA", "HGMMA", "FFMA")) for _, text in loop) >= 6]
     return min(with_products, key=len, default=[])
+
+
+def _executed(loop: list[tuple[int, str]]) -> int:
+    """Without what a branch goes past that looks at the clock: it is where a wait has found something missing."""
+    count, i = 0, 0
+    while i < len(loop):
+        address, text = loop[i]
+        count, i = count + 1, i + 1
+        target = _target(text)
+        if target is not None and address < target <= loop[-1][0]:
+            after = next(j for j in range(i, len(loop)) if loop[j][0] >= target)
+            if any("GLOBALTIMER" in skipped for _, skipped in loop[i:after]):
+                i = after
+    return count
 
 
 def _shared_bytes(text: str) -> int:

@@ -65,9 +65,31 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
         weights = config.shared_tiles * config.units**2 * itemsize // warps
         state = config.padded_hidden * config.batch * itemsize
         assert found.shared_bytes_read <= config.ahead * (weights + state), found
+        # A step takes no more instructions than its products and what they have from shared memory call for, two for
+        # each, and those of every step and of every result that a thread makes of it.
+        results = config.tiles * max(1, config.units * config.batch // threads)
+        products = sum(found.loop[name] for name in ("HMMA", "LDS", "LDSM")) / config.ahead
+        if not found.loop["HGMMA"]:  # of which one does what many do
+            assert found.executed / config.ahead <= 40 + 2 * products + 24 * results, found
     # No room there for the weights in registers: they can be nowhere else.
     if config.register_tiles:
         assert found.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
+
+
+# Of a step, as perf/NOTES.md has them.
+INSTRUCTIONS = {
+    ("fp16", 32): 114, ("fp16", 64): 117, ("fp16", 128): 130, ("fp16", 192): 483,
+    ("tf32", 32): 153, ("tf32", 64): 171, ("tf32", 128): 216,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INSTRUCTIONS, ids=lambda case: "{}-H{}".format(*case))
+def test_a_step_takes_no_more_instructions_than_it_did(case):
+    precision, hidden_size = case
+    pretend(KNOWN["H200"])
+    scan = kernel_launches("block", KNOWN["H200"], precision, hidden_size, 1, inputs=hidden_size)[-1]
+    ahead = block_config(hidden_size, 1, *PRECISIONS[precision], KNOWN["H200"]).ahead
+    assert facts(scan.compile()).executed / ahead <= INSTRUCTIONS[case]
 
 
 def test_what_does_not_fit_is_refused_with_the_reason(device):

@@ -32,6 +32,21 @@ def test_every_chosen_configuration_streams_the_weights_once(device, precision, 
         assert found.loop["LDGSTS"] > 0 and found.loop["LDG"] == 0, found
 
 
+# Of an iteration, which takes 128 bytes of each row of W_hh that a program has; by batch size, and so by tile.
+INSTRUCTIONS = {
+    ("fp16", 1): 87, ("fp16", 32): 81, ("fp16", 64): 112, ("fp16", 1000): 160,
+    ("tf32", 1): 216, ("tf32", 32): 200, ("tf32", 64): 237, ("tf32", 1000): 385,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INSTRUCTIONS, ids=lambda case: "{}-B{}".format(*case))
+def test_an_iteration_takes_no_more_instructions_than_it_did(case):
+    pretend(KNOWN["H200"])
+    precision, batch_size = case
+    scan = kernel_launches("step", KNOWN["H200"], precision, 4096, batch_size, hx=True)[-1]
+    assert facts(scan.compile()).executed <= INSTRUCTIONS[case]
+
+
 def test_the_batch_is_cut_the_way_it_comes():
     h200 = KNOWN["H200"]
     configs = [step_config(4096, batch, *PRECISIONS["fp16"], h200) for batch in (1, 16, 17, 32, 33, 1000)]
