@@ -7,13 +7,13 @@ The floor of a call is
 - launch: the call of one tiny kernel, in the same mode and by the same clock.
 - bytes: the input, the weights and the outputs once; of weights beyond all registers and shared memory of the chip,
   what is beyond, once a step. If all fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
-- exchange: what a step waits for before the next can begin, with layers in a wavefront. If one multiprocessor can
-  hold a layer's W_hh, a barrier among its warps. Otherwise the best hop of one word between two of them (by any
-  hand-over of perf.hop), and as many of them as must share W_hh each reading from the L2 the state of 8 batch rows, of
-  which the smallest product is made.
+- exchange: what a step waits for before the next can begin, with layers in a wavefront. The smallest step of a GRU, one
+  warp's: a product, two activations and the update one after the other, and the state an operand again. Where one
+  multiprocessor cannot hold a layer's W_hh, also the best hop of one word between two of them (by any hand-over of
+  perf.hop), and as many of them as must share W_hh each reading from the L2 the state of 8 batch rows, of which the
+  smallest product is made.
 
-A lower bound: the greatest of the three, as the exchange of some rows can go on beside the work on others; and the
-arithmetic that a step waits for (a chain of products, three activations) is not in it.
+A lower bound: the greatest of the three, as the exchange of some rows can go on beside the work on others.
 
     python -m perf floors [--out perf/results]
 """
@@ -31,7 +31,7 @@ from triton_gru.device import find
 
 from . import hop
 from .case import Case, counts
-from .floors_kernel import barriers, read_shared
+from .floors_kernel import read_shared, smallest_steps
 from .hop_launch import ONE_WORD, forms, make_hop
 from .precompile import in_parallel
 from .record import Report, Row, machine_name
@@ -50,6 +50,7 @@ class Floors:
     Attributes:
         matrix: by (dtype, precision) as in a row.
         launch: by mode.
+        hop, step: of one word from one multiprocessor to another; of the smallest GRU.
         multiprocessors, on_chip: their number, and the bytes of registers and shared memory of one.
         l2_bytes: what the L2 holds.
     """
@@ -59,7 +60,7 @@ class Floors:
     matrix: dict[tuple[str, str], float] = field(default_factory=dict)
     launch: dict[str, float] = field(default_factory=dict)
     hop: float = 0.0
-    barrier: float = 0.0
+    step: float = 0.0
     multiprocessors: int = 1
     on_chip: int = 0
     l2_bytes: int = 0
@@ -78,11 +79,10 @@ class Floors:
         state = case.batch * case.hidden * size
         moved = 2 * case.steps * state + case.layers * (2 * w_hh + state) + (case.steps - 1) * beyond
         flops = case.layers * case.steps * case.batch * cell.flops
-        if w_hh <= self.on_chip or not self.on_chip:
-            exchange = self.barrier
-        else:
+        exchange = self.step
+        if self.on_chip and w_hh > self.on_chip:
             programs = min(-(-w_hh // self.on_chip), self.multiprocessors)
-            exchange = self.hop + programs * min(case.batch, _ROWS) * case.hidden * size / self.l2
+            exchange += self.hop + programs * min(case.batch, _ROWS) * case.hidden * size / self.l2
         bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
         work = moved / bandwidth, flops / self.matrix[row.dtype, row.precision]
         return 1000 * (self.launch[mode] + max(*work, (case.steps + case.layers - 1) * exchange))
@@ -91,7 +91,7 @@ class Floors:
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
         words += [f"{dtype} {precision} {rate / 1e12:.2f} TFLOP/s" for (dtype, precision), rate in self.matrix.items()]
         words += [f"{mode} launch {1e6 * seconds:.1f} us" for mode, seconds in self.launch.items()]
-        words += [f"hop {1e6 * self.hop:.2f} us, barrier {1e9 * self.barrier:.0f} ns"] * bool(self.hop)
+        words += [f"hop {1e6 * self.hop:.2f} us, smallest step {1e9 * self.step:.0f} ns"] * bool(self.hop)
         return ", ".join(words)
 
 
@@ -135,7 +135,7 @@ def _floors(rows: list[dict[str, str]], device: str) -> Floors:
         matrix=matrix,
         launch=launch,
         hop=each.get("hop", 0.0),
-        barrier=each.get("barrier", 0.0),
+        step=each.get("step", 0.0),
         **chip,
     )
 
@@ -178,7 +178,9 @@ def _measure(device: str) -> Iterator[Row]:
 
         yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read)
         assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
-        yield timed("barrier", 1 << 16, "barriers", lambda: barriers[(1,)](result, 1 << 16, num_warps=4))
+        w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
+        isa = find(w.device).isa
+        yield timed("step", 1 << 15, "steps", lambda: smallest_steps[(1,)](w, h, 1 << 15, ISA=isa, num_warps=1))
         yield _hop_row()
         yield timed("launch", 1, "launch", graphed(tiny.zero_)[0], mode="graph")
     yield timed("launch", 1, "launch", tiny.zero_, mode="host", once=host_clock)

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from triton_gru.kernels import isa
+
 
 @triton.jit(do_not_specialize=["rounds"])
 def read_shared(
@@ -22,9 +24,23 @@ def read_shared(
     tl.store(result + tl.program_id(0), tl.sum(total))
 
 
-@triton.jit(do_not_specialize=["rounds"])
-def barriers(result, rounds):  # result: int32 [programs]
-    """One program's warps wait for each other ``rounds`` times: the least that they must to hand anything over."""
-    for _ in range(rounds):
-        tl.debug_barrier()
-    tl.store(result + tl.program_id(0), rounds)
+@triton.jit(do_not_specialize=["steps"])
+def smallest_steps(
+    w,  # fp16 [16, 16]
+    result,  # fp32 [16, 8]
+    steps,
+    ISA: tl.constexpr,
+):
+    """A GRU's steps at their shortest: one warp, 16 units of 8 rows, inputs of zero.
+
+    What waits for each other in any GRU: a product, a sigmoid, a tanh, the update, and the way back to an operand.
+    """
+    unit = tl.arange(0, 16)[None, :, None]
+    weights = tl.load(w + unit * 16 + tl.arange(0, 16)[None, None, :])
+    weights = isa.left_operand(weights, 8, True, "ieee", ISA)
+    zero = tl.zeros((1, 16, 8), tl.float32)
+    h = zero + 1.0
+    for _ in range(steps):
+        a = isa.matmul(weights, h.to(tl.float16), zero, "ieee", ISA)
+        h = isa.gru_update(zero, zero, zero, a, a, a, h, tl.float16, ISA)
+    tl.store(result + unit * 8 + tl.arange(0, 8)[None, None, :], h)

@@ -8,7 +8,7 @@ import torch
 from perf import floors
 from perf.case import Case
 from perf.floors import Floors
-from perf.floors_kernel import barriers, read_shared
+from perf.floors_kernel import read_shared, smallest_steps
 
 from .perf_calls import read
 
@@ -17,7 +17,7 @@ def test_the_floor_counts_launch_work_and_exchange():
     """By hand, for a chip of 4 multiprocessors with 1000 bytes each."""
     chip = Floors(
         memory=1e9, l2=4e9, matrix={("float16", ""): 1e12}, launch={"eager": 5e-6, "graph": 2e-6, "host": 4e-6},
-        hop=1e-6, barrier=1e-8, multiprocessors=4, on_chip=1000, l2_bytes=10_000,
+        hop=1e-6, step=1e-8, multiprocessors=4, on_chip=1000, l2_bytes=10_000,
     )  # fmt: skip
     small = Case("fp16", hidden=8, batch=2, steps=10)  # W_hh of 384 bytes: one multiprocessor holds it
     state, w_hh = 2 * 8 * 2, 3 * 64 * 2
@@ -30,12 +30,12 @@ def test_the_floor_counts_launch_work_and_exchange():
 
     split = Case("fp16", hidden=20, batch=20, steps=10)  # 2400 bytes: three of them, and 8 rows at a time
     quick = dataclasses.replace(chip, memory=1e14)
-    assert quick.of(split, "eager", "warm") == pytest.approx(1e3 * (5e-6 + 10 * (1e-6 + 3 * 8 * 40 / 4e9)))
+    assert quick.of(split, "eager", "warm") == pytest.approx(1e3 * (5e-6 + 10 * (1e-8 + 1e-6 + 3 * 8 * 40 / 4e9)))
 
     beyond = Case("fp16", hidden=40, batch=1, steps=10, layers=2)  # 9600 bytes a layer: 15200 are beyond 4000
     moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 9 * 15200
     assert chip.of(beyond, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 1e9))
-    assert quick.of(beyond, "eager", "cold") == pytest.approx(1e3 * (5e-6 + 11 * (1e-6 + 4 * 80 / 4e9)))
+    assert quick.of(beyond, "eager", "cold") == pytest.approx(1e3 * (5e-6 + 11 * (1e-8 + 1e-6 + 4 * 80 / 4e9)))
 
     busy = dataclasses.replace(chip, matrix={("float16", ""): 1e6})
     flops = 10 * 2 * 2 * 6 * 64
@@ -65,8 +65,17 @@ def test_what_floors_are_measured_by_does_what_it_says():
     result = torch.zeros(3, dtype=torch.int32)
     read_shared[(3,)](numbers, result, 5, PART=64, PARTS=4)
     assert result.tolist() == [5 * int(numbers.sum())] * 3
-    barriers[(1,)](result, 7)
-    assert result[0] == 7
+
+
+def test_the_smallest_step_is_one_of_a_gru():
+    w, result, h = torch.randn(16, 16).half(), torch.full((16, 8), float("nan")), torch.ones(16, 8)
+    smallest_steps[(1,)](w, result, 3, ISA="interpreter")
+    for _ in range(3):
+        products = w.float() @ h.half().float()
+        gate = products.sigmoid()
+        new = (gate * products).tanh()
+        h = new + gate * (h - new)
+    torch.testing.assert_close(result, h)
 
 
 @pytest.mark.gpu
@@ -74,7 +83,7 @@ def test_floors_of_a_gpu(tmp_path):
     measured = floors.load_or_measure(tmp_path, "cuda")
     assert 2e11 < measured.memory < measured.l2 < 1e14
     assert 2e-7 < measured.hop < 1e-5
-    assert 1e-9 < measured.barrier < measured.hop
+    assert 1e-8 < measured.step < measured.hop
     assert measured.matrix["float16", ""] > measured.matrix["float32", "tf32"] > measured.matrix["float32", "ieee"]
     assert 0 < measured.launch["graph"] < 1e-4
     assert set(measured.launch) == {"eager", "graph", "host"}

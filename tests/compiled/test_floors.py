@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perf.floors import PART, PARTS
-from perf.floors_kernel import barriers, read_shared
+from perf.floors_kernel import read_shared, smallest_steps
 from triton_gru.scans import Launch
 
 from .harness import KNOWN, facts, pretend
@@ -32,7 +32,11 @@ def test_every_round_reads_all_past_the_l1_in_wide_loads(device):
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
-def test_every_round_has_its_barrier(device):
+def test_the_smallest_step_waits_for_nothing_but_its_own(device):
+    """One product and its activations, of which nothing comes from memory and no other warp is waited for."""
     pretend(device)
-    compiled = Launch(barriers, (1,), (RESULT, 1 << 16), {"num_warps": 4}).compile()
-    assert loop_of(compiled.asm["ptx"]).count("bar.sync") == 1
+    w, result = torch.empty(16, 16, dtype=torch.float16), torch.empty(16, 8)
+    compiled = Launch(smallest_steps, (1,), (w, result, 100), {"ISA": "ptx", "num_warps": 1}).compile()
+    loop = loop_of(compiled.asm["ptx"])
+    assert (loop.count("mma.sync"), loop.count("tanh.approx")) == (1, 8)
+    assert not re.search(r"(ld|st)\.(global|shared)|bar\.sync", loop)
