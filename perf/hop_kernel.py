@@ -35,12 +35,12 @@ def hop_steps(
     counter, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
 
     history = 0
-    exchange.send(elements + own, _numbers(history, own), 1, counter, DTYPE, HANDOVER, "ieee", ISA)
+    exchange.send(elements + own, _numbers(history, own), own >= 0, 1, counter, DTYPE, HANDOVER, "ieee", ISA)
     slot = 0
     for t in tl.range(0, steps):
         x = exchange.receive(
             elements + slot * (BATCH * ROW), t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
-            WORDS, SLICES, LANES, BATCH, DTYPE, HANDOVER, ISA,
+            WORDS, SLICES, LANES, BATCH, BATCH, DTYPE, HANDOVER, ISA,
         )  # fmt: skip
         total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
         for c in tl.static_range(len(x)):
@@ -51,7 +51,7 @@ def hop_steps(
         slot = tl.where(slot + 1 == slots, 0, slot + 1)
         exchange.send(
             elements + slot * (BATCH * ROW) + own,
-            _numbers(history, own), t + 2, counter, DTYPE, HANDOVER, "ieee", ISA,
+            _numbers(history, own), own >= 0, t + 2, counter, DTYPE, HANDOVER, "ieee", ISA,
         )  # fmt: skip
     tl.store(result + tl.program_id(0), history)
 

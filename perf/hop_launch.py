@@ -43,7 +43,7 @@ class Hop:
     def config(self) -> GridConfig:
         """That of a ``grid`` scan whose state is the tile."""
         units = self.row // self.programs
-        return GridConfig(units, self.programs, self.batch, 1, 1, self.slices, 0, handover=self.handover)
+        return GridConfig(units, self.programs, self.batch, self.batch, 1, 1, self.slices, 0, handover=self.handover)
 
 
 def forms(isas: Iterable[str]) -> list[tuple[str, str]]:

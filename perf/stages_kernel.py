@@ -65,7 +65,7 @@ def _words_of_nothing(
 
 
 @triton.jit
-def _not_sent(pointer, value, ISA: tl.constexpr):
+def _not_sent(pointer, value, mask, ISA: tl.constexpr):
     _keep(value.to(tl.int32))
 
 

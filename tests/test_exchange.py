@@ -24,9 +24,11 @@ def _send_and_receive(
     counters, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
     row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
     place = exchange.place(unit, row, ROWS, DTYPE, HANDOVER)
-    exchange.send(elements + place, tl.load(x + row * H + unit), step, counters, DTYPE, HANDOVER, PRECISION, ISA)
+    exchange.send(
+        elements + place, tl.load(x + row * H + unit), place >= 0, step, counters, DTYPE, HANDOVER, PRECISION, ISA
+    )
     received = exchange.receive(
-        elements, step, counters, 1, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, DTYPE, HANDOVER, ISA
+        elements, step, counters, 1, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA
     )
     k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
     k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE, HANDOVER)

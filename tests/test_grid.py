@@ -41,14 +41,14 @@ def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, laye
 
 
 # For 40 hidden units, two and a half programs; slices, chunks and their tails all come out odd.
-CONFIG = GridConfig(16, programs=3, batch=8, tiles=1, copies=1, slices=4, register_tiles=3)
+CONFIG = GridConfig(16, programs=3, batch=8, rows=8, tiles=1, copies=1, slices=4, register_tiles=3)
 CONFIGS = {
     "one after the other": CONFIG,
     "two copies": dataclasses.replace(CONFIG, copies=2),
     "two tiles in flight": dataclasses.replace(CONFIG, tiles=2),
     "three tiles in flight, two copies": dataclasses.replace(CONFIG, tiles=3, copies=2),
-    "wider tiles": dataclasses.replace(CONFIG, batch=16, tiles=2),
-    "widest tiles": dataclasses.replace(CONFIG, batch=32),
+    "wider tiles": dataclasses.replace(CONFIG, batch=16, rows=16, tiles=2),
+    "widest tiles": dataclasses.replace(CONFIG, batch=32, rows=32),
     "eight slices": dataclasses.replace(CONFIG, slices=8, register_tiles=0),
     "one slice": dataclasses.replace(CONFIG, slices=1, register_tiles=6),
     "32 units": dataclasses.replace(CONFIG, units=32, programs=2),

@@ -104,7 +104,8 @@ def test_an_old_gpu_is_refused():
     "fields, kernel, why_not_the_one_before",
     [
         ({"hidden_size": 512}, "grid", "too large"),
-        ({"hidden_size": 2048, "batch_size": 64}, "grid", "too large"),
+        ({"hidden_size": 2048, "batch_size": 32}, "grid", "too large"),
+        ({"hidden_size": 2048, "batch_size": 64}, "torch", "streams less than 64 MiB"),
         ({"hidden_size": 1024, "dtype": torch.float32, "precision": "tf32"}, "grid", "too large"),
         ({"hidden_size": 160, "dtype": torch.float32, "precision": "tf32"}, "grid", "too large"),
         ({"hidden_size": 512, "dtype": torch.float32, "precision": "ieee"}, "torch", "slower than torch in fp32 ieee"),
@@ -119,6 +120,11 @@ def test_auto_above_what_one_program_holds(fields, kernel, why_not_the_one_befor
     plan = choose(change(**fields), H200)
     assert plan.kernel == kernel
     assert re.search(why_not_the_one_before, plan.rejected[-1][1])
+
+
+def test_auto_leaves_to_torch_what_reads_too_much_of_the_state():
+    reasons = dict(choose(change(hidden_size=2048, batch_size=64), H200).rejected)
+    assert "a step reads more than 16 MiB of the state" in reasons["grid"]
 
 
 def test_more_tiles_of_the_batch_where_the_chip_has_room():
@@ -136,11 +142,17 @@ def test_more_tiles_of_the_batch_where_the_chip_has_room():
     }  # fmt: skip
 
 
+def test_rows_that_are_not_there_are_not_handed_over():
+    batches = (1, 2, 3, 4, 5, 8, 9)
+    assert [grid_config(512, b, torch.float16, "ieee", H200).rows for b in batches] == [1, 2, 4, 4, 8, 8, 8]
+
+
 def test_large_tiles_are_not_read_in_vain():
     def handover(hidden, batch):
         return grid_config(hidden, batch, torch.float16, "ieee", H200).handover
 
-    assert [handover(1024, 16), handover(1024, 64), handover(2048, 1)] == ["flag", "probe", "probe"]
+    assert [handover(1024, 16), handover(1024, 64), handover(2048, 8)] == ["flag", "probe", "probe"]
+    assert handover(2048, 1) == "flag", "one row is little to read"
     assert handover(2048, 64) == "flag", "two tiles in turn: what is waited for has mostly come"
 
 

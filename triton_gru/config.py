@@ -38,6 +38,11 @@ class BlockConfig:
         return self.units * self.tiles
 
     @property
+    def rows(self) -> int:
+        """Batch rows of a tile of the gate inputs."""
+        return self.batch
+
+    @property
     def shared_tiles(self) -> int:
         return 3 * self.tiles**2 - self.register_tiles
 
@@ -61,7 +66,8 @@ class GridConfig:
     Attributes:
         units: hidden units of a program (a power of two).
         programs: programs that together own all hidden units.
-        batch: batch rows of a tile.
+        batch: batch rows of a tile, as the matrix unit takes them.
+        rows: how many of them there are: all, or for a batch smaller than a tile, a power of two that holds it.
         tiles: tiles of the batch in flight in a program: one is computed while others are handed over.
         copies: how many times over the programs are on the chip, each copy with tiles of its own.
         slices: slices of the sum over hidden units, one a warp.
@@ -72,6 +78,7 @@ class GridConfig:
     units: int
     programs: int
     batch: int
+    rows: int
     tiles: int
     copies: int
     slices: int
@@ -125,6 +132,11 @@ class StepConfig:
     @property
     def padded_hidden(self) -> int:
         return self.units * self.programs
+
+    @property
+    def rows(self) -> int:
+        """Batch rows of a tile of the gate inputs."""
+        return self.batch
 
 
 @dataclass(frozen=True)
@@ -239,8 +251,9 @@ def cut_grid(
     units, batch, tiles = cut
     programs = -(-hidden_size // units)
     copies = min(device.sms // programs, -(-batch_size // (batch * tiles)))
-    probe = tiles == 1 and batch * programs * units * dtype.itemsize >= _PROBED_BYTES
-    config = GridConfig(units, programs, batch, tiles, copies, 8, 0, handover="probe" if probe else "flag")
+    rows = min(batch, 1 << (batch_size - 1).bit_length())
+    probe = tiles == 1 and rows * programs * units * dtype.itemsize >= _PROBED_BYTES
+    config = GridConfig(units, programs, batch, rows, tiles, copies, 8, 0, handover="probe" if probe else "flag")
     return fit_grid(config, dtype, precision, device)
 
 
@@ -257,6 +270,8 @@ def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Dev
         fits = narrow and config.shared_memory(itemsize) <= device.shared_memory
         return config if fits else None
     budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
+    if device.compute_capability < 90:
+        budget -= 8  # the tests of what has come take more there
     for slices in (4, 8):
         found = replace(config, slices=slices)
         found = replace(found, register_tiles=found.weight_tiles(itemsize))

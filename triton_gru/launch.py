@@ -105,7 +105,7 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
 
-    gi = output.new_empty(chunk, -(-batch // config.batch), 3, config.padded_hidden, config.batch)
+    gi = output.new_empty(chunk, -(-batch // config.batch), 3, config.padded_hidden, config.rows)
     between = output.new_empty(chunk, batch, hidden) if problem.num_layers > 1 else None
     output_t, output_b = (hidden, problem.steps * hidden) if call.batch_first else (batch * hidden, hidden)
     parity = 0
@@ -138,7 +138,7 @@ def _projection(
     vector = 16 // x.element_size()
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
     tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(2) == 1)
-    cols = steps * gi.size(1) * config.batch
+    cols = steps * gi.size(1) * config.rows
     return Launch(
         input_projection,
         (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows)),
@@ -149,8 +149,8 @@ def _projection(
         shared | {
             "I": inputs,
             "PADDED_H": config.padded_hidden,
-            "BATCH": config.batch,
-            "UNITS_APART": config.batch if isinstance(config, BlockConfig) else 1,
+            "BATCH": config.rows,
+            "UNITS_APART": config.rows if isinstance(config, BlockConfig) else 1,
             "BLOCK_M": tile.rows,
             "BLOCK_N": tile.cols,
             "BLOCK_K": tile.depth,
@@ -163,7 +163,7 @@ def _projection(
 
 
 def _steps_per_chunk(problem: Problem, config: Config) -> int:
-    per_step = -(-problem.batch_size // config.batch) * config.batch * 3 * config.padded_hidden
+    per_step = -(-problem.batch_size // config.batch) * config.rows * 3 * config.padded_hidden
     if problem.num_layers > 1:
         per_step += problem.batch_size * problem.hidden_size
     return max(1, min(problem.steps, WORKSPACE_BYTES // (per_step * problem.dtype.itemsize)))

@@ -138,6 +138,8 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
 
 # From this many bytes of W_hh on, a step takes the GPU longer to stream them than the host to launch it.
 _STREAMED_BYTES = 64 << 20
+# So much of the state, in all programs of ``grid`` together, takes the L2 about as long as a step takes torch.
+_READ_BYTES = 16 << 20
 
 
 def _expected_slower(problem: Problem, config: Config) -> str:
@@ -150,9 +152,13 @@ def _expected_slower(problem: Problem, config: Config) -> str:
         return "in fp32 ieee"
     if isinstance(config, GridConfig):
         rounds = -(-problem.batch_size // (config.batch * config.tiles * config.copies))
+        rows = -(-problem.batch_size // config.batch) * config.rows
+        read = config.programs * rows * config.padded_hidden * problem.dtype.itemsize
         if problem.steps == 1:
             return "for a single step"
-        return f"with the batch in {rounds} parts one after the other" if rounds > 2 else ""
+        if rounds > 2:
+            return f"with the batch in {rounds} parts one after the other"
+        return f"where a step reads more than {_READ_BYTES >> 20} MiB of the state" if read > _READ_BYTES else ""
     if problem.batch_size > 64:
         return "in batches above 64"
     weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize

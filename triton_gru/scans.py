@@ -121,7 +121,7 @@ class Mailbox:
         self._ring = not flagged and described.isa != "interpreter"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         self._header = (1 + tiles) * LINE.value
-        self._slot = tiles * config.batch * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
+        self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
         self._device = device
         self._words: Tensor | None = None
 
@@ -157,6 +157,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
         shared | scan.constants | {
             "UNITS": config.units,
             "BATCH": config.batch,
+            "ROWS": config.rows,
             "TILES": config.tiles,
             "SLICES": config.slices,
             "REGISTER_TILES": config.register_tiles,

@@ -25,17 +25,17 @@ BLOCK = {
     "output": {"STG": lambda w: 0},
 }
 CASES = [
-    ("grid", "fp16", 512, 1, GRID), ("grid", "tf32", 512, 1, GRID),
-    ("block", "fp16", 128, 1, BLOCK), ("block", "tf32", 128, 1, BLOCK),
+    ("grid", "fp16", 512, 1, GRID), ("grid", "tf32", 512, 1, GRID), ("block", "fp16", 128, 1, BLOCK),
+    ("block", "tf32", 128, 1, BLOCK),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("device", [KNOWN["A100"], KNOWN["H200"]], ids=lambda device: device.arch)
 @pytest.mark.parametrize(
     "kernel, precision, hidden, batch, left", CASES, ids=lambda x: "" if isinstance(x, dict) else x
 )
-def test_one_stage_is_gone_and_no_other(kernel, precision, hidden, batch, left, device):
+def test_one_stage_is_gone_and_no_other(kernel, precision, hidden, batch, left):
     assert left.keys() == STAGES[kernel].keys()
+    device = KNOWN["H200"]
     pretend(device)
     launch = kernel_launches(kernel, device, precision, hidden, batch)[-1]
     assert launch.kernel is SCANS[kernel]

@@ -70,6 +70,7 @@ def word_place(word, row, ROWS: tl.constexpr):
 def send(
     element,
     x,
+    mask,
     step,
     counter,
     DTYPE: tl.constexpr,
@@ -77,14 +78,14 @@ def send(
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Sends fp32 ``x`` of a step, all that this program has of it, to the elements at ``element``."""
+    """Sends fp32 ``x`` of a step, what ``mask`` lets through, to the elements at ``element``: all that it has of it."""
     bits = _encode(x, DTYPE, PRECISION, ISA)
     if HANDOVER == "tag":
         if DTYPE == tl.float32:
             bits = (bits.to(tl.int64) & 0xFFFFFFFF) | (tl.full((), step, tl.int64) << 32)
         else:
             bits = (bits.to(tl.int32) & 0xFFFF) | (step << 16)
-    isa.send(element, bits, ISA)
+    isa.send(element, bits, mask, ISA)
     if HANDOVER == "counter":
         tl.debug_barrier()  # the program's stores come before the one thread's release
         tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 1, sem="release")
@@ -115,21 +116,22 @@ def receive(
     SLICES: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
+    BATCH: tl.constexpr,
     DTYPE: tl.constexpr,
     HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):
     """The tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
 
-    A tuple of as many [SLICES, LANES, ROWS] as it takes, in the order of the words; zeros after the last. They are of
-    ``step``, and ``counter`` reaches ``target`` when they have come.
+    A tuple of as many [SLICES, LANES, BATCH] as it takes, in the order of the words; zeros after the last word, and the
+    last row again after that. They are of ``step``, and ``counter`` reaches ``target`` when they have come.
     """
     NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
     CHUNK: tl.constexpr = SLICES * LANES
     COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
     STRIDE: tl.constexpr = CHUNK * ROWS
     HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
-    row = tl.arange(0, ROWS)[None, None, :]
+    row = tl.minimum(tl.arange(0, BATCH)[None, None, :], ROWS - 1)
     word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
     in_tail = (COUNT - 1) * CHUNK + word
     words = box.to(tl.pointer_type(tl.int64))
@@ -145,7 +147,7 @@ def receive(
     else:
         PROTOCOL: tl.constexpr = "tag" if HANDOVER == "tag" else "flag"
         KIND: tl.constexpr = PROTOCOL + "32" if DTYPE == tl.float32 else PROTOCOL + "16"
-        PACK: tl.constexpr = (LANES * ROWS + 31) // 32  # words of a thread in each of the tensors
+        PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
         if KIND == "tag16":
             step = step << 16
         x = isa.wait_words(

@@ -22,7 +22,7 @@ from . import exchange, isa
     ]
 )  # fmt: skip
 def grid_scan(
-    gi,  # [steps, batch tiles, 3, BATCH, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read
     hx,  # [layers, batch, H] through strides; the state before the first step
@@ -30,7 +30,7 @@ def grid_scan(
     carry_out,  # fp32 [layers, batch, H]: the state for a later launch
     out,  # [time, batch, H] through strides
     h_n,  # [layers, batch, H]
-    mailbox,  # int64, see exchange; a slot is [groups * TILES] tiles of PROGRAMS * UNITS by BATCH
+    mailbox,  # int64, see exchange; a slot is [groups * TILES] tiles of PROGRAMS * UNITS by ROWS
     watch,  # int64 [2], see exchange
     steps,
     slots,  # of the mailbox
@@ -46,7 +46,8 @@ def grid_scan(
     hx_b,
     H: tl.constexpr,
     UNITS: tl.constexpr,  # hidden units of a program
-    BATCH: tl.constexpr,  # batch rows of a tile
+    BATCH: tl.constexpr,  # batch rows of a tile, as the matrix unit takes them
+    ROWS: tl.constexpr,  # of them, how many there are: all, or no fewer than the batch has
     TILES: tl.constexpr,  # tiles of the batch that are in flight in a program
     SLICES: tl.constexpr,  # of the sum over units, one a warp
     REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
@@ -59,9 +60,8 @@ def grid_scan(
     DTYPE: tl.constexpr = out.dtype.element_ty
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
-    DEPTH: tl.constexpr = (
-        32 if exchange.word_elements(DTYPE, HANDOVER) == 4 else 16
-    )  # of a slice of a chunk: the matrix unit's
+    # Of a slice of a chunk: the matrix unit's.
+    DEPTH: tl.constexpr = 32 if exchange.word_elements(DTYPE, HANDOVER) == 4 else 16
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
 
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
@@ -80,10 +80,13 @@ def grid_scan(
     groups = tl.cdiv(tiles, TILES)
     counters, elements = exchange.parts(mailbox, groups * TILES, DTYPE, HANDOVER)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
-    TILE: tl.constexpr = BATCH * ROW
+    TILE: tl.constexpr = ROWS * ROW
     slot_size = tl.cast(groups, tl.int64) * (TILES * TILE)
-    in_tile = b * ROW + unit
-    own = exchange.place(first_unit + unit, b, BATCH, DTYPE, HANDOVER)
+    row = tl.minimum(b, ROWS - 1)
+    in_tile = row * ROW + unit
+    own = exchange.place(first_unit + unit, row, ROWS, DTYPE, HANDOVER)
+    # Rows that are not there repeat the last one, and are not sent.
+    sent = b < ROWS
     in_state = b * H + unit
     in_out = b.to(tl.int64) * out_b + unit
     gi += first_unit
@@ -105,7 +108,7 @@ def grid_scan(
             h = h + (h_i,)
             exchange.send(
                 elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
-                h_i, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
+                h_i, sent, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
             )  # fmt: skip
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
@@ -125,7 +128,7 @@ def grid_scan(
                 counter = counters + (first_tile + i) * exchange.LINE
                 r, z, n = _products(
                     w, box + slot * slot_size, t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
-                    UNITS, BATCH, ROW, SLICES, DEPTH, DTYPE, HANDOVER, PRECISION, ISA,
+                    UNITS, BATCH, ROWS, ROW, SLICES, DEPTH, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
                 if ROW != H:
@@ -133,7 +136,7 @@ def grid_scan(
                     h_i = tl.where(unit_live, h_i, 0.0)
                 exchange.send(
                     box + next_slot * slot_size + own,
-                    h_i, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                    h_i, sent, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 first_row = (first_tile + i) * BATCH
                 in_time = tl.cast(t, tl.int64) * out_t + tl.cast(first_row, tl.int64) * out_b
@@ -191,6 +194,7 @@ def _products(
     watch,
     UNITS: tl.constexpr,
     BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
     ROW: tl.constexpr,
     SLICES: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -202,8 +206,9 @@ def _products(
     """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of the state that arrives at ``box`` in the course of a step."""
     WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
     x = exchange.receive(
-        box, step, counter, target, abort, watch, ROW // WORD, SLICES, DEPTH // WORD, BATCH, DTYPE, HANDOVER, ISA
-    )
+        box, step, counter, target, abort, watch,
+        ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
+    )  # fmt: skip
     r, z, n = _products_of_slices(w, x, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
     # r and z go together: half the barriers.
     both = tl.reshape(tl.permute(tl.join(r, z), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))

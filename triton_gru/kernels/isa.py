@@ -19,8 +19,6 @@ import triton.language as tl
 _SOURCE = tl.constexpr(hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest())
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-_STORE_32 = tl.constexpr("{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }")
-_STORE_16 = tl.constexpr("{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.b16 [$1], $2; mov.b32 $0, 0; }")
 
 
 @triton.jit
@@ -78,17 +76,34 @@ def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.conste
 def store(pointer, value, mask, ISA: tl.constexpr):
     """``tl.store`` that adopts the layout of ``value``."""
     if ISA == "ptx":
-        WIDE: tl.constexpr = value.dtype.primitive_bitwidth == 32
-        tl.inline_asm_elementwise(
-            _STORE_32 if WIDE else _STORE_16,
-            "=r,l,r,r" if WIDE else "=r,l,h,r",
-            [pointer.to(tl.int64), value, mask.to(tl.int32)],
-            dtype=tl.int32,  # assembly has to return something
-            is_pure=False,
-            pack=1,
-        )
+        _store(pointer.to(tl.int64), value, mask.to(tl.int32), "st.global", _SOURCE)
     else:
         tl.store(pointer, value, mask=mask)
+
+
+@triton.jit
+def send(pointer, value, mask, ISA: tl.constexpr):
+    """`store` of what other programs wait for, an element at a time."""
+    if ISA == "ptx":
+        _store(pointer.to(tl.int64), value, mask.to(tl.int32), "st.relaxed.gpu.global", _SOURCE)
+    else:
+        tl.store(pointer, value, mask=mask)
+
+
+@tl.core.extern
+def _store(address, value, mask, instruction, source, _semantic=None):
+    bits = value.dtype.primitive_bitwidth
+    register = {16: "h", 32: "r", 64: "l"}[bits]
+    return tl.inline_asm_elementwise(
+        f"{{ .reg .pred p; setp.ne.s32 p, $3, 0; @p {tl.core._unwrap_if_constexpr(instruction)}.b{bits} [$1], $2; "
+        "mov.b32 $0, 0; }",
+        f"=r,l,{register},r",
+        [address, value, mask],
+        dtype=tl.int32,  # assembly has to return something
+        is_pure=False,
+        pack=1,
+        _semantic=_semantic,
+    )
 
 
 @triton.jit
@@ -208,30 +223,6 @@ def _exp2(x):
 @triton.jit
 def _reciprocal(x):
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def send(pointer, value, ISA: tl.constexpr):
-    """Stores what other programs wait for, an element at a time; adopts the layout of ``value``."""
-    if ISA == "ptx":
-        _send(pointer.to(tl.int64), value, _SOURCE)
-    else:
-        tl.store(pointer, value)
-
-
-@tl.core.extern
-def _send(address, value, source, _semantic=None):
-    bits = value.dtype.primitive_bitwidth
-    register = {16: "h", 32: "r", 64: "l"}[bits]
-    return tl.inline_asm_elementwise(
-        f"st.relaxed.gpu.global.b{bits} [$1], $2; mov.b32 $0, 0;",
-        f"=r,l,{register}",
-        [address, value],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-        _semantic=_semantic,
-    )
 
 
 # Waits while anything is missing. Every 64th time round it asks whether to give up: because the launch's abort
