@@ -78,7 +78,7 @@ def send(
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Sends fp32 ``x`` of a step, what ``mask`` lets through, to the elements at ``element``: all that it has of it."""
+    """Sends fp32 ``x`` of a step, all that this program has of it, to the elements at ``element`` where ``mask``."""
     bits = _encode(x, DTYPE, PRECISION, ISA)
     if HANDOVER == "tag":
         if DTYPE == tl.float32:
