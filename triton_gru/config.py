@@ -222,15 +222,16 @@ def grid_config(
             f"hidden_size {hidden_size} is too large: {least} programs have to be on the chip at once, "
             f"{device.name} has {device.sms} multiprocessors"
         )
-    fitting = [cut_grid(hidden_size, batch_size, cut, dtype, precision, device) for cut in GRID_CUTS]
-    fitting = [config for config in fitting if config is not None]
-    if not fitting:
-        return (
-            f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
-            f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
-        )
-    at_once = [config for config in fitting if config.batch * config.tiles * config.copies >= batch_size]
-    return at_once[0] if at_once else fitting[-1]
+    best = None
+    for cut in GRID_CUTS:
+        config = cut_grid(hidden_size, batch_size, cut, dtype, precision, device)
+        best = config or best
+        if config and config.batch * config.tiles * config.copies >= batch_size:
+            break
+    return best or (
+        f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
+        f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
+    )
 
 
 # Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch on the chip at once

@@ -14,7 +14,7 @@ from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
 HIDDEN_SIZES = (25, 1024, 2048)
-MORE_HIDDEN_SIZES = (256, 400, 512, 600, 1500)  # on one architecture
+MORE_HIDDEN_SIZES = (256, 512, 600, 1500)  # on one architecture
 BATCH_SIZES = (1, 40, 1000)
 
 
@@ -27,7 +27,7 @@ def cases():
         for precision in ("fp16", "tf32", "fp32"):
             for hidden_size in HIDDEN_SIZES + MORE_HIDDEN_SIZES * (device.arch == "sm_90"):
                 seen = set()
-                for batch_size in BATCH_SIZES:
+                for batch_size in BATCH_SIZES[:1] if precision == "fp32" else BATCH_SIZES:  # fp32 has one cut
                     config = chosen(device, precision, hidden_size, batch_size)
                     # The number of programs is not compiled in.
                     kernel = config if isinstance(config, str) else dataclasses.replace(config, copies=0)
@@ -158,10 +158,10 @@ def test_other_lengths_and_batches_add_no_compile(hx):
     grid_scan.device_caches.clear()
     for steps in (1, 2, 17):
         for batch_size in (5, 7, 8, 17):
-            scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx, steps=steps).compile()
+            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx, steps=steps).compile()
     assert compiled_variants(grid_scan) == 1
     for batch_size in (1, 2, 3, 4):
-        scan_of(KNOWN["H200"], "fp16", 600, batch_size, hx=hx).compile()
+        scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx).compile()
     assert compiled_variants(grid_scan) == 4
 
 
