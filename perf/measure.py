@@ -16,7 +16,7 @@ from .providers import OURS, PROVIDERS, YARDSTICK
 from .providers.interface import Call, Ready, Unavailable
 from .providers.ours import gave_up
 from .record import Row
-from .timing import QUIET, clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
+from .timing import clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
 
 # A peer may be this many times as far from float64 as the library's tests allow its kernels to be: the gate is for
 # wrong answers, not for another rounding. How far it was stands in its row.
@@ -107,7 +107,7 @@ def _timed(row: Row, taken: dict[str, list[float]], error: str) -> Row:
     if error and row.provider.startswith(OURS):
         return dataclasses.replace(row, status="failed", error=f"this or another: {error}")
     times = quantiles(taken[row.provider])
-    return dataclasses.replace(row, status="ok" if times.rel_iqr <= QUIET else "noisy", **times.columns())
+    return dataclasses.replace(row, status=times.status, **times.columns())
 
 
 def _clock(conditions: Conditions) -> Callable[[Callable], float]:

@@ -33,7 +33,7 @@ from .providers.interface import Unavailable
 from .providers.ours import Variant, gave_up
 from .record import Report, Row
 from .stages_kernel import STAGES, without
-from .timing import QUIET, clock, graphed, quantiles, samples
+from .timing import clock, graphed, quantiles, samples
 
 SCANS = {"grid": grid_scan, "block": block_scan}
 CASES = [
@@ -90,9 +90,8 @@ def measure(kernel: str, case: Case, device: str) -> list[Row]:
         return [dataclasses.replace(row, status="failed", error=error)]
     rows = []
     for stage, milliseconds in times.items():
-        columns = quantiles(milliseconds).columns()
-        status = "noisy" if columns["rel_iqr"] > QUIET else "ok"
-        rows.append(dataclasses.replace(row, variant=variant_of(stage), status=status, **columns))
+        taken = quantiles(milliseconds)
+        rows.append(dataclasses.replace(row, variant=variant_of(stage), status=taken.status, **taken.columns()))
     return rows
 
 

@@ -26,6 +26,11 @@ class Times:
     def rel_iqr(self) -> float:
         return (self.p80 - self.p20) / self.p50
 
+    @property
+    def status(self) -> str:
+        """Of a row that has them."""
+        return "ok" if self.rel_iqr <= QUIET else "noisy"
+
     def columns(self) -> dict[str, float]:
         """Under the names they have in a row of a report."""
         return {"n": self.n, "p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "rel_iqr": self.rel_iqr}

@@ -15,8 +15,9 @@ CASES = [
     )
     for device in KNOWN.values()
     for precision in ("fp16", "tf32", "fp32")
-    if precision != "fp32" or device.arch == "sm_90"
     for hidden_size, batch_size in ((25, 1), (4096, 1), (4096, 32), (4001, 64))
+    # Rows that are not aligned are loaded alike in both precisions of fp32: on one architecture.
+    if precision != "fp32" or device.arch == "sm_90" or hidden_size == 4096
 ]
 
 
