@@ -37,23 +37,31 @@ def make_gru(inputs, hidden, precision, device, kernel="block", **options):
     return triton_gru.GRU(inputs, hidden, device=device, dtype=dtype, backend=kernel, **options).eval()
 
 
-def make_call(kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs=7):
+def make_call(
+    kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs=7, bidirectional=False
+):
     """A GRU on a kernel by name, an input, and an initial state or None, for one case of a pairwise cover."""
-    batch_first = layout == "batch_first"
-    gru = make_gru(inputs, hidden, precision, device, kernel, num_layers=layers, bias=bias, batch_first=batch_first)
+    gru = make_gru(
+        inputs, hidden, precision, device, kernel,
+        num_layers=layers, bias=bias, batch_first=layout == "batch_first", bidirectional=bidirectional,
+    )  # fmt: skip
     x = make_input(layout, steps, batch, inputs, PRECISIONS[precision][0], device)
-    hx = torch.randn(layers, batch, hidden, device=device).to(x.dtype) if with_hx else None
+    states = layers * (2 if bidirectional else 1)
+    hx = torch.randn(states, batch, hidden, device=device).to(x.dtype) if with_hx else None
     return gru, x, hx
 
 
-def run_checked(gru, x, hx, precision, launched):
-    """Runs the kernel on poisoned memory, asserts that it was the kernel and that it is right."""
+def run_checked(gru, x, hx, precision, launched, **ends):
+    """Runs the kernel on poisoned memory, asserts that it was the kernel and that it is right.
+
+    ``ends`` are lengths and resets.
+    """
     before = len(launched)
     with torch.no_grad(), poisoned():
-        output, h_n = gru(x, hx)
-    assert f"{gru.backend}_scan" in launched[before:]
-    exact_output, exact_h_n = exact(gru, x, hx)
-    torch_output, torch_h_n = torchs_own(gru, x, hx, precision)
+        output, h_n = gru(x, hx, **ends)
+    assert type(launched)(launched[before:]).only_by(gru.backend)
+    exact_output, exact_h_n = exact(gru, x, hx, **ends)
+    torch_output, torch_h_n = torchs_own(gru, x, hx, precision, **ends)
     check(output, torch_output, exact_output, precision)
     check(h_n, torch_h_n, exact_h_n, precision)
     return output, h_n

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from triton_gru import launch
+from triton_gru import launch, prepared
 from triton_gru.device import interpreting
 
 
@@ -24,7 +24,12 @@ class Launches(list):
 
     @property
     def scans(self) -> int:
-        return sum(name.endswith("_scan") for name in self)
+        return sum(name != "input_projection" for name in self)
+
+    def only_by(self, kernel: str) -> bool:
+        """Whether there were some, and no scans of another kernel."""
+        own = {"step_scan", "whole_step"} if kernel == "step" else {f"{kernel}_scan"}
+        return self.scans > 0 and set(self) <= own | {"input_projection"}
 
 
 @pytest.fixture
@@ -42,6 +47,13 @@ def launched(monkeypatch) -> Launches:
         start(named())
 
     monkeypatch.setattr(launch, "_start", record)
+    again = prepared._Prepared.launch
+
+    def record_again(self, *args):
+        names.append("whole_step")
+        again(self, *args)
+
+    monkeypatch.setattr(prepared._Prepared, "launch", record_again)
     return names
 
 

@@ -4,6 +4,7 @@ TF32 does not exist on a CPU; there torch's own error is that of the reference w
 product rounded to TF32.
 """
 
+import copy
 from unittest import mock
 
 import torch
@@ -15,19 +16,26 @@ from triton_gru.accuracy import PRECISIONS, bound, set_precision
 __all__ = ["PRECISIONS", "check", "exact", "set_precision", "tf32", "torchs_own"]
 
 
-def exact(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`accuracy.exact`, on the CPU."""
-    output, h_n = accuracy.exact(module, x, hx)
+def exact(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, **ends) -> tuple[torch.Tensor, torch.Tensor]:
+    """`accuracy.exact`, on the CPU; ``ends`` are lengths and resets."""
+    output, h_n = accuracy.exact(module, x, hx, **ends)
     return output.cpu(), h_n.cpu()
 
 
-def torchs_own(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, precision: str):
-    """torch's answer to the same call: the best that this precision is known to give."""
+def torchs_own(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, precision: str, **ends):
+    """torch's answer to the same call: the best that this precision is known to give.
+
+    With lengths or resets, which torch's GRU does not have, that of the reference in this precision.
+    """
     if precision == "tf32" and x.device.type == "cpu":
         with mock.patch.object(reference.F, "linear", _tf32_linear):
-            return exact(module, x, hx)
+            return exact(module, x, hx, **ends)
     with torch.no_grad():
-        return nn.GRU.forward(module, x, hx)
+        if not ends:
+            return nn.GRU.forward(module, x, hx)
+        plain = copy.copy(module)
+        plain.backend = "reference"
+        return plain(x, hx, **ends)
 
 
 def _tf32_linear(x, weight, bias):

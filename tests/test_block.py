@@ -33,7 +33,7 @@ PAIRS = pairwise(
 )
 def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, inputs, device, launched):
     gru, x, hx = make_call("block", hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs)
-    refusal = block_config(hidden, batch, *PRECISIONS[precision], find(gru.weight_ih_l0.device))
+    refusal = block_config(hidden, batch, 1, *PRECISIONS[precision], find(gru.weight_ih_l0.device))
     if isinstance(refusal, str):  # on a GPU, the largest sizes
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx)

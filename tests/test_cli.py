@@ -51,7 +51,7 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
         (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "not grid: hidden_size 4096 is too large"),
         (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "step: "),
         (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
-        (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional is not supported yet"),
+        (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional, float32"),
         (("--hidden", "64", "--reset-before", "--device", "A100"), "reference: "),
         (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "register_tiles=0"),
     ],

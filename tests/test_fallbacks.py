@@ -1,5 +1,6 @@
 """What no kernel serves goes to torch, or to plain torch, says why, and is refused to a kernel asked for by name."""
 
+import copy
 import warnings
 
 import pytest
@@ -29,37 +30,6 @@ def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
     monkeypatch.delattr(triton_gru.modules, "choose")
     assert torch.equal(ours(call)[1], theirs(call)[1])
     assert torch.equal(cell(x[0]), expected)
-
-
-def test_bidirectional_goes_to_torch(device):
-    theirs, ours = (m.to(device).eval() for m in twins(4, 5, bidirectional=True))
-    x = torch.randn(3, 2, 4, device=device)
-    plan = ours.plan(x)
-    assert plan.kernel == "torch"
-    if device == "cuda":
-        assert "bidirectional" in rejection(plan)
-    assert torch.equal(ours(x)[0], theirs(x)[0])
-    ours.backend = "block"
-    with pytest.raises(RuntimeError, match="backend='block' cannot serve this call: bidirectional"):
-        ours(x)
-
-
-@pytest.mark.parametrize("enforce_sorted", [True, False])
-@pytest.mark.parametrize("with_hx", [True, False])
-def test_packed_goes_to_torch(enforce_sorted, with_hx, device):
-    theirs, ours = (m.to(device).eval() for m in twins(4, 5, 2))
-    lengths = [5, 3, 3, 1] if enforce_sorted else [3, 1, 5, 3]
-    packed = pack_padded_sequence(torch.randn(5, 4, 4), torch.tensor(lengths), enforce_sorted=enforce_sorted).to(device)
-    hx = torch.randn(2, 4, 5, device=device) if with_hx else None
-    plan = ours.plan(packed, hx)
-    assert plan.kernel == "torch"
-    assert rejection(plan) == "packed input is not supported yet"
-    expected, actual = theirs(packed, hx), ours(packed, hx)
-    assert torch.equal(actual[0].data, expected[0].data)
-    assert torch.equal(actual[1], expected[1])
-    ours.backend = "block"
-    with pytest.raises(RuntimeError, match="packed input is not supported yet"):
-        ours(packed, hx)
 
 
 def test_packed_with_the_wrong_width():
@@ -143,14 +113,50 @@ def test_disabled_cudnn_keeps_torch(device):
         assert gru.plan(x).kernel == "torch"
 
 
-def test_autocast_goes_to_torch(device):
-    theirs, ours = (m.to(device).eval() for m in twins(4, 5))
-    x = torch.randn(3, 2, 4, device=device)
+@pytest.mark.parametrize("cell", [False, True])
+def test_autocast_computes_in_its_dtype(cell, device, launched):
+    if cell:
+        module = triton_gru.GRUCell(4, 5, backend="step", device=device).eval()
+        x, hx = torch.randn(2, 4, device=device), torch.randn(2, 5, device=device)
+    else:
+        module = make_gru(4, 5, "fp32", device)
+        x, hx = torch.randn(3, 2, 4, device=device), torch.randn(1, 2, 5, device=device)
+    with torch.autocast(device, torch.bfloat16), torch.no_grad():
+        actual = module(x, hx)
+        mixed = module(x.bfloat16(), hx)
+    expected = copy.deepcopy(module).bfloat16()(x.bfloat16(), hx.bfloat16())
+    for results in (actual, mixed):
+        for a, b in zip((results,) if cell else results, (expected,) if cell else expected):
+            assert a.dtype == torch.bfloat16
+            assert torch.equal(a, b)
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert launched.only_by(module.backend)
+
+
+def test_autocast_leaves_float64_to_torch(device):
+    theirs, ours = (m.to(device).eval() for m in twins(4, 5, dtype=torch.float64))
+    x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
-        assert "autocast" in rejection(ours.plan(x))
+        assert ours(x)[0].dtype == theirs(x)[0].dtype
+        ours.backend = "block"
+        with pytest.raises(RuntimeError, match="no kernel for float64"):
+            ours(x)
+
+
+def test_autocast_on_the_cpu_is_torchs():
+    theirs, ours = (m.eval() for m in twins(4, 5))
+    x = torch.randn(3, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
         expected, actual = theirs(x)[0], ours(x)[0]
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected)
+
+
+def test_mixed_dtypes_are_refused_without_autocast():
+    gru = triton_gru.GRU(4, 5, backend="block").eval()
+    gru.weight_hh_l0 = torch.nn.Parameter(gru.weight_hh_l0.detach().half())
+    with pytest.raises(RuntimeError, match="differ in dtype"):
+        gru(torch.randn(3, 2, 4))
 
 
 def test_functional_call_uses_the_weights_given(device, launched):

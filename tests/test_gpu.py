@@ -32,7 +32,7 @@ def no_synchronisation():
 def test_full_sizes(precision, hidden, batch, launched):
     gru = make_gru(hidden, hidden, precision, "cuda")
     x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
-    if isinstance(block_config(hidden, batch, *PRECISIONS[precision], find(x.device)), str):
+    if isinstance(block_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device)), str):
         gru.backend = "auto"  # the largest sizes: how large, the compile tests say
         assert gru.plan(x).kernel != "block"
         return

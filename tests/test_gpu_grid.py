@@ -25,7 +25,7 @@ def test_full_sizes(precision, hidden, batch, launched):
     gru = make_gru(40, hidden, precision, "cuda", "grid")
     x = torch.randn(512, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
     hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
-    refusal = grid_config(hidden, batch, *PRECISIONS[precision], find(x.device))
+    refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device))
     if isinstance(refusal, str):  # how large is served, the compile tests say
         assert "too large" in refusal
         return
@@ -39,7 +39,7 @@ def test_full_sizes(precision, hidden, batch, launched):
 def test_every_handover_in_both_forms(precision, handover, form, tiles, launched, monkeypatch):
     here = find(torch.device("cuda"))
     monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
-    config = grid_config(200, 33, *PRECISIONS[precision], here)
+    config = grid_config(200, 33, 1, *PRECISIONS[precision], here)
     config = dataclasses.replace(config, handover=handover, tiles=tiles, register_tiles=0)
     with configured("grid", config):
         gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2)
@@ -70,7 +70,9 @@ def one_program_too_few(*args):
 def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, form, impatient, monkeypatch):
     here = find(torch.device("cuda"))
     monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
-    config = dataclasses.replace(grid_config(512, 4, *PRECISIONS[precision], here), handover=handover, register_tiles=0)
+    config = dataclasses.replace(
+        grid_config(512, 4, 1, *PRECISIONS[precision], here), handover=handover, register_tiles=0
+    )
     with configured("grid", config), torch.no_grad(), poisoned():
         gru = make_gru(16, 512, precision, "cuda", "grid")
         x = torch.randn(100, 4, 16, device="cuda").to(gru.weight_hh_l0.dtype)
@@ -110,7 +112,7 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 def test_ten_thousand_replays_see_new_inputs(handover):
-    config = grid_config(512, 12, torch.float16, "ieee", find(torch.device("cuda")))
+    config = grid_config(512, 12, 1, torch.float16, "ieee", find(torch.device("cuda")))
     with configured("grid", dataclasses.replace(config, handover=handover)), torch.no_grad():
         gru = make_gru(16, 512, "fp16", "cuda", "grid", num_layers=2)
         inputs = torch.randn(7, 20, 12, 16, device="cuda").half()

@@ -102,7 +102,7 @@ def test_what_has_not_come_shows(monkeypatch):
 def test_the_mailbox_is_bounded(hidden, batch, handover, device):
     """... by its cap, or by the two time steps it has to hold."""
     described = find(torch.device(device))
-    config = grid_config(hidden, batch, torch.float16, "ieee", dataclasses.replace(described, sms=132))
+    config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(described, sms=132))
     config = dataclasses.replace(config, handover=handover)
     mailbox = scans.Mailbox(config, batch, torch.float16, torch.device("meta"), described)
     words = mailbox.cleared(min(mailbox.longest, 10**6))

@@ -37,9 +37,8 @@ def test_auto_takes_block_where_it_fits(device, dtype, hidden):
     "fields, why",
     [
         ({"hidden_size": 4096, "batch_size": 100}, "hidden_size 4096 is too large: W_hh in float16 (ieee) needs "),
-        ({"bidirectional": True}, "bidirectional is not supported yet"),
         ({"dtype": torch.float64}, "no kernel for float64"),
-        ({"obstacle": "packed input is not supported yet"}, "packed input"),
+        ({"obstacle": "autocast is on strike"}, "autocast"),
     ],
 )
 def test_auto_goes_to_torch_and_says_why(fields, why):
@@ -110,7 +109,7 @@ def test_an_old_gpu_is_refused():
         ({"hidden_size": 160, "dtype": torch.float32, "precision": "tf32"}, "grid", "too large"),
         ({"hidden_size": 512, "dtype": torch.float32, "precision": "ieee"}, "torch", "slower than torch in fp32 ieee"),
         ({"hidden_size": 512, "batch_size": 4096}, "torch", "less than 64 MiB|in batches above 64"),
-        ({"hidden_size": 512, "steps": 1}, "step", "for a single step"),
+        ({"hidden_size": 64, "steps": 1, "batch_size": 65}, "block", "in batches above 64"),
         ({"hidden_size": 2560}, "torch", "streams less than 64 MiB"),
         ({"hidden_size": 4096}, "step", "256 programs have to be on the chip at once"),
         ({"hidden_size": 4096, "batch_size": 65}, "torch", "in batches above 64"),
@@ -122,6 +121,31 @@ def test_auto_above_what_one_program_holds(fields, kernel, why_not_the_one_befor
     assert re.search(why_not_the_one_before, plan.rejected[-1][1])
 
 
+@pytest.mark.parametrize("hidden", [1, 64, 512, 4096])
+def test_a_single_step_is_one_launch(hidden):
+    plan = choose(change(hidden_size=hidden, steps=1), H200)
+    assert (plan.kernel, plan.rejected) == ("step", ())
+
+
+@pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
+@pytest.mark.parametrize("hidden, kernel", [(64, "block"), (512, "grid"), (4096, "step")])
+def test_how_sequences_end_does_not_decide_the_kernel(hidden, kernel, layout):
+    assert choose(change(hidden_size=hidden, layout=layout), H200).kernel == kernel
+    if layout != "packed":
+        assert choose(change(hidden_size=hidden, layout=layout, resets=True), H200).kernel == kernel
+
+
+def test_both_directions_share_the_chip_where_it_has_room():
+    for hidden, batch, at_once, copies in ((512, 8, 2, 1), (512, 16, 2, 2), (1024, 8, 2, 1), (2048, 8, 1, 1)):
+        config = choose(change(hidden_size=hidden, batch_size=batch, bidirectional=True), H200).config
+        assert (config.directions, config.copies) == (at_once, copies), hidden
+        assert config.directions * config.copies * config.programs <= H200.sms
+        assert config.rounds(batch, 2) == 2 // at_once
+    # What no longer fits beside the other direction is cut into fewer programs of more units.
+    assert grid_config(1024, 16, 1, torch.float16, "ieee", H200).units == 16
+    assert grid_config(1024, 16, 2, torch.float16, "ieee", H200).units == 32
+
+
 def test_auto_leaves_to_torch_what_reads_too_much_of_the_state():
     reasons = dict(choose(change(hidden_size=2048, batch_size=64), H200).rejected)
     assert "a step reads more than 16 MiB of the state" in reasons["grid"]
@@ -129,7 +153,7 @@ def test_auto_leaves_to_torch_what_reads_too_much_of_the_state():
 
 def test_more_tiles_of_the_batch_where_the_chip_has_room():
     def config(batch):
-        return grid_config(512, batch, torch.float16, "ieee", H200)
+        return grid_config(512, batch, 1, torch.float16, "ieee", H200)
 
     cuts = {
         batch: (c.units, c.batch, c.tiles, c.copies)
@@ -144,12 +168,12 @@ def test_more_tiles_of_the_batch_where_the_chip_has_room():
 
 def test_rows_that_are_not_there_are_not_handed_over():
     batches = (1, 2, 3, 4, 5, 8, 9)
-    assert [grid_config(512, b, torch.float16, "ieee", H200).rows for b in batches] == [1, 2, 4, 4, 8, 8, 8]
+    assert [grid_config(512, b, 1, torch.float16, "ieee", H200).rows for b in batches] == [1, 2, 4, 4, 8, 8, 8]
 
 
 def test_large_tiles_are_not_read_in_vain():
     def handover(hidden, batch):
-        return grid_config(hidden, batch, torch.float16, "ieee", H200).handover
+        return grid_config(hidden, batch, 1, torch.float16, "ieee", H200).handover
 
     assert [handover(1024, 16), handover(1024, 64), handover(2048, 8)] == ["flag", "probe", "probe"]
     assert handover(2048, 1) == "flag", "one row is little to read"
@@ -163,7 +187,7 @@ def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
     """A program that is not on the chip would be waited for in vain."""
     for hidden in (1, 25, 96, 200, 256, 400, 600, 1000, 1024, 1500, 2048, 2112, 3000):
         for batch in (1, 8, 9, 64, 100, 1000, 10_000):
-            config = grid_config(hidden, batch, dtype, precision, device)
+            config = grid_config(hidden, batch, 1, dtype, precision, device)
             if isinstance(config, str):
                 assert "is too large: " in config
                 continue
@@ -173,10 +197,10 @@ def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
 
 
 def test_programs_get_wider_only_when_the_device_is_full():
-    assert block_config(128, 8 * 132, torch.float16, "ieee", H200).batch == 8
-    assert block_config(128, 8 * 132 + 1, torch.float16, "ieee", H200).batch == 16
-    assert block_config(128, 1 << 20, torch.float32, "tf32", H200).batch == 8
-    assert block_config(128, 1 << 20, torch.float16, "ieee", KNOWN["B200"]).batch == 8
+    assert block_config(128, 8 * 132, 1, torch.float16, "ieee", H200).batch == 8
+    assert block_config(128, 8 * 132 + 1, 1, torch.float16, "ieee", H200).batch == 16
+    assert block_config(128, 1 << 20, 1, torch.float32, "tf32", H200).batch == 8
+    assert block_config(128, 1 << 20, 1, torch.float16, "ieee", KNOWN["B200"]).batch == 8
 
 
 def test_a_plan_prints_what_it_is():
@@ -191,7 +215,7 @@ def test_the_module_plans_what_it_runs(device):
     x = torch.randn(100, 4, 32, device=device, dtype=torch.float16)
     plan = gru.plan(x)
     assert plan.problem == PROBLEM
-    assert plan.config == block_config(64, 4, torch.float16, "ieee", find(x.device))
+    assert plan.config == block_config(64, 4, 1, torch.float16, "ieee", find(x.device))
     assert isinstance(plan.config, BlockConfig)
     cell = triton_gru.GRUCell(32, 64, device=device, dtype=torch.float16, backend="block").eval()
     assert cell.plan(x[0]).problem == change(steps=1)

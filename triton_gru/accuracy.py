@@ -43,16 +43,26 @@ def bound(torchs_error: float, precision: str, scale: float = 1.0) -> float:
     return torchs_error + MARGIN[precision] * unit * max(scale, 1.0)
 
 
-def exact(gru: nn.RNNBase, x: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``gru(x, hx)`` in float64 by the reference, computed and given where ``x`` is; ``x`` is batched."""
+def exact(
+    gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``gru(x, hx, lengths, resets)`` in float64 by the reference, computed and given where ``x`` is; it is batched."""
     weights = []
     for names in gru._all_weights:
         parameters = [getattr(gru, name).detach().double() for name in names]
         weights.append((*parameters, None, None)[:4])
-    x = (x.transpose(0, 1) if gru.batch_first else x).double()
+    if gru.batch_first:
+        x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
+    x = x.double()
     hx = x.new_zeros(len(weights), x.size(1), gru.hidden_size) if hx is None else hx.double()
     output, h_n = reference.gru(
-        x, hx, weights, reset_after=getattr(gru, "reset_after", True), bidirectional=gru.bidirectional
+        x,
+        hx,
+        weights,
+        reset_after=getattr(gru, "reset_after", True),
+        bidirectional=gru.bidirectional,
+        lengths=lengths,
+        resets=resets,
     )
     return output.transpose(0, 1) if gru.batch_first else output, h_n
 

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .plan import Problem
 from .reference import Weights
+from .sequences import Sequences, of_lengths, of_packed
 
 
 @dataclass
@@ -15,90 +16,185 @@ class Call:
     """One call, batched.
 
     Attributes:
-        input: [T, B, I], a time-first view of what the caller passed.
-        hx: [layers * directions, B, H], or None for zeros.
-        weights: of layer 0 (forward, then reverse if bidirectional), layer 1, and so on.
+        input: [T, B, I], a time-first view of what the caller passed; of packed input the data [N, I].
+        hx: [layers * directions, B, H], or None for zeros; of packed input in the order of its rows.
+        weights: of layer 0 (forward, then backward if bidirectional), layer 1, and so on.
+        sequences: where they end.
+        resets: uint8 [T, B], not 0 where a sequence restarts before a step; or None.
         batch_first: the output is to be laid out batch first.
         dropout: the probability in force between layers; zero outside training.
+        training: the module's mode.
     """
 
     problem: Problem
     input: Tensor
     hx: Tensor | None
     weights: list[Weights]
+    sequences: Sequences
+    resets: Tensor | None = None
     batch_first: bool = False
     dropout: float = 0.0
+    training: bool = False
 
     def initial_state(self) -> Tensor:
         """hx, made of zeros where the caller passed none."""
         if self.hx is not None:
             return self.hx
-        return self.input.new_zeros(len(self.weights), self.input.size(1), self.problem.hidden_size)
+        return self.input.new_zeros(len(self.weights), self.sequences.batch_size, self.problem.hidden_size)
 
 
-def bind_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Call:
-    """The `Call` for ``gru(input, hx)``. ``gru`` is a `torch.nn.RNNBase` in GRU mode.
+def bind_gru(
+    gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
+) -> Call:
+    """The `Call` for ``gru(input, hx, lengths, resets)``. ``gru`` is a `torch.nn.RNNBase` in GRU mode.
 
     Raises what torch.nn.GRU raises for the same arguments; where it would fail inside a matrix product, a
-    clearer error of the same type. Of packed input only the data's dtype and width are looked at.
+    clearer error of the same type.
     """
+    check_gru(gru, input, hx, lengths, resets)
     gru._update_flat_weights()
-    flat = gru._flat_weights
-    per_layer = 4 if gru.bias else 2
-    weights = [
-        (*flat[i : i + 2], *(flat[i + 2 : i + 4] if gru.bias else (None, None))) for i in range(0, len(flat), per_layer)
-    ]
+    weights = grouped(gru._flat_weights, gru.bias)
     if isinstance(input, PackedSequence):
-        gru.check_input(input.data, input.batch_sizes)
-        steps, batch_size = len(input.batch_sizes), int(input.batch_sizes[0])
-        problem = _problem(gru, input.data, hx, steps, batch_size, "packed input is not supported yet")
-        return Call(problem, input.data, hx, weights)
-
-    if input.dim() not in (2, 3):
-        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
-    kind, expected = ("batched 3-D", 3) if input.dim() == 3 else ("unbatched 2-D", 2)
-    if hx is not None and hx.dim() != expected:
-        raise RuntimeError(f"For {kind} input, hx should also be {expected}-D but got {hx.dim()}-D tensor")
+        if hx is not None:
+            hx = gru.permute_hidden(hx, input.sorted_indices)
+        sequences = of_packed(input.batch_sizes, input.data.size(0), input.data.device)
+        return _call(gru, input.data, hx, weights, sequences, None)
     if input.dim() == 2:
-        input = input.unsqueeze(0 if gru.batch_first else 1)
+        batch = 0 if gru.batch_first else 1
+        input = input.unsqueeze(batch)
         hx = None if hx is None else hx.unsqueeze(1)
-    gru.check_input(input, None)
-    if hx is not None:
-        gru.check_hidden_size(hx, gru.get_expected_hidden_size(input, None))
+        resets = None if resets is None else resets.unsqueeze(batch)
+    return bind_dense(gru, input, hx, weights, lengths, resets)
+
+
+def bind_dense(
+    gru, input: Tensor, hx: Tensor | None, weights: list[Weights], lengths: Tensor | None, resets: Tensor | None
+) -> Call:
+    """`bind_gru` of arguments that are batched, not packed, and have been checked."""
     if gru.batch_first:
         input = input.transpose(0, 1)
+        resets = None if resets is None else resets.transpose(0, 1)
+    if resets is not None:
+        resets = resets.contiguous().view(torch.uint8)
     steps, batch_size, _ = input.shape
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    _check_same_place(input, hx, flat[0])
+    dense = lengths is None
+    sequences = Sequences("dense", steps, batch_size) if dense else of_lengths(lengths, steps, input.device)
+    return _call(gru, input, hx, weights, sequences, resets)
+
+
+def _call(
+    gru, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
+) -> Call:
+    input, hx, weights = autocast(input, hx, weights)
+    problem = _problem(gru, input, hx, weights, sequences, resets)
     dropout = gru.dropout if gru.training else 0.0
-    return Call(_problem(gru, input, hx, steps, batch_size), input, hx, weights, gru.batch_first, dropout)
+    batch_first = gru.batch_first and sequences.layout != "packed"
+    return Call(problem, input, hx, weights, sequences, resets, batch_first, dropout, gru.training)
+
+
+def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:
+    """torch's flat list of weights, by layer and direction."""
+    per_layer = 4 if bias else 2
+    return [
+        (*flat[i : i + 2], *(flat[i + 2 : i + 4] if bias else (None, None))) for i in range(0, len(flat), per_layer)
+    ]
+
+
+def check_gru(
+    gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
+) -> None:
+    """Raises what is wrong with a call's arguments. Looks at shapes, dtypes and devices, which may be symbolic."""
+    packed = isinstance(input, PackedSequence)
+    if resets is not None and (packed or gru.bidirectional):
+        raise ValueError(f"resets cannot go with {'packed input' if packed else 'a bidirectional GRU'}")
+    if packed:
+        if lengths is not None:
+            raise ValueError("lengths cannot go with packed input, which has its own")
+        data = input.data
+        gru.check_input(data, input.batch_sizes)
+        if hx is not None:
+            gru.check_hidden_size(hx, gru.get_expected_hidden_size(data, input.batch_sizes))
+    else:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        data = input
+        batched = input.dim() == 3
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        whole = input if batched else input.unsqueeze(0 if gru.batch_first else 1)
+        gru.check_input(whole, None)
+        if hx is not None:
+            gru.check_hidden_size(hx if batched else hx.unsqueeze(1), gru.get_expected_hidden_size(whole, None))
+        if whole.size(1 if gru.batch_first else 0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None:
+            _check_lengths(lengths, whole.size(0 if gru.batch_first else 1) if batched else None)
+        if resets is not None:
+            _check_resets(resets, input)
+    _check_same_place(data, hx, getattr(gru, gru._all_weights[0][0]))
+
+
+def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"lengths must be a tensor of integers, got one of {lengths.dtype}")
+    if batch_size is None:
+        raise ValueError("lengths need batched input")
+    if lengths.dim() != 1 or lengths.size(0) != batch_size:
+        raise ValueError(f"lengths must be of shape [{batch_size}], one for each sequence, got {list(lengths.shape)}")
+
+
+def _check_resets(resets: Tensor, input: Tensor) -> None:
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        raise TypeError(f"resets must be a tensor of bools, got {getattr(resets, 'dtype', type(resets).__name__)}")
+    if resets.shape != input.shape[:-1]:
+        raise ValueError(
+            f"resets must be of input's shape without its features, {list(input.shape[:-1])}, got {list(resets.shape)}"
+        )
+    if resets.device != input.device:
+        raise RuntimeError(f"resets and input are not at the same device: {resets.device} and {input.device}")
 
 
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     """The `Call` of one step for ``cell(input, hx)``. Raises what torch.nn.GRUCell raises, likewise."""
+    check_cell(cell, input, hx)
+    if input.dim() == 1:
+        input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    input, hx, weights = autocast(input, hx, [weights_of_cell(cell)])
+    sequences = Sequences("dense", 1, input.size(1))
+    return Call(_problem(cell, input, hx, weights, sequences, None), input, hx, weights, sequences)
+
+
+def weights_of_cell(cell) -> Weights:
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
+    """As `check_gru`."""
     if input.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is not None and hx.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+    whole, state = input, hx
     if input.dim() == 1:
-        input = input.unsqueeze(0)
-        hx = None if hx is None else hx.unsqueeze(0)
-    if input.size(1) != cell.input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {cell.input_size}")
-    if hx is not None:
-        if hx.size(0) != input.size(0):
-            raise RuntimeError(f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}")
-        if hx.size(1) != cell.hidden_size:
-            raise RuntimeError(f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {cell.hidden_size}")
-        if hx.dim() != 2:
+        whole, state = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    if whole.size(1) != cell.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {whole.size(1)} expected {cell.input_size}")
+    if state is not None:
+        if state.size(0) != whole.size(0):
+            raise RuntimeError(f"Input batch size {whole.size(0)} doesn't match hidden0 batch size {state.size(0)}")
+        if state.size(1) != cell.hidden_size:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {state.size(1)}, expected {cell.hidden_size}"
+            )
+        if state.dim() != 2:
             raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
     _check_same_place(input, hx, cell.weight_ih)
     if input.dtype != cell.weight_ih.dtype and not _autocast(input.device):
         raise RuntimeError(f"input dtype {input.dtype} does not match weight dtype {cell.weight_ih.dtype}")
-    problem = _problem(cell, input, hx, 1, input.size(0))
-    return Call(problem, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0), [weights])
 
 
 def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
@@ -116,22 +212,44 @@ def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
         raise RuntimeError(f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype})")
 
 
-def _problem(module, input: Tensor, hx: Tensor | None, steps: int, batch_size: int, obstacle: str = "") -> Problem:
+def _problem(
+    module, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
+) -> Problem:
     return Problem(
-        steps=steps,
-        batch_size=batch_size,
+        steps=sequences.steps,
+        batch_size=sequences.batch_size,
         input_size=module.input_size,
         hidden_size=module.hidden_size,
         num_layers=getattr(module, "num_layers", 1),
         bidirectional=getattr(module, "bidirectional", False),
         dtype=input.dtype,
-        precision=_fp32_precision() if input.dtype == torch.float32 else "ieee",
+        precision=fp32_precision() if input.dtype == torch.float32 else "ieee",
         reset_after=module.reset_after,
-        obstacle=obstacle or _obstacle(module, input, hx),
+        layout=sequences.layout,
+        resets=resets is not None,
+        obstacle=_obstacle(module, input, hx, weights),
     )
 
 
-def _fp32_precision() -> str:
+def surroundings(module, input: Tensor) -> tuple:
+    """All that decides how a call of ``module`` is served beside its arguments and parameters."""
+    device = input.device
+    return (
+        module.backend,
+        module.training,
+        module.reset_after,
+        torch._C._get_cudnn_enabled(),  # torch.backends.cudnn.enabled, without the way there
+        fp32_precision() if input.dtype == torch.float32 else "",
+        _autocast(device),
+        torch.jit.is_tracing(),
+        torch._C._functorch.peek_interpreter_stack() is None,
+        torch._C._len_torch_dispatch_stack(),
+        torch.autograd.forward_ad._current_level,
+        torch.cuda.current_device() if device.type == "cuda" else None,
+    )
+
+
+def fp32_precision() -> str:
     """How torch multiplies fp32 numbers in recurrent networks, which is not how it does elsewhere."""
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
 
@@ -140,7 +258,19 @@ def _autocast(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
-def _obstacle(module, input: Tensor, hx: Tensor | None) -> str:
+def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[Tensor, Tensor | None, list[Weights]]:
+    """Them in the dtype of torch.autocast where it is enabled: all but float64, as it does for cuDNN's GRU."""
+    if not _autocast(input.device):
+        return input, hx, weights
+    dtype = torch.get_autocast_dtype(input.device.type)
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(input), cast(hx), [tuple(map(cast, layer)) for layer in weights]
+
+
+def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights]) -> str:
     """Why no kernel can serve the call, whatever its shape."""
     if module.training:
         if torch.is_grad_enabled():
@@ -149,10 +279,10 @@ def _obstacle(module, input: Tensor, hx: Tensor | None) -> str:
             return "the module is in training mode with dropout between layers"
     if module.backend == "auto" and not torch.backends.cudnn.enabled:
         return "torch.backends.cudnn.enabled is False"
-    if _autocast(input.device):
-        return "autocast is enabled, which is not supported yet"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "the model is being compiled or traced, which is not supported yet"
+    if any(t is not None and t.dtype != input.dtype for t in (hx, *weights[0])):
+        return "input, hx and weights differ in dtype"
+    if torch.jit.is_tracing():
+        return "the model is being traced, in whose trace a kernel would leave no sign"
     # Where torch shows a tensor that stands for others, its memory is not what the call is about.
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
         return "a torch.func transform or a dispatch mode is active"

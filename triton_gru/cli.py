@@ -65,7 +65,7 @@ def _info(options) -> int:
 
 def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> str:
     """The hidden sizes a kernel serves, or why none; the heuristic knows no limit beyond a few thousand."""
-    answers = {h: HEURISTICS[kernel](h, 1, dtype, precision, device) for h in range(1, 4097)}
+    answers = {h: HEURISTICS[kernel](h, 1, 1, dtype, precision, device) for h in range(1, 4097)}
     sizes = [h for h, answer in answers.items() if not isinstance(answer, str)]
     if not sizes:
         return answers[1]

@@ -69,7 +69,9 @@ class GridConfig:
         batch: batch rows of a tile, as the matrix unit takes them.
         rows: how many of them there are: all, or for a batch smaller than a tile, a power of two that holds it.
         tiles: tiles of the batch in flight in a program: one is computed while others are handed over.
-        copies: how many times over the programs are on the chip, each copy with tiles of its own.
+        directions: how many of the module's directions are on the chip at once, each with programs of its own; the
+            others follow in a launch of their own.
+        copies: how many times over the programs of a direction are on the chip, each copy with tiles of its own.
         slices: slices of the sum over hidden units, one a warp.
         register_tiles: of the tiles of W_hh (``3 * chunks`` in a program), how many stay in registers.
         handover: how the state gets to the other programs, one of `HANDOVERS` (kernels/exchange.py).
@@ -84,10 +86,16 @@ class GridConfig:
     slices: int
     register_tiles: int
     handover: str = "flag"
+    directions: int = 1
 
     @property
     def padded_hidden(self) -> int:
         return self.units * self.programs
+
+    def rounds(self, batch_size: int, directions: int) -> int:
+        """Parts of the batch, and directions, that go one after the other."""
+        at_once = self.batch * self.tiles * self.copies
+        return -(-batch_size // at_once) * (directions // self.directions)
 
     def element_bytes(self, itemsize: int) -> int:
         """Bytes of a hidden unit in the mailbox."""
@@ -158,7 +166,7 @@ def _too_old(device: Device) -> str:
 
 
 def block_config(
-    hidden_size: int, batch_size: int, dtype: torch.dtype, precision: str, device: Device
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
 ) -> BlockConfig | str:
     """The configuration of ``block`` for a shape on a device, or the reason why there is none."""
     if too_old := _too_old(device):
@@ -172,7 +180,7 @@ def block_config(
             f"hidden_size {hidden_size} is too large: W_hh in {str(dtype)[6:]} ({precision}) needs {needed} bytes "
             f"of shared memory in one program, {device.name} has {device.shared_memory}"
         )
-    return _widen(config, batch_size, dtype, device)
+    return _widen(config, batch_size * directions, dtype, device)
 
 
 def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -> BlockConfig | None:
@@ -196,20 +204,20 @@ def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -
     return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=in_registers, num_warps=4)
 
 
-def _widen(config: BlockConfig, batch_size: int, dtype: torch.dtype, device: Device) -> BlockConfig:
-    """Twice the batch rows per program where eight leave programs waiting for a multiprocessor."""
+def _widen(config: BlockConfig, rows: int, dtype: torch.dtype, device: Device) -> BlockConfig:
+    """Twice the batch rows per program where eight of ``rows`` leave programs waiting for a multiprocessor."""
     fits = config.shared_tiles == 0 and config.batch == 8 and not (dtype == torch.float32 and config.units > 64)
     # Data-centre Blackwell would route products of 16 columns through tensor memory and back, every step.
     if not fits or 100 <= device.compute_capability < 120:
         return config
     resident = device.sms * max(1, 8 // config.num_warps)
-    if -(-batch_size // config.batch) <= resident:
+    if -(-rows // config.batch) <= resident:
         return config
     return BlockConfig(config.units, 1, 16, ahead=1, register_tiles=3, num_warps=config.num_warps)
 
 
 def grid_config(
-    hidden_size: int, batch_size: int, dtype: torch.dtype, precision: str, device: Device
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
 ) -> GridConfig | str:
     """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
     if device.isa == "plain":
@@ -224,9 +232,9 @@ def grid_config(
         )
     best = None
     for cut in GRID_CUTS:
-        config = cut_grid(hidden_size, batch_size, cut, dtype, precision, device)
+        config = cut_grid(hidden_size, batch_size, directions, cut, dtype, precision, device)
         best = config or best
-        if config and config.batch * config.tiles * config.copies >= batch_size:
+        if config and config.rounds(batch_size, directions) == 1:
             break
     return best or (
         f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
@@ -234,9 +242,9 @@ def grid_config(
     )
 
 
-# Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch on the chip at once
-# is taken. Of two with the same work, that of more units and fewer batch rows comes first: every step each program
-# reads the whole state of its rows.
+# Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch, in all directions,
+# on the chip at once is taken. Of two with the same work, that of more units and fewer batch rows comes first: every
+# step each program reads the whole state of its rows.
 GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 16, 1), (32, 16, 1), (16, 16, 2), (32, 16, 2))
 
 # From this size of a tile on, "probe". By count: the share of a multiprocessor in what the L2 delivers is 24 bytes a
@@ -246,15 +254,23 @@ _PROBED_BYTES = 32 << 10
 
 
 def cut_grid(
-    hidden_size: int, batch_size: int, cut: tuple[int, int, int], dtype: torch.dtype, precision: str, device: Device
+    hidden_size: int,
+    batch_size: int,
+    directions: int,
+    cut: tuple[int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+    device: Device,
 ) -> GridConfig | None:
     """The configuration with a cut of `GRID_CUTS`, None if it does not fit the device."""
     units, batch, tiles = cut
     programs = -(-hidden_size // units)
-    copies = min(device.sms // programs, -(-batch_size // (batch * tiles)))
+    at_once = min(directions, max(1, device.sms // programs))
+    copies = min(device.sms // (programs * at_once), -(-batch_size // (batch * tiles)))
     rows = min(batch, 1 << (batch_size - 1).bit_length())
     probe = tiles == 1 and rows * programs * units * dtype.itemsize >= _PROBED_BYTES
-    config = GridConfig(units, programs, batch, rows, tiles, copies, 8, 0, handover="probe" if probe else "flag")
+    handover = "probe" if probe else "flag"
+    config = GridConfig(units, programs, batch, rows, tiles, copies, 8, 0, handover, at_once)
     return fit_grid(config, dtype, precision, device)
 
 
@@ -285,7 +301,7 @@ def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Dev
 
 
 def step_config(
-    hidden_size: int, batch_size: int, dtype: torch.dtype, precision: str, device: Device
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
 ) -> StepConfig | str:
     """The configuration of ``step`` for a shape on a device, or the reason why there is none."""
     if too_old := _too_old(device):
@@ -293,7 +309,7 @@ def step_config(
     ieee = dtype == torch.float32 and precision == "ieee"
     batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
     # More hidden units to a program, for fewer trips of the state, only where the chip is full all the same.
-    programs = -(-hidden_size // 32) * -(-batch_size // batch)
+    programs = -(-hidden_size // 32) * -(-batch_size // batch) * directions
     units = 32 if programs >= 2 * device.sms and not ieee else 16
     depth = 128 // dtype.itemsize
     return StepConfig(units, -(-hidden_size // units), batch, depth, num_warps=4, num_stages=3)

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import reference, watchdog
+from . import reference, torchs, watchdog
 from .arguments import Call
 from .config import BlockConfig, GridConfig, StepConfig, projection_config
 from .device import Device
 from .kernels.projection import input_projection
 from .plan import Config, Plan, Problem
 from .reference import Weights
-from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, step_launches
+from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, step_launches, whole_step_launch
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -20,10 +20,12 @@ WORKSPACE_BYTES = 32 << 20
 
 
 def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    """``output`` [T, B, H] (or [B, T, H]) and ``h_n`` [layers, B, H] of a call planned on a kernel or the reference.
+    """``output`` and ``h_n`` of a planned call, shaped as `allocate` says.
 
     The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
     """
+    if plan.kernel == "torch":
+        return torchs.gru(call)
     if plan.kernel == "reference":
         return _run_reference(call)
     if torch.is_grad_enabled():
@@ -34,15 +36,28 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
+    x, sequences = call.input, call.sequences
+    if sequences.layout == "packed":
+        x = torchs.padded(x, sequences)
     output, h_n = reference.gru(
-        call.input,
+        x,
         call.initial_state(),
         call.weights,
         reset_after=call.problem.reset_after,
         bidirectional=call.problem.bidirectional,
         dropout=call.dropout,
+        lengths=sequences.lengths,
+        resets=call.resets,
     )
+    if sequences.layout == "packed":
+        return torchs.packed(output, sequences), h_n
     return output.transpose(0, 1) if call.batch_first else output, h_n
+
+
+NO_BACKWARD = (
+    "cudnn RNN backward can only be called in training mode (triton_gru's kernels are for inference: "
+    "call train() on the module, or set its backend to 'torch')"
+)
 
 
 class _ForwardOnly(torch.autograd.Function):
@@ -52,21 +67,14 @@ class _ForwardOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError(
-            "cudnn RNN backward can only be called in training mode (triton_gru's kernels are for inference: "
-            "call train() on the module, or set its backend to 'torch')"
-        )
+        raise RuntimeError(NO_BACKWARD)
 
 
 def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    problem, device = call.problem, call.input.device
+    device = call.input.device
     watchdog.raise_if_given_up(device)
-    first, second = problem.steps, problem.batch_size
-    if call.batch_first:
-        first, second = second, first
-    output = call.input.new_empty(first, second, problem.hidden_size)
-    h_n = call.input.new_empty(problem.num_layers, problem.batch_size, problem.hidden_size)
-    if output.numel() > 0:
+    output, h_n = allocate(call)
+    if h_n.numel() > 0:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 _start(launches(call, plan.config, plan.device, output, h_n))
@@ -75,76 +83,94 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     return output, h_n
 
 
+def allocate(call: Call) -> tuple[Tensor, Tensor]:
+    """Memory for the results of a call: output and h_n [layers * directions, B, H].
+
+    output is [T, B, directions * H], [B, T, directions * H] if batch_first, or [N, directions * H] of packed input. It
+    is zero where sequences have ended, which no kernel writes.
+    """
+    problem, x = call.problem, call.input
+    features = problem.directions * problem.hidden_size
+    h_n = x.new_empty(len(call.weights), problem.batch_size, problem.hidden_size)
+    if problem.layout == "packed":
+        return x.new_empty(x.size(0), features), h_n
+    new = x.new_zeros if problem.layout == "lengths" else x.new_empty
+    first, second = problem.steps, problem.batch_size
+    return new(*((second, first) if call.batch_first else (first, second)), features), h_n
+
+
 def _start(launches: Iterator[Launch]) -> None:
     for kernel, grid, args, constants in launches:
         kernel[grid](*args, **constants)
 
 
 def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Tensor) -> Iterator[Launch]:
-    """The launches of a call, in stream order: chunks of time steps, in each the layers, in each projection and scan.
+    """The launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
 
-    The state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. What
-    goes between two launches is cleared as the iteration comes to it: to be started one by one.
+    A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
+    second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
+    state is carried from chunk to chunk
+    in fp32, so that results do not depend on where the cuts fall. What goes between two launches is cleared as the
+    iteration comes to it: to be started one by one.
     """
-    problem = call.problem
-    hidden, batch = problem.hidden_size, problem.batch_size
+    problem, sequences = call.problem, call.sequences
     weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
+    layers = [weights[i : i + problem.directions] for i in range(0, len(weights), problem.directions)]
     hx = call.hx
-    chunk = _steps_per_chunk(problem, config)
-    carry = output.new_empty(2, *h_n.shape, dtype=torch.float32)
-    shared = {"H": hidden, "PRECISION": problem.precision, "ISA": device.isa}
-    if isinstance(config, BlockConfig):
-        scan_launches, scratch = block_launches, ()
-    elif isinstance(config, GridConfig):
-        mailbox = Mailbox(config, batch, output.dtype, output.device, device)
-        scan_launches, scratch = grid_launches, (mailbox,)
-        chunk = min(chunk, mailbox.longest)
-    else:
-        rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
-        scan_launches, scratch = step_launches, (rounded,)
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
+    output = output.transpose(0, 1) if call.batch_first else output
+    whole = isinstance(config, StepConfig) and problem.steps == 1 and problem.layout == "dense" and not problem.resets
+    targets = [output]
+    if (problem.bidirectional or whole) and len(layers) > 1:
+        targets = [output, torch.empty_like(output)] if len(layers) % 2 else [torch.empty_like(output), output]
+    carry = output.new_empty(2, *h_n.shape, dtype=torch.float32)
+    scan = Scan(problem, sequences, hx, carry, h_n, call.resets)
+    shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
 
-    gi = output.new_empty(chunk, -(-batch // config.batch), 3, config.padded_hidden, config.rows)
-    between = output.new_empty(chunk, batch, hidden) if problem.num_layers > 1 else None
-    output_t, output_b = (hidden, problem.steps * hidden) if call.batch_first else (batch * hidden, hidden)
-    parity = 0
-    for start in range(0, problem.steps, chunk):
-        steps = min(chunk, problem.steps - start)
-        source, source_start = call.input, start
-        for layer, (_, w_hh, _, b_hh) in enumerate(weights):
-            yield _projection(source, source_start, steps, weights[layer], gi, config, shared)
-            last_layer = layer == problem.num_layers - 1
-            target, target_start = (output, start) if last_layer else (between, 0)
-            target_t, target_b = (output_t, output_b) if last_layer else (batch * hidden, hidden)
-            scan = Scan(
-                gi, w_hh, b_hh, hx, carry, parity, target, target_start, target_t, target_b, h_n, layer, steps, batch,
-                first=start == 0, last=start + steps == problem.steps,
-            )  # fmt: skip
-            yield from scan_launches(scan, config, shared, *scratch)
-            source, source_start = between, 0
-        parity ^= {BlockConfig: 0, GridConfig: 1, StepConfig: steps & 1}[type(config)]
+    chunk = _steps_per_chunk(problem, config)
+    scan_launches, scratch = block_launches, ()
+    if isinstance(config, GridConfig):
+        mailbox = Mailbox(config, problem.batch_size, output.dtype, output.device, device)
+        scan_launches, scratch = grid_launches, (mailbox,)
+        chunk = min(chunk, mailbox.longest)
+    elif isinstance(config, StepConfig):
+        rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
+        scan_launches, scratch = step_launches, (rounded,)
+    tiles = -(-problem.batch_size // config.batch)
+    source = call.input
+    if not whole:
+        gi = output.new_empty(problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
+    for index, layer in enumerate(layers):
+        out = targets[index % len(targets)]
+        scan.begin(index, layer, out)
+        if whole:
+            yield whole_step_launch(scan, source[0], config, shared, *scratch)
+        else:
+            for start in range(0, problem.steps, chunk):
+                scan.go_on(gi, start, min(chunk, problem.steps - start))
+                yield _projection(source, scan, config, shared)
+                yield from scan_launches(scan, config, shared, *scratch)
+        source = out
 
 
-def _projection(
-    x: Tensor, x_start: int, steps: int, weights: Weights, gi: Tensor, config: Config, shared: dict
-) -> Launch:
-    """The launch that fills ``gi`` from ``steps`` steps of x [time, B, I]; ``shared`` are constants of all kernels."""
-    w_ih, _, b_ih, b_hh = weights
-    hidden, batch, inputs = shared["H"], x.size(1), x.size(2)
+def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
+    """Fills the gate inputs of ``scan`` from x, which is as in `Call`; ``shared`` are constants of all kernels."""
+    hidden, inputs = shared["H"], x.size(-1)
     # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
     x_t = x.stride(0) if x.size(0) > 1 else 0
-    x_b = x.stride(1) if batch > 1 else 0
+    x_b = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
     vector = 16 // x.element_size()
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
-    tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(2) == 1)
-    cols = steps * gi.size(1) * config.rows
+    tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(-1) == 1)
+    cols = scan.steps * scan.gi.size(2) * config.rows
+    forward, backward = scan.weights[0], scan.weights[-1]
     return Launch(
         input_projection,
-        (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows)),
+        (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows), len(scan.weights)),
         (
-            x, w_ih, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, gi,
-            steps, x_start, batch, x_t // unit, x_b // unit, x.stride(2) if inputs > 1 else 1,
+            x, *_projected(forward), *_projected(backward), scan.gi, scan.lengths, scan.offsets,
+            scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
         ),
         shared | {
             "I": inputs,
@@ -155,17 +181,23 @@ def _projection(
             "BLOCK_N": tile.cols,
             "BLOCK_K": tile.depth,
             "X_UNIT": unit,
-            "HAS_BIAS": b_ih is not None,
+            "LAYOUT": scan.layout,
+            "HAS_BIAS": scan.has_bias,
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         },
     )  # fmt: skip
 
 
+def _projected(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of a direction that the projection takes; what is not there is not read."""
+    w_ih, _, b_ih, b_hh = weights
+    return w_ih, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh
+
+
 def _steps_per_chunk(problem: Problem, config: Config) -> int:
-    per_step = -(-problem.batch_size // config.batch) * config.rows * 3 * config.padded_hidden
-    if problem.num_layers > 1:
-        per_step += problem.batch_size * problem.hidden_size
+    tiles = -(-problem.batch_size // config.batch)
+    per_step = problem.directions * tiles * config.rows * 3 * config.padded_hidden
     return max(1, min(problem.steps, WORKSPACE_BYTES // (per_step * problem.dtype.itemsize)))
 
 

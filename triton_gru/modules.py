@@ -2,12 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import launch
+from . import launch, ops, prepared
 from .arguments import Call, bind_cell, bind_gru
 from .device import find
 from .plan import Plan, check_backend, choose
+from .stream import Stream
 
 
 class GRU(nn.RNNBase):
@@ -39,14 +40,21 @@ class GRU(nn.RNNBase):
     Shapes, with T steps, B batch rows, D = 2 if bidirectional else 1:
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence.
         hx: [D * num_layers, B, H], [D * num_layers, H] unbatched; zeros if not given.
+        lengths: [B], integers on any device, clamped to [0, T]; for dense batched input.
+        resets: [T, B], [B, T] or [T], as input without its features; bool. Not with packed input or bidirectional.
         output: [T, B, D * H], [B, T, D * H] or [T, D * H]; a PackedSequence for packed input.
         h_n: as hx.
 
     dtypes: float32, float16 and bfloat16 on the kernels; float64 through torch. input, hx and parameters agree.
 
+    Beyond torch.nn.GRU: with ``lengths`` sequence b ends after lengths[b] steps: its outputs from there on are zero,
+    its h_n is the state at its end (hx where its length is 0), and backward it begins there. Nothing waits for
+    lengths on the GPU. Where ``resets`` is True, the state of every layer is zero, whatever it was, before that step.
+
     Raises:
         ValueError, RuntimeError: what torch.nn.GRU raises for the same arguments, before anything is launched;
-            ValueError for an unknown backend; RuntimeError where a backend asked for by name cannot serve the call,
+            ValueError and TypeError for lengths and resets that are not as above; ValueError for an unknown backend;
+            RuntimeError where a backend asked for by name cannot serve the call,
             and where an earlier call on the device turns out to have given up (see `triton_gru.check`).
     """
 
@@ -77,38 +85,48 @@ class GRU(nn.RNNBase):
         self.reset_after = reset_after
         self.backend = backend
 
-    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ):
         """``output, h_n``; shapes as in the class's docstring."""
-        if _is_torchs(self, input):
+        if lengths is None and resets is None and _is_torchs(self, input):
             return nn.GRU.forward(self, input, hx)
-        call = bind_gru(self, input, hx)
+        if ops.wanted(input):
+            return ops.gru(self, input, hx, lengths, resets)
+        if ops.unseen(input):
+            return ops.outside(self, input, hx, lengths, resets)
+        call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
-        if plan.kernel == "torch":
+        if plan.kernel == "torch" and lengths is None:
             return nn.GRU.forward(self, input, hx)
-        if isinstance(input, PackedSequence):
-            return self._forward_sequences(input, hx)
         output, h_n = launch.run(call, plan)
+        if isinstance(input, PackedSequence):
+            output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+            return output, self.permute_hidden(h_n, input.unsorted_indices)
         if input.dim() == 2:
             return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
         return output, h_n
 
-    def _forward_sequences(self, packed: PackedSequence, hx: Tensor | None):
-        """Packed input one sequence at a time, for what neither torch nor a kernel serves packed."""
-        sequences = unpack_sequence(packed)
-        results = [
-            self(x.unsqueeze(0 if self.batch_first else 1), None if hx is None else hx[:, i : i + 1])
-            for i, x in enumerate(sequences)
-        ]
-        outputs = [output.squeeze(0 if self.batch_first else 1) for output, _ in results]
-        output = pack_sequence(outputs, enforce_sorted=packed.sorted_indices is None)
-        return output, torch.cat([h_n for _, h_n in results], dim=1)
+    def plan(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Plan:
+        """What ``self(input, hx, lengths, resets)`` would run: kernel, configuration, its source, and why nothing else.
 
-    def plan(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Plan:
-        """What ``self(input, hx)`` would run: kernel, configuration, its source, and why nothing else.
-
-        Prints well. Raises what the call itself would raise; launches nothing.
+        Prints well. Raises what the call itself would raise; launches no GRU.
         """
-        return _plan(bind_gru(self, input, hx), self.backend)
+        return _plan(bind_gru(self, input, hx, lengths, resets), self.backend)
+
+    def stream(self, batch_size: int) -> Stream:
+        """A `Stream`: this GRU frame by frame, on ``batch_size`` sequences whose state it keeps."""
+        return Stream(self, batch_size)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _own_repr(self)
@@ -148,11 +166,16 @@ class GRUCell(nn.RNNCellBase):
         """The next state; shapes as in the class's docstring."""
         if _is_torchs(self, input):
             return nn.GRUCell.forward(self, input, hx)
+        if ops.wanted(input):
+            return ops.cell(self, input, hx)
+        if (h := prepared.run(self, input, hx)) is not None:
+            return h
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch":
             return nn.GRUCell.forward(self, input, hx)
         h = launch.run(call, plan)[1][0]
+        prepared.keep(self, call, plan, input, hx)
         return h.squeeze(0) if input.dim() == 1 else h
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
@@ -171,10 +194,14 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
     """Whether the call is torch's whatever its arguments: then nothing is to be spent on a plan."""
     if module.backend not in ("auto", "torch") or not module.reset_after:
         return False
-    # torch.compile, export and jit.trace get torch's own GRU; planning would be traced, sizes and all.
-    if module.backend == "torch" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    # A trace would not show a kernel; and a model that is compiled in training is to train.
+    if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
         return True
-    return find((input.data if isinstance(input, PackedSequence) else input).device) is None
+    if torch.compiler.is_compiling():
+        return not (ops.wanted(input) or ops.unseen(input))
+    device = (input.data if isinstance(input, PackedSequence) else input).device
+    # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
+    return device.type != "cuda" and find(device) is None
 
 
 def _own_repr(module: GRU | GRUCell) -> str:

@@ -10,7 +10,7 @@ from .device import Device
 
 Config = BlockConfig | GridConfig | StepConfig
 
-# Each kernel's configuration for (hidden_size, batch_size, dtype, precision, device), or why it has none.
+# Each kernel's configuration for (hidden_size, batch_size, directions, dtype, precision, device), or why it has none.
 HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
@@ -22,8 +22,10 @@ class Problem:
 
     Attributes:
         steps, batch_size: T and B of the input; of packed input, the longest length and the number of sequences.
+        layout: ``"dense"``, ``"lengths"`` (dense, but each sequence with a length of its own) or ``"packed"``.
+        resets: whether sequences restart on the way.
         precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
-        obstacle: why no kernel can serve the call whatever its shape (grad mode, packed input, ...); empty if none.
+        obstacle: why no kernel can serve the call whatever its shape (grad mode, ...); empty if none.
     """
 
     steps: int
@@ -35,14 +37,28 @@ class Problem:
     dtype: torch.dtype
     precision: str
     reset_after: bool
+    layout: str = "dense"
+    resets: bool = False
     obstacle: str = ""
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
     def __str__(self) -> str:
         precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
-        directions = "bidirectional, " if self.bidirectional else ""
+        more = "".join(
+            f"{what}, "
+            for what, holds in (
+                ("bidirectional", self.bidirectional),
+                (self.layout, self.layout != "dense"),
+                ("resets", self.resets),
+            )
+            if holds
+        )
         return (
             f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}, layers={self.num_layers}, "
-            f"{directions}{str(self.dtype)[6:]}{precision}, reset {'after' if self.reset_after else 'before'}"
+            f"{more}{str(self.dtype)[6:]}{precision}, reset {'after' if self.reset_after else 'before'}"
         )
 
 
@@ -87,7 +103,9 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
     """
     check_backend(backend)
     rejected = []
-    for kernel in (*KERNELS, "torch", "reference") if backend == "auto" else (backend,):
+    # A single step by ``step`` is one launch, by the others two.
+    kernels = ("step", "block", "grid") if problem.steps == 1 else KERNELS
+    for kernel in (*kernels, "torch", "reference") if backend == "auto" else (backend,):
         config = _consider(kernel, problem, device, backend)
         if isinstance(config, str):
             rejected.append((kernel, config))
@@ -100,7 +118,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
 _REASONS = {
     "block": "all of W_hh fits one program, which keeps it on chip for the whole sequence",
     "grid": "W_hh fits the chip, which keeps it for the whole sequence, hidden units split over its multiprocessors",
-    "step": "no kernel that keeps W_hh on chip serves the call; this one streams it once a step, in one launch a step",
+    "step": "it streams W_hh once a step, in one launch a step: for a single one, or where no chip keeps W_hh",
     "torch": "torch's own GRU serves everything else",
     "reference": "the only implementation of this variant that serves the call",
 }
@@ -116,7 +134,9 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
     if kernel == "reference":
         return None
     if kernel == "torch":
-        return None if problem.reset_after else "torch.nn.GRU resets after the recurrent product, always"
+        if not problem.reset_after:
+            return "torch.nn.GRU resets after the recurrent product, always"
+        return "torch.nn.GRU does not restart within a sequence" if problem.resets else None
     if problem.obstacle:
         return problem.obstacle
     if device is None:
@@ -124,13 +144,13 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
     if backend == "auto" and device.isa != "ptx":
         # The interpreter is for tests, and on AMD the kernels have been compiled but never run.
         return f"not proven on {device.name}; ask for it by name"
-    if problem.bidirectional:
-        return "bidirectional is not supported yet"
     if not problem.reset_after:
         return "reset_after=False is not supported yet"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
-    config = HEURISTICS[kernel](problem.hidden_size, problem.batch_size, problem.dtype, problem.precision, device)
+    config = HEURISTICS[kernel](
+        problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device
+    )
     if backend == "auto" and not isinstance(config, str) and (slower := _expected_slower(problem, config)):
         return f"expected to be slower than torch {slower}; ask for it by name"
     return config
@@ -151,12 +171,12 @@ def _expected_slower(problem: Problem, config: Config) -> str:
     if ieee:
         return "in fp32 ieee"
     if isinstance(config, GridConfig):
-        rounds = -(-problem.batch_size // (config.batch * config.tiles * config.copies))
+        rounds = config.rounds(problem.batch_size, problem.directions)
         rows = -(-problem.batch_size // config.batch) * config.rows
-        read = config.programs * rows * config.padded_hidden * problem.dtype.itemsize
+        read = config.directions * config.programs * rows * config.padded_hidden * problem.dtype.itemsize
         if problem.steps == 1:
             return "for a single step"
-        if rounds > 2:
+        if rounds > 2 * problem.directions:
             return f"with the batch in {rounds} parts one after the other"
         return f"where a step reads more than {_READ_BYTES >> 20} MiB of the state" if read > _READ_BYTES else ""
     if problem.batch_size > 64:

@@ -39,11 +39,30 @@ def step(x: Tensor, h: Tensor, weights: Weights, *, reset_after: bool = True) ->
     return (1 - z) * n + z * h
 
 
-def scan(x: Tensor, h: Tensor, weights: Weights, *, reset_after: bool = True, reverse: bool = False):
-    """One layer in one direction: x [T, B, I], h [B, H] -> outputs [T, B, H], last state [B, H]."""
+def scan(
+    x: Tensor,
+    h: Tensor,
+    weights: Weights,
+    *,
+    reset_after: bool = True,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+):
+    """One layer in one direction: x [T, B, I], h [B, H] -> outputs [T, B, H], last state [B, H].
+
+    ``lengths`` [B]: sequences end there; beyond it the output is zero, and in reverse that is where they begin.
+    ``resets`` [T, B]: where it is not 0 the state before the step is zero.
+    """
     outputs = [h] * len(x)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
-        h = outputs[t] = step(x[t], h, weights, reset_after=reset_after)
+        before = h if resets is None else torch.where(resets[t].bool().unsqueeze(1), 0, h)
+        new = outputs[t] = step(x[t], before, weights, reset_after=reset_after)
+        if lengths is None:
+            h = new
+        else:
+            going_on = (t < lengths).unsqueeze(1)
+            h, outputs[t] = torch.where(going_on, new, h), torch.where(going_on, new, 0)
     return torch.stack(outputs), h
 
 
@@ -55,20 +74,24 @@ def gru(
     reset_after: bool = True,
     bidirectional: bool = False,
     dropout: float = 0.0,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ):
     """All layers: x [T, B, I], hx [layers * directions, B, H] -> output [T, B, directions * H], h_n as hx.
 
     ``weights`` holds layer 0 forward, layer 0 reverse (if bidirectional), layer 1 forward, and so on.
-    ``dropout`` is the probability with which outputs of all layers but the last are zeroed.
+    ``dropout`` is the probability with which outputs of all layers but the last are zeroed. ``lengths`` [B] and
+    ``resets`` [T, B]: see `scan`.
     """
     directions = 2 if bidirectional else 1
+    ends = {"lengths": lengths, "resets": resets}
     h_n = []
     for first in range(0, len(weights), directions):
         if first > 0 and dropout > 0:
             x = F.dropout(x, dropout)
         outputs = []
         for d in range(directions):
-            output, h = scan(x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=d == 1)
+            output, h = scan(x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=d == 1, **ends)
             outputs.append(output)
             h_n.append(h)
         x = torch.cat(outputs, dim=2)

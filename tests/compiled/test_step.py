@@ -51,7 +51,7 @@ def test_an_iteration_takes_no_more_instructions_than_it_did(case):
 
 def test_the_batch_is_cut_the_way_it_comes():
     h200 = KNOWN["H200"]
-    configs = [step_config(4096, batch, *PRECISIONS["fp16"], h200) for batch in (1, 16, 17, 32, 33, 1000)]
+    configs = [step_config(4096, batch, 1, *PRECISIONS["fp16"], h200) for batch in (1, 16, 17, 32, 33, 1000)]
     assert [(c.units, c.batch) for c in configs] == [(16, 16), (16, 16), (16, 32), (16, 32), (16, 64), (32, 64)]
 
 

@@ -10,27 +10,31 @@ operand as it lies, the state is the right one, and eight batch rows are one col
 import triton
 import triton.language as tl
 
-from . import isa
+from . import isa, sequences
 
 
 @triton.jit(
     do_not_specialize=[
-        "steps", "out_start", "first", "last", "layer", "batch", "out_t", "out_b", "hx_l", "hx_b",
+        "steps", "start", "total", "state", "batch", "out_t", "out_b", "hx_l", "hx_b",
     ]
 )  # fmt: skip
 def block_scan(
-    gi,  # [steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read
-    hx,  # [layers, batch, H] through strides; the state before the first step
-    carry,  # fp32 [layers, batch, H]: the state between launches
-    out,  # [time, batch, H] through strides
-    h_n,  # [layers, batch, H]
-    steps,
-    out_start,  # the first step's index in out
-    first,  # 1: the state comes from hx, 0: from carry
-    last,  # 1: the state goes to h_n, 0: to carry
-    layer,
+    w_hh_back,  # of the backward direction
+    b_hh_back,
+    hx,  # [layers * directions, batch, H] through strides; the state before the first step
+    carry,  # fp32 [layers * directions, batch, H]: the state between launches
+    out,  # [time, batch, directions, H] through strides, or packed; see sequences
+    h_n,  # [layers * directions, batch, H]
+    lengths,  # int32 [batch], see sequences
+    offsets,  # int32 [time], see sequences
+    resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
+    steps,  # of this launch
+    start,  # the first of them
+    total,  # of all launches
+    state,  # the layer's first in hx, carry and h_n
     batch,
     out_t,
     out_b,
@@ -42,22 +46,31 @@ def block_scan(
     BATCH: tl.constexpr,  # batch rows of a program
     AHEAD: tl.constexpr,  # steps per loop iteration, which is how far gi is prefetched
     REGISTER_TILES: tl.constexpr,  # of the 3 * TILES**2 tiles of W_hh, how many stay in registers
+    LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
+    batch_tiles = tl.cdiv(batch, BATCH)
+    backward = tl.program_id(0) // batch_tiles
+    w_hh = tl.where(backward != 0, w_hh_back, w_hh)
+    b_hh = tl.where(backward != 0, b_hh_back, b_hh)
     # 64-bit offsets go into scalar addresses; what is left for the tiles is small.
-    first_row = tl.program_id(0).to(tl.int64) * BATCH
+    first_row = (tl.program_id(0) % batch_tiles) * BATCH
     unit = tl.arange(0, UNITS)[:, None]
     row = tl.arange(0, BATCH)[None, :]
     row_live = first_row + row < batch
-    hx += layer.to(tl.int64) * hx_l + first_row * hx_b
-    carry += (layer.to(tl.int64) * batch + first_row) * H
-    h_n += (layer.to(tl.int64) * batch + first_row) * H
-    out += out_start.to(tl.int64) * out_t + first_row * out_b
-    out_row = row.to(tl.int64) * out_b
+    state += backward.to(tl.int64)
+    hx += state * hx_l + first_row.to(tl.int64) * hx_b
+    state = (state * batch + first_row) * H
+    length = sequences.length(lengths, first_row + row, batch, total, LAYOUT, ISA)
+    out += backward * H
+    out_row = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
+    out_s = sequences.stride(backward, out_t, LAYOUT)
+    out += first_row.to(tl.int64) * (out_t if LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_s
 
     b_n = ()
     h = ()
@@ -67,15 +80,18 @@ def block_scan(
         bias = tl.zeros((UNITS, BATCH), tl.float32)
         if HAS_BIAS:
             bias += tl.load(b_hh + 2 * H + j, mask=j < H, other=0.0).to(tl.float32)
-        h_i = tl.load(carry + row * H + j, mask=live & (first == 0), other=0.0)
+        h_i = tl.load(carry + state + row * H + j, mask=live & (start != 0), other=0.0)
         if HAS_HX:
-            h_i += tl.load(hx + row.to(tl.int64) * hx_b + j, mask=live & (first != 0), other=0.0).to(tl.float32)
+            h_i += tl.load(hx + row.to(tl.int64) * hx_b + j, mask=live & (start == 0), other=0.0).to(tl.float32)
         b_n = b_n + (bias,)
         h = h + (h_i,)
 
     STEP: tl.constexpr = 3 * TILES * UNITS * BATCH
-    gi += tl.program_id(0).to(tl.int64) * STEP
-    gi_t = tl.num_programs(0).to(tl.int64) * STEP
+    gi += (backward.to(tl.int64) * steps * batch_tiles + tl.program_id(0) % batch_tiles) * STEP
+    gi_t = batch_tiles.to(tl.int64) * STEP
+    last = start + steps == total
+    # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
+    steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, LAYOUT) - start, 1))
 
     w = ()
     START: tl.constexpr = 0 if REGISTER_TILES == 0 else 1
@@ -88,36 +104,59 @@ def block_scan(
         # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
         # it the compiler keeps none in registers.
         first_gates = _load_gates(gi, UNITS, TILES, BATCH, ISA)
-        h, w = _advance(
+        if HAS_RESETS:
+            at_first = sequences.restarts(resets, start, length, first_row + row, batch, total, LAYOUT, ISA)
+            h = _zero_where(at_first, h, TILES)
+        new, w = _advance(
             h, w, w_hh, b_n, first_gates, 0, True, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
         )
-        _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
-        out += out_t
+        going_on = sequences.going_on(start, length, row_live, LAYOUT)
+        h = new if LAYOUT == "dense" else _select(going_on, new, h, TILES)
+        place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, LAYOUT, ISA)
+        _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, ISA)
+        out += out_s
     ahead = ()
+    forget = ()
     for s in tl.static_range(AHEAD):
         ahead = ahead + _load_gates(gi + tl.minimum(START + s, steps - 1) * gi_t, UNITS, TILES, BATCH, ISA)
+        if HAS_RESETS:
+            step = start + START + s
+            forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total, LAYOUT, ISA),)
     for t in tl.range(START, steps, AHEAD):
         now = ahead
         ahead = ()
+        forget_now = forget
+        forget = ()
         for s in tl.static_range(AHEAD):
             ahead = ahead + _load_gates(gi + tl.minimum(t + AHEAD + s, steps - 1) * gi_t, UNITS, TILES, BATCH, ISA)
+            if HAS_RESETS:
+                step = start + t + AHEAD + s
+                forget = forget + (
+                    sequences.restarts(resets, step, length, first_row + row, batch, total, LAYOUT, ISA),
+                )
         for s in tl.static_range(AHEAD):
+            step = start + t + s
+            going_on = sequences.going_on(step, length, row_live, LAYOUT)
+            if AHEAD > 1:  # the last iteration may run past the end
+                going_on = going_on & (t + s < steps)
+            place = out_row + sequences.looked_up(step, length, backward, offsets, out_t, LAYOUT, ISA)
+            if HAS_RESETS:
+                h = _zero_where(forget_now[s] & (t + s < steps), h, TILES)
             new, _ = _advance(
                 h, w, w_hh, b_n, now, s, False, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
             )
-            if AHEAD == 1:
+            if LAYOUT == "dense" and AHEAD == 1:
                 h = new
-                _store_state(out + out_row, h, row_live, DTYPE, H, UNITS, TILES, ISA)
-            else:  # the last iteration may run past the end
-                h = _select(t + s < steps, new, h, TILES)
-                _store_state(out + out_row, h, row_live & (t + s < steps), DTYPE, H, UNITS, TILES, ISA)
-            out += out_t
+            else:
+                h = _select(going_on, new, h, TILES)
+            _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, ISA)
+            out += out_s
 
     for i in tl.static_range(TILES):
         j = i * UNITS + unit
         live = row_live & (j < H)
-        tl.store(carry + row * H + j, h[i], mask=live & (last == 0))
-        tl.store(h_n + row * H + j, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
+        tl.store(carry + state + row * H + j, h[i], mask=live & (last == 0))
+        tl.store(h_n + state + row * H + j, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
 
 
 @triton.jit
@@ -209,6 +248,14 @@ def _select(condition, a, b, TILES: tl.constexpr):
     chosen = ()
     for i in tl.static_range(TILES):
         chosen = chosen + (tl.where(condition, a[i], b[i]),)
+    return chosen
+
+
+@triton.jit
+def _zero_where(condition, a, TILES: tl.constexpr):
+    chosen = ()
+    for i in tl.static_range(TILES):
+        chosen = chosen + (tl.where(condition, 0.0, a[i]),)
     return chosen
 
 

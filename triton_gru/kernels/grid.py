@@ -13,32 +13,39 @@ memory once a step.
 import triton
 import triton.language as tl
 
-from . import exchange, isa
+from . import exchange, isa, sequences
 
 
 @triton.jit(
     do_not_specialize=[
-        "steps", "slots", "copies", "out_start", "first", "last", "layer", "batch", "out_t", "out_b", "hx_l", "hx_b",
+        "steps", "start", "total", "slots", "copies", "first_direction", "directions", "state", "batch", "out_t",
+        "out_b", "hx_l", "hx_b",
     ]
 )  # fmt: skip
 def grid_scan(
-    gi,  # [steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read
-    hx,  # [layers, batch, H] through strides; the state before the first step
-    carry_in,  # fp32 [layers, batch, H]: the state an earlier launch left
-    carry_out,  # fp32 [layers, batch, H]: the state for a later launch
-    out,  # [time, batch, H] through strides
-    h_n,  # [layers, batch, H]
-    mailbox,  # int64, see exchange; a slot is [groups * TILES] tiles of PROGRAMS * UNITS by ROWS
+    w_hh_back,  # of the backward direction
+    b_hh_back,
+    hx,  # [layers * directions, batch, H] through strides; the state before the first step
+    carry_in,  # fp32 [layers * directions, batch, H]: the state an earlier launch left
+    carry_out,  # fp32 [layers * directions, batch, H]: the state for a later launch
+    out,  # [time, batch, directions, H] through strides, or packed; see sequences
+    h_n,  # [layers * directions, batch, H]
+    lengths,  # int32 [batch], see sequences
+    offsets,  # int32 [time], see sequences
+    resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
+    mailbox,  # int64, see exchange; a slot is [directions, groups * TILES] tiles of PROGRAMS * UNITS by ROWS
     watch,  # int64 [2], see exchange
-    steps,
+    steps,  # of this launch
+    start,  # the first of them
+    total,  # of all launches
     slots,  # of the mailbox
-    copies,  # how many times over the PROGRAMS are launched
-    out_start,  # the first step's index in out
-    first,  # 1: the state comes from hx, 0: from carry_in
-    last,  # 1: the state goes to h_n, 0: to carry_out
-    layer,
+    copies,  # how many times over the PROGRAMS of a direction are launched
+    first_direction,  # of this launch: 0 forward, 1 backward
+    directions,  # of this launch
+    state,  # the layer's first in hx, carry and h_n
     batch,
     out_t,
     out_b,
@@ -52,9 +59,11 @@ def grid_scan(
     SLICES: tl.constexpr,  # of the sum over units, one a warp
     REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
     HANDOVER: tl.constexpr,
+    LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
@@ -64,6 +73,9 @@ def grid_scan(
     DEPTH: tl.constexpr = 32 if exchange.word_elements(DTYPE, HANDOVER) == 4 else 16
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
 
+    in_launch = tl.program_id(0) // PROGRAMS // copies
+    backward = first_direction + in_launch
+    w_hh = tl.where(backward != 0, w_hh_back, w_hh)
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
     for i in tl.static_range(3 * CHUNKS):
@@ -74,38 +86,54 @@ def grid_scan(
     unit_live = first_unit + unit < H
     b_n = tl.zeros((UNITS, BATCH), tl.float32)
     if HAS_BIAS:
-        b_n += tl.load(b_hh + 2 * H + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
+        b_hn = tl.where(backward != 0, b_hh_back, b_hh) + 2 * H
+        b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
     tiles = tl.cdiv(batch, BATCH)
     groups = tl.cdiv(tiles, TILES)
-    counters, elements = exchange.parts(mailbox, groups * TILES, DTYPE, HANDOVER)
+    counters, elements = exchange.parts(mailbox, directions * groups * TILES, DTYPE, HANDOVER)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
     TILE: tl.constexpr = ROWS * ROW
-    slot_size = tl.cast(groups, tl.int64) * (TILES * TILE)
+    slot_size = tl.cast(directions * groups, tl.int64) * (TILES * TILE)
+    counters += in_launch * groups * (TILES * exchange.LINE)
+    elements += tl.cast(in_launch * groups, tl.int64) * (TILES * TILE)
     row = tl.minimum(b, ROWS - 1)
     in_tile = row * ROW + unit
     own = exchange.place(first_unit + unit, row, ROWS, DTYPE, HANDOVER)
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < ROWS
     in_state = b * H + unit
-    in_out = b.to(tl.int64) * out_b + unit
-    gi += first_unit
-    out += out_start.to(tl.int64) * out_t + first_unit
-    hx += layer.to(tl.int64) * hx_l + first_unit
-    state = layer.to(tl.int64) * batch * H + first_unit
-    for group in tl.range(tl.program_id(0) // PROGRAMS, groups, copies):
+    gi += tl.cast(backward, tl.int64) * steps * tiles * (3 * TILE) + first_unit
+    out += backward * H + first_unit
+    out_s = sequences.stride(backward, out_t, LAYOUT)
+    out += start.to(tl.int64) * out_s
+    state += tl.cast(backward, tl.int64)
+    hx += state * hx_l + first_unit
+    state = state * batch * H + first_unit
+    last = start + steps == total
+    for group in tl.range(tl.program_id(0) // PROGRAMS % copies, groups, copies):
         first_tile = group * TILES
         h = ()
         gates = ()
+        length = ()
+        out_rows = ()
+        end = 0
         for i in tl.static_range(TILES):
             first_row = (first_tile + i) * BATCH
             live = unit_live & (first_row + b < batch)
             from_carry = carry_in + state + tl.cast(first_row, tl.int64) * H
-            h_i = tl.load(from_carry + in_state, mask=live & (first == 0), other=0.0)
+            h_i = tl.load(from_carry + in_state, mask=live & (start != 0), other=0.0)
             if HAS_HX:
                 from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + b.to(tl.int64) * hx_b
-                h_i += tl.load(from_hx + unit, mask=live & (first != 0), other=0.0).to(tl.float32)
+                h_i += tl.load(from_hx + unit, mask=live & (start == 0), other=0.0).to(tl.float32)
+            length_i = sequences.length(lengths, first_row + b, batch, total, LAYOUT, ISA)
+            length = length + (length_i,)
+            end = tl.maximum(end, sequences.longest(length_i, total, LAYOUT))
+            if HAS_RESETS:
+                at_first = sequences.restarts(resets, start, length_i, first_row + b, batch, total, LAYOUT, ISA)
+                h_i = tl.where(at_first, 0.0, h_i)
             h = h + (h_i,)
+            out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, LAYOUT) + unit,)
             exchange.send(
                 elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
                 h_i, sent, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
@@ -113,36 +141,54 @@ def grid_scan(
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
             gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile, TILE)
+        # A group stops at its own longest row.
+        group_steps = steps if LAYOUT == "dense" else tl.minimum(steps, end - start)
         slot = 0
-        for t in tl.range(0, steps):
+        for t in tl.range(0, group_steps):
             now = gates
             gates = ()
             new = ()
-            ahead = tl.minimum(t + 1, steps - 1).to(tl.int64) * tiles
+            ahead = tl.cast(tl.minimum(t + 1, steps - 1), tl.int64) * tiles
             next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+            forget = ()
             for i in tl.static_range(TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
                 gates = gates + _load_gates(gi + (ahead + tile) * (3 * TILE) + in_tile, TILE)
+                if HAS_RESETS:
+                    row_i = (first_tile + i) * BATCH + b
+                    forget_i = sequences.restarts(
+                        resets, start + t + 1, length[i], row_i, batch, total, LAYOUT, ISA
+                    )  # fmt: skip
+                    forget = forget + (forget_i & (t + 1 < steps),)  # a later launch does so itself
             for i in tl.static_range(TILES):
                 box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 counter = counters + (first_tile + i) * exchange.LINE
+                first_row = (first_tile + i) * BATCH
+                going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), LAYOUT)
+                place = out_rows[i] + sequences.looked_up(
+                    start + t, length[i], backward, offsets, out_t, LAYOUT, ISA
+                )  # fmt: skip
+                place += tl.cast(t, tl.int64) * out_s
+                place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
                 r, z, n = _products(
                     w, box + slot * slot_size, t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
                     UNITS, BATCH, ROWS, ROW, SLICES, DEPTH, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
+                if LAYOUT != "dense":
+                    h_i = tl.where(going_on, h_i, h[i])
                 if ROW != H:
                     # Units beyond H stay zero: an infinite state would make NaN of their zero weights.
                     h_i = tl.where(unit_live, h_i, 0.0)
+                next_h = h_i
+                if HAS_RESETS:
+                    next_h = tl.where(forget[i], 0.0, h_i)
                 exchange.send(
                     box + next_slot * slot_size + own,
-                    h_i, sent, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                    next_h, sent, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
-                first_row = (first_tile + i) * BATCH
-                in_time = tl.cast(t, tl.int64) * out_t + tl.cast(first_row, tl.int64) * out_b
-                live = unit_live & (first_row + b < batch)
-                isa.store(out + in_time + in_out, isa.cast(h_i, DTYPE, ISA), live, ISA)
-                new = new + (h_i,)
+                isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA)
+                new = new + (next_h,)
             h = new
             slot = next_slot
 

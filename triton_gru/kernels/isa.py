@@ -22,6 +22,28 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def load_index(pointer, ISA: tl.constexpr):
+    """32-bit integers that nothing writes while they are read, in the layout they are used in."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.b32 $0, [$1];", "=r,l", [pointer.to(tl.int64)], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        return tl.load(pointer)
+
+
+@triton.jit
+def load_flag(pointer, ISA: tl.constexpr):
+    """As `load_index`, of bytes."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.u8 $0, [$1];", "=r,l", [pointer.to(tl.int64)], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        return tl.load(pointer).to(tl.int32)
+
+
+@triton.jit
 def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, ISA: tl.constexpr):
     """The r, z and n inputs of one tile [ROWS, COLS], columns contiguous, gates ``GATE`` elements apart.
 

@@ -9,18 +9,24 @@ the pairs of batch rows its matrix unit wants next to each other in memory.
 import triton
 import triton.language as tl
 
-from . import isa
+from . import isa, sequences
 
 
-@triton.jit(do_not_specialize=["steps", "x_start", "batch", "x_t", "x_b"])
+@triton.jit(do_not_specialize=["steps", "start", "total", "batch", "x_t", "x_b"])
 def input_projection(
-    x,  # [time, batch, I] through strides
+    x,  # [time, batch, I] through strides, or packed; see sequences
     w_ih,  # [3 * H, I]
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]; b_hr and b_hz are added here, b_hn belongs inside the product with r
-    gi,  # [steps, batch tiles, 3, PADDED_H, BATCH], or with the last two the other way round
-    steps,
-    x_start,  # the first step's index in x
+    w_ih_back,  # of the backward direction
+    b_ih_back,
+    b_hh_back,
+    gi,  # [directions, steps, batch tiles, 3, PADDED_H, BATCH], or with the last two the other way round
+    lengths,  # int32 [batch], see sequences
+    offsets,  # int32 [time], see sequences
+    steps,  # of the scan that reads gi, in its order
+    start,  # the first of them
+    total,  # of all scans
     batch,
     x_t,  # in units of X_UNIT elements, so that the compiler knows what vectors the rows allow
     x_b,
@@ -34,12 +40,16 @@ def input_projection(
     BLOCK_N: tl.constexpr,  # columns: (step, batch row) pairs, a multiple of BATCH
     BLOCK_K: tl.constexpr,
     X_UNIT: tl.constexpr,
+    LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = gi.dtype.element_ty
     batch_tiles = tl.cdiv(batch, BATCH)
+    backward = tl.program_id(2)
+    w_ih = tl.where(backward != 0, w_ih_back, w_ih)
+    gi += backward.to(tl.int64) * steps * batch_tiles * (3 * PADDED_H * BATCH)
 
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)  # of the padded gates
     gate = row // PADDED_H
@@ -51,11 +61,18 @@ def input_projection(
     tile = col // BATCH
     step = tile // batch_tiles
     b = (tile % batch_tiles) * BATCH + col % BATCH
-    col_live = (step < steps) & (b < batch)
-    x_row = x + ((x_start + step).to(tl.int64) * x_t + b.to(tl.int64) * x_b) * X_UNIT
+    length = sequences.length(lengths, b, batch, total, LAYOUT, ISA)
+    col_live = sequences.going_on(start + step, length, (step < steps) & (b < batch), LAYOUT)
+    place = sequences.row_place(length, b, backward, x_t, x_b, LAYOUT)
+    place += (start + step).to(tl.int64) * sequences.stride(backward, x_t, LAYOUT)
+    place += sequences.looked_up(start + step, length, backward, offsets, x_t, LAYOUT, ISA)
+    x_row = x + place * X_UNIT
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in tl.range(0, I, BLOCK_K):
+    end = I
+    if LAYOUT != "dense":
+        end = tl.where(tl.max(col_live.to(tl.int32)) == 0, 0, I)  # where all have ended there is nothing to read
+    for k0 in tl.range(0, end, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         w_mask = row_live[:, None]
         x_mask = col_live[:, None]
@@ -70,6 +87,8 @@ def input_projection(
         acc = isa.matmul(w_tile, tl.trans(x_tile), acc, PRECISION, ISA)
 
     if HAS_BIAS:
+        b_ih = tl.where(backward != 0, b_ih_back, b_ih)
+        b_hh = tl.where(backward != 0, b_hh_back, b_hh)
         bias = tl.load(b_ih + gate * H + unit, mask=row_live, other=0.0).to(tl.float32)
         bias += tl.load(b_hh + gate * H + unit, mask=row_live & (gate < 2), other=0.0).to(tl.float32)
         acc += bias[:, None]

@@ -2,31 +2,39 @@
 
 ``W_hh`` is streamed from memory through a loop over the sum, every step anew: for weights beyond what the chip
 holds, and for a single step, where nothing can be kept. No program waits for another, so any size runs anywhere.
+
+`step_scan` makes a step of a sequence whose inputs have been projected; `whole_step` makes all of one, the projection
+included, where there is no more than one.
 """
 
 import triton
 import triton.language as tl
 
-from . import isa
+from . import isa, sequences
 
 
-@triton.jit(do_not_specialize=["step", "out_step", "first", "last", "layer", "batch", "out_t", "out_b"])
+@triton.jit(do_not_specialize=["step", "steps", "start", "total", "state", "batch", "out_t", "out_b"])
 def step_scan(
-    gi,  # [steps, batch tiles, 3, BATCH, padded H]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read
-    hx,  # [layers, batch, H]: the state before the first step
-    carry_in,  # fp32 [layers, batch, H]: the state before this step
-    carry_out,  # fp32 [layers, batch, H]: the state after it
-    rounded_in,  # [layers, batch, H]: carry_in as the product's operand; in fp32 carry_in will do
-    rounded_out,  # [layers, batch, H]
-    out,  # [time, batch, H] through strides
-    h_n,  # [layers, batch, H]
+    w_hh_back,  # of the backward direction
+    b_hh_back,
+    hx,  # [layers * directions, batch, H]: the state before the first step
+    carry_in,  # fp32 [layers * directions, batch, H]: the state before this step
+    carry_out,  # fp32 [layers * directions, batch, H]: the state after it
+    rounded_in,  # [layers * directions, batch, H]: carry_in as the product's operand; in fp32 carry_in will do
+    rounded_out,  # [layers * directions, batch, H]
+    out,  # [time, batch, directions, H] through strides, or packed; see sequences
+    h_n,  # [layers * directions, batch, H]
+    lengths,  # int32 [batch], see sequences
+    offsets,  # int32 [time], see sequences
+    resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
     step,  # in gi
-    out_step,  # the same step in out
-    first,  # 1: the state comes from hx, 0: from carry_in
-    last,  # 1: the state goes to h_n, 0: to carry_out
-    layer,
+    steps,  # in gi
+    start,  # the first in gi
+    total,  # of the sequence
+    state,  # the layer's first in hx, carry and h_n
     batch,
     out_t,
     out_b,
@@ -34,63 +42,232 @@ def step_scan(
     UNITS: tl.constexpr,  # hidden units of a program
     BATCH: tl.constexpr,  # batch rows of a program
     DEPTH: tl.constexpr,  # of the sum, an iteration
+    LAYOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_HX: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
+    backward = tl.program_id(2)
+    state += backward.to(tl.int64)
+    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
+    first_row = tl.program_id(1).to(tl.int64) * BATCH
+    row = first_row + tl.arange(0, BATCH)[:, None]
+    now = start + step
+    length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
+    live = sequences.going_on(now, length, row < batch, LAYOUT)
+    remembered = live
+    if HAS_RESETS:
+        remembered = live & (sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA) == 0)
+    end = H
+    if LAYOUT != "dense":
+        end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, H)
+    a_r, a_z, a_n = _recurrent_products(
+        tl.where(backward != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, row, remembered, unit,
+        now == 0, end, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PRECISION, HAS_HX, ISA,
+    )  # fmt: skip
+    if HAS_BIAS:
+        b_n = tl.where(backward != 0, b_hh_back, b_hh) + 2 * H
+        a_n += tl.load(b_n + unit, mask=unit < H, other=0.0).to(tl.float32)
+
+    b = tl.arange(0, BATCH)[None, :]
+    gi += (backward.to(tl.int64) * steps + step) * tl.num_programs(1) * (3 * BATCH * PADDED_H)
+    gi += tl.program_id(1).to(tl.int64) * (3 * BATCH * PADDED_H) + b * PADDED_H + unit
+    g_r, g_z, g_n = tl.load(gi), tl.load(gi + BATCH * PADDED_H), tl.load(gi + 2 * BATCH * PADDED_H)
+    row = first_row + b
+    there = (row < batch) & (unit < H)
+    length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
+    live = sequences.going_on(now, length, there, LAYOUT)
+    h = _state(hx, carry_in, row, unit, there, now == 0, state, batch, H, HAS_HX)
+    before = h
+    if HAS_RESETS:
+        before = tl.where(sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA), 0.0, h)
+    new = isa.gru_update(g_r, g_z, g_n, a_r, a_z, a_n, before, DTYPE, ISA)
+    h = new if LAYOUT == "dense" else tl.where(live, new, h)
+    place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
+    place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
+    place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
+    tl.store(out + backward * H + place + unit, isa.cast(h, DTYPE, ISA), mask=live)
+    _leave(
+        h, carry_out, rounded_out, h_n, row, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["start", "total", "state", "batch"])
+def whole_step(
+    x,  # [batch, I] through strides
+    w_ih,  # [3 * H, I]
+    w_hh,  # [3 * H, H]
+    b_ih,  # [3 * H]
+    b_hh,  # [3 * H]
+    w_ih_back,  # of the backward direction
+    w_hh_back,
+    b_ih_back,
+    b_hh_back,
+    hx,  # the states, from here to h_n, as in `step_scan`
+    carry_in,
+    carry_out,
+    rounded_in,
+    rounded_out,
+    out,  # [batch, directions, H]
+    h_n,
+    start,  # of the sequence's ``total`` steps, which this one is
+    total,
+    state,  # the layer's first in hx, carry and h_n
+    batch,
+    x_b,
+    x_i,
+    out_b,
+    I: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    BATCH: tl.constexpr,
+    DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
-    PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
-    state = layer.to(tl.int64) * batch * H
+    backward = tl.program_id(2)
+    state += backward.to(tl.int64)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     first_row = tl.program_id(1).to(tl.int64) * BATCH
-
     row = first_row + tl.arange(0, BATCH)[:, None]
-    before = carry_in if DTYPE == tl.float32 else rounded_in
-    end = H
-    if HAS_HX:
-        before = tl.where(first != 0, hx, before)
-    else:
-        end = tl.where(first != 0, 0, H)  # a state of zeros needs no product
-    source = before + state + row * H
-    a_r = tl.zeros((UNITS, BATCH), tl.float32)
-    a_z = tl.zeros((UNITS, BATCH), tl.float32)
-    a_n = tl.zeros((UNITS, BATCH), tl.float32)
-    w = w_hh + unit.to(tl.int64) * H
-    for k0 in tl.range(0, end, DEPTH):
-        k = k0 + tl.arange(0, DEPTH)[None, :]
-        x = _load(source + k, row < batch, k, H, DEPTH, PRECISION, ISA)
-        x = tl.trans(x)
-        a_r = isa.matmul(_load(w + k, unit < H, k, H, DEPTH, PRECISION, ISA), x, a_r, PRECISION, ISA)
-        a_z = isa.matmul(_load(w + H * H + k, unit < H, k, H, DEPTH, PRECISION, ISA), x, a_z, PRECISION, ISA)
-        a_n = isa.matmul(_load(w + 2 * H * H + k, unit < H, k, H, DEPTH, PRECISION, ISA), x, a_n, PRECISION, ISA)
-
+    g_r, g_z, g_n = _products(
+        tl.where(backward != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I,
+        I, H, UNITS, BATCH, DEPTH, PRECISION, ISA,
+    )  # fmt: skip
+    a_r, a_z, a_n = _recurrent_products(
+        tl.where(backward != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, row, row < batch, unit,
+        start == 0, H, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PRECISION, HAS_HX, ISA,
+    )  # fmt: skip
     if HAS_BIAS:
-        a_n += tl.load(b_hh + 2 * H + unit, mask=unit < H, other=0.0).to(tl.float32)
-    b = tl.arange(0, BATCH)[None, :]
-    row = first_row + b
-    gi += (step.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (3 * BATCH * PADDED_H) + b * PADDED_H + unit
-    g_r, g_z, g_n = tl.load(gi), tl.load(gi + BATCH * PADDED_H), tl.load(gi + 2 * BATCH * PADDED_H)
-    live = (row < batch) & (unit < H)
-    at = state + row * H + unit
-    h = tl.load(carry_in + at, mask=live & (first == 0), other=0.0)
-    if HAS_HX:
-        h += tl.load(hx + at, mask=live & (first != 0), other=0.0).to(tl.float32)
+        b_ih = tl.where(backward != 0, b_ih_back, b_ih)
+        b_hh = tl.where(backward != 0, b_hh_back, b_hh)
+        g_r += _bias(b_ih, 0, unit, H) + _bias(b_hh, 0, unit, H)
+        g_z += _bias(b_ih, 1, unit, H) + _bias(b_hh, 1, unit, H)
+        g_n += _bias(b_ih, 2, unit, H)
+        a_n += _bias(b_hh, 2, unit, H)
+    row = first_row + tl.arange(0, BATCH)[None, :]
+    there = (row < batch) & (unit < H)
+    h = _state(hx, carry_in, row, unit, there, start == 0, state, batch, H, HAS_HX)
     h = isa.gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE, ISA)
-
-    rounded = isa.cast(h, DTYPE, ISA)
-    tl.store(out + out_step.to(tl.int64) * out_t + row * out_b + unit, rounded, mask=live)
-    tl.store(carry_out + at, h, mask=live & (last == 0))
-    if DTYPE != tl.float32:
-        tl.store(rounded_out + at, rounded, mask=live & (last == 0))
-    tl.store(h_n + at, rounded, mask=live & (last != 0))
+    tl.store(out + backward * H + row * out_b + unit, isa.cast(h, DTYPE, ISA), mask=there)
+    _leave(
+        h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
+    )  # fmt: skip
 
 
 @triton.jit
-def _load(address, row_live, k, H: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
-    """[rows, DEPTH] of an operand of the product; zero where ``row_live`` is not, and beyond H."""
+def _recurrent_products(
+    w,
+    hx,
+    carry_in,
+    rounded_in,
+    row,
+    row_live,
+    unit,
+    first,
+    end,
+    state,
+    batch,
+    UNITS: tl.constexpr,
+    BATCH: tl.constexpr,
+    H: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_HX: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of rows ``row`` [BATCH, 1] of the state before the step."""
+    before = carry_in if DTYPE == tl.float32 else rounded_in
+    if HAS_HX:
+        before = tl.where(first, hx, before)
+    else:
+        end = tl.where(first, 0, end)  # a state of zeros needs no product
+    source = before + state * batch * H + row * H
+    return _products(w, source, 1, row_live, unit, end, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA)
+
+
+@triton.jit
+def _products(
+    w,
+    source,
+    apart,
+    row_live,
+    unit,
+    end,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    BATCH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """The rows ``unit`` of each gate of ``w`` [3 * H, K] times those at ``source``, summed up to ``end`` of K."""
+    zero = tl.zeros((UNITS, BATCH), tl.float32)
+    a_r, a_z, a_n = zero, zero, zero
+    w += unit.to(tl.int64) * K
+    for k0 in tl.range(0, end, DEPTH):
+        k = k0 + tl.arange(0, DEPTH)[None, :]
+        x = tl.trans(_load(source + k * apart, row_live, k, K, DEPTH, PRECISION, ISA))
+        a_r = isa.matmul(_load(w + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_r, PRECISION, ISA)
+        a_z = isa.matmul(_load(w + H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_z, PRECISION, ISA)
+        a_n = isa.matmul(_load(w + 2 * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_n, PRECISION, ISA)
+    return a_r, a_z, a_n
+
+
+@triton.jit
+def _load(address, row_live, k, K: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    """[rows, DEPTH] of an operand of the product; zero where ``row_live`` is not, and beyond K."""
     live = row_live
-    if H % DEPTH != 0:
-        live = row_live & (k < H)
+    if K % DEPTH != 0:
+        live = row_live & (k < K)
     value = tl.load(address, mask=live, other=0.0)
     return isa.round_to_tf32(value, ISA) if PRECISION == "tf32" else value
+
+
+@triton.jit
+def _bias(b, gate: tl.constexpr, unit, H: tl.constexpr):
+    return tl.load(b + gate * H + unit, mask=unit < H, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _state(hx, carry_in, row, unit, there, first, state, batch, H: tl.constexpr, HAS_HX: tl.constexpr):
+    """The state before the step, fp32."""
+    at = state * batch * H + row * H + unit
+    h = tl.load(carry_in + at, mask=there & (first == 0), other=0.0)
+    if HAS_HX:
+        h += tl.load(hx + at, mask=there & (first != 0), other=0.0).to(tl.float32)
+    return h
+
+
+@triton.jit
+def _leave(
+    h,
+    carry_out,
+    rounded_out,
+    h_n,
+    row,
+    unit,
+    there,
+    last,
+    state,
+    batch,
+    H: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """The state after the step, for the next one or the caller."""
+    at = state * batch * H + row * H + unit
+    rounded = isa.cast(h, DTYPE, ISA)
+    tl.store(carry_out + at, h, mask=there & (last == 0))
+    if DTYPE != tl.float32:
+        tl.store(rounded_out + at, rounded, mask=there & (last == 0))
+    tl.store(h_n + at, rounded, mask=there & (last != 0))

@@ -1,0 +1,501 @@
+"""torch.compile, torch.export, AOTInductor and dispatch modes see one operator, which does what an eager call does."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import triton_gru
+
+from .calls import make_gru
+from .pairwise import pairwise
+from .test_errors import WRONG_CALLS
+from .twins import twins
+
+exactly = {"rtol": 0, "atol": 0}
+# torch.export's of itself.
+quiet = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch._dynamo.reset()
+
+
+def compiled(module, backend="aot_eager"):
+    """The module compiled whole, and what keeps the graphs."""
+    graphs = CompileCounterWithBackend(backend)
+    return torch.compile(module, fullgraph=True, backend=graphs), graphs
+
+
+def grus(graph) -> list[str]:
+    """What in a graph computes a GRU, torch's or ours."""
+    return [str(node.target) for node in graph.nodes if node.op == "call_function" and "gru" in str(node.target)]
+
+
+def assert_one_operator(graphs, compilations=1):
+    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru"]] * compilations
+
+
+# Options of the module, and what it is given besides the input.
+CALLS = {
+    "dense": ({}, ()),
+    "hx": ({"num_layers": 2, "bidirectional": True, "batch_first": True}, ("hx",)),
+    "lengths": ({"num_layers": 2, "bidirectional": True, "bias": False}, ("lengths",)),
+    "hx, lengths, resets": ({"num_layers": 2, "batch_first": True}, ("hx", "lengths", "resets")),
+    "reset before": ({"bidirectional": True, "reset_after": False}, ("hx", "lengths")),
+}
+
+
+def arguments(gru, given, steps=3, batch=2):
+    """A call of a GRU of 4 features and 5 units."""
+    first, second = (batch, steps) if gru.batch_first else (steps, batch)
+    states = gru.num_layers * (2 if gru.bidirectional else 1)
+    every = {
+        "input": torch.randn(first, second, 4),
+        "hx": torch.randn(states, batch, 5),
+        "lengths": torch.arange(steps, steps - batch, -1),
+        "resets": torch.arange(first * second).view(first, second) % 3 == 1,
+    }
+    return {name: every[name] for name in ("input", *given)}
+
+
+# ---- torch.compile
+
+
+@pytest.mark.parametrize(
+    "backend, name",
+    [
+        *(("auto", name) for name in CALLS),
+        *(("block", name) for name in CALLS if name != "reset before"),
+        ("grid", "dense"),
+        ("step", "lengths"),
+    ],
+)
+def test_compiles_to_one_operator(backend, name, launched):
+    options, given = CALLS[name]
+    gru = triton_gru.GRU(4, 5, **options, backend=backend).eval()
+    call = arguments(gru, given)
+    run, graphs = compiled(gru)
+    with torch.no_grad():
+        actual = run(**call)
+        assert launched.only_by(backend) if backend != "auto" else not launched
+        torch.testing.assert_close(actual, gru(**call), **({} if backend == "auto" else exactly))
+    assert_one_operator(graphs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "step"])
+def test_unbatched_and_cells(backend, launched):
+    gru = triton_gru.GRU(4, 5, 2, batch_first=True, backend=backend).eval()
+    cell = triton_gru.GRUCell(4, 5, bias=False, backend=backend).eval()
+    for module, call in (
+        (gru, (torch.randn(3, 4), torch.randn(2, 5), None, torch.tensor([False, True, False]))),
+        (cell, (torch.randn(4),)),
+        (cell, (torch.randn(3, 4), torch.randn(3, 5))),
+    ):
+        launched.clear()
+        torch._dynamo.reset()
+        run, graphs = compiled(module)
+        with torch.no_grad():
+            actual = run(*call)
+            assert launched.only_by(backend) if backend != "auto" else not launched
+            torch.testing.assert_close(actual, module(*call), **exactly)
+        assert_one_operator(graphs)
+
+
+class Model(nn.Module):
+    """A GRU of each kind between other layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.gru = nn.GRU(4, 5, batch_first=True)
+        self.cell = nn.GRUCell(5, 5)
+
+    def forward(self, x):
+        output, h_n = self.gru(self.first(x))
+        return self.cell(output[:, 0].relu(), h_n[0])
+
+
+def test_an_accelerated_model_by_inductor():
+    model, x = Model().eval(), torch.randn(2, 3, 3)
+    expected = model(x)
+    run, graphs = compiled(triton_gru.accelerate(model), "inductor")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor's own
+        actual = run(x)
+        actual.sum().backward()
+    torch.testing.assert_close(actual, expected)
+    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru"] * 2]
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    expected.sum().backward()
+    torch.testing.assert_close(gradients, [p.grad for p in model.parameters()])
+
+
+def test_other_sizes_and_weights_need_no_other_graph():
+    gru = triton_gru.GRU(4, 5, 2, bidirectional=True).eval()
+    run, graphs = compiled(gru)
+    with torch.no_grad():
+        for steps in (3, 7, 5):
+            for batch in (2, 4, 3):
+                call = arguments(gru, ("lengths",), steps, batch)
+                torch.testing.assert_close(run(**call), gru(**call), **exactly)
+        assert graphs.frame_count <= 3
+        assert_one_operator(graphs, graphs.frame_count)
+        before, compilations = run(**call)[0], graphs.frame_count
+        gru.weight_hh_l0.mul_(2)
+        torch.testing.assert_close(run(**call), gru(**call), **exactly)
+        assert not torch.equal(run(**call)[0], before)
+        assert graphs.frame_count == compilations
+
+
+def test_packed_input_parts_the_graph(launched):
+    gru = make_gru(4, 5, "fp32", "cpu")
+
+    def forward(x, lengths):
+        packed = pack_padded_sequence(2 * x, lengths, enforce_sorted=False)
+        return pad_packed_sequence(gru(packed)[0])[0] + 1
+
+    call = torch.randn(3, 2, 4), torch.tensor([1, 3])
+    with torch.no_grad():
+        actual = torch.compile(forward, backend="eager")(*call)
+        assert launched.only_by("block")
+        torch.testing.assert_close(actual, forward(*call), **exactly)
+
+
+def test_transforms_see_torchs_own():
+    gru = triton_gru.GRU(4, 5).eval().requires_grad_(False)
+    gradient = torch.func.grad(lambda x: gru(x)[0].square().sum())
+    run, graphs = compiled(gradient, "eager")
+    x = torch.randn(3, 2, 4)
+    torch.testing.assert_close(run(x), gradient(x))
+    assert "triton_gru" not in str(graphs.graphs[0].graph)
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_wrong_calls(name, launched):
+    gru = triton_gru.GRU(4, 5, 2, backend="block").eval()
+    assert_refused(gru, WRONG_CALLS[name])
+    assert not launched
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(None, torch.ones(2)), (None, torch.ones(3, dtype=torch.int)), (None, None, torch.ones(2, 2, dtype=torch.bool))],
+)
+def test_wrong_lengths_and_resets(more):
+    assert_refused(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 4), *more))
+
+
+def test_wrong_cell_calls():
+    assert_refused(triton_gru.GRUCell(4, 5).eval(), (torch.randn(3, 5),))
+
+
+def assert_refused(module, call):
+    """An error is the eager call's; where the graph has to be whole, torch wraps it."""
+    with pytest.raises(Exception) as expected:
+        module(*call)
+    with pytest.raises(type(expected.value)) as raised:
+        torch.compile(module, backend="eager")(*call)
+    assert str(raised.value) == str(expected.value)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported) as raised:
+        torch.compile(module, backend="eager", fullgraph=True)(*call)
+    assert str(expected.value) in str(raised.value)
+
+
+# ---- training and gradients
+
+
+def gradients(results, module, call):
+    """Of everything that has one."""
+    sum(result.square().sum() for result in results).backward()
+    variables = [*(t for t in call.values() if t.is_leaf and t.requires_grad), *module.parameters()]
+    found = [t.grad for t in variables]
+    for each in variables:
+        each.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_where_torch_serves_the_call(name):
+    options, given = CALLS[name]
+    gru = triton_gru.GRU(4, 5, **options).eval()
+    call = {key: t.requires_grad_() if t.is_floating_point() else t for key, t in arguments(gru, given).items()}
+    run, graphs = compiled(gru)
+    actual = gradients(run(**call), gru, call)
+    assert all(each.abs().sum() > 0 for each in actual)
+    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    assert_one_operator(graphs)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_of_one_result(which):
+    gru = triton_gru.GRU(4, 5).eval()
+    call = arguments(gru, ())
+    run, _ = compiled(gru)
+    actual = gradients(run(**call)[which : which + 1], gru, call)
+    torch.testing.assert_close(actual, gradients(gru(**call)[which : which + 1], gru, call))
+
+
+def test_a_kernel_refuses_backward_when_it_comes(launched):
+    gru = make_gru(4, 5, "fp32", "cpu")
+    run, graphs = compiled(gru)
+    x = torch.randn(3, 2, 4)
+    output, _ = run(x)
+    assert launched.only_by("block")
+    assert_one_operator(graphs)
+    torch.testing.assert_close(output, gru(x)[0], **exactly)
+    with pytest.raises(RuntimeError, match="cudnn RNN backward can only be called in training mode"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("given", [(), ("lengths",), ("resets",)])
+def test_training(given, launched):
+    """Of a call that torch.nn.GRU knows torch's own is compiled, of another the operator."""
+    gru = triton_gru.GRU(4, 5, 2)
+    call = arguments(gru, given)
+    run, graphs = compiled(gru)
+    actual = gradients(run(**call), gru, call)
+    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    if given:
+        assert_one_operator(graphs)
+    else:
+        assert "triton_gru" not in str(graphs.graphs[0].graph)
+    gru.backend = "block"
+    with pytest.raises(RuntimeError, match="backend='block' cannot serve this call: the module is in training mode"):
+        run(**call)
+    assert not launched
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_dropout(backend):
+    """It is drawn between layers and remembered for the backward: as much as eagerly, number for number."""
+    gru = triton_gru.GRU(4, 5, 3, dropout=0.5, backend=backend)
+    call = arguments(gru, ("hx", "resets"))
+    found = []
+    for run in (compiled(gru)[0], gru):
+        torch.manual_seed(0)
+        results = run(**call)
+        found.append((results, gradients(results, gru, call)))
+    torch.testing.assert_close(*found)
+    with torch.no_grad():
+        run, _ = compiled(gru)
+        assert not torch.equal(run(**call)[0], run(**call)[0])
+        gru.eval()
+        torch.testing.assert_close(run(**call), gru(**call), **exactly)
+
+
+# ---- torch.export
+
+
+class Both(nn.Module):
+    """Dense input, and with lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = triton_gru.GRU(4, 5, 2, bidirectional=True)
+        self.ended = triton_gru.GRU(10, 5, batch_first=True)
+
+    def forward(self, x, lengths):
+        output, h_n = self.dense(x)
+        return *self.ended(output.transpose(0, 1), None, lengths), h_n
+
+
+BOTH = torch.randn(3, 2, 4), torch.tensor([1, 3])
+LARGER = torch.randn(7, 5, 4), torch.tensor([7, 3, 0, 9, 5])
+
+
+def exported(model, strict=False):
+    steps, batch = Dim("steps"), Dim("batch")
+    sizes = {0: steps, 1: batch}, {0: batch}
+    with torch.no_grad():
+        return torch.export.export(model, BOTH, dynamic_shapes=sizes, strict=strict)
+
+
+@quiet
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_for_every_size(strict):
+    model = Both().eval()
+    program = exported(model, strict)
+    for each in (program, program.run_decompositions()):
+        assert grus(each.graph) == ["triton_gru.gru.default"] * 2
+        for call in (BOTH, LARGER):
+            with torch.no_grad():
+                torch.testing.assert_close(each.module()(*call), model(*call), **exactly)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # is not what it was exported for
+        actual = program.module()(*LARGER)
+    torch.testing.assert_close(actual, model(*LARGER), **exactly)
+
+
+@quiet
+def test_a_kernel_serves_the_exported(launched):
+    model = Both().eval()
+    model.dense.backend = model.ended.backend = "block"
+    program = exported(model)
+    assert not launched
+    with torch.no_grad():
+        actual = program.module()(*LARGER)
+        assert launched.only_by("block")
+        torch.testing.assert_close(actual, model(*LARGER), **exactly)
+
+
+@quiet
+def test_aot_inductor(tmp_path):
+    model = Both().eval()
+    program = exported(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor's own
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        run = torch._inductor.aoti_load_package(package)
+        for call in (BOTH, LARGER):
+            torch.testing.assert_close(tuple(run(*call)), model(*call))
+
+
+@quiet
+def test_export_raises_what_the_call_does():
+    with pytest.raises(RuntimeError, match="must be equal to input_size. Expected 4, got 5"):
+        torch.export.export(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 5),), strict=False)
+
+
+# ---- the operator
+
+
+def operands(with_hx, bias, ends, bidirectional, batch_first, reset_after, grad, backend):
+    gru = triton_gru.GRU(4, 5, 2, bias=bias, bidirectional=bidirectional, batch_first=batch_first).requires_grad_(grad)
+    given = ["hx"] * with_hx + [ends] * (ends != "" and not (ends == "resets" and bidirectional))
+    call = arguments(gru, given)
+    for each in call.values():
+        each.requires_grad_(grad and each.is_floating_point())
+    input, hx, lengths, resets = map(call.get, ("input", "hx", "lengths", "resets"))
+    options = (bias, bidirectional, batch_first, reset_after, backend, False)
+    return input, hx, list(gru.parameters()), lengths, resets, *options
+
+
+BOOLS = True, False
+ENDS = "", "lengths", "resets"
+
+
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, BOOLS, BOOLS, BOOLS, BOOLS, ("auto", "reference")))
+def test_operators(row):
+    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row))
+    given = operands(*row[:-2], False, row[-1])
+    grads = map(torch.randn_like, torch.ops.triton_gru.gru(*given))
+    torch.library.opcheck(torch.ops.triton_gru.gru_backward.default, (*grads, *given))
+
+
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, BOOLS, BOOLS))
+def test_the_operator_on_a_kernel(row, launched):
+    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, True, False, "block"))
+    assert launched.only_by("block")
+
+
+@quiet
+@pytest.mark.parametrize("batch_first", BOOLS)
+@pytest.mark.parametrize("given", ENDS)
+def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, launched):
+    """On a GPU that is not there, as shapes are known of it: in a mode, and exported."""
+    for asks_for_the_gpu in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
+        monkeypatch.setattr(f"torch.nn.{asks_for_the_gpu}", lambda self: None)
+    monkeypatch.delattr(triton_gru.ops, "choose")
+    monkeypatch.delattr(triton_gru.ops, "find")
+    monkeypatch.delattr(triton_gru.modules, "choose")
+    options = {"device": "cuda", "dtype": torch.float16}
+    with torch.no_grad(), FakeTensorMode():
+        gru = triton_gru.GRU(4, 5, 2, batch_first=batch_first, bidirectional=given != "resets", **options).eval()
+        x = torch.empty((2, 3, 4) if batch_first else (3, 2, 4), **options)
+        more = {
+            "": {},
+            "lengths": {"lengths": torch.empty(2, dtype=torch.int, device="cuda")},
+            "resets": {"resets": torch.empty(x.shape[:2], dtype=torch.bool, device="cuda")},
+        }
+        call = {"input": x, **more[given]}
+        in_a_mode = gru(**call)
+        h = triton_gru.GRUCell(4, 5, **options).eval()(torch.empty(3, 4, **options))
+    with torch.no_grad():
+        program = torch.export.export(gru, (), call, strict=False)
+    assert grus(program.graph) == ["triton_gru.gru.default"]
+    (node,) = (node for node in program.graph.nodes if str(node.target) == "triton_gru.gru.default")
+    directions = 1 if given == "resets" else 2
+    for output, h_n in (in_a_mode, node.meta["val"]):
+        assert output.shape == (*x.shape[:2], 5 * directions)
+        assert h_n.shape == (2 * directions, 2, 5)
+    assert h.shape == (3, 5)
+    for each in (*in_a_mode, *node.meta["val"], h):
+        assert (each.device.type, each.dtype) == ("cuda", torch.float16)
+        assert each.is_contiguous()
+    assert not launched
+
+
+@pytest.mark.parametrize("cell", BOOLS)
+def test_autocast(cell, launched):
+    module = (triton_gru.GRUCell if cell else triton_gru.GRU)(4, 5, backend="step").eval()
+    x = torch.randn(2, 4) if cell else torch.randn(3, 2, 4)
+    run, graphs = compiled(module)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        actual, expected = run(x), module(x)
+    for a, b in zip(*((result,) if cell else result for result in (actual, expected))):
+        assert a.dtype == torch.bfloat16
+        assert torch.equal(a, b)
+    assert launched.only_by("step")
+    assert_one_operator(graphs)
+
+
+# ---- dispatch modes
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_dispatch_modes_see_the_operator(launched):
+    gru = make_gru(4, 5, "fp32", "cpu", batch_first=True)
+    cell = triton_gru.GRUCell(4, 5, backend="step").eval()
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        expected = gru(x), cell(x[0])
+        launched.clear()
+        with FlopCounterMode(display=False), Recorder() as recorder:
+            actual = gru(x), cell(x[0])
+    torch.testing.assert_close(actual, expected, **exactly)
+    assert recorder.seen.count("triton_gru.gru.default") == 2
+    assert launched.scans == 2
+
+
+def test_gradients_in_a_dispatch_mode():
+    gru = triton_gru.GRU(4, 5).eval()
+    call = arguments(gru, ("lengths",))
+    with Recorder() as recorder:
+        actual = gradients(gru(**call), gru, call)
+    assert {"triton_gru.gru.default", "triton_gru.gru_backward.default"} <= set(recorder.seen)
+    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    with Recorder():
+        output, _ = gru(**call)
+        (gradient,) = torch.autograd.grad(output.square().sum(), gru.weight_hh_l0, create_graph=True)
+        with pytest.raises(RuntimeError, match="can be differentiated once"):
+            gradient.sum().backward()
+
+
+def test_a_dispatch_mode_sees_torchs_own_where_no_kernel_runs(monkeypatch):
+    monkeypatch.setattr(triton_gru.modules, "find", lambda device: None)
+    seen = []
+    for module in twins(4, 5, 2):
+        with torch.no_grad(), Recorder() as recorder:
+            module.eval()(BOTH[0])
+        seen.append(recorder.seen)
+    assert seen[0] == seen[1]
+    assert seen[0]

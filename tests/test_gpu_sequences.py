@@ -1,0 +1,232 @@
+"""What only a GPU can show of lengths, packed input, resets and two directions; threads, devices and prepared calls."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import triton_gru
+from triton_gru import sequences
+from triton_gru.device import find
+from triton_gru.plan import HEURISTICS
+
+from .calls import make_gru, run_checked
+from .oracle import PRECISIONS, check
+from .test_gpu import EACH_KERNEL, no_synchronisation
+
+pytestmark = pytest.mark.gpu
+
+KINDS = ("packed", "lengths", "resets", "bidirectional", "bidirectional lengths")
+
+
+def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
+    """A GRU and a call of it: input, hx, and keyword arguments."""
+    gru = make_gru(64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind)
+    dtype = gru.weight_hh_l0.dtype
+    x = torch.randn(steps, batch, 64, device="cuda").to(dtype)
+    hx = torch.randn(layers * (1 + gru.bidirectional), batch, hidden, device="cuda").to(dtype)
+    lengths = torch.randint(1, steps + 1, (batch,))
+    lengths[3] = steps
+    ends = {}
+    if "lengths" in kind:
+        ends["lengths"] = lengths.cuda()
+    if kind == "resets":
+        ends["resets"] = torch.rand(steps, batch, device="cuda") < 0.1
+    if kind == "packed":
+        x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return gru, x, hx, ends
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "packed"])
+@pytest.mark.parametrize(
+    "kernel, hidden, batch",
+    [("block", 100, 40), ("block", 128, 9), ("grid", 256, 1), ("grid", 600, 40), ("grid", 1024, 64), ("step", 600, 40)],
+)
+def test_full_sizes(kind, kernel, hidden, batch, precision, launched):
+    gru, x, hx, ends = make(kind, kernel, hidden, precision, 100, max(batch, 4), layers=1)
+    refusal = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find(x.device))
+    if isinstance(refusal, str):  # on smaller GPUs, the largest sizes
+        with pytest.raises(RuntimeError, match="too large"):
+            gru(x, hx, **ends)
+        return
+    run_checked(gru, x, hx, precision, launched, **ends)
+    triton_gru.check()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@EACH_KERNEL
+def test_packed_full_sizes(kernel, hidden, precision, bidirectional, launched):
+    gru = make_gru(64, hidden, precision, "cuda", kernel, num_layers=2, bidirectional=bidirectional)
+    lengths = torch.randint(1, 101, (33,))
+    packed = pack_padded_sequence(torch.randn(100, 33, 64), lengths, enforce_sorted=False)
+    packed = packed.to("cuda", gru.weight_hh_l0.dtype)
+    exactly = nn.GRU(64, hidden, 2, bidirectional=bidirectional, dtype=torch.float64).eval()
+    exactly.load_state_dict(gru.state_dict())
+    with torch.no_grad():
+        actual, h_n = gru(packed)
+        theirs, their_h_n = nn.GRU.forward(gru, packed)
+        expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
+    assert launched.only_by(kernel)
+    check(actual.data, theirs.data, expected.data, precision)
+    check(h_n, their_h_n, expected_h_n, precision)
+
+
+@EACH_KERNEL
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_synchronises(kind, kernel, hidden, launched):
+    gru, x, hx, ends = make(kind, kernel, hidden)
+    with torch.no_grad():
+        gru(x, hx, **ends)
+        with no_synchronisation():
+            gru(x, hx, **ends)
+    if "lengths" in kind:
+        on_cpu = ends["lengths"].cpu()
+        with torch.no_grad(), no_synchronisation():
+            gru(x, hx, lengths=on_cpu)
+    assert launched.only_by(kernel)
+
+
+@EACH_KERNEL
+@pytest.mark.parametrize("kind", KINDS)
+def test_graph_replays_see_new_inputs(kind, kernel, hidden):
+    gru, x, hx, ends = make(kind, kernel, hidden)
+    data = x.data if kind == "packed" else x
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            gru(x, hx, **ends)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, h_n = gru(x, hx, **ends)
+        for _ in range(10):
+            data.copy_(torch.randn_like(data))
+            for each in ends.values():  # other lengths, other resets
+                each.copy_(each[torch.randperm(len(each), device="cuda")])
+            # What the host remembers of packed input, for captures to come, may be gone by now.
+            sequences._recent.clear()
+            graph.replay()
+            expected, expected_h_n = gru(x, hx, **ends)
+            a, b = (output.data, expected.data) if kind == "packed" else (output, expected)
+            assert torch.equal(a, b)
+            assert torch.equal(h_n, expected_h_n)
+    triton_gru.check()
+
+
+def test_what_a_capture_cannot_do_is_said():
+    gru, x, hx, _ = make("packed", "grid", 512)
+    padded = torch.randn(64, 20, 64, device="cuda").half()
+    with torch.no_grad():
+        gru(padded, hx)  # compiled, but with other sequences
+        for call, ends, message in (
+            (x, {}, "after a call with the same batch_sizes"),
+            (padded, {"lengths": torch.full((20,), 3)}, "to be captured in a CUDA graph they have to be on cuda"),
+        ):
+            with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
+                gru(call, hx, **ends)
+
+
+@EACH_KERNEL
+def test_two_threads_at_once(kernel, hidden):
+    """Each with a stream of its own, on one module."""
+    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    packed = pack_padded_sequence(x, torch.randint(1, 65, (20,)), enforce_sorted=False)
+    with torch.no_grad():
+        expected = gru(x, hx)[0], gru(packed, hx)[0].data
+    torch.cuda.synchronize()
+    wrong = []
+
+    def run(call, right):
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                output = gru(call, hx)[0]
+                output = output if torch.is_tensor(output) else output.data
+                torch.cuda.current_stream().synchronize()
+                wrong.append(not torch.equal(output, right))
+
+    threads = [threading.Thread(target=run, args=each) for each in zip((x, packed), expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [False] * 40
+    triton_gru.check()
+
+
+@EACH_KERNEL
+def test_a_stream_that_is_not_the_default_one(kernel, hidden):
+    """Kernels follow the current stream: what it waits for, they wait for."""
+    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    with torch.no_grad():
+        expected = gru(x, hx)[0]
+        late = torch.empty_like(x)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(50_000_000)
+            late.copy_(x)
+            output = gru(late, hx)[0]
+            torch.cuda.current_stream().synchronize()
+    assert torch.equal(output, expected)
+
+
+@EACH_KERNEL
+def test_a_second_device(kernel, hidden):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    with torch.no_grad():
+        expected = gru(x, hx)[0]
+        other = gru.to("cuda:1")
+        with torch.cuda.device(0):
+            actual = other(x.to("cuda:1"), hx.to("cuda:1"))[0]
+    assert actual.device.index == 1
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_autocast_as_torch_does(cell):
+    torchs, ours = (nn.GRUCell, triton_gru.GRUCell) if cell else (nn.GRU, triton_gru.GRU)
+    theirs = torchs(40, 64, device="cuda").eval()
+    ours = ours(40, 64, device="cuda").eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(*((9,) if cell else (30, 9)), 40, device="cuda")
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype), torch.no_grad():
+            assert ours.plan(x).kernel in ("block", "step")
+            expected, actual = theirs(x), ours(x)
+        for a, b in zip(*((r,) if cell else r for r in (actual, expected))):
+            assert a.dtype == b.dtype == dtype
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-3 if dtype == torch.float16 else 1.6e-2)
+
+
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_compiled_by_inductor(kernel):
+    """Around the kernels, not through them; with lengths, whatever T and B."""
+    gru, _, _, _ = make("bidirectional", kernel, 100, "fp32")
+    compiled = torch.compile(gru, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for steps, batch in ((30, 4), (50, 7)):
+            x, lengths = torch.randn(steps, batch, 64, device="cuda"), torch.randint(0, steps, (batch,), device="cuda")
+            for a, b in zip(compiled(x, None, lengths), gru(x, None, lengths)):
+                assert torch.equal(a, b)
+
+
+def test_memory_of_packed_input():
+    """No padded copy: what a call takes beside its results does not grow with the longest sequence."""
+    gru = make_gru(64, 512, "fp16", "cuda", "grid")
+    lengths = torch.tensor([100_000] + [1] * 63)
+    packed = pack_padded_sequence(torch.randn(1, 64, 64).expand(100_000, 64, 64), lengths).to("cuda", torch.float16)
+    with torch.no_grad():
+        gru(packed)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output, _ = gru(packed)
+        torch.cuda.synchronize()
+        extra = torch.cuda.max_memory_allocated() - before - output.data.nbytes
+    assert extra < triton_gru.launch.WORKSPACE_BYTES + triton_gru.scans.MAILBOX_BYTES + (8 << 20)

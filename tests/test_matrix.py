@@ -1,0 +1,92 @@
+"""The test matrix that PyTorch has for its own RNNs (test_nn.py, cuDNN against the CPU), with each kernel forced."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import triton_gru
+
+from .conftest import poisoned
+from .oracle import check, set_precision
+from .pairwise import pairwise
+
+LENGTHS = (None, "a tensor, sorted", "a tensor", "a list")
+FACTORS = ((True, False), (False, True), (False, True), (1, 2), LENGTHS, (True, False))
+NAMES = "bias, bidirectional, batch_first, layers, lengths, contiguous"
+ALL = list(itertools.product(*FACTORS))
+# steps, batch, inputs, hidden: on a GPU of a real size, in the interpreter enough for every part of a kernel to run.
+SIZES = {
+    "cuda": {"block": (60, 17, 40, 100), "grid": (60, 17, 40, 300), "step": (60, 17, 40, 300)},
+    "cpu": {"block": (3, 4, 5, 6), "grid": (2, 3, 5, 20), "step": (3, 4, 5, 6)},
+}
+
+
+def apart(tensor):
+    """The same numbers, further apart in memory."""
+    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
+
+
+def compare(kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous):
+    set_precision("fp32")
+    steps, batch, inputs, hidden = SIZES[device][kernel]
+    options = {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    theirs = nn.GRU(inputs, hidden, **options).eval()
+    ours = triton_gru.GRU(inputs, hidden, **options, backend=kernel).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ours = ours.to(device)
+    x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), inputs)
+    hx = torch.randn(layers * (1 + bidirectional), batch, hidden)
+    if lengths is not None:
+        ends = torch.randint(1, steps + 1, (batch,))
+        ends[batch // 2] = steps
+        if "sorted" in lengths:
+            ends = ends.sort(descending=True).values
+        ends = ends if "tensor" in lengths else ends.tolist()
+        x = pack_padded_sequence(x, ends, batch_first=batch_first, enforce_sorted="sorted" in lengths)
+    given, given_hx = x.to(device), hx.to(device)
+    if not contiguous:
+        given_hx = apart(given_hx)
+        given = apart(given) if lengths is None else PackedSequence(apart(given.data), *given[1:])
+        for name, parameter in list(ours.named_parameters()):
+            setattr(ours, name, nn.Parameter(apart(parameter.detach())))
+    with torch.no_grad():
+        exactly = copy.deepcopy(theirs).double()(x.to(torch.float64), hx.double())
+        expected = theirs(x, hx)
+        with poisoned():
+            actual = ours(given, given_hx)
+    assert launched.only_by(kernel)
+    if lengths is not None:
+        for a, b in zip(actual[0][1:], expected[0][1:]):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a.cpu(), b)
+        assert isinstance(actual[0], PackedSequence)
+        actual, expected, exactly = ((output.data, h_n) for output, h_n in (actual, expected, exactly))
+    for a, b, c in zip(actual, expected, exactly):
+        check(a, b, c, "fp32")
+        assert a.is_contiguous()
+
+
+@pytest.mark.parametrize("kernel", ["block", "step"])
+@pytest.mark.parametrize(NAMES, ALL)
+def test_matrix(
+    kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous
+):  # fmt: skip
+    compare(kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous)
+
+
+@pytest.mark.parametrize(NAMES, pairwise(*FACTORS))
+def test_matrix_of_grid_pairwise(
+    device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous
+):  # fmt: skip
+    """In the interpreter each of its programs runs once for every step."""
+    compare("grid", device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(NAMES, ALL)
+def test_matrix_of_grid(launched, bias, bidirectional, batch_first, layers, lengths, contiguous):
+    compare("grid", "cuda", launched, bias, bidirectional, batch_first, layers, lengths, contiguous)

@@ -1,0 +1,124 @@
+"""A `GRUCell` called again, by what its last call found out: the same answer, and never when something is different."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+from triton_gru import modules, prepared
+
+from .oracle import PRECISIONS, set_precision
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Calls that were bound, and so not made as prepared."""
+    calls = []
+    bind = modules.bind_cell
+    monkeypatch.setattr(modules, "bind_cell", lambda *args: calls.append(args) or bind(*args))
+    return calls
+
+
+def make(device, precision="fp16", **options):
+    dtype = set_precision(precision)
+    cell = triton_gru.GRUCell(7, 20, device=device, dtype=dtype, backend="step", **options).eval()
+    return cell, torch.randn(5, 7, device=device).to(dtype), torch.randn(5, 20, device=device).to(dtype)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("with_hx", [True, False])
+def test_the_second_call_is_the_first(precision, bias, with_hx, device, launched, bound):
+    cell, x, hx = make(device, precision, bias=bias)
+    hx = hx if with_hx else None
+    with torch.no_grad():
+        first, second = cell(x, hx), cell(x, hx)
+        assert len(bound) == 1
+        assert launched == ["whole_step"] * 2
+        assert torch.equal(first, second)
+        other, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
+        again = cell(other, other_hx)
+        assert len(bound) == 1
+        assert torch.equal(again, copy.deepcopy(cell)(other, other_hx))  # which is not prepared
+        assert torch.equal(first, second), "results of different calls share memory"
+
+
+def changes():
+    def weight(cell, x, hx):
+        cell.weight_hh = nn.Parameter(cell.weight_hh.detach() * 2)
+
+    def data(cell, x, hx):
+        cell.weight_ih.data = cell.weight_ih.data * 2
+
+    def transposed(cell, x, hx):
+        cell.weight_hh = nn.Parameter(cell.weight_hh.detach().view(20, 60).T)
+
+    return {
+        "another weight": weight,
+        "another weight's data": data,
+        "a weight that lies otherwise": transposed,
+        "another batch": lambda cell, x, hx: (x[:3], hx[:3]),
+        "no state": lambda cell, x, hx: (x, None),
+        "unbatched": lambda cell, x, hx: (x[0], hx[0]),
+        "an odd address": lambda cell, x, hx: (torch.cat([x[0, :1], x.flatten()])[1:].view(5, 7), hx),
+        "other strides": lambda cell, x, hx: (x.T.contiguous().T, hx.T.contiguous().T),
+        "a backend": lambda cell, x, hx: setattr(cell, "backend", "block"),
+        "training": lambda cell, x, hx: cell.train() and None,
+    }
+
+
+@pytest.mark.parametrize("name", changes())
+def test_what_is_different_is_seen(name, device, bound):
+    cell, x, hx = make(device)
+    with torch.no_grad():
+        cell(x, hx)
+        cell(x, hx)
+        x, hx = changes()[name](cell, x, hx) or (x, hx)
+        actual = cell(x, hx)
+        assert len(bound) == 2
+        fresh = copy.deepcopy(cell)
+        assert torch.equal(actual, fresh(x, hx))
+
+
+def test_modes_are_seen(device, bound):
+    cell, x, hx = make(device, "fp32")
+    with torch.no_grad():
+        before = cell(x, hx)
+        torch.backends.cudnn.rnn.fp32_precision = "tf32"
+        assert not torch.equal(cell(x, hx), before)
+        assert len(bound) == 2
+        with torch.autocast(device, torch.bfloat16):
+            assert cell(x, hx).dtype == torch.bfloat16
+    assert cell(x, hx).requires_grad
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="can only be called in training mode"):
+        cell(x, hx).sum().backward()
+    with pytest.raises(RuntimeError, match="inconsistent input_size"):
+        cell(x[:, :6], hx)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
+        cell(x, hx.half())
+
+
+def test_weights_that_change_in_place_are_read_anew(device, bound):
+    cell, x, hx = make(device)
+    with torch.no_grad():
+        before = cell(x, hx)
+        cell.weight_hh.mul_(2)
+        after = cell(x, hx)
+        assert len(bound) == 1
+        assert not torch.equal(before, after)
+        assert torch.equal(after, copy.deepcopy(cell)(x, hx))
+
+
+def test_nothing_is_kept_of_a_cell_that_is_gone(device):
+    cell, x, hx = make(device)
+    with torch.no_grad():
+        cell(x, hx)
+        assert cell in prepared._kept
+        kept = len(prepared._kept)
+        pickle.loads(pickle.dumps(cell))
+        del cell
+        assert len(prepared._kept) == kept - 1

@@ -1,0 +1,280 @@
+"""lengths, packed input, resets and two directions: each kernel against float64, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import triton_gru
+from triton_gru import launch, sequences
+from triton_gru.plan import KERNELS
+
+from .calls import make_call, make_gru, run_checked
+from .conftest import poisoned
+from .oracle import PRECISIONS, check
+from .pairwise import pairwise
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+
+
+def factors(hidden, batch, steps):
+    return (
+        hidden,
+        batch,
+        steps,
+        tuple(PRECISIONS),
+        ("time_first", "batch_first", "odd_offset"),
+        (True, False),  # bias
+        (1, 2),  # layers
+        (True, False),  # bidirectional
+        (True, False),  # initial state given
+        (None, torch.int64, torch.int32, torch.uint8),  # dtype of lengths
+        (True, False),  # resets
+    )
+
+
+# What a shape costs ``grid`` in the interpreter grows with its programs and the square of its steps.
+CASES = [
+    (kernel, *case)
+    for kernel in KERNELS
+    for case in pairwise(
+        *factors((1, 20), (1, 9), (1, 2)) if kernel == "grid" else factors((1, 25, 40), (1, 17), (1, 3))
+    )
+    if case[-2] is not None or case[-1] or case[7]
+]
+
+
+def ends_of(x, batch_first, lengths, resets, seed=0):
+    """Keyword arguments for a call: random lengths in a dtype, with a 0 and one too large; random resets."""
+    steps, batch = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
+    generator = torch.Generator().manual_seed(seed)
+    ends = {}
+    if lengths is not None:
+        values = torch.randint(0, steps + 1, (batch,), generator=generator)
+        values[batch // 2] = steps + 7
+        values[batch - 1] = 0
+        ends["lengths"] = values.to(x.device, lengths)
+    if resets:
+        ends["resets"] = (torch.rand(x.shape[:2], generator=generator) < 0.3).to(x.device)
+    return ends
+
+
+@pytest.mark.parametrize(
+    "kernel, hidden, batch, steps, precision, layout, bias, layers, bidirectional, with_hx, lengths, resets", CASES
+)
+def test_agrees_with_float64(
+    kernel, hidden, batch, steps, precision, layout, bias, layers, bidirectional, with_hx, lengths, resets, device,
+    launched,
+):  # fmt: skip
+    resets = resets and not bidirectional
+    gru, x, hx = make_call(
+        kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, bidirectional=bidirectional
+    )
+    ends = ends_of(x, gru.batch_first, lengths, resets)
+    output, h_n = run_checked(gru, x, hx, precision, launched, **ends)
+    if lengths is not None:
+        if not gru.batch_first:
+            output = output.transpose(0, 1)
+        for row, end in enumerate(ends["lengths"].tolist()):
+            assert (output[row, end:] == 0).all()
+        before = torch.zeros_like(h_n) if hx is None else hx
+        assert torch.equal(h_n[:, -1], before[:, -1])  # of length 0
+
+
+@each_kernel
+def test_lengths_on_the_cpu_and_clamped_below(kernel, device):
+    gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=True)
+    x = torch.randn(3, 4, 4, device=device)
+    with torch.no_grad():
+        expected = gru(x, lengths=torch.tensor([2, 0, 3, 1], device=device))
+        actual = gru(x, lengths=torch.tensor([2, -5, 99, 1]))
+    assert all(torch.equal(a, b) for a, b in zip(expected, actual))
+
+
+@each_kernel
+def test_what_lies_beyond_a_length_is_not_read(kernel, device, launched):
+    gru = make_gru(4, 20, "fp32", device, kernel, num_layers=2, bidirectional=True)
+    x, lengths = torch.randn(3, 4, 4, device=device), torch.tensor([2, 0, 3, 1])
+    clean = run_checked(gru, x, None, "fp32", launched, lengths=lengths.to(device))
+    for row, end in enumerate(lengths):
+        x[end:, row] = float("nan")
+    with torch.no_grad(), poisoned():
+        dirty = gru(x, lengths=lengths)
+    assert all(torch.equal(a, b) for a, b in zip(clean, dirty))
+
+
+@each_kernel
+def test_a_reset_leaves_nothing_of_the_state(kernel, device, launched):
+    """Neither NaN nor infinity, not even before the first step; a restarted sequence is as one that begins there."""
+    gru = make_gru(4, 20, "fp32", device, kernel, num_layers=2)
+    x, hx = torch.randn(3, 3, 4, device=device), torch.randn(2, 3, 20, device=device)
+    hx[:, 0] = float("nan")
+    hx[1, 1, 3] = float("inf")
+    x[0, 2] = float("nan")
+    resets = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 1]], dtype=torch.bool, device=device)
+    output, h_n = run_checked(gru, x, hx, "fp32", launched, resets=resets)
+    assert output[:, :2].isfinite().all()
+    assert output[:2, 2].isnan().all()
+    assert output[2].isfinite().all()
+    with torch.no_grad():
+        alone = gru(x[2:, 2:])
+    assert torch.equal(h_n[:, 2:], alone[1])
+
+
+@each_kernel
+@pytest.mark.parametrize("kind", ["lengths", "packed", "resets", "lengths and resets", "bidirectional"])
+def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, monkeypatch):
+    steps = 3 if kernel == "grid" and device == "cpu" else 7
+    gru = make_gru(6, 20, "fp16", device, kernel, num_layers=2, bidirectional="resets" not in kind)
+    x = torch.randn(steps, 3, 6, device=device).half()
+    hx = torch.randn(2 if "resets" in kind else 4, 3, 20, device=device).half()
+    lengths = torch.tensor([2, steps, 1])
+    ends = ends_of(x, False, None, "resets" in kind)
+    if "lengths" in kind:
+        ends["lengths"] = lengths.to(device)
+    call = pack_padded_sequence(x, lengths, enforce_sorted=False) if kind == "packed" else x
+    with torch.no_grad(), poisoned():
+        whole, whole_h_n = gru(call, hx, **ends)
+        assert launched.count("input_projection") == 2
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)
+        launched.clear()
+        output, h_n = gru(call, hx, **ends)
+    assert launched.count("input_projection") == 2 * steps
+    if kind == "packed":
+        whole, output = whole.data, output.data
+    assert whole.isfinite().all()
+    assert torch.equal(output, whole)
+    assert torch.equal(h_n, whole_h_n)
+
+
+@pytest.mark.parametrize(
+    "kernel, precision", [*(("block", p) for p in PRECISIONS), *(("step", p) for p in PRECISIONS), ("grid", "bf16")]
+)
+def test_packed_as_lengths(kernel, precision, device):
+    """Bitwise: packed and padded are the same sequences, laid out otherwise."""
+    layers = 1 if kernel == "grid" else 2
+    gru = make_gru(6, 20, precision, device, kernel, num_layers=layers, bidirectional=True)
+    x, hx = (
+        torch.randn(*shape, device=device).to(gru.weight_hh_l0.dtype) for shape in ((3, 9, 6), (2 * layers, 9, 20))
+    )
+    lengths = torch.tensor([1, 3, 2, 2, 3, 1, 1, 2, 1])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    with torch.no_grad(), poisoned():
+        actual, h_n = gru(packed, hx)
+        expected, expected_h_n = gru(x, hx, lengths)
+    assert torch.equal(actual.data, pack_padded_sequence(expected, lengths, enforce_sorted=False).data)
+    assert torch.equal(h_n, expected_h_n)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "reference", "torch"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_backend_agrees_on_lengths(kernel, bidirectional):
+    gru = make_gru(4, 20, "fp32", "cpu", kernel, num_layers=2, bidirectional=bidirectional, batch_first=True)
+    x, hx = torch.randn(4, 3, 4), torch.randn(4 if bidirectional else 2, 4, 20)
+    lengths = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        actual, h_n = gru(x, hx, lengths=lengths)
+        for row, end in enumerate(lengths.tolist()):
+            assert (actual[row, end:] == 0).all()
+            if end == 0:
+                assert torch.equal(h_n[:, row], hx[:, row])
+                continue
+            expected, expected_h_n = nn.GRU.forward(gru, x[row : row + 1, :end], hx[:, row : row + 1].contiguous())
+            torch.testing.assert_close(actual[row, :end], expected[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(h_n[:, row], expected_h_n[:, 0], rtol=0, atol=1e-5)
+
+
+def test_lengths_and_resets_train_without_a_kernel():
+    gru = triton_gru.GRU(4, 5, 2)
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    assert gru.plan(x, lengths=torch.tensor([3, 1])).kernel == "torch"
+    plan = gru.plan(x, resets=torch.zeros(3, 2, dtype=torch.bool))
+    assert plan.kernel == "reference"
+    assert dict(plan.rejected)["torch"] == "torch.nn.GRU does not restart within a sequence"
+    gru(x, lengths=torch.tensor([3, 1]))[0].sum().backward()
+    assert (x.grad[1:, 1] == 0).all() and (x.grad[:, 0] != 0).any(dim=1).all()
+    x.grad = None
+    gru(x, resets=torch.tensor([[0, 0], [0, 1], [0, 0]]).bool())[0][2, 1].sum().backward()
+    assert (x.grad[0] == 0).all() and (x.grad[1:, 1] != 0).any()
+
+
+def test_unbatched_resets():
+    gru = make_gru(4, 5, "fp32", "cpu", "block", batch_first=True)
+    x, resets = torch.randn(3, 4), torch.tensor([False, True, False])
+    output, h_n = gru(x, resets=resets)
+    assert torch.equal(output, gru(x[None], resets=resets[None])[0][0])
+    assert h_n.shape == (1, 5)
+
+
+x3, bools = torch.randn(3, 2, 4), torch.zeros(3, 2, dtype=torch.bool)
+WRONG = {
+    "a list of lengths": ((x3, None, [3, 1]), TypeError, "lengths must be a tensor of integers, got list"),
+    "lengths of floats": ((x3, None, torch.ones(2)), TypeError, "got one of torch.float32"),
+    "too many lengths": ((x3, None, torch.ones(3).int()), ValueError, r"of shape \[2\].* got \[3\]"),
+    "lengths unbatched": ((x3[:, 0], None, torch.tensor(3)), ValueError, "lengths need batched input"),
+    "resets of integers": ((x3, None, None, bools.int()), TypeError, "resets must be a tensor of bools"),
+    "resets the other way": ((x3, None, None, bools.T), ValueError, r"\[3, 2\], got \[2, 3\]"),
+    "resets elsewhere": ((x3, None, None, bools.to("meta")), RuntimeError, "resets and input are not at the same"),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
+@pytest.mark.parametrize("name", WRONG)
+def test_errors(name, backend, launched):
+    call, error, message = WRONG[name]
+    gru = triton_gru.GRU(4, 5, backend=backend).eval()
+    for attempt in (gru, gru.plan):
+        with pytest.raises(error, match=message):
+            attempt(*call)
+    assert not launched
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
+def test_what_resets_cannot_go_with(backend, launched):
+    packed = pack_padded_sequence(x3, torch.tensor([3, 1]))
+    with pytest.raises(ValueError, match="resets cannot go with packed input"):
+        triton_gru.GRU(4, 5, backend=backend).eval()(packed, resets=bools)
+    with pytest.raises(ValueError, match="resets cannot go with a bidirectional GRU"):
+        triton_gru.GRU(4, 5, bidirectional=True, backend=backend).eval()(x3, resets=bools)
+    with pytest.raises(ValueError, match="lengths cannot go with packed input"):
+        triton_gru.GRU(4, 5, backend=backend).eval()(packed, lengths=torch.tensor([3, 1]))
+    assert not launched
+
+
+@pytest.mark.parametrize(
+    "sizes, rows", [([2, 3], 5), ([2, 0], 2), ([2, 1], 4), ([2, 1], 2), ([], 0), ([3] + [2] * 20, 3)]
+)
+def test_packed_sequences_that_are_none(sizes, rows, launched):
+    """A kernel would read and write elsewhere."""
+    gru = triton_gru.GRU(4, 5, backend="block").eval()
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        gru(PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=torch.int64)))
+    assert "batch_sizes" in str(raised.value) or not sizes
+    assert len(str(raised.value)) < 300
+    assert not launched
+
+
+def test_where_packed_sequences_lie():
+    found = sequences.of_packed(torch.tensor([4, 2, 2, 1]), 9, torch.device("cpu"))
+    assert found.lengths.tolist() == [4, 3, 1, 1]
+    assert found.offsets.tolist() == [0, 4, 6, 8]
+    assert (found.steps, found.batch_size) == (4, 4)
+    assert found.lengths.dtype == found.offsets.dtype == torch.int32
+
+
+@each_kernel
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_nan_stays_in_its_row_of_packed_input(kernel, bidirectional, device, launched):
+    gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=bidirectional)
+    x, lengths = torch.randn(3, 9, 4, device=device), torch.tensor([3, 3, 3, 2, 2, 2, 1, 1, 1])
+    x[1, 4] = float("nan")
+    packed = pack_padded_sequence(x, lengths)
+    with torch.no_grad(), poisoned():
+        output, h_n = gru(packed)
+    exactly = nn.GRU(4, 20, bidirectional=bidirectional, dtype=torch.float64)
+    exactly.load_state_dict(gru.state_dict())
+    with torch.no_grad():
+        expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
+    check(output.data, expected.data, expected.data, "fp32")
+    check(h_n, expected_h_n, expected_h_n, "fp32")
+    assert launched.only_by(kernel)

@@ -1,0 +1,177 @@
+"""A GRU frame by frame agrees with itself over the whole sequence."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+
+from .calls import make_gru
+from .oracle import PRECISIONS, bound, check, exact, torchs_own
+
+
+def frames(gru, x, stream=None):
+    stream = stream or gru.stream(x.size(1))
+    return torch.stack([stream(frame) for frame in x]), stream
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (3, False)])
+def test_agrees_with_the_sequence(precision, layers, bias, device, launched):
+    gru = make_gru(7, 20, precision, device, "step", num_layers=layers, bias=bias)
+    x = torch.randn(12, 5, 7, device=device).to(gru.weight_hh_l0.dtype)
+    output, stream = frames(gru, x)
+    assert launched.count("whole_step") in ((layers * 12,) if device == "cpu" else range(2 * layers, 4 * layers + 1))
+    expected, expected_h_n = exact(gru, x, None)
+    theirs, their_h_n = torchs_own(gru, x, None, precision)
+    check(output, theirs, expected, precision)
+    check(stream.state, their_h_n, expected_h_n, precision)
+    assert not output.requires_grad and output.dtype == x.dtype
+    assert stream.state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_thousand_frames(precision, device):
+    """The error does not grow: the state is kept in float32, beyond what the outputs are rounded to."""
+    torch.manual_seed(0)
+    gru = make_gru(4, 16, precision, device, "step")
+    steps = 1000 if device == "cuda" or precision == "fp16" else 200
+    x = torch.randn(steps, 2, 4, device=device).to(gru.weight_hh_l0.dtype)
+    output, _ = frames(gru, x)
+    expected = exact(gru, x, None)[0]
+    theirs = torchs_own(gru, x, None, precision)[0].double().cpu()
+    for part in (slice(0, 100), slice(-100, None)):
+        error, allowed = (output.double().cpu() - expected)[part].abs().max(), (theirs - expected).abs().max().item()
+        assert error <= bound(allowed, precision)
+
+
+def test_state_and_reset(device):
+    gru = make_gru(4, 16, "fp16", device, "step", num_layers=2)
+    x = torch.randn(6, 3, 4, device=device).half()
+    expected, stream = frames(gru, x)
+    assert stream.state.shape == (2, 3, 16)
+    stream.reset()
+    assert (stream.state == 0).all()
+    assert torch.equal(frames(gru, x, stream)[0], expected)
+    # Only some, and nothing of a NaN is left.
+    stream.state = torch.full((2, 3, 16), float("nan"))
+    stream.reset(torch.tensor([True, False, True], device=device))
+    output = frames(gru, x, stream)[0]
+    assert torch.equal(output[:, ::2], expected[:, ::2])
+    assert output[:, 1].isnan().all()
+    # A copy: what is done to it, or to a frame's output, does not come back.
+    stream.reset()
+    first = stream(x[0])
+    kept, state = first.clone(), stream.state
+    state.fill_(7)
+    second = stream(x[1])
+    assert torch.equal(first, kept) and torch.equal(second, expected[1])
+    # From a state that was kept.
+    stream.state = state = torch.randn(2, 3, 16, device=device)
+    after = stream(x[0])
+    stream.state = state
+    assert torch.equal(stream(x[0]), after) and not torch.equal(after, expected[0])
+
+
+def test_weights_that_change_are_seen(device):
+    gru = make_gru(4, 16, "fp32", device, "step")
+    x = torch.randn(3, 2, 4, device=device)
+    stream = gru.stream(2)
+    before = stream(x[0])
+    with torch.no_grad():
+        gru.weight_ih_l0.mul_(2)  # in place
+    stream.reset()
+    changed = stream(x[0])
+    assert not torch.equal(before, changed)
+    gru.weight_hh_l0 = nn.Parameter(gru.weight_hh_l0.detach().clone() * 2)  # in another's place
+    expected = frames(copy.deepcopy(gru), x)[0]
+    stream.reset()
+    assert torch.equal(frames(gru, x, stream)[0], expected)
+
+
+def test_the_odd_modules(device, launched):
+    """Weights that do not lie in order, batch first, one row, one unit."""
+    gru = make_gru(4, 1, "fp32", device, "step", batch_first=True)
+    x = torch.randn(3, 1, 4, device=device)
+    with torch.no_grad():
+        expected = gru(x.transpose(0, 1))[0].transpose(0, 1)
+    torch.testing.assert_close(frames(gru, x)[0], expected, rtol=0, atol=1e-3)
+    gru.weight_ih_l0 = nn.Parameter(torch.stack([gru.weight_ih_l0.detach()] * 2, dim=2)[..., 0])
+    assert not gru.weight_ih_l0.is_contiguous()
+    torch.testing.assert_close(frames(gru, x)[0], expected, rtol=0, atol=1e-3)
+    assert launched.only_by("step") or device == "cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend, reset_after", [("auto", True), ("torch", True), ("auto", False)])
+@pytest.mark.parametrize("training", [False, True])
+def test_without_a_kernel(dtype, backend, reset_after, training, launched):
+    gru = triton_gru.GRU(4, 6, 2, dtype=dtype, backend=backend, reset_after=reset_after).train(training)
+    x = torch.randn(5, 3, 4).to(dtype)
+    output, stream = frames(gru, x)
+    expected = gru(x)[0].detach()
+    torch.testing.assert_close(output, expected, rtol=0, atol=3e-2 if dtype == torch.bfloat16 else 1e-5)
+    stream.reset(torch.tensor([False, True, False]))
+    assert (stream.state[:, 1] == 0).all() and (stream.state[:, 0] != 0).any()
+    assert not launched
+
+
+def test_under_autocast(device):
+    gru = make_gru(4, 16, "fp32", device, "step")
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        output, stream = frames(gru, x)
+    assert output.dtype == torch.bfloat16
+    without = frames(gru, x, stream)[0]  # the same stream, in its own dtype again
+    assert without.dtype == torch.float32
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="a bidirectional GRU needs them all"):
+        triton_gru.GRU(4, 5, bidirectional=True).stream(2)
+    gru = triton_gru.GRU(4, 5, backend="step").eval()
+    for wrong in (0, -1, 2.0, None):
+        with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+            gru.stream(wrong)
+    stream = gru.stream(2)
+    for wrong in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 5), torch.randn(1, 2, 4)):
+        with pytest.raises(ValueError, match=r"a frame is of shape \[2, 4\]"):
+            stream(wrong)
+    stream(torch.randn(2, 4))
+    with pytest.raises((ValueError, RuntimeError), match="dtype|float16"):
+        stream(torch.randn(2, 4).half())
+    with pytest.raises((ValueError, RuntimeError), match="meta"):
+        stream(torch.empty(2, 4, device="meta"))
+    with pytest.raises(ValueError, match=r"of shape \[1, 2, 5\]"):
+        stream.state = torch.zeros(2, 5)
+    for wrong in (torch.zeros(2), torch.zeros(3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="mask must be bool"):
+            stream.reset(wrong)
+    for kernel in ("block", "grid"):
+        gru.backend = kernel
+        with pytest.raises(RuntimeError, match="cannot serve a stream"):
+            stream(torch.randn(2, 4))
+
+
+@pytest.mark.gpu
+def test_a_frame_is_one_replay(launched):
+    """After the first two nothing is launched but the graph; and nothing waits for the GPU."""
+    gru = make_gru(64, 512, "fp16", "cuda", "auto", num_layers=2)
+    stream = gru.stream(4)
+    x = torch.randn(50, 4, 64, device="cuda").half()
+    for frame in x[:2]:
+        stream(frame)
+    before = len(launched)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outputs = torch.stack([stream(frame) for frame in x[2:]])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(launched) == before
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, gru(x)[0][2:], rtol=0, atol=5e-3)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="a stream cannot be captured"), torch.cuda.graph(graph):
+        stream(x[0])

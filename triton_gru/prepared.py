@@ -1,0 +1,94 @@
+"""A step of a `GRUCell` without binding and planning it anew, as long as all stays as it was in the call before.
+
+A call costs the host tens of microseconds, its one launch the GPU two or three: what a call has found out is kept, and
+the next one only asks whether it still holds.
+"""
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from . import watchdog
+from .arguments import Call, surroundings, weights_of_cell
+from .launch import launches
+from .plan import Plan
+from .reference import Weights
+
+_kept: "weakref.WeakKeyDictionary[torch.nn.Module, _Prepared]" = weakref.WeakKeyDictionary()
+
+
+def run(cell, input: Tensor, hx: Tensor | None) -> Tensor | None:
+    """``cell(input, hx)`` as it was prepared, None if it was not or something is different."""
+    prepared = _kept.get(cell)
+    if prepared is None or not prepared.holds(cell, input, hx):
+        return None
+    watchdog.raise_if_given_up(input.device)
+    h = input.new_empty(prepared.shape)
+    prepared.launch(input, h if hx is None else hx, h)
+    return h
+
+
+def keep(cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None) -> None:
+    """Prepares calls like ``cell(input, hx)``, which was planned so, if they are one launch on memory as it lies."""
+    weights = weights_of_cell(cell)
+    tensors = [t for t in (input, hx, *weights) if t is not None]
+    if plan.kernel != "step" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return
+    here = input.device.type != "cuda" or input.device.index == torch.cuda.current_device()
+    own = all(cell._parameters.get(name) is w for name, w in zip(_NAMES, weights))
+    contiguous = all(t.is_contiguous() for t in tensors)
+    if here and own and contiguous and input.dim() == 2 and call.input.dtype == input.dtype:
+        _kept[cell] = _Prepared(cell, call, plan, input, hx)
+
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class _Prepared:
+    """One launch, of which the input, the state and the result are still open."""
+
+    def __init__(self, cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None):
+        h = call.input.new_empty(1, call.problem.batch_size, call.problem.hidden_size)
+        (launch,) = launches(call, plan.config, plan.device, h, h)
+        self.shape = h.shape[1:]
+        names = launch.kernel.arg_names
+        self._at = [names.index(name) for name in ("x", "hx", "out", "h_n")]
+        self._args = list(launch.args)
+        self._start = launch.prepared()
+        self._surroundings = surroundings(cell, input)
+        self._weights = weights_of_cell(cell)
+        self._addresses = _addresses(self._weights)
+        self._input, self._hx = _form(input), None if hx is None else _form(hx)
+
+    def holds(self, cell, input: Tensor, hx: Tensor | None) -> bool:
+        """Whether a call is like the one that this was prepared for. To be quick: the host has little else to do."""
+        parameters = cell._parameters
+        if any(parameters.get(name) is not weight for name, weight in zip(_NAMES, self._weights)):
+            return False
+        if torch.is_grad_enabled():
+            tensors = (input, hx, *self._weights)
+            if any(t is not None and t.requires_grad for t in tensors):
+                return False
+        return (
+            _form(input) == self._input
+            and (None if hx is None else _form(hx)) == self._hx
+            and _addresses(self._weights) == self._addresses
+            and surroundings(cell, input) == self._surroundings
+        )
+
+    def launch(self, x: Tensor, hx: Tensor, h: Tensor) -> None:
+        args = self._args.copy()
+        for at, tensor in zip(self._at, (x, hx, h, h)):
+            args[at] = tensor
+        self._start(*args)
+
+
+def _form(tensor: Tensor) -> tuple:
+    """What a launch depends on; of the address only what was compiled for."""
+    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+
+
+def _addresses(weights: Weights) -> list:
+    """Where they lie, and how, which may change in place."""
+    return [(w.data_ptr(), w.stride(), w.dtype) for w in weights if w is not None]

@@ -1,0 +1,173 @@
+"""A GRU frame by frame: the state kept, one CUDA graph replayed a frame."""
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .arguments import bind_dense, fp32_precision, grouped
+from .device import find
+from .plan import Plan, choose
+from .scans import Scan, whole_step_launch
+from .sequences import Sequences
+
+
+class Stream:
+    """Runs a `triton_gru.GRU` on ``batch_size`` sequences one frame at a time; made by ``gru.stream(batch_size)``.
+
+    ``stream(x_t)``, x_t [B, I] in the module's dtype and on its device, is the output y_t [B, H] of the last layer:
+    what the module gives for the whole sequence, a step at a time. The state of all layers is kept in float32. On a GPU
+    a frame is one replay of a CUDA graph of one launch a layer, made anew when the module's parameters are replaced
+    (not when they change in place). Where no kernel serves the module, the module itself is called, and the state
+    rounded to its dtype from frame to frame.
+
+    No gradient is recorded, whatever the mode. A stream belongs to one thread and one CUDA stream at a time, and
+    cannot itself be captured in a graph.
+
+    Raises:
+        ValueError: the GRU is bidirectional, or ``batch_size`` not a positive integer; x_t is not of the shape.
+        RuntimeError: the backend, asked for by name, cannot serve a stream.
+    """
+
+    def __init__(self, gru, batch_size: int):
+        if gru.bidirectional:
+            raise ValueError("a stream runs forward as frames come: a bidirectional GRU needs them all")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+        self._gru = gru
+        weight = gru.weight_hh_l0
+        self._shape = (batch_size, gru.input_size)
+        # By parity of the frame: a launch reads all of one state while it writes the other.
+        self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
+        self._carry.requires_grad_(False)
+        self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
+        self._parity = 0
+        self._frames: _Frames | None = None
+
+    @property
+    def state(self) -> Tensor:
+        """float32 [layers, B, H]: a copy of the state after the last frame. May be assigned."""
+        return self._carry[self._parity].clone()
+
+    @state.setter
+    @torch.no_grad()
+    def state(self, value: Tensor) -> None:
+        if value.shape != self._carry.shape[1:]:
+            raise ValueError(f"the state is of shape {list(self._carry.shape[1:])}, got {list(value.shape)}")
+        self._carry[self._parity].copy_(value)
+        self._round()
+
+    @torch.no_grad()
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Forgets the state, of all sequences or of those where ``mask`` (bool [B]) is True."""
+        state = self._carry[self._parity]
+        if mask is None:
+            state.zero_()
+        elif mask.dtype != torch.bool or mask.shape != self._shape[:1]:
+            raise ValueError(f"mask must be bool of shape [{self._shape[0]}], got {mask.dtype} {list(mask.shape)}")
+        else:
+            state.masked_fill_(mask[:, None], 0)
+        self._round()
+
+    def _round(self) -> None:
+        if self._rounded is not self._carry:
+            self._rounded[self._parity].copy_(self._carry[self._parity])
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape != self._shape:
+            raise ValueError(f"a frame is of shape {list(self._shape)}, got {list(x.shape)}")
+        gru = self._gru
+        gru._update_flat_weights()
+        key = self._key()
+        if self._frames is None or self._frames.key != key:
+            self._frames = None
+            plan = self._plan(x)
+            if plan.kernel != "step" or plan.problem.dtype != self._rounded.dtype:  # autocast
+                return self._call_module(x)
+            self._frames = _Frames(key, plan, self._weights(), self._carry, self._rounded)
+        if x.dtype != gru.weight_hh_l0.dtype or x.device != gru.weight_hh_l0.device:
+            raise ValueError(
+                f"frames must be {gru.weight_hh_l0.dtype} on {gru.weight_hh_l0.device}, as the weights are, "
+                f"got {x.dtype} on {x.device}"
+            )
+        output = self._frames(x, self._parity)
+        self._parity ^= 1
+        return output
+
+    def _key(self) -> tuple:
+        """What a graph depends on that may have changed since it was made."""
+        gru = self._gru
+        precision = fp32_precision() if gru.weight_hh_l0.dtype == torch.float32 else ""
+        modes = gru.backend, gru.training, precision, torch.is_autocast_enabled(gru.weight_hh_l0.device.type)
+        return (*modes, *(w.data_ptr() for w in gru._flat_weights))
+
+    def _weights(self):
+        return grouped(self._gru._flat_weights, self._gru.bias)
+
+    def _plan(self, x: Tensor) -> Plan:
+        gru, device = self._gru, find(x.device)
+        frame = x.unsqueeze(1 if gru.batch_first else 0)
+        problem = bind_dense(gru, frame, None, self._weights(), None, None).problem
+        if gru.backend not in ("auto", "torch", "reference", "step"):
+            raise RuntimeError(
+                f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
+            )
+        if gru.backend == "auto" and device is not None and device.isa == "ptx":
+            try:  # in a graph, wherever it can
+                return choose(problem, device, "step")
+            except RuntimeError:
+                pass
+        return choose(problem, device, gru.backend)
+
+    def _call_module(self, x: Tensor) -> Tensor:
+        gru = self._gru
+        time = 1 if gru.batch_first else 0
+        output, h_n = gru(x.unsqueeze(time), self._carry[self._parity].to(x.dtype))
+        self._carry[self._parity].copy_(h_n)
+        self._round()
+        return output.squeeze(time)
+
+
+class _Frames:
+    """The launches of a frame: on a GPU in two graphs, one for each parity."""
+
+    def __init__(self, key: tuple, plan: Plan, weights: list, carry: Tensor, rounded: Tensor):
+        self.key = key
+        self._plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
+        batch, inputs = plan.problem.batch_size, plan.problem.input_size
+        self._sequences = Sequences("dense", 1, batch)
+        self._x = rounded.new_empty(batch, inputs)
+        self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
+        self._replays = [None, None]
+
+    def __call__(self, x: Tensor, parity: int) -> Tensor:
+        self._x.copy_(x)
+        if x.device.type != "cuda":
+            launch._start(self._launches(parity))
+        else:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
+            with torch.cuda.device(x.device):
+                if self._replays[parity] is None:
+                    self._replays[parity] = self._captured(parity)
+                self._replays[parity].replay()
+        return self._outputs[-1].clone()
+
+    def _captured(self, parity: int) -> torch.cuda.CUDAGraph:
+        launch._start(self._launches(parity))  # compiled and loaded before the capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            launch._start(self._launches(parity))
+        return graph
+
+    def _launches(self, parity: int):
+        problem, config, device = self._plan.problem, self._plan.config, self._plan.device
+        shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
+        # A step in the middle of a sequence: the state comes from carry and goes there.
+        scan = Scan(problem, self._sequences, None, self._carry, self._carry, None)
+        source = self._x
+        for layer, weights in enumerate(self._weights):
+            scan.begin(layer, [tuple(None if w is None else w.contiguous() for w in weights)], self._outputs[layer])
+            scan.parity, scan.start, scan.total = parity, 1, 3
+            yield whole_step_launch(scan, source, config, shared, self._rounded)
+            source = self._outputs[layer]
