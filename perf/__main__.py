@@ -17,7 +17,7 @@ import torch
 
 from . import floors, sweeps
 from .measure import Conditions, DeviceLost
-from .providers import PROVIDERS, YARDSTICK
+from .providers import NAMES, YARDSTICK
 from .run import Options, restart_with_resume, run
 
 _OUT = pathlib.Path("build/perf")
@@ -48,13 +48,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = commands.add_parser(
         "run", help="measure a sweep", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
         epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.\n"
-        f"providers: {', '.join(PROVIDERS)}",
+        f"providers: {', '.join(NAMES)}",
     )  # fmt: skip
     command.add_argument("--sweep", choices=sweeps.SWEEPS, required=True)
     command.add_argument("--slice", type=int, nargs="+", help="only these of its slices, in this order")
     command.add_argument(
         "--provider",
-        choices=PROVIDERS,
+        choices=NAMES,
         nargs="+",
         help=f"these and {YARDSTICK}, not those of the sweep",
         metavar="NAME",
@@ -115,7 +115,7 @@ def _device(options) -> str:
 def _run(options) -> int:
     sweep, providers = chosen(options)
     l2 = "warm" if options.rehearse else options.l2
-    conditions = Conditions(_device(options), sweep.modes, l2, options.seconds)
+    conditions = Conditions(_device(options), sweep.modes, l2, options.seconds, sweep.rounds)
     run(sweep, Options(providers, options.out, options.resume, options.minutes, options.compiled, conditions))
     return 0
 

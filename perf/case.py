@@ -1,16 +1,19 @@
 """What is computed: one cell of a sweep, and the module and inputs that stand for it."""
 
 import contextlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru.accuracy import PRECISIONS
 
-from .record import Row
+from .record import STREAMING, Row
 
+Input = Tensor | PackedSequence
 ROTATED = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
@@ -19,17 +22,28 @@ HUGE = 1 << 31  # from here on the results and workspaces of all providers toget
 
 @dataclass(frozen=True)
 class Case:
-    """A GRU with as many inputs as hidden units. ``precision`` names one of triton_gru.accuracy."""
+    """A GRU with as many inputs as hidden units.
+
+    Attributes:
+        precision: one of triton_gru.accuracy.
+        packed: the input is a PackedSequence of sequences as long as `lengths` says.
+        streaming: a call is a frame, a step whose state is that of the call before.
+    """
 
     precision: str
     hidden: int
     batch: int
     steps: int
     layers: int = 1
+    directions: int = 1
+    packed: bool = False
+    streaming: bool = False
 
     def __str__(self) -> str:
-        layers = f" layers={self.layers}" if self.layers > 1 else ""
-        return f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}{layers}"
+        words = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
+        words += [f"{name}={n}" for name, n in (("layers", self.layers), ("directions", self.directions)) if n > 1]
+        words += [name for name, so in (("packed", self.packed), ("streaming", self.streaming)) if so]
+        return " ".join(words)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,8 +53,34 @@ class Case:
         """With the columns that say what is computed."""
         return Row(
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
-            I=self.hidden, H=self.hidden, layers=self.layers,
+            I=self.hidden, H=self.hidden, layers=self.layers, directions=self.directions, packed=self.packed,
+            variant=STREAMING if self.streaming else Row.variant,
         )  # fmt: skip
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each sequence, the longest first, which has T: packed, the others between a quarter of T and T.
+
+        They are the same for all providers and runs.
+        """
+        if not self.packed:
+            return [self.steps] * self.batch
+        drawn = random.Random(0)
+        others = [drawn.randint(-(-self.steps // 4), self.steps) for _ in range(self.batch - 1)]
+        return sorted([self.steps, *others], reverse=True)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Sequences that have each of the T steps."""
+        if not self.packed:
+            return [self.batch] * self.steps
+        lengths = self.lengths
+        return [sum(length > step for length in lengths) for step in range(self.steps)]
+
+    @property
+    def total_steps(self) -> int:
+        """Of all sequences together."""
+        return sum(self.lengths)
 
     @property
     def _fp32_precision(self) -> str | None:
@@ -66,7 +106,7 @@ class Case:
 
     @property
     def _input_bytes(self) -> int:
-        return self.steps * self.batch * self.hidden * self.dtype.itemsize
+        return self.total_steps * self.hidden * self.dtype.itemsize
 
     def measured_together(self, providers: list[str]) -> list[list[str]]:
         """Providers in groups that take turns: all, or each by itself where memory is short."""
@@ -74,13 +114,15 @@ class Case:
 
     def module(self, device: str) -> nn.GRU:
         """Fresh, with weights that are flattened as cuDNN likes them."""
-        return nn.GRU(self.hidden, self.hidden, self.layers, device=device, dtype=self.dtype).eval()
+        both = self.directions == 2
+        return nn.GRU(self.hidden, self.hidden, self.layers, bidirectional=both, device=device, dtype=self.dtype).eval()
 
-    def inputs(self, device: str) -> list[Tensor]:
-        """[T, B, I] each, to be used in turn."""
-        shape = self.steps, self.batch, self.hidden
+    def inputs(self, device: str) -> list[Input]:
+        """[T, B, I] each, or packed, to be used in turn; frames of one stream."""
         number = ROTATED if self.steps < LONG and self._input_bytes < LARGE else 2
-        return [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
+        shape = (self.total_steps, self.hidden) if self.packed else (self.steps, self.batch, self.hidden)
+        inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
+        return [PackedSequence(x, torch.tensor(self.batch_sizes)) for x in inputs] if self.packed else inputs
 
 
 @dataclass(frozen=True)

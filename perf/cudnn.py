@@ -34,9 +34,10 @@ class Math(enum.IntEnum):
 DATA_TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 9}
 CUDNN_DATA_FLOAT = DATA_TYPES[torch.float32]
 CUDNN_GRU = 3
+CUDNN_UNIDIRECTIONAL, CUDNN_BIDIRECTIONAL = 0, 1
 CUDNN_RNN_NO_BIAS, CUDNN_RNN_DOUBLE_BIAS = 0, 2
 CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED = 1
-CUDNN_UNIDIRECTIONAL = CUDNN_LINEAR_INPUT = CUDNN_FWD_MODE_INFERENCE = CUDNN_RNN_PADDED_IO_DISABLED = 0
+CUDNN_LINEAR_INPUT = CUDNN_FWD_MODE_INFERENCE = CUDNN_RNN_PADDED_IO_DISABLED = 0
 
 _int, _size, _address = POINTER(c_int), POINTER(c_size_t), POINTER(c_void_p)
 _CREATE, _DESTROY = (c_int, [_address]), (c_int, [c_void_p])
@@ -139,8 +140,8 @@ def math_type(dtype: torch.dtype) -> Math:
 class Gru:
     """Calls cuDNN for inputs like ``x`` ([T, B, I], contiguous) and a copy of ``gru``'s weights, from a state of zeros.
 
-    A call gives output [T, B, H] and h_n [layers, B, H], the same tensors every time. A CUDA graph that has captured
-    one reads this object's memory: it must not be replayed when the object is gone.
+    A call gives output [T, B, D * H] and h_n [D * layers, B, H] with D directions, the same tensors every time. A CUDA
+    graph that has captured one reads this object's memory: it must not be replayed when the object is gone.
 
     Attributes:
         maybe_standard: another algorithm was asked for, but the workspace is that of the standard one, which cuDNN then
@@ -152,7 +153,7 @@ class Gru:
 
     def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor, algorithm: Algorithm, math: Math):
         steps, batch, inputs = x.shape
-        hidden, layers = gru.hidden_size, gru.num_layers
+        hidden, layers, directions = gru.hidden_size, gru.num_layers, 1 + gru.bidirectional
         if x.dtype not in DATA_TYPES or not x.is_contiguous():
             raise CudnnError(f"the input must be contiguous, and fp32, fp16 or bf16; it is {x.dtype}")
         if max(steps, inputs, layers, batch * hidden) >= 2**31:
@@ -163,14 +164,15 @@ class Gru:
         # Persistent algorithms take two biases or refuse: of a GRU without any, those in the weight space stay zeros.
         standard = Algorithm.CUDNN_RNN_ALGO_STANDARD
         biases = CUDNN_RNN_DOUBLE_BIAS if gru.bias or algorithm != standard else CUDNN_RNN_NO_BIAS
+        ways = CUDNN_BIDIRECTIONAL if gru.bidirectional else CUDNN_UNIDIRECTIONAL
         with contextlib.ExitStack() as undo:
 
             def network(algorithm: Algorithm) -> tuple[c_void_p, c_size_t]:
                 """The algorithm's descriptor and the size of its workspace in bytes."""
                 rnn, size, no_projection, no_dropout = self._create("RNNDescriptor", undo), c_size_t(), hidden, None
                 call(
-                    "cudnnSetRNNDescriptor_v8", rnn, algorithm, CUDNN_GRU, biases, CUDNN_UNIDIRECTIONAL,
-                    CUDNN_LINEAR_INPUT, self._type, CUDNN_DATA_FLOAT, math, inputs, hidden, no_projection, layers,
+                    "cudnnSetRNNDescriptor_v8", rnn, algorithm, CUDNN_GRU, biases, ways, CUDNN_LINEAR_INPUT,
+                    self._type, CUDNN_DATA_FLOAT, math, inputs, hidden, no_projection, layers,
                     no_dropout, CUDNN_RNN_PADDED_IO_DISABLED,
                 )  # fmt: skip
                 if algorithm == Algorithm.CUDNN_RNN_ALGO_PERSIST_DYNAMIC:
@@ -179,14 +181,14 @@ class Gru:
                 call("cudnnGetRNNTempSpaceSizes", handle.pointer, rnn, no_training, x_like, byref(size), None)
                 return rnn, size
 
-            x_like, y_like = (self._sequences(steps, batch, width, undo) for width in (inputs, hidden))
+            x_like, y_like = (self._sequences(steps, batch, width, undo) for width in (inputs, directions * hidden))
             state = self._create("TensorDescriptor", undo)
-            sizes, strides = (layers, batch, hidden), (batch * hidden, hidden, 1)
+            sizes, strides = (directions * layers, batch, hidden), (batch * hidden, hidden, 1)
             call("cudnnSetTensorNdDescriptor", state, self._type, 3, (c_int * 3)(*sizes), (c_int * 3)(*strides))
             rnn, size = network(algorithm)
             # cuDNN 9 does not say so when it has no persistent kernel for bf16 or for a newer GPU. It shows in this.
             self.maybe_standard = algorithm != standard and size.value == network(standard)[1].value
-            self._results = x.new_empty(steps, batch, hidden), x.new_empty(sizes)
+            self._results = x.new_empty(steps, batch, directions * hidden), x.new_empty(sizes)
             self._weights = self._weight_space(gru, rnn, x)
             self._workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
             self._x = c_void_p()  # of a call's arguments only this changes
@@ -228,6 +230,7 @@ class Gru:
         with contextlib.ExitStack() as undo:
             matrix, bias = (self._create("TensorDescriptor", undo) for _ in range(2))
             matrix_at, bias_at = c_void_p(), c_void_p()
+            # Layers as cuDNN numbers them: of two directions, each is one.
             for layer, parameters in enumerate(gru.all_weights):
                 for number in range(6):  # gates' weights of the input, then of the state
                     call(

@@ -2,16 +2,17 @@
 
 The floor of a call is
 
-    launch + max(bytes that must move / memory bandwidth, FLOPs / matrix rate, (T + layers - 1) * exchange)
+    launch + max(bytes that must move / memory bandwidth, FLOPs / matrix rate, steps * exchange)
 
 - launch: the call of one tiny kernel, in the same mode and by the same clock.
-- bytes: the input, the weights and the outputs once; of weights beyond all registers and shared memory of the chip,
-  what is beyond, once a step. If all fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
-- exchange: what a step waits for before the next can begin, with layers in a wavefront. The smallest step of a GRU, one
-  warp's: a product, two activations and the update one after the other, and the state an operand again. Where one
-  multiprocessor cannot hold a layer's W_hh, also the best hop of one word between two of them (by any hand-over of
-  perf.hop), and as many of them as must share W_hh each reading from the L2 the state of 8 batch rows, of which the
-  smallest product is made.
+- bytes: the input, the weights and the outputs once; of a W_hh beyond all registers and shared memory of the chip, what
+  is beyond, once a step. If all fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
+- steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
+  one below has ended: T * layers. Of packed input, T is the longest length.
+- exchange: what a step waits for before the next can begin. The smallest step of a GRU, one warp's: a product, two
+  activations and the update one after the other, and the state an operand again. Where one multiprocessor cannot hold
+  a W_hh, also the best hop of one word between two of them (by any hand-over of perf.hop), and as many of them as must
+  share W_hh each reading from the L2 the state of 8 batch rows, of which the smallest product is made.
 
 A lower bound: the greatest of the three, as the exchange of some rows can go on beside the work on others.
 
@@ -72,20 +73,25 @@ class Floors:
             return ""
         if mode == "host":
             return 1000 * self.launch[mode]
-        size = case.dtype.itemsize
-        cell = counts(3, case.hidden, case.hidden, size)
-        w_hh = cell.weight_bytes
-        beyond = max(0, case.layers * w_hh - self.multiprocessors * self.on_chip) if self.on_chip else 0
-        state = case.batch * case.hidden * size
-        moved = 2 * case.steps * state + case.layers * (2 * w_hh + state) + (case.steps - 1) * beyond
-        flops = case.layers * case.steps * case.batch * cell.flops
+        size, directions = case.dtype.itemsize, case.directions
+        inputs = [case.hidden] + [directions * case.hidden] * (case.layers - 1)
+        cells = [counts(3, of_layer, case.hidden, size) for of_layer in inputs for _ in range(directions)]
+        w_hh = cells[0].weight_bytes
+        beyond = max(0, w_hh - self.multiprocessors * self.on_chip) if self.on_chip else 0
+        weights = sum(cell.flops for cell in cells) // 2 * size
+        states = len(cells) * case.batch * case.hidden * size * (2 if case.streaming else 1)
+        sequences = (1 + directions) * case.total_steps * case.hidden * size
+        moved = sequences + weights + states + (case.steps - 1) * len(cells) * beyond
+        flops = case.total_steps * sum(cell.flops for cell in cells)
         exchange = self.step
         if self.on_chip and w_hh > self.on_chip:
             programs = min(-(-w_hh // self.on_chip), self.multiprocessors)
-            exchange += self.hop + programs * min(case.batch, _ROWS) * case.hidden * size / self.l2
+            rows = sum(min(of_step, _ROWS) for of_step in case.batch_sizes) / case.steps
+            exchange += self.hop + programs * rows * case.hidden * size / self.l2
+        steps = case.steps + case.layers - 1 if directions == 1 else case.steps * case.layers
         bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
         work = moved / bandwidth, flops / self.matrix[row.dtype, row.precision]
-        return 1000 * (self.launch[mode] + max(*work, (case.steps + case.layers - 1) * exchange))
+        return 1000 * (self.launch[mode] + max(*work, steps * exchange))
 
     def __str__(self) -> str:
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]

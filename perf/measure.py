@@ -1,19 +1,22 @@
 """One case: every provider against float64 first, then those that are right timed in turn."""
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import accuracy, watchdog
 
-from .case import Case
+from .case import Case, Input
 from .floors import Floors
-from .providers import OURS, PROVIDERS, YARDSTICK
-from .providers.interface import Call, Ready, Unavailable
+from .providers import OURS, YARDSTICK, make_ready
+from .providers.interface import Ready, Unavailable
 from .providers.ours import gave_up
 from .record import Row
 from .timing import clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
@@ -40,25 +43,26 @@ class Conditions:
     Attributes:
         modes: "eager" and "graph" (a CUDA graph of the call, replayed), or "host": only the host's part of a call.
         l2: "warm", what calls of all providers in turn leave there; or "cold", written over before each call.
-        seconds: for the rounds of a case; a few are made anyway.
+        seconds: for the rounds of a case; a few are made anyway, or as many as ``rounds``.
     """
 
     device: str
     modes: tuple[str, ...]
     l2: str
     seconds: float
+    rounds: int = 0
 
 
 @dataclass
 class _Entry:
     """A provider in a mode: its row so far, and a call for each input, to be timed.
 
-    ``ready`` is kept for graphs, which use memory that it owns.
+    ``kept`` is what owns memory that graphs use.
     """
 
     row: Row
     calls: list[Callable] = field(default_factory=list)
-    ready: Ready | None = None
+    kept: tuple = ()
 
 
 def blank_row(case: Case, provider: str, mode: str, conditions: Conditions, floors: Floors) -> Row:
@@ -79,7 +83,7 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
         try:  # the module outside of inference_mode, as its users make it
             gru, inputs = case.module(conditions.device), case.inputs(conditions.device)
             with torch.inference_mode():
-                gate = _Gate(case, gru, inputs[0])
+                gate = _Gate(case, gru, inputs)
         except Exception as failure:  # not enough memory for the case, say
             return _unable([row for rows in blank.values() for row in rows], failure)
         with torch.inference_mode():
@@ -92,7 +96,10 @@ def _timed_in_turn(entries: list[_Entry], conditions: Conditions) -> list[Row]:
     right = [entry for entry in entries if entry.row.status == "ok"]
     calls = {entry.row.provider: entry.calls for entry in right}
     try:
-        taken = samples(calls, ROUNDS, _clock(conditions), conditions.seconds, stop_when_quiet=True)
+        least = conditions.rounds
+        taken = samples(
+            calls, max(ROUNDS, least), _clock(conditions), conditions.seconds, stop_when_quiet=True, least=least
+        )
     except Exception as failure:  # nobody knows whose
         failed = iter(_unable([entry.row for entry in right], failure))
         return [next(failed) if entry.row.status == "ok" else entry.row for entry in entries]
@@ -118,16 +125,15 @@ def _clock(conditions: Conditions) -> Callable[[Callable], float]:
     return clock(conditions.device)
 
 
-def _made_ready(name: str, gru: nn.GRU, inputs: list[Tensor], gate: "_Gate", rows: list[Row]) -> list[_Entry]:
+def _made_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row]) -> list[_Entry]:
     """The provider in the mode of each row, called and compared; the rows say what came of it."""
     before = _memory()
     try:
-        ready = PROVIDERS[name](gru, inputs[0])
-        if ready.batch_first:
-            inputs = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in inputs]
+        ready = make_ready(name, gru, inputs[0], gate.streaming)
+        inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
         _memory()  # what making ready took at its peak does not count
-        results = ready.call(inputs[0])
+        results = _tensors(ready.call(inputs[0]))
         about = {
             "kernel": ready.kernel,
             "config": ready.config,
@@ -140,27 +146,54 @@ def _made_ready(name: str, gru: nn.GRU, inputs: list[Tensor], gate: "_Gate", row
     for row in (dataclasses.replace(row, **about) for row in rows):
         try:
             if row.mode == "graph":
-                results, calls = _graphs(ready.call, inputs)
+                results, calls = _graphs(ready, inputs, gate.streaming)
             else:
                 calls = [functools.partial(ready.call, x) for x in inputs]
+                if gate.streaming:
+                    results = _of_frames(ready, calls)
             row.status, row.max_abs_err = gate.judge(name, ready, results)
             watchdog.check()
-            entries.append(_Entry(row, calls, ready))
+            entries.append(_Entry(row, calls, (ready, inputs)))
         except Exception as failure:
             entries += [_Entry(row) for row in _unable([row], failure)]
     return entries
 
 
-def _graphs(call: Call, inputs: list[Tensor]) -> tuple[tuple[Tensor, Tensor], list[Callable]]:
-    """What the replay for the first input has written, and a replay for each."""
+def _tensors(returned) -> list[Tensor]:
+    """Of a call, the output, of packed ones its data, and the last states; of a frame only its output."""
+    parts = [returned] if isinstance(returned, (Tensor, PackedSequence)) else returned
+    return [part.data if isinstance(part, PackedSequence) else part for part in parts]
+
+
+def _of_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
+    """The output [T, B, H] of calls that are a frame each, one after the other from a state of zeros."""
+    ready.reset()
+    frames = [_tensors(call())[0].clone() for call in calls]
+    return [torch.stack([frame.view(frame.shape[-2:]) for frame in frames])]
+
+
+def _graphs(ready: Ready, inputs: list[Input], streaming: bool) -> tuple[list[Tensor], list[Callable]]:
+    """What the replay for the first input has written, or those for all frames of a stream; and a replay for each."""
+    if ready.refuses_graph:
+        raise Unavailable(ready.refuses_graph)
     pool = torch.cuda.graph_pool_handle()
-    replay, written = graphed(functools.partial(call, inputs[0]), pool)
+    calls = [functools.partial(ready.captured or ready.call, x) for x in inputs]
+    judged = len(calls) if streaming else 1
+    graphs = [graphed(call, pool) for call in calls[:judged]]
+    replayed = [functools.partial(_replayed, *graph) for graph in graphs]
+    results = _of_frames(ready, replayed) if streaming else replayed[0]()
+    replays = [replay for replay, _ in graphs]
+    del graphs, replayed  # what is captured now shares their memory
+    return results, replays + [graphed(call, pool)[0] for call in calls[judged:]]
+
+
+def _replayed(replay: Callable, returned) -> list[Tensor]:
+    """A copy of what the replay has written, NaN where it has not."""
+    written = _tensors(returned)
     for each in written:
         each.fill_(float("nan"))
     replay()
-    results = tuple(each.clone() for each in written)  # the next graph shares its memory
-    del written
-    return results, [replay] + [graphed(functools.partial(call, x), pool)[0] for x in inputs[1:]]
+    return [each.clone() for each in written]
 
 
 def _unable(rows: list[Row], failure: Exception) -> list[Row]:
@@ -203,31 +236,45 @@ def _lost() -> bool:
 
 
 class _Gate:
-    """Judges results for ``x`` by float64; torch's own module in the case's precision says how close one can be."""
+    """Judges results by float64; torch's own module in the case's precision says how close one can be.
 
-    def __init__(self, case: Case, gru: nn.GRU, x: Tensor):
-        self._precision = case.precision
-        self._x = x
-        at_once = max(1, _NUMBERS_AT_ONCE // (case.steps * case.hidden))
-        self._expected = [accuracy.exact(gru, rows, None) for rows in x.split(at_once, dim=1)]
-        self._at_once = at_once
-        self._allowed = accuracy.bound(self._error(gru(x)), case.precision)
+    They are those for the first input; or the outputs of all inputs, if they are frames of a stream.
+    """
 
-    def judge(self, name: str, ready: Ready, results: tuple[Tensor, Tensor]) -> tuple[str, float]:
+    def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
+        self.streaming, self._precision = case.streaming, case.precision
+        self._x = torch.cat(inputs) if case.streaming else inputs[0]
+        if case.packed:
+            self._at_once = sys.maxsize
+            self._expected = [_exact_packed(gru, self._x)]
+        else:
+            self._at_once = max(1, _NUMBERS_AT_ONCE // (case.directions * case.steps * case.hidden))
+            self._expected = [accuracy.exact(gru, rows, None) for rows in self._x.split(self._at_once, dim=1)]
+        self._allowed = accuracy.bound(self._error(_tensors(gru(self._x))), case.precision)
+
+    def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float]:
         """Whether "ok" or "wrong", and the largest error of the outputs and last states; NaN is wrong."""
         if ready.expected is None:
             error, allowed = self._error(results), self._allowed
         else:
-            expected = ready.expected(self._x.double())
+            expected = _tensors(ready.expected(self._x.double()))
             error = max(_furthest(a, b) for a, b in zip(results, expected))
             allowed = accuracy.bound(error, self._precision)  # torch's own: only NaN is wrong
         slack = 1 if name.startswith(OURS) else PEERS_SLACK
         return ("ok" if error <= slack * allowed else "wrong"), error
 
-    def _error(self, results: tuple[Tensor, Tensor]) -> float:
+    def _error(self, results: list[Tensor]) -> float:
+        """Of the outputs, and the last states where they are among the results."""
         parts = zip(zip(*(result.split(self._at_once, dim=1) for result in results)), self._expected)
         errors = [_furthest(a, b) for actual, expected in parts for a, b in zip(actual, expected)]
         return torch.tensor(errors).max().item()  # NaN if any is
+
+
+def _exact_packed(gru: nn.GRU, x: PackedSequence) -> list[Tensor]:
+    """``gru(x)`` in float64 by torch's own."""
+    with torch.inference_mode(False):
+        exact = copy.deepcopy(gru).double()
+    return _tensors(exact(x.double()))
 
 
 def _furthest(actual: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from .case import Case
-from .providers import PROVIDERS
+from .providers import OURS, make_ready
 from .providers.ours import compile_kernels, kernels_of
 
 # Peers whose compilers take seconds to minutes a case, and keep what they compile on disk.
@@ -18,17 +18,25 @@ SLOW = ("torch.compile", "torchrl")
 
 def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
     """Compiles what the cases' providers launch on a GPU."""
-    calls = [functools.partial(compile_kernels, *item) for item in kernels_of(wanted)]
+    # What a stream launches is known when it is called.
+    sequences = [(case, names) for case, names in wanted if not case.streaming]
+    calls = [functools.partial(compile_kernels, *item) for item in kernels_of(sequences)]
     print(f"compiling {len(calls)} of our kernels", flush=True)
-    peers = [functools.partial(_make_ready, case, name) for case, names in wanted for name in names if name in SLOW]
+    called = [
+        functools.partial(_call, case, name)
+        for case, names in wanted
+        for name in names
+        if name in SLOW or (case.streaming and name.startswith(OURS))
+    ]
     # The slow ones first, so as not to be waited for last.
-    in_parallel(peers + calls)
+    in_parallel(called + calls)
 
 
-def _make_ready(case: Case, name: str) -> None:
+def _call(case: Case, name: str) -> None:
     gru, x = case.module("cuda"), case.inputs("cuda")[0]
     with case.pinned(), torch.inference_mode():
-        PROVIDERS[name](gru, x)
+        ready = make_ready(name, gru, x, case.streaming)
+        ready.call(ready.lay_out(x))
 
 
 def in_parallel(calls: Iterable[Callable[[], None]]) -> None:

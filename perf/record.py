@@ -18,7 +18,8 @@ import torch
 import triton_gru
 from triton_gru.device import interpreting
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no p99_ms
+STREAMING = "streaming"  # a variant: one frame a call, from the state that the call before has left
 # What a measurement is of; rows that agree in these are comparable, or one repeats the other.
 KEY = (
     "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "batch_first", "packed",
@@ -70,6 +71,7 @@ class Row:
     p20_ms: float | str = ""
     p50_ms: float | str = ""
     p80_ms: float | str = ""
+    p99_ms: float | str = ""
     rel_iqr: float | str = ""
     floor_ms: float | str = ""
     peak_mem_mb: float | str = ""
@@ -81,6 +83,10 @@ class Row:
     def base(self) -> str:
         """The provider in whatever mode."""
         return self.provider.removesuffix("+graph")
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Row)]
+COLUMNS_OF_SCHEMA_1 = [name for name in COLUMNS if name != "p99_ms"]
 
 
 def environment(device: str) -> dict[str, object]:
@@ -140,12 +146,11 @@ class Report:
         self.path = path
         self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        columns = [field.name for field in dataclasses.fields(Row)]
         text = path.read_bytes() if path.exists() else b""
-        if _line(columns).startswith(text):  # there is nothing yet, or not all of its first line
-            path.write_bytes(_line(columns))
+        if _line(COLUMNS).startswith(text):  # there is nothing yet, or not all of its first line
+            path.write_bytes(_line(COLUMNS))
             return
-        if not text.startswith(_line(columns)):
+        if not text.startswith(_line(COLUMNS)):
             raise ValueError(f"{path} has other columns than schema {SCHEMA}: name another file or folder")
         if whole := text.rfind(b"\n") + 1 - len(text):  # a row whose writing was cut off
             with path.open("r+b") as file:

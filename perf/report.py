@@ -3,7 +3,6 @@
 All ratios are between rows of one run. "Times faster" is the other's median time over ours: below 1 is a loss.
 """
 
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -11,10 +10,10 @@ import pandas as pd
 
 from .case import counts
 from .providers import OURS, YARDSTICK
-from .record import KEY, Row
+from .record import COLUMNS, COLUMNS_OF_SCHEMA_1, KEY, STREAMING
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
-SHOWN = ["precision", "H", "B", "T", "layers", "l2"]
+SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
 _WORST = 10
 
 
@@ -29,28 +28,29 @@ def markdown(paths: list[pathlib.Path]) -> str:
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """The rows of all files, of those that measure the same the last one; ``base`` is the provider without its mode.
+    """The rows of all files, of those that measure the same the last one; ``base`` is the provider without its mode,
+    ``form`` says whether a case is bidirectional, packed or streaming.
 
     Raises:
         ValueError: a file that is no report.
     """
-    columns = [field.name for field in dataclasses.fields(Row)]
     frames = []
     for path in paths:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if list(frame.columns) != columns:
+        if list(frame.columns) not in (COLUMNS, COLUMNS_OF_SCHEMA_1):
             raise ValueError(f"{path} has not the columns of a report")
-        frames.append(frame)
+        frames.append(frame.reindex(columns=COLUMNS, fill_value=""))
     rows = pd.concat(frames, ignore_index=True)
     for name in ("T", "B", "I", "H", "layers", "directions", "n"):
         rows[name] = rows[name].astype(int)
-    for name in ("p20_ms", "p50_ms", "p80_ms", "rel_iqr", "floor_ms", "max_abs_err"):
+    for name in ("p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
     rows = rows[~rows["provider"].str.startswith(("floor.", "hop."))]
     # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
     rows["base"] = rows["provider"].str.removesuffix("+graph")
-    rows["regime"] = [_regime(*shape) for shape in zip(rows["H"], rows["B"], rows["T"])]
+    rows["form"] = [_form(*shape) for shape in zip(rows["directions"], rows["packed"], rows["variant"])]
+    rows["regime"] = [_regime(*shape) for shape in zip(rows["H"], rows["B"], rows["T"], rows["form"])]
     return rows
 
 
@@ -59,9 +59,15 @@ def latest(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
 
-def _regime(hidden: int, batch: int, steps: int) -> str:
+def _form(directions: int, packed: str, variant: str) -> str:
+    words = {"bidirectional": directions == 2, "packed": packed == "True", STREAMING: variant == STREAMING}
+    return ", ".join(word for word, so in words.items() if so)
+
+
+def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
     size = "H <= 192" if hidden <= 192 else "H <= 1024" if hidden <= 1024 else "H > 1024"
-    return f"{size}, {'B <= 64' if batch <= 64 else 'B > 64'}, {'T = 1' if steps == 1 else 'T > 1'}"
+    words = [size, "B <= 64" if batch <= 64 else "B > 64", "T = 1" if steps == 1 else "T > 1", form]
+    return ", ".join(filter(None, words))
 
 
 def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -74,6 +80,8 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         ("Times faster than the faster of torch.nn.GRU eager and in a graph", _headline(speedups)),
         ("Time over the floor", _over_floor(last)),
         ("Times faster than each peer, in the same mode", _peers(rows)),
+        ("What the second direction adds: time over that of one", _second_direction(rows)),
+        ("Microseconds a frame, median and 99th percentile", _frames(last)),
         ("RNN, LSTM, GRU", cells(last)),
     ]
     tables = [(title, table) for title, table in tables if len(table)]
@@ -129,6 +137,23 @@ def _peers(rows: pd.DataFrame) -> pd.DataFrame:
     return _ratios(others, ["base", "precision", "mode"], "ratio", **{"below 1": others["ratio"] < 1})
 
 
+def _second_direction(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each provider, by what its time grows where both were measured in one run."""
+    timed = rows[rows["n"] > 0]
+    same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
+    one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
+    both = latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
+    return _ratios(both.assign(ratio=both["p50_ms"] / both["p50_ms_of_one"]), ["base", "precision", "mode"], "ratio")
+
+
+def _frames(last: pd.DataFrame) -> pd.DataFrame:
+    """A line for each case of streams, a column for each provider."""
+    timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
+    words = [f"{_word(1000 * p50)}, {_word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
+    table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
+    return table[["precision", "H", "B", "layers", *timed["provider"].unique()]]
+
+
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:
     where = rows.assign(commit=rows["git_sha"].str[:9] + np.where(rows["git_dirty"] == "True", " (dirty)", ""))
     by = ["gpu_name", "driver", "cuda", "cudnn", "torch", "triton", "commit"]
@@ -152,7 +177,7 @@ _GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "ha
 
 def cells(last: pd.DataFrame) -> pd.DataFrame:
     """What every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
-    wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1)]
+    wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1) & (last["form"] == "")]
     others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
     wanted = wanted.merge(others, on=CASE)
     if wanted.empty:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from triton_gru.plan import KERNELS
 
 from .case import Case
-from .providers import OURS, YARDSTICK, cudnn
+from .providers import OURS, STREAMING, YARDSTICK, cudnn
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
@@ -32,6 +32,7 @@ class Sweep:
         takes: how long, in words; guessed for a GPU until it was measured there.
         providers: beside `YARDSTICK`, unless others are named.
         modes: see measure.Conditions; on a CPU there is no "graph".
+        rounds: at least so many of each case, for its 99th percentiles to say something.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Sweep:
     providers: tuple[str, ...]
     slices: tuple[Slice, ...]
     modes: tuple[str, ...] = EAGER_AND_GRAPH
+    rounds: int = 0
 
     @property
     def cases(self) -> list[Case]:
@@ -69,12 +71,15 @@ def only(sweep: Sweep, numbers: Iterable[int]) -> Sweep:
 
 
 def rehearsal(sweep: Sweep) -> Sweep:
-    """The sweep with every slice cut to one tiny case of a few steps."""
-    tiny = [
-        Slice(each.title, (dataclasses.replace(each.cases[0], hidden=16 + i, batch=2, steps=3),))
-        for i, each in enumerate(sweep.slices)
-    ]
-    return dataclasses.replace(sweep, slices=tuple(tiny))
+    """The sweep with every slice cut to a tiny case of a few steps, or two if some have one direction and some two."""
+    slices = []
+    for i, each in enumerate(sweep.slices):
+        first = {}
+        for case in each.cases:
+            first.setdefault(case.directions, case)
+        tiny = (dataclasses.replace(case, hidden=16 + i, batch=2, steps=min(case.steps, 3)) for case in first.values())
+        slices.append(Slice(each.title, tuple(tiny)))
+    return dataclasses.replace(sweep, slices=tuple(slices), rounds=0)
 
 
 def _grid(precisions: str, hidden: list[int], batch: list[int], steps: list[int], layers=(1,)) -> list[Case]:
@@ -111,6 +116,20 @@ _CORE = _sliced(
     ("bf16, the rest", lambda c: True),
 )
 
+_PACKED = [
+    dataclasses.replace(case, packed=True) for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024], [16, 64], [256])
+]
+# A case next to itself with one direction.
+_DIRECTIONS = [
+    dataclasses.replace(case, directions=directions)
+    for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024, 2048], [1, 16, 64], [256])
+    for directions in (2, 1)
+]
+_FRAMES = [
+    dataclasses.replace(case, streaming=True)
+    for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024], [1, 16], [1], (1, 2))
+]
+
 
 SWEEPS = {
     sweep.name: sweep
@@ -146,6 +165,25 @@ SWEEPS = {
             (Slice("2 to 4", tuple(_grid("fp16 tf32", [128, 256, 512, 1024], [1, 16, 64], [256], (2, 3, 4)))),),
         ),
         Sweep(
+            "packed", "What do sequences of unequal lengths cost, packed?",
+            "about 2 minutes on a GPU",
+            (OURS, *_KERNELS, *_CUDNN, "torchrl"),
+            (Slice("lengths of T / 4 to T = 256", tuple(_PACKED)),),
+        ),
+        Sweep(
+            "bidirectional", "What does the second direction add?",
+            "about 5 minutes on a GPU",
+            (OURS, *_KERNELS, *_CUDNN),
+            (Slice("T = 256", tuple(_DIRECTIONS)),),
+        ),
+        Sweep(
+            "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?",
+            "about 2 minutes on a GPU",
+            tuple(STREAMING),
+            _sliced(_FRAMES, ("one layer", lambda c: c.layers == 1), ("two layers", lambda c: True)),
+            rounds=1000,
+        ),
+        Sweep(
             "overhead", "How long does a call keep the host?",
             "about a minute on a GPU",
             (OURS, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
@@ -166,7 +204,7 @@ def described() -> str:
     """A line for each sweep, and one for each slice of those that have several."""
     lines = []
     for sweep in SWEEPS.values():
-        lines.append(f"  {sweep.name:10}{sweep.question} {len(sweep.cases)} cases, {sweep.takes}.")
+        lines.append(f"  {sweep.name:14}{sweep.question} {len(sweep.cases)} cases, {sweep.takes}.")
         if len(sweep.slices) > 1:
             lines += [f"    --slice {i:<4}{s.title}, {len(s.cases)} cases" for i, s in enumerate(sweep.slices, 1)]
     lines.append(f"All measure {YARDSTICK} as well: it is what others are gated and compared by.")

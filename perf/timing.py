@@ -21,6 +21,7 @@ class Times:
     p20: float
     p50: float
     p80: float
+    p99: float
 
     @property
     def rel_iqr(self) -> float:
@@ -33,11 +34,12 @@ class Times:
 
     def columns(self) -> dict[str, float]:
         """Under the names they have in a row of a report."""
-        return {"n": self.n, "p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "rel_iqr": self.rel_iqr}
+        times = {"p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "p99_ms": self.p99}
+        return {"n": self.n, **times, "rel_iqr": self.rel_iqr}
 
 
 def quantiles(milliseconds: list[float]) -> Times:
-    samples, at = (torch.tensor(values, dtype=torch.float64) for values in (milliseconds, [0.2, 0.5, 0.8]))
+    samples, at = (torch.tensor(values, dtype=torch.float64) for values in (milliseconds, [0.2, 0.5, 0.8, 0.99]))
     return Times(len(milliseconds), *samples.quantile(at).tolist())
 
 
@@ -47,13 +49,14 @@ def samples(
     once: Callable[[Callable], float],
     seconds: float = float("inf"),
     stop_when_quiet: bool = False,
+    least: int = 0,
 ) -> dict[Hashable, list[float]]:
     """Milliseconds of each of ``calls`` by the clock ``once``, one call of each a round, so that drift falls on all.
 
     Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
     A call is a list of functions without arguments, one per rotated input; all are warmed up first. Rounds end
     early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
-    `ENOUGH_ROUNDS` or any multiple of them, no call's spread is above `QUIET`.
+    `ENOUGH_ROUNDS` or any multiple of them, no call's spread is above `QUIET`. Neither ends them before ``least``.
     """
     for functions in calls.values():
         for _ in range(WARMUP):
@@ -63,9 +66,9 @@ def samples(
     order, shuffler = list(calls), random.Random(0)
     start = time.perf_counter()
     for i in range(rounds):
-        if i >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
+        if i >= max(least, LEAST_ROUNDS) and time.perf_counter() - start > seconds:
             break
-        pause = stop_when_quiet and i and i % ENOUGH_ROUNDS == 0
+        pause = stop_when_quiet and i >= max(least, 1) and i % ENOUGH_ROUNDS == 0
         if pause and all(quantiles(each).rel_iqr <= QUIET for each in taken.values()):
             break
         shuffler.shuffle(order)

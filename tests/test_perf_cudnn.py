@@ -9,6 +9,7 @@ from ctypes import CFUNCTYPE, byref, c_int, c_size_t, c_uint, c_void_p
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 from perf import cudnn
 from perf.cudnn import PROTOTYPES, Algorithm, CudnnError, Gru, Handle, Library, Math, math_type
@@ -96,10 +97,11 @@ class Fake:
 
     def _weights(self, rnn):
         """{(layer, number): elements to the matrix, rows, columns, elements to the bias or None}, elements in all."""
-        biases, inputs, hidden, layers = (self.alive[rnn][i] for i in (3, 9, 10, 12))
+        biases, ways, inputs, hidden, layers = (self.alive[rnn][i] for i in (3, 4, 9, 10, 12))
         where, at = {}, 0
-        for layer, number in reversed([*itertools.product(range(layers), range(6))]):
-            columns = inputs if number < 3 and not layer else hidden
+        for layer, number in reversed([*itertools.product(range(layers * (1 + ways)), range(6))]):
+            of_input = inputs if layer < 1 + ways else hidden * (1 + ways)
+            columns = of_input if number < 3 else hidden
             where[layer, number] = at, hidden, columns, at + hidden * columns if biases else None
             at += hidden * (columns + 1) + 7
         return where, at
@@ -126,9 +128,13 @@ class Fake:
         weights = memory(space, kind, total)
         last = memory(hy, kind, *self.alive[state][3])
         outputs = memory(x, kind, steps, batch, inputs).float()
+        ways = 1 + self.alive[rnn][4]
         for layer in range(len(last)):
-            h, below, outputs = torch.zeros(last[0].shape), outputs, []
-            for step in below:
+            way = layer % ways
+            if not way:
+                below, of_layer = outputs, []
+            h, outputs = torch.zeros(last[0].shape), []
+            for step in below.flip(0) if way else below:
                 of = []
                 for number, source in enumerate([step] * 3 + [h] * 3):
                     at, rows, columns, to_bias = where[layer, number]
@@ -137,15 +143,16 @@ class Fake:
                 reset, update = torch.sigmoid(of[0] + of[3]), torch.sigmoid(of[1] + of[4])
                 h = (1 - update) * torch.tanh(of[2] + reset * of[5]) + update * h
                 outputs.append(h)
-            outputs = torch.stack(outputs)
             last[layer] = outputs[-1]
+            of_layer.append(torch.stack(outputs[::-1] if way else outputs))
+            outputs = torch.cat(of_layer, dim=2)
         memory(y, kind, *outputs.shape).copy_(outputs)
 
 
-def made(fake: Fake, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FMA_MATH, layers=2, bias=True):
+def made(fake: Fake, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FMA_MATH, layers=2, **more):
     """A Gru of 5 inputs and 3 hidden units on the fake, the module and an input [4, 2, 5]."""
     torch.manual_seed(0)
-    gru = nn.GRU(5, 3, layers, bias=bias, dtype=dtype).eval()
+    gru = nn.GRU(5, 3, layers, dtype=dtype, **more).eval()
     x = torch.randn(4, 2, 5).to(dtype)
     with torch.inference_mode():
         return Gru(Handle(Library(fake), lambda: 0), gru, x, algorithm, math), gru, x
@@ -183,6 +190,24 @@ def test_weights_lie_where_cudnn_wants_them(precision, algorithm, bias, layers):
     for ours, expected in zip(call(x), theirs):
         assert ours.shape == expected.shape
         torch.testing.assert_close(ours, expected, rtol=0, atol=bound(0, precision))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("algorithm", [STANDARD, STATIC])
+def test_two_directions(algorithm, layers):
+    fake = Fake()
+    call, gru, x = made(fake, algorithm, layers=layers, bidirectional=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(call(x), gru(x))
+    _, rnn, _, _, x_like, _, y_like, _, state, *_ = fake.named("cudnnRNNForward")[0]
+    assert fake.alive[rnn][4] == 1 and fake.alive[rnn][12] == layers
+    assert (fake.alive[x_like][5], fake.alive[y_like][5]) == (5, 6)
+    assert fake.alive[state][3:] == [[2 * layers, 2, 3], [6, 3, 1]]
+
+
+def test_packed_input_is_refused():
+    with pytest.raises(Unavailable, match="not with packed ones"):
+        provider.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), pack_sequence([torch.zeros(4, 5)]))
 
 
 def test_a_call_s_arguments():
@@ -341,14 +366,15 @@ def on_another_stream():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (1, False)])
+@pytest.mark.parametrize("layers, bias, both", [(1, True, False), (2, True, False), (1, False, False), (2, True, True)])
 @pytest.mark.parametrize("hidden, batch", [(64, 1), (128, 8), (512, 4), (1024, 16)])
 @pytest.mark.parametrize("name", provider.PROVIDERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
-def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias):
+def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias, both):
     torch.manual_seed(0)
-    gru = nn.GRU(hidden, hidden, layers, bias=bias, device="cuda", dtype=set_precision(precision)).eval()
+    dtype = set_precision(precision)
+    gru = nn.GRU(hidden, hidden, layers, bias=bias, bidirectional=both, device="cuda", dtype=dtype).eval()
     x, another = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     refusal = ""
     try:

@@ -32,8 +32,8 @@ def test_the_floor_counts_launch_work_and_exchange():
     quick = dataclasses.replace(chip, memory=1e14)
     assert quick.of(split, "eager", "warm") == pytest.approx(1e3 * (5e-6 + 10 * (1e-8 + 1e-6 + 3 * 8 * 40 / 4e9)))
 
-    beyond = Case("fp16", hidden=40, batch=1, steps=10, layers=2)  # 9600 bytes a layer: 15200 are beyond 4000
-    moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 9 * 15200
+    beyond = Case("fp16", hidden=40, batch=1, steps=10, layers=2)  # 9600 bytes a layer: of each, 5600 are beyond 4000
+    moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 9 * 2 * 5600
     assert chip.of(beyond, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 1e9))
     assert quick.of(beyond, "eager", "cold") == pytest.approx(1e3 * (5e-6 + 11 * (1e-8 + 1e-6 + 4 * 80 / 4e9)))
 
@@ -41,6 +41,36 @@ def test_the_floor_counts_launch_work_and_exchange():
     flops = 10 * 2 * 2 * 6 * 64
     assert busy.of(small, "eager", "warm") == pytest.approx(1e3 * (5e-6 + flops / 1e6))
     assert chip.of(dataclasses.replace(small, precision="bf16"), "eager", "warm") == ""
+
+
+def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
+    """By hand, for the same chip; each time the work first, then the exchange."""
+    chip = Floors(
+        memory=1e9, l2=1e9, matrix={("float16", ""): 1e12}, launch={"eager": 0.0}, hop=1e-6, step=1e-8,
+        multiprocessors=4, on_chip=1000,
+    )  # fmt: skip
+    slow, quick = dataclasses.replace(chip, matrix={("float16", ""): 1e3}), dataclasses.replace(chip, memory=1e14)
+
+    def milliseconds(chip, case):
+        return chip.of(case, "eager", "warm")
+
+    both = Case("fp16", hidden=8, batch=2, steps=10, layers=2, directions=2)
+    weights, state = 3 * 8 * (8 + 8) + 3 * 8 * (16 + 8), 2 * 8
+    moved = 2 * (10 * 3 * state + 2 * weights + 4 * state)
+    assert milliseconds(chip, both) == pytest.approx(1e3 * moved / 1e9)
+    assert milliseconds(slow, both) == pytest.approx(1e3 * 10 * 2 * 2 * 2 * weights / 1e3)
+    assert milliseconds(quick, both) == pytest.approx(1e3 * 2 * 10 * 1e-8)
+
+    packed = Case("fp16", hidden=20, batch=12, steps=10, packed=True)  # 2400 bytes: three multiprocessors
+    steps, rows = sum(packed.lengths), sum(min(8, n) for n in packed.batch_sizes)
+    assert 10 * 8 > rows > 10 and steps < 10 * 12
+    moved = 2 * (2 * steps * 20 + 2 * 1200 + 12 * 20)
+    assert milliseconds(dataclasses.replace(chip, memory=1e8), packed) == pytest.approx(1e3 * moved / 1e8)
+    assert milliseconds(slow, packed) == pytest.approx(1e3 * steps * 4 * 1200 / 1e3)
+    assert milliseconds(quick, packed) == pytest.approx(1e3 * (10 * (1e-8 + 1e-6) + 3 * rows * 40 / 1e9))
+
+    frame = Case("fp16", hidden=8, batch=2, steps=1, streaming=True)  # the state comes and goes
+    assert milliseconds(chip, frame) == pytest.approx(1e3 * 2 * (2 * 16 + 2 * 192 + 2 * 16) / 1e9)
 
 
 def test_floors_are_measured_once_and_read_back(tmp_path):

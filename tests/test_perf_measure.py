@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from perf import measure, sweeps
+from perf import measure, providers, sweeps, timing
 from perf.case import Case
 from perf.measure import Conditions, DeviceLost, blank_row
+from perf.providers import streaming
 from perf.providers.interface import Ready, Unavailable
 from perf.run import summary
 from triton_gru.plan import KERNELS
@@ -147,17 +148,170 @@ def test_a_graph_is_judged_by_what_its_replay_writes(monkeypatch):
     assert (rows["handwritten+graph"].status, rows["handwritten+graph"].n) == ("wrong", 0)
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_inputs_of_a_provider_that_takes_batches_first_lie_so(batch_first, monkeypatch):
+def test_a_provider_is_given_inputs_as_it_lays_them_out(monkeypatch):
+    laid_out, called = [], []
+
+    def lay_out(x):
+        laid_out.append(x.clone())
+        return laid_out[-1]
+
+    def prepare(gru, x):
+        return Ready(lambda x: called.append(x) or gru(x), lay_out=lay_out)
+
+    plant(monkeypatch, "another layout", prepare)
+    assert measured(["another layout"])["another layout"].n > 0
+    assert {id(x) for x in called} == {id(x) for x in laid_out}
+
+
+BOTH_WAYS = dataclasses.replace(TINY, steps=2, directions=2)
+PACKED = dataclasses.replace(TINY, batch=3, packed=True)
+
+
+@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
+def test_every_kernel_goes_both_ways_and_through_packed_sequences(case, launched):
+    names = ["triton_gru", "triton_gru.block", "triton_gru.grid.tag", "triton_gru.grid.16x8x1", "triton_gru.step"]
+    rows = measured([*names, "torch.nn.RNN", "torch.nn.LSTM"], case)
+    assert {f"{kernel}_scan" for kernel in KERNELS} <= set(launched)
+    for row in rows.values():
+        assert row.status in ("ok", "noisy"), row.error
+        assert (row.directions, row.packed, row.layers, row.T) == (
+            case.directions,
+            case.packed,
+            case.layers,
+            case.steps,
+        )
+        assert row.n > 0 and row.max_abs_err < 1e-5
+
+
+@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, case, monkeypatch):
     def prepare(gru, x):
         def call(x):
-            assert x.shape == (3, 2, 16) and x.transpose(0, 1).is_contiguous() == batch_first
-            return gru(x)
+            output, h_n = gru(x)
+            results = [(output.data if case.packed else output).clone(), h_n.clone()]
+            results[part].view(-1)[-1] += spoilt
+            return tuple(results)
 
-        return Ready(call, batch_first=batch_first)
+        return Ready(call)
 
-    plant(monkeypatch, "batch first", prepare)
-    assert measured(["batch first"])["batch first"].n > 0
+    plant(monkeypatch, "another", prepare)
+    spoilt = 1e-3
+    assert measured(["another"], case)["another"].status == "wrong"
+    spoilt = 0.0
+    assert measured(["another"], case)["another"].n > 0
+
+
+def test_packed_input_is_refused_by_those_that_do_not_take_it():
+    names = ["handwritten", "torch.compile", "torchrl", "cudnn.standard", "cudnn.persist_static"]
+    rows = measured(names, PACKED)
+    assert {(rows[name].status, "packed" in rows[name].error) for name in names} == {("unavailable", True)}
+    names = ["handwritten", "torchrl"]
+    rows = measured(names, BOTH_WAYS)
+    assert {(rows[name].status, "one direction" in rows[name].error) for name in names} == {("unavailable", True)}
+
+
+FRAMES = dataclasses.replace(TINY, steps=1, layers=2, streaming=True)
+
+
+def _stream(forgetful=False, resets=True):
+    """torch's own GRU as a stream, that begins each frame at zeros if it is forgetful."""
+
+    def prepare(gru, x):
+        state = None
+
+        def call(x):
+            nonlocal state
+            output, state = gru(x, None if forgetful else state)
+            return output
+
+        def reset():
+            nonlocal state
+            state = None if resets else state
+
+        return Ready(call, reset=reset, refuses_graph="it has its own")
+
+    return prepare
+
+
+def test_a_stream_is_judged_from_its_reset_on_and_by_the_state_it_keeps(monkeypatch):
+    monkeypatch.setitem(providers.STREAMING, "right", _stream())
+    monkeypatch.setitem(providers.STREAMING, "forgetful", _stream(forgetful=True))
+    monkeypatch.setitem(providers.STREAMING, "not reset", _stream(resets=False))
+    rows = measured(["right", "forgetful", "not reset"], FRAMES)
+    assert {name: row.status for name, row in rows.items() if not row.n} == {
+        "forgetful": "wrong", "not reset": "wrong",
+    }  # fmt: skip
+    assert rows["right"].variant == "streaming"
+    assert 0 < rows["right"].p50_ms <= rows["right"].p99_ms
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_frames_by_every_provider_of_streams(layers, launched):
+    rows = measured(providers.STREAMING, dataclasses.replace(FRAMES, layers=layers))
+    assert list(rows) == list(providers.STREAMING)
+    assert {f"{kernel}_scan" for kernel in ("block", "grid")} <= set(launched)
+    for row in rows.values():
+        assert row.status in ("ok", "noisy"), row.error
+        assert (row.T, row.layers, row.variant) == (1, layers, "streaming")
+        assert row.n > 0 and row.max_abs_err < 1e-5
+
+
+def test_streams_and_whole_sequences_are_not_taken_for_each_other():
+    rows = measured(["handwritten"], FRAMES)
+    assert (rows["handwritten"].status, rows["handwritten"].error) == (
+        "unavailable",
+        "it is not called here frame by frame",
+    )
+    rows = measured(["triton_gru.stream"])
+    assert rows["triton_gru.stream"].status == "unavailable"
+    assert "but frame by frame" in rows["triton_gru.stream"].error
+
+
+def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
+    """Its replays are judged one after the other; one whose state stays behind is wrong."""
+
+    def graphed(function, pool=None):
+        result = function().clone()
+        return (lambda: result.copy_(function())), result
+
+    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+    monkeypatch.setitem(providers.STREAMING, "own graph", _stream())
+    both = dataclasses.replace(CPU, modes=("eager", "graph"))
+    names = ["torch.nn.GRUCell", "triton_gru", "own graph"]
+    rows = measured(names, FRAMES, both)
+    assert all(rows[f"{name}+graph"].n > 0 for name in ["torch.nn.GRU", *names[:2]])
+    assert (rows["own graph"].n > 0, rows["own graph+graph"].error) == (True, "it has its own")
+
+    def left_behind(gru, x):
+        ready = streaming.PROVIDERS["torch.nn.GRU"](gru, x)
+        zeros = x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
+        return dataclasses.replace(ready, captured=lambda x: gru(x, zeros)[0])
+
+    monkeypatch.setitem(providers.STREAMING, "left behind", left_behind)
+    rows = measured(["left behind"], FRAMES, both)
+    assert (rows["left behind"].n > 0, rows["left behind+graph"].status) == (True, "wrong")
+
+
+def test_as_many_rounds_are_taken_as_are_asked_for(monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 5)
+    few = dataclasses.replace(CPU, seconds=0.0)
+    rows = measured([], conditions=dataclasses.replace(few, rounds=7)) | {
+        "few": measured([], conditions=few)["torch.nn.GRU"]
+    }
+    assert (rows["torch.nn.GRU"].n, rows["few"].n) == (7, 3)
+
+
+def test_rounds_asked_for_are_taken_though_all_is_quiet():
+    taken = timing.samples({"a": [int]}, 50, lambda function: 1.0, 0.0, stop_when_quiet=True, least=30)
+    assert len(taken["a"]) == 30
+
+
+def test_the_99th_percentile():
+    times = timing.quantiles([float(ms) for ms in range(101)])
+    assert (times.p50, times.p99) == (50.0, 99.0)
+    assert times.columns()["p99_ms"] == 99.0
 
 
 def test_a_lost_gpu_ends_the_run_with_the_culprits_rows(monkeypatch):
@@ -184,6 +338,22 @@ def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
     assert {row.status for row in rows.values()} <= {"ok", "noisy", "unavailable"}, {
         row.provider: row.error for row in rows.values() if row.status in ("wrong", "failed")
     }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+@pytest.mark.parametrize("name", ["packed", "bidirectional", "streaming"])
+def test_the_other_sweeps_on_a_gpu(name, precision):
+    """A case of each, made small, in both modes: what is timed is right, and nothing fails."""
+    sweep = sweeps.SWEEPS[name]
+    case = next(case for case in sweep.cases if (case.precision, case.hidden, case.batch) == (precision, 256, 16))
+    case = dataclasses.replace(case, steps=min(case.steps, 50))
+    rows = measured(sweep.providers, case, Conditions("cuda", sweep.modes, "warm", seconds=0.2))
+    assert {row.status for row in rows.values()} <= {"ok", "noisy", "unavailable"}, {
+        row.provider: row.error for row in rows.values() if row.status in ("wrong", "failed")
+    }
+    expected = {"triton_gru.stream"} if name == "streaming" else {"triton_gru.grid", "triton_gru.grid+graph"}
+    assert all(rows[provider].n > 0 for provider in expected | {"torch.nn.GRU", "torch.nn.GRU+graph", "triton_gru"})
 
 
 def test_precision_is_pinned_everywhere_and_put_back():

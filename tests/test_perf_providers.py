@@ -1,5 +1,6 @@
 """Providers of the benchmarks that are not the library's: what they hand over, compute and refuse."""
 
+import dataclasses
 import sys
 import types
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from perf.providers import compiled, torchrl
+from perf import precompile
+from perf.case import Case
+from perf.providers import compiled, ours, torchrl
 from perf.providers.interface import Unavailable
+from triton_gru.scans import Launch
 
 TORCHRL_MODULES = [
     "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",
@@ -108,6 +112,49 @@ def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, m
     results = torchrl.bind(stub, gru, x)(x)
     assert stub.precisions == [(precision, precision == "tf32")] * layers
     torch.testing.assert_close(results, gru(x))
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """What is compiled for a GPU is for the interpreter, and its kernels and constants are noted."""
+    noted = []
+    for name in ("module", "inputs"):
+        method = getattr(Case, name)
+        monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))
+    monkeypatch.setattr(Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)))
+    return noted
+
+
+def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(on_the_cpu):
+    case = Case("fp16", hidden=20, batch=3, steps=9)
+    both, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, packed=True)
+    same = [dataclasses.replace(case, **of) for of in ({"batch": 2}, {"steps": 50}, {"layers": 3})]
+    cases = [case, both, packed, *same, dataclasses.replace(both, layers=2), dataclasses.replace(case, steps=1)]
+    wanted = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases])
+    assert [case for case, _ in wanted] == [case, both, packed, *cases[-2:]]
+    compiled_for = {}
+    for case, variant in wanted:
+        on_the_cpu.clear()
+        ours.compile_kernels(case, variant)
+        compiled_for[case] = [*on_the_cpu]
+        assert {kernel for kernel, _ in on_the_cpu} == {"input_projection", "block_scan"}
+    inputs = [constants["I"] for kernel, constants in compiled_for[cases[-2]] if kernel == "input_projection"]
+    assert inputs == [20, 40]
+    assert compiled_for[packed] != compiled_for[cases[0]]
+
+
+def test_what_a_stream_launches_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):
+    calls, planned = [], []
+    monkeypatch.setattr(precompile, "in_parallel", calls.extend)
+    monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
+    frame = Case("fp32", hidden=16, batch=2, steps=1, streaming=True)
+    sequence = Case("fp32", hidden=16, batch=2, steps=3)
+    names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl"]
+    precompile.compile_ahead([(frame, names), (sequence, names)])
+    assert planned == [(sequence, names)]
+    assert [call.args for call in calls] == [(frame, "triton_gru.block"), (frame, "torchrl"), (sequence, "torchrl")]
+    calls[0]()
+    assert launched == ["input_projection", "block_scan"]
 
 
 @pytest.mark.gpu

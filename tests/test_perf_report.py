@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import pathlib
 import re
 
 import pandas as pd
@@ -11,8 +12,9 @@ import pytest
 from perf import compare, report
 from perf.__main__ import main
 from perf.case import counts
-from perf.record import Row
+from perf.record import COLUMNS, COLUMNS_OF_SCHEMA_1, Report, Row
 
+RESULTS = pathlib.Path(report.__file__).with_name("results")
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
 
 
@@ -21,14 +23,14 @@ def row(provider, ms, **more):
     mode = {"mode": "graph"} if provider.endswith("+graph") else {}
     if isinstance(ms, str):
         return dataclasses.replace(BASE, provider=provider, status=ms, error="because", **mode | more)
-    times = {"n": 20, "p20_ms": 0.995 * ms, "p50_ms": ms, "p80_ms": 1.005 * ms, "rel_iqr": 0.01}
+    times = {"n": 20, "p20_ms": 0.995 * ms, "p50_ms": ms, "p80_ms": 1.005 * ms, "p99_ms": 3 * ms, "rel_iqr": 0.01}
     return dataclasses.replace(BASE, provider=provider, **times | mode | more)
 
 
 def written(path, rows):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in dataclasses.fields(Row)])
+        writer.writerow(COLUMNS)
         writer.writerows(dataclasses.astuple(row) for row in rows)
     return path
 
@@ -108,6 +110,71 @@ def test_regimes_and_precisions_are_apart(loaded):
     assert headline["cases"].tolist() == [1] * 6
 
 
+def test_a_regime_says_what_else_a_call_is(loaded):
+    cells = [{}, {"directions": 2}, {"packed": True}, {"variant": "streaming", "T": 1}]
+    rows = loaded(
+        [row(name, ms, **cell) for cell in cells for name, ms in (("torch.nn.GRU", 2.0), ("triton_gru", 1.0))]
+    )
+    assert list(table(rows, HEADLINE)["regime"]) == [
+        "H <= 1024, B <= 64, T > 1", "H <= 1024, B <= 64, T > 1, bidirectional", "H <= 1024, B <= 64, T > 1, packed",
+        "H <= 1024, B <= 64, T = 1, streaming",
+    ]  # fmt: skip
+    assert list(table(rows, "The worst 10 cases")["form"]) == ["", "bidirectional", "packed", "streaming"]
+
+
+def test_what_the_second_direction_adds(loaded):
+    """In one run: torch's was measured again later with one direction."""
+    rows = loaded([
+        row("triton_gru", 1.2, directions=2), row("triton_gru", 1.0), row("triton_gru", 3.0, directions=2, B=8),
+        row("triton_gru", 2.0, B=8), row("triton_gru+graph", 1.0, directions=2), row("triton_gru+graph", "failed"),
+        row("torch.nn.GRU", 4.0, directions=2), row("torch.nn.GRU", 2.0), row("torch.nn.GRU", 1.0, run_id="2"),
+    ])  # fmt: skip
+    added = table(rows, "What the second direction adds: time over that of one").set_index(["base", "mode"])
+    assert set(added.index) == {("triton_gru", "eager"), ("torch.nn.GRU", "eager")}
+    assert added.loc["triton_gru", "eager"][["cases", "min", "max"]].tolist() == [2, 1.2, 1.5]
+    assert added.loc["torch.nn.GRU", "eager"]["geomean"] == 2.0
+
+
+def test_frames_are_told_in_microseconds(loaded):
+    frame = {"T": 1, "variant": "streaming"}
+    rows = loaded([
+        row("torch.nn.GRU", 0.05, **frame), row("torch.nn.GRU+graph", 0.04, **frame),
+        row("triton_gru.stream", 0.0123, **frame), row("triton_gru.stream", "failed", layers=2, **frame),
+        row("torch.nn.GRU", 2.0, layers=2, **frame), row("torch.nn.GRU", 7.0, T=1),
+    ])  # fmt: skip
+    frames = table(rows, "Microseconds a frame, median and 99th percentile").set_index("layers")
+    assert list(frames) == ["precision", "H", "B", "torch.nn.GRU", "torch.nn.GRU+graph", "triton_gru.stream"]
+    assert frames.iloc[:, 3:].to_numpy().tolist() == [["50, 150", "40, 120", "12.3, 36.9"], ["2000, 6000", "", ""]]
+
+
+def of_schema_1(path, rows):
+    """The same in a file as they were before there was a 99th percentile."""
+    frame = pd.read_csv(written(path, rows), dtype=str, keep_default_na=False)
+    frame.drop(columns="p99_ms").assign(schema="1").to_csv(path, index=False)
+    return path
+
+
+def test_files_of_schema_1_are_read_beside_those_of_today_but_not_added_to(tmp_path, capsys):
+    timed = [row("torch.nn.GRU", 4.0), row("triton_gru", 2.0)]
+    old, new = of_schema_1(tmp_path / "old.csv", timed), written(tmp_path / "new.csv", [row("triton_gru", 1.0)])
+    rows = report.load([old, new])
+    assert rows["p99_ms"].isna().tolist() == [True, True, False]
+    assert table(rows, HEADLINE)["geomean"].tolist() == [4.0]
+    assert main(["compare", str(old), str(new)]) == 0
+    assert "faster" in capsys.readouterr().out
+    before = old.read_bytes()
+    with pytest.raises(ValueError, match="other columns than schema 2"):
+        Report(old, "cpu")
+    assert old.read_bytes() == before
+
+
+def test_the_repositorys_own_files_are_read():
+    paths = sorted(RESULTS.glob("*.csv"))
+    assert paths and len(report.load(paths)) > 0
+    with RESULTS.joinpath("cells-cpu.csv").open() as file:
+        assert next(csv.reader(file)) in (COLUMNS, COLUMNS_OF_SCHEMA_1)
+
+
 def test_time_over_the_floor(loaded):
     rows = loaded([row("triton_gru", 3.0, floor_ms=1.5), row("triton_gru", 8.0, floor_ms=1.0, B=8)])
     assert table(rows, "Time over the floor")[["geomean", "min", "max"]].to_numpy().tolist() == [[4.0, 2.0, 8.0]]
@@ -153,7 +220,7 @@ def test_the_report_in_both_forms(tmp_path, capsys):
     assert "Below 1.0: 1 of 1\nprecision" in plain
     assert main(["report", "--markdown", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| float16 | 512 | 4 | 512 | 1 | warm | eager | grid | 0.5 | 0.01 |" in lines
+    assert "| float16 | 512 | 4 | 512 | 1 |  | warm | eager | grid | 0.5 | 0.01 |" in lines
     assert all(line.count("|") == lines[i - 1].count("|") for i, line in enumerate(lines) if line.startswith("| -"))
 
 

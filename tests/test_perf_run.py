@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from perf import measure, providers, sweeps
 from perf.__main__ import main
@@ -131,8 +133,17 @@ def test_sweeps_have_the_values_they_are_to_have():
     assert max(case.batch for case in sweeps.SWEEPS["large"].cases) == 16
     assert {case.layers for case in sweeps.SWEEPS["layers"].cases} == {2, 3, 4}
     assert max(case.steps for case in sweeps.SWEEPS["long"].cases) == 16384
+    packed, both = sweeps.SWEEPS["packed"].cases, sweeps.SWEEPS["bidirectional"].cases
+    assert all(case.packed and case.steps == 256 for case in packed) and len(packed) == 5 * 2 * 2
+    assert [case.directions for case in both] == [2, 1] * (6 * 3 * 2)
+    assert both[1::2] == [dataclasses.replace(case, directions=1) for case in both[::2]]
+    frames = sweeps.SWEEPS["streaming"]
+    assert {(case.steps, case.streaming) for case in frames.cases} == {(1, True)} and len(frames.cases) == 5 * 2 * 2 * 2
+    assert frames.rounds == 1000
+    assert {sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep is not frames} == {0}
     for sweep in sweeps.SWEEPS.values():
-        assert set(sweep.providers) <= set(providers.PROVIDERS)
+        served = providers.STREAMING if sweep is frames else providers.PROVIDERS
+        assert set(sweep.providers) <= set(served)
         assert len(set(sweep.cases)) == len(sweep.cases)
     for name in sweeps.SWEEPS:
         assert f"  {name} " in sweeps.described()
@@ -156,13 +167,57 @@ def test_bad_arguments_are_said_in_a_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_sequences_are_as_long_as_the_case_says(packed):
+    """Between a quarter of T and T, the same every time."""
+    case = Case("fp32", hidden=4, batch=300, steps=41, packed=packed)
+    first, again = case.inputs("cpu")[0], case.inputs("cpu")[1]
+    if not packed:
+        assert first.shape == (41, 300, 4) and set(case.lengths) == {41}
+        assert case.total_steps == 41 * 300 and case.batch_sizes == [300] * 41
+        return
+    lengths = pad_packed_sequence(first)[1].tolist()
+    assert lengths == case.lengths == pad_packed_sequence(again)[1].tolist() == sorted(lengths, reverse=True)
+    assert set(lengths) == set(range(11, 42))
+    assert len(first.data) == case.total_steps and first.batch_sizes.tolist() == case.batch_sizes
+    assert not torch.equal(first.data, again.data)
+
+
+def test_what_a_case_is_of_stands_in_its_name_and_row():
+    case = Case("fp16", 8, 2, 1, layers=2, directions=2, packed=True, streaming=True)
+    assert str(case) == "fp16 H=8 B=2 T=1 layers=2 directions=2 packed streaming"
+    row = case.row()
+    assert (row.layers, row.directions, row.packed, row.variant) == (2, 2, True, "streaming")
+    assert str(Case("fp16", 8, 2, 1)) == "fp16 H=8 B=2 T=1"
+    assert case.module("cpu").bidirectional
+
+
+REHEARSED_BY = {
+    "layers": "triton_gru.step",
+    "packed": "triton_gru",
+    "bidirectional": "triton_gru",
+    "streaming": "triton_gru.stream",
+}
+
+
+def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch):
+    taken = []
+    monkeypatch.setattr("perf.__main__.run", lambda sweep, options: taken.append(options.conditions.rounds))
+    monkeypatch.setattr("perf.__main__._device", lambda options: "cuda")
+    for arguments in (["streaming"], ["streaming", "--rehearse"], ["smoke"]):
+        assert main(["run", "--sweep", *arguments]) == 0
+    assert taken == [1000, 0, 0]
+
+
 def test_every_sweep_can_be_rehearsed(tmp_path, monkeypatch):
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
     for name, sweep in sweeps.SWEEPS.items():
-        provider = "triton_gru.step" if name == "layers" else "handwritten"
-        assert main(["run", "--sweep", name, "--out", str(tmp_path), "--rehearse", "--provider", provider]) == 0
+        provider = REHEARSED_BY.get(name, "handwritten")
+        options = ["--out", str(tmp_path), "--rehearse", "--seconds", "0.02", "--provider", provider]
+        assert main(["run", "--sweep", name, *options]) == 0
         rows = read(tmp_path / f"{name}-cpu.csv")
-        assert len(rows) == 2 * len(sweep.slices)
+        assert len(rows) == 2 * len(sweep.slices) * (2 if name == "bidirectional" else 1)
+        assert {row["variant"] for row in rows} == {"streaming" if name == "streaming" else "reset_after"}
         assert {row["provider"] for row in rows} == {"torch.nn.GRU", provider}
         assert {row["mode"] for row in rows} == ({"host"} if name == "overhead" else {"eager"})
         assert all(row["status"] in ("ok", "noisy") and "interpreter" in row["gpu_name"] for row in rows)

@@ -1,7 +1,10 @@
 """Everything that computes a GRU and can be timed, by name. A provider is a file here that names its `PROVIDERS`."""
 
-from . import compiled, cudnn, handwritten, ours, torch_modules, torchrl
-from .interface import Prepare
+from torch import nn
+
+from ..case import Input
+from . import compiled, cudnn, handwritten, ours, streaming, torch_modules, torchrl
+from .interface import Prepare, Ready, Unavailable
 
 OURS = "triton_gru"  # and what begins so
 YARDSTICK = "torch.nn.GRU"  # measured in every cell: others are gated and compared by it
@@ -15,3 +18,17 @@ PROVIDERS: dict[str, Prepare] = {
     **torchrl.PROVIDERS,
     **torch_modules.PROVIDERS,
 }
+STREAMING: dict[str, Prepare] = streaming.PROVIDERS
+NAMES = tuple(PROVIDERS | STREAMING)
+
+
+def make_ready(name: str, gru: nn.GRU, x: Input, streaming: bool) -> Ready:
+    """The provider for whole sequences, or for frames of a stream.
+
+    Raises:
+        Unavailable: it cannot serve them.
+    """
+    prepare = (STREAMING if streaming else PROVIDERS).get(name)
+    if prepare is None:
+        raise Unavailable("it is not called here " + ("frame by frame" if streaming else "but frame by frame"))
+    return prepare(gru, x)

@@ -9,20 +9,21 @@ products follow torch.backends.cuda.matmul.fp32_precision.
 import torch
 from torch import Tensor, nn
 
-from .interface import Ready, Unavailable
+from .interface import Ready, Unavailable, require_padded
 
-# Layers times steps. Compiling takes time in proportion: for 1, 4, 16 and 64 steps of one layer with H = 64 it took
-# 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). 32 of the 48 s went by in the C++ compiler, which a GPU
-# does not need.
+# Layers times directions times steps. Compiling takes time in proportion: for 1, 4, 16 and 64 steps of one layer with
+# H = 64 it took 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). 32 of the 48 s went by in the C++ compiler,
+# which a GPU does not need.
 MOST_STEPS = 64
 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
-    steps = gru.num_layers * x.size(0)
+    require_padded(x)
+    steps = gru.num_layers * (1 + gru.bidirectional) * x.size(0)
     if steps > MOST_STEPS:
         raise Unavailable(
             f"torch.compile unrolls the recurrence: compiling took 48 s for 64 steps of one layer on a CPU, and it "
-            f"takes time in proportion; layers times steps are {steps}, more than {MOST_STEPS}"
+            f"takes time in proportion; layers times directions times steps are {steps}, more than {MOST_STEPS}"
         )
     if not x.is_cuda:
         _require_cpp_compiler()

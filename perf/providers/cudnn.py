@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from .. import cudnn
 from ..cudnn import Algorithm
-from .interface import Prepare, Ready, Unavailable
+from .interface import Prepare, Ready, Unavailable, require_padded
 
 
 def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor) -> Ready:
+    require_padded(x)
     math = cudnn.math_type(x.dtype)
     try:
         handle = cudnn.handle_of(x.device)

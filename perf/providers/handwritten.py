@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .interface import Ready
+from .interface import Ready, require_one_direction, require_padded
 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+    require_padded(x)
+    require_one_direction(gru)
     layers = [[getattr(gru, name) for name in names] for names in gru._all_weights]
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
 

@@ -13,7 +13,7 @@ from triton_gru.arguments import bind_gru
 from triton_gru.config import GRID_CUTS, HANDOVERS, GridConfig, cut_grid, fit_grid
 from triton_gru.plan import KERNELS, Plan
 
-from ..case import Case
+from ..case import Case, Input
 from .interface import Ready, Unavailable
 
 
@@ -39,20 +39,21 @@ class Variant:
         """The library's, with ``gru``'s own Parameters."""
         weight = gru.weight_hh_l0
         ours = triton_gru.GRU(
-            gru.input_size, gru.hidden_size, gru.num_layers, device="meta", dtype=weight.dtype, backend=self.backend
-        ).eval()
+            gru.input_size, gru.hidden_size, gru.num_layers, bidirectional=gru.bidirectional, device="meta",
+            dtype=weight.dtype, backend=self.backend,
+        ).eval()  # fmt: skip
         for name, parameter in gru.named_parameters():
             setattr(ours, name, parameter)
         return ours
 
-    def plan(self, ours: triton_gru.GRU, x: Tensor) -> Plan:
+    def plan(self, ours: triton_gru.GRU, x: Input, hx: Tensor | None = None) -> Plan:
         """The plan of a call on ``ours``, a `module` of this.
 
         Raises:
             Unavailable: the variant cannot serve the call.
         """
         try:
-            plan = ours.plan(x)
+            plan = ours.plan(x, hx)
         except RuntimeError as refusal:
             raise Unavailable(str(refusal)) from refusal
         if self.isa:
@@ -60,20 +61,21 @@ class Variant:
         problem = plan.problem
         numbers = (problem.dtype, problem.precision, plan.device)
         if self.cut:
-            plan = _with(plan, cut_grid(problem.hidden_size, problem.batch_size, self.cut, *numbers))
+            sizes = problem.hidden_size, problem.batch_size, problem.directions
+            plan = _with(plan, cut_grid(*sizes, self.cut, *numbers))
         if self.handover:
             # Other words for the same state may take other registers: cut anew.
             config = dataclasses.replace(plan.config, handover=self.handover, slices=8, register_tiles=0)
             plan = _with(plan, fit_grid(config, *numbers))
         return plan
 
-    def prepare(self, gru: nn.GRU, x: Tensor) -> Ready:
+    def prepare(self, gru: nn.GRU, x: Input) -> Ready:
         ours = self.module(gru)
         plan = self.plan(ours, x)
         call: Callable = ours
         if self.isa or self.handover or self.cut:  # bound on each call as others are, but not planned
 
-            def call(x: Tensor) -> tuple[Tensor, Tensor]:
+            def call(x: Input) -> tuple[Tensor, Tensor]:
                 return launch.run(bind_gru(ours, x, None), plan)
 
         return Ready(call, plan.kernel, str(plan.config or ""), plan.source)
@@ -106,8 +108,11 @@ def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Case,
                 config = plan.config
                 if isinstance(config, GridConfig):
                     config = dataclasses.replace(config, copies=1)  # how many are launched is not compiled
+                # A single step is compiled apart, and with two directions the layers above the first.
+                layers, steps = min(case.layers, case.directions), min(case.steps, 2)
+                compiled = dataclasses.replace(case, batch=1, layers=layers, steps=steps)
                 if plan.kernel in KERNELS:
-                    work.setdefault((case.dtype, case.precision, case.hidden, config, plan.device), (case, variant))
+                    work.setdefault((compiled, config, plan.device), (case, variant))
     return list(work.values())
 
 
@@ -117,9 +122,8 @@ def compile_kernels(case: Case, variant: Variant) -> None:
     with case.pinned():
         ours = variant.module(gru)
         plan = variant.plan(ours, x)
-        output = x.new_empty(*x.shape)
-        h_n = x.new_empty(case.layers, *x.shape[1:])
-        for each in launch.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
+        call = bind_gru(ours, x, None)
+        for each in launch.launches(call, plan.config, plan.device, *launch.allocate(call)):
             each.compile()
 
 
@@ -134,7 +138,7 @@ def gave_up() -> str:
     return ""
 
 
-def _example(case: Case) -> tuple[nn.GRU, Tensor]:
+def _example(case: Case) -> tuple[nn.GRU, Input]:
     """A module and an input that is planned for as the case's, but short: how many steps there are is not compiled."""
-    x = torch.empty(min(case.steps, 2), case.batch, case.hidden, device="cuda", dtype=case.dtype)
-    return case.module("cuda"), x
+    short = dataclasses.replace(case, steps=min(case.steps, 2))
+    return short.module("cuda"), short.inputs("cuda")[0]

@@ -5,33 +5,36 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..case import Input
 from .interface import Ready
 
 
-def _gru(gru: nn.GRU, x: Tensor) -> Ready:
-    return Ready(gru, kernel=_kernel(x))
+def _gru(gru: nn.GRU, x: Input) -> Ready:
+    return Ready(gru, kernel=kernel(gru))
 
 
-def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Tensor) -> Ready:
+def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
     """A cell of the same sizes with weights of its own, and itself in float64 to be compared with."""
     with torch.inference_mode(False):
-        module = cell(gru.input_size, gru.hidden_size, gru.num_layers, device=x.device, dtype=x.dtype).eval()
+        sizes = gru.input_size, gru.hidden_size, gru.num_layers
+        like = gru.weight_hh_l0
+        module = cell(*sizes, bidirectional=gru.bidirectional, device=like.device, dtype=like.dtype).eval()
         exact = copy.deepcopy(module).double()
-    return Ready(_first_state(module), kernel=_kernel(x), expected=_first_state(exact))
+    return Ready(_first_state(module), kernel=kernel(gru), expected=_first_state(exact))
 
 
 def _first_state(module: nn.RNNBase):
     """An LSTM has two states."""
 
-    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+    def call(x: Input) -> tuple[Input, Tensor]:
         output, state = module(x)
         return output, state[0] if isinstance(state, tuple) else state
 
     return call
 
 
-def _kernel(x: Tensor) -> str:
-    return "cudnn" if x.is_cuda and torch.backends.cudnn.is_available() else "torch"
+def kernel(gru: nn.GRU) -> str:
+    return "cudnn" if gru.weight_hh_l0.is_cuda and torch.backends.cudnn.is_available() else "torch"
 
 
 PROVIDERS = {

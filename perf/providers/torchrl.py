@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .interface import Call, Ready, Unavailable
+from .interface import Call, Ready, Unavailable, require_one_direction, require_padded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LEAST = 16  # hidden units that it computes with
 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+    require_padded(x)
+    require_one_direction(gru)
     rnn = _imported()
     if not x.is_cuda:
         raise Unavailable("TorchRL's GRU in Triton needs a CUDA device")
@@ -35,9 +37,14 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     tuned.clear()
     call(x)
     if not tuned:
-        return Ready(call, kernel="step", batch_first=True)
+        return Ready(call, kernel="step", lay_out=_batch_first)
     config = ", ".join(map(str, tuned.values()))
-    return Ready(call, kernel="fused", config=config, config_source="autotuned", batch_first=True)
+    return Ready(call, kernel="fused", config=config, config_source="autotuned", lay_out=_batch_first)
+
+
+def _batch_first(x: Tensor) -> Tensor:
+    """[T, B, I] as it was, lying in memory batch after batch."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _imported() -> types.ModuleType:

@@ -1,0 +1,112 @@
+"""Frame by frame: what computes a step from the state that its last call has left.
+
+A caller of torch's modules hands the new state to the next call. A CUDA graph reads the same memory every time, so
+that in one the new state is copied to where the old one was.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+import triton_gru
+from triton_gru.plan import KERNELS, Plan
+
+from .interface import Prepare, Ready
+from .ours import Variant
+from .torch_modules import kernel
+
+# (frame, states) -> (output, states)
+_Step = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def _torch(gru: nn.GRU, x: Tensor) -> Ready:
+    return _carrying(_step_of(gru), [_zeros(gru, x)], kernel=kernel(gru))
+
+
+def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
+    ours, zeros = variant.module(gru), _zeros(gru, x)
+    return _carrying(_step_of(ours), [zeros], **_about(variant.plan(ours, x, zeros)))
+
+
+def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
+    """A cell a layer, with ``gru``'s own Parameters."""
+    cells = []
+    for layer, names in enumerate(gru._all_weights):
+        inputs = gru.hidden_size if layer else gru.input_size
+        cells.append(cell(inputs, gru.hidden_size, device="meta", dtype=x.dtype).eval())
+        for name in names:
+            setattr(cells[-1], name.removesuffix(f"_l{layer}"), getattr(gru, name))
+    zeros = _zeros(gru, x).unbind()
+
+    def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        after = []
+        for cell, state in zip(cells, states):
+            x = cell(x, state)
+            after.append(x)
+        return x, after
+
+    about = {"kernel": "torch"}
+    if cell is triton_gru.GRUCell:  # of two cells of one size the plans are the same
+        about = _about(cells[0].plan(x[0], zeros[0]))
+    return _carrying(step, zeros, lay_out=_rows, **about)
+
+
+def _stream(gru: nn.GRU, x: Tensor) -> Ready:
+    stream = Variant("auto").module(gru).stream(x.size(1))
+    own = "it replays CUDA graphs of its own"
+    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **_about(stream._plan(x[0])))
+
+
+def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
+    """``step`` with its states kept, made ready; ``about`` is what else is known of it."""
+    handed_on, kept = zeros, [zero.clone() for zero in zeros]
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal handed_on
+        output, handed_on = step(x, handed_on)
+        return output
+
+    def captured(x: Tensor) -> Tensor:
+        output, after = step(x, kept)
+        for state, new in zip(kept, after):
+            state.copy_(new)
+        return output
+
+    def reset() -> None:
+        nonlocal handed_on
+        handed_on = zeros
+        for state in kept:
+            state.zero_()
+
+    return Ready(call, reset=reset, captured=captured, **about)
+
+
+def _step_of(gru: nn.RNNBase) -> _Step:
+    def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        output, state = gru(x, *states)
+        return output, (state,)
+
+    return step
+
+
+def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
+    return x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A frame without its dimension of time."""
+    return x[0]
+
+
+def _about(plan: Plan) -> dict[str, str]:
+    return {"kernel": plan.kernel, "config": str(plan.config or ""), "config_source": plan.source}
+
+
+PROVIDERS: dict[str, Prepare] = {
+    "torch.nn.GRU": _torch,
+    "torch.nn.GRUCell": functools.partial(_cells, nn.GRUCell),
+    "triton_gru.stream": _stream,
+    "triton_gru.GRUCell": functools.partial(_cells, triton_gru.GRUCell),
+    **{variant.name: functools.partial(_ours, variant) for variant in map(Variant, ("auto", *KERNELS))},
+}
