@@ -5,6 +5,8 @@ import os
 
 import pytest
 import torch
+import triton.language as tl
+from triton.runtime import interpreter
 
 from triton_gru import launch, prepared
 from triton_gru.device import interpreting
@@ -36,7 +38,7 @@ class Launches(list):
 def launched(monkeypatch) -> Launches:
     """Records every kernel the library starts, so that a test can tell a kernel from a fallback."""
     names = Launches()
-    start = launch._start
+    start = launch.start
 
     def record(launches):
         def named():
@@ -46,7 +48,7 @@ def launched(monkeypatch) -> Launches:
 
         start(named())
 
-    monkeypatch.setattr(launch, "_start", record)
+    monkeypatch.setattr(launch, "start", record)
     again = prepared._Prepared.launch
 
     def record_again(self, *args):
@@ -75,6 +77,22 @@ def few_calls(monkeypatch):
     monkeypatch.setattr("perf.case.ROTATED", 2)
     monkeypatch.setattr("perf.timing.WARMUP", 1)
     monkeypatch.setattr("perf.timing.LEAST_ROUNDS", 3)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _language_patched_once_a_launch():
+    """Triton 3.6's interpreter patches its language again for each jitted function that a kernel calls: a third of
+    its time, for nothing."""
+    patch = interpreter._patch_lang
+
+    def once(function):
+        languages = [each for each in function.__globals__.values() if each is tl or each is tl.core]
+        patched = not any(tl.core.is_builtin(each.load) for each in languages)
+        return interpreter._LangPatchScope() if patched else patch(function)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

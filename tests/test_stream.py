@@ -37,12 +37,12 @@ def test_a_thousand_frames(precision, device):
     """The error does not grow: the state is kept in float32, beyond what the outputs are rounded to."""
     torch.manual_seed(0)
     gru = make_gru(4, 16, precision, device, "step")
-    steps = 1000 if device == "cuda" or precision == "fp16" else 200
+    steps = 1000 if device == "cuda" else 300 if precision == "fp16" else 60
     x = torch.randn(steps, 2, 4, device=device).to(gru.weight_hh_l0.dtype)
     output, _ = frames(gru, x)
     expected = exact(gru, x, None)[0]
     theirs = torchs_own(gru, x, None, precision)[0].double().cpu()
-    for part in (slice(0, 100), slice(-100, None)):
+    for part in (slice(0, steps // 10), slice(-steps // 10, None)):
         error, allowed = (output.double().cpu() - expected)[part].abs().max(), (theirs - expected).abs().max().item()
         assert error <= bound(allowed, precision)
 

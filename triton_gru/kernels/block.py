@@ -14,10 +14,9 @@ from . import isa, sequences
 
 
 @triton.jit(
-    do_not_specialize=[
-        "steps", "start", "total", "state", "batch", "out_t", "out_b", "hx_l", "hx_b",
-    ]
-)  # fmt: skip
+    do_not_specialize=["steps", "start", "total", "state", "batch", "out_t", "out_b", "hx_l", "hx_b"],
+    do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
+)
 def block_scan(
     gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]

@@ -20,7 +20,8 @@ from . import exchange, isa, sequences
     do_not_specialize=[
         "steps", "start", "total", "slots", "copies", "first_direction", "directions", "state", "batch", "out_t",
         "out_b", "hx_l", "hx_b",
-    ]
+    ],
+    do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )  # fmt: skip
 def grid_scan(
     gi,  # [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)

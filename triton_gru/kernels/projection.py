@@ -12,7 +12,10 @@ import triton.language as tl
 from . import isa, sequences
 
 
-@triton.jit(do_not_specialize=["steps", "start", "total", "batch", "x_t", "x_b"])
+@triton.jit(
+    do_not_specialize=["steps", "start", "total", "batch", "x_t", "x_b"],
+    do_not_specialize_on_alignment=["lengths", "offsets"],
+)
 def input_projection(
     x,  # [time, batch, I] through strides, or packed; see sequences
     w_ih,  # [3 * H, I]

@@ -13,7 +13,10 @@ import triton.language as tl
 from . import isa, sequences
 
 
-@triton.jit(do_not_specialize=["step", "steps", "start", "total", "state", "batch", "out_t", "out_b"])
+@triton.jit(
+    do_not_specialize=["step", "steps", "start", "total", "state", "batch", "out_t", "out_b"],
+    do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
+)
 def step_scan(
     gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T + b_ih (+ b_hh for r and z)
     w_hh,  # [3 * H, H]
