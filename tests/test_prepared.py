@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -118,6 +119,9 @@ def test_nothing_is_kept_of_a_cell_that_is_gone(device):
     with torch.no_grad():
         cell(x, hx)
         assert cell in prepared._kept
+        gone = weakref.ref(x)
+        del x, hx
+        assert gone() is None
         kept = len(prepared._kept)
         pickle.loads(pickle.dumps(cell))
         del cell

@@ -149,6 +149,10 @@ def test_errors():
     for wrong in (torch.zeros(2), torch.zeros(3, dtype=torch.bool)):
         with pytest.raises(ValueError, match="mask must be bool"):
             stream.reset(wrong)
+    gru.double()
+    with pytest.raises(RuntimeError, match="has become torch.float64 on cpu since the stream was made"):
+        stream(torch.randn(2, 4).double())
+    gru.float()
     for kernel in ("block", "grid"):
         gru.backend = kernel
         with pytest.raises(RuntimeError, match="cannot serve a stream"):

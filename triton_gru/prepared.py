@@ -55,6 +55,8 @@ class _Prepared:
         names = launch.kernel.arg_names
         self._at = [names.index(name) for name in ("x", "hx", "out", "h_n")]
         self._args = list(launch.args)
+        for at in self._at:  # not to be kept from being freed
+            self._args[at] = None
         self._start = launch.prepared()
         self._surroundings = surroundings(cell, input)
         self._weights = weights_of_cell(cell)

@@ -25,7 +25,7 @@ class Stream:
 
     Raises:
         ValueError: the GRU is bidirectional, or ``batch_size`` not a positive integer; x_t is not of the shape.
-        RuntimeError: the backend, asked for by name, cannot serve a stream.
+        RuntimeError: the backend, asked for by name, cannot serve a stream; the module's dtype or device has changed.
     """
 
     def __init__(self, gru, batch_size: int):
@@ -81,6 +81,12 @@ class Stream:
         key = self._key()
         if self._frames is None or self._frames.key != key:
             self._frames = None
+            weight = gru.weight_hh_l0
+            if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
+                raise RuntimeError(
+                    f"the module has become {weight.dtype} on {weight.device} since the stream was made, with "
+                    f"{self._rounded.dtype} on {self._rounded.device}: make another"
+                )
             plan = self.plan(x)
             if plan.kernel != "step" or plan.problem.dtype != self._rounded.dtype:  # autocast
                 return self._call_module(x)
