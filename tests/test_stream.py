@@ -159,6 +159,21 @@ def test_errors():
             stream(torch.randn(2, 4))
 
 
+@pytest.mark.parametrize("backend", ["step", "auto"])
+def test_in_and_out_of_inference_mode(backend, device):
+    gru = make_gru(4, 16, "fp16", device, backend)
+    x = torch.randn(4, 2, 4, device=device).half()
+    expected = frames(gru, x)[0]
+    with torch.inference_mode():
+        stream = gru.stream(2)
+        outputs = [stream(frame) for frame in x[:2]]
+    outputs += [stream(frame) for frame in x[2:]]
+    assert torch.equal(torch.stack(outputs), expected)
+    stream.reset()
+    with torch.inference_mode():
+        assert torch.equal(stream(x[0]), expected[0])
+
+
 @pytest.mark.gpu
 def test_a_frame_is_one_replay(launched):
     """After the first two nothing is launched but the graph; and nothing waits for the GPU."""

@@ -36,10 +36,11 @@ class Stream:
         self._gru = gru
         weight = gru.weight_hh_l0
         self._shape = (batch_size, gru.input_size)
-        # By parity of the frame: a launch reads all of one state while it writes the other.
-        self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
-        self._carry.requires_grad_(False)
-        self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
+        # Not of inference_mode, where the stream may be made, but not stay.
+        with torch.inference_mode(False), torch.no_grad():
+            # By parity of the frame: a launch reads all of one state while it writes the other.
+            self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
+            self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
         self._parity = 0
         self._frames: _Frames | None = None
 
@@ -144,8 +145,9 @@ class _Frames:
         self._plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
         batch, inputs = plan.problem.batch_size, plan.problem.input_size
         self._sequences = Sequences("dense", 1, batch)
-        self._x = rounded.new_empty(batch, inputs)
-        self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
+        with torch.inference_mode(False):
+            self._x = rounded.new_empty(batch, inputs)
+            self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
         self._replays = [None, None]
 
     def __call__(self, x: Tensor, parity: int) -> Tensor:
