@@ -110,9 +110,8 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
 
     A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
     second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
-    state is carried from chunk to chunk
-    in fp32, so that results do not depend on where the cuts fall. What goes between two launches is cleared as the
-    iteration comes to it: to be started one by one.
+    state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. What goes
+    between two launches is cleared as the iteration comes to it: to be started one by one.
     """
     problem, sequences = call.problem, call.sequences
     weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
