@@ -118,7 +118,7 @@ def test_a_reset_leaves_nothing_of_the_state(kernel, device, launched):
     assert output[2].isfinite().all()
     with torch.no_grad():
         alone = gru(x[2:, 2:])
-    assert torch.equal(h_n[:, 2:], alone[1])
+    torch.testing.assert_close(h_n[:, 2:], alone[1], rtol=0, atol=1e-6)  # of ``step``, by another kernel
 
 
 @each_kernel
