@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
 from triton_gru import launch, sequences
+from triton_gru.arguments import bind_gru
 from triton_gru.plan import KERNELS
 
 from .calls import make_call, make_gru, run_checked
@@ -136,15 +137,32 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
     with torch.no_grad(), poisoned():
         whole, whole_h_n = gru(call, hx, **ends)
         assert launched.count("input_projection") == 2
-        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)
-        launched.clear()
-        output, h_n = gru(call, hx, **ends)
-    assert launched.count("input_projection") == 2 * steps
-    if kind == "packed":
-        whole, output = whole.data, output.data
-    assert whole.isfinite().all()
-    assert torch.equal(output, whole)
-    assert torch.equal(h_n, whole_h_n)
+        for workspace in (0, 3100) if kernel == "block" else (0,):  # of one step, or of two or less
+            monkeypatch.setattr(launch, "WORKSPACE_BYTES", workspace)
+            launched.clear()
+            output, h_n = gru(call, hx, **ends)
+            assert launched.count("input_projection") == 2 * (steps if workspace == 0 or gru.bidirectional else 3)
+            a, b = (output.data, whole.data) if kind == "packed" else (output, whole)
+            assert b.isfinite().all()
+            assert torch.equal(a, b)
+            assert torch.equal(h_n, whole_h_n)
+
+
+@each_kernel
+def test_the_projection_reads_no_step_that_is_not_there(kernel, device):
+    """What it would make of them nobody looks at; but before the first step there may be no memory at all."""
+    gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=True)
+    x, lengths = torch.randn(3, 4, 4, device=device), torch.tensor([2, 0, 3, 1])
+    for row, end in enumerate(lengths):
+        x[end:, row] = float("nan")
+    call = bind_gru(gru, x, None, lengths)
+    plan = gru.plan(x, None, lengths)
+    with poisoned():
+        projection = next(launch.launches(call, plan.config, plan.device, *launch.allocate(call)))
+    assert projection.kernel.__name__ == "input_projection"
+    launch.start([projection])
+    gi = projection.args[projection.kernel.arg_names.index("gi")]
+    assert gi.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -157,10 +157,10 @@ def grid_scan(
                 gates = gates + _load_gates(gi + (ahead + tile) * (3 * TILE) + in_tile, TILE)
                 if HAS_RESETS:
                     row_i = (first_tile + i) * BATCH + b
-                    forget_i = sequences.restarts(
-                        resets, start + t + 1, length[i], row_i, batch, total, LAYOUT, ISA
-                    )  # fmt: skip
-                    forget = forget + (forget_i & (t + 1 < steps),)  # a later launch does so itself
+                    # Before the first step of a later launch, too, which does so again.
+                    forget = forget + (
+                        sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total, LAYOUT, ISA),
+                    )
             for i in tl.static_range(TILES):
                 box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 counter = counters + (first_tile + i) * exchange.LINE
