@@ -22,7 +22,7 @@ def measured(names, case=TINY, conditions=CPU):
     return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN)}
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_every_kernel_goes_through_gate_and_clock(precision, launched):
     names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "triton_gru.grid.tag"]
     rows = measured(names, dataclasses.replace(TINY, precision=precision))

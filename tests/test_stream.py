@@ -89,6 +89,9 @@ def test_weights_that_change_are_seen(device):
     expected = frames(copy.deepcopy(gru), x)[0]
     stream.reset()
     assert torch.equal(frames(gru, x, stream)[0], expected)
+    gru.reset_after = False
+    with pytest.raises(RuntimeError, match="reset_after=False is not supported yet"):
+        stream(x[0])
 
 
 def test_the_odd_modules(device, launched):

@@ -25,7 +25,7 @@ PRECISIONS = {
 # Of a check: what each kernel is for on a GPU, and what the interpreter gets through in a minute.
 HIDDEN_SIZES = {
     "cuda": {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)},
-    "cpu": {"block": (1, 100, 128), "grid": (25, 40), "step": (1, 100)},
+    "cpu": {"block": (1, 25, 64, 100, 128), "grid": (1, 25, 100), "step": (1, 25, 100)},
 }
 STEPS = {"cuda": 300, "cpu": 2}
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}

@@ -1,5 +1,6 @@
 """From a module and its call to a `Call`: checked, as torch.nn.GRU checks, and without a copy where possible."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +60,20 @@ def bind_gru(
             hx = gru.permute_hidden(hx, input.sorted_indices)
         sequences = of_packed(input.batch_sizes, input.data.size(0), input.data.device)
         return _call(gru, input.data, hx, weights, sequences, None)
-    if input.dim() == 2:
-        batch = 0 if gru.batch_first else 1
-        input = input.unsqueeze(batch)
-        hx = None if hx is None else hx.unsqueeze(1)
-        resets = None if resets is None else resets.unsqueeze(batch)
+    input, hx, resets = batched(gru, input, hx, resets)
     return bind_dense(gru, input, hx, weights, lengths, resets)
+
+
+def batched(gru, input: Tensor, hx: Tensor | None, resets: Tensor | None):
+    """The three with a batch: as they are, or of one sequence where ``input`` has none."""
+    if input.dim() == 3:
+        return input, hx, resets
+    batch = 0 if gru.batch_first else 1
+    return input.unsqueeze(batch), _unsqueezed(hx, 1), _unsqueezed(resets, batch)
+
+
+def _unsqueezed(tensor: Tensor | None, dim: int) -> Tensor | None:
+    return None if tensor is None else tensor.unsqueeze(dim)
 
 
 def bind_dense(
@@ -100,6 +109,11 @@ def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:
     ]
 
 
+def flat(weights: list[Weights]) -> list[Tensor]:
+    """The reverse of `grouped`."""
+    return [w for layer in weights for w in layer if w is not None]
+
+
 def check_gru(
     gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
 ) -> None:
@@ -118,18 +132,17 @@ def check_gru(
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
         data = input
-        batched = input.dim() == 3
         if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if batched else "unbatched 2-D"
+            kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        whole = input if batched else input.unsqueeze(0 if gru.batch_first else 1)
+        whole, state, _ = batched(gru, input, hx, None)
         gru.check_input(whole, None)
-        if hx is not None:
-            gru.check_hidden_size(hx if batched else hx.unsqueeze(1), gru.get_expected_hidden_size(whole, None))
+        if state is not None:
+            gru.check_hidden_size(state, gru.get_expected_hidden_size(whole, None))
         if whole.size(1 if gru.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
-            _check_lengths(lengths, whole.size(0 if gru.batch_first else 1) if batched else None)
+            _check_lengths(lengths, whole.size(0 if gru.batch_first else 1) if input.dim() == 3 else None)
         if resets is not None:
             _check_resets(resets, input)
     _check_same_place(data, hx, getattr(gru, gru._all_weights[0][0]))
@@ -160,12 +173,20 @@ def _check_resets(resets: Tensor, input: Tensor) -> None:
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     """The `Call` of one step for ``cell(input, hx)``. Raises what torch.nn.GRUCell raises, likewise."""
     check_cell(cell, input, hx)
-    if input.dim() == 1:
-        input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-    input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    input, hx = as_one_step(input, hx)
     input, hx, weights = autocast(input, hx, [weights_of_cell(cell)])
     sequences = Sequences("dense", 1, input.size(1))
     return Call(_problem(cell, input, hx, weights, sequences, None), input, hx, weights, sequences)
+
+
+def as_one_step(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A cell's input and state as those of a GRU of one layer, [1, B, I] and [1, B, H]."""
+    input, hx = _with_batch(input, hx)
+    return input.unsqueeze(0), _unsqueezed(hx, 0)
+
+
+def _with_batch(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), _unsqueezed(hx, 0))
 
 
 def weights_of_cell(cell) -> Weights:
@@ -178,9 +199,7 @@ def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
         raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is not None and hx.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-    whole, state = input, hx
-    if input.dim() == 1:
-        whole, state = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+    whole, state = _with_batch(input, hx)
     if whole.size(1) != cell.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {whole.size(1)} expected {cell.input_size}")
     if state is not None:
@@ -245,8 +264,12 @@ def surroundings(module, input: Tensor) -> tuple:
         torch._C._functorch.peek_interpreter_stack() is None,
         torch._C._len_torch_dispatch_stack(),
         torch.autograd.forward_ad._current_level,
-        torch.cuda.current_device() if device.type == "cuda" else None,
     )
+
+
+def places(weights: Iterable[Tensor | None]) -> list:
+    """Where they lie, and how, which may change in place."""
+    return [(w.data_ptr(), w.stride(), w.dtype) for w in weights if w is not None]
 
 
 def fp32_precision() -> str:
@@ -271,7 +294,7 @@ def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[
 
 
 def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights]) -> str:
-    """Why no kernel can serve the call, whatever its shape."""
+    """Why no kernel can serve the call, whatever its shape. What it asks beside its arguments, `surroundings` has."""
     if module.training:
         if torch.is_grad_enabled():
             return "the module is in training mode with grad enabled, and the kernels are for inference"

@@ -58,6 +58,11 @@ def find(device: torch.device) -> Device | None:
     return None
 
 
+def elsewhere(device: torch.device) -> bool:
+    """Whether another GPU is the current one, on which a kernel would start."""
+    return device.type == "cuda" and device.index != torch.cuda.current_device()
+
+
 def interpreting() -> bool:
     """Whether the kernels were defined under ``TRITON_INTERPRET=1``, so that they run on CPU tensors."""
     return isinstance(block_scan, InterpretedFunction)

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from . import reference, torchs, watchdog
-from .arguments import Call
+from .arguments import Call, flat
 from .config import BlockConfig, GridConfig, StepConfig, projection_config
-from .device import Device
+from .device import Device, elsewhere
 from .kernels.projection import input_projection
 from .plan import Config, Plan, Problem
-from .reference import Weights
 from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, step_launches, whole_step_launch
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
@@ -29,7 +28,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     if plan.kernel == "reference":
         return _run_reference(call)
     if torch.is_grad_enabled():
-        tensors = [t for t in (call.input, call.hx, *(w for layer in call.weights for w in layer)) if t is not None]
+        tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
         if any(t.requires_grad for t in tensors):
             return _ForwardOnly.apply(call, plan, *tensors)
     return _run_kernels(call, plan)
@@ -75,7 +74,7 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     watchdog.raise_if_given_up(device)
     output, h_n = allocate(call)
     if h_n.numel() > 0:
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
+        if elsewhere(device):
             with torch.cuda.device(device):
                 start(launches(call, plan.config, plan.device, output, h_n))
         else:
@@ -164,12 +163,11 @@ def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
     tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(-1) == 1)
     cols = scan.steps * scan.gi.size(2) * config.rows
-    forward, backward = scan.weights[0], scan.weights[-1]
     return Launch(
         input_projection,
         (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows), len(scan.weights)),
         (
-            x, *_projected(forward), *_projected(backward), scan.gi, scan.lengths, scan.offsets,
+            x, *scan.of_both(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
             scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
         ),
         shared | {
@@ -187,12 +185,6 @@ def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
             "num_stages": tile.num_stages,
         },
     )  # fmt: skip
-
-
-def _projected(weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of a direction that the projection takes; what is not there is not read."""
-    w_ih, _, b_ih, b_hh = weights
-    return w_ih, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh
 
 
 def _steps_per_chunk(problem: Problem, config: Config) -> int:

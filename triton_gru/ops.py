@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import launch
-from .arguments import autocast, bind_dense, check_cell, check_gru, grouped, weights_of_cell
+from .arguments import as_one_step, autocast, batched, bind_dense, check_cell, check_gru, flat, grouped, weights_of_cell
 from .device import find
 from .plan import choose
 from .reference import Weights
@@ -48,12 +48,8 @@ def outside(module, *arguments):
 def gru(module, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None):
     """``module(input, hx, lengths, resets)`` of a `triton_gru.GRU`, by the operator; not of packed input."""
     check_gru(module, input, hx, lengths, resets)
-    batch = 0 if module.batch_first else 1
     unbatched = input.dim() == 2
-    if unbatched:
-        input = input.unsqueeze(batch)
-        hx = None if hx is None else hx.unsqueeze(1)
-        resets = None if resets is None else resets.unsqueeze(batch)
+    input, hx, resets = batched(module, input, hx, resets)
     # By name, not from _flat_weights, which would have to be updated: torch.export warns of such effects.
     weights = grouped([getattr(module, name) for names in module._all_weights for name in names], module.bias)
     options = (lengths, resets, module.bidirectional, module.batch_first)
@@ -61,18 +57,14 @@ def gru(module, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets
         output, h_n = _dropping_out(module, input, hx, weights, *options)
     else:
         output, h_n = _operate(module, input, hx, weights, *options)
-    return (output.squeeze(batch), h_n.squeeze(1)) if unbatched else (output, h_n)
+    return (output.squeeze(0 if module.batch_first else 1), h_n.squeeze(1)) if unbatched else (output, h_n)
 
 
 def cell(module, input: Tensor, hx: Tensor | None) -> Tensor:
     """``module(input, hx)`` of a `triton_gru.GRUCell`, by the operator."""
     check_cell(module, input, hx)
-    unbatched = input.dim() == 1
-    if unbatched:
-        input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-    input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-    h = _operate(module, input, hx, [weights_of_cell(module)])[1].squeeze(0)
-    return h.squeeze(0) if unbatched else h
+    h = _operate(module, *as_one_step(input, hx), [weights_of_cell(module)])[1].squeeze(0)
+    return h.squeeze(0) if input.dim() == 1 else h
 
 
 def _dropping_out(module, input: Tensor, hx: Tensor | None, weights: list[Weights], *options) -> tuple[Tensor, Tensor]:
@@ -99,10 +91,9 @@ def _operate(
     batch_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
     input, hx, weights = autocast(input, hx, weights)
-    flat = [w for layer in weights for w in layer if w is not None]
     trains = module.training and torch.is_grad_enabled()
     options = (module.bias, bidirectional, batch_first, module.reset_after, module.backend, trains)
-    return torch.ops.triton_gru.gru(input, hx, flat, lengths, resets, *options)
+    return torch.ops.triton_gru.gru(input, hx, flat(weights), lengths, resets, *options)
 
 
 @dataclass(frozen=True)

@@ -47,19 +47,16 @@ class Problem:
 
     def __str__(self) -> str:
         precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
-        more = "".join(
-            f"{what}, "
-            for what, holds in (
-                ("bidirectional", self.bidirectional),
-                (self.layout, self.layout != "dense"),
-                ("resets", self.resets),
-            )
-            if holds
-        )
-        return (
-            f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}, layers={self.num_layers}, "
-            f"{more}{str(self.dtype)[6:]}{precision}, reset {'after' if self.reset_after else 'before'}"
-        )
+        parts = [
+            f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}",
+            f"layers={self.num_layers}",
+            "bidirectional" if self.bidirectional else "",
+            self.layout if self.layout != "dense" else "",
+            "resets" if self.resets else "",
+            f"{str(self.dtype)[6:]}{precision}",
+            f"reset {'after' if self.reset_after else 'before'}",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A step of a `GRUCell` without binding and planning it anew, as long as all stays as it was in the call before.
 
-A call costs the host tens of microseconds, its one launch the GPU two or three: what a call has found out is kept, and
-the next one only asks whether it still holds.
+By count, to bind and to plan a call takes the host longer than its one launch takes the GPU (neither was timed on one):
+what a call has found out is kept, and the next one only asks whether it still holds.
 """
 
 import weakref
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from . import watchdog
-from .arguments import Call, surroundings, weights_of_cell
+from .arguments import Call, places, surroundings, weights_of_cell
+from .device import elsewhere
 from .launch import launches
 from .plan import Plan
-from .reference import Weights
 
-_kept: "weakref.WeakKeyDictionary[torch.nn.Module, _Prepared]" = weakref.WeakKeyDictionary()
+# Of each cell by whether the call has a state: in a loop over time the first has none.
+_kept: "weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, _Prepared]]" = weakref.WeakKeyDictionary()
 
 
 def run(cell, input: Tensor, hx: Tensor | None) -> Tensor | None:
     """``cell(input, hx)`` as it was prepared, None if it was not or something is different."""
-    prepared = _kept.get(cell)
+    prepared = _kept.get(cell, {}).get(hx is None)
     if prepared is None or not prepared.holds(cell, input, hx):
         return None
     watchdog.raise_if_given_up(input.device)
@@ -35,11 +36,10 @@ def keep(cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None) -> None
     tensors = [t for t in (input, hx, *weights) if t is not None]
     if plan.kernel != "step" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return
-    here = input.device.type != "cuda" or input.device.index == torch.cuda.current_device()
     own = all(cell._parameters.get(name) is w for name, w in zip(_NAMES, weights))
     contiguous = all(t.is_contiguous() for t in tensors)
-    if here and own and contiguous and input.dim() == 2 and call.input.dtype == input.dtype:
-        _kept[cell] = _Prepared(cell, call, plan, input, hx)
+    if own and contiguous and input.dim() == 2 and call.input.dtype == input.dtype and not elsewhere(input.device):
+        _kept.setdefault(cell, {})[hx is None] = _Prepared(cell, call, plan, input, hx)
 
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -60,7 +60,7 @@ class _Prepared:
         self._start = launch.prepared()
         self._surroundings = surroundings(cell, input)
         self._weights = weights_of_cell(cell)
-        self._addresses = _addresses(self._weights)
+        self._places = places(self._weights)
         self._input, self._hx = _form(input), None if hx is None else _form(hx)
 
     def holds(self, cell, input: Tensor, hx: Tensor | None) -> bool:
@@ -75,8 +75,9 @@ class _Prepared:
         return (
             _form(input) == self._input
             and (None if hx is None else _form(hx)) == self._hx
-            and _addresses(self._weights) == self._addresses
+            and places(self._weights) == self._places
             and surroundings(cell, input) == self._surroundings
+            and not elsewhere(input.device)
         )
 
     def launch(self, x: Tensor, hx: Tensor, h: Tensor) -> None:
@@ -89,8 +90,3 @@ class _Prepared:
 def _form(tensor: Tensor) -> tuple:
     """What a launch depends on; of the address only what was compiled for."""
     return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
-
-
-def _addresses(weights: Weights) -> list:
-    """Where they lie, and how, which may change in place."""
-    return [(w.data_ptr(), w.stride(), w.dtype) for w in weights if w is not None]

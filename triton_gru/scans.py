@@ -49,7 +49,7 @@ class Scan:
     Attributes:
         gi: the gate inputs of the chunk [directions, at least steps, ...], tile by tile as the configuration cuts the
             batch.
-        weights: of the layer, for each direction.
+        weights: of the layer, for each direction; in place of a bias that is not there, what is not read.
         hx: [layers * directions, B, H], unit stride in H (``step``: contiguous), or None for zeros.
         carry: fp32 [2, layers * directions, B, H], the state between launches; it comes in at ``parity`` and goes out
             at the other, or where it came in if the kernel says so.
@@ -77,22 +77,25 @@ class Scan:
         self._has_resets = resets is not None
 
     def begin(self, layer: int, weights: list[Weights], out: Tensor) -> None:
-        self.weights, self.out, self.parity = weights, out, 0
+        self.has_bias = weights[0][3] is not None
+        self.weights = [
+            (w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh)
+            for w_ih, w_hh, b_ih, b_hh in weights
+        ]
+        self.out, self.parity = out, 0
         self.first_state = layer * self._directions
         self.start = 0
 
     def go_on(self, gi: Tensor, start: int, steps: int) -> None:
         self.gi, self.start, self.steps = gi, start, steps
 
-    @property
-    def has_bias(self) -> bool:
-        return self.weights[0][3] is not None
+    def of_both(self, *which: int) -> list[Tensor]:
+        """Those of the four weights, by their place, forward and backward; of one direction twice."""
+        return [weights[i] for weights in (self.weights[0], self.weights[-1]) for i in which]
 
     @property
-    def recurrent_weights(self) -> tuple[Tensor, ...]:
-        """W_hh and b_hh of each direction, twice those of one."""
-        pairs = [(w_hh, w_hh if b_hh is None else b_hh) for _, w_hh, _, b_hh in (self.weights[0], self.weights[-1])]
-        return (*pairs[0], *pairs[1])
+    def recurrent_weights(self) -> list[Tensor]:
+        return self.of_both(1, 3)
 
     @property
     def initial(self) -> Tensor:
@@ -233,17 +236,14 @@ def step_launches(scan: Scan, config: StepConfig, shared: dict, rounded: Tensor)
 
 def whole_step_launch(scan: Scan, x: Tensor, config: StepConfig, shared: dict, rounded: Tensor) -> Launch:
     """All of a step in one launch, the projection of ``x`` [B, I] included."""
-    weights = []
-    for w_ih, w_hh, b_ih, b_hh in (scan.weights[0], scan.weights[-1]):
-        weights += [w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh]
     batch, inputs = x.shape
     return Launch(
         whole_step,
         (config.programs, -(-batch // config.batch), len(scan.weights)),
         (
-            x, *weights, scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n, scan.start, scan.total,
-            scan.first_state, batch, x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1,
-            scan.out.stride(-2),
+            x, *scan.of_both(0, 1, 2, 3), scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n,
+            scan.start, scan.total, scan.first_state, batch,
+            x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
         ),
         shared | _step_constants(config) | {"I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None},
     )  # fmt: skip

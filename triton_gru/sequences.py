@@ -63,33 +63,28 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
     if _capturing(device):
         table = _for_capture(table, device)
     elif device.type == "cuda":
-        table = _recent[_key(table, device)] = _to(table, device)
-        while len(_recent) > _KEPT:
-            _recent.popitem(last=False)
+        host, table = table, _to(table, device)
+        _recent.append((host, table))
     return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
 
 
 # What a graph's replays read has to be there before its capture, and to stay: a copy from the host would, at every
-# replay, read what is in that memory of the host by then. So a capture takes the table of a call before it.
-_KEPT = 64
-_recent: collections.OrderedDict[tuple, Tensor] = collections.OrderedDict()
-_captured: dict[tuple, Tensor] = {}  # for good: nobody tells when a graph is gone
+# replay, read what is in that memory of the host by then. So a capture takes the table of a call before it. Each with
+# what it was copied from.
+_recent: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=256)
+_captured: list[tuple[Tensor, Tensor]] = []  # for good: nobody tells when a graph is gone
 
 
 def _for_capture(table: Tensor, device: torch.device) -> Tensor:
-    key = _key(table, device)
-    if key not in _captured:
-        if key not in _recent:
-            raise RuntimeError(
-                "packed input can be captured in a CUDA graph after a call with the same batch_sizes outside of one: "
-                "a warm-up, as torch asks for"
-            )
-        _captured[key] = _recent[key]
-    return _captured[key]
-
-
-def _key(table: Tensor, device: torch.device) -> tuple:
-    return (device, *table.tolist())
+    for known in (*_captured, *reversed(_recent)):
+        if known[1].device == device and torch.equal(known[0], table):
+            if not any(known is each for each in _captured):
+                _captured.append(known)
+            return known[1]
+    raise RuntimeError(
+        "packed input can be captured in a CUDA graph after a call with the same batch_sizes outside of one: "
+        "a warm-up, as torch asks for"
+    )
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .arguments import bind_dense, fp32_precision, grouped
+from .arguments import bind_dense, grouped, places, surroundings
 from .device import find
 from .plan import Plan, choose
 from .scans import Scan, whole_step_launch
@@ -42,6 +42,7 @@ class Stream:
             self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
             self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
         self._parity = 0
+        self._key: tuple | None = None
         self._frames: _Frames | None = None
 
     @property
@@ -79,34 +80,29 @@ class Stream:
             raise ValueError(f"a frame is of shape {list(self._shape)}, got {list(x.shape)}")
         gru = self._gru
         gru._update_flat_weights()
-        key = self._key()
-        if self._frames is None or self._frames.key != key:
-            self._frames = None
-            weight = gru.weight_hh_l0
+        weight = gru.weight_hh_l0
+        # What was found out holds as long as this.
+        key = (surroundings(gru, weight), places(gru._flat_weights))
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        if x.device != weight.device or (x.dtype != weight.dtype and not autocast):
+            raise ValueError(
+                f"frames must be {weight.dtype} on {weight.device}, as the weights are, got {x.dtype} on {x.device}"
+            )
+        if key != self._key:
             if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
                 raise RuntimeError(
                     f"the module has become {weight.dtype} on {weight.device} since the stream was made, with "
                     f"{self._rounded.dtype} on {self._rounded.device}: make another"
                 )
             plan = self.plan(x)
-            if plan.kernel != "step" or plan.problem.dtype != self._rounded.dtype:  # autocast
-                return self._call_module(x)
-            self._frames = _Frames(key, plan, self._weights(), self._carry, self._rounded)
-        if x.dtype != gru.weight_hh_l0.dtype or x.device != gru.weight_hh_l0.device:
-            raise ValueError(
-                f"frames must be {gru.weight_hh_l0.dtype} on {gru.weight_hh_l0.device}, as the weights are, "
-                f"got {x.dtype} on {x.device}"
-            )
+            by_kernel = plan.kernel == "step" and plan.problem.dtype == weight.dtype  # autocast may have another
+            self._frames = _Frames(plan, self._weights(), self._carry, self._rounded) if by_kernel else None
+            self._key = key
+        if self._frames is None:
+            return self._call_module(x)
         output = self._frames(x, self._parity)
         self._parity ^= 1
         return output
-
-    def _key(self) -> tuple:
-        """What a graph depends on that may have changed since it was made."""
-        gru = self._gru
-        precision = fp32_precision() if gru.weight_hh_l0.dtype == torch.float32 else ""
-        modes = gru.backend, gru.training, precision, torch.is_autocast_enabled(gru.weight_hh_l0.device.type)
-        return (*modes, *(w.data_ptr() for w in gru._flat_weights))
 
     def _weights(self):
         return grouped(self._gru._flat_weights, self._gru.bias)
@@ -140,8 +136,7 @@ class Stream:
 class _Frames:
     """The launches of a frame: on a GPU in two graphs, one for each parity."""
 
-    def __init__(self, key: tuple, plan: Plan, weights: list, carry: Tensor, rounded: Tensor):
-        self.key = key
+    def __init__(self, plan: Plan, weights: list, carry: Tensor, rounded: Tensor):
         self._plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
         batch, inputs = plan.problem.batch_size, plan.problem.input_size
         self._sequences = Sequences("dense", 1, batch)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .arguments import Call
+from .arguments import Call, flat
 from .sequences import Sequences
 
 
@@ -13,18 +13,17 @@ def gru(call: Call) -> tuple[Tensor, Tensor]:
 
     Of sequences with lengths they are packed and padded again, for which the host waits for the lengths.
     """
-    flat = [w for layer in call.weights for w in layer if w is not None]
-    problem, hx = call.problem, call.initial_state()
+    problem, hx, weights = call.problem, call.initial_state(), flat(call.weights)
     options = (
         call.weights[0][2] is not None, problem.num_layers, call.dropout, call.training, problem.bidirectional,
     )  # fmt: skip
     if call.sequences.layout == "dense":
-        output, h_n = torch.gru(call.input, hx, flat, *options, False)
+        output, h_n = torch.gru(call.input, hx, weights, *options, False)
     else:
         lengths = call.sequences.lengths
         packed = pack_padded_sequence(call.input, lengths.clamp(min=1).cpu(), enforce_sorted=False)
         output, h_n = torch.gru(
-            packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), flat, *options
+            packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), weights, *options
         )
         packed = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
         output, _ = pad_packed_sequence(packed, total_length=problem.steps)

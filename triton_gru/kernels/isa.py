@@ -24,12 +24,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def load_index(pointer, ISA: tl.constexpr):
     """32-bit integers that nothing writes while they are read, in the layout they are used in."""
-    if ISA == "ptx":
-        return tl.inline_asm_elementwise(
-            "ld.global.nc.b32 $0, [$1];", "=r,l", [pointer.to(tl.int64)], dtype=tl.int32, is_pure=True, pack=1
-        )
-    else:
-        return tl.load(pointer)
+    return _load_word(pointer) if ISA == "ptx" else tl.load(pointer)
 
 
 @triton.jit
@@ -65,7 +60,7 @@ def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl
 
 @triton.jit
 def _load_word(pointer):
-    # Pure: the compiler may keep it in the one layout that is used. Nothing writes gi while it is read.
+    # Pure: the compiler may keep it in the one layout that is used. Nothing writes it while it is read.
     if pointer.dtype.element_ty.primitive_bitwidth == 64:
         return tl.inline_asm_elementwise(
             "ld.global.nc.b64 $0, [$1];", "=l,l", [pointer], dtype=tl.int64, is_pure=True, pack=1

@@ -73,8 +73,7 @@ def step_scan(
         now == 0, end, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
     if HAS_BIAS:
-        b_n = tl.where(backward != 0, b_hh_back, b_hh) + 2 * H
-        a_n += tl.load(b_n + unit, mask=unit < H, other=0.0).to(tl.float32)
+        a_n += _bias(tl.where(backward != 0, b_hh_back, b_hh), 2, unit, H)
 
     b = tl.arange(0, BATCH)[None, :]
     gi += (backward.to(tl.int64) * steps + step) * tl.num_programs(1) * (3 * BATCH * PADDED_H)
