@@ -71,15 +71,16 @@ def _not_sent(pointer, value, mask, ISA: tl.constexpr):
 
 @triton.jit
 def _first_products(
-    w, x, UNITS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr
-):
+    w, x, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr,
+    PRECISION: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
     """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
     value = exchange.values(x[0], DTYPE, HANDOVER, ISA)
     zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
-    r = isa.matmul(w[0], value, zero, PRECISION, ISA)
-    z = isa.matmul(w[1], value, zero, PRECISION, ISA)
-    n = isa.matmul(w[2], value, zero, PRECISION, ISA)
-    return r, z, n
+    products = ()
+    for gate in tl.static_range(FIRST, END):
+        products = products + (isa.matmul(w[gate], value, zero, PRECISION, ISA),)
+    return products
 
 
 @triton.jit

@@ -25,9 +25,9 @@ def make_input(layout, steps, batch, inputs, dtype, device):
     return torch.randn(first, second, inputs, device=device).to(dtype)
 
 
-def case_id(hidden, batch, steps, precision, layout, bias, layers, with_hx):
+def case_id(hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after):
     """What a test of one call is named."""
-    more = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}"
+    more = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}{'' if reset_after else '-before'}"
     return f"H{hidden}-B{batch}-T{steps}-{precision}-{layout}{more}"
 
 
@@ -38,15 +38,20 @@ def make_gru(inputs, hidden, precision, device, kernel="block", **options):
 
 
 def make_call(
-    kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs=7, bidirectional=False
-):
-    """A GRU on a kernel by name, an input, and an initial state or None, for one case of a pairwise cover."""
+    kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs=7,
+    directions="forward",
+):  # fmt: skip
+    """A GRU on a kernel by name, an input, and an initial state or None, for one case of a pairwise cover.
+
+    ``directions`` is ``"forward"``, ``"reverse"`` or ``"both"``.
+    """
     gru = make_gru(
         inputs, hidden, precision, device, kernel,
-        num_layers=layers, bias=bias, batch_first=layout == "batch_first", bidirectional=bidirectional,
+        num_layers=layers, bias=bias, batch_first=layout == "batch_first", bidirectional=directions == "both",
+        reset_after=reset_after, reverse=directions == "reverse",
     )  # fmt: skip
     x = make_input(layout, steps, batch, inputs, PRECISIONS[precision][0], device)
-    states = layers * (2 if bidirectional else 1)
+    states = layers * (2 if gru.bidirectional else 1)
     hx = torch.randn(states, batch, hidden, device=device).to(x.dtype) if with_hx else None
     return gru, x, hx
 

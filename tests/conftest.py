@@ -49,13 +49,13 @@ def launched(monkeypatch) -> Launches:
         start(named())
 
     monkeypatch.setattr(launch, "start", record)
-    again = prepared._Prepared.launch
+    again = prepared._Open.start
 
     def record_again(self, *args):
-        names.append("whole_step")
+        names.append(self.name)
         again(self, *args)
 
-    monkeypatch.setattr(prepared._Prepared, "launch", record_again)
+    monkeypatch.setattr(prepared._Open, "start", record_again)
     return names
 
 

@@ -6,7 +6,7 @@ import torch
 from triton_gru.config import BlockConfig, block_config
 from triton_gru.device import find
 
-from .calls import LAYOUTS, configured, make_call, make_gru, run_checked
+from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
@@ -19,20 +19,22 @@ PAIRS = pairwise(
     (True, False),  # bias
     (1, 2),  # layers
     (True, False),  # initial state given
+    (True, False),  # reset after
     (1, 5, 40),  # input size
 )
 
 
 @pytest.mark.parametrize(
-    "hidden, batch, steps, precision, layout, bias, layers, with_hx, inputs",
+    "hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, inputs",
     PAIRS,
-    ids=[
-        f"H{h}-B{b}-T{t}-{p}-{layout}{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if hx else ''}-I{i}"
-        for h, b, t, p, layout, bias, layers, hx, i in PAIRS
-    ],
+    ids=[f"{case_id(*case[:-1])}-I{case[-1]}" for case in PAIRS],
 )
-def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, inputs, device, launched):
-    gru, x, hx = make_call("block", hidden, batch, steps, precision, layout, bias, layers, with_hx, device, inputs)
+def test_agrees_with_float64(
+    hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, inputs, device, launched
+):
+    gru, x, hx = make_call(
+        "block", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs
+    )
     refusal = block_config(hidden, batch, 1, *PRECISIONS[precision], find(gru.weight_ih_l0.device))
     if isinstance(refusal, str):  # on a GPU, the largest sizes
         with pytest.raises(RuntimeError, match="too large"):
@@ -55,13 +57,14 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("steps", [1, 2, 9])
 @pytest.mark.parametrize(
     "config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}-{c.register_tiles}_in_registers"
 )
-def test_every_way_to_cut_gives_the_same(config, steps, device, launched):
+def test_every_way_to_cut_gives_the_same(config, steps, reset_after, device, launched):
     with configured("block", config):
-        gru = make_gru(5, 30, "fp16", device)
+        gru = make_gru(5, 30, "fp16", device, reset_after=reset_after)
         x, hx = torch.randn(steps, 11, 5, device=device).half(), torch.randn(1, 11, 30, device=device).half()
         assert gru.plan(x, hx).config == config
         run_checked(gru, x, hx, "fp16", launched)

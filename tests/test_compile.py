@@ -51,6 +51,7 @@ CALLS = {
     "lengths": ({"num_layers": 2, "bidirectional": True, "bias": False}, ("lengths",)),
     "hx, lengths, resets": ({"num_layers": 2, "batch_first": True}, ("hx", "lengths", "resets")),
     "reset before": ({"bidirectional": True, "reset_after": False}, ("hx", "lengths")),
+    "reverse": ({"reverse": True, "num_layers": 2}, ("hx", "lengths")),
 }
 
 
@@ -74,7 +75,7 @@ def arguments(gru, given, steps=3, batch=2):
     "backend, name",
     [
         *(("auto", name) for name in CALLS),
-        *(("block", name) for name in CALLS if name != "reset before"),
+        *(("block", name) for name in CALLS),
         ("grid", "dense"),
         ("step", "lengths"),
     ],
@@ -369,22 +370,24 @@ def test_export_raises_what_the_call_does():
 # ---- the operator
 
 
-def operands(with_hx, bias, ends, bidirectional, batch_first, reset_after, grad, backend):
+def operands(with_hx, bias, ends, directions, batch_first, reset_after, grad, backend):
+    bidirectional, reverse = directions == "both", directions == "reverse"
     gru = triton_gru.GRU(4, 5, 2, bias=bias, bidirectional=bidirectional, batch_first=batch_first).requires_grad_(grad)
-    given = ["hx"] * with_hx + [ends] * (ends != "" and not (ends == "resets" and bidirectional))
+    given = ["hx"] * with_hx + [ends] * (ends != "" and not (ends == "resets" and directions != "forward"))
     call = arguments(gru, given)
     for each in call.values():
         each.requires_grad_(grad and each.is_floating_point())
     input, hx, lengths, resets = map(call.get, ("input", "hx", "lengths", "resets"))
-    options = (bias, bidirectional, batch_first, reset_after, backend, False)
+    options = (bias, bidirectional, batch_first, reverse, reset_after, backend, False)
     return input, hx, list(gru.parameters()), lengths, resets, *options
 
 
 BOOLS = True, False
 ENDS = "", "lengths", "resets"
+DIRECTIONS = "forward", "reverse", "both"
 
 
-@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, BOOLS, BOOLS, BOOLS, BOOLS, ("auto", "reference")))
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS, BOOLS, ("auto", "reference")))
 def test_operators(row):
     torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row))
     given = operands(*row[:-2], False, row[-1])
@@ -392,9 +395,9 @@ def test_operators(row):
     torch.library.opcheck(torch.ops.triton_gru.gru_backward.default, (*grads, *given))
 
 
-@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, BOOLS, BOOLS))
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS))
 def test_the_operator_on_a_kernel(row, launched):
-    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, True, False, "block"))
+    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, False, "block"))
     assert launched.only_by("block")
 
 

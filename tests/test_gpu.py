@@ -29,8 +29,9 @@ def no_synchronisation():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("hidden", [32, 64, 128, 192])
 @pytest.mark.parametrize("batch", [64, 2500])
-def test_full_sizes(precision, hidden, batch, launched):
-    gru = make_gru(hidden, hidden, precision, "cuda")
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_full_sizes(precision, hidden, batch, reset_after, launched):
+    gru = make_gru(hidden, hidden, precision, "cuda", reset_after=reset_after)
     x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     if isinstance(block_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device)), str):
         gru.backend = "auto"  # the largest sizes: how large, the compile tests say
@@ -40,10 +41,11 @@ def test_full_sizes(precision, hidden, batch, launched):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_portable_form_of_the_kernels_is_right_too(precision, launched, monkeypatch):
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_the_portable_form_of_the_kernels_is_right_too(precision, reset_after, launched, monkeypatch):
     """The form without PTX, which AMD takes: a second opinion by another path of the compiler."""
     monkeypatch.setattr(triton_gru.modules, "find", lambda d: dataclasses.replace(find(d), isa="plain"))
-    gru = make_gru(30, 64, precision, "cuda")
+    gru = make_gru(30, 64, precision, "cuda", reset_after=reset_after)
     run_checked(gru, torch.randn(50, 20, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
 
 

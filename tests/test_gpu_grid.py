@@ -21,8 +21,9 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("hidden", [256, 400, 512, 600, 1024, 2048])
 @pytest.mark.parametrize("batch", [1, 17, 64, 300])
-def test_full_sizes(precision, hidden, batch, launched):
-    gru = make_gru(40, hidden, precision, "cuda", "grid")
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_full_sizes(precision, hidden, batch, reset_after, launched):
+    gru = make_gru(40, hidden, precision, "cuda", "grid", reset_after=reset_after)
     x = torch.randn(512, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
     hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
     refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device))
@@ -36,13 +37,14 @@ def test_full_sizes(precision, hidden, batch, launched):
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tiles", [1, 2])
-def test_every_handover_in_both_forms(precision, handover, form, tiles, launched, monkeypatch):
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_every_handover_in_both_forms(precision, handover, form, tiles, reset_after, launched, monkeypatch):
     here = find(torch.device("cuda"))
     monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
     config = grid_config(200, 33, 1, *PRECISIONS[precision], here)
     config = dataclasses.replace(config, handover=handover, tiles=tiles, register_tiles=0)
     with configured("grid", config):
-        gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2)
+        gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2, reset_after=reset_after)
         run_checked(gru, torch.randn(70, 33, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
 
 

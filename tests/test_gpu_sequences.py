@@ -18,12 +18,18 @@ from .test_gpu import EACH_KERNEL, no_synchronisation
 
 pytestmark = pytest.mark.gpu
 
-KINDS = ("packed", "lengths", "resets", "bidirectional", "bidirectional lengths")
+KINDS = (
+    "packed", "lengths", "resets", "bidirectional", "bidirectional lengths", "reset before", "reset before, lengths",
+    "reset before, resets", "reset before, bidirectional", "reset before, packed", "reverse", "reverse lengths",
+)  # fmt: skip
 
 
 def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
     """A GRU and a call of it: input, hx, and keyword arguments."""
-    gru = make_gru(64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind)
+    own = {"reset_after": "reset before" not in kind, "reverse": "reverse" in kind}
+    gru = make_gru(
+        64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind, **own
+    )
     dtype = gru.weight_hh_l0.dtype
     x = torch.randn(steps, batch, 64, device="cuda").to(dtype)
     hx = torch.randn(layers * (1 + gru.bidirectional), batch, hidden, device="cuda").to(dtype)
@@ -32,15 +38,15 @@ def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
     ends = {}
     if "lengths" in kind:
         ends["lengths"] = lengths.cuda()
-    if kind == "resets":
+    if "resets" in kind:
         ends["resets"] = torch.rand(steps, batch, device="cuda") < 0.1
-    if kind == "packed":
+    if "packed" in kind:
         x = pack_padded_sequence(x, lengths, enforce_sorted=False)
     return gru, x, hx, ends
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "packed"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "packed" not in kind])
 @pytest.mark.parametrize(
     "kernel, hidden, batch",
     [("block", 100, 40), ("block", 128, 9), ("grid", 256, 1), ("grid", 600, 40), ("grid", 1024, 64), ("step", 600, 40)],
@@ -94,7 +100,7 @@ def test_nothing_synchronises(kind, kernel, hidden, launched):
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_replays_see_new_inputs(kind, kernel, hidden):
     gru, x, hx, ends = make(kind, kernel, hidden)
-    data = x.data if kind == "packed" else x
+    data = x.data if "packed" in kind else x
     with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -112,7 +118,7 @@ def test_graph_replays_see_new_inputs(kind, kernel, hidden):
             sequences._recent.clear()
             graph.replay()
             expected, expected_h_n = gru(x, hx, **ends)
-            a, b = (output.data, expected.data) if kind == "packed" else (output, expected)
+            a, b = (output.data, expected.data) if "packed" in kind else (output, expected)
             assert torch.equal(a, b)
             assert torch.equal(h_n, expected_h_n)
     triton_gru.check()

@@ -17,24 +17,30 @@ from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checke
 from .oracle import PRECISIONS
 from .pairwise import pairwise
 
-# What a shape costs in the interpreter grows with its programs and the square of its steps.
-SMALL = pairwise((1, 25, 96), (1, 9), (1, 2, 3), tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False))
+# What a shape costs in the interpreter grows with its programs and the square of its steps, of which those to reset
+# before count twice.
+SMALL = pairwise(
+    (1, 25, 96), (1, 9), (1, 2), tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False), (True, False)
+)
 LARGE = [
-    (200, 17, 1, "fp16", "time_first", True, 1, True),
-    (256, 3, 2, "bf16", "batch_first", False, 1, False),
-    (256, 9, 1, "tf32", "odd_offset", True, 1, True),
-    (400, 1, 1, "fp32", "transposed", True, 1, False),
-    (600, 3, 1, "fp16", "odd_offset", True, 1, True),
+    (25, 3, 3, "fp16", "time_first", True, 1, True, False),
+    (200, 17, 1, "fp16", "time_first", True, 1, True, False),
+    (256, 3, 2, "bf16", "batch_first", False, 1, False, True),
+    (256, 9, 1, "tf32", "odd_offset", True, 1, True, True),
+    (400, 1, 1, "fp32", "transposed", True, 1, False, False),
+    (600, 3, 1, "fp16", "odd_offset", True, 1, True, True),
 ]
 
 
 @pytest.mark.parametrize(
-    "hidden, batch, steps, precision, layout, bias, layers, with_hx",
+    "hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after",
     SMALL + LARGE,
     ids=[case_id(*case) for case in SMALL + LARGE],
 )
-def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
-    gru, x, hx = make_call("grid", hidden, batch, steps, precision, layout, bias, layers, with_hx, device)
+def test_agrees_with_float64(
+    hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, launched
+):
+    gru, x, hx = make_call("grid", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device)
     output, _ = run_checked(gru, x, hx, precision, launched)
     assert output.is_contiguous()
 
@@ -55,30 +61,33 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize(
-    "name, handover",
-    [(name, "flag") for name in CONFIGS]
+    "name, handover, steps, reset_after",
+    [(name, "flag", 2, True) for name in CONFIGS]
+    + [(name, "flag", 1, False) for name in CONFIGS]
     + [
-        (name, handover)
+        (name, handover, steps, reset_after)
         for name in ("three tiles in flight, two copies", "one slice")
         for handover in ("tag", "counter")
+        for steps, reset_after in ((2, True), (1, False))
     ],
 )
-def test_every_way_to_cut_gives_the_same(name, handover, device, launched):
+def test_every_way_to_cut_gives_the_same(name, handover, steps, reset_after, device, launched):
     config = dataclasses.replace(CONFIGS[name], handover=handover)
     with configured("grid", config):
-        gru = make_gru(5, 40, "fp16", device, "grid")
+        gru = make_gru(5, 40, "fp16", device, "grid", reset_after=reset_after)
         # Five tiles of eight rows, the last of them not full: groups of two or three have a tail too.
-        x, hx = torch.randn(2, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
+        x, hx = torch.randn(steps, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
         assert gru.plan(x, hx).config == config
         run_checked(gru, x, hx, "fp16", launched)
 
 
+@pytest.mark.parametrize("steps, reset_after", [(3, True), (2, False)])
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_handover_carries_every_precision(precision, handover, device, launched):
+def test_every_handover_carries_every_precision(precision, handover, steps, reset_after, device, launched):
     with configured("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
-        gru = make_gru(5, 40, precision, device, "grid")
-        x, hx = torch.randn(3, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
+        gru = make_gru(5, 40, precision, device, "grid", reset_after=reset_after)
+        x, hx = torch.randn(steps, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
         x[0, 1, 2] = hx[0, 2, 33] = float("nan")
         hx[0, 0, 7] = float("inf")
         dtype = PRECISIONS[precision][0]
@@ -96,16 +105,28 @@ def test_what_has_not_come_shows(monkeypatch):
     assert output[..., 32:].isfinite().all()
 
 
+def test_what_has_not_come_of_the_second_handover_shows(monkeypatch):
+    """After two, the first program alone has read poison: r h of the second, which had none of the state itself."""
+    gru = make_gru(5, 40, "fp16", "cpu", "grid", reset_after=False)
+    launches = scans.grid_launches
+    monkeypatch.setattr("triton_gru.launch.grid_launches", lambda *args: list(launches(*args))[:2])
+    with torch.no_grad():
+        output, _ = gru(torch.randn(1, 3, 5).half(), torch.randn(1, 3, 40).half())
+    assert output[..., :16].isnan().all()
+    assert output[..., 16:].isfinite().all()
+
+
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("hidden, batch", [(25, 3), (1000, 17), (2048, 64), (512, 4096)])
-def test_the_mailbox_is_bounded(hidden, batch, handover, device):
-    """... by its cap, or by the two time steps it has to hold."""
+@pytest.mark.parametrize("handovers", [1, 2])
+def test_the_mailbox_is_bounded(hidden, batch, handover, handovers, device):
+    """... by its cap, or by the hand-overs of a time step and the first state that it has to hold."""
     described = find(torch.device(device))
     config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(described, sms=132))
     config = dataclasses.replace(config, handover=handover)
-    mailbox = scans.Mailbox(config, batch, torch.float16, torch.device("meta"), described)
+    mailbox = scans.Mailbox(config, batch, handovers, torch.float16, torch.device("meta"), described)
     words = mailbox.cleared(min(mailbox.longest, 10**6))
     rows = -(-batch // (config.batch * config.tiles)) * config.tiles * config.batch
-    two_steps = 2 * rows * config.padded_hidden * config.element_bytes(2) + 1024 * rows
-    assert words.nbytes <= max(scans.MAILBOX_BYTES, two_steps)
+    least = (1 + handovers) * rows * config.padded_hidden * config.element_bytes(2) + 1024 * rows
+    assert words.nbytes <= max(scans.MAILBOX_BYTES, least)
     assert mailbox.cleared(1) is words

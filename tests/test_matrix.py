@@ -9,15 +9,21 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
+from triton_gru.plan import KERNELS
 
 from .conftest import poisoned
 from .oracle import check, set_precision
 from .pairwise import pairwise
 
 LENGTHS = (None, "a tensor, sorted", "a tensor", "a list")
-FACTORS = ((True, False), (False, True), (False, True), (1, 2), LENGTHS, (True, False))
-NAMES = "bias, bidirectional, batch_first, layers, lengths, contiguous"
-ALL = list(itertools.product(*FACTORS))
+DIRECTIONS = ("forward", "reverse", "both")
+FACTORS = ((True, False), DIRECTIONS, (False, True), (1, 2), LENGTHS, (True, False))
+each_case = pytest.mark.parametrize(
+    "bias, directions, batch_first, layers, lengths, contiguous", list(itertools.product(*FACTORS))
+)
+each_pair = pytest.mark.parametrize("bias, directions, batch_first, layers, lengths, contiguous", pairwise(*FACTORS))
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+each_variant = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 # steps, batch, inputs, hidden: on a GPU of a real size, in the interpreter enough for every part of a kernel to run.
 SIZES = {
     "cuda": {"block": (60, 17, 40, 100), "grid": (60, 17, 40, 300), "step": (60, 17, 40, 300)},
@@ -30,12 +36,17 @@ def apart(tensor):
     return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
 
 
-def compare(kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous):
+def compare(kernel, device, launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous):
     set_precision("fp32")
     steps, batch, inputs, hidden = SIZES[device][kernel]
+    bidirectional = directions == "both"
     options = {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
-    theirs = nn.GRU(inputs, hidden, **options).eval()
-    ours = triton_gru.GRU(inputs, hidden, **options, backend=kernel).eval()
+    own = {"reset_after": reset_after, "reverse": directions == "reverse"}
+    if reset_after and directions != "reverse":
+        theirs = nn.GRU(inputs, hidden, **options).eval()
+    else:  # torch has none
+        theirs = triton_gru.GRU(inputs, hidden, **options, **own, backend="reference").eval()
+    ours = triton_gru.GRU(inputs, hidden, **options, **own, backend=kernel).eval()
     ours.load_state_dict(theirs.state_dict())
     ours = ours.to(device)
     x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), inputs)
@@ -70,23 +81,18 @@ def compare(kernel, device, launched, bias, bidirectional, batch_first, layers, 
         assert a.is_contiguous()
 
 
-@pytest.mark.parametrize("kernel", ["block", "step"])
-@pytest.mark.parametrize(NAMES, ALL)
-def test_matrix(
-    kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous
+@each_kernel
+@each_variant
+@each_pair
+def test_matrix_pairwise(
+    kernel, reset_after, bias, directions, batch_first, layers, lengths, contiguous, launched
 ):  # fmt: skip
-    compare(kernel, device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous)
-
-
-@pytest.mark.parametrize(NAMES, pairwise(*FACTORS))
-def test_matrix_of_grid_pairwise(
-    device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous
-):  # fmt: skip
-    """In the interpreter each of its programs runs once for every step."""
-    compare("grid", device, launched, bias, bidirectional, batch_first, layers, lengths, contiguous)
+    compare(kernel, "cpu", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(NAMES, ALL)
-def test_matrix_of_grid(launched, bias, bidirectional, batch_first, layers, lengths, contiguous):
-    compare("grid", "cuda", launched, bias, bidirectional, batch_first, layers, lengths, contiguous)
+@each_kernel
+@each_variant
+@each_case
+def test_matrix(kernel, reset_after, bias, directions, batch_first, layers, lengths, contiguous, launched):
+    compare(kernel, "cuda", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)

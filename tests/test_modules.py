@@ -7,8 +7,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
+from triton_gru.plan import KERNELS
 
 from .calls import make_gru
 from .oracle import check, exact, set_precision, torchs_own
@@ -60,6 +62,7 @@ def test_cell_construction(bias):
 
 def test_repr_shows_what_torch_does_not_have():
     assert repr(triton_gru.GRU(2, 3, reset_after=False)) == "GRU(2, 3, reset_after=False)"
+    assert repr(triton_gru.GRU(2, 3, reverse=True)) == "GRU(2, 3, reverse=True)"
     assert repr(triton_gru.GRUCell(2, 3, backend="block")) == "GRUCell(2, 3, backend='block')"
 
 
@@ -225,3 +228,45 @@ def test_hx_is_not_returned_nor_written(device):
     output, h_n = gru(torch.randn(3, 2, 4, device=device), hx)
     assert torch.equal(hx, kept)
     assert len({hx.data_ptr(), h_n.data_ptr(), output.data_ptr()}) == 3
+
+
+# ---- one direction backward
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference", *KERNELS])
+@pytest.mark.parametrize("kind", ["dense", "batch first", "packed", "unbatched"])
+def test_reverse_is_the_second_direction_of_both(kind, backend):
+    set_precision("fp32")
+    both = nn.GRU(4, 6, bidirectional=True, batch_first=kind == "batch first").eval()
+    ours = triton_gru.GRU(4, 6, batch_first=both.batch_first, reverse=True, backend=backend).eval()
+    ours.load_state_dict({name: getattr(both, f"{name}_reverse") for name in ours.state_dict()})
+    x, hx = torch.randn(3, 3, 4), torch.randn(2, 3, 6)
+    if kind == "unbatched":
+        x, hx = x[0], hx[:, 0]
+    elif kind == "packed":
+        x = pack_padded_sequence(x, torch.tensor([2, 3, 1]), enforce_sorted=False)
+    with torch.no_grad():
+        expected, expected_h_n = both(x, hx)
+        actual, h_n = ours(x, hx[1:])
+    if kind == "packed":
+        assert torch.equal(actual.batch_sizes, expected.batch_sizes)
+        actual, expected = actual.data, expected.data
+    torch.testing.assert_close(actual, expected[..., 6:], rtol=0, atol=2e-6)
+    torch.testing.assert_close(h_n, expected_h_n[1:], rtol=0, atol=2e-6)
+
+
+def test_reverse_trains_as_torch_does():
+    gru = triton_gru.GRU(4, 6, 2, reverse=True)
+    turned = nn.GRU(4, 6, 2)
+    turned.load_state_dict(gru.state_dict())
+    x = torch.randn(3, 2, 4)
+    assert gru.plan(x).kernel == "torch"
+    gru(x)[0][0].sum().backward()
+    turned(x.flip(0))[0][2].sum().backward()
+    for ours, theirs in zip(gru.parameters(), turned.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_both_directions_and_reverse_contradict():
+    with pytest.raises(ValueError, match="reverse is for one direction"):
+        triton_gru.GRU(4, 6, bidirectional=True, reverse=True)

@@ -55,12 +55,36 @@ def test_auto_goes_to_torch_and_says_why(fields, why):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("device", [None, INTERPRETER, *KNOWN.values()], ids=lambda d: d.arch if d else "cpu")
 def test_reset_before(backend, device):
-    problem = change(reset_after=False)
-    if backend in ("auto", "reference"):
-        assert choose(problem, device, backend).kernel == "reference"
-    else:
-        with pytest.raises(RuntimeError, match="cannot serve"):
-            choose(problem, device, backend)
+    """As reset after, but that torch has none: where no kernel serves the call, it is the reference."""
+    after, before = PROBLEM, change(reset_after=False)
+    for each in (before, dataclasses.replace(before, dtype=torch.float64)):
+        if backend == "torch":
+            with pytest.raises(RuntimeError, match="resets after the recurrent product, always"):
+                choose(each, device, backend)
+            continue
+        try:
+            expected = choose(dataclasses.replace(after, dtype=each.dtype), device, backend).kernel
+        except RuntimeError as refusal:
+            with pytest.raises(RuntimeError, match=re.escape(str(refusal).split(" (")[0])):
+                choose(each, device, backend)
+            continue
+        assert choose(each, device, backend).kernel == {"torch": "reference"}.get(expected, expected)
+
+
+@pytest.mark.parametrize("torch_has_none", [{"reset_after": False}, {"resets": True}])
+@pytest.mark.parametrize(
+    "fields, kernel",
+    [
+        ({"dtype": torch.float32, "hidden_size": 65}, "block"),
+        ({"dtype": torch.float32, "hidden_size": 512}, "grid"),
+        ({"hidden_size": 2048, "batch_size": 64}, "grid"),
+        ({"hidden_size": 4096, "batch_size": 65}, "step"),
+    ],
+)
+def test_a_kernel_serves_what_torch_does_not_have(fields, kernel, torch_has_none):
+    """Also where torch's own GRU would be expected to be faster: in its place there would be a loop of launches."""
+    assert choose(change(**fields), H200).kernel == "torch"
+    assert choose(change(**fields, **torch_has_none), H200).kernel == kernel
 
 
 def test_cpu_tensors_go_to_torch():

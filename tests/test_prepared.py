@@ -32,13 +32,14 @@ def make(device, precision="fp16", **options):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("with_hx", [True, False])
-def test_the_second_call_is_the_first(precision, bias, with_hx, device, launched, bound):
-    cell, x, hx = make(device, precision, bias=bias)
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_the_second_call_is_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
+    cell, x, hx = make(device, precision, bias=bias, reset_after=reset_after)
     hx = hx if with_hx else None
     with torch.no_grad():
         first, second = cell(x, hx), cell(x, hx)
         assert len(bound) == 1
-        assert launched == ["whole_step"] * 2
+        assert launched == ["whole_step"] * (2 if reset_after else 4)
         assert torch.equal(first, second)
         other, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
         again = cell(other, other_hx)
@@ -67,6 +68,7 @@ def changes():
         "an odd address": lambda cell, x, hx: (torch.cat([x[0, :1], x.flatten()])[1:].view(5, 7), hx),
         "other strides": lambda cell, x, hx: (x.T.contiguous().T, hx.T.contiguous().T),
         "a backend": lambda cell, x, hx: setattr(cell, "backend", "block"),
+        "where r comes": lambda cell, x, hx: setattr(cell, "reset_after", False),
         "training": lambda cell, x, hx: cell.train() and None,
     }
 

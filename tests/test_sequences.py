@@ -27,8 +27,9 @@ def factors(hidden, batch, steps):
         ("time_first", "batch_first", "odd_offset"),
         (True, False),  # bias
         (1, 2),  # layers
-        (True, False),  # bidirectional
+        ("forward", "reverse", "both"),
         (True, False),  # initial state given
+        (True, False),  # reset after
         (None, torch.int64, torch.int32, torch.uint8),  # dtype of lengths
         (True, False),  # resets
     )
@@ -41,7 +42,7 @@ CASES = [
     for case in pairwise(
         *factors((1, 20), (1, 9), (1, 2)) if kernel == "grid" else factors((1, 25, 40), (1, 17), (1, 3))
     )
-    if case[-2] is not None or case[-1] or case[7]
+    if case[-2] is not None or case[-1] or case[7] != "forward"
 ]
 
 
@@ -61,16 +62,18 @@ def ends_of(x, batch_first, lengths, resets, seed=0):
 
 
 @pytest.mark.parametrize(
-    "kernel, hidden, batch, steps, precision, layout, bias, layers, bidirectional, with_hx, lengths, resets", CASES
+    "kernel, hidden, batch, steps, precision, layout, bias, layers, directions, with_hx, reset_after, lengths, resets",
+    CASES,
 )
 def test_agrees_with_float64(
-    kernel, hidden, batch, steps, precision, layout, bias, layers, bidirectional, with_hx, lengths, resets, device,
-    launched,
+    kernel, hidden, batch, steps, precision, layout, bias, layers, directions, with_hx, reset_after, lengths, resets,
+    device, launched,
 ):  # fmt: skip
-    resets = resets and not bidirectional
+    resets = resets and directions == "forward"
     gru, x, hx = make_call(
-        kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, device, bidirectional=bidirectional
-    )
+        kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device,
+        directions=directions,
+    )  # fmt: skip
     ends = ends_of(x, gru.batch_first, lengths, resets)
     output, h_n = run_checked(gru, x, hx, precision, launched, **ends)
     if lengths is not None:
@@ -185,9 +188,11 @@ def test_packed_as_lengths(kernel, precision, device):
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "reference", "torch"])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_every_backend_agrees_on_lengths(kernel, bidirectional):
-    gru = make_gru(4, 20, "fp32", "cpu", kernel, num_layers=2, bidirectional=bidirectional, batch_first=True)
+@pytest.mark.parametrize("directions", ["forward", "reverse", "both"])
+def test_every_backend_agrees_on_lengths(kernel, directions):
+    options = {"num_layers": 2, "batch_first": True}
+    bidirectional, reverse = directions == "both", directions == "reverse"
+    gru = make_gru(4, 20, "fp32", "cpu", kernel, **options, bidirectional=bidirectional, reverse=reverse)
     x, hx = torch.randn(4, 3, 4), torch.randn(4 if bidirectional else 2, 4, 20)
     lengths = torch.tensor([2, 0, 3, 1])
     with torch.no_grad():
@@ -197,7 +202,10 @@ def test_every_backend_agrees_on_lengths(kernel, bidirectional):
             if end == 0:
                 assert torch.equal(h_n[:, row], hx[:, row])
                 continue
-            expected, expected_h_n = nn.GRU.forward(gru, x[row : row + 1, :end], hx[:, row : row + 1].contiguous())
+            alone = x[row : row + 1, :end]
+            alone = alone.flip(1) if reverse else alone
+            expected, expected_h_n = nn.GRU.forward(gru, alone, hx[:, row : row + 1].contiguous())
+            expected = expected.flip(1) if reverse else expected
             torch.testing.assert_close(actual[row, :end], expected[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(h_n[:, row], expected_h_n[:, 0], rtol=0, atol=1e-5)
 
@@ -254,6 +262,8 @@ def test_what_resets_cannot_go_with(backend, launched):
         triton_gru.GRU(4, 5, backend=backend).eval()(packed, resets=bools)
     with pytest.raises(ValueError, match="resets cannot go with a bidirectional GRU"):
         triton_gru.GRU(4, 5, bidirectional=True, backend=backend).eval()(x3, resets=bools)
+    with pytest.raises(ValueError, match="resets cannot go with a reverse GRU"):
+        triton_gru.GRU(4, 5, reverse=True, backend=backend).eval()(x3, resets=bools)
     with pytest.raises(ValueError, match="lengths cannot go with packed input"):
         triton_gru.GRU(4, 5, backend=backend).eval()(packed, lengths=torch.tensor([3, 1]))
     assert not launched

@@ -18,29 +18,36 @@ PAIRS = pairwise(
     (True, False),  # bias
     (1, 2),  # layers
     (True, False),  # initial state given
+    (True, False),  # reset after
 )
 LARGE = [
-    (400, 17, 1, "tf32", "time_first", True, 1, True),
-    (600, 3, 2, "fp16", "odd_offset", True, 1, True),
+    (400, 17, 1, "tf32", "time_first", True, 1, True, False),
+    (600, 3, 2, "fp16", "odd_offset", True, 1, True, True),
 ]
 
 
 @pytest.mark.parametrize(
-    "hidden, batch, steps, precision, layout, bias, layers, with_hx",
+    "hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after",
     PAIRS + LARGE,
     ids=[case_id(*case) for case in PAIRS + LARGE],
 )
-def test_agrees_with_float64(hidden, batch, steps, precision, layout, bias, layers, with_hx, device, launched):
-    gru, x, hx = make_call("step", hidden, batch, steps, precision, layout, bias, layers, with_hx, device)
+def test_agrees_with_float64(
+    hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, launched
+):
+    gru, x, hx = make_call("step", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device)
     run_checked(gru, x, hx, precision, launched)
-    assert launched == (["whole_step"] if steps == 1 else ["input_projection"] + ["step_scan"] * steps) * layers
+    a_step = 1 if reset_after else 2
+    assert launched == layers * (
+        ["whole_step"] * a_step if steps == 1 else ["input_projection"] + ["step_scan"] * (a_step * steps)
+    )
 
 
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("units, batch", [(16, 16), (16, 64), (32, 32), (32, 64)])
-def test_every_way_to_cut_gives_the_same(units, batch, device, launched):
+def test_every_way_to_cut_gives_the_same(units, batch, reset_after, device, launched):
     config = StepConfig(units, -(-40 // units), batch, depth=32, num_warps=4, num_stages=2)
     with configured("step", config):
-        gru = make_gru(5, 40, "fp16", device, "step")
+        gru = make_gru(5, 40, "fp16", device, "step", reset_after=reset_after)
         x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
         assert gru.plan(x, hx).config == config
         run_checked(gru, x, hx, "fp16", launched)

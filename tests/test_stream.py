@@ -18,12 +18,15 @@ def frames(gru, x, stream=None):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (3, False)])
-def test_agrees_with_the_sequence(precision, layers, bias, device, launched):
-    gru = make_gru(7, 20, precision, device, "step", num_layers=layers, bias=bias)
+@pytest.mark.parametrize(
+    "layers, bias, reset_after", [(1, True, True), (2, True, True), (3, False, True), (2, True, False)]
+)
+def test_agrees_with_the_sequence(precision, layers, bias, reset_after, device, launched):
+    gru = make_gru(7, 20, precision, device, "step", num_layers=layers, bias=bias, reset_after=reset_after)
     x = torch.randn(12, 5, 7, device=device).to(gru.weight_hh_l0.dtype)
     output, stream = frames(gru, x)
-    assert launched.count("whole_step") in ((layers * 12,) if device == "cpu" else range(2 * layers, 4 * layers + 1))
+    a_frame = layers if reset_after else 2 * layers
+    assert launched.count("whole_step") in ((a_frame * 12,) if device == "cpu" else range(2 * a_frame, 4 * a_frame + 1))
     expected, expected_h_n = exact(gru, x, None)
     theirs, their_h_n = torchs_own(gru, x, None, precision)
     check(output, theirs, expected, precision)
@@ -90,8 +93,10 @@ def test_weights_that_change_are_seen(device):
     stream.reset()
     assert torch.equal(frames(gru, x, stream)[0], expected)
     gru.reset_after = False
-    with pytest.raises(RuntimeError, match="reset_after=False is not supported yet"):
-        stream(x[0])
+    expected_before = frames(copy.deepcopy(gru), x)[0]
+    assert not torch.equal(expected_before[1:], expected[1:])
+    stream.reset()
+    assert torch.equal(frames(gru, x, stream)[0], expected_before)
 
 
 def test_the_odd_modules(device, launched):
@@ -134,6 +139,8 @@ def test_under_autocast(device):
 def test_errors():
     with pytest.raises(ValueError, match="a bidirectional GRU needs them all"):
         triton_gru.GRU(4, 5, bidirectional=True).stream(2)
+    with pytest.raises(ValueError, match="a reverse GRU needs them all"):
+        triton_gru.GRU(4, 5, reverse=True).stream(2)
     gru = triton_gru.GRU(4, 5, backend="step").eval()
     for wrong in (0, -1, 2.0, None):
         with pytest.raises(ValueError, match="batch_size must be a positive integer"):

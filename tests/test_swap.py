@@ -157,12 +157,15 @@ def test_a_model_without_grus_warns_of_nothing():
         triton_gru.restore(triton_gru.accelerate(nn.Linear(2, 2)))
 
 
-def test_restore_leaves_what_torch_does_not_have():
-    model = nn.ModuleDict({"before": triton_gru.GRU(3, 4, reset_after=False), "after": triton_gru.GRU(3, 4)})
-    with pytest.warns(UserWarning, match=r"before \(reset_after=False, which torch does not have\)"):
+@pytest.mark.parametrize("own", ["reset_after=False", "reverse=True"])
+def test_restore_leaves_what_torch_does_not_have(own):
+    name, value = own.split("=")
+    ours = triton_gru.GRU(3, 4, **{name: value == "True"})
+    model = nn.ModuleDict({"ours": ours, "torch's": triton_gru.GRU(3, 4)})
+    with pytest.warns(UserWarning, match=rf"ours \({own}, which torch does not have\)"):
         triton_gru.restore(model)
-    assert type(model["before"]) is triton_gru.GRU
-    assert type(model["after"]) is nn.GRU
+    assert type(model["ours"]) is triton_gru.GRU
+    assert type(model["torch's"]) is nn.GRU
 
 
 def test_old_style_weight_norm_keeps_working(device):

@@ -5,6 +5,7 @@ a GRU's outputs, and no more. The margin is what the kernels' own activations co
 units (two hardware approximations each), 16-bit ones to half a unit, and the recurrence feeds errors back.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,10 +62,27 @@ def exact(
         weights,
         reset_after=getattr(gru, "reset_after", True),
         bidirectional=gru.bidirectional,
+        reverse=getattr(gru, "reverse", False),
         lengths=lengths,
         resets=resets,
     )
     return output.transpose(0, 1) if gru.batch_first else output, h_n
+
+
+def torchs_own(
+    gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same call by torch's own GRU; where it has no such GRU, by plain torch in the same precision."""
+    if lengths is None and resets is None and getattr(gru, "reset_after", True) and not getattr(gru, "reverse", False):
+        return nn.GRU.forward(gru, x, hx)
+    plain = copy.copy(gru)
+    plain.backend = "reference"
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
+    try:
+        return plain(x, hx, lengths=lengths, resets=resets)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Result:
     """One shape checked. ``status`` is "right", "WRONG", or why the kernel does not serve the shape."""
 
     kernel: str
+    reset_after: bool
     precision: str
     hidden_size: int
     batch_size: int
@@ -81,7 +100,8 @@ class Result:
     status: str
 
     def __str__(self) -> str:
-        shape = f"{self.kernel:6} {self.precision:5} H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
+        kind = f"{self.kernel:6} reset {'after' if self.reset_after else 'before':6} {self.precision:5}"
+        shape = f"{kind} H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
         errors = (
             "" if self.status not in ("right", "WRONG") else f"error {self.error:.1e}, torch {self.torchs_error:.1e}"
         )
@@ -101,8 +121,9 @@ def check(device: torch.device | str) -> Iterator[Result]:
             for precision in PRECISIONS:
                 dtype = set_precision(precision)
                 for hidden_size in HIDDEN_SIZES[kind][kernel]:
-                    for batch_size in (1, 17):
-                        gru = GRU(40, hidden_size, num_layers=2, device=device, dtype=dtype, backend=kernel).eval()
+                    for batch_size, reset_after in ((1, True), (17, True), (17, False)):
+                        options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
+                        gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
                         x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
                         hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
                         yield _check_one(gru, x, hx, kernel, precision)
@@ -111,14 +132,14 @@ def check(device: torch.device | str) -> Iterator[Result]:
 
 
 def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> Result:
-    shape = (kernel, precision, gru.hidden_size, x.size(1), x.size(0))
+    shape = (kernel, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
     except RuntimeError as refusal:
         return Result(*shape, float("nan"), float("nan"), f"not served: {refusal}")
     expected = exact(gru, x, hx)
     with torch.no_grad():
-        actual, torchs = gru(x, hx), nn.GRU.forward(gru, x, hx)
+        actual, torchs = gru(x, hx), torchs_own(gru, x, hx)
     error, torchs_error = (
         max((a.double() - b).abs().max().item() for a, b in zip(results, expected)) for results in (actual, torchs)
     )

@@ -119,8 +119,9 @@ def check_gru(
 ) -> None:
     """Raises what is wrong with a call's arguments. Looks at shapes, dtypes and devices, which may be symbolic."""
     packed = isinstance(input, PackedSequence)
-    if resets is not None and (packed or gru.bidirectional):
-        raise ValueError(f"resets cannot go with {'packed input' if packed else 'a bidirectional GRU'}")
+    if resets is not None and (packed or gru.bidirectional or gru.reverse):
+        kind = "packed input" if packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
+        raise ValueError(f"resets cannot go with {kind}")
     if packed:
         if lengths is not None:
             raise ValueError("lengths cannot go with packed input, which has its own")
@@ -244,6 +245,7 @@ def _problem(
         dtype=input.dtype,
         precision=fp32_precision() if input.dtype == torch.float32 else "ieee",
         reset_after=module.reset_after,
+        reverse=getattr(module, "reverse", False),
         layout=sequences.layout,
         resets=resets is not None,
         obstacle=_obstacle(module, input, hx, weights),

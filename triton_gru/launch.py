@@ -11,7 +11,7 @@ from .config import BlockConfig, GridConfig, StepConfig, projection_config
 from .device import Device, elsewhere
 from .kernels.projection import input_projection
 from .plan import Config, Plan, Problem
-from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, step_launches, whole_step_launch
+from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, reset_state, step_launches, whole_step_launches
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -44,6 +44,7 @@ def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
         call.weights,
         reset_after=call.problem.reset_after,
         bidirectional=call.problem.bidirectional,
+        reverse=call.problem.reverse,
         dropout=call.dropout,
         lengths=sequences.lengths,
         resets=call.resets,
@@ -130,12 +131,13 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
     chunk = _steps_per_chunk(problem, config)
     scan_launches, scratch = block_launches, ()
     if isinstance(config, GridConfig):
-        mailbox = Mailbox(config, problem.batch_size, output.dtype, output.device, device)
+        handovers = 1 if problem.reset_after else 2
+        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype, output.device, device)
         scan_launches, scratch = grid_launches, (mailbox,)
         chunk = min(chunk, mailbox.longest)
     elif isinstance(config, StepConfig):
         rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
-        scan_launches, scratch = step_launches, (rounded,)
+        scan_launches, scratch = step_launches, (rounded, reset_state(problem, output))
     tiles = -(-problem.batch_size // config.batch)
     source = call.input
     if not whole:
@@ -144,7 +146,7 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
         out = targets[index % len(targets)]
         scan.begin(index, layer, out)
         if whole:
-            yield whole_step_launch(scan, source[0], config, shared, *scratch)
+            yield from whole_step_launches(scan, source[0], config, shared, *scratch)
         else:
             for start in range(0, problem.steps, chunk):
                 scan.go_on(gi, start, min(chunk, problem.steps - start))
@@ -180,6 +182,8 @@ def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
             "BLOCK_K": tile.depth,
             "X_UNIT": unit,
             "LAYOUT": scan.layout,
+            "REVERSE": scan.reverse,
+            "RESET_AFTER": scan.reset_after,
             "HAS_BIAS": scan.has_bias,
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,

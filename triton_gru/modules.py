@@ -31,8 +31,9 @@ class GRU(nn.RNNBase):
         hidden_size: features H of the hidden state.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
         reset_after: True is torch's GRU. False resets before the recurrent product, as Cho et al.
-            (arXiv:1406.1078v3) do: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn). No kernel serves it yet: it
-            runs as plain torch.
+            (arXiv:1406.1078v3) do: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
+        reverse: with one direction, all layers go backward in time, as the second direction of a bidirectional GRU
+            does: outputs stand at the times of their inputs, and h_n is the state after the first time.
         backend: ``"auto"`` takes what serves a call best and never refuses one. ``"torch"`` is torch's own GRU,
             ``"reference"`` plain torch step by step, ``"block"``, ``"grid"`` and ``"step"`` those kernels. May be
             assigned later.
@@ -41,7 +42,7 @@ class GRU(nn.RNNBase):
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence.
         hx: [D * num_layers, B, H], [D * num_layers, H] unbatched; zeros if not given.
         lengths: [B], integers on any device, clamped to [0, T]; for dense batched input.
-        resets: [T, B], [B, T] or [T], as input without its features; bool. Not with packed input or bidirectional.
+        resets: [T, B], [B, T] or [T], as input without its features; bool. Not with packed input, nor backward.
         output: [T, B, D * H], [B, T, D * H] or [T, D * H]; a PackedSequence for packed input.
         h_n: as hx.
 
@@ -60,6 +61,7 @@ class GRU(nn.RNNBase):
 
     # The class's, so that a torch.nn.GRU whose class is changed to this one (accelerate) needs nothing set.
     reset_after = True
+    reverse = False
     backend = "auto"
 
     def __init__(
@@ -75,14 +77,18 @@ class GRU(nn.RNNBase):
         dtype=None,
         *,
         reset_after: bool = True,
+        reverse: bool = False,
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
+        if reverse and bidirectional:
+            raise ValueError("reverse is for one direction: a bidirectional GRU goes both ways as it is")
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype,
         )  # fmt: skip
         self.reset_after = reset_after
+        self.reverse = reverse
         self.backend = backend
 
     def forward(
@@ -101,7 +107,7 @@ class GRU(nn.RNNBase):
             return ops.outside(self, input, hx, lengths, resets)
         call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
-        if plan.kernel == "torch" and lengths is None:
+        if plan.kernel == "torch" and lengths is None and not self.reverse:
             return nn.GRU.forward(self, input, hx)
         output, h_n = launch.run(call, plan)
         if isinstance(input, PackedSequence):
@@ -192,7 +198,7 @@ def _plan(call: Call, backend: str) -> Plan:
 
 def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
     """Whether the call is torch's whatever its arguments: then nothing is to be spent on a plan."""
-    if module.backend not in ("auto", "torch") or not module.reset_after:
+    if module.backend not in ("auto", "torch") or not module.reset_after or getattr(module, "reverse", False):
         return False
     # A trace would not show a kernel; and a model that is compiled in training is to train.
     if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
@@ -206,4 +212,5 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
 
 def _own_repr(module: GRU | GRUCell) -> str:
     text = "" if module.reset_after else ", reset_after=False"
+    text += ", reverse=True" if getattr(module, "reverse", False) else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

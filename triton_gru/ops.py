@@ -19,7 +19,7 @@ from .reference import Weights
 
 _ARGUMENTS = (
     "Tensor input, Tensor? hx, Tensor[] weights, Tensor? lengths, Tensor? resets, "
-    "bool bias, bool bidirectional, bool batch_first, bool reset_after, str backend, bool training"
+    "bool bias, bool bidirectional, bool batch_first, bool reverse, bool reset_after, str backend, bool training"
 )
 _library = torch.library.Library("triton_gru", "DEF")
 _library.define(f"gru({_ARGUMENTS}) -> (Tensor, Tensor)")
@@ -52,7 +52,7 @@ def gru(module, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets
     input, hx, resets = batched(module, input, hx, resets)
     # By name, not from _flat_weights, which would have to be updated: torch.export warns of such effects.
     weights = grouped([getattr(module, name) for names in module._all_weights for name in names], module.bias)
-    options = (lengths, resets, module.bidirectional, module.batch_first)
+    options = (lengths, resets, module.bidirectional, module.batch_first, module.reverse)
     if module.training and module.dropout > 0:
         output, h_n = _dropping_out(module, input, hx, weights, *options)
     else:
@@ -89,10 +89,11 @@ def _operate(
     resets: Tensor | None = None,
     bidirectional: bool = False,
     batch_first: bool = False,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     input, hx, weights = autocast(input, hx, weights)
     trains = module.training and torch.is_grad_enabled()
-    options = (module.bias, bidirectional, batch_first, module.reset_after, module.backend, trains)
+    options = (module.bias, bidirectional, batch_first, reverse, module.reset_after, module.backend, trains)
     return torch.ops.triton_gru.gru(input, hx, flat(weights), lengths, resets, *options)
 
 
@@ -104,6 +105,7 @@ class _Module:
     bias: bool
     bidirectional: bool
     batch_first: bool
+    reverse: bool
     reset_after: bool
     backend: str
     training: bool

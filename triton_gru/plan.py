@@ -37,6 +37,7 @@ class Problem:
     dtype: torch.dtype
     precision: str
     reset_after: bool
+    reverse: bool = False
     layout: str = "dense"
     resets: bool = False
     obstacle: str = ""
@@ -50,7 +51,7 @@ class Problem:
         parts = [
             f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}",
             f"layers={self.num_layers}",
-            "bidirectional" if self.bidirectional else "",
+            "bidirectional" if self.bidirectional else "reverse" if self.reverse else "",
             self.layout if self.layout != "dense" else "",
             "resets" if self.resets else "",
             f"{str(self.dtype)[6:]}{precision}",
@@ -141,14 +142,14 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
     if backend == "auto" and device.isa != "ptx":
         # The interpreter is for tests, and on AMD the kernels have been compiled but never run.
         return f"not proven on {device.name}; ask for it by name"
-    if not problem.reset_after:
-        return "reset_after=False is not supported yet"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
     config = HEURISTICS[kernel](
         problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device
     )
-    if backend == "auto" and not isinstance(config, str) and (slower := _expected_slower(problem, config)):
+    # Where torch has no such GRU, what is left is a loop of many launches a step.
+    torchs = problem.reset_after and not problem.resets
+    if backend == "auto" and torchs and not isinstance(config, str) and (slower := _expected_slower(problem, config)):
         return f"expected to be slower than torch {slower}; ask for it by name"
     return config
 

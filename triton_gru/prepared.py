@@ -1,6 +1,6 @@
 """A step of a `GRUCell` without binding and planning it anew, as long as all stays as it was in the call before.
 
-By count, to bind and to plan a call takes the host longer than its one launch takes the GPU (neither was timed on one):
+By count, to bind and to plan a call takes the host longer than its launch takes the GPU (neither was timed on one):
 what a call has found out is kept, and the next one only asks whether it still holds.
 """
 
@@ -14,6 +14,7 @@ from .arguments import Call, places, surroundings, weights_of_cell
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
+from .scans import Launch, reset_state
 
 # Of each cell by whether the call has a state: in a loop over time the first has none.
 _kept: "weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, _Prepared]]" = weakref.WeakKeyDictionary()
@@ -31,7 +32,7 @@ def run(cell, input: Tensor, hx: Tensor | None) -> Tensor | None:
 
 
 def keep(cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None) -> None:
-    """Prepares calls like ``cell(input, hx)``, which was planned so, if they are one launch on memory as it lies."""
+    """Prepares calls like ``cell(input, hx)``, which was planned so, if they run on memory as it lies."""
     weights = weights_of_cell(cell)
     tensors = [t for t in (input, hx, *weights) if t is not None]
     if plan.kernel != "step" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
@@ -46,18 +47,13 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Prepared:
-    """One launch, of which the input, the state and the result are still open."""
+    """The launches of a step, of which the input, the state, the result and what goes between them are still open."""
 
     def __init__(self, cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None):
         h = call.input.new_empty(1, call.problem.batch_size, call.problem.hidden_size)
-        (launch,) = launches(call, plan.config, plan.device, h, h)
         self.shape = h.shape[1:]
-        names = launch.kernel.arg_names
-        self._at = [names.index(name) for name in ("x", "hx", "out", "h_n")]
-        self._args = list(launch.args)
-        for at in self._at:  # not to be kept from being freed
-            self._args[at] = None
-        self._start = launch.prepared()
+        self._problem = call.problem
+        self._launches = [_Open(launch) for launch in launches(call, plan.config, plan.device, h, h)]
         self._surroundings = surroundings(cell, input)
         self._weights = weights_of_cell(cell)
         self._places = places(self._weights)
@@ -81,8 +77,27 @@ class _Prepared:
         )
 
     def launch(self, x: Tensor, hx: Tensor, h: Tensor) -> None:
+        # Not kept: calls on two streams would share it.
+        between = reset_state(self._problem, h)
+        for each in self._launches:
+            each.start(x, hx, h, between)
+
+
+class _Open:
+    """A launch that takes a few of its arguments later."""
+
+    def __init__(self, launch: Launch):
+        self.name = launch.kernel.__name__
+        names = launch.kernel.arg_names
+        self._at = [names.index(name) for name in ("x", "hx", "out", "h_n", "reset_state")]
+        self._args = list(launch.args)
+        for at in self._at:  # not to be kept from being freed
+            self._args[at] = None
+        self._start = launch.prepared()
+
+    def start(self, x: Tensor, hx: Tensor, h: Tensor, reset_state: Tensor) -> None:
         args = self._args.copy()
-        for at, tensor in zip(self._at, (x, hx, h, h)):
+        for at, tensor in zip(self._at, (x, hx, h, h, reset_state)):
             args[at] = tensor
         self._start(*args)
 

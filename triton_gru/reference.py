@@ -73,13 +73,15 @@ def gru(
     *,
     reset_after: bool = True,
     bidirectional: bool = False,
+    reverse: bool = False,
     dropout: float = 0.0,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ):
     """All layers: x [T, B, I], hx [layers * directions, B, H] -> output [T, B, directions * H], h_n as hx.
 
-    ``weights`` holds layer 0 forward, layer 0 reverse (if bidirectional), layer 1 forward, and so on.
+    ``weights`` holds layer 0 forward, layer 0 reverse (if bidirectional), layer 1 forward, and so on. With ``reverse``
+    and one direction, all layers go backward in time.
     ``dropout`` is the probability with which outputs of all layers but the last are zeroed. ``lengths`` [B] and
     ``resets`` [T, B]: see `scan`.
     """
@@ -91,7 +93,8 @@ def gru(
             x = F.dropout(x, dropout)
         outputs = []
         for d in range(directions):
-            output, h = scan(x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=d == 1, **ends)
+            backward = reverse or d == 1
+            output, h = scan(x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=backward, **ends)
             outputs.append(output)
             h_n.append(h)
         x = torch.cat(outputs, dim=2)

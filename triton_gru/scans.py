@@ -54,6 +54,7 @@ class Scan:
         carry: fp32 [2, layers * directions, B, H], the state between launches; it comes in at ``parity`` and goes out
             at the other, or where it came in if the kernel says so.
         out: where the layer's states go, time first or packed.
+        reverse, reset_after: as in `Problem`.
         start, steps, total: the chunk's first step, how many they are, and of how many.
     """
 
@@ -74,6 +75,7 @@ class Scan:
         self.lengths = nothing if sequences.lengths is None else sequences.lengths
         self.offsets = nothing if sequences.offsets is None else sequences.offsets
         self._resets = nothing if resets is None else resets
+        self.reverse, self.reset_after = problem.reverse, problem.reset_after
         self._has_resets = resets is not None
 
     def begin(self, layer: int, weights: list[Weights], out: Tensor) -> None:
@@ -109,6 +111,8 @@ class Scan:
     def constants(self) -> dict:
         return {
             "LAYOUT": self.layout,
+            "REVERSE": self.reverse,
+            "RESET_AFTER": self.reset_after,
             "HAS_BIAS": self.has_bias,
             "HAS_HX": self.hx is not None,
             "HAS_RESETS": self._has_resets,
@@ -149,10 +153,20 @@ class Mailbox:
     """The memory through which the programs of ``grid`` launches hand the state over, one launch after another.
 
     Args:
+        handovers: in a time step.
         dtype, device: of the mailbox; ``described``: what ``device`` offers.
     """
 
-    def __init__(self, config: GridConfig, batch: int, dtype: torch.dtype, device: torch.device, described: Device):
+    def __init__(
+        self,
+        config: GridConfig,
+        batch: int,
+        handovers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        described: Device,
+    ):
+        self._handovers = handovers
         flagged = config.handover in ("flag", "probe")
         self._fill = -1 if flagged else 0
         # In the interpreter no program waits for another to free a slot.
@@ -167,12 +181,17 @@ class Mailbox:
     @property
     def longest(self) -> int:
         """Time steps that one launch can take."""
+        in_all = (MAILBOX_BYTES // 8 - self._header) // self._slot
         if self._ring:
-            return (1 << 16) - 2  # the steps have to fit a tag of 16 bits
-        return max(1, (MAILBOX_BYTES // 8 - self._header) // self._slot - 1)
+            in_all = (1 << 16) - 1  # their numbers have to fit a tag of 16 bits
+        return max(1, (in_all - 1) // self._handovers)
+
+    def all_handovers(self, steps: int) -> int:
+        """In a launch of so many steps: the first state's, too."""
+        return self._handovers * steps + 1
 
     def slots(self, steps: int) -> int:
-        return 2 if self._ring else steps + 1
+        return 2 if self._ring else self.all_handovers(steps)
 
     def cleared(self, steps: int) -> Tensor:
         """The mailbox, ready for a launch of so many steps; in the order of the stream, as the launch itself."""
@@ -212,41 +231,59 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
             ),
             constants,
         )  # fmt: skip
-        # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
-        for _ in range(1 if on_gpu else scan.steps + 1):
+        # In the interpreter programs run one after another and do not wait: each time over one more hand-over is right.
+        for _ in range(1 if on_gpu else mailbox.all_handovers(scan.steps)):
             yield launch
     scan.parity ^= 1
 
 
-def step_launches(scan: Scan, config: StepConfig, shared: dict, rounded: Tensor) -> Iterator[Launch]:
+def reset_state(problem: Problem, like: Tensor) -> Tensor:
+    """Room for r h between the two launches of a step to reset before: [directions, B, H], as the product's operand."""
+    return like.new_empty(0 if problem.reset_after else problem.directions, problem.batch_size, problem.hidden_size)
+
+
+def step_launches(
+    scan: Scan, config: StepConfig, shared: dict, rounded: Tensor, reset_state: Tensor
+) -> Iterator[Launch]:
     """``rounded``, of the carry's shape, is the carry as the product's operand. Parities change from step to step."""
     constants = shared | scan.constants | _step_constants(config)
     for step in range(scan.steps):
-        yield Launch(
-            step_scan,
-            (config.programs, -(-scan.batch // config.batch), len(scan.weights)),
-            (
-                scan.gi, *scan.recurrent_weights, scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n,
-                *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides,
-            ),
-            constants,
-        )  # fmt: skip
+        for part in _parts(scan):
+            yield Launch(
+                step_scan,
+                (config.programs, -(-scan.batch // config.batch), len(scan.weights)),
+                (
+                    scan.gi, *scan.recurrent_weights, scan.initial, *_step_states(scan, rounded), reset_state,
+                    scan.out, scan.h_n, *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state,
+                    scan.batch, *scan.out_strides,
+                ),
+                constants | part,
+            )  # fmt: skip
         scan.parity ^= 1
 
 
-def whole_step_launch(scan: Scan, x: Tensor, config: StepConfig, shared: dict, rounded: Tensor) -> Launch:
-    """All of a step in one launch, the projection of ``x`` [B, I] included."""
+def whole_step_launches(
+    scan: Scan, x: Tensor, config: StepConfig, shared: dict, rounded: Tensor, reset_state: Tensor
+) -> Iterator[Launch]:
+    """All of a step, the projection of ``x`` [B, I] included: one launch, or two to reset before."""
     batch, inputs = x.shape
-    return Launch(
-        whole_step,
-        (config.programs, -(-batch // config.batch), len(scan.weights)),
-        (
-            x, *scan.of_both(0, 1, 2, 3), scan.initial, *_step_states(scan, rounded), scan.out, scan.h_n,
-            scan.start, scan.total, scan.first_state, batch,
-            x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
-        ),
-        shared | _step_constants(config) | {"I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None},
-    )  # fmt: skip
+    constants = {"I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None}
+    for part in _parts(scan):
+        yield Launch(
+            whole_step,
+            (config.programs, -(-batch // config.batch), len(scan.weights)),
+            (
+                x, *scan.of_both(0, 1, 2, 3), scan.initial, *_step_states(scan, rounded), reset_state,
+                scan.out, scan.h_n, scan.start, scan.total, scan.first_state, batch,
+                x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
+            ),
+            shared | _step_constants(config) | constants | part,
+        )  # fmt: skip
+
+
+def _parts(scan: Scan) -> list[dict]:
+    """The launches of a step: the second one's product is of what all programs of the first have made."""
+    return [{"PART": part} for part in (("all",) if scan.reset_after else ("reset", "rest"))]
 
 
 def _step_constants(config: StepConfig) -> dict:

@@ -7,7 +7,7 @@ from . import launch
 from .arguments import bind_dense, grouped, places, surroundings
 from .device import find
 from .plan import Plan, choose
-from .scans import Scan, whole_step_launch
+from .scans import Scan, reset_state, whole_step_launches
 from .sequences import Sequences
 
 
@@ -16,21 +16,23 @@ class Stream:
 
     ``stream(x_t)``, x_t [B, I] in the module's dtype and on its device, is the output y_t [B, H] of the last layer:
     what the module gives for the whole sequence, a step at a time. The state of all layers is kept in float32. On a GPU
-    a frame is one replay of a CUDA graph of one launch a layer, made anew when the module's parameters are replaced
-    (not when they change in place). Where no kernel serves the module, the module itself is called, and the state
-    rounded to its dtype from frame to frame.
+    a frame is one replay of a CUDA graph of one launch a layer (two with ``reset_after=False``), made anew when the
+    module's parameters are replaced (not when they change in place). Where no kernel serves the module, the module
+    itself is called, and the state rounded to its dtype from frame to frame.
 
     No gradient is recorded, whatever the mode. A stream belongs to one thread and one CUDA stream at a time, and
     cannot itself be captured in a graph.
 
     Raises:
-        ValueError: the GRU is bidirectional, or ``batch_size`` not a positive integer; x_t is not of the shape.
+        ValueError: the GRU is bidirectional or runs in reverse, ``batch_size`` is not a positive integer, or x_t not of
+            the shape.
         RuntimeError: the backend, asked for by name, cannot serve a stream; the module's dtype or device has changed.
     """
 
     def __init__(self, gru, batch_size: int):
-        if gru.bidirectional:
-            raise ValueError("a stream runs forward as frames come: a bidirectional GRU needs them all")
+        if gru.bidirectional or gru.reverse:
+            kind = "bidirectional" if gru.bidirectional else "reverse"
+            raise ValueError(f"a stream runs forward as frames come: a {kind} GRU needs them all")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         self._gru = gru
@@ -143,6 +145,7 @@ class _Frames:
         with torch.inference_mode(False):
             self._x = rounded.new_empty(batch, inputs)
             self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
+            self._reset_state = reset_state(plan.problem, rounded)
         self._replays = [None, None]
 
     def __call__(self, x: Tensor, parity: int) -> Tensor:
@@ -174,5 +177,5 @@ class _Frames:
         for layer, weights in enumerate(self._weights):
             scan.begin(layer, [tuple(None if w is None else w.contiguous() for w in weights)], self._outputs[layer])
             scan.parity, scan.start, scan.total = parity, 1, 3
-            yield whole_step_launch(scan, source, config, shared, self._rounded)
+            yield from whole_step_launches(scan, source, config, shared, self._rounded, self._reset_state)
             source = self._outputs[layer]

@@ -31,7 +31,7 @@ def accelerate(model: nn.Module) -> nn.Module:
 def restore(model: nn.Module) -> nn.Module:
     """The reverse of `accelerate`: every `GRU` and `GRUCell` of ``model`` becomes torch's own again, in place.
 
-    A module with ``reset_after=False`` has no counterpart in torch and is left alone, with a warning.
+    One with ``reset_after=False`` or ``reverse=True`` has no counterpart in torch and is left alone, with a warning.
 
     Returns:
         ``model``.
@@ -49,7 +49,7 @@ def _change_classes(model: nn.Module, classes: dict[type, type]) -> None:
             left_alone.append(f"{name or 'the model itself'} ({why_not})")
         elif new_class is not None:
             module.__class__ = new_class
-            for own in ("backend", "reset_after"):
+            for own in ("backend", "reset_after", "reverse"):
                 module.__dict__.pop(own, None)
     if left_alone:
         warnings.warn("left alone: " + "; ".join(left_alone), stacklevel=3)
@@ -63,4 +63,6 @@ def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type
         return "its forward has been replaced"
     if not getattr(module, "reset_after", True):
         return "reset_after=False, which torch does not have"
+    if getattr(module, "reverse", False):
+        return "reverse=True, which torch does not have"
     return ""

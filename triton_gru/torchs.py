@@ -9,28 +9,53 @@ from .sequences import Sequences
 
 
 def gru(call: Call) -> tuple[Tensor, Tensor]:
-    """``output`` [T, B, D * H] ([B, T, D * H] if batch_first) and ``h_n`` by torch.gru; not of packed input.
+    """``output`` and ``h_n`` by torch.gru, as `launch.run` returns them.
 
-    Of sequences with lengths they are packed and padded again, for which the host waits for the lengths.
+    Sequences with lengths are packed and padded again, for which the host waits for the lengths; in reverse they are
+    turned round before and after.
     """
-    problem, hx, weights = call.problem, call.initial_state(), flat(call.weights)
-    options = (
-        call.weights[0][2] is not None, problem.num_layers, call.dropout, call.training, problem.bidirectional,
-    )  # fmt: skip
-    if call.sequences.layout == "dense":
-        output, h_n = torch.gru(call.input, hx, weights, *options, False)
-    else:
-        lengths = call.sequences.lengths
-        packed = pack_padded_sequence(call.input, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-        output, h_n = torch.gru(
-            packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), weights, *options
-        )
-        packed = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        output, _ = pad_packed_sequence(packed, total_length=problem.steps)
-        none = (lengths == 0).unsqueeze(1)
-        output = torch.where(none, 0, output)
-        h_n = torch.where(none, hx, h_n.index_select(1, packed.unsorted_indices))
+    x, sequences = call.input, call.sequences
+    if sequences.layout == "packed":
+        x = padded(x, sequences)
+    if call.problem.reverse:
+        x = _turned(x, sequences)
+    output, h_n = _dense(call, x) if sequences.layout == "dense" else _with_lengths(call, x)
+    if call.problem.reverse:
+        output = _turned(output, sequences)
+    if sequences.layout == "packed":
+        return packed(output, sequences), h_n
     return output.transpose(0, 1) if call.batch_first else output, h_n
+
+
+def _options(call: Call) -> tuple:
+    """What torch.gru wants to know after the weights."""
+    problem, bias = call.problem, call.weights[0][2] is not None
+    return bias, problem.num_layers, call.dropout, call.training, problem.bidirectional
+
+
+def _dense(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.gru(x, call.initial_state(), flat(call.weights), *_options(call), False)
+
+
+def _with_lengths(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    hx, lengths = call.initial_state(), call.sequences.lengths
+    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    output, h_n = torch.gru(
+        packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), flat(call.weights), *_options(call)
+    )
+    packed = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+    output, _ = pad_packed_sequence(packed, total_length=call.problem.steps)
+    none = (lengths == 0).unsqueeze(1)
+    return torch.where(none, 0, output), torch.where(none, hx, h_n.index_select(1, packed.unsorted_indices))
+
+
+def _turned(x: Tensor, sequences: Sequences) -> Tensor:
+    """[T, B, I] with each sequence's steps in the opposite order; what is beyond its end stays there."""
+    if sequences.lengths is None:
+        return x.flip(0)
+    time = torch.arange(sequences.steps, device=x.device).unsqueeze(1)
+    time = torch.where(time < sequences.lengths, sequences.lengths - 1 - time, time)
+    return x.gather(0, time.unsqueeze(2).expand_as(x))
 
 
 def padded(data: Tensor, sequences: Sequences) -> Tensor:

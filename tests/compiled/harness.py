@@ -62,10 +62,12 @@ def kernel_launches(
     bidirectional=False,
     layout="dense",
     resets=False,
+    reset_after=True,
 ):
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
-    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, bidirectional=bidirectional).eval()
+    options = {"bidirectional": bidirectional, "reset_after": reset_after}
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, **options).eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
     x = x.view(steps, batch_size, inputs)
     hx = torch.empty(1 + bidirectional, batch_size, hidden_size, dtype=dtype) if hx else None

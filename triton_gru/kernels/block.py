@@ -18,9 +18,9 @@ from . import isa, sequences
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def block_scan(
-    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read
+    b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
     w_hh_back,  # of the backward direction
     b_hh_back,
     hx,  # [layers * directions, batch, H] through strides; the state before the first step
@@ -46,6 +46,8 @@ def block_scan(
     AHEAD: tl.constexpr,  # steps per loop iteration, which is how far gi is prefetched
     REGISTER_TILES: tl.constexpr,  # of the 3 * TILES**2 tiles of W_hh, how many stay in registers
     LAYOUT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
@@ -54,19 +56,20 @@ def block_scan(
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
     batch_tiles = tl.cdiv(batch, BATCH)
-    backward = tl.program_id(0) // batch_tiles
-    w_hh = tl.where(backward != 0, w_hh_back, w_hh)
-    b_hh = tl.where(backward != 0, b_hh_back, b_hh)
+    direction = tl.program_id(0) // batch_tiles
+    backward = sequences.goes_backward(direction, REVERSE)
+    w_hh = tl.where(direction != 0, w_hh_back, w_hh)
+    b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     # 64-bit offsets go into scalar addresses; what is left for the tiles is small.
     first_row = (tl.program_id(0) % batch_tiles) * BATCH
     unit = tl.arange(0, UNITS)[:, None]
     row = tl.arange(0, BATCH)[None, :]
     row_live = first_row + row < batch
-    state += backward.to(tl.int64)
+    state += direction.to(tl.int64)
     hx += state * hx_l + first_row.to(tl.int64) * hx_b
     state = (state * batch + first_row) * H
     length = sequences.length(lengths, first_row + row, batch, total, LAYOUT, ISA)
-    out += backward * H
+    out += direction * H
     out_row = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
     out_s = sequences.stride(backward, out_t, LAYOUT)
     out += first_row.to(tl.int64) * (out_t if LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_s
@@ -77,7 +80,7 @@ def block_scan(
         j = i * UNITS + unit
         live = row_live & (j < H)
         bias = tl.zeros((UNITS, BATCH), tl.float32)
-        if HAS_BIAS:
+        if HAS_BIAS and RESET_AFTER:
             bias += tl.load(b_hh + 2 * H + j, mask=j < H, other=0.0).to(tl.float32)
         h_i = tl.load(carry + state + row * H + j, mask=live & (start != 0), other=0.0)
         if HAS_HX:
@@ -86,7 +89,7 @@ def block_scan(
         h = h + (h_i,)
 
     STEP: tl.constexpr = 3 * TILES * UNITS * BATCH
-    gi += (backward.to(tl.int64) * steps * batch_tiles + tl.program_id(0) % batch_tiles) * STEP
+    gi += (direction.to(tl.int64) * steps * batch_tiles + tl.program_id(0) % batch_tiles) * STEP
     gi_t = batch_tiles.to(tl.int64) * STEP
     last = start + steps == total
     # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
@@ -95,10 +98,7 @@ def block_scan(
     w = ()
     START: tl.constexpr = 0 if REGISTER_TILES == 0 else 1
     if START == 0:
-        for i in tl.static_range(TILES):
-            for k in tl.static_range(TILES):
-                for gate in tl.static_range(3):
-                    w = w + (_load_tile(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
+        w = _load_all(w_hh, H, UNITS, TILES, RESET_AFTER, PRECISION, ISA)
     else:
         # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
         # it the compiler keeps none in registers.
@@ -107,8 +107,9 @@ def block_scan(
             at_first = sequences.restarts(resets, start, length, first_row + row, batch, total, LAYOUT, ISA)
             h = _zero_where(at_first, h, TILES)
         new, w = _advance(
-            h, w, w_hh, b_n, first_gates, 0, True, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
-        )
+            h, w, w_hh, b_n, first_gates, 0, True,
+            DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, ISA,
+        )  # fmt: skip
         going_on = sequences.going_on(start, length, row_live, LAYOUT)
         h = new if LAYOUT == "dense" else _select(going_on, new, h, TILES)
         place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, LAYOUT, ISA)
@@ -142,8 +143,9 @@ def block_scan(
             if HAS_RESETS:
                 h = _zero_where(forget_now[s] & (t + s < steps), h, TILES)
             new, _ = _advance(
-                h, w, w_hh, b_n, now, s, False, DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, PRECISION, ISA
-            )
+                h, w, w_hh, b_n, now, s, False,
+                DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, ISA,
+            )  # fmt: skip
             if LAYOUT == "dense" and AHEAD == 1:
                 h = new
             else:
@@ -168,6 +170,15 @@ def _load_gates(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexp
     return gates
 
 
+@triton.constexpr_function
+def _place(gate, i, k, tiles, reset_after):
+    """Of a tile of W_hh among all: in the order of their first use. To reset before, r of all units comes first."""
+    at = i * tiles + k
+    if reset_after:
+        return 3 * at + gate
+    return at if gate == 0 else tiles**2 + 2 * at + gate - 1
+
+
 @triton.jit
 def _advance(
     h,
@@ -183,6 +194,7 @@ def _advance(
     TILES: tl.constexpr,
     BATCH: tl.constexpr,
     REGISTER_TILES: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
@@ -191,23 +203,56 @@ def _advance(
     With ``LOAD_TILES`` each tile is loaded right where it is first used, so that no more than one at a time
     waits in registers for its place in shared memory.
     """
-    x = ()
-    for k in tl.static_range(TILES):
-        x = x + (isa.operand(h[k], DTYPE, PRECISION, ISA),)
+    # Of ordinary fp32 products the right operand takes many registers: that of h is not kept beside that of r h.
+    Z_WITH_R: tl.constexpr = not LOAD_TILES and DTYPE == tl.float32 and PRECISION == "ieee"
+    zero = tl.zeros((UNITS, BATCH), tl.float32)
+    x = _operands(h, TILES, DTYPE, PRECISION, ISA)
+    x_n = x
+    z = ()
+    # The first gate whose products are made of each tile by itself, right before its update.
+    FIRST: tl.constexpr = 0 if RESET_AFTER else 2 if Z_WITH_R else 1
+    if not RESET_AFTER:
+        reset = ()
+        for i in tl.static_range(TILES):
+            a_r, a_z = zero, zero
+            for k in tl.static_range(TILES):
+                if LOAD_TILES:
+                    tile = _load_tile(
+                        w_hh, 0, i, k, _place(0, i, k, TILES, RESET_AFTER) < REGISTER_TILES, H, UNITS, PRECISION, ISA
+                    )
+                    w = w + (tile,)
+                a_r = isa.matmul(w[_place(0, i, k, TILES, RESET_AFTER)], x[k], a_r, PRECISION, ISA)
+                if Z_WITH_R:
+                    a_z = isa.matmul(w[_place(1, i, k, TILES, RESET_AFTER)], x[k], a_z, PRECISION, ISA)
+            z = z + (isa.by_now(a_z, ISA) if Z_WITH_R else a_z,)
+            g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
+            r_h = isa.reset_state(g_r, a_r, h[i], DTYPE, ISA)
+            if TILES * UNITS != H:
+                r_h = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, r_h, 0.0)  # as the state below
+            reset = reset + (r_h,)
+        x_n = _operands(reset, TILES, DTYPE, PRECISION, ISA)
     new = ()
     for i in tl.static_range(TILES):
-        a = (tl.zeros((UNITS, BATCH), tl.float32), tl.zeros((UNITS, BATCH), tl.float32), b_n[i])
+        a = (zero, zero if RESET_AFTER else z[i], b_n[i])
         for k in tl.static_range(TILES):
-            sums = ()
-            for gate in tl.static_range(3):
+            sums = a[:FIRST]
+            for gate in tl.static_range(FIRST, 3):
                 if LOAD_TILES:
-                    w = w + (_load_tile(w_hh, gate, i, k, H, UNITS, TILES, REGISTER_TILES, PRECISION, ISA),)
-                sums = sums + (isa.matmul(w[(i * TILES + k) * 3 + gate], x[k], a[gate], PRECISION, ISA),)
+                    tile = _load_tile(
+                        w_hh, gate, i, k, _place(gate, i, k, TILES, RESET_AFTER) < REGISTER_TILES,
+                        H, UNITS, PRECISION, ISA,
+                    )  # fmt: skip
+                    w = w + (tile,)
+                weights = w[_place(gate, i, k, TILES, RESET_AFTER)]
+                sums = sums + (isa.matmul(weights, x_n[k] if gate == 2 else x[k], a[gate], PRECISION, ISA),)
             a = sums
-        g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
         g_z = isa.gates_to_float(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, ISA)
         g_n = isa.gates_to_float(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, ISA)
-        h_i = isa.gru_update(g_r, g_z, g_n, a[0], a[1], a[2], h[i], DTYPE, ISA)
+        if RESET_AFTER:
+            g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
+            h_i = isa.gru_update(g_r, g_z, g_n, a[0], a[1], a[2], h[i], DTYPE, ISA)
+        else:
+            h_i = isa.next_state(g_z, g_n, a[1], a[2], h[i], DTYPE, ISA)
         if TILES * UNITS != H:
             # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
             h_i = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, h_i, 0.0)
@@ -216,15 +261,45 @@ def _advance(
 
 
 @triton.jit
+def _operands(tiles, TILES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    x = ()
+    for k in tl.static_range(TILES):
+        x = x + (isa.operand(tiles[k], DTYPE, PRECISION, ISA),)
+    return x
+
+
+@triton.jit
+def _load_all(
+    w_hh,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    TILES: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """All tiles of W_hh, in the order of `_place`, to stay in shared memory."""
+    w = ()
+    if not RESET_AFTER:
+        for i in tl.static_range(TILES):
+            for k in tl.static_range(TILES):
+                w = w + (_load_tile(w_hh, 0, i, k, False, H, UNITS, PRECISION, ISA),)
+    for i in tl.static_range(TILES):
+        for k in tl.static_range(TILES):
+            for gate in tl.static_range(0 if RESET_AFTER else 1, 3):
+                w = w + (_load_tile(w_hh, gate, i, k, False, H, UNITS, PRECISION, ISA),)
+    return w
+
+
+@triton.jit
 def _load_tile(
     w_hh,
     gate: tl.constexpr,
     i: tl.constexpr,
     k: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     H: tl.constexpr,
     UNITS: tl.constexpr,
-    TILES: tl.constexpr,
-    REGISTER_TILES: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
@@ -237,7 +312,7 @@ def _load_tile(
         tile = tl.load(w_hh + (gate * H + row) * H + col, mask=(row < H) & (col < H), other=0.0)
     if PRECISION == "tf32":
         tile = isa.round_to_tf32(tile, ISA)
-    elif (i * TILES + k) * 3 + gate < REGISTER_TILES:
+    elif IN_REGISTERS:
         tile += 0.0  # what comes straight from a load, the compiler keeps in shared memory
     return tile
 

@@ -8,6 +8,9 @@ Units are rows and batch rows are columns, as in ``block``. Each warp has a slic
 waits for its own slice of the state alone and reads it straight into the layout of the matrix unit's right operand;
 its slice of ``W_hh`` stays in registers as the left operand, or in shared memory. The slices' sums meet in shared
 memory once a step.
+
+Where r comes before the recurrent product (``RESET_AFTER`` is not), there are two such hand-overs in a step: the state,
+of which r and z are made, and r h, of which n is.
 """
 
 import triton
@@ -24,9 +27,9 @@ from . import exchange, isa, sequences
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )  # fmt: skip
 def grid_scan(
-    gi,  # [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read
+    b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
     w_hh_back,  # of the backward direction
     b_hh_back,
     hx,  # [layers * directions, batch, H] through strides; the state before the first step
@@ -61,6 +64,8 @@ def grid_scan(
     REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
     HANDOVER: tl.constexpr,
     LAYOUT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
@@ -70,13 +75,17 @@ def grid_scan(
     DTYPE: tl.constexpr = out.dtype.element_ty
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
-    # Of a slice of a chunk: the matrix unit's.
-    DEPTH: tl.constexpr = 32 if exchange.word_elements(DTYPE, HANDOVER) == 4 else 16
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
+    DEPTH: tl.constexpr = 32 if WORD == 4 else 16  # of a slice of a chunk: the matrix unit's
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
+    # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
+    Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
+    HANDOVERS: tl.constexpr = 1 if RESET_AFTER else 2  # in a step
 
     in_launch = tl.program_id(0) // PROGRAMS // copies
-    backward = first_direction + in_launch
-    w_hh = tl.where(backward != 0, w_hh_back, w_hh)
+    direction = first_direction + in_launch
+    backward = sequences.goes_backward(direction, REVERSE)
+    w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
     for i in tl.static_range(3 * CHUNKS):
@@ -86,8 +95,8 @@ def grid_scan(
     b = tl.arange(0, BATCH)[None, :]
     unit_live = first_unit + unit < H
     b_n = tl.zeros((UNITS, BATCH), tl.float32)
-    if HAS_BIAS:
-        b_hn = tl.where(backward != 0, b_hh_back, b_hh) + 2 * H
+    if HAS_BIAS and RESET_AFTER:
+        b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * H
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
     tiles = tl.cdiv(batch, BATCH)
@@ -104,11 +113,11 @@ def grid_scan(
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < ROWS
     in_state = b * H + unit
-    gi += tl.cast(backward, tl.int64) * steps * tiles * (3 * TILE) + first_unit
-    out += backward * H + first_unit
+    gi += tl.cast(direction, tl.int64) * steps * tiles * (3 * TILE) + first_unit
+    out += direction * H + first_unit
     out_s = sequences.stride(backward, out_t, LAYOUT)
     out += start.to(tl.int64) * out_s
-    state += tl.cast(backward, tl.int64)
+    state += tl.cast(direction, tl.int64)
     hx += state * hx_l + first_unit
     state = state * batch * H + first_unit
     last = start + steps == total
@@ -151,6 +160,7 @@ def grid_scan(
             new = ()
             ahead = tl.cast(tl.minimum(t + 1, steps - 1), tl.int64) * tiles
             next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+            handed_over = HANDOVERS * t
             forget = ()
             for i in tl.static_range(TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
@@ -161,6 +171,34 @@ def grid_scan(
                     forget = forget + (
                         sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total, LAYOUT, ISA),
                     )
+            z_of_slices = ()
+            if not RESET_AFTER:
+                for i in tl.static_range(TILES):
+                    box = elements + tl.cast(first_tile + i, tl.int64) * TILE
+                    counter = counters + (first_tile + i) * exchange.LINE
+                    x = exchange.receive(
+                        box + slot * slot_size, handed_over + 1, counter, (handed_over + 1) * PROGRAMS, mailbox, watch,
+                        ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
+                    )  # fmt: skip
+                    if Z_WITH_R:
+                        r, z = _products_of_slices(w, x, 0, 2, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                        z = isa.by_now(z, ISA)
+                    else:
+                        (r,) = _products_of_slices(w, x, 0, 1, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                    r_h = isa.reset_state(now[3 * i], _sum_of_slices(r, SLICES, UNITS, BATCH), h[i], DTYPE, ISA)
+                    if ROW != H:
+                        r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
+                    exchange.send(
+                        box + next_slot * slot_size + own,
+                        r_h, sent, handed_over + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                    )  # fmt: skip
+                    if not Z_WITH_R:  # but while r h is on its way
+                        (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                        z = isa.by_now(z, ISA)
+                    z_of_slices = z_of_slices + (z,)
+                slot = next_slot
+                next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+                handed_over += 1
             for i in tl.static_range(TILES):
                 box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 counter = counters + (first_tile + i) * exchange.LINE
@@ -171,11 +209,19 @@ def grid_scan(
                 )  # fmt: skip
                 place += tl.cast(t, tl.int64) * out_s
                 place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
-                r, z, n = _products(
-                    w, box + slot * slot_size, t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
-                    UNITS, BATCH, ROWS, ROW, SLICES, DEPTH, DTYPE, HANDOVER, PRECISION, ISA,
+                x = exchange.receive(
+                    box + slot * slot_size, handed_over + 1, counter, (handed_over + 1) * PROGRAMS, mailbox, watch,
+                    ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
                 )  # fmt: skip
-                h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
+                if RESET_AFTER:
+                    r, z, n = _products_of_slices(w, x, 0, 3, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                    r, z = _sums_of_slices(r, z, SLICES, UNITS, BATCH)
+                    n = _sum_of_slices(n, SLICES, UNITS, BATCH) + b_n
+                    h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n, h[i], DTYPE, ISA)
+                else:
+                    (n,) = _products_of_slices(w, x, 2, 3, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                    z, n = _sums_of_slices(z_of_slices[i], n, SLICES, UNITS, BATCH)
+                    h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
                 if LAYOUT != "dense":
                     h_i = tl.where(going_on, h_i, h[i])
                 if ROW != H:
@@ -186,7 +232,7 @@ def grid_scan(
                     next_h = tl.where(forget[i], 0.0, h_i)
                 exchange.send(
                     box + next_slot * slot_size + own,
-                    next_h, sent, t + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                    next_h, sent, handed_over + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA)
                 new = new + (next_h,)
@@ -231,58 +277,40 @@ def _load_gates(gi, GATE: tl.constexpr):
 
 
 @triton.jit
-def _products(
-    w,
-    box,
-    step,
-    counter,
-    target,
-    abort,
-    watch,
-    UNITS: tl.constexpr,
-    BATCH: tl.constexpr,
-    ROWS: tl.constexpr,
-    ROW: tl.constexpr,
-    SLICES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
-    """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of the state that arrives at ``box`` in the course of a step."""
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
-    x = exchange.receive(
-        box, step, counter, target, abort, watch,
-        ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
-    )  # fmt: skip
-    r, z, n = _products_of_slices(w, x, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
-    # r and z go together: half the barriers.
-    both = tl.reshape(tl.permute(tl.join(r, z), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
-    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
-    r, z = tl.split(tl.permute(both, (1, 2, 0)))
-    return r, z, _sum_of_slices(n, SLICES, UNITS, BATCH)
-
-
-@triton.jit
 def _products_of_slices(
     w,
     x,
+    FIRST: tl.constexpr,
+    END: tl.constexpr,
     UNITS: tl.constexpr,
     DTYPE: tl.constexpr,
     HANDOVER: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Those of each slice of the state by itself, [SLICES, UNITS, BATCH]; ``x`` are the state's words."""
+    """Of the gates ``FIRST`` to before ``END``, each slice's products by itself, [SLICES, UNITS, BATCH].
+
+    ``x`` are the words of the state, or of r h.
+    """
     zero = tl.zeros((x[0].shape[0], UNITS, x[0].shape[2]), tl.float32)
-    r, z, n = zero, zero, zero
+    sums = ()
+    for _ in tl.static_range(FIRST, END):
+        sums = sums + (zero,)
     for c in tl.static_range(len(x)):
         value = exchange.values(x[c], DTYPE, HANDOVER, ISA)
-        r = isa.matmul(w[3 * c], value, r, PRECISION, ISA)
-        z = isa.matmul(w[3 * c + 1], value, z, PRECISION, ISA)
-        n = isa.matmul(w[3 * c + 2], value, n, PRECISION, ISA)
-    return r, z, n
+        added = ()
+        for gate in tl.static_range(FIRST, END):
+            added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)
+        sums = added
+    return sums
+
+
+@triton.jit
+def _sums_of_slices(a, b, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr):
+    """`_sum_of_slices` of two together: half the barriers."""
+    both = tl.reshape(tl.permute(tl.join(a, b), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
+    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
+    return tl.split(tl.permute(both, (1, 2, 0)))
 
 
 @triton.jit

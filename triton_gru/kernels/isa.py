@@ -195,6 +195,15 @@ def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
+def by_now(x, ISA: tl.constexpr):
+    """fp32 ``x``, made before the wait that follows: after it, all it is made of would have had to be kept."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
+    else:
+        return x
+
+
+@triton.jit
 def sigmoid(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
     """1 / (1 + e^-x): finite at both infinities. As exact as ``DTYPE`` needs."""
     if ISA == "ptx":
@@ -227,9 +236,21 @@ def gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl.con
     r = sigmoid(g_r + a_r)   z = sigmoid(g_z + a_z)   n = tanh(g_n + r a_n)   h' = n + z (h - n)
     """
     r = sigmoid(g_r.to(tl.float32) + a_r, DTYPE, ISA)
+    return next_state(g_z, g_n, a_z, r * a_n, h, DTYPE, ISA)
+
+
+@triton.jit
+def next_state(g_z, g_n, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """As `gru_update`, of an a_n that r is in already: r W_hn h, or W_hn (r h) of `reset_state`."""
     z = sigmoid(g_z.to(tl.float32) + a_z, DTYPE, ISA)
-    n = tanh(g_n.to(tl.float32) + r * a_n, DTYPE, ISA)
+    n = tanh(g_n.to(tl.float32) + a_n, DTYPE, ISA)
     return n + z * (h - n)
+
+
+@triton.jit
+def reset_state(g_r, a_r, h, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """r h, which W_hn is multiplied by in the GRU of Cho et al. 2014 (arXiv:1406.1078v3)."""
+    return sigmoid(g_r.to(tl.float32) + a_r, DTYPE, ISA) * h
 
 
 @triton.jit

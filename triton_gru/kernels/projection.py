@@ -20,7 +20,7 @@ def input_projection(
     x,  # [time, batch, I] through strides, or packed; see sequences
     w_ih,  # [3 * H, I]
     b_ih,  # [3 * H]
-    b_hh,  # [3 * H]; b_hr and b_hz are added here, b_hn belongs inside the product with r
+    b_hh,  # [3 * H]; added here but for a b_hn that belongs inside the product with r
     w_ih_back,  # of the backward direction
     b_ih_back,
     b_hh_back,
@@ -44,15 +44,18 @@ def input_projection(
     BLOCK_K: tl.constexpr,
     X_UNIT: tl.constexpr,
     LAYOUT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = gi.dtype.element_ty
     batch_tiles = tl.cdiv(batch, BATCH)
-    backward = tl.program_id(2)
-    w_ih = tl.where(backward != 0, w_ih_back, w_ih)
-    gi += backward.to(tl.int64) * steps * batch_tiles * (3 * PADDED_H * BATCH)
+    direction = tl.program_id(2)
+    backward = sequences.goes_backward(direction, REVERSE)
+    w_ih = tl.where(direction != 0, w_ih_back, w_ih)
+    gi += direction.to(tl.int64) * steps * batch_tiles * (3 * PADDED_H * BATCH)
 
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)  # of the padded gates
     gate = row // PADDED_H
@@ -90,10 +93,11 @@ def input_projection(
         acc = isa.matmul(w_tile, tl.trans(x_tile), acc, PRECISION, ISA)
 
     if HAS_BIAS:
-        b_ih = tl.where(backward != 0, b_ih_back, b_ih)
-        b_hh = tl.where(backward != 0, b_hh_back, b_hh)
+        b_ih = tl.where(direction != 0, b_ih_back, b_ih)
+        b_hh = tl.where(direction != 0, b_hh_back, b_hh)
+        ADDED: tl.constexpr = 2 if RESET_AFTER else 3  # gates
         bias = tl.load(b_ih + gate * H + unit, mask=row_live, other=0.0).to(tl.float32)
-        bias += tl.load(b_hh + gate * H + unit, mask=row_live & (gate < 2), other=0.0).to(tl.float32)
+        bias += tl.load(b_hh + gate * H + unit, mask=row_live & (gate < ADDED), other=0.0).to(tl.float32)
         acc += bias[:, None]
     ROWS_APART: tl.constexpr = 1 if UNITS_APART == BATCH else PADDED_H
     at = gate * (PADDED_H * BATCH) + unit * UNITS_APART

@@ -15,6 +15,12 @@ from . import isa
 
 
 @triton.jit
+def goes_backward(direction, REVERSE: tl.constexpr):
+    """Whether a direction goes backward in time: the second does, and with ``REVERSE`` an only one."""
+    return direction | REVERSE
+
+
+@triton.jit
 def length(lengths, row, batch, total, LAYOUT: tl.constexpr, ISA: tl.constexpr):
     """Of the sequences in rows ``row`` of the batch; in place of rows beyond it, the last one's."""
     if LAYOUT == "dense":

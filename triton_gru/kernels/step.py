@@ -5,6 +5,9 @@ holds, and for a single step, where nothing can be kept. No program waits for an
 
 `step_scan` makes a step of a sequence whose inputs have been projected; `whole_step` makes all of one, the projection
 included, where there is no more than one.
+
+Where r comes before the recurrent product, a step takes two launches: n's product is of r h, all of it. ``PART`` is
+``"reset"`` in the one that makes r h, ``"rest"`` in the other, and ``"all"`` to reset after.
 """
 
 import triton
@@ -18,9 +21,9 @@ from . import isa, sequences
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def step_scan(
-    gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T + b_ih (+ b_hh for r and z)
+    gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read
+    b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
     w_hh_back,  # of the backward direction
     b_hh_back,
     hx,  # [layers * directions, batch, H]: the state before the first step
@@ -28,6 +31,7 @@ def step_scan(
     carry_out,  # fp32 [layers * directions, batch, H]: the state after it
     rounded_in,  # [layers * directions, batch, H]: carry_in as the product's operand; in fp32 carry_in will do
     rounded_out,  # [layers * directions, batch, H]
+    reset_state,  # [directions, batch, H]: r h as the product's operand, from one part of the step to the other
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]
     lengths,  # int32 [batch], see sequences
@@ -46,6 +50,9 @@ def step_scan(
     BATCH: tl.constexpr,  # batch rows of a program
     DEPTH: tl.constexpr,  # of the sum, an iteration
     LAYOUT: tl.constexpr,
+    REVERSE: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
+    PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
@@ -54,8 +61,10 @@ def step_scan(
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
     PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
-    backward = tl.program_id(2)
-    state += backward.to(tl.int64)
+    direction = tl.program_id(2)
+    backward = sequences.goes_backward(direction, REVERSE)
+    state += direction.to(tl.int64)
+    reset_state += direction.to(tl.int64) * batch * H
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     first_row = tl.program_id(1).to(tl.int64) * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
@@ -68,17 +77,19 @@ def step_scan(
     end = H
     if LAYOUT != "dense":
         end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, H)
-    a_r, a_z, a_n = _recurrent_products(
-        tl.where(backward != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, row, remembered, unit,
-        now == 0, end, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PRECISION, HAS_HX, ISA,
+    a = _recurrent_products(
+        tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
+        now == 0, end, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PART, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
-    if HAS_BIAS:
-        a_n += _bias(tl.where(backward != 0, b_hh_back, b_hh), 2, unit, H)
+    if HAS_BIAS and PART == "all":
+        a = (a[0], a[1], a[2] + _bias(tl.where(direction != 0, b_hh_back, b_hh), 2, unit, H))
 
     b = tl.arange(0, BATCH)[None, :]
-    gi += (backward.to(tl.int64) * steps + step) * tl.num_programs(1) * (3 * BATCH * PADDED_H)
+    gi += (direction.to(tl.int64) * steps + step) * tl.num_programs(1) * (3 * BATCH * PADDED_H)
     gi += tl.program_id(1).to(tl.int64) * (3 * BATCH * PADDED_H) + b * PADDED_H + unit
-    g_r, g_z, g_n = tl.load(gi), tl.load(gi + BATCH * PADDED_H), tl.load(gi + 2 * BATCH * PADDED_H)
+    g = ()
+    for gate in tl.static_range(_first_gate(PART), 1 if PART == "reset" else 3):
+        g = g + (tl.load(gi + gate * BATCH * PADDED_H),)
     row = first_row + b
     there = (row < batch) & (unit < H)
     length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
@@ -87,15 +98,21 @@ def step_scan(
     before = h
     if HAS_RESETS:
         before = tl.where(sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA), 0.0, h)
-    new = isa.gru_update(g_r, g_z, g_n, a_r, a_z, a_n, before, DTYPE, ISA)
-    h = new if LAYOUT == "dense" else tl.where(live, new, h)
-    place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
-    place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
-    place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
-    tl.store(out + backward * H + place + unit, isa.cast(h, DTYPE, ISA), mask=live)
-    _leave(
-        h, carry_out, rounded_out, h_n, row, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
-    )  # fmt: skip
+    if PART == "reset":
+        _leave_reset(g, a, before, reset_state, row, unit, there, H, DTYPE, ISA)
+    else:
+        if PART == "rest":
+            new = isa.next_state(g[0], g[1], a[0], a[1], before, DTYPE, ISA)
+        else:
+            new = isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], before, DTYPE, ISA)
+        h = new if LAYOUT == "dense" else tl.where(live, new, h)
+        place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
+        place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
+        place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
+        tl.store(out + direction * H + place + unit, isa.cast(h, DTYPE, ISA), mask=live)
+        _leave(
+            h, carry_out, rounded_out, h_n, row, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["start", "total", "state", "batch"])
@@ -114,6 +131,7 @@ def whole_step(
     carry_out,
     rounded_in,
     rounded_out,
+    reset_state,
     out,  # [batch, directions, H]
     h_n,
     start,  # of the sequence's ``total`` steps, which this one is
@@ -128,40 +146,62 @@ def whole_step(
     UNITS: tl.constexpr,
     BATCH: tl.constexpr,
     DEPTH: tl.constexpr,
+    PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
-    backward = tl.program_id(2)
-    state += backward.to(tl.int64)
+    direction = tl.program_id(2)
+    state += direction.to(tl.int64)
+    reset_state += direction.to(tl.int64) * batch * H
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     first_row = tl.program_id(1).to(tl.int64) * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
-    g_r, g_z, g_n = _products(
-        tl.where(backward != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I,
-        I, H, UNITS, BATCH, DEPTH, PRECISION, ISA,
+    g = _products(
+        tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I,
+        _first_gate(PART), 1 if PART == "reset" else 3, I, H, UNITS, BATCH, DEPTH, PRECISION, ISA,
     )  # fmt: skip
-    a_r, a_z, a_n = _recurrent_products(
-        tl.where(backward != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, row, row < batch, unit,
-        start == 0, H, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PRECISION, HAS_HX, ISA,
+    a = _recurrent_products(
+        tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
+        start == 0, H, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PART, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
     if HAS_BIAS:
-        b_ih = tl.where(backward != 0, b_ih_back, b_ih)
-        b_hh = tl.where(backward != 0, b_hh_back, b_hh)
-        g_r += _bias(b_ih, 0, unit, H) + _bias(b_hh, 0, unit, H)
-        g_z += _bias(b_ih, 1, unit, H) + _bias(b_hh, 1, unit, H)
-        g_n += _bias(b_ih, 2, unit, H)
-        a_n += _bias(b_hh, 2, unit, H)
+        b_ih = tl.where(direction != 0, b_ih_back, b_ih)
+        b_hh = tl.where(direction != 0, b_hh_back, b_hh)
+        if PART == "all":
+            g = (
+                g[0] + _bias(b_ih, 0, unit, H) + _bias(b_hh, 0, unit, H),
+                g[1] + _bias(b_ih, 1, unit, H) + _bias(b_hh, 1, unit, H),
+                g[2] + _bias(b_ih, 2, unit, H),
+            )
+            a = (a[0], a[1], a[2] + _bias(b_hh, 2, unit, H))
+        else:
+            biased = ()
+            for i in tl.static_range(len(g)):
+                gate = _first_gate(PART) + i
+                biased = biased + (g[i] + _bias(b_ih, gate, unit, H) + _bias(b_hh, gate, unit, H),)
+            g = biased
     row = first_row + tl.arange(0, BATCH)[None, :]
     there = (row < batch) & (unit < H)
     h = _state(hx, carry_in, row, unit, there, start == 0, state, batch, H, HAS_HX)
-    h = isa.gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE, ISA)
-    tl.store(out + backward * H + row * out_b + unit, isa.cast(h, DTYPE, ISA), mask=there)
-    _leave(
-        h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
-    )  # fmt: skip
+    if PART == "reset":
+        _leave_reset(g, a, h, reset_state, row, unit, there, H, DTYPE, ISA)
+    else:
+        if PART == "rest":
+            h = isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE, ISA)
+        else:
+            h = isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE, ISA)
+        tl.store(out + direction * H + row * out_b + unit, isa.cast(h, DTYPE, ISA), mask=there)
+        _leave(
+            h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
+        )  # fmt: skip
+
+
+@triton.constexpr_function
+def _first_gate(part):
+    return 1 if part == "rest" else 0
 
 
 @triton.jit
@@ -170,6 +210,7 @@ def _recurrent_products(
     hx,
     carry_in,
     rounded_in,
+    reset_state,
     row,
     row_live,
     unit,
@@ -182,18 +223,31 @@ def _recurrent_products(
     H: tl.constexpr,
     DEPTH: tl.constexpr,
     DTYPE: tl.constexpr,
+    PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_HX: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """W_hr h, W_hz h and W_hn h, [UNITS, BATCH], of rows ``row`` [BATCH, 1] of the state before the step."""
+    """Those of ``PART``'s gates, each [UNITS, BATCH], of rows ``row`` [BATCH, 1] of the state before the step.
+
+    Of r h in place of the state where the part is the one after it.
+    """
     before = carry_in if DTYPE == tl.float32 else rounded_in
     if HAS_HX:
         before = tl.where(first, hx, before)
     else:
         end = tl.where(first, 0, end)  # a state of zeros needs no product
     source = before + state * batch * H + row * H
-    return _products(w, source, 1, row_live, unit, end, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA)
+    END: tl.constexpr = 1 if PART == "reset" else 2 if PART == "rest" else 3
+    products = _products(
+        w, source, 1, row_live, unit, end, _first_gate(PART), END, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
+    )
+    if PART == "rest":
+        source = reset_state + row * H
+        products = products + _products(
+            w, source, 1, row_live, unit, end, 2, 3, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
+        )
+    return products
 
 
 @triton.jit
@@ -204,6 +258,8 @@ def _products(
     row_live,
     unit,
     end,
+    FIRST: tl.constexpr,
+    END: tl.constexpr,
     K: tl.constexpr,
     H: tl.constexpr,
     UNITS: tl.constexpr,
@@ -212,17 +268,24 @@ def _products(
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """The rows ``unit`` of each gate of ``w`` [3 * H, K] times those at ``source``, summed up to ``end`` of K."""
+    """For gates ``FIRST`` to before ``END``, their rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
+
+    The sums end at ``end`` of K.
+    """
     zero = tl.zeros((UNITS, BATCH), tl.float32)
-    a_r, a_z, a_n = zero, zero, zero
+    sums = ()
+    for _ in tl.static_range(FIRST, END):
+        sums = sums + (zero,)
     w += unit.to(tl.int64) * K
     for k0 in tl.range(0, end, DEPTH):
         k = k0 + tl.arange(0, DEPTH)[None, :]
         x = tl.trans(_load(source + k * apart, row_live, k, K, DEPTH, PRECISION, ISA))
-        a_r = isa.matmul(_load(w + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_r, PRECISION, ISA)
-        a_z = isa.matmul(_load(w + H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_z, PRECISION, ISA)
-        a_n = isa.matmul(_load(w + 2 * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA), x, a_n, PRECISION, ISA)
-    return a_r, a_z, a_n
+        added = ()
+        for gate in tl.static_range(FIRST, END):
+            weights = _load(w + gate * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA)
+            added = added + (isa.matmul(weights, x, sums[gate - FIRST], PRECISION, ISA),)
+        sums = added
+    return sums
 
 
 @triton.jit
@@ -248,6 +311,13 @@ def _state(hx, carry_in, row, unit, there, first, state, batch, H: tl.constexpr,
     if HAS_HX:
         h += tl.load(hx + at, mask=there & (first != 0), other=0.0).to(tl.float32)
     return h
+
+
+@triton.jit
+def _leave_reset(g, a, h, reset_state, row, unit, there, H: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """r h for the rest of the step, of what there is of r alone."""
+    r_h = isa.reset_state(g[0], a[0], h, DTYPE, ISA)
+    tl.store(reset_state + row * H + unit, isa.cast(r_h, DTYPE, ISA), mask=there)
 
 
 @triton.jit

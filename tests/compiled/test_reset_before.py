@@ -1,0 +1,97 @@
+"""What the compiler makes of the kernels where r comes before the recurrent product."""
+
+import dataclasses
+import re
+
+import pytest
+
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.config import HANDOVERS, grid_config
+from triton_gru.plan import HEURISTICS
+
+from .harness import KNOWN, STACK, facts, kernel_launches, pretend
+
+H200 = KNOWN["H200"]
+# Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short.
+CASES = [
+    ("block", "fp16", 25, 1), ("block", "fp16", 64, 20_000), ("block", "fp16", 128, 1), ("block", "fp16", 150, 1),
+    ("block", "fp16", 192, 1), ("block", "tf32", 128, 1), ("block", "fp32", 64, 1), ("block", "fp32", 100, 1),
+    ("block", "fp32", 128, 1),
+    ("grid", "fp16", 25, 1), ("grid", "fp16", 256, 1), ("grid", "fp16", 512, 64), ("grid", "fp16", 1024, 64),
+    ("grid", "fp16", 2048, 1), ("grid", "fp16", 2048, 64), ("grid", "tf32", 1024, 64), ("grid", "tf32", 1500, 1),
+    ("grid", "fp32", 600, 1), ("grid", "fp32", 1024, 1),
+    ("step", "fp16", 4096, 1), ("step", "tf32", 4001, 64), ("step", "fp32", 4096, 32),
+]  # fmt: skip
+ELSEWHERE = [("block", "fp16", 128, 1), ("grid", "fp16", 1024, 64), ("grid", "fp32", 300, 1), ("step", "fp16", 4096, 1)]
+
+
+def compiled_scans(device, kernel, precision, hidden_size, batch_size, **options):
+    """The scan; of ``step`` both parts of it."""
+    pretend(device)
+    launches = kernel_launches(
+        kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True, reset_after=False, **options
+    )
+    return [launch.compile() for launch in launches[1 : 3 if kernel == "step" else 2]]
+
+
+def places():
+    for case in CASES:
+        yield H200, case
+    for device in KNOWN.values():
+        for case in ELSEWHERE if device is not H200 else ():
+            if case[0] != "grid" or device.isa == "ptx":  # grid is not served elsewhere
+                yield device, case
+
+
+@pytest.mark.parametrize(
+    "device, case", list(places()), ids=lambda x: x.arch if hasattr(x, "arch") else "-".join(map(str, x))
+)
+def test_a_step_stays_on_chip(device, case):
+    kernel, precision, hidden_size, batch_size = case
+    for compiled in compiled_scans(device, *case):
+        found = facts(compiled)
+        # Ordinary fp32 products with masks leave no register: two words go to the stack and back.
+        spills = 4 if case[:3] == ("block", "fp32", 100) else 0
+        assert found.stack <= STACK and found.spills <= spills, found
+        dtype, fp32_precision = PRECISIONS[precision]
+        limit = device.shared_memory
+        if kernel == "grid":
+            config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
+            limit = min(limit, config.shared_memory(dtype.itemsize))
+        assert found.shared <= limit, found
+
+
+# Of a step, as perf/NOTES.md has them.
+INSTRUCTIONS = {
+    ("block", "fp16", 128, 1): 150, ("block", "fp16", 192, 1): 500, ("block", "tf32", 128, 1): 287,
+    ("grid", "fp16", 256, 1): 215, ("grid", "fp16", 512, 64): 263, ("grid", "fp16", 1024, 64): 826,
+    ("grid", "fp16", 2048, 1): 498, ("grid", "fp16", 2048, 64): 1821, ("grid", "tf32", 1024, 64): 1301,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INSTRUCTIONS, ids=lambda case: "-".join(map(str, case)))
+def test_a_step_takes_no_more_instructions_than_it_did(case):
+    kernel, *shape = case
+    (compiled,) = compiled_scans(H200, *case)
+    found = facts(compiled)
+    assert found.executed <= INSTRUCTIONS[case]
+    if kernel == "grid":
+        # The sums of r by themselves, those of z and n together: no more barriers than to reset after.
+        tiles = grid_config(*shape[1:], 1, *PRECISIONS[shape[0]], H200).tiles
+        assert found.loop["BAR"] == 4 * tiles
+
+
+@pytest.mark.parametrize("handover", HANDOVERS)
+@pytest.mark.parametrize("precision, tiles", [("fp16", 1), ("fp16", 2), ("tf32", 1)])
+def test_each_handover_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
+    """In the order of the PTX, with z's products between: they are made while r h is on its way."""
+    config = grid_config(256, 8, 1, *PRECISIONS[precision], H200)
+    config = dataclasses.replace(config, tiles=tiles, handover=handover, register_tiles=0)
+    (compiled,) = compiled_scans(H200, "grid", precision, 256, 8, config=config)
+    send = r"st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+\], %)"
+    marks = re.findall(rf"AGAIN:|{send}|red\S*add|atom\S*add|mma\.sync", compiled.asm["ptx"])
+    order = "".join("W" if mark == "AGAIN:" else "p" if mark == "mma.sync" else "S" for mark in marks)
+    order = re.sub("p+", "p", re.sub("S+", "S", order))
+    # The first states; then in the loop the state of each tile is waited for, r h sent, z's products made; and then
+    # r h of each waited for, and the next state sent.
+    assert order == "S" + tiles * "WpSp" + tiles * "WpS", order
