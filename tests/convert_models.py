@@ -1,0 +1,42 @@
+"""Random weights and inputs for the tests of converters, and how close to the other library's an answer has to be."""
+
+import contextlib
+
+import numpy as np
+import torch
+
+SHAPES = [(7, 3, 5, 25), (1, 1, 4, 1), (7, 1, 3, 96), (1, 3, 2, 25)]  # T, B, I, H
+
+
+def drawer(seed: int = 0):
+    """A function that draws an array of normal numbers."""
+    generator = np.random.default_rng(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (generator.standard_normal(shape) * scale).astype(np.float32)
+
+    return draw
+
+
+def tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def agree(actual, expected, atol: float = 5e-6) -> None:
+    actual, expected = (torch.as_tensor(each).detach().cpu() for each in (actual, expected))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """At these sizes threads compute nothing faster, and on a busy machine they wait for each other for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,48 @@
+"""ONNX models of one GRU node, for the tests of the converter."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .convert_models import drawer
+
+
+def arrays(I: int = 3, H: int = 4, D: int = 1, bias: bool = True) -> dict[str, np.ndarray]:
+    draw = drawer()
+    shapes = {"W": (D, 3 * H, I), "R": (D, 3 * H, H), **({"B": (D, 6 * H)} if bias else {})}
+    return {name: draw(*shape, scale=H**-0.5) for name, shape in shapes.items()}
+
+
+def model(
+    given: dict[str, np.ndarray],
+    inputs: tuple[str, ...] = ("X",),
+    nodes=(),
+    opset: int = 22,
+    name: str = "gru",
+    **attributes,
+) -> onnx.ModelProto:
+    """A model of one GRU node, whose inputs are the initializers ``given`` and the model's own ``inputs``."""
+    wired = [each if each in (*inputs, "W", "R") or each in given else "" for each in
+             ("X", "W", "R", "B", "sequence_lens", "initial_h")]  # fmt: skip
+    attributes = {"hidden_size": 4, **attributes}
+    node = helper.make_node("GRU", wired, ["Y", "Y_h"], name, **attributes)
+    dtype = helper.np_dtype_to_tensor_dtype(next(iter(given.values())).dtype)
+    types = {"sequence_lens": TensorProto.INT32}
+    ranks = {"sequence_lens": 1}
+    graph = helper.make_graph(
+        [*nodes, node],
+        "graph",
+        [helper.make_tensor_value_info(each, types.get(each, dtype), [None] * ranks.get(each, 3)) for each in inputs],
+        [
+            helper.make_tensor_value_info("Y", dtype, [None] * 4),
+            helper.make_tensor_value_info("Y_h", dtype, [None] * 3),
+        ],
+        [numpy_helper.from_array(each, name) for name, each in given.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def through(*nodes: str, **weights: np.ndarray) -> tuple[list, dict[str, np.ndarray]]:
+    """Nodes in onnx's text form, and the initializers they take."""
+    graph = onnx.parser.parse_graph("g (float[1] unused) => (float[1] W) {" + "\n".join(nodes) + "}")
+    return list(graph.node), weights

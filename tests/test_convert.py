@@ -1,0 +1,211 @@
+"""torch's modules and gates written out by hand convert to GRUs that compute the same."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import triton_gru
+from triton_gru import convert
+
+from .convert_models import SHAPES, agree, drawer, sigmoid, tensor
+
+# ---- torch, both ways
+
+LAYERS = [
+    {},
+    {"num_layers": 2, "dropout": 0.25},
+    {"bias": False},
+    {"batch_first": True},
+    {"bidirectional": True, "num_layers": 2},
+    {"dtype": torch.float64},
+    {"device": "meta"},
+]
+
+
+def same_parameters(a: nn.Module, b: nn.Module) -> bool:
+    pairs = list(zip(a.named_parameters(), b.named_parameters(), strict=True))
+    return all(x[0] == y[0] and torch.equal(x[1], y[1]) and x[1].data_ptr() != y[1].data_ptr() for x, y in pairs)
+
+
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+def test_torch_layers_both_ways(options):
+    theirs = nn.GRU(4, 6, **options).eval()
+    ours = convert.from_torch(theirs)
+    back = convert.to_torch(ours)
+    assert (type(ours), type(back)) == (triton_gru.GRU, nn.GRU)
+    assert repr(ours) == repr(back) == repr(theirs)
+    assert not ours.training and not back.training
+    if options.get("device") == "meta":
+        assert ours.weight_hh_l0.is_meta and back.weight_hh_l0.is_meta
+        return
+    assert same_parameters(ours, theirs) and same_parameters(back, ours)
+    x = torch.randn(5, 5, 4, dtype=theirs.weight_hh_l0.dtype)
+    for a, b, c in zip(ours(x), back(x), theirs(x)):
+        assert torch.equal(b, c)
+        agree(a, c)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_torch_cells_both_ways(bias):
+    theirs = nn.GRUCell(4, 6, bias)
+    ours = convert.from_torch(theirs)
+    back = convert.to_torch(ours)
+    assert (type(ours), type(back)) == (triton_gru.GRUCell, nn.GRUCell)
+    assert same_parameters(ours, theirs) and same_parameters(back, ours)
+    x, h = torch.randn(3, 4), torch.randn(3, 6)
+    agree(ours(x, h), theirs(x, h))
+    agree(back(x, h), theirs(x, h))
+
+
+def test_torch_mode_and_requires_grad():
+    theirs = nn.GRU(4, 6).train()
+    theirs.weight_hh_l0.requires_grad_(False)
+    for converted in (convert.from_torch(theirs), convert.to_torch(theirs)):
+        assert converted.training
+        assert [p.requires_grad for p in converted.parameters()] == [True, False, True, True]
+
+
+def test_our_own_modules_keep_what_torch_does_not_have():
+    ours = triton_gru.GRU(3, 4, reset_after=False, reverse=True, backend="reference")
+    assert repr(convert.from_torch(ours)) == repr(ours)
+    cell = triton_gru.GRUCell(3, 4, reset_after=False, backend="reference")
+    assert repr(convert.from_torch(cell)) == repr(cell)
+
+
+def test_no_random_numbers_are_drawn():
+    theirs = nn.GRU(3, 4)
+    before = torch.get_rng_state()
+    convert.from_torch(theirs)
+    convert.from_gates(gates())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Subclass(nn.GRU):
+    pass
+
+
+def replaced() -> nn.GRU:
+    gru = nn.GRU(3, 4)
+    gru.forward = lambda *args: None
+    return gru
+
+
+@pytest.mark.parametrize("converter", [convert.from_torch, convert.to_torch])
+@pytest.mark.parametrize(
+    "module, text",
+    [
+        (nn.LSTM(3, 4), "got torch.nn.modules.rnn.LSTM"),
+        (Subclass(3, 4), "got .*Subclass"),
+        (parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"), "got .*ParametrizedGRU"),
+        (replaced(), "forward .* has been replaced"),
+        ([1], "got builtins.list"),
+    ],
+)
+def test_torch_refuses_other_modules(converter, module, text):
+    with pytest.raises(TypeError, match=text):
+        converter(module)
+
+
+def test_torch_refuses_pruned_parameters():
+    pruned = prune.l1_unstructured(nn.GRU(3, 4), "weight_hh_l0", 0.5)
+    with pytest.raises(RuntimeError, match="weight_hh_l0_orig"):
+        convert.from_torch(pruned)
+
+
+@pytest.mark.parametrize(
+    "module, text",
+    [
+        (triton_gru.GRU(3, 4, reset_after=False), "reset_after=False"),
+        (triton_gru.GRU(3, 4, reverse=True), "reverse=True"),
+        (triton_gru.GRUCell(3, 4, reset_after=False), "reset_after=False"),
+    ],
+)
+def test_to_torch_refuses_what_torch_does_not_have(module, text):
+    with pytest.raises(ValueError, match=text):
+        convert.to_torch(module)
+
+
+# ---- gates written out by hand
+
+
+def gates(I: int = 3, H: int = 4) -> list[np.ndarray]:
+    draw = drawer()
+    return [draw(*shape, scale=H**-0.5) for _ in range(3) for shape in ((I, H), (H, H), (H,))]
+
+
+def by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray:
+    W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h = gates
+    outputs = []
+    for x_t in x:
+        Z = sigmoid(x_t @ W_xz + h @ W_hz + b_z)
+        R = sigmoid(x_t @ W_xr + h @ W_hr + b_r)
+        h = Z * h + (1 - Z) * np.tanh(x_t @ W_xh + (R * h) @ W_hh + b_h)
+        outputs.append(h)
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize("T, B, I, H", SHAPES)
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_gates(T, B, I, H, kind):
+    draw, weights = drawer(1), gates(I, H)
+    x, h = draw(T, B, I), draw(B, H)
+    gru = convert.from_gates([kind(each) for each in weights])
+    assert repr(gru) == f"GRU({I}, {H}, reset_after=False)" and not gru.training
+    assert not gru.bias_hh_l0.any()
+    output, h_n = gru(tensor(x), tensor(h)[None])
+    agree(output, by_hand(x, h, weights))
+    agree(h_n[0], output[-1])
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        (np.float16, torch.float16),
+        (np.float32, torch.float32),
+        (np.float64, torch.float64),
+        (ml_dtypes.bfloat16, torch.bfloat16),
+    ],
+)
+def test_dtypes_are_kept(given, kept):
+    weights = [each.astype(given) for each in gates()]
+    gru = convert.from_gates(weights)
+    assert all(parameter.dtype == kept for parameter in gru.parameters())
+    expected = weights[3].astype(np.float64).T
+    assert torch.equal(gru.weight_ih_l0[:4].double(), torch.from_numpy(expected))
+
+
+def test_arrays_in_any_order_of_memory():
+    weights = gates()
+    weights[0] = np.asfortranarray(weights[0])[::-1]
+    gru = convert.from_gates(weights)
+    assert torch.equal(gru.weight_ih_l0[4:8], torch.from_numpy(weights[0].copy()).T)
+    assert all(parameter.is_contiguous() for parameter in gru.parameters())
+
+
+def altered(index: int, change) -> list[np.ndarray]:
+    weights = gates()
+    weights[index] = change(weights[index])
+    return weights
+
+
+@pytest.mark.parametrize(
+    "weights, error, text",
+    [
+        (gates()[:8], ValueError, "9 entries W_xz, W_hz, b_z.*got 8"),
+        (gates() + gates()[:2], ValueError, "no output layer's, got 11"),
+        (altered(0, lambda a: a[0]), ValueError, r"W_xz has the shape \(4,\), expected \(input, hidden\)"),
+        (altered(1, lambda a: a[:3]), ValueError, r"W_hz has the shape \(3, 4\), expected \(4, 4\)"),
+        (altered(3, lambda a: a.T), ValueError, r"W_xr has the shape \(4, 3\), expected \(3, 4\)"),
+        (altered(8, lambda a: a[None]), ValueError, r"b_h has the shape \(1, 4\), expected \(4,\)"),
+        (altered(4, lambda a: a.astype(np.float64)), TypeError, "W_hr is torch.float64 on cpu, but W_xz torch.float32"),
+        (altered(2, lambda a: torch.empty(4, device="meta")), TypeError, "b_z is torch.float32 on meta, but W_xz"),
+        ([each.astype(np.int64) for each in gates()], TypeError, "W_xz is torch.int64, expected one of torch.float16"),
+        (altered(5, lambda a: "weights"), TypeError, "b_r is no array"),
+    ],
+)
+def test_gates_refuse(weights, error, text):
+    with pytest.raises(error, match=text):
+        convert.from_gates(weights)

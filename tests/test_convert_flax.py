@@ -1,0 +1,144 @@
+"""The parameters of Flax's GRUCells convert to GRUs that compute the same."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from triton_gru import convert
+
+from .convert_models import SHAPES, agree, drawer, sigmoid, tensor
+
+# What flax.linen.GRUCell and flax.nnx.GRUCell of Flax 0.12.8 (jax 0.10.2) compute of these numbers. Flax itself is
+# too large to install for a test.
+LINEN = {
+    "ir": {"kernel": [[0.3, -0.5], [-0.9, -1.0]], "bias": [0.2, -0.2]},
+    "iz": {"kernel": [[0.6, 0.8], [0.2, 0.5]], "bias": [1.0, 1.0]},
+    "in": {"kernel": [[0.1, 0.9], [0.6, -1.0]], "bias": [0.4, 0.3]},
+    "hr": {"kernel": [[0.7, -0.9], [0.5, -0.6]]},
+    "hz": {"kernel": [[0.7, 0.1], [-0.4, -0.2]]},
+    "hn": {"kernel": [[-0.9, -0.8], [0.3, 0.3]], "bias": [0.4, -0.2]},
+}
+FLAX_X = [[[-0.7, 0.4]], [[0.1, -0.4]], [[0.0, 0.8]]]
+FLAX_H = [[[0.9, -0.3]]]
+FLAX_SAYS = {
+    "linen": [
+        [0.7816776037216187, -0.44745081663131714],
+        [0.6398244500160217, -0.237494558095932],
+        [0.6407586336135864, -0.29798492789268494],
+    ],
+    "nnx": [
+        [0.7420291900634766, -0.43972426652908325],
+        [0.5654981136322021, -0.21017563343048096],
+        [0.563911497592926, -0.27031266689300537],
+    ],
+}
+
+
+def arrays(params: dict) -> dict:
+    return {name: {key: np.asarray(value, np.float32) for key, value in leaf.items()} for name, leaf in params.items()}
+
+
+def nnx(linen: dict) -> dict:
+    """The same cell for nnx, which has no bias at its recurrent product."""
+    joined = {
+        side: {key: np.concatenate([linen[side + gate][key] for gate in "rzn"], -1) for key in keys}
+        for side, keys in (("i", ("kernel", "bias")), ("h", ("kernel",)))
+    }
+    return {"dense_i": joined["i"], "dense_h": joined["h"]}
+
+
+def linen(I: int, H: int) -> dict:
+    draw = drawer()
+    params = {
+        f"{side}{gate}": {"kernel": draw(n, H, scale=H**-0.5)} for side, n in (("i", I), ("h", H)) for gate in "rzn"
+    }
+    for name in ("ir", "iz", "in", "hn"):
+        params[name]["bias"] = draw(H)
+    return params
+
+
+def flax_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
+    def dense(name, value):
+        return value @ p[name]["kernel"] + p[name].get("bias", 0)
+
+    outputs = []
+    for x_t in x:
+        r = sigmoid(dense("ir", x_t) + dense("hr", h))
+        z = sigmoid(dense("iz", x_t) + dense("hz", h))
+        h = (1 - z) * np.tanh(dense("in", x_t) + r * dense("hn", h)) + z * h
+        outputs.append(h)
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_flax_as_flax_computed(api, wrapped):
+    params = arrays(LINEN) if api == "linen" else nnx(arrays(LINEN))
+    gru = convert.from_flax({"params": params} if wrapped else params)
+    assert repr(gru) == "GRU(2, 2)" and not gru.training
+    output, _ = gru(torch.tensor(FLAX_X), torch.tensor(FLAX_H))
+    agree(output[:, 0], torch.tensor(FLAX_SAYS[api]))
+
+
+@pytest.mark.parametrize("T, B, I, H", SHAPES)
+def test_flax_shapes(T, B, I, H):
+    draw, params = drawer(1), linen(I, H)
+    x, h = draw(T, B, I), draw(B, H)
+    agree(convert.from_flax(params)(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+    del params["hn"]["bias"]
+    agree(convert.from_flax(nnx(params))(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+
+
+def without(params: dict, name: str, key: str) -> dict:
+    return {**params, name: {inner: value for inner, value in params[name].items() if inner != key}}
+
+
+LSTM = {f"{side}{gate}": {"kernel": np.ones((2, 2))} for side in "ih" for gate in "ifgo"}
+
+
+@pytest.mark.parametrize(
+    "params, error, text",
+    [
+        (LSTM, ValueError, "no parameters of one GRUCell.*: ii/kernel, if/kernel"),
+        ({"cell": linen(3, 4)}, ValueError, ": cell/hn/hr/hz/in/ir/iz"),
+        ({"params": {"i": {"kernel": np.ones((2, 2))}}}, ValueError, ": i/kernel"),
+        (without(linen(3, 4), "hn", "bias"), ValueError, "hn/kernel$"),
+        ({**linen(3, 4), "ir": np.ones(3)}, ValueError, ": ir, iz"),
+        ({**linen(3, 4), "hn": linen(3, 5)["hn"]}, ValueError, r"hn/bias has the shape \(5,\), expected \(4,\)"),
+        ({**linen(3, 4), "iz": linen(2, 4)["iz"]}, ValueError, r"iz/kernel .*expected \(3, 4\)"),
+        (
+            {**linen(3, 4), "ir": {"kernel": np.ones(3, "f"), "bias": np.ones(4, "f")}},
+            ValueError,
+            r"ir/kernel .*\(3,\)",
+        ),
+        ({**nnx(linen(3, 4)), "dense_h": nnx(linen(3, 5))["dense_h"]}, ValueError, r"dense_i/kernel .*\(input, 15\)"),
+        (without(nnx(linen(3, 4)), "dense_i", "bias"), ValueError, "dense_i/kernel, dense_h/kernel$"),
+        ({**nnx(linen(3, 4)), "dense_h": {"kernel": np.ones((12, 4), "f")}}, ValueError, r"dense_h.*\(12, 36\)"),
+        ([linen(3, 4)], TypeError, "got list"),
+        ({**linen(3, 4), "hz": {"kernel": np.ones((4, 4))}}, TypeError, "hz/kernel is torch.float64"),
+    ],
+)
+def test_flax_refuses(params, error, text):
+    with pytest.raises(error, match=text):
+        convert.from_flax(params)
+
+
+def test_flax_bias_of_nnx_of_another_shape():
+    params = nnx(linen(3, 4))
+    params["dense_i"]["bias"] = np.ones(4, "f")
+    with pytest.raises(ValueError, match=r"dense_i/bias has the shape \(4,\), expected \(12,\)"):
+        convert.from_flax(params)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_results_share_no_memory(kind):
+    # Of these arrays nothing needs to be moved: one input and one unit, gates in torch's order.
+    params = {outer: {inner: kind(each) for inner, each in leaf.items()} for outer, leaf in nnx(linen(1, 1)).items()}
+    gru = convert.from_flax(params)
+    before = copy.deepcopy(gru.state_dict())
+    for leaf in params.values():
+        for each in leaf.values():
+            each[...] = 7
+    assert all(torch.equal(value, before[name]) for name, value in gru.state_dict().items())

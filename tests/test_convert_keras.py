@@ -1,0 +1,268 @@
+"""Keras's layers, and their weights, convert to GRUs that compute the same as Keras 3 does."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"  # before keras is imported
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import convert
+
+from .convert_models import SHAPES, agree, drawer, one_thread, tensor
+
+# Keras 3.15's get_weights() on torch, with numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+layers = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu():
+    with keras.device("cpu"), one_thread():
+        yield
+
+
+def built(layer, I: int, B: int | None = None):
+    """The layer with random weights, none of them zero."""
+    layer.build((B, None, I))
+    draw = drawer()
+    H = layer.get_weights()[1].shape[0]
+    layer.set_weights([draw(*each.shape, scale=H**-0.5) for each in layer.get_weights()])
+    return layer
+
+
+def gru(H: int, **options):
+    return layers.GRU(H, return_sequences=True, return_state=True, **options)
+
+
+def call(layer, x, **arguments) -> list[torch.Tensor]:
+    return [keras.ops.convert_to_tensor(each).detach() for each in layer(x, **arguments)]
+
+
+def case(layer, T, B, I, H, directions: int = 1):
+    draw = drawer(1)
+    return built(layer, I), draw(B, T, I), draw(directions, B, H)
+
+
+@pytest.mark.parametrize("T, B, I, H", SHAPES)
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("go_backwards", [True, False])
+def test_layer(T, B, I, H, reset_after, use_bias, go_backwards):
+    layer, x, h = case(gru(H, reset_after=reset_after, use_bias=use_bias, go_backwards=go_backwards), T, B, I, H)
+    ours = convert.from_keras(layer)
+    assert isinstance(ours, triton_gru.GRU) and ours.batch_first and not ours.training
+    sequence, state = call(layer, x, initial_state=tensor(h[0]))
+    output, h_n = ours(tensor(x), tensor(h))
+    agree(output.flip(1) if go_backwards else output, sequence)
+    agree(h_n[0], state)
+    of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after, go_backwards=go_backwards)
+    assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
+
+
+@pytest.mark.parametrize("T, B, I, H", SHAPES)
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("merge_mode", ["concat", None])
+def test_bidirectional(T, B, I, H, reset_after, use_bias, merge_mode):
+    layer = layers.Bidirectional(gru(H, reset_after=reset_after, use_bias=use_bias), merge_mode=merge_mode)
+    layer, x, h = case(layer, T, B, I, H, directions=2)
+    ours = convert.from_keras(layer)
+    *sequences, forward, backward = call(layer, x, initial_state=list(map(tensor, h)))
+    output, h_n = ours(tensor(x), tensor(h))
+    agree(output, torch.cat(sequences, 2))
+    agree(h_n, torch.stack([forward, backward]))
+    of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after)
+    assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
+
+
+@pytest.mark.parametrize("go_backwards", [True, False])
+def test_the_last_output_alone(go_backwards):
+    """What the docstring says of return_sequences=False."""
+    layer, x, _ = case(layers.GRU(5, go_backwards=go_backwards), 4, 2, 3, 5)
+    agree(convert.from_keras(layer)(tensor(x))[1][0], layer(x))
+    both, x, _ = case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
+    agree(torch.cat([*convert.from_keras(both)(tensor(x))[1]], 1), both(x))
+
+
+@pytest.mark.parametrize("go_backwards", [True, False])
+@pytest.mark.parametrize("zero_output_for_mask", [True, False])
+def test_masks_are_lengths(go_backwards, zero_output_for_mask):
+    T, B = 6, 4
+    layer = gru(5, go_backwards=go_backwards, zero_output_for_mask=zero_output_for_mask)
+    layer, x, h = case(layer, T, B, 3, 5)
+    mask = np.arange(T) < np.array([[6], [1], [4], [3]])
+    sequence, state = call(layer, x, initial_state=tensor(h[0]), mask=tensor(mask))
+    output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
+    agree(h_n[0], state)
+    sequence = sequence.flip(1) if go_backwards else sequence
+    agree(output[mask], sequence[mask])
+    assert not output[~mask].any()
+    if zero_output_for_mask:
+        agree(output, sequence)
+
+
+def test_masks_are_lengths_in_both_directions():
+    T, B = 6, 4
+    layer, x, h = case(layers.Bidirectional(gru(5)), T, B, 3, 5, directions=2)
+    mask = np.arange(T) < np.array([[6], [1], [4], [3]])
+    sequence, *states = call(layer, x, initial_state=list(map(tensor, h)), mask=tensor(mask))
+    output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
+    agree(output, sequence)
+    agree(h_n, torch.stack(states))
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_cell_alone_and_in_an_rnn(reset_after, use_bias):
+    cell = layers.GRUCell(5, reset_after=reset_after, use_bias=use_bias)
+    rnn, x, h = case(layers.RNN(cell, return_sequences=True, go_backwards=True), 4, 2, 3, 5)
+    agree(convert.from_keras(rnn)(tensor(x))[0].flip(1), rnn(x))
+    ours = convert.from_keras(cell)
+    assert isinstance(ours, triton_gru.GRUCell) and not ours.training
+    agree(ours(tensor(x[:, 0]), tensor(h[0])), cell(x[:, 0], [tensor(h[0])])[0])
+
+
+def test_what_does_not_matter_to_inference():
+    """Dropout (whose seeds are variables too) and a kept state are not carried over."""
+    layer = built(layers.GRU(5, dropout=0.5, recurrent_dropout=0.5, stateful=True), 3, B=2)
+    x = drawer(1)(2, 4, 3)
+    first, second = layer(x), layer(x)
+    ours = convert.from_keras(layer)
+    _, h_n = ours(tensor(x))
+    agree(h_n[0], first)
+    agree(ours(tensor(x), h_n)[1][0], second)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_the_dtype_of_the_variables_is_kept(dtype):
+    layer = built(layers.GRU(5, dtype=dtype, recurrent_initializer="zeros"), 3)
+    parameter = convert.from_keras(layer).weight_hh_l0
+    assert parameter.dtype == getattr(torch, dtype)
+    agree(parameter[5:10].T.double(), tensor(layer.get_weights()[1][:, :5].astype(np.float64)))
+
+
+def test_time_major_of_keras_2(monkeypatch):
+    layer, x, _ = case(gru(5), 4, 2, 3, 5)
+    monkeypatch.setattr(layers.GRU, "time_major", True, raising=False)
+    monkeypatch.setattr(layers.GRU, "__module__", "tf_keras.src.layers.rnn.gru")
+    ours = convert.from_keras(layer)
+    agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
+
+
+def test_arrays_may_be_tensors():
+    weights = built(layers.GRU(5), 3).get_weights()
+    ours, same = convert.from_keras(weights), convert.from_keras(tuple(map(torch.tensor, weights)))
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in ours.state_dict().items())
+
+
+# ---- refusals
+
+
+class Subclass(layers.GRU):
+    pass
+
+
+def different(**backward):
+    options = {"units": 4, "return_sequences": True}
+    return layers.Bidirectional(
+        layers.GRU(**options), backward_layer=layers.GRU(**{**options, **backward}, go_backwards=True)
+    )
+
+
+LAYERS = [
+    (lambda: layers.GRU(4, activation="relu"), "activation is 'relu'"),
+    (lambda: layers.GRU(4, activation=None), "activation is 'linear'"),
+    (lambda: layers.GRU(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
+    (lambda: layers.GRUCell(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
+    (lambda: different(activation="relu"), "activation is 'relu'"),
+    (lambda: different(units=5), "directions differ: units is 4 forward, 5 backward"),
+    (lambda: different(use_bias=False), "directions differ: use_bias is True forward"),
+    (lambda: different(reset_after=False), "directions differ: reset_after is True forward"),
+    (lambda: layers.Bidirectional(layers.GRU(4, go_backwards=True), backward_layer=layers.GRU(4)), "turns time around"),
+    *(
+        (lambda mode=mode: layers.Bidirectional(layers.GRU(4), merge_mode=mode), f"merge_mode is '{mode}'")
+        for mode in ("sum", "mul", "ave")
+    ),
+]
+
+
+@pytest.mark.parametrize("make, text", LAYERS)
+def test_refused_options(make, text):
+    layer = make()
+    layer.build((None, 3) if isinstance(layer, layers.GRUCell) else (None, None, 3))
+    with pytest.raises(ValueError, match=text):
+        convert.from_keras(layer)
+
+
+@pytest.mark.parametrize("make", [lambda: layers.GRU(4), lambda: layers.GRUCell(4), lambda: different()])
+def test_refused_before_it_is_built(make):
+    with pytest.raises(ValueError, match="not built"):
+        convert.from_keras(make())
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: layers.LSTM(4), "got keras.*LSTM"),
+        (lambda: Subclass(4), "got .*test_convert_keras.Subclass"),
+        (lambda: layers.Bidirectional(layers.LSTM(4)), "got keras.*LSTM"),
+        (lambda: layers.Bidirectional(layers.GRU(4), backward_layer=Subclass(4, go_backwards=True)), "got .*Subclass"),
+        (lambda: layers.RNN(layers.LSTMCell(4)), "got keras.*LSTMCell"),
+        (lambda: layers.RNN([layers.GRUCell(4), layers.GRUCell(4)]), "got keras.*StackedRNNCells"),
+        (lambda: torch.nn.GRU(3, 4), "got torch.*GRU"),
+        (lambda: np.ones((3, 12)), "got numpy.ndarray"),
+    ],
+)
+def test_refused_layers(make, text):
+    with pytest.raises(TypeError, match=text):
+        convert.from_keras(make())
+
+
+@pytest.mark.parametrize("options", [{"reset_after": True}, {"go_backwards": True}])
+def test_refused_arguments_with_a_layer(options):
+    with pytest.raises(ValueError, match="are for arrays"):
+        convert.from_keras(built(layers.GRU(4), 3), **options)
+
+
+def arrays(*shapes) -> list[np.ndarray]:
+    return [np.ones(shape, np.float32) for shape in shapes]
+
+
+GOOD = [(3, 12), (4, 12), (2, 12)]
+
+
+@pytest.mark.parametrize(
+    "source, options, error, text",
+    [
+        (arrays((3, 12)), {}, ValueError, "got 1 arrays"),
+        (arrays(*GOOD, *GOOD[:2]), {}, ValueError, "got 5 arrays"),
+        (arrays(*GOOD * 3), {}, ValueError, "got 9 arrays"),
+        (arrays(*GOOD[:2]), {}, ValueError, "do not tell reset_after"),
+        (arrays(*GOOD[:2] * 2), {}, ValueError, "do not tell reset_after"),
+        (arrays(*GOOD), {"reset_after": False}, ValueError, "reset_after=False, but .* reset_after=True"),
+        (arrays(*GOOD[:2], (12,)), {"reset_after": True}, ValueError, "reset_after=True, but .* reset_after=False"),
+        (arrays(*GOOD * 2), {"go_backwards": True}, ValueError, "go_backwards is for one direction"),
+        (arrays((3, 8), *GOOD[1:]), {}, ValueError, r"^kernel has the shape \(3, 8\), expected \(input, 12\)"),
+        (arrays((3, 12), (4, 8), (2, 12)), {}, ValueError, r"^recurrent_kernel .*\(4, 8\), expected \(4, 12\)"),
+        (arrays((3, 12), (12,), (2, 12)), {}, ValueError, r"^recurrent_.*\(12,\), expected \(hidden, 3 \* hidden"),
+        (arrays(*GOOD[:2], (24,)), {}, ValueError, r"^bias has the shape \(24,\), expected \(12,\)"),
+        (arrays(*GOOD[:2], (3, 12)), {}, ValueError, r"^bias has the shape \(3, 12\), expected \(2, 12\)"),
+        (arrays(*GOOD, (5, 12), *GOOD[1:]), {}, ValueError, r"backward kernel .*\(5, 12\), expected \(3, 12\)"),
+        (arrays(*GOOD, (3, 15), (5, 15), (2, 15)), {}, ValueError, r"backward kernel .*\(3, 15\), expected \(3, 12\)"),
+        (arrays(*GOOD, *GOOD[:2], (12,)), {}, ValueError, r"backward bias .*\(12,\), expected \(2, 12\)"),
+        ([np.ones(GOOD[0]), *arrays(*GOOD[1:])], {}, TypeError, "recurrent_kernel is torch.float32.* kernel torch.f"),
+        ([np.ones(shape, int) for shape in GOOD], {}, TypeError, "is torch.int64, expected one of"),
+    ],
+)  # fmt: skip
+def test_refused_arrays(source, options, error, text):
+    with pytest.raises(error, match=text):
+        convert.from_keras(source, **options)
+
+
+def test_the_default_is_to_reset_after():
+    """As README's table says."""
+    assert layers.GRU(2).reset_after and layers.GRUCell(2).reset_after
