@@ -1,0 +1,133 @@
+"""Scrappie's network raw_r94, compiled from its sdist: as a whole, and with other GRUs in the place of its own."""
+
+import ctypes
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import convert
+
+VERSION = "1.4.2"
+# All that it asks of CBLAS, columns lying one after the other: y += transpose(w) x
+CBLAS = """
+#include <stddef.h>
+enum { CblasColMajor, CblasTrans, CblasNoTrans };
+
+static void cblas_sgemm(int order, int yes, int no, int rows, int columns, int depth, float a,
+                        const float *w, int w_stride, const float *x, int x_stride, float c, float *y, int y_stride) {
+    for (int column = 0; column < columns; column++)
+        for (int row = 0; row < rows; row++) {
+            float sum = 0;
+            for (int i = 0; i < depth; i++)
+                sum += w[(size_t)row * w_stride + i] * x[(size_t)column * x_stride + i];
+            y[(size_t)column * y_stride + row] += sum;
+        }
+}
+
+static void cblas_sgemv(int order, int yes, int depth, int rows, float a, const float *w, int w_stride,
+                        const float *x, int x_step, float c, float *y, int y_step) {
+    cblas_sgemm(order, yes, CblasNoTrans, rows, 1, depth, a, w, w_stride, x, depth, c, y, rows);
+}
+"""
+Numbers = ctypes.POINTER(ctypes.c_float)
+
+
+class Matrix(ctypes.Structure):
+    """Scrappie's: columns of ``rows`` numbers, ``stride`` apart. There is one for a step, or for a weight's output."""
+
+    _fields_ = [*((name, ctypes.c_size_t) for name in ("rows", "quads", "columns", "stride")), ("numbers", Numbers)]
+
+
+class Signal(ctypes.Structure):
+    """Scrappie's: samples, of which those from ``start`` to ``end`` count."""
+
+    _fields_ = [
+        ("uuid", ctypes.c_char_p),
+        *((name, ctypes.c_size_t) for name in ("size", "start", "end")),
+        ("samples", Numbers),
+    ]
+
+
+def _array(matrix) -> np.ndarray:
+    """[columns, rows]."""
+    it = matrix.contents
+    return np.ctypeslib.as_array(it.numbers, (it.columns, it.stride))[:, : it.rows].copy()
+
+
+def _signal(samples: np.ndarray) -> Signal:
+    return Signal(None, samples.size, 0, samples.size, samples.ctypes.data_as(Numbers))
+
+
+class Scrappie:
+    """The compiled library."""
+
+    def __init__(self, path: Path):
+        self._library = ctypes.CDLL(str(path))
+
+    def posterior(self, samples: np.ndarray) -> np.ndarray:
+        """The network by its own function: probabilities of the bases in the pore, [steps, 1025]."""
+        return _array(self._call("nanonet_raw_posterior", _signal(samples), *map(ctypes.c_float, (0, 1, 1)), False))
+
+    def posterior_with(self, layers: list[list[triton_gru.GRU]], samples: np.ndarray) -> np.ndarray:
+        """The same layer by layer, with GRUs for each: a bidirectional one, or one forward and one backward."""
+        stride = ctypes.c_size_t(ctypes.c_int.in_dll(self._library, "conv_raw_stride").value)
+        signal = self._call("nanonet_features_from_raw", _signal(samples))
+        x = np.tanh(_array(self._call("convolution", signal, *self._weights("conv_raw", "W", "b"), stride, None)))
+        for number, grus in enumerate(layers, 1):
+            steps = torch.from_numpy(x).unsqueeze(1).to(grus[0].weight_hh_l0.device)
+            with torch.no_grad():
+                output = torch.cat([gru(steps)[0] for gru in grus], 2).squeeze(1).cpu().numpy()
+            directions = [self._matrix(each) for each in np.split(output, 2, axis=1)]
+            weights = self._weights(f"FF{number}_raw", "Wf", "Wb", "b")
+            x = _array(self._call("feedforward2_tanh", *directions, *weights, None))
+        weights, temperatures = self._weights("FF3_raw", "W", "b"), map(ctypes.c_float, (1, 1))
+        return _array(self._call("softmax_with_temperature", self._matrix(x), *weights, *temperatures, None))
+
+    def gru(self, name: str) -> triton_gru.GRU:
+        """One of its GRUs, forward whichever it is. Gates in its order z, r, h; that of h is after the reset."""
+        iW, b, sW, sW2 = map(_array, self._weights(f"gru{name}_raw", "iW", "b", "sW", "sW2"))
+        by_gate = zip(np.split(iW, 3), [*np.split(sW, 2), sW2], np.split(b[0], 3))
+        return convert.from_gates([each for W_x, W_h, bias in by_gate for each in (W_x.T, W_h.T, bias)])
+
+    def _call(self, name: str, *args):
+        function = getattr(self._library, name)
+        function.restype = ctypes.POINTER(Matrix)
+        return function(*args)
+
+    def _weights(self, layer: str, *names: str) -> list:
+        return [ctypes.POINTER(Matrix).in_dll(self._library, f"{layer}_{name}") for name in names]
+
+    def _matrix(self, array: np.ndarray):
+        columns, rows = map(ctypes.c_size_t, array.shape)
+        return self._call("mat_from_array", np.ascontiguousarray(array).ctypes.data_as(Numbers), rows, columns)
+
+
+def compile_scrappie(folder: Path) -> Scrappie:
+    sdist = Path(sys.prefix) / "sources" / f"scrappie-{VERSION}.tar.gz"
+    if not sdist.exists():
+        command = f"pip download --no-deps --no-binary scrappie -d {sdist.parent} scrappie=={VERSION}"
+        pytest.fail(f"{sdist} is not there: {command}, as scripts/test does")
+    with tarfile.open(sdist) as archive:
+        wanted = [each for each in archive if each.name.count("/") == 2 or each.name.endswith("/raw_r94.h")]
+        archive.extractall(folder, wanted, filter="data")
+    source = folder / f"scrappie-{VERSION}" / "src"
+    # This network out of the file of all, whose weights take the compiler many times as long.
+    networks = (source / "networks.c").read_text()
+    start = networks.index("scrappie_matrix nanonet_raw_posterior(")
+    headers = ("layers.h", "models/raw_r94.h", "networks.h", "nnfeatures.h", "scrappie_stdlib.h")
+    includes = "".join(f'#include "{each}"\n' for each in headers)
+    (source / "raw_r94.c").write_text(includes + networks[start : networks.index("\n}\n", start) + 3])
+    (source / "cblas.h").write_text(CBLAS)
+    files = ("raw_r94.c", "layers.c", "nnfeatures.c", "scrappie_matrix.c", "util.c")
+    options = ["-std=gnu99", "-msse3", "-O1", "-w", "-fPIC", "-shared", "-I.", "-o", "scrappie.so"]
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, *options, *files, "-lm"], cwd=source, check=True)
+    return Scrappie(source / "scrappie.so")
