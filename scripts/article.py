@@ -1,0 +1,168 @@
+"""The GRU as articles teach it, by triton_gru: written out by hand, as nn.GRU + nn.Linear, and compared in numbers.
+
+Without a GPU the kernels run in Triton's interpreter, in a process of its own, as they are either compiled or
+interpreted.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
+
+import torch
+from torch import Tensor, nn
+
+import triton_gru
+from triton_gru.accuracy import set_precision
+from triton_gru.device import interpreting
+from triton_gru.plan import KERNELS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+TOLERANCE = 5e-6  # in fp32, of outputs of about 1, each a sum over the hidden units
+
+
+# ---- by hand
+
+
+def make_parameters(inputs: int, hidden: int, outputs: int) -> list[Tensor]:
+    """W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h of the gates and the new state, W_hq, b_q of the output."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=DEVICE) * hidden**-0.5
+
+    gates = [make() for _ in range(3) for make in (
+        lambda: normal(inputs, hidden), lambda: normal(hidden, hidden), lambda: normal(hidden),
+    )]  # fmt: skip
+    return [*gates, normal(hidden, outputs), normal(outputs)]
+
+
+def gru_by_hand(inputs: Tensor, state: Tensor, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """inputs [T, B, I], state [B, H] -> outputs [T, B, Q] and the last state: formula for formula."""
+    W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h, W_hq, b_q = parameters
+    H = state
+    outputs = []
+    for X in inputs:
+        Z = torch.sigmoid(X @ W_xz + H @ W_hz + b_z)
+        R = torch.sigmoid(X @ W_xr + H @ W_hr + b_r)
+        H_tilde = torch.tanh(X @ W_xh + (R * H) @ W_hh + b_h)
+        H = Z * H + (1 - Z) * H_tilde
+        outputs.append(H @ W_hq + b_q)
+    return torch.stack(outputs), H
+
+
+class ByHand(nn.Module):
+    """The same on triton_gru: the recurrence by its kernels, the output layer of all steps as one product."""
+
+    def __init__(self, parameters: list[Tensor]):
+        super().__init__()
+        *gates, W_hq, b_q = parameters
+        self.gru = triton_gru.convert.from_gates(gates)
+        self.output = nn.Linear(*W_hq.shape, device=W_hq.device)
+        with torch.no_grad():
+            self.output.weight.copy_(W_hq.T)
+            self.output.bias.copy_(b_q)
+
+    def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        states, last = self.gru(inputs, state[None])
+        return self.output(states), last[0]
+
+
+# ---- as nn.GRU + nn.Linear
+
+
+class GRUModel(nn.Module):
+    """x [B, T, I] -> [B, Q], of the last step's state."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, output_size: int):
+        super().__init__()
+        self.num_layers, self.hidden_size = num_layers, hidden_size
+        self.gru = nn.GRU(input_size, hidden_size, num_layers, batch_first=True)
+        self.fc = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h0 = torch.zeros(self.num_layers, x.size(0), self.hidden_size, device=x.device)
+        output, _ = self.gru(x, h0)
+        return self.fc(output[:, -1])
+
+
+@torch.no_grad()
+def both_models() -> None:
+    """Each by triton_gru against itself in plain torch, on whatever serves it and on each kernel by name."""
+    set_precision("fp32")
+    torch.manual_seed(0)
+    steps, batch, inputs, hidden, outputs = (35, 32, 28, 256, 28) if GPU else (4, 3, 28, 32, 28)
+    print(f"by hand, T={steps} B={batch} H={hidden} on the {DEVICE}: reset before the product, output H @ W_hq + b_q")
+    parameters = make_parameters(inputs, hidden, outputs)
+    X, H = torch.randn(steps, batch, inputs, device=DEVICE), torch.randn(batch, hidden, device=DEVICE)
+    model = ByHand(parameters)
+    expected = gru_by_hand(X, H, parameters)
+    for backend in backends():
+        model.gru.backend = backend
+        compare(model.gru.plan(X, H[None]).kernel, model(X, H), expected)
+
+    print("nn.GRU + nn.Linear, batch first, two layers, h0: after triton_gru.accelerate(model)")
+    model = GRUModel(inputs, hidden, 2, outputs).to(DEVICE).eval()
+    x = X.transpose(0, 1)
+    expected = model(x)
+    triton_gru.accelerate(model)
+    for backend in backends():
+        model.gru.backend = backend
+        compare(model.gru.plan(x).kernel, [model(x)], [expected])
+
+
+def backends() -> list[str]:
+    """In the interpreter the kernels by name; elsewhere what is chosen, and on a GPU the others for this size."""
+    if interpreting():
+        return list(KERNELS)
+    return ["auto", "grid", "step"] if GPU else ["auto"]
+
+
+def compare(kernel: str, actual, expected) -> None:
+    errors = torch.stack([(a - b).abs().max() for a, b in zip(actual, expected)])
+    print(f"    {kernel:10} largest difference from plain torch {errors.max():.1e}", flush=True)
+    if not (errors <= TOLERANCE).all():  # so that a NaN is one
+        raise SystemExit(f"more than {TOLERANCE:.1e}")
+
+
+# ---- RNN, LSTM and GRU
+
+
+def comparison(measured_here: bool, out: pathlib.Path) -> None:
+    """Gates, parameters, FLOPs and bytes a step, and time, from the sweep ``cells`` of perf/."""
+    csv = ROOT / f"perf/results/cells-{DEVICE}.csv"
+    if measured_here or not csv.exists():
+        csv = out / f"cells-{DEVICE}.csv"
+        subprocess.run(
+            [sys.executable, "-m", "perf", "run", "--sweep", "cells", "--out", str(out)], cwd=ROOT, check=True
+        )
+    from perf.report import aligned, cells, latest, load
+
+    rows = load([csv])
+    print(f"RNN, LSTM and GRU, measured on: {', '.join(rows['gpu_name'].unique())}")
+    if DEVICE == "cpu":
+        print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
+    print(aligned(cells(latest(rows))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: a minute on a GPU, or 3")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder of what is measured")
+    options = parser.parse_args()
+    both_models()
+    if interpreting():
+        return
+    if not GPU:
+        print("\nthe kernels, in Triton's interpreter")
+        subprocess.run([sys.executable, "-u", __file__], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    print()
+    comparison(options.measure, options.out.resolve())
+
+
+if __name__ == "__main__":
+    main()
