@@ -111,10 +111,6 @@ def transforms(backend):
     torch.func.grad(lambda x: module(x)[0].sum())(x)
 
 
-def reset_before(backend):
-    triton_gru.GRU(4, 5, reset_after=False, backend=backend).eval()(x)
-
-
 ROWS = {
     "float32 as TF32": in_dtype("tf32"),
     "float32 ieee": in_dtype("fp32"),
@@ -124,6 +120,8 @@ ROWS = {
     "several layers, no bias, `hx`": layers,
     "`batch_first`, unbatched, non-contiguous": layouts,
     "bidirectional": lambda backend: gru(backend, bidirectional=True)(x),
+    "one direction backward (`reverse=True`)": lambda backend: gru(backend, reverse=True)(x),
+    "reset before the recurrent product (`reset_after=False`)": lambda backend: gru(backend, reset_after=False)(x),
     "`PackedSequence`, sorted or not": packed,
     "`lengths=`": lambda backend: gru(backend)(x, lengths=torch.tensor([2, 0, 1])),
     "`resets=`": lambda backend: gru(backend)(x, resets=torch.rand(2, 3) < 0.5),
@@ -137,7 +135,6 @@ ROWS = {
     "`torch.compile` with a `PackedSequence` (a graph break)": compiled_packed,
     "`torch.func.functional_call`, tied weights": weights,
     "other `torch.func` transforms, `torch.jit.trace`": transforms,
-    "reset before the recurrent product (`reset_after=False`)": reset_before,
 }
 
 

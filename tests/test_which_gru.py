@@ -1,0 +1,145 @@
+"""README's table of whose GRU is what, row by row: weights that lie as it says convert to the GRU that it says."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from triton_gru import convert, reference
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+INPUTS, HIDDEN = 4, 5
+SIZES = {"I": INPUTS, "H": HIDDEN, "3H": 3 * HIDDEN, "6H": 6 * HIDDEN, "D": 1, "2": 2}
+
+
+def table() -> dict[str, list[str]]:
+    """The cells of each row, by its first."""
+    lines = README.read_text().split("| converted by |\n|---|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name.replace("`", "").split("[")[0]: cells for name, *cells in rows}
+
+
+class Gates:
+    """Random weights of each gate as the formula has them, W x; and as a row of the table says they lie."""
+
+    def __init__(self, order: str, product: str):
+        self.order = [gate.strip().replace("h", "n") for gate in order.removesuffix(", apart").split(",")]
+        self.turned = product.startswith("`x @ W`")
+        assert self.turned or product.startswith("`W x`")
+        shapes = {"ih": (HIDDEN, INPUTS), "hh": (HIDDEN, HIDDEN), "b_ih": (HIDDEN,), "b_hh": (HIDDEN,)}
+        self.of = {
+            gate: {name: torch.randn(shape) for name, shape in shapes.items()} for gate in ("r", "z", "n")
+        }  # fmt: skip
+
+    def without(self, *biases: str) -> None:
+        for gate in biases:
+            self.of[gate]["b_hh"] = torch.zeros(HIDDEN)
+
+    def lying(self, name: str, gate: str | None = None) -> np.ndarray:
+        """Of one gate, or of all in their order."""
+        which = [gate] if gate else self.order
+        joined = torch.cat([self.of[each][name] for each in which])
+        return (joined.t() if self.turned else joined).numpy()  # of a bias itself
+
+    def run(self, x: torch.Tensor, reset_after: bool) -> torch.Tensor:
+        """By the oracle, in torch's order."""
+        weights = tuple(torch.cat([self.of[g][name] for g in "rzn"]) for name in ("ih", "hh", "b_ih", "b_hh"))
+        return reference.gru(x, torch.zeros(1, x.size(1), HIDDEN), [weights], reset_after=reset_after)[0]
+
+
+def from_torch(gates: Gates, reset_after: bool):
+    module = nn.GRU(INPUTS, HIDDEN)
+    names = {"weight_ih_l0": "ih", "weight_hh_l0": "hh", "bias_ih_l0": "b_ih", "bias_hh_l0": "b_hh"}
+    arrays = {name: gates.lying(short) for name, short in names.items()}
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return list(arrays.values()), lambda: convert.from_torch(module)
+
+
+def from_keras(gates: Gates, reset_after: bool):
+    bias = np.stack([gates.lying("b_ih"), gates.lying("b_hh")])
+    if not reset_after:
+        gates.without("r", "z", "n")
+        bias = gates.lying("b_ih")
+    arrays = [gates.lying("ih"), gates.lying("hh"), bias]
+    return arrays, lambda: convert.from_keras(arrays)
+
+
+def from_onnx(gates: Gates, reset_after: bool):
+    W, R = gates.lying("ih")[None], gates.lying("hh")[None]
+    B = np.concatenate([gates.lying("b_ih"), gates.lying("b_hh")])[None]
+    asked = {"linear_before_reset": 1} if reset_after else {}  # the default
+    node = helper.make_node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=HIDDEN, **asked)
+    initializers = [numpy_helper.from_array(array, name) for name, array in (("W", W), ("R", R), ("B", B))]
+    X, Y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "XY")
+    model = helper.make_model(helper.make_graph([node], "g", [X], [Y], initializers))
+    return [W, R, B], lambda: convert.from_onnx(model)
+
+
+def from_linen(gates: Gates, reset_after: bool):
+    gates.without("r", "z")
+    params = {f"i{g}": {"kernel": gates.lying("ih", g), "bias": gates.lying("b_ih", g)} for g in gates.order}
+    params |= {f"h{g}": {"kernel": gates.lying("hh", g)} for g in gates.order}
+    params["hn"]["bias"] = gates.lying("b_hh", "n")
+    return [params["in"]["kernel"], params["hn"]["kernel"], params["hn"]["bias"]], lambda: convert.from_flax(params)
+
+
+def from_nnx(gates: Gates, reset_after: bool):
+    gates.without("r", "z", "n")
+    params = {"dense_i": {"kernel": gates.lying("ih"), "bias": gates.lying("b_ih")}}
+    params["dense_h"] = {"kernel": gates.lying("hh")}
+    arrays = [params["dense_i"]["kernel"], params["dense_h"]["kernel"], params["dense_i"]["bias"]]
+    return arrays, lambda: convert.from_flax(params)
+
+
+def from_gates(gates: Gates, reset_after: bool):
+    gates.without("r", "z", "n")
+    nine = [gates.lying(name, gate) for gate in gates.order for name in ("ih", "hh", "b_ih")]
+    return nine[:3], lambda: convert.from_gates(nine)
+
+
+# What each row says is put together as it says, and converted.
+ROWS = {
+    "torch.nn.GRU, GRUCell": from_torch,
+    "keras.layers.GRU": from_keras,
+    "ONNX GRU": from_onnx,
+    "flax.linen.GRUCell": from_linen,
+    "flax.nnx.GRUCell": from_nnx,
+    "by hand, as ": from_gates,
+}
+
+
+def test_every_row_is_here():
+    assert list(table()) == list(ROWS)
+
+
+def shapes(cell: str) -> list[tuple[int, ...]]:
+    """Those that a cell of the table has in brackets."""
+    return [tuple(SIZES[each] for each in part.split("]")[0].split(", ")) for part in cell.split("[")[1:]]
+
+
+def variants():
+    for name, (_, _, _, where, _) in table().items():
+        for variant in ("after", "before"):
+            if where == variant or where.startswith("either"):
+                yield name, variant == "after"
+
+
+@pytest.mark.parametrize("name, reset_after", list(variants()))
+def test_a_row_is_true(name, reset_after):
+    order, weights, biases, _, by = table()[name]
+    gates = Gates(order, weights)
+    arrays, converted = ROWS[name](gates, reset_after)
+    assert [each.shape for each in arrays[:2]] == shapes(weights)
+    assert all(each.shape in shapes(biases) for each in arrays[2:])
+    assert ROWS[name].__name__ in by or "`from_flax`" in by
+    gru = converted()
+    assert gru.reset_after == reset_after
+    x = torch.randn(6, 3, INPUTS)
+    with torch.no_grad():
+        output = gru(x.transpose(0, 1) if gru.batch_first else x)[0]
+    output = output.transpose(0, 1) if gru.batch_first else output
+    torch.testing.assert_close(output, gates.run(x, reset_after), rtol=0, atol=5e-6)
+    assert not torch.allclose(output, gates.run(x, not reset_after), atol=0.1), "the variants would not tell"
