@@ -1,6 +1,7 @@
 """Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU."""
 
 import contextlib
+import dataclasses
 import os
 
 import pytest
@@ -79,10 +80,25 @@ def few_calls(monkeypatch):
     monkeypatch.setattr("perf.timing.LEAST_ROUNDS", 3)
 
 
+class _TypeWhenAsked(tl.core.tuple_type):
+    """The type of a tuple of Triton's language, made when something is asked of it."""
+
+    def __init__(self, values, fields=None):
+        self._made_of = values, fields
+
+    def __getattr__(self, name):
+        values, fields = self._made_of
+        constants = (int, float, tl.dtype)
+        types = [tl.core.constexpr_type(each) if isinstance(each, constants) else each.type for each in values]
+        super().__init__(types, fields)
+        return self.__dict__[name]
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _language_patched_once_a_launch():
-    """Triton 3.6's interpreter patches its language again for each jitted function that a kernel calls: a third of
-    its time, for nothing."""
+def _interpreter_without_what_nobody_asks_for():
+    """Triton 3.6's interpreter patches its language again for each jitted function that a kernel calls, a third of its
+    time; makes a type for each tuple, every tensor's shape too, a fourth of the rest; and computes of each integer sum
+    whether it overflowed, a third of that, to say so in debug mode alone."""
     patch = interpreter._patch_lang
 
     def once(function):
@@ -91,7 +107,11 @@ def _language_patched_once_a_launch():
         return interpreter._LangPatchScope() if patched else patch(function)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang", once)
+        if interpreting():
+            monkeypatch.setattr(interpreter, "_patch_lang", once)
+            monkeypatch.setattr(tl.core, "_type_for_tuple_values", _TypeWhenAsked)
+            options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+            monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
         yield
 
 

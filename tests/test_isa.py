@@ -60,7 +60,8 @@ def test_cast_rounds_as_torch_does(dtype, device):
 
 def test_rounding_to_tf32(device):
     x = numbers(device)
-    x = x[x.abs() < 3e38]
+    # No ties, which torch has not rounded here: they are below.
+    x = x[(x.abs() < 3e38) & (x.view(torch.int32) & 0x1FFF != 0x1000)]
     x = x[: 1 << (len(x).bit_length() - 1)]
     ties = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 2.0], device=device)
     nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device).view(torch.float32)

@@ -112,7 +112,6 @@ class Scan:
         return {
             "LAYOUT": self.layout,
             "REVERSE": self.reverse,
-            "RESET_AFTER": self.reset_after,
             "HAS_BIAS": self.has_bias,
             "HAS_HX": self.hx is not None,
             "HAS_RESETS": self._has_resets,
@@ -143,6 +142,7 @@ def block_launches(scan: Scan, config: BlockConfig, shared: dict) -> Iterator[La
             "BATCH": config.batch,
             "AHEAD": config.ahead,
             "REGISTER_TILES": config.register_tiles,
+            "RESET_AFTER": scan.reset_after,
             "num_warps": config.num_warps,
             "num_stages": 1,
         },
@@ -183,7 +183,7 @@ class Mailbox:
         """Time steps that one launch can take."""
         in_all = (MAILBOX_BYTES // 8 - self._header) // self._slot
         if self._ring:
-            in_all = (1 << 16) - 1  # their numbers have to fit a tag of 16 bits
+            in_all = (1 << 15) - 1  # their numbers have to fit a tag of 16 bits, one of which is the sign
         return max(1, (in_all - 1) // self._handovers)
 
     def all_handovers(self, steps: int) -> int:
@@ -213,6 +213,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
         "SLICES": config.slices,
         "REGISTER_TILES": config.register_tiles,
         "HANDOVER": config.handover,
+        "RESET_AFTER": scan.reset_after,
         "num_warps": config.slices,
         "num_stages": 1,
         # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
@@ -238,8 +239,13 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
 
 
 def reset_state(problem: Problem, like: Tensor) -> Tensor:
-    """Room for r h between the two launches of a step to reset before: [directions, B, H], as the product's operand."""
-    return like.new_empty(0 if problem.reset_after else problem.directions, problem.batch_size, problem.hidden_size)
+    """Room for r h between the two launches of a step to reset before: [directions, B, H], as the product's operand.
+
+    ``like`` itself where nothing is read from there.
+    """
+    if problem.reset_after:
+        return like
+    return like.new_empty(problem.directions, problem.batch_size, problem.hidden_size)
 
 
 def step_launches(

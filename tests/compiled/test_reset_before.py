@@ -12,17 +12,18 @@ from triton_gru.plan import HEURISTICS
 from .harness import KNOWN, STACK, facts, kernel_launches, pretend
 
 H200 = KNOWN["H200"]
-# Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short.
-CASES = [
-    ("block", "fp16", 25, 1), ("block", "fp16", 64, 20_000), ("block", "fp16", 128, 1), ("block", "fp16", 150, 1),
-    ("block", "fp16", 192, 1), ("block", "tf32", 128, 1), ("block", "fp32", 64, 1), ("block", "fp32", 100, 1),
-    ("block", "fp32", 128, 1),
-    ("grid", "fp16", 25, 1), ("grid", "fp16", 256, 1), ("grid", "fp16", 512, 64), ("grid", "fp16", 1024, 64),
-    ("grid", "fp16", 2048, 1), ("grid", "fp16", 2048, 64), ("grid", "tf32", 1024, 64), ("grid", "tf32", 1500, 1),
-    ("grid", "fp32", 600, 1), ("grid", "fp32", 1024, 1),
-    ("step", "fp16", 4096, 1), ("step", "tf32", 4001, 64), ("step", "fp32", 4096, 32),
-]  # fmt: skip
-ELSEWHERE = [("block", "fp16", 128, 1), ("grid", "fp16", 1024, 64), ("grid", "fp32", 300, 1), ("step", "fp16", 4096, 1)]
+# Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short. With
+# the instructions of a step, as perf/NOTES.md has them, or 0.
+CASES = {
+    ("block", "fp16", 25, 1): 0, ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 150,
+    ("block", "fp16", 150, 1): 0, ("block", "fp16", 192, 1): 500, ("block", "tf32", 128, 1): 287,
+    ("block", "fp32", 64, 1): 0, ("block", "fp32", 100, 1): 0, ("block", "fp32", 128, 1): 0,
+    ("grid", "fp16", 25, 1): 0, ("grid", "fp16", 256, 1): 215, ("grid", "fp16", 512, 64): 263,
+    ("grid", "fp16", 1024, 64): 826, ("grid", "fp16", 2048, 1): 498, ("grid", "fp16", 2048, 64): 1821,
+    ("grid", "tf32", 1024, 64): 1301, ("grid", "tf32", 1500, 1): 0, ("grid", "fp32", 1024, 1): 0,
+    ("step", "fp16", 4096, 1): 0, ("step", "tf32", 4001, 64): 0, ("step", "fp32", 4096, 32): 0,
+}  # fmt: skip
+ELSEWHERE = [("block", "fp16", 128, 1), ("grid", "fp16", 1024, 64), ("step", "fp16", 4096, 1)]
 
 
 def compiled_scans(device, kernel, precision, hidden_size, batch_size, **options):
@@ -59,30 +60,25 @@ def test_a_step_stays_on_chip(device, case):
             config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
             limit = min(limit, config.shared_memory(dtype.itemsize))
         assert found.shared <= limit, found
+        if kernel == "grid" and precision != "fp32":
+            # The sums of r by themselves, those of z and n together: no more barriers than to reset after.
+            assert found.loop["BAR"] == 4 * config.tiles, found
+        if device is H200 and CASES[case]:
+            assert found.executed <= CASES[case], found
 
 
-# Of a step, as perf/NOTES.md has them.
-INSTRUCTIONS = {
-    ("block", "fp16", 128, 1): 150, ("block", "fp16", 192, 1): 500, ("block", "tf32", 128, 1): 287,
-    ("grid", "fp16", 256, 1): 215, ("grid", "fp16", 512, 64): 263, ("grid", "fp16", 1024, 64): 826,
-    ("grid", "fp16", 2048, 1): 498, ("grid", "fp16", 2048, 64): 1821, ("grid", "tf32", 1024, 64): 1301,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", INSTRUCTIONS, ids=lambda case: "-".join(map(str, case)))
-def test_a_step_takes_no_more_instructions_than_it_did(case):
-    kernel, *shape = case
-    (compiled,) = compiled_scans(H200, *case)
+@pytest.mark.parametrize("options", [{"layout": "packed"}, {"layout": "lengths", "resets": True}], ids=str)
+@pytest.mark.parametrize("case", [("block", "fp16", 192, 1), ("grid", "fp16", 1024, 64)], ids=lambda case: case[0])
+def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options):
+    (compiled,) = compiled_scans(H200, *case, **options)
     found = facts(compiled)
-    assert found.executed <= INSTRUCTIONS[case]
-    if kernel == "grid":
-        # The sums of r by themselves, those of z and n together: no more barriers than to reset after.
-        tiles = grid_config(*shape[1:], 1, *PRECISIONS[shape[0]], H200).tiles
-        assert found.loop["BAR"] == 4 * tiles
+    assert found.spills == 0 and found.stack <= 48, found  # a few more words for the time of the loop
+    assert found.executed <= 1.25 * CASES[case], found
 
 
-@pytest.mark.parametrize("handover", HANDOVERS)
-@pytest.mark.parametrize("precision, tiles", [("fp16", 1), ("fp16", 2), ("tf32", 1)])
+@pytest.mark.parametrize(
+    "precision, tiles, handover", [("fp16", 2, handover) for handover in HANDOVERS] + [("tf32", 1, "flag")]
+)
 def test_each_handover_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
     """In the order of the PTX, with z's products between: they are made while r h is on its way."""
     config = grid_config(256, 8, 1, *PRECISIONS[precision], H200)

@@ -3,7 +3,10 @@
 The mailbox is a header, then slots of tiles of the batch, an element for each unit of each row. An element goes out
 as one store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it
 has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
-what a warp reads at once, and what a program sends, is then one piece of memory. Four protocols (``HANDOVER``):
+what a warp reads at once, and what a program sends, is then one piece of memory.
+
+A step is a hand-over here: of the state before a time step, and, where r comes before the recurrent product, of r h by
+turns with it. Four protocols (``HANDOVER``):
 
 - ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
   an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.

@@ -51,7 +51,6 @@ def step_scan(
     DEPTH: tl.constexpr,  # of the sum, an iteration
     LAYOUT: tl.constexpr,
     REVERSE: tl.constexpr,
-    RESET_AFTER: tl.constexpr,
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
