@@ -11,7 +11,16 @@ from .config import BlockConfig, GridConfig, StepConfig, projection_config
 from .device import Device, elsewhere
 from .kernels.projection import input_projection
 from .plan import Config, Plan, Problem
-from .scans import Launch, Mailbox, Scan, block_launches, grid_launches, reset_state, step_launches, whole_step_launches
+from .scans import (
+    Launch,
+    Mailbox,
+    Scan,
+    block_launches,
+    grid_launches,
+    room_for_reset_state,
+    step_launches,
+    whole_step_launches,
+)
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -137,7 +146,7 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
         chunk = min(chunk, mailbox.longest)
     elif isinstance(config, StepConfig):
         rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
-        scan_launches, scratch = step_launches, (rounded, reset_state(problem, output))
+        scan_launches, scratch = step_launches, (rounded, room_for_reset_state(problem, output))
     tiles = -(-problem.batch_size // config.batch)
     source = call.input
     if not whole:

@@ -14,7 +14,7 @@ from .arguments import Call, places, surroundings, weights_of_cell
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
-from .scans import Launch, reset_state
+from .scans import Launch, room_for_reset_state
 
 # Of each cell by whether the call has a state: in a loop over time the first has none.
 _kept: "weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, _Prepared]]" = weakref.WeakKeyDictionary()
@@ -78,7 +78,7 @@ class _Prepared:
 
     def launch(self, x: Tensor, hx: Tensor, h: Tensor) -> None:
         # Not kept: calls on two streams would share it.
-        between = reset_state(self._problem, h)
+        between = room_for_reset_state(self._problem, h)
         for each in self._launches:
             each.start(x, hx, h, between)
 

@@ -238,7 +238,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
     scan.parity ^= 1
 
 
-def reset_state(problem: Problem, like: Tensor) -> Tensor:
+def room_for_reset_state(problem: Problem, like: Tensor) -> Tensor:
     """Room for r h between the two launches of a step to reset before: [directions, B, H], as the product's operand.
 
     ``like`` itself where nothing is read from there.

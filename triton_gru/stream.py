@@ -7,7 +7,7 @@ from . import launch
 from .arguments import bind_dense, grouped, places, surroundings
 from .device import find
 from .plan import Plan, choose
-from .scans import Scan, reset_state, whole_step_launches
+from .scans import Scan, room_for_reset_state, whole_step_launches
 from .sequences import Sequences
 
 
@@ -145,7 +145,7 @@ class _Frames:
         with torch.inference_mode(False):
             self._x = rounded.new_empty(batch, inputs)
             self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
-            self._reset_state = reset_state(plan.problem, rounded)
+            self._reset_state = room_for_reset_state(plan.problem, rounded)
         self._replays = [None, None]
 
     def __call__(self, x: Tensor, parity: int) -> Tensor:

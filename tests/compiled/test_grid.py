@@ -13,8 +13,12 @@ from triton_gru.kernels.grid import grid_scan
 from .harness import KNOWN, STACK, compiled_variants, facts, kernel_launches, pretend
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
-HIDDEN_SIZES = (25, 256, 512, 600, 1024, 1500, 2048)
-BATCH_SIZES = {1024: (1, 40, 1000), 2048: (1, 40, 1000)}  # of others the extremes
+SHAPES = (
+    *(("fp16", hidden, batch) for hidden in (1024, 2048) for batch in (1, 40, 1000)), ("fp16", 25, 1),
+    ("fp16", 256, 1), ("fp16", 512, 1000), ("fp16", 600, 1000), ("fp16", 1500, 40),
+    *(("tf32", 1024, batch) for batch in (1, 40, 1000)), ("tf32", 25, 1), ("tf32", 512, 1000), ("tf32", 1500, 1),
+    ("fp32", 25, 1), ("fp32", 600, 1), ("fp32", 1024, 1), ("bf16", 1024, 64),
+)  # fmt: skip
 # On other architectures than sm_90, of which not so much need be proven: few kernels, and where registers are short.
 ELSEWHERE = (("fp16", 25, 1), ("fp16", 1024, 1000), ("fp16", 2048, 1), ("tf32", 1024, 1000), ("fp32", 300, 1))
 
@@ -23,22 +27,10 @@ def chosen(device, precision, hidden_size, batch_size):
     return grid_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device)
 
 
-def shapes(device):
-    if device.arch != "sm_90":
-        yield from ELSEWHERE
-        return
-    for hidden_size in HIDDEN_SIZES:
-        yield "fp32", hidden_size, 1  # fp32 has one cut
-        for precision in ("fp16", "tf32"):
-            for batch_size in BATCH_SIZES.get(hidden_size, (1, 1000)):
-                yield precision, hidden_size, batch_size
-    yield "bf16", 1024, 64
-
-
 def cases():
     for device in KNOWN.values():
         seen = set()
-        for precision, hidden_size, batch_size in shapes(device):
+        for precision, hidden_size, batch_size in SHAPES if device.arch == "sm_90" else ELSEWHERE:
             config = chosen(device, precision, hidden_size, batch_size)
             if isinstance(config, str):
                 continue
@@ -148,11 +140,13 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
 
 
 @pytest.mark.parametrize(
-    "isa, device",
-    [("ptx", KNOWN["A100"]), ("ptx", KNOWN["H200"]), ("plain", KNOWN["H200"])],
+    "precision, isa, device",
+    [
+        ("fp16", "ptx", KNOWN["A100"]), ("fp16", "ptx", KNOWN["H200"]), ("fp16", "plain", KNOWN["H200"]),
+        ("tf32", "ptx", KNOWN["H200"]), ("fp32", "plain", KNOWN["H200"]),
+    ],
     ids=lambda x: getattr(x, "arch", x),
-)
-@pytest.mark.parametrize("precision", ["fp16", "tf32", "fp32"])
+)  # fmt: skip
 @pytest.mark.parametrize("handover", ["tag", "counter"])
 def test_the_other_handovers_and_the_plain_form_compile(handover, precision, device, isa):
     pretend(device)
