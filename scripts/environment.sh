@@ -23,7 +23,8 @@ prepare() {
   fi
   echo "== installing into .venv, $torch first (some minutes the first time)"
   [ -x "$python" ] || "${PYTHON:-python3}" -m venv .venv
-  local pip=("$python" -m pip --disable-pip-version-check install)
+  # Bytecode is made of what is imported, then: of all of torch it takes as long as all the rest.
+  local pip=("$python" -m pip --disable-pip-version-check install --no-compile)
   if [[ $torch != *+cpu ]]; then
     "${pip[@]}" -c "$constraints" "$torch"
   # By its +cpu no build with CUDA can be taken for one without. PyPI has none of that name; a mirror may.
