@@ -143,7 +143,8 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
     from perf.report import aligned, cells, latest, load
 
     rows = load([csv])
-    print(f"RNN, LSTM and GRU, measured on: {', '.join(rows['gpu_name'].unique())}")
+    where = ", ".join(name.removeprefix("none: ") for name in rows["gpu_name"].unique())
+    print(f"RNN, LSTM and GRU, measured on: {where}")
     if DEVICE == "cpu":
         print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
     print(aligned(cells(latest(rows))))

@@ -270,3 +270,8 @@ def test_reverse_trains_as_torch_does():
 def test_both_directions_and_reverse_contradict():
     with pytest.raises(ValueError, match="reverse is for one direction"):
         triton_gru.GRU(4, 6, bidirectional=True, reverse=True)
+    for backend in ("auto", "torch", "block"):
+        gru = triton_gru.GRU(4, 6, bidirectional=True, backend=backend).eval()
+        gru.reverse = True
+        with pytest.raises(ValueError, match="reverse is for one direction"):
+            gru(torch.randn(3, 2, 4))

@@ -114,11 +114,16 @@ def flat(weights: list[Weights]) -> list[Tensor]:
     return [w for layer in weights for w in layer if w is not None]
 
 
+BOTH_AND_REVERSE = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
+
+
 def check_gru(
     gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
 ) -> None:
     """Raises what is wrong with a call's arguments. Looks at shapes, dtypes and devices, which may be symbolic."""
     packed = isinstance(input, PackedSequence)
+    if gru.reverse and gru.bidirectional:  # assigned later
+        raise ValueError(BOTH_AND_REVERSE)
     if resets is not None and (packed or gru.bidirectional or gru.reverse):
         kind = "packed input" if packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
         raise ValueError(f"resets cannot go with {kind}")

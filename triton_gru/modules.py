@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import launch, ops, prepared
-from .arguments import Call, bind_cell, bind_gru
+from .arguments import BOTH_AND_REVERSE, Call, bind_cell, bind_gru
 from .device import find
 from .plan import Plan, check_backend, choose
 from .stream import Stream
@@ -82,7 +82,7 @@ class GRU(nn.RNNBase):
     ) -> None:
         check_backend(backend)
         if reverse and bidirectional:
-            raise ValueError("reverse is for one direction: a bidirectional GRU goes both ways as it is")
+            raise ValueError(BOTH_AND_REVERSE)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype,

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .arguments import Call, flat
 from .sequences import Sequences
@@ -39,14 +39,13 @@ def _dense(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _with_lengths(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     hx, lengths = call.initial_state(), call.sequences.lengths
-    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-    output, h_n = torch.gru(
-        packed.data, packed.batch_sizes, hx.index_select(1, packed.sorted_indices), flat(call.weights), *_options(call)
+    given = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    data, h_n = torch.gru(
+        given.data, given.batch_sizes, hx.index_select(1, given.sorted_indices), flat(call.weights), *_options(call)
     )
-    packed = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-    output, _ = pad_packed_sequence(packed, total_length=call.problem.steps)
+    output, _ = pad_packed_sequence(given._replace(data=data), total_length=call.problem.steps)
     none = (lengths == 0).unsqueeze(1)
-    return torch.where(none, 0, output), torch.where(none, hx, h_n.index_select(1, packed.unsorted_indices))
+    return torch.where(none, 0, output), torch.where(none, hx, h_n.index_select(1, given.unsorted_indices))
 
 
 def _turned(x: Tensor, sequences: Sequences) -> Tensor:
