@@ -100,10 +100,7 @@ def step_scan(
     if PART == "reset":
         _leave_reset(g, a, before, reset_state, row, unit, there, H, DTYPE, ISA)
     else:
-        if PART == "rest":
-            new = isa.next_state(g[0], g[1], a[0], a[1], before, DTYPE, ISA)
-        else:
-            new = isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], before, DTYPE, ISA)
+        new = _update(g, a, before, PART, DTYPE, ISA)
         h = new if LAYOUT == "dense" else tl.where(live, new, h)
         place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
         place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
@@ -188,10 +185,7 @@ def whole_step(
     if PART == "reset":
         _leave_reset(g, a, h, reset_state, row, unit, there, H, DTYPE, ISA)
     else:
-        if PART == "rest":
-            h = isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE, ISA)
-        else:
-            h = isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE, ISA)
+        h = _update(g, a, h, PART, DTYPE, ISA)
         tl.store(out + direction * H + row * out_b + unit, isa.cast(h, DTYPE, ISA), mask=there)
         _leave(
             h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
@@ -310,6 +304,15 @@ def _state(hx, carry_in, row, unit, there, first, state, batch, H: tl.constexpr,
     if HAS_HX:
         h += tl.load(hx + at, mask=there & (first != 0), other=0.0).to(tl.float32)
     return h
+
+
+@triton.jit
+def _update(g, a, h, PART: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """The state after the step, of ``PART``'s gate inputs and products."""
+    if PART == "rest":
+        return isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE, ISA)
+    else:
+        return isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE, ISA)
 
 
 @triton.jit
