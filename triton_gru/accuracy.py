@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
+from .arguments import beyond_torch
 from .modules import GRU
 from .plan import KERNELS
 
@@ -73,7 +74,7 @@ def torchs_own(
     gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same call by torch's own GRU; where it has no such GRU, by plain torch in the same precision."""
-    if lengths is None and resets is None and getattr(gru, "reset_after", True) and not getattr(gru, "reverse", False):
+    if lengths is None and resets is None and not beyond_torch(gru):
         return nn.GRU.forward(gru, x, hx)
     plain = copy.copy(gru)
     plain.backend = "reference"

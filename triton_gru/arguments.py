@@ -114,6 +114,14 @@ def flat(weights: list[Weights]) -> list[Tensor]:
     return [w for layer in weights for w in layer if w is not None]
 
 
+def beyond_torch(module) -> str:
+    """What is set of a module, ours or torch's, that no GRU of torch's has; empty if nothing."""
+    before, backward = not getattr(module, "reset_after", True), getattr(module, "reverse", False)
+    if not (before or backward):
+        return ""  # soon: every call asks
+    return ", ".join(["reset_after=False"] * before + ["reverse=True"] * backward)
+
+
 BOTH_AND_REVERSE = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import launch, ops, prepared
-from .arguments import BOTH_AND_REVERSE, Call, bind_cell, bind_gru
+from .arguments import BOTH_AND_REVERSE, Call, beyond_torch, bind_cell, bind_gru
 from .device import find
 from .plan import Plan, check_backend, choose
 from .stream import Stream
@@ -198,7 +198,7 @@ def _plan(call: Call, backend: str) -> Plan:
 
 def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
     """Whether the call is torch's whatever its arguments: then nothing is to be spent on a plan."""
-    if module.backend not in ("auto", "torch") or not module.reset_after or getattr(module, "reverse", False):
+    if module.backend not in ("auto", "torch") or beyond_torch(module):
         return False
     # A trace would not show a kernel; and a model that is compiled in training is to train.
     if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
@@ -211,6 +211,6 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
 
 
 def _own_repr(module: GRU | GRUCell) -> str:
-    text = "" if module.reset_after else ", reset_after=False"
-    text += ", reverse=True" if getattr(module, "reverse", False) else ""
+    own = beyond_torch(module)
+    text = f", {own}" if own else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

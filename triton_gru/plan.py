@@ -132,9 +132,7 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
     if kernel == "reference":
         return None
     if kernel == "torch":
-        if not problem.reset_after:
-            return "torch.nn.GRU resets after the recurrent product, always"
-        return "torch.nn.GRU does not restart within a sequence" if problem.resets else None
+        return _torch_cannot(problem) or None
     if problem.obstacle:
         return problem.obstacle
     if device is None:
@@ -147,11 +145,18 @@ def _consider(kernel: str, problem: Problem, device: Device | None, backend: str
     config = HEURISTICS[kernel](
         problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device
     )
-    # Where torch has no such GRU, what is left is a loop of many launches a step.
-    torchs = problem.reset_after and not problem.resets
-    if backend == "auto" and torchs and not isinstance(config, str) and (slower := _expected_slower(problem, config)):
+    if isinstance(config, str) or backend != "auto" or _torch_cannot(problem):
+        return config  # where torch cannot, what is left is a loop of many launches a step
+    if slower := _expected_slower(problem, config):
         return f"expected to be slower than torch {slower}; ask for it by name"
     return config
+
+
+def _torch_cannot(problem: Problem) -> str:
+    """Why torch's own GRU cannot serve a problem; empty if it can."""
+    if not problem.reset_after:
+        return "torch.nn.GRU resets after the recurrent product, always"
+    return "torch.nn.GRU does not restart within a sequence" if problem.resets else ""
 
 
 # From this many bytes of W_hh on, a step takes the GPU longer to stream them than the host to launch it.

@@ -4,6 +4,7 @@ import warnings
 
 from torch import nn
 
+from .arguments import beyond_torch
 from .modules import GRU, GRUCell
 
 _OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
@@ -61,8 +62,5 @@ def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type
         return f"{type(module).__name__} is a subclass of {bases[0].__name__}" if bases else ""
     if "forward" in module.__dict__:
         return "its forward has been replaced"
-    if not getattr(module, "reset_after", True):
-        return "reset_after=False, which torch does not have"
-    if getattr(module, "reverse", False):
-        return "reverse=True, which torch does not have"
-    return ""
+    own = beyond_torch(module)
+    return f"{own}, which torch does not have" if own else ""

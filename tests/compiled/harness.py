@@ -63,10 +63,11 @@ def kernel_launches(
     layout="dense",
     resets=False,
     reset_after=True,
+    reverse=False,
 ):
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
-    options = {"bidirectional": bidirectional, "reset_after": reset_after}
+    options = {"bidirectional": bidirectional, "reset_after": reset_after, "reverse": reverse}
     gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, **options).eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
     x = x.view(steps, batch_size, inputs)

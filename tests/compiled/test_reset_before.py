@@ -91,3 +91,15 @@ def test_each_handover_is_sent_before_the_next_is_waited_for(precision, handover
     # The first states; then in the loop the state of each tile is waited for, r h sent, z's products made; and then
     # r h of each waited for, and the next state sent.
     assert order == "S" + tiles * "WpSp" + tiles * "WpS", order
+
+
+@pytest.mark.parametrize("precision, hidden_size", [("fp16", 512), ("tf32", 100)])
+def test_a_single_step_is_two_launches(precision, hidden_size):
+    pretend(H200)
+    launches = kernel_launches(
+        "step", H200, precision, hidden_size, 3, steps=1, inputs=hidden_size, hx=True, reset_after=False
+    )
+    assert [each.constants["PART"] for each in launches] == ["reset", "rest"]
+    for launch in launches:
+        found = facts(launch.compile())
+        assert found.stack == 0 and found.spills == 0 and found.shared <= H200.shared_memory, found

@@ -56,6 +56,15 @@ def test_they_compile_for_every_architecture(kernel, device):
         assert found.shared <= device.shared_memory, found
 
 
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_one_direction_backward_compiles(kernel):
+    pretend(H200)
+    for launch in kernel_launches(kernel, H200, "fp16", 100, 3, inputs=100, hx=True, layout="packed", reverse=True)[:2]:
+        assert launch.constants["REVERSE"] is True
+        found = facts(launch.compile())
+        assert found.stack <= STACK and found.spills == 0, found
+
+
 @pytest.mark.parametrize("layout", ["lengths", "packed"])
 def test_other_lengths_add_no_compile(layout):
     """Wherever their tables lie."""

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..arguments import beyond_torch
 from ..modules import GRU, GRUCell
 from . import assemble
 
@@ -43,10 +44,8 @@ def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell
     """
     theirs = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
     copied = _copied(module, theirs, {})
-    if not getattr(module, "reset_after", True):
-        raise ValueError("torch has no GRU with reset_after=False")
-    if getattr(module, "reverse", False):
-        raise ValueError("torch has no GRU with reverse=True")
+    if own := beyond_torch(module):
+        raise ValueError(f"torch has no GRU with {own}")
     return copied
 
 

@@ -166,19 +166,16 @@ def whole_step(
     if HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
+        biased = ()
+        for i in tl.static_range(len(g)):
+            gate = _first_gate(PART) + i
+            g_i = g[i] + _bias(b_ih, gate, unit, H)
+            if PART != "all" or i < 2:
+                g_i += _bias(b_hh, gate, unit, H)
+            biased = biased + (g_i,)
+        g = biased
         if PART == "all":
-            g = (
-                g[0] + _bias(b_ih, 0, unit, H) + _bias(b_hh, 0, unit, H),
-                g[1] + _bias(b_ih, 1, unit, H) + _bias(b_hh, 1, unit, H),
-                g[2] + _bias(b_ih, 2, unit, H),
-            )
             a = (a[0], a[1], a[2] + _bias(b_hh, 2, unit, H))
-        else:
-            biased = ()
-            for i in tl.static_range(len(g)):
-                gate = _first_gate(PART) + i
-                biased = biased + (g[i] + _bias(b_ih, gate, unit, H) + _bias(b_hh, gate, unit, H),)
-            g = biased
     row = first_row + tl.arange(0, BATCH)[None, :]
     there = (row < batch) & (unit < H)
     h = _state(hx, carry_in, row, unit, there, start == 0, state, batch, H, HAS_HX)
