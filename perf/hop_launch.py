@@ -67,7 +67,7 @@ def obstacle(hop: Hop, device: Device) -> str:
         return f"a row has {hop.row} elements, fewer than one for each of {hop.programs} programs"
     if hop.row % hop.programs or (units := hop.row // hop.programs) & (units - 1):
         return f"{hop.programs} programs do not cut a row of {hop.row} elements into equal powers of two"
-    longest = Mailbox(hop.config, hop.batch, 1, torch.float16, torch.device("cpu"), device).longest
+    longest = Mailbox(hop.config, hop.batch, 1, torch.float16, device).longest
     return f"a mailbox has room for {longest} steps of it, fewer than {LEAST_STEPS}" if longest < LEAST_STEPS else ""
 
 
@@ -77,7 +77,8 @@ class Launcher:
     def __init__(self, hop: Hop, steps: int, device: torch.device, described: Device):
         self.hop, self.steps = hop, steps
         described = dataclasses.replace(described, isa=hop.isa)
-        self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16, device, described)
+        self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16, described)
+        self._words = torch.empty(self.mailbox.size(steps), dtype=torch.int64, device=device)
         self.spills = 0  # words a thread keeps in memory for want of registers, known after a call
         # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
         self.passes = steps + 1 if hop.isa == "interpreter" else 1
@@ -89,7 +90,7 @@ class Launcher:
         return Launch(
             hop_steps,
             (hop.programs,),
-            (self.mailbox.cleared(self.steps), self._watch, self._result, self.steps, self.mailbox.slots(self.steps)),
+            (self._words, self._watch, self._result, self.steps, self.mailbox.slots(self.steps)),
             {
                 "PROGRAMS": hop.programs,
                 "ROW": hop.row,
@@ -102,12 +103,14 @@ class Launcher:
                 "num_stages": 1,
             }
             | ({} if hop.isa == "interpreter" else {"launch_cooperative_grid": True}),
+            self.mailbox.clear(self._words, self.steps),
         )
 
     def __call__(self) -> None:
-        kernel, grid, args, constants = self.launch()
+        launch = self.launch()
         for _ in range(self.passes):
-            compiled = kernel[grid](*args, **constants)
+            compiled = launch.start()
+            launch = launch._replace(clear=None)
             self.spills = compiled.n_spills if compiled else 0
 
     def is_right(self, call: Callable[[], None]) -> bool:

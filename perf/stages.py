@@ -106,8 +106,7 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
     plan = variant.plan(ours, x)
 
     def call(stage: str) -> None:
-        for scan, grid, args, constants in launches(ours, x, plan, stage):
-            scan[grid](*args, **constants)
+        launch.start(launches(ours, x, plan, stage))
 
     return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, str(plan.config)
 

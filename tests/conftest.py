@@ -9,8 +9,9 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from triton_gru import launch, prepared
+from triton_gru import launch
 from triton_gru.device import interpreting
+from triton_gru.scans import Launch
 
 
 @pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -50,13 +51,13 @@ def launched(monkeypatch) -> Launches:
         start(named())
 
     monkeypatch.setattr(launch, "start", record)
-    again = prepared._Open.start
+    prepared = Launch.prepared
 
-    def record_again(self, *args):
-        names.append(self.name)
-        again(self, *args)
+    def recording(self):
+        again = prepared(self)
+        return lambda *args: names.append(self.kernel.__name__) or again(*args)
 
-    monkeypatch.setattr(prepared._Open, "start", record_again)
+    monkeypatch.setattr(Launch, "prepared", recording)
     return names
 
 

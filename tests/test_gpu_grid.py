@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import launch, scans, watchdog
+from triton_gru import launch, prepared, scans, watchdog
 from triton_gru.config import HANDOVERS, grid_config
 from triton_gru.device import find
 
@@ -86,6 +86,7 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
             output, h_n = gru(x)
             torch.cuda.synchronize()
             assert 0.2 < time.monotonic() - start < 5
+        prepared.forget()  # the second call of a form is what later ones repeat
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 0.3 s"):

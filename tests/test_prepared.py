@@ -1,16 +1,18 @@
-"""A `GRUCell` called again, by what its last call found out: the same answer, and never when something is different."""
+"""A `GRUCell` called again, by what its calls have found out: the same answer, and never when something is different.
+
+Of a `GRU`, and of all that the two have in common: test_prepared_gru.py.
+"""
 
 import copy
-import pickle
-import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import triton_gru
-from triton_gru import modules, prepared
+from triton_gru import modules
 
+from .conftest import poisoned
 from .oracle import PRECISIONS, set_precision
 
 
@@ -33,19 +35,36 @@ def make(device, precision="fp16", **options):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("with_hx", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_the_second_call_is_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
+def test_the_third_call_is_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
     cell, x, hx = make(device, precision, bias=bias, reset_after=reset_after)
     hx = hx if with_hx else None
     with torch.no_grad():
         first, second = cell(x, hx), cell(x, hx)
-        assert len(bound) == 1
-        assert launched == ["whole_step"] * (2 if reset_after else 4)
+        with poisoned():
+            third = cell(x, hx)
+        assert len(bound) == 2
+        assert launched == ["whole_step"] * (3 if reset_after else 6)
         assert torch.equal(first, second)
+        assert torch.equal(first, third)
         other, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
         again = cell(other, other_hx)
-        assert len(bound) == 1
+        assert len(bound) == 2
         assert torch.equal(again, copy.deepcopy(cell)(other, other_hx))  # which is not prepared
-        assert torch.equal(first, second), "results of different calls share memory"
+        assert torch.equal(first, third), "results of different calls share memory"
+
+
+@pytest.mark.parametrize("backend", ["block", "grid"])
+def test_by_the_other_kernels(backend, device, launched, bound):
+    cell, x, hx = make(device)
+    cell.backend = backend
+    with torch.no_grad():
+        first, *_ = (cell(x, hx) for _ in range(3))
+        assert len(bound) == 2
+        assert launched.only_by(backend)
+        again = cell(2 * x, hx)
+        assert torch.equal(first, cell(x, hx))
+        assert len(bound) == 2
+        assert torch.equal(again, copy.deepcopy(cell)(2 * x, hx))
 
 
 def changes():
@@ -77,11 +96,12 @@ def changes():
 def test_what_is_different_is_seen(name, device, bound):
     cell, x, hx = make(device)
     with torch.no_grad():
-        cell(x, hx)
-        cell(x, hx)
+        for _ in range(3):
+            cell(x, hx)
+        assert len(bound) == 2
         x, hx = changes()[name](cell, x, hx) or (x, hx)
         actual = cell(x, hx)
-        assert len(bound) == 2
+        assert len(bound) == 3
         fresh = copy.deepcopy(cell)
         assert torch.equal(actual, fresh(x, hx))
 
@@ -89,10 +109,10 @@ def test_what_is_different_is_seen(name, device, bound):
 def test_modes_are_seen(device, bound):
     cell, x, hx = make(device, "fp32")
     with torch.no_grad():
-        before = cell(x, hx)
+        before, *_ = (cell(x, hx) for _ in range(3))
         torch.backends.cudnn.rnn.fp32_precision = "tf32"
         assert not torch.equal(cell(x, hx), before)
-        assert len(bound) == 2
+        assert len(bound) == 3
         with torch.autocast(device, torch.bfloat16):
             assert cell(x, hx).dtype == torch.bfloat16
     assert cell(x, hx).requires_grad
@@ -108,23 +128,9 @@ def test_modes_are_seen(device, bound):
 def test_weights_that_change_in_place_are_read_anew(device, bound):
     cell, x, hx = make(device)
     with torch.no_grad():
-        before = cell(x, hx)
+        before, *_ = (cell(x, hx) for _ in range(3))
         cell.weight_hh.mul_(2)
         after = cell(x, hx)
-        assert len(bound) == 1
+        assert len(bound) == 2
         assert not torch.equal(before, after)
         assert torch.equal(after, copy.deepcopy(cell)(x, hx))
-
-
-def test_nothing_is_kept_of_a_cell_that_is_gone(device):
-    cell, x, hx = make(device)
-    with torch.no_grad():
-        cell(x, hx)
-        assert cell in prepared._kept
-        gone = weakref.ref(x)
-        del x, hx
-        assert gone() is None
-        kept = len(prepared._kept)
-        pickle.loads(pickle.dumps(cell))
-        del cell
-        assert len(prepared._kept) == kept - 1

@@ -274,7 +274,7 @@ def surroundings(module, input: Tensor) -> tuple:
         module.reset_after,
         torch._C._get_cudnn_enabled(),  # torch.backends.cudnn.enabled, without the way there
         fp32_precision() if input.dtype == torch.float32 else "",
-        _autocast(device),
+        torch.get_autocast_dtype(device.type) if _autocast(device) else None,
         torch.jit.is_tracing(),
         torch._C._functorch.peek_interpreter_stack() is None,
         torch._C._len_torch_dispatch_stack(),
@@ -289,10 +289,13 @@ def places(weights: Iterable[Tensor | None]) -> list:
 
 def fp32_precision() -> str:
     """How torch multiplies fp32 numbers in recurrent networks, which is not how it does elsewhere."""
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+    # torch.backends.cudnn.rnn.fp32_precision, without the way there.
+    return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
 
 
 def _autocast(device: torch.device) -> bool:
+    if not torch._C._is_any_autocast_enabled():
+        return False  # soon: every call asks
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 

@@ -1,6 +1,7 @@
 """Runs a planned call: memory, the order of launches, and what each kernel is given."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -84,10 +85,7 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     watchdog.raise_if_given_up(device)
     output, h_n = allocate(call)
     if h_n.numel() > 0:
-        if elsewhere(device):
-            with torch.cuda.device(device):
-                start(launches(call, plan.config, plan.device, output, h_n))
-        else:
+        with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
             start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
 
@@ -108,19 +106,26 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
     return new(*((second, first) if call.batch_first else (first, second)), features), h_n
 
 
-def start(launches: Iterator[Launch]) -> None:
+def start(launches: Iterable[Launch]) -> None:
     """Starts them one by one, as they come."""
-    for kernel, grid, args, constants in launches:
-        kernel[grid](*args, **constants)
+    for each in launches:
+        each.start()
 
 
-def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Tensor) -> Iterator[Launch]:
+def launches(
+    call: Call,
+    config: Config,
+    device: Device,
+    output: Tensor,
+    h_n: Tensor,
+    new: Callable[..., Tensor] = Tensor.new_empty,
+) -> Iterator[Launch]:
     """The launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
 
     A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
     second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
-    state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. What goes
-    between two launches is cleared as the iteration comes to it: to be started one by one.
+    state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. All memory
+    for what goes between launches is made by ``new``, which is called as `Tensor.new_empty` is.
     """
     problem, sequences = call.problem, call.sequences
     weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
@@ -128,12 +133,15 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
     hx = call.hx
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
-    output = output.transpose(0, 1) if call.batch_first else output
     whole = isinstance(config, StepConfig) and problem.steps == 1 and problem.layout == "dense" and not problem.resets
     targets = [output]
     if (problem.bidirectional or whole) and len(layers) > 1:
-        targets = [output, torch.empty_like(output)] if len(layers) % 2 else [torch.empty_like(output), output]
-    carry = output.new_empty(2, *h_n.shape, dtype=torch.float32)
+        other = new(output, *output.shape)
+        targets = [output, other] if len(layers) % 2 else [other, output]
+    if call.batch_first:
+        targets = [target.transpose(0, 1) for target in targets]
+    # The state comes from outside and goes there in the one step of a whole call.
+    carry = new(output, 2, *((0,) if whole else h_n.shape), dtype=torch.float32)
     scan = Scan(problem, sequences, hx, carry, h_n, call.resets)
     shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
 
@@ -141,16 +149,17 @@ def launches(call: Call, config: Config, device: Device, output: Tensor, h_n: Te
     scan_launches, scratch = block_launches, ()
     if isinstance(config, GridConfig):
         handovers = 1 if problem.reset_after else 2
-        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype, output.device, device)
-        scan_launches, scratch = grid_launches, (mailbox,)
+        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype, device)
         chunk = min(chunk, mailbox.longest)
+        words = new(output, mailbox.size(chunk), dtype=torch.int64)
+        scan_launches, scratch = grid_launches, (mailbox, words)
     elif isinstance(config, StepConfig):
-        rounded = carry if output.dtype == torch.float32 else torch.empty_like(carry, dtype=output.dtype)
-        scan_launches, scratch = step_launches, (rounded, room_for_reset_state(problem, output))
+        rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
+        scan_launches, scratch = step_launches, (rounded, room_for_reset_state(problem, output, new))
     tiles = -(-problem.batch_size // config.batch)
     source = call.input
     if not whole:
-        gi = output.new_empty(problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
+        gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
     for index, layer in enumerate(layers):
         out = targets[index % len(targets)]
         scan.begin(index, layer, out)

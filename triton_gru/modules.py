@@ -99,7 +99,10 @@ class GRU(nn.RNNBase):
         resets: Tensor | None = None,
     ):
         """``output, h_n``; shapes as in the class's docstring."""
-        if lengths is None and resets is None and _is_torchs(self, input):
+        whole = lengths is None and resets is None
+        if whole and (serves := prepared.found(self, input, hx)) is not None:
+            return serves(self, input, hx)
+        if whole and _is_torchs(self, input):
             return nn.GRU.forward(self, input, hx)
         if ops.wanted(input):
             return ops.gru(self, input, hx, lengths, resets)
@@ -108,13 +111,17 @@ class GRU(nn.RNNBase):
         call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch" and lengths is None and not self.reverse:
-            return nn.GRU.forward(self, input, hx)
+            results = nn.GRU.forward(self, input, hx)
+            prepared.keep_torchs(self, input, hx, nn.GRU.forward)
+            return results
         output, h_n = launch.run(call, plan)
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
             return output, self.permute_hidden(h_n, input.unsorted_indices)
         if input.dim() == 2:
             return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
+        if whole:
+            prepared.keep(self, input, hx, call, plan, output, h_n)
         return output, h_n
 
     def plan(
@@ -170,19 +177,24 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
+        if (serves := prepared.found(self, input, hx)) is not None:
+            return serves(self, input, hx)
         if _is_torchs(self, input):
             return nn.GRUCell.forward(self, input, hx)
         if ops.wanted(input):
             return ops.cell(self, input, hx)
-        if (h := prepared.run(self, input, hx)) is not None:
-            return h
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch":
-            return nn.GRUCell.forward(self, input, hx)
-        h = launch.run(call, plan)[1][0]
-        prepared.keep(self, call, plan, input, hx)
-        return h.squeeze(0) if input.dim() == 1 else h
+            h = nn.GRUCell.forward(self, input, hx)
+            prepared.keep_torchs(self, input, hx, nn.GRUCell.forward)
+            return h
+        h_n = launch.run(call, plan)[1]
+        h = h_n.squeeze(0)
+        if input.dim() == 1:
+            return h.squeeze(0)
+        prepared.keep(self, input, hx, call, plan, h_n, h_n)
+        return h
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
         """What ``self(input, hx)`` would run, as `GRU.plan`."""

@@ -1,107 +1,306 @@
-"""A step of a `GRUCell` without binding and planning it anew, as long as all stays as it was in the call before.
+"""A call made again without binding and planning it anew, as long as all stays as it was in the calls before.
 
-By count, to bind and to plan a call takes the host longer than its launch takes the GPU (neither was timed on one):
-what a call has found out is kept, and the next one only asks whether it still holds.
+To check, bind and plan a call and to take its launches through Triton takes the host longer than it takes the GPU to
+run them. So what a module's calls have found out is kept, by the form of a call: all that decides how it is served.
+The next call of that form only asks whether it still holds, and passes on the addresses that are new.
 """
 
+import itertools
+import operator
+import threading
 import weakref
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import watchdog
-from .arguments import Call, places, surroundings, weights_of_cell
+from .arguments import Call, flat, places, surroundings, weights_of_cell
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
-from .scans import Launch, room_for_reset_state
+from .scans import Launch
 
-# Of each cell by whether the call has a state: in a loop over time the first has none.
-_kept: "weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, _Prepared]]" = weakref.WeakKeyDictionary()
+# Forms that are kept of a module, the latest ones.
+FORMS = 32
+# Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
+LAUNCHES = 64
+# A form met once. Most of those of input whose lengths vary are never met again: only the second time is it prepared.
+_MET = False
+
+# Of each module what serves a call of each form, oldest first: `_MET` if that is to be prepared yet, None if it cannot.
+_kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
-def run(cell, input: Tensor, hx: Tensor | None) -> Tensor | None:
-    """``cell(input, hx)`` as it was prepared, None if it was not or something is different."""
-    prepared = _kept.get(cell, {}).get(hx is None)
-    if prepared is None or not prepared.holds(cell, input, hx):
+def found(module, input, hx: Tensor | None) -> Callable | None:
+    """What serves ``module(input, hx)`` and is called as ``module.forward`` is; None if that has to be found out.
+
+    ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
+    """
+    # What is compiled or traced is to see no more of this.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    watchdog.raise_if_given_up(input.device)
-    h = input.new_empty(prepared.shape)
-    prepared.launch(input, h if hx is None else hx, h)
-    return h
+    forms = _kept.get(module)
+    if forms is None:
+        return None
+    serves = forms.get(_form(module, input, hx))
+    if type(serves) is not _Prepared:
+        return serves or None
+    if not serves.weights.hold(module):
+        _kept.pop(module, None)
+        return None
+    return serves if _runs(input, hx, serves.weights.tensors) else None
 
 
-def keep(cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None) -> None:
-    """Prepares calls like ``cell(input, hx)``, which was planned so, if they run on memory as it lies."""
-    weights = weights_of_cell(cell)
-    tensors = [t for t in (input, hx, *weights) if t is not None]
-    if plan.kernel != "step" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
+    """Keeps that ``module(input, hx)`` was bound and planned so; of the results of a kernel, where it has left them.
+
+    ``output`` and ``h_n`` as `launch.run` returns them, or one and the same [1, B, H] where the caller gets but one.
+    """
+    if plan.config is None or h_n.numel() == 0 or not _runs(input, hx, flat(call.weights)):
         return
-    own = all(cell._parameters.get(name) is w for name, w in zip(_NAMES, weights))
-    contiguous = all(t.is_contiguous() for t in tensors)
-    if own and contiguous and input.dim() == 2 and call.input.dtype == input.dtype and not elsewhere(input.device):
-        _kept.setdefault(cell, {})[hx is None] = _Prepared(cell, call, plan, input, hx)
+    form = _form(module, input, hx)
+    forms = _kept.get(module, {})
+    if form not in forms:
+        _add(module, form, _MET)
+    elif forms[form] is _MET:
+        weights = _Weights(module)
+        made = _prepared(input, hx, weights, call, plan, output, h_n) if weights.hold(module) else None
+        _add(module, form, made)
 
 
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+def keep_torchs(module, input, hx: Tensor | None, forward: Callable) -> None:
+    """Keeps that torch's own ``forward(module, input, hx)`` serves the call.
+
+    It has done so once, and asks for the weights itself: whatever becomes of them, the answer is torch's.
+    """
+    _add(module, _form(module, input, hx), forward)
+
+
+def forget() -> None:
+    """Everything kept: for when calls may be planned otherwise from here on."""
+    _kept.clear()
+
+
+def _add(module, form: tuple | None, serves) -> None:
+    if form is None:
+        return
+    with _lock:
+        forms = _kept.setdefault(module, {})
+        forms[form] = serves
+        if len(forms) > FORMS:
+            del forms[next(iter(forms))]
+
+
+def _runs(input: Tensor, hx: Tensor | None, weights: Iterable[Tensor | None]) -> bool:
+    """Whether launches can be made as they are: no gradient is to be recorded, and the GPU is the current one."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights)):
+        return False
+    return not elsewhere(input.device)
+
+
+_OF_CELLS = operator.attrgetter("input_size", "hidden_size")
+_OF_GRUS = operator.attrgetter(
+    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse"
+)
+_BARE = (Tensor, nn.Parameter)
+
+
+def _form(module, input, hx: Tensor | None) -> tuple | None:
+    """All that decides how a call is served beside the weights; None where the tensors are not what they seem."""
+    if type(input) not in _BARE or (hx is not None and type(hx) not in _BARE):
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    return (
+        _OF_GRUS(module) if isinstance(module, nn.RNNBase) else _OF_CELLS(module),
+        surroundings(module, input),
+        torch.is_grad_enabled(),
+        _lie(input),
+        None if hx is None else _lie(hx),
+    )
+
+
+def _lie(tensor: Tensor) -> tuple:
+    """How it lies in memory; of the address only what a kernel was compiled for."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+
+
+_NAMES_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class _Weights:
+    """A module's weights, and where they lie.
+
+    Attributes:
+        tensors: in torch's order; of a cell without biases None in their place.
+    """
+
+    def __init__(self, module):
+        self._is_gru = isinstance(module, nn.RNNBase)
+        self._names = tuple(module._flat_weights_names) if self._is_gru else _NAMES_OF_CELLS
+        self.tensors = tuple(module._flat_weights) if self._is_gru else weights_of_cell(module)
+        # Elsewhere than in memory a weight has no place.
+        self._places = places(self.tensors) if all(w is None or type(w) in _BARE for w in self.tensors) else None
+
+    def hold(self, module) -> bool:
+        """Whether the module has them yet, as its own, not made anew for each call, and they lie where they did."""
+        own = map(module._parameters.get, self._names)
+        return (
+            all(map(operator.is_, own, self.tensors))
+            # Where a GRU looks for them; torch sets it right when its own have changed.
+            and (not self._is_gru or all(map(operator.is_, module._flat_weights, self.tensors)))
+            and self._places is not None
+            and places(self.tensors) == self._places
+        )
+
+
+# What has another address in each call.
+_INPUT, _HX, _OUTPUT, _H_N, _ROOM = range(5)
+# Between one part of the room and the next: bytes, a multiple of what the allocator itself aligns to for Triton's sake.
+_ALIGNED = 256
+
+
+class _Step(NamedTuple):
+    """A launch, of which some arguments are still open.
+
+    Attributes:
+        start: of `Launch.prepared`, for ``args``.
+        open: (which of them, of which memory, how many bytes from its start).
+        clear: words of the room, from and to, and what they are set to before.
+    """
+
+    start: Callable[..., None]
+    args: list
+    open: list[tuple[int, int, int]]
+    clear: tuple[int, int, int] | None
 
 
 class _Prepared:
-    """The launches of a step, of which the input, the state, the result and what goes between them are still open."""
+    """The launches of a call, and how much memory they take: for the results, and room for what goes between.
 
-    def __init__(self, cell, call: Call, plan: Plan, input: Tensor, hx: Tensor | None):
-        h = call.input.new_empty(1, call.problem.batch_size, call.problem.hidden_size)
-        self.shape = h.shape[1:]
-        self._problem = call.problem
-        self._launches = [_Open(launch) for launch in launches(call, plan.config, plan.device, h, h)]
-        self._surroundings = surroundings(cell, input)
-        self._weights = weights_of_cell(cell)
-        self._places = places(self._weights)
-        self._input, self._hx = _form(input), None if hx is None else _form(hx)
+    Args:
+        weights: those that the launches read.
+        held: what else they read, not to be freed.
+        room: in 64-bit words.
+        output, h_n: shapes; None for the former where the caller gets but one result.
+    """
 
-    def holds(self, cell, input: Tensor, hx: Tensor | None) -> bool:
-        """Whether a call is like the one that this was prepared for. To be quick: the host has little else to do."""
-        parameters = cell._parameters
-        if any(parameters.get(name) is not weight for name, weight in zip(_NAMES, self._weights)):
-            return False
-        if torch.is_grad_enabled():
-            tensors = (input, hx, *self._weights)
-            if any(t is not None and t.requires_grad for t in tensors):
-                return False
-        return (
-            _form(input) == self._input
-            and (None if hx is None else _form(hx)) == self._hx
-            and places(self._weights) == self._places
-            and surroundings(cell, input) == self._surroundings
-            and not elsewhere(input.device)
-        )
+    def __init__(
+        self,
+        steps: list[_Step],
+        weights: _Weights,
+        held: list[Tensor],
+        room: int,
+        output: torch.Size | None,
+        h_n: torch.Size,
+    ):
+        self._steps, self.weights, self._held = steps, weights, held
+        self._room, self._output, self._h_n = room, output, h_n
 
-    def launch(self, x: Tensor, hx: Tensor, h: Tensor) -> None:
+    def __call__(self, module, input: Tensor, hx: Tensor | None):
+        watchdog.raise_if_given_up(input.device)
+        h_n = input.new_empty(self._h_n)
+        output = h_n if self._output is None else input.new_empty(self._output)
         # Not kept: calls on two streams would share it.
-        between = room_for_reset_state(self._problem, h)
-        for each in self._launches:
-            each.start(x, hx, h, between)
+        room = input.new_empty(self._room, dtype=torch.int64) if self._room else None
+        memory = (
+            input.data_ptr(),
+            0 if hx is None else hx.data_ptr(),
+            output.data_ptr(),
+            h_n.data_ptr(),
+            0 if room is None else room.data_ptr(),
+        )
+        for start, args, open, clear in self._steps:
+            if clear is not None:
+                first, end, value = clear
+                room[first:end].fill_(value)
+            args = args.copy()
+            for at, which, offset in open:
+                args[at] = memory[which] + offset
+            start(*args)
+        return h_n if self._output is None else (output, h_n)
 
 
-class _Open:
-    """A launch that takes a few of its arguments later."""
+def _prepared(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: _Weights,
+    call: Call,
+    plan: Plan,
+    output: Tensor,
+    h_n: Tensor,
+) -> _Prepared | None:
+    """None if there are too many launches, or they read what was made for this call (a copy of its state, say)."""
+    between: list[Tensor] = []
 
-    def __init__(self, launch: Launch):
-        self.name = launch.kernel.__name__
-        names = launch.kernel.arg_names
-        self._at = [names.index(name) for name in ("x", "hx", "out", "h_n", "reset_state")]
-        self._args = list(launch.args)
-        for at in self._at:  # not to be kept from being freed
-            self._args[at] = None
-        self._start = launch.prepared()
+    def new(like: Tensor, *shape: int, **options) -> Tensor:
+        between.append(like.new_empty(*shape, **options))
+        return between[-1]
 
-    def start(self, x: Tensor, hx: Tensor, h: Tensor, reset_state: Tensor) -> None:
-        args = self._args.copy()
-        for at, tensor in zip(self._at, (x, hx, h, h, reset_state)):
-            args[at] = tensor
-        self._start(*args)
+    made = list(itertools.islice(launches(call, plan.config, plan.device, output, h_n, new), LAUNCHES + 1))
+    if len(made) > LAUNCHES:
+        return None
+    held = [watchdog.of(input.device).watch] if plan.kernel == "grid" else []
+    fixed = [*held, *(w for w in weights.tensors if w is not None)]
+    memory = _Memory(input, hx, output, h_n, fixed, between)
+    steps = [_step(launch, memory) for launch in made]
+    if memory.ambiguous or None in steps:
+        return None
+    alone = output is h_n
+    return _Prepared(steps, weights, held, memory.room, None if alone else output.shape, h_n.shape[alone:])
 
 
-def _form(tensor: Tensor) -> tuple:
-    """What a launch depends on; of the address only what was compiled for."""
-    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+def _step(launch: Launch, memory: "_Memory") -> _Step | None:
+    args, open = list(launch.args), []
+    for at, arg in enumerate(args):
+        if isinstance(arg, Tensor):
+            place = memory.find(arg)
+            if place is None:
+                return None
+            which, offset = place
+            args[at] = offset
+            if which is not None:
+                open.append((at, which, offset))
+    clear = None
+    if launch.clear is not None:
+        words, value = launch.clear
+        first = memory.find(words)[1] // words.itemsize
+        clear = first, first + words.numel(), value
+    return _Step(launch.prepared(), args, open, clear)
+
+
+class _Memory:
+    """Tells of what a call's tensors are part.
+
+    Attributes:
+        room: 64-bit words for all that goes between the launches.
+        ambiguous: what lies where another call's input or state may not: it begins where something else does.
+    """
+
+    def __init__(self, input, hx, output: Tensor, h_n: Tensor, fixed: list[Tensor], between: list[Tensor]):
+        self._starts = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
+        given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
+        self.ambiguous = False
+        for tensor, which in given:
+            self.ambiguous |= tensor.data_ptr() in self._starts and tensor is not output
+            self._starts[tensor.data_ptr()] = which, 0
+        self._parts, size = [], 0
+        for part in between:
+            self._parts.append((part.data_ptr(), part.nbytes, size))
+            size += -(-part.nbytes // _ALIGNED) * _ALIGNED
+        self.room = size // 8
+
+    def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
+        """(of which memory, how many bytes from its start), (None, address) of what stays; None of what is neither."""
+        address = tensor.data_ptr()
+        if tensor.numel() == 0:
+            return None, 0
+        if address in self._starts:
+            return self._starts[address]
+        for start, size, offset in self._parts:
+            if start <= address < start + size:
+                return _ROOM, offset + address - start
+        return None

@@ -1,11 +1,14 @@
 """What each scan kernel is launched with, for one layer and one chunk of time steps."""
 
-import functools
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
 from . import watchdog
 from .config import BlockConfig, GridConfig, StepConfig
@@ -22,25 +25,73 @@ from .sequences import Sequences
 MAILBOX_BYTES = 16 << 20
 
 
+class Clear(NamedTuple):
+    """``words.fill_(value)``."""
+
+    words: Tensor
+    value: int
+
+
 class Launch(NamedTuple):
-    """One kernel launch: ``kernel[grid](*args, **constants)``."""
+    """One kernel launch: ``kernel[grid](*args, **constants)``, once ``clear`` is done."""
 
     kernel: object
     grid: tuple[int, ...]
     args: tuple
     constants: dict
+    clear: Clear | None = None
+
+    def start(self):
+        """As Triton's own launch does, returns the compiled kernel; nothing in the interpreter."""
+        if self.clear is not None:
+            self.clear.words.fill_(self.clear.value)
+        return self.kernel[self.grid](*self.args, **self.constants)
 
     def compile(self):
         """What Triton makes of it, by the path of a real launch up to the moment it would start."""
         return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
 
     def prepared(self) -> Callable[..., None]:
-        """Starts it with other arguments, as many as ``args`` and of the same kinds, without asking what they are."""
+        """Starts the kernel with other arguments of the same kinds, in place of tensors the addresses of such.
+
+        It does not ask what they are: an address is to be as much of a multiple of 16 as the tensor's is.
+        """
         if self.constants["ISA"] == "interpreter":
-            return functools.partial(self.kernel[self.grid], **self.constants)
+            return _interpreted(self)
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
-        start = self.compile()[self.grid]
-        return lambda *args: start(*args, *constants)
+        grid = (*self.grid, 1, 1)[:3]
+        compiled = self.compile()
+        observed = compiled[grid]  # which loads it, too
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+        stream, device = driver.active.get_current_stream, driver.active.get_current_device()
+        hooks = knobs.runtime
+        if not triton.__version__.startswith("3.6."):  # what follows is Triton's own affair
+            return lambda *args: observed(*args, *constants)
+
+        def start(*args) -> None:
+            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
+                observed(*args, *constants)
+            else:
+                run(*grid, stream(device), function, metadata, None, None, None, *args, *constants)
+
+        return start
+
+
+def _interpreted(launch: Launch) -> Callable[..., None]:
+    """As `Launch.prepared`: the interpreter takes no addresses, but asks a tensor for nothing else than its dtype."""
+    kernel, constants = launch.kernel[launch.grid], launch.constants
+    dtypes = [arg.dtype if isinstance(arg, Tensor) else None for arg in launch.args]
+
+    def start(*args) -> None:
+        kernel(*(_tensor_at(arg, dtype) if dtype else arg for arg, dtype in zip(args, dtypes)), **constants)
+
+    return start
+
+
+def _tensor_at(address: int, dtype: torch.dtype) -> Tensor:
+    if address == 0:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer((ctypes.c_byte * dtype.itemsize).from_address(address), dtype=dtype)
 
 
 class Scan:
@@ -154,29 +205,19 @@ class Mailbox:
 
     Args:
         handovers: in a time step.
-        dtype, device: of the mailbox; ``described``: what ``device`` offers.
+        dtype: of the state.
     """
 
-    def __init__(
-        self,
-        config: GridConfig,
-        batch: int,
-        handovers: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        described: Device,
-    ):
+    def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype, device: Device):
         self._handovers = handovers
         flagged = config.handover in ("flag", "probe")
         self._fill = -1 if flagged else 0
         # In the interpreter no program waits for another to free a slot.
-        self._ring = not flagged and described.isa != "interpreter"
+        self._ring = not flagged and device.isa != "interpreter"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         tiles *= config.directions
         self._header = (1 + tiles) * LINE.value
         self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
-        self._device = device
-        self._words: Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -193,17 +234,20 @@ class Mailbox:
     def slots(self, steps: int) -> int:
         return 2 if self._ring else self.all_handovers(steps)
 
-    def cleared(self, steps: int) -> Tensor:
-        """The mailbox, ready for a launch of so many steps; in the order of the stream, as the launch itself."""
-        size = self._header + self.slots(steps) * self._slot
-        if self._words is None or self._words.numel() < size:
-            self._words = torch.empty(size, dtype=torch.int64, device=self._device)
-        self._words[:size].fill_(self._fill)
-        return self._words
+    def size(self, steps: int) -> int:
+        """Words of 64 bits that a launch of so many steps takes."""
+        return self._header + self.slots(steps) * self._slot
+
+    def clear(self, words: Tensor, steps: int) -> Clear:
+        """What has to come before a launch of so many steps."""
+        return Clear(words[: self.size(steps)], self._fill)
 
 
-def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox) -> Iterator[Launch]:
-    """One launch for all directions, or one for each where the chip has no room for both."""
+def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:
+    """One launch for all directions, or one for each where the chip has no room for both.
+
+    ``words``, int64, is the memory of ``mailbox``.
+    """
     on_gpu = shared["ISA"] != "interpreter"
     constants = shared | scan.constants | {
         "UNITS": config.units,
@@ -226,26 +270,28 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
             (config.programs * config.copies * config.directions,),
             (
                 scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
-                scan.out, scan.h_n, *scan.ends, mailbox.cleared(scan.steps), watchdog.of(scan.gi.device).watch,
+                scan.out, scan.h_n, *scan.ends, words, watchdog.of(scan.gi.device).watch,
                 scan.steps, scan.start, scan.total, mailbox.slots(scan.steps), config.copies, first_direction,
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),
             constants,
+            mailbox.clear(words, scan.steps),
         )  # fmt: skip
-        # In the interpreter programs run one after another and do not wait: each time over one more hand-over is right.
-        for _ in range(1 if on_gpu else mailbox.all_handovers(scan.steps)):
-            yield launch
+        yield launch
+        if not on_gpu:
+            # Programs run one after another and do not wait: each time over one more hand-over is right.
+            yield from [launch._replace(clear=None)] * (mailbox.all_handovers(scan.steps) - 1)
     scan.parity ^= 1
 
 
-def room_for_reset_state(problem: Problem, like: Tensor) -> Tensor:
+def room_for_reset_state(problem: Problem, like: Tensor, new: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
     """Room for r h between the two launches of a step to reset before: [directions, B, H], as the product's operand.
 
-    ``like`` itself where nothing is read from there.
+    ``like`` itself where nothing is read from there; otherwise made by ``new``.
     """
     if problem.reset_after:
         return like
-    return like.new_empty(problem.directions, problem.batch_size, problem.hidden_size)
+    return new(like, problem.directions, problem.batch_size, problem.hidden_size)
 
 
 def step_launches(

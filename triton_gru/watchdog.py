@@ -53,7 +53,8 @@ _watchdogs: dict[torch.device, Watchdog] = {}
 def of(device: torch.device) -> Watchdog:
     """The device's watchdog, made at the first call, which copies to the device: not to be captured in a graph."""
     if device not in _watchdogs:
-        _watchdogs[device] = Watchdog(device)
+        with torch.inference_mode(False):  # it outlives the mode of the call
+            _watchdogs[device] = Watchdog(device)
     return _watchdogs[device]
 
 

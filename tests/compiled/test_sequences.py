@@ -117,13 +117,18 @@ def test_a_prepared_launch_passes_what_was_compiled_for():
     passed = {}
 
     class Compiled:
+        function = packed_metadata = None
+
         def __getitem__(self, grid):
-            return lambda *args: passed.update(grid=grid, args=args)
+            passed.update(loaded=grid)
+
+        def run(self, *args):
+            passed.update(grid=args[:3], args=args[9:])
 
     whole, launch = launch, launch._replace(kernel=Recorded(launch.kernel, Compiled()))
     launch.prepared()(*launch.args)
     names = whole.kernel.arg_names
-    assert passed["grid"] == whole.grid
+    assert passed["grid"] == passed["loaded"] == whole.grid
     assert list(whole.compile().src.signature) == names
     assert len(passed["args"]) == len(names)
     for i, kind in enumerate(whole.compile().src.signature.values()):

@@ -1,0 +1,417 @@
+"""A `GRU` called again, by what its calls have found out: the same answer, and never when something is different.
+
+A call of a form that was never met is bound and planned, the second of that form once more, and then prepared.
+"""
+
+import copy
+import ctypes
+import itertools
+import pickle
+import sys
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+from triton_gru import launch, modules, prepared, scans, watchdog
+from triton_gru.device import KNOWN
+
+from .calls import case_id, make_call, make_gru
+from .conftest import poisoned
+from .pairwise import pairwise
+from .twins import twins
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Calls that were bound, and so not made as prepared."""
+    calls = []
+    bind = modules.bind_gru
+    monkeypatch.setattr(modules, "bind_gru", lambda *args: calls.append(args) or bind(*args))
+    return calls
+
+
+PAIRS = pairwise(
+    ("block", "grid", "step"),
+    (1, 3),  # steps
+    ("fp32", "fp16"),
+    ("time_first", "batch_first", "every_other_feature", "odd_offset"),
+    (1, 2),  # layers
+    (True, False),  # initial state given
+    (True, False),  # reset after
+    ("forward", "reverse", "both"),
+)
+
+
+@pytest.mark.parametrize(
+    "kernel, steps, precision, layout, layers, with_hx, reset_after, directions",
+    PAIRS,
+    ids=[
+        f"{k}-{directions}-{case_id(18, 2, steps, precision, layout, True, layers, with_hx, reset_after)}"
+        for k, steps, precision, layout, layers, with_hx, reset_after, directions in PAIRS
+    ],
+)
+def test_the_third_call_is_the_first(
+    kernel, steps, precision, layout, layers, with_hx, reset_after, directions, device, launched, bound, monkeypatch
+):
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)  # a step at a time, and the state carried on from each
+    gru, x, hx = make_call(
+        kernel, 18, 2, steps, precision, layout, True, layers, with_hx, reset_after, device, directions=directions
+    )
+    with torch.no_grad():
+        first = gru(x, hx)
+        names = list(launched)
+        second = gru(x, hx)
+        assert len(bound) == 2
+        kept = [each.clone() for each in (*first, *second)]
+        other, other_hx = torch.empty_like(x).copy_(x.flip(0)), None if hx is None else hx.flip(1)
+        if layout == "every_other_feature":
+            other = torch.stack([other, other], -1).flatten(2)[..., ::2]
+        elif layout == "odd_offset":
+            other = torch.cat([other.flatten()[:1], other.flatten()])[1:].view(x.shape)
+        launched.clear()
+        with poisoned():
+            third = gru(other, other_hx)
+        assert len(bound) == 2
+        assert launched == names
+        launched.clear()
+        expected = copy.deepcopy(gru)(other, other_hx)  # which is not prepared
+        assert len(bound) == 3
+        for mine, its in zip(third, expected):
+            assert torch.equal(mine, its)
+            assert mine.shape == its.shape and mine.stride() == its.stride() and mine.dtype == its.dtype
+        for now, before in zip((*first, *second), kept):
+            assert torch.equal(now, before), "results of different calls share memory"
+
+
+def make(device, kernel="block", **options):
+    """A GRU and a call of it that is prepared: small, and of all that has several weights."""
+    gru = make_gru(7, 16, "fp16", device, kernel, **({"num_layers": 2, "bidirectional": True} | options))
+    states = gru.num_layers * (2 if gru.bidirectional else 1)
+    x, hx = torch.randn(2, 2, 7, device=device).half(), torch.randn(states, 2, 16, device=device).half()
+    with torch.no_grad():
+        gru(x, hx)
+        gru(x, hx)
+    return gru, x, hx
+
+
+def changes():
+    def weight(gru, x, hx):
+        gru.weight_hh_l1_reverse = nn.Parameter(gru.weight_hh_l1_reverse.detach() * 2)
+
+    def data(gru, x, hx):
+        gru.bias_ih_l1.data = gru.bias_ih_l1.data * 2
+
+    def tied(gru, x, hx):
+        gru.weight_hh_l0_reverse = gru.weight_hh_l0
+
+    def transposed(gru, x, hx):
+        """The same memory, read otherwise."""
+        gru.weight_hh_l0.data = gru.weight_hh_l0.data.view(16, 48).T
+
+    def flat(gru, x, hx):
+        """Where torch takes them from."""
+        gru._flat_weights[1] = gru._flat_weights[1] * 2
+
+    def half(gru, x, hx):
+        return gru.to(torch.bfloat16) and (x.bfloat16(), hx.bfloat16())
+
+    return {
+        "another weight": weight,
+        "another weight's data": data,
+        "a weight tied to another": tied,
+        "a weight that lies otherwise": transposed,
+        "another of torch's flat weights": flat,
+        "another dtype": half,
+        "another batch": lambda gru, x, hx: (x[:, :1], hx[:, :1]),
+        "more steps": lambda gru, x, hx: (torch.cat([x, x]), hx),
+        "no state": lambda gru, x, hx: (x, None),
+        "unbatched": lambda gru, x, hx: (x[:, 0], hx[:, 0]),
+        "lengths": lambda gru, x, hx: (x, hx, torch.tensor([2, 1], device=x.device)),
+        "an odd address": lambda gru, x, hx: (torch.cat([x[0, 0, :1], x.flatten()])[1:].view(2, 2, 7), hx),
+        "other strides": lambda gru, x, hx: (x.transpose(0, 2).contiguous().transpose(0, 2), hx),
+        "other strides of the state": lambda gru, x, hx: (x, hx.transpose(0, 2).contiguous().transpose(0, 2)),
+        "whose batch comes first": lambda gru, x, hx: setattr(gru, "batch_first", True),
+        "another backend": lambda gru, x, hx: setattr(gru, "backend", "step"),
+        "where r comes": lambda gru, x, hx: setattr(gru, "reset_after", False),
+        "training": lambda gru, x, hx: gru.train() and None,
+        "plans": lambda gru, x, hx: prepared.forget(),
+    }
+
+
+@pytest.mark.parametrize("name", changes())
+def test_what_is_different_is_seen(name, device, bound):
+    gru, x, hx = make(device)
+    with torch.no_grad():
+        gru(x, hx)
+        assert len(bound) == 2
+        arguments = changes()[name](gru, x, hx) or (x, hx)
+        actual = gru(*arguments)
+        assert len(bound) == 3
+        prepared.forget()
+        for mine, its in zip(actual, gru(*arguments)):
+            assert torch.equal(mine, its)
+
+
+def test_what_one_direction_can_change_is_seen(device, bound):
+    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+    resets = torch.tensor([[False, True], [True, False]], device=device)
+    with torch.no_grad():
+        forward = gru(x, hx)[0]
+        assert len(bound) == 2
+        assert not torch.equal(gru(x, hx, resets=resets)[0], forward)
+        gru.reverse = True
+        backward = gru(x, hx)[0]
+        assert len(bound) == 4
+        assert torch.equal(backward, copy.deepcopy(gru)(x, hx)[0])
+        assert not torch.equal(backward, forward)
+
+
+def test_modes_are_seen(device, bound):
+    gru, x, hx = make(device)
+    with torch.no_grad():
+        before = gru(x, hx)[0]
+        for dtype in (torch.float16, torch.bfloat16):
+            call = x.to(dtype), hx.to(dtype)
+            with torch.autocast(device, dtype):
+                outputs = []
+                for _ in range(4):
+                    gru.weight_hh_l0.mul_(-1)  # if that of autocast's dtype was kept, it does not show
+                    outputs.append(gru(x, hx)[0])
+                    assert torch.equal(gru(*call)[0], outputs[-1])
+                assert all(output.dtype == dtype for output in outputs)
+                assert torch.equal(outputs[3], copy.deepcopy(gru)(x, hx)[0])
+                assert not torch.equal(outputs[2], outputs[3])
+        others = {name: 2 * weight for name, weight in gru.named_parameters()}
+        for _ in range(3):
+            twice = torch.func.functional_call(gru, others, (x, hx))[0]
+            assert not torch.equal(twice, before)
+        for _ in range(3):
+            assert torch.equal(gru(x, hx)[0], before)
+        bound.clear()
+        watchdog.of(x.device)._seen.value = 1
+        with pytest.raises(RuntimeError, match="gave up"):
+            gru(x, hx)
+        assert not bound
+    with torch.inference_mode():
+        assert torch.equal(gru(x, hx)[0], before)
+    output = gru(x, hx)[0]
+    assert torch.equal(output, before)
+    with pytest.raises(RuntimeError, match="can only be called in training mode"):
+        output.sum().backward()
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+        gru(x[..., :6], hx)
+
+
+def test_precision_is_seen(device, bound):
+    gru = make_gru(7, 16, "fp32", device)
+    x = torch.randn(2, 2, 7, device=device)
+    outputs = []
+    with torch.no_grad():
+        for precision in ("ieee", "tf32") * 3:
+            torch.backends.cudnn.rnn.fp32_precision = precision
+            outputs.append(gru(x)[0])
+    assert len(bound) == 4  # of either two, and both are kept
+    assert torch.equal(outputs[4], outputs[0]) and torch.equal(outputs[5], outputs[1])
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_with_gradients_to_record_nothing_is_prepared(device, bound):
+    gru, x, hx = make(device)
+    for _ in range(3):
+        assert gru(x, hx)[0].requires_grad
+    assert len(bound) == 5
+    gru.requires_grad_(False)
+    for _ in range(3):
+        assert not gru(x, hx)[0].requires_grad
+    assert len(bound) == 7
+    hx.requires_grad_()
+    assert gru(x, hx)[0].requires_grad
+    gru.weight_hh_l1.requires_grad_()
+    assert gru(x, hx.detach())[0].requires_grad
+
+
+def test_weights_that_change_in_place_are_read_anew(device, bound):
+    gru, x, hx = make(device)
+    with torch.no_grad():
+        before = gru(x, hx)[0]
+        gru.weight_hh_l0.mul_(2)
+        after = gru(x, hx)[0]
+        assert len(bound) == 2
+        assert not torch.equal(before, after)
+        assert torch.equal(after, copy.deepcopy(gru)(x, hx)[0])
+
+
+def test_weights_made_anew_for_each_call_are_read(device):
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+    cell = triton_gru.GRUCell(7, 16, device=device, dtype=torch.float16, backend="step").eval()
+    for module, name, *call in ((gru, "weight_hh_l0", x, hx), (cell, "weight_hh", x[0], hx[0])):
+        nn.utils.parametrize.register_parametrization(module, name, Twice())
+        results = []
+        with torch.no_grad():
+            for _ in range(4):
+                results.append(module(*call)[0])
+                module.parametrizations[name].original.mul_(-1.5)
+        assert not any(torch.equal(a, b) for a, b in itertools.pairwise(results))
+
+
+def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
+    gru = make_gru(16, 16, "fp16", device)
+    x, hx = torch.randn(2, 2, 16, device=device).half(), torch.randn(1, 2, 16, device=device).half()
+    with torch.no_grad():
+        for _ in range(3):
+            gru(x, x[:1])
+        assert torch.equal(gru(x, hx)[0], copy.deepcopy(gru)(x, hx)[0])
+        hx = gru.weight_ih_l0[:2].unsqueeze(0)
+        for _ in range(3):
+            gru(x, hx)
+        hx = hx.clone() * 2
+        assert torch.equal(gru(x, hx)[0], copy.deepcopy(gru)(x, hx)[0])
+
+
+def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
+    """In the interpreter, whose programs run as often as elsewhere they wait, results would be right without."""
+    prepare, seen = scans.Launch.prepared, []
+
+    def looking(self):
+        start = prepare(self)
+
+        def look(*args):
+            mailbox = args[self.kernel.arg_names.index("mailbox")]
+            words = (ctypes.c_int64 * self.clear.words.numel()).from_address(mailbox)
+            seen.append(set(words) == {self.clear.value})
+            start(*args)
+
+        return start if self.clear is None else look
+
+    monkeypatch.setattr(scans.Launch, "prepared", looking)
+    gru, x, hx = make("cpu", "grid", num_layers=2, bidirectional=False)
+    with torch.no_grad(), poisoned():
+        gru(x, hx)
+    assert seen == [True, True]
+
+
+def test_forms_are_bounded(device, bound, monkeypatch):
+    monkeypatch.setattr(prepared, "FORMS", 3)
+    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+    with torch.no_grad():
+        for steps in (1, 2, 3, 4):
+            x = torch.randn(steps, 2, 7, device=device).half()
+            gru(x, hx)
+            gru(x, hx)
+        assert len(bound) == 8  # of two steps it was prepared
+        assert len(prepared._kept[gru]) == 3
+        gru(x, hx)
+        assert len(bound) == 8
+        gru(x[:2], hx)
+        assert len(bound) == 9
+
+
+def test_what_is_met_once_is_not_prepared(device, monkeypatch):
+    monkeypatch.setattr(prepared, "_prepared", lambda *args: pytest.fail("it was"))
+    gru = make_gru(7, 16, "fp16", device)
+    with torch.no_grad():
+        for steps in (1, 2, 3):
+            gru(torch.randn(steps, 2, 7, device=device).half())
+
+
+def test_many_launches_are_not_kept(device, bound, monkeypatch):
+    monkeypatch.setattr(prepared, "LAUNCHES", 3)
+    gru = make_gru(7, 16, "fp16", device, "step")
+    x = torch.randn(3, 2, 7, device=device).half()
+    with torch.no_grad():
+        first = gru(x)[0]
+        gru(x)
+        monkeypatch.delattr(prepared, "launches")  # nor are they looked at again
+        assert torch.equal(gru(x)[0], first)
+        assert len(bound) == 3
+
+
+@pytest.fixture
+def torchs(monkeypatch):
+    """On what device no kernel serves ``auto``: torch's own GRU does."""
+    monkeypatch.setattr(modules, "find", lambda device: KNOWN["MI300X"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_that_torchs_own_serves_is_kept(training, torchs, bound):
+    theirs, ours = twins(7, 16, 2, batch_first=True)
+    x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
+    with torch.set_grad_enabled(not training):
+        for module in (theirs.train(training), ours.train(training)):
+            for _ in range(3):
+                output, _ = module(x, hx)
+                assert output.requires_grad == (not training)
+        assert len(bound) == 1
+        assert torch.equal(ours(x)[0], theirs(x)[0])
+        assert len(bound) == 2
+        ours.reset_after = False
+        assert not torch.equal(ours(x, hx)[0], output)
+        ours.reset_after, ours.reverse = True, True
+        assert torch.equal(ours(x, hx)[0].flip(1), theirs(x.flip(1), hx)[0])
+        ours.reverse = False
+        with pytest.raises(ValueError, match="dtype"):
+            ours.double()(x, hx)
+        x, hx = x.double(), hx.double()
+        assert torch.equal(ours(x, hx)[0], theirs.double()(x, hx)[0])
+        ours.backend = "block"
+        with pytest.raises(RuntimeError, match="no kernel for float64|training mode"):
+            ours(x, hx)
+
+
+def test_that_torchs_own_serves_a_cell_is_kept(torchs, monkeypatch):
+    cell = triton_gru.GRUCell(7, 16)
+    x = torch.randn(2, 7)
+    cell.eval()
+    first = cell(x)
+    monkeypatch.delattr(modules, "bind_cell")
+    second = cell(x)
+    assert torch.equal(first, second)
+    second.sum().backward()
+    assert cell.weight_ih.grad is not None
+
+
+def test_nothing_is_kept_of_a_module_that_is_gone(device):
+    gru, x, hx = make(device)
+    assert gru in prepared._kept
+    gone = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
+    pickle.loads(pickle.dumps(gru))
+    del x, hx
+    assert gone[0]() is None and gone[1]() is None
+    kept = len(prepared._kept)
+    del gru
+    assert gone[2]() is None
+    assert len(prepared._kept) == kept - 1
+
+
+@pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
+def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
+    """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
+    monkeypatch.setattr(modules, "find", lambda device: KNOWN["H200"])
+    monkeypatch.setattr(launch, "start", lambda launches: list(launches))
+    monkeypatch.setattr(scans.Launch, "prepared", lambda self: lambda *args: None)
+    gru = triton_gru.GRU(16, 512, dtype=torch.float16, backend="grid" if steps > 1 else "step").eval()
+    x, hx = torch.randn(steps, 1, 16).half(), torch.randn(1, 1, 512).half()
+    calls = []
+
+    def count(frame, event, argument):
+        if event == "call":
+            calls.append(frame.f_code.co_qualname)
+
+    with torch.no_grad():
+        gru(x, hx)
+        gru(x, hx)
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            gru(x, hx)
+        finally:
+            sys.setprofile(before)
+    assert "_Prepared.__call__" in calls
+    assert len(calls) < most, calls
