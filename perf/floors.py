@@ -29,6 +29,7 @@ import torch
 
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.device import find
+from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
 from . import hop
 from .case import Case, counts
@@ -36,7 +37,6 @@ from .floors_kernel import read_shared, smallest_steps
 from .hop_launch import ONE_WORD, forms, make_hop
 from .precompile import in_parallel
 from .record import Report, Row, machine_name
-from .timing import clock, graphed, host_clock, quantiles, samples
 
 ROUNDS = 30
 PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read

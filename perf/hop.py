@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 
 from triton_gru.device import INTERPRETER, Device, find, interpreting
+from triton_gru.tuning.timing import clock, graphed, quantiles, samples
 
 from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, forms, make_hop, obstacle
 from .precompile import in_parallel
 from .providers.ours import gave_up
 from .record import Report, Row
-from .timing import clock, graphed, quantiles, samples
 
 SECONDS = 4.0  # for the rounds of a cell
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import accuracy, watchdog
+from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
 
 from .case import Case, Input
 from .floors import Floors
@@ -19,7 +20,6 @@ from .providers import OURS, YARDSTICK, make_ready
 from .providers.interface import Ready, Unavailable
 from .providers.ours import gave_up
 from .record import Row
-from .timing import clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
 
 # A peer may be this many times as far from float64 as the library's tests allow its kernels to be: the gate is for
 # wrong answers, not for another rounding. How far it was stands in its row.

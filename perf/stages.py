@@ -26,6 +26,7 @@ from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.grid import grid_scan
 from triton_gru.plan import Plan
 from triton_gru.scans import Launch
+from triton_gru.tuning.timing import clock, graphed, quantiles, samples
 
 from .case import Case
 from .precompile import in_parallel
@@ -33,7 +34,6 @@ from .providers.interface import Unavailable
 from .providers.ours import Variant, gave_up
 from .record import Report, Row
 from .stages_kernel import STAGES, without
-from .timing import clock, graphed, quantiles, samples
 
 SCANS = {"grid": grid_scan, "block": block_scan}
 CASES = [

@@ -5,7 +5,8 @@ import contextlib
 import torch
 
 import triton_gru
-from triton_gru import plan
+from triton_gru import plan, prepared
+from triton_gru.heuristic import HEURISTICS
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
@@ -75,11 +76,13 @@ def run_checked(gru, x, hx, precision, launched, **ends):
 @contextlib.contextmanager
 def configured(kernel, config):
     """Inside, the kernel has this configuration whatever the call."""
-    heuristic = plan.HEURISTICS[kernel]
-    plan.HEURISTICS[kernel] = lambda *args: config
-    plan.choose.cache_clear()
+    heuristic = HEURISTICS[kernel]
+    HEURISTICS[kernel] = lambda *args: config
+    plan.forget()
+    prepared.forget()
     try:
         yield
     finally:
-        plan.HEURISTICS[kernel] = heuristic
-        plan.choose.cache_clear()
+        HEURISTICS[kernel] = heuristic
+        plan.forget()
+        prepared.forget()

@@ -9,9 +9,10 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from triton_gru import launch
+from triton_gru import launch, plan, prepared
 from triton_gru.device import interpreting
 from triton_gru.scans import Launch
+from triton_gru.tuning import lookup
 
 
 @pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -77,8 +78,8 @@ def poisoned():
 def few_calls(monkeypatch):
     """The perf suite times next to nothing."""
     monkeypatch.setattr("perf.case.ROTATED", 2)
-    monkeypatch.setattr("perf.timing.WARMUP", 1)
-    monkeypatch.setattr("perf.timing.LEAST_ROUNDS", 3)
+    monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
+    monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
 
 
 class _TypeWhenAsked(tl.core.tuple_type):
@@ -114,6 +115,29 @@ def _interpreter_without_what_nobody_asks_for():
             options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
             monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_tables_but_the_tests_own(tmp_path_factory):
+    """What whoever runs the tests has tuned is none of their concern."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tmp_path_factory.mktemp("tables")))
+        yield
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """An empty folder for tuned tables, which nobody remembers afterwards."""
+    monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tmp_path))
+    _forget_tables()
+    yield tmp_path
+    _forget_tables()
+
+
+def _forget_tables():
+    lookup.forget()
+    plan.forget()
+    prepared.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torch
 
 import triton_gru
 from triton_gru import launch, scans
-from triton_gru.config import block_config
 from triton_gru.device import find
+from triton_gru.heuristic import block_config
 
 from .calls import make_gru, run_checked
 from .oracle import PRECISIONS

@@ -8,8 +8,9 @@ import torch
 
 import triton_gru
 from triton_gru import launch, prepared, scans, watchdog
-from triton_gru.config import HANDOVERS, grid_config
+from triton_gru.config import HANDOVERS
 from triton_gru.device import find
+from triton_gru.heuristic import grid_config
 
 from .calls import configured, make_gru, run_checked
 from .conftest import poisoned

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import triton_gru
 from triton_gru import sequences
 from triton_gru.device import find
-from triton_gru.plan import HEURISTICS
+from triton_gru.heuristic import HEURISTICS
 
 from .calls import make_gru, run_checked
 from .oracle import PRECISIONS, check

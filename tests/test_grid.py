@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from triton_gru import scans
-from triton_gru.config import HANDOVERS, GridConfig, grid_config
+from triton_gru.config import HANDOVERS, GridConfig
 from triton_gru.device import find
+from triton_gru.heuristic import grid_config
 
 from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
 from .oracle import PRECISIONS

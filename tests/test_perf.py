@@ -12,8 +12,8 @@ from perf import hop
 from perf.clocks import Clocks
 from perf.hop_launch import Launcher, forms, make_hop
 from perf.record import Report, Row, environment
-from perf.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 from triton_gru.device import INTERPRETER
+from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
 
 def read(path):

@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from perf import measure, providers, sweeps, timing
+from perf import measure, providers, sweeps
 from perf.case import Case
 from perf.measure import Conditions, DeviceLost, blank_row
 from perf.providers import streaming
 from perf.providers.interface import Ready, Unavailable
 from perf.run import summary
 from triton_gru.plan import KERNELS
+from triton_gru.tuning import timing
 
 from .perf_calls import CPU, KNOWN, TINY, plant
 

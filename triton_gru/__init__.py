@@ -1,14 +1,16 @@
 """Fast GRU inference on GPUs: `accelerate` a model, or use `GRU` and `GRUCell` where torch.nn's were.
 
-`convert` brings weights from elsewhere.
+`tune` finds what is fastest on a GPU and keeps it; `convert` brings weights from elsewhere.
 """
 
 from . import convert
 from .modules import GRU, GRUCell
 from .plan import Plan
 from .swap import accelerate, restore
+from .tuning.shapes import record_shapes, shapes_of
+from .tuning.tuner import tune
 from .watchdog import check
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "check", "convert", "restore"]
+__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "check", "convert", "record_shapes", "restore", "shapes_of", "tune"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .plan import Problem
+from .problem import Problem
 from .reference import Weights
 from .sequences import Sequences, of_lengths, of_packed
 

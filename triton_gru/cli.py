@@ -1,6 +1,9 @@
-"""The command ``triton-gru``: what this machine can do, what a shape would run, and whether it is right."""
+"""The command ``triton-gru``: what this machine can do, what a shape would run, whether it is right; and tuning."""
 
 import argparse
+import bisect
+import importlib
+import itertools
 import os
 import platform
 import subprocess
@@ -12,9 +15,15 @@ import torch
 from . import __version__
 from .accuracy import PRECISIONS, check
 from .device import INTERPRETER, KNOWN, Device, find, interpreting
-from .plan import BACKENDS, HEURISTICS, Problem, choose
+from .heuristic import HEURISTICS
+from .plan import BACKENDS, choose
+from .problem import Problem
+from .tuning import lookup, store
+from .tuning.shapes import shapes_of
+from .tuning.tuner import tune
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +43,32 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
     explain.add_argument("--backend", choices=BACKENDS, default="auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
+    tune = commands.add_parser(
+        "tune",
+        help="measure what is fastest on this GPU for some shapes, and keep it",
+        description="Measures every kernel's configurations and torch's own GRU for all combinations of the sizes "
+        "given, or for the GRUs of a model, and keeps what is fastest where GRUs find it from then on. What is in the "
+        "table already is not measured again, so a run that was interrupted goes on where it was.",
+    )
+    tune.add_argument("--hidden", type=_positive, nargs="+", default=[], metavar="H", help="hidden sizes")
+    tune.add_argument("--input", type=_positive, nargs="+", metavar="I", help="input sizes (default: the hidden size)")
+    tune.add_argument("--model", metavar="MODULE:FUNCTION", help="the GRUs of what this function returns, an nn.Module")
+    tune.add_argument("--batch", type=_positive, nargs="+", default=[1], metavar="B", help="up to a power of two each")
+    tune.add_argument("--steps", type=_positive, nargs="+", default=[1, 100], metavar="T", help="default: 1 100")
+    tune.add_argument("--layers", type=_positive, nargs="+", default=[1])
+    tune.add_argument("--dtype", choices=TUNED_DTYPES, nargs="+", help="default: fp32, or the model's")
+    tune.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
+    tune.add_argument("--bidirectional", action="store_true")
+    tune.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
+    tune.add_argument("--layout", choices=("dense", "lengths", "packed"), default="dense", help="of the sequences")
+    tune.add_argument(
+        "--budget", type=float, default=float("inf"), metavar="SECONDS", help="in all (default: no limit)"
+    )
+    tune.add_argument("--anew", action="store_true", help="what is in the table, too")
     options = parser.parse_args(arguments)
-    return {"info": _info, "check": _check, "explain": _explain}[options.command](options)
+    if options.command == "tune" and not options.hidden and not options.model:
+        tune.error("one of --hidden and --model is required")
+    return {"info": _info, "check": _check, "explain": _explain, "tune": _tune}[options.command](options)
 
 
 def _positive(text: str) -> int:
@@ -59,17 +92,33 @@ def _info(options) -> int:
         for kernel in HEURISTICS:
             for precision, (dtype, fp32_precision) in PRECISIONS.items():
                 print(f"  {kernel:5} {precision:5} {_served(kernel, device, dtype, fp32_precision)}")
-    print("\nconfigurations: heuristic (no tuned table)")
+        print(_tables(device))
+    print(f"\ntables of this user: {store.user_directory() or 'nowhere, there is no home'}")
     return 0
+
+
+def _tables(device: Device) -> str:
+    """The tuned tables of a device, in the order in which they count, and what is stale in them."""
+    lines = []
+    for source in lookup.sources(device):
+        old = [why for why in source.stale if why]
+        lines.append(
+            f"  {source.name}: {len(source.entries)} shapes, {len(old)} of them stale" + f" ({old[0]})" * bool(old)
+        )
+    return "\n".join(["configurations:", *lines, "  for other shapes, the heuristic (by count)"])
 
 
 def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> str:
     """The hidden sizes a kernel serves, or why none; the heuristic knows no limit beyond a few thousand."""
-    answers = {h: HEURISTICS[kernel](h, 1, 1, dtype, precision, device) for h in range(1, 4097)}
-    sizes = [h for h, answer in answers.items() if not isinstance(answer, str)]
-    if not sizes:
-        return answers[1]
-    return "any hidden_size" if len(sizes) == len(answers) else f"hidden_size up to {sizes[-1]}"
+
+    def refusal(hidden_size: int) -> str:
+        answer = HEURISTICS[kernel](hidden_size, 1, 1, dtype, precision, device)
+        return answer if isinstance(answer, str) else ""
+
+    served = bisect.bisect(range(1, 4097), False, key=lambda hidden_size: bool(refusal(hidden_size)))
+    if served == 0:
+        return refusal(1)
+    return "any hidden_size" if served == 4096 else f"hidden_size up to {served}"
 
 
 def _explain(options) -> int:
@@ -91,6 +140,61 @@ def _explain(options) -> int:
         print(refusal)
         return 1
     return 0
+
+
+def _tune(options) -> int:
+    try:
+        problems = _problems(options)
+        device = torch.device("cpu" if interpreting() and not torch.cuda.is_available() else "cuda")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("there is no GPU to tune for")
+        tuned = tune(problems, device=device, budget=options.budget, anew=options.anew, say=_say)
+    except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
+        print(f"triton-gru tune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("triton-gru tune: interrupted; what was found is kept, and the same command goes on", file=sys.stderr)
+        return 130
+    for each in tuned:
+        print(f"\n{each}")
+    files = {str(each.kept) for each in tuned if each.kept}
+    print(f"\n{len(tuned)} of {len(problems)} shapes tuned, kept in {', '.join(files) or 'no file'}")
+    return 0
+
+
+def _problems(options) -> list[Problem]:
+    """Those of "tune", in the order of the command line."""
+    dtypes = [DTYPES[name] for name in options.dtype or ()]
+    if options.model:
+        module, _, function = options.model.partition(":")
+        sys.path.insert(0, os.getcwd())
+        model = getattr(importlib.import_module(module), function)()
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"{options.model} returned no nn.Module but {type(model).__name__}")
+        found = [each for dtype in dtypes or [None] for each in shapes_of(model, options.batch, options.steps, dtype)]
+        return list(dict.fromkeys(found))
+    sizes = itertools.product(
+        dtypes or [torch.float32], options.hidden, options.batch, options.steps, options.layers, options.input or [None]
+    )
+    return [
+        Problem(
+            steps=steps,
+            batch_size=batch,
+            input_size=inputs or hidden,
+            hidden_size=hidden,
+            num_layers=layers,
+            bidirectional=options.bidirectional,
+            dtype=dtype,
+            precision=options.precision if dtype == torch.float32 else "ieee",
+            reset_after=not options.reset_before,
+            layout=options.layout,
+        )
+        for dtype, hidden, batch, steps, layers, inputs in sizes
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _check(options) -> int:

@@ -1,8 +1,7 @@
-"""Configurations of the kernels, and the heuristic that picks one for a shape and a device.
+"""Configurations of the kernels, and what each takes of a multiprocessor.
 
-What is known here was read from compiled code, not timed: registers, stack and shared memory of each choice
-are asserted by ``tests/compiled`` for every architecture named there. Tuning will replace the heuristic by
-measurement; it returns the same kind of object.
+What is known here was read from compiled code, not timed: registers, stack and shared memory of each choice of the
+heuristic are asserted by ``tests/compiled`` for every architecture named there.
 """
 
 from dataclasses import dataclass, replace
@@ -103,24 +102,25 @@ class GridConfig:
 
     def weight_tiles(self, itemsize: int) -> int:
         """Tiles of W_hh in a program."""
-        return 3 * -(-self.padded_hidden // (self.slices * self._depth(itemsize)))
+        return 3 * -(-self.padded_hidden // (self.slices * self.depth(itemsize)))
 
-    def _depth(self, itemsize: int) -> int:
+    def depth(self, itemsize: int) -> int:
+        """Of a tile: hidden units that a slice sums over."""
         return 32 if self.element_bytes(itemsize) == 2 else 16
 
     def state_registers(self, itemsize: int) -> int:
         """32-bit registers of a thread for its words of a tile's state, all of which it waits for at once."""
-        depth = self.weight_tiles(itemsize) // 3 * self._depth(itemsize)
+        depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
         return depth * self.batch * self.element_bytes(itemsize) // 128
 
     def registers(self, itemsize: int) -> int:
         """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""
-        weights = self.register_tiles * self.units * self._depth(itemsize) * itemsize // 128
+        weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // 128
         return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
 
     def shared_memory(self, itemsize: int) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
-        tile = self.slices * self.units * self._depth(itemsize) * itemsize
+        tile = self.slices * self.units * self.depth(itemsize) * itemsize
         in_shared = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
         # Beside the weights that stay: the slices' sums of two gates, or one tile on its way to the registers.
         return in_shared * tile + max(self.slices * 2 * self.units * max(self.batch, 16) * 4, tile)
@@ -146,6 +146,13 @@ class StepConfig:
         """Batch rows of a tile of the gate inputs."""
         return self.batch
 
+    def shared_memory(self, itemsize: int) -> int:
+        """Bytes of shared memory the compiled kernel takes: at most this."""
+        return self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize + 1024
+
+
+Config = BlockConfig | GridConfig | StepConfig
+
 
 @dataclass(frozen=True)
 class ProjectionConfig:
@@ -156,90 +163,6 @@ class ProjectionConfig:
     depth: int
     num_warps: int
     num_stages: int
-
-
-def _too_old(device: Device) -> str:
-    """Why no kernel runs on a device whatever the shape; empty if some do."""
-    if device.isa == "ptx" and device.compute_capability < 80:
-        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
-    return ""
-
-
-def block_config(
-    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
-) -> BlockConfig | str:
-    """The configuration of ``block`` for a shape on a device, or the reason why there is none."""
-    if too_old := _too_old(device):
-        return too_old
-    config = _cut(hidden_size, dtype, precision, device)
-    if config is None:
-        return f"hidden_size {hidden_size} is too large: {device.name} keeps 128 hidden units in one program"
-    needed = config.shared_memory(dtype.itemsize, device.isa)
-    if needed > device.shared_memory:
-        return (
-            f"hidden_size {hidden_size} is too large: W_hh in {str(dtype)[6:]} ({precision}) needs {needed} bytes "
-            f"of shared memory in one program, {device.name} has {device.shared_memory}"
-        )
-    return _widen(config, batch_size * directions, dtype, device)
-
-
-def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -> BlockConfig | None:
-    padded = max(16, 1 << (hidden_size - 1).bit_length())
-    warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
-    if device.isa == "plain":
-        # AMD's matrix unit needs 16 columns, and has fp32 products of its own.
-        return BlockConfig(padded, 1, 16, ahead=1, register_tiles=3, num_warps=warps) if padded <= 128 else None
-    in_fp32 = dtype == torch.float32
-    if in_fp32 and precision == "ieee":
-        # Products on the ordinary fp32 units read W_hh from shared memory.
-        if padded <= 64:
-            return BlockConfig(padded, 1, 8, ahead=1, register_tiles=0, num_warps=warps)
-        return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=0, num_warps=8)
-    if padded <= 128:
-        # Prefetch further where a step is shorter than the latency of memory, as far as registers allow.
-        ahead = 1 if padded > 64 else 2 if in_fp32 else 4
-        return BlockConfig(padded, 1, 8, ahead, register_tiles=3, num_warps=warps)
-    # Four warps have registers for six tiles of 64 by 64 16-bit numbers beside a step's own, fewer with masks.
-    in_registers = 0 if in_fp32 else 6 if hidden_size % 64 == 0 else 3
-    return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=in_registers, num_warps=4)
-
-
-def _widen(config: BlockConfig, rows: int, dtype: torch.dtype, device: Device) -> BlockConfig:
-    """Twice the batch rows per program where eight of ``rows`` leave programs waiting for a multiprocessor."""
-    fits = config.shared_tiles == 0 and config.batch == 8 and not (dtype == torch.float32 and config.units > 64)
-    # Data-centre Blackwell would route products of 16 columns through tensor memory and back, every step.
-    if not fits or 100 <= device.compute_capability < 120:
-        return config
-    resident = device.sms * max(1, 8 // config.num_warps)
-    if -(-rows // config.batch) <= resident:
-        return config
-    return BlockConfig(config.units, 1, 16, ahead=1, register_tiles=3, num_warps=config.num_warps)
-
-
-def grid_config(
-    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
-) -> GridConfig | str:
-    """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
-    if device.isa == "plain":
-        return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
-    if too_old := _too_old(device):
-        return too_old
-    least = -(-hidden_size // 16)
-    if least > device.sms:
-        return (
-            f"hidden_size {hidden_size} is too large: {least} programs have to be on the chip at once, "
-            f"{device.name} has {device.sms} multiprocessors"
-        )
-    best = None
-    for cut in GRID_CUTS:
-        config = cut_grid(hidden_size, batch_size, directions, cut, dtype, precision, device)
-        best = config or best
-        if config and config.rounds(batch_size, directions) == 1:
-            break
-    return best or (
-        f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
-        f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
-    )
 
 
 # Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch, in all directions,
@@ -265,21 +188,33 @@ def cut_grid(
     """The configuration with a cut of `GRID_CUTS`, None if it does not fit the device."""
     units, batch, tiles = cut
     programs = -(-hidden_size // units)
-    at_once = min(directions, max(1, device.sms // programs))
-    copies = min(device.sms // (programs * at_once), -(-batch_size // (batch * tiles)))
-    rows = min(batch, 1 << (batch_size - 1).bit_length())
-    probe = tiles == 1 and rows * programs * units * dtype.itemsize >= _PROBED_BYTES
-    handover = "probe" if probe else "flag"
-    config = GridConfig(units, programs, batch, rows, tiles, copies, 8, 0, handover, at_once)
-    return fit_grid(config, dtype, precision, device)
+    if programs > device.sms:
+        return None
+    config = GridConfig(units, programs, batch, batch, tiles, copies=1, slices=8, register_tiles=0)
+    config = placed(config, batch_size, directions, device)
+    probe = tiles == 1 and config.rows * config.padded_hidden * dtype.itemsize >= _PROBED_BYTES
+    return fit_grid(replace(config, handover="probe" if probe else "flag"), dtype, precision, device)
+
+
+def placed(config: GridConfig, batch_size: int, directions: int, device: Device) -> GridConfig:
+    """``config`` with as many directions and copies on the chip as there are and have room, and no more rows."""
+    at_once = min(directions, max(1, device.sms // config.programs))
+    copies = min(device.sms // (config.programs * at_once), -(-batch_size // (config.batch * config.tiles)))
+    rows = min(config.batch, 1 << (batch_size - 1).bit_length())
+    return replace(config, rows=rows, copies=copies, directions=at_once)
 
 
 # Of a thread's 255 registers; the others are for addresses, gate inputs and whatever else the compiler needs.
 _GRID_REGISTERS = 192
 
 
-def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
-    """``config`` with as few slices as registers allow and as many weights in registers, or None if it does not fit."""
+def fit_grid(
+    config: GridConfig, dtype: torch.dtype, precision: str, device: Device, slices: tuple[int, ...] = (4, 8)
+) -> GridConfig | None:
+    """``config`` with the first of ``slices`` that has all weights in registers, or the last with as many as go there.
+
+    None if it does not fit.
+    """
     itemsize = dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":
         # Products on the ordinary fp32 units read W_hh from shared memory.
@@ -289,8 +224,8 @@ def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Dev
     budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if device.compute_capability < 90:
         budget -= 8  # the tests of what has come take more there
-    for slices in (4, 8):
-        found = replace(config, slices=slices)
+    for number in slices:
+        found = replace(config, slices=number)
         found = replace(found, register_tiles=found.weight_tiles(itemsize))
         if found.registers(itemsize) <= budget:
             return found
@@ -298,21 +233,6 @@ def fit_grid(config: GridConfig, dtype: torch.dtype, precision: str, device: Dev
         found = replace(found, register_tiles=found.register_tiles - 1)
     fits = found.state_registers(itemsize) <= 64 and found.shared_memory(itemsize) <= device.shared_memory
     return found if fits else None
-
-
-def step_config(
-    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
-) -> StepConfig | str:
-    """The configuration of ``step`` for a shape on a device, or the reason why there is none."""
-    if too_old := _too_old(device):
-        return too_old
-    ieee = dtype == torch.float32 and precision == "ieee"
-    batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
-    # More hidden units to a program, for fewer trips of the state, only where the chip is full all the same.
-    programs = -(-hidden_size // 32) * -(-batch_size // batch) * directions
-    units = 32 if programs >= 2 * device.sms and not ieee else 16
-    depth = 128 // dtype.itemsize
-    return StepConfig(units, -(-hidden_size // units), batch, depth, num_warps=4, num_stages=3)
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:

@@ -20,6 +20,9 @@ class Device:
         isa: which form of the kernels' primitives it takes: ``"ptx"``, ``"plain"`` or ``"interpreter"``.
         sms: streaming multiprocessors (compute units on AMD).
         shared_memory: bytes of shared memory (LDS on AMD) that one program may have.
+        clock_ghz: of a multiprocessor, at most.
+        memory_gbs: bandwidth of the device's memory, gigabytes a second.
+        l2_bytes: size of the L2.
     """
 
     name: str
@@ -27,6 +30,9 @@ class Device:
     isa: str
     sms: int
     shared_memory: int
+    clock_ghz: float
+    memory_gbs: float
+    l2_bytes: int
 
     @property
     def compute_capability(self) -> int:
@@ -34,17 +40,18 @@ class Device:
         return int(self.arch[3:]) if self.isa == "ptx" else 0
 
 
-INTERPRETER = Device("Triton interpreter", "interpreter", "interpreter", sms=64, shared_memory=1 << 62)
+INTERPRETER = Device("Triton interpreter", "interpreter", "interpreter", 64, 1 << 62, 1.0, 1000.0, 50 << 20)
 
-# Devices that a plan can be made for without having one. Shared memory is what a program may opt in to.
+# Devices that a plan can be made for without having one: as their makers describe them. Shared memory is what a program
+# may opt in to.
 KNOWN = {
     device.name: device
     for device in (
-        Device("A100", "sm_80", "ptx", sms=108, shared_memory=166912),
-        Device("H200", "sm_90", "ptx", sms=132, shared_memory=232448),
-        Device("B200", "sm_100", "ptx", sms=148, shared_memory=232448),
-        Device("RTX 5090", "sm_120", "ptx", sms=170, shared_memory=101376),
-        Device("MI300X", "gfx942", "plain", sms=304, shared_memory=65536),
+        Device("A100", "sm_80", "ptx", 108, 166912, clock_ghz=1.41, memory_gbs=2039, l2_bytes=40 << 20),
+        Device("H200", "sm_90", "ptx", 132, 232448, clock_ghz=1.98, memory_gbs=4800, l2_bytes=50 << 20),
+        Device("B200", "sm_100", "ptx", 148, 232448, clock_ghz=1.965, memory_gbs=7700, l2_bytes=126 << 20),
+        Device("RTX 5090", "sm_120", "ptx", 170, 101376, clock_ghz=2.41, memory_gbs=1792, l2_bytes=96 << 20),
+        Device("MI300X", "gfx942", "plain", 304, 65536, clock_ghz=2.1, memory_gbs=5300, l2_bytes=256 << 20),
     )
 }
 
@@ -76,4 +83,10 @@ def _find_gpu(index: int) -> Device:
         arch, isa = properties.gcnArchName.split(":")[0], "plain"
     else:
         arch, isa = f"sm_{properties.major}{properties.minor}", "ptx"
-    return Device(properties.name, arch, isa, properties.multi_processor_count, limits["max_shared_mem"])
+    # Some drivers tell no clocks (0): then those of a middling GPU, so that estimates are rough, but finite.
+    clock_ghz = limits["sm_clock_rate"] / 1e6 or 1.5
+    memory_gbs = 2 * limits["mem_clock_rate"] * limits["mem_bus_width"] / 8e6 or 1000.0
+    return Device(
+        properties.name, arch, isa, properties.multi_processor_count, limits["max_shared_mem"],
+        clock_ghz, memory_gbs, properties.L2_cache_size,
+    )  # fmt: skip

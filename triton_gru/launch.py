@@ -1,6 +1,7 @@
 """Runs a planned call: memory, the order of launches, and what each kernel is given."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from . import reference, torchs, watchdog
 from .arguments import Call, flat
-from .config import BlockConfig, GridConfig, StepConfig, projection_config
+from .config import BlockConfig, Config, GridConfig, StepConfig, projection_config
 from .device import Device, elsewhere
 from .kernels.projection import input_projection
-from .plan import Config, Plan, Problem
+from .plan import Plan, choose, forget
+from .problem import Problem
 from .scans import (
     Launch,
     Mailbox,
@@ -22,6 +24,7 @@ from .scans import (
     step_launches,
     whole_step_launches,
 )
+from .tuning import lookup
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -86,8 +89,31 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     output, h_n = allocate(call)
     if h_n.numel() > 0:
         with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
-            start(launches(call, plan.config, plan.device, output, h_n))
+            try:
+                start(launches(call, plan.config, plan.device, output, h_n))
+            except Exception as failure:
+                plan = untuned(plan, failure)
+                start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
+
+
+def untuned(plan: Plan, failure: Exception) -> Plan:
+    """What to go on with where a configuration from a table does not run, as after an upgrade of Triton.
+
+    Warns, and the table is not asked for it again. Raises ``failure`` if it is not about a table's configuration.
+    """
+    if not plan.tuned or isinstance(failure, torch.OutOfMemoryError):
+        raise failure
+    lookup.distrust(plan.device, plan.config)
+    forget()
+    instead = choose(plan.problem, plan.device, plan.kernel)
+    text = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
+    warnings.warn(
+        f"triton_gru's {plan.kernel} does not run as {plan.config}, which {plan.source} says ({text}): "
+        f"{instead.config} from {instead.source} is taken in its place. Tune it anew: triton-gru tune",
+        stacklevel=2,
+    )
+    return instead
 
 
 def allocate(call: Call) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from .kernels.block import block_scan
 from .kernels.exchange import LINE
 from .kernels.grid import grid_scan
 from .kernels.step import step_scan, whole_step
-from .plan import Problem
+from .problem import Problem
 from .reference import Weights
 from .sequences import Sequences
 

@@ -102,7 +102,14 @@ class Stream:
             self._key = key
         if self._frames is None:
             return self._call_module(x)
-        output = self._frames(x, self._parity)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
+        try:
+            output = self._frames(x, self._parity)
+        except Exception as failure:
+            plan = launch.untuned(self._frames.plan, failure)
+            self._frames = _Frames(plan, self._weights(), self._carry, self._rounded)
+            output = self._frames(x, self._parity)
         self._parity ^= 1
         return output
 
@@ -139,7 +146,7 @@ class _Frames:
     """The launches of a frame: on a GPU in two graphs, one for each parity."""
 
     def __init__(self, plan: Plan, weights: list, carry: Tensor, rounded: Tensor):
-        self._plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
+        self.plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
         batch, inputs = plan.problem.batch_size, plan.problem.input_size
         self._sequences = Sequences("dense", 1, batch)
         with torch.inference_mode(False):
@@ -153,8 +160,6 @@ class _Frames:
         if x.device.type != "cuda":
             launch.start(self._launches(parity))
         else:
-            if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
             with torch.cuda.device(x.device):
                 if self._replays[parity] is None:
                     self._replays[parity] = self._captured(parity)
@@ -169,7 +174,7 @@ class _Frames:
         return graph
 
     def _launches(self, parity: int):
-        problem, config, device = self._plan.problem, self._plan.config, self._plan.device
+        problem, config, device = self.plan.problem, self.plan.config, self.plan.device
         shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
         # A step in the middle of a sequence: the state comes from carry and goes there.
         scan = Scan(problem, self._sequences, None, self._carry, self._carry, None)

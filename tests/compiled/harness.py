@@ -10,41 +10,18 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch.nn.utils.rnn import pack_padded_sequence
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 import triton_gru
 from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.arguments import bind_gru
-from triton_gru.device import KNOWN, Device
-from triton_gru.plan import HEURISTICS
+from triton_gru.device import KNOWN
+from triton_gru.heuristic import HEURISTICS
+from triton_gru.tuning.compiling import pretend
 
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
-
-
-class _AbsentDriver:
-    """Stands where Triton looks for a GPU. Each architecture is a device of its own, for the kernels' caches."""
-
-    def __init__(self, device: Device):
-        self.device = device
-
-    def get_current_target(self) -> GPUTarget:
-        if self.device.isa == "ptx":
-            return GPUTarget("cuda", self.device.compute_capability, 32)
-        return GPUTarget("hip", self.device.arch, 64)
-
-    def get_current_device(self) -> str:
-        return self.device.name
-
-    def get_current_stream(self, device=None) -> int:
-        return 0
-
-
-def pretend(device: Device) -> None:
-    """From here on Triton compiles for ``device``."""
-    driver.set_active(_AbsentDriver(device))
 
 
 def kernel_launches(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import block_config
+from triton_gru.heuristic import block_config
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.projection import input_projection
 

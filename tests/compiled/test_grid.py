@@ -6,7 +6,8 @@ import re
 import pytest
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import HANDOVERS, grid_config
+from triton_gru.config import HANDOVERS
+from triton_gru.heuristic import grid_config
 from triton_gru.kernels import isa
 from triton_gru.kernels.grid import grid_scan
 

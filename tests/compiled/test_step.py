@@ -3,7 +3,7 @@
 import pytest
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import step_config
+from triton_gru.heuristic import step_config
 from triton_gru.kernels.step import step_scan
 
 from .harness import KNOWN, compiled_variants, facts, kernel_launches, pretend

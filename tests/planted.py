@@ -1,0 +1,66 @@
+"""Tables and benches whose times are planted, over the real space of configurations."""
+
+import contextlib
+
+import torch
+
+from triton_gru.config import Config
+from triton_gru.device import KNOWN
+from triton_gru.problem import Problem
+from triton_gru.tuning.revision import environment, revision
+from triton_gru.tuning.space import TORCH, candidates
+from triton_gru.tuning.store import Entry, Key, Result
+
+H200 = KNOWN["H200"]
+PROBLEM = Problem(
+    steps=100, batch_size=16, input_size=512, hidden_size=512, num_layers=1, bidirectional=False, dtype=torch.float16,
+    precision="ieee", reset_after=True,
+)  # fmt: skip
+# Two configurations for it that no heuristic chooses.
+ONE, OTHER = [each.config for each in candidates(PROBLEM, H200) if each.kernel == "grid"][-2:]
+
+
+class PlantedBench:
+    """Compiles and runs nothing: ``ms(candidate, mode)`` says how long a call takes, ``out`` who fails and why."""
+
+    def __init__(self, ms, out=None, device=H200, modes=("eager", "graph"), stop_at=None):
+        self.device, self.modes = device, modes
+        self.problems, self.compiled, self.closed = [], [], False
+        self._ms, self._out, self._stop_at = ms, out or (lambda candidate: ""), stop_at
+
+    def compile(self, problem, candidates, seconds):
+        for candidate in candidates if seconds > 0 else ():
+            self.compiled.append(candidate)
+            yield candidate, self._out(candidate)
+
+    @contextlib.contextmanager
+    def opened(self, problem):
+        if self._stop_at is not None and len(self.problems) == self._stop_at:
+            raise KeyboardInterrupt
+        self.problems.append(problem)
+        yield
+
+    def judge(self, candidate):
+        return ""
+
+    def times(self, candidates, mode, rounds, seconds):
+        return {each: [self._ms(each, mode) * (1 + 0.001 * (i % 3 - 1)) for i in range(rounds)] for each in candidates}
+
+    def close(self):
+        self.closed = True
+
+
+def result(kernel: str, config: Config | None, ms: float, heuristic_ms=None) -> Result:
+    quantiles = (0.99 * ms, ms, 1.01 * ms)
+    return Result(config, revision(kernel), quantiles, quantiles, heuristic_ms)
+
+
+def entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry:
+    """Of this version, with (configuration, milliseconds) for each kernel."""
+    found = {kernel: result(kernel, *each) for kernel, each in results.items()}
+    return Entry(Key.of(problem), winner, found, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
+
+
+def torch_takes(ms):
+    """Times that are 1 for torch's own GRU, ``ms(candidate)`` for others, in all modes."""
+    return lambda candidate, mode: 1.0 if candidate == TORCH else ms(candidate)

@@ -1,0 +1,95 @@
+"""What the cost model says, where it can be said what is right: its terms, and how they grow."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from triton_gru.cost import Cost, call_cost, step_cost
+from triton_gru.device import KNOWN
+from triton_gru.heuristic import heuristic
+from triton_gru.problem import Problem
+from triton_gru.tuning.space import candidates
+
+H200 = KNOWN["H200"]
+PROBLEM = Problem(100, 16, 512, 512, 1, False, torch.float16, "ieee", True)
+KERNELS = ("block", "grid", "step")
+
+
+def change(**fields):
+    return dataclasses.replace(PROBLEM, **fields)
+
+
+def cost(kernel, problem=PROBLEM, device=H200, **options):
+    config = None if kernel == "torch" else heuristic(kernel, problem, device)
+    return call_cost(problem, config, device, **options)
+
+
+def test_costs_add_up():
+    assert Cost(1, 2) + Cost(1, hop=3) == Cost(2, 2, 0, 3)
+    assert 2.5 * Cost(2).total == (Cost(2) * 2.5).total == 5
+    assert str(Cost(launch=2, hop=1)) == "3 us (launch 2, hop 1)"
+
+
+# Microseconds a step on an H200, as perf/NOTES.md predicts them from compiled code and its simulation.
+PREDICTED = {
+    ("fp16", 64, 1): 0.21, ("fp16", 128, 1): 0.39, ("tf32", 64, 1): 0.31, ("tf32", 128, 1): 0.63, ("fp16", 192, 1): 0.8,
+    ("fp16", 256, 1): 0.7, ("fp16", 512, 1): 0.8, ("fp16", 1024, 1): 1.0, ("fp16", 2048, 1): 1.4,
+    ("fp16", 512, 64): 1.2, ("fp16", 1024, 64): 2.7, ("fp16", 2048, 16): 3.4, ("tf32", 512, 1): 1.0,
+    ("tf32", 1024, 16): 2.1, ("tf32", 1024, 64): 5.7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PREDICTED, ids=lambda case: "{}-H{}-B{}".format(*case))
+def test_it_says_what_the_notes_say(case):
+    precision, hidden, batch = case
+    dtype, fp32 = (torch.float16, "ieee") if precision == "fp16" else (torch.float32, "tf32")
+    problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=fp32)
+    kernel = "block" if hidden <= (192 if precision == "fp16" else 128) else "grid"
+    found = step_cost(heuristic(kernel, problem, H200), hidden, batch, 1, dtype, fp32, H200).total
+    assert found == pytest.approx(PREDICTED[case], rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "kernel, hidden", [("block", 64), ("grid", 512), ("step", 4096), ("torch", 64), ("torch", 512)]
+)
+def test_more_to_do_takes_longer(kernel, hidden):
+    problem = change(hidden_size=hidden, input_size=hidden)
+    base = cost(kernel, problem)
+    assert all(term >= 0 for term in base) and base.total > 0
+    for more in (
+        {"steps": 200}, {"num_layers": 2}, {"batch_size": 4096}, {"input_size": 64 * hidden},
+        {"bidirectional": True, "batch_size": 512},
+    ):  # fmt: skip
+        assert cost(kernel, dataclasses.replace(problem, **more)).total > base.total, more
+    slow = dataclasses.replace(H200, clock_ghz=1.0, memory_gbs=1000.0)
+    assert cost(kernel, problem, slow).total >= base.total
+    assert cost(kernel, problem, in_graph=True).total <= base.total
+
+
+def test_each_term_is_for_its_cause():
+    block, grid, step = (
+        cost(kernel, change(hidden_size=h)) for kernel, h in (("block", 64), ("grid", 512), ("step", 4096))
+    )
+    assert block.hop == 0 and grid.hop > 0 and step.hop == 0, "the state stays in the program, or is handed over"
+    weights = 3 * 4096**2 * 2 / (0.9 * H200.memory_gbs * 1e3)
+    assert step.bytes >= 100 * weights, "W_hh once a step, from memory"
+    before = cost("grid", change(reset_after=False))
+    assert before.hop == 2 * grid.hop and before.instructions > grid.instructions
+    # More of the batch than is on the chip at once goes through all steps one part after the other.
+    config = heuristic("grid", change(batch_size=1), H200)
+    more = dataclasses.replace(config, rows=8)
+    parts = [step_cost(more, 512, batch, 1, torch.float16, "ieee", H200) for batch in (8, 16)]
+    assert parts[1].instructions == 2 * parts[0].instructions and parts[1].hop == 2 * parts[0].hop
+    # cuDNN is persistent for small hidden sizes, but not of packed input.
+    small = change(hidden_size=64)
+    assert cost("torch", dataclasses.replace(small, layout="packed")).total > 2 * cost("torch", small).total
+
+
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda device: device.name)
+def test_it_has_an_answer_for_every_configuration(device):
+    for hidden, batch in ((1, 1), (64, 3), (200, 100), (1024, 16), (5000, 1)):
+        for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
+            problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
+            for _, config in candidates(problem, device):
+                assert 0 < call_cost(problem, config, device).total < 1e7

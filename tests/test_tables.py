@@ -1,0 +1,386 @@
+"""Tuned tables: what is found in them for a call, and that nothing a file can hold or a machine can do loses one."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru import cli, launch, prepared
+from triton_gru.config import BlockConfig
+from triton_gru.device import INTERPRETER, KNOWN
+from triton_gru.heuristic import heuristic
+from triton_gru.plan import choose
+from triton_gru.tuning import lookup, revision, store
+from triton_gru.tuning.space import candidates, why_not
+
+from .planted import H200, ONE, OTHER, PROBLEM, PlantedBench, entry, torch_takes
+
+GRID = heuristic("grid", PROBLEM, H200)
+
+
+def change(**fields):
+    return dataclasses.replace(PROBLEM, **fields)
+
+
+def saved(directory, *entries, device=H200):
+    path = store.save(list(entries), device, directory)
+    forget()
+    return path
+
+
+def forget():
+    lookup.forget()
+    triton_gru.plan.forget()
+
+
+# What is found.
+
+
+def test_it_comes_back_as_it_was(tables):
+    whole = entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0))
+    loaded = store.load(saved(tables, whole))
+    assert (loaded.entries, loaded.skipped, loaded.device) == ([whole], [], {"name": "H200", "cc": 90, "sms": 132})
+
+
+def test_where_it_comes_from_and_in_which_order(tables, monkeypatch):
+    shipped = tables / "shipped"
+    monkeypatch.setattr(lookup, "SHIPPED", shipped)
+    like = dataclasses.replace(H200, name="NVIDIA H200 NVL")
+    grids = [each.config for each in candidates(PROBLEM, H200) if each.kernel == "grid"]
+    of_process, of_user, of_package, of_like = grids[-4:]
+
+    def found():
+        plan = choose(PROBLEM, H200)
+        return plan.config, plan.source
+
+    assert found() == (GRID, "heuristic")
+    saved(shipped, entry(PROBLEM, "grid", grid=(of_like, 0.5), torch=(None, 1.0)), device=like)
+    assert found()[0] == of_like and "shipped table of a like device" in found()[1]
+    saved(shipped, entry(PROBLEM, "grid", grid=(of_package, 0.5), torch=(None, 1.0)))
+    assert found()[0] == of_package and found()[1].startswith("shipped table /")
+    saved(tables, entry(PROBLEM, "grid", grid=(of_user, 0.5), torch=(None, 1.0)))
+    assert found()[0] == of_user and found()[1].startswith(f"table {tables / 'H200.json'}, of 2026-01-02")
+    lookup.remember(H200, [entry(PROBLEM, "grid", grid=(of_process, 0.5), torch=(None, 1.0))])
+    triton_gru.plan.forget()
+    assert found() == (of_process, "this process, of 2026-01-02")
+    # What is stale comes after all that is fresh.
+    old = entry(PROBLEM, "grid", grid=(of_process, 0.5), torch=(None, 1.0))
+    lookup.remember(H200, [dataclasses.replace(old, env=old.env | {"triton": "3.5.1"})])
+    triton_gru.plan.forget()
+    assert found()[0] == of_user
+    assert choose(PROBLEM, KNOWN["A100"]).source == "heuristic"
+
+
+@pytest.mark.parametrize(
+    "fields, of_config, of_verdict",
+    [
+        ({}, True, True),
+        ({"batch_size": 9}, True, True),
+        ({"batch_size": 8}, False, False),
+        ({"batch_size": 17}, False, False),
+        ({"hidden_size": 400}, False, False),
+        ({"dtype": torch.bfloat16}, False, False),
+        ({"reset_after": False}, False, False),
+        ({"steps": 5000}, True, True),
+        ({"steps": 50}, True, True),
+        ({"steps": 49}, True, False),  # what a call costs once counts more
+        ({"steps": 1}, False, False),
+        ({"input_size": 2048}, True, True),
+        ({"input_size": 64}, True, False),
+        ({"num_layers": 2}, True, False),
+        ({"layout": "packed"}, True, False),
+        ({"bidirectional": True}, True, False),
+    ],
+    ids=str,
+)
+def test_what_a_measurement_holds_for(fields, of_config, of_verdict, tables):
+    saved(tables, entry(PROBLEM, "torch", grid=(ONE, 2.0), torch=(None, 1.0)))
+    problem = change(**fields)
+    by_name = choose(problem, H200, "grid")
+    assert by_name.tuned == of_config
+    if of_config:
+        expected = dataclasses.replace(ONE, copies=by_name.config.copies, directions=by_name.config.directions)
+        assert by_name.config == expected
+    assert (choose(problem, H200).kernel == "torch") == of_verdict
+
+
+def test_the_nearest_counts(tables):
+    saved(
+        tables,
+        entry(change(steps=16), "torch", grid=(ONE, 2.0), torch=(None, 1.0)),
+        entry(change(steps=1000), "grid", grid=(OTHER, 0.5), torch=(None, 1.0)),
+    )
+    plans = {steps: choose(change(steps=steps), H200) for steps in (8, 100, 499, 500, 5000)}
+    assert [plan.kernel for plan in plans.values()] == ["torch", "torch", "torch", "grid", "grid"]
+    assert choose(change(steps=100), H200, "grid").config == ONE
+    assert choose(change(steps=300), H200, "grid").config == OTHER
+
+
+def test_what_no_longer_fits_is_passed_over(tables):
+    too_many = dataclasses.replace(ONE, copies=9)
+    saved(tables, entry(PROBLEM, "grid", grid=(too_many, 0.5), torch=(None, 1.0)))
+    assert choose(PROBLEM, H200, "grid").config.copies == 1, "copies are of the batch, not of the table"
+    saved(tables, entry(PROBLEM, "grid", grid=(dataclasses.replace(ONE, programs=31), 0.5), torch=(None, 1.0)))
+    assert choose(PROBLEM, H200, "grid").source == "heuristic"
+    assert choose(PROBLEM, H200).kernel == "torch", "of what was measured, it alone can run"
+
+
+def test_info_says_what_is_in_force_and_what_is_stale(tables, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_here", lambda: [H200])
+    assert cli.main(["info"]) == 0
+    assert "for other shapes, the heuristic" in capsys.readouterr().out
+    fresh = entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0))
+    changed = dataclasses.replace(fresh.results["grid"], revision="0123456789ab")
+    key = dataclasses.replace(fresh.key, batch=1)
+    path = saved(tables, fresh, dataclasses.replace(fresh, key=key, results=fresh.results | {"grid": changed}))
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert f"table {path}: 2 shapes, 1 of them stale (grid has changed since)" in printed
+
+
+def test_a_comment_discards_no_table():
+    before = revision.meaning('def f(x):\n    "What it does."\n    return x + 1  # why\n')
+    assert before == revision.meaning('def f(x):\n\n    """What it\n    does, at length."""\n    return x + 1\n')
+    assert before != revision.meaning('def f(x):\n    "What it does."\n    return x + 2  # why\n')
+    assert len({revision.revision(kernel) for kernel in store.CONFIGS}) == 3
+
+
+# What is no table.
+
+ENTRY = json.loads(json.dumps(dataclasses.asdict(entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0)))))
+
+
+def table(**fields):
+    return {"schema": 1, "device": store.described(H200), "entries": [ENTRY]} | fields
+
+
+NO_TABLES = {
+    "empty": b"",
+    "cut off": json.dumps(table()).encode()[:-40],
+    "binary": bytes(range(256)) * 16,
+    "other text": "nicht JSON: ä".encode("latin-1"),
+    "a list": b"[1, 2]",
+    "another schema": json.dumps(table(schema=2)).encode(),
+    "a schema that is true": json.dumps(table(schema=True)).encode(),
+    "no schema": b"{}",
+    "no entries": json.dumps(table(entries={"grid": 1})).encode(),
+    "nested": b'{"schema": 1, "entries": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a number of 5000 digits": json.dumps(table()).replace("132", "1" * 5000).encode(),
+    "17 MiB": json.dumps(table()).encode() + b" " * (17 << 20),
+    "another device": json.dumps(table(device={"name": "A100", "cc": 80, "sms": 108})).encode(),
+}
+
+
+@pytest.mark.parametrize("name", NO_TABLES)
+def test_what_is_no_table_is_said_once_and_left_alone(name, tables):
+    path = tables / "H200.json"
+    path.write_bytes(NO_TABLES[name])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in (16, 17):
+            assert choose(change(batch_size=batch), H200).source == "heuristic"
+    assert len(caught) == 1 and str(path) in str(caught[0].message), [str(each.message) for each in caught]
+    planted = PlantedBench(torch_takes(lambda candidate: 0.5))
+    with pytest.raises(store.Unusable, match="H200.json"):
+        triton_gru.tune([PROBLEM], bench=planted)
+    assert planted.compiled == [], "before anything is measured"
+    with pytest.raises(store.Unusable):
+        store.save([], H200, tables)
+    assert path.read_bytes() == NO_TABLES[name]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "endless"])
+def test_what_is_no_file_is_not_waited_for(kind, tables):
+    path = tables / "H200.json"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nothing": lambda: path.symlink_to("nowhere"),
+     "endless": lambda: path.symlink_to("/dev/zero")}[kind]()  # fmt: skip
+    with pytest.warns(UserWarning, match="left alone and not used"):
+        assert choose(PROBLEM, H200).source == "heuristic"
+
+
+def entries_of_the_wrong_kind():
+    def changed(at, value):
+        whole = json.loads(json.dumps(ENTRY))
+        place = whole
+        for name in at[:-1]:
+            place = place[name]
+        place[at[-1]] = value
+        return whole
+
+    config = ("results", "grid", "config")
+    yield from ([], None, 1, "entry", {}, {"key": {}})
+    for at, value in (
+        (("key",), {}), (("key", "batch"), "16"), (("key", "batch"), 0), (("key", "batch"), True),
+        (("key", "hidden_size"), 1 << 70), (("key", "layout"), "scattered"), (("key", "dtype"), 16),
+        (("winner",), "step"), (("winner",), ["grid"]), (("winner",), None), (("results",), []),
+        (("results", "nonsense"), ENTRY["results"]["grid"]), (("results", "grid"), None),
+        ((*config, "units"), -16), ((*config, "units"), 16.0), ((*config, "units"), 10**30),
+        ((*config, "handover"), "by pigeon"), ((*config, "handover"), 1), ((*config, "more"), 1), (config, None),
+        (("results", "grid", "eager_ms"), [0.5]), (("results", "grid", "eager_ms"), [3, 2, 1]),
+        (("results", "grid", "eager_ms"), [0.5, 0.5, 1e400]), (("results", "grid", "eager_ms"), ["a", "b", "c"]),
+        (("results", "grid", "graph_ms"), [-1.0, 1.0, 2.0]), (("results", "grid", "heuristic_ms"), "fast"),
+        (("results", "grid", "revision"), {}), (("failed",), {"spills": -1}), (("candidates",), 1.5),
+        (("env",), {"triton": 3.6}), (("tuned_at",), 2026), (("tuned_at",), "x" * 10_000),
+    ):  # fmt: skip
+        yield changed(at, value)
+
+
+def test_an_entry_that_is_none_is_left_out_alone(tables):
+    path = tables / "H200.json"
+    wrong = list(entries_of_the_wrong_kind())
+    good = entry(PROBLEM, "grid", grid=(OTHER, 0.5), torch=(None, 1.0))
+    text = json.dumps(table(entries=[*wrong, dataclasses.asdict(good)]))
+    path.write_text(text)
+    with pytest.warns(UserWarning, match=f"{len(wrong)} of {len(wrong) + 1} entries are none") as caught:
+        assert choose(PROBLEM, H200).config == OTHER
+    assert len(caught) == 1
+    assert path.read_text() == text
+    # Who adds to such a table keeps them all: another version may know what they are.
+    store.save([entry(change(batch_size=1), "torch", torch=(None, 1.0))], H200, tables)
+    assert json.loads(path.read_text())["entries"][: len(wrong)] == json.loads(text)["entries"][: len(wrong)]
+    assert len(store.load(path).entries) == 2
+
+
+def test_numbers_that_are_possible_and_mean_harm(tables):
+    """Each would be a launch that cannot be, or an arithmetic that does not end."""
+    for name in ("programs", "units", "batch", "tiles", "slices", "register_tiles", "rows", "copies"):
+        harm = dataclasses.replace(ONE, **{name: 1 << 31})
+        saved(tables, entry(PROBLEM, "grid", grid=(harm, 0.5), torch=(None, 1.0)))
+        plan = choose(PROBLEM, H200, "grid")
+        assert plan.config == (ONE if name in ("rows", "copies") else GRID)  # those two are of the batch
+
+
+# What a machine can do.
+
+SAVES = """
+import dataclasses, pathlib, sys
+from tests.planted import H200, ONE, PROBLEM, entry
+from triton_gru.tuning import store
+first, last, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+print("ready", flush=True)
+for steps in range(first, last):
+    problem = dataclasses.replace(PROBLEM, steps=steps)
+    store.save([entry(problem, "grid", grid=(ONE, 0.5), torch=(None, 1.0))], H200, folder)
+"""
+
+
+def process(*arguments, code=SAVES, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_two_at_once_lose_nothing_and_one_that_is_killed_breaks_nothing(tables):
+    both = [process(first, first + 15, tables) for first in (1, 16)]
+    assert [each.wait() for each in both] == [0, 0], [each.stderr.read() for each in both]
+    path = tables / "H200.json"
+    assert sorted(each.key.steps for each in store.load(path).entries) == list(range(1, 31))
+    killed = process(100, 100_000, tables)
+    assert killed.stdout.readline() == "ready\n"
+    before = path.stat().st_mtime_ns
+    while path.stat().st_mtime_ns == before:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    steps = sorted(each.key.steps for each in store.load(path).entries)
+    assert steps == [*range(1, 31), *range(100, 70 + len(steps))]
+    store.save([], H200, tables)  # its lock went with it
+    for each in (*both, killed):
+        each.stdout.close(), each.stderr.close()
+
+
+def test_a_full_disk_leaves_the_old_table(tables):
+    path = saved(tables, *(entry(change(steps=n), "grid", grid=(ONE, 0.5), torch=(None, 1.0)) for n in range(1, 20)))
+    before = path.read_bytes()
+
+    def full():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    done = process(100, 101, tables, preexec_fn=full)
+    _, errors = done.communicate()
+    assert done.returncode == 1 and "OSError" in errors and "File too large" in errors
+    assert path.read_bytes() == before
+    assert {each.name for each in tables.iterdir()} == {"H200.json", ".lock"}, "nothing half-written stays"
+
+
+@pytest.mark.parametrize("where", ["read-only", "a file", "no home"])
+def test_where_nothing_can_be_kept_it_holds_for_the_process(where, tables, monkeypatch):
+    if where == "no home":
+        monkeypatch.delenv("TRITON_GRU_CONFIG_DIR")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(pathlib.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    else:
+        (tables / "file").touch()
+        folder = {"read-only": "/proc/self/fdinfo/tables", "a file": tables / "file" / "tables"}[where]
+        monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(folder))
+    with pytest.warns(UserWarning, match="holds for this process alone") as caught:
+        (found,) = triton_gru.tune([PROBLEM], bench=PlantedBench(torch_takes(lambda candidate: 1.5)))
+    assert len(caught) == 1 and found.kept is None
+    assert choose(PROBLEM, H200).kernel == "torch"
+    assert "this process" in choose(PROBLEM, H200).reason
+    forget()
+    assert choose(PROBLEM, H200).kernel == "grid"
+
+
+def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launched, monkeypatch):
+    """As after an upgrade of Triton: of the table's configuration the compiler makes nothing any more."""
+    problem = change(hidden_size=20, input_size=7, batch_size=3, steps=2, dtype=torch.float32, precision="tf32")
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    config = heuristic("block", problem, INTERPRETER)
+    broken = dataclasses.replace(config, batch=16)
+    saved(tables, entry(problem, "block", block=(broken, 0.5), torch=(None, 1.0)), device=INTERPRETER)
+    before = (tables / store.file_name(INTERPRETER)).read_bytes()
+    gru = triton_gru.GRU(7, 20, backend="block").eval()
+    x = torch.randn(2, 3, 7)
+    assert gru.plan(x).config == broken
+    start = launch.start
+
+    def fails(launches):
+        for each in launches:
+            if each.constants.get("BATCH") == 16:
+                raise RuntimeError("PassManager::run failed")
+            start(iter([each]))
+
+    monkeypatch.setattr(launch, "start", fails)
+    with torch.no_grad():
+        with pytest.warns(
+            UserWarning, match="does not run as BlockConfig.*PassManager::run failed.*heuristic"
+        ) as caught:
+            output, _ = gru(x)
+        assert sum(each.category is UserWarning for each in caught) == 1
+        assert torch.allclose(output, torch.nn.GRU.forward(gru, x)[0], atol=1e-2)
+        gru(x), gru(x)  # without another word
+        assert gru.plan(x).config == config
+        prepared.forget()
+        gru.backend = "step"
+        monkeypatch.setattr(launch, "start", lambda launches: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
+        with pytest.raises(RuntimeError, match="a fault of ours"):  # where there is no table to blame
+            gru(x)
+    assert (tables / store.file_name(INTERPRETER)).read_bytes() == before
+
+
+def test_the_tables_come_with_the_package():
+    """What is in triton_gru/tables is listed to be installed, and is in order."""
+    root = pathlib.Path(__file__).parents[1]
+    assert 'triton_gru = ["tables/*.json"]' in (root / "pyproject.toml").read_text()
+    assert root / "triton_gru" / "tables" == lookup.SHIPPED
+    for path in lookup.SHIPPED.glob("*.json"):
+        assert store.load(path).skipped == []
+
+
+def test_a_block_configuration_for_another_chip_is_refused():
+    config = BlockConfig(64, 3, 8, 1, 6, 4)
+    problem = change(hidden_size=192)
+    assert why_not(config, problem, H200) == ""
+    assert why_not(config, problem, KNOWN["RTX 5090"]) == "not the shared memory"

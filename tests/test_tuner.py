@@ -1,0 +1,385 @@
+"""Tuning, driven by planted times over the real space of configurations, and once by itself."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+from triton_gru import cli
+from triton_gru.config import GridConfig
+from triton_gru.device import KNOWN, find
+from triton_gru.heuristic import heuristic
+from triton_gru.plan import choose
+from triton_gru.problem import Problem
+from triton_gru.tuning import bench, lookup, revision, space, store, tuner
+from triton_gru.tuning.space import TORCH, Candidate, candidates
+from triton_gru.tuning.timing import quantiles
+from triton_gru.tuning.verdict import clearly_faster
+
+from .planted import H200, PROBLEM, PlantedBench, torch_takes
+
+SMALL = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64)
+
+
+def tune(*problems, ms, **options):
+    planted = PlantedBench(ms, **options)
+    return triton_gru.tune(problems, bench=planted), planted
+
+
+def faster(chosen, by=0.5):
+    """All take as long as torch's own GRU does, one less."""
+    return torch_takes(lambda candidate: by if candidate == chosen else 1.0)
+
+
+def test_the_fastest_is_found_kept_and_used(tables, capsys):
+    fastest = next(
+        each for each in candidates(PROBLEM, H200)
+        if each.kernel == "grid" and each.config.tiles == 2 and each.config.handover == "tag"
+    )  # fmt: skip
+    before = choose(PROBLEM, H200)
+    assert (before.kernel, before.source, before.tuned) == ("grid", "heuristic", False)
+    assert before.config != fastest.config
+    ((found,), planted) = tune(PROBLEM, ms=faster(fastest))
+    assert planted.closed
+    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 40
+    assert found.kept == tables / "H200.json"
+    assert found.entry.results["grid"].heuristic_ms == pytest.approx(1.0)
+    for forgotten in (False, True):  # from this process, and from its file
+        if forgotten:
+            lookup.forget()
+            triton_gru.plan.forget()
+        after = choose(PROBLEM, H200)
+        assert (after.kernel, after.config, after.tuned) == ("grid", fastest.config, True)
+        assert ("H200.json" in after.source) == forgotten
+        assert "measured: 0.5 ms" in after.reason and "measured: 1 ms" in dict(after.rejected)["torch"]
+    assert choose(PROBLEM, H200, "grid").config == fastest.config
+    arguments = ["explain", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--device", "H200"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "the fastest measured: 0.5 ms" in printed and str(fastest.config) in printed and "H200.json" in printed
+    text = str(found)
+    for words in ("winner     grid", "runner-up", "untuned", "nn.GRU     torch", "in a graph 1 ms", "candidates"):
+        assert words in text
+
+
+def test_where_torch_is_faster_auto_uses_it(tables):
+    tune(SMALL, ms=torch_takes(lambda candidate: 1.2))
+    assert choose(SMALL, H200).kernel == "torch"
+    assert choose(SMALL, H200, "block").tuned
+    # What torch has no GRU for is still ours.
+    assert choose(dataclasses.replace(SMALL, resets=True), H200).kernel in store.CONFIGS
+
+
+@pytest.mark.parametrize("slow, fast", [("eager", "graph"), ("graph", "eager")])
+def test_ours_has_to_be_as_fast_in_every_mode(slow, fast, tables):
+    times = {slow: 1.2, fast: 0.2}
+    ((found,), _) = tune(SMALL, ms=lambda candidate, mode: 1.0 if candidate == TORCH else times[mode])
+    assert found.entry.winner == "torch"
+
+
+def test_noise_does_not_change_a_table(tables):
+    ours = Candidate("block", heuristic("block", SMALL, H200))
+    for by in (0.98, 1.02):  # of what all others take
+        ((found,), _) = tune(dataclasses.replace(SMALL, steps=200), ms=faster(ours, by))
+        assert (found.entry.winner, found.entry.results["block"].config) == ours
+        other = next(each for each in candidates(SMALL, H200) if each.kernel == "block" and each != ours)
+        triton_gru.tune([SMALL], bench=PlantedBench(faster(other, by)), anew=True)
+        assert choose(SMALL, H200).config == ours.config
+    triton_gru.tune([SMALL], bench=PlantedBench(faster(other, 0.8)), anew=True)
+    assert choose(SMALL, H200).config == other.config
+    triton_gru.tune([SMALL], bench=PlantedBench(torch_takes(lambda candidate: 1.04)), anew=True)
+    assert choose(SMALL, H200).kernel == "torch"
+    triton_gru.tune([SMALL], bench=PlantedBench(torch_takes(lambda candidate: 0.98)), anew=True)
+    assert choose(SMALL, H200).kernel == "torch", "not clearly faster than what is there"
+
+
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [([0.9], [1.0], True), ([0.98], [1.0], False), ([0.8, 0.9, 1.0], [1.0], False), ([0.5, 0.9, 1.0], [1.1], True)],
+)
+def test_faster_by_more_than_noise(a, b, expected):
+    assert clearly_faster(quantiles(a), quantiles(b)) is expected
+
+
+def test_what_fails_is_counted_and_said(tables):
+    def out(candidate):
+        if candidate.config.num_warps == 8 if candidate.kernel == "step" else candidate.kernel == "grid":
+            return "it spills: 96 bytes of stack"
+        return ""
+
+    single = dataclasses.replace(PROBLEM, steps=1)
+    ((found,), _) = tune(single, ms=torch_takes(lambda candidate: 0.5), out=out)
+    assert found.entry.failed["it spills: 96 bytes of stack"] > 20
+    assert "it spills" in str(found)
+    assert "grid" not in found.entry.results and found.entry.winner == "step"
+
+
+def test_nothing_runs(tables):
+    said = []
+    planted = PlantedBench(torch_takes(lambda candidate: 0.5), out=lambda candidate: "no compiler")
+    before = dataclasses.replace(PROBLEM, reset_after=False)
+    assert triton_gru.tune([before], bench=planted, say=said.append) == []
+    assert any("nothing runs" in line and "no compiler" in line for line in said)
+    assert not list(tables.iterdir())
+    ((found,), _) = tune(PROBLEM, ms=torch_takes(lambda candidate: 0.5), out=lambda candidate: "no compiler")
+    assert found.entry.winner == "torch"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tables):
+    three = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (1, 4, 16)]
+    planted = PlantedBench(torch_takes(lambda candidate: 0.5), stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        triton_gru.tune(three, bench=planted)
+    assert planted.closed
+    lookup.forget()  # another process
+    found, planted = tune(*three, ms=torch_takes(lambda candidate: 0.5))
+    assert [each.known for each in found] == [True, False, False]
+    assert [each.batch_size for each in planted.problems] == [4, 16]
+    _, planted = tune(*three, ms=torch_takes(lambda candidate: 0.5))
+    assert planted.problems == []
+
+
+def test_a_budget_leaves_out_candidates_then_problems(tables):
+    others = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (1, 4)]
+    planted = PlantedBench(torch_takes(lambda candidate: 0.5))
+    (found,) = triton_gru.tune([PROBLEM, *others], bench=planted, budget=0)
+    first = {Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step")}
+    assert set(planted.compiled) == first, "what is there now is measured whatever the time"
+    assert found.entry.failed == {"not tried: the time was over": found.entry.candidates - 2}
+
+
+def test_the_time_for_running_candidates_is_bounded_too(tables, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(tuner, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    planted = PlantedBench(torch_takes(lambda candidate: 0.5))
+    judged = []
+
+    def judge(candidate):
+        now[0] += 1
+        judged.append(candidate)
+        return ""
+
+    planted.judge = judge
+    (found,) = triton_gru.tune([PROBLEM], bench=planted, budget=10)
+    first = {TORCH, *(Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step"))}
+    assert set(judged[:3]) == first and len(judged) == 11
+    assert found.entry.failed == {"not tried: the time was over": found.entry.candidates - 10}
+    assert found.entry.winner == "grid"
+
+
+def test_one_measurement_for_what_is_not_told_apart(tables):
+    same = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (9, 16, 12)]
+    _, planted = tune(*same, ms=torch_takes(lambda candidate: 0.5))
+    assert [each.batch_size for each in planted.problems] == [16]
+    configs = {choose(dataclasses.replace(PROBLEM, batch_size=batch), H200).config for batch in range(9, 17)}
+    assert len(configs) == 1
+    assert choose(dataclasses.replace(PROBLEM, batch_size=17), H200).source == "heuristic"
+
+
+def test_what_is_stale_is_measured_again_and_counts_less(tables, monkeypatch):
+    tune(SMALL, ms=torch_takes(lambda candidate: 1.2))
+    monkeypatch.setitem(revision.environment(), "triton", "9.9.9")
+    lookup.forget()
+    triton_gru.plan.forget()
+    plan = choose(SMALL, H200)
+    assert plan.kernel == "torch" and "stale: made with triton 3.6, this is 9.9" in plan.reason
+    found, planted = tune(SMALL, ms=torch_takes(lambda candidate: 0.5))
+    assert not found[0].known and len(planted.problems) == 1
+    assert choose(SMALL, H200).kernel == "block"
+
+
+def test_it_refuses_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA graph is being captured"):
+        triton_gru.tune([PROBLEM], bench=PlantedBench(None))
+
+
+def test_it_refuses_where_no_kernel_runs(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "find", lambda device: None)
+    with pytest.raises(RuntimeError, match="no kernel runs on cpu"):
+        triton_gru.tune([PROBLEM], device="cpu")
+
+
+@pytest.mark.parametrize("device", [H200, KNOWN["A100"], KNOWN["RTX 5090"], KNOWN["MI300X"]], ids=lambda d: d.name)
+@pytest.mark.parametrize("precision", [(torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")])
+def test_the_space_holds_what_can_run_and_the_heuristic(device, precision):
+    dtype, fp32 = precision
+    for hidden, batch, steps in ((64, 4, 100), (192, 1, 100), (512, 64, 100), (2048, 1, 100), (4096, 4, 1)):
+        problem = dataclasses.replace(
+            PROBLEM, hidden_size=hidden, batch_size=batch, steps=steps, dtype=dtype, precision=fp32
+        )
+        found = candidates(problem, device)
+        assert len(found) == len(set(found))
+        for kernel in store.CONFIGS:
+            config = heuristic(kernel, problem, device)
+            assert isinstance(config, str) or Candidate(kernel, config) in found[:3]
+        for _, config in found:
+            assert space.why_not(config, problem, device) == ""
+            if isinstance(config, GridConfig):
+                assert config.programs * config.copies * config.directions <= device.sms
+
+
+def test_tuning_by_itself(device, tables, launched, monkeypatch):
+    """On a GPU or in the interpreter, compiled, judged and timed for real, on a few candidates of each kernel."""
+    monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
+    monkeypatch.setattr(tuner, "_LOOK", 1)
+    monkeypatch.setattr(tuner, "_FINALS", 3)
+    monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 1)
+
+    def few(problem, described):
+        found = candidates(problem, described)
+        return [each for kernel in store.CONFIGS for each in [c for c in found if c.kernel == kernel][:2]]
+
+    monkeypatch.setattr(tuner, "candidates", few)
+    problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=5, batch_size=3, steps=2)
+    (found,) = triton_gru.tune([problem], device=device)
+    assert found.entry.failed == {}
+    assert set(found.entry.results) == {"torch", *store.CONFIGS}
+    assert {"block_scan", "grid_scan", "step_scan"} <= set(launched)
+    here = find(torch.device(device, 0) if device == "cuda" else torch.device(device))
+    assert found.kept == tables / store.file_name(here)
+    assert choose(problem, here, "block").tuned
+    wrong = triton_gru.launch.run
+    monkeypatch.setattr(
+        triton_gru.launch, "run", lambda call, plan: tuple(t + (plan.kernel == "step") for t in wrong(call, plan))
+    )
+    (found,) = triton_gru.tune([problem], device=device, anew=True)
+    assert "step" not in found.entry.results
+    assert found.entry.failed == {"wrong: further from float64 than it may be": 1}
+
+
+def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
+    """For a GPU that is not there; one whose compiler dies or does not end takes no other with it."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=16)
+    block = Candidate("block", heuristic("block", problem, H200))
+    never = Candidate("block", dataclasses.replace(block.config, num_warps=3))
+    compilers = tuner_compilers(H200)
+    try:
+        found = dict(compilers.compile(problem, [block, never], 120))
+        assert found[block] == "" and found[never]
+        assert any(tmp_path.rglob("*.cubin"))
+        for worker in compilers._workers:
+            worker._process.kill()
+        assert dict(compilers.compile(problem, [block], 120)) == {block: "the compiler crashed"}
+        assert dict(compilers.compile(problem, [block], 120)) == {block: ""}
+        assert dict(compilers.compile(problem, [block], 0)) == {}
+    finally:
+        compilers.close()
+
+
+def tuner_compilers(device):
+    from triton_gru.tuning.compiling import Compilers
+
+    return Compilers(device)
+
+
+def test_the_problems_of_a_model():
+    model = nn.ModuleList([nn.GRU(8, 16, 2, bidirectional=True), triton_gru.GRU(4, 5, reset_after=False)])
+    model.append(nn.GRUCell(3, 4, dtype=torch.bfloat16))
+    model.append(nn.GRU(3, 4, dtype=torch.float64))
+    model.append(nn.LSTM(3, 4))
+    found = triton_gru.shapes_of(model, batch_sizes=(1, 8), steps=(100,))
+    assert [(p.hidden_size, p.batch_size, p.steps) for p in found] == [
+        (16, 1, 100), (16, 8, 100), (5, 1, 100), (5, 8, 100), (4, 1, 1), (4, 8, 1),
+    ]  # fmt: skip
+    assert (found[0].num_layers, found[0].directions, found[0].precision) == (2, 2, "tf32")
+    assert not found[2].reset_after and found[4].dtype == torch.bfloat16
+    assert {p.dtype for p in triton_gru.shapes_of(model, dtype=torch.float16)} == {torch.float16}
+
+
+def test_the_problems_of_a_run():
+    both = nn.GRU(8, 16, bidirectional=True, batch_first=True).eval()
+    ours, cell = triton_gru.GRU(4, 5).eval(), nn.GRUCell(3, 4)
+    with triton_gru.record_shapes() as shapes, torch.no_grad():
+        for _ in range(3):
+            ours(torch.randn(100, 3, 4))
+        both(torch.randn(2, 10, 8))
+        both(torch.randn(10, 8))
+        ours(torch.randn(7, 3, 4), lengths=torch.tensor([7, 1, 2]))
+        ours(torch.randn(7, 3, 4), resets=torch.zeros(7, 3, dtype=torch.bool))
+        ours(nn.utils.rnn.pack_padded_sequence(torch.randn(7, 3, 4), torch.tensor([7, 2, 1])))
+        cell(torch.randn(5, 3))
+        with torch.autocast("cpu", torch.bfloat16):
+            cell(torch.randn(5, 3))
+        ours.double()(torch.randn(2, 3, 4).double())
+    ours.float()(torch.randn(100, 3, 4))  # no longer watched
+    found = [(p.hidden_size, p.batch_size, p.steps, p.layout, str(p.dtype)[6:]) for p in shapes]
+    assert found[0] == (5, 3, 128, "dense", "float32")
+    assert sorted(found[1:]) == sorted([
+        (16, 2, 16, "dense", "float32"), (16, 1, 16, "dense", "float32"), (5, 3, 8, "lengths", "float32"),
+        (5, 3, 8, "dense", "float32"), (5, 3, 8, "packed", "float32"), (4, 5, 1, "dense", "float32"),
+        (4, 5, 1, "dense", "bfloat16"),
+    ])  # fmt: skip
+    assert len(shapes) == 8 and all(isinstance(each, Problem) for each in shapes)
+    both.train()
+    with triton_gru.record_shapes() as shapes:
+        both(torch.randn(2, 10, 8))
+    assert len(shapes) == 0
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """What the command line measures with, and that there is a GPU."""
+    made = PlantedBench(torch_takes(lambda candidate: 0.5))
+    monkeypatch.setattr(tuner, "RealBench", lambda device: made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return made
+
+
+def test_the_command(tables, planted, capsys):
+    arguments = ["tune", "--hidden", "512", "--batch", "1", "16", "--budget", "120"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[4/4] float32 (tf32) H=512 I=512 B<=16 T=100, about" in printed and "s left" in printed
+    assert printed.count("  winner  ") == printed.count("  nn.GRU  ") == printed.count(" candidates") == 4
+    assert printed.splitlines()[-1] == f"4 of 4 shapes tuned, kept in {tables / 'H200.json'}"
+    assert cli.main(arguments) == 0
+    assert "4 are in the table already" in capsys.readouterr().out
+    assert len(planted.problems) == 4
+    assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 0
+    assert "the fastest measured: 0.5 ms" in capsys.readouterr().out
+
+
+def test_the_command_for_a_model(tables, planted, tmp_path, monkeypatch, capsys):
+    (tmp_path / "built.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.GRU(8, 96, 2)\nnumber = int\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tune", "--model", "built:build", "--batch", "4", "--steps", "50", "--dtype", "fp16", "bf16"]) == 0
+    assert [(str(p.dtype)[6:], p.num_layers, p.batch_size) for p in planted.problems] == [
+        ("float16", 2, 4), ("bfloat16", 2, 4),
+    ]  # fmt: skip
+    said = {"built:nothing": "no attribute", "built:number": "returned no nn.Module but int", "no:x": "No module"}
+    for model, why in said.items():
+        assert cli.main(["tune", "--model", model]) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_in_the_way(tables, planted, capsys):
+    (tables / "H200.json").write_text("my notes")
+    assert cli.main(["tune", "--hidden", "512"]) == 2
+    assert "H200.json: it is not JSON" in capsys.readouterr().err
+    assert (tables / "H200.json").read_text() == "my notes"
+    (tables / "H200.json").unlink()
+    planted._stop_at = 1
+    assert cli.main(["tune", "--hidden", "512"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(store.load(tables / "H200.json").entries) == 1
+
+
+def test_the_command_without_a_gpu():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "triton_gru", "tune", "--hidden", "512"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "triton-gru tune: there is no GPU to tune for\n"

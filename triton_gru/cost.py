@@ -1,0 +1,271 @@
+"""What a call should take, by count: the heuristic where nothing was measured, and the order in which tuning tries.
+
+Counts are of instructions, bytes, FLOPs and hand-overs; the rates are the device's own. The constants come from
+compiled code and its simulation (perf/NOTES.md), none from a clock yet: ``python -m perf report`` prints how far the
+estimates are from what was measured.
+"""
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .config import BlockConfig, Config, GridConfig, StepConfig
+from .device import Device
+from .problem import Problem
+
+
+class Cost(NamedTuple):
+    """Microseconds by their cause; they add up.
+
+    Attributes:
+        launch: starting kernels, and what clears memory for them.
+        projection: the inputs' products, by FLOPs or bytes, whichever takes longer.
+        instructions: those of the steps, of all warps that share a multiprocessor, and again for each part of the
+            batch or direction that has to wait for another (residency).
+        hop: handing the state over from multiprocessor to multiprocessor.
+        bytes: of W_hh, the state and the gates, from the L2 or from memory, for which a step has to wait.
+    """
+
+    launch: float = 0.0
+    projection: float = 0.0
+    instructions: float = 0.0
+    hop: float = 0.0
+    bytes: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*map(operator.add, self, other))
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(*(times * each for each in self))
+
+    def __str__(self) -> str:
+        terms = self._asdict().items()
+        return f"{self.total:.3g} us ({', '.join(f'{name} {us:.2g}' for name, us in terms if us >= self.total / 100)})"
+
+
+# Cycles: of a step that computes nothing (barriers, a load of the state, three activations one after the other); of an
+# instruction of a warp, where four warps have a scheduler each; of a store until another multiprocessor sees it. Bytes
+# a cycle that the L2 gives each multiprocessor where all ask.
+_BLOCK_CHAIN, _GRID_CHAIN, _STEP_CHAIN = 250, 640, 900
+_INSTRUCTION = 2.1
+_HOP = 500
+_L2_BYTES = 21
+# Microseconds: from one kernel to the next, where the host is ahead or a graph replays them; of a launch a step from
+# Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work;
+# and of one where it is persistent.
+_LAUNCH = 2.5
+_PYTHON_LAUNCH = 8.0
+_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAP = 7.0, 5.0, 2.0
+_TORCHS_PERSISTENT_STEP = 0.6
+_TORCHS_PERSISTENT_UP_TO = 192  # hidden units, and of dense input alone
+# What a matrix unit does at its best, FLOPs a cycle and multiprocessor, in 16 bits; half of it as TF32.
+_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}
+_MATRIX_FLOPS_ELSEWHERE = 1024
+_ORDINARY_FLOPS = 256
+_REACHED = 0.5  # of the rates above, by a product of middling size
+
+
+def call_cost(problem: Problem, config: Config | None, device: Device, in_graph: bool = False) -> Cost:
+    """Of a call by the kernel of ``config``; by torch's own GRU if that is None. In a CUDA graph no step waits for the
+    host."""
+    if config is None:
+        return _torchs_cost(problem, device, in_graph)
+    step = step_cost(
+        config, problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device,
+        problem.reset_after,
+    )  # fmt: skip
+    layers, steps = problem.num_layers, problem.steps
+    work = step * (steps * layers) + _projection(problem, device)
+    if not isinstance(config, StepConfig):
+        # A projection and a scan; before that of ``grid`` its mailbox is cleared.
+        return work + Cost(launch=_LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3))
+    launches = layers * (1 if problem.reset_after else 2)
+    if steps == 1 and problem.layout == "dense" and not problem.resets:
+        return work + Cost(launch=_LAUNCH * launches)
+    # While the host makes the next launch the GPU works on this one: the rest of it counts.
+    host = (_LAUNCH if in_graph else _PYTHON_LAUNCH) * steps * launches
+    return work + Cost(launch=_LAUNCH * layers + max(0.0, host - work.total))
+
+
+@functools.lru_cache(maxsize=4096)  # a call with another number of steps asks again
+def step_cost(
+    config: Config,
+    hidden_size: int,
+    batch_size: int,
+    directions: int,
+    dtype: torch.dtype,
+    precision: str,
+    device: Device,
+    reset_after: bool = True,
+) -> Cost:
+    """Of a time step of all sequences and directions, of one layer."""
+    ieee = dtype == torch.float32 and precision == "ieee"
+    call = _Step(hidden_size, batch_size, directions, dtype.itemsize, ieee, reset_after, device)
+    return _STEPS[type(config)](config, call)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step's cost depends on beside the configuration."""
+
+    hidden_size: int
+    batch_size: int
+    directions: int
+    itemsize: int
+    ieee: bool
+    reset_after: bool
+    device: Device
+
+    @property
+    def depth(self) -> int:
+        """Of a product of 16 rows and 8 columns: the numbers it sums over."""
+        return 8 if self.itemsize == 4 else 16
+
+    def microseconds(self, cycles: float) -> float:
+        return cycles / (1e3 * self.device.clock_ghz)
+
+    def from_l2(self, size: float) -> float:
+        """Microseconds for the multiprocessors to read so many bytes, all at once."""
+        return self.microseconds(size / (_L2_BYTES * self.device.sms))
+
+    def gate_bytes(self, padded_hidden: int) -> int:
+        """Three gates are read and a state is written."""
+        return self.directions * self.batch_size * 4 * padded_hidden * self.itemsize
+
+
+def _block_step(config: BlockConfig, call: _Step) -> Cost:
+    threads = 32 * config.num_warps
+    if call.ieee:
+        instructions = 40 + 1.35 * 3 * config.padded_hidden**2 * config.batch / threads
+    else:
+        results = config.tiles * max(1, config.units * config.batch // threads)
+        rows_of_warp = config.tiles * max(1, config.units // (16 * config.num_warps))
+        products = 3 * rows_of_warp * (config.batch // 8) * config.padded_hidden // call.depth
+        from_shared = products * config.shared_tiles / (3 * config.tiles**2)
+        instructions = 40 + 15 * results + (call.itemsize // 2) * products + 2 * from_shared
+    # As many programs share a multiprocessor as their registers allow; the others wait.
+    programs = -(-call.batch_size // config.batch) * call.directions
+    resident = max(1, 8 // config.num_warps)
+    waves = -(-programs // (call.device.sms * resident))
+    sharing = max(1.0, min(resident, -(-programs // call.device.sms)) * config.num_warps / 4)
+    chain, more = (1, 1) if call.reset_after else (1.7, 1.15)
+    cycles = waves * (_BLOCK_CHAIN * chain + _INSTRUCTION * instructions * more * sharing)
+    moved = call.from_l2(call.gate_bytes(config.padded_hidden))
+    return Cost(instructions=call.microseconds(cycles), bytes=moved)
+
+
+# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" reads it in vain until it is
+# there, "probe" waits for a word of it before, "counter" for a count that is written after it.
+_TRIPS = {"flag": 1, "probe": 1.5, "tag": 1, "counter": 2}
+_READS = {"flag": 1.5, "probe": 1, "tag": 1.5, "counter": 1}
+
+
+def _grid_step(config: GridConfig, call: _Step) -> Cost:
+    threads = 32 * config.slices
+    if call.ieee:
+        instructions = 80 + 1.35 * 3 * config.units * config.padded_hidden * config.batch / threads
+    else:
+        results = max(1, config.units * config.batch // threads)
+        weight_tiles = config.weight_tiles(call.itemsize)
+        chunks = weight_tiles // 3 * config.depth(call.itemsize) // call.depth
+        products = 3 * (config.units // 16) * (config.batch // 8) * chunks
+        words = config.state_registers(call.itemsize) / 2
+        from_shared = 2 * (weight_tiles - config.register_tiles) * config.units / 16
+        instructions = 30 + 80 * results + 4 * (words + from_shared) + 2.5 * products
+    handovers, more = (1, 1) if call.reset_after else (2, 1.4)
+    rounds = config.rounds(call.batch_size, call.directions)
+    cycles = rounds * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.tiles * config.slices / 4)
+    # With two tiles in turn, one's hop is mostly over by the time the other is done, and nothing is read in vain.
+    in_turn = config.tiles > 1
+    hop = _HOP * _TRIPS[config.handover] * (0.25 if in_turn else 1)
+    rows = -(-call.batch_size // config.batch) * config.rows
+    read = call.directions * config.programs * rows * config.padded_hidden * config.element_bytes(call.itemsize)
+    read *= handovers * (1 if in_turn else _READS[config.handover])
+    return Cost(
+        instructions=call.microseconds(cycles),
+        hop=call.microseconds(rounds * handovers * hop),
+        bytes=call.from_l2(read + call.gate_bytes(config.padded_hidden)),
+    )
+
+
+def _step_step(config: StepConfig, call: _Step) -> Cost:
+    tiles = -(-call.batch_size // config.batch)
+    programs = config.programs * tiles * call.directions
+    # Of an iteration, in which a warp shares the products with the others; as TF32 operands are rounded first.
+    numbers = 3 * config.units * config.batch * config.depth // config.num_warps
+    products = numbers // (16 * 8 * call.depth)
+    if call.ieee:
+        instructions = 75 + 1.2 * numbers / 32
+    else:
+        instructions = 75 + 1.7 * products if call.itemsize == 2 else 170 + 4 * products
+    sharing = max(1.0, programs / call.device.sms * config.num_warps / 4)
+    iterations = -(-call.hidden_size // config.depth)
+    computed = call.microseconds(_INSTRUCTION * iterations * instructions * sharing)
+    # Loads are under way while products are made, from memory beside those from the L2: what takes longest counts.
+    weights = 3 * call.hidden_size**2 * call.itemsize * call.directions
+    state = programs * config.batch * call.hidden_size * call.itemsize
+    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state))
+    moved += call.from_l2(call.gate_bytes(config.padded_hidden))
+    cost = Cost(instructions=call.microseconds(_STEP_CHAIN) + max(0.0, computed - moved), bytes=moved)
+    return cost * (1 if call.reset_after else 1.5)
+
+
+_STEPS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_step}
+
+
+def _from_l2_or_memory(size: int, device: Device) -> float:
+    """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
+    if size <= 0.7 * device.l2_bytes:
+        return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
+    return size / (0.9 * device.memory_gbs * 1e3)
+
+
+def _flops(dtype: torch.dtype, precision: str, device: Device) -> float:
+    """A microsecond."""
+    if dtype == torch.float32 and precision == "ieee":
+        each = _ORDINARY_FLOPS
+    else:
+        each = _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (dtype.itemsize // 2)
+    return _REACHED * each * device.sms * device.clock_ghz * 1e3
+
+
+def _projection(problem: Problem, device: Device) -> Cost:
+    """Of all steps and layers: W_ih x."""
+    rows = problem.steps * problem.batch_size
+    microseconds = 0.0
+    for layer in range(problem.num_layers):
+        inputs = problem.input_size if layer == 0 else problem.directions * problem.hidden_size
+        gates = 3 * problem.hidden_size * problem.directions
+        flops = 2 * rows * inputs * gates / _flops(problem.dtype, problem.precision, device)
+        moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
+        microseconds += max(flops, _from_l2_or_memory(moved, device))
+    return Cost(projection=microseconds)
+
+
+def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
+    itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
+    scans = problem.num_layers * problem.directions
+    # gates of the input and of the state, written and read again, and the states
+    moved = batch * hidden * itemsize * 12
+    flops = 6 * hidden**2 * batch / _flops(problem.dtype, problem.precision, device)
+    weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
+    if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
+        ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
+        chain = _TORCHS_PERSISTENT_STEP + hidden * (0.012 if ieee else 0.003)
+        step = Cost(instructions=max(chain, flops), bytes=_from_l2_or_memory(moved, device))
+    else:
+        work = max(flops, weights) + _from_l2_or_memory(moved, device)
+        least = _TORCHS_STEP_IN_GRAPH if in_graph else _TORCHS_STEP
+        step = Cost(launch=max(least - work, _TORCHS_GAP), bytes=work)
+    turned = 0.0
+    if problem.reverse or problem.layout == "lengths":  # input and output are turned, or packed and padded
+        turned = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)
+    whole = Cost(launch=_LAUNCH * 2 * scans, bytes=turned)
+    return step * (problem.steps * scans) + _projection(problem, device) + whole

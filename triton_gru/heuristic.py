@@ -1,0 +1,135 @@
+"""Which configuration a kernel takes where none was measured: of those known to compile well, the cheapest by count.
+
+What is known of them was read from compiled code: none spills, on any architecture named in ``tests/compiled``. Tuning
+(triton_gru/tuning) looks further, and replaces the estimate by measurement.
+"""
+
+import functools
+from dataclasses import replace
+
+import torch
+
+from .config import GRID_CUTS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
+from .cost import step_cost
+from .device import Device
+from .problem import Problem
+
+
+def _cheapest(
+    configs: list[Config], hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str,
+    device: Device,
+) -> Config:  # fmt: skip
+    """Of equals the first."""
+    sizes = hidden_size, batch_size, directions, dtype, precision, device
+    return min(configs, key=lambda config: step_cost(config, *sizes).total)
+
+
+def _too_old(device: Device) -> str:
+    """Why no kernel runs on a device whatever the shape; empty if some do."""
+    if device.isa == "ptx" and device.compute_capability < 80:
+        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
+    return ""
+
+
+@functools.lru_cache(maxsize=1024)
+def block_config(
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
+) -> BlockConfig | str:
+    """The configuration of ``block`` for a shape on a device, or the reason why there is none."""
+    if too_old := _too_old(device):
+        return too_old
+    config = _cut(hidden_size, dtype, precision, device)
+    if config is None:
+        return f"hidden_size {hidden_size} is too large: {device.name} keeps 128 hidden units in one program"
+    needed = config.shared_memory(dtype.itemsize, device.isa)
+    if needed > device.shared_memory:
+        return (
+            f"hidden_size {hidden_size} is too large: W_hh in {str(dtype)[6:]} ({precision}) needs {needed} bytes "
+            f"of shared memory in one program, {device.name} has {device.shared_memory}"
+        )
+    configs = [config, wide] if (wide := _wide(config, dtype, device)) else [config]
+    return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
+
+
+def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -> BlockConfig | None:
+    padded = max(16, 1 << (hidden_size - 1).bit_length())
+    warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
+    if device.isa == "plain":
+        # AMD's matrix unit needs 16 columns, and has fp32 products of its own.
+        return BlockConfig(padded, 1, 16, ahead=1, register_tiles=3, num_warps=warps) if padded <= 128 else None
+    in_fp32 = dtype == torch.float32
+    if in_fp32 and precision == "ieee":
+        # Products on the ordinary fp32 units read W_hh from shared memory.
+        if padded <= 64:
+            return BlockConfig(padded, 1, 8, ahead=1, register_tiles=0, num_warps=warps)
+        return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=0, num_warps=8)
+    if padded <= 128:
+        # Prefetch further where a step is shorter than the latency of memory, as far as registers allow.
+        ahead = 1 if padded > 64 else 2 if in_fp32 else 4
+        return BlockConfig(padded, 1, 8, ahead, register_tiles=3, num_warps=warps)
+    # Four warps have registers for six tiles of 64 by 64 16-bit numbers beside a step's own, fewer with masks.
+    in_registers = 0 if in_fp32 else 6 if hidden_size % 64 == 0 else 3
+    return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=in_registers, num_warps=4)
+
+
+def _wide(config: BlockConfig, dtype: torch.dtype, device: Device) -> BlockConfig | None:
+    """Twice the batch rows in a program, for fewer programs to wait for a multiprocessor, where registers allow it."""
+    fits = config.shared_tiles == 0 and config.batch == 8 and not (dtype == torch.float32 and config.units > 64)
+    # Data-centre Blackwell would route products of 16 columns through tensor memory and back, every step.
+    if not fits or 100 <= device.compute_capability < 120:
+        return None
+    return replace(config, batch=16, ahead=1)
+
+
+@functools.lru_cache(maxsize=1024)
+def grid_config(
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
+) -> GridConfig | str:
+    """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
+    if device.isa == "plain":
+        return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
+    if too_old := _too_old(device):
+        return too_old
+    least = -(-hidden_size // 16)
+    if least > device.sms:
+        return (
+            f"hidden_size {hidden_size} is too large: {least} programs have to be on the chip at once, "
+            f"{device.name} has {device.sms} multiprocessors"
+        )
+    cuts = [cut_grid(hidden_size, batch_size, directions, cut, dtype, precision, device) for cut in GRID_CUTS]
+    if configs := [config for config in cuts if config]:
+        return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
+    return (
+        f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
+        f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def step_config(
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
+) -> StepConfig | str:
+    """The configuration of ``step`` for a shape on a device, or the reason why there is none."""
+    if too_old := _too_old(device):
+        return too_old
+    ieee = dtype == torch.float32 and precision == "ieee"
+    batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
+    # More hidden units to a program, for fewer trips of the state, only where the chip is full all the same.
+    programs = -(-hidden_size // 32) * -(-batch_size // batch) * directions
+    wide = programs >= 2 * device.sms and not ieee
+    configs = [
+        StepConfig(units, -(-hidden_size // units), batch, 128 // dtype.itemsize, num_warps=4, num_stages=3)
+        for units in ((16, 32) if wide else (16,))
+    ]
+    return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
+
+
+# Each kernel's configuration for (hidden_size, batch_size, directions, dtype, precision, device), or why it has none.
+HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
+
+
+def heuristic(kernel: str, problem: Problem, device: Device) -> Config | str:
+    """A kernel's configuration for a problem, or why it has none."""
+    return HEURISTICS[kernel](
+        problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device
+    )

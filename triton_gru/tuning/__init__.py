@@ -1,0 +1,1 @@
+"""Finding what is fastest on a GPU by measurement, and keeping it."""

@@ -1,0 +1,65 @@
+"""A call that stands for a problem: a GRU with weights and inputs drawn at random."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from ..arguments import Call, bind_gru
+from ..modules import GRU
+from ..problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A module and what it is called with.
+
+    Attributes:
+        ends: ``lengths`` and ``resets`` of the call, where it has them.
+        call: all of it, bound.
+    """
+
+    gru: GRU
+    x: Tensor | PackedSequence
+    ends: dict[str, Tensor]
+    call: Call
+
+
+@contextlib.contextmanager
+def example(problem: Problem, device: torch.device | str, compiled_only: bool = False) -> Iterator[Example]:
+    """Inside, torch's precision of fp32 products in recurrent networks is the problem's.
+
+    With ``compiled_only`` the call is as short as one can be that compiles the same.
+    """
+    if compiled_only:
+        layers = min(problem.num_layers, problem.directions)  # those above the first have as many inputs
+        problem = dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)
+    before = torch.backends.cudnn.rnn.fp32_precision
+    # With "ieee" torch forbids cuDNN the tensor cores in 16 bits, too.
+    torch.backends.cudnn.rnn.fp32_precision = problem.precision if problem.dtype == torch.float32 else "tf32"
+    try:
+        yield _example(problem, device)
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def _example(problem: Problem, device: torch.device | str) -> Example:
+    gru = GRU(
+        problem.input_size, problem.hidden_size, problem.num_layers, bidirectional=problem.bidirectional,
+        reset_after=problem.reset_after, reverse=problem.reverse, device=device, dtype=problem.dtype,
+    ).eval()  # fmt: skip
+    steps, batch = problem.steps, problem.batch_size
+    x = torch.randn(steps, batch, problem.input_size, device=device).to(problem.dtype)
+    ends = {}
+    # From T down to a quarter of it, evenly: what is typical nobody knows.
+    lengths = torch.linspace(steps, max(1, steps // 4), batch).round().long()
+    if problem.layout == "packed":
+        x = pack_padded_sequence(x, lengths)
+    elif problem.layout == "lengths":
+        ends["lengths"] = lengths.to(device)
+    if problem.resets:
+        ends["resets"] = torch.rand(steps, batch, device=device) < 1 / 32
+    return Example(gru, x, ends, bind_gru(gru, x, None, **ends))

@@ -1,0 +1,66 @@
+"""Which code a measurement was made with."""
+
+import ast
+import functools
+import hashlib
+import inspect
+from importlib.metadata import version
+
+import torch
+
+from ..kernels import block, exchange, grid, isa, projection, sequences, step
+
+_MODULES = {
+    "block": (block, isa, sequences, projection),
+    "grid": (grid, exchange, isa, sequences, projection),
+    "step": (step, isa, sequences, projection),
+}
+
+
+@functools.cache
+def revision(kernel: str) -> str:
+    """A hash of what a kernel's code does: comments, docstrings and layout are not in it. Empty for torch's GRU."""
+    if kernel == "torch":
+        return ""
+    digest = hashlib.sha256()
+    for module in _MODULES[kernel]:
+        digest.update(meaning(inspect.getsource(module)).encode())
+    return digest.hexdigest()[:12]
+
+
+def meaning(source: str) -> str:
+    """Python code without what does not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant(str())) as docstring, *_]:
+                docstring.value.value = ""
+    return ast.dump(tree)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """The versions that times depend on."""
+    from .. import __version__
+
+    cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    return {
+        "triton_gru": __version__,
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "cuda": torch.version.cuda or "",
+        "cudnn": str(cudnn or ""),
+    }
+
+
+def stale(kernel: str, made_with: str, env: dict[str, str]) -> str:
+    """Why a kernel's result may no longer hold; empty if it does."""
+    counts = "torch" if kernel == "torch" else "triton"
+    then, now = (_minor(each.get(counts, "")) for each in (env, environment()))
+    if then != now:
+        return f"made with {counts} {then or 'unknown'}, this is {now}"
+    return "" if made_with == revision(kernel) else f"{kernel} has changed since"
+
+
+def _minor(text: str) -> str:
+    return ".".join(text.split(".")[:2])

@@ -1,0 +1,308 @@
+"""Measures which kernel in which configuration is fastest for a problem, torch's own GRU among them, and keeps it."""
+
+import dataclasses
+import datetime
+import itertools
+import pathlib
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .. import prepared
+from ..config import Config
+from ..heuristic import HEURISTICS, heuristic
+from ..plan import choose, forget
+from ..problem import Problem
+from . import lookup, store
+from .bench import Bench, RealBench
+from .revision import environment
+from .space import TORCH, Candidate, candidates
+from .store import Entry, Key, Result
+from .timing import Times, quantiles
+from .verdict import conclude
+
+# Rounds of a first look at all that compiled, and of the finals between the fastest of each kernel.
+_LOOK, _FINALS, _FINALISTS = 10, 60, 4
+_AT_ONCE = 16  # candidates that take turns in the first look
+# Of the time that there is for a problem, for compiling.
+_COMPILING = 0.7
+_TOO_LATE = "not tried: the time was over"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found for a problem.
+
+    Attributes:
+        entry: as the table has it; its winner is what ``backend="auto"`` takes from now on.
+        ranking: what was timed to the end, the fastest first: (candidate, median milliseconds in the last mode).
+        kept: the table's file, None where it could not be written: then it holds for this process.
+        known: it was there already, and nothing was measured.
+    """
+
+    problem: Problem
+    entry: Entry
+    ranking: tuple[tuple[Candidate, float], ...] = ()
+    kept: pathlib.Path | None = None
+    known: bool = False
+
+    def __str__(self) -> str:
+        return _described(self)
+
+
+def tune(
+    problems: Iterable[Problem],
+    *,
+    device: torch.device | str = "cuda",
+    budget: float = float("inf"),
+    anew: bool = False,
+    bench: Bench | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Tuned]:
+    """Finds the fastest way to compute each of ``problems`` on a GPU and keeps it, for this process and later ones.
+
+    What is kept is what `GRU` runs from then on with ``backend="auto"``; its own kernels by name take the
+    configurations found. What is in the user's table already, and not stale, is left as it is; so a run that was
+    interrupted goes on where it was: it loses the problem it was at.
+
+    Args:
+        problems: see `shapes_of`, `record_shapes`; the most important first.
+        device: the GPU.
+        budget: seconds, in all. What it cuts short is tuned with fewer candidates; a problem that it leaves no time
+            for is left out.
+        anew: measures what is in the table, too.
+        bench: what compiles and times, in place of the GPU.
+        say: told of the progress, a line at a time.
+
+    Returns:
+        What was found, for each problem that there was time for.
+
+    Raises:
+        RuntimeError: no kernel runs on the device, or a CUDA graph is being captured.
+        triton_gru.tuning.store.Unusable: the user's table is none, or another device's: it would be in the way.
+
+    Where the table cannot be written, a warning says so, and what was found holds for this process.
+    """
+    if _capturing():
+        raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
+    bench = bench or RealBench(_with_index(torch.device(device)))
+    try:
+        return _tune_all(_unique(problems), bench, time.monotonic() + budget, anew, say)
+    finally:
+        bench.close()
+
+
+def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Callable[[str], None]) -> list[Tuned]:
+    directory = store.user_directory()
+    path = directory and directory / store.file_name(bench.device)
+    _refuse_unusable(path, bench)
+    known = {} if anew else _known(bench)
+    tuned = [Tuned(each, known[key], kept=path, known=True) for each in todo if (key := Key.of(each)) in known]
+    todo = [each for each in todo if Key.of(each) not in known]
+    if tuned:
+        say(f"{len(tuned)} are in the table already")
+    start = time.monotonic()
+    for number, problem in enumerate(todo):
+        now = time.monotonic()
+        if now >= end and number > 0:
+            say(f"{len(todo) - number} left out, the time is over")
+            break
+        pace = (now - start) / number * (len(todo) - number) if number else float("inf")
+        say(f"[{number + 1}/{len(todo)}] {Key.of(problem)}{_time_left(min(pace, end - now))}")
+        found = _tune(problem, bench, (end - now) / (len(todo) - number), say)
+        if found is not None:
+            tuned.append(dataclasses.replace(found, kept=_keep(found.entry, bench)))
+    return tuned
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _with_index(device: torch.device) -> torch.device:
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    )
+
+
+def _unique(problems: Iterable[Problem]) -> list[Problem]:
+    """One for each key, that of the largest batch, which the others' configurations have to hold."""
+    largest = {}
+    for problem in problems:
+        key = Key.of(problem)
+        if key not in largest or problem.batch_size > largest[key].batch_size:
+            largest[key] = problem
+    return list(largest.values())
+
+
+def _known(bench: Bench) -> dict[Key, Entry]:
+    """What the user's tables say that is not stale, or was found in this process."""
+    return {
+        entry.key: entry
+        for source in reversed(lookup.sources(bench.device))
+        if source.own
+        for entry, old in zip(source.entries, source.stale)
+        if not old
+    }
+
+
+def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
+    """Before minutes are spent on what could not be kept."""
+    if path is None or not path.exists():
+        return
+    try:
+        table = store.load(path)
+    except OSError:
+        return  # it cannot be written either, which is not worth an end
+    except store.Unusable as error:
+        raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
+    if table.device != store.described(bench.device):
+        raise store.Unusable(f"{path} is of another device, {table.device}. Move it away")
+
+
+def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:
+    """The file it is kept in from now on."""
+    lookup.remember(bench.device, [entry])
+    forget()
+    prepared.forget()
+    directory = store.user_directory()
+    try:
+        if directory is None:
+            raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
+        return store.save([entry], bench.device, directory)
+    except (OSError, store.Unusable) as error:
+        warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=5)
+        return None
+
+
+def _tune(problem: Problem, bench: Bench, seconds: float, say: Callable[[str], None]) -> Tuned | None:
+    start = time.monotonic()
+
+    def left() -> float:
+        return start + seconds - time.monotonic()
+
+    before = _incumbents(problem, bench)
+    untuned = {kernel: Candidate(kernel, config) for kernel, config in _heuristics(problem, bench).items()}
+    first = list(dict.fromkeys(each for each in (*before.values(), *untuned.values()) if each.config))
+    rest = [each for each in candidates(problem, bench.device) if each not in first]
+    if not first:
+        say("  no kernel serves it")
+        return None
+    failed, compiled = Counter(), []
+    shown = time.monotonic()
+    # What is there now has to be measured whatever the time: without it there is nothing to compare with.
+    for candidate, why in itertools.chain(
+        bench.compile(problem, first, float("inf")), _later(lambda: bench.compile(problem, rest, _COMPILING * left()))
+    ):
+        if why:
+            failed[why] += 1
+        else:
+            compiled.append(candidate)
+        if time.monotonic() - shown > 2:
+            shown = time.monotonic()
+            done, of = len(compiled) + failed.total(), len(first + rest)
+            pace = (shown - start) / done * (of - done)
+            say(f"  compiled {done} of {of}{_time_left(min(pace, max(0.0, _COMPILING * left())))}")
+    if left_out := len(first + rest) - len(compiled) - failed.total():
+        failed[_TOO_LATE] = left_out
+    must = [TORCH] * _torch_serves(problem) + [each for each in first if each in compiled]
+    with bench.opened(problem):
+        right, look, mode = [], {}, bench.modes[-1]
+        for candidate in must + [each for each in compiled if each not in first]:
+            if candidate not in must and left() < 0:
+                failed[_TOO_LATE] += 1
+            elif why := bench.judge(candidate):
+                failed[why] += 1
+            else:
+                right.append(candidate)
+        if not right:
+            say(f"  nothing runs: {dict(failed)}")
+            return None
+        say(f"  timing {len(right)} that are right")
+        for group in (right[i : i + _AT_ONCE] for i in range(0, len(right), _AT_ONCE)):
+            if look and left() < 0:
+                failed[_TOO_LATE] += len(group)
+            else:
+                look |= bench.times(group, mode, _LOOK, max(1.0, left() / 4))
+        finalists = _finalists({each: quantiles(ms) for each, ms in look.items()}, first)
+        finals = {
+            each: {c: quantiles(ms) for c, ms in bench.times(finalists, each, _FINALS, max(2.0, left() / 2)).items()}
+            for each in bench.modes
+        }
+    winner, results = conclude(before, untuned, finals)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    entry = Entry(Key.of(problem), winner, results, len(first + rest), dict(failed), environment(), now)
+    compared = finals[bench.modes[-1]]
+    return Tuned(
+        problem, entry, tuple(sorted(((each, t.p50) for each, t in compared.items()), key=lambda each: each[1]))
+    )
+
+
+def _later(made: Callable[[], Iterator]) -> Iterator:
+    """An iterator that is made when it is come to."""
+    yield from made()
+
+
+def _time_left(seconds: float) -> str:
+    return f", about {seconds:.0f} s left" if seconds < float("inf") else ""
+
+
+def _torch_serves(problem: Problem) -> bool:
+    return problem.reset_after and not problem.resets
+
+
+def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
+    """What runs now: by kernel, and by "" the kernel that is chosen."""
+    plan = choose(dataclasses.replace(problem, obstacle=""), bench.device)
+    found = {"": Candidate(plan.kernel, plan.config)}
+    for kernel in HEURISTICS:
+        try:
+            found[kernel] = Candidate(kernel, choose(problem, bench.device, kernel).config)
+        except RuntimeError:
+            continue
+    return found
+
+
+def _heuristics(problem: Problem, bench: Bench) -> dict[str, Config]:
+    """What would run without a table, by kernel."""
+    found = {kernel: heuristic(kernel, problem, bench.device) for kernel in HEURISTICS}
+    return {kernel: config for kernel, config in found.items() if not isinstance(config, str)}
+
+
+def _finalists(look: dict[Candidate, Times], first: list[Candidate]) -> list[Candidate]:
+    """torch's own, what is there now, what would be untuned, and the fastest of each kernel."""
+    finalists = [each for each in (TORCH, *first) if each in look]
+    for kernel in HEURISTICS:
+        of_kernel = sorted((each for each in look if each.kernel == kernel), key=lambda each: look[each].p50)
+        finalists += of_kernel[:_FINALISTS]
+    return list(dict.fromkeys(finalists))
+
+
+def _described(tuned: Tuned) -> str:
+    """A few lines: winner, runner-up, the heuristic, torch's own GRU, and what became of the candidates."""
+    entry = tuned.entry
+    lines = [str(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if tuned.known else "")]
+    winner = entry.results[entry.winner]
+    lines.append(_line("winner", entry.winner, winner))
+    runner_up = next((each for each in tuned.ranking if each[0] != Candidate(entry.winner, winner.config)), None)
+    if runner_up:
+        candidate, ms = runner_up
+        lines.append(f"  {'runner-up':11}{candidate.kernel:6}{ms:9.4g} ms  {candidate.config or ''}".rstrip())
+    if winner.heuristic_ms:
+        lines.append(f"  {'untuned':11}{entry.winner:6}{winner.heuristic_ms:9.4g} ms")
+    if "torch" in entry.results and entry.winner != "torch":
+        lines.append(_line("nn.GRU", "torch", entry.results["torch"]))
+    failed = [f"{number} {why}" for why, number in sorted(entry.failed.items(), key=lambda each: -each[1])]
+    lines.append(f"  {entry.candidates} candidates" + "".join(f"; {each}" for each in failed))
+    return "\n".join(lines)
+
+
+def _line(role: str, kernel: str, result: Result) -> str:
+    modes = f"eager {result.eager_ms[1]:.4g} ms"
+    if result.graph_ms:
+        modes += f", in a graph {result.graph_ms[1]:.4g} ms"
+    return f"  {role:11}{kernel:6}{result.ms:9.4g} ms  ({modes})" + (f"  {result.config}" if result.config else "")
