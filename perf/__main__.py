@@ -1,7 +1,7 @@
 """Compares the timings of GRU implementations, as CSV. Each command's --help says more.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
-    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses
+    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
 
@@ -72,8 +72,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--compiled", action="store_true", help="do not compile ahead: it was done")
     command.set_defaults(command=_run)
 
-    command = commands.add_parser("report", help="what the CSVs say, in the terminal or as Markdown")
-    command.add_argument("csv", type=pathlib.Path, nargs="+")
+    command = commands.add_parser("report", help="what CSVs and tuned tables say, in the terminal or as Markdown")
+    command.add_argument(
+        "file",
+        type=pathlib.Path,
+        nargs="+",
+        help="a CSV of a sweep, or a tuned table (.json) to hold the cost model and the heuristic against",
+    )
     command.add_argument("--markdown", action="store_true")
     command.set_defaults(command=_report)
 
@@ -123,7 +128,7 @@ def _run(options) -> int:
 def _report(options) -> int:
     from . import report  # only these two need pandas
 
-    print(report.markdown(options.csv) if options.markdown else report.plain(options.csv))
+    print(report.markdown(options.file) if options.markdown else report.plain(options.file))
     return 0
 
 

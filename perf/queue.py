@@ -95,9 +95,8 @@ def read(text: str) -> list[Command]:
 
 def with_out(command: Command, out: pathlib.Path) -> Command:
     """The command writing to this folder, in place of perf/results."""
-    return dataclasses.replace(
-        command, line=command.line.replace("--out perf/results", f"--out {shlex.quote(str(out))}")
-    )
+    folder = shlex.quote(str(out))
+    return dataclasses.replace(command, line=re.sub(r"(?<=[ =])perf/results\b", lambda match: folder, command.line))
 
 
 def rehearsed(command: Command) -> Command:
@@ -105,6 +104,8 @@ def rehearsed(command: Command) -> Command:
     line = command.line
     if _SWEEP in line:
         line = f"TRITON_INTERPRET=1 {line} --rehearse"
+    elif " tune " in line:
+        line = "echo nothing to rehearse: in the interpreter it would take hours"
     elif re.search(r"-m perf\.(hop|stages)", line):
         line = f"TRITON_INTERPRET=1 {line} --device interpreter"
     elif _TESTS in line and "compute-sanitizer" not in line:

@@ -1,4 +1,5 @@
-"""What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses.
+"""What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses; and
+what they and tuned tables say of the cost model (cost_errors).
 
 All ratios are between rows of one run. "Times faster" is the other's median time over ours: below 1 is a loss.
 """
@@ -8,6 +9,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 
+from . import cost_errors
 from .case import counts
 from .providers import OURS, YARDSTICK
 from .record import COLUMNS, COLUMNS_OF_SCHEMA_1, KEY, STREAMING
@@ -18,23 +20,28 @@ _WORST = 10
 
 
 def plain(paths: list[pathlib.Path]) -> str:
-    """The report on these CSVs, for a terminal."""
-    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in sections(load(paths)))
+    """The report on these CSVs and tuned tables (.json), for a terminal."""
+    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in _read(paths))
 
 
 def markdown(paths: list[pathlib.Path]) -> str:
     """The same with tables in Markdown."""
-    return "\n\n".join(f"**{title}**\n\n{_piped(table)}" for title, table in sections(load(paths)))
+    return "\n\n".join(f"**{title}**\n\n{_piped(table)}" for title, table in _read(paths))
+
+
+def _read(paths: list[pathlib.Path]) -> list[tuple[str, pd.DataFrame]]:
+    tables = [path for path in paths if path.suffix == ".json"]
+    return sections(load([path for path in paths if path not in tables]), cost_errors.load(tables))
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """The rows of all files, of those that measure the same the last one; ``base`` is the provider without its mode,
+    """The rows of all CSVs, of those that measure the same the last one; ``base`` is the provider without its mode,
     ``form`` says whether a case is bidirectional, packed or streaming.
 
     Raises:
         ValueError: a file that is no report.
     """
-    frames = []
+    frames = [] if paths else [pd.DataFrame(columns=COLUMNS, dtype=str)]
     for path in paths:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         if list(frame.columns) not in (COLUMNS, COLUMNS_OF_SCHEMA_1):
@@ -70,7 +77,7 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
     return ", ".join(filter(None, words))
 
 
-def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> list[tuple[str, pd.DataFrame]]:
     """Titled tables; one without rows is left out, but for what is said of losses."""
     last = latest(rows)
     speedups = against_torch(rows)
@@ -83,6 +90,7 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         ("What the second direction adds: time over that of one", _second_direction(rows)),
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
         ("RNN, LSTM, GRU", cells(last)),
+        *cost_errors.sections(last, tuned or {}),
     ]
     tables = [(title, table) for title, table in tables if len(table)]
     if len(speedups):

@@ -62,6 +62,8 @@ def test_the_queue_names_what_there_is():
 def test_results_go_where_they_are_to_go():
     command = queue.with_out(Command(1, "", "x --out perf/results/forms --seed 1"), pathlib.Path("a folder"))
     assert shlex.split(command.line) == ["x", "--out", "a folder/forms", "--seed", "1"]
+    command = queue.with_out(Command(1, "", "DIR=perf/results/tables x perf/results/*.json"), pathlib.Path("there"))
+    assert command.line == "DIR=there/tables x there/*.json"
 
 
 @pytest.fixture

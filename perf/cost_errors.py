@@ -1,0 +1,242 @@
+"""How far the cost model, and the heuristic that goes by it, are from what was measured: in CSVs and in tuned tables.
+
+An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
+"""
+
+import ast
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+import torch
+
+from triton_gru.config import HANDOVERS, Config
+from triton_gru.cost import call_cost
+from triton_gru.device import KNOWN, Device
+from triton_gru.heuristic import heuristic
+from triton_gru.problem import Problem
+from triton_gru.tuning import store
+from triton_gru.tuning.store import CONFIGS, Entry, Key, Table
+
+from .providers import OURS, YARDSTICK
+from .record import KEY, Row
+
+Tables = dict[pathlib.Path, Table]
+_DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+# The library's kernels as it configures them, and torch's own GRU: what there are estimates of.
+_PROVIDERS = (YARDSTICK, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
+_CLOSE = 1.15
+_WORST = 10
+
+
+def load(paths: list[pathlib.Path]) -> Tables:
+    """Raises:
+    ValueError: a file that is no table.
+    """
+    tables = {}
+    for path in paths:
+        try:
+            tables[path] = store.load(path)
+        except store.Unusable as error:
+            raise ValueError(f"{path} is no tuned table: {error}") from None
+    return tables
+
+
+def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame]]:
+    """Titled tables, of rows of which none repeats another, and of the tables; some may be empty."""
+    entries = _entries(tables)
+    cells = pd.DataFrame(_of_rows(last) + _of_entries(entries))
+    choices = pd.DataFrame(filter(None, (_choice(*each) for each in entries)))
+    wrong = choices[choices["chosen"] != choices["fastest"]] if len(choices) else choices
+    worst = wrong.sort_values("loss", ascending=False, kind="stable").head(_WORST) if len(wrong) else wrong
+    return [
+        ("Tuned tables", _overview(tables)),
+        ("The cost model against measurement", _errors(cells)),
+        ("Which kernel: the heuristic's choice against the fastest measured", _chosen(choices)),
+        (f"The worst {_WORST} choices of a kernel", worst.drop(columns=["precision", "as tuned"], errors="ignore")),
+        ("Heuristic over tuned", _over_tuned(entries)),
+    ]
+
+
+def problem_of_key(key: Key) -> Problem | None:
+    """None if it is none that a kernel serves."""
+    if key.dtype not in _DTYPES or key.directions not in (1, 2):
+        return None
+    return Problem(
+        key.steps, key.batch, key.input_size, key.hidden_size, key.layers, key.directions == 2, _DTYPES[key.dtype],
+        key.precision, key.reset_after, layout=key.layout,
+    )  # fmt: skip
+
+
+def problem_of_row(row: pd.Series) -> Problem | None:
+    """Of a row as `report.load` makes it; None if it is none that a call of a whole sequence serves."""
+    if row["dtype"] not in _DTYPES or row["variant"] != Row.variant:
+        return None
+    precision = "tf32" if row["precision"] == "fp32 tf32" else "ieee"
+    sizes = (int(row[name]) for name in ("T", "B", "I", "H", "layers"))
+    layout = "packed" if row["packed"] == "True" else "dense"
+    return Problem(
+        *sizes, bool(row["directions"] == 2), _DTYPES[row["dtype"]], precision, reset_after=True, layout=layout
+    )
+
+
+def device_of_row(row: pd.Series) -> Device | None:
+    """The known device that a driver calls so: as a word, for a GH200 is no H200, and all of it, not a part."""
+    named = (device for device in KNOWN.values() if re.search(rf"\b{device.name}\b", row["gpu_name"]))
+    return next((device for device in named if row["sms"] in ("", str(device.sms))), None)
+
+
+def device_of_table(table: Table) -> Device | None:
+    """The known device of its architecture that has as many multiprocessors."""
+    wanted = table.device.get("cc"), table.device.get("sms")
+    return next((each for each in KNOWN.values() if (each.compute_capability, each.sms) == wanted), None)
+
+
+def parse_config(text: str, kernel: str) -> Config | None:
+    """What ``str`` has made of the kernel's configuration; None if that is not what this is."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    kind = CONFIGS[kernel]
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != kind.__name__:
+        return None
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    values = {each.arg: each.value.value for each in call.keywords if isinstance(each.value, ast.Constant)}
+    if call.args or len(values) != len(call.keywords) or set(values) != set(types):
+        return None
+    for name, value in values.items():
+        if type(value) is not types[name] or (name == "handover" and value not in HANDOVERS):
+            return None
+        if type(value) is int and not (0 if name == "register_tiles" else 1) <= value <= 1 << 31:
+            return None
+    return kind(**values)
+
+
+def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
+    """Of those that measure the same on the same device, the last."""
+    found = {}
+    for table in tables.values():
+        for entry in table.entries:
+            found[str(table.device), entry.key] = entry, device_of_table(table)
+    return list(found.values())
+
+
+def _overview(tables: Tables) -> pd.DataFrame:
+    """With the device whose rates the estimates are made from, if there is one."""
+    lines = []
+    for path, table in tables.items():
+        device = device_of_table(table)
+        named = {name: " ".join(str(table.device.get(name)).split())[:60] for name in ("name", "cc", "sms")}
+        counted = {"entries": len(table.entries), "not understood": len(table.skipped)}
+        lines.append({"table": path.name, **named, "estimated as": device.name if device else "unknown", **counted})
+    return pd.DataFrame(lines)
+
+
+def _of_rows(last: pd.DataFrame) -> list[dict]:
+    """A line for each cell of known devices that can be estimated: its time in a graph if it has one, else eager."""
+    timed = last[last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])]
+    # Where ours falls back to torch's own GRU, that is among the rows by itself.
+    torchs = timed["base"] == YARDSTICK
+    timed = timed[torchs | timed["kernel"].isin(CONFIGS)]
+    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"), config=timed["config"].mask(torchs, ""))
+    # A kernel in a configuration is one cell, whoever asked for it.
+    cell = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
+    timed = timed.sort_values("mode", kind="stable").drop_duplicates(cell, keep="last")  # "graph" comes after "eager"
+    lines = []
+    for _, row in timed.iterrows():
+        kernel, problem, device = row["kernel"], problem_of_row(row), device_of_row(row)
+        config = None if kernel == "torch" else parse_config(row["config"], kernel)
+        if problem and device and (config or kernel == "torch"):
+            source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one
+            in_graph = row["mode"] == "graph"
+            lines.append(_cell(kernel, row["precision"], source, problem, config, device, row["p50_ms"], in_graph))
+    return lines
+
+
+def _of_entries(entries: list[tuple[Entry, Device | None]]) -> list[dict]:
+    return [
+        _cell(kernel, _precision(problem), "table", problem, result.config, device, result.ms, bool(result.graph_ms))
+        for entry, device in entries
+        if device and (problem := problem_of_key(entry.key))
+        for kernel, result in entry.results.items()
+    ]
+
+
+def _cell(
+    kernel: str, precision: str, source: str, problem: Problem, config, device: Device, ms: float, in_graph: bool
+) -> dict:
+    ratio = call_cost(problem, config, device, in_graph).total / (1e3 * ms)
+    return {"kernel": kernel, "precision": precision, "source": source, "ratio": ratio}
+
+
+def _precision(problem: Problem) -> str:
+    """As the report names it."""
+    return f"fp32 {problem.precision}" if problem.dtype == torch.float32 else str(problem.dtype)[6:]
+
+
+def _errors(cells: pd.DataFrame) -> pd.DataFrame:
+    if cells.empty:
+        return cells
+    log = np.log(cells["ratio"])
+    grouped = cells.assign(log=log, off=log.abs()).groupby(["kernel", "precision", "source"])
+    columns = {
+        "estimate over measured": ("log", "mean"), "median off by": ("off", "median"), "at most off by": ("off", "max")
+    }  # fmt: skip
+    factors = np.exp(grouped.agg(**columns))
+    factors.insert(0, "cells", grouped.size())
+    return factors.reset_index()
+
+
+def _choice(entry: Entry, device: Device | None) -> dict | None:
+    """Which of the entry's kernels the model would take, each as the heuristic configures it; None if it has no say."""
+    problem = problem_of_key(entry.key)
+    if problem is None or device is None:
+        return None
+    costs = {}
+    for kernel in entry.results:
+        config = None if kernel == "torch" else heuristic(kernel, problem, device)
+        if not isinstance(config, str):
+            costs[kernel] = call_cost(problem, config, device).total
+    if not costs:
+        return None
+    chosen = min(costs, key=costs.get)
+    fastest = min(entry.results, key=lambda kernel: entry.results[kernel].ms)
+    result, best = entry.results[chosen], entry.results[fastest].ms
+    as_tuned = chosen != "torch" and result.heuristic_ms is None
+    return {
+        "precision": _precision(problem), "problem": str(entry.key), "device": device.name, "chosen": chosen,
+        "fastest": fastest, "loss": (result.heuristic_ms or result.ms) / best, "as tuned": as_tuned,
+    }  # fmt: skip
+
+
+def _chosen(choices: pd.DataFrame) -> pd.DataFrame:
+    """``as tuned`` are those whose own configuration was not timed, so that the tuned one's time stands for it."""
+    if choices.empty:
+        return choices
+    right = choices["chosen"] == choices["fastest"]
+    return _losses(choices, "precision", "loss", **{"that kernel": right, "as tuned": choices["as tuned"]})
+
+
+def _over_tuned(entries: list[tuple[Entry, Device | None]]) -> pd.DataFrame:
+    """By kernel, whatever the device: nothing is estimated."""
+    ratios = pd.DataFrame(
+        {"kernel": kernel, "ratio": result.heuristic_ms / result.ms}
+        for entry, _ in entries
+        for kernel, result in entry.results.items()
+        if result.heuristic_ms is not None
+    )
+    return ratios if ratios.empty else _losses(ratios, "kernel", "ratio")
+
+
+def _losses(table: pd.DataFrame, by: str, column: str, **counted: pd.Series) -> pd.DataFrame:
+    """By how much time is lost, how often at most 15 %, and how many meet the conditions ``counted``."""
+    counted = {"within 15 %": table[column] <= _CLOSE} | counted
+    grouped = table.assign(log=np.log(table[column]), **counted).groupby(by)
+    sums = {name: (name, "sum") for name in counted}
+    losses = grouped.agg(
+        entries=(column, "size"), geomean=("log", "mean"), median=(column, "median"), max=(column, "max"), **sums
+    )
+    return losses.assign(geomean=np.exp(losses["geomean"])).reset_index()

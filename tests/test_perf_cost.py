@@ -1,0 +1,329 @@
+"""What the report says of the cost model and the heuristic: times are made from the model, off by known factors."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from perf import cost_errors, report
+from perf.__main__ import main
+from perf.case import Case
+from triton_gru.config import GridConfig
+from triton_gru.cost import call_cost
+from triton_gru.device import KNOWN
+from triton_gru.heuristic import heuristic
+from triton_gru.problem import Problem
+from triton_gru.tuning import store
+from triton_gru.tuning.store import Entry, Key, Result
+
+from .test_perf_report import row, written
+
+H200, A100 = KNOWN["H200"], KNOWN["A100"]
+GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # what `row` makes rows of
+UNKNOWN = dataclasses.replace(H200, name="NVIDIA Unheard-of", sms=7)
+
+ERRORS = "The cost model against measurement"
+CHOICES = "Which kernel: the heuristic's choice against the fastest measured"
+WORST = "The worst 10 choices of a kernel"
+OVER_TUNED = "Heuristic over tuned"
+
+
+def config_of(kernel, problem=GRID, device=H200):
+    return None if kernel == "torch" else heuristic(kernel, problem, device)
+
+
+def estimate(kernel, problem=GRID, device=H200, in_graph=True):
+    """Milliseconds."""
+    return call_cost(problem, config_of(kernel, problem, device), device, in_graph).total / 1000
+
+
+def result(kernel, ms, problem=GRID, heuristic_ms=None):
+    """Timed so in a graph, and three times as long eager."""
+    times = [(0.9 * each, each, 1.1 * each) for each in (3 * ms, ms)]
+    return Result(config_of(kernel, problem), "revision", *times, heuristic_ms)
+
+
+def entry(problem=GRID, **results):
+    winner = min(results, key=lambda kernel: results[kernel].ms)
+    return Entry(Key.of(problem), winner, results, 9, {}, {}, "2026-01-01")
+
+
+def off_by(factor, problem=GRID, kernel="grid"):
+    """An entry of a kernel that takes so many times what is expected."""
+    return entry(problem, **{kernel: result(kernel, factor * estimate(kernel, problem), problem)})
+
+
+@pytest.fixture
+def tabled(tmp_path):
+    """A file for the entries."""
+    return lambda *entries, device=H200: store.save(list(entries), device, tmp_path)
+
+
+def timed(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
+    """A row of ours by that kernel, or of torch's, in a graph if ``mode`` says so."""
+    provider = "torch.nn.GRU" if kernel == "torch" else "triton_gru"
+    provider += "+graph" if more.get("mode") == "graph" else ""
+    config = "" if kernel == "torch" else str(config_of(kernel))
+    return dataclasses.replace(row(provider, ms, gpu_name=gpu_name, kernel=kernel, config=config), **more)
+
+
+def said(*tables, rows=None):
+    """The sections by their titles."""
+    rows = report.load([]) if rows is None else rows
+    return dict(cost_errors.sections(report.latest(rows), cost_errors.load(tables)))
+
+
+@pytest.fixture
+def errors(tmp_path):
+    """What is said of the model, by kernel, precision and source, of rows and tables."""
+
+    def errors(rows, *tables):
+        found = said(*tables, rows=report.load([written(tmp_path / "rows.csv", rows)]))[ERRORS]
+        return found.set_index(["kernel", "precision", "source"]) if len(found) else found
+
+    return errors
+
+
+def test_errors_of_tables_are_by_kernel_and_precision(errors, tabled):
+    ieee = dataclasses.replace(GRID, dtype=torch.float32)
+    tf32 = dataclasses.replace(ieee, precision="tf32")
+    problems = [dataclasses.replace(GRID, batch_size=batch) for batch in (1, 2, 4)]
+    table = tabled(
+        *(off_by(factor, problem) for factor, problem in zip((2.0, 0.25, 1.1), problems)),
+        off_by(1.5, ieee, "step"), off_by(1.0, tf32, "torch"),
+        off_by(3.0, dataclasses.replace(GRID, hidden_size=64), "block"),
+    )  # fmt: skip
+    found = errors([], table)
+    assert list(found.index) == [
+        ("block", "float16", "table"), ("grid", "float16", "table"), ("step", "fp32 ieee", "table"),
+        ("torch", "fp32 tf32", "table"),
+    ]  # fmt: skip
+    grid = found.loc["grid", "float16", "table"].tolist()
+    assert grid == pytest.approx([3, (2.0 * 0.25 * 1.1) ** (-1 / 3), 2.0, 4.0])
+    assert found.loc["step", "fp32 ieee", "table"].tolist() == pytest.approx([1, 1 / 1.5, 1.5, 1.5])
+    assert found.loc["torch", "fp32 tf32", "table"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+    assert found.loc["block", "float16", "table"].tolist() == pytest.approx([1, 1 / 3, 3.0, 3.0])
+
+
+def test_errors_of_rows_stand_beside_those_of_tables(errors, tabled):
+    rows = [
+        timed(1.25 * estimate("grid")), timed(0.5 * estimate("torch", in_graph=False), "torch"),
+        timed(estimate("step", in_graph=False), "step", provider="triton_gru.step"),
+    ]  # fmt: skip
+    found = errors(rows, tabled(off_by(2.0)))
+    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.8, 1.25, 1.25])
+    assert found.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 2.0, 2.0, 2.0])
+    assert found.loc["step", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+    assert found.loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+    assert len(found) == 4
+
+
+def test_a_cell_of_rows_is_timed_in_a_graph_if_it_can_be_and_counts_once(errors):
+    """Asked for by name or not; measured again later; each batch is a cell of its own."""
+    expected = estimate("grid")
+    rows = [
+        timed(4.0 * expected, mode="graph"), timed(2.0 * expected, mode="graph", run_id="2"), timed(9.0 * expected),
+        timed(9.0 * expected, provider="triton_gru.grid"), timed(9.0 * expected, mode="host"),
+        timed(9.0 * estimate("torch"), "torch"), timed(estimate("torch"), "torch", mode="graph"),
+    ]  # fmt: skip
+    found = errors(rows)
+    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+    assert found.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+
+
+def test_a_cold_l2_is_apart(errors):
+    found = errors([timed(estimate("grid")), timed(2.0 * estimate("grid"), l2="cold")])
+    assert found["estimate over measured"].to_dict() == pytest.approx({
+        ("grid", "float16", "CSV"): 1.0, ("grid", "float16", "CSV, cold L2"): 0.5
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GH200 480GB"}, {"gpu_name": "NVIDIA L4"},
+        {"sms": "16"}, {"variant": "streaming", "T": 1}, {"dtype": "float64"}, {"n": 0, "status": "wrong"},
+        {"config": ""}, {"config": "GridConfig(units=16)"}, {"kernel": "block"}, {"kernel": "torch"},
+        {"provider": "triton_gru.grid.tag"}, {"provider": "torchrl"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_estimated_is_left_out(more, errors):
+    assert len(errors([timed(1.0)])) == 1
+    assert len(errors([dataclasses.replace(timed(1.0), **more)])) == 0
+
+
+@pytest.mark.parametrize(
+    "name, sms, device",
+    [
+        ("NVIDIA H200", "132", H200), ("NVIDIA A100-SXM4-80GB", "108", A100), ("NVIDIA A100-SXM4-80GB", "", A100),
+        ("NVIDIA GeForce RTX 5090", "170", KNOWN["RTX 5090"]), ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "42", None), ("NVIDIA GB200", "148", None),
+    ],
+)  # fmt: skip
+def test_devices_are_known_by_what_drivers_call_them(name, sms, device):
+    assert cost_errors.device_of_row({"gpu_name": name, "sms": sms}) is device
+
+
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_configurations_are_read_as_they_were_written(kernel):
+    config = config_of(kernel, dataclasses.replace(GRID, hidden_size=64))
+    assert cost_errors.parse_config(str(config), kernel) == config
+
+
+STEP = "StepConfig(units=16, programs=4, batch=16, depth=64, num_warps=4, num_stages=3)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "16", "StepConfig", "StepConfig()", "(" * 9999, "\0", STEP + "; 1", f"{STEP}.units", f"[{STEP}]",
+        STEP.replace("16", "0"), STEP.replace("16", "-16"), STEP.replace("16", "16.0"), STEP.replace("16", "True"),
+        STEP.replace("16", "1" * 40), STEP.replace("16", "print()"), STEP.replace("units=16", "**{'units': 16}"),
+        STEP.replace("units=", ""), STEP.replace("units", "others"), STEP.replace(")", ", more=1)"),
+        STEP.replace("Step", "Grid"), STEP.replace("Step", "x.Step"),
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_nothing_else_is_read_as_a_configuration(text):
+    assert cost_errors.parse_config(STEP, "step") is not None
+    assert cost_errors.parse_config(text, "step") is None
+
+
+def test_no_hand_over_is_made_up():
+    text = str(config_of("grid"))
+    assert isinstance(cost_errors.parse_config(text, "grid"), GridConfig)
+    assert cost_errors.parse_config(text.replace("'flag'", "'hearsay'"), "grid") is None
+
+
+def test_problems_are_those_of_keys_and_rows(tmp_path):
+    packed = Problem(7, 8, 96, 96, 3, True, torch.bfloat16, "ieee", True, layout="packed")
+    tf32 = dataclasses.replace(packed, dtype=torch.float32, precision="tf32", layout="dense", bidirectional=False)
+    for problem in (packed, tf32, dataclasses.replace(tf32, precision="ieee", reset_after=False, layout="lengths")):
+        assert cost_errors.problem_of_key(Key.of(problem)) == problem
+    assert cost_errors.problem_of_key(dataclasses.replace(Key.of(packed), dtype="float64")) is None
+    assert cost_errors.problem_of_key(dataclasses.replace(Key.of(packed), directions=3)) is None
+    cases = [Case("bf16", 96, 8, 7, 3, 2, packed=True), Case("tf32", 96, 8, 7, 3), Case("fp32", 96, 8, 7, 3)]
+    rows = report.load([written(tmp_path / "rows.csv", [case.row() for case in cases])])
+    wanted = [packed, tf32, dataclasses.replace(tf32, precision="ieee")]
+    assert [cost_errors.problem_of_row(row) for _, row in rows.iterrows()] == wanted
+
+
+def test_the_kernel_that_the_model_takes_is_held_against_the_fastest(tabled):
+    """It takes grid: rightly; where step is faster; and there, where only the tuned grid was timed."""
+    assert estimate("grid") < estimate("step")
+    steps = [dataclasses.replace(GRID, steps=steps) for steps in (64, 128, 256)]
+    right, wrong, untimed = (
+        entry(problem, grid=result("grid", grid, heuristic_ms=heuristic_ms), step=result("step", step))
+        for problem, grid, heuristic_ms, step in zip(steps, (1.0, 1.0, 1.2), (1.1, 1.2, None), (2.0, 0.8, 0.5))
+    )
+    found = said(tabled(right, wrong, untimed))
+    (choices,) = found[CHOICES].to_dict("records")
+    assert choices == {
+        "precision": "float16", "entries": 3, "geomean": pytest.approx((1.1 * 1.5 * 2.4) ** (1 / 3)),
+        "median": pytest.approx(1.5), "max": pytest.approx(2.4), "within 15 %": 1, "that kernel": 1, "as tuned": 1,
+    }  # fmt: skip
+    assert found[WORST].to_numpy().tolist() == [
+        [str(untimed.key), "H200", "grid", "step", pytest.approx(2.4)],
+        [str(wrong.key), "H200", "grid", "step", pytest.approx(1.5)],
+    ]
+
+
+def test_a_kernel_that_the_heuristic_does_not_have_is_not_chosen(tabled):
+    """block for 512 hidden units: in the table, but not among the heuristic's."""
+    assert isinstance(config_of("block"), str)
+    small = heuristic("block", dataclasses.replace(GRID, hidden_size=64), H200)
+    block = dataclasses.replace(result("torch", 1.0), config=small)
+    both, alone = entry(block=block, torch=result("torch", 3.0)), entry(dataclasses.replace(GRID, steps=9), block=block)
+    found = said(tabled(both, alone))
+    assert found[WORST][["chosen", "fastest", "loss"]].to_numpy().tolist() == [["torch", "block", pytest.approx(3.0)]]
+    assert found[CHOICES][["entries", "as tuned"]].to_numpy().tolist() == [[1, 0]]
+
+
+def test_heuristic_over_tuned(tabled):
+    problems = [dataclasses.replace(GRID, batch_size=batch) for batch in (1, 2, 4)]
+    entries = [
+        entry(problem, grid=result("grid", 2.0, heuristic_ms=2.0 * over), torch=result("torch", 1.0))
+        for problem, over in zip(problems, (1.0, 1.125, 2.0))
+    ]
+    entries.append(entry(dataclasses.replace(GRID, batch_size=8), grid=result("grid", 2.0)))
+    found = said(tabled(*entries))[OVER_TUNED]
+    assert found.to_dict("records") == [{
+        "kernel": "grid", "entries": 3, "geomean": pytest.approx(2.25 ** (1 / 3)), "median": 1.125, "max": 2.0,
+        "within 15 %": 2,
+    }]  # fmt: skip
+
+
+def test_of_entries_of_one_key_the_last_table_counts(errors, tmp_path):
+    tables = [store.save([off_by(factor)], H200, tmp_path / str(factor)) for factor in (4.0, 2.0)]
+    assert errors([], *tables).loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+
+
+def test_nothing_is_estimated_for_an_unknown_device(tabled):
+    table = tabled(entry(grid=result("grid", 1.0, heuristic_ms=1.1)), device=UNKNOWN)
+    found = said(table)
+    assert [title for title in found if len(found[title])] == ["Tuned tables", OVER_TUNED]
+    assert found["Tuned tables"].to_dict("records") == [{
+        "table": "NVIDIA-Unheard-of.json", "name": "NVIDIA Unheard-of", "cc": "90", "sms": "7",
+        "estimated as": "unknown", "entries": 1, "not understood": 0,
+    }]  # fmt: skip
+
+
+@pytest.mark.parametrize("files", ["csv", "json", "csv json", "json csv"])
+def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, tabled, capsys):
+    rows = [timed(1.25 * estimate("grid")), timed(2.0, "torch")]
+    paths = {"csv": written(tmp_path / "rows.csv", rows), "json": tabled(off_by(2.0))}
+    assert main(["report", *(str(paths[each]) for each in files.split())]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines if line.startswith("grid ") and "float16" in line] == [
+        *["grid float16 CSV 1 0.8 1.25 1.25"] * ("csv" in files), *["grid float16 table 1 0.5 2 2"] * ("json" in files)
+    ]  # fmt: skip
+    assert ("Tuned tables" in lines) == ("json" in files)
+    assert any(line.startswith("Below 1.0") for line in lines) == ("csv" in files)
+
+
+def test_tables_in_markdown(tabled, capsys):
+    ours = result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
+    assert main(["report", "--markdown", str(tabled(entry(grid=ours)))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"**{ERRORS}**" in lines and f"**{CHOICES}**" in lines and f"**{WORST}**" not in lines
+    assert "| H200.json | H200 | 90 | 132 | H200 | 1 | 0 |" in lines
+    assert "| grid | float16 | table | 1 | 0.5 | 2 | 2 |" in lines
+    assert "| grid | 1 | 1.1 | 1.1 | 1.1 | 1 |" in lines
+
+
+def test_what_is_no_table_is_refused(tmp_path, tabled, capsys):
+    good, bad = tabled(off_by(1.0)), tmp_path / "bad.json"
+    for text in ("", "{}", "[" * 99999, '{"schema": 1, "device": 1, "entries": []}', "schema,run_id\n"):
+        bad.write_text(text)
+        assert main(["report", str(good), str(bad)]) == 2
+        out, err = capsys.readouterr()
+        assert not out and f"{bad} is no tuned table: it " in err
+    bad.unlink()
+    assert main(["report", str(bad)]) == 2
+    assert "bad.json" in capsys.readouterr().err
+
+
+def test_entries_that_are_not_understood_are_counted(tabled):
+    path = tabled(off_by(1.0))
+    path.write_text(path.read_text().replace('"entries": [', '"entries": [{"key": "of another version"},'))
+    (line,) = said(path)["Tuned tables"].to_dict("records")
+    assert (line["entries"], line["not understood"]) == (1, 1)
+
+
+def test_an_empty_table_says_nothing(tabled, capsys):
+    assert main(["report", str(tabled())]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Tuned tables"
+
+
+def test_help_says_that_tables_are_taken(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert "a tuned table (.json)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_factor_is_as_far_off_below_as_above(errors, tabled):
+    found = errors([], tabled(off_by(1.3, dataclasses.replace(GRID, steps=8)), off_by(1 / 1.3)))
+    line = found.loc["grid", "float16", "table"]
+    assert line["median off by"] == pytest.approx(1.3) and math.isclose(line["estimate over measured"], 1.0)
