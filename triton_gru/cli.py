@@ -23,6 +23,7 @@ from .tuning.shapes import shapes_of
 from .tuning.tuner import tune
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+LAYOUTS = ("dense", "lengths", "packed")
 TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
 
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
     explain.add_argument("--bidirectional", action="store_true")
     explain.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
+    explain.add_argument("--layout", choices=LAYOUTS, default="dense", help="of the sequences")
     explain.add_argument("--backend", choices=BACKENDS, default="auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
     tune = commands.add_parser(
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     tune.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
     tune.add_argument("--bidirectional", action="store_true")
     tune.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
-    tune.add_argument("--layout", choices=("dense", "lengths", "packed"), default="dense", help="of the sequences")
+    tune.add_argument("--layout", choices=LAYOUTS, default="dense", help="of the sequences")
     tune.add_argument(
         "--budget", type=float, default=float("inf"), metavar="SECONDS", help="in all (default: no limit)"
     )
@@ -133,6 +135,7 @@ def _explain(options) -> int:
         dtype=DTYPES[options.dtype],
         precision=options.precision if options.dtype == "fp32" else "ieee",
         reset_after=not options.reset_before,
+        layout=options.layout,
     )
     try:
         print(choose(problem, device, options.backend))

@@ -15,6 +15,7 @@ from .device import Device
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
 from .tuning import lookup
+from .tuning.lookup import Verdict
 
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
@@ -79,9 +80,28 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
     if not options:
         reason = "the only implementation of this variant that serves the call"
         return Plan(problem, device, "reference", None, "", reason, tuple(rejected.items()))
-    kernel, reason, slower = _fastest(options, problem, device)
+    others = tuple(rejected.items())
+    if len(options) > 1 and (verdict := lookup.verdict(problem, device, options)):
+        return _measured(problem, device, verdict, options, others)
+    kernel, slower = _cheapest(options, problem, device) if len(options) > 1 else (*options, ())
     config, source, tuned = options[kernel]
-    return Plan(problem, device, kernel, config, source, reason, (*rejected.items(), *slower), tuned)
+    return Plan(problem, device, kernel, config, source, _REASONS[kernel], others + slower, tuned)
+
+
+def _cheapest(options: dict, problem: Problem, device: Device) -> tuple[str, tuple]:
+    """By count, and what is to be said of the others."""
+    costs = {kernel: call_cost(problem, option[0], device) for kernel, option in options.items()}
+    kernel = min(costs, key=lambda kernel: costs[kernel].total)
+    return kernel, tuple((each, _Slower(costs[each], kernel, costs[kernel])) for each in costs if each != kernel)
+
+
+def _measured(problem: Problem, device: Device, verdict: Verdict, options: dict, others: tuple) -> Plan:
+    """The plan where one of ``options`` was measured to be the fastest."""
+    measured = {kernel: f"measured: {ms:.4g} ms" for kernel, ms in verdict.milliseconds.items()}
+    slower = ((kernel, measured.get(kernel, "not measured")) for kernel in options if kernel != verdict.winner)
+    reason = f"the fastest {measured[verdict.winner]} ({verdict.source})"
+    tuned = verdict.config is not None
+    return Plan(problem, device, verdict.winner, verdict.config, verdict.source, reason, (*others, *slower), tuned)
 
 
 def check_backend(backend: str) -> None:
@@ -133,24 +153,6 @@ _REASONS = {
     "step": "it streams W_hh once a step, in one launch a step: for a single one, or where no chip keeps W_hh",
     "torch": "torch's own GRU serves everything else",
 }
-
-
-def _fastest(
-    options: dict[str, tuple], problem: Problem, device: Device | None
-) -> tuple[str, str, list[tuple[str, object]]]:
-    """Of the kernels that can, the fastest, why, and why not the others: by measurement, else by count."""
-    if len(options) == 1:
-        (kernel,) = options
-        return kernel, _REASONS[kernel], []
-    if verdict := lookup.verdict(problem, device, options):
-        why = {kernel: f"measured: {ms:.4g} ms" for kernel, ms in verdict.milliseconds.items()}
-        others = [(kernel, why.get(kernel, "not among what was measured")) for kernel in options]
-        kernel, where = verdict.winner, f" ({verdict.source})"
-        return kernel, f"the fastest {why[kernel]}{where}", [each for each in others if each[0] != kernel]
-    costs = {kernel: call_cost(problem, option[0], device) for kernel, option in options.items()}
-    kernel = min(costs, key=lambda kernel: costs[kernel].total)
-    others = [(each, _Slower(costs[each], kernel, costs[kernel])) for each in costs if each != kernel]
-    return kernel, _REASONS[kernel], others
 
 
 class _Slower(NamedTuple):

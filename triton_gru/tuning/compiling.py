@@ -71,7 +71,7 @@ def pretend(device: Device) -> None:
 def compiled(problem: Problem, candidate: Candidate, device: Device) -> Facts | None:
     """Compiles all that a call launches, for the GPU that Triton takes for its own; the facts of the scan, if known."""
     found = None
-    with example(problem, "cpu", compiled_only=True) as each:
+    with example(problem, "meta", compiled_only=True) as each:
         for launch_ in launch.launches(each.call, candidate.config, device, *launch.allocate(each.call)):
             if (kernel := launch_.compile()) is not None:
                 found = kernel
@@ -194,7 +194,7 @@ def _serve() -> None:
         try:
             facts = compiled(problem, candidate, device)
             spills = facts is not None and facts.stack > MOST_STACK
-            answer = f"it spills: {facts.stack} bytes of stack" if spills else ""
+            answer = "it spills registers" if spills else ""
         except Exception as failure:
             answer = f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]
         pickle.dump(answer, answers)

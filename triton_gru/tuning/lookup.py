@@ -18,7 +18,7 @@ from ..problem import Problem
 from . import store
 from .revision import stale
 from .space import for_problem, why_not
-from .store import Entry, Key
+from .store import Entry, Key, Result
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "tables"
 # A verdict holds for as many inputs within this factor: they change the projection alone.
@@ -44,9 +44,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which kernel is to be taken, the medians of all that were measured beside it, and where that stands."""
+    """Which kernel is to be taken and how, the medians of all that were measured beside it, and where that stands."""
 
     winner: str
+    config: Config | None
     milliseconds: dict[str, float]
     source: str
 
@@ -67,10 +68,8 @@ def configuration(kernel: str, problem: Problem, device: Device) -> tuple[Config
         return *unlike, _ratio(key.steps, other.steps), _ratio(key.input_size, other.input_size)
 
     for entry, source in _nearest(problem, device, distance):
-        if (result := entry.results.get(kernel)) and result.config:
-            config = for_problem(result.config, problem, device)
-            if not why_not(config, problem, device) and (device, config) not in _failing:
-                return config, source
+        if (result := entry.results.get(kernel)) and (config := _runnable(result, problem, device)):
+            return config, source
     return None
 
 
@@ -90,21 +89,24 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
     for entry, source in _nearest(problem, device, distance):
         if "torch" in options and "torch" not in entry.results:
             continue
+        configs = {kernel: _runnable(result, problem, device) for kernel, result in entry.results.items()}
         times = {
-            k: result.ms for k, result in entry.results.items() if k in options and _runs(k, entry, problem, device)
+            kernel: result.ms
+            for kernel, result in entry.results.items()
+            if kernel in options and (kernel == "torch" or configs[kernel])
         }
         if times:
             winner = entry.winner if entry.winner in times else min(times, key=times.get)
-            return Verdict(winner, times, source)
+            return Verdict(winner, configs[winner], times, source)
     return None
 
 
-def _runs(kernel: str, entry: Entry, problem: Problem, device: Device) -> bool:
-    config = entry.results[kernel].config
-    if config is None:
-        return kernel == "torch"
-    config = for_problem(config, problem, device)
-    return (device, config) not in _failing and not why_not(config, problem, device)
+def _runnable(result: Result, problem: Problem, device: Device) -> Config | None:
+    """The result's configuration for this problem, None if it has none or cannot run."""
+    if result.config is None:
+        return None
+    config = for_problem(result.config, problem, device)
+    return None if why_not(config, problem, device) or (device, config) in _failing else config
 
 
 def _ratio(a: int, b: int) -> float:

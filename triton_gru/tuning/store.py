@@ -186,7 +186,7 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
         The file's path.
 
     Raises:
-        Unusable: there is a file that is no table, or one of another device: it is left alone.
+        Unusable: there is a file that is no table or another device's, or it would be too large. It is left alone.
         OSError: it cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,10 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
             "device": described(device),
             "entries": kept + [dataclasses.asdict(each) for each in entries],
         }
-        _replace(path, json.dumps(whole, indent=1))
+        text = json.dumps(whole, indent=1)
+        if len(text) > _MOST_BYTES:
+            raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
+        _replace(path, text)
     return path
 
 

@@ -70,7 +70,7 @@ def tune(
     interrupted goes on where it was: it loses the problem it was at.
 
     Args:
-        problems: see `shapes_of`, `record_shapes`; the most important first.
+        problems: see `shapes_of`, `record_shapes`; or of a call, ``gru.plan(x).problem``. The most important first.
         device: the GPU.
         budget: seconds, in all. What it cuts short is tuned with fewer candidates; a problem that it leaves no time
             for is left out.
@@ -133,6 +133,7 @@ def _unique(problems: Iterable[Problem]) -> list[Problem]:
     """One for each key, that of the largest batch, which the others' configurations have to hold."""
     largest = {}
     for problem in problems:
+        problem = dataclasses.replace(problem, obstacle="")  # that of the call it may come from
         key = Key.of(problem)
         if key not in largest or problem.batch_size > largest[key].batch_size:
             largest[key] = problem
@@ -235,7 +236,7 @@ def _tune(problem: Problem, bench: Bench, seconds: float, say: Callable[[str], N
         }
     winner, results = conclude(before, untuned, finals)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    entry = Entry(Key.of(problem), winner, results, len(first + rest), dict(failed), environment(), now)
+    entry = Entry(Key.of(problem), winner, results, len(first + rest), dict(failed.most_common(20)), environment(), now)
     compared = finals[bench.modes[-1]]
     return Tuned(
         problem, entry, tuple(sorted(((each, t.p50) for each, t in compared.items()), key=lambda each: each[1]))
@@ -257,7 +258,7 @@ def _torch_serves(problem: Problem) -> bool:
 
 def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
     """What runs now: by kernel, and by "" the kernel that is chosen."""
-    plan = choose(dataclasses.replace(problem, obstacle=""), bench.device)
+    plan = choose(problem, bench.device)
     found = {"": Candidate(plan.kernel, plan.config)}
     for kernel in HEURISTICS:
         try:
