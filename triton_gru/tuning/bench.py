@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class Bench(Protocol):
     def times(
         self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
     ) -> dict[Candidate, list[float]]:
-        """Milliseconds of calls, in turn."""
+        """Milliseconds of calls, in turn, of those that can be timed."""
 
     def close(self) -> None:
         """It is not used any more."""
@@ -111,8 +112,11 @@ class RealBench:
     ) -> dict[Candidate, list[float]]:
         calls, pool = {}, torch.cuda.graph_pool_handle() if mode == "graph" else None
         for candidate in candidates:
-            call = _as_called(self.device, candidate, self._timed)
-            calls[candidate] = [graphed(call, pool)[0] if mode == "graph" else call]
+            try:
+                call = _as_called(self.device, candidate, self._timed)
+                calls[candidate] = [graphed(call, pool)[0] if mode == "graph" else call]
+            except Exception as failure:  # what is judged is shorter than what is timed: memory may not do
+                warnings.warn(f"cannot be timed, {mode}: {candidate}: {failure}", stacklevel=2)
         taken = samples(calls, rounds, clock(self._place.type), seconds)
         watchdog.check()
         return taken

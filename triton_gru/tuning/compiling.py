@@ -140,14 +140,17 @@ class _Worker:
     def __init__(self, device: Device):
         self._device = device
         self._process: subprocess.Popen | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the worker)
         self._stopped = False
 
     def compile(self, problem: Problem, candidate: Candidate, end: float) -> str | None:
         """Why the candidate is out, empty if it is in, None if ``end`` came before."""
         limit = min(end, time.monotonic() + _SECONDS_EACH)
         try:
-            if self._process is None:
+            if self._process is None and not self._stopped:
                 self._start()
+            if self._stopped:
+                raise EOFError
             pickle.dump((problem, candidate, self._device), self._process.stdin)
             self._process.stdin.flush()
             if not select.select([self._process.stdout], [], [], max(0.0, limit - time.monotonic()))[0]:
@@ -156,7 +159,7 @@ class _Worker:
             return pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
             self._kill()
-            return None if self._stopped else "the compiler crashed"
+            return None if self._stopped else f"the compiler crashed {self._last_words()}".strip()
 
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -164,8 +167,14 @@ class _Worker:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
         )  # fmt: skip
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        self._said.truncate(0)
+        return next((line.strip()[:150] for line in reversed(lines) if line.strip()), "")
 
     def _kill(self) -> None:
         if self._process is not None:
@@ -179,6 +188,7 @@ class _Worker:
     def stop(self) -> None:
         self._stopped = True
         self._kill()
+        self._said.close()
 
 
 def _serve() -> None:

@@ -1,36 +1,22 @@
 """Measures which kernel in which configuration is fastest for a problem, torch's own GRU among them, and keeps it."""
 
 import dataclasses
-import datetime
-import itertools
 import pathlib
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from .. import prepared
-from ..config import Config
-from ..heuristic import HEURISTICS, heuristic
-from ..plan import choose, forget
+from ..plan import forget
 from ..problem import Problem
 from . import lookup, store
 from .bench import Bench, RealBench
-from .revision import environment
-from .space import TORCH, Candidate, candidates
+from .run import Ranking, Run, time_left
+from .space import Candidate
 from .store import Entry, Key, Result
-from .timing import Times, quantiles
-from .verdict import conclude
-
-# Rounds of a first look at all that compiled, and of the finals between the fastest of each kernel.
-_LOOK, _FINALS, _FINALISTS = 10, 60, 4
-_AT_ONCE = 16  # candidates that take turns in the first look
-# Of the time that there is for a problem, for compiling.
-_COMPILING = 0.7
-_TOO_LATE = "not tried: the time was over"
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Tuned:
 
     problem: Problem
     entry: Entry
-    ranking: tuple[tuple[Candidate, float], ...] = ()
+    ranking: Ranking = ()
     kept: pathlib.Path | None = None
     known: bool = False
 
@@ -112,10 +98,11 @@ def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Ca
             say(f"{len(todo) - number} left out, the time is over")
             break
         pace = (now - start) / number * (len(todo) - number) if number else float("inf")
-        say(f"[{number + 1}/{len(todo)}] {Key.of(problem)}{_time_left(min(pace, end - now))}")
-        found = _tune(problem, bench, (end - now) / (len(todo) - number), say)
+        say(f"[{number + 1}/{len(todo)}] {Key.of(problem)}{time_left(min(pace, end - now))}")
+        found = Run(problem, bench, (end - now) / (len(todo) - number), say).tune()
         if found is not None:
-            tuned.append(dataclasses.replace(found, kept=_keep(found.entry, bench)))
+            entry, ranking = found
+            tuned.append(Tuned(problem, entry, ranking, kept=_keep(entry, bench)))
     return tuned
 
 
@@ -178,109 +165,6 @@ def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:
     except (OSError, store.Unusable) as error:
         warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=5)
         return None
-
-
-def _tune(problem: Problem, bench: Bench, seconds: float, say: Callable[[str], None]) -> Tuned | None:
-    start = time.monotonic()
-
-    def left() -> float:
-        return start + seconds - time.monotonic()
-
-    before = _incumbents(problem, bench)
-    untuned = {kernel: Candidate(kernel, config) for kernel, config in _heuristics(problem, bench).items()}
-    first = list(dict.fromkeys(each for each in (*before.values(), *untuned.values()) if each.config))
-    rest = [each for each in candidates(problem, bench.device) if each not in first]
-    if not first:
-        say("  no kernel serves it")
-        return None
-    failed, compiled = Counter(), []
-    shown = time.monotonic()
-    # What is there now has to be measured whatever the time: without it there is nothing to compare with.
-    for candidate, why in itertools.chain(
-        bench.compile(problem, first, float("inf")), _later(lambda: bench.compile(problem, rest, _COMPILING * left()))
-    ):
-        if why:
-            failed[why] += 1
-        else:
-            compiled.append(candidate)
-        if time.monotonic() - shown > 2:
-            shown = time.monotonic()
-            done, of = len(compiled) + failed.total(), len(first + rest)
-            pace = (shown - start) / done * (of - done)
-            say(f"  compiled {done} of {of}{_time_left(min(pace, max(0.0, _COMPILING * left())))}")
-    if left_out := len(first + rest) - len(compiled) - failed.total():
-        failed[_TOO_LATE] = left_out
-    must = [TORCH] * _torch_serves(problem) + [each for each in first if each in compiled]
-    with bench.opened(problem):
-        right, look, mode = [], {}, bench.modes[-1]
-        for candidate in must + [each for each in compiled if each not in first]:
-            if candidate not in must and left() < 0:
-                failed[_TOO_LATE] += 1
-            elif why := bench.judge(candidate):
-                failed[why] += 1
-            else:
-                right.append(candidate)
-        if not right:
-            say(f"  nothing runs: {dict(failed)}")
-            return None
-        say(f"  timing {len(right)} that are right")
-        for group in (right[i : i + _AT_ONCE] for i in range(0, len(right), _AT_ONCE)):
-            if look and left() < 0:
-                failed[_TOO_LATE] += len(group)
-            else:
-                look |= bench.times(group, mode, _LOOK, max(1.0, left() / 4))
-        finalists = _finalists({each: quantiles(ms) for each, ms in look.items()}, first)
-        finals = {
-            each: {c: quantiles(ms) for c, ms in bench.times(finalists, each, _FINALS, max(2.0, left() / 2)).items()}
-            for each in bench.modes
-        }
-    winner, results = conclude(before, untuned, finals)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    entry = Entry(Key.of(problem), winner, results, len(first + rest), dict(failed.most_common(20)), environment(), now)
-    compared = finals[bench.modes[-1]]
-    return Tuned(
-        problem, entry, tuple(sorted(((each, t.p50) for each, t in compared.items()), key=lambda each: each[1]))
-    )
-
-
-def _later(made: Callable[[], Iterator]) -> Iterator:
-    """An iterator that is made when it is come to."""
-    yield from made()
-
-
-def _time_left(seconds: float) -> str:
-    return f", about {seconds:.0f} s left" if seconds < float("inf") else ""
-
-
-def _torch_serves(problem: Problem) -> bool:
-    return problem.reset_after and not problem.resets
-
-
-def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
-    """What runs now: by kernel, and by "" the kernel that is chosen."""
-    plan = choose(problem, bench.device)
-    found = {"": Candidate(plan.kernel, plan.config)}
-    for kernel in HEURISTICS:
-        try:
-            found[kernel] = Candidate(kernel, choose(problem, bench.device, kernel).config)
-        except RuntimeError:
-            continue
-    return found
-
-
-def _heuristics(problem: Problem, bench: Bench) -> dict[str, Config]:
-    """What would run without a table, by kernel."""
-    found = {kernel: heuristic(kernel, problem, bench.device) for kernel in HEURISTICS}
-    return {kernel: config for kernel, config in found.items() if not isinstance(config, str)}
-
-
-def _finalists(look: dict[Candidate, Times], first: list[Candidate]) -> list[Candidate]:
-    """torch's own, what is there now, what would be untuned, and the fastest of each kernel."""
-    finalists = [each for each in (TORCH, *first) if each in look]
-    for kernel in HEURISTICS:
-        of_kernel = sorted((each for each in look if each.kernel == kernel), key=lambda each: look[each].p50)
-        finalists += of_kernel[:_FINALISTS]
-    return list(dict.fromkeys(finalists))
 
 
 def _described(tuned: Tuned) -> str:

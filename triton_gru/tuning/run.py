@@ -1,0 +1,148 @@
+"""Tunes one problem: compiles what may be fastest, times what is right, and concludes."""
+
+import datetime
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from ..heuristic import HEURISTICS, heuristic
+from ..plan import choose
+from ..problem import Problem
+from .bench import Bench
+from .revision import environment
+from .space import TORCH, Candidate, candidates
+from .store import Entry, Key
+from .timing import Times, quantiles
+from .verdict import conclude
+
+# Rounds of a first look at all that compiled, of so many in turn, and of the finals between the fastest of each kernel.
+_LOOK, _AT_ONCE, _FINALS, _FINALISTS = 10, 16, 60, 4
+# Of the time that there is, for compiling.
+_COMPILING = 0.7
+_TOO_LATE = "not tried: the time was over"
+_SAID_EVERY = 2.0  # seconds
+
+# (candidate, median milliseconds in the mode that counts), the fastest first.
+Ranking = tuple[tuple[Candidate, float], ...]
+
+
+class Run:
+    """Of one problem, in about so many ``seconds``."""
+
+    def __init__(self, problem: Problem, bench: Bench, seconds: float, say: Callable[[str], None]):
+        self._problem, self._bench, self._say = problem, bench, say
+        self._start = time.monotonic()
+        self._end = self._start + seconds
+        self._failed: Counter[str] = Counter()
+        self._before = _incumbents(problem, bench)
+        self._untuned = {kernel: Candidate(kernel, config) for kernel, config in _heuristics(problem, bench)}
+        # What runs now and what would untuned are measured whatever the time: without them there is nothing to compare.
+        here = (*self._before.values(), *self._untuned.values())
+        self._first = list(dict.fromkeys(each for each in here if each.config))
+
+    def tune(self) -> tuple[Entry, Ranking] | None:
+        """None if nothing serves the problem, or nothing runs."""
+        rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
+        if not self._first:
+            self._say("  no kernel serves it")
+            return None
+        compiled = self._compile(rest)
+        with self._bench.opened(self._problem):
+            right = self._judge(compiled)
+            finals = self._time(right)
+        if not any(finals.values()):
+            self._say(f"  nothing runs: {dict(self._failed)}")
+            return None
+        winner, results = conclude(self._before, self._untuned, finals)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        # The reasons may have numbers in them: the rarest are not worth their lines.
+        failed = dict(self._failed.most_common(20))
+        tried = len(self._first) + len(rest)
+        entry = Entry(Key.of(self._problem), winner, results, tried, failed, environment(), now)
+        medians = {each: times.p50 for each, times in finals[self._bench.modes[-1]].items()}
+        return entry, tuple(sorted(medians.items(), key=lambda each: each[1]))
+
+    @property
+    def _left(self) -> float:
+        return self._end - time.monotonic()
+
+    def _compile(self, rest: list[Candidate]) -> list[Candidate]:
+        """Those that compiled."""
+        compiled, said = [], time.monotonic()
+        number = len(self._first) + len(rest)
+        for some, unlimited in ((self._first, True), (rest, False)):
+            seconds = float("inf") if unlimited else _COMPILING * self._left
+            for candidate, why in self._bench.compile(self._problem, some, seconds):
+                if why:
+                    self._failed[why] += 1
+                else:
+                    compiled.append(candidate)
+                if time.monotonic() - said > _SAID_EVERY:
+                    said = time.monotonic()
+                    done = len(compiled) + self._failed.total()
+                    pace = (said - self._start) / done * (number - done)
+                    self._say(f"  compiled {done} of {number}{time_left(min(pace, max(0.0, _COMPILING * self._left)))}")
+        self._failed += Counter({_TOO_LATE: number - len(compiled) - self._failed.total()})  # which drops what is zero
+        return compiled
+
+    def _judge(self, compiled: list[Candidate]) -> list[Candidate]:
+        """Those that are right; torch's own first where it serves: it can whatever happens."""
+        torchs = [TORCH] if self._problem.reset_after and not self._problem.resets else []
+        must = torchs + [each for each in self._first if each in compiled]
+        right = []
+        for candidate in must + [each for each in compiled if each not in self._first]:
+            if candidate not in must and self._left < 0:
+                self._failed[_TOO_LATE] += 1
+            elif why := self._bench.judge(candidate):
+                self._failed[why] += 1
+            else:
+                right.append(candidate)
+        return right
+
+    def _time(self, right: list[Candidate]) -> dict[str, dict[Candidate, Times]]:
+        """The finalists' times by mode, of those that can be timed in all."""
+        self._say(f"  timing {len(right)} that are right")
+        bench, look = self._bench, {}
+        for group in (right[i : i + _AT_ONCE] for i in range(0, len(right), _AT_ONCE)):
+            if look and self._left < 0:
+                self._failed[_TOO_LATE] += len(group)
+                continue
+            times = bench.times(group, bench.modes[-1], _LOOK, max(1.0, self._left / 4))
+            self._failed += Counter({"it could not be timed": len(group) - len(times)})
+            look |= times
+        finalists = _finalists({each: quantiles(ms) for each, ms in look.items()}, self._first)
+        finals = {mode: bench.times(finalists, mode, _FINALS, max(2.0, self._left / 2)) for mode in bench.modes}
+        timed = [each for each in finalists if all(each in times for times in finals.values())]
+        return {mode: {each: quantiles(times[each]) for each in timed} for mode, times in finals.items()}
+
+
+def time_left(seconds: float) -> str:
+    """To be appended; empty if nobody knows."""
+    return f", about {seconds:.0f} s left" if seconds < float("inf") else ""
+
+
+def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
+    """What runs now: by kernel, and by "" the kernel that is chosen."""
+    plan = choose(problem, bench.device)
+    found = {"": Candidate(plan.kernel, plan.config)}
+    for kernel in HEURISTICS:
+        try:
+            found[kernel] = Candidate(kernel, choose(problem, bench.device, kernel).config)
+        except RuntimeError:
+            continue
+    return found
+
+
+def _heuristics(problem: Problem, bench: Bench) -> list[tuple]:
+    """What would run without a table: kernel and configuration."""
+    found = [(kernel, heuristic(kernel, problem, bench.device)) for kernel in HEURISTICS]
+    return [(kernel, config) for kernel, config in found if not isinstance(config, str)]
+
+
+def _finalists(look: dict[Candidate, Times], first: list[Candidate]) -> list[Candidate]:
+    """torch's own, what is there now, what would be untuned, and the fastest of each kernel."""
+    finalists = [each for each in (TORCH, *first) if each in look]
+    for kernel in HEURISTICS:
+        of_kernel = sorted((each for each in look if each.kernel == kernel), key=lambda each: look[each].p50)
+        finalists += of_kernel[:_FINALISTS]
+    return list(dict.fromkeys(finalists))
