@@ -9,6 +9,7 @@ from triton_gru.plan import KERNELS
 
 from .case import Case
 from .providers import OURS, STREAMING, YARDSTICK, cudnn
+from .providers.ours import LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
@@ -186,7 +187,7 @@ SWEEPS = {
         Sweep(
             "overhead", "How long does a call keep the host?",
             "about a minute on a GPU",
-            (OURS, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
+            (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
             (Slice("T of 1 and 16", tuple(_grid("fp16 tf32", [128, 512], [1], [1, 16]))),),
             HOST,
         ),

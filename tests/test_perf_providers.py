@@ -178,3 +178,20 @@ def test_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
     call = {**compiled.PROVIDERS, **torchrl.PROVIDERS}[provider](gru, inputs[0]).call
     for x in inputs:
         torch.testing.assert_close(call(x), gru(x), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("kernel, steps", [("block", 3), ("grid", 3), ("step", 1)])
+def test_launches_alone_compute_the_same(kernel, steps, device, launched):
+    gru = nn.GRU(4, 20, device=device).eval()
+    ready = ours.launches(gru, torch.randn(steps, 3, 4, device=device), kernel)
+    inputs = torch.randn(2, steps, 3, 4, device=device)
+    expected = [ours.Variant(kernel).module(gru)(x) for x in inputs]
+    for _ in range(2):
+        launched.clear()
+        for x, (output, h_n) in zip(inputs, expected):
+            actual = ready.call(x)
+            assert torch.equal(actual[0], output) and torch.equal(actual[1], h_n)
+        assert launched.only_by(kernel)
+    assert ready.call(inputs[0])[0] is ready.call(inputs[0])[0], "nothing is made for a call"
+    with pytest.raises(Unavailable, match="torch's own GRU serves the call"):
+        ours.launches(gru, inputs[0], "torch")

@@ -8,9 +8,9 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 
 import torch
+import triton
 
 from . import __version__
 from .accuracy import PRECISIONS, check
@@ -85,7 +85,7 @@ def _here() -> list[Device]:
 
 
 def _info(options) -> int:
-    print(f"triton-gru {__version__}, torch {torch.__version__}, triton {version('triton')}, {platform.platform()}")
+    print(f"triton-gru {__version__}, torch {torch.__version__}, triton {triton.__version__}, {platform.platform()}")
     devices = _here()
     if not devices:
         print("no GPU: GRUs run as torch's own. `triton-gru check` runs the kernels in Triton's interpreter.")

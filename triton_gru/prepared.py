@@ -46,7 +46,7 @@ def found(module, input, hx: Tensor | None) -> Callable | None:
     if forms is None:
         return None
     serves = forms.get(_form(module, input, hx))
-    if type(serves) is not _Prepared:
+    if type(serves) is not Prepared:
         return serves or None
     if not serves.weights.hold(module):
         _kept.pop(module, None)
@@ -178,7 +178,7 @@ class _Step(NamedTuple):
     clear: tuple[int, int, int] | None
 
 
-class _Prepared:
+class Prepared:
     """The launches of a call, and how much memory they take: for the results, and room for what goes between.
 
     Args:
@@ -202,6 +202,19 @@ class _Prepared:
 
     def __call__(self, module, input: Tensor, hx: Tensor | None):
         watchdog.raise_if_given_up(input.device)
+        memory, room, results = self._made(input, hx)
+        for start, args, open, clear in self._steps:
+            if clear is not None:
+                first, end, value = clear
+                room[first:end].fill_(value)
+            args = args.copy()
+            for at, which, offset in open:
+                args[at] = memory[which] + offset
+            start(*args)
+        return results
+
+    def _made(self, input: Tensor, hx: Tensor | None) -> tuple[tuple[int, ...], Tensor | None, object]:
+        """Memory for a call: where each of them begins, the room, and what the call returns."""
         h_n = input.new_empty(self._h_n)
         output = h_n if self._output is None else input.new_empty(self._output)
         # Not kept: calls on two streams would share it.
@@ -213,15 +226,30 @@ class _Prepared:
             h_n.data_ptr(),
             0 if room is None else room.data_ptr(),
         )
+        return memory, room, h_n if self._output is None else (output, h_n)
+
+    def on_one_memory(self, input: Tensor, hx: Tensor | None) -> Callable[[], object]:
+        """The launches of a call and nothing else, made again at each call into the same results, which it returns.
+
+        For measuring what else a call costs.
+        """
+        memory, room, results = self._made(input, hx)
+        steps = []
         for start, args, open, clear in self._steps:
-            if clear is not None:
-                first, end, value = clear
-                room[first:end].fill_(value)
             args = args.copy()
             for at, which, offset in open:
                 args[at] = memory[which] + offset
-            start(*args)
-        return h_n if self._output is None else (output, h_n)
+            cleared = None if clear is None else (room[clear[0] : clear[1]], clear[2])
+            steps.append((start, args, cleared))
+
+        def launch(held: tuple = (input, hx, room)):  # which has to stay
+            for start, args, cleared in steps:
+                if cleared is not None:
+                    cleared[0].fill_(cleared[1])
+                start(*args)
+            return results
+
+        return launch
 
 
 def _prepared(
@@ -232,7 +260,7 @@ def _prepared(
     plan: Plan,
     output: Tensor,
     h_n: Tensor,
-) -> _Prepared | None:
+) -> Prepared | None:
     """None if there are too many launches, or they read what was made for this call (a copy of its state, say)."""
     between: list[Tensor] = []
 
@@ -250,7 +278,7 @@ def _prepared(
     if memory.ambiguous or None in steps:
         return None
     alone = output is h_n
-    return _Prepared(steps, weights, held, memory.room, None if alone else output.shape, h_n.shape[alone:])
+    return Prepared(steps, weights, held, memory.room, None if alone else output.shape, h_n.shape[alone:])
 
 
 def _step(launch: Launch, memory: "_Memory") -> _Step | None:

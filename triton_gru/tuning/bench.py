@@ -87,9 +87,10 @@ class RealBench:
         with (
             self._alone(),
             torch.cuda.device(self._place) if on_gpu else contextlib.nullcontext(),
-            torch.inference_mode(),
+            # Made outside of inference mode, as models are.
             example(short, self._place) as judged,
             example(problem, self._place) as self._timed,
+            torch.inference_mode(),
         ):
             self._judge = _Judge(judged)
             try:

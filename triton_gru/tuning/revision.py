@@ -4,9 +4,9 @@ import ast
 import functools
 import hashlib
 import inspect
-from importlib.metadata import version
 
 import torch
+import triton
 
 from ..kernels import block, exchange, grid, isa, projection, sequences, step
 
@@ -23,8 +23,11 @@ def revision(kernel: str) -> str:
     if kernel == "torch":
         return ""
     digest = hashlib.sha256()
-    for module in _MODULES[kernel]:
-        digest.update(meaning(inspect.getsource(module)).encode())
+    try:
+        for module in _MODULES[kernel]:
+            digest.update(meaning(inspect.getsource(module)).encode())
+    except OSError:  # where Python code comes without its source, nothing is known to be the same
+        return "unknown"
     return digest.hexdigest()[:12]
 
 
@@ -47,7 +50,7 @@ def environment() -> dict[str, str]:
     return {
         "triton_gru": __version__,
         "torch": torch.__version__,
-        "triton": version("triton"),
+        "triton": triton.__version__,
         "cuda": torch.version.cuda or "",
         "cudnn": str(cudnn or ""),
     }
@@ -59,7 +62,7 @@ def stale(kernel: str, made_with: str, env: dict[str, str]) -> str:
     then, now = (_minor(each.get(counts, "")) for each in (env, environment()))
     if then != now:
         return f"made with {counts} {then or 'unknown'}, this is {now}"
-    return "" if made_with == revision(kernel) else f"{kernel} has changed since"
+    return "" if made_with == revision(kernel) != "unknown" else f"{kernel} has changed since"
 
 
 def _minor(text: str) -> str:
