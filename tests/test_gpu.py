@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import launch, scans
+from triton_gru import launch, prepared, scans
 from triton_gru.device import find
 from triton_gru.heuristic import block_config
 
@@ -97,14 +97,18 @@ def test_nothing_synchronises(kernel, hidden, launched):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_graph_replays_see_new_inputs(precision):
-    gru = make_gru(48, 96, precision, "cuda", num_layers=2)
-    x = torch.randn(64, 9, 48, device="cuda").to(gru.weight_hh_l0.dtype)
+@pytest.mark.parametrize("kernel, hidden, steps", [("block", 96, 64), ("grid", 400, 64), ("step", 96, 1)])
+@pytest.mark.parametrize("warm_up", [1, 2, 3], ids=["recorded in the capture", "prepared before", "used before"])
+def test_graph_replays_see_new_inputs(precision, kernel, hidden, steps, warm_up):
+    gru = make_gru(48, hidden, precision, "cuda", kernel, num_layers=2)
+    x = torch.randn(steps, 9, 48, device="cuda").to(gru.weight_hh_l0.dtype)
     with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            gru(x)
+            for _ in range(warm_up):
+                gru(x)
+        assert (prepared.found(gru, x, None) is not None) == (warm_up > 1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
