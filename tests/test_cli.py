@@ -49,12 +49,13 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
         (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "not block: hidden_size 2048 is too large"),
         (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "grid: W_hh fits the chip"),
         (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "not grid: hidden_size 4096 is too large"),
-        (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "step: "),
+        (("--hidden", "512", "--steps", "1", "--dtype", "fp16", "--device", "H200"), "step: "),
         (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
         (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional, float32"),
         (("--hidden", "64", "--reset-before", "--device", "A100"), "reset before"),
         (("--hidden", "64", "--reset-before", "--dtype", "fp64", "--device", "A100"), "reference: "),
-        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "register_tiles=0"),
+        (("--hidden", "64", "--precision", "ieee", "--backend", "block", "--device", "H200"), "register_tiles=0"),
+        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "torch: no kernel is expected to be clearly"),
     ],
 )
 def test_explain(arguments, expected, capsys):

@@ -33,7 +33,7 @@ def test_auto_takes_block_where_it_fits(device, dtype, hidden):
     assert plan.config.padded_hidden >= hidden
     assert plan.source == "heuristic"
     assert {kernel for kernel, _ in plan.rejected} == {"grid", "step", "torch"}
-    assert all("expected to be slower, by count" in why for _, why in plan.rejected)
+    assert all("not expected to be faster, by count" in why for _, why in plan.rejected)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_cpu_tensors_go_to_torch():
 def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
     ieee = change(dtype=torch.float32, hidden_size=128, batch_size=512)
     assert choose(ieee, H200).kernel == "torch"
-    assert "expected to be slower, by count" in dict(choose(ieee, H200).rejected)["block"]
+    assert "not expected to be clearly faster, by count" in dict(choose(ieee, H200).rejected)["block"]
     assert choose(ieee, H200, "block").kernel == "block"
     assert choose(dataclasses.replace(ieee, precision="tf32"), H200).kernel == "block"
 
@@ -137,8 +137,8 @@ def test_an_old_gpu_is_refused():
         ({"hidden_size": 1024, "dtype": torch.float32, "precision": "ieee", "batch_size": 64}, "torch"),
         ({"hidden_size": 512, "batch_size": 4096}, "torch"),
         ({"hidden_size": 64, "steps": 1, "batch_size": 65}, "step"),
-        ({"hidden_size": 2560}, "step"),
-        ({"hidden_size": 4096}, "step"),
+        ({"hidden_size": 4096}, "torch"),
+        ({"hidden_size": 2048, "steps": 1}, "step"),
         ({"hidden_size": 4096, "batch_size": 65}, "torch"),
     ],
 )
@@ -146,18 +146,18 @@ def test_auto_above_what_one_program_holds(fields, kernel):
     plan = choose(change(**fields), H200)
     assert plan.kernel == kernel
     why = dict(plan.rejected)
-    assert "too large" in why["block"] or "expected to be slower" in why["block"]
+    assert "too large" in why["block"] or "not expected to be" in why["block"]
     assert set(why) == {"block", "grid", "step", "torch"} - {kernel}
 
 
-@pytest.mark.parametrize("hidden", [1, 64, 512, 4096])
+@pytest.mark.parametrize("hidden", [1, 64, 512, 2048])
 def test_a_single_step_is_one_launch(hidden):
     plan = choose(change(hidden_size=hidden, steps=1), H200)
     assert plan.kernel == "step"
 
 
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
-@pytest.mark.parametrize("hidden, kernel", [(64, "block"), (512, "grid"), (4096, "step")])
+@pytest.mark.parametrize("hidden, kernel", [(64, "block"), (512, "grid")])
 def test_how_sequences_end_does_not_decide_the_kernel(hidden, kernel, layout):
     assert choose(change(hidden_size=hidden, layout=layout), H200).kernel == kernel
     if layout != "packed":

@@ -84,8 +84,9 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
     layers, steps = problem.num_layers, problem.steps
     work = step * (steps * layers) + _projection(problem, device)
     if not isinstance(config, StepConfig):
-        # A projection and a scan; before that of ``grid`` its mailbox is cleared.
-        return work + Cost(launch=_LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3))
+        # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
+        launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
+        return work + Cost(launch=launch, bytes=layers * _weights_on_chip(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
     if steps == 1 and problem.layout == "dense" and not problem.resets:
         return work + Cost(launch=_LAUNCH * launches)
@@ -220,6 +221,14 @@ def _step_step(config: StepConfig, call: _Step) -> Cost:
 _STEPS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_step}
 
 
+def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
+    """Microseconds for all programs to read their part of W_hh: from memory once, and the copies from the L2."""
+    weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
+    times = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
+    copies = weights * problem.directions * (times - 1) / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
+    return _from_l2_or_memory(weights * problem.directions, device) + copies
+
+
 def _from_l2_or_memory(size: int, device: Device) -> float:
     """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
     if size <= 0.7 * device.l2_bytes:
@@ -251,14 +260,13 @@ def _projection(problem: Problem, device: Device) -> Cost:
 
 def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
-    scans = problem.num_layers * problem.directions
     # gates of the input and of the state, written and read again, and the states
     moved = batch * hidden * itemsize * 12
     flops = 6 * hidden**2 * batch / _flops(problem.dtype, problem.precision, device)
     weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
     if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
         ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
-        chain = _TORCHS_PERSISTENT_STEP + hidden * (0.012 if ieee else 0.003)
+        chain = _TORCHS_PERSISTENT_STEP + hidden * (0.006 if ieee else 0.003)
         step = Cost(instructions=max(chain, flops), bytes=_from_l2_or_memory(moved, device))
     else:
         work = max(flops, weights) + _from_l2_or_memory(moved, device)
@@ -267,5 +275,7 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     turned = 0.0
     if problem.reverse or problem.layout == "lengths":  # input and output are turned, or packed and padded
         turned = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)
-    whole = Cost(launch=_LAUNCH * 2 * scans, bytes=turned)
-    return step * (problem.steps * scans) + _projection(problem, device) + whole
+    whole = Cost(launch=_LAUNCH * 2 * problem.num_layers * problem.directions, bytes=turned)
+    # Both directions' launches may be under way at once: their work is done, and one of them waited for.
+    step = step * problem.directions + Cost(launch=step.launch * (1 - problem.directions))
+    return step * (problem.steps * problem.num_layers) + _projection(problem, device) + whole
