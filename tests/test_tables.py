@@ -299,6 +299,20 @@ def test_two_at_once_lose_nothing_and_one_that_is_killed_breaks_nothing(tables):
         each.stdout.close(), each.stderr.close()
 
 
+def test_a_lock_that_another_holds_is_not_waited_for_for_ever(tables, monkeypatch):
+    path = saved(tables, entry(PROBLEM, "torch", grid=(ONE, 2.0), torch=(None, 1.0)))
+    before = path.read_bytes()
+    code = "import sys, time, fcntl; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('ready', flush=True); "
+    holder = process(tables / ".lock", code=code + "time.sleep(1000)")
+    assert holder.stdout.readline() == "ready\n"
+    monkeypatch.setattr(store, "PATIENCE", 0.2)
+    with pytest.warns(UserWarning, match="this process alone.* another process holds"):
+        triton_gru.tune([change(batch_size=1)], bench=PlantedBench(torch_takes(lambda candidate: 1.5)))
+    assert path.read_bytes() == before
+    holder.kill()
+    holder.communicate()
+
+
 def test_a_full_disk_leaves_the_old_table(tables):
     path = saved(tables, *(entry(change(steps=n), "grid", grid=(ONE, 0.5), torch=(None, 1.0)) for n in range(1, 20)))
     before = path.read_bytes()

@@ -214,6 +214,7 @@ def test_the_time_for_running_candidates_is_bounded_too(tables, monkeypatch):
 
 def test_one_measurement_for_what_is_not_told_apart(tables):
     same = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (9, 16, 12)]
+    same += [dataclasses.replace(PROBLEM, resets=True), dataclasses.replace(PROBLEM, reverse=True)]
     _, planted = tune(*same, ms=torch_takes(lambda candidate: 0.5))
     assert [each.batch_size for each in planted.problems] == [16]
     configs = {choose(dataclasses.replace(PROBLEM, batch_size=batch), H200).config for batch in range(9, 17)}
@@ -244,6 +245,9 @@ def test_it_refuses_where_no_kernel_runs(monkeypatch, capsys):
     monkeypatch.setattr(bench, "find", lambda device: None)
     with pytest.raises(RuntimeError, match="no kernel runs on cpu"):
         triton_gru.tune([PROBLEM], device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="there is no GPU to tune for"):
+        triton_gru.tune([PROBLEM])
 
 
 @pytest.mark.parametrize("device", [H200, KNOWN["A100"], KNOWN["RTX 5090"], KNOWN["MI300X"]], ids=lambda d: d.name)

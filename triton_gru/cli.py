@@ -148,9 +148,7 @@ def _explain(options) -> int:
 def _tune(options) -> int:
     try:
         problems = _problems(options)
-        device = torch.device("cpu" if interpreting() and not torch.cuda.is_available() else "cuda")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("there is no GPU to tune for")
+        device = "cpu" if interpreting() and not torch.cuda.is_available() else "cuda"
         tuned = tune(problems, device=device, budget=options.budget, anew=options.anew, say=_say)
     except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
         print(f"triton-gru tune: {error}", file=sys.stderr)

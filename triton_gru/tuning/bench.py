@@ -129,9 +129,13 @@ class RealBench:
         with contextlib.ExitStack() as stack:
             if self._place.type == "cuda" and directory is not None:
                 uuid = torch.cuda.get_device_properties(self._place).uuid
-                with contextlib.suppress(OSError):  # where nothing can be kept there is no lock either
+                try:
                     directory.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(store.locked(directory / f".timing-{uuid}.lock"))
+                except TimeoutError as error:
+                    warnings.warn(f"times may be of two tuners at once: {error}", stacklevel=2)
+                except OSError:
+                    pass  # where nothing can be kept there is no lock either
             yield
 
 

@@ -20,6 +20,7 @@ import pathlib
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
 # No table comes near these; whoever wrote more did not mean well.
 _MOST_BYTES = 16 << 20
 _MOST = 1 << 31
+PATIENCE = 60.0  # seconds
 Quantiles = tuple[float, float, float]  # p20, p50, p80
 
 
@@ -230,12 +232,20 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """Inside, no other process has the lock of this name; it goes with the process that holds it.
 
     Raises:
-        OSError: there can be no lock here.
+        OSError: there can be no lock here, or another process holds it for longer than `PATIENCE`.
     """
     import fcntl  # where there is none, nothing is tuned, and the rest works
 
+    end = time.monotonic() + PATIENCE
     with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
+                time.sleep(0.02)
         yield
 
 

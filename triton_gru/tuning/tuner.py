@@ -68,7 +68,7 @@ def tune(
         What was found, for each problem that there was time for.
 
     Raises:
-        RuntimeError: no kernel runs on the device, or a CUDA graph is being captured.
+        RuntimeError: no kernel runs on the device or there is none, or a CUDA graph is being captured.
         triton_gru.tuning.store.Unusable: the user's table is none, or another device's: it would be in the way.
 
     Where the table cannot be written, a warning says so, and what was found holds for this process.
@@ -111,16 +111,19 @@ def _capturing() -> bool:
 
 
 def _with_index(device: torch.device) -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-    )
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU to tune for")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def _unique(problems: Iterable[Problem]) -> list[Problem]:
     """One for each key, that of the largest batch, which the others' configurations have to hold."""
     largest = {}
     for problem in problems:
-        problem = dataclasses.replace(problem, obstacle="")  # that of the call it may come from
+        # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
+        problem = dataclasses.replace(problem, obstacle="", resets=False, reverse=False)
         key = Key.of(problem)
         if key not in largest or problem.batch_size > largest[key].batch_size:
             largest[key] = problem
@@ -140,12 +143,12 @@ def _known(bench: Bench) -> dict[Key, Entry]:
 
 def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
     """Before minutes are spent on what could not be kept."""
-    if path is None or not path.exists():
+    if path is None:
         return
     try:
         table = store.load(path)
     except OSError:
-        return  # it cannot be written either, which is not worth an end
+        return  # there is none, or it cannot be written either, which is not worth an end
     except store.Unusable as error:
         raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
     if table.device != store.described(bench.device):
