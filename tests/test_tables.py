@@ -251,6 +251,16 @@ def test_an_entry_that_is_none_is_left_out_alone(tables):
     assert len(store.load(path).entries) == 2
 
 
+def test_what_an_earlier_version_did_not_have_has_its_default(tables):
+    path = saved(
+        tables, entry(PROBLEM, "grid", grid=(dataclasses.replace(ONE, handover="flag"), 0.5), torch=(None, 1.0))
+    )
+    text = json.loads(path.read_text())
+    del text["entries"][0]["results"]["grid"]["config"]["handover"]
+    path.write_text(json.dumps(text))
+    assert choose(PROBLEM, H200).config == dataclasses.replace(ONE, handover="flag")
+
+
 def test_numbers_that_are_possible_and_mean_harm(tables):
     """Each would be a launch that cannot be, or an arithmetic that does not end."""
     for name in ("programs", "units", "batch", "tiles", "slices", "register_tiles", "rows", "copies"):
@@ -382,6 +392,31 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
         with pytest.raises(RuntimeError, match="a fault of ours"):  # where there is no table to blame
             gru(x)
     assert (tables / store.file_name(INTERPRETER)).read_bytes() == before
+
+
+def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatch):
+    problem = change(hidden_size=20, input_size=7, batch_size=3, steps=1, dtype=torch.float32, precision="tf32")
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    broken = dataclasses.replace(heuristic("step", problem, INTERPRETER), num_stages=2)
+    saved(tables, entry(problem, "step", step=(broken, 0.5), torch=(None, 1.0)), device=INTERPRETER)
+    stream = triton_gru.GRU(7, 20, backend="step").eval().stream(3)
+    frames = torch.randn(3, 3, 7)
+    assert stream.plan(frames[0]).config == broken
+    start = launch.start
+
+    def fails(launches):
+        for each in launches:
+            if each.constants["num_stages"] == 2:
+                raise RuntimeError("PassManager::run failed")
+            start(iter([each]))
+
+    monkeypatch.setattr(launch, "start", fails)
+    with pytest.warns(UserWarning, match="step does not run as StepConfig"):
+        outputs = [stream(frames[0])]
+    outputs += [stream(each) for each in frames[1:]]
+    expected = torch.nn.GRU.forward(stream._gru, frames)[0]
+    assert torch.allclose(torch.stack(outputs), expected, atol=1e-2)
+    assert launched == ["whole_step"] * 3
 
 
 def test_the_tables_come_with_the_package():

@@ -70,6 +70,11 @@ def elsewhere(device: torch.device) -> bool:
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of a device that is there."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def interpreting() -> bool:
     """Whether the kernels were defined under ``TRITON_INTERPRET=1``, so that they run on CPU tensors."""
     return isinstance(block_scan, InterpretedFunction)

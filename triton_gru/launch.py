@@ -10,7 +10,7 @@ from torch import Tensor
 from . import reference, torchs, watchdog
 from .arguments import Call, flat
 from .config import BlockConfig, Config, GridConfig, StepConfig, projection_config
-from .device import Device, elsewhere
+from .device import Device, capturing, elsewhere
 from .kernels.projection import input_projection
 from .plan import Plan, choose, forget
 from .problem import Problem
@@ -92,17 +92,18 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
             try:
                 start(launches(call, plan.config, plan.device, output, h_n))
             except Exception as failure:
-                plan = untuned(plan, failure)
+                plan = untuned(plan, failure, device)
                 start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
 
 
-def untuned(plan: Plan, failure: Exception) -> Plan:
+def untuned(plan: Plan, failure: Exception, device: torch.device) -> Plan:
     """What to go on with where a configuration from a table does not run, as after an upgrade of Triton.
 
-    Warns, and the table is not asked for it again. Raises ``failure`` if it is not about a table's configuration.
+    Warns, and the table is not asked for it again. Raises ``failure`` if that is not about a table's configuration: not
+    what fails for want of memory, nor what fails while a graph is captured, for which it was to be loaded before.
     """
-    if not plan.tuned or isinstance(failure, torch.OutOfMemoryError):
+    if not plan.tuned or isinstance(failure, torch.OutOfMemoryError) or capturing(device):
         raise failure
     lookup.distrust(plan.device, plan.config)
     forget()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .device import capturing
+
 
 @dataclass
 class Sequences:
@@ -32,7 +34,7 @@ def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
         RuntimeError: a CUDA graph is being captured and the lengths are not on its device.
     """
     if lengths.device != device:
-        if _capturing(device):
+        if capturing(device):
             raise RuntimeError(
                 f"lengths are on {lengths.device}: to be captured in a CUDA graph they have to be on {device}"
             )
@@ -60,7 +62,7 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
     # Of ascending sizes, how many steps are no more than a row's number: in those it is not.
     ended = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size), right=True)
     table = torch.cat([after - batch_sizes, steps - ended]).to(torch.int32)
-    if _capturing(device):
+    if capturing(device):
         table = _for_capture(table, device)
     elif device.type == "cuda":
         host, table = table, _to(table, device)
@@ -92,10 +94,6 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _shortened(batch_sizes: Tensor) -> str:

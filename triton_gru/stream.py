@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import launch
 from .arguments import bind_dense, grouped, places, surroundings
-from .device import find
+from .device import capturing, find
 from .plan import Plan, choose
 from .scans import Scan, room_for_reset_state, whole_step_launches
 from .sequences import Sequences
@@ -102,12 +102,12 @@ class Stream:
             self._key = key
         if self._frames is None:
             return self._call_module(x)
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if capturing(x.device):
             raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
         try:
             output = self._frames(x, self._parity)
         except Exception as failure:
-            plan = launch.untuned(self._frames.plan, failure)
+            plan = launch.untuned(self._frames.plan, failure, x.device)
             self._frames = _Frames(plan, self._weights(), self._carry, self._rounded)
             output = self._frames(x, self._parity)
         self._parity ^= 1

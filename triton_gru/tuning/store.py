@@ -280,12 +280,16 @@ def _result(name: str, raw: dict) -> Result:
 
 
 def _fields(raw: dict, kind: type):
-    """An instance of a dataclass of integers from 1 (0 for register_tiles), bools and texts."""
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    if set(_mapping(raw)) != set(fields):
+    """An instance of a dataclass of integers from 1 (0 for register_tiles), bools and texts.
+
+    What has a default may be missing: an earlier version did not have it.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if not required <= set(_mapping(raw)) <= set(fields):
         raise ValueError(f"not the fields of {kind.__name__}")
-    for name, type_ in fields.items():
-        value = raw[name]
+    for name, value in raw.items():
+        type_ = fields[name].type
         if type(value) is not type_:
             raise TypeError(f"{name} is no {type_.__name__}")
         if type_ is int and not (0 if name == "register_tiles" else 1) <= value <= _MOST:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import prepared
+from ..device import capturing
 from ..plan import forget
 from ..problem import Problem
 from . import lookup, store
@@ -73,7 +74,7 @@ def tune(
 
     Where the table cannot be written, a warning says so, and what was found holds for this process.
     """
-    if _capturing():
+    if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
     bench = bench or RealBench(_with_index(torch.device(device)))
     try:
@@ -104,10 +105,6 @@ def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Ca
             entry, ranking = found
             tuned.append(Tuned(problem, entry, ranking, kept=_keep(entry, bench)))
     return tuned
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _with_index(device: torch.device) -> torch.device:
