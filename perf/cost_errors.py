@@ -18,7 +18,8 @@ from triton_gru.device import KNOWN, Device
 from triton_gru.heuristic import heuristic
 from triton_gru.problem import Problem
 from triton_gru.tuning import store
-from triton_gru.tuning.store import CONFIGS, Entry, Key, Table
+from triton_gru.tuning.entries import CONFIGS, Entry, Key
+from triton_gru.tuning.store import Table
 
 from .providers import OURS, YARDSTICK
 from .record import KEY, Row

@@ -7,9 +7,9 @@ import torch
 from triton_gru.config import Config
 from triton_gru.device import KNOWN
 from triton_gru.problem import Problem
+from triton_gru.tuning.entries import Entry, Key, Result
 from triton_gru.tuning.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
-from triton_gru.tuning.store import Entry, Key, Result
 
 H200 = KNOWN["H200"]
 PROBLEM = Problem(

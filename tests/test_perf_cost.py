@@ -15,7 +15,7 @@ from triton_gru.device import KNOWN
 from triton_gru.heuristic import heuristic
 from triton_gru.problem import Problem
 from triton_gru.tuning import store
-from triton_gru.tuning.store import Entry, Key, Result
+from triton_gru.tuning.entries import Entry, Key, Result
 
 from .test_perf_report import row, written
 

@@ -19,7 +19,7 @@ from triton_gru import cli, launch, prepared
 from triton_gru.config import BlockConfig
 from triton_gru.device import INTERPRETER, KNOWN
 from triton_gru.heuristic import heuristic
-from triton_gru.plan import choose
+from triton_gru.plan import KERNELS, choose
 from triton_gru.tuning import lookup, revision, store
 from triton_gru.tuning.space import candidates, why_not
 
@@ -152,7 +152,7 @@ def test_a_comment_discards_no_table():
     before = revision.meaning('def f(x):\n    "What it does."\n    return x + 1  # why\n')
     assert before == revision.meaning('def f(x):\n\n    """What it\n    does, at length."""\n    return x + 1\n')
     assert before != revision.meaning('def f(x):\n    "What it does."\n    return x + 2  # why\n')
-    assert len({revision.revision(kernel) for kernel in store.CONFIGS}) == 3
+    assert len({revision.revision(kernel) for kernel in KERNELS}) == 3
 
 
 # What is no table.

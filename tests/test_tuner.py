@@ -17,7 +17,7 @@ from triton_gru import cli
 from triton_gru.config import GridConfig
 from triton_gru.device import KNOWN, find
 from triton_gru.heuristic import heuristic
-from triton_gru.plan import choose
+from triton_gru.plan import KERNELS, choose
 from triton_gru.problem import Problem
 from triton_gru.tuning import bench, lookup, revision, run, space, store, tuner
 from triton_gru.tuning.space import TORCH, Candidate, candidates
@@ -77,7 +77,7 @@ def test_where_torch_is_faster_auto_uses_it(tables):
     assert choose(SMALL, H200).kernel == "torch"
     assert choose(SMALL, H200, "block").tuned
     # What torch has no GRU for is still ours.
-    assert choose(dataclasses.replace(SMALL, resets=True), H200).kernel in store.CONFIGS
+    assert choose(dataclasses.replace(SMALL, resets=True), H200).kernel in KERNELS
 
 
 @pytest.mark.parametrize("slow, fast", [("eager", "graph"), ("graph", "eager")])
@@ -260,7 +260,7 @@ def test_the_space_holds_what_can_run_and_the_heuristic(device, precision):
         )
         found = candidates(problem, device)
         assert len(found) == len(set(found))
-        for kernel in store.CONFIGS:
+        for kernel in KERNELS:
             config = heuristic(kernel, problem, device)
             assert isinstance(config, str) or Candidate(kernel, config) in found[:3]
         for _, config in found:
@@ -278,13 +278,13 @@ def test_tuning_by_itself(device, tables, launched, monkeypatch):
 
     def few(problem, described):
         found = candidates(problem, described)
-        return [each for kernel in store.CONFIGS for each in [c for c in found if c.kernel == kernel][:2]]
+        return [each for kernel in KERNELS for each in [c for c in found if c.kernel == kernel][:2]]
 
     monkeypatch.setattr(run, "candidates", few)
     problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=5, batch_size=3, steps=2)
     (found,) = triton_gru.tune([problem], device=device)
     assert found.entry.failed == {}
-    assert set(found.entry.results) == {"torch", *store.CONFIGS}
+    assert set(found.entry.results) == {"torch", *KERNELS}
     assert {"block_scan", "grid_scan", "step_scan"} <= set(launched)
     here = find(torch.device(device, 0) if device == "cuda" else torch.device(device))
     assert found.kept == tables / store.file_name(here)
@@ -354,6 +354,7 @@ def test_the_problems_of_a_run():
             cell(torch.randn(5, 3))
         ours.double()(torch.randn(2, 3, 4).double())
     ours.float()(torch.randn(100, 3, 4))  # no longer watched
+    assert not nn.modules.module._has_any_global_hook()
     found = [(p.hidden_size, p.batch_size, p.steps, p.layout, str(p.dtype)[6:]) for p in shapes]
     assert found[0] == (5, 3, 128, "dense", "float32")
     assert sorted(found[1:]) == sorted([

@@ -16,9 +16,9 @@ from ..config import Config
 from ..device import Device
 from ..problem import Problem
 from . import store
+from .entries import Entry, Key, Result
 from .revision import stale
 from .space import for_problem, why_not
-from .store import Entry, Key, Result
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "tables"
 # A verdict holds for as many inputs within this factor: they change the projection alone.

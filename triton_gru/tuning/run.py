@@ -9,9 +9,9 @@ from ..heuristic import HEURISTICS, heuristic
 from ..plan import choose
 from ..problem import Problem
 from .bench import Bench
+from .entries import Entry, Key
 from .revision import environment
 from .space import TORCH, Candidate, candidates
-from .store import Entry, Key
 from .timing import Times, quantiles
 from .verdict import conclude
 

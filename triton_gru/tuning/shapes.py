@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules import module as hooks
 from torch.nn.utils.rnn import PackedSequence
 
 from ..arguments import fp32_precision
 from ..modules import GRU, GRUCell
 from ..problem import Problem
-from .store import Key
+from .entries import Key
 
 _GRUS, _CELLS = (nn.GRU, GRU), (nn.GRUCell, GRUCell)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -85,11 +85,13 @@ def record_shapes() -> Iterator[Recorded]:
             if problem.dtype in _DTYPES and problem.batch_size > 0:
                 recorded.add(problem)
 
-    handle = register_module_forward_hook(hook, with_kwargs=True)
+    handle = hooks.register_module_forward_hook(hook, with_kwargs=True)
     try:
         yield recorded
     finally:
         handle.remove()
+        # Which leaves its note of a hook with keywords (torch 2.13): torch.compile would warn of hooks for good.
+        hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def _called(

@@ -15,9 +15,9 @@ from ..plan import forget
 from ..problem import Problem
 from . import lookup, store
 from .bench import Bench, RealBench
+from .entries import Entry, Key, Result
 from .run import Ranking, Run, time_left
 from .space import Candidate
-from .store import Entry, Key, Result
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import dataclasses
 
 from ..heuristic import HEURISTICS
+from .entries import Result
 from .revision import revision
 from .space import TORCH, Candidate
-from .store import Result
 from .timing import Times
 
 # What is not faster by this, or by the noise of the two if that is more (up to a tenth), is not faster.
