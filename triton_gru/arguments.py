@@ -226,7 +226,7 @@ def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
         if state.dim() != 2:
             raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
     _check_same_place(input, hx, cell.weight_ih)
-    if input.dtype != cell.weight_ih.dtype and not _autocast(input.device):
+    if input.dtype != cell.weight_ih.dtype and autocast_dtype(input.device) is None:
         raise RuntimeError(f"input dtype {input.dtype} does not match weight dtype {cell.weight_ih.dtype}")
 
 
@@ -241,27 +241,32 @@ def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
             "Input and hidden tensors are not at the same device, "
             f"found input tensor at {input.device} and hidden tensor at {hx.device}"
         )
-    if hx is not None and hx.dtype != input.dtype and not _autocast(input.device):
+    if hx is not None and hx.dtype != input.dtype and autocast_dtype(input.device) is None:
         raise RuntimeError(f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype})")
 
 
 def _problem(
     module, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
 ) -> Problem:
+    ends = {"layout": sequences.layout, "resets": resets is not None}
+    obstacle = _obstacle(module, input, hx, weights)
+    return problem_of(module, sequences.steps, sequences.batch_size, input.dtype, obstacle=obstacle, **ends)
+
+
+def problem_of(module, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
+    """A call of a GRU or a cell, ours or torch's, in this dtype; ``ends`` as `Problem` has them."""
     return Problem(
-        steps=sequences.steps,
-        batch_size=sequences.batch_size,
+        steps=steps,
+        batch_size=batch_size,
         input_size=module.input_size,
         hidden_size=module.hidden_size,
         num_layers=getattr(module, "num_layers", 1),
         bidirectional=getattr(module, "bidirectional", False),
-        dtype=input.dtype,
-        precision=fp32_precision() if input.dtype == torch.float32 else "ieee",
-        reset_after=module.reset_after,
+        dtype=dtype,
+        precision=fp32_precision() if dtype == torch.float32 else "ieee",
+        reset_after=getattr(module, "reset_after", True),
         reverse=getattr(module, "reverse", False),
-        layout=sequences.layout,
-        resets=resets is not None,
-        obstacle=_obstacle(module, input, hx, weights),
+        **ends,
     )
 
 
@@ -274,7 +279,7 @@ def surroundings(module, input: Tensor) -> tuple:
         module.reset_after,
         torch._C._get_cudnn_enabled(),  # torch.backends.cudnn.enabled, without the way there
         fp32_precision() if input.dtype == torch.float32 else "",
-        torch.get_autocast_dtype(device.type) if _autocast(device) else None,
+        autocast_dtype(device),
         torch.jit.is_tracing(),
         torch._C._functorch.peek_interpreter_stack() is None,
         torch._C._len_torch_dispatch_stack(),
@@ -293,17 +298,19 @@ def fp32_precision() -> str:
     return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
 
 
-def _autocast(device: torch.device) -> bool:
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """That of torch.autocast on the device, None where it is not enabled."""
     if not torch._C._is_any_autocast_enabled():
-        return False  # soon: every call asks
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        return None  # soon: every call asks
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
 
 
 def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[Tensor, Tensor | None, list[Weights]]:
     """Them in the dtype of torch.autocast where it is enabled: all but float64, as it does for cuDNN's GRU."""
-    if not _autocast(input.device):
+    dtype = autocast_dtype(input.device)
+    if dtype is None:
         return input, hx, weights
-    dtype = torch.get_autocast_dtype(input.device.type)
 
     def cast(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)

@@ -32,21 +32,25 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="devices, what the kernels serve on them, and where configurations come from")
     commands.add_parser("check", help="run every kernel against float64 on this GPU; without one, in the interpreter")
-    explain = commands.add_parser("explain", help="the plan for a shape: kernel, configuration, and why")
+    form = argparse.ArgumentParser(add_help=False)
+    form.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
+    form.add_argument("--bidirectional", action="store_true")
+    form.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
+    form.add_argument("--layout", choices=LAYOUTS, default="dense", help="of the sequences")
+    explain = commands.add_parser(
+        "explain", parents=[form], help="the plan for a shape: kernel, configuration, and why"
+    )
     explain.add_argument("--hidden", type=_positive, required=True, metavar="H", help="hidden_size")
     explain.add_argument("--input", type=_positive, metavar="I", help="input_size (default: hidden_size)")
     explain.add_argument("--batch", type=_positive, default=1, metavar="B")
     explain.add_argument("--steps", type=_positive, default=100, metavar="T")
     explain.add_argument("--layers", type=_positive, default=1)
     explain.add_argument("--dtype", choices=DTYPES, default="fp32")
-    explain.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
-    explain.add_argument("--bidirectional", action="store_true")
-    explain.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
-    explain.add_argument("--layout", choices=LAYOUTS, default="dense", help="of the sequences")
     explain.add_argument("--backend", choices=BACKENDS, default="auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
     tune = commands.add_parser(
         "tune",
+        parents=[form],
         help="measure what is fastest on this GPU for some shapes, and keep it",
         description="Measures every kernel's configurations and torch's own GRU for all combinations of the sizes "
         "given, or for the GRUs of a model, and keeps what is fastest where GRUs find it from then on. What is in the "
@@ -59,10 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     tune.add_argument("--steps", type=_positive, nargs="+", default=[1, 100], metavar="T", help="default: 1 100")
     tune.add_argument("--layers", type=_positive, nargs="+", default=[1])
     tune.add_argument("--dtype", choices=TUNED_DTYPES, nargs="+", help="default: fp32, or the model's")
-    tune.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
-    tune.add_argument("--bidirectional", action="store_true")
-    tune.add_argument("--reset-before", action="store_true", help="reset before the recurrent product")
-    tune.add_argument("--layout", choices=LAYOUTS, default="dense", help="of the sequences")
     tune.add_argument(
         "--budget", type=float, default=float("inf"), metavar="SECONDS", help="in all (default: no limit)"
     )
@@ -125,18 +125,8 @@ def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> 
 
 def _explain(options) -> int:
     device = KNOWN[options.device] if options.device else next(iter(_here()), None)
-    problem = Problem(
-        steps=options.steps,
-        batch_size=options.batch,
-        input_size=options.input or options.hidden,
-        hidden_size=options.hidden,
-        num_layers=options.layers,
-        bidirectional=options.bidirectional,
-        dtype=DTYPES[options.dtype],
-        precision=options.precision if options.dtype == "fp32" else "ieee",
-        reset_after=not options.reset_before,
-        layout=options.layout,
-    )
+    dtype = DTYPES[options.dtype]
+    problem = _problem(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
         print(choose(problem, device, options.backend))
     except RuntimeError as refusal:
@@ -177,21 +167,25 @@ def _problems(options) -> list[Problem]:
     sizes = itertools.product(
         dtypes or [torch.float32], options.hidden, options.batch, options.steps, options.layers, options.input or [None]
     )
-    return [
-        Problem(
-            steps=steps,
-            batch_size=batch,
-            input_size=inputs or hidden,
-            hidden_size=hidden,
-            num_layers=layers,
-            bidirectional=options.bidirectional,
-            dtype=dtype,
-            precision=options.precision if dtype == torch.float32 else "ieee",
-            reset_after=not options.reset_before,
-            layout=options.layout,
-        )
-        for dtype, hidden, batch, steps, layers, inputs in sizes
-    ]
+    return [_problem(options, *each) for each in sizes]
+
+
+def _problem(
+    options, dtype: torch.dtype, hidden: int, batch: int, steps: int, layers: int, inputs: int | None
+) -> Problem:
+    """Of these sizes, in the form that the options say."""
+    return Problem(
+        steps=steps,
+        batch_size=batch,
+        input_size=inputs or hidden,
+        hidden_size=hidden,
+        num_layers=layers,
+        bidirectional=options.bidirectional,
+        dtype=dtype,
+        precision=options.precision if dtype == torch.float32 else "ieee",
+        reset_after=not options.reset_before,
+        layout=options.layout,
+    )
 
 
 def _say(text: str) -> None:

@@ -134,7 +134,7 @@ class _Step:
 
     def from_l2(self, size: float) -> float:
         """Microseconds for the multiprocessors to read so many bytes, all at once."""
-        return self.microseconds(size / (_L2_BYTES * self.device.sms))
+        return _from_l2(size, self.device)
 
     def gate_bytes(self, padded_hidden: int) -> int:
         """Three gates are read and a state is written."""
@@ -225,14 +225,19 @@ def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device:
     """Microseconds for all programs to read their part of W_hh: from memory once, and the copies from the L2."""
     weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
     times = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
-    copies = weights * problem.directions * (times - 1) / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
+    copies = _from_l2(weights * problem.directions * (times - 1), device)
     return _from_l2_or_memory(weights * problem.directions, device) + copies
+
+
+def _from_l2(size: float, device: Device) -> float:
+    """Microseconds for the multiprocessors to read so many bytes, all at once."""
+    return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
 
 
 def _from_l2_or_memory(size: int, device: Device) -> float:
     """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
     if size <= 0.7 * device.l2_bytes:
-        return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
+        return _from_l2(size, device)
     return size / (0.9 * device.memory_gbs * 1e3)
 
 

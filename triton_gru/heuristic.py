@@ -24,7 +24,7 @@ def _cheapest(
     return min(configs, key=lambda config: step_cost(config, *sizes).total)
 
 
-def _too_old(device: Device) -> str:
+def too_old(device: Device) -> str:
     """Why no kernel runs on a device whatever the shape; empty if some do."""
     if device.isa == "ptx" and device.compute_capability < 80:
         return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
@@ -36,8 +36,8 @@ def block_config(
     hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
 ) -> BlockConfig | str:
     """The configuration of ``block`` for a shape on a device, or the reason why there is none."""
-    if too_old := _too_old(device):
-        return too_old
+    if why := too_old(device):
+        return why
     config = _cut(hidden_size, dtype, precision, device)
     if config is None:
         return f"hidden_size {hidden_size} is too large: {device.name} keeps 128 hidden units in one program"
@@ -88,8 +88,8 @@ def grid_config(
     """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
     if device.isa == "plain":
         return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
-    if too_old := _too_old(device):
-        return too_old
+    if why := too_old(device):
+        return why
     least = -(-hidden_size // 16)
     if least > device.sms:
         return (
@@ -110,8 +110,8 @@ def step_config(
     hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
 ) -> StepConfig | str:
     """The configuration of ``step`` for a shape on a device, or the reason why there is none."""
-    if too_old := _too_old(device):
-        return too_old
+    if why := too_old(device):
+        return why
     ieee = dtype == torch.float32 and precision == "ieee"
     batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
     # More hidden units to a program, for fewer trips of the state, only where the chip is full all the same.

@@ -207,10 +207,7 @@ class Prepared:
             if clear is not None:
                 first, end, value = clear
                 room[first:end].fill_(value)
-            args = args.copy()
-            for at, which, offset in open:
-                args[at] = memory[which] + offset
-            start(*args)
+            start(*_filled(args, open, memory))
         return results
 
     def _made(self, input: Tensor, hx: Tensor | None) -> tuple[tuple[int, ...], Tensor | None, object]:
@@ -236,11 +233,8 @@ class Prepared:
         memory, room, results = self._made(input, hx)
         steps = []
         for start, args, open, clear in self._steps:
-            args = args.copy()
-            for at, which, offset in open:
-                args[at] = memory[which] + offset
             cleared = None if clear is None else (room[clear[0] : clear[1]], clear[2])
-            steps.append((start, args, cleared))
+            steps.append((start, _filled(args, open, memory), cleared))
 
         def launch(held: tuple = (input, hx, room)):  # which has to stay
             for start, args, cleared in steps:
@@ -250,6 +244,14 @@ class Prepared:
             return results
 
         return launch
+
+
+def _filled(args: list, open: list[tuple[int, int, int]], memory: tuple[int, ...]) -> list:
+    """A `_Step`'s arguments, with where the memory of this call begins."""
+    args = args.copy()
+    for at, which, offset in open:
+        args[at] = memory[which] + offset
+    return args
 
 
 def _prepared(

@@ -60,12 +60,10 @@ _failing: set[tuple[Device, Config]] = set()
 def configuration(kernel: str, problem: Problem, device: Device) -> tuple[Config, str] | None:
     """The configuration measured nearest to a problem for a kernel, and where it stands; None if none holds for it."""
 
-    def distance(key: Key) -> tuple | None:
-        if (problem.steps == 1) != (key.steps == 1):
+    def distance(key: Key, wanted: Key) -> tuple | None:
+        if (key.steps == 1) != (wanted.steps == 1):
             return None
-        other = Key.of(problem)
-        unlike = [getattr(key, name) != getattr(other, name) for name in ("directions", "layout", "layers")]
-        return *unlike, _ratio(key.steps, other.steps), _ratio(key.input_size, other.input_size)
+        return *_unlike(key, wanted), _ratio(key.steps, wanted.steps), _ratio(key.input_size, wanted.input_size)
 
     for entry, source in _nearest(problem, device, distance):
         if (result := entry.results.get(kernel)) and (config := _runnable(result, problem, device)):
@@ -79,12 +77,11 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
     What was measured at T steps holds for longer sequences, and to half of T: below, what a call costs once counts.
     """
 
-    def distance(key: Key) -> tuple | None:
-        other = Key.of(problem)
-        same = all(getattr(key, name) == getattr(other, name) for name in ("directions", "layout", "layers"))
-        alike = (key.steps == 1) == (other.steps == 1) and key.steps <= 2 * other.steps
-        inputs = _ratio(key.input_size, other.input_size)
-        return (_ratio(key.steps, other.steps), inputs) if same and alike and inputs <= math.log2(_INPUTS) else None
+    def distance(key: Key, wanted: Key) -> tuple | None:
+        alike = (key.steps == 1) == (wanted.steps == 1) and key.steps <= 2 * wanted.steps
+        inputs = _ratio(key.input_size, wanted.input_size)
+        holds = alike and inputs <= math.log2(_INPUTS) and not any(_unlike(key, wanted))
+        return (_ratio(key.steps, wanted.steps), inputs) if holds else None
 
     for entry, source in _nearest(problem, device, distance):
         if "torch" in options and "torch" not in entry.results:
@@ -109,16 +106,21 @@ def _runnable(result: Result, problem: Problem, device: Device) -> Config | None
     return None if why_not(config, problem, device) or (device, config) in _failing else config
 
 
+def _unlike(key: Key, wanted: Key) -> list[bool]:
+    """In what a configuration may differ, but not a verdict."""
+    return [getattr(key, name) != getattr(wanted, name) for name in ("directions", "layout", "layers")]
+
+
 def _ratio(a: int, b: int) -> float:
     """How far apart, as a power of two."""
     return abs(math.log2(a / b))
 
 
 def _nearest(problem: Problem, device: Device, distance) -> Iterator[tuple[Entry, str]]:
-    """Entries whose ``distance(key)`` is not None, with their source: fresh ones first, source by source, by it."""
-    found = []
-    for rank, entry, source in _entries(device).get(_sizes(Key.of(problem)), ()):
-        if (away := distance(entry.key)) is not None:
+    """Entries whose ``distance(key, wanted)`` is not None, with their source: fresh ones first, by source, by it."""
+    found, wanted = [], Key.of(problem)
+    for rank, entry, source in _entries(device).get(_sizes(wanted), ()):
+        if (away := distance(entry.key, wanted)) is not None:
             found.append(((rank, away), entry, source))
     for _, entry, source in sorted(found, key=operator.itemgetter(0)):
         yield entry, source

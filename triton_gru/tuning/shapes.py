@@ -1,7 +1,6 @@
 """Which problems to tune: those of a model, or of a run that was watched."""
 
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.nn.utils.rnn import PackedSequence
 
-from ..arguments import fp32_precision
+from ..arguments import autocast_dtype, problem_of
 from ..modules import GRU, GRUCell
 from ..problem import Problem
 from .entries import Key
@@ -38,7 +37,7 @@ def shapes_of(
             weight = next(module.parameters())
             for batch in batch_sizes:
                 for number in steps if isinstance(module, _GRUS) else (1,):
-                    problem = _problem(module, number, batch, dtype or weight.dtype)
+                    problem = problem_of(module, number, batch, dtype or weight.dtype)
                     found[problem] = None
     return [problem for problem in found if problem.dtype in _DTYPES]
 
@@ -108,23 +107,6 @@ def _called(
         sizes = (*input.shape[:-1],) if input.dim() == 3 else (input.size(0), 1)
         steps, batch = sizes[::-1] if module.batch_first and input.dim() == 3 else sizes
         data = input
-    dtype = data.dtype
-    if torch.is_autocast_enabled(data.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(data.device.type)
-    problem = _problem(module, 1 << (steps - 1).bit_length(), batch, dtype)
-    return dataclasses.replace(problem, layout=layout, resets=resets is not None)
-
-
-def _problem(module, steps: int, batch: int, dtype: torch.dtype) -> Problem:
-    return Problem(
-        steps=steps,
-        batch_size=batch,
-        input_size=module.input_size,
-        hidden_size=module.hidden_size,
-        num_layers=getattr(module, "num_layers", 1),
-        bidirectional=getattr(module, "bidirectional", False),
-        dtype=dtype,
-        precision=fp32_precision() if dtype == torch.float32 else "ieee",
-        reset_after=getattr(module, "reset_after", True),
-        reverse=getattr(module, "reverse", False),
-    )
+    dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
+    steps = 1 << (steps - 1).bit_length()
+    return problem_of(module, steps, batch, dtype, layout=layout, resets=resets is not None)

@@ -10,7 +10,7 @@ import torch
 from ..config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid, fit_grid, placed
 from ..cost import call_cost
 from ..device import Device
-from ..heuristic import HEURISTICS, heuristic
+from ..heuristic import HEURISTICS, heuristic, too_old
 from ..problem import Problem
 
 
@@ -55,8 +55,8 @@ def why_not(config: Config, problem: Problem, device: Device) -> str:
 
     Whatever the numbers in it: configurations come from files, too.
     """
-    if device.isa == "ptx" and device.compute_capability < 80:
-        return "needs compute capability 8.0"
+    if why := too_old(device):
+        return why
     # AMD's matrix unit has products of fp32 numbers.
     ieee = problem.dtype == torch.float32 and problem.precision == "ieee" and device.isa != "plain"
     return _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
