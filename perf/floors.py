@@ -34,7 +34,7 @@ from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samp
 from . import hop
 from .case import Case, counts
 from .floors_kernel import read_shared, smallest_steps
-from .hop_launch import ONE_WORD, forms, make_hop
+from .hop_launch import ONE_WORD, make_hops
 from .precompile import in_parallel
 from .record import Report, Row, machine_name
 
@@ -204,7 +204,7 @@ def _matrix_row(precision: str, device: str, timed: Callable[..., Row]) -> Row:
 
 def _hop_row() -> Row:
     """The fastest hop of one word between two programs, by any hand-over that works."""
-    hops = [make_hop(2, ONE_WORD, *form) for form in forms(("ptx", "plain"))]
+    hops = make_hops(2, ONE_WORD)
     in_parallel(functools.partial(hop.compile_hop, each) for each in hops)
     device = torch.device("cuda")
     rows = hop.measure(hops, 1000, ROUNDS, device, find(device))

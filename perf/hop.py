@@ -23,7 +23,7 @@ import torch
 from triton_gru.device import INTERPRETER, Device, find, interpreting
 from triton_gru.tuning.timing import clock, graphed, quantiles, samples
 
-from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, forms, make_hop, obstacle
+from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, make_hops, obstacle
 from .precompile import in_parallel
 from .providers.ours import gave_up
 from .record import Report, Row
@@ -46,20 +46,20 @@ def main() -> None:
         if not interpreting():
             parser.error("--device interpreter needs TRITON_INTERPRET=1 in the environment")
         print("no GPU: a rehearsal in Triton's interpreter, of a tiny case", flush=True)
-        device, described, isas = torch.device("cpu"), INTERPRETER, ("interpreter",)
+        device, described = torch.device("cpu"), INTERPRETER
         options.programs, options.kilobytes, options.steps = [4], [1], 3
     else:
         if options.steps < LEAST_STEPS:
             parser.error(f"--steps must be at least {LEAST_STEPS}")
         device = torch.device("cuda")
-        described, isas = find(device), ("ptx", "plain")
+        described = find(device)
         # A hand-over that fails costs this much time a launch, of which there are a few.
         os.environ.setdefault("TRITON_GRU_TIMEOUT", "1")
 
     cells = {}
     for programs, kilobytes in [(2, ONE_WORD), *((p, k) for k in options.kilobytes for p in options.programs)]:
         name = f"P={programs} " + ("one word" if kilobytes == ONE_WORD else f"{kilobytes} KB")
-        hops = [make_hop(programs, kilobytes, *form) for form in forms(isas)]
+        hops = make_hops(programs, kilobytes)
         if why := next(filter(None, (obstacle(hop, described) for hop in hops)), ""):
             print(f"{name}: skipped, {why}")
         else:

@@ -32,14 +32,14 @@ def hop_steps(
     WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, HANDOVER)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE, HANDOVER)
-    counter, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
+    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
 
     history = 0
-    exchange.send(elements + own, _numbers(history, own), own >= 0, 1, counter, DTYPE, HANDOVER, "ieee", ISA)
+    exchange.send(elements + own, _numbers(history, own), own >= 0, 1, DTYPE, HANDOVER, "ieee", ISA)
     slot = 0
     for t in tl.range(0, steps):
         x = exchange.receive(
-            elements + slot * (BATCH * ROW), t + 1, counter, (t + 1) * PROGRAMS, mailbox, watch,
+            elements + slot * (BATCH * ROW), t + 1, mailbox, watch,
             WORDS, SLICES, LANES, BATCH, BATCH, DTYPE, HANDOVER, ISA,
         )  # fmt: skip
         total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
@@ -51,7 +51,7 @@ def hop_steps(
         slot = tl.where(slot + 1 == slots, 0, slot + 1)
         exchange.send(
             elements + slot * (BATCH * ROW) + own,
-            _numbers(history, own), own >= 0, t + 2, counter, DTYPE, HANDOVER, "ieee", ISA,
+            _numbers(history, own), own >= 0, t + 2, DTYPE, HANDOVER, "ieee", ISA,
         )  # fmt: skip
     tl.store(result + tl.program_id(0), history)
 

@@ -1,8 +1,7 @@
 """What ``hop_steps`` is launched with, and the answer its programs have to end with."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +32,10 @@ class Hop:
     slices: int
     lanes: int
     handover: str
-    isa: str
 
     @property
     def name(self) -> str:
-        return f"hop.{self.handover}.{self.isa}"
+        return f"hop.{self.handover}"
 
     @property
     def config(self) -> GridConfig:
@@ -46,17 +44,15 @@ class Hop:
         return GridConfig(units, self.programs, self.batch, self.batch, 1, 1, self.slices, 0, handover=self.handover)
 
 
-def forms(isas: Iterable[str]) -> list[tuple[str, str]]:
-    """(hand-over, instruction set) of those that differ: only PTX has a "probe" of its own."""
-    return [(handover, isa) for isa in isas for handover in HANDOVERS if isa == "ptx" or handover != "probe"]
+def make_hops(programs: int, kilobytes: int) -> list[Hop]:
+    """Return by each hand-over the hop of a tile of 8 rows, or of one word of 64 bits.
 
-
-def make_hop(programs: int, kilobytes: int, handover: str, isa: str) -> Hop:
-    """The hop of a tile of 8 rows, cut into warps as ``grid`` cuts states of its size; or of one word of 64 bits."""
+    Tiles are cut into warps as ``grid`` cuts states of their size.
+    """
     if kilobytes == ONE_WORD:
-        return Hop(programs, 2 if handover == "tag" else 4, 1, slices=1, lanes=1, handover=handover, isa=isa)
+        return [Hop(programs, 2 if each == "tag" else 4, 1, slices=1, lanes=1, handover=each) for each in HANDOVERS]
     slices = 4 if kilobytes <= 4 else 8
-    return Hop(programs, 64 * kilobytes, 8, slices, lanes=8, handover=handover, isa=isa)
+    return [Hop(programs, 64 * kilobytes, 8, slices, lanes=8, handover=each) for each in HANDOVERS]
 
 
 def obstacle(hop: Hop, device: Device) -> str:
@@ -76,12 +72,12 @@ class Launcher:
 
     def __init__(self, hop: Hop, steps: int, device: torch.device, described: Device):
         self.hop, self.steps = hop, steps
-        described = dataclasses.replace(described, isa=hop.isa)
+        self._isa = described.isa
         self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16, described)
         self._words = torch.empty(self.mailbox.size(steps), dtype=torch.int64, device=device)
         self.spills = 0  # words a thread keeps in memory for want of registers, known after a call
         # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
-        self.passes = steps + 1 if hop.isa == "interpreter" else 1
+        self.passes = steps + 1 if self._isa == "interpreter" else 1
         self._watch = watchdog.of(device).watch
         self._result = torch.zeros(hop.programs, dtype=torch.int32, device=device)
 
@@ -98,11 +94,11 @@ class Launcher:
                 "SLICES": hop.slices,
                 "LANES": hop.lanes,
                 "HANDOVER": hop.handover,
-                "ISA": hop.isa,
+                "ISA": self._isa,
                 "num_warps": hop.slices,
                 "num_stages": 1,
             }
-            | ({} if hop.isa == "interpreter" else {"launch_cooperative_grid": True}),
+            | ({} if self._isa == "interpreter" else {"launch_cooperative_grid": True}),
             self.mailbox.clear(self._words, self.steps),
         )
 

@@ -49,7 +49,7 @@ def _words_as_they_are(
     HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: loaded once, whether they have come or not."""
-    return exchange._load(pointer, tail, COUNT, STRIDE, HAS_TAIL, "ptx")
+    return exchange.load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, "ptx")
 
 
 @triton.jit

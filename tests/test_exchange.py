@@ -6,10 +6,11 @@ import triton
 import triton.language as tl
 
 from triton_gru.config import HANDOVERS
-from triton_gru.kernels import exchange
+from triton_gru.kernels import exchange, isa
 
 from .oracle import PRECISIONS
 
+FORM = {"cpu": "interpreter", "cuda": "ptx"}
 ROWS, UNITS = 8, 128  # of a tile: words of 8 rows, in chunks of units from two slices
 
 
@@ -21,14 +22,12 @@ def _send_and_receive(
     DTYPE: tl.constexpr = y.dtype.element_ty
     WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
     DEPTH: tl.constexpr = 32 if WORD == 4 else 16
-    counters, elements = exchange.parts(mailbox, 1, DTYPE, HANDOVER)
+    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
     row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
     place = exchange.place(unit, row, ROWS, DTYPE, HANDOVER)
-    exchange.send(
-        elements + place, tl.load(x + row * H + unit), place >= 0, step, counters, DTYPE, HANDOVER, PRECISION, ISA
-    )
+    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, step, DTYPE, HANDOVER, PRECISION, ISA)
     received = exchange.receive(
-        elements, step, counters, 1, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA
+        elements, step, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA
     )
     k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
     k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE, HANDOVER)
@@ -54,48 +53,57 @@ def test_what_is_sent_is_received(precision, handover, device):
         rounded = ((bits + 0x1000) & -0x2000).view(torch.float32)
         expected = torch.where(x.isnan(), x, rounded)
     flagged = handover in ("flag", "probe")
-    for form in ("interpreter",) if device == "cpu" else ("plain", "ptx"):
-        y = torch.full_like(expected, 7.0)
-        mailbox = torch.full((32 + ROWS * UNITS,), -1 if flagged else 0, dtype=torch.int64, device=device)
-        watch = torch.tensor([10**10, 0], device=device)
-        _send_and_receive[(1,)](
-            x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
-            HANDOVER=handover, ISA=form, num_warps=2,
-        )  # fmt: skip
-        assert torch.equal(y.isnan(), x.isnan())
-        assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))
-        integers = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
-        assert (integers != -1).all(), "the one pattern that stands for what has not come"
+    y = torch.full_like(expected, 7.0)
+    mailbox = torch.full((16 + ROWS * UNITS,), -1 if flagged else 0, dtype=torch.int64, device=device)
+    watch = torch.tensor([10**10, 0], device=device)
+    _send_and_receive[(1,)](
+        x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
+        HANDOVER=handover, ISA=FORM[device], num_warps=2,
+    )  # fmt: skip
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))
+    integers = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    assert (integers != -1).all(), "the one pattern that stands for what has not come"
 
 
 @triton.jit
-def _missing(words, y, step, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, ISA: tl.constexpr):
-    at = tl.arange(0, 16)[None, None, :]
-    tl.store(y, exchange._missing(words + at, words + at, step, DTYPE, HANDOVER, 1, 16, False, ISA))
+def _wait(words, y, tag, abort, watch, KIND: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
+    at = tl.arange(0, 64)[None, :, None]
+    received = isa.wait_words(words + at, words + at, tag, abort, watch, KIND, 2, 64, False, NAN, 2, PROBE)
+    for i in tl.static_range(2):
+        tl.store(y + 64 * i + at, received[i])
 
 
-@pytest.mark.parametrize("handover", ["flag", "tag"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_one_missing_element_is_missed(dtype, handover, device):
-    """The plain form's test; the PTX form's is the same arithmetic, and is run on a GPU where a producer is missing."""
-    bits = dtype.itemsize * 8
-    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[bits * (2 if handover == "tag" else 1)]
-    step, upper = 5, 5 << bits if handover == "tag" else 0
-    words = torch.full((16,), 0, dtype=torch.int64, device=device)
-    elements = words.view(integer)
-    elements.copy_(torch.arange(elements.numel()) | upper)
-    y = torch.full((1,), 7, dtype=torch.int32, device=device)
-    form = "interpreter" if device == "cpu" else "plain"
-    triton_dtype = tl.float32 if dtype == torch.float32 else tl.float16
+@pytest.mark.gpu
+@pytest.mark.parametrize("handover", HANDOVERS)
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_wait_for_one_missing_element_gives_up(bits, handover):
+    """Two words of a thread in each of two tensors; test_isa.py has the arithmetic in every combination of bits."""
+    tagged = handover == "tag"
+    elements = torch.arange(128 * 64 // (bits * (1 + tagged)), dtype=torch.int64) % 32767
+    if tagged:
+        elements |= 5 << bits
+    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[bits * (1 + tagged)]
+    words = elements.to(integer).cuda().view(torch.int64)
+    host = torch.zeros(1, dtype=torch.int32).pin_memory()
+    abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
+    kind, tag, nan = f"{'tag' if tagged else 'flag'}{bits}", 5 << 16 if bits == 16 else 5, 0x7FFF7FFF7FFF7FFF
 
-    def missing():
-        _missing[(1,)](words, y, step, DTYPE=triton_dtype, HANDOVER=handover, ISA=form, num_warps=1)
-        return y.item()
+    def waited() -> torch.Tensor:
+        y = torch.zeros_like(words)
+        _wait[(1,)](words, y, tag, abort, watch, KIND=kind, PROBE=handover == "probe", NAN=nan, num_warps=1)
+        torch.cuda.synchronize()
+        return y
 
-    assert missing() == 0
-    for i in range(elements.numel()):
-        kept = elements[i].clone()
-        elements[i] = -1 if handover == "flag" else kept - (1 << bits)
-        assert missing() == 1, i
-        elements[i] = kept
-    assert missing() == 0
+    assert torch.equal(waited(), words)
+    assert (host.item(), abort.item()) == (0, 0)
+    each = words.view(integer)
+    for i in range(0, each.numel(), 5):
+        kept = each[i].clone()
+        each[i] = kept - (1 << bits) if tagged else -1
+        y = waited()
+        assert (y == nan).any() and torch.equal(y[y != nan], words[y != nan]), i
+        assert (host.item(), abort.item()) == (1, 1)
+        each[i] = kept
+        host.zero_()
+        abort.zero_()

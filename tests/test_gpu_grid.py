@@ -34,15 +34,12 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
     run_checked(gru, x, hx, precision, launched)
 
 
-@pytest.mark.parametrize("form", ["ptx", "plain"])
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tiles", [1, 2])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-def test_every_handover_in_both_forms(precision, handover, form, tiles, reset_after, launched, monkeypatch):
-    here = find(torch.device("cuda"))
-    monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
-    config = grid_config(200, 33, 1, *PRECISIONS[precision], here)
+def test_every_handover(precision, handover, tiles, reset_after, launched):
+    config = grid_config(200, 33, 1, *PRECISIONS[precision], find(torch.device("cuda")))
     config = dataclasses.replace(config, handover=handover, tiles=tiles, register_tiles=0)
     with configured("grid", config):
         gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2, reset_after=reset_after)
@@ -67,12 +64,10 @@ def one_program_too_few(*args):
         yield each._replace(grid=(each.grid[0] - 1,))
 
 
-@pytest.mark.parametrize("form", ["ptx", "plain"])
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, form, impatient, monkeypatch):
+def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, impatient, monkeypatch):
     here = find(torch.device("cuda"))
-    monkeypatch.setattr(triton_gru.modules, "find", lambda device: dataclasses.replace(here, isa=form))
     config = dataclasses.replace(
         grid_config(512, 4, 1, *PRECISIONS[precision], here), handover=handover, register_tiles=0
     )

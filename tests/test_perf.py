@@ -10,7 +10,7 @@ import torch
 
 from perf import hop
 from perf.clocks import Clocks
-from perf.hop_launch import Launcher, forms, make_hop
+from perf.hop_launch import Launcher, make_hops
 from perf.record import Report, Row, environment
 from triton_gru.device import INTERPRETER
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
@@ -117,13 +117,13 @@ def test_rounds_end_when_all_are_quiet(spread, rounds):
     assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)
 
 
-HOPS = [make_hop(4, 1, *form) for form in forms(["interpreter"])]
+HOPS = make_hops(4, 1)
 
 
 def test_every_handover_ends_with_the_known_answer():
     rows = hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)
     assert [(row.provider, row.status, row.n) for row in rows] == [
-        (f"hop.{handover}.interpreter", "ok", 0) for handover in ("flag", "tag", "counter")
+        (f"hop.{handover}", "ok", 0) for handover in ("flag", "probe", "tag")
     ]
 
 
@@ -140,12 +140,12 @@ def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
 
 
 def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
-    assert "multiprocessors" in hop.obstacle(make_hop(128, 4, "flag", "ptx"), INTERPRETER)
-    assert hop.obstacle(make_hop(64, 4, "flag", "ptx"), INTERPRETER) == ""
+    assert "multiprocessors" in hop.obstacle(make_hops(128, 4)[0], INTERPRETER)
+    assert hop.obstacle(make_hops(64, 4)[0], INTERPRETER) == ""
 
 
 class Stub:
-    """A launcher for no device, whose tags give up and whose counters end with something else."""
+    """A launcher for no device, whose tags give up and whose probes end with something else."""
 
     spills = 0
     mailbox = types.SimpleNamespace(longest=80)
@@ -181,13 +181,13 @@ def test_a_hop_is_the_difference_of_two_launches(measured_on_a_stub):
     expected = {(mode, "launch", steps): ms for mode in ("eager", "graph") for steps, ms in launches.items()}
     assert timed == pytest.approx(expected | {(mode, "hop", 80): 0.003 for mode in ("eager", "graph")})
     assert {row.provider: (row.status, row.error, row.n) for row in rows if row.status != "ok"} == {
-        "hop.tag.interpreter": ("failed", "gave up", 0),
-        "hop.counter.interpreter": ("wrong", "", 0),
+        "hop.tag": ("failed", "gave up", 0),
+        "hop.probe": ("wrong", "", 0),
     }
     line = hop.table({"a cell": rows}, "eager").splitlines()[1]
-    assert line.split() == ["a", "cell", "3.000", "failed", "wrong", "hop.flag.interpreter"]
+    assert line.split() == ["a", "cell", "3.000", "wrong", "failed", "hop.flag"]
     lines = hop.table({"a cell": rows, "another": []}, "graph").splitlines()
-    assert [line.split()[-1] for line in lines[1:]] == ["hop.flag.interpreter", "none"]
+    assert [line.split()[-1] for line in lines[1:]] == ["hop.flag", "none"]
 
 
 def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_on_a_stub):

@@ -225,7 +225,7 @@ def entries_of_the_wrong_kind():
         (("winner",), "step"), (("winner",), ["grid"]), (("winner",), None), (("results",), []),
         (("results", "nonsense"), ENTRY["results"]["grid"]), (("results", "grid"), None),
         ((*config, "units"), -16), ((*config, "units"), 16.0), ((*config, "units"), 10**30),
-        ((*config, "handover"), "by pigeon"), ((*config, "handover"), 1), ((*config, "more"), 1), (config, None),
+        ((*config, "handover"), "counter"), ((*config, "handover"), 1), ((*config, "more"), 1), (config, None),
         (("results", "grid", "eager_ms"), [0.5]), (("results", "grid", "eager_ms"), [3, 2, 1]),
         (("results", "grid", "eager_ms"), [0.5, 0.5, 1e400]), (("results", "grid", "eager_ms"), ["a", "b", "c"]),
         (("results", "grid", "graph_ms"), [-1.0, 1.0, 2.0]), (("results", "grid", "heuristic_ms"), "fast"),

@@ -55,7 +55,7 @@ class BlockConfig:
         return max(weights, state) if isa == "plain" else weights + state
 
 
-HANDOVERS = ("flag", "probe", "tag", "counter")
+HANDOVERS = ("flag", "probe", "tag")
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,10 @@ def _block_step(config: BlockConfig, call: _Step) -> Cost:
     return Cost(instructions=call.microseconds(cycles), bytes=moved)
 
 
-# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" reads it in vain until it is
-# there, "probe" waits for a word of it before, "counter" for a count that is written after it.
-_TRIPS = {"flag": 1, "probe": 1.5, "tag": 1, "counter": 2}
-_READS = {"flag": 1.5, "probe": 1, "tag": 1.5, "counter": 1}
+# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" and "tag" read it in vain
+# until it is there, "probe" waits for a word of it before.
+_TRIPS = {"flag": 1, "probe": 1.5, "tag": 1}
+_READS = {"flag": 1.5, "probe": 1, "tag": 1.5}
 
 
 def _grid_step(config: GridConfig, call: _Step) -> Cost:

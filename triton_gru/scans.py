@@ -14,7 +14,7 @@ from . import watchdog
 from .config import BlockConfig, GridConfig, StepConfig
 from .device import Device
 from .kernels.block import block_scan
-from .kernels.exchange import LINE
+from .kernels.exchange import HEADER
 from .kernels.grid import grid_scan
 from .kernels.step import step_scan, whole_step
 from .problem import Problem
@@ -216,13 +216,12 @@ class Mailbox:
         self._ring = not flagged and device.isa != "interpreter"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         tiles *= config.directions
-        self._header = (1 + tiles) * LINE.value
         self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
 
     @property
     def longest(self) -> int:
         """Time steps that one launch can take."""
-        in_all = (MAILBOX_BYTES // 8 - self._header) // self._slot
+        in_all = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot
         if self._ring:
             in_all = (1 << 15) - 1  # their numbers have to fit a tag of 16 bits, one of which is the sign
         return max(1, (in_all - 1) // self._handovers)
@@ -236,7 +235,7 @@ class Mailbox:
 
     def size(self, steps: int) -> int:
         """Words of 64 bits that a launch of so many steps takes."""
-        return self._header + self.slots(steps) * self._slot
+        return HEADER.value + self.slots(steps) * self._slot
 
     def clear(self, words: Tensor, steps: int) -> Clear:
         """What has to come before a launch of so many steps."""

@@ -22,17 +22,16 @@ class Variant:
     """A backend, and what is to differ from the library's plan for it.
 
     Attributes:
-        isa, handover, cut: in place of the device's and the configuration's; empty for what the plan says.
+        handover, cut: in place of the configuration's; empty for what the plan says.
     """
 
     backend: str
-    isa: str = ""
     handover: str = ""
     cut: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        parts = ("triton_gru", self.backend.removeprefix("auto"), self.isa, self.handover, "x".join(map(str, self.cut)))
+        parts = ("triton_gru", self.backend.removeprefix("auto"), self.handover, "x".join(map(str, self.cut)))
         return ".".join(filter(None, parts))
 
     def module(self, gru: nn.GRU) -> triton_gru.GRU:
@@ -56,8 +55,6 @@ class Variant:
             plan = ours.plan(x, hx)
         except RuntimeError as refusal:
             raise Unavailable(str(refusal)) from refusal
-        if self.isa:
-            plan = dataclasses.replace(plan, device=dataclasses.replace(plan.device, isa=self.isa))
         problem = plan.problem
         numbers = (problem.dtype, problem.precision, plan.device)
         if self.cut:
@@ -73,7 +70,7 @@ class Variant:
         ours = self.module(gru)
         plan = self.plan(ours, x)
         call: Callable = ours
-        if self.isa or self.handover or self.cut:  # bound on each call as others are, but not planned
+        if self.handover or self.cut:  # bound on each call as others are, but not planned
 
             def call(x: Input) -> tuple[Tensor, Tensor]:
                 return launch.run(bind_gru(ours, x, None), plan)
@@ -106,7 +103,6 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
 
 
 VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
-VARIANTS += [Variant("grid", isa="plain")]
 VARIANTS += [Variant("grid", handover=handover) for handover in HANDOVERS]
 VARIANTS += [Variant("grid", cut=cut) for cut in GRID_CUTS]
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: launches}

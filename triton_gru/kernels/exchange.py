@@ -6,25 +6,23 @@ has come. A word holds neighbouring units of one row, and the words of the same 
 what a warp reads at once, and what a program sends, is then one piece of memory.
 
 A step is a hand-over here: of the state before a time step, and, where r comes before the recurrent product, of r h by
-turns with it. Four protocols (``HANDOVER``):
+turns with it. Three protocols (``HANDOVER``):
 
 - ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
   an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.
 - ``"probe"``: as "flag", but a thread reads one word until it has come, and then all of its own. A trip through memory
-  more, but where tiles are large, waiting does not take what memory can deliver from those that need not wait. (In
-  PTX; the plain form is that of "flag".)
+  more, but where tiles are large, waiting does not take what memory can deliver from those that need not wait.
 - ``"tag"``: above every element stands the number of its step: twice the bytes, but two slots in turn are enough,
   because a program writes step t + 2 when it has read all of step t + 1, which every other wrote when it had read
   all of step t. Filled with 0 before the launch; steps are counted from 1.
-- ``"counter"``: two slots in turn, and one counter a tile of the batch that every program raises once a step.
-  Filled with 0.
 
 No wait is endless. A program that has waited for as long as ``watch`` says takes NaNs for what is missing, so that
 all that depends on it becomes NaN, sets the launch's abort word, so that no other wait is as long, and a word in
 the host's memory (triton_gru/watchdog.py).
 
-Waits have a form in PTX, per thread, and one in plain Triton, per program, for NVIDIA GPUs both. In the
-interpreter programs run one after another and do not wait: there a launch is repeated until all has come.
+Threads wait, each for its own words, in PTX. There is no portable form: Triton takes what one thread finds for what
+all have found, and the warps of a program that gives up would leave the loop at different times. In the interpreter
+programs run one after another and do not wait: there a launch is repeated until all has come.
 """
 
 import triton
@@ -32,9 +30,8 @@ import triton.language as tl
 
 from . import isa
 
-# The header, in units of 64 bits: the abort word, then a counter for each tile of the batch, each in a line of 128
-# bytes of its own.
-LINE = tl.constexpr(16)
+# The header, in units of 64 bits: the abort word, in a line of 128 bytes of its own.
+HEADER = tl.constexpr(16)
 
 
 @triton.constexpr_function
@@ -44,11 +41,11 @@ def element_bits(dtype, handover):
 
 
 @triton.jit
-def parts(mailbox, tiles, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
-    """The counters, LINE words apart, and the elements of a mailbox for so many tiles of the batch."""
+def elements_of(mailbox, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+    """Return a pointer to the first element of a mailbox."""
     bits: tl.constexpr = element_bits(DTYPE, HANDOVER)
     element: tl.constexpr = tl.int16 if bits == 16 else tl.int32 if bits == 32 else tl.int64
-    return mailbox + LINE, (mailbox + (1 + tiles) * LINE).to(tl.pointer_type(element))
+    return (mailbox + HEADER).to(tl.pointer_type(element))
 
 
 @triton.constexpr_function
@@ -75,7 +72,6 @@ def send(
     x,
     mask,
     step,
-    counter,
     DTYPE: tl.constexpr,
     HANDOVER: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -89,9 +85,6 @@ def send(
         else:
             bits = (bits.to(tl.int32) & 0xFFFF) | (step << 16)
     isa.send(element, bits, mask, ISA)
-    if HANDOVER == "counter":
-        tl.debug_barrier()  # the program's stores come before the one thread's release
-        tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 1, sem="release")
 
 
 @triton.jit
@@ -111,8 +104,6 @@ def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 def receive(
     box,
     step,
-    counter,
-    target,
     abort,
     watch,
     WORDS: tl.constexpr,
@@ -124,10 +115,10 @@ def receive(
     HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """The tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
+    """Return the tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
 
-    A tuple of as many [SLICES, LANES, BATCH] as it takes, in the order of the words; zeros after the last word, and the
-    last row again after that. They are of ``step``, and ``counter`` reaches ``target`` when they have come.
+    The result is a tuple of as many [SLICES, LANES, BATCH] as the tile takes, in the order of the words. After the last
+    word come zeros, and after the last row that row again. The words are those of ``step``.
     """
     NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
     CHUNK: tl.constexpr = SLICES * LANES
@@ -140,14 +131,7 @@ def receive(
     words = box.to(tl.pointer_type(tl.int64))
     pointer = words + word_place(word, row, ROWS)
     tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS)
-    if ISA != "ptx":
-        x = _receive_plain(
-            pointer, tail, step, counter, target, abort, watch, NAN, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA
-        )
-    elif HANDOVER == "counter":
-        zero, gave_up = isa.wait_counter(counter, target, abort, watch)
-        x = _unless(gave_up, _load(pointer + zero, tail + zero, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
-    else:
+    if ISA == "ptx":
         PROTOCOL: tl.constexpr = "tag" if HANDOVER == "tag" else "flag"
         KIND: tl.constexpr = PROTOCOL + "32" if DTYPE == tl.float32 else PROTOCOL + "16"
         PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
@@ -156,13 +140,17 @@ def receive(
         x = isa.wait_words(
             pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe"
         )
+    else:
+        tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
+        x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
     if HAS_TAIL:
         x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
     return x
 
 
 @triton.jit
-def _load(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, ISA: tl.constexpr):
+def load_words(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, ISA: tl.constexpr):
+    """Return the words that `isa.wait_words` would wait for as they are now."""
     words = ()
     for i in tl.static_range(COUNT):
         if HAS_TAIL and i == COUNT - 1:
@@ -170,92 +158,6 @@ def _load(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl
         else:
             words = words + (isa.load_words(pointer + i * STRIDE, ISA),)
     return words
-
-
-@triton.jit
-def _unless(condition, words, NAN: tl.constexpr, COUNT: tl.constexpr):
-    kept = ()
-    for i in tl.static_range(COUNT):
-        kept = kept + (tl.where(condition != 0, NAN, words[i]),)
-    return kept
-
-
-@triton.jit
-def _receive_plain(
-    pointer,
-    tail,
-    step,
-    counter,
-    target,
-    abort,
-    watch,
-    NAN: tl.constexpr,
-    DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
-    ISA: tl.constexpr,
-):
-    gave_up = 0
-    if ISA != "interpreter":
-        start = isa.nanoseconds()
-        # The loops carry a scalar: with the reduction in the condition itself, Triton 3.6 fails in a layout pass.
-        if HANDOVER == "counter":
-            missing = (tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 0, sem="acquire") < target).to(tl.int32)
-            while missing != 0:
-                gave_up = _give_up(start, abort, watch)
-                missing = (
-                    (tl.atomic_add(counter.to(tl.pointer_type(tl.int32)), 0, sem="acquire") < target) & (gave_up == 0)
-                ).to(tl.int32)
-        else:
-            missing = _missing(pointer, tail, step, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA)
-            while missing != 0:
-                gave_up = _give_up(start, abort, watch)
-                missing = _missing(pointer, tail, step, DTYPE, HANDOVER, COUNT, STRIDE, HAS_TAIL, ISA)
-                missing = tl.where(gave_up != 0, 0, missing)
-    return _unless(gave_up, _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA), NAN, COUNT)
-
-
-@triton.jit
-def _missing(
-    pointer,
-    tail,
-    step,
-    DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
-    ISA: tl.constexpr,
-):
-    """1 if any of the words has not come."""
-    words = _load(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
-    missing = words[0] != words[0]
-    for i in tl.static_range(COUNT):
-        for part in tl.static_range(word_elements(DTYPE, HANDOVER)):
-            if HANDOVER == "tag":
-                if DTYPE == tl.float32:
-                    wrong = (words[i] >> 32).to(tl.int32) != step
-                else:
-                    wrong = (words[i] >> (32 * part)).to(tl.int32) >> 16 != step
-            elif DTYPE == tl.float32:
-                wrong = (words[i] >> (32 * part)).to(tl.int32) == -1
-            else:
-                wrong = (words[i] >> (16 * part)).to(tl.int16) == -1
-            missing = missing | wrong
-    return tl.max(tl.ravel(missing.to(tl.int32)))  # one reduction for all: each is a trip through shared memory
-
-
-@triton.jit
-def _give_up(start, abort, watch):
-    """1 if this or another program of the launch has waited for too long."""
-    gave_up = (tl.load(abort.to(tl.pointer_type(tl.int32)), volatile=True) == 1).to(tl.int32)
-    if (gave_up == 0) & (isa.nanoseconds() - start > tl.load(watch)):
-        tl.store(abort.to(tl.pointer_type(tl.int32)), 1)
-        isa.tell_host(tl.load(watch + 1))
-        gave_up = 1
-    return gave_up
 
 
 @triton.jit

@@ -101,11 +101,10 @@ def grid_scan(
 
     tiles = tl.cdiv(batch, BATCH)
     groups = tl.cdiv(tiles, TILES)
-    counters, elements = exchange.parts(mailbox, directions * groups * TILES, DTYPE, HANDOVER)
+    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
     TILE: tl.constexpr = ROWS * ROW
     slot_size = tl.cast(directions * groups, tl.int64) * (TILES * TILE)
-    counters += in_launch * groups * (TILES * exchange.LINE)
     elements += tl.cast(in_launch * groups, tl.int64) * (TILES * TILE)
     row = tl.minimum(b, ROWS - 1)
     in_tile = row * ROW + unit
@@ -146,7 +145,7 @@ def grid_scan(
             out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, LAYOUT) + unit,)
             exchange.send(
                 elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
-                h_i, sent, 1, counters + (first_tile + i) * exchange.LINE, DTYPE, HANDOVER, PRECISION, ISA,
+                h_i, sent, 1, DTYPE, HANDOVER, PRECISION, ISA,
             )  # fmt: skip
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
@@ -175,9 +174,8 @@ def grid_scan(
             if not RESET_AFTER:
                 for i in tl.static_range(TILES):
                     box = elements + tl.cast(first_tile + i, tl.int64) * TILE
-                    counter = counters + (first_tile + i) * exchange.LINE
                     x = exchange.receive(
-                        box + slot * slot_size, handed_over + 1, counter, (handed_over + 1) * PROGRAMS, mailbox, watch,
+                        box + slot * slot_size, handed_over + 1, mailbox, watch,
                         ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
                     )  # fmt: skip
                     if Z_WITH_R:
@@ -190,7 +188,7 @@ def grid_scan(
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     exchange.send(
                         box + next_slot * slot_size + own,
-                        r_h, sent, handed_over + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                        r_h, sent, handed_over + 2, DTYPE, HANDOVER, PRECISION, ISA,
                     )  # fmt: skip
                     if not Z_WITH_R:  # but while r h is on its way
                         (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
@@ -201,7 +199,6 @@ def grid_scan(
                 handed_over += 1
             for i in tl.static_range(TILES):
                 box = elements + tl.cast(first_tile + i, tl.int64) * TILE
-                counter = counters + (first_tile + i) * exchange.LINE
                 first_row = (first_tile + i) * BATCH
                 going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), LAYOUT)
                 place = out_rows[i] + sequences.looked_up(
@@ -210,7 +207,7 @@ def grid_scan(
                 place += tl.cast(t, tl.int64) * out_s
                 place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
                 x = exchange.receive(
-                    box + slot * slot_size, handed_over + 1, counter, (handed_over + 1) * PROGRAMS, mailbox, watch,
+                    box + slot * slot_size, handed_over + 1, mailbox, watch,
                     ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
                 )  # fmt: skip
                 if RESET_AFTER:
@@ -232,7 +229,7 @@ def grid_scan(
                     next_h = tl.where(forget[i], 0.0, h_i)
                 exchange.send(
                     box + next_slot * slot_size + own,
-                    next_h, sent, handed_over + 2, counter, DTYPE, HANDOVER, PRECISION, ISA,
+                    next_h, sent, handed_over + 2, DTYPE, HANDOVER, PRECISION, ISA,
                 )  # fmt: skip
                 isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA)
                 new = new + (next_h,)

@@ -1,7 +1,8 @@
 """Primitives whose best form depends on the instruction set, each PTX form beside its plain twin.
 
 ``ISA`` is a constexpr: ``"ptx"`` on NVIDIA GPUs, ``"plain"`` on any other Triton backend,
-``"interpreter"`` under ``TRITON_INTERPRET=1``. All inline assembly of the project is in this file.
+``"interpreter"`` under ``TRITON_INTERPRET=1``. All inline assembly of the project is in this file. Waiting alone has a
+PTX form and no other (exchange.py says why).
 
 Why assembly at all: ``tl.load`` and ``tl.store`` choose a coalesced layout of their own, and moving each
 tile between that and the layout of the matrix unit's accumulator costs a trip through shared memory and
@@ -276,7 +277,7 @@ LATER:
 add.u32 rounds, rounds, 1; and.b32 a, rounds, 63; setp.ne.u32 p, a, 0; @p bra AGAIN;
 ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; @p bra GIVE_UP;
 mov.u64 now, %globaltimer; setp.eq.u32 p, rounds, 64; @p mov.b64 start, now; sub.u64 now, now, start;
-ld.global.b64 limit, [{watch}]; setp.lt.u64 p, now, limit; @p bra AGAIN;
+ld.global.b64 limit, [{watch}]; setp.lt.s64 p, now, limit; @p bra AGAIN;
 mov.b32 a, 1; st.relaxed.gpu.global.b32 [{abort}], a;
 ld.global.b64 limit, [{watch}+8]; st.relaxed.sys.global.b32 [limit], a;
 GIVE_UP:
@@ -367,35 +368,6 @@ def _wait_words(
 
 
 @triton.jit
-def wait_counter(pointer, target, abort, watch):
-    """Waits until the counter has reached ``target``. Returns 0, for addresses to depend on, and 1 if it gave up."""
-    return _wait_counter(pointer, target, abort, watch, _SOURCE)
-
-
-@tl.core.extern
-def _wait_counter(pointer, target, abort, watch, source, _semantic=None):
-    asm = _WAIT.format(
-        load="ld.acquire.gpu.global.b32 $0, [$2];",
-        test="setp.lt.s32 missing, $0, $3; mov.b32 $0, 0; mov.b32 $1, 0;",
-        give_up="mov.b32 $1, 1;",
-        abort="$4",
-        watch="$5",
-    )
-    pointer, abort, watch = (x.to(tl.int64, _semantic=_semantic) for x in (pointer, abort, watch))
-    return tl.tuple(
-        tl.inline_asm_elementwise(
-            asm,
-            "=&r,=&r,l,r,l,l",
-            [pointer, target, abort, watch],
-            dtype=[tl.int32, tl.int32],
-            is_pure=False,
-            pack=1,
-            _semantic=_semantic,
-        )
-    )
-
-
-@triton.jit
 def load_words(pointer, ISA: tl.constexpr):
     """64-bit words that other programs have written in this launch; adopts the layout they are used in."""
     if ISA == "ptx":
@@ -417,17 +389,3 @@ def split_word(word, ISA: tl.constexpr):
         )
     else:
         return word.to(tl.int16), (word >> 16).to(tl.int16), (word >> 32).to(tl.int16), (word >> 48).to(tl.int16)
-
-
-@triton.jit
-def nanoseconds():
-    """A clock that all of an NVIDIA GPU shares."""
-    return tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [], dtype=tl.int64, is_pure=False, pack=1)
-
-
-@triton.jit
-def tell_host(address):
-    """Stores 1 at an address in the host's memory."""
-    tl.inline_asm_elementwise(
-        "st.relaxed.sys.global.b32 [$1], 1; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-    )
