@@ -1,17 +1,24 @@
 """Which kernel is chosen, in which configuration, and what is said about it."""
 
 import dataclasses
+import itertools
 import re
 
 import pytest
 import torch
 
 import triton_gru
+from triton_gru import launch
+from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import BlockConfig
 from triton_gru.device import INTERPRETER, KNOWN, find
-from triton_gru.heuristic import block_config, grid_config
+from triton_gru.heuristic import block_config, grid_config, heuristic
 from triton_gru.plan import BACKENDS, KERNELS, choose
 from triton_gru.problem import Problem
+from triton_gru.tuning.example import example
+from triton_gru.tuning.space import candidates, why_not
+
+from .pairwise import pairwise
 
 PROBLEM = Problem(
     steps=100, batch_size=4, input_size=32, hidden_size=64, num_layers=1, bidirectional=False,
@@ -223,6 +230,48 @@ def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
             assert config.programs * config.copies <= device.sms
             assert config.padded_hidden >= hidden
             assert config.shared_memory(dtype.itemsize) <= device.shared_memory
+
+
+# Host code that no call on a CPU reaches: whatever the sizes, on every device that a plan can be made for.
+ANY_SIZE = list(itertools.product((0, 1, 2, 33), (1, 2, 33), (1, 2, 33, 200, 1025)))  # batch, steps, hidden
+ANYHOW = pairwise(
+    (1, 2, 33), (1, 2, 3), (False, True), ("fp16", "tf32", "fp32"), (True, False), ("dense", "lengths", "packed")
+)
+
+
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.arch)
+def test_any_size_is_planned_launched_and_tuned(device):
+    for (batch, steps, hidden), how in zip(ANY_SIZE, itertools.cycle(ANYHOW)):
+        inputs, layers, bidirectional, precision, reset_after, layout = how
+        if layout == "packed" and batch == 0:
+            layout = "dense"  # torch packs no empty batch
+        dtype, fp32_precision = PRECISIONS[precision]
+        problem = Problem(
+            steps, batch, inputs, hidden, layers, bidirectional, dtype, fp32_precision, reset_after, layout=layout
+        )
+        assert choose(problem, device).kernel in BACKENDS
+        for candidate in candidates(problem, device):
+            assert why_not(candidate.config, problem, device) == "", candidate
+        with example(problem, "meta") as each:
+            for kernel in KERNELS:
+                config = heuristic(kernel, problem, device)
+                if isinstance(config, str):
+                    continue
+                assert choose(problem, device, kernel).config == config
+                assert why_not(config, problem, device) == "", config
+                made = list(launch.launches(each.call, config, device, *launch.allocate(each.call)))
+                assert (len(made) > 0) == (batch > 0)
+                assert all(min(started.grid) > 0 for started in made)
+
+
+def test_no_kernel_is_taken_for_a_cell_without_features():
+    """Which torch.nn.GRUCell allows, and torch.nn.GRU does not."""
+    for inputs, hidden in ((0, 3), (3, 0)):
+        problem = change(steps=1, input_size=inputs, hidden_size=hidden)
+        assert choose(problem, H200).kernel == "torch"
+        for kernel in KERNELS:
+            with pytest.raises(RuntimeError, match="both must be positive"):
+                choose(problem, H200, kernel)
 
 
 def test_programs_get_wider_only_when_the_device_is_full():

@@ -197,7 +197,11 @@ def cut_grid(
 
 
 def placed(config: GridConfig, batch_size: int, directions: int, device: Device) -> GridConfig:
-    """``config`` with as many directions and copies on the chip as there are and have room, and no more rows."""
+    """Return ``config`` with as many directions and copies on the chip as there are and have room, and no more rows.
+
+    An empty batch is cut as one row is: its configuration has no meaning, but is one.
+    """
+    batch_size = max(batch_size, 1)
     at_once = min(directions, max(1, device.sms // config.programs))
     copies = min(device.sms // (config.programs * at_once), -(-batch_size // (config.batch * config.tiles)))
     rows = min(config.batch, 1 << (batch_size - 1).bit_length())

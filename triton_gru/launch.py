@@ -87,13 +87,12 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     device = call.input.device
     watchdog.raise_if_given_up(device)
     output, h_n = allocate(call)
-    if h_n.numel() > 0:
-        with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
-            try:
-                start(launches(call, plan.config, plan.device, output, h_n))
-            except Exception as failure:
-                plan = untuned(plan, failure, device)
-                start(launches(call, plan.config, plan.device, output, h_n))
+    with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
+        try:
+            start(launches(call, plan.config, plan.device, output, h_n))
+        except Exception as failure:
+            plan = untuned(plan, failure, device)
+            start(launches(call, plan.config, plan.device, output, h_n))
     return output, h_n
 
 
@@ -152,9 +151,12 @@ def launches(
     A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
     second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
     state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. All memory
-    for what goes between launches is made by ``new``, which is called as `Tensor.new_empty` is.
+    for what goes between launches is made by ``new``, which is called as `Tensor.new_empty` is. An empty batch takes no
+    launch.
     """
     problem, sequences = call.problem, call.sequences
+    if problem.batch_size == 0:
+        return
     weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
     layers = [weights[i : i + problem.directions] for i in range(0, len(weights), problem.directions)]
     hx = call.hx

@@ -141,6 +141,8 @@ def _option(
     if not by_name and device.isa != "ptx":
         # The interpreter is for tests, and on AMD the kernels have been compiled but never run.
         return f"not proven on {device.name}; ask for it by name"
+    if min(problem.input_size, problem.hidden_size) < 1:  # which nn.GRUCell allows
+        return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
     config = heuristic(kernel, problem, device)

@@ -35,6 +35,11 @@ class Problem:
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether a size is 0, as a batch and the features of a cell may be: there is nothing to compile or to time."""
+        return min(self.batch_size, self.input_size, self.hidden_size) < 1
+
     def __str__(self) -> str:
         precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
         parts = [

@@ -35,7 +35,7 @@ class Key:
     @classmethod
     def of(cls, problem: Problem) -> "Key":
         return cls(
-            problem.hidden_size, problem.input_size, 1 << (problem.batch_size - 1).bit_length(), problem.steps,
+            problem.hidden_size, problem.input_size, 1 << (max(problem.batch_size, 1) - 1).bit_length(), problem.steps,
             problem.num_layers, problem.directions, str(problem.dtype)[6:], problem.precision, problem.reset_after,
             problem.layout,
         )  # fmt: skip

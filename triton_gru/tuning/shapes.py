@@ -81,7 +81,7 @@ def record_shapes() -> Iterator[Recorded]:
     def hook(module, args, kwargs, output) -> None:
         if isinstance(module, (*_GRUS, *_CELLS)) and not (module.training and torch.is_grad_enabled()):
             problem = _called(module, *args, **kwargs)
-            if problem.dtype in _DTYPES and problem.batch_size > 0:
+            if problem.dtype in _DTYPES and not problem.is_empty:
                 recorded.add(problem)
 
     handle = hooks.register_module_forward_hook(hook, with_kwargs=True)

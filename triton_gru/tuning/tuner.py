@@ -69,6 +69,7 @@ def tune(
         What was found, for each problem that there was time for.
 
     Raises:
+        ValueError: a problem's batch or features are none.
         RuntimeError: no kernel runs on the device or there is none, or a CUDA graph is being captured.
         triton_gru.tuning.store.Unusable: the user's table is none, or another device's: it would be in the way.
 
@@ -119,6 +120,8 @@ def _unique(problems: Iterable[Problem]) -> list[Problem]:
     """One for each key, that of the largest batch, which the others' configurations have to hold."""
     largest = {}
     for problem in problems:
+        if problem.is_empty:
+            raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
         # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
         problem = dataclasses.replace(problem, obstacle="", resets=False, reverse=False)
         key = Key.of(problem)
