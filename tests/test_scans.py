@@ -67,6 +67,22 @@ def test_nan_and_inf_stay_in_their_row(kernel, precision, where, value, hidden, 
         assert output[:, clean].isfinite().all()
 
 
+@pytest.mark.parametrize("steps, reset_after, value", [(1, True, float("nan")), (2, False, float("inf"))])
+def test_weights_that_are_not_finite_show_at_a_state_of_zeros(kernel, steps, reset_after, value, device, launched):
+    """Zero times such a weight is NaN: at the first step without hx, and where a row restarts, r h included."""
+    gru = make_gru(3, 20, "fp32", device, kernel, reset_after=reset_after)
+    x, hx = torch.randn(steps, 3, 3, device=device), torch.randn(1, 3, 20, device=device)
+    resets = torch.zeros(steps, 3, dtype=torch.bool, device=device)
+    resets[0, 1] = True
+    with torch.no_grad():
+        gru.weight_hh_l0[5, 7] = value  # of r: r h of unit 5 is NaN
+    output, _ = run_checked(gru, x, None, "fp32", launched)
+    assert output[0, :, 5].isnan().all()
+    output, _ = run_checked(gru, x, hx, "fp32", launched, resets=resets)
+    assert output[0, 1, 5].isnan()
+    assert reset_after or output[0, 1].isnan().all()
+
+
 @pytest.mark.parametrize("payload", [0x7F800001, 0x7FFFFFFF, 0x7FC00000, -1, -0x400001])
 def test_every_nan_is_a_nan(kernel, payload, device, launched):
     """A NaN whose payload a conversion could round into an infinity, or a zero."""

@@ -202,7 +202,7 @@ def _recurrent_products(
     rounded_in,
     reset_state,
     row,
-    row_live,
+    remembered,
     unit,
     first,
     end,
@@ -218,24 +218,25 @@ def _recurrent_products(
     HAS_HX: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Those of ``PART``'s gates, each [UNITS, BATCH], of rows ``row`` [BATCH, 1] of the state before the step.
+    """Return the products of ``PART``'s gates, each [UNITS, BATCH], for rows ``row`` [BATCH, 1].
 
-    Of r h in place of the state where the part is the one after it.
+    They are of the state before the step, which is zero where a row is not ``remembered``. In the second part of a step
+    n's product is of r h. A state of zeros is multiplied like any other: a weight that is NaN or infinite makes it NaN.
     """
     before = carry_in if DTYPE == tl.float32 else rounded_in
     if HAS_HX:
         before = tl.where(first, hx, before)
     else:
-        end = tl.where(first, 0, end)  # a state of zeros needs no product
+        remembered = remembered & (first == 0)
     source = before + state * batch * H + row * H
     END: tl.constexpr = 1 if PART == "reset" else 2 if PART == "rest" else 3
     products = _products(
-        w, source, 1, row_live, unit, end, _first_gate(PART), END, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
+        w, source, 1, remembered, unit, end, _first_gate(PART), END, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
     )
     if PART == "rest":
         source = reset_state + row * H
         products = products + _products(
-            w, source, 1, row_live, unit, end, 2, 3, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
+            w, source, 1, row < batch, unit, end, 2, 3, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
         )
     return products
 
