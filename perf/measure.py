@@ -250,7 +250,8 @@ class _Gate:
         else:
             self._at_once = max(1, _NUMBERS_AT_ONCE // (case.directions * case.steps * case.hidden))
             self._expected = [accuracy.exact(gru, rows, None) for rows in self._x.split(self._at_once, dim=1)]
-        self._allowed = accuracy.bound(self._error(_tensors(gru(self._x))), case.precision)
+        error = self._error(_tensors(gru(self._x)))
+        self._allowed = accuracy.bound(error, case.precision, summed=accuracy.summed(gru))
 
     def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float]:
         """Whether "ok" or "wrong", and the largest error of the outputs and last states; NaN is wrong."""

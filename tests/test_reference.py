@@ -8,7 +8,7 @@ from torch import nn
 
 from triton_gru import reference
 
-from .oracle import exact, tf32
+from .oracle import bound, exact, in_order_linear, tf32
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -22,6 +22,15 @@ def test_agrees_with_torch_in_float64(layers, bidirectional, bias, batch_first):
     for state in (hx, None):
         for a, b in zip(exact(gru, x, state), gru(x, state)):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+
+
+def test_sums_in_order_need_what_the_bound_allows_them():
+    """In fp32, with no activation of ours and no torch to compare with."""
+    torch.manual_seed(0)
+    products = 4096
+    x, w = torch.randn(16, products), (2 * torch.rand(256, products) - 1) / products**0.5
+    error = (in_order_linear(x, w, None).double().tanh() - (x.double() @ w.double().T).tanh()).abs().max().item()
+    assert bound(0.0, "fp32") < error < bound(0.0, "fp32", summed=products)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

@@ -96,7 +96,9 @@ def test_every_nan_is_a_nan(kernel, payload, device, launched):
 
 
 def test_large_gates_saturate(kernel, device, launched):
-    gru = make_gru(2, 16, "fp32", device, kernel)
+    # Drawn the same everywhere: where two weights nearly cancel, a gate does not saturate and has the rounding of 1e4.
+    torch.manual_seed(0)
+    gru = make_gru(2, 16, "fp32", "cpu", kernel).to(device)
     x = torch.tensor([1e4, -1e4, 3e38, -3e38], device=device)[:, None, None].expand(4, 3, 2)
     output, _ = run_checked(gru, x, None, "fp32", launched)
     assert output.isfinite().all()

@@ -174,7 +174,8 @@ class _Judge:
             name for name, (dtype, fp32) in accuracy.PRECISIONS.items()
             if dtype == x.dtype and (dtype != torch.float32 or fp32 == judged.call.problem.precision)
         )  # fmt: skip
-        self._allowed = accuracy.bound(self._error(accuracy.torchs_own(gru, x, None, **ends)), precision)
+        error = self._error(accuracy.torchs_own(gru, x, None, **ends))
+        self._allowed = accuracy.bound(error, precision, summed=accuracy.summed(gru))
 
     def __call__(self, device: Device, candidate: Candidate) -> str:
         if candidate == TORCH:
