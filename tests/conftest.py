@@ -1,8 +1,13 @@
-"""Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU."""
+"""Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU.
+
+Every run draws other random numbers. One that fails says the seed: with TESTS_SEED set to it, it draws the same again.
+"""
 
 import contextlib
 import dataclasses
 import os
+import secrets
+import zlib
 
 import pytest
 import torch
@@ -13,6 +18,34 @@ from triton_gru import launch, plan, prepared
 from triton_gru.device import interpreting
 from triton_gru.scans import Launch
 from triton_gru.tuning import lookup
+
+from . import gpu_first
+
+
+def pytest_configure(config):
+    os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+        # On a GPU that processes share, a launch also waits while others have their turn.
+        os.environ.setdefault("TRITON_GRU_TIMEOUT", "60")
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    torch.manual_seed(zlib.crc32(f"{os.environ['TESTS_SEED']} {request.node.nodeid}".encode()))
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    if exitstatus != 0:
+        terminalreporter.write_line(f"to draw the same random numbers again: TESTS_SEED={os.environ['TESTS_SEED']}")
+
+
+@pytest.fixture
+def alone():
+    """For tests that look at times: processes beside this one would be in them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("it measures times: run it without -n")
 
 
 @pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -147,7 +180,26 @@ def _precision_restored():
     torch.backends.cudnn.rnn.fp32_precision = before
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
+    order_for_a_gpu(items)
+    share(config, items)
+
+
+def order_for_a_gpu(items):
+    """Puts those to begin with first, and marks them."""
+    on_a_gpu = [each for each in items if each.get_closest_marker("gpu")]
+    for each in on_a_gpu:
+        # Some tests do what torch warns of there: weights that are copied for a call, graphs of nothing.
+        each.add_marker(pytest.mark.filterwarnings("default"))
+    first = gpu_first.choose(on_a_gpu)
+    for each in first:
+        each.add_marker("first")
+    known = set(first)
+    items[:] = first + [each for each in items if each not in known]
+
+
+def share(config, items):
     """TESTS_SHARD=2/8 in the environment: of every eight tests the third, so that processes can share them."""
     if shard := os.environ.get("TESTS_SHARD"):
         index, shards = map(int, shard.split("/"))

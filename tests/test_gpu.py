@@ -9,9 +9,9 @@ import torch
 import triton_gru
 from triton_gru import launch, prepared, scans
 from triton_gru.device import find
-from triton_gru.heuristic import block_config
+from triton_gru.heuristic import HEURISTICS, block_config
 
-from .calls import make_gru, run_checked
+from .calls import configured, make_gru, run_checked
 from .oracle import PRECISIONS
 
 pytestmark = pytest.mark.gpu
@@ -129,6 +129,8 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
     """``grid`` launches that together exceed the chip take turns; neither waits for the other's programs."""
     gru = make_gru(64, hidden, "fp16", "cuda", kernel)
     inputs = [torch.randn(steps, batch, 64, device="cuda").half() for _ in range(2)]
+    if isinstance(HEURISTICS[kernel](hidden, batch, 1, torch.float16, "ieee", find(inputs[0].device)), str):
+        pytest.skip("this GPU is too small for it")
     with torch.no_grad():
         expected = [gru(x)[0] for x in inputs]
         streams = [torch.cuda.Stream() for _ in inputs]
@@ -143,10 +145,11 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
     triton_gru.check()
 
 
-def test_a_wider_batch_tile_gives_the_same():
+def test_a_wider_batch_tile_gives_the_same(launched):
     gru = make_gru(16, 32, "bf16", "cuda")
     x = torch.randn(20, 20_000, 16, device="cuda").bfloat16()
-    assert gru.plan(x).config.batch == 16
-    assert gru.plan(x[:, :8]).config.batch == 8
-    with torch.no_grad():
-        torch.testing.assert_close(gru(x)[0][:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)
+    narrow = block_config(32, 8, 1, torch.bfloat16, "ieee", find(x.device))
+    assert narrow.batch == 8
+    with configured("block", dataclasses.replace(narrow, batch=16, ahead=1)):
+        wide, _ = run_checked(gru, x, None, "bf16", launched)
+    torch.testing.assert_close(wide[:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)

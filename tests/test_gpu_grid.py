@@ -25,7 +25,9 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_full_sizes(precision, hidden, batch, reset_after, launched):
     gru = make_gru(40, hidden, precision, "cuda", "grid", reset_after=reset_after)
-    x = torch.randn(512, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
+    # Of many rows and in fp32 fewer steps: what they are compared with takes gigabytes, or a launch a product.
+    steps = 64 if precision == "fp32" else 512 if batch <= 64 else 128
+    x = torch.randn(steps, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
     hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
     refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device))
     if isinstance(refusal, str):  # how large is served, the compile tests say
@@ -48,10 +50,13 @@ def test_every_handover(precision, handover, tiles, reset_after, launched):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Launches give up after 0.3 seconds, and what they say is not left to other tests."""
+    """Launches give up after a second, and what they say is not left to other tests.
+
+    Where processes share a GPU, a launch also waits while others have their turn: tens of milliseconds.
+    """
     torch.cuda.synchronize()
     before = dict(watchdog._watchdogs)
-    monkeypatch.setenv("TRITON_GRU_TIMEOUT", "0.3")
+    monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1")
     watchdog._watchdogs.clear()
     yield
     torch.cuda.synchronize()
@@ -81,11 +86,11 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
             start = time.monotonic()
             output, h_n = gru(x)
             torch.cuda.synchronize()
-            assert 0.2 < time.monotonic() - start < 5
+            assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waits, or none"
         prepared.forget()  # the second call of a form is what later ones repeat
         assert output.isnan().all()
         assert h_n.isnan().all()
-        with pytest.raises(RuntimeError, match="gave up: for 0.3 s"):
+        with pytest.raises(RuntimeError, match="gave up: for 1 s"):
             gru(x)
         assert torch.equal(gru(x)[0], right)
         torch.cuda.synchronize()
@@ -204,8 +209,9 @@ def test_offsets_beyond_32_bits(batch_first):
 @pytest.mark.parametrize("batch", [1, 64, 300])
 def test_step_at_full_sizes(precision, hidden, batch, launched):
     gru = make_gru(40, hidden, precision, "cuda", "step")
-    x = torch.randn(60, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
-    run_checked(gru, x, torch.randn(1, batch, hidden, device="cuda").to(x.dtype), precision, launched)
+    x = torch.randn(20 if precision == "fp32" else 60, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
+    hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
+    run_checked(gru, x, hx, precision, launched)
     launched.clear()
-    gru(x[:1])
-    assert launched == ["input_projection", "step_scan"]
+    run_checked(gru, x[:1], hx, precision, launched)
+    assert launched == ["whole_step"]

@@ -109,6 +109,7 @@ def test_the_smallest_step_is_one_of_a_gru():
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("alone")
 def test_floors_of_a_gpu(tmp_path):
     measured = floors.load_or_measure(tmp_path, "cuda")
     assert 2e11 < measured.memory < measured.l2 < 1e14

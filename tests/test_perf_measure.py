@@ -324,6 +324,7 @@ def test_a_lost_gpu_ends_the_run_with_the_culprits_rows(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("l2", ["warm", "cold"])
 def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
     """Every provider that is there, right, timed eager and in a graph; the graph is what was timed, not nothing."""
@@ -342,6 +343,7 @@ def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 @pytest.mark.parametrize("name", ["packed", "bidirectional", "streaming"])
 def test_the_other_sweeps_on_a_gpu(name, precision):

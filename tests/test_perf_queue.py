@@ -161,7 +161,7 @@ def test_tests_are_shared_by_shards(monkeypatch):
     for i in range(3):
         monkeypatch.setenv("TESTS_SHARD", f"{i}/3")
         items, left_out = [*everything], []
-        conftest.pytest_collection_modifyitems(config, items)
+        conftest.share(config, items)
         assert sorted(items + left_out) == everything
         taken += items
     assert sorted(taken) == everything

@@ -17,6 +17,7 @@ def gave_up(device):
     def plant():
         watchdog.of(here)._word.fill_(1)
 
+    plant.seconds = watchdog.of(here)._seconds
     yield plant
     watchdog.of(here)._word.zero_()
 
@@ -24,7 +25,7 @@ def gave_up(device):
 def test_check_raises_once(gave_up):
     triton_gru.check()
     gave_up()
-    with pytest.raises(RuntimeError, match="gave up: for 10 s .* TRITON_GRU_TIMEOUT"):
+    with pytest.raises(RuntimeError, match=f"gave up: for {gave_up.seconds:g} s .* TRITON_GRU_TIMEOUT"):
         triton_gru.check()
     triton_gru.check()
 
@@ -48,6 +49,8 @@ def test_a_timeout_that_is_none(text, monkeypatch):
 
 
 def test_what_the_kernels_are_told(monkeypatch):
+    monkeypatch.delenv("TRITON_GRU_TIMEOUT", raising=False)
+    assert watchdog.Watchdog(torch.device("cpu")).watch[0].item() == 10_000_000_000
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1.5")
     dog = watchdog.Watchdog(torch.device("cpu"))
     assert dog.watch.tolist() == [1_500_000_000, dog._word.data_ptr()]
