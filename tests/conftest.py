@@ -4,22 +4,19 @@ Every run draws other random numbers. One that fails says the seed: with TESTS_S
 """
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import zlib
 
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from triton_gru import launch, plan, prepared
 from triton_gru.device import interpreting
 from triton_gru.scans import Launch
 from triton_gru.tuning import lookup
 
-from . import gpu_first
+from . import gpu_first, quick_interpreter
 
 
 def pytest_configure(config):
@@ -115,38 +112,11 @@ def few_calls(monkeypatch):
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
 
 
-class _TypeWhenAsked(tl.core.tuple_type):
-    """The type of a tuple of Triton's language, made when something is asked of it."""
-
-    def __init__(self, values, fields=None):
-        self._made_of = values, fields
-
-    def __getattr__(self, name):
-        values, fields = self._made_of
-        constants = (int, float, tl.dtype)
-        types = [tl.core.constexpr_type(each) if isinstance(each, constants) else each.type for each in values]
-        super().__init__(types, fields)
-        return self.__dict__[name]
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _interpreter_without_what_nobody_asks_for():
-    """Triton 3.6's interpreter patches its language again for each jitted function that a kernel calls, a third of its
-    time; makes a type for each tuple, every tensor's shape too, a fourth of the rest; and computes of each integer sum
-    whether it overflowed, a third of that, to say so in debug mode alone."""
-    patch = interpreter._patch_lang
-
-    def once(function):
-        languages = [each for each in function.__globals__.values() if each is tl or each is tl.core]
-        patched = not any(tl.core.is_builtin(each.load) for each in languages)
-        return interpreter._LangPatchScope() if patched else patch(function)
-
+def _quick_interpreter():
     with pytest.MonkeyPatch.context() as monkeypatch:
         if interpreting():
-            monkeypatch.setattr(interpreter, "_patch_lang", once)
-            monkeypatch.setattr(tl.core, "_type_for_tuple_values", _TypeWhenAsked)
-            options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-            monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
+            quick_interpreter.install(monkeypatch)
         yield
 
 
