@@ -2,6 +2,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
+# Without bytecode each of some fifty processes would compile torch's Python: seconds.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$PWD/.venv/bytecode
 
 # prepare EXTRA [PIP ARGUMENTS...]: installs this project with its optional dependencies EXTRA, and what the
 # arguments name beside them, unless the same was done before. Pinned versions; a CPU build of torch where
