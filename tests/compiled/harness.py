@@ -1,11 +1,11 @@
 """Compiles the launches of a call for a GPU that is not there, and reads what came out."""
 
+import functools
 import pathlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from triton_gru.device import KNOWN
 from triton_gru.heuristic import HEURISTICS
 from triton_gru.tuning.compiling import pretend
 
-_BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
 
@@ -45,7 +45,8 @@ def kernel_launches(
     """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
     options = {"bidirectional": bidirectional, "reset_after": reset_after, "reverse": reverse}
-    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, **options).eval()
+    # Weights that nobody draws: of 4096 units that takes longer than to compile.
+    gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, device="meta", **options).to_empty(device="cpu").eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
     x = x.view(steps, batch_size, inputs)
     hx = torch.empty(1 + bidirectional, batch_size, hidden_size, dtype=dtype) if hx else None
@@ -71,48 +72,70 @@ def compiled_variants(kernel) -> int:
 STACK = 32
 
 
-@dataclass
 class Facts:
     """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp).
 
-    ``spills`` are the loop's loads and stores of its stack: what is put away before it and fetched after it is not.
-    ``loop`` counts all of the loop's instructions by their names; ``executed`` only those of an iteration that has
-    nothing to wait for.
+    Attributes:
+        shared, stack: bytes of a program's shared memory, and of a thread's stack.
     """
 
-    shared: int
-    stack: int
-    spills: int
-    loop: Counter
-    executed: int = 0
-    shared_bytes_read: int = 0
+    def __init__(self, compiled):
+        self.shared, self._compiled = compiled.metadata.shared, compiled
+        if "cubin" in compiled.asm:
+            self.stack = int(re.findall(r"STACK:(\d+)", self._cuobjdump("--dump-resource-usage"))[-1])
+        else:
+            self.stack = self._of_amd("private_segment_fixed_size")
+
+    @functools.cached_property
+    def spills(self) -> int:
+        """The loop's loads and stores of its stack: what is put away before it and fetched after it is not."""
+        if "cubin" not in self._compiled.asm:
+            return self._of_amd("vgpr_spill_count")  # scalars that are spilled go to a vector register
+        if self.stack == 0:
+            return 0
+        counted = self.loop or _names(self._instructions)
+        return counted["LDL"] + counted["STL"]
+
+    @functools.cached_property
+    def loop(self) -> Counter:
+        """All of the loop's instructions by their names."""
+        return _names(self._loop)
+
+    @property
+    def executed(self) -> int:
+        """How many of the loop's instructions an iteration executes that has nothing to wait for."""
+        return _executed(self._loop)
+
+    @property
+    def shared_bytes_read(self) -> int:
+        return sum(_shared_bytes(text) for _, text in self._loop)
+
+    @functools.cached_property
+    def _instructions(self) -> list[tuple[int, str]]:
+        """(address, text) of each. It takes half a second to have them: nobody who need not is to ask."""
+        lines = self._cuobjdump("-sass").splitlines()
+        return [(int(match[1], 16), match[2]) for line in lines if (match := _INSTRUCTION.match(line))]
+
+    @functools.cached_property
+    def _loop(self) -> list[tuple[int, str]]:
+        return _innermost_loop_with_products(self._instructions)
+
+    def _cuobjdump(self, what: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self._compiled.asm["cubin"])
+            file.flush()
+            return subprocess.run([_CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
+
+    def _of_amd(self, field: str) -> int:
+        return int(re.findall(rf"\.{field}:\s+(\d+)", self._compiled.asm["amdgcn"])[-1])
+
+    def __repr__(self) -> str:
+        known = ("shared", "stack", "spills", "loop")
+        return f"Facts({', '.join(f'{name}={vars(self)[name]}' for name in known if name in vars(self))})"
 
 
-def facts(compiled) -> Facts:
-    return _nvidia_facts(compiled) if "cubin" in compiled.asm else _amd_facts(compiled)
-
-
-def _nvidia_facts(compiled) -> Facts:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
-    stack = int(re.findall(r"STACK:(\d+)", usage)[-1])
-    instructions = []
-    for line in sass.splitlines():
-        if match := _INSTRUCTION.match(line):
-            instructions.append((int(match[1], 16), match[2]))
-    loop = _innermost_loop_with_products(instructions)
-    names, everything = (Counter(text.split()[0].split(".")[0] for _, text in each) for each in (loop, instructions))
-    counted = names if loop else everything
-    spills = counted["LDL"] + counted["STL"]
-    shared_bytes = sum(_shared_bytes(text) for _, text in loop)
-    return Facts(compiled.metadata.shared, stack, spills, names, _executed(loop), shared_bytes)
-
-
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([_BIN / tool, *arguments], capture_output=True, text=True, check=True).stdout
+def _names(instructions: list[tuple[int, str]]) -> Counter:
+    return Counter(text.split()[0].split(".")[0] for _, text in instructions)
 
 
 def _target(text: str) -> int | None:
@@ -156,16 +179,4 @@ def _shared_bytes(text: str) -> int:
     return 0
 
 
-def _amd_facts(compiled) -> Facts:
-    text = compiled.asm["amdgcn"]
-
-    def count(field: str) -> int:
-        return int(re.findall(rf"\.{field}:\s+(\d+)", text)[-1])
-
-    # Scalars that are spilled go to a vector register.
-    return Facts(
-        compiled.metadata.shared, count("private_segment_fixed_size"), count("vgpr_spill_count"), Counter()
-    )  # fmt: skip
-
-
-__all__ = ["KNOWN", "STACK", "Facts", "compiled_variants", "facts", "kernel_launches", "pretend"]
+__all__ = ["KNOWN", "STACK", "Facts", "compiled_variants", "kernel_launches", "pretend"]

@@ -9,7 +9,7 @@ from perf.floors import PART, PARTS
 from perf.floors_kernel import read_shared, smallest_steps
 from triton_gru.scans import Launch
 
-from .harness import KNOWN, facts, pretend
+from .harness import KNOWN, Facts, pretend
 
 DEVICES = [device for device in KNOWN.values() if device.isa == "ptx"]
 NUMBERS, RESULT = torch.empty(PART * PARTS, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
@@ -25,7 +25,7 @@ def test_every_round_reads_all_past_the_l1_in_wide_loads(device):
     pretend(device)
     options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
     compiled = Launch(read_shared, (264,), (NUMBERS, RESULT, 20), options).compile()
-    found = facts(compiled)
+    found = Facts(compiled)
     assert found.stack == 0 and found.spills == 0, found
     loads = re.findall(r"ld\.global(\S*)\.b32", loop_of(compiled.asm["ptx"]))
     assert loads == [".cg.v4"] * (PART // (16 * 32) // 4)

@@ -12,15 +12,18 @@ from triton_gru.heuristic import grid_config
 from triton_gru.kernels import isa
 from triton_gru.kernels.grid import grid_scan
 
-from .harness import KNOWN, STACK, compiled_variants, facts, kernel_launches, pretend
+from .harness import KNOWN, STACK, Facts, compiled_variants, kernel_launches, pretend
 
-# Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two.
-SHAPES = (
-    *(("fp16", hidden, batch) for hidden in (1024, 2048) for batch in (1, 40, 1000)), ("fp16", 25, 1),
-    ("fp16", 256, 1), ("fp16", 512, 1000), ("fp16", 600, 1000), ("fp16", 1500, 40),
-    *(("tf32", 1024, batch) for batch in (1, 40, 1000)), ("tf32", 512, 1000), ("tf32", 1500, 1),
-    ("fp32", 600, 1), ("fp32", 1024, 1), ("bf16", 1024, 64),
-)  # fmt: skip
+# Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
+# the instructions of a step, as perf/NOTES.md has them, or 0.
+SHAPES = {
+    ("fp16", 25, 1): 0, ("fp16", 256, 1): 155, ("fp16", 512, 1): 201, ("fp16", 512, 64): 207, ("fp16", 512, 1000): 0,
+    ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 217, ("fp16", 1024, 64): 676, ("fp16", 1024, 1000): 0,
+    ("fp16", 1500, 40): 0, ("fp16", 2048, 1): 359, ("fp16", 2048, 40): 0, ("fp16", 2048, 64): 1379,
+    ("tf32", 256, 1): 156, ("tf32", 512, 1): 176, ("tf32", 512, 64): 332, ("tf32", 512, 1000): 0,
+    ("tf32", 1024, 1): 295, ("tf32", 1024, 64): 1108, ("tf32", 1500, 1): 0,
+    ("fp32", 600, 1): 0, ("fp32", 1024, 1): 0, ("bf16", 1024, 64): 0,
+}  # fmt: skip
 # On other architectures than sm_90, of which not so much need be proven: few kernels, and where registers are short.
 ELSEWHERE = (("fp16", 1024, 1000), ("fp16", 2048, 1), ("tf32", 1024, 1000), ("fp32", 300, 1))
 
@@ -48,9 +51,7 @@ def test_sizes_served_per_device():
     """The README's table of hidden sizes."""
     largest = {
         device.arch: {
-            precision: max(
-                (h for h in range(1, 2500) if not isinstance(chosen(device, precision, h, 1), str)), default=0
-            )
+            precision: next((h for h in range(2500, 0, -1) if not isinstance(chosen(device, precision, h, 1), str)), 0)
             for precision in ("fp16", "tf32", "fp32")
         }
         for device in KNOWN.values()
@@ -76,7 +77,7 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     assert launch.constants["launch_cooperative_grid"] is True
     compiled = launch.compile()
     assert compiled.metadata.launch_cooperative_grid is True
-    found = facts(compiled)
+    found = Facts(compiled)
     itemsize = PRECISIONS[precision][0].itemsize
     assert found.stack <= STACK and found.spills == 0, found
     assert found.shared <= config.shared_memory(itemsize) <= device.shared_memory, found
@@ -94,6 +95,8 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     from_shared = 2 * (config.weight_tiles(itemsize) - config.register_tiles) * config.units // 16
     called_for = config.tiles * (4 * (words + from_shared) + 30 + 80 * results) + 4 * found.loop["HMMA"]
     assert found.executed <= called_for, found
+    if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
+        assert found.executed <= SHAPES[precision, hidden_size, batch_size], found
     # From shared memory it reads the weights that stay there and the slices' sums (the compiler may pad them by a
     # fourth): not the weights in registers.
     depth = 32 if itemsize == 2 else 16
@@ -101,21 +104,6 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
     in_shared = config.weight_tiles(itemsize) - config.register_tiles
     sums = 3 * config.units * max(config.batch, 32 * config.slices // config.units) * 4
     assert found.shared_bytes_read <= config.tiles * (in_shared * tile + sums * 5 // 4), found
-
-
-# As perf/NOTES.md has them.
-INSTRUCTIONS = {
-    ("fp16", 256, 1): 155, ("fp16", 512, 1): 201, ("fp16", 512, 64): 207, ("fp16", 1024, 1): 217,
-    ("fp16", 1024, 64): 676, ("fp16", 2048, 1): 359, ("fp16", 2048, 64): 1379,
-    ("tf32", 256, 1): 156, ("tf32", 512, 1): 176, ("tf32", 512, 64): 332, ("tf32", 1024, 1): 295,
-    ("tf32", 1024, 64): 1108,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", INSTRUCTIONS, ids=lambda case: "{}-H{}-B{}".format(*case))
-def test_a_step_takes_no_more_instructions_than_it_did(case):
-    pretend(KNOWN["H200"])
-    assert facts(scan_of(KNOWN["H200"], *case).compile()).executed <= INSTRUCTIONS[case]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +140,7 @@ def test_tags_spill_nothing(precision, device):
     config = dataclasses.replace(chosen(device, precision, 200, 1), handover="tag")
     if config.register_tiles:
         config = dataclasses.replace(config, register_tiles=config.weight_tiles(PRECISIONS[precision][0].itemsize))
-    found = facts(scan_of(device, precision, 200, 1, config=config).compile())
+    found = Facts(scan_of(device, precision, 200, 1, config=config).compile())
     assert found.stack == 0 and found.spills == 0, found
 
 
@@ -168,18 +156,17 @@ def test_there_is_no_portable_form():
     assert "programs wait for each other in PTX alone" in str(error)
 
 
-@pytest.mark.parametrize("hx", [False, True])
-def test_other_lengths_and_batches_add_no_compile(hx):
+def test_other_lengths_and_batches_add_no_compile():
     """But for batches below a tile, of which each power of two is compiled for."""
     pretend(KNOWN["H200"])
     grid_scan.device_caches.clear()
     for steps in (1, 2, 17):
         for batch_size in (5, 7, 8, 17):
-            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx, steps=steps).compile()
-    assert compiled_variants(grid_scan) == 1
+            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=steps < 17, steps=steps).compile()
+    assert compiled_variants(grid_scan) == 2  # with a state and without
     for batch_size in (1, 2, 3, 4):
-        scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx).compile()
-    assert compiled_variants(grid_scan) == 4
+        scan_of(KNOWN["H200"], "fp16", 200, batch_size).compile()
+    assert compiled_variants(grid_scan) == 5
 
 
 @pytest.mark.parametrize("function", [isa.store, isa.send, isa.wait_words], ids=lambda f: f.__name__)

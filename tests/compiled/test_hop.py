@@ -8,10 +8,7 @@ import torch
 from perf.hop_launch import ONE_WORD, Launcher, make_hops, obstacle
 from triton_gru.config import HANDOVERS
 
-from .harness import KNOWN, facts, pretend
-
-DEVICES = [KNOWN["A100"], KNOWN["H200"]]
-TILES = [(2, ONE_WORD), (64, 16), (64, 64)]
+from .harness import KNOWN, Facts, pretend
 
 
 def compiled(device, programs, kilobytes, handover):
@@ -21,21 +18,19 @@ def compiled(device, programs, kilobytes, handover):
     return Launcher(hop, 1, torch.device("cpu"), device).launch().compile()
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.arch)
 @pytest.mark.parametrize("handover", HANDOVERS)
-@pytest.mark.parametrize("programs, kilobytes", TILES)
-def test_it_stays_in_registers(device, programs, kilobytes, handover):
-    found = facts(compiled(device, programs, kilobytes, handover))
-    assert found.stack == 0 and found.spills == 0, found
-
-
-@pytest.mark.parametrize("handover", HANDOVERS)
-@pytest.mark.parametrize("programs, kilobytes", TILES)
-def test_a_send_comes_before_the_next_wait(programs, kilobytes, handover):
+@pytest.mark.parametrize(
+    "device, programs, kilobytes",
+    [(KNOWN["A100"], 64, 64), (KNOWN["H200"], 2, ONE_WORD), (KNOWN["H200"], 64, 16), (KNOWN["H200"], 64, 64)],
+    ids=lambda value: getattr(value, "arch", value),
+)
+def test_it_stays_in_registers_and_sends_before_the_next_wait(device, programs, kilobytes, handover):
     """A wait is marked pure, so only what it depends on keeps it from being moved above the send before it."""
-    ptx = compiled(KNOWN["H200"], programs, kilobytes, handover).asm["ptx"]
+    kernel = compiled(device, programs, kilobytes, handover)
+    found = Facts(kernel)
+    assert found.stack == 0 and found.spills == 0, found
     # One wait is many lines, which store too where it gives up.
-    ptx, waits = re.subn(r"mov\.b32 rounds, 0;.*?DONE:", "WAIT", ptx, flags=re.DOTALL)
+    ptx, waits = re.subn(r"mov\.b32 rounds, 0;.*?DONE:", "WAIT", kernel.asm["ptx"], flags=re.DOTALL)
     assert waits == 1, "it waits once for each layout that it is wanted in"
     body = re.search(r"^(\$L__BB0_\d+):.*?bra\s+\1;", ptx, flags=re.DOTALL | re.MULTILINE)
     assert body, "no loop of one piece"

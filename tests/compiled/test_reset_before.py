@@ -9,7 +9,7 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import HANDOVERS
 from triton_gru.heuristic import HEURISTICS, grid_config
 
-from .harness import KNOWN, STACK, facts, kernel_launches, pretend
+from .harness import KNOWN, STACK, Facts, kernel_launches, pretend
 
 H200 = KNOWN["H200"]
 # Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short. With
@@ -50,7 +50,7 @@ def places():
 def test_a_step_stays_on_chip(device, case):
     kernel, precision, hidden_size, batch_size = case
     for compiled in compiled_scans(device, *case):
-        found = facts(compiled)
+        found = Facts(compiled)
         # Ordinary fp32 products with masks leave no register: two words go to the stack and back.
         spills = 4 if case[:3] == ("block", "fp32", 100) else 0
         assert found.stack <= STACK and found.spills <= spills, found
@@ -71,7 +71,7 @@ def test_a_step_stays_on_chip(device, case):
 @pytest.mark.parametrize("case", [("block", "fp16", 192, 1), ("grid", "fp16", 1024, 64)], ids=lambda case: case[0])
 def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options):
     (compiled,) = compiled_scans(H200, *case, **options)
-    found = facts(compiled)
+    found = Facts(compiled)
     assert found.spills == 0 and found.stack <= 48, found  # a few more words for the time of the loop
     assert found.executed <= 1.25 * CASES[case], found
 
@@ -101,5 +101,5 @@ def test_a_single_step_is_two_launches(precision, hidden_size):
     )
     assert [each.constants["PART"] for each in launches] == ["reset", "rest"]
     for launch in launches:
-        found = facts(launch.compile())
+        found = Facts(launch.compile())
         assert found.stack == 0 and found.spills == 0 and found.shared <= H200.shared_memory, found

@@ -5,7 +5,7 @@ import pytest
 from perf.stages import SCANS
 from perf.stages_kernel import STAGES, without
 
-from .harness import KNOWN, facts, kernel_launches, pretend
+from .harness import KNOWN, Facts, kernel_launches, pretend
 
 # What there is a step of: loads and stores of memory and of shared memory, barriers, products, activations.
 COUNTED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
@@ -24,7 +24,7 @@ BLOCK = {
     "gate inputs": {"LDG": lambda w: 0},
     "output": {"STG": lambda w: 0},
 }
-CASES = [("grid", "fp16", 512, GRID), ("block", "tf32", 128, BLOCK)]
+CASES = [("grid", "fp16", 256, GRID), ("block", "tf32", 64, BLOCK)]
 
 
 @pytest.mark.parametrize("kernel, precision, hidden, left", CASES, ids=["grid", "block"])
@@ -34,9 +34,9 @@ def test_one_stage_is_gone_and_no_other(kernel, precision, hidden, left):
     pretend(device)
     launch = kernel_launches(kernel, device, precision, hidden, 1)[-1]
     assert launch.kernel is SCANS[kernel]
-    whole = facts(launch.compile()).loop
+    whole = Facts(launch.compile()).loop
     for stage, changed in left.items():
-        found = facts(launch._replace(kernel=without(kernel, stage)).compile())
+        found = Facts(launch._replace(kernel=without(kernel, stage)).compile())
         expected = {name: changed[name](whole) if name in changed else whole[name] for name in COUNTED}
         assert {name: found.loop[name] for name in COUNTED} == expected, stage
         assert found.stack == 0 and found.spills == 0, stage

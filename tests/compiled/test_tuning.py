@@ -12,7 +12,8 @@ from triton_gru.tuning.compiling import Facts, compiled
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import Candidate
 
-from .harness import KNOWN, facts, pretend
+from .harness import KNOWN, pretend
+from .harness import Facts as FactsOfHarness
 
 PROBLEM = Problem(256, 3, 16, 16, 1, False, torch.float16, "ieee", True)
 
@@ -31,6 +32,6 @@ def test_it_is_the_same_as_of_a_call(fields):
     before = [len(each.device_caches[device.name][0]) for each in kernels]
     scan = made[-1].compile()
     assert [len(each.device_caches[device.name][0]) for each in kernels] == before, "compiled anew"
-    of_harness = facts(scan)
+    of_harness = FactsOfHarness(scan)
     assert isinstance(found, Facts) and found.registers > 0
     assert (found.stack, found.shared) == (of_harness.stack, of_harness.shared)
