@@ -234,6 +234,14 @@ def test_what_is_stale_is_measured_again_and_counts_less(tables, monkeypatch):
     assert choose(SMALL, H200).kernel == "block"
 
 
+def test_it_refuses_a_problem_with_nothing_to_time(tables):
+    for name in ("batch_size", "input_size", "hidden_size"):
+        bench = PlantedBench(torch_takes(lambda candidate: 2.0))
+        with pytest.raises(ValueError, match="no size of a problem to be tuned may be 0, got T="):
+            triton_gru.tune([PROBLEM, dataclasses.replace(PROBLEM, **{name: 0})], bench=bench)
+        assert not bench.compiled
+
+
 def test_it_refuses_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
