@@ -29,6 +29,17 @@ def _nothing_compiled():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def plain_inductor():
+    """Inductor makes code that compiles in half the time: around the operator there is little to compute."""
+    options = {
+        "compile_threads": 1, "cpp.simdlen": 1, "cpp.threads": 1, "aot_inductor.precompile_headers": False,
+        "aot_inductor.debug_compile": True, "aot_inductor.debug_symbols": False,
+    }  # fmt: skip
+    with torch._inductor.config.patch(options):
+        yield
+
+
 def compiled(module, backend="aot_eager"):
     """The module compiled whole, and what keeps the graphs."""
     graphs = CompileCounterWithBackend(backend)
@@ -125,7 +136,7 @@ class Model(nn.Module):
         return self.cell(output[:, 0].relu(), h_n[0])
 
 
-def test_an_accelerated_model_by_inductor():
+def test_an_accelerated_model_by_inductor(plain_inductor):
     model, x = Model().eval(), torch.randn(2, 3, 3)
     expected = model(x)
     run, graphs = compiled(triton_gru.accelerate(model), "inductor")
@@ -350,7 +361,7 @@ def test_a_kernel_serves_the_exported(launched):
 
 
 @quiet
-def test_aot_inductor(tmp_path):
+def test_aot_inductor(plain_inductor, tmp_path):
     model = Both().eval()
     program = exported(model)
     with torch.no_grad(), warnings.catch_warnings():
