@@ -9,9 +9,10 @@ that each of their hops was right.
 import triton
 import triton.language as tl
 
-from triton_gru.kernels import exchange
+from triton_gru.kernels import exchange, turns
 
 
+@turns.in_turns
 @triton.jit(do_not_specialize=["steps", "slots"])
 def hop_steps(
     mailbox,  # int64, see exchange; a slot is a tile of BATCH rows of ROW fp16 elements

@@ -63,7 +63,7 @@ def obstacle(hop: Hop, device: Device) -> str:
         return f"a row has {hop.row} elements, fewer than one for each of {hop.programs} programs"
     if hop.row % hop.programs or (units := hop.row // hop.programs) & (units - 1):
         return f"{hop.programs} programs do not cut a row of {hop.row} elements into equal powers of two"
-    longest = Mailbox(hop.config, hop.batch, 1, torch.float16, device).longest
+    longest = Mailbox(hop.config, hop.batch, 1, torch.float16).longest
     return f"a mailbox has room for {longest} steps of it, fewer than {LEAST_STEPS}" if longest < LEAST_STEPS else ""
 
 
@@ -73,11 +73,9 @@ class Launcher:
     def __init__(self, hop: Hop, steps: int, device: torch.device, described: Device):
         self.hop, self.steps = hop, steps
         self._isa = described.isa
-        self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16, described)
+        self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16)
         self._words = torch.empty(self.mailbox.size(steps), dtype=torch.int64, device=device)
         self.spills = 0  # words a thread keeps in memory for want of registers, known after a call
-        # In the interpreter programs run one after another and do not wait: each time over, one step more is right.
-        self.passes = steps + 1 if self._isa == "interpreter" else 1
         self._watch = watchdog.of(device).watch
         self._result = torch.zeros(hop.programs, dtype=torch.int32, device=device)
 
@@ -103,11 +101,8 @@ class Launcher:
         )
 
     def __call__(self) -> None:
-        launch = self.launch()
-        for _ in range(self.passes):
-            compiled = launch.start()
-            launch = launch._replace(clear=None)
-            self.spills = compiled.n_spills if compiled else 0
+        compiled = self.launch().start()
+        self.spills = compiled.n_spills if compiled else 0
 
     def is_right(self, call: Callable[[], None]) -> bool:
         """Whether all programs end with the known answer in ``call``, which launches this; waits for the device.

@@ -64,6 +64,12 @@ def _words_of_nothing(
     return words
 
 
+@triton.constexpr_function
+def _nothing_is_missing(words, step, bits, tagged) -> bool:
+    """In place of turns.missing, by which programs wait in the interpreter."""
+    return False
+
+
 @triton.jit
 def _not_sent(pointer, value, mask, ISA: tl.constexpr):
     _keep(value.to(tl.int32))
@@ -119,8 +125,8 @@ def _not_stored(pointer, value, mask, ISA: tl.constexpr):
 # By kernel and stage: what is replaced, by what. Of ``grid``'s stages "waiting" is a part of "hand-over".
 STAGES = {
     "grid": {
-        "waiting": {"isa.wait_words": _words_as_they_are},
-        "hand-over": {"isa.wait_words": _words_of_nothing, "isa.send": _not_sent},
+        "waiting": {"isa.wait_words": _words_as_they_are, "turns.missing": _nothing_is_missing},
+        "hand-over": {"isa.wait_words": _words_of_nothing, "turns.missing": _nothing_is_missing, "isa.send": _not_sent},
         "products but the first": {"grid._products_of_slices": _first_products},
         "sums": {"grid._sum_of_slices": _not_summed},
         "activations": {"isa.gru_update": _not_activated},

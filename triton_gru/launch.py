@@ -178,7 +178,7 @@ def launches(
     scan_launches, scratch = block_launches, ()
     if isinstance(config, GridConfig):
         handovers = 1 if problem.reset_after else 2
-        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype, device)
+        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype)
         chunk = min(chunk, mailbox.longest)
         words = new(output, mailbox.size(chunk), dtype=torch.int64)
         scan_launches, scratch = grid_launches, (mailbox, words)

@@ -12,7 +12,6 @@ from triton.runtime import driver
 
 from . import watchdog
 from .config import BlockConfig, GridConfig, StepConfig
-from .device import Device
 from .kernels.block import block_scan
 from .kernels.exchange import HEADER
 from .kernels.grid import grid_scan
@@ -208,12 +207,9 @@ class Mailbox:
         dtype: of the state.
     """
 
-    def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype, device: Device):
+    def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype):
         self._handovers = handovers
-        flagged = config.handover in ("flag", "probe")
-        self._fill = -1 if flagged else 0
-        # In the interpreter no program waits for another to free a slot.
-        self._ring = not flagged and device.isa != "interpreter"
+        self._tagged = config.handover == "tag"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         tiles *= config.directions
         self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
@@ -222,16 +218,13 @@ class Mailbox:
     def longest(self) -> int:
         """Time steps that one launch can take."""
         in_all = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot
-        if self._ring:
+        if self._tagged:
             in_all = (1 << 15) - 1  # their numbers have to fit a tag of 16 bits, one of which is the sign
         return max(1, (in_all - 1) // self._handovers)
 
-    def all_handovers(self, steps: int) -> int:
-        """In a launch of so many steps: the first state's, too."""
-        return self._handovers * steps + 1
-
     def slots(self, steps: int) -> int:
-        return 2 if self._ring else self.all_handovers(steps)
+        """Two in turn, or one for each hand-over of so many steps and the first state's."""
+        return 2 if self._tagged else self._handovers * steps + 1
 
     def size(self, steps: int) -> int:
         """Words of 64 bits that a launch of so many steps takes."""
@@ -239,7 +232,7 @@ class Mailbox:
 
     def clear(self, words: Tensor, steps: int) -> Clear:
         """What has to come before a launch of so many steps."""
-        return Clear(words[: self.size(steps)], self._fill)
+        return Clear(words[: self.size(steps)], 0 if self._tagged else -1)
 
 
 def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:
@@ -247,7 +240,6 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
 
     ``words``, int64, is the memory of ``mailbox``.
     """
-    on_gpu = shared["ISA"] != "interpreter"
     constants = shared | scan.constants | {
         "UNITS": config.units,
         "BATCH": config.batch,
@@ -262,9 +254,9 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
         # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
         # stops short of them here and there, and spills.
         "maxnreg": 255,
-    } | ({"launch_cooperative_grid": True} if on_gpu else {})  # fmt: skip
+    } | ({} if shared["ISA"] == "interpreter" else {"launch_cooperative_grid": True})  # fmt: skip
     for first_direction in range(0, len(scan.weights), config.directions):
-        launch = Launch(
+        yield Launch(
             grid_scan,
             (config.programs * config.copies * config.directions,),
             (
@@ -276,10 +268,6 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
             constants,
             mailbox.clear(words, scan.steps),
         )  # fmt: skip
-        yield launch
-        if not on_gpu:
-            # Programs run one after another and do not wait: each time over one more hand-over is right.
-            yield from [launch._replace(clear=None)] * (mailbox.all_handovers(scan.steps) - 1)
     scan.parity ^= 1
 
 

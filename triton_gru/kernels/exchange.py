@@ -22,13 +22,13 @@ the host's memory (triton_gru/watchdog.py).
 
 Threads wait, each for its own words, in PTX. There is no portable form: Triton takes what one thread finds for what
 all have found, and the warps of a program that gives up would leave the loop at different times. In the interpreter
-programs run one after another and do not wait: there a launch is repeated until all has come.
+programs take turns (turns.py).
 """
 
 import triton
 import triton.language as tl
 
-from . import isa
+from . import isa, turns
 
 # The header, in units of 64 bits: the abort word, in a line of 128 bytes of its own.
 HEADER = tl.constexpr(16)
@@ -142,7 +142,10 @@ def receive(
         )
     else:
         tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
+        BITS: tl.constexpr = 32 if DTYPE == tl.float32 else 16
         x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
+        while turns.missing(x, step, BITS, HANDOVER == "tag"):
+            x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
     if HAS_TAIL:
         x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
     return x

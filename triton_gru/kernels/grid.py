@@ -16,9 +16,10 @@ of which r and z are made, and r h, of which n is.
 import triton
 import triton.language as tl
 
-from . import exchange, isa, sequences
+from . import exchange, isa, sequences, turns
 
 
+@turns.in_turns
 @triton.jit(
     do_not_specialize=[
         "steps", "start", "total", "slots", "copies", "first_direction", "directions", "state", "batch", "out_t",
