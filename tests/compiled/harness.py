@@ -1,11 +1,14 @@
 """Compiles the launches of a call for a GPU that is not there, and reads what came out."""
 
 import functools
+import os
 import pathlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
+from unittest import mock
 
 import torch
 import triton
@@ -18,9 +21,14 @@ from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.arguments import bind_gru
 from triton_gru.device import KNOWN
 from triton_gru.heuristic import HEURISTICS
+from triton_gru.scans import Launch
 from triton_gru.tuning.compiling import pretend
 
-_CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# Lines of source in a cubin change no instruction, and take a tenth of the time.
+os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+
+_BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_LABEL = re.compile(r"^(\.L\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
 
@@ -63,9 +71,19 @@ def kernel_launches(
     return list(launch.launches(call, config, device, *launch.allocate(call)))
 
 
-def compiled_variants(kernel) -> int:
-    """How many times ``kernel`` was compiled for the device in force."""
-    return len(kernel.device_caches[driver.active.get_current_device()][0])
+def variants(launches: Iterable[Launch]) -> dict[str, int]:
+    """Return, by kernel, how many times Triton would compile it for ``launches`` on the device in force."""
+    launches = list(launches)
+    kernels = {each.kernel.__name__: each.kernel for each in launches}
+    with mock.patch("triton.compiler.compile"):  # which a kernel takes when it has no cache
+        for kernel in kernels.values():
+            kernel.device_caches.clear()
+        for each in launches:
+            each.compile()
+    found = {name: len(kernel.device_caches[driver.active.get_current_device()][0]) for name, kernel in kernels.items()}
+    for kernel in kernels.values():
+        kernel.device_caches.clear()
+    return found
 
 
 # Bytes of stack for what may be put away for the time of the loop.
@@ -82,7 +100,7 @@ class Facts:
     def __init__(self, compiled):
         self.shared, self._compiled = compiled.metadata.shared, compiled
         if "cubin" in compiled.asm:
-            self.stack = int(re.findall(r"STACK:(\d+)", self._cuobjdump("--dump-resource-usage"))[-1])
+            self.stack = int(re.findall(r"STACK:(\d+)", self._read_by("cuobjdump", "--dump-resource-usage"))[-1])
         else:
             self.stack = self._of_amd("private_segment_fixed_size")
 
@@ -112,19 +130,28 @@ class Facts:
 
     @functools.cached_property
     def _instructions(self) -> list[tuple[int, str]]:
-        """(address, text) of each. It takes half a second to have them: nobody who need not is to ask."""
-        lines = self._cuobjdump("-sass").splitlines()
-        return [(int(match[1], 16), match[2]) for line in lines if (match := _INSTRUCTION.match(line))]
+        """(address, text) of each. They take a while: nobody who need not is to ask."""
+        found, labels, places = [], [], {}
+        for line in self._read_by("nvdisasm", "--print-code", "--no-dataflow").splitlines():
+            if match := _LABEL.match(line):
+                labels.append(match[1])
+            elif match := _INSTRUCTION.match(line):
+                found.append((int(match[1], 16), match[2]))
+                places |= dict.fromkeys(labels, match[1])
+                labels.clear()
+        return [
+            (address, re.sub(r"`\((\S+)\)", lambda label: f"0x{places[label[1]]}", text)) for address, text in found
+        ]
 
     @functools.cached_property
     def _loop(self) -> list[tuple[int, str]]:
         return _innermost_loop_with_products(self._instructions)
 
-    def _cuobjdump(self, what: str) -> str:
+    def _read_by(self, tool: str, *options: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self._compiled.asm["cubin"])
             file.flush()
-            return subprocess.run([_CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
+            return subprocess.run([_BIN / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
     def _of_amd(self, field: str) -> int:
         return int(re.findall(rf"\.{field}:\s+(\d+)", self._compiled.asm["amdgcn"])[-1])
@@ -179,4 +206,4 @@ def _shared_bytes(text: str) -> int:
     return 0
 
 
-__all__ = ["KNOWN", "STACK", "Facts", "compiled_variants", "kernel_launches", "pretend"]
+__all__ = ["KNOWN", "STACK", "Facts", "kernel_launches", "pretend", "variants"]

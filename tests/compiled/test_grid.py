@@ -10,9 +10,8 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import HANDOVERS
 from triton_gru.heuristic import grid_config
 from triton_gru.kernels import isa
-from triton_gru.kernels.grid import grid_scan
 
-from .harness import KNOWN, STACK, Facts, compiled_variants, kernel_launches, pretend
+from .harness import KNOWN, STACK, Facts, kernel_launches, pretend, variants
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
@@ -156,17 +155,20 @@ def test_there_is_no_portable_form():
     assert "programs wait for each other in PTX alone" in str(error)
 
 
-def test_other_lengths_and_batches_add_no_compile():
+@pytest.mark.parametrize("hx", [False, True])
+def test_other_lengths_and_batches_add_no_compile(hx):
     """But for batches below a tile, of which each power of two is compiled for."""
     pretend(KNOWN["H200"])
-    grid_scan.device_caches.clear()
-    for steps in (1, 2, 17):
-        for batch_size in (5, 7, 8, 17):
-            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=steps < 17, steps=steps).compile()
-    assert compiled_variants(grid_scan) == 2  # with a state and without
-    for batch_size in (1, 2, 3, 4):
-        scan_of(KNOWN["H200"], "fp16", 200, batch_size).compile()
-    assert compiled_variants(grid_scan) == 5
+
+    def counted(*batch_sizes):
+        scans = [
+            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
+            for batch_size in batch_sizes for steps in (1, 2, 17)
+        ]  # fmt: skip
+        return variants(scans)["grid_scan"]
+
+    assert counted(5, 7, 8, 17) == 1
+    assert counted(1, 2, 3, 4, 5) == 4
 
 
 @pytest.mark.parametrize("function", [isa.store, isa.send, isa.wait_words], ids=lambda f: f.__name__)

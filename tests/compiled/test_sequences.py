@@ -1,13 +1,12 @@
 """What lengths, packed input, resets and a second direction make of the kernels, beside the dense forward ones."""
 
+import itertools
+
 import pytest
 
-from triton_gru.kernels.block import block_scan
-from triton_gru.kernels.grid import grid_scan
-from triton_gru.kernels.projection import input_projection
-from triton_gru.kernels.step import step_scan, whole_step
+from triton_gru.kernels.step import whole_step
 
-from .harness import KNOWN, STACK, Facts, compiled_variants, kernel_launches, pretend
+from .harness import KNOWN, STACK, Facts, kernel_launches, pretend, variants
 
 LAYOUTS = {"packed": {"layout": "packed"}, "lengths and resets": {"layout": "lengths", "resets": True}}
 H200 = KNOWN["H200"]
@@ -69,25 +68,16 @@ def test_one_direction_backward_compiles(kernel):
 def test_other_lengths_add_no_compile(layout):
     """Wherever their tables lie."""
     pretend(H200)
-    for each in (block_scan, input_projection):
-        each.device_caches.clear()
-    for steps in (2, 3, 5, 8):
-        for launch in kernel_launches("block", H200, "fp16", 64, 9, steps=steps, layout=layout):
-            launch.compile()
-    assert compiled_variants(block_scan) == compiled_variants(input_projection) == 1
+    launches = [kernel_launches("block", H200, "fp16", 64, 9, steps=steps, layout=layout) for steps in (2, 3, 5, 8)]
+    assert variants(itertools.chain(*launches)) == {"block_scan": 1, "input_projection": 1}
 
 
-@pytest.mark.parametrize("kernel, scan", [("block", block_scan), ("grid", grid_scan), ("step", step_scan)])
-def test_a_second_direction_adds_no_compile(kernel, scan):
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_a_second_direction_adds_no_compile(kernel):
     pretend(H200)
-    for each in (scan, input_projection):
-        each.device_caches.clear()
-    for bidirectional in (False, True):
-        for launch in kernel_launches(
-            kernel, H200, "fp16", 200 - 100 * (kernel == "block"), 8, bidirectional=bidirectional
-        ):
-            launch.compile()
-    assert compiled_variants(scan) == compiled_variants(input_projection) == 1
+    hidden_size = 100 if kernel == "block" else 200
+    launches = [kernel_launches(kernel, H200, "fp16", hidden_size, 8, bidirectional=both) for both in (False, True)]
+    assert variants(itertools.chain(*launches)) == {f"{kernel}_scan": 1, "input_projection": 1}
 
 
 @pytest.mark.parametrize(
@@ -97,17 +87,15 @@ def test_a_second_direction_adds_no_compile(kernel, scan):
 )
 def test_a_single_step_is_one_launch(precision, hidden_size, device):
     pretend(device)
-    whole_step.device_caches.clear()
+    launches = []
     for batch_size in (1, 3):
-        launches = kernel_launches(
-            "step", device, precision, hidden_size, batch_size, steps=1, inputs=hidden_size, hx=True
-        )
-        assert [launch.kernel for launch in launches] == [whole_step]
-        compiled = launches[0].compile()
-        found = Facts(compiled)
-        assert found.stack == 0 and found.spills == 0, found
-        assert found.shared <= device.shared_memory, found
-    assert compiled_variants(whole_step) == 1
+        made = kernel_launches("step", device, precision, hidden_size, batch_size, steps=1, inputs=hidden_size, hx=True)
+        assert [launch.kernel for launch in made] == [whole_step]
+        launches += made
+    assert variants(launches) == {"whole_step": 1}
+    found = Facts(launches[0].compile())
+    assert found.stack == 0 and found.spills == 0, found
+    assert found.shared <= device.shared_memory, found
 
 
 def test_a_prepared_launch_passes_what_was_compiled_for():
