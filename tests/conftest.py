@@ -112,6 +112,19 @@ def few_calls(monkeypatch):
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
 
 
+@pytest.fixture
+def plain_inductor():
+    """Inductor makes code that compiles in half the time: around the operator there is little to compute."""
+    options = {
+        "compile_threads": 1, "cpp.vec_isa_ok": False, "cpp.threads": 1, "aot_inductor.precompile_headers": False,
+        "aot_inductor.debug_compile": True, "aot_inductor.debug_symbols": False,
+    }  # fmt: skip
+    from torch._inductor import config
+
+    with config.patch(options):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quick_interpreter():
     with pytest.MonkeyPatch.context() as monkeypatch:

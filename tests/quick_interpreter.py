@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 core = tl.core
@@ -23,6 +24,10 @@ def install(monkeypatch) -> None:
     monkeypatch.setattr(core, "_type_for_tuple_values", _TypeWhenAsked)
     monkeypatch.setattr(core, "_unwrap_if_constexpr", _Unwrap(core._unwrap_if_constexpr))
     monkeypatch.setattr(core.tensor, "__init__", _init_tensor)
+    monkeypatch.setattr(TritonSemantic, "broadcast_impl_value", _unless_alike(TritonSemantic.broadcast_impl_value))
+    monkeypatch.setattr(
+        TritonSemantic, "binary_op_type_checking_impl", _unless_numbers(TritonSemantic.binary_op_type_checking_impl)
+    )
     known = _BlockTypes(core.block_type.__init__)
     monkeypatch.setattr(core.block_type, "__new__", known.find)
     monkeypatch.setattr(core.block_type, "__init__", lambda self, element_ty, shape: None)
@@ -48,6 +53,23 @@ def _patch_attr(obj, name, member, builder, scope):
         return member(*args, **kwargs)
 
     scope.set_attr(obj, name, call)
+
+
+def _unless_alike(broadcast):
+    """What two tensors of one type broadcast to is themselves."""
+    return lambda self, a, b: (a, b) if a.type is b.type else broadcast(self, a, b)
+
+
+def _unless_numbers(check):
+    """What two tensors of the same kind of numbers are cast to is that, but to be divided."""
+
+    def check_types(self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, div_or_mod=False):
+        alike = type(lhs) is type(rhs) is core.tensor and lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr()
+        if alike and not div_or_mod:
+            return self.broadcast_impl_value(lhs, rhs)
+        return check(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+    return check_types
 
 
 class _NumpyTypes(dict):

@@ -29,17 +29,6 @@ def _nothing_compiled():
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def plain_inductor():
-    """Inductor makes code that compiles in half the time: around the operator there is little to compute."""
-    options = {
-        "compile_threads": 1, "cpp.simdlen": 1, "cpp.threads": 1, "aot_inductor.precompile_headers": False,
-        "aot_inductor.debug_compile": True, "aot_inductor.debug_symbols": False,
-    }  # fmt: skip
-    with torch._inductor.config.patch(options):
-        yield
-
-
 def compiled(module, backend="aot_eager"):
     """The module compiled whole, and what keeps the graphs."""
     graphs = CompileCounterWithBackend(backend)

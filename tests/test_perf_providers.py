@@ -39,7 +39,7 @@ def matmul():
 
 @inductor
 @pytest.mark.parametrize("precision, layers", [("ieee", 2), ("tf32", 1)])
-def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(matmul, precision, layers):
+def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(plain_inductor, matmul, precision, layers):
     matmul.allow_tf32 = precision == "tf32"
     gru = nn.GRU(3, 5, layers).eval()
     x = torch.randn(2, 3, 3)
