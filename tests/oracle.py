@@ -5,6 +5,7 @@ product rounded to TF32. In fp32 it is everywhere that of the reference with the
 another, as the kernels add them: torch adds them in blocks, of sizes that depend on the machine and the shape.
 """
 
+import copy
 from unittest import mock
 
 import torch
@@ -13,7 +14,10 @@ from torch import nn
 from triton_gru import accuracy, reference
 from triton_gru.accuracy import PRECISIONS, bound, set_precision
 
-__all__ = ["PRECISIONS", "bound", "check", "exact", "in_order_linear", "set_precision", "tf32", "torchs_own"]
+__all__ = [
+    "PRECISIONS", "bound", "check", "check_alike", "exact", "in_double", "in_order_linear", "set_precision", "tf32",
+    "torchs_own",
+]  # fmt: skip
 
 
 def exact(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, **ends) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,6 +55,23 @@ def tf32(x: torch.Tensor) -> torch.Tensor:
     """float64 numbers rounded to the nearest with ten mantissa bits."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def check_alike(actual: torch.Tensor, torchs: torch.Tensor, module: nn.Module, exactly: torch.Tensor) -> None:
+    """Asserts that fp32 results are as near to float64's as those of torch's own ``module`` may be.
+
+    The sums of either may be added in any order, and the activations of cuDNN's fp32 cost more than the CPU's.
+    """
+    assert actual.shape == torchs.shape == exactly.shape
+    error, torchs_error = ((each.double() - exactly).abs().max().item() for each in (actual, torchs))
+    allowed = bound(torchs_error, "fp32", exactly.abs().max().item(), accuracy.summed(module))
+    assert error <= allowed, f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}"
+
+
+def in_double(module: nn.Module, *arguments):
+    """Return what a copy of ``module`` gives in float64."""
+    with torch.no_grad():
+        return copy.deepcopy(module).double()(*(each if each is None else each.double() for each in arguments))
 
 
 def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, precision: str) -> None:

@@ -111,10 +111,6 @@ def changes():
         """The same memory, read otherwise."""
         gru.weight_hh_l0.data = gru.weight_hh_l0.data.view(16, 48).T
 
-    def flat(gru, x, hx):
-        """Where torch takes them from."""
-        gru._flat_weights[1] = gru._flat_weights[1] * 2
-
     def half(gru, x, hx):
         return gru.to(torch.bfloat16) and (x.bfloat16(), hx.bfloat16())
 
@@ -123,7 +119,6 @@ def changes():
         "another weight's data": data,
         "a weight tied to another": tied,
         "a weight that lies otherwise": transposed,
-        "another of torch's flat weights": flat,
         "another dtype": half,
         "another batch": lambda gru, x, hx: (x[:, :1], hx[:, :1]),
         "more steps": lambda gru, x, hx: (torch.cat([x, x]), hx),

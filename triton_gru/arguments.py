@@ -53,8 +53,7 @@ def bind_gru(
     clearer error of the same type.
     """
     check_gru(gru, input, hx, lengths, resets)
-    gru._update_flat_weights()
-    weights = grouped(gru._flat_weights, gru.bias)
+    weights = weights_of_gru(gru)
     if isinstance(input, PackedSequence):
         if hx is not None:
             hx = gru.permute_hidden(hx, input.sorted_indices)
@@ -99,6 +98,15 @@ def _call(
     dropout = gru.dropout if gru.training else 0.0
     batch_first = gru.batch_first and sequences.layout != "packed"
     return Call(problem, input, hx, weights, sequences, resets, batch_first, dropout, gru.training)
+
+
+def weights_of_gru(gru) -> list[Weights]:
+    """Return the weights of each layer and direction, looked up by name.
+
+    Not from ``_flat_weights``: torch brings that list up to date by ``flatten_parameters``, which moves the parameters.
+    A CUDA graph that another module sharing them has captured would go on reading the memory that they left.
+    """
+    return grouped([getattr(gru, name) for name in gru._flat_weights_names], gru.bias)
 
 
 def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:

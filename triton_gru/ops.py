@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import launch
-from .arguments import as_one_step, autocast, batched, bind_dense, check_cell, check_gru, flat, grouped, weights_of_cell
+from .arguments import (
+    as_one_step, autocast, batched, bind_dense, check_cell, check_gru, flat, grouped, weights_of_cell, weights_of_gru,
+)  # fmt: skip
 from .device import find
 from .plan import choose
 from .reference import Weights
@@ -50,8 +52,7 @@ def gru(module, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets
     check_gru(module, input, hx, lengths, resets)
     unbatched = input.dim() == 2
     input, hx, resets = batched(module, input, hx, resets)
-    # By name, not from _flat_weights, which would have to be updated: torch.export warns of such effects.
-    weights = grouped([getattr(module, name) for names in module._all_weights for name in names], module.bias)
+    weights = weights_of_gru(module)
     options = (lengths, resets, module.bidirectional, module.batch_first, module.reverse)
     if module.training and module.dropout > 0:
         output, h_n = _dropping_out(module, input, hx, weights, *options)

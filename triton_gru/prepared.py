@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import watchdog
-from .arguments import Call, flat, places, surroundings, weights_of_cell
+from .arguments import Call, flat, places, surroundings, weights_of_cell, weights_of_gru
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
@@ -139,9 +139,9 @@ class _Weights:
     """
 
     def __init__(self, module):
-        self._is_gru = isinstance(module, nn.RNNBase)
-        self._names = tuple(module._flat_weights_names) if self._is_gru else _NAMES_OF_CELLS
-        self.tensors = tuple(module._flat_weights) if self._is_gru else weights_of_cell(module)
+        is_gru = isinstance(module, nn.RNNBase)
+        self._names = tuple(module._flat_weights_names) if is_gru else _NAMES_OF_CELLS
+        self.tensors = tuple(flat(weights_of_gru(module))) if is_gru else weights_of_cell(module)
         # Elsewhere than in memory a weight has no place.
         self._places = places(self.tensors) if all(w is None or type(w) in _BARE for w in self.tensors) else None
 
@@ -150,8 +150,6 @@ class _Weights:
         own = map(module._parameters.get, self._names)
         return (
             all(map(operator.is_, own, self.tensors))
-            # Where a GRU looks for them; torch sets it right when its own have changed.
-            and (not self._is_gru or all(map(operator.is_, module._flat_weights, self.tensors)))
             and self._places is not None
             and places(self.tensors) == self._places
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .arguments import bind_dense, grouped, places, surroundings
+from .arguments import bind_dense, flat, places, surroundings, weights_of_gru
 from .device import capturing, find
 from .plan import Plan, choose
 from .scans import Scan, room_for_reset_state, whole_step_launches
@@ -81,10 +81,10 @@ class Stream:
         if x.shape != self._shape:
             raise ValueError(f"a frame is of shape {list(self._shape)}, got {list(x.shape)}")
         gru = self._gru
-        gru._update_flat_weights()
         weight = gru.weight_hh_l0
         # What was found out holds as long as this.
-        key = (surroundings(gru, weight), places(gru._flat_weights))
+        weights = weights_of_gru(gru)
+        key = (surroundings(gru, weight), places(flat(weights)))
         autocast = torch.is_autocast_enabled(weight.device.type)
         if x.device != weight.device or (x.dtype != weight.dtype and not autocast):
             raise ValueError(
@@ -98,7 +98,7 @@ class Stream:
                 )
             plan = self.plan(x)
             by_kernel = plan.kernel == "step" and plan.problem.dtype == weight.dtype  # autocast may have another
-            self._frames = _Frames(plan, self._weights(), self._carry, self._rounded) if by_kernel else None
+            self._frames = _Frames(plan, weights, self._carry, self._rounded) if by_kernel else None
             self._key = key
         if self._frames is None:
             return self._call_module(x)
@@ -108,20 +108,17 @@ class Stream:
             output = self._frames(x, self._parity)
         except Exception as failure:
             plan = launch.untuned(self._frames.plan, failure, x.device)
-            self._frames = _Frames(plan, self._weights(), self._carry, self._rounded)
+            self._frames = _Frames(plan, weights, self._carry, self._rounded)
             output = self._frames(x, self._parity)
         self._parity ^= 1
         return output
-
-    def _weights(self):
-        return grouped(self._gru._flat_weights, self._gru.bias)
 
     @torch.no_grad()
     def plan(self, x: Tensor) -> Plan:
         """What a frame like ``x`` runs, as `GRU.plan`; ``"step"`` is the graph, another the module itself."""
         gru, device = self._gru, find(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
-        problem = bind_dense(gru, frame, None, self._weights(), None, None).problem
+        problem = bind_dense(gru, frame, None, weights_of_gru(gru), None, None).problem
         if gru.backend not in ("auto", "torch", "reference", "step"):
             raise RuntimeError(
                 f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
