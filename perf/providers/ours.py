@@ -1,5 +1,6 @@
 """The library: as it chooses, each kernel by name, and ``grid`` in forms that no plan chooses; and what they launch."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,14 +36,9 @@ class Variant:
         return ".".join(filter(None, parts))
 
     def module(self, gru: nn.GRU) -> triton_gru.GRU:
-        """The library's, with ``gru``'s own Parameters."""
-        weight = gru.weight_hh_l0
-        ours = triton_gru.GRU(
-            gru.input_size, gru.hidden_size, gru.num_layers, bidirectional=gru.bidirectional, device="meta",
-            dtype=weight.dtype, backend=self.backend,
-        ).eval()  # fmt: skip
-        for name, parameter in gru.named_parameters():
-            setattr(ours, name, parameter)
+        """Return the library's, with ``gru``'s own Parameters where they are: graphs of ``gru`` read them there."""
+        ours = triton_gru.accelerate(copy.copy(gru))
+        ours.backend = self.backend
         return ours
 
     def plan(self, ours: triton_gru.GRU, x: Input, hx: Tensor | None = None) -> Plan:
