@@ -140,8 +140,10 @@ def cast(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
 def round_to_tf32(x, ISA: tl.constexpr):
     """fp32 rounded to TF32's 10 mantissa bits. The matrix unit by itself would truncate: twice the error."""
     if ISA == "ptx":
+        # The conversion by itself clears the low bits of a NaN: where those are its whole payload, what is left is
+        # infinity (seen on an H200). The sum with -0.0 is the number itself, but of any NaN the canonical one.
         return tl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+            "add.f32 $0, $1, 0f80000000; cvt.rna.tf32.f32 $0, $0;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     else:
         bits = x.to(tl.int32, bitcast=True)
