@@ -77,7 +77,7 @@ def test_usage_errors(arguments, capsys):
 
 
 def test_explain_from_a_shell():
-    done = run("explain", "--hidden", "100", "--device", "B200")
+    done = run("explain", "--hidden", "100", "--dtype", "fp16", "--device", "B200")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("block: ")
     assert not done.stderr

@@ -49,7 +49,7 @@ def test_the_fastest_is_found_kept_and_used(tables, capsys):
     assert before.config != fastest.config
     ((found,), planted) = tune(PROBLEM, ms=faster(fastest))
     assert planted.closed
-    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 40
+    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 30
     assert found.kept == tables / "H200.json"
     assert found.entry.results["grid"].heuristic_ms == pytest.approx(1.0)
     for forgotten in (False, True):  # from this process, and from its file

@@ -1,9 +1,11 @@
 """Configurations of the kernels, and what each takes of a multiprocessor.
 
-What is known here was read from compiled code, not timed: registers, stack and shared memory of each choice of the
-heuristic are asserted by ``tests/compiled`` for every architecture named there.
+Registers, stack and shared memory of each choice of the heuristic are asserted by ``tests/compiled`` for every
+architecture named there.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,7 +68,8 @@ class GridConfig:
         units: hidden units of a program (a power of two).
         programs: programs that together own all hidden units.
         batch: batch rows of a tile, as the matrix unit takes them.
-        rows: how many of them there are: all, or for a batch smaller than a tile, a power of two that holds it.
+        rows: how many of them there are: all, or for a batch smaller than a tile, a power of two that holds it. Or
+            twice that: the words of fewer programs lie in one line of memory then, which all others look at.
         tiles: tiles of the batch in flight in a program: one is computed while others are handed over.
         directions: how many of the module's directions are on the chip at once, each with programs of its own; the
             others follow in a launch of their own.
@@ -165,15 +168,10 @@ class ProjectionConfig:
     num_stages: int
 
 
-# Units of a program, batch rows of a tile and tiles in flight. The first that has the whole batch, in all directions,
-# on the chip at once is taken. Of two with the same work, that of more units and fewer batch rows comes first: every
-# step each program reads the whole state of its rows.
-GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 16, 1), (32, 16, 1), (16, 16, 2), (32, 16, 2))
-
-# From this size of a tile on, "probe". By count: the share of a multiprocessor in what the L2 delivers is 24 bytes a
-# cycle, so to read a tile in vain takes 1 400 cycles then, and a trip through memory of one word before it 300. With
-# two tiles in turn, one has mostly come while the other was worked on.
-_PROBED_BYTES = 32 << 10
+# Units of a program, batch rows of a tile and tiles in flight.
+GRID_CUTS = (
+    (16, 8, 1), (32, 8, 1), (16, 16, 1), (32, 16, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 16, 2),
+)  # fmt: skip
 
 
 def cut_grid(
@@ -184,27 +182,36 @@ def cut_grid(
     dtype: torch.dtype,
     precision: str,
     device: Device,
-) -> GridConfig | None:
-    """The configuration with a cut of `GRID_CUTS`, None if it does not fit the device."""
+    handovers: tuple[str, ...] = HANDOVERS,
+) -> Iterator[GridConfig]:
+    """Yield the configurations with a cut of `GRID_CUTS` that fit the device: by rows, hand-over and slices."""
     units, batch, tiles = cut
     programs = -(-hidden_size // units)
     if programs > device.sms:
-        return None
-    config = GridConfig(units, programs, batch, batch, tiles, copies=1, slices=8, register_tiles=0)
+        return
+    config = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
     config = placed(config, batch_size, directions, device)
-    probe = tiles == 1 and config.rows * config.padded_hidden * dtype.itemsize >= _PROBED_BYTES
-    return fit_grid(replace(config, handover="probe" if probe else "flag"), dtype, precision, device)
+    doubled = (config.rows, 2 * config.rows) if tiles == 1 and config.rows < batch else (config.rows,)
+    for rows, handover, slices in itertools.product(doubled, handovers, (4, 8)):
+        # With two tiles in turn one has mostly come while the other was worked on: there is nothing to probe for.
+        if tiles == 1 or handover != "probe":
+            found = _fitted(replace(config, rows=rows, handover=handover, slices=slices), dtype, precision, device)
+            if found:
+                yield found
 
 
 def placed(config: GridConfig, batch_size: int, directions: int, device: Device) -> GridConfig:
-    """Return ``config`` with as many directions and copies on the chip as there are and have room, and no more rows.
+    """Return ``config`` with as many directions and copies on the chip as there are and have room.
 
-    An empty batch is cut as one row is: its configuration has no meaning, but is one.
+    It gets as many rows as the batch needs, or keeps twice as many. An empty batch is cut as one row is: its
+    configuration has no meaning, but is one.
     """
     batch_size = max(batch_size, 1)
     at_once = min(directions, max(1, device.sms // config.programs))
     copies = min(device.sms // (config.programs * at_once), -(-batch_size // (config.batch * config.tiles)))
     rows = min(config.batch, 1 << (batch_size - 1).bit_length())
+    if config.tiles == 1 and config.rows == 2 * rows <= config.batch:
+        rows = config.rows
     return replace(config, rows=rows, copies=copies, directions=at_once)
 
 
@@ -212,29 +219,20 @@ def placed(config: GridConfig, batch_size: int, directions: int, device: Device)
 _GRID_REGISTERS = 192
 
 
-def fit_grid(
-    config: GridConfig, dtype: torch.dtype, precision: str, device: Device, slices: tuple[int, ...] = (4, 8)
-) -> GridConfig | None:
-    """``config`` with the first of ``slices`` that has all weights in registers, or the last with as many as go there.
-
-    None if it does not fit.
-    """
+def _fitted(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
+    """Return ``config``, of no weights in registers, with as many as go there; None if it does not fit."""
     itemsize = dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":
         # Products on the ordinary fp32 units read W_hh from shared memory.
-        narrow = config.units == 16 and config.batch == 8 and config.tiles == 1
+        narrow = config.units == 16 and config.batch == 8 and config.tiles == 1 and config.slices == 8
         fits = narrow and config.shared_memory(itemsize) <= device.shared_memory
         return config if fits else None
     budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if device.compute_capability < 90:
         budget -= 8  # the tests of what has come take more there
-    for number in slices:
-        found = replace(config, slices=number)
-        found = replace(found, register_tiles=found.weight_tiles(itemsize))
-        if found.registers(itemsize) <= budget:
-            return found
-    while found.register_tiles > 0 and found.registers(itemsize) > budget:
-        found = replace(found, register_tiles=found.register_tiles - 1)
+    spare = budget - config.registers(itemsize)
+    room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
+    found = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))
     fits = found.state_registers(itemsize) <= 64 and found.shared_memory(itemsize) <= device.shared_memory
     return found if fits else None
 

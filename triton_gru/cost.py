@@ -1,8 +1,8 @@
 """What a call should take, by count: the heuristic where nothing was measured, and the order in which tuning tries.
 
 Counts are of instructions, bytes, FLOPs and hand-overs; the rates are the device's own. The constants come from
-compiled code and its simulation (perf/NOTES.md), none from a clock yet: ``python -m perf report`` prints how far the
-estimates are from what was measured.
+compiled code, and are fitted to what an H200 took for a thousand configurations (perf/NOTES.md): ``python -m perf
+report`` prints how far the estimates are from what was measured.
 """
 
 import functools
@@ -51,25 +51,35 @@ class Cost(NamedTuple):
 
 
 # Cycles: of a step that computes nothing (barriers, a load of the state, three activations one after the other); of an
-# instruction of a warp, where four warps have a scheduler each; of a store until another multiprocessor sees it. Bytes
-# a cycle that the L2 gives each multiprocessor where all ask.
-_BLOCK_CHAIN, _GRID_CHAIN, _STEP_CHAIN = 250, 640, 900
-_INSTRUCTION = 2.1
-_HOP = 500
-_L2_BYTES = 21
+# instruction of a warp, where four warps have a scheduler each, waits for shared memory included; of a store until
+# another multiprocessor sees it, and for each program that looks for it. Bytes a cycle that the L2 gives each
+# multiprocessor where all ask.
+_BLOCK_CHAIN, _GRID_CHAIN, _STEP_CHAIN = 110, 260, 900
+_INSTRUCTION = 3.6
+_HOP, _CROWD = 410, 4.2
+_L2_BYTES = 19
+# More cycles of a hop, for each program and each further one whose words lie in the same line of memory: all look at
+# the line while some of them write to it.
+_SHARED_LINE, _LINE = 1.8, 128
+_STEP_REACHED = 0.55  # by ``step``, of the bandwidths of memory and the L2
 # Microseconds: from one kernel to the next, where the host is ahead or a graph replays them; of a launch a step from
-# Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work;
-# and of one where it is persistent.
+# Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work
+# (in 16 bits, in fp32).
 _LAUNCH = 2.5
 _PYTHON_LAUNCH = 8.0
-_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAP = 7.0, 5.0, 2.0
-_TORCHS_PERSISTENT_STEP = 0.6
-_TORCHS_PERSISTENT_UP_TO = 192  # hidden units, and of dense input alone
+_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAPS = 11.0, 4.5, {2: 4.0, 4: 5.0}
+# Cycles: of a step of cuDNN's where it is persistent, and for each hidden unit; so many times that in 16 bits from a
+# batch on.
+_TORCHS_PERSISTENT_STEP, _TORCHS_PERSISTENT_UNIT = 485, 7.2
+_TORCHS_PERSISTENT_BATCH, _TORCHS_PERSISTENT_BATCHED = 16, 2.2
+_TORCHS_PERSISTENT_UP_TO = 128  # hidden units, and of dense input alone
+_TORCHS_TF32 = 5  # times as long as `_flops` says takes a step's product as TF32, which is small
 # What a matrix unit does at its best, FLOPs a cycle and multiprocessor, in 16 bits; half of it as TF32.
 _MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}
 _MATRIX_FLOPS_ELSEWHERE = 1024
 _ORDINARY_FLOPS = 256
 _REACHED = 0.5  # of the rates above, by a product of middling size
+_IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary units
 
 
 def call_cost(problem: Problem, config: Config | None, device: Device, in_graph: bool = False) -> Cost:
@@ -82,7 +92,8 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
         problem.reset_after,
     )  # fmt: skip
     layers, steps = problem.num_layers, problem.steps
-    work = step * (steps * layers) + _projection(problem, device)
+    ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
+    work = step * (steps * layers) + _projection(problem, device) * (_IEEE_PROJECTION if ieee else 1)
     if not isinstance(config, StepConfig):
         # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
@@ -150,7 +161,7 @@ def _block_step(config: BlockConfig, call: _Step) -> Cost:
         rows_of_warp = config.tiles * max(1, config.units // (16 * config.num_warps))
         products = 3 * rows_of_warp * (config.batch // 8) * config.padded_hidden // call.depth
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
-        instructions = 40 + 15 * results + (call.itemsize // 2) * products + 2 * from_shared
+        instructions = 40 + 15 * results + (call.itemsize // 2) * products + 4.3 * from_shared
     # As many programs share a multiprocessor as their registers allow; the others wait.
     programs = -(-call.batch_size // config.batch) * call.directions
     resident = max(1, 8 // config.num_warps)
@@ -165,7 +176,7 @@ def _block_step(config: BlockConfig, call: _Step) -> Cost:
 # By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" and "tag" read it in vain
 # until it is there, "probe" waits for a word of it before.
 _TRIPS = {"flag": 1, "probe": 1.5, "tag": 1}
-_READS = {"flag": 1.5, "probe": 1, "tag": 1.5}
+_READS = {"flag": 2, "probe": 1, "tag": 1.6}
 
 
 def _grid_step(config: GridConfig, call: _Step) -> Cost:
@@ -179,16 +190,18 @@ def _grid_step(config: GridConfig, call: _Step) -> Cost:
         products = 3 * (config.units // 16) * (config.batch // 8) * chunks
         words = config.state_registers(call.itemsize) / 2
         from_shared = 2 * (weight_tiles - config.register_tiles) * config.units / 16
-        instructions = 30 + 80 * results + 4 * (words + from_shared) + 2.5 * products
+        instructions = 30 + 94 * results + 4 * (words + from_shared) + 2.5 * products
     handovers, more = (1, 1) if call.reset_after else (2, 1.4)
     rounds = config.rounds(call.batch_size, call.directions)
     cycles = rounds * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.tiles * config.slices / 4)
-    # With two tiles in turn, one's hop is mostly over by the time the other is done, and nothing is read in vain.
-    in_turn = config.tiles > 1
-    hop = _HOP * _TRIPS[config.handover] * (0.25 if in_turn else 1)
+    hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
+    if config.handover != "probe":
+        sent = config.rows * config.units * config.element_bytes(call.itemsize)
+        hop += _SHARED_LINE * config.programs * max(0.0, _LINE / sent - 1)
     rows = -(-call.batch_size // config.batch) * config.rows
     read = call.directions * config.programs * rows * config.padded_hidden * config.element_bytes(call.itemsize)
-    read *= handovers * (1 if in_turn else _READS[config.handover])
+    # Of two tiles in turn, one has come by the time the other is done: nothing is read in vain.
+    read *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
     return Cost(
         instructions=call.microseconds(cycles),
         hop=call.microseconds(rounds * handovers * hop),
@@ -212,7 +225,7 @@ def _step_step(config: StepConfig, call: _Step) -> Cost:
     # Loads are under way while products are made, from memory beside those from the L2: what takes longest counts.
     weights = 3 * call.hidden_size**2 * call.itemsize * call.directions
     state = programs * config.batch * call.hidden_size * call.itemsize
-    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state))
+    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state)) / _STEP_REACHED
     moved += call.from_l2(call.gate_bytes(config.padded_hidden))
     cost = Cost(instructions=call.microseconds(_STEP_CHAIN) + max(0.0, computed - moved), bytes=moved)
     return cost * (1 if call.reset_after else 1.5)
@@ -268,15 +281,20 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     # gates of the input and of the state, written and read again, and the states
     moved = batch * hidden * itemsize * 12
     flops = 6 * hidden**2 * batch / _flops(problem.dtype, problem.precision, device)
+    if problem.dtype == torch.float32 and problem.precision == "tf32":
+        flops *= _TORCHS_TF32
     weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
     if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
         ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
-        chain = _TORCHS_PERSISTENT_STEP + hidden * (0.006 if ieee else 0.003)
+        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if ieee else 1)
+        chain = cycles / (1e3 * device.clock_ghz)
+        if itemsize == 2 and batch >= _TORCHS_PERSISTENT_BATCH:
+            chain *= _TORCHS_PERSISTENT_BATCHED
         step = Cost(instructions=max(chain, flops), bytes=_from_l2_or_memory(moved, device))
     else:
         work = max(flops, weights) + _from_l2_or_memory(moved, device)
         least = _TORCHS_STEP_IN_GRAPH if in_graph else _TORCHS_STEP
-        step = Cost(launch=max(least - work, _TORCHS_GAP), bytes=work)
+        step = Cost(launch=max(least - work, _TORCHS_GAPS.get(itemsize, 4.0)), bytes=work)
     turned = 0.0
     if problem.reverse or problem.layout == "lengths":  # input and output are turned, or packed and padded
         turned = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)

@@ -65,7 +65,7 @@ def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -
         return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=0, num_warps=8)
     if padded <= 128:
         # Prefetch further where a step is shorter than the latency of memory, as far as registers allow.
-        ahead = 1 if padded > 64 else 2 if in_fp32 else 4
+        ahead = 4 if padded <= 64 else 1 if in_fp32 else 2
         return BlockConfig(padded, 1, 8, ahead, register_tiles=3, num_warps=warps)
     # Four warps have registers for six tiles of 64 by 64 16-bit numbers beside a step's own, fewer with masks.
     in_registers = 0 if in_fp32 else 6 if hidden_size % 64 == 0 else 3
@@ -81,11 +81,19 @@ def _wide(config: BlockConfig, dtype: torch.dtype, device: Device) -> BlockConfi
     return replace(config, batch=16, ahead=1)
 
 
+# To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
+_PROBING_PROGRAMS = 64
+
+
 @functools.lru_cache(maxsize=1024)
 def grid_config(
-    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device
-) -> GridConfig | str:
-    """The configuration of ``grid`` for a shape on a device, or the reason why there is none."""
+    hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device,
+    cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = (),
+) -> GridConfig | str:  # fmt: skip
+    """The configuration of ``grid`` for a shape on a device, or the reason why there is none.
+
+    Without ``handovers`` those are tried that may be the fastest.
+    """
     if device.isa == "plain":
         return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
     if why := too_old(device):
@@ -96,9 +104,12 @@ def grid_config(
             f"hidden_size {hidden_size} is too large: {least} programs have to be on the chip at once, "
             f"{device.name} has {device.sms} multiprocessors"
         )
-    cuts = [cut_grid(hidden_size, batch_size, directions, cut, dtype, precision, device) for cut in GRID_CUTS]
-    if configs := [config for config in cuts if config]:
-        return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
+    sizes, numbers = (hidden_size, batch_size, directions), (dtype, precision, device)
+    configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers or ("flag", "probe"))]
+    if not handovers:
+        configs = [each for each in configs if each.handover == "flag" or each.programs >= _PROBING_PROGRAMS]
+    if configs:
+        return _cheapest(configs, *sizes, *numbers)
     return (
         f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
         f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"

@@ -13,8 +13,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import launch
 from .arguments import (
-    as_one_step, autocast, batched, bind_dense, check_cell, check_gru, flat, grouped, weights_of_cell, weights_of_gru,
-)  # fmt: skip
+    as_one_step,
+    autocast,
+    batched,
+    bind_dense,
+    check_cell,
+    check_gru,
+    flat,
+    grouped,
+    weights_of_cell,
+    weights_of_gru,
+)
 from .device import find
 from .plan import choose
 from .reference import Weights

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import triton_gru
 from triton_gru import launch, prepared, watchdog
 from triton_gru.arguments import bind_gru
-from triton_gru.config import GRID_CUTS, HANDOVERS, GridConfig, cut_grid, fit_grid
+from triton_gru.config import GRID_CUTS, HANDOVERS, GridConfig
+from triton_gru.heuristic import grid_config
 from triton_gru.plan import KERNELS, Plan
 
 from ..case import Case, Input
@@ -51,15 +52,14 @@ class Variant:
             plan = ours.plan(x, hx)
         except RuntimeError as refusal:
             raise Unavailable(str(refusal)) from refusal
-        problem = plan.problem
-        numbers = (problem.dtype, problem.precision, plan.device)
-        if self.cut:
-            sizes = problem.hidden_size, problem.batch_size, problem.directions
-            plan = _with(plan, cut_grid(*sizes, self.cut, *numbers))
-        if self.handover:
-            # Other words for the same state may take other registers: cut anew.
-            config = dataclasses.replace(plan.config, handover=self.handover, slices=8, register_tiles=0)
-            plan = _with(plan, fit_grid(config, *numbers))
+        if self.cut or self.handover:
+            problem = plan.problem
+            shape = problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision
+            cuts = (self.cut,) if self.cut else GRID_CUTS
+            config = grid_config(*shape, plan.device, cuts, (self.handover,) if self.handover else ())
+            if isinstance(config, str):
+                raise Unavailable(config)
+            plan = dataclasses.replace(plan, config=config)
         return plan
 
     def prepare(self, gru: nn.GRU, x: Input) -> Ready:
@@ -102,12 +102,6 @@ VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
 VARIANTS += [Variant("grid", handover=handover) for handover in HANDOVERS]
 VARIANTS += [Variant("grid", cut=cut) for cut in GRID_CUTS]
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: launches}
-
-
-def _with(plan: Plan, config: GridConfig | None) -> Plan:
-    if config is None:
-        raise Unavailable("there are not the registers and the shared memory for it")
-    return dataclasses.replace(plan, config=config)
 
 
 def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Case, Variant]]:

@@ -16,11 +16,11 @@ from .harness import KNOWN, STACK, Facts, kernel_launches, pretend, variants
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
 SHAPES = {
-    ("fp16", 25, 1): 0, ("fp16", 256, 1): 155, ("fp16", 512, 1): 201, ("fp16", 512, 64): 207, ("fp16", 512, 1000): 0,
-    ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 217, ("fp16", 1024, 64): 676, ("fp16", 1024, 1000): 0,
-    ("fp16", 1500, 40): 0, ("fp16", 2048, 1): 359, ("fp16", 2048, 40): 0, ("fp16", 2048, 64): 1379,
-    ("tf32", 256, 1): 156, ("tf32", 512, 1): 176, ("tf32", 512, 64): 332, ("tf32", 512, 1000): 0,
-    ("tf32", 1024, 1): 295, ("tf32", 1024, 64): 1108, ("tf32", 1500, 1): 0,
+    ("fp16", 25, 1): 0, ("fp16", 256, 1): 158, ("fp16", 512, 1): 202, ("fp16", 512, 64): 207, ("fp16", 512, 1000): 0,
+    ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 346, ("fp16", 1024, 64): 803, ("fp16", 1024, 1000): 0,
+    ("fp16", 1500, 40): 0, ("fp16", 2048, 1): 365, ("fp16", 2048, 40): 0, ("fp16", 2048, 64): 1379,
+    ("tf32", 256, 1): 162, ("tf32", 512, 1): 277, ("tf32", 512, 64): 333, ("tf32", 512, 1000): 0,
+    ("tf32", 1024, 1): 296, ("tf32", 1024, 64): 1109, ("tf32", 1500, 1): 0,
     ("fp32", 600, 1): 0, ("fp32", 1024, 1): 0, ("bf16", 1024, 64): 0,
 }  # fmt: skip
 # On other architectures than sm_90, of which not so much need be proven: few kernels, and where registers are short.
@@ -168,7 +168,7 @@ def test_other_lengths_and_batches_add_no_compile(hx):
         return variants(scans)["grid_scan"]
 
     assert counted(5, 7, 8, 17) == 1
-    assert counted(1, 2, 3, 4, 5) == 4
+    assert counted(1, 2, 3, 4, 5) == 3
 
 
 @pytest.mark.parametrize("function", [isa.store, isa.send, isa.wait_words], ids=lambda f: f.__name__)

