@@ -91,14 +91,15 @@ COLUMNS_OF_SCHEMA_1 = [name for name in COLUMNS if name != "p99_ms"]
 
 def environment(device: str) -> dict[str, object]:
     """What is the same for all rows of a run: machine, versions, revision."""
-    sha = _output("git", "rev-parse", "HEAD")
+    told = os.environ.get("GIT_SHA", "")  # of a copy, by who made it, whatever repository it may lie in
+    sha = told or _output("git", "rev-parse", "HEAD")
+    # What is written here while measuring is not what is measured.
+    dirty = "" if told or not sha else str(bool(_output("git", "status", "--porcelain", "--", ":!perf/results")))
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     here = {
         "run_id": uuid.uuid4().hex[:12],
-        # A copy without its repository is told by who made it.
-        "git_sha": sha or os.environ.get("GIT_SHA", ""),
-        # What is written here while measuring is not what is measured.
-        "git_dirty": str(bool(_output("git", "status", "--porcelain", "--", ":!perf/results"))) if sha else "",
+        "git_sha": sha,
+        "git_dirty": dirty,
         "torch": torch.__version__,
         "triton": version("triton"),
         "triton_gru": triton_gru.__version__,

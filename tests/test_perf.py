@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import pathlib
 import time
 import types
 
@@ -72,10 +73,12 @@ def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
         assert report.key(dataclasses.replace(row, **other)) not in report.measured()
 
 
-def test_a_copy_without_its_repository_is_told_its_commit(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_copy_is_told_its_commit(tmp_path, monkeypatch):
+    """Also where it lies in a repository, which may be at another."""
     monkeypatch.setenv("GIT_SHA", "abc")
-    assert (environment("cpu")["git_sha"], environment("cpu")["git_dirty"]) == ("abc", "")
+    for place in (pathlib.Path(__file__).parent, tmp_path):
+        monkeypatch.chdir(place)
+        assert (environment("cpu")["git_sha"], environment("cpu")["git_dirty"]) == ("abc", "")
 
 
 def test_quantiles():
