@@ -7,7 +7,7 @@ A line is for what the lines before it have left.
 import random
 
 FIRST = (
-    # What has never run but in an emulator: assembly, the hand-over, what a launch does that waits in vain.
+    # What most depends on the GPU: assembly, the hand-over, what a launch does that waits in vain.
     ("test_isa.py", None),
     ("test_exchange.py", None),
     ("test_gpu_grid.py::test_a_missing_producer", None),
