@@ -30,17 +30,17 @@ def hop_steps(
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, HANDOVER)
+    WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE, HANDOVER)
-    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
+    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE)
+    elements = exchange.elements_of(mailbox, DTYPE)
 
     history = 0
-    exchange.send(elements + own, _numbers(history, own), own >= 0, 1, DTYPE, HANDOVER, "ieee", ISA)
+    exchange.send(elements + own, _numbers(history, own), own >= 0, DTYPE, "ieee", ISA)
     slot = 0
-    for t in tl.range(0, steps):
+    for _ in tl.range(0, steps):
         x = exchange.receive(
-            elements + slot * (BATCH * ROW), t + 1, mailbox, watch,
+            elements + slot * (BATCH * ROW), mailbox, watch,
             WORDS, SLICES, LANES, BATCH, BATCH, DTYPE, HANDOVER, ISA,
         )  # fmt: skip
         total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
@@ -52,7 +52,7 @@ def hop_steps(
         slot = tl.where(slot + 1 == slots, 0, slot + 1)
         exchange.send(
             elements + slot * (BATCH * ROW) + own,
-            _numbers(history, own), own >= 0, t + 2, DTYPE, HANDOVER, "ieee", ISA,
+            _numbers(history, own), own >= 0, DTYPE, "ieee", ISA,
         )  # fmt: skip
     tl.store(result + tl.program_id(0), history)
 

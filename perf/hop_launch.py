@@ -50,7 +50,7 @@ def make_hops(programs: int, kilobytes: int) -> list[Hop]:
     Tiles are cut into warps as ``grid`` cuts states of their size.
     """
     if kilobytes == ONE_WORD:
-        return [Hop(programs, 2 if each == "tag" else 4, 1, slices=1, lanes=1, handover=each) for each in HANDOVERS]
+        return [Hop(programs, 4, 1, slices=1, lanes=1, handover=each) for each in HANDOVERS]
     slices = 4 if kilobytes <= 4 else 8
     return [Hop(programs, 64 * kilobytes, 8, slices, lanes=8, handover=each) for each in HANDOVERS]
 
@@ -115,16 +115,15 @@ class Launcher:
         results = self._result.tolist()
         watchdog.check()
         hop = self.hop
-        return results == [answer(hop.row, hop.batch, hop.handover == "tag", self.steps)] * hop.programs
+        return results == [answer(hop.row, hop.batch, self.steps)] * hop.programs
 
 
 @functools.lru_cache(maxsize=256)
-def answer(row: int, batch: int, tagged: bool, steps: int) -> int:
+def answer(row: int, batch: int, steps: int) -> int:
     """What every program of `hop_steps` ends with, computed with nothing handed over."""
     element = torch.arange(batch * row)
     history = 0
-    for step in range(1, steps + 1):
-        bits = (((history >> 12) + (element & 127)) & 1023).half().view(torch.int16)
-        halves = bits.int() | step << 16 if tagged else bits.view(torch.int32)
+    for _ in range(steps):
+        halves = (((history >> 12) + (element & 127)) & 1023).half().view(torch.int32)
         history = (history * 5 + int(halves.sum()) + 2**31) % 2**32 - 2**31
     return history

@@ -45,7 +45,7 @@ def _keep_fours(x):
 
 @triton.jit
 def _words_as_they_are(
-    pointer, tail, tag, abort, watch, KIND: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
     HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: loaded once, whether they have come or not."""
@@ -54,7 +54,7 @@ def _words_as_they_are(
 
 @triton.jit
 def _words_of_nothing(
-    pointer, tail, tag, abort, watch, KIND: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
     HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: made of their addresses, which differ from word to word and step to step."""
@@ -65,7 +65,7 @@ def _words_of_nothing(
 
 
 @triton.constexpr_function
-def _nothing_is_missing(words, step, bits, tagged) -> bool:
+def _nothing_is_missing(words, bits) -> bool:
     """In place of turns.missing, by which programs wait in the interpreter."""
     return False
 
@@ -77,11 +77,11 @@ def _not_sent(pointer, value, mask, ISA: tl.constexpr):
 
 @triton.jit
 def _first_products(
-    w, x, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr,
+    w, x, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
-    value = exchange.values(x[0], DTYPE, HANDOVER, ISA)
+    value = exchange.values(x[0], DTYPE, ISA)
     zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
     products = ()
     for gate in tl.static_range(FIRST, END):

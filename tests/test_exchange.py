@@ -16,23 +16,21 @@ ROWS, UNITS = 8, 128  # of a tile: words of 8 rows, in chunks of units from two 
 
 @triton.jit
 def _send_and_receive(
-    x, y, mailbox, watch, step, H: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, HANDOVER: tl.constexpr,
+    x, y, mailbox, watch, H: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = y.dtype.element_ty
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
+    WORD: tl.constexpr = exchange.word_elements(DTYPE)
     DEPTH: tl.constexpr = 32 if WORD == 4 else 16
-    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
+    elements = exchange.elements_of(mailbox, DTYPE)
     row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
-    place = exchange.place(unit, row, ROWS, DTYPE, HANDOVER)
-    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, step, DTYPE, HANDOVER, PRECISION, ISA)
-    received = exchange.receive(
-        elements, step, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA
-    )
+    place = exchange.place(unit, row, ROWS, DTYPE)
+    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, DTYPE, PRECISION, ISA)
+    received = exchange.receive(elements, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA)
     k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
-    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE, HANDOVER)
+    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE)
     for c in tl.static_range(len(received)):
-        value = exchange.values(received[c], DTYPE, HANDOVER, ISA)
+        value = exchange.values(received[c], DTYPE, ISA)
         tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
 
 
@@ -52,12 +50,11 @@ def test_what_is_sent_is_received(precision, handover, device):
         bits = x.view(torch.int32)
         rounded = ((bits + 0x1000) & -0x2000).view(torch.float32)
         expected = torch.where(x.isnan(), x, rounded)
-    flagged = handover in ("flag", "probe")
     y = torch.full_like(expected, 7.0)
-    mailbox = torch.full((16 + ROWS * UNITS,), -1 if flagged else 0, dtype=torch.int64, device=device)
+    mailbox = torch.full((16 + ROWS * UNITS,), -1, dtype=torch.int64, device=device)
     watch = torch.tensor([10**10, 0], device=device)
     _send_and_receive[(1,)](
-        x, y, mailbox, watch, 1, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
+        x, y, mailbox, watch, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
         HANDOVER=handover, ISA=FORM[device], num_warps=2,
     )  # fmt: skip
     assert torch.equal(y.isnan(), x.isnan())
@@ -67,9 +64,9 @@ def test_what_is_sent_is_received(precision, handover, device):
 
 
 @triton.jit
-def _wait(words, y, tag, abort, watch, KIND: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
+def _wait(words, y, abort, watch, BITS: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
     at = tl.arange(0, 64)[None, :, None]
-    received = isa.wait_words(words + at, words + at, tag, abort, watch, KIND, 2, 64, False, NAN, 2, PROBE)
+    received = isa.wait_words(words + at, words + at, abort, watch, BITS, 2, 64, False, NAN, 2, PROBE)
     for i in tl.static_range(2):
         tl.store(y + 64 * i + at, received[i])
 
@@ -79,19 +76,16 @@ def _wait(words, y, tag, abort, watch, KIND: tl.constexpr, PROBE: tl.constexpr, 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_a_wait_for_one_missing_element_gives_up(bits, handover):
     """Two words of a thread in each of two tensors; test_isa.py has the arithmetic in every combination of bits."""
-    tagged = handover == "tag"
-    elements = torch.arange(128 * 64 // (bits * (1 + tagged)), dtype=torch.int64) % 32767
-    if tagged:
-        elements |= 5 << bits
-    integer = {16: torch.int16, 32: torch.int32, 64: torch.int64}[bits * (1 + tagged)]
+    elements = torch.arange(128 * 64 // bits, dtype=torch.int64) % 32767
+    integer = {16: torch.int16, 32: torch.int32}[bits]
     words = elements.to(integer).cuda().view(torch.int64)
     host = torch.zeros(1, dtype=torch.int32).pin_memory()
     abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
-    kind, tag, nan = f"{'tag' if tagged else 'flag'}{bits}", 5 << 16 if bits == 16 else 5, 0x7FFF7FFF7FFF7FFF
+    nan = 0x7FFF7FFF7FFF7FFF
 
     def waited() -> torch.Tensor:
         y = torch.zeros_like(words)
-        _wait[(1,)](words, y, tag, abort, watch, KIND=kind, PROBE=handover == "probe", NAN=nan, num_warps=1)
+        _wait[(1,)](words, y, abort, watch, BITS=bits, PROBE=handover == "probe", NAN=nan, num_warps=1)
         torch.cuda.synchronize()
         return y
 
@@ -100,7 +94,7 @@ def test_a_wait_for_one_missing_element_gives_up(bits, handover):
     each = words.view(integer)
     for i in range(0, each.numel(), 5):
         kept = each[i].clone()
-        each[i] = kept - (1 << bits) if tagged else -1
+        each[i] = -1
         y = waited()
         assert (y == nan).any() and torch.equal(y[y != nan], words[y != nan]), i
         assert (host.item(), abort.item()) == (1, 1)

@@ -128,7 +128,7 @@ HOPS = make_hops(4, 1)
 def test_every_handover_ends_with_the_known_answer():
     rows = hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)
     assert [(row.provider, row.status, row.n) for row in rows] == [
-        (f"hop.{handover}", "ok", 0) for handover in ("flag", "probe", "tag")
+        (f"hop.{handover}", "ok", 0) for handover in ("flag", "probe")
     ]
 
 
@@ -148,7 +148,9 @@ def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
 
 
 class Stub:
-    """A launcher for no device, whose tags give up and whose probes end with something else."""
+    """A launcher for no device, whose probes end with something else, or give up if ``failing``."""
+
+    failing = False
 
     spills = 0
     mailbox = types.SimpleNamespace(longest=80)
@@ -157,7 +159,7 @@ class Stub:
         self.handover = hop.handover
 
     def is_right(self, call):
-        if self.handover == "tag":
+        if self.failing and self.handover == "probe":
             raise RuntimeError("gave up")
         return self.handover == "flag"
 
@@ -184,13 +186,18 @@ def test_a_hop_is_the_difference_of_two_launches(measured_on_a_stub):
     expected = {(mode, "launch", steps): ms for mode in ("eager", "graph") for steps, ms in launches.items()}
     assert timed == pytest.approx(expected | {(mode, "hop", 80): 0.003 for mode in ("eager", "graph")})
     assert {row.provider: (row.status, row.error, row.n) for row in rows if row.status != "ok"} == {
-        "hop.tag": ("failed", "gave up", 0),
-        "hop.probe": ("wrong", "", 0),
+        "hop.probe": ("wrong", "", 0)
     }
     line = hop.table({"a cell": rows}, "eager").splitlines()[1]
-    assert line.split() == ["a", "cell", "3.000", "wrong", "failed", "hop.flag"]
+    assert line.split() == ["a", "cell", "3.000", "wrong", "hop.flag"]
     lines = hop.table({"a cell": rows, "another": []}, "graph").splitlines()
     assert [line.split()[-1] for line in lines[1:]] == ["hop.flag", "none"]
+
+
+def test_a_hop_that_fails_says_why(measured_on_a_stub, monkeypatch):
+    monkeypatch.setattr(Stub, "failing", True)
+    rows = measured_on_a_stub(gave_up="")
+    assert {(row.provider, row.status, row.error) for row in rows if not row.n} == {("hop.probe", "failed", "gave up")}
 
 
 def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_on_a_stub):

@@ -145,7 +145,7 @@ def test_a_cold_l2_is_apart(errors):
         {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GH200 480GB"}, {"gpu_name": "NVIDIA L4"},
         {"sms": "16"}, {"variant": "streaming", "T": 1}, {"dtype": "float64"}, {"n": 0, "status": "wrong"},
         {"config": ""}, {"config": "GridConfig(units=16)"}, {"kernel": "block"}, {"kernel": "torch"},
-        {"provider": "triton_gru.grid.tag"}, {"provider": "torchrl"},
+        {"provider": "triton_gru.grid.probe"}, {"provider": "torchrl"},
     ],
     ids=str,
 )  # fmt: skip

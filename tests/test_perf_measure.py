@@ -25,7 +25,7 @@ def measured(names, case=TINY, conditions=CPU):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_every_kernel_goes_through_gate_and_clock(precision, launched):
-    names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "triton_gru.grid.tag"]
+    names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "triton_gru.grid.probe"]
     rows = measured(names, dataclasses.replace(TINY, precision=precision))
     assert list(rows) == ["torch.nn.GRU", *names]
     assert [row.kernel for row in rows.values()] == ["torch", "torch", *KERNELS, "grid"]
@@ -36,7 +36,7 @@ def test_every_kernel_goes_through_gate_and_clock(precision, launched):
         assert row.n >= 3
         assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
         assert 0 <= row.max_abs_err < 0.01
-    assert "handover='tag'" in rows["triton_gru.grid.tag"].config
+    assert "handover='probe'" in rows["triton_gru.grid.probe"].config
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -170,7 +170,7 @@ PACKED = dataclasses.replace(TINY, batch=3, packed=True)
 
 @pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
 def test_every_kernel_goes_both_ways_and_through_packed_sequences(case, launched):
-    names = ["triton_gru", "triton_gru.block", "triton_gru.grid.tag", "triton_gru.grid.16x8x1", "triton_gru.step"]
+    names = ["triton_gru", "triton_gru.block", "triton_gru.grid.probe", "triton_gru.grid.16x8x1", "triton_gru.step"]
     rows = measured([*names, "torch.nn.RNN", "torch.nn.LSTM"], case)
     assert {f"{kernel}_scan" for kernel in KERNELS} <= set(launched)
     for row in rows.values():

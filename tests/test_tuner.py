@@ -42,14 +42,14 @@ def faster(chosen, by=0.5):
 def test_the_fastest_is_found_kept_and_used(tables, capsys):
     fastest = next(
         each for each in candidates(PROBLEM, H200)
-        if each.kernel == "grid" and each.config.tiles == 2 and each.config.handover == "tag"
+        if each.kernel == "grid" and each.config.tiles == 2 and each.config.rows == 8
     )  # fmt: skip
     before = choose(PROBLEM, H200)
     assert (before.kernel, before.source, before.tuned) == ("grid", "heuristic", False)
     assert before.config != fastest.config
     ((found,), planted) = tune(PROBLEM, ms=faster(fastest))
     assert planted.closed
-    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 30
+    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 20
     assert found.kept == tables / "H200.json"
     assert found.entry.results["grid"].heuristic_ms == pytest.approx(1.0)
     for forgotten in (False, True):  # from this process, and from its file

@@ -57,7 +57,7 @@ class BlockConfig:
         return max(weights, state) if isa == "plain" else weights + state
 
 
-HANDOVERS = ("flag", "probe", "tag")
+HANDOVERS = ("flag", "probe")
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,18 @@ class GridConfig:
         at_once = self.batch * self.tiles * self.copies
         return -(-batch_size // at_once) * (directions // self.directions)
 
-    def element_bytes(self, itemsize: int) -> int:
-        """Bytes of a hidden unit in the mailbox."""
-        return itemsize * (2 if self.handover == "tag" else 1)
-
     def weight_tiles(self, itemsize: int) -> int:
         """Tiles of W_hh in a program."""
         return 3 * -(-self.padded_hidden // (self.slices * self.depth(itemsize)))
 
     def depth(self, itemsize: int) -> int:
         """Of a tile: hidden units that a slice sums over."""
-        return 32 if self.element_bytes(itemsize) == 2 else 16
+        return 32 if itemsize == 2 else 16
 
     def state_registers(self, itemsize: int) -> int:
         """32-bit registers of a thread for its words of a tile's state, all of which it waits for at once."""
         depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
-        return depth * self.batch * self.element_bytes(itemsize) // 128
+        return depth * self.batch * itemsize // 128
 
     def registers(self, itemsize: int) -> int:
         """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""

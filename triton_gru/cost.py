@@ -173,10 +173,10 @@ def _block_step(config: BlockConfig, call: _Step) -> Cost:
     return Cost(instructions=call.microseconds(cycles), bytes=moved)
 
 
-# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" and "tag" read it in vain
-# until it is there, "probe" waits for a word of it before.
-_TRIPS = {"flag": 1, "probe": 1.5, "tag": 1}
-_READS = {"flag": 2, "probe": 1, "tag": 1.6}
+# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" reads it in vain until it is
+# there, "probe" waits for a word of it before.
+_TRIPS = {"flag": 1, "probe": 1.5}
+_READS = {"flag": 2, "probe": 1}
 
 
 def _grid_step(config: GridConfig, call: _Step) -> Cost:
@@ -196,10 +196,10 @@ def _grid_step(config: GridConfig, call: _Step) -> Cost:
     cycles = rounds * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.tiles * config.slices / 4)
     hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
-        sent = config.rows * config.units * config.element_bytes(call.itemsize)
+        sent = config.rows * config.units * call.itemsize
         hop += _SHARED_LINE * config.programs * max(0.0, _LINE / sent - 1)
     rows = -(-call.batch_size // config.batch) * config.rows
-    read = call.directions * config.programs * rows * config.padded_hidden * config.element_bytes(call.itemsize)
+    read = call.directions * config.programs * rows * config.padded_hidden * call.itemsize
     # Of two tiles in turn, one has come by the time the other is done: nothing is read in vain.
     read *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
     return Cost(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from .config import GRID_CUTS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
+from .config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
 from .cost import step_cost
 from .device import Device
 from .problem import Problem
@@ -105,7 +105,7 @@ def grid_config(
             f"{device.name} has {device.sms} multiprocessors"
         )
     sizes, numbers = (hidden_size, batch_size, directions), (dtype, precision, device)
-    configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers or ("flag", "probe"))]
+    configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers or HANDOVERS)]
     if not handovers:
         configs = [each for each in configs if each.handover == "flag" or each.programs >= _PROBING_PROGRAMS]
     if configs:

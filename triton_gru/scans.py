@@ -209,22 +209,19 @@ class Mailbox:
 
     def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype):
         self._handovers = handovers
-        self._tagged = config.handover == "tag"
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         tiles *= config.directions
-        self._slot = tiles * config.rows * config.padded_hidden * config.element_bytes(dtype.itemsize) // 8
+        self._slot = tiles * config.rows * config.padded_hidden * dtype.itemsize // 8
 
     @property
     def longest(self) -> int:
         """Time steps that one launch can take."""
         in_all = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot
-        if self._tagged:
-            in_all = (1 << 15) - 1  # their numbers have to fit a tag of 16 bits, one of which is the sign
         return max(1, (in_all - 1) // self._handovers)
 
     def slots(self, steps: int) -> int:
-        """Two in turn, or one for each hand-over of so many steps and the first state's."""
-        return 2 if self._tagged else self._handovers * steps + 1
+        """One for each hand-over of so many steps and the first state's."""
+        return self._handovers * steps + 1
 
     def size(self, steps: int) -> int:
         """Words of 64 bits that a launch of so many steps takes."""
@@ -232,7 +229,7 @@ class Mailbox:
 
     def clear(self, words: Tensor, steps: int) -> Clear:
         """What has to come before a launch of so many steps."""
-        return Clear(words[: self.size(steps)], 0 if self._tagged else -1)
+        return Clear(words[: self.size(steps)], -1)
 
 
 def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:

@@ -128,21 +128,6 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
         assert any(waits[0] < i < waits[1] for i in sends), marks
 
 
-@pytest.mark.parametrize(
-    "precision, device",
-    [("fp16", KNOWN["A100"]), ("fp16", KNOWN["H200"]), ("tf32", KNOWN["H200"])],
-    ids=lambda x: getattr(x, "arch", x),
-)
-def test_tags_spill_nothing(precision, device):
-    """No plan chooses them, but tuning may."""
-    pretend(device)
-    config = dataclasses.replace(chosen(device, precision, 200, 1), handover="tag")
-    if config.register_tiles:
-        config = dataclasses.replace(config, register_tiles=config.weight_tiles(PRECISIONS[precision][0].itemsize))
-    found = Facts(scan_of(device, precision, 200, 1, config=config).compile())
-    assert found.stack == 0 and found.spills == 0, found
-
-
 def test_there_is_no_portable_form():
     plain = dataclasses.replace(KNOWN["H200"], isa="plain")
     config = chosen(KNOWN["H200"], "fp16", 200, 1)

@@ -5,16 +5,14 @@ as one store and is read as part of a 64-bit word; elements arrive in any order,
 has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
 what a warp reads at once, and what a program sends, is then one piece of memory.
 
-A step is a hand-over here: of the state before a time step, and, where r comes before the recurrent product, of r h by
-turns with it. Three protocols (``HANDOVER``):
+There is a slot for every hand-over: of the state before each time step, and, where r comes before the recurrent
+product, of r h by turns with it. The data is the flag: the mailbox is filled with -1 before the launch, and an element
+is missing while it is -1, as a floating-point number a NaN that `_encode` never makes. A program waits in one of two
+ways:
 
-- ``"flag"``: the data is the flag. The mailbox has a slot for every step and is filled with -1 before the launch;
-  an element is missing while it is -1, as a floating-point number a NaN that `_encode` never makes.
-- ``"probe"``: as "flag", but a thread reads one word until it has come, and then all of its own. A trip through memory
-  more, but where tiles are large, waiting does not take what memory can deliver from those that need not wait.
-- ``"tag"``: above every element stands the number of its step: twice the bytes, but two slots in turn are enough,
-  because a program writes step t + 2 when it has read all of step t + 1, which every other wrote when it had read
-  all of step t. Filled with 0 before the launch; steps are counted from 1.
+- ``"flag"``: a thread reads all of its words until all have come.
+- ``"probe"``: it reads one word until that has come, and then all. A trip through memory more, but where many programs
+  wait, they do not take what memory can deliver from those that need not.
 
 No wait is endless. A program that has waited for as long as ``watch`` says takes NaNs for what is missing, so that
 all that depends on it becomes NaN, sets the launch's abort word, so that no other wait is as long, and a word in
@@ -34,30 +32,23 @@ from . import isa, turns
 HEADER = tl.constexpr(16)
 
 
-@triton.constexpr_function
-def element_bits(dtype, handover):
-    """Bits of an element in the mailbox."""
-    return dtype.primitive_bitwidth * (2 if handover == "tag" else 1)
-
-
 @triton.jit
-def elements_of(mailbox, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+def elements_of(mailbox, DTYPE: tl.constexpr):
     """Return a pointer to the first element of a mailbox."""
-    bits: tl.constexpr = element_bits(DTYPE, HANDOVER)
-    element: tl.constexpr = tl.int16 if bits == 16 else tl.int32 if bits == 32 else tl.int64
+    element: tl.constexpr = tl.int32 if DTYPE == tl.float32 else tl.int16
     return (mailbox + HEADER).to(tl.pointer_type(element))
 
 
 @triton.constexpr_function
-def word_elements(dtype, handover):
+def word_elements(dtype):
     """Elements of a word."""
-    return 64 // element_bits(dtype, handover)
+    return 64 // dtype.primitive_bitwidth
 
 
 @triton.jit
-def place(unit, row, ROWS: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+def place(unit, row, ROWS: tl.constexpr, DTYPE: tl.constexpr):
     """The index among a tile's elements of that of a unit and one of ``ROWS`` batch rows; of words, `word_place`."""
-    WORD: tl.constexpr = word_elements(DTYPE, HANDOVER)
+    WORD: tl.constexpr = word_elements(DTYPE)
     return word_place(unit // WORD, row, ROWS) * WORD + unit % WORD
 
 
@@ -67,24 +58,9 @@ def word_place(word, row, ROWS: tl.constexpr):
 
 
 @triton.jit
-def send(
-    element,
-    x,
-    mask,
-    step,
-    DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
-    """Sends fp32 ``x`` of a step, all that this program has of it, to the elements at ``element`` where ``mask``."""
-    bits = _encode(x, DTYPE, PRECISION, ISA)
-    if HANDOVER == "tag":
-        if DTYPE == tl.float32:
-            bits = (bits.to(tl.int64) & 0xFFFFFFFF) | (tl.full((), step, tl.int64) << 32)
-        else:
-            bits = (bits.to(tl.int32) & 0xFFFF) | (step << 16)
-    isa.send(element, bits, mask, ISA)
+def send(element, x, mask, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    """Sends fp32 ``x``, all that this program has of a slot, to the elements at ``element`` where ``mask``."""
+    isa.send(element, _encode(x, DTYPE, PRECISION, ISA), mask, ISA)
 
 
 @triton.jit
@@ -103,7 +79,6 @@ def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 @triton.jit
 def receive(
     box,
-    step,
     abort,
     watch,
     WORDS: tl.constexpr,
@@ -118,8 +93,9 @@ def receive(
     """Return the tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
 
     The result is a tuple of as many [SLICES, LANES, BATCH] as the tile takes, in the order of the words. After the last
-    word come zeros, and after the last row that row again. The words are those of ``step``.
+    word come zeros, and after the last row that row again.
     """
+    BITS: tl.constexpr = DTYPE.primitive_bitwidth
     NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
     CHUNK: tl.constexpr = SLICES * LANES
     COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
@@ -132,19 +108,14 @@ def receive(
     pointer = words + word_place(word, row, ROWS)
     tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS)
     if ISA == "ptx":
-        PROTOCOL: tl.constexpr = "tag" if HANDOVER == "tag" else "flag"
-        KIND: tl.constexpr = PROTOCOL + "32" if DTYPE == tl.float32 else PROTOCOL + "16"
         PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
-        if KIND == "tag16":
-            step = step << 16
         x = isa.wait_words(
-            pointer, tail, step, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe"
-        )
+            pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe"
+        )  # fmt: skip
     else:
         tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
-        BITS: tl.constexpr = 32 if DTYPE == tl.float32 else 16
         x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
-        while turns.missing(x, step, BITS, HANDOVER == "tag"):
+        while turns.missing(x, BITS):
             x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
     if HAS_TAIL:
         x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
@@ -164,27 +135,23 @@ def load_words(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAI
 
 
 @triton.jit
-def values(word, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, ISA: tl.constexpr):
+def values(word, DTYPE: tl.constexpr, ISA: tl.constexpr):
     """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order that `in_order` gives units."""
     S: tl.constexpr = word.shape[0]
     L: tl.constexpr = word.shape[1]
     N: tl.constexpr = word.shape[2]
-    WORD: tl.constexpr = word_elements(DTYPE, HANDOVER)
-    if WORD == 1:
-        x = word.to(tl.int32)
-    elif DTYPE == tl.float32:
+    WORD: tl.constexpr = word_elements(DTYPE)
+    if DTYPE == tl.float32:
         x = tl.join(word.to(tl.int32), (word >> 32).to(tl.int32))
     else:
         first, second, third, fourth = isa.split_word(word, ISA)
-        x = tl.join(first, third)
-        if WORD == 4:
-            x = tl.reshape(tl.join(x, tl.join(second, fourth)), (S, L, N, 4))
+        x = tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), (S, L, N, 4))
     x = tl.reshape(x.to(DTYPE, bitcast=True), (S, L, N, WORD))
-    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, L * WORD, N)), DTYPE, HANDOVER)
+    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, L * WORD, N)), DTYPE)
 
 
 @triton.jit
-def in_order(x, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
+def in_order(x, DTYPE: tl.constexpr):
     """[S, K, N], K consecutive units, with the units in the order that suits the matrix unit.
 
     Of its right operand a thread has words i and 4 + i of every eight, for an i of its own, and gives it half of their
@@ -193,9 +160,6 @@ def in_order(x, DTYPE: tl.constexpr, HANDOVER: tl.constexpr):
     S: tl.constexpr = x.shape[0]
     K: tl.constexpr = x.shape[1]
     N: tl.constexpr = x.shape[2]
-    HALF: tl.constexpr = word_elements(DTYPE, HANDOVER) // 2
-    if HALF == 0:
-        return x
-    else:
-        x = tl.reshape(x, (S, K // (16 * HALF), 2, 4, 2, HALF, N))
-        return tl.reshape(tl.permute(x, (0, 1, 4, 3, 2, 5, 6)), (S, K, N))
+    HALF: tl.constexpr = word_elements(DTYPE) // 2
+    x = tl.reshape(x, (S, K // (16 * HALF), 2, 4, 2, HALF, N))
+    return tl.reshape(tl.permute(x, (0, 1, 4, 3, 2, 5, 6)), (S, K, N))

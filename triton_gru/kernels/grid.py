@@ -76,12 +76,11 @@ def grid_scan(
     DTYPE: tl.constexpr = out.dtype.element_ty
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, HANDOVER)
+    WORD: tl.constexpr = exchange.word_elements(DTYPE)
     DEPTH: tl.constexpr = 32 if WORD == 4 else 16  # of a slice of a chunk: the matrix unit's
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
     # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
     Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
-    HANDOVERS: tl.constexpr = 1 if RESET_AFTER else 2  # in a step
 
     in_launch = tl.program_id(0) // PROGRAMS // copies
     direction = first_direction + in_launch
@@ -90,7 +89,7 @@ def grid_scan(
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
     for i in tl.static_range(3 * CHUNKS):
-        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, DTYPE, HANDOVER)
+        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, DTYPE)
         w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
     unit = tl.arange(0, UNITS)[:, None]
     b = tl.arange(0, BATCH)[None, :]
@@ -102,14 +101,14 @@ def grid_scan(
 
     tiles = tl.cdiv(batch, BATCH)
     groups = tl.cdiv(tiles, TILES)
-    elements = exchange.elements_of(mailbox, DTYPE, HANDOVER)
+    elements = exchange.elements_of(mailbox, DTYPE)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
     TILE: tl.constexpr = ROWS * ROW
     slot_size = tl.cast(directions * groups, tl.int64) * (TILES * TILE)
     elements += tl.cast(in_launch * groups, tl.int64) * (TILES * TILE)
     row = tl.minimum(b, ROWS - 1)
     in_tile = row * ROW + unit
-    own = exchange.place(first_unit + unit, row, ROWS, DTYPE, HANDOVER)
+    own = exchange.place(first_unit + unit, row, ROWS, DTYPE)
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < ROWS
     in_state = b * H + unit
@@ -146,7 +145,7 @@ def grid_scan(
             out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, LAYOUT) + unit,)
             exchange.send(
                 elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
-                h_i, sent, 1, DTYPE, HANDOVER, PRECISION, ISA,
+                h_i, sent, DTYPE, PRECISION, ISA,
             )  # fmt: skip
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
@@ -160,7 +159,6 @@ def grid_scan(
             new = ()
             ahead = tl.cast(tl.minimum(t + 1, steps - 1), tl.int64) * tiles
             next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
-            handed_over = HANDOVERS * t
             forget = ()
             for i in tl.static_range(TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
@@ -176,28 +174,27 @@ def grid_scan(
                 for i in tl.static_range(TILES):
                     box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                     x = exchange.receive(
-                        box + slot * slot_size, handed_over + 1, mailbox, watch,
+                        box + slot * slot_size, mailbox, watch,
                         ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
                     )  # fmt: skip
                     if Z_WITH_R:
-                        r, z = _products_of_slices(w, x, 0, 2, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                        r, z = _products_of_slices(w, x, 0, 2, UNITS, DTYPE, PRECISION, ISA)
                         z = isa.by_now(z, ISA)
                     else:
-                        (r,) = _products_of_slices(w, x, 0, 1, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                        (r,) = _products_of_slices(w, x, 0, 1, UNITS, DTYPE, PRECISION, ISA)
                     r_h = isa.reset_state(now[3 * i], _sum_of_slices(r, SLICES, UNITS, BATCH), h[i], DTYPE, ISA)
                     if ROW != H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     exchange.send(
                         box + next_slot * slot_size + own,
-                        r_h, sent, handed_over + 2, DTYPE, HANDOVER, PRECISION, ISA,
+                        r_h, sent, DTYPE, PRECISION, ISA,
                     )  # fmt: skip
                     if not Z_WITH_R:  # but while r h is on its way
-                        (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                        (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, PRECISION, ISA)
                         z = isa.by_now(z, ISA)
                     z_of_slices = z_of_slices + (z,)
                 slot = next_slot
                 next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
-                handed_over += 1
             for i in tl.static_range(TILES):
                 box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 first_row = (first_tile + i) * BATCH
@@ -208,16 +205,16 @@ def grid_scan(
                 place += tl.cast(t, tl.int64) * out_s
                 place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
                 x = exchange.receive(
-                    box + slot * slot_size, handed_over + 1, mailbox, watch,
+                    box + slot * slot_size, mailbox, watch,
                     ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
                 )  # fmt: skip
                 if RESET_AFTER:
-                    r, z, n = _products_of_slices(w, x, 0, 3, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                    r, z, n = _products_of_slices(w, x, 0, 3, UNITS, DTYPE, PRECISION, ISA)
                     r, z = _sums_of_slices(r, z, SLICES, UNITS, BATCH)
                     n = _sum_of_slices(n, SLICES, UNITS, BATCH) + b_n
                     h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n, h[i], DTYPE, ISA)
                 else:
-                    (n,) = _products_of_slices(w, x, 2, 3, UNITS, DTYPE, HANDOVER, PRECISION, ISA)
+                    (n,) = _products_of_slices(w, x, 2, 3, UNITS, DTYPE, PRECISION, ISA)
                     z, n = _sums_of_slices(z_of_slices[i], n, SLICES, UNITS, BATCH)
                     h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
                 if LAYOUT != "dense":
@@ -230,7 +227,7 @@ def grid_scan(
                     next_h = tl.where(forget[i], 0.0, h_i)
                 exchange.send(
                     box + next_slot * slot_size + own,
-                    next_h, sent, handed_over + 2, DTYPE, HANDOVER, PRECISION, ISA,
+                    next_h, sent, DTYPE, PRECISION, ISA,
                 )  # fmt: skip
                 isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA)
                 new = new + (next_h,)
@@ -256,7 +253,6 @@ def _load_tile(
     SLICES: tl.constexpr,
     DEPTH: tl.constexpr,
     DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
 ):
     """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of `exchange.values`; else zero."""
     unit = first_unit + tl.arange(0, UNITS)[None, :, None]
@@ -266,7 +262,7 @@ def _load_tile(
         tile = tl.load(address)
     else:
         tile = tl.load(address, mask=(unit < H) & (k < H), other=0.0)
-    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), DTYPE, HANDOVER), (0, 2, 1))
+    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), DTYPE), (0, 2, 1))
 
 
 @triton.jit
@@ -282,7 +278,6 @@ def _products_of_slices(
     END: tl.constexpr,
     UNITS: tl.constexpr,
     DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
@@ -295,7 +290,7 @@ def _products_of_slices(
     for _ in tl.static_range(FIRST, END):
         sums = sums + (zero,)
     for c in tl.static_range(len(x)):
-        value = exchange.values(x[c], DTYPE, HANDOVER, ISA)
+        value = exchange.values(x[c], DTYPE, ISA)
         added = ()
         for gate in tl.static_range(FIRST, END):
             added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)

@@ -287,20 +287,15 @@ GIVE_UP:
 DONE:
 }}"""
 
-# Per kind of message: what the halves a and b of a word add to ``seen``, and how that shows that something is missing.
+# By the bits of an element: what the halves a and b of a word add to ``seen``, and how that shows that one is missing.
 _MISSING = {
     # The 16-bit parts of y = ~x: one is zero exactly where (y - 0x00010001) & x has a part's high bit.
-    "flag16": (
+    16: (
         "sub.u32 c, 0xFFFEFFFE, a; and.b32 c, c, a; or.b32 seen, seen, c; "
         "sub.u32 c, 0xFFFEFFFE, b; and.b32 c, c, b; or.b32 seen, seen, c;",
         "and.b32 seen, seen, 0x80008000; setp.ne.u32 missing, seen, 0;",
     ),
-    "flag32": ("max.u32 seen, seen, a; max.u32 seen, seen, b;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"),
-    "tag16": (
-        "xor.b32 a, a, {tag}; or.b32 seen, seen, a; xor.b32 b, b, {tag}; or.b32 seen, seen, b;",
-        "setp.gt.u32 missing, seen, 0xFFFF;",
-    ),
-    "tag32": ("xor.b32 b, b, {tag}; or.b32 seen, seen, b;", "setp.ne.u32 missing, seen, 0;"),
+    32: ("max.u32 seen, seen, a; max.u32 seen, seen, b;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"),
 }
 
 
@@ -308,10 +303,9 @@ _MISSING = {
 def wait_words(
     pointer,
     tail,
-    tag,
     abort,
     watch,
-    KIND: tl.constexpr,
+    BITS: tl.constexpr,
     COUNT: tl.constexpr,
     STRIDE: tl.constexpr,
     HAS_TAIL: tl.constexpr,
@@ -324,30 +318,27 @@ def wait_words(
     ``tail`` is where the last of the tensors lies instead, if ``HAS_TAIL``. After giving up, words of ``NAN``. One
     loop reads all that a thread needs, ``PACK`` words of each tensor, so that their trips through memory overlap; with
     ``PROBE`` only once the first of them has come, so that waiting takes little of what memory can deliver.
-    ``KIND`` is the protocol and the width of its elements: with "flag16" and "flag32" an element of -1 has not
-    come; with "tag16" and "tag32" one whose upper half is not ``tag`` has not.
+    An element of ``BITS``, 16 or 32, that is -1 has not come.
     """
-    return _wait_words(pointer, tail, tag, abort, watch, KIND, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, _SOURCE)
+    return _wait_words(pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, _SOURCE)
 
 
 @tl.core.extern
-def _wait_words(
-    pointer, tail, tag, abort, watch, kind, count, stride, has_tail, nan, pack, probe, source, _semantic=None
-):
-    kind, count, stride, has_tail, nan, pack, probe = (
-        tl.core._unwrap_if_constexpr(x) for x in (kind, count, stride, has_tail, nan, pack, probe)
+def _wait_words(pointer, tail, abort, watch, bits, count, stride, has_tail, nan, pack, probe, source, _semantic=None):
+    bits, count, stride, has_tail, nan, pack, probe = (
+        tl.core._unwrap_if_constexpr(x) for x in (bits, count, stride, has_tail, nan, pack, probe)
     )
     words = [f"${i}" for i in range(count * pack)]
     # The operands follow the results: ``pack`` of each, and of those that are the same for all the first will do.
-    first, last, tag_, abort_, watch_ = (len(words) + i * pack for i in range(5))
+    first, last, abort_, watch_ = (len(words) + i * pack for i in range(4))
     loads = [
         f"ld.relaxed.gpu.global.b64 ${i * pack + j}, [${(last if has_tail and i == count - 1 else first) + j}"
         f"+{0 if has_tail and i == count - 1 else i * stride * 8}];"
         for i in range(count)
         for j in range(pack)
     ]
-    add, conclude = _MISSING[kind]
-    halves = [f"mov.b64 {{a, b}}, {word}; {add.format(tag=f'${tag_}')}" for word in words]
+    add, conclude = _MISSING[bits]
+    halves = [f"mov.b64 {{a, b}}, {word}; {add}" for word in words]
     if probe:
         loads.insert(1, f"mov.b32 seen, 0; {halves[0]} {conclude} @missing bra LATER;")
     asm = _WAIT.format(
@@ -360,8 +351,8 @@ def _wait_words(
     addresses = [x.to(tl.int64, _semantic=_semantic) for x in (pointer, tail, abort, watch)]
     return tl.inline_asm_elementwise(
         asm,
-        ",".join(["=&l"] * len(words) + ["l"] * 2 * pack + ["r"] * pack + ["l"] * 2 * pack),
-        [*addresses[:2], tag, *addresses[2:]],
+        ",".join(["=&l"] * len(words) + ["l"] * 4 * pack),
+        addresses,
         dtype=[tl.int64] * count,
         is_pure=True,  # else it would wait once for each layout that its words are wanted in
         pack=pack,

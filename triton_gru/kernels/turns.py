@@ -8,7 +8,7 @@ import inspect
 import threading
 
 import numpy as np
-import triton.language as tl
+import triton.language as tl  # noqa: F401 (what the interpreter replaces where `start` is defined)
 from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 
 
@@ -17,14 +17,9 @@ def in_turns(kernel):
     return _InTurns(kernel.fn) if isinstance(kernel, InterpretedFunction) else kernel
 
 
-def missing(words, step, bits, tagged) -> bool:
-    """Return whether any of the words, a tuple of tensors, has not come. If so, all other programs have had a turn."""
-    integers = [each.handle.data.view(f"int{bits * (1 + tagged)}") for each in words]
-    if tagged:
-        step = step.handle.data if isinstance(step, tl.tensor) else step
-        found = any(np.any(each >> bits != step) for each in integers)
-    else:
-        found = any(np.any(each == -1) for each in integers)
+def missing(words, bits) -> bool:
+    """Return whether an element of the words, a tuple of tensors, has not come. If so, all others have had a turn."""
+    found = any(np.any(each.handle.data.view(f"int{bits}") == -1) for each in words)
     program = threading.current_thread()
     if isinstance(program, _Program):
         program.waited(in_vain=found)
