@@ -50,7 +50,7 @@ FIRST = (
     ("test_scans.py", 32),
     ("test_sequences.py", 19),
     ("test_fallbacks.py", 6),
-    ("test_matrix.py", 10),
+    ("test_matrix.py", 18),
 )
 
 
