@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from triton_gru import accuracy, reference
-from triton_gru.accuracy import PRECISIONS, bound, set_precision
+from triton_gru.accuracy import PRECISIONS, bound, set_precision, summed
 
 __all__ = [
-    "PRECISIONS", "bound", "check", "check_alike", "exact", "in_double", "in_order_linear", "set_precision", "tf32",
+    "PRECISIONS", "bound", "check", "exact", "in_double", "in_order_linear", "set_precision", "summed", "tf32",
     "torchs_own",
 ]  # fmt: skip
 
@@ -57,27 +57,19 @@ def tf32(x: torch.Tensor) -> torch.Tensor:
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
 
 
-def check_alike(actual: torch.Tensor, torchs: torch.Tensor, module: nn.Module, exactly: torch.Tensor) -> None:
-    """Asserts that fp32 results are as near to float64's as those of torch's own ``module`` may be.
-
-    The sums of either may be added in any order, and the activations of cuDNN's fp32 cost more than the CPU's.
-    """
-    assert actual.shape == torchs.shape == exactly.shape
-    error, torchs_error = ((each.double() - exactly).abs().max().item() for each in (actual, torchs))
-    allowed = bound(torchs_error, "fp32", exactly.abs().max().item(), accuracy.summed(module))
-    assert error <= allowed, f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}"
-
-
 def in_double(module: nn.Module, *arguments):
     """Return what a copy of ``module`` gives in float64."""
     with torch.no_grad():
         return copy.deepcopy(module).double()(*(each if each is None else each.double() for each in arguments))
 
 
-def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, precision: str) -> None:
-    """Asserts shape, that NaNs and infinities are where they belong, and the bound on the error."""
-    assert actual.shape == exactly.shape
-    actual, torchs = actual.detach().double().cpu(), torchs.detach().double().cpu()
+def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, precision: str, summed: int = 0) -> None:
+    """Asserts shape, that NaNs and infinities are where they belong, and the bound on the error.
+
+    ``summed`` as in `bound`: for ``torchs`` that are torch's own in fp32, whose sums are added in another order.
+    """
+    assert actual.shape == torchs.shape == exactly.shape
+    actual, torchs, exactly = (each.detach().double().cpu() for each in (actual, torchs, exactly))
     finite = exactly.isfinite()
     assert torch.equal(actual.isnan(), exactly.isnan()), "NaNs differ from float64's"
     assert torch.equal(actual[exactly.isinf()], exactly[exactly.isinf()]), "infinities differ from float64's"
@@ -86,5 +78,5 @@ def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, pre
     # Where torch's own is NaN or infinite and float64 is not, it does not say how close one can be.
     torchs = torch.where(torchs.isfinite(), torchs, exactly)
     error, torchs_error = ((result - exactly)[finite].abs().max().item() for result in (actual, torchs))
-    allowed = bound(torchs_error, precision, exactly[finite].abs().max().item())
+    allowed = bound(torchs_error, precision, exactly[finite].abs().max().item(), summed)
     assert error <= allowed, f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}"

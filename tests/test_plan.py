@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -220,7 +219,7 @@ def test_rows_that_are_not_there_are_not_handed_over():
 
 @pytest.mark.parametrize("rows, batch, kept", [(2, 1, 2), (4, 1, 1), (8, 4, 8), (4, 4, 4), (1, 3, 4), (8, 9, 8)])
 def test_a_tuned_configuration_keeps_its_rows_for_the_batch_it_was_found_for(rows, batch, kept):
-    config = replace(grid_config(512, 1, 1, torch.float16, "ieee", H200), rows=rows)
+    config = dataclasses.replace(grid_config(512, 1, 1, torch.float16, "ieee", H200), rows=rows)
     assert for_problem(config, change(hidden_size=512, batch_size=batch), H200).rows == kept
 
 

@@ -64,10 +64,10 @@ _SHARED_LINE, _LINE = 1.8, 128
 _STEP_REACHED = 0.55  # by ``step``, of the bandwidths of memory and the L2
 # Microseconds: from one kernel to the next, where the host is ahead or a graph replays them; of a launch a step from
 # Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work
-# (in 16 bits, in fp32).
+# (and more in fp32).
 _LAUNCH = 2.5
 _PYTHON_LAUNCH = 8.0
-_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAPS = 11.0, 4.5, {2: 4.0, 4: 5.0}
+_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAP, _TORCHS_GAP_IN_FP32 = 11.0, 4.5, 4.0, 5.0
 # Cycles: of a step of cuDNN's where it is persistent, and for each hidden unit; so many times that in 16 bits from a
 # batch on.
 _TORCHS_PERSISTENT_STEP, _TORCHS_PERSISTENT_UNIT = 485, 7.2
@@ -92,8 +92,7 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
         problem.reset_after,
     )  # fmt: skip
     layers, steps = problem.num_layers, problem.steps
-    ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
-    work = step * (steps * layers) + _projection(problem, device) * (_IEEE_PROJECTION if ieee else 1)
+    work = step * (steps * layers) + _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
     if not isinstance(config, StepConfig):
         # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
@@ -281,12 +280,11 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     # gates of the input and of the state, written and read again, and the states
     moved = batch * hidden * itemsize * 12
     flops = 6 * hidden**2 * batch / _flops(problem.dtype, problem.precision, device)
-    if problem.dtype == torch.float32 and problem.precision == "tf32":
+    if itemsize == 4 and not problem.ieee:
         flops *= _TORCHS_TF32
     weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
     if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
-        ieee = problem.dtype == torch.float32 and problem.precision == "ieee"
-        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if ieee else 1)
+        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if problem.ieee else 1)
         chain = cycles / (1e3 * device.clock_ghz)
         if itemsize == 2 and batch >= _TORCHS_PERSISTENT_BATCH:
             chain *= _TORCHS_PERSISTENT_BATCHED
@@ -294,7 +292,8 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     else:
         work = max(flops, weights) + _from_l2_or_memory(moved, device)
         least = _TORCHS_STEP_IN_GRAPH if in_graph else _TORCHS_STEP
-        step = Cost(launch=max(least - work, _TORCHS_GAPS.get(itemsize, 4.0)), bytes=work)
+        gap = _TORCHS_GAP_IN_FP32 if itemsize == 4 else _TORCHS_GAP
+        step = Cost(launch=max(least - work, gap), bytes=work)
     turned = 0.0
     if problem.reverse or problem.layout == "lengths":  # input and output are turned, or packed and padded
         turned = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import watchdog
-from .arguments import Call, flat, places, surroundings, weights_of_cell, weights_of_gru
+from .arguments import Call, flat, places, surroundings
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
@@ -139,9 +139,8 @@ class _Weights:
     """
 
     def __init__(self, module):
-        is_gru = isinstance(module, nn.RNNBase)
-        self._names = tuple(module._flat_weights_names) if is_gru else _NAMES_OF_CELLS
-        self.tensors = tuple(flat(weights_of_gru(module))) if is_gru else weights_of_cell(module)
+        self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else _NAMES_OF_CELLS
+        self.tensors = tuple(getattr(module, name) for name in self._names)
         # Elsewhere than in memory a weight has no place.
         self._places = places(self.tensors) if all(w is None or type(w) in _BARE for w in self.tensors) else None
 

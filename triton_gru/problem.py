@@ -36,6 +36,11 @@ class Problem:
         return 2 if self.bidirectional else 1
 
     @property
+    def ieee(self) -> bool:
+        """Whether products are of fp32 numbers as they are."""
+        return self.dtype == torch.float32 and self.precision == "ieee"
+
+    @property
     def is_empty(self) -> bool:
         """Whether a size is 0, as a batch and the features of a cell may be: there is nothing to compile or to time."""
         return min(self.batch_size, self.input_size, self.hidden_size) < 1

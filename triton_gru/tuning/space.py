@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from ..config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid, placed
 from ..cost import call_cost
 from ..device import Device
@@ -58,7 +56,7 @@ def why_not(config: Config, problem: Problem, device: Device) -> str:
     if why := too_old(device):
         return why
     # AMD's matrix unit has products of fp32 numbers.
-    ieee = problem.dtype == torch.float32 and problem.precision == "ieee" and device.isa != "plain"
+    ieee = problem.ieee and device.isa != "plain"
     return _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
 
 
