@@ -83,16 +83,17 @@ def problem_of_row(row: pd.Series) -> Problem | None:
     )
 
 
-def device_of_row(row: pd.Series) -> Device | None:
-    """The known device that a driver calls so: as a word, for a GH200 is no H200, and all of it, not a part."""
-    named = (device for device in KNOWN.values() if re.search(rf"\b{device.name}\b", row["gpu_name"]))
-    return next((device for device in named if row["sms"] in ("", str(device.sms))), None)
+def device_of(name: str, sms: str) -> Device | None:
+    """Return the known device that a driver calls so: as a word, for a GH200 is no H200, and all of it, not a part.
+
+    ``sms`` may be empty, if it is not known how many multiprocessors there are.
+    """
+    named = (device for device in KNOWN.values() if re.search(rf"\b{device.name}\b", name))
+    return next((device for device in named if sms in ("", str(device.sms))), None)
 
 
-def device_of_table(table: Table) -> Device | None:
-    """The known device of its architecture that has as many multiprocessors."""
-    wanted = table.device.get("cc"), table.device.get("sms")
-    return next((each for each in KNOWN.values() if (each.compute_capability, each.sms) == wanted), None)
+def _device_of_table(table: Table) -> Device | None:
+    return device_of(str(table.device.get("name")), str(table.device.get("sms", "")))
 
 
 def parse_config(text: str, kernel: str) -> Config | None:
@@ -121,7 +122,7 @@ def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
     found = {}
     for table in tables.values():
         for entry in table.entries:
-            found[str(table.device), entry.key] = entry, device_of_table(table)
+            found[str(table.device), entry.key] = entry, _device_of_table(table)
     return list(found.values())
 
 
@@ -129,7 +130,7 @@ def _overview(tables: Tables) -> pd.DataFrame:
     """With the device whose rates the estimates are made from, if there is one."""
     lines = []
     for path, table in tables.items():
-        device = device_of_table(table)
+        device = _device_of_table(table)
         named = {name: " ".join(str(table.device.get(name)).split())[:60] for name in ("name", "cc", "sms")}
         counted = {"entries": len(table.entries), "not understood": len(table.skipped)}
         lines.append({"table": path.name, **named, "estimated as": device.name if device else "unknown", **counted})
@@ -148,7 +149,7 @@ def _of_rows(last: pd.DataFrame) -> list[dict]:
     timed = timed.sort_values("mode", kind="stable").drop_duplicates(cell, keep="last")  # "graph" comes after "eager"
     lines = []
     for _, row in timed.iterrows():
-        kernel, problem, device = row["kernel"], problem_of_row(row), device_of_row(row)
+        kernel, problem, device = row["kernel"], problem_of_row(row), device_of(row["gpu_name"], row["sms"])
         config = None if kernel == "torch" else parse_config(row["config"], kernel)
         if problem and device and (config or kernel == "torch"):
             source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one

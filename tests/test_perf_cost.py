@@ -163,7 +163,14 @@ def test_what_cannot_be_estimated_is_left_out(more, errors):
     ],
 )  # fmt: skip
 def test_devices_are_known_by_what_drivers_call_them(name, sms, device):
-    assert cost_errors.device_of_row({"gpu_name": name, "sms": sms}) is device
+    assert cost_errors.device_of(name, sms) is device
+
+
+def test_a_table_is_estimated_as_the_device_that_it_names(tabled):
+    """And not as another with as many multiprocessors of the same kind."""
+    devices = (dataclasses.replace(H200, name=name) for name in ("NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H800"))
+    found = said(*(tabled(off_by(1.0), device=device) for device in devices))["Tuned tables"]
+    assert found["estimated as"].tolist() == ["H200", "unknown", "unknown"]
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
