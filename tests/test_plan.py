@@ -31,7 +31,7 @@ def change(**fields):
     return dataclasses.replace(PROBLEM, **fields)
 
 
-@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)
+@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.name)
 @pytest.mark.parametrize(
     "dtype, hidden",
     [(torch.float32, 25), (torch.float32, 64), (torch.float16, 25), (torch.float16, 128), (torch.bfloat16, 64)],
@@ -65,7 +65,7 @@ def test_auto_goes_to_torch_and_says_why(fields, why):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device", [None, INTERPRETER, *KNOWN.values()], ids=lambda d: d.arch if d else "cpu")
+@pytest.mark.parametrize("device", [None, INTERPRETER, *KNOWN.values()], ids=lambda d: d.name if d else "cpu")
 def test_reset_before(backend, device):
     """As reset after, but that torch has none: where no kernel serves the call, it is the reference."""
     after, before = PROBLEM, change(reset_after=False)
@@ -239,7 +239,7 @@ def test_16_rows_and_several_tiles_are_too_much_for_block():
     assert why_not(BlockConfig(128, 1, 16, 1, 3, 8), change(hidden_size=128, batch_size=64), H200) == ""
 
 
-@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.arch)
+@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.name)
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
@@ -262,7 +262,7 @@ ANYHOW = pairwise(
 )
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.arch)
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
 def test_any_size_is_planned_launched_and_tuned(device):
     for (batch, steps, hidden), how in zip(ANY_SIZE, itertools.cycle(ANYHOW)):
         inputs, layers, bidirectional, precision, reset_after, layout = how

@@ -1,5 +1,6 @@
 """Compiles the launches of a call for a GPU that is not there, and reads what came out."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from unittest import mock
 
+import pytest
 import torch
 import triton
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -19,6 +21,7 @@ import triton_gru
 from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.arguments import bind_gru
+from triton_gru.config import GridConfig
 from triton_gru.device import KNOWN
 from triton_gru.heuristic import HEURISTICS
 from triton_gru.scans import Launch
@@ -30,6 +33,27 @@ os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _LABEL = re.compile(r"^(\.L\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
+
+# The first known device of each architecture.
+ARCHITECTURES = list({device.arch: device for device in reversed(KNOWN.values())}.values())
+
+
+def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
+    """Return pytest's parameters: a device, and a kernel, precision, hidden size and batch that it serves.
+
+    Of the devices of an architecture that get the same configuration, only the first is compiled for.
+    """
+    found = {}
+    for device in KNOWN.values():
+        for kernel, precision, hidden_size, batch_size in on_sm_90 if device.arch == "sm_90" else elsewhere:
+            config = HEURISTICS[kernel](hidden_size, batch_size, 1, *PRECISIONS[precision], device)
+            if isinstance(config, GridConfig):
+                config = dataclasses.replace(config, copies=0)  # the number of programs is not compiled in
+            if not isinstance(config, str):
+                name = f"{device.name}-{kernel}-{precision}-H{hidden_size}-B{batch_size}"
+                case = pytest.param(device, kernel, precision, hidden_size, batch_size, id=name)
+                found.setdefault((device.arch, kernel, precision, hidden_size, config), case)
+    return list(found.values())
 
 
 def kernel_launches(
@@ -206,4 +230,4 @@ def _shared_bytes(text: str) -> int:
     return 0
 
 
-__all__ = ["KNOWN", "STACK", "Facts", "kernel_launches", "pretend", "variants"]
+__all__ = ["ARCHITECTURES", "KNOWN", "STACK", "Facts", "cases", "kernel_launches", "pretend", "variants"]

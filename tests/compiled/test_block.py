@@ -6,9 +6,10 @@ import torch
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.heuristic import block_config
 
-from .harness import KNOWN, STACK, Facts, kernel_launches, pretend, variants
+from .harness import KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
 
-# One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere.
+# One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere. The two 16-bit
+# types differ in conversions alone: one of bf16 will do.
 SIZES = {
     "fp16": (1, 25, 32, 64, 100, 128, 150, 192), "tf32": (25, 32, 64, 128), "fp32": (25, 64, 100, 128), "bf16": (192,),
 }  # fmt: skip
@@ -21,36 +22,22 @@ INSTRUCTIONS = {
 ELSEWHERE = {"fp16": (128, 192), "tf32": (128,), "fp32": (64,)}
 
 
-@pytest.fixture(params=KNOWN.values(), ids=lambda device: device.arch)
-def device(request):
-    pretend(request.param)
-    return request.param
-
-
 def fits(device, precision, hidden_size, batch_size=1):
     return not isinstance(block_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device), str)
 
 
-def cases():
-    for device in KNOWN.values():
-        # The two 16-bit types differ in conversions alone: one of bf16 will do.
-        for precision, hidden_sizes in (SIZES if device.arch == "sm_90" else ELSEWHERE).items():
-            seen = set()
-            for hidden_size in hidden_sizes:
-                for batch_size in (1, 20_000):
-                    config = block_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device)
-                    key = (config, hidden_size % 16)
-                    if not isinstance(config, str) and key not in seen:
-                        seen.add(key)
-                        name = f"{device.arch}-{precision}-H{hidden_size}-B{batch_size}"
-                        yield pytest.param(device, precision, hidden_size, batch_size, id=name)
+def shapes(sizes):
+    return [
+        ("block", precision, hidden_size, batch_size)
+        for precision in sizes for hidden_size in sizes[precision] for batch_size in (1, 20_000)
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("device, precision, hidden_size, batch_size", list(cases()))
-def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size, batch_size):
+@pytest.mark.parametrize("device, kernel, precision, hidden_size, batch_size", cases(shapes(SIZES), shapes(ELSEWHERE)))
+def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     pretend(device)
     inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
-    launches = kernel_launches("block", device, precision, hidden_size, batch_size, inputs=inputs)
+    launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in launches if batch_size == 1 else launches[1:]:  # the projection's tile is the same for all
         found = Facts(launch.compile())
         assert found.stack <= STACK and found.spills == 0, found
@@ -85,6 +72,7 @@ def test_every_chosen_configuration_stays_on_chip(device, precision, hidden_size
         assert found.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
 
 
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda device: device.name)
 def test_what_does_not_fit_is_refused_with_the_reason(device):
     for precision, (dtype, fp32_precision) in PRECISIONS.items():
         refusal = block_config(512, 1, 1, dtype, fp32_precision, device)
@@ -94,15 +82,15 @@ def test_what_does_not_fit_is_refused_with_the_reason(device):
 def test_sizes_served_per_device():
     """The README's table of hidden sizes."""
     largest = {
-        device.arch: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
+        device.name: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
         for device in KNOWN.values()
     }
+    little = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}
+    much = {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128}
     assert largest == {
-        "sm_80": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64},
-        "sm_90": {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128},
-        "sm_100": {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128},
-        "sm_120": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64},
-        "gfx942": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 128},
+        **dict.fromkeys(("A100", "RTX 5090"), little),
+        **dict.fromkeys(("H200", "B200"), much),
+        "MI300X": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 128},
     }
 
 

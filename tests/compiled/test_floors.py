@@ -9,9 +9,9 @@ from perf.floors import PART, PARTS
 from perf.floors_kernel import read_shared, smallest_steps
 from triton_gru.scans import Launch
 
-from .harness import KNOWN, Facts, pretend
+from .harness import ARCHITECTURES, Facts, pretend
 
-DEVICES = [device for device in KNOWN.values() if device.isa == "ptx"]
+DEVICES = [device for device in ARCHITECTURES if device.isa == "ptx"]
 NUMBERS, RESULT = torch.empty(PART * PARTS, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
 
 

@@ -5,7 +5,7 @@ import pytest
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.heuristic import step_config
 
-from .harness import KNOWN, Facts, kernel_launches, pretend, variants
+from .harness import KNOWN, Facts, cases, kernel_launches, pretend, variants
 
 # Every width of a batch tile, and rows of W_hh that are aligned and not; on other architectures a few. With the
 # instructions of an iteration, which takes 128 bytes of each row of W_hh that a program has, or 0.
@@ -17,19 +17,15 @@ SHAPES = {
     ("fp32", 4001, 64): 0, ("fp32", 4096, 32): 0,
 }  # fmt: skip
 ELSEWHERE = [("fp16", 4096, 1), ("tf32", 4001, 64)]
-CASES = [
-    pytest.param(
-        device, precision, hidden_size, batch_size, id=f"{device.arch}-{precision}-H{hidden_size}-B{batch_size}"
-    )
-    for device in KNOWN.values()
-    for precision, hidden_size, batch_size in (SHAPES if device.arch == "sm_90" else ELSEWHERE)
-]
 
 
-@pytest.mark.parametrize("device, precision, hidden_size, batch_size", CASES)
-def test_every_chosen_configuration_streams_the_weights_once(device, precision, hidden_size, batch_size):
+@pytest.mark.parametrize(
+    "device, kernel, precision, hidden_size, batch_size",
+    cases([("step", *shape) for shape in SHAPES], [("step", *shape) for shape in ELSEWHERE]),
+)
+def test_every_chosen_configuration_streams_the_weights_once(device, kernel, precision, hidden_size, batch_size):
     pretend(device)
-    launches = kernel_launches("step", device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
+    launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
     projection, first = launches[:2]
     for launch in (projection, first) if batch_size == 1 or hidden_size % 2 else (first,):
         found = Facts(launch.compile())
