@@ -142,7 +142,7 @@ def test_a_cold_l2_is_apart(errors):
 @pytest.mark.parametrize(
     "more",
     [
-        {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GH200 480GB"}, {"gpu_name": "NVIDIA L4"},
+        {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GB200"}, {"gpu_name": "NVIDIA L4"},
         {"sms": "16"}, {"variant": "streaming", "T": 1}, {"dtype": "float64"}, {"n": 0, "status": "wrong"},
         {"config": ""}, {"config": "GridConfig(units=16)"}, {"kernel": "block"}, {"kernel": "torch"},
         {"provider": "triton_gru.grid.probe"}, {"provider": "torchrl"},
@@ -160,6 +160,10 @@ def test_what_cannot_be_estimated_is_left_out(more, errors):
         ("NVIDIA H200", "132", H200), ("NVIDIA A100-SXM4-80GB", "108", A100), ("NVIDIA A100-SXM4-80GB", "", A100),
         ("NVIDIA GeForce RTX 5090", "170", KNOWN["RTX 5090"]), ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "42", None), ("NVIDIA GB200", "148", None),
+        ("NVIDIA H100 80GB HBM3", "132", KNOWN["H100"]), ("NVIDIA H100 PCIe", "114", None),
+        ("NVIDIA GH200 480GB", "132", KNOWN["GH200"]), ("NVIDIA H800", "132", None),
+        ("NVIDIA GeForce RTX 4090", "128", KNOWN["RTX 4090"]), ("NVIDIA GeForce RTX 4090 D", "114", None),
+        ("NVIDIA L40S", "142", KNOWN["L40S"]), ("NVIDIA L40", "142", None),
     ],
 )  # fmt: skip
 def test_devices_are_known_by_what_drivers_call_them(name, sms, device):
@@ -170,7 +174,7 @@ def test_a_table_is_estimated_as_the_device_that_it_names(tabled):
     """And not as another with as many multiprocessors of the same kind."""
     devices = (dataclasses.replace(H200, name=name) for name in ("NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H800"))
     found = said(*(tabled(off_by(1.0), device=device) for device in devices))["Tuned tables"]
-    assert found["estimated as"].tolist() == ["H200", "unknown", "unknown"]
+    assert found["estimated as"].tolist() == ["H200", "GH200", "unknown"]
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])

@@ -12,7 +12,7 @@ from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import BlockConfig
 from triton_gru.device import INTERPRETER, KNOWN, find
-from triton_gru.heuristic import block_config, grid_config, heuristic
+from triton_gru.heuristic import HEURISTICS, block_config, grid_config, heuristic
 from triton_gru.plan import BACKENDS, KERNELS, choose
 from triton_gru.problem import Problem
 from triton_gru.tuning.example import example
@@ -237,6 +237,14 @@ def test_16_rows_and_several_tiles_are_too_much_for_block():
     assert "not the registers" in why_not(BlockConfig(64, 3, 16, 1, 3, 4), problem, H200)
     assert why_not(BlockConfig(64, 3, 8, 1, 3, 4), problem, H200) == ""
     assert why_not(BlockConfig(128, 1, 16, 1, 3, 8), change(hidden_size=128, batch_size=64), H200) == ""
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_chip_with_other_memory_is_planned_alike(kernel):
+    """Up to 4096 hidden units. So what is compiled for an H200 is proven for all three."""
+    devices = [dataclasses.replace(KNOWN[name], name="a Hopper") for name in ("H200", "H100", "GH200")]
+    for hidden, batch, numbers in itertools.product((25, 128, 512, 2048, 4096), (1, 64, 1000), PRECISIONS.values()):
+        assert len({HEURISTICS[kernel](hidden, batch, 1, *numbers, device) for device in devices}) == 1
 
 
 @pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.name)

@@ -258,7 +258,7 @@ def test_it_refuses_where_no_kernel_runs(monkeypatch, capsys):
         triton_gru.tune([PROBLEM])
 
 
-@pytest.mark.parametrize("device", [H200, KNOWN["A100"], KNOWN["RTX 5090"], KNOWN["MI300X"]], ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
 @pytest.mark.parametrize("precision", [(torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")])
 def test_the_space_holds_what_can_run_and_the_heuristic(device, precision):
     dtype, fp32 = precision

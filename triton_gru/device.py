@@ -43,12 +43,20 @@ class Device:
 INTERPRETER = Device("Triton interpreter", "interpreter", "interpreter", 64, 1 << 62, 1.0, 1000.0, 50 << 20)
 
 # Devices that a plan can be made for without having one: as their makers describe them. Shared memory is what a program
-# may opt in to.
+# may opt in to, by the CUDA C++ Programming Guide. The driver's figures are those that deviceQuery prints.
 KNOWN = {
     device.name: device
     for device in (
         Device("A100", "sm_80", "ptx", 108, 166912, clock_ghz=1.41, memory_gbs=2039, l2_bytes=40 << 20),
+        # L40S data sheet: 18176 units for fp32 (128 an SM), 864 GB/s. The driver: 2520 MHz and an L2 of 96 MiB.
+        Device("L40S", "sm_89", "ptx", 142, 101376, clock_ghz=2.52, memory_gbs=864, l2_bytes=96 << 20),
+        # Ada GPU architecture whitepaper, GeForce RTX 4090: its L2 has 73728 KB of the chip's 98304. The driver agrees.
+        Device("RTX 4090", "sm_89", "ptx", 128, 101376, clock_ghz=2.52, memory_gbs=1008, l2_bytes=72 << 20),
         Device("H200", "sm_90", "ptx", 132, 232448, clock_ghz=1.98, memory_gbs=4800, l2_bytes=50 << 20),
+        # H100 data sheet and architecture whitepaper, SXM5: 132 SMs, 3.35 TB/s, 50 MB. The driver: 1980 MHz.
+        Device("H100", "sm_90", "ptx", 132, 232448, clock_ghz=1.98, memory_gbs=3350, l2_bytes=50 << 20),
+        # GH200 data sheet, the variant with 96 GB of HBM3: 4 TB/s. The driver: 132 SMs, 1980 MHz and an L2 of 60 MiB.
+        Device("GH200", "sm_90", "ptx", 132, 232448, clock_ghz=1.98, memory_gbs=4000, l2_bytes=60 << 20),
         Device("B200", "sm_100", "ptx", 148, 232448, clock_ghz=1.965, memory_gbs=7700, l2_bytes=126 << 20),
         Device("RTX 5090", "sm_120", "ptx", 170, 101376, clock_ghz=2.41, memory_gbs=1792, l2_bytes=96 << 20),
         Device("MI300X", "gfx942", "plain", 304, 65536, clock_ghz=2.1, memory_gbs=5300, l2_bytes=256 << 20),

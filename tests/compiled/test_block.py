@@ -88,8 +88,8 @@ def test_sizes_served_per_device():
     little = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}
     much = {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128}
     assert largest == {
-        **dict.fromkeys(("A100", "RTX 5090"), little),
-        **dict.fromkeys(("H200", "B200"), much),
+        **dict.fromkeys(("A100", "L40S", "RTX 4090", "RTX 5090"), little),
+        **dict.fromkeys(("H200", "H100", "GH200", "B200"), much),
         "MI300X": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 128},
     }
 
