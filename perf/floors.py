@@ -2,19 +2,24 @@
 
 The floor of a call is
 
-    launch + max(bytes that must move / memory bandwidth, FLOPs / matrix rate, steps * exchange)
+    launch + max(bytes moved / memory bandwidth, bytes read again / L2 bandwidth, FLOPs / matrix rate,
+                 steps * smallest step + (steps - 1) * min(hop, alone))
 
-- launch: the call of one tiny kernel, in the same mode and by the same clock.
-- bytes: the input, the weights and the outputs once; of a W_hh beyond all registers and shared memory of the chip, what
-  is beyond, once a step. If all fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
+- launch: the call of one tiny kernel, in the same mode and by the same clock; the least of many.
+- bytes moved: the input, the weights and the outputs once, and of the bytes read again what the L2 cannot hold. If all
+  fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
+- bytes read again: what a W_hh has beyond all registers and shared memory of the chip, every other step.
 - steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
   one below has ended: T * layers. Of packed input, T is the longest length.
-- exchange: what a step waits for before the next can begin. The smallest step of a GRU, one warp's: a product, two
-  activations and the update one after the other, and the state an operand again. Where one multiprocessor cannot hold
-  a W_hh, also the best hop of one word between two of them (by any hand-over of perf.hop), and as many of them as must
-  share W_hh each reading from the L2 the state of 8 batch rows, of which the smallest product is made.
+- smallest step: one warp's product, two activations and the update one after the other, and the state an operand again.
+- hop: the best hop of one word between two multiprocessors, by any hand-over of perf.hop.
+- alone: half of what one multiprocessor, by its share of the matrix rate, takes for the products of one row's step. If
+  longer, half of what it takes to read the part of W_hh that it cannot hold.
 
-A lower bound: the greatest of the three, as the exchange of some rows can go on beside the work on others.
+Batch rows do not wait for each other, so more rows add FLOPs and no hop. Multiprocessors that share a row's step wait
+for a hop. They can multiply and read beside it, so only the hop counts. One that makes the step alone can begin when
+the first unit of the step before is finished. That unit has waited for the step before its own. So a step has the time
+of two for its products, and half of them counts. A weight that is read in that time can serve both steps.
 
     python -m perf floors [--out perf/results]
 """
@@ -40,7 +45,7 @@ from .record import Report, Row, machine_name
 
 ROUNDS = 30
 PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read
-_ROWS = 8  # columns of a matrix unit's smallest product
+_READ = 128 * 3e9  # bytes a second into a multiprocessor at most: twice the 64 a cycle of NVIDIA GPUs
 _REGISTERS = 256 << 10  # bytes of a multiprocessor's registers, on every NVIDIA GPU since Kepler
 
 
@@ -73,25 +78,31 @@ class Floors:
             return ""
         if mode == "host":
             return 1000 * self.launch[mode]
+        rate = self.matrix[row.dtype, row.precision]
+        moved, again, flops = self._work(case)
+        bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
+        steps = case.steps + case.layers - 1 if case.directions == 1 else case.steps * case.layers
+        recurrence = steps * self.step + (steps - 1) * self._exchange(case.hidden, case.dtype.itemsize, rate)
+        return 1000 * (self.launch[mode] + max(moved / bandwidth, again / self.l2, flops / rate, recurrence))
+
+    def _work(self, case: Case) -> tuple[int, int, int]:
+        """Counts the bytes moved, those read again, and the FLOPs."""
         size, directions = case.dtype.itemsize, case.directions
         inputs = [case.hidden] + [directions * case.hidden] * (case.layers - 1)
         cells = [counts(3, of_layer, case.hidden, size) for of_layer in inputs for _ in range(directions)]
-        w_hh = cells[0].weight_bytes
-        beyond = max(0, w_hh - self.multiprocessors * self.on_chip) if self.on_chip else 0
-        weights = sum(cell.flops for cell in cells) // 2 * size
+        flops = sum(cell.flops for cell in cells)
         states = len(cells) * case.batch * case.hidden * size * (2 if case.streaming else 1)
         sequences = (1 + directions) * case.total_steps * case.hidden * size
-        moved = sequences + weights + states + (case.steps - 1) * len(cells) * beyond
-        flops = case.total_steps * sum(cell.flops for cell in cells)
-        exchange = self.step
-        if self.on_chip and w_hh > self.on_chip:
-            programs = min(-(-w_hh // self.on_chip), self.multiprocessors)
-            rows = sum(min(of_step, _ROWS) for of_step in case.batch_sizes) / case.steps
-            exchange += self.hop + programs * rows * case.hidden * size / self.l2
-        steps = case.steps + case.layers - 1 if directions == 1 else case.steps * case.layers
-        bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
-        work = moved / bandwidth, flops / self.matrix[row.dtype, row.precision]
-        return 1000 * (self.launch[mode] + max(*work, steps * exchange))
+        beyond = max(0, cells[0].weight_bytes - self.multiprocessors * self.on_chip) if self.on_chip else 0
+        times = (case.steps - 1) // 2 * len(cells)
+        moved = sequences + flops // 2 * size + states + times * max(0, beyond - self.l2_bytes)
+        return moved, times * beyond, case.total_steps * flops
+
+    def _exchange(self, hidden: int, size: int, rate: float) -> float:
+        """Bounds the seconds between two smallest steps from below."""
+        weights = 3 * hidden**2
+        products = 2 * weights * self.multiprocessors / rate
+        return min(self.hop, max(products, (weights * size - self.on_chip) / _READ) / 2)
 
     def __str__(self) -> str:
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
@@ -158,7 +169,9 @@ def _measure(device: str) -> Iterator[Row]:
 
     def timed(name: str, amount: int, unit: str, function: Callable, mode: str = "eager", once=None, **about) -> Row:
         once = once or clock(device)
-        times = quantiles(samples({name: [function]}, ROUNDS, once, seconds=2.0)[name])
+        calls = 20 if name == "launch" else 1  # of which the least counts: a busy host delays most
+        taken = samples({name: [function]}, ROUNDS, lambda f: min(once(f) for _ in range(calls)), seconds=2.0)
+        times = quantiles(taken[name])
         return Row(provider=f"floor.{name}", config=f"{amount} {unit}", mode=mode, **about, **times.columns())
 
     size = 2 << 30 if on_gpu else 256 << 20
@@ -197,7 +210,8 @@ def _matrix_row(precision: str, device: str, timed: Callable[..., Row]) -> Row:
     case = Case(precision, 1, 1, 1)
     n = 8192 if device == "cuda" else 1024
     with case.pinned():
-        a, b = (torch.randn(n, n, device=device, dtype=case.dtype) for _ in range(2))
+        # Zeros take the least power, so that the clock stays up.
+        a, b = (torch.zeros(n, n, device=device, dtype=case.dtype) for _ in range(2))
         about = {"dtype": case.row().dtype, "precision": case.row().precision}
         return timed("matrix", 2 * n**3, "FLOPs", lambda: a @ b, **about)
 

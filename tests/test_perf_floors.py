@@ -1,6 +1,9 @@
 """The floors: what is measured, and what follows from it for a case."""
 
 import dataclasses
+import itertools
+import math
+import random
 
 import pytest
 import torch
@@ -12,69 +15,143 @@ from perf.floors_kernel import read_shared, smallest_steps
 
 from .perf_calls import read
 
+# 100 multiprocessors that hold 1 000 bytes each. One of them makes 1e10 FLOPs a second.
+CHIP = Floors(
+    memory=1e9, l2=4e9, matrix={("float16", ""): 1e12}, launch={"eager": 5e-6, "graph": 2e-6, "host": 4e-6},
+    hop=1e-6, step=1e-8, multiprocessors=100, on_chip=1000, l2_bytes=10_000,
+)  # fmt: skip
+QUICK = dataclasses.replace(CHIP, memory=1e14, launch={"eager": 0.0})  # to read and to launch
 
-def test_the_floor_counts_launch_work_and_exchange():
-    """By hand, for a chip of 4 multiprocessors with 1000 bytes each."""
-    chip = Floors(
-        memory=1e9, l2=4e9, matrix={("float16", ""): 1e12}, launch={"eager": 5e-6, "graph": 2e-6, "host": 4e-6},
-        hop=1e-6, step=1e-8, multiprocessors=4, on_chip=1000, l2_bytes=10_000,
-    )  # fmt: skip
-    small = Case("fp16", hidden=8, batch=2, steps=10)  # W_hh of 384 bytes: one multiprocessor holds it
+
+def seconds(chip, case, mode="eager", l2="cold"):
+    return chip.of(case, mode, l2) / 1000
+
+
+def test_the_floor_counts_launch_and_work():
+    case = Case("fp16", hidden=8, batch=2, steps=10)
     state, w_hh = 2 * 8 * 2, 3 * 64 * 2
     moved = 2 * 10 * state + 2 * w_hh + state
-    assert chip.of(small, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 4e9))
-    assert chip.of(small, "graph", "cold") == pytest.approx(1e3 * (2e-6 + moved / 1e9))
-    quick = dataclasses.replace(chip, l2=1e13)
-    assert quick.of(small, "graph", "warm") == pytest.approx(1e3 * (2e-6 + 10 * 1e-8))
-    assert chip.of(small, "host", "warm") == pytest.approx(4e-3)
+    assert seconds(CHIP, case) == pytest.approx(5e-6 + moved / 1e9)
+    assert seconds(CHIP, case, "graph", "warm") == pytest.approx(2e-6 + moved / 4e9)
+    assert seconds(CHIP, case, "host") == pytest.approx(4e-6)
+    busy = dataclasses.replace(CHIP, matrix={("float16", ""): 1e6})
+    assert seconds(busy, case) == pytest.approx(5e-6 + 10 * 2 * (2 * 6 * 64) / 1e6)
+    assert CHIP.of(dataclasses.replace(case, precision="bf16"), "eager", "warm") == ""
 
-    split = Case("fp16", hidden=20, batch=20, steps=10)  # 2400 bytes: three of them, and 8 rows at a time
-    quick = dataclasses.replace(chip, memory=1e14)
-    assert quick.of(split, "eager", "warm") == pytest.approx(1e3 * (5e-6 + 10 * (1e-8 + 1e-6 + 3 * 8 * 40 / 4e9)))
 
-    beyond = Case("fp16", hidden=40, batch=1, steps=10, layers=2)  # 9600 bytes a layer: of each, 5600 are beyond 4000
-    moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 9 * 2 * 5600
-    assert chip.of(beyond, "eager", "warm") == pytest.approx(1e3 * (5e-6 + moved / 1e9))
-    assert quick.of(beyond, "eager", "cold") == pytest.approx(1e3 * (5e-6 + 11 * (1e-8 + 1e-6 + 4 * 80 / 4e9)))
+def test_one_multiprocessor_makes_a_small_step_without_a_hop():
+    """Its 384 FLOPs take 38.4 ns: half of them, 19.2 ns, come to each smallest step of 10 ns but the first."""
+    case = Case("fp16", hidden=8, batch=1, steps=10)
+    assert seconds(QUICK, case) == pytest.approx(10 * 10e-9 + 9 * 19.2e-9)
+    assert seconds(QUICK, dataclasses.replace(case, layers=3)) == pytest.approx(12 * 10e-9 + 11 * 19.2e-9)
 
-    busy = dataclasses.replace(chip, matrix={("float16", ""): 1e6})
-    flops = 10 * 2 * 2 * 6 * 64
-    assert busy.of(small, "eager", "warm") == pytest.approx(1e3 * (5e-6 + flops / 1e6))
-    assert chip.of(dataclasses.replace(small, precision="bf16"), "eager", "warm") == ""
+
+def test_a_hop_is_counted_where_several_are_faster_than_the_one_that_holds_w_hh():
+    """One would take 9.6 us for the 384 FLOPs, of which half is more than a hop."""
+    slow = dataclasses.replace(QUICK, matrix={("float16", ""): 4e9})
+    case = Case("fp16", hidden=8, batch=1, steps=10)
+    assert seconds(slow, case) == pytest.approx(10 * 1e-8 + 9 * 1e-6)
+    assert seconds(slow, dataclasses.replace(case, steps=1)) == pytest.approx(768 / 4e9)  # no step after it
+
+
+def test_one_that_cannot_hold_w_hh_reads_or_several_wait_for_a_hop():
+    """Of 2 400 bytes 1 400 are beyond it. Half of them at 384 GB/s are 1.82 ns; half of 2 400 FLOPs 0.12 ns."""
+    strong = dataclasses.replace(QUICK, matrix={("float16", ""): 1e15})
+    case = Case("fp16", hidden=20, batch=1, steps=10)
+    assert seconds(strong, case) == pytest.approx(10 * 1e-8 + 9 * 700 / 384e9)
+    assert seconds(dataclasses.replace(strong, hop=1e-9), case) == pytest.approx(10 * 1e-8 + 9 * 1e-9)
+
+
+def test_many_rows_add_work_and_no_hop():
+    """Of 100 multiprocessors each can make a row. From 400 rows on, all FLOPs take 3 us a step."""
+    case = Case("fp16", hidden=8, batch=8, steps=10)
+    assert seconds(QUICK, case) == pytest.approx(10 * 10e-9 + 9 * 19.2e-9)
+    assert seconds(QUICK, dataclasses.replace(case, batch=4000)) == pytest.approx(10 * 4000 * 768 / 1e12)
+
+
+def test_what_the_chip_cannot_hold_is_read_again_every_other_step():
+    """Four hold 4 000 of the 9 600 bytes of each layer's W_hh. 5 600 are read in the third, fifth, .. ninth step."""
+    chip = dataclasses.replace(QUICK, multiprocessors=4, l2=1e8)
+    case = Case("fp16", hidden=40, batch=1, steps=10, layers=2)
+    assert seconds(chip, case) == pytest.approx(4 * 2 * 5600 / 1e8)
+    assert seconds(chip, dataclasses.replace(case, steps=2)) < 5600 / 1e8
+    small = dataclasses.replace(chip, l2=1e14, memory=1e8, l2_bytes=5000)
+    moved = 2 * 10 * 80 + 2 * (2 * 9600 + 80) + 4 * 2 * 600
+    assert seconds(small, case) == pytest.approx(moved / 1e8)
 
 
 def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
-    """By hand, for the same chip; each time the work first, then the exchange."""
-    chip = Floors(
-        memory=1e9, l2=1e9, matrix={("float16", ""): 1e12}, launch={"eager": 0.0}, hop=1e-6, step=1e-8,
-        multiprocessors=4, on_chip=1000,
-    )  # fmt: skip
-    slow, quick = dataclasses.replace(chip, matrix={("float16", ""): 1e3}), dataclasses.replace(chip, memory=1e14)
-
-    def milliseconds(chip, case):
-        return chip.of(case, "eager", "warm")
-
+    """Each time what is moved first, then the FLOPs, then the steps."""
+    still = dataclasses.replace(CHIP, launch={"eager": 0.0})
+    slow = dataclasses.replace(still, matrix={("float16", ""): 1e3}, hop=1e-9)
     both = Case("fp16", hidden=8, batch=2, steps=10, layers=2, directions=2)
     weights, state = 3 * 8 * (8 + 8) + 3 * 8 * (16 + 8), 2 * 8
     moved = 2 * (10 * 3 * state + 2 * weights + 4 * state)
-    assert milliseconds(chip, both) == pytest.approx(1e3 * moved / 1e9)
-    assert milliseconds(slow, both) == pytest.approx(1e3 * 10 * 2 * 2 * 2 * weights / 1e3)
-    assert milliseconds(quick, both) == pytest.approx(1e3 * 2 * 10 * 1e-8)
+    assert seconds(still, both) == pytest.approx(moved / 1e9)
+    assert seconds(slow, both) == pytest.approx(10 * 2 * 2 * 2 * weights / 1e3)
+    assert seconds(QUICK, both) == pytest.approx(20 * 10e-9 + 19 * 19.2e-9)
 
-    packed = Case("fp16", hidden=20, batch=12, steps=10, packed=True)  # 2400 bytes: three multiprocessors
-    steps, rows = sum(packed.lengths), sum(min(8, n) for n in packed.batch_sizes)
-    assert 10 * 8 > rows > 10 and steps < 10 * 12
+    packed = Case("fp16", hidden=20, batch=12, steps=10, packed=True)
+    steps = sum(packed.lengths)
+    assert 10 * 12 > steps > 10
     moved = 2 * (2 * steps * 20 + 2 * 1200 + 12 * 20)
-    assert milliseconds(dataclasses.replace(chip, memory=1e8), packed) == pytest.approx(1e3 * moved / 1e8)
-    assert milliseconds(slow, packed) == pytest.approx(1e3 * steps * 4 * 1200 / 1e3)
-    assert milliseconds(quick, packed) == pytest.approx(1e3 * (10 * (1e-8 + 1e-6) + 3 * rows * 40 / 1e9))
+    assert seconds(still, packed) == pytest.approx(moved / 1e9)
+    assert seconds(slow, packed) == pytest.approx(steps * 4 * 1200 / 1e3)
+    assert seconds(QUICK, packed) == pytest.approx(10 * 10e-9 + 9 * 120e-9)
 
     frame = Case("fp16", hidden=8, batch=2, steps=1, streaming=True)  # the state comes and goes
-    assert milliseconds(chip, frame) == pytest.approx(1e3 * 2 * (2 * 16 + 2 * 192 + 2 * 16) / 1e9)
+    assert seconds(still, frame) == pytest.approx(2 * (2 * 16 + 2 * 192 + 2 * 16) / 1e9)
 
 
-def test_floors_are_measured_once_and_read_back(tmp_path):
+def strategies(chip, case):
+    """Seconds of a call in three ways, each a layer after the other, with all that moves and all FLOPs beside it."""
+    rate, h, steps = chip.matrix["float16", ""], case.hidden, case.steps * case.layers
+    product = 6 * h * h / (rate / chip.multiprocessors)
+    reading = max(0, 6 * h * h - chip.on_chip) / 384e9
+    rows = math.ceil(case.batch / chip.multiprocessors)
+    one_a_row = steps * (rows * product + reading + chip.step)
+    # The units of a step one after the other, and with each of them at once its products of the next step.
+    two_steps = max(2 * product + chip.step, product + 2 * chip.step) + 2 * reading
+    in_turns = math.ceil(steps / 2) * two_steps if rows == 1 else math.inf
+    all_a_row = steps * (case.batch * product / chip.multiprocessors + chip.step) + (steps - 1) * chip.hop
+    moved = 2 * (2 * case.steps * case.batch * h + case.layers * (6 * h * h + case.batch * h))
+    again = (case.steps - 1) * case.layers * max(0, 6 * h * h - chip.multiprocessors * chip.on_chip)
+    work = max((moved + again) / chip.memory, again / chip.l2, steps * case.batch * 12 * h * h / rate)
+    return [chip.launch["eager"] + max(work, each) for each in (one_a_row, in_turns, all_a_row)]
+
+
+SLOWER = {"memory": 0.5, "l2": 0.5, "hop": 2, "step": 2, "on_chip": 0.5, "l2_bytes": 0.5}
+
+
+def drawn_chip(drawn):
+    return Floors(
+        memory=10 ** drawn.uniform(10, 14), l2=10 ** drawn.uniform(12, 15), launch={"eager": 1e-9},
+        matrix={("float16", ""): 10 ** drawn.uniform(10, 16)},
+        hop=10 ** drawn.uniform(-8, -5), step=10 ** drawn.uniform(-9, -6),
+        multiprocessors=drawn.randint(1, 200), on_chip=drawn.randint(100, 1 << 20), l2_bytes=drawn.randint(0, 1 << 20),
+    )  # fmt: skip
+
+
+def test_the_floor_is_below_any_strategy_and_moves_with_the_case_and_the_chip():
+    drawn = random.Random(0)
+    for _ in range(500):
+        chip = drawn_chip(drawn)
+        case = Case("fp16", drawn.randint(1, 600), drawn.choice((1, 4, 300)), drawn.randint(1, 50), drawn.randint(1, 3))
+        floor = seconds(chip, case)
+        assert floor <= min(strategies(chip, case)) * (1 + 1e-9), (chip, case)
+        assert seconds(chip, dataclasses.replace(case, steps=case.steps + 1)) >= floor
+        assert seconds(chip, dataclasses.replace(case, steps=3 * case.steps)) > floor
+        assert seconds(chip, dataclasses.replace(case, hidden=case.hidden + 1)) >= floor
+        slower = [dataclasses.replace(chip, **{name: by * getattr(chip, name)}) for name, by in SLOWER.items()]
+        slower.append(dataclasses.replace(chip, matrix={name: rate / 2 for name, rate in chip.matrix.items()}))
+        assert all(seconds(each, case) >= floor for each in slower), (chip, case)
+
+
+def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
+    one_in_20_is_not_delayed = itertools.cycle([0.5] + 19 * [1.0])
+    monkeypatch.setattr(floors, "host_clock", lambda function: next(one_in_20_is_not_delayed))
     first = floors.load_or_measure(tmp_path, "cpu")
+    assert first.launch["host"] == 0.5e-3
     assert 1e7 < first.memory < 1e13  # wide, as others may be at work on the machine
     assert 1e7 < first.l2 < 1e14
     assert 1e7 < first.matrix["float32", "ieee"] < 1e15
