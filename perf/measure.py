@@ -108,13 +108,13 @@ def _timed_in_turn(entries: list[_Entry], conditions: Conditions) -> list[Row]:
 
 
 def _timed(row: Row, taken: dict[str, list[float]], error: str) -> Row:
-    """With the quantiles of what was taken; ``error`` is that of ours, by which its times are worth nothing."""
+    """With what was taken and its quantiles; ``error`` is that of ours, by which its times are worth nothing."""
     if row.status != "ok":
         return row
     if error and row.provider.startswith(OURS):
         return dataclasses.replace(row, status="failed", error=f"this or another: {error}")
-    times = quantiles(taken[row.provider])
-    return dataclasses.replace(row, status=times.status, **times.columns())
+    times, each = quantiles(taken[row.provider]), " ".join(f"{ms:.5g}" for ms in taken[row.provider])
+    return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
 
 
 def _clock(conditions: Conditions) -> Callable[[Callable], float]:

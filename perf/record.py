@@ -18,7 +18,8 @@ import torch
 import triton_gru
 from triton_gru.device import interpreting
 
-SCHEMA = 2  # 1 had no p99_ms
+SCHEMA = 3
+_SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
 STREAMING = "streaming"  # a variant: one frame a call, from the state that the call before has left
 # What a measurement is of; rows that agree in these are comparable, or one repeats the other.
 KEY = (
@@ -33,7 +34,7 @@ class Row:
 
     ``precision`` is that of fp32 products, "ieee" or "tf32". ``status`` is "ok"; "noisy" (timed, but with a spread
     above timing.QUIET); or, without a time, "wrong" (further from float64 than it may be), "failed" or "unavailable"
-    (see ``error``).
+    (see ``error``). ``samples_ms`` has the times of all rounds in their order. Rows of one case and run share rounds.
     """
 
     schema: int = SCHEMA
@@ -78,6 +79,7 @@ class Row:
     max_abs_err: float | str = ""
     status: str = "ok"
     error: str = ""
+    samples_ms: str = ""  # the last, as it is long
 
     @property
     def base(self) -> str:
@@ -86,7 +88,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
-COLUMNS_OF_SCHEMA_1 = [name for name in COLUMNS if name != "p99_ms"]
+COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in range(1, SCHEMA + 1)}  # by schema
 
 
 def environment(device: str) -> dict[str, object]:

@@ -1,9 +1,11 @@
 """What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses; and
 what they and tuned tables say of the cost model (cost_errors).
 
-All ratios are between rows of one run. "Times faster" is the other's median time over ours: below 1 is a loss.
+All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
+torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios are of medians.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -12,11 +14,10 @@ import pandas as pd
 from . import cost_errors
 from .case import counts
 from .providers import OURS, YARDSTICK
-from .record import COLUMNS, COLUMNS_OF_SCHEMA_1, KEY, STREAMING
+from .record import COLUMNS, COLUMNS_OF, KEY, STREAMING
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
 SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
-_WORST = 10
 
 
 def plain(paths: list[pathlib.Path]) -> str:
@@ -35,21 +36,19 @@ def _read(paths: list[pathlib.Path]) -> list[tuple[str, pd.DataFrame]]:
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """The rows of all CSVs, of those that measure the same the last one; ``base`` is the provider without its mode,
-    ``form`` says whether a case is bidirectional, packed or streaming.
+    """Read the rows of all CSVs. ``base`` is the provider without its mode. ``form`` says whether a case is
+    bidirectional, packed or streaming.
 
     Raises:
         ValueError: a file that is no report.
     """
-    frames = [] if paths else [pd.DataFrame(columns=COLUMNS, dtype=str)]
+    frames = [pd.DataFrame(columns=COLUMNS, dtype=str)]
     for path in paths:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if list(frame.columns) not in (COLUMNS, COLUMNS_OF_SCHEMA_1):
+        frames.append(pd.read_csv(path, dtype=str, keep_default_na=False))
+        if list(frames[-1].columns) not in COLUMNS_OF.values():
             raise ValueError(f"{path} has not the columns of a report")
-        frames.append(frame.reindex(columns=COLUMNS, fill_value=""))
-    rows = pd.concat(frames, ignore_index=True)
-    for name in ("T", "B", "I", "H", "layers", "directions", "n"):
-        rows[name] = rows[name].astype(int)
+    rows = pd.concat(frames, ignore_index=True).fillna("")
+    rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
     for name in ("p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
     rows = rows[~rows["provider"].str.startswith(("floor.", "hop."))]
@@ -94,20 +93,46 @@ def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> lis
     ]
     tables = [(title, table) for title, table in tables if len(table)]
     if len(speedups):
-        shown = [*SHOWN, "mode", "kernel", "times faster", "rel_iqr"]
-        by_speed = speedups.sort_values("times faster")
-        lost = by_speed[by_speed["times faster"] < 1]
-        tables.append((f"The worst {_WORST} cases", by_speed[shown].head(_WORST)))
-        tables.append((f"Below 1.0: {len(lost)} of {len(by_speed)}", lost[shown]))
+        shown = [*SHOWN, "mode", "kernel", "times faster", "95 %", "rel_iqr"]
+        lost = speedups[speedups["high"].fillna(speedups["times faster"]) < 1].sort_values("times faster")
+        undecided = ((speedups["low"] <= 1) & (speedups["high"] >= 1)).sum()
+        title = f"Below 1.0: {len(lost)} of {len(speedups)}"
+        title += f"; neither lost nor won, with 1.0 in their interval: {undecided}" * bool(undecided)
+        tables.append(("Every case", speedups.sort_values([*SHOWN, "mode"])[shown]))
+        tables.append((title, lost[shown]))
     return tables
 
 
 def against_torch(rows: pd.DataFrame) -> pd.DataFrame:
-    """Ours in each mode, and how many times faster it is than the faster of torch's two, of the same run."""
-    timed = rows[rows["n"] > 0]
-    theirs = timed[timed["base"] == YARDSTICK].groupby([*CASE, "run_id"])["p50_ms"].min().rename("theirs").reset_index()
-    ours = latest(timed[timed["base"] == OURS]).merge(theirs, on=[*CASE, "run_id"])
-    return ours.assign(**{"times faster": ours["theirs"] / ours["p50_ms"]})
+    """Find how many times faster ours is, in each mode, than the faster of torch's two, of the same run.
+
+    The ratio is the median of those of the rounds, from ``low`` to ``high`` with 95 % confidence. That holds if the
+    noise of one round says nothing of the next. Without samples the ratio is that of the medians, with no interval.
+    """
+    timed, same = rows[rows["n"] > 0], [*CASE, "run_id"]
+    theirs = timed[timed["base"] == YARDSTICK]
+    theirs = theirs.loc[theirs.groupby(same)["p50_ms"].idxmin()]
+    ours = latest(timed[timed["base"] == OURS]).merge(theirs, on=same, suffixes=("", "_theirs"))
+    pairs = zip(ours["samples_ms_theirs"], ours["samples_ms"], ours["p50_ms_theirs"] / ours["p50_ms"])
+    ours[["times faster", "low", "high"]] = np.array([_paired(*pair) for pair in pairs]).reshape(-1, 3)
+    words = [f"{low:#.3g} to {high:#.3g}" if low > 0 else "" for low, high in zip(ours["low"], ours["high"])]
+    return ours.assign(**{"95 %": words})
+
+
+def _paired(theirs: str, ours: str, of_medians: float) -> tuple[float, float, float]:
+    """Return the median ratio and the ends of its interval; ``of_medians`` and NaN if there are no shared rounds."""
+    theirs, ours = (np.array(samples.split(), float) for samples in (theirs, ours))
+    if not 0 < len(theirs) == len(ours):
+        return of_medians, np.nan, np.nan
+    ratios = np.sort(theirs / ours)
+    return np.median(ratios), *np.quantile(ratios[_middles(len(ratios))].mean(axis=1), [0.025, 0.975])
+
+
+@functools.cache
+def _middles(n: int) -> np.ndarray:
+    """Draw n of n rounds with replacement, 2000 times. Return the ranks of the two in the middle of each draw."""
+    ranks = np.sort(np.random.default_rng(0).integers(n, size=(2000, n)))
+    return ranks[:, [(n - 1) // 2, n // 2]]
 
 
 def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
@@ -188,12 +213,9 @@ def cells(last: pd.DataFrame) -> pd.DataFrame:
     wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1) & (last["form"] == "")]
     others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
     wanted = wanted.merge(others, on=CASE)
-    if wanted.empty:
-        return wanted
     fastest = wanted.loc[wanted.groupby([*CASE, "base"], sort=False)["p50_ms"].idxmin()]
-    order = {name: i for i, name in enumerate(_GATES)}
     fastest = fastest.sort_values(
-        ["precision", "H", "B", "T", "base"], key=lambda c: c.map(order) if c.name == "base" else c
+        ["precision", "H", "B", "T", "base"], key=lambda c: c.map(list(_GATES).index) if c.name == "base" else c
     )
     itemsize = np.where(fastest["dtype"] == "float32", 4, 2)
     gates = [_GATES[base] for base in fastest["base"]]

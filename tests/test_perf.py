@@ -104,6 +104,23 @@ def test_rounds_end_when_their_time_is_over():
     assert len(samples({"any": [lambda: time.sleep(0.01)]}, 1000, host_clock, seconds=0.02)["any"]) == LEAST_ROUNDS
 
 
+def test_a_slow_call_takes_its_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch):
+    """Two calls take 100 ms, with 4 inputs. Warming up is 4 times both, and is not counted against the seconds."""
+    now = 0.0
+
+    def take(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("triton_gru.tuning.timing.time", types.SimpleNamespace(perf_counter=lambda: now))
+    calls = {"slow": [lambda: take(0.09)] * 4, "fast": [lambda: take(0.01)] * 4}
+    for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, ENOUGH_ROUNDS)):
+        start = now
+        taken = samples(calls, 200, host_clock, seconds, stop_when_quiet=True)
+        assert [len(each) for each in taken.values()] == [rounds, rounds]
+        assert now - start == pytest.approx(0.1 * (4 + rounds))
+
+
 def test_no_call_always_comes_after_the_same_one():
     order = []
     samples({name: [lambda name=name: order.append(name)] for name in "abc"}, 60, host_clock)

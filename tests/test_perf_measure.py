@@ -10,6 +10,8 @@ from perf.case import Case
 from perf.measure import Conditions, DeviceLost, blank_row
 from perf.providers import streaming
 from perf.providers.interface import Ready, Unavailable
+from perf.record import Report
+from perf.report import against_torch, load
 from perf.run import summary
 from triton_gru.plan import KERNELS
 from triton_gru.tuning import timing
@@ -302,6 +304,16 @@ def test_as_many_rounds_are_taken_as_are_asked_for(monkeypatch):
         "few": measured([], conditions=few)["torch.nn.GRU"]
     }
     assert (rows["torch.nn.GRU"].n, rows["few"].n) == (7, 3)
+
+
+def test_all_rounds_are_written_in_their_order_and_paired_in_the_report(tmp_path, monkeypatch):
+    planted = {"torch.nn.GRU": [300.0, 2.469134, 0.00002], "triton_gru": [100.0, 1.234567, 0.00001]}
+    monkeypatch.setattr(measure, "samples", lambda calls, *_, **__: {name: planted[name] for name in calls})
+    plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
+    written = Report(tmp_path / "rows.csv", "cpu")
+    written.add_all(measured(["triton_gru", "wrong"]).values())
+    assert [row["samples_ms"] for row in written.rows()] == ["300 2.4691 2e-05", "100 1.2346 1e-05", ""]
+    assert against_torch(load([written.path]))["times faster"].tolist() == [2.0]
 
 
 def test_rounds_asked_for_are_taken_though_all_is_quiet():

@@ -25,6 +25,7 @@ class Times:
 
     @property
     def rel_iqr(self) -> float:
+        """Divide p80 - p20 by the median: stricter than the interquartile range, which is p75 - p25."""
         return (self.p80 - self.p20) / self.p50
 
     @property
@@ -54,14 +55,13 @@ def samples(
     """Milliseconds of each of ``calls`` by the clock ``once``, one call of each a round, so that drift falls on all.
 
     Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
-    A call is a list of functions without arguments, one per rotated input; all are warmed up first. Rounds end
-    early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
+    A call is a list of functions without arguments, one per rotated input. All are warmed up before time counts. Rounds
+    end early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
     `ENOUGH_ROUNDS` or any multiple of them, no call's spread is above `QUIET`. Neither ends them before ``least``.
     """
     for functions in calls.values():
-        for _ in range(WARMUP):
-            for function in functions:
-                function()
+        for i in range(max(WARMUP, len(functions))):
+            functions[i % len(functions)]()
     taken = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(0)
     start = time.perf_counter()
