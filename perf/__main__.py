@@ -5,7 +5,7 @@
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
 
-perf/QUEUE.md lists what is to be measured next; scripts/measure works through it.
+scripts/measure runs all of it in pieces of at most three minutes.
 """
 
 import argparse
@@ -51,34 +51,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         f"providers: {', '.join(NAMES)}",
     )  # fmt: skip
     command.add_argument("--sweep", choices=sweeps.SWEEPS, required=True)
-    command.add_argument("--slice", type=int, nargs="+", help="only these of its slices, in this order")
-    command.add_argument(
-        "--provider",
-        choices=NAMES,
-        nargs="+",
-        help=f"these and {YARDSTICK}, not those of the sweep",
-        metavar="NAME",
-    )
+    these = f"these and {YARDSTICK}, not those of the sweep"
+    command.add_argument("--provider", choices=NAMES, nargs="+", help=these, metavar="NAME")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
-    command.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what its CSV has rows of, failures too, instead of measuring it again",
-    )
+    resume = "leave out what its CSV has rows of, failures too, instead of measuring it again"
+    command.add_argument("--resume", action="store_true", help=resume)
     command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after that many")
     command.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case; a few are made anyway")
-    command.add_argument("--l2", choices=("warm", "cold"), default="warm", help="cold: written over before each call")
-    command.add_argument("--rehearse", action="store_true", help="a tiny case of each slice, on the CPU")
-    command.add_argument("--compiled", action="store_true", help="do not compile ahead: it was done")
+    command.add_argument("--rehearse", action="store_true", help="a tiny case on the CPU")
     command.set_defaults(command=_run)
 
     command = commands.add_parser("report", help="what CSVs and tuned tables say, in the terminal or as Markdown")
-    command.add_argument(
-        "file",
-        type=pathlib.Path,
-        nargs="+",
-        help="a CSV of a sweep, or a tuned table (.json) to hold the cost model and the heuristic against",
-    )
+    files = "a CSV of a sweep, or a tuned table (.json) to hold the cost model and the heuristic against"
+    command.add_argument("file", type=pathlib.Path, nargs="+", help=files)
     command.add_argument("--markdown", action="store_true")
     command.set_defaults(command=_report)
 
@@ -93,35 +78,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(options: argparse.Namespace) -> tuple[sweeps.Sweep, tuple[str, ...]]:
-    """What the options of "run" name: the sweep, cut to the slices and to what can be measured, and the providers.
+def chosen(name: str, rehearse: bool) -> sweeps.Sweep:
+    """Return the sweep ``name``, cut to what can be measured here.
 
     Raises:
         ValueError: it cannot be measured here.
     """
-    sweep = sweeps.SWEEPS[options.sweep]
-    if options.slice:
-        sweep = sweeps.only(sweep, options.slice)
-    if options.rehearse:
-        sweep = sweeps.rehearsal(sweep)
-    if _device(options) == "cpu":
-        if not options.rehearse and sweep.name not in _ON_A_CPU:
-            raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
-        sweep = sweeps.on_cpu(sweep)
-    if options.l2 == "cold" and not options.rehearse and (_device(options) == "cpu" or sweep.modes == sweeps.HOST):
-        raise ValueError("--l2 cold is for what a GPU takes, not for the host")
-    return sweep, tuple(options.provider or sweep.providers)
-
-
-def _device(options) -> str:
-    return "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
+    sweep = sweeps.SWEEPS[name]
+    if rehearse:
+        return sweeps.rehearsal(sweep)
+    if torch.cuda.is_available():
+        return sweep
+    if name not in _ON_A_CPU:
+        raise ValueError(f"{name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
+    return sweeps.on_cpu(sweep)
 
 
 def _run(options) -> int:
-    sweep, providers = chosen(options)
-    l2 = "warm" if options.rehearse else options.l2
-    conditions = Conditions(_device(options), sweep.modes, l2, options.seconds, sweep.rounds)
-    run(sweep, Options(providers, options.out, options.resume, options.minutes, options.compiled, conditions))
+    sweep = chosen(options.sweep, options.rehearse)
+    device = "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
+    conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
+    providers = tuple(options.provider or sweep.providers)
+    run(sweep, Options(providers, options.out, options.resume, options.minutes, conditions))
     return 0
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import triton_gru
 from triton_gru.accuracy import PRECISIONS
 
-from .record import STREAMING, Row
+from .record import RESET_BEFORE, STREAMING, Row
 
 Input = Tensor | PackedSequence
 ROTATED = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
-HUGE = 1 << 31  # from here on the results and workspaces of all providers together would fill a GPU
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Case:
         precision: one of triton_gru.accuracy.
         packed: the input is a PackedSequence of sequences as long as `lengths` says.
         streaming: a call is a frame, a step whose state is that of the call before.
+        reset_after: False is the GRU that resets before the recurrent product, which torch has not.
     """
 
     precision: str
@@ -38,11 +39,13 @@ class Case:
     directions: int = 1
     packed: bool = False
     streaming: bool = False
+    reset_after: bool = True
 
     def __str__(self) -> str:
         words = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
         words += [f"{name}={n}" for name, n in (("layers", self.layers), ("directions", self.directions)) if n > 1]
-        words += [name for name, so in (("packed", self.packed), ("streaming", self.streaming)) if so]
+        said = {"packed": self.packed, "streaming": self.streaming, "reset before": not self.reset_after}
+        words += [word for word, so in said.items() if so]
         return " ".join(words)
 
     @property
@@ -54,7 +57,7 @@ class Case:
         return Row(
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
             I=self.hidden, H=self.hidden, layers=self.layers, directions=self.directions, packed=self.packed,
-            variant=STREAMING if self.streaming else Row.variant,
+            variant=STREAMING if self.streaming else Row.variant if self.reset_after else RESET_BEFORE,
         )  # fmt: skip
 
     @property
@@ -108,14 +111,13 @@ class Case:
     def _input_bytes(self) -> int:
         return self.total_steps * self.hidden * self.dtype.itemsize
 
-    def measured_together(self, providers: list[str]) -> list[list[str]]:
-        """Providers in groups that take turns: all, or each by itself where memory is short."""
-        return [[provider] for provider in providers] if self._input_bytes >= HUGE and providers else [providers]
-
     def module(self, device: str) -> nn.GRU:
-        """Fresh, with weights that are flattened as cuDNN likes them."""
-        both = self.directions == 2
-        return nn.GRU(self.hidden, self.hidden, self.layers, bidirectional=both, device=device, dtype=self.dtype).eval()
+        """Return a fresh GRU in eval(): torch's, its weights flattened as cuDNN likes them, or ours in plain torch."""
+        options = {"bidirectional": self.directions == 2, "device": device, "dtype": self.dtype}
+        if not self.reset_after:
+            options |= {"reset_after": False, "backend": "reference"}
+        gru = nn.GRU if self.reset_after else triton_gru.GRU
+        return gru(self.hidden, self.hidden, self.layers, **options).eval()
 
     def inputs(self, device: str) -> list[Input]:
         """[T, B, I] each, or packed, to be used in turn; frames of one stream."""

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import accuracy, watchdog
-from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, quantiles, samples
+from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, samples
 
 from .case import Case, Input
 from .floors import Floors
 from .providers import OURS, YARDSTICK, make_ready
 from .providers.interface import Ready, Unavailable
-from .providers.ours import gave_up
-from .record import Row
+from .providers.ours import gave_up, is_lost
+from .record import Row, timed
 
 # A peer may be this many times as far from float64 as the library's tests allow its kernels to be: the gate is for
 # wrong answers, not for another rounding. How far it was stands in its row.
@@ -65,10 +65,9 @@ class _Entry:
     kept: tuple = ()
 
 
-def blank_row(case: Case, provider: str, mode: str, conditions: Conditions, floors: Floors) -> Row:
+def blank_row(case: Case, provider: str, mode: str, l2: str, floors: Floors) -> Row:
     name = f"{provider}+graph" if mode == "graph" else provider
-    floor = floors.of(case, mode, conditions.l2)
-    return dataclasses.replace(case.row(), provider=name, mode=mode, l2=conditions.l2, floor_ms=floor)
+    return dataclasses.replace(case.row(), provider=name, mode=mode, l2=l2, floor_ms=floors.of(case, mode, l2))
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
@@ -78,7 +77,7 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
         DeviceLost: a CUDA error that outlives the call.
     """
     names = [YARDSTICK, *(name for name in providers if name != YARDSTICK)]
-    blank = {name: [blank_row(case, name, m, conditions, floors) for m in conditions.modes] for name in names}
+    blank = {name: [blank_row(case, name, m, conditions.l2, floors) for m in conditions.modes] for name in names}
     with case.pinned():
         try:  # the module outside of inference_mode, as its users make it
             gru, inputs = case.module(conditions.device), case.inputs(conditions.device)
@@ -113,8 +112,7 @@ def _timed(row: Row, taken: dict[str, list[float]], error: str) -> Row:
         return row
     if error and row.provider.startswith(OURS):
         return dataclasses.replace(row, status="failed", error=f"this or another: {error}")
-    times, each = quantiles(taken[row.provider]), " ".join(f"{ms:.5g}" for ms in taken[row.provider])
-    return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
+    return timed(row, taken[row.provider])
 
 
 def _clock(conditions: Conditions) -> Callable[[Callable], float]:
@@ -202,7 +200,7 @@ def _unable(rows: list[Row], failure: Exception) -> list[Row]:
         return [dataclasses.replace(row, status="unavailable", error=str(failure)) for row in rows]
     error = f"{type(failure).__name__}: {failure}"
     rows = [dataclasses.replace(row, status="failed", error=error) for row in rows]
-    if _lost():
+    if is_lost():
         raise DeviceLost(rows) from failure
     return rows
 
@@ -223,16 +221,6 @@ def _peak_since(before: int) -> float | str:
         return ""
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
-def _lost() -> bool:
-    """Whether the GPU answers no more, as after an access to memory that is not there."""
-    try:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 class _Gate:

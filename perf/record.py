@@ -17,10 +17,14 @@ import torch
 
 import triton_gru
 from triton_gru.device import interpreting
+from triton_gru.tuning.timing import quantiles
 
 SCHEMA = 3
 _SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
-STREAMING = "streaming"  # a variant: one frame a call, from the state that the call before has left
+BEGUN = "begun"  # the status of a row that says no more than that its case was begun
+# Variants beside "reset_after".
+STREAMING = "streaming"  # one frame a call, from the state that the call before has left
+RESET_BEFORE = "reset_before"  # the reset gate before the recurrent product
 # What a measurement is of; rows that agree in these are comparable, or one repeats the other.
 KEY = (
     "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "batch_first", "packed",
@@ -178,17 +182,24 @@ class Report:
             return list(csv.DictReader(file))
 
     def measured(self) -> dict[tuple[str, ...], str]:
-        """The last status for each `key` of which there is a row."""
-        return {tuple(row[name] for name in KEY): row["status"] for row in self.rows()}
-
-    def key(self, row: Row) -> tuple[str, ...]:
-        """What ``row`` is a measurement of, once it is added."""
-        row = dataclasses.replace(row, **self.environment)
-        return tuple(str(getattr(row, name)) for name in KEY)
+        """Return the last status of each `cell` of which there is a row of this machine."""
+        here = [row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"]]
+        return {tuple(row[name] for name in KEY[1:]): row["status"] for row in here}
 
     def _write(self, values) -> None:
         with self.path.open("ab") as file:
             file.write(_line(values))
+
+
+def timed(row: Row, milliseconds: list[float]) -> Row:
+    """Return the row with what was taken, round by round, and its quantiles."""
+    times, each = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
+    return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
+
+
+def cell(row: Row) -> tuple[str, ...]:
+    """Return what ``row`` is a measurement of, on whatever machine."""
+    return tuple(str(getattr(row, name)) for name in KEY[1:])
 
 
 def _line(values) -> bytes:

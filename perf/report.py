@@ -14,7 +14,7 @@ import pandas as pd
 from . import cost_errors
 from .case import counts
 from .providers import OURS, YARDSTICK
-from .record import COLUMNS, COLUMNS_OF, KEY, STREAMING
+from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
 SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
@@ -51,7 +51,7 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
     for name in ("p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
-    rows = rows[~rows["provider"].str.startswith(("floor.", "hop."))]
+    rows = rows[~rows["provider"].str.startswith(("floor.", "hop.")) & (rows["status"] != BEGUN)]
     # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
     rows["base"] = rows["provider"].str.removesuffix("+graph")
@@ -66,7 +66,7 @@ def latest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _form(directions: int, packed: str, variant: str) -> str:
-    words = {"bidirectional": directions == 2, "packed": packed == "True", STREAMING: variant == STREAMING}
+    words = {"bidirectional": directions == 2, "packed": packed == "True", variant: variant != Row.variant}
     return ", ".join(word for word, so in words.items() if so)
 
 

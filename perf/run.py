@@ -1,20 +1,21 @@
 """A sweep, case by case, into a CSV that can be gone on with."""
 
+import dataclasses
 import gc
 import os
 import pathlib
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .case import Case
-from .clocks import Clocks
 from .floors import Floors, load_or_measure
 from .measure import Conditions, DeviceLost, blank_row, measure
 from .precompile import compile_ahead
 from .providers import YARDSTICK
-from .record import Report, Row, machine_name
+from .record import BEGUN, Report, Row, cell, machine_name
 from .sweeps import Sweep
 
 
@@ -27,14 +28,12 @@ class Options:
         out: folder of the CSVs.
         resume: leave out what there are rows of; otherwise all is measured again, and the last rows count.
         minutes: no case is begun after them.
-        compiled: the kernels are in Triton's cache already.
     """
 
     providers: tuple[str, ...]
     out: pathlib.Path
     resume: bool
     minutes: float
-    compiled: bool
     conditions: Conditions
 
 
@@ -50,15 +49,15 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
     warnings.filterwarnings("error", message="RNN module weights are not part of single contiguous chunk")
     device = options.conditions.device
     report = Report(options.out / f"{sweep.name}-{machine_name(device)}.csv", device)
-    todo = _todo(sweep, options, report)
+    there = report.measured() if options.resume else {}
+    todo = owed(sweep, options.providers, options.conditions.modes, there)
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(options.out, device)
     _say(f"floors: {floors}")
-    if device == "cuda" and todo and not options.compiled:
+    if device == "cuda" and todo:
         compile_ahead(todo)
 
-    clocks = Clocks(options.out / f"clocks-{report.path.name}") if device == "cuda" else None
     said = set()
     first_case = time.monotonic()
     for done, (case, names) in enumerate(todo):
@@ -68,40 +67,43 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
             break
         left = f", {(now - first_case) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
         _say(f"[{done + 1}/{len(todo)}] {case}{left}")
-        for group in case.measured_together([name for name in names if name != YARDSTICK]):
-            try:
-                rows = measure(case, group, options.conditions, floors)
-            except DeviceLost as lost:
-                report.add_all(lost.rows)
-                raise
-            report.add_all(rows)
-            _say(summary(rows, said))
-            gc.collect()
-        if clocks:
-            _say(f"    clocks {clocks.note(case)}")
+        report.add(dataclasses.replace(_first_row(case, sweep), status=BEGUN))
+        try:
+            rows = measure(case, names, options.conditions, floors)
+        except DeviceLost as lost:
+            report.add_all(lost.rows)
+            raise
+        report.add_all(rows)
+        _say(summary(rows, said))
+        gc.collect()
     _say(f"wrote {report.path}")
     return report.path
 
 
-def _todo(sweep: Sweep, options: Options, report: Report) -> list[tuple[Case, list[str]]]:
-    """Cases and their providers; with ``resume`` only those that the report has no row of.
+def _first_row(case: Case, sweep: Sweep) -> Row:
+    return blank_row(case, YARDSTICK, sweep.modes[0], sweep.l2, Floors())
 
-    A case whose yardstick has failed is done with then: there is nothing to gate the others by.
+
+def owed(
+    sweep: Sweep, providers: Iterable[str], modes: Iterable[str], there: dict[tuple[str, ...], str]
+) -> list[tuple[Case, list[str]]]:
+    """Return cases and the providers of each that ``there``, the statuses by `record.cell`, lacks.
+
+    A case whose yardstick has failed is done with then: there is nothing to gate the others by. One that was begun and
+    has no end comes last: it may have hung, or taken the process with it.
     """
-    there = report.measured() if options.resume else {}
     todo = []
     for case in sweep.cases:
         names = []
-        for name in dict.fromkeys((YARDSTICK, *options.providers)):
-            blank = [blank_row(case, name, mode, options.conditions, Floors()) for mode in options.conditions.modes]
-            statuses = [there.get(report.key(row)) for row in blank]
+        for name in dict.fromkeys((YARDSTICK, *providers)):
+            statuses = [there.get(cell(blank_row(case, name, mode, sweep.l2, Floors()))) for mode in modes]
             if name == YARDSTICK and "failed" in statuses:
                 break
-            if None in statuses:
+            if None in statuses or BEGUN in statuses:
                 names.append(name)
         if names:
             todo.append((case, names))
-    return todo
+    return sorted(todo, key=lambda each: there.get(cell(_first_row(each[0], sweep))) == BEGUN)
 
 
 def restart_with_resume(arguments: list[str], minutes: float) -> None:

@@ -1,27 +1,26 @@
-"""The sweeps: which question each answers, of which cases, by which providers, the most telling first."""
+"""The sweeps: which question each answers, of which cases, by which providers, the most telling first.
+
+Any beginning of a sweep's cases is a useful table, and all of one are measured within three minutes of a GPU.
+"""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from triton_gru.config import GRID_CUTS, HANDOVERS
 from triton_gru.plan import KERNELS
 
 from .case import Case
 from .providers import OURS, STREAMING, YARDSTICK, cudnn
-from .providers.ours import LAUNCHES
+from .providers.ours import LAUNCHES, Variant
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
 _CUDNN = tuple(cudnn.PROVIDERS)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Cases that are measured together."""
-
-    title: str
-    cases: tuple[Case, ...]
+_PEERS = (OURS, *_CUDNN, "torchrl")
+_GRIDS = [Variant("grid", handover=handover) for handover in HANDOVERS] + [
+    Variant("grid", cut=cut) for cut in GRID_CUTS
+]
 
 
 @dataclass(frozen=True)
@@ -30,183 +29,145 @@ class Sweep:
 
     Attributes:
         question: in a line.
-        takes: how long, in words; guessed for a GPU until it was measured there.
+        seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
         providers: beside `YARDSTICK`, unless others are named.
         modes: see measure.Conditions; on a CPU there is no "graph".
         rounds: at least so many of each case, for its 99th percentiles to say something.
+        l2: see measure.Conditions.
     """
 
     name: str
     question: str
-    takes: str
+    seconds: int
     providers: tuple[str, ...]
-    slices: tuple[Slice, ...]
+    cases: tuple[Case, ...]
     modes: tuple[str, ...] = EAGER_AND_GRAPH
     rounds: int = 0
-
-    @property
-    def cases(self) -> list[Case]:
-        return [case for each in self.slices for case in each.cases]
+    l2: str = "warm"
 
 
 def on_cpu(sweep: Sweep) -> Sweep:
-    """The sweep's shapes in fp32, the one precision that a CPU computes in, and without graphs."""
-
-    def converted(cases: Iterable[Case]) -> tuple[Case, ...]:
-        return tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in cases))
-
-    slices = tuple(Slice(each.title, converted(each.cases)) for each in sweep.slices)
+    """Return the sweep as a CPU can measure it: in fp32, without graphs, with warm caches."""
+    cases = tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in sweep.cases))
     modes = tuple(mode for mode in sweep.modes if mode != "graph")
-    return dataclasses.replace(sweep, slices=slices, modes=modes)
-
-
-def only(sweep: Sweep, numbers: Iterable[int]) -> Sweep:
-    """Those of its slices, counted from 1.
-
-    Raises:
-        ValueError: there is none of a number.
-    """
-    if wrong := [n for n in numbers if not 1 <= n <= len(sweep.slices)]:
-        raise ValueError(f"{sweep.name} has slices 1 to {len(sweep.slices)}, no {wrong[0]}")
-    return dataclasses.replace(sweep, slices=tuple(sweep.slices[n - 1] for n in numbers))
+    return dataclasses.replace(sweep, cases=cases, modes=modes, l2="warm")
 
 
 def rehearsal(sweep: Sweep) -> Sweep:
-    """The sweep with every slice cut to a tiny case of a few steps, or two if some have one direction and some two."""
-    slices = []
-    for i, each in enumerate(sweep.slices):
-        first = {}
-        for case in each.cases:
-            first.setdefault(case.directions, case)
-        tiny = (dataclasses.replace(case, hidden=16 + i, batch=2, steps=min(case.steps, 3)) for case in first.values())
-        slices.append(Slice(each.title, tuple(tiny)))
-    return dataclasses.replace(sweep, slices=tuple(slices), rounds=0)
+    """Return the sweep with a tiny case of a few steps; with two where some have one direction and some two."""
+    first = {}
+    for case in sweep.cases:
+        first.setdefault(case.directions, case)
+    cases = (dataclasses.replace(case, hidden=16, batch=2, steps=min(case.steps, 3)) for case in first.values())
+    return on_cpu(dataclasses.replace(sweep, cases=tuple(cases), rounds=0))
 
 
-def _grid(precisions: str, hidden: list[int], batch: list[int], steps: list[int], layers=(1,)) -> list[Case]:
-    """All combinations, those with many steps and small batches first."""
-    combinations = itertools.product(sorted(steps, reverse=True), precisions.split(), hidden, batch, layers)
-    return [Case(precision, h, b, t, n) for t, precision, h, b, n in combinations]
+def _cases(precisions: str, hidden: list[int], batch: list[int], steps: list[int], **what) -> tuple[Case, ...]:
+    """Return all combinations. The precision changes last, so that each is a table of its own."""
+    combinations = itertools.product(precisions.split(), steps, hidden, batch)
+    return tuple(Case(precision, h, b, t, **what) for precision, t, h, b in combinations)
 
 
-def _sliced(cases: list[Case], *wanted: tuple[str, Callable[[Case], bool]]) -> tuple[Slice, ...]:
-    """Each case in the first slice whose condition it meets; the last takes what is left."""
-    slices = []
-    for title, condition in wanted:
-        slices.append(Slice(title, tuple(case for case in cases if condition(case))))
-        cases = [case for case in cases if not condition(case)]
-    assert not cases, f"in no slice: {cases}"
-    return tuple(slices)
+def _layered(cases: tuple[Case, ...], *layers: int) -> tuple[Case, ...]:
+    return tuple(dataclasses.replace(case, layers=n) for case in cases for n in layers)
 
 
-def _small(case: Case, precisions: str) -> bool:
-    return case.steps == 512 and case.batch <= 64 and case.precision in precisions.split()
-
-
-_CORE = _sliced(
-    _grid("fp16 tf32 bf16", [64, 128, 192, 256, 400, 512, 1024, 2048], [1, 4, 16, 64, 256, 1024], [1, 64, 512]),
-    ("fp16, 192 < H <= 1024, B <= 64, T = 512", lambda c: _small(c, "fp16") and 192 < c.hidden <= 1024),
-    ("tf32, 192 < H <= 1024, B <= 64, T = 512", lambda c: _small(c, "tf32") and 192 < c.hidden <= 1024),
-    ("H = 2048, B <= 64, T = 512", lambda c: _small(c, "fp16 tf32") and c.hidden == 2048),
-    ("H <= 192, B <= 64, T = 512", lambda c: _small(c, "fp16 tf32")),
-    ("B <= 64, T = 64", lambda c: c.steps == 64 and c.batch <= 64 and c.precision != "bf16"),
-    ("B <= 64, T = 1", lambda c: c.steps == 1 and c.batch <= 64 and c.precision != "bf16"),
-    ("large batches, T >= 64", lambda c: c.batch > 64 and c.steps > 1 and c.precision != "bf16"),
-    ("large batches, T = 1", lambda c: c.batch > 64 and c.precision != "bf16"),
-    ("bf16, B <= 64, T >= 64", lambda c: c.batch <= 64 and c.steps > 1),
-    ("bf16, the rest", lambda c: True),
-)
-
-_PACKED = [
-    dataclasses.replace(case, packed=True) for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024], [16, 64], [256])
-]
+_HEART = _cases("fp16 tf32", [512, 1024, 256], [1, 16, 64], [512])
+_SINGLE_STEPS = _cases("fp16 tf32", [512, 1024, 256, 128, 2048], [1, 16, 64], [1])
 # A case next to itself with one direction.
-_DIRECTIONS = [
+_DIRECTIONS = tuple(
     dataclasses.replace(case, directions=directions)
-    for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024, 2048], [1, 16, 64], [256])
+    for case in _cases("fp16 tf32", [512, 256, 1024, 128], [1, 16, 64], [256])
     for directions in (2, 1)
-]
-_FRAMES = [
-    dataclasses.replace(case, streaming=True)
-    for case in _grid("fp16 tf32", [64, 128, 256, 512, 1024], [1, 16], [1], (1, 2))
-]
+)
+_FRAMES = _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], streaming=True)
 
 
-SWEEPS = {
-    sweep.name: sweep
-    for sweep in (
-        Sweep(
-            "smoke", "Does every provider that can run here work, and the suite itself?",
-            "under a minute on a CPU",
-            (OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
-            (Slice("tiny", tuple(_grid("tf32 fp16", [64], [1, 4], [1, 4]))),),
-        ),
-        Sweep(
-            "core", "How fast is one layer, from small and real-time to large and offline?",
-            "about 35 minutes on a GPU, in slices of 1 to 8",
-            (OURS, *_CUDNN, "torchrl"),
-            _CORE,
-        ),
-        Sweep(
-            "long", "Do thousands of steps cost thousands of times one?",
-            "about 3 minutes on a GPU",
-            (OURS, *_CUDNN),
-            (Slice("T to 16384", tuple(_grid("fp16 tf32", [128, 512, 1024], [1, 16], [1024, 4096, 16384]))),),
-        ),
-        Sweep(
-            "large", "What if the weights outgrow the chip?",
-            "about 2 minutes on a GPU",
-            (OURS, "cudnn.standard", "cudnn.persist_dynamic"),
-            (Slice("H of 4096 and 8192", tuple(_grid("fp16 tf32 bf16", [4096, 8192], [1, 4, 16], [1, 64]))),),
-        ),
-        Sweep(
-            "layers", "What does each further layer cost?",
-            "about 4 minutes on a GPU",
-            (OURS, *_CUDNN, "torchrl"),
-            (Slice("2 to 4", tuple(_grid("fp16 tf32", [128, 256, 512, 1024], [1, 16, 64], [256], (2, 3, 4)))),),
-        ),
-        Sweep(
-            "packed", "What do sequences of unequal lengths cost, packed?",
-            "about 2 minutes on a GPU",
-            (OURS, *_KERNELS, *_CUDNN, "torchrl"),
-            (Slice("lengths of T / 4 to T = 256", tuple(_PACKED)),),
-        ),
-        Sweep(
-            "bidirectional", "What does the second direction add?",
-            "about 5 minutes on a GPU",
-            (OURS, *_KERNELS, *_CUDNN),
-            (Slice("T = 256", tuple(_DIRECTIONS)),),
-        ),
-        Sweep(
-            "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?",
-            "about 2 minutes on a GPU",
-            tuple(STREAMING),
-            _sliced(_FRAMES, ("one layer", lambda c: c.layers == 1), ("two layers", lambda c: True)),
-            rounds=1000,
-        ),
-        Sweep(
-            "overhead", "How long does a call keep the host?",
-            "about a minute on a GPU",
-            (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
-            (Slice("T of 1 and 16", tuple(_grid("fp16 tf32", [128, 512], [1], [1, 16]))),),
-            HOST,
-        ),
-        Sweep(
-            "cells", "RNN, LSTM, GRU and ours: gates, parameters, FLOPs and weight bytes a step, and time?",
-            "about a minute on a GPU, 3 on a CPU",
-            (OURS, "torch.nn.RNN", "torch.nn.LSTM", "handwritten"),
-            (Slice("T = 128", tuple(_grid("fp16 tf32", [128, 256, 512, 1024], [1, 64], [128]))),),
-        ),
-    )
-}  # fmt: skip
+_ALL = (
+    Sweep(
+        "smoke", "Does every provider that can run here work, and the suite itself?", 100,
+        (OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
+        _cases("tf32 fp16", [64], [1, 4], [4, 1]),
+    ),
+    Sweep(
+        "heart", "How fast is one layer where nn.GRU reads its weights at every step?", 120, _PEERS,
+        _HEART + _cases("fp16 tf32", [400], [1, 16], [512]) + _cases("bf16", [512, 1024], [1, 16], [512]),
+    ),
+    Sweep(
+        "heart-small", "And where cuDNN has a persistent kernel?", 100, _PEERS,
+        _cases("fp16 tf32", [128, 64, 192], [1, 16, 64, 4], [512]),
+    ),
+    Sweep(
+        "heart-large", "And where W_hh fills the whole chip?", 100, (OURS, *_CUDNN),
+        _cases("fp16 tf32", [2048, 1536], [1, 4, 16, 64], [512]),
+    ),
+    Sweep(
+        "short", "And of sequences of 64 steps?", 100, _PEERS,
+        _cases("fp16 tf32", [512, 1024, 256, 128], [1, 16, 64], [64]),
+    ),
+    Sweep("t1", "How fast is a single step, its weights in the L2?", 90, (OURS, *_CUDNN), _SINGLE_STEPS),
+    Sweep(
+        "t1-cold", "And with weights that have to come from memory?", 120, (OURS, "cudnn.standard"), _SINGLE_STEPS,
+        l2="cold",
+    ),
+    Sweep(
+        "packed", "What do sequences of unequal lengths cost, packed?", 110, (OURS, *_KERNELS),
+        _cases("fp16 tf32", [512, 256, 1024, 128, 64], [16, 64], [256], packed=True),
+    ),
+    Sweep("bidirectional", "What does the second direction add?", 130, (OURS, *_CUDNN), _DIRECTIONS),
+    Sweep(
+        "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?", 120,
+        tuple(STREAMING), _FRAMES + _layered(_cases("fp16 tf32", [256, 512], [1], [1], streaming=True), 2), rounds=1000,
+    ),
+    Sweep(
+        "overhead", "How long does a call keep the host?", 60,
+        (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
+        _cases("fp16 tf32", [128, 512], [1], [1, 16]), HOST,
+    ),
+    Sweep(
+        "cells", "RNN, LSTM, GRU and ours: gates, parameters, FLOPs and weight bytes a step, and time?", 60,
+        (OURS, "torch.nn.RNN", "torch.nn.LSTM", "handwritten"),
+        _cases("fp16 tf32", [128, 256, 512, 1024], [1, 64], [128]),
+    ),
+    Sweep(
+        "reset-before", "What does a reset before the recurrent product cost, beside nn.GRU's after it?", 120,
+        (OURS, *_KERNELS, "handwritten"),
+        _cases("fp16 tf32", [512, 256, 1024, 128, 96], [1, 16], [512], reset_after=False),
+    ),
+    Sweep(
+        "layers", "What does each further layer cost?", 130, (OURS, *_CUDNN),
+        _layered(_cases("fp16 tf32", [512, 256, 1024], [1, 16, 64], [256]), 2, 4),
+    ),
+    Sweep(
+        "long", "Do thousands of steps cost thousands of times one?", 150,
+        (OURS, "cudnn.standard", "cudnn.persist_static"),
+        _cases("fp16", [512, 128, 1024], [1, 16], [4096, 16384]),
+    ),
+    Sweep(
+        "large", "What if the weights outgrow the chip?", 120, (OURS, "cudnn.standard", "cudnn.persist_dynamic"),
+        _cases("fp16 tf32", [4096, 8192], [1, 4, 16], [1, 64]),
+    ),
+    Sweep(
+        "throughput", "And with batches of hundreds, where the products count?", 120, (OURS, *_CUDNN),
+        _cases("fp16 tf32", [512, 256, 1024, 128], [256, 1024], [128]),
+    ),
+    Sweep(
+        "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
+        (OURS, *(variant.name for variant in _GRIDS)),
+        _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
+    ),
+    Sweep(
+        "tuned", "What does a tuned table bring?", 60, (OURS, *_CUDNN),
+        _cases("fp16", [512, 1024, 256], [1, 16], [512]),
+    ),
+)  # fmt: skip
+SWEEPS = {sweep.name: sweep for sweep in _ALL}
 
 
 def described() -> str:
-    """A line for each sweep, and one for each slice of those that have several."""
-    lines = []
-    for sweep in SWEEPS.values():
-        lines.append(f"  {sweep.name:14}{sweep.question} {len(sweep.cases)} cases, {sweep.takes}.")
-        if len(sweep.slices) > 1:
-            lines += [f"    --slice {i:<4}{s.title}, {len(s.cases)} cases" for i, s in enumerate(sweep.slices, 1)]
-    lines.append(f"All measure {YARDSTICK} as well: it is what others are gated and compared by.")
-    return "\n".join(lines)
+    """Return a line for each sweep."""
+    lines = [
+        f"  {sweep.name:14}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
+        for sweep in SWEEPS.values()
+    ]
+    return "\n".join([*lines, f"All measure {YARDSTICK} as well: it is what others are gated and compared by."])

@@ -47,6 +47,30 @@ def test_the_handwritten_loop_and_the_other_cells_are_right(layers):
     assert all(row.status in ("ok", "noisy") and row.max_abs_err < 1e-5 for row in rows.values())
 
 
+def test_a_reset_before_the_product_is_measured_beside_torchs_after_it(monkeypatch):
+    """The gate knows one from the other; who has none says so."""
+    case = dataclasses.replace(TINY, layers=2, reset_after=False)
+    plant(monkeypatch, "triton_gru.after", lambda gru, x: Ready(torch_like(gru)))
+    names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "handwritten"]
+    rows = measured([*names, "triton_gru.after", "cudnn.standard", "torch.compile"], case)
+    for name in ("torch.nn.GRU", *names):
+        assert rows[name].status in ("ok", "noisy") and rows[name].max_abs_err < 1e-5, rows[name]
+        assert rows[name].variant == "reset_before"
+    assert [rows[name].kernel for name in names[1:4]] == list(KERNELS)
+    assert rows["triton_gru.after"].status == "wrong"
+    for name in ("cudnn.standard", "torch.compile"):
+        assert (rows[name].status, rows[name].error) == (
+            "unavailable", "it has no GRU that resets before the recurrent product",
+        )  # fmt: skip
+
+
+def torch_like(gru):
+    """torch's GRU with the same weights."""
+    like = torch.nn.GRU(gru.input_size, gru.hidden_size, gru.num_layers).eval()
+    like.load_state_dict(gru.state_dict())
+    return like
+
+
 def _spoilt(part, value):
     """torch's own GRU but for one number of its outputs or its last states."""
 
@@ -329,7 +353,7 @@ def test_the_99th_percentile():
 
 def test_a_lost_gpu_ends_the_run_with_the_culprits_rows(monkeypatch):
     plant(monkeypatch, "killer", lambda gru, x: 1 / 0)
-    monkeypatch.setattr(measure, "_lost", lambda: True)
+    monkeypatch.setattr(measure, "is_lost", lambda: True)
     with pytest.raises(DeviceLost) as lost:
         measured(["killer"])
     assert [(row.provider, row.status) for row in lost.value.rows] == [("killer", "failed")]
@@ -381,5 +405,5 @@ def test_precision_is_pinned_everywhere_and_put_back():
 
 
 def test_a_row_before_it_is_measured_says_what_it_is_of():
-    row = blank_row(TINY, "handwritten", "graph", CPU, KNOWN)
+    row = blank_row(TINY, "handwritten", "graph", "warm", KNOWN)
     assert (row.provider, row.mode, row.l2, row.H, row.floor_ms) == ("handwritten+graph", "graph", "warm", 16, "")

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from perf import measure, providers, sweeps
 from perf.__main__ import main
 from perf.case import Case
+from perf.report import load
 
-from .perf_calls import KNOWN, TINY, plant, read
+from .perf_calls import KNOWN, TINY, plant, read, rows_of
 
 pytestmark = pytest.mark.usefixtures("few_calls")
 
@@ -22,20 +23,20 @@ def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path
     """The culprit is left out there; a case whose yardstick is the culprit altogether."""
     started = []
     monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
-    monkeypatch.setattr(measure, "_lost", lambda: True)
+    monkeypatch.setattr(measure, "is_lost", lambda: True)
     plant(monkeypatch, "handwritten", lambda gru, x: 1 / 0)
     assert run(tmp_path, "--minutes", "5") == 2
     assert started[0][1:3] == ["-m", "perf"]
     arguments = started[0][3:]
     assert 4.9 < float(arguments[-1]) < 5
-    assert [row["provider"] for row in read(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
+    assert [row["provider"] for row in rows_of(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
 
     plant(monkeypatch, "torch.nn.GRU", lambda gru, x: 1 / 0)
     assert main(arguments) == main(arguments) == 2
     assert main(arguments) == 0
-    rows = read(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.csv")
     assert [(row["provider"], row["B"], row["status"]) for row in rows] == [
-        ("handwritten", "2", "failed"), ("torch.nn.GRU", "2", "failed"), ("torch.nn.GRU", "3", "failed"),
+        ("handwritten", "2", "failed"), ("torch.nn.GRU", "3", "failed"), ("torch.nn.GRU", "2", "failed"),
     ]  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path
 def two_cases(monkeypatch):
     """A sweep of two cases, whose floors were measured before."""
     cases = TINY, dataclasses.replace(TINY, batch=3)
-    sweep = sweeps.Sweep("smoke", "?", "no time", ("handwritten",), (sweeps.Slice("all", cases),))
+    sweep = sweeps.Sweep("smoke", "?", 1, ("handwritten",), cases)
     monkeypatch.setitem(sweeps.SWEEPS, "smoke", sweep)
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
 
@@ -56,54 +57,57 @@ def test_a_run_goes_on_where_it_was_killed(two_cases, tmp_path, capsys):
     assert run(tmp_path) == 0
     path = tmp_path / "smoke-cpu.csv"
     whole = path.read_bytes()
-    assert [(row["provider"], row["B"]) for row in read(path)] == [
+    assert [(row["provider"], row["B"]) for row in rows_of(path)] == [
         ("torch.nn.GRU", "2"), ("handwritten", "2"), ("torch.nn.GRU", "3"), ("handwritten", "3"),
     ]  # fmt: skip
-    assert all(float(row["floor_ms"]) > 0 for row in read(path))
+    assert all(float(row["floor_ms"]) > 0 for row in rows_of(path))
 
     lines = whole.splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:3]) + lines[3][:50])  # killed while it wrote the third row
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:50])  # killed while it wrote the second case's first row
     assert run(tmp_path, "--resume") == 0
-    rows = read(path)
-    assert path.read_bytes().startswith(b"".join(lines[:3]))
+    rows = rows_of(path)
+    assert path.read_bytes().startswith(b"".join(lines[:5]))
     assert [(row["provider"], row["B"]) for row in rows[2:]] == [("torch.nn.GRU", "3"), ("handwritten", "3")]
     assert rows[2]["run_id"] == rows[3]["run_id"] != rows[0]["run_id"]
 
     capsys.readouterr()
     assert run(tmp_path, "--resume") == 0
     assert "0 of 2 cases" in capsys.readouterr().out
-    assert read(path) == rows
+    assert rows_of(path) == rows
+
+
+def test_a_case_that_took_the_process_with_it_comes_last(two_cases, tmp_path, monkeypatch):
+    with monkeypatch.context() as dying:
+        dying.setattr("perf.run.measure", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            run(tmp_path)
+    path = tmp_path / "smoke-cpu.csv"
+    assert [(row["B"], row["status"], row["n"]) for row in read(path)] == [("2", "begun", "0")]
+    assert run(tmp_path, "--resume") == 0
+    assert [row["B"] for row in read(path)[1:] if row["status"] != "begun"] == ["3", "3", "2", "2"]
+    assert len(load([path])) == 4  # the report has nothing to say of what was begun
+    assert run(tmp_path, "--resume") == 0
+    assert len(read(path)) == 7
 
 
 def test_a_further_provider_is_measured_with_the_yardstick(two_cases, tmp_path):
     assert run(tmp_path) == 0
     assert run(tmp_path, "--resume", "--provider", "triton_gru.block", "handwritten") == 0
-    added = read(tmp_path / "smoke-cpu.csv")[4:]
+    added = rows_of(tmp_path / "smoke-cpu.csv")[4:]
     assert [row["provider"] for row in added] == ["torch.nn.GRU", "triton_gru.block"] * 2
 
 
 def test_without_resume_all_is_measured_again(two_cases, tmp_path):
     assert run(tmp_path) == run(tmp_path) == 0
-    rows = read(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.csv")
     assert [row["provider"] for row in rows] == ["torch.nn.GRU", "handwritten"] * 4
     assert len({row["run_id"] for row in rows}) == 2
-
-
-def test_where_memory_is_short_each_provider_is_measured_alone_with_the_yardstick(two_cases, tmp_path, monkeypatch):
-    monkeypatch.setattr("perf.case.HUGE", 3 * 3 * 16 * 4)  # the input of the second case
-    assert run(tmp_path, "--provider", "handwritten", "triton_gru") == 0
-    rows = read(tmp_path / "smoke-cpu.csv")
-    assert [row["provider"] for row in rows if row["B"] == "2"] == ["torch.nn.GRU", "handwritten", "triton_gru"]
-    assert [row["provider"] for row in rows if row["B"] == "3"] == [
-        "torch.nn.GRU", "handwritten", "torch.nn.GRU", "triton_gru",
-    ]  # fmt: skip
-    assert len({row["run_id"] for row in rows}) == 1
 
 
 def test_no_case_is_begun_after_the_time(two_cases, tmp_path, capsys):
     assert run(tmp_path, "--minutes", "0") == 0
     assert "2 cases left" in capsys.readouterr().out
-    assert read(tmp_path / "smoke-cpu.csv") == []
+    assert rows_of(tmp_path / "smoke-cpu.csv") == []
 
 
 def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
@@ -114,38 +118,39 @@ def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
             break
     process.kill()
     process.communicate()
-    rows = read(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.csv")
     assert len(rows) >= 2
     assert {row["status"] for row in rows} <= {"ok", "noisy"}
 
 
 def test_sweeps_have_the_values_they_are_to_have():
-    core = sweeps.SWEEPS["core"].cases
-    sizes, batches = [64, 128, 192, 256, 400, 512, 1024, 2048], [1, 4, 16, 64, 256, 1024]
-    assert len(core) == len(set(core)) == 8 * 6 * 3 * 3
-    assert set(core) == {
-        Case(p, h, b, t) for p in ("tf32", "fp16", "bf16") for h in sizes for b in batches for t in (1, 64, 512)
-    }
-    assert core[0].steps == 512 and core[0].hidden > 192 and core[0].batch <= 64  # what counts most comes first
+    """The most telling cases first, and no more than fit into three minutes."""
+    heart = sweeps.SWEEPS["heart"].cases
+    assert heart[:9] == tuple(Case("fp16", h, b, 512) for h in (512, 1024, 256) for b in (1, 16, 64))
+    assert {case.precision for case in heart} == {"fp16", "tf32", "bf16"}
+    assert {case.hidden for case in sweeps.SWEEPS["heart-small"].cases} == {64, 128, 192}
+    assert {case.steps for case in sweeps.SWEEPS["t1"].cases} == {1}
+    assert sweeps.SWEEPS["t1-cold"].cases == sweeps.SWEEPS["t1"].cases
+    assert {sweep.l2 for sweep in sweeps.SWEEPS.values() if sweep.name != "t1-cold"} == {"warm"}
+    assert sweeps.SWEEPS["t1-cold"].l2 == "cold"
     assert {case.steps for case in sweeps.SWEEPS["overhead"].cases} == {1, 16}
     assert sweeps.SWEEPS["overhead"].modes == ("host",)
     assert {case.hidden for case in sweeps.SWEEPS["large"].cases} == {4096, 8192}
-    assert max(case.batch for case in sweeps.SWEEPS["large"].cases) == 16
-    assert {case.layers for case in sweeps.SWEEPS["layers"].cases} == {2, 3, 4}
-    assert max(case.steps for case in sweeps.SWEEPS["long"].cases) == 16384
+    assert {case.layers for case in sweeps.SWEEPS["layers"].cases} == {2, 4}
+    assert {case.steps for case in sweeps.SWEEPS["long"].cases} == {4096, 16384}
+    assert {case.batch for case in sweeps.SWEEPS["throughput"].cases} == {256, 1024}
+    assert not any(case.reset_after for case in sweeps.SWEEPS["reset-before"].cases)
     packed, both = sweeps.SWEEPS["packed"].cases, sweeps.SWEEPS["bidirectional"].cases
-    assert all(case.packed and case.steps == 256 for case in packed) and len(packed) == 5 * 2 * 2
-    assert [case.directions for case in both] == [2, 1] * (6 * 3 * 2)
-    assert both[1::2] == [dataclasses.replace(case, directions=1) for case in both[::2]]
+    assert all(case.packed and case.steps == 256 for case in packed)
+    assert both[1::2] == tuple(dataclasses.replace(case, directions=1) for case in both[::2])
+    assert {case.directions for case in both[::2]} == {2}
     frames = sweeps.SWEEPS["streaming"]
-    assert {(case.steps, case.streaming) for case in frames.cases} == {(1, True)} and len(frames.cases) == 5 * 2 * 2 * 2
-    assert frames.rounds == 1000
-    assert {sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep is not frames} == {0}
-    for sweep in sweeps.SWEEPS.values():
-        served = providers.STREAMING if sweep is frames else providers.PROVIDERS
-        assert set(sweep.providers) <= set(served)
-        assert len(set(sweep.cases)) == len(sweep.cases)
-    for name in sweeps.SWEEPS:
+    assert {(case.steps, case.streaming, case.layers) for case in frames.cases} == {(1, True, 1), (1, True, 2)}
+    assert {sweep.name: sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep.rounds} == {"streaming": 1000}
+    assert set(sweeps.SWEEPS["tuned"].cases) < set(heart)
+    for name, sweep in sweeps.SWEEPS.items():
+        assert set(sweep.providers) <= set(providers.STREAMING if sweep is frames else providers.PROVIDERS)
+        assert len(set(sweep.cases)) == len(sweep.cases) <= 48 and sweep.seconds <= 170
         assert f"  {name} " in sweeps.described()
 
 
@@ -157,9 +162,7 @@ def test_on_a_cpu_a_sweep_is_in_fp32_and_without_graphs():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["run", "--sweep", "core"], "wants a GPU"),
-    (["run", "--sweep", "smoke", "--l2", "cold"], "for what a GPU takes"),
-    (["run", "--sweep", "smoke", "--slice", "2"], "slices 1 to 1"),
+    (["run", "--sweep", "heart"], "wants a GPU"),
     (["report", "nothing.csv"], "nothing.csv"),
 ])  # fmt: skip
 def test_bad_arguments_are_said_in_a_line(arguments, message, capsys):
@@ -189,6 +192,8 @@ def test_what_a_case_is_of_stands_in_its_name_and_row():
     row = case.row()
     assert (row.layers, row.directions, row.packed, row.variant) == (2, 2, True, "streaming")
     assert str(Case("fp16", 8, 2, 1)) == "fp16 H=8 B=2 T=1"
+    before = Case("fp16", 8, 2, 1, reset_after=False)
+    assert str(before) == "fp16 H=8 B=2 T=1 reset before" and before.row().variant == "reset_before"
     assert case.module("cpu").bidirectional
 
 
@@ -203,7 +208,7 @@ REHEARSED_BY = {
 def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch):
     taken = []
     monkeypatch.setattr("perf.__main__.run", lambda sweep, options: taken.append(options.conditions.rounds))
-    monkeypatch.setattr("perf.__main__._device", lambda options: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for arguments in (["streaming"], ["streaming", "--rehearse"], ["smoke"]):
         assert main(["run", "--sweep", *arguments]) == 0
     assert taken == [1000, 0, 0]
@@ -211,13 +216,15 @@ def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch)
 
 def test_every_sweep_can_be_rehearsed(tmp_path, monkeypatch):
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
-    for name, sweep in sweeps.SWEEPS.items():
+    for name in sweeps.SWEEPS:
         provider = REHEARSED_BY.get(name, "handwritten")
         options = ["--out", str(tmp_path), "--rehearse", "--seconds", "0.02", "--provider", provider]
         assert main(["run", "--sweep", name, *options]) == 0
-        rows = read(tmp_path / f"{name}-cpu.csv")
-        assert len(rows) == 2 * len(sweep.slices) * (2 if name == "bidirectional" else 1)
-        assert {row["variant"] for row in rows} == {"streaming" if name == "streaming" else "reset_after"}
+        rows = rows_of(tmp_path / f"{name}-cpu.csv")
+        assert len(rows) == 2 * (2 if name == "bidirectional" else 1)
+        assert {row["variant"] for row in rows} == {
+            {"streaming": "streaming", "reset-before": "reset_before"}.get(name, "reset_after")
+        }
         assert {row["provider"] for row in rows} == {"torch.nn.GRU", provider}
         assert {row["mode"] for row in rows} == ({"host"} if name == "overhead" else {"eager"})
         assert all(row["status"] in ("ok", "noisy") and "interpreter" in row["gpu_name"] for row in rows)

@@ -31,4 +31,6 @@ def make_ready(name: str, gru: nn.GRU, x: Input, streaming: bool) -> Ready:
     prepare = (STREAMING if streaming else PROVIDERS).get(name)
     if prepare is None:
         raise Unavailable("it is not called here " + ("frame by frame" if streaming else "but frame by frame"))
+    if not getattr(gru, "reset_after", True) and not name.startswith((OURS, "torch.nn", "handwritten")):
+        raise Unavailable("it has no GRU that resets before the recurrent product")
     return prepare(gru, x)

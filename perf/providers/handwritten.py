@@ -12,11 +12,12 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     require_one_direction(gru)
     layers = [[getattr(gru, name) for name in names] for names in gru._all_weights]
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
+    layer_of = _layer if getattr(gru, "reset_after", True) else _layer_reset_before
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         last = []
         for layer in layers:
-            x = _layer(x, h_0, *layer)
+            x = layer_of(x, h_0, *layer)
             last.append(x[-1])
         return x, torch.stack(last)
 
@@ -31,6 +32,18 @@ def _layer(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh:
         h_rz, h_n = torch.addmm(b_hh, h, transposed).tensor_split([2 * h.size(1)], dim=1)
         r, z = torch.sigmoid(i_rz + h_rz).chunk(2, dim=1)
         n = torch.tanh(torch.addcmul(i_n, r, h_n))
+        h = torch.lerp(n, h, z)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def _layer_reset_before(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+    outputs = []
+    h_rz, h_n = w_hh.t().tensor_split([2 * h.size(1)], dim=1)
+    for gates in F.linear(x, w_ih, b_ih + b_hh).unbind():
+        i_rz, i_n = gates.tensor_split([2 * h.size(1)], dim=1)
+        r, z = torch.sigmoid(torch.addmm(i_rz, h, h_rz)).chunk(2, dim=1)
+        n = torch.tanh(torch.addmm(i_n, r * h, h_n))
         h = torch.lerp(n, h, z)
         outputs.append(h)
     return torch.stack(outputs)

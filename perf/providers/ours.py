@@ -148,6 +148,16 @@ def gave_up() -> str:
     return ""
 
 
+def is_lost() -> bool:
+    """Return whether the GPU answers this process no more, as after an access to memory that is not there."""
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _example(case: Case) -> tuple[nn.GRU, Input]:
     """A module and an input that is planned for as the case's, but short: how many steps there are is not compiled."""
     short = dataclasses.replace(case, steps=min(case.steps, 2))

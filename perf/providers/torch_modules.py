@@ -9,8 +9,9 @@ from ..case import Input
 from .interface import Ready
 
 
-def _gru(gru: nn.GRU, x: Input) -> Ready:
-    return Ready(gru, kernel=kernel(gru))
+def _gru(gru: nn.RNNBase, x: Input) -> Ready:
+    """Beside a GRU that resets before, which torch has not, its own of the same sizes."""
+    return Ready(gru, kernel=kernel(gru)) if type(gru) is nn.GRU else _other_cell(nn.GRU, gru, x)
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
