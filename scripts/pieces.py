@@ -1,0 +1,133 @@
+"""What is measured on a GPU, in pieces of at most three minutes each, in order of value; perf/README.md says what for.
+
+A piece goes on where its file ends, and whatever it has done by then is a result.
+"""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import models
+
+from perf import hop, stages
+from perf.program import Program
+from perf.record import KEY
+from perf.run import owed
+from perf.sweeps import SWEEPS, rehearsal
+
+SHARDS = 6  # of the tests that are not among the first
+_PARALLEL = "-n 12 --maxschedchunk 2"  # of pytest-xdist: processes on the one GPU, which take tests two by two
+_FIRST = f"tests -m 'gpu and first' {_PARALLEL}"
+
+Rows = list[dict]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A question, and the command that answers it.
+
+    Attributes:
+        seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
+        command, rehearsal: on a GPU, and a small form of it for a CPU. No shell reads them. ``{out}`` is the folder of
+            results, ``{gpu}`` its name; ``{seconds}`` and ``{minutes}`` are the time after which nothing is begun.
+        file: what it writes in the folder of results, as a pattern.
+        progress: of that file's rows, and for a rehearsal or not: how much of the piece is done, and of how much.
+        after: a piece without whose results this one means nothing.
+    """
+
+    name: str
+    question: str
+    seconds: int
+    command: str
+    rehearsal: str
+    file: str
+    progress: Callable[[Rows, bool], tuple[int, int]]
+    after: "Piece | None" = None
+
+    def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
+        """Return how much of the piece is done in the folder ``out``, and of how much."""
+        rows = []
+        for path in out.glob(self.file.format(gpu=out.name)):
+            with path.open(newline="") as file:
+                rows += json.load(file)["entries"] if path.suffix == ".json" else csv.DictReader(file)
+        return self.progress(rows, rehearse)
+
+
+def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piece:
+    command = f"python3 -m perf run --sweep {name} --out {{out}} --resume --minutes {{minutes}}"
+
+    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        sweep = rehearsal(SWEEPS[name]) if rehearse else SWEEPS[name]
+        there = {tuple(row[each] for each in KEY[1:]): row["status"] for row in rows}
+        return len(sweep.cases) - len(owed(sweep, sweep.providers, sweep.modes, there)), len(sweep.cases)
+
+    small = f"env TRITON_INTERPRET=1 {command} --rehearse --seconds 0.01"
+    command = f"{environment}{command} --seconds 0.6"
+    return Piece(
+        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.csv", progress, after
+    )
+
+
+def _tests(name: str, question: str, which: str, small: str, before: str = "") -> Piece:
+    """Return tests chosen by pytest's arguments ``which``, or for a CPU by ``small``; ``before`` is a prefix."""
+    options = f"-p tests.outcomes --outcomes {{out}}/{name}-{{gpu}}.csv --seconds {{seconds}} -q --no-summary"
+    command = f"python3 -m pytest {options} -p no:cacheprovider -W default"
+    small = f"env TRITON_INTERPRET=1 {command} {small}"
+
+    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        outcomes = {row["test"]: row["outcome"] for row in rows}
+        return sum(outcome != "owed" for outcome in outcomes.values()), len(outcomes) or 1
+
+    return Piece(name, question, 150, f"{before}{command} {which}", small, f"{name}-{{gpu}}.csv", progress)
+
+
+def _shard(number: int) -> Piece:
+    shard = f"--shard {number}/{SHARDS}"
+    which = f"tests -m 'gpu and not first and not alone' {_PARALLEL} {shard}"
+    question = f"Are the other tests right? A part of {SHARDS}."
+    return _tests(f"right-rest-{number}", question, which, f"tests/test_errors.py {shard}")
+
+
+def _program(name: str, question: str, program: Program, how: str) -> Piece:
+    command = f"python3 {how} --out {{out}}"
+    small = f"env TRITON_INTERPRET=1 {command} --rehearse"
+    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.csv", program.progress)
+
+
+def _tune() -> Piece:
+    tune = "env TRITON_GRU_CONFIG_DIR={out}/tables python3 -m triton_gru tune --dtype fp16 "
+    command = f"{tune} --hidden 512 1024 256 --batch 1 16 --steps 512 --budget {{seconds}}"
+    small = f"env TRITON_INTERPRET=1 {tune} --hidden 4 --batch 1 --steps 2 --budget 1"
+
+    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        return len(rows), 1 if rehearse else 6
+
+    return Piece("tune", "What does tuning find, at six shapes?", 150, command, small, "tables/*.json", progress)
+
+
+def _sanitize(tool: str) -> Piece:
+    before = "env TRITON_GRU_TIMEOUT=120 PYTORCH_NO_CUDA_MEMORY_CACHING=1 "
+    before += f"compute-sanitizer --tool {tool} --error-exitcode 1 "
+    files = "tests/test_block.py tests/test_grid.py tests/test_step.py"
+    question = "Does a kernel touch memory it does not own, or race?"
+    return _tests(f"sanitize-{tool}", question, f"{files} -m 'gpu and first'", "tests/test_step.py -k agrees", before)
+
+
+_TUNE = _tune()
+PIECES = (
+    _tests("right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/test_isa.py -n 2"),
+    _sweep("heart"),
+    _program("models", "How much faster are whole models?", models.PROGRAM, "scripts/models.py"),
+    *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
+    _TUNE,
+    _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
+    *map(_sweep, ("bidirectional", "streaming", "smoke")),
+    _program("step-breakdown", "Where does a step of grid and block spend its time?", stages.PROGRAM, "-m perf.stages"),
+    _program("hop", "How long is a hop of the state between programs, by each hand-over?", hop.PROGRAM, "-m perf.hop"),
+    *map(_sweep, ("hand-overs", "short", "reset-before", "t1-cold", "layers", "cells", "throughput", "large", "long")),
+    *map(_shard, range(1, SHARDS + 1)),
+    _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),
+    *map(_sanitize, ("memcheck", "racecheck")),
+)  # fmt: skip

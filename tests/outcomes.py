@@ -1,0 +1,141 @@
+"""Records what becomes of each test, a row of a CSV each, so that tests can be run in pieces: ``-p tests.outcomes``.
+
+    pytest tests -m gpu -n 12 --maxschedchunk 2 -p tests.outcomes --outcomes right.csv --seconds 130
+
+A test that has passed, or was skipped, is left out the next time. Tests without an outcome come first, in the order
+they have; then those that failed; then those that were begun and had no end. No test begins after the seconds given.
+A failure is printed at once and whole, with the plan of the last call that a kernel served. The last row of a test
+counts: "owed" (collected), "begun", "passed", "skipped" or "failed".
+"""
+
+import csv
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import datetime, timezone
+
+import pytest
+
+FIELDS = ("timestamp_utc", "git_sha", "test", "outcome", "seconds", "error")
+_ORDER = {"owed": 0, "failed": 1, "begun": 2}
+_LONGEST_ERROR = 4000
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("outcomes")
+    group.addoption("--outcomes", type=pathlib.Path, required=True, help="the CSV, made or gone on with")
+    group.addoption("--seconds", type=float, default=float("inf"), help="no test begins after them")
+    group.addoption("--shard", default="1/1", help="2/8: of every eight tests the second")
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Recorder(config))
+        os.environ["OUTCOMES_END"] = str(time.time() + config.option.seconds)  # for the workers of pytest-xdist, too
+    config.pluginmanager.register(_Runner(config.option.outcomes))
+
+
+def read(path: pathlib.Path) -> dict[str, str]:
+    """Return the last outcome of each test of the file; of none where there is no file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {row["test"]: row["outcome"] for row in csv.DictReader(file) if row["outcome"]}
+
+
+def count(outcomes: dict[str, str]) -> str:
+    """Return in words how many tests passed, failed and so on, and how many of all ran."""
+    found = Counter(outcomes.values())
+    ran = found.total() - found["owed"]
+    return f"{', '.join(f'{n} {outcome}' for outcome, n in found.most_common())}; {ran} of {found.total()} ran"
+
+
+class _Runner:
+    """Chooses tests and runs them until the time is over; in every process that runs some."""
+
+    def __init__(self, path: pathlib.Path):
+        self._before = read(path)
+        self._plan = ""
+
+    @pytest.hookimpl(trylast=True)  # after -m and -k
+    def pytest_collection_modifyitems(self, config, items):
+        index, shards = map(int, config.option.shard.split("/"))
+        outcome = {each: self._before.get(each.nodeid, "owed") for each in items[index - 1 :: shards]}
+        chosen = sorted((each for each in outcome if outcome[each] in _ORDER), key=lambda each: _ORDER[outcome[each]])
+        if left_out := set(items) - set(chosen):
+            config.hook.pytest_deselected(items=list(left_out))
+        items[:] = chosen
+
+    def pytest_collection_finish(self):
+        if (launch := sys.modules.get("triton_gru.launch")) is None:
+            return
+        run_kernels = launch._run_kernels
+
+        def noted(call, plan):
+            self._plan = plan
+            return run_kernels(call, plan)
+
+        launch._run_kernels = noted
+
+    def pytest_runtest_protocol(self, item):
+        self._plan = ""
+        return True if time.time() > float(os.environ["OUTCOMES_END"]) else None  # True: nothing is left to do
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self):
+        report = yield
+        if report.failed and self._plan:
+            report.sections.append(("plan of the last call that a kernel served", str(self._plan)))
+        return report
+
+
+class _Recorder:
+    """Writes the rows and prints failures; in the one process that hears of all tests."""
+
+    def __init__(self, config):
+        self._say = config.pluginmanager.getplugin("terminalreporter").write_line
+        self._path = path = config.option.outcomes
+        self._all = read(path)
+        self._sha = os.environ.get("GIT_SHA", "")  # of a copy, by who made it
+        if not self._sha and shutil.which("git"):
+            self._sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._all:
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerow(FIELDS)
+
+    def pytest_collection_finish(self, session):
+        self._collected([each.nodeid for each in session.items])
+
+    @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+    def pytest_xdist_node_collection_finished(self, ids):
+        self._collected(ids)
+
+    def _collected(self, tests: list[str]):
+        self._write([(test, "owed") for test in tests if test not in self._all])
+
+    def pytest_runtest_logstart(self, nodeid):
+        self._write([(nodeid, "begun")])
+
+    def pytest_runtest_logreport(self, report):
+        if report.passed and report.when != "call":
+            return
+        error = ""
+        if report.failed:
+            error = "\n".join([report.longreprtext, *(f"{title}:\n{text}" for title, text in report.sections)])
+            self._say(f"\nFAILED {report.nodeid}\n{error}", flush=True)
+        self._write([(report.nodeid, report.outcome, f"{report.duration:.2f}", error[-_LONGEST_ERROR:])])
+
+    def pytest_terminal_summary(self):
+        self._say(f"\nof all tests so far: {count(self._all)}")
+
+    def _write(self, rows: list[tuple]):
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with self._path.open("a", newline="") as file:
+            csv.writer(file).writerows([now, self._sha, *row, *[""] * (len(FIELDS) - 2 - len(row))] for row in rows)
+        self._all |= {row[0]: row[1] for row in rows}

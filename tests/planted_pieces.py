@@ -1,0 +1,46 @@
+"""Pieces for tests of scripts/measure that succeed, fail, die and hang; loaded without torch, in no time."""
+
+import importlib.machinery
+import importlib.util
+import pathlib
+import shlex
+from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+_loader = importlib.machinery.SourceFileLoader("measure", str(ROOT / "scripts/measure"))
+measure = importlib.util.module_from_spec(importlib.util.spec_from_loader("measure", _loader))
+_loader.exec_module(measure)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What scripts/measure takes of a `pieces.Piece`; done when its file has ``of`` lines."""
+
+    name: str
+    command: str
+    of: int
+    after: "Planted | None" = None
+    seconds: int = 1
+
+    @property
+    def question(self) -> str:
+        return f"Is {self.name}?"
+
+    def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
+        path = out / f"{self.name}.csv"
+        return len(path.read_text().splitlines()) if path.exists() else 0, self.of
+
+
+def planted(name: str, program: str, of: int = 1) -> Planted:
+    """Return a piece whose Python program adds lines to its file."""
+    program = f"import os, sys, time; file = open('{{out}}/{name}.csv', 'a', buffering=1); {program}"
+    return Planted(name, f"python3 -c {shlex.quote(program)}", of)
+
+
+ROW = r"file.write('1\n')"
+GOOD = planted("good", f"print('how it was'); {ROW}")
+FAILS = planted("fails", "sys.exit(3)")
+DIES = planted("dies", "os.kill(os.getpid(), 9)")
+HANGS = planted("hangs", "os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '1001'); time.sleep(1000)")
+LAST = planted("last", ROW)

@@ -1,0 +1,119 @@
+"""Tests run in pieces: what became of each is on disk at once, nothing done is repeated, a crash costs one test."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from . import outcomes
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLANTED = """
+import os, pytest
+
+def test_good(): pass
+def test_dies(): os.kill(os.getpid(), 9)
+def test_skipped(): pytest.skip("for a reason")
+
+def test_wrong():
+    assert os.path.exists("mended"), "a bad number"
+
+@pytest.fixture
+def no_setup(): raise RuntimeError("no setup")
+@pytest.fixture
+def no_end():
+    yield
+    raise RuntimeError("no end")
+
+def test_setup(no_setup): pass
+def test_teardown(no_end): pass
+"""
+
+ON_A_KERNEL = """
+import torch, triton_gru
+
+def test_wrong():
+    with torch.no_grad():
+        triton_gru.GRU(5, 6, backend="block").eval()(torch.randn(3, 2, 5))
+    assert False, "a bad number"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+
+    def run(*options: str) -> str:
+        file = tmp_path / "test_planted.py"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            file,
+            "--rootdir",
+            tmp_path,
+            "-c",
+            os.devnull,
+            "-p",
+            "tests.outcomes",
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "GIT_SHA": "abc"}
+        command += ["-q", "--no-summary", "--outcomes", tmp_path / "right.csv", *options]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True).stdout
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2", "--maxschedchunk", "1")], ids=["alone", "xdist"])
+def test_outcomes_are_written_and_nothing_done_is_repeated(run, tmp_path, workers):
+    path = tmp_path / "right.csv"
+    if not workers:  # the process that dies is the only one
+        run()
+        assert outcomes.count(outcomes.read(path)) == "4 owed, 1 passed, 1 begun; 2 of 6 ran"
+        run("-k", "not dies")
+    else:
+        said = run(*workers)
+        assert "crashed while running" in said
+    found = outcomes.read(path)
+    assert {name.split("::")[1]: outcome for name, outcome in found.items()} == {
+        "test_good": "passed", "test_dies": "begun" if not workers else "failed", "test_skipped": "skipped",
+        "test_wrong": "failed", "test_setup": "failed", "test_teardown": "failed",
+    }  # fmt: skip
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wrong = next(row for row in rows if row["test"].endswith("wrong") and row["outcome"] == "failed")
+    assert "a bad number" in wrong["error"] and wrong["git_sha"] == "abc"
+
+    (tmp_path / "mended").touch()
+    said = run("-k", "not dies", *workers)
+    again = outcomes.read(path)
+    assert next(outcome for name, outcome in again.items() if name.endswith("wrong")) == "passed"
+    with path.open(newline="") as file:
+        repeated = [row["test"].split("::")[1] for row in list(csv.DictReader(file))[len(rows) :]]
+    assert set(repeated) == {"test_wrong", "test_setup", "test_teardown"}
+    assert "of all tests so far: 3 failed, 2 passed, 1 skipped; 6 of 6 ran" in said or "1 begun" in said
+
+
+def test_a_failure_is_printed_whole_and_at_once(run, tmp_path):
+    """With the plan and the configuration of the kernel."""
+    (tmp_path / "test_planted.py").write_text(ON_A_KERNEL)
+    said = run()
+    assert said.index("FAILED") < said.index("of all tests so far: 1 failed; 1 of 1 ran")
+    for text in (said, (tmp_path / "right.csv").read_text()):
+        assert "a bad number" in text and "plan of the last call" in text and "BlockConfig(" in text
+
+
+def test_shards_share_the_tests(run, tmp_path):
+    for number in (1, 2, 3):
+        run("-k", "not dies", "--shard", f"{number}/3", "--outcomes", tmp_path / f"{number}.csv")
+    found = [name for number in (1, 2, 3) for name in outcomes.read(tmp_path / f"{number}.csv")]
+    assert len(found) == len(set(found)) == 5
+
+
+def test_no_test_begins_after_the_time(run, tmp_path):
+    said = run("--seconds", "0", "-n", "2")
+    assert "6 owed; 0 of 6 ran" in said
+    assert set(outcomes.read(tmp_path / "right.csv").values()) == {"owed"}
