@@ -32,7 +32,7 @@ def test_costs_add_up():
     assert str(Cost(launch=2, hop=1)) == "3 us (launch 2, hop 1)"
 
 
-# Microseconds a step of an H200 in a graph of 512 steps, projection included (perf/results/NVIDIA-H200/space.csv).
+# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light).
 MEASURED = {
     ("fp16", 64, 1): 0.239, ("fp16", 128, 1): 0.428, ("tf32", 64, 1): 0.377, ("fp16", 192, 1): 0.70,
     ("fp16", 256, 1): 0.711, ("fp16", 512, 1): 0.927, ("fp16", 1024, 1): 1.28, ("fp16", 2048, 1): 2.185,
