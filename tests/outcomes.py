@@ -56,7 +56,7 @@ def count(outcomes: dict[str, str]) -> str:
 
 
 class _Runner:
-    """Chooses tests and runs them until the time is over; in every process that runs some."""
+    """The choice of tests, and the end of their time; in every process that runs some."""
 
     def __init__(self, path: pathlib.Path):
         self._before = read(path)
@@ -95,7 +95,7 @@ class _Runner:
 
 
 class _Recorder:
-    """Writes the rows and prints failures; in the one process that hears of all tests."""
+    """The writer of rows and printer of failures; in the one process that hears of all tests."""
 
     def __init__(self, config):
         self._say = config.pluginmanager.getplugin("terminalreporter").write_line
@@ -130,6 +130,10 @@ class _Recorder:
             error = "\n".join([report.longreprtext, *(f"{title}:\n{text}" for title, text in report.sections)])
             self._say(f"\nFAILED {report.nodeid}\n{error}", flush=True)
         self._write([(report.nodeid, report.outcome, f"{report.duration:.2f}", error[-_LONGEST_ERROR:])])
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._all:
+            session.exitstatus = pytest.ExitCode.OK  # all were done before
 
     def pytest_terminal_summary(self):
         self._say(f"\nof all tests so far: {count(self._all)}")

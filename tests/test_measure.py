@@ -71,7 +71,7 @@ def test_what_fails_dies_or_hangs_costs_itself_alone(bench, tmp_path, capsys, mo
 
 def test_nothing_is_begun_when_hardly_any_time_is_left(bench, capsys):
     assert bench.measure([GOOD, LAST], False, time.monotonic() + measure.LEAST - 1) == 0
-    assert "2 more pieces are owed" in capsys.readouterr().out
+    assert "2 pieces were not begun" in capsys.readouterr().out
     assert not (bench.folder / "pieces.csv").exists()
 
 

@@ -46,23 +46,13 @@ def test_wrong():
 def run(tmp_path):
     (tmp_path / "test_planted.py").write_text(PLANTED)
 
-    def run(*options: str) -> str:
-        file = tmp_path / "test_planted.py"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            file,
-            "--rootdir",
-            tmp_path,
-            "-c",
-            os.devnull,
-            "-p",
-            "tests.outcomes",
-        ]
+    def run(*options: str, status: int | None = None) -> str:
+        command = [sys.executable, "-m", "pytest", "test_planted.py", "--rootdir", ".", "-c", os.devnull, "-q"]
+        command += ["-p", "tests.outcomes", "--no-summary", "--outcomes", tmp_path / "right.csv", *options]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "GIT_SHA": "abc"}
-        command += ["-q", "--no-summary", "--outcomes", tmp_path / "right.csv", *options]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True).stdout
+        ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert status in (None, ended.returncode), ended.stdout
+        return ended.stdout
 
     return run
 
@@ -104,6 +94,12 @@ def test_a_failure_is_printed_whole_and_at_once(run, tmp_path):
     assert said.index("FAILED") < said.index("of all tests so far: 1 failed; 1 of 1 ran")
     for text in (said, (tmp_path / "right.csv").read_text()):
         assert "a bad number" in text and "plan of the last call" in text and "BlockConfig(" in text
+
+
+def test_to_find_all_done_is_no_failure_and_to_find_no_test_is_one(run):
+    run("-k", "good", status=0)
+    assert "1 passed; 1 of 1 ran" in run("-k", "good", status=0)
+    run("-k", "nonesuch", "--outcomes", "another.csv", status=pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def test_shards_share_the_tests(run, tmp_path):
