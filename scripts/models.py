@@ -86,8 +86,10 @@ def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool =
             for error, y in zip(errors(model(*inputs), exact), exact)
         ]
         versions = {YARDSTICK: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
+        kernels = {provider: kernels_of(version, inputs) for provider, version in versions.items()}
         for (provider, version), mode in itertools.product(versions.items(), modes):
-            row = replace(case.row(), variant=name, provider=provider, mode=mode, l2="warm")
+            about = {"variant": name, "provider": provider, "kernel": kernels[provider], "mode": mode, "l2": "warm"}
+            row = replace(case.row(), **about)
             try:
                 call, outputs = caller(version, inputs, mode)
                 row.max_abs_err = max(errors(outputs, exact))
@@ -121,6 +123,17 @@ def load(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
     inputs = tuple(torch.randn(size, generator=generator) for size in sizes)
     return torch_model(onnx.load(package_file(*ONNX[kind])), inputs).eval(), inputs
+
+
+def kernels_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+    """Return what serves the calls of the accelerated GRUs in a run of the model."""
+    found, ours = set(), (triton_gru.GRU, triton_gru.GRUCell)
+    grus = [each for each in model.modules() if isinstance(each, ours)]
+    hooks = [each.register_forward_pre_hook(lambda gru, given: found.add(gru.plan(*given).kernel)) for each in grus]
+    model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return ", ".join(sorted(found))
 
 
 def in_dtype(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -35,6 +35,7 @@ def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(monkeypatch, p
     ]
     for row in rows:
         assert row.status in ("ok", "noisy") and row.n and row.max_abs_err < 1e-5 and row.samples_ms, row
+        assert row.kernel == ("torch" if row.provider == "triton_gru" else "")
     assert models.keys_in([vars(row) for row in rows]) == {CELL}
 
 
