@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from triton_gru.device import interpreting
 
 from .providers.ours import is_lost
-from .record import Report, Row, machine_name
+from .record import BEGUN, Report, Row, machine_name
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,11 @@ class Program:
 
     def progress(self, rows: list[dict[str, str]], rehearse: bool) -> tuple[int, int]:
         """Return of how many cells there are rows, and how many cells there are."""
-        keys, there = [self.key(each) for each in self.cells(rehearse)], self.keys_in(rows)
+        keys, there = [self.key(each) for each in self.cells(rehearse)], self._keys_in(rows)
         return sum(key in there for key in keys), len(keys)
+
+    def _keys_in(self, rows: list[dict[str, str]]) -> set:
+        return self.keys_in([row for row in rows if row["status"] != BEGUN])
 
     def main(self, description: str, arguments: list[str] | None = None) -> None:
         raw = argparse.RawDescriptionHelpFormatter
@@ -48,12 +51,14 @@ class Program:
             parser.error("--rehearse needs TRITON_INTERPRET=1 in the environment")
         device = "cpu" if options.rehearse else "cuda"
         report = Report(options.out / f"{self.name}-{machine_name(device)}.csv", device)
-        there = self.keys_in(report.rows())
+        there, begun = self._keys_in(report.rows()), {row["error"] for row in report.rows() if row["status"] == BEGUN}
         todo = [each for each in self.cells(options.rehearse) if self.key(each) not in there]
+        todo.sort(key=lambda each: str(self.key(each)) in begun)  # what took the process with it, or hung, comes last
         if not options.rehearse:
             self.compile(todo)
         for number, each in enumerate(todo, 1):
             print(f"[{number}/{len(todo)}] {each}", flush=True)
+            report.add(Row(provider=self.name, status=BEGUN, error=str(self.key(each))))
             rows = self.measure(each, device)
             report.add_all(rows)
             print(self.told(rows), flush=True)

@@ -1,16 +1,21 @@
 """The timing of scans without one of their stages: its rehearsal, its table, and that the library stays as it is."""
 
+import dataclasses
+import sys
+
+import pytest
+
 from perf import stages
 from perf.record import Row
 from perf.stages_kernel import STAGES, without
 from triton_gru.kernels import exchange, grid, isa
 
-from .perf_calls import read
+from .perf_calls import read, rows_of
 
 
 def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    rows = read(tmp_path / "stages-cpu.csv")
+    rows = rows_of(tmp_path / "stages-cpu.csv")
     assert [(row["kernel"], row["variant"], row["status"], row["n"]) for row in rows] == [
         (kernel, variant, "ok", "0")
         for kernel in ("grid", "block")
@@ -18,7 +23,25 @@ def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     ]
     assert "no times" in capsys.readouterr().out
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    assert read(tmp_path / "stages-cpu.csv") == rows  # there is nothing left to do
+    assert rows_of(tmp_path / "stages-cpu.csv") == rows  # there is nothing left to do
+    assert stages.PROGRAM.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
+
+
+def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(cell, device):
+        measured.append(cell[0])
+        return sys.exit("killed") if len(measured) == 1 else stages.measure(cell, device)
+
+    program = dataclasses.replace(stages.PROGRAM, measure=measure)
+    arguments = ["--rehearse", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        program.main("", arguments)
+    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (0, 2)
+    program.main("", arguments)
+    assert measured == ["grid", "block", "grid"]
+    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():
