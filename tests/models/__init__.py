@@ -3,6 +3,7 @@
 Their packages are not imported, only looked into: scripts/test installs them without what they need.
 """
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -34,14 +35,15 @@ def package_file(requirement: str, name: str) -> Path:
     return Path(distribution(package).locate_file(name))
 
 
-def by_onnxruntime(model, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-    """Return an ONNX model's outputs; inputs are in the graph's order."""
+def in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
+    """Return what makes an ONNX model's outputs of its inputs, both in the graph's order."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {each.name: array for each, array in zip(session.get_inputs(), inputs)})
+    names = [each.name for each in session.get_inputs()]
+    return lambda inputs: tuple(session.run(None, dict(zip(names, inputs))))
 
 
 def reset_before(model):

@@ -16,7 +16,7 @@ import onnx
 
 import triton_gru
 
-from . import GTCRN, NOISE, WRONG, by_onnxruntime, difference, noisy_speech, package_file, reset_before
+from . import GTCRN, NOISE, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before
 from .onnx_model import grus_of, torch_model
 
 Arrays = tuple[np.ndarray, ...]
@@ -53,7 +53,7 @@ def stream(one_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Ar
 @pytest.fixture(scope="module")
 def expected(model, frames) -> list[Arrays]:
     """By onnxruntime alone."""
-    return stream(lambda inputs: tuple(by_onnxruntime(model, inputs)), frames, no_states(model))
+    return stream(in_onnxruntime(model), frames, no_states(model))
 
 
 def made(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:

@@ -14,7 +14,7 @@ import triton_gru
 from triton_gru.config import StepConfig
 
 from ..calls import configured
-from . import NOISE, NSNET2, WRONG, by_onnxruntime, difference, noisy_speech, package_file, reset_before
+from . import NOISE, NSNET2, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before
 from .onnx_model import grus_of, torch_model
 
 # It takes the interpreter as long for a large tile as for a small one.
@@ -44,7 +44,7 @@ def gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndar
 
 
 def test_whole(model, sounds):
-    module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), by_onnxruntime(model, (sounds,))
+    module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), in_onnxruntime(model)((sounds,))
     assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"
     assert difference(gains(module, sounds), expected) <= NOISE
@@ -70,4 +70,4 @@ def test_kernel(model, sounds, device, kernel, launched):
     with configured("step", FEW_TILES) if device == "cpu" else nullcontext():
         actual = gains(module, sounds, device)
     assert launched.only_by(kernel)
-    assert difference(actual, by_onnxruntime(model, (sounds,))[0]) <= NOISE
+    assert difference(actual, in_onnxruntime(model)((sounds,))[0]) <= NOISE
