@@ -64,16 +64,16 @@ def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, desc
     launchers = {hop.name: [Launcher(hop, n, device, described) for n in (fewer, steps)] for hop in hops}
     for row in rows:
         row.T, both = steps, launchers[row.provider]
-        judge(row, both, lambda both=both: both)
+        judge(row, both, lambda launcher: launcher)
         if row.status == "ok" and device.type == "cuda":
-            calls[row.provider] = judge(row, both, lambda both=both: [graphed(each)[0] for each in both])
+            calls[row.provider] = judge(row, both, lambda launcher: graphed(launcher)[0])
             row.config += f" spills={both[1].spills}" * bool(both[1].spills)
     right = [row.provider for row in rows if row.status == "ok" and calls]
     times = samples({(x, i): [calls[x][i]] for x in right for i in (0, 1)}, rounds, clock(device.type), SECONDS)
     error = gave_up()
     for i, row in enumerate(rows):
         if row.provider in right:
-            judge(row, launchers[row.provider], lambda row=row: calls[row.provider])
+            judge(row, launchers[row.provider], dict(zip(launchers[row.provider], calls[row.provider])).get)
         if row.status == "ok" and error:
             row.status, row.error = "failed", f"this or another: {error}"
         if row.status == "ok" and row.provider in right:
@@ -82,11 +82,11 @@ def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, desc
     return rows
 
 
-def judge(row: Row, launchers: list[Launcher], make_calls: Callable[[], list[Callable]]) -> list[Callable]:
-    """Return the calls, made once each; the row says whether all end right."""
+def judge(row: Row, launchers: list[Launcher], call_of: Callable[[Launcher], Callable]) -> list[Callable]:
+    """Return a call of each launcher, made once; the row says whether all end right."""
     calls = []
     try:
-        calls = make_calls()
+        calls = [call_of(each) for each in launchers]
         if not all(launcher.is_right(call) for launcher, call in zip(launchers, calls)):
             row.status = "wrong"
     except Exception as failure:

@@ -51,7 +51,8 @@ class Program:
             parser.error("--rehearse needs TRITON_INTERPRET=1 in the environment")
         device = "cpu" if options.rehearse else "cuda"
         report = Report(options.out / f"{self.name}-{machine_name(device)}.csv", device)
-        there, begun = self._keys_in(report.rows()), {row["error"] for row in report.rows() if row["status"] == BEGUN}
+        rows = report.rows()
+        there, begun = self._keys_in(rows), {row["error"] for row in rows if row["status"] == BEGUN}
         todo = [each for each in self.cells(options.rehearse) if self.key(each) not in there]
         todo.sort(key=lambda each: str(self.key(each)) in begun)  # what took the process with it, or hung, comes last
         if not options.rehearse:

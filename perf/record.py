@@ -2,12 +2,10 @@
 
 import csv
 import dataclasses
-import datetime
 import io
 import os
 import pathlib
 import re
-import subprocess
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ import torch
 import triton_gru
 from triton_gru.device import interpreting
 from triton_gru.tuning.timing import quantiles
+
+from .stamp import commit, output, timestamp
 
 SCHEMA = 3
 _SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
@@ -97,10 +97,9 @@ COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in
 
 def environment(device: str) -> dict[str, object]:
     """What is the same for all rows of a run: machine, versions, revision."""
-    told = os.environ.get("GIT_SHA", "")  # of a copy, by who made it, whatever repository it may lie in
-    sha = told or _output("git", "rev-parse", "HEAD")
+    sha, told = commit(), os.environ.get("GIT_SHA")
     # What is written here while measuring is not what is measured.
-    dirty = "" if told or not sha else str(bool(_output("git", "status", "--porcelain", "--", ":!perf/results")))
+    dirty = "" if told or not sha else str(bool(output("git", "status", "--porcelain", "--", ":!perf/results")))
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     here = {
         "run_id": uuid.uuid4().hex[:12],
@@ -117,24 +116,11 @@ def environment(device: str) -> dict[str, object]:
             "gpu_name": properties.name,
             "cc": f"{properties.major}.{properties.minor}",
             "sms": str(properties.multi_processor_count),
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cuda": torch.version.cuda or "",
             "cudnn": str(torch.backends.cudnn.version()),
         }
     return here
-
-
-def timestamp() -> str:
-    """Now, in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _output(*command: str) -> str:
-    """What the command prints, nothing where there is no such command or it does not apply."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return ""
 
 
 def machine_name(device: str) -> str:
@@ -183,8 +169,7 @@ class Report:
 
     def measured(self) -> dict[tuple[str, ...], str]:
         """Return the last status of each `cell` of which there is a row of this machine."""
-        here = [row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"]]
-        return {tuple(row[name] for name in KEY[1:]): row["status"] for row in here}
+        return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
 
     def _write(self, values) -> None:
         with self.path.open("ab") as file:
@@ -200,6 +185,11 @@ def timed(row: Row, milliseconds: list[float]) -> Row:
 def cell(row: Row) -> tuple[str, ...]:
     """Return what ``row`` is a measurement of, on whatever machine."""
     return tuple(str(getattr(row, name)) for name in KEY[1:])
+
+
+def statuses(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], str]:
+    """Return the last status of each `cell` among rows of a CSV."""
+    return {tuple(row[name] for name in KEY[1:]): row["status"] for row in rows}
 
 
 def _line(values) -> bytes:

@@ -50,7 +50,7 @@ def run(sweep: Sweep, options: Options) -> pathlib.Path:
     device = options.conditions.device
     report = Report(options.out / f"{sweep.name}-{machine_name(device)}.csv", device)
     there = report.measured() if options.resume else {}
-    todo = owed(sweep, options.providers, options.conditions.modes, there)
+    todo = owed(sweep, options.providers, there)
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(options.out, device)
@@ -84,9 +84,7 @@ def _first_row(case: Case, sweep: Sweep) -> Row:
     return blank_row(case, YARDSTICK, sweep.modes[0], sweep.l2, Floors())
 
 
-def owed(
-    sweep: Sweep, providers: Iterable[str], modes: Iterable[str], there: dict[tuple[str, ...], str]
-) -> list[tuple[Case, list[str]]]:
+def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], str]) -> list[tuple[Case, list[str]]]:
     """Return cases and the providers of each that ``there``, the statuses by `record.cell`, lacks.
 
     A case whose yardstick has failed is done with then: there is nothing to gate the others by. One that was begun and
@@ -96,7 +94,7 @@ def owed(
     for case in sweep.cases:
         names = []
         for name in dict.fromkeys((YARDSTICK, *providers)):
-            statuses = [there.get(cell(blank_row(case, name, mode, sweep.l2, Floors()))) for mode in modes]
+            statuses = [there.get(cell(blank_row(case, name, mode, sweep.l2, Floors()))) for mode in sweep.modes]
             if name == YARDSTICK and "failed" in statuses:
                 break
             if None in statuses or BEGUN in statuses:

@@ -7,20 +7,16 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from triton_gru.config import GRID_CUTS, HANDOVERS
 from triton_gru.plan import KERNELS
 
 from .case import Case
 from .providers import OURS, STREAMING, YARDSTICK, cudnn
-from .providers.ours import LAUNCHES, Variant
+from .providers.ours import GRIDS, LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
 _CUDNN = tuple(cudnn.PROVIDERS)
 _PEERS = (OURS, *_CUDNN, "torchrl")
-_GRIDS = [Variant("grid", handover=handover) for handover in HANDOVERS] + [
-    Variant("grid", cut=cut) for cut in GRID_CUTS
-]
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ _ALL = (
     ),
     Sweep(
         "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
-        (OURS, *(variant.name for variant in _GRIDS)),
+        (OURS, *(variant.name for variant in GRIDS)),
         _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
     ),
     Sweep(

@@ -51,9 +51,13 @@ def cells(rehearse: bool) -> list[Cell]:
     return [("NSNet2, rehearsed", "fp32")] if rehearse else list(itertools.product(list(CASES)[:-1], ("tf32", "fp16")))
 
 
-def keys_in(rows: list[dict[str, str]]) -> set[Cell]:
-    names = {("float16", ""): "fp16", ("float32", "tf32"): "tf32", ("float32", "ieee"): "fp32"}
-    return {(row["variant"], names[row["dtype"], row["precision"]]) for row in rows}
+def key_of(cell: Cell) -> tuple[str, ...]:
+    row = replace(CASES[cell[0]][0], precision=cell[1]).row()
+    return cell[0], row.dtype, row.precision
+
+
+def keys_in(rows: list[dict[str, str]]) -> set[tuple[str, ...]]:
+    return {(row["variant"], row["dtype"], row["precision"]) for row in rows}
 
 
 def compile_models(todo: list[Cell]) -> None:
@@ -61,14 +65,10 @@ def compile_models(todo: list[Cell]) -> None:
     in_parallel(functools.partial(measure, each, "cuda", (mode,), timing=False) for each in todo for mode in MODES)
 
 
-def modes_on(device: str) -> tuple[str, ...]:
-    return MODES if device == "cuda" else MODES[:1]
-
-
 @torch.no_grad()
 def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
     """Return a row for each version of the model in each mode, with times unless not wanted."""
-    modes = modes or modes_on(device)
+    modes = modes or (MODES if device == "cuda" else MODES[:1])
     name, case = cell[0], replace(CASES[cell[0]][0], precision=cell[1])
     torch.compiler.reset()  # what it has compiled of other models counts against a limit
     try:
@@ -86,7 +86,7 @@ def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool =
             for error, y in zip(errors(model(*inputs), exact), exact)
         ]
         versions = {YARDSTICK: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
-        kernels = {provider: kernels_of(version, inputs) for provider, version in versions.items()}
+        kernels = {YARDSTICK: "", OURS: kernels_of(versions[OURS], inputs)}
         for (provider, version), mode in itertools.product(versions.items(), modes):
             about = {"variant": name, "provider": provider, "kernel": kernels[provider], "mode": mode, "l2": "warm"}
             row = replace(case.row(), **about)
@@ -159,7 +159,7 @@ def errors(actual, exact) -> list[float]:
     return [(a.double().cpu() - b).abs().max().item() for a, b in zip(actual, exact)]
 
 
-PROGRAM = Program("models", cells, lambda cell: cell, keys_in, compile_models, measure, told)
+PROGRAM = Program("models", cells, key_of, keys_in, compile_models, measure, told)
 
 if __name__ == "__main__":
     PROGRAM.main(__doc__)

@@ -13,7 +13,7 @@ import models
 
 from perf import hop, stages
 from perf.program import Program
-from perf.record import KEY
+from perf.record import statuses
 from perf.run import owed
 from perf.sweeps import SWEEPS, rehearsal
 
@@ -60,8 +60,7 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         sweep = rehearsal(SWEEPS[name]) if rehearse else SWEEPS[name]
-        there = {tuple(row[each] for each in KEY[1:]): row["status"] for row in rows}
-        return len(sweep.cases) - len(owed(sweep, sweep.providers, sweep.modes, there)), len(sweep.cases)
+        return len(sweep.cases) - len(owed(sweep, sweep.providers, statuses(rows))), len(sweep.cases)
 
     small = f"env TRITON_INTERPRET=1 {command} --rehearse --seconds 0.01"
     command = f"{environment}{command} --seconds 0.6"

@@ -11,14 +11,13 @@ counts: "owed" (collected), "begun", "passed", "skipped" or "failed".
 import csv
 import os
 import pathlib
-import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import datetime, timezone
 
 import pytest
+
+from perf.stamp import commit, timestamp
 
 FIELDS = ("timestamp_utc", "git_sha", "test", "outcome", "seconds", "error")
 _ORDER = {"owed": 0, "failed": 1, "begun": 2}
@@ -101,9 +100,7 @@ class _Recorder:
         self._say = config.pluginmanager.getplugin("terminalreporter").write_line
         self._path = path = config.option.outcomes
         self._all = read(path)
-        self._sha = os.environ.get("GIT_SHA", "")  # of a copy, by who made it
-        if not self._sha and shutil.which("git"):
-            self._sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        self._sha = commit()
         path.parent.mkdir(parents=True, exist_ok=True)
         if not self._all:
             with path.open("w", newline="") as file:
@@ -139,7 +136,7 @@ class _Recorder:
         self._say(f"\nof all tests so far: {count(self._all)}")
 
     def _write(self, rows: list[tuple]):
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = timestamp()
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerows([now, self._sha, *row, *[""] * (len(FIELDS) - 2 - len(row))] for row in rows)
         self._all |= {row[0]: row[1] for row in rows}

@@ -98,9 +98,8 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     return Ready(call, plan.kernel, str(plan.config), plan.source)
 
 
-VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
-VARIANTS += [Variant("grid", handover=handover) for handover in HANDOVERS]
-VARIANTS += [Variant("grid", cut=cut) for cut in GRID_CUTS]
+GRIDS = [Variant("grid", handover=each) for each in HANDOVERS] + [Variant("grid", cut=each) for each in GRID_CUTS]
+VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)] + GRIDS
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: launches}
 
 
