@@ -48,16 +48,11 @@ def measure_cell(hops: list[Hop], device: str) -> list[Row]:
 
 def measure(hops: list[Hop], steps: int, rounds: int, device: torch.device, described: Device) -> list[Row]:
     """Return the rows of one cell: each hop timed in turns with the others, if it is right before and after."""
-    rows = [
-        Row(
-            provider=hop.name, kernel="hop", config=str(hop.config), dtype="float16", B=hop.batch, H=hop.row,
-            variant="hop", mode="graph", error=obstacle(hop, described),
-        )
-        for hop in hops
-    ]  # fmt: skip
-    if any(row.error for row in rows):
-        for row in rows:
-            row.status = "unavailable"
+    why = next(filter(None, (obstacle(hop, described) for hop in hops)), "")
+    about = {"kernel": "hop", "dtype": "float16", "variant": "hop", "mode": "graph", "error": why}
+    about |= {"status": "unavailable"} if why else {}
+    rows = [Row(provider=hop.name, config=str(hop.config), B=hop.batch, H=hop.row, **about) for hop in hops]
+    if why:
         return rows
     steps = min(steps, *(Launcher(hop, 1, device, described).mailbox.longest for hop in hops))
     fewer, calls = max(1, steps // 8), {}
