@@ -1,6 +1,9 @@
-"""Tests that run kernels do so twice over: in Triton's interpreter on the CPU, and (marked gpu) on a GPU.
+"""Tests that run kernels do so on the CPU and (marked gpu) on a GPU.
 
-Every run draws other random numbers. One that fails says the seed: with TESTS_SEED set to it, it draws the same again.
+On the CPU the compiled kernels are executed (tests/ptx). Under TRITON_INTERPRET=1 Triton's interpreter runs them.
+
+Every run draws new random numbers and schedules. A run that fails prints its seed: with TESTS_SEED set to that, the
+next run draws the same.
 """
 
 import contextlib
@@ -12,11 +15,13 @@ import pytest
 import torch
 
 from triton_gru import launch, plan, prepared
-from triton_gru.device import interpreting
+from triton_gru.device import KNOWN, interpreting
 from triton_gru.scans import Launch
 from triton_gru.tuning import lookup
 
 from . import gpu_first, quick_interpreter
+from .launches import Launches
+from .ptx.device import emulating
 
 
 def pytest_configure(config):
@@ -45,26 +50,30 @@ def alone():
         pytest.skip("it measures times: run it without -n")
 
 
-@pytest.fixture(params=["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request) -> str:
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """Yield the name of the torch device whose tensors kernels run on."""
     if request.param == "gpu":
         assert torch.cuda.is_available(), "tests marked gpu were asked for and there is none"
-        return "cuda"
-    assert interpreting(), "kernel tests without a GPU need TRITON_INTERPRET=1; scripts/test sets it"
-    return "cpu"
+        yield "cuda"
+    else:
+        request.getfixturevalue("kernels_on_cpu")
+        yield "cpu"
 
 
-class Launches(list):
-    """Names of the kernels started, in order."""
+@pytest.fixture
+def kernels_on_cpu(request):
+    """Let kernels run on CPU tensors: as compiled for an H200, or in the interpreter."""
+    if interpreting():
+        yield
+    else:
+        with emulating(KNOWN["H200"], seed_of(request.node)):
+            yield
 
-    @property
-    def scans(self) -> int:
-        return sum(name != "input_projection" for name in self)
 
-    def only_by(self, kernel: str) -> bool:
-        """Whether there were some, and no scans of another kernel."""
-        own = {"step_scan", "whole_step"} if kernel == "step" else {f"{kernel}_scan"}
-        return self.scans > 0 and set(self) <= own | {"input_projection"}
+def seed_of(test) -> int:
+    """Return what a test's schedules are drawn from: the same again with the same TESTS_SEED."""
+    return zlib.crc32(f"{os.environ['TESTS_SEED']} schedules of {test.nodeid}".encode())
 
 
 @pytest.fixture

@@ -1,0 +1,14 @@
+"""What a test records of the kernels that ran."""
+
+
+class Launches(list):
+    """Names of the kernels started, in order."""
+
+    @property
+    def scans(self) -> int:
+        return sum(name != "input_projection" for name in self)
+
+    def only_by(self, kernel: str) -> bool:
+        """Whether there were some, and no scans of another kernel."""
+        own = {"step_scan", "whole_step"} if kernel == "step" else {f"{kernel}_scan"}
+        return self.scans > 0 and set(self) <= own | {"input_projection"}

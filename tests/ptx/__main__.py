@@ -1,0 +1,74 @@
+"""Runs a campaign: ``python -m tests.ptx matrix 1 600`` draws random calls from seed 1 for ten minutes.
+
+A case that fails is printed with the command that repeats it alone.
+"""
+
+import argparse
+import collections
+import os
+import random
+import sys
+import time
+import traceback
+
+import torch
+
+from triton_gru.device import KNOWN, interpreting
+
+from .campaigns import CAMPAIGNS, Skipped
+from .count import print_counts
+from .device import emulating
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__.splitlines()[0])
+    parser.add_argument("campaign", choices=[*CAMPAIGNS, "count"])
+    parser.add_argument("seed", type=int, help="what all cases are drawn from")
+    parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to go on (default: 60)")
+    parser.add_argument("--device", default="H200", choices=[name for name, d in KNOWN.items() if d.isa == "ptx"])
+    parser.add_argument("--case", type=int, help="run this case alone")
+    parser.add_argument("--error", type=float, default=0.0, metavar="SHARE",
+                        help="share of the error that the PTX manual allows an approximation (default: 0)")  # fmt: skip
+    options = parser.parse_args()
+    if interpreting():
+        parser.error("TRITON_INTERPRET is set, and compiled kernels are executed here: unset it")
+    torch.set_num_threads(1)
+    os.environ.setdefault("TESTS_SEED", str(options.seed))
+    if options.campaign == "count":
+        return print_counts(KNOWN[options.device], options.seed, options.seconds)
+    end = time.monotonic() + options.seconds
+    tally, case, instructions = collections.Counter(), options.case or 0, 0
+    while time.monotonic() < end:
+        result, executed = _run(options, case)
+        tally[result] += 1
+        instructions += executed
+        case += 1
+        if options.case is not None:
+            break
+    print(f"{options.campaign} on {options.device}, seed {options.seed}: {dict(tally)}, {instructions:,} instructions")
+    return 1 if tally["failed"] or not tally["passed"] else 0
+
+
+def _run(options: argparse.Namespace, case: int) -> tuple[str, int]:
+    """Run one case, and return how it ended and the instructions that it took."""
+    draw = random.Random(f"{options.campaign} {options.seed} {case}")
+    torch.manual_seed(draw.getrandbits(60))
+    with emulating(KNOWN[options.device], draw.getrandbits(60)) as gpu:
+        gpu.fixed["error"] = options.error
+        try:
+            described, result = CAMPAIGNS[options.campaign](draw, gpu), "passed"
+        except Skipped as reason:
+            described, result = str(reason), "skipped"
+        except Exception as failure:
+            described, result = "".join(traceback.format_exception(failure, limit=-3)), "failed"
+            error = f" --error {options.error}" if options.error else ""
+            described += (
+                f"to repeat it: python -m tests.ptx {options.campaign} {options.seed} --case {case} "
+                f"--device {options.device!r}{error}"
+            )
+        print(f"{case}: {result}: {described}", flush=True)
+        return result, sum(each.executed for each in gpu.outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Random calls of compiled kernels, one a case, for as long as one likes: ``python -m tests.ptx NAME SEED SECONDS``.
+
+Each campaign is a function of a random generator and of the emulated GPU. It raises an error if the result is wrong,
+and returns a description of the case. The test suite takes a few cases of each.
+"""
+
+import contextlib
+import dataclasses
+import random
+from unittest import mock
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import triton_gru
+from triton_gru import launch, scans, watchdog
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.arguments import bind_gru
+from triton_gru.config import HANDOVERS, BlockConfig, GridConfig, StepConfig
+from triton_gru.plan import KERNELS
+from triton_gru.tuning.space import why_not
+
+from ..calls import LAYOUTS, configured, make_call, make_gru, run_checked
+from ..conftest import poisoned
+from ..oracle import check, exact, torchs_own
+from .device import Emulated
+
+
+class Skipped(Exception):
+    """The drawn case is one that the kernel does not serve."""
+
+
+# Hidden sizes, batch sizes and input sizes around the edges of tiles, words and chunks.
+HIDDEN = {
+    "block": (1, 3, 16, 25, 64, 96, 100, 128, 192),
+    "grid": (1, 3, 16, 25, 64, 96, 128, 200, 256),
+    "step": (1, 3, 16, 25, 64, 96, 128, 200, 256),
+}
+BATCH, STEPS, INPUTS = (1, 3, 8, 17, 40), (1, 2, 3, 5), (1, 7, 16, 40, 130)
+VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "large": 6e4}
+
+
+def matrix(draw: random.Random, gpu: Emulated) -> str:
+    """Check a call in which everything is drawn: kernel, sizes, precision, layout, ends, configuration, odd numbers."""
+    kernel, precision = draw.choice(KERNELS), draw.choice((*PRECISIONS, "fp16"))
+    hidden, batch, steps = draw.choice(HIDDEN[kernel]), draw.choice(BATCH), draw.choice(STEPS)
+    directions = draw.choice(("forward", "reverse", "both"))
+    ends = draw.choice(("dense", "dense", "lengths", "packed", "resets", "lengths and resets"))
+    if directions != "forward" and "resets" in ends:
+        ends = "lengths"
+    gru, x, hx = make_call(
+        kernel, hidden, batch, steps, precision, draw.choice(LAYOUTS), draw.random() < 0.7, draw.choice((1, 1, 2, 3)),
+        draw.random() < 0.6, draw.random() < 0.6, "cpu", inputs=draw.choice(INPUTS), directions=directions,
+    )  # fmt: skip
+    if hx is not None and draw.random() < 0.2:
+        hx = _off_by_one(hx)
+    if draw.random() < 0.15:
+        for name, parameter in list(gru.named_parameters()):
+            setattr(gru, name, torch.nn.Parameter(_off_by_one(parameter.detach())))
+    value = draw.choice(("", "", "", *VALUES))
+    if value:
+        target = draw.choice([x, gru.weight_hh_l0.detach(), *([] if hx is None else [hx])])
+        target[tuple(draw.randrange(size) for size in target.shape)] = VALUES[value]
+    config = _draw_config(draw, kernel, hidden, batch, precision, directions) if draw.random() < 0.75 else None
+    chunks = draw.random() < 0.3 and (draw.choice((1, 100_000)), draw.choice((1, 8 << 20)))
+    described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, {value}, chunks {chunks}, {config}"
+    with contextlib.ExitStack() as stack:
+        if chunks:
+            stack.enter_context(mock.patch.object(launch, "WORKSPACE_BYTES", chunks[0]))
+            stack.enter_context(mock.patch.object(scans, "MAILBOX_BYTES", chunks[1]))
+        call = _draw_ends(draw, ends, gru, x)
+        if config is not None:
+            reason = why_not(config, bind_gru(gru, call[0], hx, **call[1]).problem, gpu.device)
+            if reason:
+                raise Skipped(reason)
+            stack.enter_context(configured(kernel, config))
+        _check_call(gpu, gru, x, hx, precision, ends, *call)
+        if draw.random() < 0.3:  # the next call of the same kind is prepared
+            _check_call(gpu, gru, x, hx, precision, ends, *call)
+    return described
+
+
+def _check_call(gpu, gru, x, hx, precision, ends, given, options) -> None:
+    try:
+        gru.plan(given, hx, **options)
+    except RuntimeError as refusal:
+        raise Skipped(str(refusal)) from refusal
+    if ends != "packed":
+        run_checked(gru, x, hx, precision, gpu.launched, **options)
+        return
+    with torch.no_grad(), poisoned():
+        output, h_n = gru(given, hx)
+    output, lengths = pad_packed_sequence(output, gru.batch_first, total_length=x.size(1 if gru.batch_first else 0))
+    exact_output, exact_h_n = exact(gru, x, hx, lengths=lengths)
+    torch_output, torch_h_n = torchs_own(gru, x, hx, precision, lengths=lengths)
+    check(output, torch_output, exact_output, precision)
+    check(h_n, torch_h_n, exact_h_n, precision)
+
+
+def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
+    """Return the input as the call takes it, and its further arguments."""
+    batch, steps = x.shape[:2] if gru.batch_first else (x.size(1), x.size(0))
+    if ends == "packed":
+        lengths = torch.tensor([steps, *(draw.randint(1, steps) for _ in range(batch - 1))])
+        return pack_padded_sequence(x, lengths, gru.batch_first, enforce_sorted=False), {}
+    options = {}
+    if "lengths" in ends:
+        lengths = [draw.randint(0, steps) for _ in range(batch)]
+        lengths[batch // 2] = steps + 7
+        options["lengths"] = torch.tensor(lengths, dtype=draw.choice((torch.int64, torch.int32, torch.uint8)))
+    if "resets" in ends:
+        options["resets"] = torch.rand(x.shape[:2]) < 0.3
+    return x, options
+
+
+def _draw_config(draw: random.Random, kernel: str, hidden: int, batch: int, precision: str, directions: str):
+    itemsize, ieee = PRECISIONS[precision][0].itemsize, precision == "fp32"
+    if kernel == "grid":
+        return _draw_grid_config(draw, hidden, batch, precision, directions)
+    if kernel == "block":
+        units = draw.choice([units for units in (16, 32, 64, 128) if -(-hidden // units) <= 4])
+        tiles = -(-hidden // units)
+        in_registers = 0 if ieee else draw.choice((0, 3 * tiles**2, draw.randint(0, 3 * tiles**2)))
+        return BlockConfig(units, tiles, draw.choice((8, 8, 16)), draw.choice((1, 1, 2, 4)), in_registers,
+                           draw.choice((1, 2, 4, 8)))  # fmt: skip
+    units = draw.choice((16, 32))
+    return StepConfig(units, -(-hidden // units), draw.choice((16, 32, 64)), draw.choice((64, 128, 256)) // itemsize,
+                      draw.choice((4, 8)), draw.choice((1, 2, 3, 4)))  # fmt: skip
+
+
+def _draw_grid_config(draw: random.Random, hidden: int, batch: int, precision: str, directions: str) -> GridConfig:
+    ieee = precision == "fp32"
+    units = 16 if ieee else draw.choice((16, 16, 32))
+    rows = columns = draw.choice((8, 8, 16))
+    tiles = draw.choice((1, 2, 3))
+    if tiles == 1 and columns >= batch and draw.random() < 0.6:
+        rows = 1 << (batch - 1).bit_length()
+    config = GridConfig(
+        units, -(-hidden // units), columns, rows, tiles, draw.choice((1, 1, 2, 3)), draw.choice((4, 8)), 0,
+        draw.choice(HANDOVERS), 2 if directions == "both" and draw.random() < 0.7 else 1,
+    )  # fmt: skip
+    in_all = config.weight_tiles(PRECISIONS[precision][0].itemsize)
+    return config if ieee else dataclasses.replace(config, register_tiles=draw.choice((0, in_all, in_all)))
+
+
+def _off_by_one(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy whose data pointer is one element past an aligned one."""
+    copied = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+    return copied.copy_(tensor)
+
+
+def stress(draw: random.Random, gpu: Emulated, schedules: int = 30) -> str:
+    """Check a call of ``grid`` under many schedules: right, and always the same to the bit."""
+    precision, hidden = draw.choice(list(PRECISIONS)), draw.choice((16, 25, 40, 64, 96, 130))
+    batch, steps = draw.choice((1, 8, 9, 17, 33)), draw.choice((4, 6, 9))
+    directions, reset_after = draw.choice(("forward", "both")), draw.random() < 0.6
+    config = _draw_grid_config(draw, hidden, batch, precision, directions)
+    gru, x, hx = make_call(
+        "grid", hidden, batch, steps, precision, "time_first", True, 1, True, reset_after, "cpu", inputs=8,
+        directions=directions,
+    )  # fmt: skip
+    ends = {"lengths": torch.randint(0, steps + 1, (batch,))} if draw.random() < 0.3 else {}
+    workspace = 240 * config.padded_hidden if draw.random() < 0.3 else launch.WORKSPACE_BYTES
+    described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
+    reason = why_not(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
+    if reason:
+        raise Skipped(reason)
+    with configured("grid", config), mock.patch.object(launch, "WORKSPACE_BYTES", workspace):
+        first = run_checked(gru, x, hx, precision, gpu.launched, **ends)
+        for _ in range(schedules - 1):
+            with torch.no_grad(), poisoned():
+                again = gru(x, hx, **ends)
+            assert all(torch.equal(a, b) for a, b in zip(first, again)), "another schedule gives another result"
+    triton_gru.check()
+    return described
+
+
+def payloads(draw: random.Random, gpu: Emulated, kernel: str | None = None) -> str:
+    """Check that NaNs of any payload, in the input or the initial state, stay in their rows as NaNs."""
+    kernel = kernel or draw.choice(KERNELS)
+    precision, reset_after, handover = draw.choice(list(PRECISIONS)), draw.random() < 0.5, draw.choice(HANDOVERS)
+    dtype = PRECISIONS[precision][0]
+    integer, mantissa = {
+        torch.float16: (torch.int16, 10), torch.bfloat16: (torch.int16, 7), torch.float32: (torch.int32, 23),
+    }[dtype]  # fmt: skip
+    patterns = [1, (1 << mantissa) - 1, 1 << mantissa - 1, *(draw.randrange(1, 1 << mantissa) for _ in range(5))]
+    infinity = torch.tensor([float("inf")], dtype=dtype).view(integer).item()
+    nans = torch.tensor([infinity | each for each in patterns], dtype=integer)
+    nans = torch.cat([nans, nans | torch.iinfo(integer).min]).view(dtype)  # of both signs: -1 is among them
+    assert nans.isnan().all()
+    gru = make_gru(16, 64, precision, "cpu", kernel, reset_after=reset_after)
+    x, hx = torch.randn(3, 2 * len(nans), 16).to(dtype), torch.randn(1, 2 * len(nans), 64).to(dtype)
+    where = draw.choice(("x", "hx"))
+    for i, each in enumerate(nans):
+        row = (x[draw.randrange(2)] if where == "x" else hx[0])[2 * i]
+        row[draw.randrange(len(row))] = each
+    config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, handover)
+    with configured("grid", config) if kernel == "grid" else contextlib.nullcontext():
+        output, _ = run_checked(gru, x, hx, precision, gpu.launched)
+    assert output[-1, ::2].isnan().any(dim=1).all()
+    return f"{kernel}, {precision}, {where}, reset_after={reset_after}, {handover}"
+
+
+def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> str:
+    """Check what becomes of a ``grid`` launch with a program too few: NaN, an error, and a right call afterwards."""
+    precision, handover, reset_after, tiles = case or (
+        draw.choice(list(PRECISIONS)), draw.choice(HANDOVERS), draw.random() < 0.5, draw.choice((1, 2))
+    )  # fmt: skip
+
+    def one_program_too_few(*args):
+        for each in scans.grid_launches(*args):
+            yield each._replace(grid=(each.grid[0] - 1,))
+
+    gru = make_gru(16, 64, precision, "cpu", "grid", reset_after=reset_after)
+    x = torch.randn(3, 17, 16).to(gru.weight_hh_l0.dtype)
+    with configured("grid", GridConfig(16, 4, 8, 8, tiles, 1, 4, 0, handover)):
+        limit = watchdog.of(x.device).watch[0].item()
+        # After half a million instructions of all warps the time is over.
+        with (
+            mock.patch.object(launch, "grid_launches", one_program_too_few),
+            mock.patch.dict(gpu.fixed, ns_per_instruction=limit / 500_000),
+            torch.no_grad(),
+            poisoned(),
+        ):
+            output, h_n = gru(x)
+        try:
+            triton_gru.check()
+        except RuntimeError as given_up:
+            assert "gave up" in str(given_up)  # noqa: PT017 (its end is part of this check)
+        else:
+            raise AssertionError("no error was raised")
+        # Every program, of the three that ran, needs the state of the one that did not.
+        assert output[:, :, :48].isnan().all() and h_n[:, :, :48].isnan().all()
+        assert gpu.outcomes[-1].executed < 5_000_000, "it went on waiting at every step"
+        run_checked(gru, x, None, precision, gpu.launched)
+    triton_gru.check()
+    return f"{precision}, {handover}, reset_after={reset_after}, {tiles} tiles"
+
+
+CAMPAIGNS = {each.__name__: each for each in (matrix, stress, timeouts, payloads)}

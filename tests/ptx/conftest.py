@@ -1,0 +1,25 @@
+"""Fixtures of the tests that execute compiled kernels on the CPU."""
+
+import pytest
+
+from triton_gru.device import KNOWN, interpreting
+
+from ..conftest import seed_of
+from .device import emulating
+
+
+def pytest_collection_modifyitems(items):
+    assert not interpreting(), "TRITON_INTERPRET is set, and these tests execute compiled kernels: unset it"
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """Return what the schedules of a test are drawn from."""
+    return seed_of(request.node)
+
+
+@pytest.fixture
+def gpu(request, seed):
+    """Yield an emulated GPU: an H200, or the one that an indirect parameter names."""
+    with emulating(KNOWN[getattr(request, "param", "H200")], seed) as emulated:
+        yield emulated

@@ -1,0 +1,135 @@
+"""Puts the machine in the place of a GPU: CPU tensors are on it for triton_gru, and its kernels are executed as PTX."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from triton_gru import device as devices
+from triton_gru import plan, prepared, watchdog
+from triton_gru.device import Device
+from triton_gru.scans import Launch
+from triton_gru.tuning.compiling import AbsentDriver
+
+from ..launches import Launches
+from .machine import Outcome, Schedule, execute
+
+
+class _Driver(AbsentDriver):
+    """Triton's driver of the emulated GPU: kernels compiled for it are kept apart from those for a real one."""
+
+    def get_current_device(self) -> str:
+        return f"emulated {self.device.name}"
+
+
+class Emulated:
+    """A GPU that the machine stands in for.
+
+    Attributes:
+        outcomes: of all launches so far.
+        launched: the names of their kernels.
+        fixed: what schedules have in common (fields of `Schedule`); the rest is drawn for every launch.
+        most_instructions: of a launch, before it is taken to be endless.
+        change: applied to the PTX of each kernel before it is executed.
+    """
+
+    def __init__(self, device: Device, seed: int):
+        self.device = device
+        self.outcomes: list[Outcome] = []
+        self.launched = Launches()
+        self.fixed: dict = {}
+        self.most_instructions = 400_000_000
+        self.change = lambda kernel, ptx: ptx
+        self._draw = random.Random(seed)
+
+    def seed(self, seed: int) -> None:
+        """Draw the schedules from here on as after any other call with ``seed``."""
+        self._draw.seed(seed)
+
+    def run(self, function, *args, grid, warmup, **options):
+        """Take the place of `JITFunction.run`: compile a kernel, and execute it unless that was all (``warmup``)."""
+        compiled = _compile(function, *args, grid=grid, warmup=True, **options)
+        if not warmup:
+            given = dict(zip(function.arg_names, args)) | options
+            arguments = [given[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
+            extents = [_extent(each) for each in given.values() if isinstance(each, torch.Tensor)]
+            self._execute(compiled, arguments, extents, grid, options)
+        return compiled
+
+    def prepared(self, launch: Launch) -> Callable[..., None]:
+        """Take the place of `Launch.prepared`: addresses come in the place of tensors of the same extents."""
+
+        def start(*args) -> None:
+            compiled = launch.compile()
+            arguments, extents = [], []
+            for name, like, given in zip(launch.kernel.arg_names, launch.args, args):
+                if isinstance(like, torch.Tensor):
+                    low, high = _extent(like)
+                    given = given.data_ptr() if isinstance(given, torch.Tensor) else given
+                    extents.append((given, given + high - low))
+                if compiled.src.signature[name] != "constexpr":
+                    arguments.append(given)
+            self._execute(compiled, arguments, extents, launch.grid, launch.constants)
+
+        return start
+
+    def _execute(self, compiled, arguments: list, extents: list, grid: tuple, options: dict) -> None:
+        values = [each.data_ptr() if isinstance(each, torch.Tensor) else int(each) for each in arguments]
+        seed = self.fixed.get("seed", self._draw.getrandbits(63))
+        cooperative = bool(options.get("launch_cooperative_grid"))
+        schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
+        host_words = [_extent(each._word) for each in watchdog._watchdogs.values()]
+        self.launched.append(compiled.metadata.name)
+        scratch = [0, 0]  # the last two arguments: memory of Triton's own, which these kernels do not ask for
+        self.outcomes.append(
+            execute(
+                self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, extents + host_words,
+                (*grid, 1, 1)[:3], compiled.metadata.num_warps, compiled.metadata.shared, schedule,
+                self.most_instructions,
+            )
+        )  # fmt: skip
+
+
+_compile = JITFunction.run
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the address of a tensor's first byte and that after its last."""
+    first = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return first, first
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return first, first + (last + 1) * tensor.element_size()
+
+
+@contextlib.contextmanager
+def emulating(device: Device, seed: int) -> Iterator[Emulated]:
+    """Run triton_gru's kernels on CPU tensors, as compiled for ``device``, under schedules drawn from ``seed``."""
+    emulated = Emulated(device, seed)
+    replacements = (
+        (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
+        (Launch, "prepared", lambda launch: emulated.prepared(launch)),
+        (driver, "_active", _Driver(device)),
+        # By these two, `device.find` takes CPU tensors to be on the device.
+        (devices, "interpreting", lambda: True),
+        (devices, "INTERPRETER", device),
+        # Compile as far as PTX. The cache on disk keeps these kernels apart from whole ones.
+        (CUDABackend, "make_cubin", lambda *args: b""),
+        (CUDABackend, "hash", lambda backend, whole=CUDABackend.hash: whole(backend) + "-only-ptx"),
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in replacements:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        stack.callback(_forget)
+        _forget()
+        yield emulated
+
+
+def _forget() -> None:
+    plan.forget()
+    prepared.forget()

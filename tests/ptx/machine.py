@@ -1,0 +1,305 @@
+"""Runs translated PTX on the CPU's memory: builds the machine in ``machine/`` with gcc, and reads what it reports."""
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+import numpy as np
+
+from .translate import OPERATIONS, SPECIAL, Program, translate, waits
+
+# What a launch must not do. The machine has their numbers in this order.
+FAULTS = """\
+OUT_OF_BOUNDS MISALIGNED RACE_BETWEEN_CTAS RACE_IN_CTA CONSTANT_WRITTEN STORED_TWICE
+SHARED_OUT_OF_BOUNDS SHARED_MISALIGNED SHARED_UNWRITTEN SHARED_NOT_WAITED_FOR SHARED_NOT_FENCED SHARED_READ_AFTER_WRITE
+SHARED_WRITE_AFTER_READ SHARED_WRITE_AFTER_WRITE SHARED_RACE_IN_WARP
+UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
+""".split()
+# Two warps store the same value to the same place: twice the work, and no fault.
+NOTES = {"STORED_TWICE"}
+
+_SOURCES = pathlib.Path(__file__).parent / "machine"
+
+
+class Fault(Exception):
+    """What a launch did that it must not, and the schedule that shows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """In which order things happen that a GPU promises no order for. One with the same numbers is the same again.
+
+    Attributes:
+        seed: of every choice.
+        quantum: instructions that a warp executes at a time, at most.
+        delay: relaxed stores arrive the later the larger it is, and at once if it is 0.
+        sleeps: whether warps may fall far behind.
+        reconverge_late: whether lanes of a warp that have parted go on in any order, not the lowest place first.
+        resident: CTAs at a time, and 0 for all of them.
+        ns_per_instruction: how fast ``%globaltimer`` goes.
+        error: of the error that the PTX manual allows an approximation, the share that is made.
+    """
+
+    seed: int
+    quantum: int = 64
+    delay: int = 0
+    sleeps: bool = False
+    reconverge_late: bool = False
+    resident: int = 0
+    ns_per_instruction: float = 1.0
+    error: float = 0.0
+
+    @classmethod
+    def draw(cls, seed: int, cooperative: bool, **fixed) -> "Schedule":
+        """Return one that ``seed`` chooses but for what is ``fixed``; all CTAs of a cooperative launch are resident."""
+        own = random.Random(seed)
+        drawn = {
+            "quantum": own.choice((1, 8, 64, 1000)),
+            "delay": own.choice((0, 3, 30, 300)),
+            "sleeps": own.random() < 0.5,
+            "reconverge_late": own.random() < 0.5,
+            "resident": 0 if cooperative else own.randint(1, 4),
+        }
+        return cls(seed, **drawn | fixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What warps have done.
+
+    Attributes:
+        instructions: of a whole warp each.
+        read: bytes of global memory, by sectors of 32 that an instruction of a warp touches; no cache is modelled.
+        received: as ``read``, by the loads with which others' stores are waited for.
+        written: bytes of global memory.
+        shared_read, shared_written: bytes of shared memory.
+        matrix, flops: instructions of the matrix unit, and their operations.
+        fma: fused multiply-adds of fp32, of a whole warp each.
+        barriers: of the CTA.
+    """
+
+    instructions: int
+    read: int
+    received: int
+    written: int
+    shared_read: int
+    shared_written: int
+    matrix: int
+    flops: int
+    fma: int
+    barriers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a launch did.
+
+    Attributes:
+        made: the counts of all warps. Of a loop that waits for others' stores, the best pass alone.
+        waited: those of its other passes.
+        busiest: ``made`` of the warp with the most instructions.
+        most_read: bytes that the CTA which read the most has read and received.
+        memory: (first address, bytes, bytes read, bytes written) of each piece of memory, waits included.
+        notes: what was reported that is no fault, as (kind, where in the source).
+        executed: instructions of warps, waits included.
+    """
+
+    kernel: str
+    ctas: int
+    warps: int
+    made: Counts
+    waited: Counts
+    busiest: Counts
+    most_read: int
+    memory: list[tuple[int, int, int, int]]
+    notes: list[tuple[str, str]]
+    executed: int
+
+
+def execute(
+    text: str,
+    arguments: list[int],
+    extents: Iterable[tuple[int, int]],
+    grid: tuple[int, int, int],
+    num_warps: int,
+    shared: int,
+    schedule: Schedule,
+    most_instructions: int = 400_000_000,
+) -> Outcome:
+    """Executes the kernel of a PTX ``text`` on memory of this process.
+
+    Args:
+        arguments: of the kernel, as bits.
+        extents: (first address, end) of the memory that it may touch.
+        shared: bytes of shared memory of a CTA.
+        most_instructions: of all warps, before the launch is taken to be endless.
+
+    Raises:
+        Fault: the launch did what it must not.
+        translate.Unknown: the PTX contains what the machine cannot execute.
+    """
+    loaded = _load(text)
+    program = loaded.program
+    if len(arguments) != len(program.parameters):
+        raise ValueError(f"{program.name} takes {len(program.parameters)} arguments, got {len(arguments)}")
+    extents = _merge(extents)
+    ranges = (_Range * max(1, len(extents)))(*((low, high - low) for low, high in extents))
+    reports = (_Report * 64)()
+    constants = loaded.constant_values.copy()
+    for at, place in loaded.parameters:
+        constants[at] = arguments[place] & (1 << 64) - 1
+    launch = _Launch(
+        instructions=loaded.instructions.ctypes.data, operands=loaded.operands.ctypes.data,
+        n_rows=program.rows, n_constants=len(constants), constant_rows=loaded.constant_rows.ctypes.data,
+        constant_kinds=loaded.constant_kinds.ctypes.data, constant_values=constants.ctypes.data,
+        grid=(ctypes.c_int32 * 3)(*grid), n_warps=num_warps, shared_bytes=shared,
+        n_ranges=len(extents), ranges=ctypes.addressof(ranges),
+        most_instructions=most_instructions, most_reports=len(reports), reports=ctypes.addressof(reports),
+        **dataclasses.asdict(schedule),
+    )  # fmt: skip
+    _machine().run(ctypes.byref(launch))
+    found = [_explain(each, program, extents) for each in reports[: launch.n_reports]]
+    faults = [f"{kind} in {program.name}, {what}" for kind, _, what in found if kind not in NOTES]
+    if faults:
+        raise Fault("\n".join([*faults[:6], str(schedule)]))
+    return Outcome(
+        program.name, grid[0] * grid[1] * grid[2], num_warps,
+        *(Counts(*(getattr(each, name) for name, _ in _Counts._fields_)) for each in _all_counts(launch)),
+        launch.most_read, [(each.base, each.bytes, each.read, each.written) for each in ranges[: len(extents)]],
+        [(kind, where) for kind, where, _ in found], launch.executed,
+    )  # fmt: skip
+
+
+def _all_counts(launch: "_Launch") -> tuple:
+    return launch.made, launch.waited, launch.busiest
+
+
+def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]) -> tuple[str, str, str]:
+    """The kind of a report, the line of source it speaks of, and all that is known."""
+    kind, at = FAULTS[report.kind], program.instructions[report.place]
+    what = f"{at.where}, line {at.line} of the PTX, {at.text[:120]!r}: CTA {report.cta}, warp {report.warp}"
+    if report.lane >= 0:
+        what += f", lane {report.lane}"
+    if kind == "UNDEFINED":
+        what += ", the predicate" if report.address >= 1 << 32 else f", source {report.address}"
+    elif kind.startswith("SHARED"):
+        what += f", address {report.address}"
+        if report.other >= 0:
+            other = program.instructions[report.other]
+            what += f", against {other.where}, line {other.line}, {other.text[:120]!r}"
+    elif kind in ("OUT_OF_BOUNDS", "MISALIGNED", "STORED_TWICE") or kind.startswith("RACE"):
+        low, high = min(extents, key=lambda e: min(abs(report.address - end) for end in e), default=(0, 0))
+        what += f", {report.address - low:+d} bytes from a tensor's start, {report.address - high:+d} from its end"
+        what += ["", ", a write after a write", ", a write after a read", ", a read after a write"][
+            max(0, report.other)
+        ]
+    return kind, at.where, f"{what}; {report.count} times"
+
+
+def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(each for each in extents if each[1] > each[0]):
+        if merged and low < merged[-1][1]:
+            merged[-1] = merged[-1][0], max(high, merged[-1][1])
+        else:
+            merged.append((low, high))
+    return merged
+
+
+class _Loaded:
+    """A program as the machine takes it."""
+
+    def __init__(self, text: str):
+        self.program = program = translate(text)
+        loops = {}
+        for first, last in waits(program):
+            loops |= dict.fromkeys(range(first, last + 1), (first, last))
+        operands, records = [], []
+        for place, i in enumerate(program.instructions):
+            counts = len(i.out), len(i.into), len(operands)
+            operands += i.out + i.into
+            records += [i.operation, i.guard, i.negated, i.aligned, *counts, *i.extra, *loops.get(place, (-1, -1))]
+        self.instructions = np.array(records, np.int32)
+        self.operands = np.array([*operands, 0], np.int32)
+        kinds = [1 + SPECIAL.index(value) if kind == "special" else 0 for kind, value in program.constants.values()]
+        values = [value if kind == "value" else 0 for kind, value in program.constants.values()]
+        self.constant_rows = np.array(list(program.constants), np.int32)
+        self.constant_kinds = np.array(kinds, np.int32)
+        self.constant_values = np.array(values, np.uint64)
+        self.parameters = [
+            (at, value) for at, (kind, value) in enumerate(program.constants.values()) if kind == "parameter"
+        ]
+
+
+_load = functools.lru_cache(maxsize=512)(_Loaded)
+
+# As in machine.h.
+_I, _P = ctypes.c_int32, ctypes.c_void_p
+
+
+class _Counts(ctypes.Structure):
+    _fields_ = [(each.name, ctypes.c_int64) for each in dataclasses.fields(Counts)]
+
+
+class _Range(ctypes.Structure):
+    _fields_ = [
+        ("base", ctypes.c_uint64), ("bytes", ctypes.c_uint64), ("touched", _P),
+        ("read", ctypes.c_int64), ("written", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+class _Report(ctypes.Structure):
+    _fields_ = [(name, _I) for name in ("kind", "place", "cta", "warp", "lane", "other")] + [
+        ("address", ctypes.c_uint64), ("count", ctypes.c_uint64)
+    ]  # fmt: skip
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("instructions", _P), ("operands", _P), ("n_rows", _I), ("n_constants", _I),
+        ("constant_rows", _P), ("constant_kinds", _P), ("constant_values", _P),
+        ("grid", _I * 3), ("n_warps", _I), ("shared_bytes", _I), ("n_ranges", _I), ("ranges", _P),
+        ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_int64),
+        ("ns_per_instruction", ctypes.c_double), ("error", ctypes.c_double),
+        ("resident", _I), ("reconverge_late", _I), ("quantum", _I), ("delay", _I), ("sleeps", _I),
+        ("n_reports", _I), ("most_reports", _I), ("reports", _P), ("executed", ctypes.c_int64),
+        ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_read", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _machine() -> ctypes.CDLL:
+    """The machine, built where no one has built it before from the same sources, on this computer."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        raise RuntimeError("executing PTX needs gcc, and none is on the PATH: install it (Debian: apt install gcc)")
+    names = [f"OP_{name}" for name in OPERATIONS], [f"FAULT_{name}" for name in FAULTS]
+    header = "".join(f"enum {{ {', '.join(each)} }};\n" for each in names)
+    sources = sorted(_SOURCES.iterdir())
+    key = hashlib.sha256(header.encode() + b"".join(each.read_bytes() for each in sources)).hexdigest()[:16]
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "triton_gru"
+    library = cache / f"ptx-machine-{key}.so"
+    if not library.exists():
+        build = cache / f"build-{os.getpid()}"
+        build.mkdir(parents=True, exist_ok=True)
+        try:
+            (build / "names.h").write_text(header)
+            flags = "-O2 -march=native -ffp-contract=off -fno-strict-aliasing -shared -fPIC -Wall".split()
+            made = build / "machine.so"
+            command = [gcc, *flags, f"-I{build}", "-o", str(made), str(_SOURCES / "machine.c"), "-lm"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"gcc could not build the machine that executes PTX:\n{done.stderr}")
+            made.replace(library)
+        finally:
+            shutil.rmtree(build)
+    machine = ctypes.CDLL(str(library))
+    machine.run.argtypes, machine.run.restype = [ctypes.POINTER(_Launch)], None
+    return machine

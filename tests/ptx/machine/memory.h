@@ -1,0 +1,145 @@
+// Global memory: the extents of the launch's tensors, who has touched what, and stores that others see late.
+
+// Who has touched two bytes in this launch (the translator knows no store of one). CTAs and warps are numbered from 1;
+// the largest number stands for several.
+typedef struct Touch {
+  u16 writer, reader, plain_writer, plain_reader;  // CTAs: of all accesses, and of the plain ones
+  u8 writing_warp, writing_lane, written_plainly;  // of the last write
+  u8 reading_warp, plainly_reading_warp, read_as_constant;
+  u32 write_epoch, read_epoch, plain_read_epoch;   // barriers that its CTA had passed
+  u32 write_synchronised;                          // how often the lanes of the writing warp had come together
+} Touch;
+#define SEVERAL_CTAS 0xffff
+#define SEVERAL_WARPS 0xff
+
+// What is known of a race, for reports: which comes second.
+enum { WRITE_AFTER_WRITE = 1, WRITE_AFTER_READ, READ_AFTER_WRITE };
+
+static Range *find_range(Machine *m, u64 address, u64 bytes) {
+  Range *r = m->last_range;
+  if (r && address >= r->base && address + bytes <= r->base + r->bytes) return r;
+  for (int i = 0; i < m->launch->n_ranges; i++) {
+    r = m->launch->ranges + i;
+    if (address >= r->base && address + bytes <= r->base + r->bytes) return m->last_range = r;
+  }
+  return 0;
+}
+
+typedef struct { Warp *warp; int place, lane; } Origin;
+
+static u16 joined(u16 ctas, int cta) { return ctas && ctas != cta ? SEVERAL_CTAS : cta; }
+static int includes_other(u16 ctas, int cta) { return ctas && ctas != cta; }
+static u8 joined_warps(u8 warps, int warp, int same_epoch) {
+  return same_epoch && warps && warps != warp ? SEVERAL_WARPS : warp;
+}
+#define RACE(kind, detail) report(m, kind, o.warp, o.place, o.lane, address, detail)
+static void touch_for_write(Machine *m, Origin o, Touch *t, u64 address, int plain, int unchanged) {
+  int cta = o.warp->cta->index + 1, warp = o.warp->index + 1, epoch = o.warp->cta->epoch;
+  if (t->read_as_constant) RACE(FAULT_CONSTANT_WRITTEN, -1);
+  if (includes_other(plain ? t->writer : t->plain_writer, cta)) RACE(FAULT_RACE_BETWEEN_CTAS, WRITE_AFTER_WRITE);
+  if (includes_other(plain ? t->reader : t->plain_reader, cta)) RACE(FAULT_RACE_BETWEEN_CTAS, WRITE_AFTER_READ);
+  if (t->writer == cta && t->writing_warp != warp && t->write_epoch == epoch && (plain || t->written_plainly)) {
+    if (unchanged) RACE(FAULT_STORED_TWICE, -1); else RACE(FAULT_RACE_IN_CTA, WRITE_AFTER_WRITE);
+  }
+  if (t->reader == cta && plain && t->reading_warp != warp && t->read_epoch == epoch)
+    RACE(FAULT_RACE_IN_CTA, WRITE_AFTER_READ);
+  else if (t->plain_reader == cta && t->plainly_reading_warp != warp && t->plain_read_epoch == epoch)
+    RACE(FAULT_RACE_IN_CTA, WRITE_AFTER_READ);
+  t->writer = joined(t->writer, cta);
+  if (plain) t->plain_writer = joined(t->plain_writer, cta);
+  t->writing_warp = warp; t->written_plainly = plain; t->write_epoch = epoch;
+  t->writing_lane = o.lane; t->write_synchronised = o.warp->synchronised;
+}
+static void touch_for_read(Machine *m, Origin o, Touch *t, u64 address, int plain, int constant) {
+  int cta = o.warp->cta->index + 1, warp = o.warp->index + 1;
+  u32 epoch = o.warp->cta->epoch;
+  if (constant && t->writer) RACE(FAULT_CONSTANT_WRITTEN, READ_AFTER_WRITE);
+  if (includes_other(plain ? t->writer : t->plain_writer, cta)) RACE(FAULT_RACE_BETWEEN_CTAS, READ_AFTER_WRITE);
+  if (t->writer == cta && t->write_epoch == epoch && (plain || t->written_plainly) &&
+      (t->writing_warp != warp || (t->writing_lane != o.lane && t->write_synchronised == o.warp->synchronised)))
+    RACE(FAULT_RACE_IN_CTA, READ_AFTER_WRITE);
+  t->reader = joined(t->reader, cta);
+  t->reading_warp = joined_warps(t->reading_warp, warp, t->read_epoch == epoch);
+  t->read_epoch = epoch;
+  if (plain) {
+    t->plain_reader = joined(t->plain_reader, cta);
+    t->plainly_reading_warp = joined_warps(t->plainly_reading_warp, warp, t->plain_read_epoch == epoch);
+    t->plain_read_epoch = epoch;
+  }
+  t->read_as_constant |= constant;
+}
+#undef RACE
+
+enum { PLAIN, CONSTANT, RELAXED };  // as in translate.py
+
+// Whether the access may be made: all of it lies in one tensor. Reports what it races with.
+static int check_global(Machine *m, Origin o, u64 address, int bytes, int order, int writes, int unchanged) {
+  Range *r = find_range(m, address, bytes);
+  if (!r) { report(m, FAULT_OUT_OF_BOUNDS, o.warp, o.place, o.lane, address, -1); return 0; }
+  u64 first = (address - r->base) / 2, last = (address + bytes - 1 - r->base) / 2;
+  for (u64 i = first; i <= last; i++) {
+    if (writes) touch_for_write(m, o, r->touched + i, address, order == PLAIN, unchanged);
+    else touch_for_read(m, o, r->touched + i, address, order != RELAXED, order == CONSTANT);
+  }
+  return 1;
+}
+static void check_aligned(Machine *m, Origin o, u64 address, int bytes) {
+  if (address & (bytes - 1)) report(m, FAULT_MISALIGNED, o.warp, o.place, o.lane, address, -1);
+}
+
+// Counts what the lanes of one instruction read, by sectors.
+typedef struct { int n; u64 sectors[64]; } Sectors;
+static void count_sectors(Machine *m, Sectors *s, u64 address, int bytes, i64 *count) {
+  for (u64 sector = address >> 5; sector <= (address + bytes - 1) >> 5; sector++) {
+    int i = s->n;
+    while (i > 0 && s->sectors[i - 1] != sector) i--;
+    if (i) continue;
+    s->sectors[s->n++] = sector;
+    *count += 32; m->last_range->read += 32;
+  }
+}
+
+static inline u64 peek(u64 address, int bytes) { u64 v = 0; memcpy(&v, (void *)address, bytes); return v; }
+static inline void poke(u64 address, u64 value, int bytes) { memcpy((void *)address, &value, bytes); }
+
+// A relaxed store that is under way: its own CTA sees it, the others do not yet. Stores to one address arrive in order,
+// others in any.
+typedef struct Store { u64 address, value, number; i32 bytes, cta; } Store;
+static inline u16 hash(u64 address, int cta) {
+  return (u16)((((address >> 3) * 0x9E3779B97F4A7C15ull) >> 48) ^ (u32)cta * 977);
+}
+static void arrive(Machine *m, int i) {
+  if (m->to_address[hash(m->stores[i].address, 0)] > 1)
+    for (int j = 0; j < m->n_stores; j++) {
+      Store *a = m->stores + i, *b = m->stores + j;
+      int overlap = b->address < a->address + a->bytes && a->address < b->address + b->bytes;
+      if (overlap && b->number < a->number) { i = j; j = -1; }  // it may have to wait for others itself
+    }
+  Store s = m->stores[i];
+  poke(s.address, s.value, s.bytes);
+  m->to_address[hash(s.address, 0)]--;
+  m->of_cta[hash(s.address, s.cta + 1)]--;
+  m->stores[i] = m->stores[--m->n_stores];
+}
+static void arrive_some(Machine *m) {
+  if (!m->n_stores) return;
+  for (int n = 1 + draw_below(m, 1 + m->n_stores / 4); n && m->n_stores; n--) arrive(m, draw_below(m, m->n_stores));
+}
+static void send(Machine *m, Warp *w, u64 address, u64 value, int bytes) {
+  if (!m->launch->delay) { poke(address, value, bytes); return; }
+  APPENDED(m->stores, m->n_stores, m->room) = (Store){address, value, m->n_stored++, bytes, w->cta->index};
+  m->to_address[hash(address, 0)]++;
+  m->of_cta[hash(address, w->cta->index + 1)]++;
+}
+// What a CTA finds in memory: its own stores arrive first.
+static void arrive_own(Machine *m, Warp *w, u64 address, int bytes) {
+  int any = 0;
+  for (u64 word = address >> 3; m->n_stores && word <= (address + bytes - 1) >> 3; word++)
+    any |= m->of_cta[hash(word << 3, w->cta->index + 1)];
+  for (int i = 0; any && i < m->n_stores; i++) {
+    Store *s = m->stores + i;
+    if (s->cta != w->cta->index || s->address >= address + bytes || address >= s->address + s->bytes) continue;
+    arrive(m, i);
+    i = -1;  // the others have moved
+  }
+}

@@ -1,0 +1,188 @@
+"""Builds kernels of a few PTX instructions, and executes them on numpy arrays."""
+
+import math
+import struct
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .machine import Outcome, Schedule, execute
+
+_REGISTERS = {"bool": "pred", "uint16": "b16", "uint32": "b32", "uint64": "b64"}
+
+
+def kernel(body: str, parameters: int) -> str:
+    """Return the PTX of a kernel whose parameters are so many pointers.
+
+    ``body`` finds them in ``%d0``, ``%d1``..., the lane in ``%lane``, and the thread in ``%thread``. ``%smem`` is the
+    first address of shared memory. It may use ``%h`` (16 bits), ``%r`` (32), ``%d`` from ``%d10`` on (64) and ``%p``,
+    with numbers up to 249.
+    """
+    named = ",\n".join(f"  .param .u64 .ptr .global .align 1 p{i}" for i in range(parameters))
+    pointers = "\n".join(f"  ld.param.b64 %d{i}, [p{i}];" for i in range(parameters))
+    return f"""
+.version 8.7
+.target sm_90a
+.address_size 64
+.extern .shared .align 1024 .b8 global_smem[];
+.visible .entry snippet(
+{named}
+) {{
+  .reg .b16 %h<300>;
+  .reg .b32 %r<300>;
+  .reg .b64 %d<300>;
+  .reg .pred %p<300>;
+  .reg .b32 %lane, %thread, %smem;
+{pointers}
+  mov.u32 %lane, %laneid;
+  mov.u32 %thread, %tid.x;
+  mov.b32 %smem, global_smem;
+  {body}
+  ret;
+}}
+"""
+
+
+def lanewise(body: str, out: type, *sources: type) -> str:
+    """Return a kernel in which thread i computes ``%out`` from ``%a``, ``%b``... and stores it as element i.
+
+    The first parameter points to the results and the others to the sources. Every CTA has one warp. The types are
+    numpy's bool or unsigned integers. A bool is a predicate in ``body`` and has 32 bits in memory.
+    """
+    lines, last = ["mov.u32 %r299, %ctaid.x;", "mad.lo.s32 %r299, %r299, 32, %lane;"], []
+    for i, (name, of) in enumerate(zip(["out", "a", "b", "c", "e"], map(np.dtype, (out, *sources)))):
+        register, is_bool = _REGISTERS[of.name], of.name == "bool"
+        moved, bits = ("%r298", 32) if is_bool else (f"%{name}", 8 * of.itemsize)
+        lines += [f".reg .{register} %{name};", f"mad.wide.u32 %d{299 - i}, %r299, {bits // 8}, %d{i};"]
+        if name == "out":
+            last = ["selp.b32 %r298, 1, 0, %out;"] * is_bool + [f"st.global.b{bits} [%d299], {moved};"]
+        else:
+            lines.append(f"ld.global.b{bits} {moved}, [%d{299 - i}];")
+            lines += [f"setp.ne.s32 %{name}, %r298, 0;"] * is_bool
+    return kernel("\n  ".join([*lines, body, *last]), 1 + len(sources))
+
+
+def vector(first: int, count: int, kind: str = "r") -> str:
+    """Return so many registers as an operand, in braces if there are several."""
+    names = ", ".join(f"%{kind}{first + i}" for i in range(count))
+    return f"{{{names}}}" if count > 1 else names
+
+
+def fragments(move: str, pointer: str, first: int, count: int, threads: int = 32) -> str:
+    """Return loads or stores of registers, of which row i of an array has one of each thread."""
+    lines = [f"mad.wide.u32 %d30, %thread, 4, {pointer};"]
+    for i in range(count):
+        operands = f"%r{first + i}", f"[%d30+{4 * threads * i}]"
+        lines.append(f"{move}.global.b32 {', '.join(operands[:: 1 if move == 'ld' else -1])};")
+    return "\n".join(lines)
+
+
+def compute(body: str, out: type, *sources: np.ndarray, **schedule) -> np.ndarray:
+    """Return what ``body`` makes of each element of the sources, by `lanewise`."""
+    size = sources[0].size
+    padded = -(-size // 32) * 32
+    given = [np.resize(each, padded).astype(_in_memory(each.dtype)) for each in sources]
+    results = np.zeros(padded, _in_memory(out))
+    launch(
+        lanewise(body, out, *(each.dtype for each in sources)), results, *given, grid=(padded // 32, 1, 1), **schedule
+    )
+    return results[:size].astype(out)
+
+
+def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), **schedule) -> Outcome:
+    """Executes a `kernel` under a schedule that torch's seed chooses.
+
+    Args:
+        arguments: of the kernel. Of an array that is its address, and the kernel may touch all of it.
+        ranges: (first address, end) of the memory that it may touch instead.
+        schedule: fields of `Schedule` that are fixed.
+    """
+    arrays = [each for each in arguments if isinstance(each, np.ndarray)]
+    assert all(each.flags.c_contiguous for each in arrays)
+    values = [each.ctypes.data if isinstance(each, np.ndarray) else each for each in arguments]
+    ranges = ranges or [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+    drawn = Schedule.draw(int(torch.randint(1 << 31, ())), cooperative=False, **schedule)
+    return execute(text, values, ranges, grid, warps, shared, drawn)
+
+
+def _in_memory(of: type) -> np.dtype:
+    return np.dtype(np.uint32 if np.dtype(of).name == "bool" else of)
+
+
+class Operand:
+    """A matrix of wgmma in shared memory, in the canonical layouts of the manual, with gaps between the atoms.
+
+    A place is a sum over digits of the row and of the depth: (how many there are, bytes from each to the next).
+    """
+
+    def __init__(self, rows: int, depth: int, size: int, swizzle: int, depth_first: bool):
+        per_unit, units = 16 // size, 16 >> swizzle if swizzle else 1  # elements of 16 bytes; of those, in a row
+        atom, whole = 128 * units, 1 << 30
+        self.units, self.swizzle, self.depth_first = units, swizzle, depth_first
+        if depth_first:
+            self.leading, self.stride = (16, 2 * atom) if swizzle else (128, 128 * (depth // per_unit + 1))
+            step = 16 if swizzle else self.leading
+            self.row, self.depth = [(8, 16 * units), (whole, self.stride)], [(per_unit, size), (whole, step)]
+        else:
+            near, far = atom, atom * ((depth // 8 if swizzle else rows // per_unit) + 1)
+            self.leading, self.stride = far, near
+            self.row = [(per_unit, size), (units, 16), (whole, far if swizzle else near)]
+            self.depth = [(8, 16 * units), (whole, near if swizzle else far)]
+
+    def place(self, row, depth):
+        """Return the byte where an element is, before units are exchanged."""
+        total = 0
+        for index, digits in ((row, self.row), (depth, self.depth)):
+            for count, step in digits:
+                total, index = total + index % count * step, index // count
+        return total
+
+    def put(self, image: np.ndarray, base: int, matrix: np.ndarray) -> None:
+        """Writes the elements; units of 16 bytes are exchanged by the number of their 128 bytes."""
+        places = base + self.place(*np.indices(matrix.shape))
+        places ^= (places >> 7 & self.units - 1) << 4
+        image[places[..., None] + np.arange(matrix.itemsize)] = np.ascontiguousarray(matrix)[..., None].view(np.uint8)
+
+    def descriptor(self, base: int, depth: int) -> int:
+        """Return that of the part that begins at ``depth``, in shared memory that begins at 0."""
+        start = base + self.place(0, depth)
+        return start >> 4 | self.leading >> 4 << 16 | self.stride >> 4 << 32 | self.swizzle << 62
+
+
+class Format(NamedTuple):
+    """A floating-point format: ``precision`` counts the hidden bit, and 2^``least`` is the least normal number."""
+
+    bits: int
+    precision: int
+    least: int
+    code: str  # of `struct`, for the number with zeros after it
+    zeros: int = 0
+
+    def decode(self, bits: int) -> float:
+        return struct.unpack(self.code, (bits << self.zeros).to_bytes(struct.calcsize(self.code), "little"))[0]
+
+    def encode(self, number: float) -> int:
+        """Return the bits of a number that the format has. A NaN is the canonical one."""
+        if math.isnan(number):
+            return (1 << self.bits - 1) - 1
+        return int.from_bytes(struct.pack(self.code, number), "little") >> self.zeros
+
+    def round(self, exact: Fraction) -> float:
+        """Return the nearest number of the format. Of two it is the even one."""
+        size = abs(exact)
+        exponent = size.numerator.bit_length() - size.denominator.bit_length()
+        exponent -= Fraction(2) ** exponent > size
+        step = Fraction(2) ** (max(exponent, self.least) - self.precision + 1)
+        rounded = round(size / step) * step
+        return math.copysign(math.inf if rounded >= Fraction(2) ** (2 - self.least) else float(rounded), exact)
+
+    def fma(self, a: float, b: float, c: float) -> float:
+        about = a * b + c  # right for special numbers and zeros
+        if not math.isfinite(about) or about == 0:
+            return about
+        return self.round(Fraction(a) * Fraction(b) + Fraction(c))
+
+
+F32, F16, BF16 = Format(32, 24, -126, "<f"), Format(16, 11, -14, "<e"), Format(16, 8, -126, "<f", 16)

@@ -1,0 +1,45 @@
+"""A few cases of each campaign, new ones in every run: random calls, schedules, NaN payloads, time-outs."""
+
+import random
+
+import pytest
+
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.config import HANDOVERS
+from triton_gru.plan import KERNELS
+
+from ..pairwise import pairwise
+from .campaigns import Skipped, matrix, payloads, stress, timeouts
+
+
+def run_one(campaign, seed: int, *args, **options) -> None:
+    """Run the first case of a campaign that is not skipped."""
+    draw = random.Random(seed)
+    for _ in range(100):
+        try:
+            print(campaign(draw, *args, **options))
+            return
+        except Skipped:
+            continue
+    raise AssertionError("every case was skipped")
+
+
+@pytest.mark.parametrize("gpu", ["H200", "A100", "RTX 5090"], indirect=True)
+@pytest.mark.parametrize("case", range(3))
+def test_random_calls(case, gpu, seed):
+    run_one(matrix, seed, gpu)
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_every_schedule_gives_the_same(case, gpu, seed):
+    run_one(stress, seed, gpu, schedules=5)
+
+
+@pytest.mark.parametrize("kernel", [*KERNELS, "grid"])
+def test_nan_payloads(kernel, gpu, seed):
+    run_one(payloads, seed, gpu, kernel=kernel)
+
+
+@pytest.mark.parametrize("case", pairwise(tuple(PRECISIONS), HANDOVERS, (True, False), (1, 2)), ids=str)
+def test_a_missing_program_is_given_up(case, gpu, seed):
+    timeouts(random.Random(seed), gpu, case)

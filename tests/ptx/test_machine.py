@@ -1,0 +1,399 @@
+"""Tests that the machine reports what a launch must not do and nothing else, and what its schedules and counts are."""
+
+import dataclasses
+import itertools
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from . import machine
+from .machine import FAULTS, NOTES, Counts, Fault, Outcome, Schedule, execute
+from .snippets import kernel
+from .translate import Unknown, translate
+
+# Beside what a kernel of snippets.py has: %to and %own point to the thread's word of the first array and of shared
+# memory. %cta0, %warp0 and %lane0 are set in the first of each, %low in the lanes 0 to 15, and %never in none.
+PRELUDE = """
+.reg .b16 %h; .reg .b32 %cta, %warp, %x, %y, %z, %i, %n, %own, %at; .reg .b64 %to, %on, %now, %then, %matrix;
+.reg .f32 %f0, %f1, %f2, %f3; .reg .pred %cta0, %warp0, %lane0, %low, %never, %p, %q, %unset;
+mov.u32 %cta, %ctaid.x; mov.u32 %warp, %warpid; mad.wide.u32 %to, %thread, 4, %d0; mad.lo.u32 %own, %thread, 4, %smem;
+setp.eq.u32 %cta0, %cta, 0; setp.eq.u32 %warp0, %warp, 0; setp.eq.u32 %lane0, %lane, 0; setp.lt.u32 %low, %lane, 16;
+setp.gt.u32 %never, %lane, 31; mov.b32 %x, 1; cvt.u16.u32 %h, %x;
+"""
+# What the kernels here say for short. AFTER copies to the words of the warp after, and NEXT finds those of the lane
+# beside. WGMMA multiplies ones in registers by 8 x 16 halves in shared memory that FILL writes.
+SHORT = {
+    "LOAD": "ld.global.b32", "STORE": "st.global.b32", "GET": "ld.shared.b32", "PUT": "st.shared.b32",
+    "SEND": "st.relaxed.gpu.global.b32", "RECEIVE": "ld.relaxed.gpu.global.b32",
+    "LDM": "ldmatrix.sync.aligned.m8n8", "ASYNC": "cp.async.ca.shared.global",
+    "TOGETHER": "bar.warp.sync -1;", "BARRIER": "bar.sync 0;", "FENCE": "fence.proxy.async.shared::cta;",
+    "COPY": "cp.async.ca.shared.global [%own], [%to], 4;", "AFTER": "cp.async.ca.shared.global [%own+128], [%to], 4;",
+    "COMMIT": "cp.async.commit_group;", "COPIED": "cp.async.wait_group 0;",
+    "NEXT": "xor.b32 %at, %own, 4; xor.b64 %on, %to, 4;", "SHUFFLE": "shfl.sync.bfly.b32 %y, %x, 1, 31, -1;",
+    "FILL": "mad.lo.u32 %at, %thread, 2, %smem; st.shared.b16 [%at], %h;",
+    "MATRIX": "mov.b32 %y, 0x3c003c00; cvt.u64.u32 %matrix, %smem; shr.u64 %matrix, %matrix, 4;"
+    "or.b64 %matrix, %matrix, 0x0000000800080000;",
+    "WGMMA": "wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0,%f1,%f2,%f3},"
+    "{%y,%y,%y,%y}, %matrix, %never, 1, 1, 0; wgmma.commit_group.sync.aligned;",
+    "MULTIPLIED": "wgmma.wait_group.sync.aligned 0;",
+}  # fmt: skip
+SHORT["READY"] = " ".join(SHORT[each] for each in ("FILL", "FENCE", "BARRIER", "MATRIX"))
+SHORT["PRODUCT"] = " ".join(SHORT[each] for each in ("MATRIX", "WGMMA", "MULTIPLIED"))
+SHORT["ADDING"] = SHORT["WGMMA"].replace("%never", "%low")
+BYTES = 1024  # of each array, and of shared memory
+SCHEDULES = [Schedule(1), Schedule(2, quantum=1, delay=30), Schedule(3, quantum=1000, delay=3, reconverge_late=True)]
+SCHEDULES += [Schedule(4, quantum=8, delay=300, sleeps=True, reconverge_late=True)]
+
+
+def words() -> np.ndarray:
+    """Return an array of zeros that begins with a sector."""
+    held = np.zeros(BYTES // 4 + 16, np.uint32)
+    return held[-held.ctypes.data % 64 // 4 :][: BYTES // 4]
+
+
+def long(body: str) -> str:
+    return kernel(PRELUDE + re.sub(r"\b[A-Z]+\b", lambda found: SHORT.get(found[0], found[0]), body), 2)
+
+
+def run(body, schedule, a=None, b=None, grid=1, warps=1, most=50_000, ranges=None) -> Outcome:
+    """Execute ``body`` on two arrays; ``ranges`` are offsets in the first, if not all of both may be touched."""
+    a, b = (words() if each is None else each for each in (a, b))
+    at = [a.ctypes.data, b.ctypes.data]
+    whole = [(each, each + BYTES) for each in at]
+    extents = whole if ranges is None else [(at[0] + low, at[0] + high) for low, high in ranges]
+    return execute(long(body), at, extents, (grid, 1, 1), warps, BYTES, schedule, most)
+
+
+# Kernels that do what they must not, one a line, and how a report calls it. Of <one|other> they have the first; with
+# the other they do nothing wrong. Those that speak of CTAs or warps have two of them, and wgmma has four warps.
+PLANTED = """
+OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<-1|0>];
+OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<1024|1023>];
+OUT_OF_BOUNDS: SEND [%d0+<1024|1020>], %x;
+OUT_OF_BOUNDS: mov.b32 %n, <4|0>; @%lane0 ASYNC [%smem], [%d0+1024], 4, %n; COMMIT COPIED
+MISALIGNED: ld.global.v4.b32 {%x,%y,%z,%n}, [%d0+<8|16>];
+MISALIGNED: @%lane0 ASYNC [%smem], [%d0+<8|16>], 16; COMMIT COPIED
+RACE_BETWEEN_CTAS: @%cta0 STORE [%to], %x; @!%cta0 LOAD %y, [<%to|%d1>];
+RACE_BETWEEN_CTAS: @%cta0 <STORE|SEND> [%to], %x; @!%cta0 RECEIVE %y, [%to];
+RACE_BETWEEN_CTAS: @%cta0 SEND [%to], %x; @!%cta0 <LOAD|RECEIVE> %y, [%to];
+RACE_BETWEEN_CTAS: <STORE|SEND> [%d0], 1; mov.u32 %y, %cta;
+RACE_BETWEEN_CTAS: <|@%cta0> LOAD %y, [%to]; RECEIVE %y, [%to]; @%cta0 SEND [%to], %x;
+RACE_BETWEEN_CTAS: @%cta0 <STORE|SEND> [%to], %x; @%cta0 SEND [%to], %x; @!%cta0 RECEIVE %y, [%to];
+RACE_BETWEEN_CTAS: mad.wide.u32 %on, <0|%cta>, 2, %d0; @%lane0 st.global.b16 [%on], %h; mov.u32 %y, %cta;
+RACE_IN_CTA: @%warp0 STORE [%d0], %x; <|BARRIER> @!%warp0 LOAD %y, [%d0];
+RACE_IN_CTA: @%warp0 LOAD %y, [%d0]; <|BARRIER> @!%warp0 STORE [%d0], %x;
+RACE_IN_CTA: @%warp0 STORE [%d0], 1; <|BARRIER> @!%warp0 STORE [%d0], 2;
+RACE_IN_CTA: @%warp0 SEND [%d0], %x; @!%warp0 <LOAD|RECEIVE> %y, [%d0];
+RACE_IN_CTA: @%warp0 <LOAD|RECEIVE> %y, [%d0]; @!%warp0 SEND [%d0], %x;
+RACE_IN_CTA: STORE [%to], %x; NEXT <|TOGETHER> LOAD %y, [%on];
+RACE_IN_CTA: cvt.u16.u32 %h, %warp; mad.wide.u32 %on, <0|%warp>, 2, %d0; @%lane0 st.global.b16 [%on], %h;
+CONSTANT_WRITTEN: STORE [%to], %x; ld.global<.nc|>.b32 %y, [%to];
+CONSTANT_WRITTEN: ld.global<.nc|>.b32 %y, [%to]; STORE [%to], %x;
+CONSTANT_WRITTEN: @%warp0 STORE [%d0], %x; BARRIER ld.global<.nc|>.b32 %y, [%d0];
+SHARED_OUT_OF_BOUNDS: PUT [%smem+<1024|1020>], %x;
+SHARED_OUT_OF_BOUNDS: st.shared.b16 [%smem+<-2|0>], %h;
+SHARED_OUT_OF_BOUNDS: mad.lo.u32 %at, %lane, 16, %smem; stmatrix.sync.aligned.m8n8.x1.shared.b16 [%at+<912|896>], {%x};
+SHARED_MISALIGNED: st.shared.v2.b32 [%smem+<4|8>], {%x,%x};
+SHARED_MISALIGNED: PUT [%own], %x; TOGETHER LDM.x1.shared.b16 {%y}, [%smem+<8|16>];
+SHARED_UNWRITTEN: <|PUT [%own], %x;> GET %y, [%own];
+SHARED_NOT_WAITED_FOR: COPY COMMIT <|COPIED> GET %y, [%own]; COPIED
+SHARED_NOT_WAITED_FOR: COPY <|COMMIT> COPIED GET %y, [%own]; COMMIT COPIED
+SHARED_NOT_WAITED_FOR: COPY COMMIT AFTER COMMIT cp.async.wait_group <1|0>; GET %y, [%own+128]; COPIED
+SHARED_NOT_WAITED_FOR: COPY COMMIT <|COPIED> PUT [%own], %x; COPIED
+SHARED_NOT_WAITED_FOR: COPY COMMIT <|COPIED> COPY COMMIT COPIED
+SHARED_NOT_FENCED: FILL <|FENCE> BARRIER PRODUCT
+SHARED_NOT_FENCED: FENCE FILL BARRIER <|FENCE> PRODUCT
+SHARED_NOT_FENCED: @%warp0 PUT [%own], 1; @%warp0 PUT [%own+128], 1; <|FENCE> BARRIER @%warp0 FENCE PRODUCT
+SHARED_READ_AFTER_WRITE: @%warp0 PUT [%smem], %x; <|BARRIER> @!%warp0 GET %y, [%smem];
+SHARED_WRITE_AFTER_READ: PUT [%smem], 1; BARRIER @%warp0 GET %y, [%smem]; <|BARRIER> @!%warp0 PUT [%smem], 2;
+SHARED_WRITE_AFTER_READ: PUT [%own], 1; BARRIER @!%warp0 GET %y, [%own]; <|BARRIER> @%warp0 AFTER COMMIT COPIED
+SHARED_WRITE_AFTER_READ: READY WGMMA <|MULTIPLIED> BARRIER FILL FENCE BARRIER MULTIPLIED
+SHARED_WRITE_AFTER_WRITE: mov.b32 %y, <%warp|5>; PUT [%smem], %y; mov.u32 %y, %warp;
+SHARED_WRITE_AFTER_WRITE: cvt.u16.u32 %h, %warp; mad.lo.u32 %at, <0|%warp>, 2, %smem; st.shared.b16 [%at], %h;
+SHARED_RACE_IN_WARP: PUT [%own], %lane; NEXT <|TOGETHER> GET %y, [%at];
+SHARED_RACE_IN_WARP: PUT [%own], 1; NEXT TOGETHER GET %y, [%at]; <|TOGETHER> PUT [%own],2;
+SHARED_RACE_IN_WARP: @%lane0 PUT [%smem], 1; <|TOGETHER> @!%low PUT [%smem], 2;
+SHARED_RACE_IN_WARP: COPY COMMIT COPIED NEXT <|TOGETHER> GET %y, [%at];
+UNDEFINED: <|mov.u32 %z, 1;> add.u32 %y, %z, 1; STORE [%to], %y;
+UNDEFINED: <|mov.u64 %on, 0;> add.u64 %on, %on, %to; LOAD %y, [%on];
+UNDEFINED: selp.b32 %y, %z, %x, <%low|%never>; STORE [%to], %y;
+UNDEFINED: <|setp.eq.u32 %unset, %x, 0;> @%unset STORE [%to], %x;
+UNDEFINED: @%low mov.u32 %z, 1; add.u32 %y, %z, 1; <|@%low> STORE [%to], %y;
+UNDEFINED: @%low mov.u32 %z, 1; shfl.sync.idx.b32 %y, %z, <16|15>, 31, -1; STORE [%to], %y;
+UNDEFINED: READY WGMMA <|MULTIPLIED> mov.b32 %z, %f0; MULTIPLIED STORE [%to], %z;
+UNDEFINED: READY <|WGMMA MULTIPLIED> ADDING MULTIPLIED
+UNDEFINED: READY WGMMA <|MULTIPLIED> mov.f32 %f0, 0f00000000; MULTIPLIED
+UNDEFINED: READY WGMMA <|MULTIPLIED> mov.b32 %y, 0; MULTIPLIED
+UNDEFINED: PUT [%own], 1; @%low mov.u32 %at, %smem; TOGETHER LDM.<x4|x1>.shared.b16 {%y<,%z,%n,%i|>}, [%at];
+DIVERGED: <@%low|> bra OVER; TOGETHER OVER: TOGETHER
+DIVERGED: <@%low|> bra OVER; BARRIER OVER: TOGETHER
+DIVERGED: <@%low|@%never> bra OVER; SHUFFLE OVER: mov.u32 %z, 1;
+DIVERGED: <@%low|@%never> ret; SHUFFLE
+DIVERGED: <@%low|@%cta0> SHUFFLE
+LEFT_BARRIER: <@%warp0|@%never> ret; BARRIER mov.u32 %y, %warp;
+LEFT_UNDERWAY: COPY COMMIT <|COPIED>
+LEFT_UNDERWAY: READY WGMMA <|MULTIPLIED>
+ENDLESS: @%cta0 SEND [%d0+<4|0>], %x; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT;
+ENDLESS: @!%low bra SET; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; ret; SET: SEND [%d0+<4|0>], 1;
+"""
+PLANTED = [line.split(": ", 1) for line in PLANTED.strip().splitlines()]
+# What else the same mistake may be called, under some schedules, or leads to.
+RELATED = {
+    "SHARED_READ_AFTER_WRITE": {"SHARED_UNWRITTEN", "SHARED_WRITE_AFTER_READ"},
+    "SHARED_WRITE_AFTER_READ": {"SHARED_READ_AFTER_WRITE", "SHARED_NOT_WAITED_FOR"},
+    "UNDEFINED": {"OUT_OF_BOUNDS", "MISALIGNED", "SHARED_OUT_OF_BOUNDS", "SHARED_MISALIGNED"},
+}
+CHOICE = re.compile(r"<([^|<>]*)\|([^<>]*)>")
+
+
+def size(text: str) -> dict[str, int]:
+    return {"grid": 1 + ("%cta" in text), "warps": 4 if re.search("PRODUCT|WGMMA", text) else 1 + ("%warp" in text)}
+
+
+@pytest.mark.parametrize("kind, text", [pytest.param(*each, id=f"{i}-{each[0]}") for i, each in enumerate(PLANTED)])
+def test_a_fault_is_named_and_what_is_like_it_and_right_is_none(kind, text, seed):
+    expected, seen = {kind} | RELATED.get(kind, set()), set()
+    for schedule in [*SCHEDULES, Schedule.draw(seed, cooperative=True)]:
+        run(CHOICE.sub(r"\2", text), schedule, **size(text))
+        with pytest.raises(Fault) as fault:
+            run(CHOICE.sub(r"\1", text), schedule, **size(text))
+        *found, shown = str(fault.value).splitlines()
+        assert {line.split()[0] for line in found} <= expected and shown == str(schedule)
+        seen |= {line.split()[0] for line in found}
+    assert kind in seen
+
+
+def test_every_kind_of_fault_is_planted():
+    # A barrier opens when all warps that have not returned are there, so that none waits for ever.
+    assert {kind for kind, _ in PLANTED} | NOTES == set(FAULTS) - {"DEADLOCK"}
+
+
+def test_an_access_lies_in_one_tensor_whole():
+    for text, ranges in (
+        ("LOAD %y, [%d0+<1020|1016>];", [(0, 1023)]),
+        ("LOAD %y, [%d0+<0|4>];", [(1, 1024)]),
+        ("<ld.global.v2.b32 {%y,%z}|LOAD %y>, [%d0+512];", [(0, 516), (516, 1024)]),
+        ("<LOAD %y, [%d0];|>", []),
+    ):
+        run(CHOICE.sub(r"\2", text), SCHEDULES[0], ranges=ranges)
+        with pytest.raises(Fault, match="^OUT_OF_BOUNDS"):
+            run(CHOICE.sub(r"\1", text), SCHEDULES[0], ranges=ranges)
+
+
+def test_what_two_warps_store_alike_is_noted_and_hides_no_fault():
+    where = ".loc 1 7 3 // kernels/some.py:7:3\n"
+    for schedule in SCHEDULES:
+        assert run(f"{where} STORE [%d0], 5;", schedule, warps=2).notes == [("STORED_TWICE", "kernels/some.py:7")]
+        assert run(f"{where} @%warp0 STORE [%d0], 5;", schedule, warps=2).notes == []
+    with pytest.raises(Fault, match="OUT_OF_BOUNDS"):
+        run("".join(f"STORE [%d0+{4 * i}], 5;" for i in range(100)) + "BARRIER STORE [%d0+1024], 5;", schedule, warps=2)
+
+
+def test_what_the_machine_does_not_know_is_an_error():
+    for text in (
+        "bar.sync 1;", "bar.warp.sync 0x0000ffff;", "shfl.sync.bfly.b32 %y, %x, 1, 31, 0xffff;",
+        "setp.eq.u32 %p|%q, %x, 0;", "redux.sync.add.s32 %y, %x, 0xffff;", "ld.acquire.gpu.global.b32 %y, [%d0];",
+        "ASYNC [%smem], [%d0], 4, %p;", "ASYNC [%smem], [%d0], 3;", "cp.async.cg.shared.global [%smem], [%d0], 4;",
+    ):  # fmt: skip
+        with pytest.raises(Unknown):
+            translate(long(f"setp.eq.u32 %p, %x, 0; {text}"))
+
+
+@pytest.mark.parametrize("first, second", [(0, 4), (0, 512), (768, 0)])
+def test_stores_to_two_addresses_arrive_in_any_order(first, second):
+    # Each of two other CTAs waits for one of the words, and then stores what it finds in the other and 1.
+    text = f"""
+    @!%lane0 bra END; @!%cta0 bra READ; SEND [%d0+{first}], 1; SEND [%d0+{second}], 1; bra END;
+    READ: setp.eq.u32 %q, %cta, 1; selp.b64 %now, {first}, {second}, %q; selp.b64 %then, {second}, {first}, %q;
+    add.u64 %now, %now, %d0; add.u64 %then, %then, %d0; mad.wide.u32 %on, %cta, 4, %d1;
+    WAIT: RECEIVE %y, [%now]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; RECEIVE %z, [%then]; add.u32 %z, %z, 1;
+    STORE [%on], %z; END: mov.u32 %y, 0;"""
+    for delay, expected in ((30, [{1, 2}, {1, 2}]), (0, [{1, 2}, {2}])):
+        results = []
+        for number in range(60):
+            a, b = words(), words()
+            run(text, Schedule(number, quantum=4, delay=delay), a, b, grid=3)
+            assert a[first // 4] == a[second // 4] == 1
+            results.append(b[1:3].tolist())
+        assert [set(each) for each in zip(*results)] == expected
+
+
+def test_stores_to_one_address_arrive_in_order(seed):
+    # The second CTA counts how often it finds less than before, and how many different words.
+    text = f"""@!%lane0 bra END; @!%cta0 bra READ; {"".join(f"SEND [%d0], {i};" for i in range(1, 41))} bra END;
+    READ: mov.u32 %z, 0; mov.u32 %i, 0; mov.u32 %n, 0;
+    WAIT: RECEIVE %y, [%d0]; setp.lt.u32 %p, %y, %z; @%p add.u32 %i, %i, 1; setp.ne.u32 %p, %y, %z;
+    @%p add.u32 %n, %n, 1; mov.u32 %z, %y; setp.lt.u32 %p, %z, 40; @%p bra WAIT; st.global.v2.b32 [%d1], {{%i,%n}};
+    END: mov.u32 %y, 0;"""
+    different = set()
+    for number in range(40):
+        b = words()
+        run(text, Schedule(seed + number, delay=30, quantum=3), b=b, grid=2)
+        assert b[0] == 0
+        different.add(int(b[1]))
+    assert len(different) > 3
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("SEND [%d0+12], 5; RECEIVE %y, [%d0+12];", [0, 0, 0, 5]),
+        ("SEND [%d0+12], 5; SEND [%d0+12], 6; LOAD %y, [%d0+12];", [0, 0, 0, 6]),
+        ("SEND [%d0+8], 5; SEND [%d0+12], 6; RECEIVE %y, [%d0+12];", [0, 0, 5, 6]),
+        ("SEND [%d0+12], 5; SEND [%d0+8], 6; RECEIVE %y, [%d0+12];", [0, 0, 6, 5]),
+        ("SEND [%d0+12], 5; ld.global.v4.b32 {%x,%z,%n,%y}, [%d0];", [0, 0, 0, 5]),
+        ("SEND [%d0+12], 5; st.global.v4.b32 [%d0], {%x,%x,%x,7}; LOAD %y, [%d0+12];", [1, 1, 1, 7]),
+        ("st.relaxed.gpu.global.v2.b32 [%d0+8], {%x,5}; ld.global.v2.b32 {%z,%y}, [%d0+8];", [0, 0, 1, 5]),
+        ("SEND [%d0+12], 5; ASYNC [%smem], [%d0+12], 4; COMMIT COPIED GET %y, [%smem];", [0, 0, 0, 5]),
+    ],
+)
+def test_a_cta_finds_its_own_stores_at_once_and_the_last_of_them_remains(text, expected):
+    for schedule in [*SCHEDULES, Schedule(seed=5, delay=10**9)]:
+        a, b = words(), words()
+        run(f"@!%lane0 bra END; {text} STORE [%d1], %y; END: mov.u32 %y, 0;", schedule, a, b)
+        assert a[:4].tolist() == expected and b[0] == expected[3]
+
+
+# Each CTA waits for the two words of the CTA before it, and sends on what its lanes make of them together.
+RING = """
+and.b32 %n, %lane, 1; mad.wide.u32 %to, %n, 4, %d0; mad.wide.u32 %to, %cta, 8, %to; setp.lt.u32 %q, %lane, 2;
+add.u32 %z, %n, 1; @%cta0 bra DONE; WAIT: RECEIVE %z, [%to+-8]; setp.eq.u32 %p, %z, 0; @%p bra WAIT;
+TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 31, -1; mad.lo.u32 %z, %z, 3, %y; DONE: @%q SEND [%to], %z;
+"""
+
+
+def test_what_is_sent_is_received_under_every_schedule(seed):
+    for each in itertools.product((1, 8, 64, 1000), (0, 3, 300), (False, True), (False, True)):
+        a = words()
+        run(RING, Schedule(seed, *each), a, grid=3, most=50_000_000)
+        assert a[:6].tolist() == [1, 2, 5, 7, 22, 26]
+
+
+def test_a_seed_is_one_schedule(seed):
+    outcomes = [run(RING, Schedule(seed + i % 10, 8, 30, sleeps=True), grid=4) for i in range(20)]
+    outcomes = [dataclasses.replace(each, memory=[]) for each in outcomes]  # it has addresses
+    assert outcomes[:10] == outcomes[10:] and len({each.executed for each in outcomes}) > 5
+
+
+NESTED = """
+LOAD %n, [%to]; mov.u32 %i, 0; mov.u32 %z, %lane;
+OUTER: setp.ge.u32 %p, %i, %n; @%p bra END; xor.b32 %y, %i, %lane; and.b32 %y, %y, 1; setp.eq.u32 %p, %y, 0;
+  @%p bra EVEN; add.u32 %y, %i, %lane; rem.u32 %y, %y, 5;
+  INNER: setp.eq.u32 %p, %y, 0; @%p bra ADD; mad.lo.u32 %z, %z, 3, %y; sub.u32 %y, %y, 1; bra INNER;
+  EVEN: add.u32 %z, %z, 7; setp.lt.u32 %p, %z, 5000; @%p bra ADD; shr.u32 %z, %z, 3;
+ADD: add.u32 %i, %i, 1; bra OUTER; END: TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 31, -1; xor.b32 %z, %z, %y;
+@%low bra LAST; not.b32 %z, %z; LAST: STORE [%to], %z;
+"""
+
+
+def nested(lane: int, trips: int) -> int:
+    z = lane
+    for i in range(trips):
+        if (i ^ lane) & 1:
+            for y in range((i + lane) % 5, 0, -1):
+                z = (z * 3 + y) % 2**32
+        elif (z := (z + 7) % 2**32) >= 5000:
+            z >>= 3
+    return z
+
+
+def test_lanes_that_part_compute_what_each_would_alone(seed):
+    for number, (quantum, late) in enumerate(itertools.product((1, 8, 64, 1000), (False, True))):
+        a, lanes = words(), np.arange(256) % 32
+        a[:] = np.random.default_rng(seed + number).integers(0, 20, 256)
+        made = np.array([nested(int(lane), int(trips)) for lane, trips in zip(lanes, a)], np.uint32)
+        made ^= made[np.arange(256) ^ 1]
+        run(NESTED, Schedule(seed + number, quantum, reconverge_late=late), a, warps=8)
+        assert (a == np.where(lanes < 16, made, ~made)).all()
+
+
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%x,%x,%x,%x}, {%x,%x}, {%f0,%f0,%f0,%f0};"
+COPIES = "".join(f"@%lane0 ASYNC [%smem+{4 * i}], [%d0], 4; COMMIT " for i in range(200)) + "COPIED"
+ZERO = "mov.u32 %i, 0; mov.f32 %f0, 0f00000000;"
+STEPS = """STEP: RECEIVE %y, [%to]; fma.rn.f32 %f0, %f0, %f0, %f0; SEND [%to], %f0;
+add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 4; @%p bra STEP;"""
+COUNTED = [
+    ("@%never STORE [%d0], %x;", {}, ""),
+    ("LOAD %y, [%to];", {"read": 128}, ""),
+    ("LOAD %y, [%d0];", {"read": 32}, ""),
+    ("LOAD %y, [%on];", {"read": 1024}, "mad.wide.u32 %on, %thread, 32, %d0;"),
+    ("RECEIVE %y, [%to];", {"received": 128}, ""),
+    ("@%low SEND [%to], %x;", {"written": 64}, ""),
+    ("st.shared.v2.b32 [%at], {%x,%x};", {"shared_written": 256}, "mad.lo.u32 %at, %lane, 8, %smem;"),
+    ("ld.shared.b16 %h, [%own];", {"shared_read": 64}, "PUT [%own], %x;"),
+    ("LDM.x1.shared.b16 {%x}, [%smem];", {"shared_read": 128}, "PUT [%own], %x; TOGETHER "),
+    ("COPY COMMIT COPIED", {"instructions": 3, "read": 128, "shared_written": 128}, ""),
+    (COPIES, {"instructions": 401, "read": 200 * 32, "shared_written": 200 * 4}, ""),
+    ("BARRIER", {"barriers": 1}, ""),
+    ("fma.rn.f32 %f0, %f0, %f0, %f0;", {"fma": 1}, "mov.f32 %f0, 0f3F800000;"),
+    ("fma.rn.f32x2 %on, %on, %on, %on;", {"fma": 2}, "mov.u64 %on, 0;"),
+    # Beside a loop that waits, one that computes.
+    (STEPS, {"instructions": 4 * 6, "received": 4 * 128, "written": 4 * 128, "fma": 4}, ZERO),
+    ("WGMMA MULTIPLIED", {"instructions": 16, "matrix": 4, "flops": 2 * 64 * 8 * 16, "shared_read": 256}, "READY "),
+    (MMA, {"matrix": 1, "flops": 2 * 16 * 8 * 16}, ZERO),
+]
+
+
+@pytest.mark.parametrize("text, expected, setup", COUNTED)
+def test_what_is_counted(text, expected, setup):
+    without, made = (dataclasses.asdict(run(each, SCHEDULES[0], **size(text)).made) for each in (setup, setup + text))
+    found = {name: made[name] - without[name] for name in made if made[name] != without[name]}
+    assert found == {"instructions": 1} | expected
+
+
+def test_the_busiest_warp_and_the_cta_that_reads_most_are_found():
+    base = run("", SCHEDULES[0]).executed
+    text = "@!%warp0 bra END; RECEIVE %y, [%to]; @!%cta0 bra END; LOAD %y, [%d1]; END: mov.u32 %z, 1;"
+    for schedule in SCHEDULES:
+        a, b = words(), words()
+        outcome = run(text, schedule, a, b, grid=3, warps=2)
+        assert outcome.busiest == Counts(base + 5, 32, 128, *[0] * 7) and outcome.most_read == 160
+        assert outcome.made.instructions == outcome.executed == 6 * base + 5 + 2 * 4 + 3 * 2
+        memory = {at: counts for at, *counts in outcome.memory}
+        assert memory == {a.ctypes.data: [BYTES, 3 * 128, 0], b.ctypes.data: [BYTES, 32, 0]}
+
+
+def test_of_a_loop_that_waits_the_best_pass_alone_is_made(seed):
+    text = "@%cta0 bra OVER; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; OVER: SEND [%to], 1;"
+    base, passes = run("", SCHEDULES[0]).executed, set()
+    for number in range(20):
+        outcome = run(text, Schedule(seed + number, quantum=8, delay=30), grid=2)
+        # Of each CTA the branch and the store, and one pass of three instructions.
+        assert outcome.made == Counts(2 * base + 2 * 2 + 3, 0, 32, 256, *[0] * 6)
+        waited = (outcome.executed - outcome.made.instructions) // 3
+        assert outcome.waited == Counts(3 * waited, 0, 32 * waited, *[0] * 7)
+        passes.add(waited)
+    assert len(passes) > 3
+
+
+@pytest.mark.parametrize("ns", [0.5, 1, 10, 1000])
+def test_a_loop_ends_when_its_time_is_over(ns):
+    text = """mov.u64 %then, %globaltimer;
+    WAIT: mov.u64 %now, %globaltimer; sub.u64 %now, %now, %then; setp.lt.u64 %p, %now, 1000; @%p bra WAIT;"""
+    # The first pass reads the time one instruction after the beginning, and each other four after the one before.
+    passes = 1 + max(0, math.ceil((1000 / ns - 1) / 4))
+    without, made = (run(each, Schedule(1, ns_per_instruction=ns)).executed for each in ("", text))
+    assert made == without + 1 + 4 * passes
+
+
+def test_a_kernel_needs_all_its_arguments():
+    for n in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"takes 2 arguments, got {n}"):
+            execute(kernel("", 2), [0] * n, [], (1, 1, 1), 1, 0, SCHEDULES[0])
+
+
+def test_an_error_says_that_there_is_no_gcc_or_what_gcc_says(monkeypatch, tmp_path):
+    shutil.copytree(machine._SOURCES, tmp_path / "sources")
+    (tmp_path / "sources" / "machine.c").write_text("int broken = nowhere;")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "_SOURCES", tmp_path / "sources")
+    machine._machine.cache_clear()  # errors are not cached: the next test has the whole machine again
+    with pytest.raises(RuntimeError, match="(?s)gcc could not build.*nowhere.* undeclared"):
+        run("", SCHEDULES[0])
+    assert list((tmp_path / "triton_gru").iterdir()) == []
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match="needs gcc.*apt install gcc"):
+        run("", SCHEDULES[0])

@@ -1,0 +1,125 @@
+"""Faults planted in the PTX of every kernel: each has to show, as a fault of the machine or as a wrong result."""
+
+import contextlib
+import re
+
+import pytest
+import torch
+
+from triton_gru.config import GridConfig
+
+from ..calls import configured, make_call, run_checked
+from .machine import Fault
+
+# For each kernel the call that executes it: backend, precision, hidden size, batch, steps, input size.
+CALLS = {
+    "input_projection": ("block", "fp16", 64, 9, 3, 130),
+    "block_scan": ("block", "tf32", 100, 17, 3, 16),
+    "grid_scan": ("grid", "fp16", 64, 9, 4, 16),
+    "step_scan": ("step", "bf16", 72, 9, 3, 16),
+    "whole_step": ("step", "fp16", 72, 9, 1, 130),
+}
+BARRIER = r"bar\.sync\s+0;", ""
+COPIED = r"cp\.async\.wait_group\s+\w+;", ""
+COPY = r"(cp\.async\.\S+ \[.*\], \[ %rd\d+) \+ 0", r"\1 + 16"
+SEND = r"@p st\.relaxed\.gpu\.global\.b16 .*?;", ""
+HALF_A_WORD = r"sub\.u32 c, 0xFFFEFFFE, b; and\.b32 c, c, b; or\.b32 seen, seen, c;", ""
+WRONG = "differ|error"
+# A kernel; a pattern, and what comes in its place; which of its places (from the end if negative); what shows it.
+FAULTS = {
+    "projection: a barrier is gone": ("input_projection", *BARRIER, 2, "SHARED"),
+    "projection: the last barrier is gone": ("input_projection", *BARRIER, -1, "SHARED"),
+    "projection: an index of the input": ("input_projection", *COPY, 0, WRONG),
+    "projection: an index of the result": (
+        "input_projection", r"(st\.global\.v4\.b32 \[ %rd\d+) \+ 0", r"\1 + 16", -1, WRONG,
+    ),
+    "projection: a guard is negated": ("input_projection", r"@(%p\d+ st\.global)", r"@!\1", 0, WRONG),
+    "projection: copies are not waited for": ("input_projection", *COPIED, 0, "SHARED_NOT_WAITED_FOR"),
+    "projection: products are not waited for": ("input_projection", r"wgmma\.wait_group\S+ 0;", "", 0, "UNDEFINED"),
+    "projection: wgmma is not fenced": ("input_projection", r"fence\.proxy\.async\S*;", "", 0, "SHARED_NOT_FENCED"),
+    "block: a barrier is gone": ("block_scan", *BARRIER, 1, "SHARED"),
+    "block: the last barrier is gone": ("block_scan", *BARRIER, -1, "SHARED"),
+    "block: an index of the gates": ("block_scan", r"(ld\.global\.nc\.b64 %rd\d+, \[%rd\d+)\]", r"\1+8]", 2, WRONG),
+    "block: an index of the state": ("block_scan", r"(st\.shared\.b32\s+\[%r\d+)", r"\1+4", 0, f"SHARED|{WRONG}"),
+    "block: an index of the output": ("block_scan", r"(@p st\.global\.b32 \[%rd\d+)\]", r"\1+4]", -1, WRONG),
+    "grid: a barrier is gone": ("grid_scan", *BARRIER, 0, "SHARED"),
+    "grid: the last barrier is gone": ("grid_scan", *BARRIER, -1, "SHARED"),
+    "grid: an index of the gates": (
+        "grid_scan", r"(ld\.global\.b16 \{ %rs\d+ \}, \[ %rd\d+) \+ 0", r"\1 + 2", -1, WRONG,
+    ),
+    "grid: an index of the mailbox": (
+        "grid_scan", r"(@p st\.relaxed\.gpu\.global\.b16 \[%rd\d+)\]", r"\1+2]", -1, f"ENDLESS|{WRONG}",
+    ),
+    "grid: the first state is not sent": ("grid_scan", *SEND, 0, f"ENDLESS|{WRONG}"),
+    "grid: a state is not sent": ("grid_scan", *SEND, -1, f"ENDLESS|{WRONG}"),
+    "grid: a plain store sends": (
+        "grid_scan", r"st\.relaxed\.gpu(\.global\.b16)", r"st\1", -1, "RACE_BETWEEN_CTAS",
+    ),
+    "grid: a wait does not wait": ("grid_scan", r"@!missing (bra DONE)", r"\1", 0, WRONG),
+    "grid: a wait looks at half of a word": ("grid_scan", *HALF_A_WORD, 0, WRONG),
+    "grid: a plain load waits": ("grid_scan", r"ld\.relaxed\.gpu(\.global\.b64)", r"ld\1", 0, "RACE_BETWEEN_CTAS"),
+    "grid: sums of slices are mixed up": (
+        "grid_scan", r"(ld\.shared\.v\d\.b32\s+\{.*\}, \[%r\d+)", r"\1+16", 0, f"SHARED|{WRONG}",
+    ),
+    "step: a barrier is gone": ("step_scan", *BARRIER, 1, "SHARED"),
+    "step: the last barrier is gone": ("step_scan", *BARRIER, -1, "SHARED"),
+    "step: copies are not waited for": ("step_scan", *COPIED, 0, "SHARED_NOT_WAITED_FOR"),
+    "step: an index of the weights": ("step_scan", *COPY, 1, WRONG),
+    "step: a row of a tile": ("step_scan", r"(ldmatrix\S+ \{.*\}, \[%r\d+)", r"\1+16", 0, f"SHARED|{WRONG}"),
+    "step: an index of the state": (
+        "step_scan", r"(st\.global\S* \[ %rd\d+) \+ 0", r"\1 + 4", -1, f"MISALIGNED|OUT_OF|{WRONG}",
+    ),
+    "whole step: a barrier is gone": ("whole_step", *BARRIER, 2, "SHARED"),
+    "whole step: copies are not waited for": ("whole_step", *COPIED, -1, "SHARED_NOT_WAITED_FOR"),
+    "whole step: an index of the weights": ("whole_step", *COPY, 0, WRONG),
+    "whole step: operands of a product": (
+        "whole_step", r"(mma\S+ \{.*?\}, \{ )(%r\d+), (%r\d+)", r"\1\3, \2", 0, WRONG,
+    ),
+}  # fmt: skip
+
+
+def call(gpu, kernel: str) -> None:
+    """Execute the kernel, and check what comes out."""
+    backend, precision, hidden, batch, steps, inputs = CALLS[kernel]
+    config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, "flag")
+    with configured("grid", config) if backend == "grid" else contextlib.nullcontext():
+        gru, x, hx = make_call(
+            backend, hidden, batch, steps, precision, "time_first", True, 1, True, True, "cpu", inputs=inputs
+        )
+        run_checked(gru, x, hx, precision, gpu.launched)
+    assert kernel in gpu.launched
+
+
+def call_three_times(gpu, kernel: str) -> None:
+    """Call the kernel under several schedules."""
+    for _ in range(3):
+        call(gpu, kernel)
+
+
+@pytest.mark.parametrize("kernel", CALLS)
+def test_nothing_shows_without_a_fault(kernel, gpu):
+    call(gpu, kernel)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_shows(name, gpu):
+    target, pattern, replacement, which, shows = FAULTS[name]
+    gpu.most_instructions = 3_000_000
+    planted = 0
+
+    def plant(kernel: str, ptx: str) -> str:
+        nonlocal planted
+        if kernel != target:
+            return ptx
+        places = list(re.finditer(pattern, ptx))
+        place = places[which]
+        planted += 1
+        return ptx[: place.start()] + place.expand(replacement) + ptx[place.end() :]
+
+    gpu.change = plant
+    gpu.fixed["delay"] = 300  # parts of a word arrive apart from each other
+    gpu.seed(0)
+    torch.manual_seed(0)
+    with pytest.raises((Fault, AssertionError), match=shows):
+        call_three_times(gpu, target)
+    assert planted

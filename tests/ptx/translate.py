@@ -1,0 +1,493 @@
+"""Translates the PTX of a kernel into a flat program for the machine in ``machine/``.
+
+Every operand becomes a row of 32 values, one a lane: registers, predicates (0 or 1), immediates, kernel arguments and
+special registers alike. Labels become places in the program. An instruction that is not known here is an error.
+"""
+
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+# Operations of the machine. machine.py numbers them for the C compiler in this order.
+OPERATIONS = """
+nop bra ret barrier barrier_warp clock fence_async
+load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
+mma wgmma wgmma_commit wgmma_wait shuffle redux mov unpack pack selp setp
+add sub mul mad mul_hi_u mul_hi_s mul_wide_u mul_wide_s mad_wide_u mad_wide_s div_s div_u rem_s rem_u
+min_s min_u max_s max_u max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
+add_f32 sub_f32 mul_f32 fma_f32 add_f32x2 sub_f32x2 mul_f32x2 fma_f32x2 div_f32 ex2 ex2_ftz rcp_ftz tanh
+add_f16 add_f16x2 add_bf16 add_bf16x2 fma_f16 fma_f16x2 fma_bf16 fma_bf16x2
+f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_tf32 u32_to_f16
+""".split()
+_NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
+
+# Instructions that do nothing but compute a register from others: a pattern in which N stands for the bits, the
+# operation, and the bits of each source (W is twice N). The operation is told N.
+_COMPUTING = [
+    ("add.[su]N", "add", "N N"),
+    ("sub.[su]N", "sub", "N N"),
+    ("mul.lo.[su]N", "mul", "N N"),
+    ("mad.lo.[su]N", "mad", "N N N"),
+    ("mul.hi.uN", "mul_hi_u", "N N"),
+    ("mul.hi.sN", "mul_hi_s", "N N"),
+    ("mul.wide.uN", "mul_wide_u", "N N"),
+    ("mul.wide.sN", "mul_wide_s", "N N"),
+    ("mad.wide.uN", "mad_wide_u", "N N W"),
+    ("mad.wide.sN", "mad_wide_s", "N N W"),
+    ("div.sN", "div_s", "N N"),
+    ("div.uN", "div_u", "N N"),
+    ("rem.sN", "rem_s", "N N"),
+    ("rem.uN", "rem_u", "N N"),
+    ("min.sN", "min_s", "N N"),
+    ("min.uN", "min_u", "N N"),
+    ("max.sN", "max_s", "N N"),
+    ("max.uN", "max_u", "N N"),
+    ("max.relu.sN", "max_relu_s", "N N"),
+    ("neg.sN", "neg", "N"),
+    ("and.(b|p)N", "and", "N N"),
+    ("or.(b|p)N", "or", "N N"),
+    ("xor.(b|p)N", "xor", "N N"),
+    ("not.(b|p)N", "not", "N"),
+    ("mov.[busfp]N", "mov", "N"),
+    ("selp.[busf]N", "selp", "N N 1"),
+    ("shl.bN", "shl", "N 32"),
+    ("shr.[bu]N", "shr_u", "N 32"),
+    ("shr.sN", "shr_s", "N 32"),
+    ("bfe.uN", "bfe_u", "N 32 32"),
+    ("bfe.sN", "bfe_s", "N 32 32"),
+    ("prmt.bN", "prmt", "32 32 32"),
+    ("add(.rn)?.fN", "add_fN", "N N"),
+    ("sub(.rn)?.fN", "sub_fN", "N N"),
+    ("mul(.rn)?.fN", "mul_fN", "N N"),
+    ("fma.rn.fN", "fma_fN", "N N N"),
+    ("add(.rn)?.fNx2", "add_fNx2", "W W"),
+    ("sub(.rn)?.fNx2", "sub_fNx2", "W W"),
+    ("mul(.rn)?.fNx2", "mul_fNx2", "W W"),
+    ("fma.rn.fNx2", "fma_fNx2", "W W W"),
+    ("add(.rn)?.bfN", "add_bfN", "N N"),
+    ("fma.rn.bfN", "fma_bfN", "N N N"),
+    ("add(.rn)?.bfNx2", "add_bfNx2", "W W"),
+    ("fma.rn.bfNx2", "fma_bfNx2", "W W W"),
+    ("div.full.f32", "div_f32", "32 32"),
+    ("ex2.approx.f32", "ex2", "32"),
+    ("ex2.approx.ftz.f32", "ex2_ftz", "32"),
+    ("rcp.approx.ftz.f32", "rcp_ftz", "32"),
+    ("tanh.approx.f32", "tanh", "32"),
+    ("cvt.f32.f16", "f16_to_f32", "16"),
+    ("cvt.f32.bf16", "bf16_to_f32", "16"),
+    ("cvt.rn.f16.f32", "f32_to_f16", "32"),
+    ("cvt.rn.bf16.f32", "f32_to_bf16", "32"),
+    ("cvt.rn.f16x2.f32", "f32_to_f16x2", "32 32"),
+    ("cvt.rn.bf16x2.f32", "f32_to_bf16x2", "32 32"),
+    ("cvt.rna.tf32.f32", "f32_to_tf32", "32"),
+    ("cvt.rn.f16.u32", "u32_to_f16", "32"),
+]
+_COMPUTING = [
+    (re.compile(pattern.replace(".", r"\.").replace("N", r"(?P<bits>16|32|64|red)")), operation, sources)
+    for pattern, operation, sources in _COMPUTING
+]
+
+
+@functools.cache
+def _computing(name: str) -> tuple[str, int, list[int]] | None:
+    """The operation of such an instruction, the bits it is told, and those of its sources."""
+    for pattern, operation, sources in _COMPUTING:
+        if match := pattern.fullmatch(name):
+            bits = match.groupdict().get("bits", "32")
+            bits = 1 if bits == "red" else int(bits)
+            widths = [{"N": bits, "W": 2 * bits}.get(each) or int(each) for each in sources.split()]
+            return operation.replace("N", str(bits)), bits, widths
+    return None
+
+
+# The machine's numbers of comparisons: of floating point also those that are true of NaNs, beyond 8.
+COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
+COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
+
+# How a global access is ordered, and in which element types the matrix unit multiplies.
+PLAIN, CONSTANT, RELAXED = range(3)
+F16, BF16, TF32 = range(3)
+
+SPECIAL = (
+    "%tid.x %tid.y %tid.z %ctaid.x %ctaid.y %ctaid.z %ntid.x %ntid.y %ntid.z %nctaid.x %nctaid.y %nctaid.z "
+    "%laneid %warpid global_smem"
+).split()
+_SPECIAL = frozenset(SPECIAL)
+
+
+class Unknown(Exception):
+    """PTX that the translator has no meaning for."""
+
+
+class Instruction(NamedTuple):
+    """One instruction.
+
+    Attributes:
+        operation: its place in `OPERATIONS`.
+        guard: the row of the predicate that it depends on, or -1.
+        negated: whether it is executed where the predicate is not set.
+        aligned: whether all lanes of a warp have to execute it together.
+        extra: four numbers, which mean what the operation takes them for.
+        out, into: rows that are written, and read.
+        line, text: where it stands in the PTX, and how.
+        where: the line of Python source that it comes from, if the PTX says so.
+    """
+
+    operation: int
+    guard: int
+    negated: bool
+    aligned: bool
+    extra: tuple[int, ...]
+    out: list[int]
+    into: list[int]
+    line: int
+    text: str
+    where: str
+
+
+@dataclass
+class Program:
+    """A kernel.
+
+    Attributes:
+        parameters: names of the arguments, in order.
+        constants: rows that hold a value from the start: ("value", number), ("parameter", place) or ("special", name).
+    """
+
+    name: str
+    parameters: list[str]
+    instructions: list[Instruction] = field(default_factory=list)
+    rows: int = 0
+    constants: dict[int, tuple] = field(default_factory=dict)
+
+
+def translate(text: str) -> Program:
+    """Return the program of the PTX's one kernel.
+
+    Raises:
+        Unknown: it contains what the machine cannot execute.
+    """
+    return _Translator(text).translate()
+
+
+_SPACE = re.compile(r"\s+|//[^\n]*")
+_LABEL = re.compile(r"([\w$]+):(?!:)")
+_SOURCE = re.compile(r"//\s*(\S+\.py:\d+)")
+_REGISTER = re.compile(r"%\w+")  # of the function: those of an inner scope have names without a sign
+_ADDRESS = re.compile(r"\[ ?([%\w]+) ?(?:\+ ?(-?\w+))? ?\]")
+
+
+class _Translator:
+    def __init__(self, text: str):
+        self._text = text
+        self._rows: dict[tuple, int] = {}
+        self._scopes: list[tuple[int, set]] = []  # of braces: a number, and the registers declared inside
+        self._labels: dict[tuple[int, str], int] = {}
+        self._branches: list[tuple[int, str, list[int]]] = []
+        self._where = ""
+
+    def translate(self) -> Program:
+        entry = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)", self._text, re.S)
+        names = re.findall(r"\.param\s+\.\w+[^,]*?(\w+)\s*(?:,|$)", entry[2], re.S)
+        self._parameters = {name: i for i, name in enumerate(names)}
+        self._program = Program(entry[1], names)
+        self._read_body(self._text.index("{", entry.end()))
+        for at, name, scopes in self._branches:
+            found = [self._labels[scope, name] for scope in reversed(scopes) if (scope, name) in self._labels]
+            if not found:
+                instruction = self._program.instructions[at]
+                raise Unknown(f"line {instruction.line} of the PTX, {instruction.text!r}: no label {name}")
+            self._program.instructions[at] = self._program.instructions[at]._replace(extra=(found[0], 0, 0, 0))
+        self._program.rows = len(self._rows)
+        self._program.constants = {row: key for key, row in self._rows.items() if isinstance(key[0], str)}
+        return self._program
+
+    def _read_body(self, at: int) -> None:
+        text, scopes, line, counted = self._text, 0, 1, 0
+        while True:
+            while match := _SPACE.match(text, at):
+                at = match.end()
+            if text[at] == "{":
+                scopes += 1
+                self._scopes.append((scopes, set()))
+                at += 1
+            elif text[at] == "}":
+                self._scopes.pop()
+                at += 1
+                if not self._scopes:
+                    return
+            elif match := _LABEL.match(text, at):
+                self._labels[self._scopes[-1][0], match[1]] = len(self._program.instructions)
+                at = match.end()
+            elif text.startswith(".loc", at):
+                end = text.index("\n", at)
+                if match := _SOURCE.search(text, at, end):
+                    self._where = match[1]
+                at = end
+            else:
+                end = text.index(";", at)
+                line, counted = line + text.count("\n", counted, at), at
+                self._read_statement(" ".join(text[at:end].split()), line)
+                at = end + 1
+
+    def _read_statement(self, text: str, line: int) -> None:
+        if text.startswith(".reg "):
+            # Those with numbers, %r<40>, are the function's own and need no declaration.
+            names = text.split(None, 2)[2].split(",")
+            self._scopes[-1][1].update(name.strip() for name in names if "<" not in name)
+            return
+        if text.startswith(".pragma"):
+            return
+        guard, negated, body = -1, False, text
+        try:
+            if text.startswith("@"):
+                predicate, _, body = text[1:].partition(" ")
+                guard, negated = self._row(predicate.lstrip("!"), 1), predicate.startswith("!")
+            name, _, operands = body.partition(" ")
+            self._emit_as = guard, negated, line, text, self._where
+            self._decode(name, _split(operands))
+        except (Unknown, KeyError, IndexError, ValueError, TypeError) as failure:
+            raise Unknown(f"line {line} of the PTX, {text!r}: {type(failure).__name__} {failure}") from failure
+
+    def _emit(self, operation: str, out=(), into=(), extra=(), aligned=False) -> None:
+        guard, negated, line, text, where = self._emit_as
+        extra = (*map(int, extra), 0, 0, 0, 0)[:4]
+        self._program.instructions.append(
+            Instruction(_NUMBER[operation], guard, negated, aligned, extra, list(out), list(into), line, text, where)
+        )
+
+    # Operands
+
+    def _row_of(self, key: tuple) -> int:
+        return self._rows.setdefault(key, len(self._rows))
+
+    def _row(self, text: str, bits: int = 32) -> int:
+        """The row of a register, or of a constant of so many bits."""
+        if (_REGISTER.fullmatch(text) and text not in _SPECIAL) or text == "_":
+            return self._row_of((0, text))
+        if text in _SPECIAL:
+            return self._row_of(("special", text))
+        if match := re.fullmatch(r"0[fFdD]([0-9a-fA-F]+)", text):
+            return self._row_of(("value", int(match[1], 16)))
+        if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
+            return self._row_of(("value", int(text.rstrip("U"), 0) & (1 << bits) - 1))
+        for number, declared in reversed(self._scopes):
+            if text in declared:
+                return self._row_of((number, text))
+        raise Unknown(f"the register {text}")
+
+    def _vector(self, text: str, bits: int) -> list[int]:
+        return [self._row(part, bits) for part in (_split(text[1:-1]) if text.startswith("{") else [text])]
+
+    def _address(self, text: str) -> tuple[int, int]:
+        """The row and the offset of ``[register + offset]``."""
+        match = _ADDRESS.fullmatch(text)
+        if not match:
+            raise Unknown(f"the address {text}")
+        return self._row(match[1], 64), int(match[2] or "0", 0)
+
+    # Instructions
+
+    def _decode(self, name: str, o: list[str]) -> None:
+        special = getattr(self, "_" + name.partition(".")[0], None)
+        if special and special(name, o):
+            return
+        if (found := _computing(name)) is None:
+            raise Unknown(name)
+        operation, bits, widths = found
+        into = [self._row(text, width) for text, width in zip(o[1:], widths, strict=True)]
+        self._emit(operation, [self._row(o[0])], into, (bits,))
+
+    # Those below return whether they know the instruction.
+
+    def _mov(self, name: str, o: list[str]) -> bool:
+        bits = {"mov.b16": 16, "mov.b32": 32, "mov.b64": 64}.get(name)
+        if o[1] == "%globaltimer":
+            self._emit("clock", [self._row(o[0])])
+        elif bits and o[0].startswith("{"):
+            out = self._vector(o[0], bits)
+            self._emit("unpack", out, [self._row(o[1], bits)], (bits // len(out),))
+        elif bits and o[1].startswith("{"):
+            parts = len(_split(o[1][1:-1]))
+            self._emit("pack", [self._row(o[0])], self._vector(o[1], bits // parts), (bits // parts,))
+        else:
+            return False
+        return True
+
+    def _cvt(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"cvt\.([su])(\d+)\.([su])(\d+)", name)
+        if match:
+            to, of = int(match[2]), int(match[4])
+            if to == 8:
+                raise Unknown(name)
+            self._emit(f"extend_{match[3]}", [self._row(o[0])], [self._row(o[1], of)], (of, to))
+        return bool(match)
+
+    def _setp(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"setp\.(\w+)\.([busf])(16|32|64)", name)
+        kind, bits = match[2], int(match[3])
+        if kind == "f" and bits != 32:
+            raise Unknown(name)
+        into = [self._row(text, bits) for text in o[1:]]
+        if len(into) != 2 or (kind != "f" and COMPARISONS[match[1]] > 5):
+            raise Unknown(name)
+        self._emit("setp", [self._row(o[0])], into, (COMPARISONS[match[1]], "busf".index(kind), bits))
+        return True
+
+    def _bra(self, name: str, o: list[str]) -> bool:
+        self._branches.append((len(self._program.instructions), o[0], [number for number, _ in self._scopes]))
+        self._emit("bra")
+        return name in ("bra", "bra.uni")
+
+    def _ret(self, name: str, o: list[str]) -> bool:
+        self._emit("ret")
+        return name in ("ret", "ret.uni")
+
+    def _bar(self, name: str, o: list[str]) -> bool:
+        if name == "bar.warp.sync" and _is_whole_warp(o[0]):
+            self._emit("barrier_warp", aligned=True)
+        elif name == "bar.sync" and o == ["0"]:  # of all warps
+            self._emit("barrier", aligned=True)
+        else:
+            raise Unknown(name)
+        return True
+
+    def _fence(self, name: str, o: list[str]) -> bool:
+        self._emit("fence_async")
+        return name == "fence.proxy.async.shared::cta"
+
+    def _ld(self, name: str, o: list[str]) -> bool:
+        if match := re.fullmatch(r"ld\.param\.([bsu])(\d+)", name):
+            row = self._row_of(("parameter", self._parameters[o[1].strip("[] ")]))
+            self._emit(f"extend_{'s' if match[1] == 's' else 'u'}", [self._row(o[0])], [row], (int(match[2]), 64))
+            return True
+        space, order, bits = _read_access(name)
+        base, offset = self._address(o[1])
+        self._emit(f"load_{space}", self._vector(o[0], bits), [base], (bits // 8, order, offset))
+        return True
+
+    def _st(self, name: str, o: list[str]) -> bool:
+        space, order, bits = _read_access(name)
+        base, offset = self._address(o[0])
+        self._emit(f"store_{space}", [], [base, *self._vector(o[1], bits)], (bits // 8, order, offset))
+        return True
+
+    def _ldmatrix(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", name)
+        base, offset = self._address(o[1])
+        self._emit("ldmatrix", self._vector(o[0], 32), [base], (bool(match[1]), 0, offset), aligned=True)
+        return True
+
+    def _stmatrix(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", name)
+        base, offset = self._address(o[0])
+        self._emit("stmatrix", [], [base, *self._vector(o[1], 32)], (bool(match[1]), 0, offset), aligned=True)
+        return True
+
+    def _cp(self, name: str, o: list[str]) -> bool:
+        if name == "cp.async.commit_group":
+            self._emit("cp_commit")
+        elif name == "cp.async.wait_group":
+            self._emit("cp_wait", extra=(int(o[0], 0),))
+        elif name in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
+            (to, to_offset), (of, of_offset) = self._address(o[0]), self._address(o[1])
+            if (name[9:11], int(o[2], 0)) not in (("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)):
+                raise Unknown(f"copies of {o[2]} bytes by {name}")
+            if any(size.startswith("%p") for size in o[3:4]):  # a predicate there means another thing than a size
+                raise Unknown(f"the operand {o[3]}")
+            into = [to, of, *(self._row(size) for size in o[3:4])]
+            self._emit("cp_async", [], into, (int(o[2], 0), to_offset, of_offset))
+        else:
+            raise Unknown(name)
+        return True
+
+    def _mma(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", name)
+        depth, of, other = int(match[1]), match[2], match[3]
+        if of != other or (of, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
+            raise Unknown(name)
+        into = [row for text in o[1:4] for row in self._vector(text, 32)]
+        extra = ({"f16": F16, "bf16": BF16, "tf32": TF32}[of], depth)
+        self._emit("mma", self._vector(o[0], 32), into, extra, aligned=True)
+        return True
+
+    def _wgmma(self, name: str, o: list[str]) -> bool:
+        if name == "wgmma.fence.sync.aligned":
+            self._emit("nop", aligned=True)
+        elif name == "wgmma.commit_group.sync.aligned":
+            self._emit("wgmma_commit", aligned=True)
+        elif name == "wgmma.wait_group.sync.aligned":
+            self._emit("wgmma_wait", extra=(int(o[0], 0),), aligned=True)
+        else:
+            match = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)", name)
+            columns, depth = int(match[1]), int(match[2])
+            if columns % 8 or not 8 <= columns <= 256 or depth != (8 if match[3] == "tf32" else 16):
+                raise Unknown(name)
+            in_registers = o[1].startswith("{")
+            negated_a, negated_b, *transposed = (int(each, 0) for each in o[4:])
+            if (negated_a, negated_b) != (1, 1) or match[3] != match[4]:
+                raise Unknown(name)
+            # Of an operand in registers, and of TF32, there is nothing to transpose.
+            transposed_b = transposed[-1] if transposed else 0
+            transposed_a = transposed[0] if len(transposed) > 1 else 0
+            kind = {"f16": F16, "bf16": BF16, "tf32": TF32}[match[3]]
+            into = [*self._vector(o[1], 64), self._row(o[2], 64), self._row(o[3], 1)]
+            extra = (kind + 16 * transposed_a + 32 * transposed_b, columns, depth, in_registers)
+            self._emit("wgmma", self._vector(o[0], 32), into, extra, aligned=True)
+        return True
+
+    def _shfl(self, name: str, o: list[str]) -> bool:
+        mode = {"shfl.sync.bfly.b32": 0, "shfl.sync.idx.b32": 1}[name]
+        if len(o) != 5 or o[3] not in ("31", "0x1f") or "|" in o[0] or not _is_whole_warp(o[4]):
+            raise Unknown(name)
+        self._emit("shuffle", [self._row(o[0])], [self._row(o[1]), self._row(o[2])], (mode,), aligned=True)
+        return True
+
+    def _redux(self, name: str, o: list[str]) -> bool:
+        if not _is_whole_warp(o[2]):
+            raise Unknown(name)
+        what = {"redux.sync.add.s32": 0, "redux.sync.max.s32": 1}[name]
+        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (what,), aligned=True)
+        return True
+
+
+@functools.cache
+def _read_access(name: str) -> tuple[str, int, int]:
+    """Of a load or a store: the memory, its order, and the bits of an element."""
+    match = re.fullmatch(
+        r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
+        r"\.[bu](?P<bits>8|16|32|64)",
+        name,
+    )
+    if not match:
+        raise Unknown(name)
+    if match["bits"] == "8" and (name.startswith("st") or match["space"] == "shared"):
+        raise Unknown(name)  # what is known of accesses is known of two bytes at a time
+    order = RELAXED if match["relaxed"] else CONSTANT if match["cached"] == ".nc" else PLAIN
+    return match["space"], order, int(match["bits"])
+
+
+def _is_whole_warp(mask: str) -> bool:
+    """Return whether a mask names all lanes. Of a register it is assumed: the compiler sets it to -1."""
+    return mask in ("-1", "0xffffffff") or mask.startswith("%")
+
+
+def _split(text: str) -> list[str]:
+    """The operands of an instruction: those between commas that are in no braces."""
+    parts = re.findall(r"(?:\{[^}]*\}|[^,{])+", text) if "{" in text else text.split(",")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def waits(program: Program) -> list[tuple[int, int]]:
+    """The first and the last instruction of each loop that does nothing but wait for others' stores, innermost last."""
+    found = {}
+    for last, instruction in enumerate(program.instructions):
+        first = instruction.extra[0]
+        if OPERATIONS[instruction.operation] != "bra" or first > last:
+            continue
+        body = [(OPERATIONS[each.operation], each.extra[1]) for each in program.instructions[first : last + 1]]
+        works = any(name in ("mma", "wgmma", "cp_async", "store_global") for name, _ in body)
+        if ("load_global", RELAXED) in body and not works:
+            found[first] = last
+    return sorted(found.items(), key=lambda loop: loop[0] - loop[1])
