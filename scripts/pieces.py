@@ -109,14 +109,18 @@ def _tune() -> Piece:
 def _sanitize(tool: str) -> Piece:
     before = "env TRITON_GRU_TIMEOUT=120 PYTORCH_NO_CUDA_MEMORY_CACHING=1 "
     before += f"compute-sanitizer --tool {tool} --error-exitcode 1 "
-    files = "tests/test_block.py tests/test_grid.py tests/test_step.py"
+    files = "tests/kernels/test_block.py tests/kernels/test_grid.py tests/kernels/test_step.py"
     question = "Does a kernel touch memory it does not own, or race?"
-    return _tests(f"sanitize-{tool}", question, f"{files} -m 'gpu and first'", "tests/test_step.py -k agrees", before)
+    return _tests(
+        f"sanitize-{tool}", question, f"{files} -m 'gpu and first'", "tests/kernels/test_step.py -k agrees", before
+    )
 
 
 _TUNE = _tune()
 PIECES = (
-    _tests("right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/test_isa.py -n 2"),
+    _tests(
+        "right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/kernels/test_isa.py -n 2"
+    ),
     _sweep("heart"),
     _program("models", "How much faster are whole models?", models.PROGRAM, "scripts/models.py"),
     *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),

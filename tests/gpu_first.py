@@ -8,8 +8,8 @@ import random
 
 FIRST = (
     # What most depends on the GPU: assembly, the hand-over, what a launch does that waits in vain.
-    ("test_isa.py", None),
-    ("test_exchange.py", None),
+    ("kernels/test_isa.py", None),
+    ("kernels/test_exchange.py", None),
     ("test_gpu_grid.py::test_a_missing_producer", None),
     ("test_gpu_grid.py::test_an_oversized_grid", None),
     ("test_gpu_grid.py::test_every_handover", 32),
@@ -43,14 +43,14 @@ FIRST = (
     ("test_gpu_sequences.py::test_a_stream_that_is_not", None),
     ("test_gpu_sequences.py::test_autocast", None),
     # Every way to cut, odd shapes, strange numbers.
-    ("test_block.py", 20),
-    ("test_grid.py::test_agrees", 12),
-    ("test_grid.py::test_every", 16),
-    ("test_step.py", 12),
-    ("test_scans.py", 32),
-    ("test_sequences.py", 19),
+    ("kernels/test_block.py", 20),
+    ("kernels/test_grid.py::test_agrees", 12),
+    ("kernels/test_grid.py::test_every", 16),
+    ("kernels/test_step.py", 12),
+    ("kernels/test_scans.py", 32),
+    ("kernels/test_sequences.py", 19),
     ("test_fallbacks.py", 6),
-    ("test_matrix.py", 18),
+    ("kernels/test_matrix.py", 18),
 )
 
 

@@ -7,9 +7,9 @@ from triton_gru.config import BlockConfig
 from triton_gru.device import find
 from triton_gru.heuristic import block_config
 
-from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
-from .oracle import PRECISIONS
-from .pairwise import pairwise
+from ..calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
+from ..oracle import PRECISIONS
+from ..pairwise import pairwise
 
 PAIRS = pairwise(
     (1, 3, 25, 64, 96, 128, 200),  # hidden size

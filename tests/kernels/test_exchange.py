@@ -6,11 +6,12 @@ import triton
 import triton.language as tl
 
 from triton_gru.config import HANDOVERS
+from triton_gru.device import interpreting
 from triton_gru.kernels import exchange, isa
 
-from .oracle import PRECISIONS
+from ..oracle import PRECISIONS
 
-FORM = {"cpu": "interpreter", "cuda": "ptx"}
+FORM = "interpreter" if interpreting() else "ptx"
 ROWS, UNITS = 8, 128  # of a tile: words of 8 rows, in chunks of units from two slices
 
 
@@ -55,7 +56,7 @@ def test_what_is_sent_is_received(precision, handover, device):
     watch = torch.tensor([10**10, 0], device=device)
     _send_and_receive[(1,)](
         x, y, mailbox, watch, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
-        HANDOVER=handover, ISA=FORM[device], num_warps=2,
+        HANDOVER=handover, ISA=FORM, num_warps=2,
     )  # fmt: skip
     assert torch.equal(y.isnan(), x.isnan())
     assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from .calls import LAYOUTS, make_gru, make_input, run_checked
-from .oracle import PRECISIONS
+from ..calls import LAYOUTS, make_gru, make_input, run_checked
+from ..oracle import PRECISIONS
 
 pytest.importorskip("hypothesis", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 from hypothesis import HealthCheck, given, settings

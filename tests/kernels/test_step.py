@@ -5,9 +5,9 @@ import torch
 
 from triton_gru.config import StepConfig
 
-from .calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
-from .oracle import PRECISIONS
-from .pairwise import pairwise
+from ..calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
+from ..oracle import PRECISIONS
+from ..pairwise import pairwise
 
 PAIRS = pairwise(
     (1, 25, 96, 200),  # hidden size

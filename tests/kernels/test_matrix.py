@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import triton_gru
 from triton_gru.plan import KERNELS
 
-from .conftest import poisoned
-from .oracle import check, set_precision
-from .pairwise import pairwise
+from ..conftest import poisoned
+from ..oracle import check, set_precision
+from ..pairwise import pairwise
 
 LENGTHS = (None, "a tensor, sorted", "a tensor", "a list")
 DIRECTIONS = ("forward", "reverse", "both")
@@ -24,7 +24,7 @@ each_case = pytest.mark.parametrize(
 each_pair = pytest.mark.parametrize("bias, directions, batch_first, layers, lengths, contiguous", pairwise(*FACTORS))
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 each_variant = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-# steps, batch, inputs, hidden: on a GPU of a real size, in the interpreter enough for every part of a kernel to run.
+# steps, batch, inputs, hidden: on a GPU of a real size, elsewhere enough for every part of a kernel to run.
 SIZES = {
     "cuda": {"block": (60, 17, 40, 100), "grid": (60, 17, 40, 300), "step": (60, 17, 40, 300)},
     "cpu": {"block": (3, 4, 5, 6), "grid": (2, 3, 5, 20), "step": (3, 4, 5, 6)},
@@ -81,6 +81,7 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
         assert a.is_contiguous()
 
 
+@pytest.mark.usefixtures("kernels_on_cpu")
 @each_kernel
 @each_variant
 @each_pair
