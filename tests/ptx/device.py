@@ -1,4 +1,4 @@
-"""Puts the machine in the place of a GPU: CPU tensors are on it for triton_gru, and its kernels are executed as PTX."""
+"""Puts the machine in the place of a GPU: triton_gru takes CPU tensors to lie on it, and it executes the kernels."""
 
 import contextlib
 import random
@@ -31,11 +31,11 @@ class Emulated:
     """A GPU that the machine stands in for.
 
     Attributes:
-        outcomes: of all launches so far.
-        launched: the names of their kernels.
-        fixed: what schedules have in common (fields of `Schedule`); the rest is drawn for every launch.
-        most_instructions: of a launch, before it is taken to be endless.
-        change: applied to the PTX of each kernel before it is executed.
+        outcomes: what each launch did, in order.
+        launched: the names of the kernels launched, in order.
+        fixed: the fields of `Schedule` that are the same for every launch. The others are drawn for each launch.
+        most_instructions: how many a launch may execute before it is taken to be endless.
+        change: a function of a kernel's name and PTX that returns the PTX to execute.
     """
 
     def __init__(self, device: Device, seed: int):
@@ -48,11 +48,11 @@ class Emulated:
         self._draw = random.Random(seed)
 
     def seed(self, seed: int) -> None:
-        """Draw the schedules from here on as after any other call with ``seed``."""
+        """Draw the next schedules from ``seed``."""
         self._draw.seed(seed)
 
     def run(self, function, *args, grid, warmup, **options):
-        """Take the place of `JITFunction.run`: compile a kernel, and execute it unless that was all (``warmup``)."""
+        """Compile a kernel and execute it. With ``warmup`` compile it only, as `JITFunction.run` does."""
         compiled = _compile(function, *args, grid=grid, warmup=True, **options)
         if not warmup:
             given = dict(zip(function.arg_names, args)) | options
@@ -62,7 +62,10 @@ class Emulated:
         return compiled
 
     def prepared(self, launch: Launch) -> Callable[..., None]:
-        """Take the place of `Launch.prepared`: addresses come in the place of tensors of the same extents."""
+        """Return a function that executes a launch on other arguments, as `Launch.prepared` does.
+
+        An address may come in the place of a tensor. The memory there is taken to have the extent of the launch's own.
+        """
 
         def start(*args) -> None:
             compiled = launch.compile()
@@ -85,7 +88,7 @@ class Emulated:
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
         host_words = [_extent(each._word) for each in watchdog._watchdogs.values()]
         self.launched.append(compiled.metadata.name)
-        scratch = [0, 0]  # the last two arguments: memory of Triton's own, which these kernels do not ask for
+        scratch = [0, 0]  # the last two arguments are addresses of Triton's scratch memory, which no kernel here has
         self.outcomes.append(
             execute(
                 self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, extents + host_words,
@@ -99,7 +102,7 @@ _compile = JITFunction.run
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the address of a tensor's first byte and that after its last."""
+    """Return the address of a tensor's first byte, and the address after its last byte."""
     first = tensor.data_ptr()
     if tensor.numel() == 0:
         return first, first
@@ -115,10 +118,10 @@ def emulating(device: Device, seed: int) -> Iterator[Emulated]:
         (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
         (Launch, "prepared", lambda launch: emulated.prepared(launch)),
         (driver, "_active", _Driver(device)),
-        # By these two, `device.find` takes CPU tensors to be on the device.
+        # With these two, `device.find` returns the device for CPU tensors.
         (devices, "interpreting", lambda: True),
         (devices, "INTERPRETER", device),
-        # Compile as far as PTX. The cache on disk keeps these kernels apart from whole ones.
+        # Triton stops at PTX. Its cache on disk keeps these kernels apart from complete ones.
         (CUDABackend, "make_cubin", lambda *args: b""),
         (CUDABackend, "hash", lambda backend, whole=CUDABackend.hash: whole(backend) + "-only-ptx"),
     )

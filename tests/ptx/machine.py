@@ -1,4 +1,4 @@
-"""Runs translated PTX on the CPU's memory: builds the machine in ``machine/`` with gcc, and reads what it reports."""
+"""Executes PTX on the memory of this process: builds the machine in ``machine/`` with gcc, and explains its reports."""
 
 import ctypes
 import dataclasses
@@ -15,36 +15,36 @@ import numpy as np
 
 from .translate import OPERATIONS, SPECIAL, Program, translate, waits
 
-# What a launch must not do. The machine has their numbers in this order.
+# What a launch must not do, in the order in which the machine numbers these kinds.
 FAULTS = """\
 OUT_OF_BOUNDS MISALIGNED RACE_BETWEEN_CTAS RACE_IN_CTA CONSTANT_WRITTEN STORED_TWICE
 SHARED_OUT_OF_BOUNDS SHARED_MISALIGNED SHARED_UNWRITTEN SHARED_NOT_WAITED_FOR SHARED_NOT_FENCED SHARED_READ_AFTER_WRITE
 SHARED_WRITE_AFTER_READ SHARED_WRITE_AFTER_WRITE SHARED_RACE_IN_WARP
 UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
 """.split()
-# Two warps store the same value to the same place: twice the work, and no fault.
+# Kinds that are reported but do not fail a launch. STORED_TWICE: two warps store the same value at the same address.
 NOTES = {"STORED_TWICE"}
 
 _SOURCES = pathlib.Path(__file__).parent / "machine"
 
 
 class Fault(Exception):
-    """What a launch did that it must not, and the schedule that shows it."""
+    """A launch did what it must not. The message has the schedule that shows the fault again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """In which order things happen that a GPU promises no order for. One with the same numbers is the same again.
+    """The order of everything that a GPU promises no order for. The same numbers give the same order again.
 
     Attributes:
-        seed: of every choice.
-        quantum: instructions that a warp executes at a time, at most.
-        delay: relaxed stores arrive the later the larger it is, and at once if it is 0.
+        seed: what every choice is drawn from.
+        quantum: how many instructions a warp executes at a time, at most.
+        delay: how late relaxed stores arrive. With 0 they arrive at once.
         sleeps: whether warps may fall far behind.
-        reconverge_late: whether lanes of a warp that have parted go on in any order, not the lowest place first.
-        resident: CTAs at a time, and 0 for all of them.
-        ns_per_instruction: how fast ``%globaltimer`` goes.
-        error: of the error that the PTX manual allows an approximation, the share that is made.
+        reconverge_late: whether diverged lanes of a warp go on in any order. Otherwise the lowest place goes first.
+        resident: how many CTAs run at a time, or 0 for all.
+        ns_per_instruction: how far ``%globaltimer`` goes with each instruction of a warp.
+        error: the share of the error that the PTX manual allows an approximation.
     """
 
     seed: int
@@ -58,7 +58,7 @@ class Schedule:
 
     @classmethod
     def draw(cls, seed: int, cooperative: bool, **fixed) -> "Schedule":
-        """Return one that ``seed`` chooses but for what is ``fixed``; all CTAs of a cooperative launch are resident."""
+        """Return a schedule drawn from ``seed``, with the ``fixed`` fields. A cooperative launch is wholly resident."""
         own = random.Random(seed)
         drawn = {
             "quantum": own.choice((1, 8, 64, 1000)),
@@ -72,17 +72,17 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What warps have done.
+    """The work of warps.
 
     Attributes:
-        instructions: of a whole warp each.
-        read: bytes of global memory, by sectors of 32 that an instruction of a warp touches; no cache is modelled.
-        received: as ``read``, by the loads with which others' stores are waited for.
-        written: bytes of global memory.
+        instructions: instructions, each of a whole warp.
+        read: bytes of global memory read. An instruction of a warp reads sectors of 32 bytes. No cache is modelled.
+        received: bytes read by relaxed loads, with which a program waits for others' stores.
+        written: bytes of global memory written.
         shared_read, shared_written: bytes of shared memory.
-        matrix, flops: instructions of the matrix unit, and their operations.
-        fma: fused multiply-adds of fp32, of a whole warp each.
-        barriers: of the CTA.
+        matrix, flops: instructions of the matrix unit, and their floating-point operations.
+        fma: fused multiply-adds of fp32, each of a whole warp.
+        barriers: barriers of the CTA, counted by every warp.
     """
 
     instructions: int
@@ -102,13 +102,13 @@ class Outcome:
     """What a launch did.
 
     Attributes:
-        made: the counts of all warps. Of a loop that waits for others' stores, the best pass alone.
-        waited: those of its other passes.
+        made: the work of all warps. A loop that waits for others' stores counts with its best pass.
+        waited: the work of all other passes of such loops.
         busiest: ``made`` of the warp with the most instructions.
-        most_read: bytes that the CTA which read the most has read and received.
+        most_read: the bytes that one CTA has read and received, at most.
         memory: (first address, bytes, bytes read, bytes written) of each piece of memory, waits included.
-        notes: what was reported that is no fault, as (kind, where in the source).
-        executed: instructions of warps, waits included.
+        notes: the reports of `NOTES`, as (kind, line of source).
+        executed: the instructions of all warps, waits included.
     """
 
     kernel: str
@@ -136,10 +136,10 @@ def execute(
     """Executes the kernel of a PTX ``text`` on memory of this process.
 
     Args:
-        arguments: of the kernel, as bits.
-        extents: (first address, end) of the memory that it may touch.
+        arguments: the kernel's arguments, as bits.
+        extents: (first address, end) of each piece of memory that the kernel may touch.
         shared: bytes of shared memory of a CTA.
-        most_instructions: of all warps, before the launch is taken to be endless.
+        most_instructions: how many instructions all warps may execute before the launch is taken to be endless.
 
     Raises:
         Fault: the launch did what it must not.
@@ -147,6 +147,9 @@ def execute(
     """
     loaded = _load(text)
     program = loaded.program
+    ctas = grid[0] * grid[1] * grid[2]
+    if ctas >= 0xFFFF:
+        raise ValueError(f"the machine runs at most 65,534 CTAs, got {ctas}")
     if len(arguments) != len(program.parameters):
         raise ValueError(f"{program.name} takes {len(program.parameters)} arguments, got {len(arguments)}")
     extents = _merge(extents)
@@ -170,19 +173,15 @@ def execute(
     if faults:
         raise Fault("\n".join([*faults[:6], str(schedule)]))
     return Outcome(
-        program.name, grid[0] * grid[1] * grid[2], num_warps,
-        *(Counts(*(getattr(each, name) for name, _ in _Counts._fields_)) for each in _all_counts(launch)),
+        program.name, ctas, num_warps,
+        *(Counts(*(getattr(each, name) for name, _ in each._fields_)) for each in launch.counts()),
         launch.most_read, [(each.base, each.bytes, each.read, each.written) for each in ranges[: len(extents)]],
         [(kind, where) for kind, where, _ in found], launch.executed,
     )  # fmt: skip
 
 
-def _all_counts(launch: "_Launch") -> tuple:
-    return launch.made, launch.waited, launch.busiest
-
-
 def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]) -> tuple[str, str, str]:
-    """The kind of a report, the line of source it speaks of, and all that is known."""
+    """Return the kind of a report, the line of source, and a description."""
     kind, at = FAULTS[report.kind], program.instructions[report.place]
     what = f"{at.where}, line {at.line} of the PTX, {at.text[:120]!r}: CTA {report.cta}, warp {report.warp}"
     if report.lane >= 0:
@@ -214,7 +213,7 @@ def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _Loaded:
-    """A program as the machine takes it."""
+    """A program in the arrays that the machine reads."""
 
     def __init__(self, text: str):
         self.program = program = translate(text)
@@ -273,10 +272,13 @@ class _Launch(ctypes.Structure):
         ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_read", ctypes.c_int64),
     ]  # fmt: skip
 
+    def counts(self) -> tuple[_Counts, _Counts, _Counts]:
+        return self.made, self.waited, self.busiest
+
 
 @functools.cache
 def _machine() -> ctypes.CDLL:
-    """The machine, built where no one has built it before from the same sources, on this computer."""
+    """Return the machine. Build it first, if no library of the same sources is in the user's cache."""
     gcc = shutil.which("gcc")
     if gcc is None:
         raise RuntimeError("executing PTX needs gcc, and none is on the PATH: install it (Debian: apt install gcc)")

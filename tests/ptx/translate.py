@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Operations of the machine. machine.py numbers them for the C compiler in this order.
+# The machine's operations, in the order in which machine.py numbers them for the C compiler.
 OPERATIONS = """
 nop bra ret barrier barrier_warp clock fence_async
 load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
@@ -22,8 +22,8 @@ f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_
 """.split()
 _NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
 
-# Instructions that do nothing but compute a register from others: a pattern in which N stands for the bits, the
-# operation, and the bits of each source (W is twice N). The operation is told N.
+# Instructions that compute a register from others and do nothing else: a pattern in which N stands for the bits, the
+# operation, and the bits of each source (W is twice N). The operation's first extra number is N.
 _COMPUTING = [
     ("add.[su]N", "add", "N N"),
     ("sub.[su]N", "sub", "N N"),
@@ -91,7 +91,7 @@ _COMPUTING = [
 
 @functools.cache
 def _computing(name: str) -> tuple[str, int, list[int]] | None:
-    """The operation of such an instruction, the bits it is told, and those of its sources."""
+    """Return an instruction's operation, its N, and the bits of its sources, or None if no pattern matches."""
     for pattern, operation, sources in _COMPUTING:
         if match := pattern.fullmatch(name):
             bits = match.groupdict().get("bits", "32")
@@ -101,7 +101,7 @@ def _computing(name: str) -> tuple[str, int, list[int]] | None:
     return None
 
 
-# The machine's numbers of comparisons: of floating point also those that are true of NaNs, beyond 8.
+# The machine's numbers of comparisons. From 8 on are those of floating point that are true of NaNs.
 COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
 COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 
@@ -121,17 +121,17 @@ class Unknown(Exception):
 
 
 class Instruction(NamedTuple):
-    """One instruction.
+    """An instruction.
 
     Attributes:
-        operation: its place in `OPERATIONS`.
-        guard: the row of the predicate that it depends on, or -1.
-        negated: whether it is executed where the predicate is not set.
-        aligned: whether all lanes of a warp have to execute it together.
-        extra: four numbers, which mean what the operation takes them for.
-        out, into: rows that are written, and read.
-        line, text: where it stands in the PTX, and how.
-        where: the line of Python source that it comes from, if the PTX says so.
+        operation: the place of its operation in `OPERATIONS`.
+        guard: the row of the predicate that the instruction depends on, or -1.
+        negated: whether lanes execute the instruction where the predicate is not set.
+        aligned: whether all lanes of a warp have to execute the instruction together.
+        extra: four numbers, whose meaning depends on the operation.
+        out, into: the rows that the instruction writes, and those that it reads.
+        line, text: the number of its line in the PTX, and its text.
+        where: the line of Python source that the instruction comes from, if the PTX names one.
     """
 
     operation: int
@@ -198,7 +198,12 @@ class _Translator:
             if not found:
                 instruction = self._program.instructions[at]
                 raise Unknown(f"line {instruction.line} of the PTX, {instruction.text!r}: no label {name}")
+            if found[0] == len(self._program.instructions):
+                raise Unknown(f"a branch to the end, {name}")
             self._program.instructions[at] = self._program.instructions[at]._replace(extra=(found[0], 0, 0, 0))
+        instructions = self._program.instructions
+        if not instructions or OPERATIONS[instructions[-1].operation] != "ret" or instructions[-1].guard >= 0:
+            raise Unknown("a kernel that does not end with ret")
         self._program.rows = len(self._rows)
         self._program.constants = {row: key for key, row in self._rows.items() if isinstance(key[0], str)}
         return self._program
@@ -263,7 +268,7 @@ class _Translator:
         return self._rows.setdefault(key, len(self._rows))
 
     def _row(self, text: str, bits: int = 32) -> int:
-        """The row of a register, or of a constant of so many bits."""
+        """Return the row of a register, or of a constant of so many bits."""
         if (_REGISTER.fullmatch(text) and text not in _SPECIAL) or text == "_":
             return self._row_of((0, text))
         if text in _SPECIAL:
@@ -281,7 +286,7 @@ class _Translator:
         return [self._row(part, bits) for part in (_split(text[1:-1]) if text.startswith("{") else [text])]
 
     def _address(self, text: str) -> tuple[int, int]:
-        """The row and the offset of ``[register + offset]``."""
+        """Return the row and the offset of ``[register + offset]``."""
         match = _ADDRESS.fullmatch(text)
         if not match:
             raise Unknown(f"the address {text}")
@@ -454,7 +459,7 @@ class _Translator:
 
 @functools.cache
 def _read_access(name: str) -> tuple[str, int, int]:
-    """Of a load or a store: the memory, its order, and the bits of an element."""
+    """Return the memory that a load or store accesses, its order, and the bits of an element."""
     match = re.fullmatch(
         r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
         r"\.[bu](?P<bits>8|16|32|64)",
@@ -469,18 +474,18 @@ def _read_access(name: str) -> tuple[str, int, int]:
 
 
 def _is_whole_warp(mask: str) -> bool:
-    """Return whether a mask names all lanes. Of a register it is assumed: the compiler sets it to -1."""
+    """Return whether a mask names all lanes. A register is taken to do so, as Triton sets it to -1."""
     return mask in ("-1", "0xffffffff") or mask.startswith("%")
 
 
 def _split(text: str) -> list[str]:
-    """The operands of an instruction: those between commas that are in no braces."""
+    """Return the operands of an instruction. Commas in braces do not separate operands."""
     parts = re.findall(r"(?:\{[^}]*\}|[^,{])+", text) if "{" in text else text.split(",")
     return [part.strip() for part in parts if part.strip()]
 
 
 def waits(program: Program) -> list[tuple[int, int]]:
-    """The first and the last instruction of each loop that does nothing but wait for others' stores, innermost last."""
+    """Return the first and the last instruction of each loop that only waits for others' stores, innermost last."""
     found = {}
     for last, instruction in enumerate(program.instructions):
         first = instruction.extra[0]

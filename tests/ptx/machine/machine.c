@@ -6,7 +6,7 @@
 #include "matrix.h"
 #include "warp.h"
 
-// The special registers, in the order of translate.py.
+// Returns the value of a special register, by its place in translate.py.
 static u64 special(const Launch *o, const Warp *w, int lane, int which) {
   const Cta *c = w->cta;
   const int threads = 32 * o->n_warps;
@@ -63,8 +63,8 @@ static void end_cta(Launch *o, Cta *c) {
   free(c->warps); free(c->shared); free(c->touched); free(c);
 }
 
-// A warp that can go on, from a random one on; those that sleep only if there is no other. There always is one: the last
-// to arrive at a barrier opens it.
+// Returns a warp that can go on, the first from a random one on. A warp that sleeps goes on only if no other can. One
+// always can, as the last warp to arrive at a barrier opens it.
 static Warp *next_warp(Machine *m, Cta **ctas, int n_ctas, i64 turn) {
   int n = n_ctas * m->launch->n_warps, first = draw_below(m, n);
   for (int awake = 1; awake >= 0; awake--) for (int k = 0; k < n; k++) {

@@ -101,9 +101,13 @@ typedef struct {
 } Machine;
 
 
-// A place at the end of a list that grows.
+// A new place at the end of a list that grows.
 #define APPENDED(list, n, room) \
-  (*((n) == (room) ? (list = realloc(list, ((room) = (room) ? 2 * (room) : 256) * sizeof(*(list)))) : 0, (list) + (n)++))
+  (*(((n) == (room) ? (list = grown(list, &(room), sizeof(*(list)))) : 0), (list) + (n)++))
+static inline void *grown(void *list, i32 *room, size_t size) {
+  *room = *room ? 2 * *room : 256;
+  return realloc(list, *room * size);
+}
 
 static inline u64 draw(Machine *m) {
   u64 x = m->random;

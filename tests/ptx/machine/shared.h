@@ -32,8 +32,8 @@ static int check_shared(Machine *m, Origin o, u64 address, int bytes) {
   return 1;
 }
 
-// Whether there is a fence between a store and the wgmma that reads it: by the warp that stored, before the last barrier
-// that the reader has passed, or by the reader, after the barrier that came after the store.
+// Whether there is a fence between a store and the wgmma that reads it. Either the warp that stored fenced before the
+// last barrier that the reader has passed, or the reader fenced after the first barrier that came after the store.
 static int is_fenced(const SharedTouch *t, const Warp *reader) {
   const Warp *writer = reader->cta->warps + t->writer / 32;
   if (writer->n_fences > t->fences && (writer == reader || writer->fences[t->fences] < reader->cta->epoch)) return 1;

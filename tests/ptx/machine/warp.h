@@ -1,7 +1,7 @@
 // A warp: which of its lanes go on where they have parted, and what each instruction does.
 
-// Takes up the lanes of one of the places where the live lanes are; `places` has all of them. It is the lowest place, or
-// `any`. Lanes at an aligned instruction wait for those that may get there.
+// Takes up the lanes of one of the places where live lanes are: of the lowest, or of `any`. Lanes at an aligned
+// instruction wait for those that may get there. `places` has to be up to date for all live lanes.
 static void choose_lanes(Machine *m, Warp *w, int any) {
   const Instruction *all = m->launch->instructions;
   int chosen = -1, chosen_aligned = 1, n = 0, places[32];
@@ -91,7 +91,8 @@ static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *i
     case OP_stmatrix: case OP_cp_async: case OP_mma: case OP_wgmma:
       for (int k = 0; k < i->n_in && mask & ~all; k++) {
         u32 missing = mask & ~w->defined[in[k]];
-        if (i->operation == OP_ldmatrix && i->n_out < 4) missing &= (1u << 8 * i->n_out) - 1;  // lanes that address rows
+        // Each matrix takes the addresses of eight lanes.
+        if (i->operation == OP_ldmatrix && i->n_out < 4) missing &= (1u << 8 * i->n_out) - 1;
         if (missing) report(m, FAULT_UNDEFINED, w, w->place, __builtin_ctz(missing), k, -1);
       }
       return ALL_LANES;
@@ -112,7 +113,9 @@ static void define(Warp *w, i32 row, u32 mask, u32 lanes) {
     for (int l = 0; l < 32; l++) { u64 a = A[l], b = B[l], c = C[l]; (void)a; (void)b; (void)c; d[l] = (expression); } \
   } else EACH { u64 a = A[l], b = B[l], c = C[l]; (void)a; (void)b; (void)c; d[l] = (expression); } \
   define(w, out[0], mask, sources); } while (0)
-#define FLOATS(expression) COMPUTE(({ float x = as_f32(a), y = as_f32(b), z = as_f32(c); (void)y; (void)z; expression; }))
+// The same from them as fp32 numbers x, y and z.
+#define FLOATS(expression) \
+  COMPUTE(({ float x = as_f32(a), y = as_f32(b), z = as_f32(c); (void)x; (void)y; (void)z; expression; }))
 
 static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * i->n_out;
@@ -179,8 +182,13 @@ static void copy_async(Machine *m, Warp *w, const Instruction *i, const i32 *in,
   Sectors sectors = {0};
   EACH {
     Origin o = {w, w->place, l};
-    Copy c = {(u32)(w->rows[in[0]][l] + i->extra[1]), w->rows[in[1]][l] + (i64)i->extra[2], i->extra[0], i->extra[0], l, w->place};
+    u64 to = (u32)(w->rows[in[0]][l] + i->extra[1]), from = w->rows[in[1]][l] + (i64)i->extra[2];
+    Copy c = {to, from, i->extra[0], i->extra[0], l, w->place};
     if (i->n_in > 2) c.of_source = (i32)w->rows[in[2]][l];
+    if (c.of_source < 0 || c.of_source > c.bytes) {
+      report(m, FAULT_OUT_OF_BOUNDS, w, w->place, l, c.from, -1);
+      continue;
+    }
     if (!check_shared(m, o, c.to, c.bytes)) continue;
     if (c.of_source) {
       check_aligned(m, o, c.from, c.bytes);
@@ -302,7 +310,9 @@ static void run_warp(Machine *m, Warp *w, int most) {
         multiply(w, i, out, in);
         break;
       case OP_wgmma: begin_product(m, w, i, in, count); break;
-      case OP_wgmma_commit: APPENDED(w->product_groups, w->n_product_groups, w->room_for_product_groups) = w->n_products; break;
+      case OP_wgmma_commit:
+        APPENDED(w->product_groups, w->n_product_groups, w->room_for_product_groups) = w->n_products;
+        break;
       case OP_wgmma_wait: wait_for_products(m, w, n); break;
       case OP_shuffle: {
         Row given;
@@ -358,7 +368,10 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_min_u: COMPUTE(low(low(a, n) < low(b, n) ? a : b, n)); break;
       case OP_max_s: COMPUTE(low(extended(a, n) > extended(b, n) ? a : b, n)); break;
       case OP_max_u: COMPUTE(low(low(a, n) > low(b, n) ? a : b, n)); break;
-      case OP_max_relu_s: COMPUTE(({ u64 v = extended(a, n) > extended(b, n) ? a : b; extended(v, n) < 0 ? 0 : low(v, n); })); break;
+      case OP_max_relu_s: COMPUTE(({
+        i64 larger = extended(a, n) > extended(b, n) ? extended(a, n) : extended(b, n);
+        low(larger < 0 ? 0 : (u64)larger, n); }));
+        break;
       case OP_neg: COMPUTE(low(-a, n)); break;
       case OP_and: COMPUTE(low(a & b, n)); break;
       case OP_or: COMPUTE(low(a | b, n)); break;
