@@ -237,8 +237,8 @@ static void run_warp(Machine *m, Warp *w, int most) {
     const Instruction *i = launch->instructions + place;
     const i32 *out = launch->operands + i->at, *in = out + i->n_out;
     u32 mask = w->mask;
-    // A warp that waits in vain lets the others have their turn.
-    if (w->waiting && w->failed && place == w->loop_first && done && draw_below(m, 8)) break;
+    // A warp that begins to wait again lets the others have their turn.
+    if (w->waiting && place == w->loop_first && done && draw_below(m, 8)) break;
     m->launch->executed++;
     Counts *count = counts_for(w, i);
     count->instructions++;
