@@ -25,14 +25,14 @@ def run_one(campaign, seed: int, *args, **options) -> None:
 
 
 @pytest.mark.parametrize("gpu", ["H200", "A100", "RTX 5090"], indirect=True)
-@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("case", range(2))
 def test_random_calls(case, gpu, seed):
     run_one(matrix, seed, gpu)
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(6))
 def test_every_schedule_gives_the_same(case, gpu, seed):
-    run_one(stress, seed, gpu, schedules=8)
+    run_one(stress, seed, gpu, schedules=6)
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "grid"])
