@@ -48,8 +48,18 @@ def run(tmp_path):
 
     def run(*options: str, status: int | None = None) -> str:
         command = [sys.executable, "-m", "pytest", "test_planted.py", "--rootdir", ".", "-c", os.devnull, "-q"]
-        command += ["-p", "tests.outcomes", "--no-summary", "--outcomes", tmp_path / "right.csv", *options]
+        command += [
+            "-p",
+            "xdist",
+            "-p",
+            "tests.outcomes",
+            "--no-summary",
+            "--outcomes",
+            tmp_path / "right.csv",
+            *options,
+        ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "GIT_SHA": "abc"}
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # hypothesis takes a second to import
         ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert status in (None, ended.returncode), ended.stdout
         return ended.stdout
