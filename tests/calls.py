@@ -12,6 +12,9 @@ from .conftest import poisoned
 from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
 
 LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
+# What a pairwise cover of calls varies beside their sizes: precision, layout, bias, layers, whether an initial state is
+# given, whether the reset comes after the product.
+FACTORS = (tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False), (True, False))
 
 
 def make_input(layout, steps, batch, inputs, dtype, device):
@@ -66,11 +69,16 @@ def run_checked(gru, x, hx, precision, launched, **ends):
     with torch.no_grad(), poisoned():
         output, h_n = gru(x, hx, **ends)
     assert type(launched)(launched[before:]).only_by(gru.backend)
+    check_results(gru, x, hx, precision, output, h_n, **ends)
+    return output, h_n
+
+
+def check_results(gru, x, hx, precision, output, h_n, **ends):
+    """Assert that a call's results are right. ``x`` is padded, and so is ``output``."""
     exact_output, exact_h_n = exact(gru, x, hx, **ends)
     torch_output, torch_h_n = torchs_own(gru, x, hx, precision, **ends)
     check(output, torch_output, exact_output, precision)
     check(h_n, torch_h_n, exact_h_n, precision)
-    return output, h_n
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from triton_gru.config import BlockConfig
 from triton_gru.device import find
 from triton_gru.heuristic import block_config
 
-from ..calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
+from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..oracle import PRECISIONS
 from ..pairwise import pairwise
 
@@ -15,12 +15,7 @@ PAIRS = pairwise(
     (1, 3, 25, 64, 96, 128, 200),  # hidden size
     (1, 3, 17),  # batch
     (1, 2, 7),  # steps
-    tuple(PRECISIONS),
-    LAYOUTS,
-    (True, False),  # bias
-    (1, 2),  # layers
-    (True, False),  # initial state given
-    (True, False),  # reset after
+    *FACTORS,
     (1, 5, 40),  # input size
 )
 

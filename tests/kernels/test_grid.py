@@ -10,13 +10,11 @@ from triton_gru.config import HANDOVERS, GridConfig
 from triton_gru.device import find
 from triton_gru.heuristic import grid_config
 
-from ..calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
+from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..oracle import PRECISIONS
 from ..pairwise import pairwise
 
-SMALL = pairwise(
-    (1, 25, 40), (1, 9), (1, 4), tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False), (True, False)
-)
+SMALL = pairwise((1, 25, 40), (1, 9), (1, 4), *FACTORS)
 LARGE = [
     (96, 9, 3, "tf32", "batch_first", False, 1, True, False),
     (96, 3, 3, "bf16", "time_first", True, 2, False, True),
@@ -55,28 +53,27 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(
-    "name, handover, steps, reset_after",
-    [(name, "flag", 3, reset_after) for name in CONFIGS for reset_after in (True, False)]
-    + [("three tiles in flight, two copies", "probe", 3, reset_after) for reset_after in (True, False)],
+    "name, handover", [*((name, "flag") for name in CONFIGS), ("three tiles in flight, two copies", "probe")]
 )
-def test_every_way_to_cut_gives_the_same(name, handover, steps, reset_after, device, launched):
+def test_every_way_to_cut_gives_the_same(name, handover, reset_after, device, launched):
     config = dataclasses.replace(CONFIGS[name], handover=handover)
     with configured("grid", config):
         gru = make_gru(5, 40, "fp16", device, "grid", reset_after=reset_after)
         # Five tiles of eight rows, the last of them not full: groups of two or three have a tail too.
-        x, hx = torch.randn(steps, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
+        x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
         assert gru.plan(x, hx).config == config
         run_checked(gru, x, hx, "fp16", launched)
 
 
-@pytest.mark.parametrize("steps, reset_after", [(3, True), (3, False)])
+@pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_handover_carries_every_precision(precision, handover, steps, reset_after, device, launched):
+def test_every_handover_carries_every_precision(precision, handover, reset_after, device, launched):
     with configured("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
         gru = make_gru(5, 40, precision, device, "grid", reset_after=reset_after)
-        x, hx = torch.randn(steps, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
+        x, hx = torch.randn(3, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
         x[0, 1, 2] = hx[0, 2, 33] = float("nan")
         hx[0, 0, 7] = float("inf")
         dtype = PRECISIONS[precision][0]

@@ -5,20 +5,14 @@ import torch
 
 from triton_gru.config import StepConfig
 
-from ..calls import LAYOUTS, case_id, configured, make_call, make_gru, run_checked
-from ..oracle import PRECISIONS
+from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..pairwise import pairwise
 
 PAIRS = pairwise(
     (1, 25, 96, 200),  # hidden size
     (1, 3, 40),  # batch
     (1, 2),  # steps
-    tuple(PRECISIONS),
-    LAYOUTS,
-    (True, False),  # bias
-    (1, 2),  # layers
-    (True, False),  # initial state given
-    (True, False),  # reset after
+    *FACTORS,
 )
 LARGE = [
     (400, 17, 1, "tf32", "time_first", True, 1, True, False),
