@@ -1,5 +1,8 @@
 """Each primitive by itself, in every form that runs: as PTX and in plain Triton, or as the interpreter takes it."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 import triton
@@ -9,6 +12,7 @@ from triton_gru.device import interpreting
 from triton_gru.kernels import isa
 
 from ..oracle import tf32
+from ..ptx import snippets
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e38, float("inf"), -float("inf"), 1e-38, 88.8, -88.8, 1e-20]
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -131,37 +135,22 @@ def test_store_writes_what_the_mask_lets_through(dtype, device):
         assert y[~wanted].isnan().all()
 
 
-def run_ptx(text: str, registers: dict[str, int]) -> dict[str, int]:
-    """What straight-line PTX on 32-bit registers leaves in them. For checking assembly without a GPU."""
-    registers = dict(registers)
-    compute = {
-        "sub.u32": lambda a, b: a - b,
-        "and.b32": lambda a, b: a & b,
-        "or.b32": lambda a, b: a | b,
-        "max.u32": max,
-        "setp.ne.u32": lambda a, b: int(a != b),
-        "setp.eq.u32": lambda a, b: int(a == b),
-    }
-    for instruction in filter(None, map(str.strip, text.split(";"))):
-        name, result, *operands = instruction.replace(",", "").split()
-        values = [registers[o] if o in registers else int(o, 0) for o in operands]
-        registers[result] = compute[name](*values) & 0xFFFFFFFF
-    return registers
-
-
 @pytest.mark.parametrize("bits", [16, 32])
 def test_the_ptx_that_tells_what_has_not_come(bits):
-    """On words that are nearly missing, in every combination, against what missing means."""
+    """Compare on words that are nearly missing, in every combination, with what missing means."""
     add, conclude = isa._MISSING[bits]
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
     halves = [upper << 16 | lower for upper in edges for lower in edges]
-    for low in halves:
-        for high in halves:
-            parts = [low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16]
-            missing = 0xFFFF in parts if bits == 16 else 0xFFFFFFFF in (low, high)
-            # Beside a word that has come, before it and after it.
-            for words in ([(low, high)], [(0, 0), (low, high)], [(low, high), (0, 0)]):
-                registers = {"seen": 0}
-                for a, b in words:
-                    registers = run_ptx(add, registers | {"a": a, "b": b})
-                assert run_ptx(conclude, registers)["missing"] == missing, (hex(low), hex(high))
+    lows, highs = (np.array(each, np.uint32) for each in zip(*itertools.product(halves, halves)))
+    if bits == 16:
+        missing = sum((part & 0xFFFF) == 0xFFFF for word in (lows, highs) for part in (word, word >> 16)) > 0
+    else:
+        missing = (lows == 0xFFFFFFFF) | (highs == 0xFFFFFFFF)
+    word, come = f"mov.b32 a, %a; mov.b32 b, %b; {add}", f"mov.b32 a, 0; mov.b32 b, 0; {add}"
+    # Beside a word that has come, before it and after it.
+    for words in (word, come + word, word + come):
+        body = (
+            f"{{ .reg .b32 a, b, c, seen; .reg .pred missing; mov.b32 seen, 0; {words} {conclude} "
+            "mov.pred %out, missing; }"
+        )
+        assert np.array_equal(snippets.compute(body, np.bool_, lows, highs), missing), words
