@@ -42,15 +42,15 @@ def count_steps(gpu: Emulated, kernel: str, precision: str, hidden: int, batch: 
     }
 
 
-def print_counts(device: Device, seed: int, seconds: float) -> int:
-    """Print a row for each shape that the time suffices for, and return 0. A wrong result raises an error."""
+def print_counts(device: Device, seed: int, seconds: float) -> None:
+    """Print a row for each shape that the time suffices for. A wrong result raises an error."""
     end = time.monotonic() + seconds
     print(f"one time step as compiled for {device.name}\n{HEADER}")
     for hidden in HIDDEN:
         for batch in BATCH:
             for precision in PRECISIONS:
                 if time.monotonic() > end:
-                    return 0
+                    return
                 torch.manual_seed(seed)
                 with emulating(device, seed) as gpu:
                     gpu.fixed = {"seed": seed, **SCHEDULE}
@@ -63,7 +63,6 @@ def print_counts(device: Device, seed: int, seconds: float) -> int:
                     f"{step['matrix']:7.0f} {step['fma']:7.0f} {step['barriers']:8.1f} | {step['shared'] / 1024:19.1f}",
                     flush=True,
                 )
-    return 0
 
 
 def _kernel_for(precision: str, hidden: int, batch: int) -> str:

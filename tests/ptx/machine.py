@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .translate import OPERATIONS, SPECIAL, Program, translate, waits
+from .translate import ELEMENTS, OPERATIONS, ORDERS, SPECIAL, Program, translate, waits
 
 # What a launch must not do, in the order in which the machine numbers these kinds.
 FAULTS = """\
@@ -24,6 +24,9 @@ UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
 """.split()
 # Kinds that are reported but do not fail a launch. STORED_TWICE: two warps store the same value at the same address.
 NOTES = {"STORED_TWICE"}
+
+# What an instruction finds undefined: one of its sources, its predicate, or a register of a wgmma that is under way.
+UNDEFINED = ["SOURCE", "PREDICATE", "ACCUMULATOR", "REGISTER_OF_A_PENDING_WGMMA"]
 
 _SOURCES = pathlib.Path(__file__).parent / "machine"
 
@@ -187,7 +190,7 @@ def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]
     if report.lane >= 0:
         what += f", lane {report.lane}"
     if kind == "UNDEFINED":
-        what += ", the predicate" if report.address >= 1 << 32 else f", source {report.address}"
+        what += f", {UNDEFINED[report.other].lower().replace('_', ' ')} {report.address}"
     elif kind.startswith("SHARED"):
         what += f", address {report.address}"
         if report.other >= 0:
@@ -282,7 +285,8 @@ def _machine() -> ctypes.CDLL:
     gcc = shutil.which("gcc")
     if gcc is None:
         raise RuntimeError("executing PTX needs gcc, and none is on the PATH: install it (Debian: apt install gcc)")
-    names = [f"OP_{name}" for name in OPERATIONS], [f"FAULT_{name}" for name in FAULTS]
+    numbered = {"OP_": OPERATIONS, "FAULT_": FAULTS, "UNDEFINED_": UNDEFINED}
+    names = [ORDERS, ELEMENTS, *([prefix + name for name in each] for prefix, each in numbered.items())]
     header = "".join(f"enum {{ {', '.join(each)} }};\n" for each in names)
     sources = sorted(_SOURCES.iterdir())
     key = hashlib.sha256(header.encode() + b"".join(each.read_bytes() for each in sources)).hexdigest()[:16]

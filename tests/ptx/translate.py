@@ -105,9 +105,10 @@ def _computing(name: str) -> tuple[str, int, list[int]] | None:
 COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
 COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 
-# How a global access is ordered, and in which element types the matrix unit multiplies.
+# How a global access is ordered, and the element types that the matrix unit multiplies, as the machine numbers them.
+ORDERS = ["PLAIN", "CONSTANT", "RELAXED"]
 PLAIN, CONSTANT, RELAXED = range(3)
-F16, BF16, TF32 = range(3)
+ELEMENTS = ["F16", "BF16", "TF32"]
 
 SPECIAL = (
     "%tid.x %tid.y %tid.z %ctaid.x %ctaid.y %ctaid.z %ntid.x %ntid.y %ntid.z %nctaid.x %nctaid.y %nctaid.z "
@@ -413,7 +414,7 @@ class _Translator:
         if of != other or (of, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
             raise Unknown(name)
         into = [row for text in o[1:4] for row in self._vector(text, 32)]
-        extra = ({"f16": F16, "bf16": BF16, "tf32": TF32}[of], depth)
+        extra = (ELEMENTS.index(of.upper()), depth)
         self._emit("mma", self._vector(o[0], 32), into, extra, aligned=True)
         return True
 
@@ -436,7 +437,7 @@ class _Translator:
             # Of an operand in registers, and of TF32, there is nothing to transpose.
             transposed_b = transposed[-1] if transposed else 0
             transposed_a = transposed[0] if len(transposed) > 1 else 0
-            kind = {"f16": F16, "bf16": BF16, "tf32": TF32}[match[3]]
+            kind = ELEMENTS.index(match[3].upper())
             into = [*self._vector(o[1], 64), self._row(o[2], 64), self._row(o[3], 1)]
             extra = (kind + 16 * transposed_a + 32 * transposed_b, columns, depth, in_registers)
             self._emit("wgmma", self._vector(o[0], 32), into, extra, aligned=True)

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "names.h"  // made by machine.py: OP_ and FAULT_ with their numbers
+#include "names.h"  // made by machine.py: the numbers that it shares with the sources here
 
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
 typedef int32_t i32; typedef int64_t i64;
@@ -99,7 +99,6 @@ typedef struct {
   u64 n_stored;
   u16 *to_address, *of_cta;  // how many stores are under way to addresses with a hash; and of one CTA
 } Machine;
-
 
 // A new place at the end of a list that grows.
 #define APPENDED(list, n, room) \

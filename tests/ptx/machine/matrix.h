@@ -1,7 +1,5 @@
 // The matrix unit: mma, wgmma, and the loads and stores of its 8 x 8 tiles. Sums are made in double and rounded once.
 
-enum { F16, BF16, TF32 };  // as in translate.py
-
 static inline float element_of(u64 v, int kind) {
   return kind == F16 ? of_f16(v & 0xffff) : kind == BF16 ? of_bf16(v) : of_tf32(v);
 }

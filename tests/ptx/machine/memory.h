@@ -70,8 +70,6 @@ static void touch_for_read(Machine *m, Origin o, Touch *t, u64 address, int plai
 }
 #undef RACE
 
-enum { PLAIN, CONSTANT, RELAXED };  // as in translate.py
-
 // Whether the access may be made: all of it lies in one tensor. Reports what it races with.
 static int check_global(Machine *m, Origin o, u64 address, int bytes, int order, int writes, int unchanged) {
   Range *r = find_range(m, address, bytes);

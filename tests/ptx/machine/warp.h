@@ -93,7 +93,7 @@ static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *i
         u32 missing = mask & ~w->defined[in[k]];
         // Each matrix takes the addresses of eight lanes.
         if (i->operation == OP_ldmatrix && i->n_out < 4) missing &= (1u << 8 * i->n_out) - 1;
-        if (missing) report(m, FAULT_UNDEFINED, w, w->place, __builtin_ctz(missing), k, -1);
+        if (missing) report(m, FAULT_UNDEFINED, w, w->place, __builtin_ctz(missing), k, UNDEFINED_SOURCE);
       }
       return ALL_LANES;
     default: return all;
@@ -218,7 +218,8 @@ static void begin_product(Machine *m, Warp *w, const Instruction *i, const i32 *
   Product p = {w->place, a, b, w->rows[in[n_a + 1]][0] & 1, w->cta->epoch};
   for (int r = 0; r < i->n_out && p.adds; r++) {
     i32 row = m->launch->operands[i->at + r];
-    if (w->defined[row] != ALL_LANES && !under_way(m, w, row, 0)) report(m, FAULT_UNDEFINED, w, w->place, 0, -1, -1);
+    if (w->defined[row] != ALL_LANES && !under_way(m, w, row, 0))
+      report(m, FAULT_UNDEFINED, w, w->place, 0, r, UNDEFINED_ACCUMULATOR);
   }
   multiply_group(m, w, &p, 1);
   APPENDED(w->products, w->n_products, w->room_for_products) = p;
@@ -245,7 +246,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
     if (i->guard >= 0) {
       u32 set = 0, undefined = mask & ~w->defined[i->guard];
       const u64 *p = w->rows[i->guard];
-      if (undefined) report(m, FAULT_UNDEFINED, w, place, __builtin_ctz(undefined), -1, -1);
+      if (undefined) report(m, FAULT_UNDEFINED, w, place, __builtin_ctz(undefined), 0, UNDEFINED_PREDICATE);
       for (int l = 0; l < 32; l++) set |= (u32)(p[l] & 1) << l;
       mask &= i->negated ? ~set : set;
       if (!mask) { w->place++; continue; }
@@ -255,7 +256,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
       if (mask != ALL_LANES) report(m, FAULT_DIVERGED, w, place, -1, mask, -1);
     }
     for (int k = 0; k < i->n_out && w->n_products && i->operation != OP_wgmma; k++)
-      if (under_way(m, w, out[k], 1)) report(m, FAULT_UNDEFINED, w, place, 0, -1, -1);
+      if (under_way(m, w, out[k], 1)) report(m, FAULT_UNDEFINED, w, place, 0, k, UNDEFINED_REGISTER_OF_A_PENDING_WGMMA);
     u32 sources = defined_lanes(m, w, i, in, mask);
     int n = i->extra[0];  // of most: bits
     switch (i->operation) {
