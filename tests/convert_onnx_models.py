@@ -1,7 +1,9 @@
-"""ONNX models of one GRU node, for the tests of the converter."""
+"""ONNX models of one GRU node, and what onnxruntime computes with them, for the tests of the converter."""
 
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from .convert_models import drawer
@@ -40,6 +42,27 @@ def model(
         [numpy_helper.from_array(each, name) for name, each in given.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def ort(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feed)
+
+
+def as_onnx(output: torch.Tensor, h_n: torch.Tensor, layout: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ours as Y and Y_h, as the docstring of from_onnx says."""
+    Y = output.unflatten(2, (h_n.size(0), h_n.size(2)))
+    return (Y, h_n.transpose(0, 1)) if layout else (Y.transpose(1, 2), h_n)
+
+
+def functions(proto: onnx.ModelProto, *texts: str) -> onnx.ModelProto:
+    """Add functions, in onnx's text form, of the domain "own"."""
+    for text in texts:
+        proto.functions.append(onnx.parser.parse_function('<domain: "own", opset_import: ["": 22, "own": 1]> ' + text))
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    return proto
 
 
 def through(*nodes: str, **weights: np.ndarray) -> tuple[list, dict[str, np.ndarray]]:

@@ -12,13 +12,12 @@ from torch import nn
 
 pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 import onnx
-import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from triton_gru import convert
 
 from .convert_models import SHAPES, agree, drawer, one_thread, tensor
-from .convert_onnx_models import arrays, model, through
+from .convert_onnx_models import arrays, as_onnx, functions, model, ort, through
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +27,6 @@ def _one_thread():
 
 
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-
-
-def ort(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feed)
-
-
-def as_onnx(output: torch.Tensor, h_n: torch.Tensor, layout: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ours as Y and Y_h, as the docstring of from_onnx says."""
-    Y = output.unflatten(2, (h_n.size(0), h_n.size(2)))
-    return (Y, h_n.transpose(0, 1)) if layout else (Y.transpose(1, 2), h_n)
 
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
@@ -134,17 +120,98 @@ CHAINS = {
         b=W.ravel(), zero=np.zeros((1, 1, 1), np.float32), s=np.array([1, 12, 1]), n=np.array([1, 1, 3]),
     ),
     "DequantizeLinear": through("W = DequantizeLinear(a, s)", a=np.round(W * 64).astype(np.int8), s=np.float32(1 / 64)),
+    "weight norm": through("n = ReduceL2(a, axes)", "d = Div(a, n)", "W = Mul(d, g)",
+                           a=W, axes=np.array([2]), g=W[:, :, :1]),
+    "low rank": through("d = MatMul(a, b)", "t = Tanh(d)", "n = Neg(t)", "z = Relu(d)", "W = Where(c, n, z)",
+                        a=W[:, :, :2], b=W[:, :2], c=W > 0),
+    "Pad": through("W = Pad(a, p)", a=W[:, :, 1:], p=np.array([0, 0, 1, 0, 0, 0])),
+    "If": through(
+        "W = If(c) <then_branch = t () => (float[1,12,3] p) { b = Identity(a) p = Exp(b) }, "
+        "else_branch = e () => (float[1,12,3] q) { q = Neg(a) }>",
+        a=W, c=np.array(True),
+    ),
+    "sequence": through("s = SequenceConstruct(a, b)", "W = ConcatFromSequence<axis=1>(s)", a=W[:, :5], b=W[:, 5:]),
+    "deep": through("n0 = Identity(a)", *(f"n{i + 1} = Neg(n{i})" for i in range(1500)), "W = Identity(n1500)", a=W),
+    # Without its memory the evaluator would run 2^40 nodes.
+    "shared": through("n0 = Identity(a)", *(f"n{i + 1} = Mean(n{i}, n{i})" for i in range(40)), "W = Neg(n40)", a=W),
 }  # fmt: skip
+
+
+def check_against_onnxruntime(proto: onnx.ModelProto, name: str | None = None) -> None:
+    X = drawer(1)(5, 2, 3)
+    agree(as_onnx(*convert.from_onnx(proto, name)(tensor(X)))[0], tensor(ort(proto, {"X": X})[0]))
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_weights_computed_of_constants(chain):
     nodes, weights = CHAINS[chain]
     given = {name: each for name, each in arrays().items() if name != "W"}
-    proto = model({**given, **weights}, nodes=nodes)
-    ours = convert.from_onnx(proto)
-    X = drawer(1)(5, 2, 3)
-    agree(as_onnx(*ours(tensor(X)))[0], tensor(ort(proto, {"X": X})[0]))
+    check_against_onnxruntime(model({**given, **weights}, nodes=nodes))
+
+
+@pytest.mark.parametrize("opset", [12, 13])
+def test_operators_are_those_of_the_models_opset(opset):
+    """The axes of Squeeze were an attribute before opset 13."""
+    given = "W = Squeeze<axes=[0]>(a)" if opset == 12 else "W = Squeeze(a, axes)"
+    nodes, weights = through(given, a=W[None], axes=np.array([0]))
+    check_against_onnxruntime(model({**weights, "R": arrays()["R"]}, nodes=nodes, opset=opset))
+
+
+def test_weights_that_are_a_models_inputs_with_defaults():
+    proto = model(arrays())
+    for each in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+    check_against_onnxruntime(proto)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("flat", [True, False])
+def test_sparse_weights(constant, flat):
+    indices = np.array([[0, 0, 1], [0, 7, 2], [0, 11, 0]])
+    if flat:
+        indices = np.ravel_multi_index(tuple(indices.T), W.shape)
+    values = onnx.numpy_helper.from_array(np.array([3.0, -2.0, 5.0], np.float32), "W")
+    sparse = onnx.helper.make_sparse_tensor(values, onnx.numpy_helper.from_array(indices), W.shape)
+    nodes = [onnx.helper.make_node("Constant", [], ["W"], sparse_value=sparse)] if constant else []
+    proto = model({"R": arrays()["R"]}, nodes=nodes)
+    if not constant:
+        proto.graph.sparse_initializer.append(sparse)
+    check_against_onnxruntime(proto)
+
+
+FUNCTIONS = {
+    "weights": (
+        ["W = own.half(a)"],
+        ["half <by: float = 2.0>(w) => (o) { c = Constant<value_float: float = @by>() o = Div(w, c) }"],
+    ),
+    "of a function": (
+        ["W = own.half(a)"],
+        ["inner(w) => (o) { o = Tanh(w) }", "half(w) => (o) { i = own.inner(w) o = Neg(i) }"],
+    ),
+    "of an operator's name": (["W = own.Neg(a)"], ["Neg(w) => (o) { o = Exp(w) }"]),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_weights_computed_by_functions(case):
+    nodes, texts = FUNCTIONS[case]
+    nodes, weights = through(*nodes, a=W)
+    check_against_onnxruntime(functions(model({**weights, "R": arrays()["R"]}, nodes=nodes), *texts))
+
+
+def test_a_function_named_as_an_operator_of_onnx():
+    nodes, weights = through("W = Neg(a)", a=W)
+    proto = model({**weights, "R": arrays()["R"]}, nodes=nodes)
+    proto.functions.append(onnx.parser.parse_function('<opset_import: ["": 22]> Neg(w) => (o) { o = Exp(w) }'))
+    agree(convert.from_onnx(proto).weight_ih_l0[4:8], np.exp(W[0, :4]))
+
+
+def test_a_node_in_a_function():
+    proto = model(arrays(bias=False))
+    proto.graph.node[0].domain = "own"
+    del proto.graph.node[0].input[3:]
+    body = "V = Neg(W) Y, H = GRU<hidden_size: int = @hidden_size>(X, V, R)"
+    check_against_onnxruntime(functions(proto, f"GRU <hidden_size>(X, W, R) => (Y, H) {{ {body} }}"))
 
 
 # The exporter's own; it is deprecated, but traces as most models there are were traced, and needs only onnx.
@@ -197,7 +264,7 @@ def test_the_other_libraries_are_imported_only_where_they_are_needed():
                 imported |= {alias.name for alias in statement.names}
             elif isinstance(statement, ast.ImportFrom) and not statement.level:
                 imported.add(statement.module)
-    assert imported == {"os", "torch", "itertools", "typing", "collections", "collections.abc"}
+    assert imported == {"os", "torch", "itertools", "typing", "collections", "collections.abc", "dataclasses"}
 
 
 def test_without_onnx(monkeypatch):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_gru import convert
 
-from .convert_onnx_models import arrays, model, through
+from .convert_onnx_models import arrays, functions, model, through
 
 W = arrays()["W"]
 
@@ -66,19 +66,28 @@ def cut_short() -> onnx.ModelProto:
     return proto
 
 
-def initial(*nodes: str, **weights: np.ndarray) -> onnx.ModelProto:
-    made, weights = through(*nodes, **weights) if nodes else ([], weights)
-    proto = model({**arrays(), **weights}, ("X", "initial_h"), made)
-    del proto.graph.input[1]
-    return proto
-
-
 def mixed(name: str, dtype) -> onnx.ModelProto:
     return model({**arrays(), name: arrays()[name].astype(dtype)})
 
 
 NO_W = {"R": arrays()["R"]}
-STATE = np.ones((1, 2, 4), np.float32)
+
+
+def computed(*nodes: str, inputs: tuple[str, ...] = ("X",), opset: int = 22, **constants) -> onnx.ModelProto:
+    """A model whose W is made by nodes, of the constant ``a`` among others."""
+    made, weights = through(*nodes, a=W, **NO_W, **constants)
+    return model(weights, inputs, made, opset)
+
+
+def in_a_body() -> onnx.ModelProto:
+    """A GRU in the body of a Loop, with weights that change from turn to turn and have the name of an initializer."""
+    body = """W = Loop(n, , a) <body = b (int64 i, bool go, float[1] W) => (bool more, float[1] o, float[1] Y) {
+        more = Identity(go) o = Neg(W) [gru] Y = GRU<hidden_size = 4>(X, W, R) }>"""
+    proto = model(arrays(), nodes=through(body)[0])
+    del proto.graph.node[1]
+    return proto
+
+
 ALL_OF_IT = {"activation_alpha": [1.0], "activation_beta": [1.0]}
 
 
@@ -101,36 +110,33 @@ ALL_OF_IT = {"activation_alpha": [1.0], "activation_beta": [1.0]}
         (model({**arrays(), "R": arrays(H=5)["R"][:, :, :4]}), r"R has the shape \(1, 15, 4\), expected \(1, 12, 4\)"),
         (model({**arrays(), "W": W[:, :9]}), r"W has the shape \(1, 9, 3\), expected \(1, 12, input\)"),
         (model({**arrays(), "B": arrays()["B"][:, :12]}), r"B has the shape \(1, 12\), expected \(1, 24\)"),
-        (cut_short(), "R is not constant: it comes from the input ''"),
-        (model(NO_W), "W is not constant: it comes from the input 'W'"),
+        (cut_short(), "it has no input R"),
+        (model(NO_W), "W is not constant: nothing in the model makes 'W'"),
         (model(arrays(bias=False), ("X", "B")), "B is not constant: it comes from the input 'B'"),
-        (model({**NO_W, "a": W}, nodes=through("W = Add(a, a)")[0]), "W is not constant: Add 'W' computes it"),
-        (model(NO_W, ("X", "a"), through("W = Identity(a)")[0]), "W .* comes from the input 'a'"),
-        (other_domain(*through("W = Identity(a)")[0], a=W, **NO_W), "W is not constant: Identity 'W' computes it"),
-        (initial(initial_h=STATE), "initial_h is a constant other than zero"),
-        (initial("initial_h = Expand(a, X)", a=STATE), "initial_h is a constant other"),
-        (initial("z = Identity(O)", "initial_h = Concat<axis=2>(z, a)", a=STATE), "initial_h is a constant other"),
-        (initial("initial_h = Constant<value_floats=[0.0, 1.0]>()"), "initial_h is a constant other"),
-        (initial("initial_h = ConstantOfShape<value=float[1] {1.0}>(s)"), "initial_h is a constant other"),
+        (computed("b = Identity(a)", "W = Add(b, X)"), "W is not constant: it comes from the input 'X'"),
+        (computed("W = Identity(c)"), "W is not constant: nothing in the model makes 'c'"),
+        (computed("W = Identity(V)", "V = Identity(W)"), "W is not constant: a cycle"),
+        (computed("W = RandomNormalLike(a)"), "W is not constant: RandomNormalLike 'W' draws random"),
+        (computed("t = Constant<value_int=1>()", "W, m = Dropout(a, , t)"), "Dropout 'W' draws random"),
+        (computed("W = If(c) <then_branch = t () => (float[1] p) { p = Neg(a) }, "
+                  "else_branch = e () => (float[1] q) { q = Neg(X) }>", inputs=("X", "c")), "the input 'c'"),
+        (computed("c = Constant<value_int=1>()", "W = If(c) <then_branch = t () => (float[1] p) { p = Neg(a) }, "
+                  "else_branch = e () => (float[1] q) { q = Neg(X) }>"), "it comes from the input 'X'"),
+        (computed("c = Constant<value_int=1>()", "W = If(c) <then_branch = t () => (float[1] p) { p = Neg(a) }, "
+                  "else_branch = e () => (float[1] q) { q = Bernoulli(a) }>"), "Bernoulli 'q' draws random"),
+        (in_a_body(), "W is not constant: it comes from the input 'W'"),
+        (other_domain(*through("W = Identity(a)")[0], a=W, **NO_W), "W cannot be computed: onnx's .* Identity 'W'"),
+        (computed("W = NoSuchOperator(a)"), "W cannot be computed: onnx's evaluator refuses NoSuchOperator 'W'"),
+        (computed("W = MatMul(a, a)"), "W cannot be computed: onnx's evaluator refuses MatMul 'W'"),
+        (computed("W = Loop(n, , a) <body = b (int64 i, bool go, float[1] v) => (bool m, float[1] o) "
+                  "{ m = Identity(go) o = Neg(v) }>", n=np.array(2)), "computes Loop 'W' otherwise"),
+        (computed("W = Softmax(a)", opset=12), "computes Softmax 'W' otherwise than ONNX specifies in opset 12"),
+        (functions(model(arrays()), "f(w) => (o) { o = own.f(w) }"), "cannot inline the functions .* own.f"),
     ],
 )  # fmt: skip
 def test_refused_models(proto, text):
     with pytest.raises(ValueError, match=text):
         convert.from_onnx(proto)
-
-
-@pytest.mark.parametrize(
-    "proto",
-    [
-        initial(initial_h=0 * STATE),
-        initial("initial_h = Expand(a, X)", a=0 * STATE),
-        initial("initial_h = ConstantOfShape(s)"),
-        initial("initial_h = ConstantOfShape<value=float[1] {0.0}>(s)"),
-        initial("initial_h = Relu(X)"),
-    ],
-)
-def test_an_initial_state_of_zero_or_of_the_callers(proto):
-    assert torch.equal(convert.from_onnx(proto).weight_hh_l0, convert.from_onnx(model(arrays())).weight_hh_l0)
 
 
 @pytest.mark.parametrize(

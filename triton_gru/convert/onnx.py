@@ -1,27 +1,23 @@
 """GRU nodes of ONNX models. onnx is imported when `from_onnx` is called."""
 
 import os
-from collections import ChainMap
-from collections.abc import Iterator
 from typing import Any
 
 from ..modules import GRU
 from . import assemble
+from .onnx_constants import DOMAINS, Constants, Scope, label, nodes_in, walk
+from .onnx_states import check_initial_h, check_sequence_lens
 
 ATTRIBUTES = {
     "activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout",
     "linear_before_reset",
 }  # fmt: skip
-# Exporters reorder gates and add dimensions in the graph. Such ops only move or repeat values.
-_MOVES = {
-    "Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
-    "Unsqueeze",
-}  # fmt: skip
-_FOLDED = _MOVES | {"Constant", "DequantizeLinear", "Mul", "Shape"}
 
 
 def from_onnx(model: Any, node_name: str | None = None) -> GRU:
-    r"""A GRU of one GRU node of an ONNX model, wherever in its graph or in the bodies of If, Loop and Scan.
+    r"""Return a GRU of one GRU node of an ONNX model.
+
+    The node may be in the graph, in the body of an If, Loop or Scan, or in a function of the model.
 
     The formula (https://onnx.ai/onnx/operators/onnx__GRU.html, opsets 7 to 22):
 
@@ -33,12 +29,19 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
         \tanh(W_h x + r \odot (R_h h + R_{bh}) + W_{bh})
 
     Shapes, with D directions: W [D, 3H, I], R [D, 3H, H], B [D, 6H] (W_b, then R_b; optional), gates in the order
-    z, r, h. They are float16, bfloat16, float32 or float64, which the GRU keeps; initializers, or computed from such by
-    ops that move, repeat or dequantize values.
+    z, r, h. They are float16, bfloat16, float32 or float64, which the GRU keeps. Weights are constant: initializers, or
+    computed from constants by any operators, which `onnx.reference.ReferenceEvaluator` runs here. An initializer that
+    is an input of the model too counts as constant.
+
+    sequence_lens and initial_h are left to the caller, as ``lengths`` and ``hx``. The model itself may only have an
+    initial_h of zeros, and a sequence_lens that is the whole length of X. Otherwise sequence_lens must come from inputs
+    of a graph, and initial_h from such inputs or from outputs of recurrent nodes. Other nodes may move their elements
+    (Reshape, Slice, Concat, ...) and compute nothing.
 
     Args:
         model: a path (external data is read too), or an `onnx.ModelProto`.
-        node_name: the node's name or that of one of its outputs; needed where there are several GRU nodes.
+        node_name: the node's name or that of one of its outputs; needed where there are several GRU nodes. A node of
+            a function has the name that `onnx.inliner` gives it.
 
     Returns:
         One layer in `eval()`, ``reset_after=False`` for linear_before_reset = 0, which is ONNX's default; bidirectional
@@ -46,14 +49,16 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
 
         - layout = 0: Y [T, D, B, H] is ``output.unflatten(2, (D, H)).transpose(1, 2)``, Y_h [D, B, H] ``h_n``.
         - layout = 1: Y [B, T, D, H] is ``output.unflatten(2, (D, H))``, Y_h [B, D, H] ``h_n.transpose(0, 1)``.
-        - sequence_lens: ``lengths``. initial_h: ``hx``, [D, B, H] in both layouts. Neither is taken from the model.
+        - sequence_lens: ``lengths``. initial_h: ``hx``, [D, B, H] in both layouts.
 
     Raises:
         ImportError: onnx is not installed.
         ValueError: no GRU node, several and no node_name, or none of this name; clip, activations other than Sigmoid
             and Tanh, activation_alpha or activation_beta, unknown attributes or direction; another domain, an opset
-            before 7; weights that are not constant; shapes, hidden_size and direction that do not fit each other; an
-            initial_h that is a constant other than zero.
+            before 7; weights that are not constant, or that onnx's evaluator cannot compute; functions that onnx
+            cannot inline; shapes, hidden_size and direction that do not fit each other; an initial_h or a
+            sequence_lens that is another constant, or computed. Remedy for the last two: clear this input of the
+            node, and pass its value.
         TypeError: ``model`` is neither, or weights of other dtypes.
     """
     try:
@@ -64,45 +69,51 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
         model = onnx.load(model)
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"expected an onnx.ModelProto or a path, got {type(model).__name__}")
-    node, made = _find(model.graph, node_name)
+    if model.functions:
+        model = _inline(model)
+    node, scope = _find(model.graph, node_name)
     try:
-        return _convert(node, made, {each.domain: each.version for each in model.opset_import})
+        return _convert(node, scope, {each.domain: each.version for each in model.opset_import})
     except ValueError as error:
-        raise ValueError(f"GRU node {_label(node)!r}: {error}") from error
+        raise ValueError(f"GRU node {label(node)!r}: {error}") from error
 
 
-def _walk(graph: Any, outside: ChainMap) -> Iterator[tuple[Any, ChainMap]]:
-    """Every node of a graph and of those inside it, with what makes each name it can see: an initializer or a node."""
-    made = outside.new_child({each.name: each for each in graph.initializer})
-    made.update({name: node for node in graph.node for name in node.output})
-    for node in graph.node:
-        yield node, made
-        for attribute in node.attribute:
-            # A field that is not set is an empty graph.
-            for body in (attribute.g, *attribute.graphs):
-                yield from _walk(body, made)
+def _inline(model: Any) -> Any:
+    """Return the model with the bodies of its own functions in place of the nodes that call them."""
+    import onnx
+    from onnx.inliner import inline_local_functions
+
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    # The inliner does not know the defaults of a function's attributes.
+    defaults = {(each.domain, each.name, each.overload): each.attribute_proto for each in model.functions}
+    for node in (node for graph in (filled.graph, *filled.functions) for node in nodes_in(graph)):
+        has = {each.name for each in node.attribute}
+        given = defaults.get((node.domain, node.op_type, node.overload), [])
+        node.attribute.extend(each for each in given if each.name not in has)
+    try:
+        return inline_local_functions(filled, convert_version=True)
+    except Exception as error:  # onnx raises many kinds
+        names = ", ".join(f"{each.domain}.{each.name}" for each in model.functions)
+        raise ValueError(f"onnx cannot inline the functions of this model, {names}: {error}") from error
 
 
-def _find(graph: Any, name: str | None) -> tuple[Any, ChainMap]:
-    grus = [(node, made) for node, made in _walk(graph, ChainMap()) if node.op_type == "GRU"]
+def _find(graph: Any, name: str | None) -> tuple[Any, Scope]:
+    grus = [(node, scope) for node, scope in walk(graph) if node.op_type == "GRU"]
     if not grus:
         raise ValueError("this model has no GRU node")
-    found = [(node, made) for node, made in grus if name is None or name in (node.name, *node.output)]
+    found = [(node, scope) for node, scope in grus if name is None or name in (node.name, *node.output)]
     if len(found) != 1:
-        listed = ", ".join(repr(_label(node)) for node, _ in grus)
+        listed = ", ".join(repr(label(node)) for node, _ in grus)
         what = "several GRU nodes: pass node_name" if name is None else f"{len(found)} GRU nodes of the name {name!r}"
         raise ValueError(f"this model has {what}; there are {listed}")
     return found[0]
 
 
-def _label(node: Any) -> str:
-    return node.name or next(filter(None, node.output), "")
-
-
-def _convert(node: Any, made: ChainMap, opsets: dict[str, int]) -> GRU:
+def _convert(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
     import onnx
 
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DOMAINS:
         raise ValueError(f"it is of the domain {node.domain!r}, not of ONNX")
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     if opset < 7:
@@ -114,11 +125,14 @@ def _convert(node: Any, made: ChainMap, opsets: dict[str, int]) -> GRU:
         raise ValueError(f"direction is {direction!r}, expected 'forward', 'reverse' or 'bidirectional'")
     _check_attributes(attributes, directions)
 
-    inputs = dict(zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input))
-    if _is_nonzero(inputs.get("initial_h", ""), made, opsets):
-        raise ValueError("initial_h is a constant other than zero: set it to none and pass its value as hx")
-    there = "WRB" if inputs.get("B") else "WR"
-    given = assemble.tensors({what: _fold(what, inputs.get(what, ""), made, opsets) for what in there})
+    constants = Constants({**opsets, "": opset})
+    inputs = {what: name for what, name in zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input) if name}
+    check_initial_h(inputs, scope, constants)
+    check_sequence_lens(inputs, 1 if attributes.get("layout", 0) == 1 else 0, scope, constants)
+    if missing := [what for what in "WR" if what not in inputs]:
+        raise ValueError(f"it has no input {', '.join(missing)}")
+    there = [what for what in "WRB" if what in inputs]
+    given = assemble.tensors({what: constants.value(what, inputs[what], scope) for what in there})
     assemble.expect("R", given["R"], directions, "3 * hidden", "hidden")
     hidden = given["R"].size(2)
     assemble.expect("R", given["R"], directions, 3 * hidden, hidden)
@@ -150,36 +164,3 @@ def _check_attributes(attributes: dict[str, Any], directions: int) -> None:
         raise ValueError(
             f"activations are {', '.join(activations)}: only Sigmoid, Tanh in each direction can be converted"
         )
-
-
-def _fold(what: str, name: str, made: ChainMap, opsets: dict[str, int]) -> Any:
-    """The array that ``name`` always is, computed where that takes no more than ops of _FOLDED."""
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
-    source = made.get(name)
-    if source is None:
-        raise ValueError(f"{what} is not constant: it comes from the input {name!r}")
-    if isinstance(source, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(source)
-    if source.op_type not in _FOLDED or source.domain not in ("", "ai.onnx"):
-        raise ValueError(f"{what} is not constant: {source.op_type} {_label(source)!r} computes it")
-    values = {each: _fold(what, each, made, opsets) for each in source.input if each}
-    return ReferenceEvaluator(source, opsets=opsets).run(None, values)[list(source.output).index(name)]
-
-
-def _is_nonzero(name: str, made: ChainMap, opsets: dict[str, int]) -> bool:
-    """Whether ``name`` is a constant other than zero, moved about or repeated as often as the batch asks."""
-    import onnx
-
-    source = made.get(name)
-    if source is None:
-        return False
-    if isinstance(source, onnx.TensorProto) or source.op_type == "Constant":
-        return bool(_fold("initial_h", name, made, opsets).any())
-    if source.op_type == "ConstantOfShape":
-        return any(onnx.numpy_helper.to_array(each.t).any() for each in source.attribute)
-    if source.op_type in _MOVES:
-        moved = source.input if source.op_type == "Concat" else source.input[:1]
-        return any(_is_nonzero(each, made, opsets) for each in moved)
-    return False

@@ -1,0 +1,154 @@
+"""A model's initial_h and sequence_lens are the caller's, or change nothing, or are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+import onnx
+from onnx import TensorProto, helper
+
+from triton_gru import convert
+
+from .convert_models import agree, drawer, tensor
+from .convert_onnx_models import arrays, as_onnx, model, ort, through
+
+T, B, I, H = 5, 2, 3, 4
+STATE, ZERO = np.ones((1, B, H), np.float32), np.zeros((1, B, H), np.float32)
+# Two dimensions of X as arrays of one element, and the shape of a state.
+SHAPE = ("s = Shape(X)", "zeroth = Constant<value_ints=[0]>()", "first = Constant<value_ints=[1]>()",
+         "t = Gather<axis=0>(s, zeroth)", "b = Gather<axis=0>(s, first)", "four = Constant<value_ints=[4]>()",
+         "shape = Concat<axis=0>(first, b, four)")  # fmt: skip
+
+
+def made(
+    what: str, *nodes: str, inputs: tuple[str, ...] = (), steps: int | None = None, **constants
+) -> onnx.ModelProto:
+    """A model whose GRU takes ``what``, made by ``nodes`` of constants and of X and other inputs."""
+    nodes, constants = through(*nodes, **constants)
+    types = {"lengths": TensorProto.INT32}
+    proto = model({**arrays(), **constants}, ("X", what), nodes)
+    del proto.graph.input[1]
+    if steps:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = steps
+    for each in inputs:
+        rank = 1 if each in types else 3
+        proto.graph.input.append(helper.make_tensor_value_info(each, types.get(each, TensorProto.FLOAT), [None] * rank))
+    return proto
+
+
+def initial_h(*nodes: str, **options) -> onnx.ModelProto:
+    return made("initial_h", *nodes, **options)
+
+
+def lengths(*nodes: str, **options) -> onnx.ModelProto:
+    return made("sequence_lens", *nodes, **options)
+
+
+FULL = np.array([T, T], np.int32)
+# fmt: off
+WITHOUT = {
+    "zeros": initial_h(initial_h=ZERO),
+    "constants that give zeros": initial_h("initial_h = Sub(a, a)", a=STATE),
+    "zeros of a batch's size": initial_h(*SHAPE, "initial_h = ConstantOfShape(shape)"),
+    "a zero of a batch's size": initial_h(*SHAPE, "initial_h = ConstantOfShape<value=float[1] {0.0}>(shape)"),
+    "zeros expanded": initial_h(*SHAPE, "initial_h = Expand(a, shape)", a=ZERO[:, :1]),
+    "zeros joined": initial_h(*SHAPE, "e = Expand(a, shape)", "two, rest = Split<axis=2, num_outputs=2>(e)",
+                              "initial_h = Concat<axis=2>(two, rest)", a=ZERO[:, :1]),
+    "zeros of what is one": initial_h(*SHAPE, "z = Slice(a, zeroth, first)", "initial_h = Expand(z, shape)",
+                                      a=np.array([0, 1], np.float32)),
+    "whole lengths": lengths(steps=T, sequence_lens=FULL),
+    "whole lengths of the shape": lengths(*SHAPE, "e = Expand(t, b)", "sequence_lens = Cast<to=6>(e)"),
+    "whole lengths of a part of it": lengths(*SHAPE, "p = Slice(s, zeroth, two)", "q = Cast<to=6>(p)",
+                                             "i = Gather<axis=0>(q, zeroth)", "sequence_lens = Tile(i, b)",
+                                             two=np.array([2])),
+    "whole lengths of its start": lengths(*SHAPE, "n = Shape<start=0, end=1>(X)", "e = Expand(n, b)",
+                                          "sequence_lens = Cast<to=6>(e)"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_what_changes_nothing_is_left_out(case):
+    X = drawer(1)(T, B, I)
+    agree(
+        as_onnx(*convert.from_onnx(WITHOUT[case])(tensor(X)))[0],
+        tensor(ort(WITHOUT[case], {"X": X})[0]),
+    )
+
+
+def test_an_initial_state_that_the_caller_has_and_the_model_moves():
+    proto = initial_h("t = Transpose<perm=[1, 0, 2]>(state)", "initial_h = Gather<axis=0>(t, one)",
+                      inputs=("state",), one=np.array([1]))  # fmt: skip
+    X, state = drawer(1)(T, B, I), drawer(2)(B, 2, H)
+    output = convert.from_onnx(proto)(tensor(X), tensor(state[None, :, 1]))
+    for actual, expected in zip(as_onnx(*output), ort(proto, {"X": X, "state": state})):
+        agree(actual, tensor(expected))
+
+
+def test_an_initial_state_of_another_gru():
+    """An encoder's state goes to a decoder, by way of a state with a place for each layer."""
+    proto = initial_h("E, F = GRU<hidden_size=4>(X, W, R)", "states = ScatterND(cache, at, F)",
+                      "initial_h = Slice(states, at_1, at_2)", inputs=("cache",), at=np.array([[1]]),
+                      at_1=np.array([1]), at_2=np.array([2]))  # fmt: skip
+    encoder, decoder = (convert.from_onnx(proto, name) for name in ("E", "Y"))
+    X = drawer(1)(T, B, I)
+    actual, _ = as_onnx(*decoder(tensor(X), encoder(tensor(X))[1]))
+    agree(actual, tensor(ort(proto, {"X": X, "cache": np.zeros((2, B, H), np.float32)})[0]))
+
+
+def test_lengths_that_the_caller_has():
+    proto, X = lengths("sequence_lens = Identity(lengths)", inputs=("lengths",)), drawer(1)(T, B, I)
+    given = np.array([2, T], np.int32)
+    actual = as_onnx(*convert.from_onnx(proto)(tensor(X), lengths=tensor(given)))[0]
+    agree(actual, tensor(ort(proto, {"X": X, "lengths": given})[0]))
+
+
+OTHER = "initial_h is a constant other than zero: set it to none and pass its value as hx"
+M, PADS = np.eye(H, dtype=np.float32), np.array([0, 0, 1, 0, 0, 0])
+SHORT = np.array([T, 2], np.int32)
+
+
+@pytest.mark.parametrize(
+    "proto, text",
+    [
+        (initial_h(initial_h=STATE), OTHER),
+        (initial_h(initial_h=ZERO * np.nan), OTHER),
+        (initial_h("initial_h = Constant<value_floats=[0.0, 1.0]>()"), OTHER),
+        *(
+            (initial_h(f"initial_h = {way}", a=STATE, z=ZERO, m=M, c=np.array(True), p=PADS), OTHER)
+            for way in ("Tanh(a)", "Add(a, a)", "MatMul(a, m)", "Where(c, a, z)", "Cos(z)", "Pad(a, p)")
+        ),
+        (initial_h(*SHAPE, "initial_h = Expand(a, shape)", a=STATE[:, :1]), OTHER),
+        (initial_h(*SHAPE, "initial_h = ConstantOfShape<value=float[1] {1.0}>(shape)"), OTHER),
+        (initial_h("initial_h = Concat<axis=0>(state, a)", inputs=("state",), a=STATE), OTHER),
+        (initial_h("initial_h = RandomNormalLike(a)", a=STATE), "initial_h is computed by RandomNormalLike"),
+        (initial_h("t = Tanh(context)", "initial_h = Identity(t)", inputs=("context",)),
+         "initial_h is computed by Tanh 't', it comes from the input 'context': set it to none and pass"),
+        (initial_h("initial_h = Mul(state, a)", inputs=("state",), a=ZERO), "initial_h is computed by Mul"),
+        (initial_h("t = Relu(c)", "initial_h = Concat<axis=2>(z, t)", inputs=("c",), z=ZERO), "computed by Relu 't'"),
+        (initial_h("t = ReduceSum<keepdims=0>(c)", "initial_h = Expand(t, s)", inputs=("c",), s=np.array([1, B, H])),
+         "computed by ReduceSum 't'"),
+        (initial_h("initial_h = ScatterND<reduction=\"add\">(c, i, c)", inputs=("c",), i=np.array([[0]])), "ScatterND"),
+        (initial_h("initial_h = Identity(missing)"), "initial_h is not constant: nothing in the model makes 'missing'"),
+        (initial_h("initial_h = NoSuchOperator(a)", a=STATE), "initial_h cannot be computed: .* NoSuchOperator"),
+        (lengths(sequence_lens=FULL), r"constants \[5, 5\], and the length of X is unknown: set it to none and pass"),
+        (lengths(steps=T, sequence_lens=SHORT), r"sequence_lens has the constants \[5, 2\], .* X is 5: set it"),
+        (lengths("sequence_lens = Add(a, a)", steps=T, a=SHORT), r"constants \[10, 4\]"),
+        (lengths(*SHAPE, "e = Expand(b, b)", "sequence_lens = Cast<to=6>(e)"), "computed by Shape 's'"),
+        (lengths(*SHAPE, "u = Sub(t, first)", "e = Expand(u, b)", "sequence_lens = Cast<to=6>(e)"), "by Sub 'u'"),
+        (lengths("s = Shape(c)", "sequence_lens = Gather(s, i)", inputs=("c",), i=np.array([0, 0])), "by Shape 's'"),
+        (lengths("s = Shape(X)", "sequence_lens = Gather(s, i)", i=np.array([0, 1])), "by Shape 's'"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_is_refused(proto, text):
+    with pytest.raises(ValueError, match=text):
+        convert.from_onnx(proto)
+
+
+def test_a_state_of_a_loop_is_the_callers():
+    """The GRU is in the body of a Loop, its state the body's input, of the name of a constant outside."""
+    proto = model(arrays(bias=False), ("X",), through(
+        "h = Exp(W)", "L = Loop(n, , h0) <body = b (int64 i, bool go, float[1,2,4] h) => (bool more, float[1,2,4] o) "
+        "{ more = Identity(go) V, o = GRU<hidden_size=4>(X, W, R, , , h) }>")[0])  # fmt: skip
+    assert torch.equal(convert.from_onnx(proto, "V").weight_hh_l0, convert.from_onnx(model(arrays())).weight_hh_l0)

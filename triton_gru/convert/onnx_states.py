@@ -1,0 +1,87 @@
+"""Checks of a GRU node's initial_h and sequence_lens, which a converted GRU leaves to its caller.
+
+Where the model itself has their values, the caller may not know of them, and the GRU's results would be wrong.
+"""
+
+from .onnx_constants import Constants, Scope, Source, label, moved_inputs
+
+_RECURRENT = ("GRU", "LSTM", "RNN")
+
+
+def check_initial_h(inputs: dict[str, str], scope: Scope, constants: Constants) -> None:
+    """Raise ValueError unless initial_h is zero, or is a state that the caller has.
+
+    Such a state is an input of the graph or an output of a recurrent node, which other nodes may only have moved.
+    """
+    if "initial_h" not in inputs:
+        return
+    for origin in constants.origins("initial_h", inputs["initial_h"], scope):
+        if not isinstance(origin, Source):
+            if origin.any():
+                raise ValueError("initial_h is a constant other than zero: set it to none and pass its value as hx")
+        elif not origin.is_input and origin.operator not in _RECURRENT:
+            raise ValueError(f"{_computed('initial_h', origin, constants)}: set it to none and pass its value as hx")
+
+
+def check_sequence_lens(inputs: dict[str, str], time: int, scope: Scope, constants: Constants) -> None:
+    """Raise ValueError unless sequence_lens is the whole length of X, or lengths that the caller has.
+
+    ``time`` is the dimension of X that counts steps.
+    """
+    if "sequence_lens" not in inputs or _is_whole_length(inputs, time, scope, constants):
+        return
+    steps = _declared_size(inputs.get("X", ""), time, scope)
+    for origin in constants.origins("sequence_lens", inputs["sequence_lens"], scope):
+        if not isinstance(origin, Source):
+            if steps is None or (origin != steps).any():
+                declared = "unknown" if steps is None else steps
+                raise ValueError(
+                    f"sequence_lens has the constants {origin.ravel().tolist()}, and the length of X is {declared}: "
+                    "set it to none and pass its value as lengths"
+                )
+        elif not origin.is_input:
+            what = _computed("sequence_lens", origin, constants)
+            raise ValueError(f"{what}: set it to none and pass its value as lengths")
+
+
+def _computed(what: str, origin: Source, constants: Constants) -> str:
+    reason = constants.why_not(next(filter(None, origin.proto.output)), origin.scope)
+    return f"{what} is computed by {origin.proto.op_type} {label(origin.proto)!r}, {reason}"
+
+
+def _declared_size(name: str, dimension: int, scope: Scope) -> int | None:
+    """Return a size in the declared shape of a value, None if it is not a number."""
+    sizes = scope.types[name].tensor_type.shape.dim if name in scope.types else []
+    return sizes[dimension].dim_value or None if dimension < len(sizes) else None
+
+
+def _is_whole_length(inputs: dict[str, str], time: int, scope: Scope, constants: Constants) -> bool:
+    """Return whether sequence_lens has only elements of X's shape, and of it only the length.
+
+    Nodes between the shape and sequence_lens are run on numbers of dimensions in the place of sizes.
+    """
+    import numpy as np
+
+    name, movers = inputs["sequence_lens"], []
+    source = scope.sources.get(name)
+    while source is not None and len(moved := moved_inputs(source)) == 1:
+        movers.append((source, name))
+        name, source = moved[0], source.scope.sources.get(moved[0])
+    is_shape_of_X = (
+        source is not None
+        and source.operator == "Shape"
+        and source.proto.input[0] == inputs.get("X")
+        and source.scope.sources.get(inputs["X"]) is scope.sources.get(inputs["X"])
+    )
+    if not is_shape_of_X:
+        return False
+    bounds = {each.name: each.i for each in source.proto.attribute}
+    dimensions = np.arange(3)[bounds.get("start", 0) : bounds.get("end", 3)]
+    for mover, made in reversed(movers):
+        others = [each for each in mover.needs() if each != name]
+        if (dimensions == time).all() or any(constants.why_not(each, mover.scope) for each in others):
+            break
+        for each in others:
+            constants.value("sequence_lens", each, mover.scope)
+        dimensions, name = constants.run("sequence_lens", mover, {name: dimensions})[made], made
+    return dimensions.size > 0 and bool((dimensions == time).all())
