@@ -1,6 +1,8 @@
 """Keras's layers, and their weights, convert to GRUs that compute the same as Keras 3 does."""
 
 import os
+import sys
+import types
 
 os.environ["KERAS_BACKEND"] = "torch"  # before keras is imported
 
@@ -19,6 +21,25 @@ from .convert_models import SHAPES, agree, drawer, one_thread, tensor
 # Keras 3.15's get_weights() on torch, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 layers = keras.layers
+
+
+def tanh(x):
+    return 2 * keras.activations.tanh(x)
+
+
+def hard(x):
+    return keras.activations.hard_sigmoid(x)
+
+
+hard.__name__ = hard.__qualname__ = "sigmoid"
+
+
+def own_tanh(x):
+    return keras.ops.tanh(x)
+
+
+def sigmoid(x):
+    return keras.ops.sigmoid(x)
 
 
 @pytest.fixture(autouse=True)
@@ -147,12 +168,31 @@ def test_the_dtype_of_the_variables_is_kept(dtype):
     agree(parameter[5:10].T.double(), tensor(layer.get_weights()[1][:, :5].astype(np.float64)))
 
 
-def test_time_major_of_keras_2(monkeypatch):
-    layer, x, _ = case(gru(5), 4, 2, 3, 5)
+@pytest.fixture
+def keras_2(monkeypatch):
+    """Keras's GRU as if it were of tf_keras, whose modules have other names."""
+    for each in (layers.GRU, layers.GRUCell):
+        monkeypatch.setattr(each, "__module__", "tf_keras.src.layers.rnn.gru")
+    monkeypatch.setitem(sys.modules, "tf_keras.src.layers.rnn.gru", sys.modules["keras.src.layers.rnn.gru"])
+    monkeypatch.setitem(sys.modules, "tf_keras.src.activations", types.SimpleNamespace(tanh=own_tanh, sigmoid=sigmoid))
+
+
+def test_time_major_of_keras_2(monkeypatch, keras_2):
+    layer, x, _ = case(gru(5, activation=own_tanh, recurrent_activation=sigmoid), 4, 2, 3, 5)
     monkeypatch.setattr(layers.GRU, "time_major", True, raising=False)
-    monkeypatch.setattr(layers.GRU, "__module__", "tf_keras.src.layers.rnn.gru")
     ours = convert.from_keras(layer)
     agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
+
+
+def test_activations_are_those_of_the_layers_own_keras(keras_2):
+    with pytest.raises(ValueError, match="activation is 'keras.src.activations.activations.tanh'"):
+        convert.from_keras(built(layers.GRU(4), 3))
+
+
+@pytest.mark.parametrize("given", ["tanh", keras.activations.tanh, keras.ops.tanh])
+def test_an_activation_by_its_name_and_by_the_function(given):
+    layer, x, _ = case(gru(5, activation=given), 4, 2, 3, 5)
+    agree(convert.from_keras(layer)(tensor(x))[0], call(layer, x)[0])
 
 
 def test_arrays_may_be_tensors():
@@ -168,6 +208,23 @@ class Subclass(layers.GRU):
     pass
 
 
+# Of the names of Keras's own, in a module whose name has "keras" in it.
+named_gru = type("GRU", (layers.GRU,), {"__module__": "my_keras_layers"})
+named_cell = type("GRUCell", (layers.GRUCell,), {"__module__": "keras.of_mine"})
+
+
+def replaced(make, name: str):
+    layer = make()
+    setattr(layer, name, lambda *arguments: None)
+    return layer
+
+
+def with_cell(cell):
+    layer = layers.GRU(4)
+    layer.cell = cell
+    return layer
+
+
 def different(**backward):
     options = {"units": 4, "return_sequences": True}
     return layers.Bidirectional(
@@ -177,6 +234,9 @@ def different(**backward):
 
 LAYERS = [
     (lambda: layers.GRU(4, activation="relu"), "activation is 'relu'"),
+    (lambda: layers.GRU(4, activation=tanh), r"activation is '.*test_convert_keras\.tanh': only Keras's own 'tanh'"),
+    (lambda: layers.GRUCell(4, recurrent_activation=hard), r"recurrent_activation is '.*\.sigmoid': only Keras's own"),
+    (lambda: layers.GRU(4, activation=layers.Activation("tanh")), "activation is '<Activation"),
     (lambda: layers.GRU(4, activation=None), "activation is 'linear'"),
     (lambda: layers.GRU(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
     (lambda: layers.GRUCell(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
@@ -211,6 +271,14 @@ def test_refused_before_it_is_built(make):
     [
         (lambda: layers.LSTM(4), "got keras.*LSTM"),
         (lambda: Subclass(4), "got .*test_convert_keras.Subclass"),
+        (lambda: named_gru(4), "got my_keras_layers.GRU"),
+        (lambda: named_cell(4), "got keras.of_mine.GRUCell"),
+        (lambda: layers.RNN(named_cell(4)), "got keras.of_mine.GRUCell"),
+        (lambda: with_cell(layers.GRU(4)), "got keras.*GRU"),
+        (lambda: replaced(lambda: layers.GRU(4), "call"), "call of this GRU has been replaced"),
+        (lambda: replaced(lambda: layers.GRU(4), "inner_loop"), "inner_loop of this GRU"),
+        (lambda: replaced(lambda: different(), "call"), "call of this Bidirectional"),
+        (lambda: layers.RNN(replaced(lambda: layers.GRUCell(4), "call")), "call of this GRUCell"),
         (lambda: layers.Bidirectional(layers.LSTM(4)), "got keras.*LSTM"),
         (lambda: layers.Bidirectional(layers.GRU(4), backward_layer=Subclass(4, go_backwards=True)), "got .*Subclass"),
         (lambda: layers.RNN(layers.LSTMCell(4)), "got keras.*LSTMCell"),

@@ -264,7 +264,7 @@ def test_the_other_libraries_are_imported_only_where_they_are_needed():
                 imported |= {alias.name for alias in statement.names}
             elif isinstance(statement, ast.ImportFrom) and not statement.level:
                 imported.add(statement.module)
-    assert imported == {"os", "torch", "itertools", "typing", "collections", "collections.abc", "dataclasses"}
+    assert imported == {"os", "torch", "itertools", "typing", "collections", "collections.abc", "dataclasses", "sys"}
 
 
 def test_without_onnx(monkeypatch):

@@ -1,5 +1,6 @@
-"""Keras's GRU layers and their weights. Keras itself is not imported: a layer is known by the names of its class."""
+"""Keras's GRU layers and their weights. Keras itself is not imported: who has a layer of it has imported it."""
 
+import sys
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +9,14 @@ from ..modules import GRU, GRUCell
 from ..reference import Weights
 from . import assemble
 
+_PACKAGES = ("keras", "tf_keras")
+# Of each package, in the versions there are.
+_FUNCTIONS_IN = ("src.activations", "activations", "src.ops")
+_METHODS = ("call", "get_initial_state", "inner_loop")
+
 
 def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bool = False) -> GRU | GRUCell:
-    r"""A GRU of a built Keras layer (Keras 3, tf.keras, tf_keras), or of its ``get_weights()``.
+    r"""Return a GRU of a built Keras layer (Keras 3, tf.keras, tf_keras), or of its ``get_weights()``.
 
     The formula (keras/src/layers/rnn/gru.py, Keras 3.15), with ``x @ kernel`` for W x and
     ``h @ recurrent_kernel`` for U h:
@@ -49,16 +55,18 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
     Dropout, regularizers and initializers play no part in inference and are not carried over.
 
     Raises:
-        ValueError: another activation than tanh, another recurrent_activation than sigmoid (hard_sigmoid, say), another
-            merge_mode; a layer that is not built; directions that differ or that are exchanged; arrays whose number
-            or shapes do not fit; reset_after missing, or against the bias; arguments that are for arrays.
-        TypeError: another layer (an LSTM, a subclass), or arrays that are not of one floating point dtype.
+        ValueError: an activation that is not Keras's own tanh, or a recurrent_activation that is not its own sigmoid
+            (hard_sigmoid, say, or a function of yours, whatever its name); another merge_mode; a layer that is not
+            built; directions that differ or that are exchanged; arrays whose number or shapes do not fit; reset_after
+            missing, or against the bias; arguments that are for arrays.
+        TypeError: another layer (an LSTM, a subclass), a layer whose ``call`` has been replaced, or arrays that are not
+            of one floating point dtype.
     """
     if isinstance(source, list | tuple):
         return _of_arrays(source, reset_after, go_backwards)
     if reset_after is not None or go_backwards:
         raise ValueError("reset_after and go_backwards are for arrays: a layer has its own")
-    kind = _kind(source)
+    kind = _kind(source, "GRU", "GRUCell", "RNN", "Bidirectional")
     if kind == "GRUCell":
         return assemble.cell(*_named(_arrays(source), [""], source.reset_after), reset_after=source.reset_after)
     layers = [source.forward_layer, source.backward_layer] if kind == "Bidirectional" else [source]
@@ -127,32 +135,51 @@ def _weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None) -> W
 # ---- layers
 
 
-def _kind(layer: Any) -> str:
-    """The name of Keras's own class that ``layer`` is one of; a subclass may compute anything."""
+def _kind(layer: Any, *names: str) -> str:
+    """Return which of these classes of Keras's own ``layer`` is of.
+
+    Raises:
+        TypeError: it is of none of them, or computes something else. A subclass may compute anything.
+    """
     kind = type(layer)
-    if "keras" not in kind.__module__ or kind.__name__ not in ("GRU", "GRUCell", "RNN", "Bidirectional"):
+    is_own = _package(layer) in _PACKAGES and getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+    if not is_own or kind.__name__ not in names:
         raise TypeError(
             "expected a Keras layer GRU, GRUCell, RNN(GRUCell) or Bidirectional of these, or a list of arrays, "
             f"got {kind.__module__}.{kind.__qualname__}"
         )
+    if replaced := [name for name in _METHODS if name in vars(layer)]:
+        raise TypeError(f"{', '.join(replaced)} of this {kind.__name__} has been replaced")
     return kind.__name__
 
 
+def _package(layer: Any) -> str:
+    return type(layer).__module__.partition(".")[0]
+
+
 def _cell(layer: Any) -> Any:
-    """The GRUCell of a GRU or of an RNN."""
-    _kind(layer)
-    _kind(layer.cell)
+    """Return the GRUCell of a GRU or of an RNN."""
+    _kind(layer, "GRU", "RNN")
+    _kind(layer.cell, "GRUCell")
     return layer.cell
 
 
 def _arrays(cell: Any) -> list:
-    config = cell.get_config()
-    for name, expected in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
-        if config[name] != expected:
-            raise ValueError(f"{name} is {config[name]!r}: only {expected!r} can be converted")
+    _check_activation(cell, "activation", "tanh")
+    _check_activation(cell, "recurrent_activation", "sigmoid")
     if not cell.built:
         raise ValueError("the layer is not built, so it has no weights: call it, or build(input_shape), first")
     return cell.get_weights()
+
+
+def _check_activation(cell: Any, name: str, expected: str) -> None:
+    function = getattr(cell, name)
+    modules = [sys.modules.get(f"{_package(cell)}.{each}") for each in _FUNCTIONS_IN]
+    if not any(function is getattr(each, expected, None) for each in modules):
+        given = getattr(function, "__name__", repr(function))
+        # A function of the same name needs its module to be told apart.
+        given = f"{function.__module__}.{function.__qualname__}" if given == expected else given
+        raise ValueError(f"{name} is {given!r}: only Keras's own {expected!r} can be converted")
 
 
 def _check_directions(merge_mode: str | None, layers: list, cells: list) -> None:
