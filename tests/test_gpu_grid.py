@@ -215,3 +215,18 @@ def test_step_at_full_sizes(precision, hidden, batch, launched):
     launched.clear()
     run_checked(gru, x[:1], hx, precision, launched)
     assert launched == ["whole_step"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_step_of_more_tiles_of_the_batch_than_65535(steps, launched):
+    """As many programs as CUDA takes in y and z."""
+    gru = make_gru(8, 16, "fp16", "cuda", "step")
+    x = torch.randn(steps, 64 * 65_536 + 3, 8, device="cuda").half()
+    assert x.size(1) > 65_535 * gru.plan(x).config.batch
+    with torch.no_grad():
+        output, h_n = gru(x)
+        assert launched.only_by("step")
+        for rows in (slice(200), slice(-200, None)):
+            some, some_h_n = gru(x[:, rows].contiguous())
+            torch.testing.assert_close(output[:, rows], some, rtol=0, atol=8e-3)
+            torch.testing.assert_close(h_n[:, rows], some_h_n, rtol=0, atol=8e-3)

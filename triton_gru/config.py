@@ -47,6 +47,10 @@ class BlockConfig:
     def shared_tiles(self) -> int:
         return 3 * self.tiles**2 - self.register_tiles
 
+    def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
+        """Programs of a launch, by dimension."""
+        return (-(-batch_size // self.batch) * directions,)
+
     def shared_memory(self, itemsize: int, isa: str) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
         # What goes to registers passes through as well, one tile at a time, before the others come.
@@ -93,6 +97,10 @@ class GridConfig:
     @property
     def padded_hidden(self) -> int:
         return self.units * self.programs
+
+    def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
+        """As of a `BlockConfig`: as many as the configuration says, whatever the batch."""
+        return (self.programs * self.copies * self.directions,)
 
     def rounds(self, batch_size: int, directions: int) -> int:
         """Parts of the batch, and directions, that go one after the other."""
@@ -145,6 +153,10 @@ class StepConfig:
         """Batch rows of a tile of the gate inputs."""
         return self.batch
 
+    def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
+        """As of a `BlockConfig`. All of a direction in x, which takes the most."""
+        return self.programs * -(-batch_size // self.batch), directions
+
     def shared_memory(self, itemsize: int) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
         return self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize + 1024
@@ -162,6 +174,10 @@ class ProjectionConfig:
     depth: int
     num_warps: int
     num_stages: int
+
+    def launch_grid(self, pairs: int, padded_hidden: int, directions: int) -> tuple[int, ...]:
+        """As of a `BlockConfig`, for so many pairs."""
+        return -(-pairs // self.cols), -(-3 * padded_hidden // self.rows), directions
 
 
 # Units of a program, batch rows of a tile and tiles in flight.

@@ -214,7 +214,7 @@ def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
     cols = scan.steps * scan.gi.size(2) * config.rows
     return Launch(
         input_projection,
-        (-(-cols // tile.cols), -(-3 * config.padded_hidden // tile.rows), len(scan.weights)),
+        tile.launch_grid(cols, config.padded_hidden, len(scan.weights)),
         (
             x, *scan.of_both(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
             scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,

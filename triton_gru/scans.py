@@ -181,7 +181,7 @@ def block_launches(scan: Scan, config: BlockConfig, shared: dict) -> Iterator[La
     """``shared`` are constants of all kernels of a call. The state comes in where it goes out."""
     yield Launch(
         block_scan,
-        (-(-scan.batch // config.batch) * len(scan.weights),),
+        config.launch_grid(scan.batch, len(scan.weights)),
         (
             scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
             scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
@@ -255,7 +255,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
     for first_direction in range(0, len(scan.weights), config.directions):
         yield Launch(
             grid_scan,
-            (config.programs * config.copies * config.directions,),
+            config.launch_grid(scan.batch, len(scan.weights)),
             (
                 scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
                 scan.out, scan.h_n, *scan.ends, words, watchdog.of(scan.gi.device).watch,
@@ -287,7 +287,7 @@ def step_launches(
         for part in _parts(scan):
             yield Launch(
                 step_scan,
-                (config.programs, -(-scan.batch // config.batch), len(scan.weights)),
+                config.launch_grid(scan.batch, len(scan.weights)),
                 (
                     scan.gi, *scan.recurrent_weights, scan.initial, *_step_states(scan, rounded), reset_state,
                     scan.out, scan.h_n, *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state,
@@ -307,7 +307,7 @@ def whole_step_launches(
     for part in _parts(scan):
         yield Launch(
             whole_step,
-            (config.programs, -(-batch // config.batch), len(scan.weights)),
+            config.launch_grid(scan.batch, len(scan.weights)),
             (
                 x, *scan.of_both(0, 1, 2, 3), scan.initial, *_step_states(scan, rounded), reset_state,
                 scan.out, scan.h_n, scan.start, scan.total, scan.first_state, batch,

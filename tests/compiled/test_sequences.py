@@ -117,7 +117,7 @@ def test_a_prepared_launch_passes_what_was_compiled_for():
     whole, launch = launch, launch._replace(kernel=Recorded(launch.kernel, Compiled()))
     launch.prepared()(*launch.args)
     names = whole.kernel.arg_names
-    assert passed["grid"] == passed["loaded"] == whole.grid
+    assert passed["grid"] == passed["loaded"] == (*whole.grid, 1)
     assert list(whole.compile().src.signature) == names
     assert len(passed["args"]) == len(names)
     for i, kind in enumerate(whole.compile().src.signature.values()):

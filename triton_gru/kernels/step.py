@@ -60,12 +60,12 @@ def step_scan(
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
     PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
-    direction = tl.program_id(2)
+    direction = tl.program_id(1)
     backward = sequences.goes_backward(direction, REVERSE)
     state += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * H
-    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    first_row = tl.program_id(1).to(tl.int64) * BATCH
+    tile, unit = _part(H, UNITS)
+    first_row = tile * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
     now = start + step
     length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
@@ -84,8 +84,8 @@ def step_scan(
         a = (a[0], a[1], a[2] + _bias(tl.where(direction != 0, b_hh_back, b_hh), 2, unit, H))
 
     b = tl.arange(0, BATCH)[None, :]
-    gi += (direction.to(tl.int64) * steps + step) * tl.num_programs(1) * (3 * BATCH * PADDED_H)
-    gi += tl.program_id(1).to(tl.int64) * (3 * BATCH * PADDED_H) + b * PADDED_H + unit
+    gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, BATCH) + tile) * (3 * BATCH * PADDED_H)
+    gi += b * PADDED_H + unit
     g = ()
     for gate in tl.static_range(_first_gate(PART), 1 if PART == "reset" else 3):
         g = g + (tl.load(gi + gate * BATCH * PADDED_H),)
@@ -149,11 +149,11 @@ def whole_step(
     ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
-    direction = tl.program_id(2)
+    direction = tl.program_id(1)
     state += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * H
-    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    first_row = tl.program_id(1).to(tl.int64) * BATCH
+    tile, unit = _part(H, UNITS)
+    first_row = tile * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
     g = _products(
         tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I,
@@ -187,6 +187,17 @@ def whole_step(
         _leave(
             h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
         )  # fmt: skip
+
+
+@triton.jit
+def _part(H: tl.constexpr, UNITS: tl.constexpr):
+    """This program's tile of the batch, in 64 bits, and its units [UNITS, 1]; those of a tile are neighbours.
+
+    All of them in one dimension of the launch: the others are of 65,535 programs at most.
+    """
+    PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
+    unit = tl.program_id(0) % PROGRAMS * UNITS + tl.arange(0, UNITS)[:, None]
+    return (tl.program_id(0) // PROGRAMS).to(tl.int64), unit
 
 
 @triton.constexpr_function
