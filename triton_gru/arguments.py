@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .limits import why_too_many_rows
 from .problem import Problem
 from .reference import Weights
 from .sequences import Sequences, of_lengths, of_packed
@@ -258,6 +259,8 @@ def _problem(
 ) -> Problem:
     ends = {"layout": sequences.layout, "resets": resets is not None}
     obstacle = _obstacle(module, input, hx, weights)
+    if sequences.layout == "packed":
+        obstacle = obstacle or why_too_many_rows(input.size(0))
     return problem_of(module, sequences.steps, sequences.batch_size, input.dtype, obstacle=obstacle, **ends)
 
 

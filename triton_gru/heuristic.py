@@ -12,6 +12,7 @@ import torch
 from .config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
 from .cost import step_cost
 from .device import Device
+from .limits import why_too_large
 from .problem import Problem
 
 
@@ -141,6 +142,7 @@ HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
 
 def heuristic(kernel: str, problem: Problem, device: Device) -> Config | str:
     """A kernel's configuration for a problem, or why it has none."""
-    return HEURISTICS[kernel](
+    config = HEURISTICS[kernel](
         problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device
     )
+    return config if isinstance(config, str) else why_too_large(config, problem) or config

@@ -14,7 +14,7 @@ class Problem:
         layout: ``"dense"``, ``"lengths"`` (dense, but each sequence with a length of its own) or ``"packed"``.
         resets: whether sequences restart on the way.
         precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
-        obstacle: why no kernel can serve the call whatever its shape (grad mode, ...); empty if none.
+        obstacle: why no kernel can serve the call, by what is not said here (grad mode, ...); empty if nothing.
     """
 
     steps: int

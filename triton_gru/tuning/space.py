@@ -9,6 +9,7 @@ from ..config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, Step
 from ..cost import call_cost
 from ..device import Device
 from ..heuristic import HEURISTICS, heuristic, too_old
+from ..limits import why_too_large
 from ..problem import Problem
 
 
@@ -57,7 +58,8 @@ def why_not(config: Config, problem: Problem, device: Device) -> str:
         return why
     # AMD's matrix unit has products of fp32 numbers.
     ieee = problem.ieee and device.isa != "plain"
-    return _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
+    why = _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
+    return why or why_too_large(config, problem)
 
 
 def _power(number: int, least: int, most: int) -> bool:

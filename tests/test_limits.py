@@ -1,0 +1,138 @@
+"""Sizes at the edges of what a launch takes and kernels count: served within both, or refused with a reason.
+
+Nothing is allocated. That kernels find their places in memory is for tests/kernels/test_limits.py and
+tests/ptx/test_limits.py.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+import triton_gru
+from triton_gru import launch
+from triton_gru.accuracy import set_precision
+from triton_gru.arguments import bind_gru
+from triton_gru.device import KNOWN
+from triton_gru.limits import LARGEST, LAUNCH_GRID
+from triton_gru.plan import KERNELS, choose
+
+from .pairwise import pairwise
+
+H200 = KNOWN["H200"]
+# On both sides of: the programs of a dimension; weights of 2**31 numbers; the numbers of a tile of gate inputs.
+SIZES = pairwise(
+    (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, LARGEST, LARGEST + 1, 2**31),  # batch
+    (1, 32, 128, 512, 26_752, 33_024, 16 * 65_535, 16 * 65_535 + 1, 32 * 65_535 + 1, 12_000_000),  # hidden
+    (1, 80, 32_768, LARGEST + 1),  # inputs
+    (1, 2, LARGEST, LARGEST + 1),  # steps
+    (False, True),  # both directions
+    ("dense", "lengths"),
+    ("fp16", "fp32"),
+    (True, False),  # reset after
+)
+
+
+def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense", precision="fp16", reset_after=True):
+    """A call of tensors that have sizes alone."""
+    dtype = set_precision(precision)
+    with torch.device("meta"):
+        options = {"bidirectional": bidirectional, "reset_after": reset_after, "dtype": dtype}
+        gru = triton_gru.GRU(inputs, hidden, **options).eval()
+        x = torch.empty(steps, batch, inputs, dtype=dtype)
+        lengths = torch.empty(batch, dtype=torch.int64) if layout == "lengths" else None
+        return bind_gru(gru, x, None, lengths)
+
+
+def first_launches(call, plan):
+    """Of steps by the thousand million the first few."""
+    made = launch.launches(call, plan.config, plan.device, *launch.allocate(call))
+    return list(itertools.islice(made, 4))
+
+
+def check_launch(each):
+    """Assert that a launch can start, and that what its kernel counts in 32 bits fits."""
+    grid = (*each.grid, 1, 1)[:3]
+    assert all(0 < size <= most for size, most in zip(grid, LAUNCH_GRID)), each
+    assert math.prod(grid) < 2**31, each  # Triton would start nothing
+    given = dict(zip(each.kernel.arg_names, each.args)) | each.constants
+    numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+    apart = {"x_t", "x_b", "x_i", "out_t", "out_b", "hx_l", "hx_b"}
+    assert all(-(2**31) <= value < 2**31 for name, value in numbers.items() if name not in apart), numbers
+    rows = -(-given["batch"] // given["BATCH"]) * given["BATCH"]
+    tile = 3 * (given.get("PADDED_H") or -(-given["H"] // given["UNITS"]) * given["UNITS"]) * given["BATCH"]
+    last = given.get("total", 1) + 16, rows, tile, given["H"] + 32, given.get("I", 0) + 128
+    assert max(last) < 2**31, given
+    name = each.kernel.__name__
+    if name == "input_projection":
+        assert grid[0] * given["BLOCK_N"] < 2**31 and grid[1] * given["BLOCK_M"] < 2**31, given
+    elif name in ("block_scan", "grid_scan"):
+        assert 3 * given["H"] ** 2 < 2**31, given
+
+
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
+def test_sizes_are_served_within_the_limits_or_refused(device):
+    served, refused = set(), {}
+    for sizes in SIZES:
+        batch, hidden, inputs, steps, *_ = sizes
+        if steps * batch * max(inputs, 2 * hidden) >= 2**60:  # torch itself has no such tensor
+            continue
+        call = make_call(*sizes)
+        for backend in ("auto", *KERNELS):
+            try:
+                plan = choose(call.problem, device, backend)
+            except RuntimeError as refusal:
+                refused[sizes, backend] = str(refusal)
+                continue
+            if plan.config is not None:
+                served.add(sizes)
+                for each in first_launches(call, plan):
+                    check_launch(each)
+    assert len(served) > 10 and len(refused) > 10
+    assert all("too large" in why or "NVIDIA" in why for why in refused.values())  # AMD's has no ``grid``
+
+
+@pytest.mark.parametrize("hidden", [32, 128, 512])
+def test_batches_of_nodes_are_served(hidden):
+    for batch, steps, backend in itertools.product((4_300_000, 111_059_956, LARGEST), (1, 3), KERNELS):
+        call = make_call(batch, hidden, hidden, steps)
+        if backend == "block" and hidden > 256:
+            continue
+        for each in first_launches(call, choose(call.problem, H200, backend)):
+            check_launch(each)
+        if hidden == 32:
+            assert choose(call.problem, H200).kernel in ("block", "step")
+
+
+@pytest.mark.parametrize(
+    "sizes, reason",
+    [
+        ((2**31, 1, 1, 1), f"batch_size {2**31} is too large: kernels count in 32 bits, to {LARGEST}"),
+        ((1, 1, 1, 2**31), f"steps {2**31} is too large"),
+        ((1, 1, 2**31, 1), f"input_size {2**31} is too large"),
+        ((1, 1_500_000, 1, 1), r"would have 1 x \d{5} x 1 programs, and takes 2147483647 x 65535 x 65535"),
+        ((2**29, 100_000, 1, 1), r"programs, and takes .* and 2147483647 in all"),
+    ],
+)
+def test_what_is_too_large_is_refused_with_a_reason(sizes, reason):
+    problem = make_call(*sizes).problem
+    with pytest.raises(RuntimeError, match=reason):
+        choose(problem, H200, "step")
+    assert choose(problem, H200).kernel == "torch"
+
+
+def test_packed_data_is_counted_too():
+    with torch.device("meta"):
+        gru = triton_gru.GRU(1, 1, dtype=torch.float16).eval()
+    for steps in (2**15 - 1, 2**15):
+        sizes = torch.full((steps,), 2**16)
+        data = torch.empty(steps * 2**16, 1, dtype=torch.float16, device="meta")
+        problem = bind_gru(gru, PackedSequence(data, sizes), None).problem
+        if steps == 2**15:
+            assert choose(problem, H200).kernel == "torch"
+            with pytest.raises(RuntimeError, match="packed data of 2147483648 rows is too large"):
+                choose(problem, H200, "block")
+        else:
+            assert choose(problem, H200, "block").kernel == "block"
