@@ -27,6 +27,8 @@ FIRST = (
     ("test_gpu_grid.py::test_nan", 8),
     ("test_gpu.py::test_offsets", None),
     ("test_gpu_grid.py::test_offsets", 1),
+    ("test_gpu_grid.py::test_step_of_more_tiles", None),
+    ("kernels/test_limits.py", None),
     ("test_modules.py", 20),
     ("test_swap.py", None),
     ("test_prepared.py", 8),

@@ -81,6 +81,22 @@ class Emulated:
 
         return start
 
+    def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
+        """Execute one program of a launch and no other: of launches that are too large to execute."""
+        compiled = launch.compile()
+        signature = compiled.src.signature
+        arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]
+        extents = [_extent(each) for each in launch.args if isinstance(each, torch.Tensor)]
+        change = self.change
+
+        def place(kernel: str, ptx: str) -> str:
+            for dimension, at in zip("xyz", program):
+                ptx = ptx.replace(f"%ctaid.{dimension}", str(at))
+            return change(kernel, ptx)
+
+        with mock.patch.object(self, "change", place):
+            self._execute(compiled, arguments, extents, (1, 1, 1), launch.constants)
+
     def _execute(self, compiled, arguments: list, extents: list, grid: tuple, options: dict) -> None:
         values = [each.data_ptr() if isinstance(each, torch.Tensor) else int(each) for each in arguments]
         seed = self.fixed.get("seed", self._draw.getrandbits(63))

@@ -61,7 +61,7 @@ def input_projection(
     gate = row // PADDED_H
     unit = row % PADDED_H
     row_live = (gate < 3) & (unit < H)
-    w_row = w_ih + (gate * H + unit) * I
+    w_row = w_ih + (gate * H + unit).to(tl.int64) * I
 
     col = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tile = col // BATCH
@@ -86,7 +86,7 @@ def input_projection(
             w_mask = w_mask & (k[None, :] < I)
             x_mask = x_mask & (k[None, :] < I)
         w_tile = tl.load(w_row[:, None] + k[None, :], mask=w_mask, other=0.0)
-        x_tile = tl.load(x_row[:, None] + k[None, :] * x_i, mask=x_mask, other=0.0)
+        x_tile = tl.load(x_row[:, None] + k[None, :].to(tl.int64) * x_i, mask=x_mask, other=0.0)
         if PRECISION == "tf32":
             w_tile = isa.round_to_tf32(w_tile, ISA)
             x_tile = isa.round_to_tf32(x_tile, ISA)

@@ -281,7 +281,7 @@ def _products(
     w += unit.to(tl.int64) * K
     for k0 in tl.range(0, end, DEPTH):
         k = k0 + tl.arange(0, DEPTH)[None, :]
-        x = tl.trans(_load(source + k * apart, row_live, k, K, DEPTH, PRECISION, ISA))
+        x = tl.trans(_load(source + k.to(tl.int64) * apart, row_live, k, K, DEPTH, PRECISION, ISA))
         added = ()
         for gate in tl.static_range(FIRST, END):
             weights = _load(w + gate * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA)

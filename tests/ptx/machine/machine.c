@@ -80,7 +80,7 @@ void run(Launch *o) {
   for (int i = 0; i < 8; i++) draw(m);
   m->to_address = calloc(1 << 16, sizeof(u16));
   m->of_cta = calloc(1 << 16, sizeof(u16));
-  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) r->touched = calloc(r->bytes / 2 + 2, sizeof(Touch));
+  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) make_room(r);
   int total = o->grid[0] * o->grid[1] * o->grid[2], begun = 0, n = 0;
   int resident = o->resident && o->resident < total ? o->resident : total;
   int *order = malloc(total * sizeof(int));  // nobody says which CTA comes first
@@ -105,6 +105,6 @@ void run(Launch *o) {
   }
   while (m->n_stores) arrive(m, 0);
   while (n) end_cta(o, ctas[--n]);
-  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) { free(r->touched); r->touched = 0; }
+  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) give_back(r);
   free(order); free(ctas); free(m->stores); free(m->to_address); free(m->of_cta);
 }

@@ -1,8 +1,10 @@
 // What a launch is given and what it answers (machine.py has the same structures), and what the parts share.
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "names.h"  // made by machine.py: the numbers that it shares with the sources here
 

@@ -12,6 +12,14 @@ typedef struct Touch {
 #define SEVERAL_CTAS 0xffff
 #define SEVERAL_WARPS 0xff
 
+// Room for as many touches, none yet. Of a tensor of gigabytes a launch touches little: what it does not takes no memory.
+static size_t touches_of(const Range *r) { return (r->bytes / 2 + 2) * sizeof(Touch); }
+static void make_room(Range *r) {
+  r->touched = mmap(0, touches_of(r), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (r->touched == MAP_FAILED) { perror("no room to watch a tensor"); abort(); }
+}
+static void give_back(Range *r) { munmap(r->touched, touches_of(r)); r->touched = 0; }
+
 // What is known of a race, for reports: which comes second.
 enum { WRITE_AFTER_WRITE = 1, WRITE_AFTER_READ, READ_AFTER_WRITE };
 

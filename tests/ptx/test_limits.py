@@ -1,0 +1,112 @@
+"""Kernels where places in memory are beyond 32 bits: the programs of the last rows, of launches too large to execute.
+
+Memory that nobody touches is not there: see `sparse`.
+"""
+
+import itertools
+import math
+import mmap
+
+import pytest
+import torch
+from torch import nn
+
+import triton_gru
+from triton_gru import launch
+from triton_gru.accuracy import PRECISIONS, set_precision
+from triton_gru.arguments import bind_gru
+from triton_gru.heuristic import HEURISTICS
+from triton_gru.limits import LARGEST
+
+# The last is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+
+
+def sparse(*shape, dtype=torch.float16):
+    """Zeros, which take memory where they are touched."""
+    size = math.prod(shape)
+    memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize, flags=FLAGS)
+    return torch.frombuffer(memory, dtype=dtype)[:size].view(shape)
+
+
+def make_gru(inputs, hidden, **options):
+    """A GRU in fp16 whose weights are `sparse`."""
+    gru = triton_gru.GRU(inputs, hidden, dtype=torch.float16, device="meta", **options).eval()
+    for name, weight in gru.named_parameters():
+        setattr(gru, name, nn.Parameter(sparse(*weight.shape), requires_grad=False))
+    return gru
+
+
+def make_launches(kernel, device, gru, x, hx=None):
+    """The launches of a call, and its output."""
+    call = bind_gru(gru, x, hx)
+    problem = call.problem
+    config = HEURISTICS[kernel](
+        problem.hidden_size, problem.batch_size, problem.directions, *PRECISIONS["fp16"], device
+    )
+    features = problem.directions * problem.hidden_size
+    output = sparse(problem.steps, problem.batch_size, features)
+    h_n = sparse(problem.directions, problem.batch_size, problem.hidden_size)
+
+    def new(like, *shape, dtype=torch.float16):
+        return sparse(*shape, dtype=dtype)
+
+    return list(launch.launches(call, config, device, output, h_n, new)), config, output
+
+
+def of_last_rows(launch, config, directions):
+    """The programs of a launch that work on the last tile of the batch."""
+    x, y, z = (*launch.grid, 1, 1)[:3]
+    name = launch.kernel.__name__
+    if name == "block_scan":
+        return [(x // directions * (i + 1) - 1, 0, 0) for i in range(directions)]
+    last = 1 if name == "input_projection" else config.programs
+    return itertools.product(range(x - last, x), range(y), range(z))
+
+
+@pytest.mark.parametrize("kernel, steps", [("block", 2), ("step", 1), ("step", 2)])
+@pytest.mark.parametrize("batch, hidden, inputs", [(111_059_956, 32, 32), (LARGEST, 1, 1)])
+def test_the_last_rows_of_a_large_batch(kernel, steps, batch, hidden, inputs, gpu):
+    set_precision("fp16")
+    gru = make_gru(inputs, hidden, bidirectional=True)
+    for weight in gru.parameters():
+        weight.uniform_(-0.5, 0.5)
+    x = sparse(steps, batch, inputs)
+    started, config, output = make_launches(kernel, gpu.device, gru, x)
+    first = (batch - 1) // config.batch * config.batch
+    x[:, first:].normal_()
+    for each in started:
+        for program in of_last_rows(each, config, 2):
+            gpu.run_program(each, program)
+    expected, _ = nn.GRU.forward(gru.float(), x[:, first:].float())
+    assert (output[:, first:] - expected).abs().max() < 4e-3
+
+
+def test_the_last_inputs_weights_of_more_than_2_31(gpu):
+    set_precision("fp16")
+    hidden, inputs, rows = 65_536, 10_944, 128
+    gru = make_gru(inputs, hidden)
+    assert gru.weight_ih_l0.numel() > 2**31
+    gru.weight_ih_l0[-rows:].uniform_(-0.05, 0.05)
+    x = torch.randn(2, 3, inputs).half()
+    (projection, *_), config, _ = make_launches("step", gpu.device, gru, x)
+    gpu.run_program(projection, [size - 1 for size in projection.grid])
+    gi = projection.args[projection.kernel.arg_names.index("gi")].view(2, 3, config.rows, hidden)
+    expected = x.float() @ gru.weight_ih_l0[-rows:].float().T
+    assert (gi[:, 2, :3, -rows:] - expected).abs().max() < 2e-2
+
+
+def test_the_last_recurrent_weights_of_more_than_2_31(gpu):
+    set_precision("fp16")
+    hidden = 33_024
+    gru = make_gru(1, hidden)
+    weights = gru.weight_hh_l0.view(3, hidden, hidden)
+    assert 2**31 < 2 * hidden**2 < 2**32  # where n's begin, which 32 bits hold without a sign
+    hx = torch.randn(1, 3, hidden).half()
+    (step,), config, output = make_launches("step", gpu.device, gru, torch.zeros(1, 3, 1).half(), hx)
+    weights, state = weights[:, -config.units :].uniform_(-0.05, 0.05), hx[0].float()
+    gpu.run_program(step, (config.programs - 1, 0, 0))
+    (r, z), n = (weights[:2].float() @ state.T).sigmoid(), weights[2].float() @ state.T
+    n = (r * n).tanh()
+    expected = n.T + z.T * (state[:, -config.units :] - n.T)
+    assert (output[0, :, -config.units :] - expected).abs().max() < 4e-3
