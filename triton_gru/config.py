@@ -48,7 +48,7 @@ class BlockConfig:
         return 3 * self.tiles**2 - self.register_tiles
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
-        """Programs of a launch, by dimension."""
+        """Return the programs of a launch, by dimension."""
         return (-(-batch_size // self.batch) * directions,)
 
     def shared_memory(self, itemsize: int, isa: str) -> int:
@@ -99,7 +99,7 @@ class GridConfig:
         return self.units * self.programs
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
-        """As of a `BlockConfig`: as many as the configuration says, whatever the batch."""
+        """Return the programs of a launch: as many as the configuration says, whatever the batch."""
         return (self.programs * self.copies * self.directions,)
 
     def rounds(self, batch_size: int, directions: int) -> int:
@@ -154,7 +154,7 @@ class StepConfig:
         return self.batch
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
-        """As of a `BlockConfig`. All of a direction in x, which takes the most."""
+        """Return the programs of a launch: all of a direction in x, the dimension that takes the most."""
         return self.programs * -(-batch_size // self.batch), directions
 
     def shared_memory(self, itemsize: int) -> int:
@@ -176,7 +176,7 @@ class ProjectionConfig:
     num_stages: int
 
     def launch_grid(self, pairs: int, padded_hidden: int, directions: int) -> tuple[int, ...]:
-        """As of a `BlockConfig`, for so many pairs."""
+        """Return the programs of a launch for so many (step, batch row) pairs."""
         return -(-pairs // self.cols), -(-3 * padded_hidden // self.rows), directions
 
 

@@ -191,9 +191,9 @@ def whole_step(
 
 @triton.jit
 def _part(H: tl.constexpr, UNITS: tl.constexpr):
-    """This program's tile of the batch, in 64 bits, and its units [UNITS, 1]; those of a tile are neighbours.
+    """Return this program's tile of the batch, as 64-bit integer, and its units [UNITS, 1].
 
-    All of them in one dimension of the launch: the others are of 65,535 programs at most.
+    Both are counted in one dimension of the launch, units first: the other dimensions take 65,535 programs at most.
     """
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     unit = tl.program_id(0) % PROGRAMS * UNITS + tl.arange(0, UNITS)[:, None]
