@@ -124,7 +124,10 @@ class Case:
         number = ROTATED if self.steps < LONG and self._input_bytes < LARGE else 2
         shape = (self.total_steps, self.hidden) if self.packed else (self.steps, self.batch, self.hidden)
         inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
-        return [PackedSequence(x, torch.tensor(self.batch_sizes)) for x in inputs] if self.packed else inputs
+        if not self.packed:
+            return inputs
+        batch_sizes = torch.tensor(self.batch_sizes, device="cpu")
+        return [PackedSequence(x, batch_sizes) for x in inputs]
 
 
 @dataclass(frozen=True)

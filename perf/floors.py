@@ -182,7 +182,7 @@ def _measure(device: str) -> Iterator[Row]:
         yield _matrix_row(precision, device, timed)
     tiny = torch.zeros(32, device=device)
     if not on_gpu:
-        source, target = (torch.ones(1 << 18, dtype=torch.uint8) for _ in range(2))
+        source, target = (torch.ones(1 << 18, dtype=torch.uint8, device="cpu") for _ in range(2))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
         yield timed("l2", threads * 2 << 18, "bytes", lambda: target.copy_(source))

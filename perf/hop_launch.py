@@ -117,7 +117,7 @@ class Launcher:
 @functools.lru_cache(maxsize=256)
 def answer(row: int, batch: int, steps: int) -> int:
     """What every program of `hop_steps` ends with, computed with nothing handed over."""
-    element = torch.arange(batch * row)
+    element = torch.arange(batch * row, device="cpu")
     history = 0
     for _ in range(steps):
         halves = (((history >> 12) + (element & 127)) & 1023).half().view(torch.int32)

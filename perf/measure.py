@@ -256,7 +256,7 @@ class _Gate:
         """Of the outputs, and the last states where they are among the results."""
         parts = zip(zip(*(result.split(self._at_once, dim=1) for result in results)), self._expected)
         errors = [_furthest(a, b) for actual, expected in parts for a, b in zip(actual, expected)]
-        return torch.tensor(errors).max().item()  # NaN if any is
+        return torch.tensor(errors, device="cpu").max().item()  # NaN if any is
 
 
 def _exact_packed(gru: nn.GRU, x: PackedSequence) -> list[Tensor]:

@@ -89,7 +89,7 @@ def _interpreted(launch: Launch) -> Callable[..., None]:
 
 def _tensor_at(address: int, dtype: torch.dtype) -> Tensor:
     if address == 0:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     return torch.frombuffer((ctypes.c_byte * dtype.itemsize).from_address(address), dtype=dtype)
 
 

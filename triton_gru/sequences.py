@@ -61,7 +61,7 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
         )
     batch_size = int(batch_sizes[0])
     # Of ascending sizes, how many steps are no more than a row's number: in those it is not.
-    ended = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size), right=True)
+    ended = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size, device="cpu"), right=True)
     table = torch.cat([after - batch_sizes, steps - ended]).to(torch.int32)
     if capturing(device):
         table = _for_capture(table, device)

@@ -33,7 +33,7 @@ class Watchdog:
     def __init__(self, device: torch.device):
         self._device = device
         self._seconds = _timeout()
-        self._word = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._word = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
         self._seen = ctypes.c_int32.from_address(self._word.data_ptr())
         self.watch = torch.tensor([int(self._seconds * 1e9), self._word.data_ptr()], device=device)
 

@@ -55,7 +55,7 @@ def _example(problem: Problem, device: torch.device | str) -> Example:
     x = torch.randn(steps, batch, problem.input_size, device=device).to(problem.dtype)
     ends = {}
     # From T down to a quarter of it, evenly: what is typical nobody knows.
-    lengths = torch.linspace(steps, max(1, steps // 4), batch).round().long()
+    lengths = torch.linspace(steps, max(1, steps // 4), batch, device="cpu").round().long()
     if problem.layout == "packed":
         x = pack_padded_sequence(x, lengths)
     elif problem.layout == "lengths":

@@ -40,7 +40,9 @@ class Times:
 
 
 def quantiles(milliseconds: list[float]) -> Times:
-    samples, at = (torch.tensor(values, dtype=torch.float64) for values in (milliseconds, [0.2, 0.5, 0.8, 0.99]))
+    samples, at = (
+        torch.tensor(values, dtype=torch.float64, device="cpu") for values in (milliseconds, [0.2, 0.5, 0.8, 0.99])
+    )
     return Times(len(milliseconds), *samples.quantile(at).tolist())
 
 

@@ -1,0 +1,90 @@
+"""torch's default device and dtype, which a user may have set, change nothing of what the library computes."""
+
+import ast
+import contextlib
+import pathlib
+
+import pytest
+import torch
+import torch.utils._device
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import triton_gru
+from triton_gru import accuracy, watchdog
+from triton_gru.problem import Problem
+from triton_gru.tuning import timing
+from triton_gru.tuning.example import example
+
+from .calls import make_gru
+
+ROOT = pathlib.Path(__file__).parent.parent
+PLACED = {each.__name__ for each in torch.utils._device._device_constructors()}
+
+
+def constructions(source):
+    """Yield the calls of ``source`` that make a tensor wherever torch's default device is."""
+    made = {f"torch.{name}" for name in PLACED}
+    for node in ast.walk(ast.parse(source)):
+        makes = isinstance(node, ast.Call) and ast.unparse(node.func) in made
+        if makes and "device" not in [keyword.arg for keyword in node.keywords]:
+            yield node
+
+
+@pytest.mark.parametrize("folder", ["triton_gru", "perf"])
+def test_every_tensor_is_made_on_a_device_that_is_named(folder):
+    assert len(list(constructions("torch.arange(3), torch.tensor(2.0, dtype=x), torch.zeros(1, device=d)"))) == 2
+    found = [
+        f"{path}:{call.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        if "kernels" not in path.parts  # Triton's arange is another
+        for call in constructions(path.read_text())
+    ]
+    assert not found
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+OTHERS = {"device": lambda: torch.device("meta"), "dtype": lambda: default_dtype(torch.float64)}
+
+
+@pytest.mark.parametrize("backend", ["block", "grid", "step", "reference", "torch"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_results_are_the_same_under_other_defaults(other, backend, device, monkeypatch):
+    monkeypatch.setattr(watchdog, "_watchdogs", {})  # made under these defaults
+    gru = make_gru(4, 16, "fp32", device, backend)
+    cell = triton_gru.GRUCell(4, 16, device=device, backend="reference" if backend == "grid" else backend).eval()
+    x, lengths = torch.randn(3, 3, 4, device=device), torch.tensor([2, 3, 1])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+    def run():
+        stream = gru.stream(3) if backend != "block" and backend != "grid" else None
+        frames = [] if stream is None else [stream(x[0]), stream.state, stream(x[1])]
+        return [*gru(x), gru(packed)[0].data, gru(packed)[1], *gru(x, lengths=lengths), cell(x[0]), *frames]
+
+    with torch.no_grad():
+        expected = run()
+        with OTHERS[other]():
+            actual = run()
+    for mine, its in zip(actual, expected, strict=True):
+        assert mine.device.type == device and torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
+def test_the_tuner_and_the_check_work_under_other_defaults(other, layout):
+    problem = Problem(4, 3, 5, 16, 1, False, torch.float16, "ieee", True, layout=layout)
+    with OTHERS[other](), torch.no_grad():
+        assert timing.quantiles([1.0, 2.0, 3.0]).p50 == 2.0
+        with example(problem, "cpu") as made:
+            assert made.call.problem == problem
+        gru = triton_gru.GRU(5, 16, device="cpu", dtype=torch.float32)
+        x = torch.randn(2, 3, 5, device="cpu", dtype=torch.float32)
+        assert accuracy.exact(gru, x, None)[0].dtype == torch.float64
