@@ -213,6 +213,23 @@ def test_empty_batch(backend, batch_first, device):
         assert cell(torch.randn(0, 4, device=device)).shape == (0, 10)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference", "block"])
+def test_an_empty_batch_with_lengths(backend, device):
+    gru = triton_gru.GRU(4, 5, backend=backend, device=device).eval()
+    with torch.no_grad():
+        output, h_n = gru(torch.randn(2, 0, 4, device=device), lengths=torch.zeros(0, dtype=torch.int64))
+    assert output.shape == (2, 0, 5) and h_n.shape == (1, 0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_lengths_of_a_dtype_that_cannot_hold_the_number_of_steps(dtype):
+    gru, x = triton_gru.GRU(1, 1).eval(), torch.randn(300, 2, 1)
+    lengths = torch.tensor([100, -3 if dtype == torch.int8 else 200])
+    with torch.no_grad():
+        for mine, its in zip(gru(x, lengths=lengths.to(dtype)), gru(x, lengths=lengths)):
+            assert torch.equal(mine, its)
+
+
 def test_shapes_on_the_meta_device():
     gru = triton_gru.GRU(4, 6, 2, device="meta").eval()
     output, h_n = gru(torch.empty(3, 2, 4, device="meta"))

@@ -40,6 +40,8 @@ def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
                 f"lengths are on {lengths.device}: to be captured in a CUDA graph they have to be on {device}"
             )
         lengths = _to(lengths, device)
+    if lengths.dtype not in (torch.int32, torch.int64):
+        lengths = lengths.to(torch.int32)  # smaller ones may not hold the number of steps, which they are clamped to
     return Sequences("lengths", steps, lengths.size(0), lengths.clamp(0, steps).to(torch.int32).contiguous())
 
 

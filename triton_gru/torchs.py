@@ -19,7 +19,8 @@ def gru(call: Call) -> tuple[Tensor, Tensor]:
         x = padded(x, sequences)
     if call.problem.reverse:
         x = _turned(x, sequences)
-    output, h_n = _dense(call, x) if sequences.layout == "dense" else _with_lengths(call, x)
+    ends = sequences.layout != "dense" and sequences.batch_size > 0  # torch packs no empty batch
+    output, h_n = _with_lengths(call, x) if ends else _dense(call, x)
     if call.problem.reverse:
         output = _turned(output, sequences)
     if sequences.layout == "packed":
