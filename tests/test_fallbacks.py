@@ -1,6 +1,8 @@
 """What no kernel serves goes to torch, or to plain torch, says why, and is refused to a kernel asked for by name."""
 
 import copy
+import importlib.util
+import sys
 import warnings
 
 import pytest
@@ -103,6 +105,21 @@ def test_float64_goes_to_torch(device):
     ours.backend = "block"
     with pytest.raises(RuntimeError, match="no kernel for float64"):
         ours(x)
+
+
+@pytest.mark.parametrize("value, expected", [(None, "tf32"), ("0", "ieee"), ("1", "tf32")])
+def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
+    """As NVIDIA's libraries do, which read the variable once."""
+    if value is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    else:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+    spec = importlib.util.spec_from_file_location("triton_gru.arguments_read_again", triton_gru.arguments.__file__)
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, again)
+    spec.loader.exec_module(again)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    assert again.bind_gru(triton_gru.GRU(4, 5), torch.randn(3, 2, 4), None).problem.precision == expected
 
 
 def test_disabled_cudnn_keeps_torch(device):

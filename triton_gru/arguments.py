@@ -1,5 +1,6 @@
 """From a module and its call to a `Call`: checked, as torch.nn.GRU checks, and without a copy where possible."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -303,8 +304,14 @@ def places(weights: Iterable[Tensor | None]) -> list:
     return [(w.data_ptr(), w.stride(), w.dtype) for w in weights if w is not None]
 
 
+# NVIDIA's libraries never use TF32 if this variable is 0, whatever torch asks for. They read it once as well.
+_TF32_FORBIDDEN = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+
+
 def fp32_precision() -> str:
-    """How torch multiplies fp32 numbers in recurrent networks, which is not how it does elsewhere."""
+    """Return how torch multiplies fp32 numbers in recurrent networks on this machine: ``"tf32"`` or ``"ieee"``."""
+    if _TF32_FORBIDDEN:
+        return "ieee"
     # torch.backends.cudnn.rnn.fp32_precision, without the way there.
     return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
 
