@@ -134,7 +134,8 @@ def test_an_accelerated_model_by_inductor(plain_inductor):
         actual = run(x)
         actual.sum().backward()
     torch.testing.assert_close(actual, expected)
-    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru"] * 2]
+    # Of the cell, which autograd records, torch's own graph.
+    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru", str(torch.gru_cell)]]
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     expected.sum().backward()
@@ -197,7 +198,8 @@ def test_wrong_lengths_and_resets(more):
 
 
 def test_wrong_cell_calls():
-    assert_refused(triton_gru.GRUCell(4, 5).eval(), (torch.randn(3, 5),))
+    with torch.no_grad():  # where autograd records, the cell is torch's own
+        assert_refused(triton_gru.GRUCell(4, 5).eval(), (torch.randn(3, 5),))
 
 
 def assert_refused(module, call):

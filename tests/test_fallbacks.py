@@ -7,9 +7,13 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import triton_gru
+from triton_gru.arguments import bind_cell, bind_gru
+from triton_gru.device import KNOWN
+from triton_gru.plan import choose
 
 from .calls import make_gru
 from .oracle import exact
@@ -87,6 +91,67 @@ def test_eval_with_grad_runs_the_kernel_and_refuses_backward(device, launched):
         parameter.requires_grad_(False)
     assert not gru(torch.randn(3, 2, 4, device=device))[0].requires_grad
     assert gru(torch.randn(3, 2, 4, device=device, requires_grad=True))[0].requires_grad
+
+
+GRAD_MODES = {"enable": torch.enable_grad, "no": torch.no_grad, "inference": torch.inference_mode}
+
+
+@pytest.mark.parametrize("requires", ["nothing", "input", "hx", "weight"])
+@pytest.mark.parametrize("mode", GRAD_MODES)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "kind, dtype", [("gru", "float32"), ("gru", "float16"), ("gru", "bfloat16"), ("cell", "float32")]
+)
+def test_auto_leaves_to_torch_what_torch_differentiates(kind, dtype, training, mode, requires):
+    """On a GPU, in eval(): cells and bfloat16 GRUs, which are not cuDNN's. cuDNN itself has no backward there."""
+    dtype = getattr(torch, dtype)
+    if kind == "gru":
+        module, x, hx, bind = triton_gru.GRU(4, 16, dtype=dtype), torch.randn(3, 2, 4), torch.randn(1, 2, 16), bind_gru
+    else:
+        module, x, hx, bind = triton_gru.GRUCell(4, 16, dtype=dtype), torch.randn(2, 4), torch.randn(2, 16), bind_cell
+    module.requires_grad_(False).train(training)
+    x, hx = x.to(dtype), hx.to(dtype)
+    differentiated = {"input": x, "hx": hx, "weight": next(module.parameters())}.get(requires)
+    if differentiated is not None:
+        differentiated.requires_grad_()
+    with GRAD_MODES[mode]():
+        problem = bind(module, x, hx).problem
+    records = mode == "enable" and requires != "nothing"
+    with GRAD_MODES[mode]():
+        # Of an empty batch torch computes without cuDNN, too. What torch does not serve, kernels do.
+        empty = bind(module, x[..., :0, :], hx[..., :0, :]).problem
+        module.reset_after = False
+        before = bind(module, x, hx).problem
+    assert bool(empty.obstacle) == ((mode == "enable" and training) or records)
+    assert bool(before.obstacle) == (mode == "enable" and training)
+    without_cudnn = kind == "cell" or dtype == torch.bfloat16
+    to_torch = (mode == "enable" and training) or (records and without_cudnn)
+    assert bool(problem.obstacle) == to_torch
+    assert not to_torch or choose(problem, KNOWN["H200"]).kernel == "torch"
+
+
+def test_a_cell_in_eval_has_the_gradients_of_torchs(device, launched):
+    theirs = torch.nn.GRUCell(4, 5, device=device).eval()
+    ours = triton_gru.convert.from_torch(theirs)
+    x, hx = torch.randn(2, 4, device=device), torch.randn(2, 5, device=device, requires_grad=True)
+
+    def gradients(module, call):
+        module.zero_grad()
+        hx.grad = None
+        call(x, hx).square().sum().backward()
+        return [hx.grad, *(parameter.grad for parameter in module.parameters())]
+
+    def checkpointed(x, hx):
+        return torch.utils.checkpoint.checkpoint(ours, x, hx, use_reentrant=False)
+
+    expected = gradients(theirs, theirs)
+    for call in (ours, ours, ours, checkpointed):
+        torch.testing.assert_close(gradients(ours, call), expected)
+    assert not launched
+    with torch.no_grad():
+        ours.backend = "step"
+        torch.testing.assert_close(ours(x, hx), theirs(x, hx), rtol=0, atol=2e-3)
+    assert launched
 
 
 def test_inference_mode(device, launched):

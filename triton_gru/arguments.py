@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.backends.cudnn import CUDNN_TENSOR_DTYPES
 from torch.nn.utils.rnn import PackedSequence
 
 from .limits import why_too_many_rows
@@ -259,7 +260,7 @@ def _problem(
     module, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
 ) -> Problem:
     ends = {"layout": sequences.layout, "resets": resets is not None}
-    obstacle = _obstacle(module, input, hx, weights)
+    obstacle = _obstacle(module, input, hx, weights, resets)
     if sequences.layout == "packed":
         obstacle = obstacle or why_too_many_rows(input.size(0))
     return problem_of(module, sequences.steps, sequences.batch_size, input.dtype, obstacle=obstacle, **ends)
@@ -336,7 +337,20 @@ def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[
     return cast(input), cast(hx), [tuple(map(cast, layer)) for layer in weights]
 
 
-def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights]) -> str:
+def records_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether autograd would record a call of these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _torch_has_backward_in_eval(module, input: Tensor, resets: Tensor | None) -> bool:
+    """Return whether torch serves the call and has its backward in `eval()` on a GPU: where it does not call cuDNN."""
+    if not module.reset_after or resets is not None:
+        return False
+    is_cell = isinstance(module, torch.nn.RNNCellBase)
+    return is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
+
+
+def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights], resets: Tensor | None) -> str:
     """Why no kernel can serve the call, whatever its shape. What it asks beside its arguments, `surroundings` has."""
     if module.training:
         if torch.is_grad_enabled():
@@ -357,4 +371,7 @@ def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights]) 
     for tensor in (input, hx):
         if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"{type(tensor).__name__} is a tensor subclass"
+    differentiable = module.backend == "auto" and _torch_has_backward_in_eval(module, input, resets)
+    if differentiable and records_gradient((input, hx, *flat(weights))):
+        return "autograd records the call, and torch has its backward: call it under torch.no_grad()"
     return ""

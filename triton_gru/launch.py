@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference, torchs, watchdog
-from .arguments import Call, flat
+from .arguments import Call, flat, records_gradient
 from .config import BlockConfig, Config, GridConfig, StepConfig, projection_config
 from .device import Device, capturing, elsewhere
 from .kernels.projection import input_projection
@@ -40,10 +40,9 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
         return torchs.gru(call)
     if plan.kernel == "reference":
         return _run_reference(call)
-    if torch.is_grad_enabled():
-        tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
-        if any(t.requires_grad for t in tensors):
-            return _ForwardOnly.apply(call, plan, *tensors)
+    tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
+    if records_gradient(tensors):
+        return _ForwardOnly.apply(call, plan, *tensors)
     return _run_kernels(call, plan)
 
 

@@ -5,7 +5,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import launch, ops, prepared
-from .arguments import BOTH_AND_REVERSE, Call, beyond_torch, bind_cell, bind_gru
+from .arguments import (
+    BOTH_AND_REVERSE,
+    Call,
+    beyond_torch,
+    bind_cell,
+    bind_gru,
+    records_gradient,
+    weights_of_cell,
+)
 from .device import find
 from .plan import Plan, check_backend, choose
 from .stream import Stream
@@ -24,7 +32,8 @@ class GRU(nn.RNNBase):
         h' = (1 - z) \odot n + z \odot h
 
     The kernels are for inference: a call in training mode with grad enabled goes to torch's own GRU. In
-    `eval()` on a GPU they run whether grad mode is on or not; a backward through their output raises.
+    `eval()` on a GPU they run whether grad mode is on or not; a backward through their output raises, as through
+    that of cuDNN. Exception: torch computes bfloat16 without cuDNN, so a call that autograd records goes to torch.
 
     Args:
         input_size: features I of the input.
@@ -102,7 +111,7 @@ class GRU(nn.RNNBase):
         whole = lengths is None and resets is None
         if whole and (serves := prepared.found(self, input, hx)) is not None:
             return serves(self, input, hx)
-        if whole and _is_torchs(self, input):
+        if whole and _is_torchs(self, input, hx):
             return nn.GRU.forward(self, input, hx)
         if ops.wanted(input):
             return ops.gru(self, input, hx, lengths, resets)
@@ -148,7 +157,8 @@ class GRU(nn.RNNBase):
 class GRUCell(nn.RNNCellBase):
     """One GRU step, interchangeable with `torch.nn.GRUCell`: parameters, `state_dict`, shapes and errors.
 
-    Formula, `reset_after`, `backend` and the rule for training are those of `GRU`.
+    Formula, `reset_after` and `backend` are those of `GRU`. A call that autograd records goes to torch's own cell, in
+    `eval()` too: call it under ``torch.no_grad()`` or ``torch.inference_mode()`` to have it on the kernels.
 
     Shapes: input [B, I] or [I]; hx and the result [B, H] or [H]; hx is zeros if not given.
 
@@ -179,7 +189,7 @@ class GRUCell(nn.RNNCellBase):
         """The next state; shapes as in the class's docstring."""
         if (serves := prepared.found(self, input, hx)) is not None:
             return serves(self, input, hx)
-        if _is_torchs(self, input):
+        if _is_torchs(self, input, hx):
             return nn.GRUCell.forward(self, input, hx)
         if ops.wanted(input):
             return ops.cell(self, input, hx)
@@ -208,18 +218,22 @@ def _plan(call: Call, backend: str) -> Plan:
     return choose(call.problem, find(call.input.device), backend)
 
 
-def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence) -> bool:
-    """Whether the call is torch's whatever its arguments: then nothing is to be spent on a plan."""
+def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence, hx: Tensor | None) -> bool:
+    """Return whether torch's own module serves the call whatever its sizes: then no plan is made."""
     if module.backend not in ("auto", "torch") or beyond_torch(module):
         return False
     # A trace would not show a kernel; and a model that is compiled in training is to train.
     if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
         return True
-    if torch.compiler.is_compiling():
-        return not (ops.wanted(input) or ops.unseen(input))
     device = (input.data if isinstance(input, PackedSequence) else input).device
+    if torch.compiler.is_compiling():
+        if not (ops.wanted(input) or ops.unseen(input)):
+            return True
     # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
-    return device.type != "cuda" and find(device) is None
+    elif device.type != "cuda" and find(device) is None:
+        return True
+    # torch's cell has a backward in eval(), where its GRU on a GPU has none.
+    return isinstance(module, GRUCell) and records_gradient((input, hx, *weights_of_cell(module)))
 
 
 def _own_repr(module: GRU | GRUCell) -> str:
