@@ -16,6 +16,10 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 x, hx = torch.randn(2, 3, 4), torch.randn(1, 3, 20)
 
 
+class Subclass(torch.Tensor):
+    """A subclass of which nothing is known."""
+
+
 def table() -> dict[str, list[str]]:
     """The cells of each row, by its first."""
     lines = README.read_text().split("| otherwise |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
@@ -74,6 +78,12 @@ def eval_with_grad(backend):
                 output.sum().backward()
 
 
+def subclasses(backend):
+    module = gru(backend)
+    module.weight_hh_l0 = torch.nn.Parameter(module.weight_hh_l0.detach().as_subclass(Subclass), requires_grad=False)
+    module(x)
+
+
 def training(backend):
     with torch.enable_grad():
         gru(backend).train()(x)[0].sum().backward()
@@ -129,6 +139,7 @@ ROWS = {
     "`stream()`": lambda backend: gru(backend).stream(3)(x[0]),
     "`torch.autocast`": autocast,
     "`eval()` with grad enabled (a backward raises)": eval_with_grad,
+    "tensor subclasses, sparse weights": subclasses,
     "training with grad enabled": training,
     "dropout in training": dropout,
     "`torch.compile(fullgraph=True)`, `torch.export`": compiled,

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .limits import why_too_many_rows
 from .problem import Problem
+from .readable import materialize, unreadable_reason, unreadable_weights_reason
 from .reference import Weights
 from .sequences import Sequences, of_lengths, of_packed
 
@@ -97,6 +98,7 @@ def _call(
     gru, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
 ) -> Call:
     input, hx, weights = autocast(input, hx, weights)
+    input, hx = materialize(input), materialize(hx)
     problem = _problem(gru, input, hx, weights, sequences, resets)
     dropout = gru.dropout if gru.training else 0.0
     batch_first = gru.batch_first and sequences.layout != "packed"
@@ -150,7 +152,7 @@ def check_gru(
         if lengths is not None:
             raise ValueError("lengths cannot go with packed input, which has its own")
         data = input.data
-        gru.check_input(data, input.batch_sizes)
+        _check_input(gru, data, 2)
         if hx is not None:
             gru.check_hidden_size(hx, gru.get_expected_hidden_size(data, input.batch_sizes))
     else:
@@ -161,7 +163,7 @@ def check_gru(
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
         whole, state, _ = batched(gru, input, hx, None)
-        gru.check_input(whole, None)
+        _check_input(gru, whole, 3)
         if state is not None:
             gru.check_hidden_size(state, gru.get_expected_hidden_size(whole, None))
         if whole.size(1 if gru.batch_first else 0) == 0:
@@ -171,6 +173,22 @@ def check_gru(
         if resets is not None:
             _check_resets(resets, input)
     _check_same_place(data, hx, getattr(gru, gru._all_weights[0][0]))
+
+
+def _check_input(gru, input: Tensor, dimensions: int) -> None:
+    """Raise what ``gru.check_input`` raises. That asks a list for the weights' dtype which may be of older weights."""
+    weight = getattr(gru, gru._all_weights[0][0])
+    if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.dim() != dimensions:
+        raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+    if input.size(-1) != gru.input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {gru.input_size}, got {input.size(-1)}"
+        )
 
 
 def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
@@ -200,6 +218,7 @@ def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     check_cell(cell, input, hx)
     input, hx = as_one_step(input, hx)
     input, hx, weights = autocast(input, hx, [weights_of_cell(cell)])
+    input, hx = materialize(input), materialize(hx)
     sequences = Sequences("dense", 1, input.size(1))
     return Call(_problem(cell, input, hx, weights, sequences, None), input, hx, weights, sequences)
 
@@ -260,7 +279,7 @@ def _problem(
     module, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
 ) -> Problem:
     ends = {"layout": sequences.layout, "resets": resets is not None}
-    obstacle = _obstacle(module, input, hx, weights, resets)
+    obstacle = _obstacle(module, input, hx, weights, sequences, resets)
     if sequences.layout == "packed":
         obstacle = obstacle or why_too_many_rows(input.size(0))
     return problem_of(module, sequences.steps, sequences.batch_size, input.dtype, obstacle=obstacle, **ends)
@@ -302,7 +321,7 @@ def surroundings(module, input: Tensor) -> tuple:
 
 def places(weights: Iterable[Tensor | None]) -> list:
     """Where they lie, and how, which may change in place."""
-    return [(w.data_ptr(), w.stride(), w.dtype) for w in weights if w is not None]
+    return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
 
 
 # NVIDIA's libraries never use TF32 if this variable is 0, whatever torch asks for. They read it once as well.
@@ -350,8 +369,13 @@ def _torch_has_backward_in_eval(module, input: Tensor, resets: Tensor | None) ->
     return is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
 
 
-def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights], resets: Tensor | None) -> str:
-    """Why no kernel can serve the call, whatever its shape. What it asks beside its arguments, `surroundings` has."""
+def _obstacle(
+    module, input: Tensor, hx: Tensor | None, weights: list[Weights], sequences: Sequences, resets: Tensor | None
+) -> str:
+    """Return why no kernel can serve the call, whatever its shape; empty if one can.
+
+    Every global setting that is read here has to be in `surroundings` or in the form of a prepared call.
+    """
     if module.training:
         if torch.is_grad_enabled():
             return "the module is in training mode with grad enabled, and the kernels are for inference"
@@ -359,8 +383,6 @@ def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights], 
             return "the module is in training mode with dropout between layers"
     if module.backend == "auto" and not torch.backends.cudnn.enabled:
         return "torch.backends.cudnn.enabled is False"
-    if any(t is not None and t.dtype != input.dtype for t in (hx, *weights[0])):
-        return "input, hx and weights differ in dtype"
     if torch.jit.is_tracing():
         return "the model is being traced, in whose trace a kernel would leave no sign"
     # Where torch shows a tensor that stands for others, its memory is not what the call is about.
@@ -368,9 +390,13 @@ def _obstacle(module, input: Tensor, hx: Tensor | None, weights: list[Weights], 
         return "a torch.func transform or a dispatch mode is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active, and the kernels are for inference"
-    for tensor in (input, hx):
-        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"{type(tensor).__name__} is a tensor subclass"
+    for tensor in (input, hx, sequences.lengths, resets):
+        if tensor is not None and (reason := unreadable_reason(tensor)):
+            return reason
+    if hx is not None and hx.dtype != input.dtype:
+        return "input and hx differ in dtype"
+    if reason := unreadable_weights_reason(module, weights, input):
+        return reason
     differentiable = module.backend == "auto" and _torch_has_backward_in_eval(module, input, resets)
     if differentiable and records_gradient((input, hx, *flat(weights))):
         return "autograd records the call, and torch has its backward: call it under torch.no_grad()"

@@ -20,6 +20,7 @@ from .arguments import Call, flat, places, surroundings
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
+from .readable import is_plain, unreadable_reason
 from .scans import Launch
 
 # Forms that are kept of a module, the latest ones.
@@ -105,12 +106,11 @@ _OF_CELLS = operator.attrgetter("input_size", "hidden_size")
 _OF_GRUS = operator.attrgetter(
     "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse"
 )
-_BARE = (Tensor, nn.Parameter)
 
 
 def _form(module, input, hx: Tensor | None) -> tuple | None:
     """All that decides how a call is served beside the weights; None where the tensors are not what they seem."""
-    if type(input) not in _BARE or (hx is not None and type(hx) not in _BARE):
+    if not is_plain(input) or (hx is not None and not is_plain(hx)):
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
@@ -124,8 +124,10 @@ def _form(module, input, hx: Tensor | None) -> tuple | None:
 
 
 def _lie(tensor: Tensor) -> tuple:
-    """How it lies in memory; of the address only what a kernel was compiled for."""
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
+    """How it lies in memory; of the address only what a kernel was compiled for, and that there is one."""
+    address = tensor.data_ptr()
+    alignment = address % 16 if address else None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
 
 
 _NAMES_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -142,7 +144,8 @@ class _Weights:
         self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else _NAMES_OF_CELLS
         self.tensors = tuple(getattr(module, name) for name in self._names)
         # Elsewhere than in memory a weight has no place.
-        self._places = places(self.tensors) if all(w is None or type(w) in _BARE for w in self.tensors) else None
+        readable = not any(w is not None and unreadable_reason(w) for w in self.tensors)
+        self._places = places(self.tensors) if readable else None
 
     def hold(self, module) -> bool:
         """Whether the module has them yet, as its own, not made anew for each call, and they lie where they did."""

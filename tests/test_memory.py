@@ -1,0 +1,193 @@
+"""Tensors whose memory does not hold their values: the values count, and no kernel reads the memory."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_map
+
+import triton_gru
+
+from .calls import make_gru
+from .twins import twins
+
+KERNELS = ("block", "grid", "step")
+
+
+def negated(tensor):
+    """Return a tensor equal to ``tensor``, of memory that holds the opposite sign."""
+    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert view.is_neg() and torch.equal(view, tensor)
+    return view
+
+
+def zeros_without_memory(tensor):
+    """Return zeros of the shape of ``tensor``, which torch keeps no memory for."""
+    return torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+class Scaled(torch.Tensor):
+    """Integers and a scale, as quantized weights are: a wrapper that has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, integers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, integers.shape, dtype=scale.dtype, device=scale.device)
+
+    def __init__(self, integers, scale):
+        self.integers, self.scale = integers, scale
+
+    def value(self):
+        return self.integers * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].integers, args[0].scale)
+        args, kwargs = tree_map(lambda each: each.value() if isinstance(each, cls) else each, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def scaled(tensor):
+    scale = tensor.detach().abs().max() / 127
+    return Scaled((tensor.detach() / scale).round().to(torch.int8), scale)
+
+
+def every_result(module, call):
+    """Return all tensors that a call of a GRU or a cell returns."""
+    results = module(*call)
+    results = results if isinstance(results, tuple) else (results,)
+    return [each.data if isinstance(each, PackedSequence) else each for each in results]
+
+
+def calls(x, hx):
+    """Return a name and a call for each way to pass a batch: [T, B, I] and [1, B, H]."""
+    packed = pack_padded_sequence(x, torch.tensor([3, 1, 2]), enforce_sorted=False)
+    return {
+        "dense": (x, hx),
+        "without a state": (x,),
+        "unbatched": (x[:, 0], hx[:, 0]),
+        "packed": (packed._replace(data=negated(packed.data)), hx),
+        "lengths": (x, hx, torch.tensor([0, 3, 2])),
+    }
+
+
+@pytest.mark.parametrize("make_view", [negated, zeros_without_memory])
+def test_the_values_of_input_and_state_count(make_view, device, launched):
+    gru = make_gru(4, 16, "fp32", device)
+    cell = triton_gru.GRUCell(4, 16, device=device, backend="block").eval()
+    x, hx = (make_view(torch.randn(*shape, device=device)) for shape in ((3, 3, 4), (1, 3, 16)))
+    plain = x.clone(), hx.clone()
+    with torch.no_grad():
+        for (name, call), expected in zip(calls(x, hx).items(), calls(*plain).values()):
+            # By turns, so that what is kept of the one serves the other if it is not told apart.
+            for _ in range(3 if name == "dense" else 1):
+                for mine, its in zip(every_result(gru, call), every_result(gru, expected)):
+                    assert torch.equal(mine, its), name
+        for _ in range(3):
+            assert torch.equal(cell(x[0], hx[0]), cell(plain[0][0], plain[1][0]))
+    assert launched.only_by("block")
+
+
+def test_the_values_of_frames_and_their_state_count(device):
+    gru = make_gru(4, 16, "fp32", device, "step")
+    x, state = torch.randn(2, 3, 4, device=device), torch.randn(1, 3, 16, device=device)
+    results = []
+    for make_view in (negated, torch.clone):
+        stream = gru.stream(3)
+        stream.state = make_view(state)
+        results.append(torch.stack([stream(make_view(frame)) for frame in x]))
+    assert torch.equal(*results)
+
+
+def results_or_error(module, x):
+    try:
+        return every_result(module, (x,))
+    except RuntimeError as error:
+        return str(error)
+
+
+def unreadable_weights():
+    """Return for each kind of weight that no kernel reads: its name, what makes it, and what is said of it."""
+    return {
+        "negative bit": (negated, "holds other values"),
+        "no memory": (zeros_without_memory, "holds other values"),
+        "subclass": (scaled, "Scaled is a tensor subclass"),
+        "sparse": (torch.Tensor.to_sparse, "layout sparse_coo"),
+        "dtype": (torch.Tensor.half, "differ in dtype"),
+        "shape": (lambda weight: weight[:, :-1], r"weight_hh has the shape \[48, 15\], expected \[48, 16\]"),
+    }
+
+
+@pytest.mark.parametrize("name", unreadable_weights())
+def test_no_kernel_reads_a_weight_that_is_not_its_memory(name, device, launched):
+    """In the last layer, where nothing but the weight itself tells. torch's answer or torch's error."""
+    make, reason = unreadable_weights()[name]
+    gru = make_gru(4, 16, "fp32", device, "auto", num_layers=2)
+    cell = triton_gru.GRUCell(4, 16, device=device).eval()
+    for module, weight, x in ((gru, "weight_hh_l1", torch.randn(3, 2, 4)), (cell, "weight_hh", torch.randn(2, 4))):
+        x = x.to(device)
+        value = make(getattr(module, weight).detach())
+        # A parameter where there can be one.
+        setattr(module, weight, nn.Parameter(value, requires_grad=False))
+        theirs = triton_gru.restore(copy.copy(module))
+        with torch.no_grad():
+            plan = module.plan(x)
+            assert plan.kernel == "torch" and re.search(reason, dict(plan.rejected)["block"])
+            mine, its = results_or_error(module, x), results_or_error(theirs, x)
+            if isinstance(its, str):
+                assert mine == its
+            else:
+                torch.testing.assert_close(mine, its)
+            for kernel in KERNELS:
+                module.backend = kernel
+                with pytest.raises(RuntimeError, match=reason):
+                    module(x)
+    assert not launched
+
+
+def test_a_sparse_input_raises_what_torch_raises(device):
+    theirs, ours = (module.to(device).eval() for module in twins(4, 16))
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.no_grad():
+        for _ in range(3):
+            ours(x)
+        with pytest.raises((RuntimeError, NotImplementedError)) as expected:
+            theirs(x.to_sparse())
+        with pytest.raises(expected.type) as raised:
+            ours(x.to_sparse())
+    assert str(raised.value) == str(expected.value)
+
+
+def test_a_weight_that_turns_negative_in_place_is_seen(device):
+    """Its address, strides and dtype stay."""
+    gru = make_gru(4, 16, "fp32", device)
+    x = torch.randn(3, 2, 4, device=device)
+    with torch.no_grad():
+        for _ in range(3):
+            gru(x)
+        gru.weight_hh_l0.data = torch._neg_view(gru.weight_hh_l0.data)
+        with pytest.raises(RuntimeError, match="holds other values"):
+            gru(x)
+
+
+@pytest.mark.parametrize("what", ["input", "hx", "lengths", "resets"])
+def test_a_subclass_is_refused_by_name_and_served_by_auto(what, device, launched):
+    class Wrapped(torch.Tensor):
+        pass
+
+    gru = make_gru(4, 5, "fp32", device)
+    call = {"input": torch.randn(3, 2, 4), "hx": torch.randn(1, 2, 5)}
+    call |= {"lengths": torch.tensor([3, 1])} if what == "lengths" else {}
+    call |= {"resets": torch.rand(3, 2) < 0.5} if what == "resets" else {}
+    call = {name: tensor.to(device) for name, tensor in call.items()}
+    wrapped = call | {what: call[what].as_subclass(Wrapped)}
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="Wrapped is a tensor subclass"):
+            gru(**wrapped)
+        gru.backend = "auto"
+        for mine, its in zip(gru(**wrapped), gru(**call)):
+            torch.testing.assert_close(torch.Tensor(mine), its, rtol=0, atol=2e-3)
+    assert not launched or device == "cuda"
