@@ -245,6 +245,30 @@ def test_functional_call_uses_the_weights_given(device, launched):
     assert launched.scans == 3
 
 
+def replaced_by_functional_call(module, x, weights):
+    return torch.func.functional_call(module, weights, (x,))
+
+
+def replaced_by_registration(module, x, weights):
+    for name, weight in weights.items():
+        delattr(module, name)
+        module.register_parameter(name, torch.nn.Parameter(weight))
+    return module(x)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "block"])
+@pytest.mark.parametrize("call", [replaced_by_functional_call, replaced_by_registration])
+def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device):
+    """torch's list of weights, which `check_input` asks for the dtype, has the old ones yet."""
+    theirs, ours = (module.to(device).eval() for module in twins(4, 16))
+    ours.backend = backend
+    x = torch.randn(3, 2, 4, device=device).half()
+    weights = {name: weight.detach().half() for name, weight in theirs.named_parameters()}
+    with torch.no_grad():
+        actual, expected = call(ours, x, weights), call(theirs, x, weights)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=4e-3)
+
+
 def test_transforms_and_tracing_go_to_torch():
     theirs, ours = (m.eval() for m in twins(4, 5))
     x = torch.randn(3, 2, 4)

@@ -5,6 +5,7 @@ A call of a form that was never met is bound and planned, the second of that for
 
 import copy
 import ctypes
+import gc
 import itertools
 import pickle
 import sys
@@ -226,6 +227,60 @@ def test_with_gradients_to_record_nothing_is_prepared(device, bound):
     assert gru(x, hx)[0].requires_grad
     gru.weight_hh_l1.requires_grad_()
     assert gru(x, hx.detach())[0].requires_grad
+
+
+@pytest.mark.parametrize("let_go", ["another state dict", "other registrations", "the module"])
+@pytest.mark.parametrize("kind, kernel", [("gru", "grid"), ("cell", "block"), ("stream", "step")])
+def test_no_weight_is_kept_that_its_module_has_let_go(kind, kernel, let_go, device):
+    if kind == "cell":
+        module, x = triton_gru.GRUCell(4, 16, device=device, backend=kernel).eval(), torch.randn(2, 4, device=device)
+    else:
+        module, x = make_gru(4, 16, "fp32", device, kernel), torch.randn(3, 2, 4, device=device)
+    call, x = (module.stream(2), x[0]) if kind == "stream" else (module, x)
+    with torch.no_grad():
+        for _ in range(4):
+            call(x)
+    weights = [weakref.ref(parameter) for parameter in module.parameters()]
+    if let_go == "the module":
+        del module, call
+    elif let_go == "another state dict":
+        others = {name: 2 * weight for name, weight in module.state_dict().items()}
+        module.load_state_dict(others, assign=True)
+    else:
+        for name, weight in list(module.named_parameters()):
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(2 * weight.detach()))
+        del weight
+        with torch.no_grad():
+            call(x)  # torch's list of weights, too, is brought up to date by a call
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
+    if let_go != "the module":
+        with torch.no_grad():
+            first = module.stream(2)(x) if kind == "stream" else module(x)
+            call.reset() if kind == "stream" else None
+            for mine, its in zip(call(x), first):
+                assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("kind, shape", [(triton_gru.GRU, (3, 2, 4)), (triton_gru.GRUCell, (2, 4))])
+def test_a_module_whose_parameters_are_swapped_is_served(kind, shape, device):
+    """torch does not swap a parameter that anything has a weak reference to."""
+    module = kind(4, 16, backend="step", device=device).eval()
+    x = torch.randn(shape, device=device)
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with torch.no_grad():
+            for _ in range(4):
+                module(x)
+            module.half()
+            results = [module(x.half()) for _ in range(4)]
+            expected = copy.deepcopy(module)(x.half())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def test_weights_that_change_in_place_are_read_anew(device, bound):

@@ -1,5 +1,6 @@
 """From a module and its call to a `Call`: checked, as torch.nn.GRU checks, and without a copy where possible."""
 
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,7 +112,16 @@ def weights_of_gru(gru) -> list[Weights]:
     Not from ``_flat_weights``: torch brings that list up to date by ``flatten_parameters``, which moves the parameters.
     A CUDA graph that another module sharing them has captured would go on reading the memory that they left.
     """
-    return grouped([getattr(gru, name) for name in gru._flat_weights_names], gru.bias)
+    weights = [getattr(gru, name) for name in gru._flat_weights_names]
+    if not torch.compiler.is_compiling() and any(map(operator.is_not, weights, gru._flat_weights)):
+        _forget_old_weights(gru, weights)
+    return grouped(weights, gru.bias)
+
+
+def _forget_old_weights(gru, weights: list[Tensor]) -> None:
+    """Put parameters that are new into ``_flat_weights``, which would keep those alive that they have replaced."""
+    replaced = zip(weights, gru._flat_weights)
+    gru._flat_weights = [new if isinstance(new, torch.nn.Parameter) else old for new, old in replaced]
 
 
 def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:

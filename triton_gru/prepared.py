@@ -9,14 +9,14 @@ import itertools
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import watchdog
-from .arguments import Call, flat, places, surroundings
+from .arguments import Call, flat, places, records_gradient, surroundings
 from .device import elsewhere
 from .launch import launches
 from .plan import Plan
@@ -52,7 +52,7 @@ def found(module, input, hx: Tensor | None) -> Callable | None:
     if not serves.weights.hold(module):
         _kept.pop(module, None)
         return None
-    return serves if _runs(input, hx, serves.weights.tensors) else None
+    return None if elsewhere(input.device) else serves
 
 
 def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
@@ -60,7 +60,9 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
 
     ``output`` and ``h_n`` as `launch.run` returns them, or one and the same [1, B, H] where the caller gets but one.
     """
-    if plan.config is None or h_n.numel() == 0 or not _runs(input, hx, flat(call.weights)):
+    if plan.config is None or h_n.numel() == 0 or elsewhere(input.device):
+        return
+    if records_gradient((input, hx, *flat(call.weights))):
         return
     form = _form(module, input, hx)
     forms = _kept.get(module, {})
@@ -68,8 +70,10 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
         _add(module, form, _MET)
     elif forms[form] is _MET:
         weights = _Weights(module)
-        made = _prepared(input, hx, weights, call, plan, output, h_n) if weights.hold(module) else None
-        _add(module, form, made)
+        tensors = [w for w in weights.of(module) if w is not None]
+        if len(tensors) == len(flat(call.weights)):  # none is made anew for each call
+            made = _prepared(input, hx, weights, tensors, call, plan, output, h_n) if weights.hold(module) else None
+            _add(module, form, made)
 
 
 def keep_torchs(module, input, hx: Tensor | None, forward: Callable) -> None:
@@ -95,13 +99,6 @@ def _add(module, form: tuple | None, serves) -> None:
             del forms[next(iter(forms))]
 
 
-def _runs(input: Tensor, hx: Tensor | None, weights: Iterable[Tensor | None]) -> bool:
-    """Whether launches can be made as they are: no gradient is to be recorded, and the GPU is the current one."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, hx, *weights)):
-        return False
-    return not elsewhere(input.device)
-
-
 _OF_CELLS = operator.attrgetter("input_size", "hidden_size")
 _OF_GRUS = operator.attrgetter(
     "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse"
@@ -118,6 +115,7 @@ def _form(module, input, hx: Tensor | None) -> tuple | None:
         _OF_GRUS(module) if isinstance(module, nn.RNNBase) else _OF_CELLS(module),
         surroundings(module, input),
         torch.is_grad_enabled(),
+        torch.is_grad_enabled() and records_gradient((input, hx, *module._parameters.values())),
         _lie(input),
         None if hx is None else _lie(hx),
     )
@@ -134,27 +132,31 @@ _NAMES_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Weights:
-    """A module's weights, and where they lie.
+    """Which weights a module has, and where they lie.
 
-    Attributes:
-        tensors: in torch's order; of a cell without biases None in their place.
+    Nothing here refers to a weight: it would live on, and torch does not swap parameters that have weak references.
     """
 
     def __init__(self, module):
         self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else _NAMES_OF_CELLS
-        self.tensors = tuple(getattr(module, name) for name in self._names)
+        tensors = self.of(module)
+        self._identities = _identities(tensors)
         # Elsewhere than in memory a weight has no place.
-        readable = not any(w is not None and unreadable_reason(w) for w in self.tensors)
-        self._places = places(self.tensors) if readable else None
+        self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else places(tensors)
+
+    def of(self, module) -> list[Tensor | None]:
+        """Return the weights that are the module's own, in torch's order; None for others and in place of biases."""
+        return list(map(module._parameters.get, self._names))
 
     def hold(self, module) -> bool:
-        """Whether the module has them yet, as its own, not made anew for each call, and they lie where they did."""
-        own = map(module._parameters.get, self._names)
-        return (
-            all(map(operator.is_, own, self.tensors))
-            and self._places is not None
-            and places(self.tensors) == self._places
-        )
+        """Return whether the module has the same weights yet, and they lie where they did."""
+        now = self.of(module)
+        return _identities(now) == self._identities and self._places is not None and places(now) == self._places
+
+
+def _identities(tensors: list[Tensor | None]) -> list:
+    """Return what tells tensors from others. One that is gone may leave its id to another, so that the type counts."""
+    return [*map(id, tensors), *map(type, tensors)]
 
 
 # What has another address in each call.
@@ -258,6 +260,7 @@ def _prepared(
     input: Tensor,
     hx: Tensor | None,
     weights: _Weights,
+    tensors: list[Tensor],
     call: Call,
     plan: Plan,
     output: Tensor,
@@ -274,8 +277,7 @@ def _prepared(
     if len(made) > LAUNCHES:
         return None
     held = [watchdog.of(input.device).watch] if plan.kernel == "grid" else []
-    fixed = [*held, *(w for w in weights.tensors if w is not None)]
-    memory = _Memory(input, hx, output, h_n, fixed, between)
+    memory = _Memory(input, hx, output, h_n, [*held, *tensors], between)
     steps = [_step(launch, memory) for launch in made]
     if memory.ambiguous or None in steps:
         return None

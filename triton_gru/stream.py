@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .arguments import bind_dense, flat, places, surroundings, weights_of_gru
+from .arguments import autocast_dtype, bind_dense, flat, grouped, places, surroundings, weights_of_gru
 from .device import capturing, find
 from .plan import Plan, choose
+from .reference import Weights
 from .scans import Scan, room_for_reset_state, whole_step_launches
 from .sequences import Sequences
 
@@ -85,7 +86,7 @@ class Stream:
         # What was found out holds as long as this.
         weights = weights_of_gru(gru)
         key = (surroundings(gru, weight), places(flat(weights)))
-        autocast = torch.is_autocast_enabled(weight.device.type)
+        autocast = autocast_dtype(weight.device) is not None
         if x.device != weight.device or (x.dtype != weight.dtype and not autocast):
             raise ValueError(
                 f"frames must be {weight.dtype} on {weight.device}, as the weights are, got {x.dtype} on {x.device}"
@@ -105,11 +106,11 @@ class Stream:
         if capturing(x.device):
             raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
         try:
-            output = self._frames(x, self._parity)
+            output = self._frames(x, self._parity, weights)
         except Exception as failure:
             plan = launch.untuned(self._frames.plan, failure, x.device)
             self._frames = _Frames(plan, weights, self._carry, self._rounded)
-            output = self._frames(x, self._parity)
+            output = self._frames(x, self._parity, weights)
         self._parity ^= 1
         return output
 
@@ -140,44 +141,62 @@ class Stream:
 
 
 class _Frames:
-    """The launches of a frame: on a GPU in two graphs, one for each parity."""
+    """The launches of a frame: on a GPU in two graphs, one for each parity.
 
-    def __init__(self, plan: Plan, weights: list, carry: Tensor, rounded: Tensor):
-        self.plan, self._weights, self._carry, self._rounded = plan, weights, carry, rounded
+    They read the module's weights where they lie, and do not keep them alive. Exception: of a weight that is not
+    contiguous they read a copy, which every frame brings up to date.
+    """
+
+    def __init__(self, plan: Plan, weights: list[Weights], carry: Tensor, rounded: Tensor):
+        self.plan, self._carry, self._rounded = plan, carry, rounded
         batch, inputs = plan.problem.batch_size, plan.problem.input_size
         self._sequences = Sequences("dense", 1, batch)
         with torch.inference_mode(False):
             self._x = rounded.new_empty(batch, inputs)
             self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
             self._reset_state = room_for_reset_state(plan.problem, rounded)
+            self._copies = {
+                i: torch.empty_like(weight, memory_format=torch.contiguous_format)
+                for i, weight in enumerate(flat(weights))
+                if not weight.is_contiguous()
+            }
         self._replays = [None, None]
 
-    def __call__(self, x: Tensor, parity: int) -> Tensor:
+    def __call__(self, x: Tensor, parity: int, weights: list[Weights]) -> Tensor:
         self._x.copy_(x)
+        weights = self._contiguous(weights)
         if x.device.type != "cuda":
-            launch.start(self._launches(parity))
+            launch.start(self._launches(parity, weights))
         else:
             with torch.cuda.device(x.device):
                 if self._replays[parity] is None:
-                    self._replays[parity] = self._captured(parity)
+                    self._replays[parity] = self._captured(parity, weights)
                 self._replays[parity].replay()
         return self._outputs[-1].clone()
 
-    def _captured(self, parity: int) -> torch.cuda.CUDAGraph:
-        launch.start(self._launches(parity))  # compiled and loaded before the capture
+    def _contiguous(self, weights: list[Weights]) -> list[Weights]:
+        if not self._copies:
+            return weights
+        values = flat(weights)
+        for i, copy in self._copies.items():
+            values[i] = copy.copy_(values[i])
+        return grouped(values, bias=weights[0][2] is not None)
+
+    def _captured(self, parity: int, weights: list[Weights]) -> torch.cuda.CUDAGraph:
+        launch.start(self._launches(parity, weights))  # compiled and loaded before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            launch.start(self._launches(parity))
+            launch.start(self._launches(parity, weights))
         return graph
 
-    def _launches(self, parity: int):
+    def _launches(self, parity: int, weights: list[Weights]):
         problem, config, device = self.plan.problem, self.plan.config, self.plan.device
         shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
         # A step in the middle of a sequence: the state comes from carry and goes there.
         scan = Scan(problem, self._sequences, None, self._carry, self._carry, None)
         source = self._x
-        for layer, weights in enumerate(self._weights):
-            scan.begin(layer, [tuple(None if w is None else w.contiguous() for w in weights)], self._outputs[layer])
+        for layer, of_layer in enumerate(weights):
+            scan.begin(layer, [of_layer], self._outputs[layer])
             scan.parity, scan.start, scan.total = parity, 1, 3
             yield from whole_step_launches(scan, source, config, shared, self._rounded, self._reset_state)
             source = self._outputs[layer]
