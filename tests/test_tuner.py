@@ -10,7 +10,6 @@ from collections import defaultdict
 
 import pytest
 import torch
-from torch import nn
 
 import triton_gru
 from triton_gru import cli
@@ -18,7 +17,6 @@ from triton_gru.config import GridConfig
 from triton_gru.device import KNOWN, find
 from triton_gru.heuristic import heuristic
 from triton_gru.plan import KERNELS, choose
-from triton_gru.problem import Problem
 from triton_gru.tuning import bench, lookup, revision, run, space, store, tuner
 from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
@@ -330,51 +328,6 @@ def tuner_compilers(device):
     from triton_gru.tuning.compiling import Compilers
 
     return Compilers(device)
-
-
-def test_the_problems_of_a_model():
-    model = nn.ModuleList([nn.GRU(8, 16, 2, bidirectional=True), triton_gru.GRU(4, 5, reset_after=False)])
-    model.append(nn.GRUCell(3, 4, dtype=torch.bfloat16))
-    model.append(nn.GRU(3, 4, dtype=torch.float64))
-    model.append(nn.LSTM(3, 4))
-    found = triton_gru.shapes_of(model, batch_sizes=(1, 8), steps=(100,))
-    assert [(p.hidden_size, p.batch_size, p.steps) for p in found] == [
-        (16, 1, 100), (16, 8, 100), (5, 1, 100), (5, 8, 100), (4, 1, 1), (4, 8, 1),
-    ]  # fmt: skip
-    assert (found[0].num_layers, found[0].directions, found[0].precision) == (2, 2, "tf32")
-    assert not found[2].reset_after and found[4].dtype == torch.bfloat16
-    assert {p.dtype for p in triton_gru.shapes_of(model, dtype=torch.float16)} == {torch.float16}
-
-
-def test_the_problems_of_a_run():
-    both = nn.GRU(8, 16, bidirectional=True, batch_first=True).eval()
-    ours, cell = triton_gru.GRU(4, 5).eval(), nn.GRUCell(3, 4)
-    with triton_gru.record_shapes() as shapes, torch.no_grad():
-        for _ in range(3):
-            ours(torch.randn(100, 3, 4))
-        both(torch.randn(2, 10, 8))
-        both(torch.randn(10, 8))
-        ours(torch.randn(7, 3, 4), lengths=torch.tensor([7, 1, 2]))
-        ours(torch.randn(7, 3, 4), resets=torch.zeros(7, 3, dtype=torch.bool))
-        ours(nn.utils.rnn.pack_padded_sequence(torch.randn(7, 3, 4), torch.tensor([7, 2, 1])))
-        cell(torch.randn(5, 3))
-        with torch.autocast("cpu", torch.bfloat16):
-            cell(torch.randn(5, 3))
-        ours.double()(torch.randn(2, 3, 4).double())
-    ours.float()(torch.randn(100, 3, 4))  # no longer watched
-    assert not nn.modules.module._has_any_global_hook()
-    found = [(p.hidden_size, p.batch_size, p.steps, p.layout, str(p.dtype)[6:]) for p in shapes]
-    assert found[0] == (5, 3, 128, "dense", "float32")
-    assert sorted(found[1:]) == sorted([
-        (16, 2, 16, "dense", "float32"), (16, 1, 16, "dense", "float32"), (5, 3, 8, "lengths", "float32"),
-        (5, 3, 8, "dense", "float32"), (5, 3, 8, "packed", "float32"), (4, 5, 1, "dense", "float32"),
-        (4, 5, 1, "dense", "bfloat16"),
-    ])  # fmt: skip
-    assert len(shapes) == 8 and all(isinstance(each, Problem) for each in shapes)
-    both.train()
-    with triton_gru.record_shapes() as shapes:
-        both(torch.randn(2, 10, 8))
-    assert len(shapes) == 0
 
 
 @pytest.fixture

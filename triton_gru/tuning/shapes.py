@@ -1,17 +1,18 @@
 """Which problems to tune: those of a model, or of a run that was watched."""
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as hooks
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..arguments import autocast_dtype, problem_of
 from ..modules import GRU, GRUCell
 from ..problem import Problem
+from ..readable import is_plain
 from .entries import Key
 
 _GRUS, _CELLS = (nn.GRU, GRU), (nn.GRUCell, GRUCell)
@@ -34,7 +35,7 @@ def shapes_of(
     batch_sizes, steps = list(batch_sizes), list(steps)
     for module in model.modules():
         if isinstance(module, (*_GRUS, *_CELLS)):
-            weight = next(module.parameters())
+            weight = module.weight_hh if isinstance(module, _CELLS) else module.weight_hh_l0
             for batch in batch_sizes:
                 for number in steps if isinstance(module, _GRUS) else (1,):
                     problem = problem_of(module, number, batch, dtype or weight.dtype)
@@ -73,40 +74,77 @@ def record_shapes() -> Iterator[Recorded]:
             serve(model)
         triton_gru.tune(shapes, budget=300)
 
-    Steps are recorded as powers of two (up to the next), as T is what varies most and decides least. Not seen are
-    calls inside what torch.compile has compiled, of float64, and in training with grad enabled.
+    Steps are recorded as powers of two (up to the next), as T is what varies most and decides least. Not recorded are
+    calls of float64 or in training with grad enabled, and those of subclasses whose `forward` is their own. Nor are
+    calls that only stand for others: inside torch.compile, export or a trace, under a dispatch mode or a transform of
+    torch.func, of fake tensors and other subclasses, and on the meta device.
     """
     recorded = Recorded()
-
-    def hook(module, args, kwargs, output) -> None:
-        if isinstance(module, (*_GRUS, *_CELLS)) and not (module.training and torch.is_grad_enabled()):
-            problem = _called(module, *args, **kwargs)
-            if problem.dtype in _DTYPES and not problem.is_empty:
-                recorded.add(problem)
-
-    handle = hooks.register_module_forward_hook(hook, with_kwargs=True)
+    with _lock:
+        _recorders.append(recorded)
+        for kind in _CLASSES:
+            kind.__call__ = _call_and_record
     try:
         yield recorded
     finally:
-        handle.remove()
-        # Which leaves its note of a hook with keywords (torch 2.13): torch.compile would warn of hooks for good.
-        hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)
+        with _lock:
+            _recorders[:] = [each for each in _recorders if each is not recorded]
+            if not _recorders:
+                for kind in _CLASSES:
+                    del kind.__call__  # nn.Module's own again
 
 
-def _called(
-    module, input: Tensor | PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> Problem:  # fmt: skip
-    """Of a call that was served, so that its arguments are right."""
-    layout = "packed" if isinstance(input, PackedSequence) else "dense" if lengths is None else "lengths"
-    if layout == "packed":
-        steps, batch, data = len(input.batch_sizes), int(input.batch_sizes[0]), input.data
-    elif isinstance(module, _CELLS):
-        steps, batch, data = 1, input.size(0) if input.dim() == 2 else 1, input
+_CLASSES = (*_GRUS, *_CELLS)
+_recorders: list[Recorded] = []
+_lock = threading.Lock()
+
+
+def _call_and_record(module, *args, **kwargs):
+    """Call ``module`` and tell the recorders.
+
+    In the place of a global forward hook, beside which torch.export in strict mode fails.
+    """
+    output = nn.Module.__call__(module, *args, **kwargs)
+    # First: what compiles or traces is to see nothing of the rest, and its sizes are symbols.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return output
+    if _runs_forward_of_gru(module) and not (module.training and torch.is_grad_enabled()):
+        given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
+        problem = _problem_of_call(module, given, output)
+        if problem is not None and problem.dtype in _DTYPES and not problem.is_empty:
+            for recorded in list(_recorders):
+                recorded.add(problem)
+    return output
+
+
+def _runs_forward_of_gru(module) -> bool:
+    """Return whether a call of ``module`` takes the arguments of a GRU or cell: a subclass may take others."""
+    return "forward" not in vars(module) and type(module).forward in [kind.forward for kind in _CLASSES]
+
+
+def _problem_of_call(module, given: dict, output) -> Problem | None:
+    """Return the problem of a call that was served; None if it only stands for one.
+
+    None also if a user's hook has put another input in place of the one ``given``: the output has its sizes.
+    """
+    input = given.get("input")
+    is_cell, is_packed = isinstance(module, _CELLS), isinstance(input, PackedSequence)
+    result = output if is_cell or not isinstance(output, tuple) else output[0]
+    if type(result) is not type(input):
+        return None
+    data, made = (input.data, result.data) if is_packed else (input, result)
+    if not is_plain(data) or data.shape[:-1] != made.shape[:-1] or data.device.type == "meta":
+        return None
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    if is_packed:
+        steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+    elif is_cell:
+        steps, batch = 1, input.size(0) if input.dim() == 2 else 1
     else:
         sizes = (*input.shape[:-1],) if input.dim() == 3 else (input.size(0), 1)
         steps, batch = sizes[::-1] if module.batch_first and input.dim() == 3 else sizes
-        data = input
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
-    steps = 1 << (steps - 1).bit_length()
-    return problem_of(module, steps, batch, dtype, layout=layout, resets=resets is not None)
+    layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
+    resets = given.get("resets") is not None
+    return problem_of(module, 1 << (steps - 1).bit_length(), batch, dtype, layout=layout, resets=resets)
