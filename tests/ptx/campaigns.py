@@ -42,14 +42,15 @@ VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "larg
 def matrix(draw: random.Random, gpu: Emulated) -> str:
     """Check a call in which everything is drawn: kernel, sizes, precision, layout, ends, configuration, odd numbers."""
     kernel, precision = draw.choice(KERNELS), draw.choice((*PRECISIONS, "fp16"))
-    hidden, batch, steps = draw.choice(HIDDEN[kernel]), draw.choice(BATCH), draw.choice(STEPS)
+    hidden, batch, inputs = (_draw_size(draw, sizes) for sizes in (HIDDEN[kernel], BATCH, INPUTS))
+    steps = draw.choice(STEPS)
     directions = draw.choice(("forward", "reverse", "both"))
     ends = draw.choice(("dense", "dense", "lengths", "packed", "resets", "lengths and resets"))
     if directions != "forward" and "resets" in ends:
         ends = "lengths"
     gru, x, hx = make_call(
         kernel, hidden, batch, steps, precision, draw.choice(LAYOUTS), draw.random() < 0.7, draw.choice((1, 1, 2, 3)),
-        draw.random() < 0.6, draw.random() < 0.6, "cpu", inputs=draw.choice(INPUTS), directions=directions,
+        draw.random() < 0.6, draw.random() < 0.6, "cpu", inputs=inputs, directions=directions,
     )  # fmt: skip
     if hx is not None and draw.random() < 0.2:
         hx = _off_by_one(hx)
@@ -77,6 +78,11 @@ def matrix(draw: random.Random, gpu: Emulated) -> str:
         if draw.random() < 0.3:  # the next call of the same kind is prepared
             _check_call(gpu, gru, x, hx, precision, ends, *call)
     return described
+
+
+def _draw_size(draw: random.Random, edges: tuple[int, ...]) -> int:
+    """Return one of ``edges``, or anything up to the last of them."""
+    return draw.choice((draw.choice(edges), draw.randint(1, edges[-1])))
 
 
 def _check_call(gpu, gru, x, hx, precision, ends, given, options) -> None:

@@ -30,9 +30,9 @@ def test_random_calls(case, gpu, seed):
     run_one(matrix, seed, gpu)
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("case", range(4))
 def test_every_schedule_gives_the_same(case, gpu, seed):
-    run_one(stress, seed, gpu, schedules=6)
+    run_one(stress, seed, gpu, schedules=4)
 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "grid"])
