@@ -290,8 +290,6 @@ def _problem(
 ) -> Problem:
     ends = {"layout": sequences.layout, "resets": resets is not None}
     obstacle = _obstacle(module, input, hx, weights, sequences, resets)
-    if sequences.layout == "packed":
-        obstacle = obstacle or why_too_many_rows(input.size(0))
     return problem_of(module, sequences.steps, sequences.batch_size, input.dtype, obstacle=obstacle, **ends)
 
 
@@ -410,4 +408,4 @@ def _obstacle(
     differentiable = module.backend == "auto" and _torch_has_backward_in_eval(module, input, resets)
     if differentiable and records_gradient((input, hx, *flat(weights))):
         return "autograd records the call, and torch has its backward: call it under torch.no_grad()"
-    return ""
+    return why_too_many_rows(input.size(0)) if sequences.layout == "packed" else ""

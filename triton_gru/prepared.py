@@ -21,6 +21,7 @@ from .device import elsewhere
 from .launch import launches
 from .plan import Plan
 from .readable import is_plain, unreadable_reason
+from .reference import WEIGHT_NAMES
 from .scans import Launch
 
 # Forms that are kept of a module, the latest ones.
@@ -128,9 +129,6 @@ def _lie(tensor: Tensor) -> tuple:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
 
 
-_NAMES_OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
 class _Weights:
     """Which weights a module has, and where they lie.
 
@@ -138,7 +136,7 @@ class _Weights:
     """
 
     def __init__(self, module):
-        self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else _NAMES_OF_CELLS
+        self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else WEIGHT_NAMES
         tensors = self.of(module)
         self._identities = _identities(tensors)
         # Elsewhere than in memory a weight has no place.

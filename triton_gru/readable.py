@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .reference import Weights
+from .reference import WEIGHT_NAMES, Weights
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -13,9 +13,11 @@ def materialize(tensor: Tensor | None) -> Tensor | None:
 
     torch may keep a negation as a bit of the tensor (``z.conj().imag``), and zeros without any memory.
     """
-    if type(tensor) in _PLAIN and (tensor.is_neg() or tensor._is_zerotensor()):
-        return tensor.clone()
-    return tensor
+    return tensor.clone() if type(tensor) in _PLAIN and _holds_other_values(tensor) else tensor
+
+
+def _holds_other_values(tensor: Tensor) -> bool:
+    return tensor.is_neg() or tensor._is_zerotensor()
 
 
 def is_plain(tensor) -> bool:
@@ -29,12 +31,9 @@ def unreadable_reason(tensor: Tensor) -> str:
         return f"{type(tensor).__name__} is a tensor subclass"
     if tensor.layout is not torch.strided:
         return f"a tensor has the layout {str(tensor.layout)[6:]}, and kernels read strided memory"
-    if tensor.is_neg() or tensor._is_zerotensor():
+    if _holds_other_values(tensor):
         return "the memory of a tensor holds other values: torch negates them when they are read, or has zeros only"
     return ""
-
-
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def unreadable_weights_reason(module, weights: list[Weights], input: Tensor) -> str:
@@ -44,7 +43,7 @@ def unreadable_weights_reason(module, weights: list[Weights], input: Tensor) -> 
     for i, layer in enumerate(weights):
         features = module.input_size if i < directions else directions * hidden
         shapes = ((3 * hidden, features), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
-        for name, weight, shape in zip(_NAMES, layer, shapes):
+        for name, weight, shape in zip(WEIGHT_NAMES, layer, shapes):
             if weight is None:
                 continue
             if reason := unreadable_reason(weight):

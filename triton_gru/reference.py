@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H]
+WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's, in that order
 
 
 def step(x: Tensor, h: Tensor, weights: Weights, *, reset_after: bool = True) -> Tensor:

@@ -88,7 +88,7 @@ def record_shapes() -> Iterator[Recorded]:
         yield recorded
     finally:
         with _lock:
-            _recorders[:] = [each for each in _recorders if each is not recorded]
+            _recorders.remove(recorded)
             if not _recorders:
                 for kind in _CLASSES:
                     del kind.__call__  # nn.Module's own again
