@@ -14,6 +14,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
 from triton_gru import launch, modules, prepared, scans, watchdog
@@ -465,3 +466,79 @@ def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
             sys.setprofile(before)
     assert "Prepared.__call__" in calls
     assert len(calls) < most, calls
+
+
+PACKED = pairwise(
+    ("block", "grid", "step"),
+    ("fp32", "fp16"),
+    (1, 2),  # layers
+    (True, False),  # initial state given
+    (True, False),  # sorted by their lengths
+    ("forward", "reverse", "both"),
+)
+
+
+@pytest.mark.parametrize("kernel, precision, layers, with_hx, in_order, directions", PACKED)
+def test_packed_input_of_other_lengths_is_prepared(
+    kernel, precision, layers, with_hx, in_order, directions, device, launched, bound, monkeypatch
+):
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)
+    gru, x, hx = make_call(
+        kernel, 18, 3, 3, precision, "time_first", True, layers, with_hx, True, device, directions=directions
+    )
+
+    def pack(*lengths):
+        return pack_padded_sequence(x[: max(lengths)], torch.tensor(lengths), enforce_sorted=in_order)
+
+    # Layers that write by turns into room of as many rows as there are have a form for each number.
+    by_turns = layers > 1 and directions == "both"
+    with torch.no_grad():
+        for lengths in ((3, 3, 1), (3, 2, 2)):
+            gru(pack(*lengths), hx)
+        assert len(bound) == 2
+        for lengths in ((3, 3, 1) if in_order else (1, 3, 3), *[(3, 3, 3)] * (not by_turns)):
+            launched.clear()
+            with poisoned():
+                output, h_n = gru(pack(*lengths), hx)
+            assert len(bound) == 2
+            names = list(launched)
+            launched.clear()
+            expected, expected_h_n = copy.deepcopy(gru)(pack(*lengths), hx)  # which is not prepared
+            bound.pop()
+            assert launched == names
+            assert torch.equal(h_n, expected_h_n)
+            for mine, its in zip(output, expected):
+                assert its is mine is None or torch.equal(mine, its)
+        gru(pack(2, 2, 1), hx)
+        assert len(bound) == 3, "a sequence less long is of another form"
+        gru(pack(3, 3, 3), hx)
+        assert len(bound) == 3 + by_turns
+
+
+def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
+    gru = make_gru(7, 16, "fp16", device, "block")
+    x = torch.randn(4, 3, 7, device=device).half()
+    packed = pack_padded_sequence(x, torch.tensor([4, 2, 1]))
+    with torch.no_grad():
+        for _ in range(3):
+            right, _ = gru(packed)
+        assert prepared.found(gru, packed, None) is not None
+        packed.batch_sizes[1:3] = torch.tensor([1, 2])
+        with pytest.raises(ValueError, match="must not grow"):
+            gru(packed)
+        packed.batch_sizes[1:3] = torch.tensor([2, 1])
+        assert torch.equal(gru(packed)[0].data, right.data)
+
+
+def test_a_state_that_is_sorted_and_cast_is_not_passed_on_as_it_is(device):
+    """Only the launches of the call that was prepared would read its copy."""
+    gru = make_gru(7, 16, "fp16", device, "block")
+    packed = pack_padded_sequence(
+        torch.randn(4, 3, 7, device=device).half(), torch.tensor([1, 4, 2]), enforce_sorted=False
+    )
+    with torch.no_grad(), torch.autocast(device, torch.float16):
+        for _ in range(4):
+            hx = torch.randn(1, 3, 16, device=device)
+            mine, h_n = gru(packed, hx)
+            expected, expected_h_n = copy.deepcopy(gru)(packed, hx)
+            assert torch.equal(mine.data, expected.data) and torch.equal(h_n, expected_h_n)

@@ -16,6 +16,7 @@ from .arguments import (
 )
 from .device import find
 from .plan import Plan, check_backend, choose
+from .sequences import as_packed
 from .stream import Stream
 
 
@@ -124,14 +125,12 @@ class GRU(nn.RNNBase):
             prepared.keep_torchs(self, input, hx, nn.GRU.forward)
             return results
         output, h_n = launch.run(call, plan)
-        if isinstance(input, PackedSequence):
-            output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            return output, self.permute_hidden(h_n, input.unsorted_indices)
-        if input.dim() == 2:
+        packed = isinstance(input, PackedSequence)
+        if not packed and input.dim() == 2:
             return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
         if whole:
             prepared.keep(self, input, hx, call, plan, output, h_n)
-        return output, h_n
+        return as_packed(self, input, output, h_n) if packed else (output, h_n)
 
     def plan(
         self,

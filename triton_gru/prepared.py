@@ -14,15 +14,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from . import watchdog
-from .arguments import Call, flat, places, records_gradient, surroundings
+from .arguments import Call, autocast_dtype, flat, places, records_gradient, surroundings
 from .device import elsewhere
 from .launch import launches
+from .limits import why_too_many_rows
 from .plan import Plan
-from .readable import is_plain, unreadable_reason
+from .readable import is_plain, materialize, unreadable_reason
 from .reference import WEIGHT_NAMES
 from .scans import Launch
+from .sequences import Sequences, as_packed, of_packed
 
 # Forms that are kept of a module, the latest ones.
 FORMS = 32
@@ -53,7 +56,7 @@ def found(module, input, hx: Tensor | None) -> Callable | None:
     if not serves.weights.hold(module):
         _kept.pop(module, None)
         return None
-    return None if elsewhere(input.device) else serves
+    return None if elsewhere(_data(input).device) else serves
 
 
 def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
@@ -61,9 +64,10 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
 
     ``output`` and ``h_n`` as `launch.run` returns them, or one and the same [1, B, H] where the caller gets but one.
     """
-    if plan.config is None or h_n.numel() == 0 or elsewhere(input.device):
+    data = _data(input)
+    if plan.config is None or h_n.numel() == 0 or elsewhere(data.device):
         return
-    if records_gradient((input, hx, *flat(call.weights))):
+    if records_gradient((data, hx, *flat(call.weights))):
         return
     form = _form(module, input, hx)
     forms = _kept.get(module, {})
@@ -73,7 +77,10 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
         weights = _Weights(module)
         tensors = [w for w in weights.of(module) if w is not None]
         if len(tensors) == len(flat(call.weights)):  # none is made anew for each call
-            made = _prepared(input, hx, weights, tensors, call, plan, output, h_n) if weights.hold(module) else None
+            if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
+                # The launches read the state in the order of the packed rows.
+                hx = call.hx if autocast_dtype(data.device) is None else None
+            made = _prepared(data, hx, weights, tensors, call, plan, output, h_n) if weights.hold(module) else None
             _add(module, form, made)
 
 
@@ -108,18 +115,24 @@ _OF_GRUS = operator.attrgetter(
 
 def _form(module, input, hx: Tensor | None) -> tuple | None:
     """All that decides how a call is served beside the weights; None where the tensors are not what they seem."""
-    if not is_plain(input) or (hx is not None and not is_plain(hx)):
+    data = _data(input)
+    if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    return (
+    lie = _lie(data) if data is input else _lie_packed(module, input)
+    return lie and (
         _OF_GRUS(module) if isinstance(module, nn.RNNBase) else _OF_CELLS(module),
-        surroundings(module, input),
+        surroundings(module, data),
         torch.is_grad_enabled(),
-        torch.is_grad_enabled() and records_gradient((input, hx, *module._parameters.values())),
-        _lie(input),
+        torch.is_grad_enabled() and records_gradient((data, hx, *module._parameters.values())),
+        lie,
         None if hx is None else _lie(hx),
     )
+
+
+def _data(input) -> Tensor:
+    return input.data if isinstance(input, PackedSequence) else input
 
 
 def _lie(tensor: Tensor) -> tuple:
@@ -127,6 +140,22 @@ def _lie(tensor: Tensor) -> tuple:
     address = tensor.data_ptr()
     alignment = address % 16 if address else None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
+
+
+def _lie_packed(gru, input: PackedSequence) -> tuple | None:
+    """All that decides how packed input is served, but not where its sequences end; None where that cannot be told.
+
+    Nor how many rows it has, unless layers write by turns into the output and into room of as many rows.
+    """
+    sizes, order = input.batch_sizes, input.sorted_indices
+    plain = is_plain(sizes) and (order is None or is_plain(order))
+    if not plain or sizes.device.type != "cpu" or len(sizes) == 0 or not isinstance(gru, nn.RNNBase):
+        return None
+    (rows, *features), *lie = _lie(input.data)
+    if not (gru.bidirectional and gru.num_layers > 1):
+        # A single row has no stride that counts.
+        rows = rows > 1, why_too_many_rows(rows)
+    return len(sizes), int(sizes[0]), rows, *features, *lie, None if order is None else order.shape
 
 
 class _Weights:
@@ -158,7 +187,7 @@ def _identities(tensors: list[Tensor | None]) -> list:
 
 
 # What has another address in each call.
-_INPUT, _HX, _OUTPUT, _H_N, _ROOM = range(5)
+_INPUT, _HX, _OUTPUT, _H_N, _ROOM, _TABLE = range(6)
 # Between one part of the room and the next: bytes, a multiple of what the allocator itself aligns to for Triton's sake.
 _ALIGNED = 256
 
@@ -185,7 +214,8 @@ class Prepared:
         weights: those that the launches read.
         held: what else they read, not to be freed.
         room: in 64-bit words.
-        output, h_n: shapes; None for the former where the caller gets but one result.
+        output, h_n: shapes, of ``output`` without the first dimension, which is the input's; None where the caller
+            gets but one result.
     """
 
     def __init__(
@@ -200,9 +230,19 @@ class Prepared:
         self._steps, self.weights, self._held = steps, weights, held
         self._room, self._output, self._h_n = room, output, h_n
 
-    def __call__(self, module, input: Tensor, hx: Tensor | None):
+    def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
+        if not isinstance(input, PackedSequence):
+            return self._launched(input, hx)
+        data = input.data
+        sequences = of_packed(input.batch_sizes, data.size(0), data.device)
+        if hx is not None:
+            hx = materialize(module.permute_hidden(hx, input.sorted_indices))
+        return as_packed(module, input, *self._launched(data, hx, sequences.offsets.data_ptr()))
+
+    def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
+        """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
         watchdog.raise_if_given_up(input.device)
-        memory, room, results = self._made(input, hx)
+        memory, room, results = self._made(input, hx, table)
         for start, args, open, clear in self._steps:
             if clear is not None:
                 first, end, value = clear
@@ -210,10 +250,11 @@ class Prepared:
             start(*_filled(args, open, memory))
         return results
 
-    def _made(self, input: Tensor, hx: Tensor | None) -> tuple[tuple[int, ...], Tensor | None, object]:
+    def _made(self, input: Tensor, hx: Tensor | None, table: int = 0) -> tuple[tuple[int, ...], Tensor | None, object]:
         """Memory for a call: where each of them begins, the room, and what the call returns."""
         h_n = input.new_empty(self._h_n)
-        output = h_n if self._output is None else input.new_empty(self._output)
+        # Packed data has as many rows as it may.
+        output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
         # Not kept: calls on two streams would share it.
         room = input.new_empty(self._room, dtype=torch.int64) if self._room else None
         memory = (
@@ -222,6 +263,7 @@ class Prepared:
             output.data_ptr(),
             h_n.data_ptr(),
             0 if room is None else room.data_ptr(),
+            table,
         )
         return memory, room, h_n if self._output is None else (output, h_n)
 
@@ -276,11 +318,13 @@ def _prepared(
         return None
     held = [watchdog.of(input.device).watch] if plan.kernel == "grid" else []
     memory = _Memory(input, hx, output, h_n, [*held, *tensors], between)
+    if call.sequences.layout == "packed":
+        memory.know_table(call.sequences)
     steps = [_step(launch, memory) for launch in made]
     if memory.ambiguous or None in steps:
         return None
     alone = output is h_n
-    return Prepared(steps, weights, held, memory.room, None if alone else output.shape, h_n.shape[alone:])
+    return Prepared(steps, weights, held, memory.room, None if alone else output.shape[1:], h_n.shape[alone:])
 
 
 def _step(launch: Launch, memory: "_Memory") -> _Step | None:
@@ -322,6 +366,10 @@ class _Memory:
             self._parts.append((part.data_ptr(), part.nbytes, size))
             size += -(-part.nbytes // _ALIGNED) * _ALIGNED
         self.room = size // 8
+
+    def know_table(self, sequences: Sequences) -> None:
+        offsets = sequences.offsets
+        self._starts |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
 
     def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
         """(of which memory, how many bytes from its start), (None, address) of what stays; None of what is neither."""

@@ -4,7 +4,8 @@ import collections
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .device import capturing
 
@@ -71,6 +72,12 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
         host, table = table, _to(table, device)
         _recent.append((host, table))
     return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
+
+
+def as_packed(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
+    """Return the results of a call on packed input as the caller wants them: packed, and in the order of the batch."""
+    output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+    return output, gru.permute_hidden(h_n, input.unsorted_indices)
 
 
 # What a graph's replays read has to be there before its capture, and to stay: a copy from the host would, at every
