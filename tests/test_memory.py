@@ -1,6 +1,5 @@
 """Tensors whose memory does not hold their values: the values count, and no kernel reads the memory."""
 
-import copy
 import re
 
 import pytest
@@ -131,19 +130,20 @@ def test_no_kernel_reads_a_weight_that_is_not_its_memory(name, device, launched)
         value = make(getattr(module, weight).detach())
         # A parameter where there can be one.
         setattr(module, weight, nn.Parameter(value, requires_grad=False))
-        theirs = triton_gru.restore(copy.copy(module))
         with torch.no_grad():
             plan = module.plan(x)
             assert plan.kernel == "torch" and re.search(reason, dict(plan.rejected)["block"])
-            mine, its = results_or_error(module, x), results_or_error(theirs, x)
-            if isinstance(its, str):
-                assert mine == its
-            else:
-                torch.testing.assert_close(mine, its)
+            mine = results_or_error(module, x)
             for kernel in KERNELS:
                 module.backend = kernel
                 with pytest.raises(RuntimeError, match=reason):
                     module(x)
+            # Itself, and no copy: on a GPU torch flattens the weights of a GRU when it is copied.
+            its = results_or_error(triton_gru.restore(module), x)
+            if isinstance(its, str):
+                assert mine == its
+            else:
+                torch.testing.assert_close(mine, its)
     assert not launched
 
 

@@ -22,7 +22,8 @@ class _Gru(nn.Module):
         self.gru = gru
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, h_n = self.gru(x, hx)
+        # cuDNN refuses a state that is a slice of another.
+        output, h_n = self.gru(x, hx if hx is None else hx.contiguous())
         return output.unflatten(2, (h_n.size(0), h_n.size(2))).transpose(1, 2), h_n
 
 
