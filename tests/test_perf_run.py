@@ -1,17 +1,21 @@
 """Running sweeps: going on after a kill or a lost GPU, the values of the sweeps, the command line."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from perf import measure, providers, sweeps
+from perf import run as perf_run
 from perf.__main__ import main
 from perf.case import Case
+from perf.measure import Conditions
 from perf.report import load
 
 from .perf_calls import KNOWN, TINY, plant, read, rows_of
@@ -228,3 +232,19 @@ def test_every_sweep_can_be_rehearsed(tmp_path, monkeypatch):
         assert {row["provider"] for row in rows} == {"torch.nn.GRU", provider}
         assert {row["mode"] for row in rows} == ({"host"} if name == "overhead" else {"eager"})
         assert all(row["status"] in ("ok", "noisy") and "interpreter" in row["gpu_name"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "precision, ends_in", [("bf16", contextlib.nullcontext()), ("fp16", pytest.raises(UserWarning))]
+)
+def test_no_gru_may_be_timed_whose_weights_torch_copies_but_in_bfloat16(precision, ends_in, tmp_path, monkeypatch):
+    def measure(*args):
+        warnings.warn("RNN module weights are not part of single contiguous chunk of memory.", stacklevel=1)
+        return []
+
+    monkeypatch.setattr("perf.run.measure", measure)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    sweep = sweeps.Sweep("smoke", "?", 1, (), (dataclasses.replace(TINY, precision=precision),))
+    conditions = Conditions("cpu", ("eager",), "warm", 0.01)
+    with ends_in:
+        perf_run.run(sweep, perf_run.Options((), tmp_path, False, 1.0, conditions))
