@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from triton_gru.config import StepConfig
 from triton_gru.cost import Cost, call_cost, step_cost
 from triton_gru.device import KNOWN
 from triton_gru.heuristic import heuristic
@@ -85,6 +86,21 @@ def test_each_term_is_for_its_cause():
     # cuDNN is persistent for small hidden sizes, but not of packed input.
     small = change(hidden_size=64)
     assert cost("torch", dataclasses.replace(small, layout="packed")).total > 2 * cost("torch", small).total
+
+
+@pytest.mark.parametrize(
+    "hidden, units, depth, stages, microseconds",
+    [
+        (4096, 16, 32, 2, 106.7), (4096, 16, 64, 2, 64.9), (4096, 16, 64, 3, 41.1), (4096, 32, 128, 3, 31.9),
+        (4096, 32, 128, 4, 30.5), (1024, 16, 64, 3, 6.2), (512, 16, 64, 3, 4.1),
+    ],
+)  # fmt: skip
+def test_step_waits_for_what_is_on_its_way_as_an_h200_did(hidden, units, depth, stages, microseconds):
+    """In fp16 at B = 1, in a graph; perf/results/NVIDIA-H200/second-light/space.csv."""
+    config = StepConfig(units, hidden // units, 16, depth, 4, stages)
+    problem = change(hidden_size=hidden, input_size=hidden, batch_size=1, steps=100)
+    whole, half = (call_cost(dataclasses.replace(problem, steps=n), config, H200, True).total for n in (100, 50))
+    assert 0.8 < (whole - half) / 50 / microseconds < 1.25
 
 
 @pytest.mark.parametrize("device", KNOWN.values(), ids=lambda device: device.name)

@@ -61,7 +61,10 @@ _L2_BYTES = 19
 # More cycles of a hop, for each program and each further one whose words lie in the same line of memory: all look at
 # the line while some of them write to it.
 _SHARED_LINE, _LINE = 1.8, 128
-_STEP_REACHED = 0.55  # by ``step``, of the bandwidths of memory and the L2
+# Of ``step`` with tiles of 16 rows: cycles until what it asks for is there, from the L2 and from memory, as an H200
+# took in 36 configurations. With larger tiles, so much of the bandwidths of memory and the L2.
+_STEP_LATENCY, _STEP_MEMORY_LATENCY = 400, 1090
+_STEP_REACHED = 0.55
 # Microseconds: from one kernel to the next, where the host is ahead or a graph replays them; of a launch a step from
 # Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work
 # (and more in fp32).
@@ -100,9 +103,11 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
     launches = layers * (1 if problem.reset_after else 2)
     if steps == 1 and problem.layout == "dense" and not problem.resets:
         return work + Cost(launch=_LAUNCH * launches)
-    # While the host makes the next launch the GPU works on this one: the rest of it counts.
-    host = (_LAUNCH if in_graph else _PYTHON_LAUNCH) * steps * launches
-    return work + Cost(launch=_LAUNCH * layers + max(0.0, host - work.total))
+    # Each waits for the one before it. While the host makes the next launch the GPU works on this one: the rest counts.
+    between = _LAUNCH * steps * launches
+    if not in_graph:
+        between = max(between, _PYTHON_LAUNCH * steps * launches - work.total)
+    return work + Cost(launch=_LAUNCH * layers + between)
 
 
 @functools.lru_cache(maxsize=4096)  # a call with another number of steps asks again
@@ -224,7 +229,15 @@ def _step_step(config: StepConfig, call: _Step) -> Cost:
     # Loads are under way while products are made, from memory beside those from the L2: what takes longest counts.
     weights = 3 * call.hidden_size**2 * call.itemsize * call.directions
     state = programs * config.batch * call.hidden_size * call.itemsize
-    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state)) / _STEP_REACHED
+    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state))
+    if config.batch > 16:
+        moved /= _STEP_REACHED
+    else:
+        # All stages but one are on their way at once; so are those of the programs that share a multiprocessor.
+        resident = max(1, call.device.shared_memory // config.shared_memory(call.itemsize))
+        trips = iterations / max(1, config.num_stages - 1) * max(1.0, programs / (resident * call.device.sms))
+        latency = _STEP_LATENCY if _stays_in_l2(weights, call.device) else _STEP_MEMORY_LATENCY
+        moved += call.microseconds(trips * latency)
     moved += call.from_l2(call.gate_bytes(config.padded_hidden))
     cost = Cost(instructions=call.microseconds(_STEP_CHAIN) + max(0.0, computed - moved), bytes=moved)
     return cost * (1 if call.reset_after else 1.5)
@@ -248,9 +261,13 @@ def _from_l2(size: float, device: Device) -> float:
 
 def _from_l2_or_memory(size: int, device: Device) -> float:
     """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
-    if size <= 0.7 * device.l2_bytes:
+    if _stays_in_l2(size, device):
         return _from_l2(size, device)
     return size / (0.9 * device.memory_gbs * 1e3)
+
+
+def _stays_in_l2(size: int, device: Device) -> bool:
+    return size <= 0.7 * device.l2_bytes
 
 
 def _flops(dtype: torch.dtype, precision: str, device: Device) -> float:

@@ -16,8 +16,8 @@ CALLS = {
     "input_projection": ("block", "fp16", 64, 9, 3, 130),
     "block_scan": ("block", "tf32", 100, 17, 3, 16),
     "grid_scan": ("grid", "fp16", 64, 9, 4, 16),
-    "step_scan": ("step", "bf16", 72, 9, 3, 16),
-    "whole_step": ("step", "fp16", 72, 9, 1, 130),
+    "step_scan": ("step", "bf16", 136, 9, 3, 16),
+    "whole_step": ("step", "fp16", 136, 9, 1, 130),
 }
 BARRIER = r"bar\.sync\s+0;", ""
 COPIED = r"cp\.async\.wait_group\s+\w+;", ""
@@ -61,7 +61,7 @@ FAULTS = {
     "grid: sums of slices are mixed up": (
         "grid_scan", r"(ld\.shared\.v\d\.b32\s+\{.*\}, \[%r\d+)", r"\1+16", 0, f"SHARED|{WRONG}",
     ),
-    "step: a barrier is gone": ("step_scan", *BARRIER, 1, "SHARED"),
+    "step: a barrier is gone": ("step_scan", *BARRIER, 2, "SHARED"),
     "step: the last barrier is gone": ("step_scan", *BARRIER, -1, "SHARED"),
     "step: copies are not waited for": ("step_scan", *COPIED, 0, "SHARED_NOT_WAITED_FOR"),
     "step: an index of the weights": ("step_scan", *COPY, 1, WRONG),
