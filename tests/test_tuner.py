@@ -47,7 +47,7 @@ def test_the_fastest_is_found_kept_and_used(tables, capsys):
     assert before.config != fastest.config
     ((found,), planted) = tune(PROBLEM, ms=faster(fastest))
     assert planted.closed
-    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 20
+    assert len(set(planted.compiled)) == len(planted.compiled) == found.entry.candidates > 10
     assert found.kept == tables / "H200.json"
     assert found.entry.results["grid"].heuristic_ms == pytest.approx(1.0)
     for forgotten in (False, True):  # from this process, and from its file
@@ -136,7 +136,7 @@ def test_what_fails_is_counted_and_said(tables):
 
     single = dataclasses.replace(PROBLEM, steps=1)
     ((found,), _) = tune(single, ms=torch_takes(lambda candidate: 0.5), out=out)
-    assert found.entry.failed["it spills registers"] > 20
+    assert found.entry.failed["it spills registers"] > 10
     assert "it spills" in str(found)
     assert "grid" not in found.entry.results and found.entry.winner == "step"
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_timed_is_passed_over(tables):
         *more,
     )
     (found,) = triton_gru.tune([PROBLEM], bench=planted)
-    assert set(found.entry.results) == {"step"} and found.entry.failed["it could not be timed"] > 20
+    assert set(found.entry.results) == {"step"} and found.entry.failed["it could not be timed"] > 10
     planted.times = lambda candidates, *more: {}
     assert triton_gru.tune([SMALL], bench=planted) == []
 

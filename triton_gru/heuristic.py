@@ -83,7 +83,7 @@ def _wide(config: BlockConfig, dtype: torch.dtype, device: Device) -> BlockConfi
 
 
 # To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
-_PROBING_PROGRAMS = 64
+PROBING_PROGRAMS = 64
 
 
 @functools.lru_cache(maxsize=1024)
@@ -108,7 +108,7 @@ def grid_config(
     sizes, numbers = (hidden_size, batch_size, directions), (dtype, precision, device)
     configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers or HANDOVERS)]
     if not handovers:
-        configs = [each for each in configs if each.handover == "flag" or each.programs >= _PROBING_PROGRAMS]
+        configs = [each for each in configs if each.handover == "flag" or each.programs >= PROBING_PROGRAMS]
     if configs:
         return _cheapest(configs, *sizes, *numbers)
     return (
