@@ -182,6 +182,8 @@ class ProjectionConfig:
 
 # Units of a program, batch rows of a tile and tiles in flight: each the fastest for some shape on an H200.
 GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 16, 2))
+# To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
+_PROBING_PROGRAMS = 64
 
 
 def cut_grid(
@@ -192,15 +194,19 @@ def cut_grid(
     dtype: torch.dtype,
     precision: str,
     device: Device,
-    handovers: tuple[str, ...] = HANDOVERS,
+    handovers: tuple[str, ...] = (),
 ) -> Iterator[GridConfig]:
-    """Yield the configurations with a cut of `GRID_CUTS` that fit the device: by rows, hand-over and slices."""
+    """Yield the configurations with a cut of `GRID_CUTS` that fit the device: by rows, hand-over and slices.
+
+    Without ``handovers`` they have those that may be the fastest.
+    """
     units, batch, tiles = cut
     programs = -(-hidden_size // units)
     if programs > device.sms:
         return
     config = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
     config = placed(config, batch_size, directions, device)
+    handovers = handovers or (HANDOVERS if programs >= _PROBING_PROGRAMS else ("flag",))
     doubled = (config.rows, 2 * config.rows) if tiles == 1 and config.rows < batch else (config.rows,)
     for rows, handover, slices in itertools.product(doubled, handovers, (4, 8)):
         # With two tiles in turn one has mostly come while the other was worked on: there is nothing to probe for.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from .config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
+from .config import GRID_CUTS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
 from .cost import step_cost
 from .device import Device
 from .limits import why_too_large
@@ -82,10 +82,6 @@ def _wide(config: BlockConfig, dtype: torch.dtype, device: Device) -> BlockConfi
     return replace(config, batch=16, ahead=1)
 
 
-# To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
-PROBING_PROGRAMS = 64
-
-
 @functools.lru_cache(maxsize=1024)
 def grid_config(
     hidden_size: int, batch_size: int, directions: int, dtype: torch.dtype, precision: str, device: Device,
@@ -93,7 +89,7 @@ def grid_config(
 ) -> GridConfig | str:  # fmt: skip
     """The configuration of ``grid`` for a shape on a device, or the reason why there is none.
 
-    Without ``handovers`` those are tried that may be the fastest.
+    ``handovers`` as `cut_grid` takes them.
     """
     if device.isa == "plain":
         return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
@@ -106,9 +102,7 @@ def grid_config(
             f"{device.name} has {device.sms} multiprocessors"
         )
     sizes, numbers = (hidden_size, batch_size, directions), (dtype, precision, device)
-    configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers or HANDOVERS)]
-    if not handovers:
-        configs = [each for each in configs if each.handover == "flag" or each.programs >= PROBING_PROGRAMS]
+    configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers)]
     if configs:
         return _cheapest(configs, *sizes, *numbers)
     return (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, cut_grid, placed
 from ..cost import call_cost
 from ..device import Device
-from ..heuristic import HEURISTICS, PROBING_PROGRAMS, heuristic, too_old
+from ..heuristic import HEURISTICS, heuristic, too_old
 from ..limits import why_too_large
 from ..problem import Problem
 
@@ -158,9 +158,7 @@ def _grid_space(problem: Problem, device: Device) -> Iterator[GridConfig]:
     sizes = problem.hidden_size, problem.batch_size, problem.directions
     numbers = problem.dtype, problem.precision, device
     for cut in GRID_CUTS:
-        for config in cut_grid(*sizes, cut, *numbers):
-            if config.handover == "flag" or config.programs >= PROBING_PROGRAMS:
-                yield config
+        yield from cut_grid(*sizes, cut, *numbers)
 
 
 def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
