@@ -14,7 +14,7 @@ from .limits import why_too_many_rows
 from .problem import Problem
 from .readable import materialize, unreadable_reason, unreadable_weights_reason
 from .reference import Weights
-from .sequences import Sequences, of_lengths, of_packed
+from .sequences import Sequences, of_lengths, unpacked
 
 
 @dataclass
@@ -60,10 +60,8 @@ def bind_gru(
     check_gru(gru, input, hx, lengths, resets)
     weights = weights_of_gru(gru)
     if isinstance(input, PackedSequence):
-        if hx is not None:
-            hx = gru.permute_hidden(hx, input.sorted_indices)
-        sequences = of_packed(input.batch_sizes, input.data.size(0), input.data.device)
-        return _call(gru, input.data, hx, weights, sequences, None)
+        data, hx, sequences = unpacked(gru, input, hx)
+        return _call(gru, data, hx, weights, sequences, None)
     input, hx, resets = batched(gru, input, hx, resets)
     return bind_dense(gru, input, hx, weights, lengths, resets)
 

@@ -25,7 +25,7 @@ from .plan import Plan
 from .readable import is_plain, materialize, unreadable_reason
 from .reference import WEIGHT_NAMES
 from .scans import Launch
-from .sequences import Sequences, as_packed, of_packed
+from .sequences import Sequences, as_packed, unpacked
 
 # Forms that are kept of a module, the latest ones.
 FORMS = 32
@@ -233,11 +233,9 @@ class Prepared:
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
         if not isinstance(input, PackedSequence):
             return self._launched(input, hx)
-        data = input.data
-        sequences = of_packed(input.batch_sizes, data.size(0), data.device)
-        if hx is not None:
-            hx = materialize(module.permute_hidden(hx, input.sorted_indices))
-        return as_packed(module, input, *self._launched(data, hx, sequences.offsets.data_ptr()))
+        data, hx, sequences = unpacked(module, input, hx)
+        results = self._launched(data, materialize(hx), sequences.offsets.data_ptr())
+        return as_packed(module, input, *results)
 
     def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
         """``table`` is the address of what packed input needs: offsets, and lengths behind them."""

@@ -74,6 +74,16 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
     return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
 
 
+def unpacked(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Sequences]:
+    """Return the data of a call on packed input, the state in the order of its rows, and its `Sequences`.
+
+    Raises what `of_packed` raises.
+    """
+    if hx is not None:
+        hx = gru.permute_hidden(hx, input.sorted_indices)
+    return input.data, hx, of_packed(input.batch_sizes, input.data.size(0), input.data.device)
+
+
 def as_packed(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
     """Return the results of a call on packed input as the caller wants them: packed, and in the order of the batch."""
     output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
