@@ -56,6 +56,7 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
         (("--hidden", "64", "--reset-before", "--dtype", "fp64", "--device", "A100"), "reference: "),
         (("--hidden", "64", "--precision", "ieee", "--backend", "block", "--device", "H200"), "register_tiles=0"),
         (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "torch: no kernel is expected to be clearly"),
+        (("--hidden", "1024", "--dtype", "fp16", "--device", "H200", "--max-sms", "64"), "H200, 64 SMs"),
     ],
 )
 def test_explain(arguments, expected, capsys):
@@ -66,6 +67,12 @@ def test_explain(arguments, expected, capsys):
 def test_explain_what_cannot_be_served(capsys):
     assert cli.main(["explain", "--hidden", "512", "--device", "H200", "--backend", "block"]) == 1
     assert "backend='block' cannot serve this call: hidden_size 512 is too large" in capsys.readouterr().out
+
+
+def test_explain_for_a_part_of_the_chip_that_is_none(capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_GRU_MAX_SMS", "all")
+    assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 1
+    assert "TRITON_GRU_MAX_SMS must be a whole number above 0, got 'all'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [(), ("explain",), ("explain", "--hidden", "0"), ("tune",)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import triton_gru
+from triton_gru import device as devices
 from triton_gru import launch, prepared, scans
 from triton_gru.device import find
 from triton_gru.heuristic import HEURISTICS, block_config
@@ -153,3 +154,41 @@ def test_a_wider_batch_tile_gives_the_same(launched):
     with configured("block", dataclasses.replace(narrow, batch=16, ahead=1)):
         wide, _ = run_checked(gru, x, None, "bf16", launched)
     torch.testing.assert_close(wide[:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("first", ["gru", "other"])
+@pytest.mark.parametrize("hidden", [512, 2048])
+def test_beside_a_kernel_that_fills_the_chip(first, hidden):
+    """``grid`` waits for multiprocessors and gets them; what comes after it waits for its end. Neither hangs."""
+    gru = make_gru(64, hidden, "fp16", "cuda", "grid")
+    x = torch.randn(300, 4, 64, device="cuda").half()
+    a = torch.randn(8192, 8192, device="cuda").half()
+    other = torch.cuda.Stream()
+    with torch.no_grad():
+        expected, product = gru(x)[0], a @ a
+        torch.cuda.synchronize()
+        for _ in range(5):
+            for turn in ("gru", "other") if first == "gru" else ("other", "gru"):
+                if turn == "gru":
+                    outputs = [gru(x)[0] for _ in range(3)]
+                else:
+                    with torch.cuda.stream(other):
+                        products = [a @ a for _ in range(4)]
+            torch.cuda.synchronize()
+            assert all(torch.equal(each, expected) for each in outputs)
+            assert all(torch.equal(each, product) for each in products)
+    triton_gru.check()
+
+
+def test_fewer_multiprocessors_by_the_environment(monkeypatch, launched):
+    monkeypatch.setenv("TRITON_GRU_MAX_SMS", "40")
+    devices._find_gpu.cache_clear()
+    try:
+        gru = make_gru(64, 512, "fp16", "cuda", "grid")
+        x = torch.randn(50, 40, 64, device="cuda").half()
+        plan = gru.plan(x)
+        assert plan.device.sms == 40
+        assert plan.config.programs * plan.config.copies <= 40
+        run_checked(gru, x, None, "fp16", launched)
+    finally:
+        devices._find_gpu.cache_clear()

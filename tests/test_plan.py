@@ -3,18 +3,21 @@
 import dataclasses
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import triton_gru
+from triton_gru import device as devices
 from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import BlockConfig
-from triton_gru.device import INTERPRETER, KNOWN, find
+from triton_gru.device import INTERPRETER, KNOWN, find, limited, most_sms
 from triton_gru.heuristic import HEURISTICS, block_config, grid_config, heuristic
 from triton_gru.plan import BACKENDS, KERNELS, choose
 from triton_gru.problem import Problem
+from triton_gru.tuning import store
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import candidates, for_problem, why_not
 
@@ -341,3 +344,35 @@ def test_precision_follows_torchs_setting_for_recurrent_networks(setting, precis
         assert gru.plan(torch.randn(2, 1, 3)).problem.precision == precision
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_a_part_of_the_chip(monkeypatch):
+    """It is a device of its own to plans, to tables and to their files."""
+    part = limited(H200, 64)
+    plan = choose(change(hidden_size=1024, batch_size=64), part, "grid")
+    assert plan.config.programs * plan.config.copies <= 64
+    assert "H200, 64 SMs" in str(plan)
+    assert store.described(part) == {"name": "H200, 64 SMs", "cc": 90, "sms": 64}
+    assert store.file_name(part) == "H200-64-SMs.json"
+    assert limited(H200, 132) is limited(H200, 500) is limited(H200, None) is H200
+    assert isinstance(heuristic("grid", change(hidden_size=2048), limited(H200, 100)), str)
+    for text, sms in (("", None), ("64", 64), (" 7 ", 7)):
+        monkeypatch.setenv("TRITON_GRU_MAX_SMS", text)
+        assert most_sms() == sms
+    for text in ("0", "-1", "half", "1.5"):
+        monkeypatch.setenv("TRITON_GRU_MAX_SMS", text)
+        with pytest.raises(ValueError, match=re.escape(f"a whole number above 0, got {text!r}: unset it to use all")):
+            most_sms()
+
+
+def test_a_gpu_is_found_as_the_part_that_may_be_used(monkeypatch):
+    properties = SimpleNamespace(
+        name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, L2_cache_size=60 << 20, gcnArchName=""
+    )
+    limits = {"max_shared_mem": 232448, "sm_clock_rate": 1_980_000, "mem_clock_rate": 3_201_000, "mem_bus_width": 6144}
+    utils = SimpleNamespace(get_device_properties=lambda index: limits)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(devices.driver, "_active", SimpleNamespace(utils=utils))
+    monkeypatch.setenv("TRITON_GRU_MAX_SMS", "100")
+    found = devices._find_gpu.__wrapped__(0)
+    assert (found.name, found.sms, found.shared_memory) == ("NVIDIA H200, 100 SMs", 100, 232448)

@@ -14,7 +14,7 @@ import triton
 
 from . import __version__
 from .accuracy import PRECISIONS, check
-from .device import INTERPRETER, KNOWN, Device, find, interpreting
+from .device import INTERPRETER, KNOWN, Device, find, interpreting, limited, most_sms
 from .heuristic import HEURISTICS
 from .plan import BACKENDS, choose
 from .problem import Problem
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--dtype", choices=DTYPES, default="fp32")
     explain.add_argument("--backend", choices=BACKENDS, default="auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
+    explain.add_argument("--max-sms", type=_positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
     tune = commands.add_parser(
         "tune",
         parents=[form],
@@ -124,12 +125,13 @@ def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> 
 
 
 def _explain(options) -> int:
-    device = KNOWN[options.device] if options.device else next(iter(_here()), None)
     dtype = DTYPES[options.dtype]
     problem = _problem(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
+        device = KNOWN[options.device] if options.device else next(iter(_here()), None)
+        device = device and limited(device, options.max_sms or most_sms())
         print(choose(problem, device, options.backend))
-    except RuntimeError as refusal:
+    except (RuntimeError, ValueError) as refusal:
         print(refusal)
         return 1
     return 0

@@ -1,7 +1,8 @@
 """What a device offers to a kernel."""
 
 import functools
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import torch
 from triton.runtime import driver
@@ -88,6 +89,25 @@ def interpreting() -> bool:
     return isinstance(block_scan, InterpretedFunction)
 
 
+def limited(device: Device, sms: int | None) -> Device:
+    """Return ``device`` as one of ``sms`` multiprocessors, if it has more: another device, with tables of its own."""
+    if sms is None or sms >= device.sms:
+        return device
+    return replace(device, name=f"{device.name}, {sms} SMs", sms=sms)
+
+
+def most_sms() -> int | None:
+    """Return how many multiprocessors programs that wait for each other may take: TRITON_GRU_MAX_SMS, or None for all.
+
+    Raises:
+        ValueError: it is no whole number above 0.
+    """
+    text = os.environ.get("TRITON_GRU_MAX_SMS", "").strip()
+    if text and not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"TRITON_GRU_MAX_SMS must be a whole number above 0, got {text!r}: unset it to use all")
+    return int(text) if text else None
+
+
 @functools.cache
 def _find_gpu(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
@@ -99,7 +119,8 @@ def _find_gpu(index: int) -> Device:
     # Some drivers tell no clocks (0): then those of a middling GPU, so that estimates are rough, but finite.
     clock_ghz = limits["sm_clock_rate"] / 1e6 or 1.5
     memory_gbs = 2 * limits["mem_clock_rate"] * limits["mem_bus_width"] / 8e6 or 1000.0
-    return Device(
+    whole = Device(
         properties.name, arch, isa, properties.multi_processor_count, limits["max_shared_mem"],
         clock_ghz, memory_gbs, properties.L2_cache_size,
     )  # fmt: skip
+    return limited(whole, most_sms())
