@@ -156,7 +156,7 @@ def test_what_is_no_plain_gru_is_left_alone_and_reported():
     assert len(warned) == 1
     message = str(warned[0].message)
     assert "custom (Custom is a subclass of GRU)" in message
-    assert "parametrized (ParametrizedGRU is a subclass of GRU)" in message
+    assert "parametrized (ParametrizedGRU is a subclass of GRU: remove its parametrizations first)" in message
     assert "patched (its forward has been replaced)" in message
     assert "plain" not in message
     assert "lstm" not in message

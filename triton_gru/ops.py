@@ -194,7 +194,10 @@ def _backward(ctx, grad_output, grad_h_n):
 
 
 def _backward_twice(ctx, *grads):
-    raise RuntimeError("triton_gru::gru can be differentiated once, and not again")
+    raise RuntimeError(
+        "triton_gru::gru can be differentiated once, and not again: for more call the module outside of torch.compile, "
+        "with backend='torch'"
+    )
 
 
 _library.impl("gru", _gru, "CompositeExplicitAutograd")

@@ -71,7 +71,9 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
     if backend != "auto":
         option = _option(backend, problem, device, by_name=True)
         if isinstance(option, str):
-            raise RuntimeError(f"backend={backend!r} cannot serve this call: {option} ({problem})")
+            raise RuntimeError(
+                f"backend={backend!r} cannot serve this call: {option} ({problem}). backend='auto' serves every call"
+            )
         return Plan(problem, device, backend, *option[:2], "asked for by name", (), option[2])
     options, rejected = {}, {}
     for kernel in (*KERNELS, "torch"):

@@ -3,6 +3,7 @@
 import warnings
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .arguments import beyond_torch
 from .modules import GRU, GRUCell
@@ -59,7 +60,8 @@ def _change_classes(model: nn.Module, classes: dict[type, type]) -> None:
 def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
     if new_class is None:
         bases = [base for base in classes if isinstance(module, base)]
-        return f"{type(module).__name__} is a subclass of {bases[0].__name__}" if bases else ""
+        way_out = ": remove its parametrizations first" if parametrize.is_parametrized(module) else ""
+        return f"{type(module).__name__} is a subclass of {bases[0].__name__}{way_out}" if bases else ""
     if "forward" in module.__dict__:
         return "its forward has been replaced"
     own = beyond_torch(module)
