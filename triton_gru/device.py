@@ -69,9 +69,7 @@ def find(device: torch.device) -> Device | None:
     """The `Device` behind a torch device, None where no kernel can run."""
     if device.type == "cuda":
         return _find_gpu(torch.cuda.current_device() if device.index is None else device.index)
-    if device.type == "cpu" and interpreting():
-        return INTERPRETER
-    return None
+    return on_cpu if device.type == "cpu" else None
 
 
 def elsewhere(device: torch.device) -> bool:
@@ -106,6 +104,10 @@ def most_sms() -> int | None:
     if text and not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise ValueError(f"TRITON_GRU_MAX_SMS must be a whole number above 0, got {text!r}: unset it to use all")
     return int(text) if text else None
+
+
+# The device that runs kernels on CPU tensors; None if they have none.
+on_cpu = INTERPRETER if interpreting() else None
 
 
 @functools.cache

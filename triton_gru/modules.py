@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from . import device as devices
 from . import launch, ops, prepared
 from .arguments import (
     BOTH_AND_REVERSE,
@@ -18,6 +19,8 @@ from .device import find
 from .plan import Plan, check_backend, choose
 from .sequences import as_packed
 from .stream import Stream
+
+_gru, _cell = nn.GRU.forward, nn.GRUCell.forward
 
 
 class GRU(nn.RNNBase):
@@ -110,10 +113,15 @@ class GRU(nn.RNNBase):
     ):
         """``output, h_n``; shapes as in the class's docstring."""
         whole = lengths is None and resets is None
-        if whole and (serves := prepared.found(self, input, hx)) is not None:
-            return serves(self, input, hx)
+        if whole:
+            # Torch's on a CPU, the soonest: it is a matter of microseconds there.
+            plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
+            if plain and devices.on_cpu is None and not (self.reverse or torch.compiler.is_compiling()):
+                return _gru(self, input, hx)
+            if (serves := prepared.found(self, input, hx)) is not None:
+                return serves(self, input, hx)
         if whole and _is_torchs(self, input, hx):
-            return nn.GRU.forward(self, input, hx)
+            return _gru(self, input, hx)
         if ops.wanted(input):
             return ops.gru(self, input, hx, lengths, resets)
         if ops.unseen(input):
@@ -121,8 +129,8 @@ class GRU(nn.RNNBase):
         call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch" and lengths is None and not self.reverse:
-            results = nn.GRU.forward(self, input, hx)
-            prepared.keep_torchs(self, input, hx, nn.GRU.forward)
+            results = _gru(self, input, hx)
+            prepared.keep_torchs(self, input, hx, _gru)
             return results
         output, h_n = launch.run(call, plan)
         packed = isinstance(input, PackedSequence)
@@ -186,17 +194,21 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
+        # Torch's on a CPU, the soonest: it is a matter of microseconds there.
+        plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
+        if plain and devices.on_cpu is None:
+            return _cell(self, input, hx)
         if (serves := prepared.found(self, input, hx)) is not None:
             return serves(self, input, hx)
         if _is_torchs(self, input, hx):
-            return nn.GRUCell.forward(self, input, hx)
+            return _cell(self, input, hx)
         if ops.wanted(input):
             return ops.cell(self, input, hx)
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch":
-            h = nn.GRUCell.forward(self, input, hx)
-            prepared.keep_torchs(self, input, hx, nn.GRUCell.forward)
+            h = _cell(self, input, hx)
+            prepared.keep_torchs(self, input, hx, _cell)
             return h
         h_n = launch.run(call, plan)[1]
         h = h_n.squeeze(0)

@@ -134,9 +134,7 @@ def emulating(device: Device, seed: int) -> Iterator[Emulated]:
         (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
         (Launch, "prepared", lambda launch: emulated.prepared(launch)),
         (driver, "_active", _Driver(device)),
-        # With these two, `device.find` returns the device for CPU tensors.
-        (devices, "interpreting", lambda: True),
-        (devices, "INTERPRETER", device),
+        (devices, "on_cpu", device),
         # Triton stops at PTX. Its cache on disk keeps these kernels apart from complete ones.
         (CUDABackend, "make_cubin", lambda *args: b""),
         (CUDABackend, "hash", lambda backend, whole=CUDABackend.hash: whole(backend) + "-only-ptx"),
