@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_gru
+from triton_gru import device as devices
 
 from .calls import make_gru
 from .pairwise import pairwise
@@ -263,20 +266,81 @@ def test_a_kernel_refuses_backward_when_it_comes(launched):
 
 @pytest.mark.parametrize("given", [(), ("lengths",), ("resets",)])
 def test_training(given, launched):
-    """Of a call that torch.nn.GRU knows torch's own is compiled, of another the operator."""
     gru = triton_gru.GRU(4, 5, 2)
     call = arguments(gru, given)
     run, graphs = compiled(gru)
     actual = gradients(run(**call), gru, call)
     torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
-    if given:
-        assert_one_operator(graphs)
-    else:
-        assert "triton_gru" not in str(graphs.graphs[0].graph)
+    assert_one_operator(graphs)
     gru.backend = "block"
     with pytest.raises(RuntimeError, match="backend='block' cannot serve this call: the module is in training mode"):
         run(**call)
     assert not launched
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = nn.GRU(4, 5, 2, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.out(self.gru(x)[0])
+
+
+def traced_nodes(model, steps, fullgraph):
+    """Return the nodes of all graphs that torch.compile and autograd make of a call and its backward."""
+    nodes = []
+
+    def count(graph, _):
+        nodes.append(len(graph.graph.nodes))
+        return make_boxed_func(graph)
+
+    torch._dynamo.reset()
+    run = torch.compile(model, backend=aot_autograd(fw_compiler=count, bw_compiler=count), fullgraph=fullgraph)
+    x = torch.randn(2, steps, 4)
+    run(x).square().sum().backward()
+    actual = [each.grad.clone() for each in model.parameters()]
+    model.zero_grad()
+    model(x).square().sum().backward()
+    torch.testing.assert_close(actual, [each.grad for each in model.parameters()])
+    model.zero_grad()
+    return nodes
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_graphs_of_what_torch_serves_are_those_of_a_model_with_torchs(training, monkeypatch):
+    """Whatever the steps; where the graph may have no gap, it has the operator."""
+    monkeypatch.setattr(devices, "on_cpu", None)
+    model = Tagger().train(training)
+    torchs = traced_nodes(model, 3, fullgraph=False)
+    triton_gru.accelerate(model)
+    assert traced_nodes(model, 3, fullgraph=False) == traced_nodes(model, 60, fullgraph=False) == torchs
+    assert traced_nodes(model, 3, fullgraph=True) == traced_nodes(model, 60, fullgraph=True)
+    with torch.no_grad():
+        run, graphs = compiled(model)
+        x = torch.randn(2, 3, 4)
+        torch.testing.assert_close(run(x), model(x))
+        assert_one_operator(graphs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gru_by_itself_is_left_out_of_graphs_where_torch_serves_it(training, monkeypatch):
+    monkeypatch.setattr(devices, "on_cpu", None)
+    gru = triton_gru.accelerate(nn.GRU(4, 5).train(training))
+    graphs = CompileCounterWithBackend("aot_eager")
+    call = arguments(gru, ("hx",))
+    run = torch.compile(gru, backend=graphs)
+    torch.testing.assert_close(gradients(run(**call), gru, call), gradients(gru(**call), gru, call))
+    assert graphs.frame_count == 0
+
+
+def test_a_cell_is_torchs_own_graph_where_there_are_no_kernels(monkeypatch):
+    monkeypatch.setattr(devices, "on_cpu", None)
+    cell, x = triton_gru.accelerate(nn.GRUCell(4, 5).eval()), torch.randn(2, 4)
+    run, graphs = compiled(cell)
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), cell(x))
+    assert [grus(each.graph) for each in graphs.graphs] == [[str(torch.gru_cell)]]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -404,6 +468,17 @@ def test_the_operator_on_a_kernel(row, launched):
 
 
 @quiet
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, BOOLS, BOOLS))
+def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
+    monkeypatch.setattr(devices, "on_cpu", None)
+    bias, bidirectional, batch_first, with_hx = row
+    theirs = nn.GRU(4, 5, 2, bias, batch_first, bidirectional=bidirectional).requires_grad_(False)
+    call = arguments(theirs, ("hx",) * with_hx)
+    given = call["input"], call.get("hx"), list(theirs.parameters()), None, None
+    actual = torch.ops.triton_gru.gru(*given, bias, bidirectional, batch_first, False, True, "auto", False)
+    torch.testing.assert_close(actual, theirs(*call.values()), **exactly)
+
+
 @pytest.mark.parametrize("batch_first", BOOLS)
 @pytest.mark.parametrize("given", ENDS)
 def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, launched):

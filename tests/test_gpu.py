@@ -156,6 +156,22 @@ def test_a_wider_batch_tile_gives_the_same(launched):
     torch.testing.assert_close(wide[:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)
 
 
+def test_reduce_overhead(launched):
+    """torch.compile captures the operator in its CUDA graphs: replays launch the kernels and see new inputs."""
+    gru = triton_gru.GRU(64, 512, batch_first=True, device="cuda", dtype=torch.float16, backend="grid").eval()
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, device="cuda", dtype=torch.float16), gru)
+    run = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(6):  # calls, then one that is captured, then replays
+            x = torch.randn(4, 50, 64, device="cuda").half()
+            torch.compiler.cudagraph_mark_step_begin()
+            launched.clear()
+            output = run(x)[0].clone()
+            torch.testing.assert_close(output, model(x)[0], rtol=0, atol=8e-3)
+    # The eager call's alone: a replay starts its kernels without Python.
+    assert launched.scans == 1
+
+
 @pytest.mark.parametrize("first", ["gru", "other"])
 @pytest.mark.parametrize("hidden", [512, 2048])
 def test_beside_a_kernel_that_fills_the_chip(first, hidden):

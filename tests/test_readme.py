@@ -121,6 +121,12 @@ def transforms(backend):
     torch.func.grad(lambda x: module(x)[0].sum())(x)
 
 
+def scripted(backend):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(torch.nn.Sequential(gru(backend)))(x)
+
+
 ROWS = {
     "float32 as TF32": in_dtype("tf32"),
     "float32 ieee": in_dtype("fp32"),
@@ -146,6 +152,7 @@ ROWS = {
     "`torch.compile` with a `PackedSequence` (a graph break)": compiled_packed,
     "`torch.func.functional_call`, tied weights": weights,
     "other `torch.func` transforms, `torch.jit.trace`": transforms,
+    "`torch.jit.script`": scripted,
 }
 
 

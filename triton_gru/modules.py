@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from . import device as devices
@@ -18,12 +19,13 @@ from .arguments import (
 from .device import find
 from .plan import Plan, check_backend, choose
 from .sequences import as_packed
+from .stand_in import StandIn, is_torchs, traced
 from .stream import Stream
 
 _gru, _cell = nn.GRU.forward, nn.GRUCell.forward
 
 
-class GRU(nn.RNNBase):
+class GRU(StandIn, nn.RNNBase):
     r"""A multi-layer gated recurrent unit, interchangeable with `torch.nn.GRU`.
 
     Constructor, parameters, `state_dict`, shapes, defaults and errors are those of `torch.nn.GRU`
@@ -72,6 +74,9 @@ class GRU(nn.RNNBase):
             and where an earlier call on the device turns out to have given up (see `triton_gru.check`).
     """
 
+    torch_class = nn.GRU
+    _empty = 1, 1, 1, True, False, 0.0, False, "meta"
+    _empty_torch_class = *_empty[:-1], 0, "meta"  # 0 is proj_size
     # The class's, so that a torch.nn.GRU whose class is changed to this one (accelerate) needs nothing set.
     reset_after = True
     reverse = False
@@ -120,12 +125,15 @@ class GRU(nn.RNNBase):
                 return _gru(self, input, hx)
             if (serves := prepared.found(self, input, hx)) is not None:
                 return serves(self, input, hx)
-        if whole and _is_torchs(self, input, hx):
+        if isinstance(input, Proxy):
+            return traced(self, input, hx, lengths=lengths, resets=resets)
+        torchs = whole and _is_torchs(self, input, hx)
+        if torchs and not ops.in_graph():
             return _gru(self, input, hx)
+        if ops.unseen(input) or (torchs and not ops.graph_is_whole()):
+            return ops.outside(self, input, hx, lengths, resets)
         if ops.wanted(input):
             return ops.gru(self, input, hx, lengths, resets)
-        if ops.unseen(input):
-            return ops.outside(self, input, hx, lengths, resets)
         call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch" and lengths is None and not self.reverse:
@@ -160,8 +168,14 @@ class GRU(nn.RNNBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + _own_repr(self)
 
+    def _stops_compiler(self) -> bool:
+        device = self.weight_ih_l0.device
+        trains = self.training and torch.is_grad_enabled()
+        served = trains or self.backend == "torch" or (device.type != "cuda" and find(device) is None)
+        return served and self.backend in ("auto", "torch") and not ops.graph_is_whole()
 
-class GRUCell(nn.RNNCellBase):
+
+class GRUCell(StandIn, nn.RNNCellBase):
     """One GRU step, interchangeable with `torch.nn.GRUCell`: parameters, `state_dict`, shapes and errors.
 
     Formula, `reset_after` and `backend` are those of `GRU`. A call that autograd records goes to torch's own cell, in
@@ -173,6 +187,8 @@ class GRUCell(nn.RNNCellBase):
         ValueError, RuntimeError: as torch.nn.GRUCell and, for backends, `GRU`.
     """
 
+    torch_class = nn.GRUCell
+    _empty = _empty_torch_class = 1, 1, True, "meta"
     reset_after = True
     backend = "auto"
 
@@ -200,6 +216,8 @@ class GRUCell(nn.RNNCellBase):
             return _cell(self, input, hx)
         if (serves := prepared.found(self, input, hx)) is not None:
             return serves(self, input, hx)
+        if isinstance(input, Proxy):
+            return traced(self, input, hx)
         if _is_torchs(self, input, hx):
             return _cell(self, input, hx)
         if ops.wanted(input):
@@ -236,12 +254,14 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence, hx: Tensor
     # A trace would not show a kernel; and a model that is compiled in training is to train.
     if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
         return True
+    if torch.compiler.is_exporting():
+        # An accelerated model goes to those who may not have this package.
+        return is_torchs(module) or not (ops.wanted(input) or ops.unseen(input))
+    if torch.compiler.is_compiling() and not (ops.wanted(input) or ops.unseen(input)):
+        return True
     device = (input.data if isinstance(input, PackedSequence) else input).device
-    if torch.compiler.is_compiling():
-        if not (ops.wanted(input) or ops.unseen(input)):
-            return True
     # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
-    elif device.type != "cuda" and find(device) is None:
+    if device.type != "cuda" and find(device) is None:
         return True
     # torch's cell has a backward in eval(), where its GRU on a GPU has none.
     return isinstance(module, GRUCell) and records_gradient((input, hx, *weights_of_cell(module)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from . import device as devices
 from . import launch
 from .arguments import (
     as_one_step,
@@ -39,10 +40,14 @@ _library.define(f"gru_backward(Tensor grad_output, Tensor grad_h_n, {_ARGUMENTS}
 
 def wanted(input: Tensor | PackedSequence) -> bool:
     """Whether a call has to go by the operator."""
-    # Transforms of torch.func look inside. (How deep they are is what torch.compile, too, knows to answer.)
-    if isinstance(input, PackedSequence) or torch._C._functorch.get_dynamic_layer_stack_depth() > 0:
+    if isinstance(input, PackedSequence) or _is_transformed():
         return False
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func looks inside. (How deep they are is what torch.compile, too, can answer.)"""
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def unseen(input: Tensor | PackedSequence) -> bool:
@@ -50,9 +55,33 @@ def unseen(input: Tensor | PackedSequence) -> bool:
     return isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
 
 
+def in_graph() -> bool:
+    """Whether torch.compile makes a graph of the call for this process."""
+    compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return compiles and not _is_transformed()
+
+
+def graph_is_whole() -> bool:
+    """Whether the graph that is being made may have no gap: with fullgraph=True."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        maker = InstructionTranslator.current_tx()
+    except AttributeError:  # a graph is compiled, and none is made
+        return True
+    return maker.one_graph or getattr(maker, "error_on_graph_break", False)
+
+
+# As torch.compiler.assume_constant_result, which takes a second to import.
+graph_is_whole._dynamo_marked_constant = True
+
+
 @torch._disable_dynamo
 def outside(module, *arguments):
-    """``module(*arguments)`` between two graphs of torch.compile: of packed input, whose sizes no graph can know."""
+    """``module(*arguments)`` between two graphs of torch.compile.
+
+    So it is with packed input, whose sizes no graph can know; and with what torch serves, as with any `nn.GRU`.
+    """
     return module.forward(*arguments)
 
 
@@ -147,8 +176,23 @@ def _run(grad: bool, input, hx, weights, lengths, resets, bias, *options) -> tup
 
 
 def _gru(*arguments) -> tuple[Tensor, Tensor]:
-    output, h_n = _run(False, *arguments)
+    output, h_n = _on_cpu(*arguments) or _run(False, *arguments)
     return output.contiguous(), h_n.contiguous()
+
+
+def _on_cpu(
+    input, hx, weights, lengths, resets, bias, bidirectional, batch_first, reverse, reset_after, backend, training
+) -> tuple[Tensor, Tensor] | None:
+    """What torch's GRU gives on a CPU, where calls take microseconds; None if something else serves the call."""
+    if not input.is_cpu or devices.on_cpu is not None or backend != "auto" or reverse or not reset_after:
+        return None
+    if lengths is not None or resets is not None or torch._C._is_any_autocast_enabled():
+        return None
+    layers = len(weights) // (4 if bias else 2)
+    if hx is None:
+        hx = input.new_zeros(layers, input.size(0 if batch_first else 1), weights[1].size(1))
+    layers //= 2 if bidirectional else 1
+    return torch.gru(input, hx, weights, bias, layers, 0.0, training, bidirectional, batch_first)
 
 
 def _gru_fake(input, hx, weights, lengths, resets, bias, bidirectional, batch_first, *_) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 
 from .arguments import beyond_torch
 from .modules import GRU, GRUCell
+from .stand_in import OWN, StandIn
 
 _OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
@@ -20,8 +21,14 @@ def accelerate(model: nn.Module) -> nn.Module:
     whose type is a subclass of the two (a parametrized one too), or that has a `forward` of its own set on the
     instance, is left alone, with a warning that names it.
 
-    ``isinstance(module, nn.GRU)`` is False afterwards (`nn.RNNBase` holds), as torch.compile refuses to look
-    into an `nn.GRU`.
+    ``isinstance(module, nn.GRU)`` stays True. ``type(module)`` is this package's class: what looks types up in a table,
+    as `torch.ao.quantization.quantize_dynamic` does, passes over the module. Call `restore` before. Where torch.compile
+    looks into the module isinstance is False, as it looks into no `nn.GRU`: ask outside of compiled functions.
+
+    What leaves the process is torch's own, and needs this package nowhere: pickles and `torch.save` of the whole model,
+    `torch.export`, both ONNX exporters, `torch.jit.trace` and `torch.jit.script`. An unpickled model is accelerated by
+    another call; so is the model itself after `torch.jit.script`, which puts what it compiles into it. Exception: a
+    module on which an attribute of `GRU` was set afterwards (``backend``, say) is pickled and exported as it is.
 
     Returns:
         ``model``.
@@ -51,17 +58,21 @@ def _change_classes(model: nn.Module, classes: dict[type, type]) -> None:
             left_alone.append(f"{name or 'the model itself'} ({why_not})")
         elif new_class is not None:
             module.__class__ = new_class
-            for own in ("backend", "reset_after", "reverse"):
+            for own in OWN:
                 module.__dict__.pop(own, None)
     if left_alone:
         warnings.warn("left alone: " + "; ".join(left_alone), stacklevel=3)
 
 
 def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
+    kind = type(module)
     if new_class is None:
-        bases = [base for base in classes if isinstance(module, base)]
+        bases = [base for base in classes if issubclass(kind, base)]
+        accelerated = classes is _OURS and issubclass(kind, StandIn)
+        if not bases or accelerated:
+            return ""
         way_out = ": remove its parametrizations first" if parametrize.is_parametrized(module) else ""
-        return f"{type(module).__name__} is a subclass of {bases[0].__name__}{way_out}" if bases else ""
+        return f"{kind.__name__} is a subclass of {bases[0].__name__}{way_out}"
     if "forward" in module.__dict__:
         return "its forward has been replaced"
     own = beyond_torch(module)

@@ -1,0 +1,121 @@
+"""How this package's modules pass for torch's: with isinstance, in copies and pickles, in TorchScript and torch.fx."""
+
+import copy
+import operator
+
+import torch
+from torch import nn
+from torch._guards import CompileContext
+
+from .arguments import beyond_torch
+
+OWN = ("backend", "reset_after", "reverse")  # attributes that torch's modules do not have
+
+_set_class = object.__dict__["__class__"].__set__
+
+
+class StandIn:
+    """What `GRU` and `GRUCell` are to those who ask for torch's module. `torch.nn.Module` is to follow in the bases.
+
+    Attributes:
+        torch_class: torch's class.
+        _empty_torch_class, _empty: arguments by which torch's class and this one make a module without memory.
+    """
+
+    torch_class: type[nn.Module]
+    _empty_torch_class: tuple
+    _empty: tuple
+
+    def _passes_for(self) -> type:
+        """Return a class that is torch's as well, for isinstance; of what torch does not compute, the type alone.
+
+        torch.compile refuses to look into any `nn.GRU`. It gets the type of what it is to look into, which is therefore
+        not derived from torch's.
+        """
+        kind = type(self)
+        compiling = CompileContext.try_get() is not None
+        if compiling and StandIn._passes_for is _passes_for:
+            # The answer is another one while torch.compile asks: it is not to be found out in a compiled frame.
+            StandIn._passes_for = torch.compiler.disable(_passes_for)
+        if issubclass(kind, self.torch_class) or beyond_torch(self) or (compiling and not self._stops_compiler()):
+            return kind
+        return _both(kind)
+
+    def _become(self, new: type) -> None:
+        # Who derives a class from the one above and takes it back later, as torch's parametrizations do, gives that.
+        _set_class(self, vars(new).get("_stands_for", new))
+
+    # Without a frame of its own, which torch.compile would compile.
+    __class__ = property(operator.methodcaller("_passes_for"), _become)
+
+    def _stops_compiler(self) -> bool:
+        """Return whether torch.compile, which asks, is to refuse the module as it does any `nn.GRU`."""
+        return False
+
+    def __deepcopy__(self, memo: dict):
+        new = memo[id(self)] = object.__new__(type(self))
+        new.__setstate__(copy.deepcopy(self._state(), memo))
+        return new
+
+    def __copy__(self):
+        new = object.__new__(type(self))
+        new.__setstate__(self._state())
+        return new
+
+    def __reduce_ex__(self, protocol):
+        """Pickle a module that `accelerate` has changed as torch's, for receivers without this package.
+
+        A call of the class makes an empty module, which is filled: `torch.load` allows no other functions by default.
+        """
+        kind = type(self)
+        make = (kind, self._empty) if "_empty" in vars(kind) else (object.__new__, (kind,))
+        if is_torchs(self):
+            make = self.torch_class, self._empty_torch_class
+        return *make, getattr(self, "__getstate__", self._state)()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return torch's module with the same parameters: what torch.jit.script compiles, and leaves in its place.
+
+        Raises:
+            RuntimeError: torch has no such module, or a kernel is asked for by name.
+        """
+        if own := beyond_torch(self):
+            raise RuntimeError(f"torch.jit.script compiles torch's own GRU, which has no {own}: leave the module out")
+        if self.backend not in ("auto", "torch"):
+            raise RuntimeError(
+                f"backend={self.backend!r} cannot serve torch.jit.script, which compiles torch's own GRU: set "
+                "backend='auto' or restore() the model"
+            )
+        made = object.__new__(self.torch_class)
+        made.__dict__ = {name: value for name, value in vars(self).items() if name not in OWN}
+        return made
+
+    def _state(self) -> dict:
+        """Return all that ``__setstate__`` does not make by itself."""
+        return {name: value for name, value in vars(self).items() if name != "_flat_weight_refs"}
+
+
+_passes_for = StandIn._passes_for
+
+
+def is_torchs(module) -> bool:
+    """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
+    return not any(name in module.__dict__ for name in OWN)
+
+
+def traced(module, *inputs, **more) -> torch.fx.Proxy:
+    """Return what torch.fx.symbolic_trace puts in the place of a call: one of the module whole, as of torch's own."""
+    tracer = inputs[0].tracer
+    more = {name: value for name, value in more.items() if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, more)
+
+
+_derived: dict[type, type] = {}
+
+
+def _both(kind: type) -> type:
+    """Return a class derived from ``kind`` and from torch's, always the same."""
+    if kind not in _derived:
+        more = {"__module__": kind.__module__, "_stands_for": kind}
+        _derived[kind] = type(kind.__name__, (kind, kind.torch_class), more)
+    return _derived[kind]
