@@ -307,6 +307,7 @@ def test_tuning_by_itself(device, tables, launched, monkeypatch):
 def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
     """For a GPU that is not there; one whose compiler dies or does not end takes no other with it."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # one process at a time: each imports torch
     problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=16)
     block = Candidate("block", heuristic("block", problem, H200))
     never = Candidate("block", dataclasses.replace(block.config, num_warps=3))
