@@ -19,7 +19,7 @@ from .arguments import (
 from .device import find
 from .plan import Plan, check_backend, choose
 from .sequences import as_packed
-from .stand_in import StandIn, is_torchs, traced
+from .stand_in import StandIn, is_as_accelerated, traced
 from .stream import Stream
 
 _gru, _cell = nn.GRU.forward, nn.GRUCell.forward
@@ -169,9 +169,7 @@ class GRU(StandIn, nn.RNNBase):
         return super().extra_repr() + _own_repr(self)
 
     def _stops_compiler(self) -> bool:
-        device = self.weight_ih_l0.device
-        trains = self.training and torch.is_grad_enabled()
-        served = trains or self.backend == "torch" or (device.type != "cuda" and find(device) is None)
+        served = self.backend == "torch" or _trains(self) or _has_no_kernels(self.weight_ih_l0.device)
         return served and self.backend in ("auto", "torch") and not ops.graph_is_whole()
 
 
@@ -252,19 +250,27 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence, hx: Tensor
     if module.backend not in ("auto", "torch") or beyond_torch(module):
         return False
     # A trace would not show a kernel; and a model that is compiled in training is to train.
-    if module.backend == "torch" or torch.jit.is_tracing() or (module.training and torch.is_grad_enabled()):
+    if module.backend == "torch" or torch.jit.is_tracing() or _trains(module):
         return True
     if torch.compiler.is_exporting():
         # An accelerated model goes to those who may not have this package.
-        return is_torchs(module) or not (ops.wanted(input) or ops.unseen(input))
+        return is_as_accelerated(module) or not (ops.wanted(input) or ops.unseen(input))
     if torch.compiler.is_compiling() and not (ops.wanted(input) or ops.unseen(input)):
         return True
     device = (input.data if isinstance(input, PackedSequence) else input).device
-    # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
-    if device.type != "cuda" and find(device) is None:
+    if _has_no_kernels(device):
         return True
     # torch's cell has a backward in eval(), where its GRU on a GPU has none.
     return isinstance(module, GRUCell) and records_gradient((input, hx, *weights_of_cell(module)))
+
+
+def _trains(module: GRU | GRUCell) -> bool:
+    return module.training and torch.is_grad_enabled()
+
+
+def _has_no_kernels(device: torch.device) -> bool:
+    # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
+    return device.type != "cuda" and find(device) is None
 
 
 def _own_repr(module: GRU | GRUCell) -> str:

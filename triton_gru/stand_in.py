@@ -69,7 +69,7 @@ class StandIn:
         """
         kind = type(self)
         make = (kind, self._empty) if "_empty" in vars(kind) else (object.__new__, (kind,))
-        if is_torchs(self):
+        if is_as_accelerated(self):
             make = self.torch_class, self._empty_torch_class
         return *make, getattr(self, "__getstate__", self._state)()
 
@@ -98,7 +98,7 @@ class StandIn:
 _passes_for = StandIn._passes_for
 
 
-def is_torchs(module) -> bool:
+def is_as_accelerated(module) -> bool:
     """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
     return not any(name in module.__dict__ for name in OWN)
 
