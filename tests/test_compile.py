@@ -467,7 +467,6 @@ def test_the_operator_on_a_kernel(row, launched):
     assert launched.only_by("block")
 
 
-@quiet
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, BOOLS, BOOLS))
 def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
     monkeypatch.setattr(devices, "on_cpu", None)
@@ -479,6 +478,7 @@ def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
     torch.testing.assert_close(actual, theirs(*call.values()), **exactly)
 
 
+@quiet
 @pytest.mark.parametrize("batch_first", BOOLS)
 @pytest.mark.parametrize("given", ENDS)
 def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, launched):
