@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from unittest import mock
 
 import torch
@@ -57,8 +57,7 @@ class Emulated:
         if not warmup:
             given = dict(zip(function.arg_names, args)) | options
             arguments = [given[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
-            extents = [_extent(each) for each in given.values() if isinstance(each, torch.Tensor)]
-            self._execute(compiled, arguments, extents, grid, options)
+            self._execute(compiled, arguments, _memory(given.items()), grid, options)
         return compiled
 
     def prepared(self, launch: Launch) -> Callable[..., None]:
@@ -69,15 +68,15 @@ class Emulated:
 
         def start(*args) -> None:
             compiled = launch.compile()
-            arguments, extents = [], []
+            arguments, memory = [], {}
             for name, like, given in zip(launch.kernel.arg_names, launch.args, args):
                 if isinstance(like, torch.Tensor):
                     low, high = _extent(like)
                     given = given.data_ptr() if isinstance(given, torch.Tensor) else given
-                    extents.append((given, given + high - low))
+                    memory[name] = given, given + high - low
                 if compiled.src.signature[name] != "constexpr":
                     arguments.append(given)
-            self._execute(compiled, arguments, extents, launch.grid, launch.constants)
+            self._execute(compiled, arguments, memory, launch.grid, launch.constants)
 
         return start
 
@@ -86,7 +85,7 @@ class Emulated:
         compiled = launch.compile()
         signature = compiled.src.signature
         arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]
-        extents = [_extent(each) for each in launch.args if isinstance(each, torch.Tensor)]
+        memory = _memory(zip(launch.kernel.arg_names, launch.args))
         change = self.change
 
         def place(kernel: str, ptx: str) -> str:
@@ -95,19 +94,19 @@ class Emulated:
             return change(kernel, ptx)
 
         with mock.patch.object(self, "change", place):
-            self._execute(compiled, arguments, extents, (1, 1, 1), launch.constants)
+            self._execute(compiled, arguments, memory, (1, 1, 1), launch.constants)
 
-    def _execute(self, compiled, arguments: list, extents: list, grid: tuple, options: dict) -> None:
+    def _execute(self, compiled, arguments: list, memory: dict, grid: tuple, options: dict) -> None:
         values = [each.data_ptr() if isinstance(each, torch.Tensor) else int(each) for each in arguments]
         seed = self.fixed.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
-        host_words = [_extent(each._word) for each in watchdog._watchdogs.values()]
+        host_words = {f"watchdog of {device}": _extent(each._word) for device, each in watchdog._watchdogs.items()}
         self.launched.append(compiled.metadata.name)
         scratch = [0, 0]  # the last two arguments are addresses of Triton's scratch memory, which no kernel here has
         self.outcomes.append(
             execute(
-                self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, extents + host_words,
+                self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, memory | host_words,
                 (*grid, 1, 1)[:3], compiled.metadata.num_warps, compiled.metadata.shared, schedule,
                 self.most_instructions,
             )
@@ -115,6 +114,11 @@ class Emulated:
 
 
 _compile = JITFunction.run
+
+
+def _memory(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:
+    """Return the extents of those arguments that are tensors."""
+    return {name: _extent(each) for name, each in named if isinstance(each, torch.Tensor)}
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

@@ -101,6 +101,15 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes of one piece of memory that a launch read, received and wrote, waits included: otherwise as in `Counts`."""
+
+    read: int
+    received: int
+    written: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """What a launch did.
 
@@ -108,8 +117,9 @@ class Outcome:
         made: the work of all warps. A loop that waits for others' stores counts with its best pass.
         waited: the work of all other passes of such loops.
         busiest: ``made`` of the warp with the most instructions.
+        by_warp: the instructions of each warp of a CTA in ``made``, the most of any CTA.
         most_read: the bytes that one CTA has read and received, at most.
-        memory: (first address, bytes, bytes read, bytes written) of each piece of memory, waits included.
+        memory: what became of each argument's memory, by its name. Arguments that overlap have one `Traffic`, of both.
         notes: the reports of `NOTES`, as (kind, line of source).
         executed: the instructions of all warps, waits included.
     """
@@ -120,8 +130,9 @@ class Outcome:
     made: Counts
     waited: Counts
     busiest: Counts
+    by_warp: tuple[int, ...]
     most_read: int
-    memory: list[tuple[int, int, int, int]]
+    memory: dict[str, Traffic]
     notes: list[tuple[str, str]]
     executed: int
 
@@ -129,7 +140,7 @@ class Outcome:
 def execute(
     text: str,
     arguments: list[int],
-    extents: Iterable[tuple[int, int]],
+    memory: dict[str, tuple[int, int]],
     grid: tuple[int, int, int],
     num_warps: int,
     shared: int,
@@ -140,7 +151,7 @@ def execute(
 
     Args:
         arguments: the kernel's arguments, as bits.
-        extents: (first address, end) of each piece of memory that the kernel may touch.
+        memory: (first address, end) of what the kernel may touch, by names of the caller's.
         shared: bytes of shared memory of a CTA.
         most_instructions: how many instructions all warps may execute before the launch is taken to be endless.
 
@@ -155,9 +166,10 @@ def execute(
         raise ValueError(f"the machine runs at most 65,534 CTAs, got {ctas}")
     if len(arguments) != len(program.parameters):
         raise ValueError(f"{program.name} takes {len(program.parameters)} arguments, got {len(arguments)}")
-    extents = _merge(extents)
+    extents = _merge(memory.values())
     ranges = (_Range * max(1, len(extents)))(*((low, high - low) for low, high in extents))
     reports = (_Report * 64)()
+    by_warp = (ctypes.c_int64 * num_warps)()
     constants = loaded.constant_values.copy()
     for at, place in loaded.parameters:
         constants[at] = arguments[place] & (1 << 64) - 1
@@ -168,6 +180,7 @@ def execute(
         grid=(ctypes.c_int32 * 3)(*grid), n_warps=num_warps, shared_bytes=shared,
         n_ranges=len(extents), ranges=ctypes.addressof(ranges),
         most_instructions=most_instructions, most_reports=len(reports), reports=ctypes.addressof(reports),
+        by_warp=ctypes.addressof(by_warp),
         **dataclasses.asdict(schedule),
     )  # fmt: skip
     _machine().run(ctypes.byref(launch))
@@ -175,10 +188,16 @@ def execute(
     faults = [f"{kind} in {program.name}, {what}" for kind, _, what in found if kind not in NOTES]
     if faults:
         raise Fault("\n".join([*faults[:6], str(schedule)]))
+
+    def traffic_at(address: int) -> Traffic:
+        (found,) = (each for each in ranges[: len(extents)] if each.base <= address < each.base + each.bytes)
+        return Traffic(found.read, found.received, found.written)
+
     return Outcome(
         program.name, ctas, num_warps,
         *(Counts(*(getattr(each, name) for name, _ in each._fields_)) for each in launch.counts()),
-        launch.most_read, [(each.base, each.bytes, each.read, each.written) for each in ranges[: len(extents)]],
+        tuple(by_warp), launch.most_read,
+        {name: traffic_at(first) for name, (first, end) in memory.items() if first < end},
         [(kind, where) for kind, where, _ in found], launch.executed,
     )  # fmt: skip
 
@@ -253,7 +272,7 @@ class _Counts(ctypes.Structure):
 class _Range(ctypes.Structure):
     _fields_ = [
         ("base", ctypes.c_uint64), ("bytes", ctypes.c_uint64), ("touched", _P),
-        ("read", ctypes.c_int64), ("written", ctypes.c_int64),
+        ("read", ctypes.c_int64), ("received", ctypes.c_int64), ("written", ctypes.c_int64),
     ]  # fmt: skip
 
 
@@ -273,6 +292,7 @@ class _Launch(ctypes.Structure):
         ("resident", _I), ("reconverge_late", _I), ("quantum", _I), ("delay", _I), ("sleeps", _I),
         ("n_reports", _I), ("most_reports", _I), ("reports", _P), ("executed", ctypes.c_int64),
         ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_read", ctypes.c_int64),
+        ("by_warp", _P),
     ]  # fmt: skip
 
     def counts(self) -> tuple[_Counts, _Counts, _Counts]:

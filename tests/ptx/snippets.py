@@ -104,7 +104,8 @@ def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), 
     values = [each.ctypes.data if isinstance(each, np.ndarray) else each for each in arguments]
     ranges = ranges or [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
     drawn = Schedule.draw(int(torch.randint(1 << 31, ())), cooperative=False, **schedule)
-    return execute(text, values, ranges, grid, warps, shared, drawn)
+    memory = {f"range {i}": each for i, each in enumerate(ranges)}
+    return execute(text, values, memory, grid, warps, shared, drawn)
 
 
 def _in_memory(of: type) -> np.dtype:

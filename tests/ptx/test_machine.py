@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from . import machine
-from .machine import FAULTS, NOTES, Counts, Fault, Outcome, Schedule, execute
+from .machine import FAULTS, NOTES, Counts, Fault, Outcome, Schedule, Traffic, execute
 from .snippets import kernel
 from .translate import Unknown, translate
 
@@ -62,9 +62,9 @@ def run(body, schedule, a=None, b=None, grid=1, warps=1, most=50_000, ranges=Non
     """Execute ``body`` on two arrays; ``ranges`` are offsets in the first, if not all of both may be touched."""
     a, b = (words() if each is None else each for each in (a, b))
     at = [a.ctypes.data, b.ctypes.data]
-    whole = [(each, each + BYTES) for each in at]
-    extents = whole if ranges is None else [(at[0] + low, at[0] + high) for low, high in ranges]
-    return execute(long(body), at, extents, (grid, 1, 1), warps, BYTES, schedule, most)
+    whole = {name: (each, each + BYTES) for name, each in zip("ab", at)}
+    memory = whole if ranges is None else {str(each): (at[0] + each[0], at[0] + each[1]) for each in ranges}
+    return execute(long(body), at, memory, (grid, 1, 1), warps, BYTES, schedule, most)
 
 
 # Kernels that do what they must not, one a line, and how a report calls it. Of <one|other> they have the first; with
@@ -274,7 +274,6 @@ def test_what_is_sent_is_received_under_every_schedule(seed):
 
 def test_a_seed_is_one_schedule(seed):
     outcomes = [run(RING, Schedule(seed + i % 10, 8, 30, sleeps=True), grid=4) for i in range(20)]
-    outcomes = [dataclasses.replace(each, memory=[]) for each in outcomes]  # it has addresses
     assert outcomes[:10] == outcomes[10:] and len({each.executed for each in outcomes}) > 5
 
 
@@ -352,8 +351,19 @@ def test_the_busiest_warp_and_the_cta_that_reads_most_are_found():
         outcome = run(text, schedule, a, b, grid=3, warps=2)
         assert outcome.busiest == Counts(base + 5, 32, 128, *[0] * 7) and outcome.most_read == 160
         assert outcome.made.instructions == outcome.executed == 6 * base + 5 + 2 * 4 + 3 * 2
-        memory = {at: counts for at, *counts in outcome.memory}
-        assert memory == {a.ctypes.data: [BYTES, 3 * 128, 0], b.ctypes.data: [BYTES, 32, 0]}
+        assert outcome.by_warp == (base + 5, base + 2)
+        assert outcome.memory == {"a": Traffic(0, 3 * 128, 0), "b": Traffic(32, 0, 0)}
+
+
+def test_arguments_that_overlap_are_counted_as_one():
+    a, b = words(), words()
+    at, other = a.ctypes.data, b.ctypes.data
+    memory = {"a": (at, at + 64), "its end": (at + 60, at + 128), "after": (at + 128, at + 256)}
+    memory |= {"b": (other, other + 4), "nothing": (0, 0)}
+    text = long("@%lane0 STORE [%d0], 1; @%lane0 LOAD %y, [%d0+124]; @%lane0 LOAD %y, [%d0+128];")
+    outcome = execute(text, [at, other], memory, (1, 1, 1), 1, BYTES, SCHEDULES[0])
+    one = Traffic(32, 0, 4)
+    assert outcome.memory == {"a": one, "its end": one, "after": Traffic(32, 0, 0), "b": Traffic(0, 0, 0)}
 
 
 def test_of_a_loop_that_waits_the_best_pass_alone_is_made(seed):
@@ -382,7 +392,7 @@ def test_a_loop_ends_when_its_time_is_over(ns):
 def test_a_kernel_needs_all_its_arguments():
     for n in (0, 1, 3):
         with pytest.raises(ValueError, match=f"takes 2 arguments, got {n}"):
-            execute(kernel("", 2), [0] * n, [], (1, 1, 1), 1, 0, SCHEDULES[0])
+            execute(kernel("", 2), [0] * n, {}, (1, 1, 1), 1, 0, SCHEDULES[0])
 
 
 def test_an_error_says_that_there_is_no_gcc_or_what_gcc_says(monkeypatch, tmp_path):

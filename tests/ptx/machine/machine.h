@@ -30,7 +30,7 @@ typedef struct {
 
 // Memory that the launch may touch, and what of it was read and written.
 struct Touch;
-typedef struct { u64 base, bytes; struct Touch *touched; i64 read, written; } Range;
+typedef struct { u64 base, bytes; struct Touch *touched; i64 read, received, written; } Range;
 
 typedef struct { i32 kind, place, cta, warp, lane, other; u64 address, count; } Report;
 
@@ -54,6 +54,7 @@ typedef struct {
   i64 executed;
   Counts made, waited, busiest;      // of all warps, waits apart, and of the warp with the most instructions
   i64 most_read;                     // by one CTA
+  i64 *by_warp;                      // instructions of each warp of a CTA, waits apart: the most of any CTA
 } Launch;
 
 // A copy of cp.async, or a wgmma, that is under way.

@@ -93,15 +93,17 @@ static void check_aligned(Machine *m, Origin o, u64 address, int bytes) {
   if (address & (bytes - 1)) report(m, FAULT_MISALIGNED, o.warp, o.place, o.lane, address, -1);
 }
 
-// Counts what the lanes of one instruction read, by sectors.
+// Counts what the lanes of one instruction read, by sectors: with `relaxed` as received.
 typedef struct { int n; u64 sectors[64]; } Sectors;
-static void count_sectors(Machine *m, Sectors *s, u64 address, int bytes, i64 *count) {
+static void count_sectors(Machine *m, Sectors *s, u64 address, int bytes, int relaxed, Counts *n) {
+  Range *r = m->last_range;
   for (u64 sector = address >> 5; sector <= (address + bytes - 1) >> 5; sector++) {
     int i = s->n;
     while (i > 0 && s->sectors[i - 1] != sector) i--;
     if (i) continue;
     s->sectors[s->n++] = sector;
-    *count += 32; m->last_range->read += 32;
+    *(relaxed ? &n->received : &n->read) += 32;
+    *(relaxed ? &r->received : &r->read) += 32;
   }
 }
 

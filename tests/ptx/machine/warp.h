@@ -126,7 +126,7 @@ static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *ou
     check_aligned(m, o, address, all);
     int there = check_global(m, o, address, all, order, 0, 0);
     if (there) {
-      count_sectors(m, &sectors, address, all, order == RELAXED ? &n->received : &n->read);
+      count_sectors(m, &sectors, address, all, order == RELAXED, n);
       arrive_own(m, w, address, all);
     }
     for (int k = 0; k < i->n_out; k++)
@@ -193,7 +193,7 @@ static void copy_async(Machine *m, Warp *w, const Instruction *i, const i32 *in,
     if (c.of_source) {
       check_aligned(m, o, c.from, c.bytes);
       if (!check_global(m, o, c.from, c.of_source, PLAIN, 0, 0)) continue;
-      count_sectors(m, &sectors, c.from, c.of_source, &n->read);
+      count_sectors(m, &sectors, c.from, c.of_source, 0, n);
     }
     n->shared_written += c.bytes;
     begin_copy(m, o, c);
