@@ -33,7 +33,8 @@ def test_costs_add_up():
     assert str(Cost(launch=2, hop=1)) == "3 us (launch 2, hop 1)"
 
 
-# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light).
+# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light). ``block``
+# had eight rows in a program then.
 MEASURED = {
     ("fp16", 64, 1): 0.239, ("fp16", 128, 1): 0.428, ("tf32", 64, 1): 0.377, ("fp16", 192, 1): 0.70,
     ("fp16", 256, 1): 0.711, ("fp16", 512, 1): 0.927, ("fp16", 1024, 1): 1.28, ("fp16", 2048, 1): 2.185,
@@ -49,7 +50,8 @@ def test_it_says_what_was_measured(case):
     problem = Problem(512, batch, hidden, hidden, 1, False, dtype, fp32, True)
     plan = choose(problem, H200)
     assert plan.kernel == ("block" if hidden <= 128 else "grid")
-    assert call_cost(problem, plan.config, H200, in_graph=True).total / 512 == pytest.approx(MEASURED[case], rel=0.25)
+    config = dataclasses.replace(plan.config, batch=8) if plan.kernel == "block" else plan.config
+    assert call_cost(problem, config, H200, in_graph=True).total / 512 == pytest.approx(MEASURED[case], rel=0.25)
 
 
 @pytest.mark.parametrize(

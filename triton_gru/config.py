@@ -20,7 +20,7 @@ class BlockConfig:
     Attributes:
         units: hidden units of a tile of W_hh (a power of two).
         tiles: tiles; ``tiles * units`` is hidden_size, padded.
-        batch: batch rows of one program.
+        batch: batch rows of one program: 2, or as many as columns of a product, 8 or 16.
         ahead: time steps per iteration of the loop, which is how far the gate inputs are prefetched.
         register_tiles: of the ``3 * tiles**2`` tiles of W_hh, how many stay in registers, as the left operand of
             the matrix unit; the others stay in shared memory.
@@ -41,7 +41,12 @@ class BlockConfig:
     @property
     def rows(self) -> int:
         """Batch rows of a tile of the gate inputs."""
-        return self.batch
+        return 1 if self.batch == 2 else self.batch
+
+    @property
+    def columns(self) -> int:
+        """Columns of a product: each of two batch rows has four."""
+        return max(self.batch, 8)
 
     @property
     def shared_tiles(self) -> int:
@@ -56,7 +61,7 @@ class BlockConfig:
         # What goes to registers passes through as well, one tile at a time, before the others come.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
         # The state as an operand, and for fp32 half as much again to move products between layouts.
-        state = max(self.padded_hidden * self.batch * (6 if itemsize == 4 else itemsize), 1024)
+        state = max(self.padded_hidden * self.columns * (6 if itemsize == 4 else itemsize), 1024)
         # AMD's compiler lets the two share their room where no weights stay there.
         return max(weights, state) if isa == "plain" else weights + state
 

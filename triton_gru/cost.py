@@ -161,11 +161,14 @@ def _block_step(config: BlockConfig, call: _Step) -> Cost:
     if call.ieee:
         instructions = 40 + 1.35 * 3 * config.padded_hidden**2 * config.batch / threads
     else:
-        results = config.tiles * max(1, config.units * config.batch // threads)
+        # Of two rows a thread has every result four times, and makes it once.
+        results = config.tiles * max(1, config.units * config.columns // threads) / (4 if config.batch == 2 else 1)
         rows_of_warp = config.tiles * max(1, config.units // (16 * config.num_warps))
-        products = 3 * rows_of_warp * (config.batch // 8) * config.padded_hidden // call.depth
+        products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // call.depth
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
-        instructions = 40 + 15 * results + (call.itemsize // 2) * products + 4.3 * from_shared
+        # The state as a TF32 operand comes number by number, but of two rows matrix by matrix.
+        each = 1 if config.batch == 2 else call.itemsize // 2
+        instructions = 40 + 15 * results + each * products + 4.3 * from_shared
     # As many programs share a multiprocessor as their registers allow; the others wait.
     programs = -(-call.batch_size // config.batch) * call.directions
     resident = max(1, 8 // config.num_warps)

@@ -48,7 +48,8 @@ def block_config(
             f"hidden_size {hidden_size} is too large: W_hh in {str(dtype)[6:]} ({precision}) needs {needed} bytes "
             f"of shared memory in one program, {device.name} has {device.shared_memory}"
         )
-    configs = [config, wide] if (wide := _wide(config, dtype, device)) else [config]
+    others = _narrow(config, dtype, precision, device), _wide(config, dtype, device)
+    configs = [config, *filter(None, others)]
     return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
 
 
@@ -71,6 +72,14 @@ def _cut(hidden_size: int, dtype: torch.dtype, precision: str, device: Device) -
     # Four warps have registers for six tiles of 64 by 64 16-bit numbers beside a step's own, fewer with masks.
     in_registers = 0 if in_fp32 else 6 if hidden_size % 64 == 0 else 3
     return BlockConfig(64, -(-hidden_size // 64), 8, ahead=1, register_tiles=in_registers, num_warps=4)
+
+
+def _narrow(config: BlockConfig, dtype: torch.dtype, precision: str, device: Device) -> BlockConfig | None:
+    """Two batch rows in a program, where products are of eight columns: for a quarter of what follows them."""
+    if config.batch > 8 or (dtype == torch.float32 and precision == "ieee"):
+        return None
+    # There, masks take no more registers than there are.
+    return replace(config, batch=2, register_tiles=6 if config.tiles > 1 else config.register_tiles)
 
 
 def _wide(config: BlockConfig, dtype: torch.dtype, device: Device) -> BlockConfig | None:

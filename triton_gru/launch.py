@@ -184,7 +184,7 @@ def launches(
     elif isinstance(config, StepConfig):
         rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
         scan_launches, scratch = step_launches, (rounded, room_for_reset_state(problem, output, new))
-    tiles = -(-problem.batch_size // config.batch)
+    tiles = -(-problem.batch_size // config.rows)
     source = call.input
     if not whole:
         gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
@@ -238,7 +238,7 @@ def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
 
 
 def _steps_per_chunk(problem: Problem, config: Config) -> int:
-    tiles = -(-problem.batch_size // config.batch)
+    tiles = -(-problem.batch_size // config.rows)
     per_step = problem.directions * tiles * config.rows * 3 * config.padded_hidden
     return max(1, min(problem.steps, WORKSPACE_BYTES // (per_step * problem.dtype.itemsize)))
 

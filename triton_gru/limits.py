@@ -19,7 +19,7 @@ def why_too_large(config: Config, problem: Problem) -> str:
     for name in ("steps", "batch_size", "input_size", "hidden_size"):
         if (size := getattr(problem, name)) > LARGEST:
             return f"{name} {size} is too large: kernels count in 32 bits, to {LARGEST}"
-    rows = -(-problem.batch_size // config.batch) * config.rows
+    rows = -(-problem.batch_size // config.rows) * config.rows
     grids = [config.launch_grid(problem.batch_size, problem.directions)]
     for aligned in (True, False):
         tile = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)

@@ -42,6 +42,9 @@ def test_agrees_with_float64(
 
 
 CONFIGS = [
+    BlockConfig(units=32, tiles=1, batch=2, ahead=1, register_tiles=3, num_warps=2),
+    BlockConfig(units=32, tiles=1, batch=2, ahead=4, register_tiles=0, num_warps=1),
+    BlockConfig(units=16, tiles=3, batch=2, ahead=2, register_tiles=6, num_warps=1),
     BlockConfig(units=32, tiles=1, batch=8, ahead=1, register_tiles=3, num_warps=2),
     BlockConfig(units=32, tiles=1, batch=8, ahead=2, register_tiles=3, num_warps=2),
     BlockConfig(units=32, tiles=1, batch=8, ahead=4, register_tiles=3, num_warps=2),

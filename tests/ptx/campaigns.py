@@ -125,7 +125,7 @@ def _draw_config(draw: random.Random, kernel: str, hidden: int, batch: int, prec
         units = draw.choice([units for units in (16, 32, 64, 128) if -(-hidden // units) <= 4])
         tiles = -(-hidden // units)
         in_registers = 0 if ieee else draw.choice((0, 3 * tiles**2, draw.randint(0, 3 * tiles**2)))
-        return BlockConfig(units, tiles, draw.choice((8, 8, 16)), draw.choice((1, 1, 2, 4)), in_registers,
+        return BlockConfig(units, tiles, draw.choice((2, 2, 8, 16)), draw.choice((1, 1, 2, 4)), in_registers,
                            draw.choice((1, 2, 4, 8)))  # fmt: skip
     units = draw.choice((16, 32))
     return StepConfig(units, -(-hidden // units), draw.choice((16, 32, 64)), draw.choice((64, 128, 256)) // itemsize,

@@ -31,7 +31,7 @@ FAULTS = {
     "projection: the last barrier is gone": ("input_projection", *BARRIER, -1, "SHARED"),
     "projection: an index of the input": ("input_projection", *COPY, 0, WRONG),
     "projection: an index of the result": (
-        "input_projection", r"(st\.global\.v4\.b32 \[ %rd\d+) \+ 0", r"\1 + 16", -1, WRONG,
+        "input_projection", r"(st\.global\.v4\.b32 \[ %rd\d+) \+ 0", r"\1 + 16", 0, WRONG,
     ),
     "projection: a guard is negated": ("input_projection", r"@(%p\d+ st\.global)", r"@!\1", 0, WRONG),
     "projection: copies are not waited for": ("input_projection", *COPIED, 0, "SHARED_NOT_WAITED_FOR"),
@@ -39,7 +39,7 @@ FAULTS = {
     "projection: wgmma is not fenced": ("input_projection", r"fence\.proxy\.async\S*;", "", 0, "SHARED_NOT_FENCED"),
     "block: a barrier is gone": ("block_scan", *BARRIER, 1, "SHARED"),
     "block: the last barrier is gone": ("block_scan", *BARRIER, -1, "SHARED"),
-    "block: an index of the gates": ("block_scan", r"(ld\.global\.nc\.b64 %rd\d+, \[%rd\d+)\]", r"\1+8]", 2, WRONG),
+    "block: an index of the gates": ("block_scan", r"(ld\.global\.nc\.b32 %r\d+, \[%rd\d+)\]", r"\1+4]", 2, WRONG),
     "block: an index of the state": ("block_scan", r"(st\.shared\.b32\s+\[%r\d+)", r"\1+4", 0, f"SHARED|{WRONG}"),
     "block: an index of the output": ("block_scan", r"(@p st\.global\.b32 \[%rd\d+)\]", r"\1+4]", -1, WRONG),
     "grid: a barrier is gone": ("grid_scan", *BARRIER, 0, "SHARED"),

@@ -5,6 +5,10 @@ memory once and stays on chip, in registers as the left operand of the matrix un
 
 Orientation: units are rows, batch rows are columns. ``W_hh[j, k]`` as nn.GRU stores it is then the left
 operand as it lies, the state is the right one, and eight batch rows are one column tile of ``mma.sync``.
+
+A program of two batch rows gives each of them four of the eight columns. What a thread then has of a product, two units
+in two columns, are two results twice: the threads of a pair of columns take one unit each. So a thread makes one
+result of a tile of 16 units and not four, and gate inputs need no padding.
 """
 
 import triton
@@ -18,7 +22,8 @@ from . import isa, sequences
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def block_scan(
-    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection
+    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection;
+    # of two batch rows [directions, steps, batch, 3, TILES * UNITS]
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
     w_hh_back,  # of the backward direction
@@ -42,7 +47,7 @@ def block_scan(
     H: tl.constexpr,
     UNITS: tl.constexpr,  # hidden units of a tile, a power of two
     TILES: tl.constexpr,  # tiles of units; TILES * UNITS >= H
-    BATCH: tl.constexpr,  # batch rows of a program
+    BATCH: tl.constexpr,  # batch rows of a program: 2, or the columns of a product, 8 or 16
     AHEAD: tl.constexpr,  # steps per loop iteration, which is how far gi is prefetched
     REGISTER_TILES: tl.constexpr,  # of the 3 * TILES**2 tiles of W_hh, how many stay in registers
     LAYOUT: tl.constexpr,
@@ -62,8 +67,8 @@ def block_scan(
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     # 64-bit offsets go into scalar addresses; what is left for the tiles is small.
     first_row = (tl.program_id(0) % batch_tiles) * BATCH
-    unit = tl.arange(0, UNITS)[:, None]
-    row = tl.arange(0, BATCH)[None, :]
+    unit = _units(UNITS, BATCH)
+    row = _rows(BATCH)
     row_live = first_row + row < batch
     state += direction.to(tl.int64)
     hx += state * hx_l + first_row.to(tl.int64) * hx_b
@@ -79,18 +84,25 @@ def block_scan(
     for i in tl.static_range(TILES):
         j = i * UNITS + unit
         live = row_live & (j < H)
-        bias = tl.zeros((UNITS, BATCH), tl.float32)
+        bias = tl.zeros(unit.shape, tl.float32) + tl.zeros(row.shape, tl.float32)
         if HAS_BIAS and RESET_AFTER:
             bias += tl.load(b_hh + 2 * H + j, mask=j < H, other=0.0).to(tl.float32)
         h_i = tl.load(carry + state + row * H + j, mask=live & (start != 0), other=0.0)
         if HAS_HX:
             h_i += tl.load(hx + row.to(tl.int64) * hx_b + j, mask=live & (start == 0), other=0.0).to(tl.float32)
-        b_n = b_n + (bias,)
+        b_n = b_n + (_columns(bias, UNITS, BATCH),)
         h = h + (h_i,)
 
-    STEP: tl.constexpr = 3 * TILES * UNITS * BATCH
-    gi += (direction.to(tl.int64) * steps * batch_tiles + tl.program_id(0) % batch_tiles) * STEP
-    gi_t = batch_tiles.to(tl.int64) * STEP
+    # A tile of gi is one row's where a program has two of them.
+    GI_ROWS: tl.constexpr = 1 if BATCH == 2 else BATCH
+    GI_TILE: tl.constexpr = 3 * TILES * UNITS * GI_ROWS
+    gi_tiles = tl.cdiv(batch, GI_ROWS)
+    gi += (direction.to(tl.int64) * steps * gi_tiles + first_row // GI_ROWS) * GI_TILE
+    gi_t = gi_tiles.to(tl.int64) * GI_TILE
+    if BATCH == 2:
+        gi += (
+            tl.minimum(row, batch - 1 - first_row) * GI_TILE + unit
+        )  # the last row stands in for one that is not there
     last = start + steps == total
     # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
     steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, LAYOUT) - start, 1))
@@ -113,7 +125,7 @@ def block_scan(
         going_on = sequences.going_on(start, length, row_live, LAYOUT)
         h = new if LAYOUT == "dense" else _select(going_on, new, h, TILES)
         place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, LAYOUT, ISA)
-        _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, ISA)
+        _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, BATCH, ISA)
         out += out_s
     ahead = ()
     forget = ()
@@ -150,7 +162,7 @@ def block_scan(
                 h = new
             else:
                 h = _select(going_on, new, h, TILES)
-            _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, ISA)
+            _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, BATCH, ISA)
             out += out_s
 
     for i in tl.static_range(TILES):
@@ -160,14 +172,72 @@ def block_scan(
         tl.store(h_n + state + row * H + j, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
 
 
+# What follows a product is made of its results, [UNITS, BATCH] or of two batch rows [UNITS // 2, 4]. Each row has two
+# columns of these: of every 16 units the first one has 0 to 7, the second one the others.
+
+
+@triton.jit
+def _units(UNITS: tl.constexpr, BATCH: tl.constexpr):
+    """The units of a tile, in the order of its results."""
+    if BATCH == 2:
+        i = tl.arange(0, UNITS // 2)[:, None]
+        return i // 8 * 16 + tl.arange(0, 4)[None, :] % 2 * 8 + i % 8
+    else:
+        return tl.arange(0, UNITS)[:, None]
+
+
+@triton.jit
+def _rows(BATCH: tl.constexpr):
+    """The batch rows of a tile, in the order of its results."""
+    if BATCH == 2:
+        return tl.arange(0, 4)[None, :] // 2
+    else:
+        return tl.arange(0, BATCH)[None, :]
+
+
+@triton.jit
+def _results(product, UNITS: tl.constexpr, BATCH: tl.constexpr):
+    """Of a product [UNITS, columns] each result once: no number leaves its thread."""
+    if BATCH == 2:
+        of_row, _ = tl.split(tl.reshape(product, (UNITS // 16, 2, 8, 4, 2)))
+        first, second = tl.split(tl.permute(of_row, (0, 2, 3, 1)))
+        odd = tl.arange(0, 4)[None, None, :] % 2 != 0
+        return tl.reshape(tl.where(odd, second, first), (UNITS // 2, 4))
+    else:
+        return product
+
+
+@triton.jit
+def _columns(x, UNITS: tl.constexpr, BATCH: tl.constexpr):
+    """Results as columns of a product, [UNITS, columns]."""
+    if BATCH == 2:
+        x = tl.permute(tl.reshape(x, (UNITS // 16, 8, 2, 2)), (0, 3, 1, 2))
+        x = tl.join(x, x)
+        return tl.reshape(tl.join(x, x), (UNITS, 8))
+    else:
+        return x
+
+
 @triton.jit
 def _load_gates(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
     """One step's gate inputs: r, z, n of each tile of units."""
-    GATE: tl.constexpr = TILES * UNITS * BATCH
     gates = ()
     for i in tl.static_range(TILES):
-        gates = gates + isa.load_gates(gi, i * UNITS * BATCH, GATE, UNITS, BATCH, ISA)
+        if BATCH == 2:
+            for gate in tl.static_range(3):
+                gates = gates + (isa.load_number(gi + (gate * TILES + i) * UNITS, ISA),)
+        else:
+            gates = gates + isa.load_gates(gi, i * UNITS * BATCH, TILES * UNITS * BATCH, UNITS, BATCH, ISA)
     return gates
+
+
+@triton.jit
+def _gate(raw, DTYPE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
+    """fp32 of what `_load_gates` has of one gate and tile."""
+    if BATCH == 2:
+        return raw.to(tl.float32)
+    else:
+        return isa.gates_to_float(raw, DTYPE, UNITS, BATCH, ISA)
 
 
 @triton.constexpr_function
@@ -205,8 +275,8 @@ def _advance(
     """
     # Of ordinary fp32 products the right operand takes many registers: that of h is not kept beside that of r h.
     Z_WITH_R: tl.constexpr = not LOAD_TILES and DTYPE == tl.float32 and PRECISION == "ieee"
-    zero = tl.zeros((UNITS, BATCH), tl.float32)
-    x = _operands(h, TILES, DTYPE, PRECISION, ISA)
+    zero = tl.zeros((UNITS, max(BATCH, 8)), tl.float32)
+    x = _operands(h, UNITS, TILES, BATCH, DTYPE, PRECISION, ISA)
     x_n = x
     z = ()
     # The first gate whose products are made of each tile by itself, right before its update.
@@ -225,12 +295,12 @@ def _advance(
                 if Z_WITH_R:
                     a_z = isa.matmul(w[_place(1, i, k, TILES, RESET_AFTER)], x[k], a_z, PRECISION, ISA)
             z = z + (isa.by_now(a_z, ISA) if Z_WITH_R else a_z,)
-            g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
-            r_h = isa.reset_state(g_r, a_r, h[i], DTYPE, ISA)
+            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
+            r_h = isa.reset_state(g_r, _results(a_r, UNITS, BATCH), h[i], DTYPE, ISA)
             if TILES * UNITS != H:
-                r_h = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, r_h, 0.0)  # as the state below
+                r_h = tl.where(i * UNITS + _units(UNITS, BATCH) < H, r_h, 0.0)  # as the state below
             reset = reset + (r_h,)
-        x_n = _operands(reset, TILES, DTYPE, PRECISION, ISA)
+        x_n = _operands(reset, UNITS, TILES, BATCH, DTYPE, PRECISION, ISA)
     new = ()
     for i in tl.static_range(TILES):
         a = (zero, zero if RESET_AFTER else z[i], b_n[i])
@@ -246,25 +316,34 @@ def _advance(
                 weights = w[_place(gate, i, k, TILES, RESET_AFTER)]
                 sums = sums + (isa.matmul(weights, x_n[k] if gate == 2 else x[k], a[gate], PRECISION, ISA),)
             a = sums
-        g_z = isa.gates_to_float(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, ISA)
-        g_n = isa.gates_to_float(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, ISA)
+        g_z = _gate(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, ISA)
+        g_n = _gate(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, ISA)
+        a_z, a_n = _results(a[1], UNITS, BATCH), _results(a[2], UNITS, BATCH)
         if RESET_AFTER:
-            g_r = isa.gates_to_float(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
-            h_i = isa.gru_update(g_r, g_z, g_n, a[0], a[1], a[2], h[i], DTYPE, ISA)
+            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, ISA)
+            h_i = isa.gru_update(g_r, g_z, g_n, _results(a[0], UNITS, BATCH), a_z, a_n, h[i], DTYPE, ISA)
         else:
-            h_i = isa.next_state(g_z, g_n, a[1], a[2], h[i], DTYPE, ISA)
+            h_i = isa.next_state(g_z, g_n, a_z, a_n, h[i], DTYPE, ISA)
         if TILES * UNITS != H:
             # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
-            h_i = tl.where(i * UNITS + tl.arange(0, UNITS)[:, None] < H, h_i, 0.0)
+            h_i = tl.where(i * UNITS + _units(UNITS, BATCH) < H, h_i, 0.0)
         new = new + (h_i,)
     return new, w
 
 
 @triton.jit
-def _operands(tiles, TILES: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+def _operands(
+    tiles,
+    UNITS: tl.constexpr,
+    TILES: tl.constexpr,
+    BATCH: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
     x = ()
     for k in tl.static_range(TILES):
-        x = x + (isa.operand(tiles[k], DTYPE, PRECISION, ISA),)
+        x = x + (isa.operand(_columns(tiles[k], UNITS, BATCH), DTYPE, PRECISION, ISA),)
     return x
 
 
@@ -342,8 +421,9 @@ def _store_state(
     H: tl.constexpr,
     UNITS: tl.constexpr,
     TILES: tl.constexpr,
+    BATCH: tl.constexpr,
     ISA: tl.constexpr,
 ):
     for i in tl.static_range(TILES):
-        j = i * UNITS + tl.arange(0, UNITS)[:, None]
+        j = i * UNITS + _units(UNITS, BATCH)
         isa.store(address + j, isa.cast(h[i], DTYPE, ISA), live & (j < H), ISA)

@@ -40,6 +40,20 @@ def load_flag(pointer, ISA: tl.constexpr):
 
 
 @triton.jit
+def load_number(pointer, ISA: tl.constexpr):
+    """As `load_index`, of floating-point numbers."""
+    if ISA == "ptx":
+        if pointer.dtype.element_ty.primitive_bitwidth == 32:
+            return _load_word(pointer.to(tl.pointer_type(tl.int32))).to(tl.float32, bitcast=True)
+        else:
+            return tl.inline_asm_elementwise(
+                "ld.global.nc.b16 $0, [$1];", "=h,l", [pointer], dtype=pointer.dtype.element_ty, is_pure=True, pack=1
+            )
+    else:
+        return tl.load(pointer)
+
+
+@triton.jit
 def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, ISA: tl.constexpr):
     """The r, z and n inputs of one tile [ROWS, COLS], columns contiguous, gates ``GATE`` elements apart.
 

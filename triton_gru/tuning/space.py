@@ -69,8 +69,10 @@ def _power(number: int, least: int, most: int) -> bool:
 def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
     if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
         return "units, num_warps and ahead have to be powers of two, to 128, 8 and 8"
-    if config.batch not in (8, 16) or (device.isa == "plain" and config.batch == 8):
-        return "batch is 8 (not on AMD) or 16"
+    if config.batch not in (2, 8, 16) or (device.isa == "plain" and config.batch < 16):
+        return "batch is 2, 8 (neither on AMD) or 16"
+    if config.batch == 2 and ieee:
+        return "ordinary products are not made for several columns of one row"
     if config.batch == 16 and config.tiles > 1 and device.isa == "ptx":
         # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
         return "not the registers for 16 rows and several tiles"
@@ -78,9 +80,9 @@ def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: 
         return "tiles of units are not as many as hold hidden_size, or more than 4"
     if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (ieee and config.register_tiles):
         return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
-    if config.num_warps * 16 > 2 * config.units:
-        return "more warps than rows for them"
-    held = config.register_tiles * config.units**2 * itemsize / 4 + 3 * config.padded_hidden * config.batch
+    if config.num_warps * 16 > config.units:
+        return "more warps than rows for them, and each copy of a tile would be stored"
+    held = config.register_tiles * config.units**2 * itemsize / 4 + 3 * config.padded_hidden * config.columns
     if device.isa != "plain" and held > 32 * config.num_warps * 210:
         return "not the registers"
     if config.shared_memory(itemsize, device.isa) > device.shared_memory:
@@ -148,7 +150,7 @@ def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:
     all_tiles = 3 * start.tiles**2
     in_registers = sorted({0, start.register_tiles, *((3, 6, 9) if start.tiles > 1 else (all_tiles,))})
     warps = (start.num_warps // 2, start.num_warps, 2 * start.num_warps)
-    for batch, ahead, number, registers in itertools.product((8, 16), (1, 2, 4), warps, in_registers):
+    for batch, ahead, number, registers in itertools.product((2, 8, 16), (1, 2, 4), warps, in_registers):
         yield replace(start, batch=batch, ahead=ahead, num_warps=number, register_tiles=registers)
 
 
