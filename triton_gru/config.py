@@ -162,9 +162,20 @@ class StepConfig:
         """Return the programs of a launch: all of a direction in x, the dimension that takes the most."""
         return self.programs * -(-batch_size // self.batch), directions
 
+    @property
+    def slices(self) -> int:
+        """Of the depth, one a warp; 1 where warps share a tile too large for each to have sums of all of it.
+
+        A slice is no less deep than the matrix unit sums over.
+        """
+        sliced = self.units * self.batch <= 512 and self.depth >= 16 * self.num_warps
+        return self.num_warps if sliced else 1
+
     def shared_memory(self, itemsize: int) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
-        return self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize + 1024
+        loads = self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize
+        # After the loop, in the same place, the slices' sums of all gates.
+        return max(loads, 4 * 4 * self.slices * self.units * self.batch) + 1024
 
 
 Config = BlockConfig | GridConfig | StepConfig

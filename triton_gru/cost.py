@@ -219,13 +219,16 @@ def _grid_step(config: GridConfig, call: _Step) -> Cost:
 def _step_step(config: StepConfig, call: _Step) -> Cost:
     tiles = -(-call.batch_size // config.batch)
     programs = config.programs * tiles * call.directions
-    # Of an iteration, in which a warp shares the products with the others; as TF32 operands are rounded first.
+    # Of an iteration, in which warps share the products. As TF32 operands are rounded first: by several warps, where
+    # these have no slices of their own.
     numbers = 3 * config.units * config.batch * config.depth // config.num_warps
     products = numbers // (16 * 8 * call.depth)
     if call.ieee:
-        instructions = 75 + 1.2 * numbers / 32
+        instructions = 50 + 1.2 * numbers / 32
+    elif call.itemsize == 2:
+        instructions = 45 + 2.4 * products
     else:
-        instructions = 75 + 1.7 * products if call.itemsize == 2 else 170 + 4 * products
+        instructions = (140 if config.slices > 1 else 300) + 4 * products
     sharing = max(1.0, programs / call.device.sms * config.num_warps / 4)
     iterations = -(-call.hidden_size // config.depth)
     computed = call.microseconds(_INSTRUCTION * iterations * instructions * sharing)

@@ -5,6 +5,7 @@ What is known of them was read from compiled code: none spills, on any architect
 """
 
 import functools
+import itertools
 from dataclasses import replace
 
 import torch
@@ -130,20 +131,26 @@ def step_config(
     ieee = dtype == torch.float32 and precision == "ieee"
     batch = 16 if batch_size <= 16 else 32 if batch_size <= 32 or ieee else 64
     programs = -(-hidden_size // 32) * -(-batch_size // batch) * directions
-    # Bytes of a row that an iteration takes, and stages; with how many programs for each multiprocessor 32 units are
-    # worth trying, for fewer trips of the state, and in which order.
-    loops, full, units = ((128, 3),), 2.0, (16, 32)
-    if dtype.itemsize == 2 and batch == 16:
-        # What is on its way decides how fast weights come: on an H200, where this is measured, 1.3 times as fast.
-        loops, full, units = ((256, 4), (128, 3)), 0.9, (32, 16)
+    # With how many programs for each multiprocessor 32 units are worth trying, for fewer trips of the state, and in
+    # which order. What is on its way decides how fast weights come, on an H200, where this is measured.
+    full, units = (0.9, (32, 16)) if dtype.itemsize == 2 and batch == 16 else (2.0, (16, 32))
     wide = programs >= full * device.sms and not ieee
-    configs = [
-        StepConfig(each, -(-hidden_size // each), batch, depth // dtype.itemsize, num_warps=4, num_stages=stages)
-        for depth, stages in loops
-        for each in (units if wide else (16,))
-    ]
-    configs = [each for each in configs if each.shared_memory(dtype.itemsize) <= device.shared_memory]
+    aligned = hidden_size * dtype.itemsize % 16 == 0
+    configs = []
+    # Rows that are not aligned are loaded number by number, each with an address of its own: fewer of them at once.
+    for (size, stages), each in itertools.product(_STEP_LOOPS[0 if aligned else 1 :], units if wide else (16,)):
+        depth = size // dtype.itemsize
+        # As many warps as there are slices of the least depth that the matrix unit sums over.
+        config = StepConfig(each, -(-hidden_size // each), batch, depth, min(8, depth // 16), stages)
+        if config.slices == 1 or (ieee and not (batch == 16 and aligned)):  # ordinary products take more registers
+            config = replace(config, depth=128 // dtype.itemsize, num_warps=4, num_stages=3)
+        if config.shared_memory(dtype.itemsize) <= device.shared_memory:
+            configs.append(config)
     return _cheapest(configs, hidden_size, batch_size, directions, dtype, precision, device)
+
+
+# Bytes of a row that an iteration takes, and stages.
+_STEP_LOOPS = ((512, 3), (256, 4), (256, 3), (128, 3))
 
 
 # Each kernel's configuration for (hidden_size, batch_size, directions, dtype, precision, device), or why it has none.

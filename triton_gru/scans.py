@@ -327,6 +327,7 @@ def _step_constants(config: StepConfig) -> dict:
         "UNITS": config.units,
         "BATCH": config.batch,
         "DEPTH": config.depth,
+        "SLICES": config.slices,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }

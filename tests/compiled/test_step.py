@@ -8,14 +8,14 @@ from triton_gru.heuristic import step_config
 from .harness import KNOWN, Facts, cases, kernel_launches, pretend, variants
 
 # Every width of a batch tile, and rows of W_hh that are aligned and not; on other architectures a few. With the
-# instructions of an iteration, or 0. It takes 128 bytes of each row of W_hh that a program has, or 256 in 16 bits for
-# tiles of 16 rows.
+# instructions of an iteration, or 0. It takes 512 bytes of each row of W_hh that a program has where each warp has a
+# slice of them, 128 where none has.
 SHAPES = {
-    ("fp16", 25, 1): 0, ("fp16", 4001, 64): 0, ("fp16", 4096, 1): 163, ("fp16", 4096, 32): 87, ("fp16", 4096, 64): 115,
-    ("fp16", 4096, 1000): 160,
-    ("tf32", 4001, 64): 0, ("tf32", 4096, 1): 280, ("tf32", 4096, 32): 250, ("tf32", 4096, 64): 303,
-    ("tf32", 4096, 1000): 497,
-    ("fp32", 4001, 64): 0, ("fp32", 4096, 32): 0,
+    ("fp16", 25, 1): 0, ("fp16", 4001, 1): 0, ("fp16", 4001, 64): 0, ("fp16", 512, 16): 74, ("fp16", 4096, 1): 119,
+    ("fp16", 4096, 32): 113, ("fp16", 4096, 64): 115, ("fp16", 4096, 1000): 160,
+    ("tf32", 4001, 1): 0, ("tf32", 4001, 64): 0, ("tf32", 4096, 1): 188, ("tf32", 4096, 32): 233,
+    ("tf32", 4096, 64): 303, ("tf32", 4096, 1000): 503,
+    ("fp32", 4001, 1): 0, ("fp32", 4001, 64): 0, ("fp32", 4096, 1): 530, ("fp32", 4096, 32): 511,
 }  # fmt: skip
 ELSEWHERE = [("fp16", 4096, 1), ("tf32", 4001, 64)]
 
@@ -32,7 +32,7 @@ def test_every_chosen_configuration_streams_the_weights_once(device, kernel, pre
         found = Facts(launch.compile())
         assert found.stack == 0 and found.spills == 0, found
         assert found.shared <= device.shared_memory, found
-    if device.isa == "ptx" and hidden_size == 4096:
+    if device.isa == "ptx" and hidden_size == 4096 and found.loop:  # which is not unrolled
         # On their way to shared memory while the products before them are made, past the registers.
         assert found.loop["LDGSTS"] > 0 and found.loop["LDG"] == 0, found
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:

@@ -39,7 +39,7 @@ def test_agrees_with_float64(
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("units, batch", [(16, 16), (16, 64), (32, 32), (32, 64)])
 def test_every_way_to_cut_gives_the_same(units, batch, reset_after, device, launched):
-    config = StepConfig(units, -(-40 // units), batch, depth=32, num_warps=4, num_stages=2)
+    config = StepConfig(units, -(-40 // units), batch, depth=64, num_warps=4, num_stages=2)
     with configured("step", config):
         gru = make_gru(5, 40, "fp16", device, "step", reset_after=reset_after)
         x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()

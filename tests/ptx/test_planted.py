@@ -16,8 +16,8 @@ CALLS = {
     "input_projection": ("block", "fp16", 64, 9, 3, 130),
     "block_scan": ("block", "tf32", 100, 17, 3, 16),
     "grid_scan": ("grid", "fp16", 64, 9, 4, 16),
-    "step_scan": ("step", "bf16", 136, 9, 3, 16),
-    "whole_step": ("step", "fp16", 136, 9, 1, 130),
+    "step_scan": ("step", "bf16", 264, 9, 3, 16),
+    "whole_step": ("step", "fp16", 264, 9, 1, 130),
 }
 BARRIER = r"bar\.sync\s+0;", ""
 COPIED = r"cp\.async\.wait_group\s+\w+;", ""

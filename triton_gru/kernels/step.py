@@ -49,6 +49,7 @@ def step_scan(
     UNITS: tl.constexpr,  # hidden units of a program
     BATCH: tl.constexpr,  # batch rows of a program
     DEPTH: tl.constexpr,  # of the sum, an iteration
+    SLICES: tl.constexpr,  # of the depth, one a warp
     LAYOUT: tl.constexpr,
     REVERSE: tl.constexpr,
     PART: tl.constexpr,
@@ -76,24 +77,31 @@ def step_scan(
     end = H
     if LAYOUT != "dense":
         end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, H)
-    a = _recurrent_products(
-        tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
-        now == 0, end, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PART, PRECISION, HAS_HX, ISA,
-    )  # fmt: skip
-    if HAS_BIAS and PART == "all":
-        a = (a[0], a[1], a[2] + _bias(tl.where(direction != 0, b_hh_back, b_hh), 2, unit, H))
-
-    b = tl.arange(0, BATCH)[None, :]
+    b_hn = tl.where(direction != 0, b_hh_back, b_hh)
     gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, BATCH) + tile) * (3 * BATCH * PADDED_H)
-    gi += b * PADDED_H + unit
-    g = ()
-    for gate in tl.static_range(_first_gate(PART), 1 if PART == "reset" else 3):
-        g = g + (tl.load(gi + gate * BATCH * PADDED_H),)
-    row = first_row + b
-    there = (row < batch) & (unit < H)
+    row_b = first_row + tl.arange(0, BATCH)[None, :]
+    there = (row_b < batch) & (unit < H)
+    sums = _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES)
+    # What the gates take beside the products is on its way while those are made, where a thread has registers for it.
+    if SLICES > 1:
+        g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
+        b_n = _bias(b_hn, 2, unit, H, HAS_BIAS and PART == "all")
+        h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
+    sums = _recurrent_products(
+        sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
+        now == 0, end, state, batch, UNITS, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
+    )  # fmt: skip
+    if SLICES == 1:
+        g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
+        b_n = _bias(b_hn, 2, unit, H, HAS_BIAS and PART == "all")
+        h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
+    a = _over_slices(sums, UNITS, BATCH, SLICES)
+    if PART == "all":
+        a = (a[0], a[1], a[2] + b_n)
+
+    row = row_b
     length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
     live = sequences.going_on(now, length, there, LAYOUT)
-    h = _state(hx, carry_in, row, unit, there, now == 0, state, batch, H, HAS_HX)
     before = h
     if HAS_RESETS:
         before = tl.where(sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA), 0.0, h)
@@ -105,7 +113,7 @@ def step_scan(
         place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
         place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
         place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
-        tl.store(out + direction * H + place + unit, isa.cast(h, DTYPE, ISA), mask=live)
+        isa.store(out + direction * H + place + unit, isa.cast(h, DTYPE, ISA), live, ISA)
         _leave(
             h, carry_out, rounded_out, h_n, row, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
         )  # fmt: skip
@@ -142,6 +150,7 @@ def whole_step(
     UNITS: tl.constexpr,
     BATCH: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -155,37 +164,44 @@ def whole_step(
     tile, unit = _part(H, UNITS)
     first_row = tile * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
-    g = _products(
-        tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I,
-        _first_gate(PART), 1 if PART == "reset" else 3, I, H, UNITS, BATCH, DEPTH, PRECISION, ISA,
+    b_ih = tl.where(direction != 0, b_ih_back, b_ih)
+    b_hh = tl.where(direction != 0, b_hh_back, b_hh)
+    row_b = first_row + tl.arange(0, BATCH)[None, :]
+    there = (row_b < batch) & (unit < H)
+    # As in `step_scan`.
+    if SLICES > 1:
+        biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
+        h = _state(hx, carry_in, row_b, unit, there, start == 0, state, batch, H, HAS_HX)
+    sums = _products(
+        _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES),
+        tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I, _first_gate(PART),
+        I, H, UNITS, DEPTH, SLICES, PRECISION, ISA,
     )  # fmt: skip
-    a = _recurrent_products(
-        tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
-        start == 0, H, state, batch, UNITS, BATCH, H, DEPTH, DTYPE, PART, PRECISION, HAS_HX, ISA,
+    of_x = ()
+    if PART == "all":  # r goes between n's two products
+        of_x = (sums[2],)
+        sums = sums[:2] + _zeros(1, UNITS, BATCH, SLICES)
+    sums = _recurrent_products(
+        sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
+        start == 0, H, state, batch, UNITS, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
-    if HAS_BIAS:
-        b_ih = tl.where(direction != 0, b_ih_back, b_ih)
-        b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-        biased = ()
-        for i in tl.static_range(len(g)):
-            gate = _first_gate(PART) + i
-            g_i = g[i] + _bias(b_ih, gate, unit, H)
-            if PART != "all" or i < 2:
-                g_i += _bias(b_hh, gate, unit, H)
-            biased = biased + (g_i,)
-        g = biased
-        if PART == "all":
-            a = (a[0], a[1], a[2] + _bias(b_hh, 2, unit, H))
-    row = first_row + tl.arange(0, BATCH)[None, :]
-    there = (row < batch) & (unit < H)
-    h = _state(hx, carry_in, row, unit, there, start == 0, state, batch, H, HAS_HX)
+    if SLICES == 1:
+        biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
+        h = _state(hx, carry_in, row_b, unit, there, start == 0, state, batch, H, HAS_HX)
+    sums = _over_slices(sums[:2] + of_x + sums[2:], UNITS, BATCH, SLICES)
+    g = ()
+    for i in tl.static_range(len(sums)):
+        g = g + (sums[i] + biases[i],)
     if PART == "reset":
-        _leave_reset(g, a, h, reset_state, row, unit, there, H, DTYPE, ISA)
+        _leave_reset(g, (0.0,), h, reset_state, row_b, unit, there, H, DTYPE, ISA)
     else:
-        h = _update(g, a, h, PART, DTYPE, ISA)
-        tl.store(out + direction * H + row * out_b + unit, isa.cast(h, DTYPE, ISA), mask=there)
+        if PART == "all":
+            h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, DTYPE, ISA)
+        else:
+            h = isa.next_state(g[0], g[1], 0.0, 0.0, h, DTYPE, ISA)
+        isa.store(out + direction * H + row_b * out_b + unit, isa.cast(h, DTYPE, ISA), there, ISA)
         _leave(
-            h, carry_out, rounded_out, h_n, row, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
+            h, carry_out, rounded_out, h_n, row_b, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
         )  # fmt: skip
 
 
@@ -205,8 +221,14 @@ def _first_gate(part):
     return 1 if part == "rest" else 0
 
 
+@triton.constexpr_function
+def _end_gate(part):
+    return 1 if part == "reset" else 3
+
+
 @triton.jit
 def _recurrent_products(
+    sums,
     w,
     hx,
     carry_in,
@@ -220,16 +242,16 @@ def _recurrent_products(
     state,
     batch,
     UNITS: tl.constexpr,
-    BATCH: tl.constexpr,
     H: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
     DTYPE: tl.constexpr,
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_HX: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Return the products of ``PART``'s gates, each [UNITS, BATCH], for rows ``row`` [BATCH, 1].
+    """Return ``sums`` of ``PART``'s gates and the products of rows ``row`` [BATCH, 1] with their rows of ``w``.
 
     They are of the state before the step, which is zero where a row is not ``remembered``. In the second part of a step
     n's product is of r h. A state of zeros is multiplied like any other: a weight that is NaN or infinite makes it NaN.
@@ -240,20 +262,21 @@ def _recurrent_products(
     else:
         remembered = remembered & (first == 0)
     source = before + state * batch * H + row * H
-    END: tl.constexpr = 1 if PART == "reset" else 2 if PART == "rest" else 3
-    products = _products(
-        w, source, 1, remembered, unit, end, _first_gate(PART), END, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
-    )
     if PART == "rest":
-        source = reset_state + row * H
-        products = products + _products(
-            w, source, 1, row < batch, unit, end, 2, 3, H, H, UNITS, BATCH, DEPTH, PRECISION, ISA
-        )
-    return products
+        of_r_h = _products(
+            (sums[1],), w, reset_state + row * H, 1, row < batch, unit, end, 2, H, H, UNITS, DEPTH, SLICES, PRECISION,
+            ISA,
+        )  # fmt: skip
+        sums = (sums[0],)
+    sums = _products(
+        sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, UNITS, DEPTH, SLICES, PRECISION, ISA
+    )
+    return sums + of_r_h if PART == "rest" else sums
 
 
 @triton.jit
 def _products(
+    sums,
     w,
     source,
     apart,
@@ -261,37 +284,68 @@ def _products(
     unit,
     end,
     FIRST: tl.constexpr,
-    END: tl.constexpr,
     K: tl.constexpr,
     H: tl.constexpr,
     UNITS: tl.constexpr,
-    BATCH: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """For gates ``FIRST`` to before ``END``, their rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
+    """Return ``sums`` of gates from ``FIRST`` on, and rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
 
-    The sums end at ``end`` of K.
+    The sums end at ``end`` of K. With several slices they are [SLICES, UNITS, BATCH], each warp's part by itself.
     """
-    zero = tl.zeros((UNITS, BATCH), tl.float32)
-    sums = ()
-    for _ in tl.static_range(FIRST, END):
-        sums = sums + (zero,)
+    in_chunk = tl.arange(0, DEPTH // SLICES)[None, :]
+    if SLICES > 1:
+        in_chunk = tl.arange(0, SLICES)[:, None, None] * (DEPTH // SLICES) + in_chunk
     w += unit.to(tl.int64) * K
+    # One iteration is no loop, and its loads are not made ahead of it: they go before the first product.
+    AT_ONCE: tl.constexpr = K <= DEPTH
     for k0 in tl.range(0, end, DEPTH):
-        k = k0 + tl.arange(0, DEPTH)[None, :]
+        k = k0 + in_chunk
         x = tl.trans(_load(source + k.to(tl.int64) * apart, row_live, k, K, DEPTH, PRECISION, ISA))
+        weights = ()
+        if AT_ONCE:
+            for i in tl.static_range(len(sums)):
+                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, UNITS, DEPTH, PRECISION, ISA),)
         added = ()
-        for gate in tl.static_range(FIRST, END):
-            weights = _load(w + gate * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA)
-            added = added + (isa.matmul(weights, x, sums[gate - FIRST], PRECISION, ISA),)
+        for i in tl.static_range(len(sums)):
+            if AT_ONCE:
+                of_gate = weights[i]
+            else:
+                of_gate = _weights(w, FIRST + i, unit, k, K, H, UNITS, DEPTH, PRECISION, ISA)
+            added = added + (isa.matmul(of_gate, x, sums[i], PRECISION, ISA),)
         sums = added
     return sums
 
 
 @triton.jit
-def _load(address, row_live, k, K: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+def _weights(
+    w,
+    gate: tl.constexpr,
+    unit,
+    k,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    return _load(w + gate * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA)
+
+
+@triton.jit
+def _load(
+    address,
+    row_live,
+    k,
+    K: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):
     """[rows, DEPTH] of an operand of the product; zero where ``row_live`` is not, and beyond K."""
     live = row_live
     if K % DEPTH != 0:
@@ -301,8 +355,76 @@ def _load(address, row_live, k, K: tl.constexpr, DEPTH: tl.constexpr, PRECISION:
 
 
 @triton.jit
-def _bias(b, gate: tl.constexpr, unit, H: tl.constexpr):
-    return tl.load(b + gate * H + unit, mask=unit < H, other=0.0).to(tl.float32)
+def _zeros(COUNT: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES: tl.constexpr):
+    zero = tl.zeros((UNITS, BATCH) if SLICES == 1 else (SLICES, UNITS, BATCH), tl.float32)
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (zero,)
+    return sums
+
+
+@triton.jit
+def _over_slices(sums, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES: tl.constexpr):
+    """Each of the 1 to 4 ``sums`` [SLICES, UNITS, BATCH] over all slices, in one trip through shared memory.
+
+    What a thread has of all of them travels as one word.
+    """
+    if SLICES == 1:
+        return sums
+    elif len(sums) == 1:
+        return (_sum_of_slices(sums[0], SLICES, UNITS, BATCH),)
+    elif len(sums) == 2:
+        x = tl.reshape(tl.join(sums[0], sums[1]), (SLICES, UNITS, 2 * BATCH))
+        return tl.split(tl.reshape(_sum_of_slices(x, SLICES, UNITS, 2 * BATCH), (UNITS, BATCH, 2)))
+    else:
+        x = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3] if len(sums) == 4 else sums[2]))
+        x = _sum_of_slices(tl.reshape(x, (SLICES, UNITS, 4 * BATCH)), SLICES, UNITS, 4 * BATCH)
+        a, b = tl.split(tl.reshape(x, (UNITS, BATCH, 2, 2)))
+        a0, a1 = tl.split(a)
+        b0, b1 = tl.split(b)
+        return (a0, a1, b0, b1) if len(sums) == 4 else (a0, a1, b0)
+
+
+@triton.jit
+def _sum_of_slices(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """[SLICES, M, N] as [M, N].
+
+    A split wants both halves in one thread, so the first one moves all slices there. tl.sum would add across threads
+    by shuffles and go through shared memory twice.
+    """
+    x = tl.permute(x, (1, 2, 0))
+    for i in tl.static_range(SLICES.bit_length() - 1):
+        a, b = tl.split(tl.reshape(x, (M, N, SLICES >> (i + 1), 2)))
+        x = a + b
+    return tl.reshape(x, (M, N))
+
+
+@triton.jit
+def _gate_inputs(gi, unit, BATCH: tl.constexpr, PADDED_H: tl.constexpr, PART: tl.constexpr):
+    gi += tl.arange(0, BATCH)[None, :] * PADDED_H + unit
+    g = ()
+    for gate in tl.static_range(_first_gate(PART), _end_gate(PART)):
+        g = g + (tl.load(gi + gate * BATCH * PADDED_H),)
+    return g
+
+
+@triton.jit
+def _bias(b, gate: tl.constexpr, unit, H: tl.constexpr, THERE: tl.constexpr):
+    return tl.load(b + gate * H + unit, mask=unit < H, other=0.0).to(tl.float32) if THERE else 0.0
+
+
+@triton.jit
+def _biases(b_ih, b_hh, unit, H: tl.constexpr, PART: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Of ``PART``'s gates; n's two apart where r goes between them."""
+    biases = ()
+    for gate in tl.static_range(_first_gate(PART), _end_gate(PART)):
+        of_x = _bias(b_ih, gate, unit, H, HAS_BIAS)
+        of_h = _bias(b_hh, gate, unit, H, HAS_BIAS)
+        if gate == 2 and PART == "all":
+            biases = biases + (of_x, of_h)
+        else:
+            biases = biases + (of_x + of_h,)
+    return biases
 
 
 @triton.jit

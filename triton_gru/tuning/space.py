@@ -124,8 +124,10 @@ def _why_not_step(config: StepConfig, problem: Problem, device: Device, ieee: bo
         return "units are 16 or 32, batch is 16, 32 or 64"
     if not _covers(config.units, config.programs, problem.hidden_size):
         return "programs are not as many as hold hidden_size"
-    if not _power(config.depth * itemsize, 64, 256) or config.num_warps not in (4, 8):
-        return "a step of the loop is 64, 128 or 256 bytes deep, of 4 or 8 warps"
+    if not _power(config.depth * itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
+        return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
+    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not ieee:
+        return "several warps would make the same products"
     if not 1 <= config.num_stages <= 5 or config.shared_memory(itemsize) > device.shared_memory:
         return "not the shared memory"
     return ""
@@ -165,7 +167,7 @@ def _grid_space(problem: Problem, device: Device) -> Iterator[GridConfig]:
 
 def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
     batches = [batch for batch in (16, 32, 64) if batch == 16 or batch < 2 * problem.batch_size]
-    depths = [size // problem.dtype.itemsize for size in (64, 128, 256)]
+    depths = [size // problem.dtype.itemsize for size in (128, 256, 512)]
     for units, batch, depth, warps, stages in itertools.product((16, 32), batches, depths, (4, 8), (2, 3, 4)):
         yield StepConfig(units, -(-problem.hidden_size // units), batch, depth, warps, stages)
 
