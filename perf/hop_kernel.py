@@ -13,18 +13,16 @@ from triton_gru.kernels import exchange, turns
 
 
 @turns.in_turns
-@triton.jit(do_not_specialize=["steps", "slots"])
+@triton.jit(do_not_specialize=["steps"])
 def hop_steps(
     mailbox,  # int64, see exchange; a slot is a tile of BATCH rows of ROW fp16 elements
     watch,  # int64 [2], see exchange
     result,  # int32 [PROGRAMS]
     steps,
-    slots,  # of the mailbox
     PROGRAMS: tl.constexpr,
     ROW: tl.constexpr,  # elements of a row; a program sends the same ROW // PROGRAMS of each
     BATCH: tl.constexpr,  # rows
     SLICES: tl.constexpr,  # one a warp
-    LANES: tl.constexpr,  # words of a row in a slice of a chunk
     HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):
@@ -35,25 +33,20 @@ def hop_steps(
     own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE)
     elements = exchange.elements_of(mailbox, DTYPE)
 
+    # In a program of more threads than elements the others hold copies.
+    THREADS: tl.constexpr = UNITS * BATCH if UNITS * BATCH < 32 * SLICES else 0
     history = 0
-    exchange.send(elements + own, _numbers(history, own), own >= 0, DTYPE, "ieee", ISA)
-    slot = 0
+    exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
     for _ in tl.range(0, steps):
-        x = exchange.receive(
-            elements + slot * (BATCH * ROW), mailbox, watch,
-            WORDS, SLICES, LANES, BATCH, BATCH, DTYPE, HANDOVER, ISA,
-        )  # fmt: skip
-        total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
+        x = exchange.receive(elements, 0, mailbox, watch, WORDS, SLICES, BATCH, BATCH, DTYPE, HANDOVER, ISA)
+        total = tl.zeros((SLICES, exchange.LANES, BATCH), tl.int32)
         for c in tl.static_range(len(x)):
-            total += x[c].to(tl.int32) + (x[c] >> 32).to(tl.int32)
+            total += x[c]
         if ISA == "interpreter":
             total = total.to(tl.int64)  # its sum of 32-bit numbers does not wrap but fails
         history = history * 5 + tl.sum(tl.ravel(total)).to(tl.int32)
-        slot = tl.where(slot + 1 == slots, 0, slot + 1)
-        exchange.send(
-            elements + slot * (BATCH * ROW) + own,
-            _numbers(history, own), own >= 0, DTYPE, "ieee", ISA,
-        )  # fmt: skip
+        elements += BATCH * ROW
+        exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
     tl.store(result + tl.program_id(0), history)
 
 

@@ -23,14 +23,12 @@ class Hop:
 
     Attributes:
         slices: a program's warps, each of which waits for its own words.
-        lanes: words of a row that a warp takes at a time.
     """
 
     programs: int
     row: int
     batch: int
     slices: int
-    lanes: int
     handover: str
 
     @property
@@ -45,14 +43,14 @@ class Hop:
 
 
 def make_hops(programs: int, kilobytes: int) -> list[Hop]:
-    """Return by each hand-over the hop of a tile of 8 rows, or of one word of 64 bits.
+    """Return by each hand-over the hop of a tile of 8 rows, or of one word.
 
     Tiles are cut into warps as ``grid`` cuts states of their size.
     """
     if kilobytes == ONE_WORD:
-        return [Hop(programs, 4, 1, slices=1, lanes=1, handover=each) for each in HANDOVERS]
+        return [Hop(programs, 8, 1, slices=1, handover=each) for each in HANDOVERS]
     slices = 4 if kilobytes <= 4 else 8
-    return [Hop(programs, 64 * kilobytes, 8, slices, lanes=8, handover=each) for each in HANDOVERS]
+    return [Hop(programs, 64 * kilobytes, 8, slices, handover=each) for each in HANDOVERS]
 
 
 def obstacle(hop: Hop, device: Device) -> str:
@@ -80,13 +78,12 @@ class Launcher:
         return Launch(
             hop_steps,
             (hop.programs,),
-            (self._words, self._watch, self._result, self.steps, self.mailbox.slots(self.steps)),
+            (self._words, self._watch, self._result, self.steps),
             {
                 "PROGRAMS": hop.programs,
                 "ROW": hop.row,
                 "BATCH": hop.batch,
                 "SLICES": hop.slices,
-                "LANES": hop.lanes,
                 "HANDOVER": hop.handover,
                 "ISA": self._isa,
                 "num_warps": hop.slices,

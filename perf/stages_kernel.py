@@ -46,21 +46,21 @@ def _keep_fours(x):
 @triton.jit
 def _words_as_they_are(
     pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: loaded once, whether they have come or not."""
-    return exchange.load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, "ptx")
+    return exchange.load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET, "ptx")
 
 
 @triton.jit
 def _words_of_nothing(
     pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: made of their addresses, which differ from word to word and step to step."""
     words = ()
-    for i in tl.static_range(COUNT):
-        words = words + ((pointer + i * STRIDE).to(tl.int64),)
+    for i in tl.static_range(4 * COUNT):
+        words = words + ((pointer + i * STRIDE).to(tl.int64).to(tl.int32),)
     return words
 
 
@@ -71,7 +71,7 @@ def _nothing_is_missing(words, bits) -> bool:
 
 
 @triton.jit
-def _not_sent(pointer, value, mask, ISA: tl.constexpr):
+def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, ISA: tl.constexpr):
     _keep(value.to(tl.int32))
 
 
@@ -81,7 +81,7 @@ def _first_products(
     PRECISION: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
-    value = exchange.values(x[0], DTYPE, ISA)
+    value = exchange.values(x[0], x[1], x[2], x[3], DTYPE, ISA)
     zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
     products = ()
     for gate in tl.static_range(FIRST, END):
@@ -90,9 +90,9 @@ def _first_products(
 
 
 @triton.jit
-def _not_summed(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+def _not_summed(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PARTS: tl.constexpr):
     _keep_fours(x)
-    return tl.zeros((M, N), tl.float32)
+    return tl.zeros((BATCH, UNITS, PARTS), tl.float32)
 
 
 @triton.jit
@@ -122,6 +122,11 @@ def _not_stored(pointer, value, mask, ISA: tl.constexpr):
     pass
 
 
+@triton.jit
+def _not_stored_once(pointer, value, mask, THREADS: tl.constexpr, ISA: tl.constexpr):
+    pass
+
+
 # By kernel and stage: what is replaced, by what. Of ``grid``'s stages "waiting" is a part of "hand-over".
 STAGES = {
     "grid": {
@@ -131,7 +136,7 @@ STAGES = {
         "sums": {"grid._sum_of_slices": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
         "gate inputs": {"grid._load_gates": _no_gates_of_grid},
-        "output": {"isa.store": _not_stored},
+        "output": {"isa.store_once": _not_stored_once},
     },
     "block": {
         "activations": {"isa.gru_update": _not_activated},

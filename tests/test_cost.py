@@ -33,8 +33,8 @@ def test_costs_add_up():
     assert str(Cost(launch=2, hop=1)) == "3 us (launch 2, hop 1)"
 
 
-# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light). ``block``
-# had eight rows in a program then.
+# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light). The
+# kernels took up to a half more instructions then, and ``block`` had eight rows in a program.
 MEASURED = {
     ("fp16", 64, 1): 0.239, ("fp16", 128, 1): 0.428, ("tf32", 64, 1): 0.377, ("fp16", 192, 1): 0.70,
     ("fp16", 256, 1): 0.711, ("fp16", 512, 1): 0.927, ("fp16", 1024, 1): 1.28, ("fp16", 2048, 1): 2.185,
@@ -44,14 +44,15 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("case", MEASURED, ids=lambda case: "{}-H{}-B{}".format(*case))
-def test_it_says_what_was_measured(case):
+def test_it_says_what_was_measured_or_somewhat_less(case):
     precision, hidden, batch = case
     dtype, fp32 = (torch.float16, "ieee") if precision == "fp16" else (torch.float32, "tf32")
     problem = Problem(512, batch, hidden, hidden, 1, False, dtype, fp32, True)
     plan = choose(problem, H200)
     assert plan.kernel == ("block" if hidden <= 128 else "grid")
     config = dataclasses.replace(plan.config, batch=8) if plan.kernel == "block" else plan.config
-    assert call_cost(problem, config, H200, in_graph=True).total / 512 == pytest.approx(MEASURED[case], rel=0.25)
+    estimate = call_cost(problem, config, H200, in_graph=True).total / 512
+    assert 0.65 <= estimate / MEASURED[case] <= 1.2
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,10 @@ class GridConfig:
         """Bytes of shared memory the compiled kernel takes: at most this."""
         tile = self.slices * self.units * self.depth(itemsize) * itemsize
         in_shared = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
-        # Beside the weights that stay: the slices' sums of two gates, or one tile on its way to the registers.
-        return in_shared * tile + max(self.slices * 2 * self.units * max(self.batch, 16) * 4, tile)
+        # Beside the weights that stay: the slices' sums of three gates, in words of four, or of two at a time where
+        # that would be much (kernels/grid.py); or one tile on its way to the registers.
+        sums = self.slices * self.units * self.batch
+        return in_shared * tile + max(sums * (16 if sums <= 2048 else 8), tile)
 
 
 @dataclass(frozen=True)

@@ -195,12 +195,13 @@ def _grid_step(config: GridConfig, call: _Step) -> Cost:
         weight_tiles = config.weight_tiles(call.itemsize)
         chunks = weight_tiles // 3 * config.depth(call.itemsize) // call.depth
         products = 3 * (config.units // 16) * (config.batch // 8) * chunks
-        words = config.state_registers(call.itemsize) / 2
+        words = config.state_registers(call.itemsize) / 4
         from_shared = 2 * (weight_tiles - config.register_tiles) * config.units / 16
-        instructions = 30 + 94 * results + 4 * (words + from_shared) + 2.5 * products
+        sums = 3 * config.units * config.batch / 32
+        instructions = 8 + 41 * results + 2.9 * sums + 2.5 * words + 5.3 * from_shared + 2 * products
     handovers, more = (1, 1) if call.reset_after else (2, 1.4)
     rounds = config.rounds(call.batch_size, call.directions)
-    cycles = rounds * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.tiles * config.slices / 4)
+    cycles = rounds * config.tiles * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.slices / 4)
     hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
         sent = config.rows * config.units * call.itemsize

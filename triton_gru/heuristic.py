@@ -114,11 +114,19 @@ def grid_config(
     sizes, numbers = (hidden_size, batch_size, directions), (dtype, precision, device)
     configs = [config for cut in cuts for config in cut_grid(*sizes, cut, *numbers, handovers)]
     if configs:
-        return _cheapest(configs, *sizes, *numbers)
+        # Of as good as equals the one of fewest programs, in which fewer read the state and wait for each other. Where
+        # estimates differ by so little, that was the faster one on an H200.
+        least_time = _AS_GOOD * step_cost(_cheapest(configs, *sizes, *numbers), *sizes, *numbers).total
+        equals = [config for config in configs if step_cost(config, *sizes, *numbers).total <= least_time]
+        programs = min(config.programs for config in equals)
+        return _cheapest([config for config in equals if config.programs == programs], *sizes, *numbers)
     return (
         f"hidden_size {hidden_size} is too large: {least} programs on {device.name} have not the registers "
         f"and the shared memory for W_hh in {str(dtype)[6:]} ({precision})"
     )
+
+
+_AS_GOOD = 1.05
 
 
 @functools.lru_cache(maxsize=1024)

@@ -219,13 +219,9 @@ class Mailbox:
         in_all = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot
         return max(1, (in_all - 1) // self._handovers)
 
-    def slots(self, steps: int) -> int:
-        """One for each hand-over of so many steps and the first state's."""
-        return self._handovers * steps + 1
-
     def size(self, steps: int) -> int:
-        """Words of 64 bits that a launch of so many steps takes."""
-        return HEADER.value + self.slots(steps) * self._slot
+        """Return the words of 64 bits that a launch takes: a slot for each hand-over and one for the first state."""
+        return HEADER.value + (self._handovers * steps + 1) * self._slot
 
     def clear(self, words: Tensor, steps: int) -> Clear:
         """What has to come before a launch of so many steps."""
@@ -259,7 +255,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
             (
                 scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
                 scan.out, scan.h_n, *scan.ends, words, watchdog.of(scan.gi.device).watch,
-                scan.steps, scan.start, scan.total, mailbox.slots(scan.steps), config.copies, first_direction,
+                scan.steps, scan.start, scan.total, config.copies, first_direction,
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),
             constants,

@@ -111,7 +111,7 @@ def variants(launches: Iterable[Launch]) -> dict[str, int]:
 
 
 # Bytes of stack for what may be put away for the time of the loop.
-STACK = 32
+STACK = 64
 
 
 class Facts:

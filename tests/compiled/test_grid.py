@@ -73,7 +73,7 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
 
     # A step reads from memory the words of the state, the gates of the step to come, and, when it has waited for
     # long, three words more: not the weights.
-    words = config.weight_tiles(itemsize) // 3 * config.batch // 4
+    words = config.weight_tiles(itemsize) // 3 * config.batch // 8
     gates = 3 * -(-config.units * config.batch // (32 * config.slices))
     assert config.tiles * words < found.loop["LDG"] <= config.tiles * (words + gates + 3), found
     if precision == "fp32":
@@ -91,8 +91,11 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     depth = 32 if itemsize == 2 else 16
     tile = config.units * depth * itemsize  # a warp's part
     in_shared = config.weight_tiles(itemsize) - config.register_tiles
-    sums = 3 * config.units * max(config.batch, 32 * config.slices // config.units) * 4
-    assert found.shared_bytes_read <= config.tiles * (in_shared * tile + sums * 5 // 4), found
+    sums = 16 * config.units * max(config.batch, 32 * config.slices // config.units)
+    assert found.shared_bytes_read <= config.tiles * (in_shared * tile + sums), found
+    # The sums of a tile meet in one trip, or in two where they are many.
+    trips = 1 if config.slices * config.units * config.batch <= 2048 else 2
+    assert found.loop["BAR"] == 2 * trips * config.tiles, found
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,8 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
     config = dataclasses.replace(config, register_tiles=0)
     compiled = scan_of(KNOWN["H200"], precision, 256, 8, config=config).compile()
     marks = re.findall(
-        r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+\], %)|red\S*add|atom\S*add", compiled.asm["ptx"]
+        r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+(?:\+\d+)?\], %)|red\S*add|atom\S*add",
+        compiled.asm["ptx"],
     )
     sends = [i for i, mark in enumerate(marks) if mark != "AGAIN:"]
     waits = [i for i, mark in enumerate(marks) if mark == "AGAIN:"]

@@ -22,16 +22,18 @@ def _send_and_receive(
 ):  # fmt: skip
     DTYPE: tl.constexpr = y.dtype.element_ty
     WORD: tl.constexpr = exchange.word_elements(DTYPE)
-    DEPTH: tl.constexpr = 32 if WORD == 4 else 16
+    DEPTH: tl.constexpr = exchange.LANES * WORD
     elements = exchange.elements_of(mailbox, DTYPE)
     row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
     place = exchange.place(unit, row, ROWS, DTYPE)
     exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, DTYPE, PRECISION, ISA)
-    received = exchange.receive(elements, mailbox, watch, H // WORD, 2, DEPTH // WORD, ROWS, ROWS, DTYPE, HANDOVER, ISA)
+    received = exchange.receive(elements, mailbox, watch, H // WORD, 2, ROWS, ROWS, DTYPE, HANDOVER, ISA)
     k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
     k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE)
-    for c in tl.static_range(len(received)):
-        value = exchange.values(received[c], DTYPE, ISA)
+    for c in tl.static_range(len(received) // 4):
+        value = exchange.values(
+            received[4 * c], received[4 * c + 1], received[4 * c + 2], received[4 * c + 3], DTYPE, ISA
+        )  # fmt: skip
         tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
 
 
@@ -67,22 +69,22 @@ def test_what_is_sent_is_received(precision, handover, device):
 @triton.jit
 def _wait(words, y, abort, watch, BITS: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
     at = tl.arange(0, 64)[None, :, None]
-    received = isa.wait_words(words + at, words + at, abort, watch, BITS, 2, 64, False, NAN, 2, PROBE)
-    for i in tl.static_range(2):
-        tl.store(y + 64 * i + at, received[i])
+    received = isa.wait_words(words + 4 * at, words + 4 * at, abort, watch, BITS, 2, 64, False, NAN, 2, PROBE)
+    for i in tl.static_range(8):
+        tl.store(y + 256 * (i // 4) + 4 * at + i % 4, received[i])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("bits", [16, 32])
 def test_a_wait_for_one_missing_element_gives_up(bits, handover):
-    """Two words of a thread in each of two tensors; test_isa.py has the arithmetic in every combination of bits."""
-    elements = torch.arange(128 * 64 // bits, dtype=torch.int64) % 32767
+    """Two words of a thread, twice; test_isa.py has the arithmetic in every combination of bits."""
+    elements = torch.arange(128 * 128 // bits, dtype=torch.int64) % 32767
     integer = {16: torch.int16, 32: torch.int32}[bits]
-    words = elements.to(integer).cuda().view(torch.int64)
+    words = elements.to(integer).cuda().view(torch.int32)
     host = torch.zeros(1, dtype=torch.int32).pin_memory()
     abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
-    nan = 0x7FFF7FFF7FFF7FFF
+    nan = 0x7FFF7FFF
 
     def waited() -> torch.Tensor:
         y = torch.zeros_like(words)

@@ -135,22 +135,24 @@ def test_store_writes_what_the_mask_lets_through(dtype, device):
         assert y[~wanted].isnan().all()
 
 
+@pytest.mark.parametrize("forms", ["_MISSING", "_MISSING_FROM_SM_90"])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_the_ptx_that_tells_what_has_not_come(bits):
-    """Compare on words that are nearly missing, in every combination, with what missing means."""
-    add, conclude = isa._MISSING[bits]
+def test_the_ptx_that_tells_what_has_not_come(bits, forms):
+    """Compare on parts of words that are nearly missing, in every combination, with what missing means."""
+    add, conclude = getattr(isa, forms)[bits]
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
-    halves = [upper << 16 | lower for upper in edges for lower in edges]
-    lows, highs = (np.array(each, np.uint32) for each in zip(*itertools.product(halves, halves)))
+    parts = [upper << 16 | lower for upper in edges for lower in edges]
+    first, second = (np.array(each, np.uint32) for each in zip(*itertools.product(parts, parts)))
     if bits == 16:
-        missing = sum((part & 0xFFFF) == 0xFFFF for word in (lows, highs) for part in (word, word >> 16)) > 0
+        missing = sum((half & 0xFFFF) == 0xFFFF for part in (first, second) for half in (part, part >> 16)) > 0
     else:
-        missing = (lows == 0xFFFFFFFF) | (highs == 0xFFFFFFFF)
-    word, come = f"mov.b32 a, %a; mov.b32 b, %b; {add}", f"mov.b32 a, 0; mov.b32 b, 0; {add}"
-    # Beside a word that has come, before it and after it.
-    for words in (word, come + word, word + come):
+        missing = (first == 0xFFFFFFFF) | (second == 0xFFFFFFFF)
+    come = "mov.b32 %r5, 0; " + add.format(a="%r5")
+    both = add.format(a="%a") + add.format(a="%b")
+    # Beside a part that has come, before it and after it.
+    for parts in (both, come + both, both + come):
         body = (
-            f"{{ .reg .b32 a, b, c, seen; .reg .pred missing; mov.b32 seen, 0; {words} {conclude} "
+            f"{{ .reg .b32 a, b, seen; .reg .pred missing; mov.b32 seen, 0; {parts} {conclude} "
             "mov.pred %out, missing; }"
         )
-        assert np.array_equal(snippets.compute(body, np.bool_, lows, highs), missing), words
+        assert np.array_equal(snippets.compute(body, np.bool_, first, second), missing), parts

@@ -143,6 +143,8 @@ for _names, _widths, _layout, _define in [
         _name = _name[:-1] + _width if _width == "pred" else _name + _width
         _case(_name, _kinds[_layout[0]].bits, [_kinds[kind] for kind in _layout[2:]], _expect)
 
+_case("max.u16x2", 16, [_integer(16)] * 2, max)
+
 _BITS = 8, 16, 32, 64
 _INTEGERS = [f"{sign}{bits}" for sign in "su" for bits in _BITS]
 # Integers are converted by the sign of the source. What is narrower than the result's register is extended by its own.

@@ -15,7 +15,7 @@ nop bra ret barrier barrier_warp clock fence_async
 load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
 mma wgmma wgmma_commit wgmma_wait shuffle redux mov unpack pack selp setp
 add sub mul mad mul_hi_u mul_hi_s mul_wide_u mul_wide_s mad_wide_u mad_wide_s div_s div_u rem_s rem_u
-min_s min_u max_s max_u max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
+min_s min_u max_s max_u max_u16x2 max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
 add_f32 sub_f32 mul_f32 fma_f32 add_f32x2 sub_f32x2 mul_f32x2 fma_f32x2 div_f32 ex2 ex2_ftz rcp_ftz tanh
 add_f16 add_f16x2 add_bf16 add_bf16x2 fma_f16 fma_f16x2 fma_bf16 fma_bf16x2
 f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_tf32 u32_to_f16
@@ -43,6 +43,7 @@ _COMPUTING = [
     ("min.uN", "min_u", "N N"),
     ("max.sN", "max_s", "N N"),
     ("max.uN", "max_u", "N N"),
+    ("max.uNx2", "max_uNx2", "W W"),
     ("max.relu.sN", "max_relu_s", "N N"),
     ("neg.sN", "neg", "N"),
     ("and.(b|p)N", "and", "N N"),

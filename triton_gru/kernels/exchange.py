@@ -1,7 +1,7 @@
 """The hand-over of the hidden state between the programs of one launch, through a mailbox in memory.
 
 The mailbox is a header, then slots of tiles of the batch, an element for each unit of each row. An element goes out
-as one store and is read as part of a 64-bit word; elements arrive in any order, and each shows by itself whether it
+as one store and is read as part of a 128-bit word; elements arrive in any order, and each shows by itself whether it
 has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
 what a warp reads at once, and what a program sends, is then one piece of memory.
 
@@ -42,25 +42,36 @@ def elements_of(mailbox, DTYPE: tl.constexpr):
 @triton.constexpr_function
 def word_elements(dtype):
     """Elements of a word."""
-    return 64 // dtype.primitive_bitwidth
+    return 128 // dtype.primitive_bitwidth
+
+
+# Words of a row that the matrix unit's right operand takes from a slice at a time: one for each lane of a column.
+LANES = tl.constexpr(4)
 
 
 @triton.jit
 def place(unit, row, ROWS: tl.constexpr, DTYPE: tl.constexpr):
-    """The index among a tile's elements of that of a unit and one of ``ROWS`` batch rows; of words, `word_place`."""
+    """Return the index of a unit and one of ``ROWS`` batch rows among a tile's elements."""
     WORD: tl.constexpr = word_elements(DTYPE)
     return word_place(unit // WORD, row, ROWS) * WORD + unit % WORD
 
 
 @triton.jit
 def word_place(word, row, ROWS: tl.constexpr):
+    """Return the index of a row's word among a tile's words."""
     return word * ROWS + row
 
 
 @triton.jit
-def send(element, x, mask, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
-    """Sends fp32 ``x``, all that this program has of a slot, to the elements at ``element`` where ``mask``."""
-    isa.send(element, _encode(x, DTYPE, PRECISION, ISA), mask, ISA)
+def send(
+    element, x, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ISA: tl.constexpr,
+):  # fmt: skip
+    """Send fp32 ``x``, all that this program has of a tile, to ``element`` and ``OFFSET`` where ``mask``.
+
+    `isa.send` says what ``THREADS`` are.
+    """
+    isa.send(element, _encode(x, DTYPE, PRECISION, ISA), mask, OFFSET, THREADS, ISA)
 
 
 @triton.jit
@@ -79,87 +90,99 @@ def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
 @triton.jit
 def receive(
     box,
+    OFFSET: tl.constexpr,
     abort,
     watch,
     WORDS: tl.constexpr,
     SLICES: tl.constexpr,
-    LANES: tl.constexpr,
     ROWS: tl.constexpr,
     BATCH: tl.constexpr,
     DTYPE: tl.constexpr,
     HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Return the tile of ``ROWS`` rows of ``WORDS`` words whose elements begin at ``box``, when all of it has come.
+    """Return a tile when all of it has come.
 
-    The result is a tuple of as many [SLICES, LANES, BATCH] as the tile takes, in the order of the words. After the last
-    word come zeros, and after the last row that row again.
+    Its ``ROWS`` rows of ``WORDS`` words begin ``OFFSET`` elements after ``box``. The result is a tuple of int32 [SLICES, LANES, BATCH]: the four parts of the first words, of the next ones, and so
+    on. After the last word come zeros, and after the last row that row again.
     """
     BITS: tl.constexpr = DTYPE.primitive_bitwidth
-    NAN: tl.constexpr = 0x7FFFFFFF7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF7FFF7FFF
+    NAN: tl.constexpr = 0x7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF
     CHUNK: tl.constexpr = SLICES * LANES
     COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
     STRIDE: tl.constexpr = CHUNK * ROWS
-    HAS_TAIL: tl.constexpr = WORDS % CHUNK != 0
+    HAS_TAIL: tl.constexpr = COUNT * CHUNK != WORDS
     row = tl.minimum(tl.arange(0, BATCH)[None, None, :], ROWS - 1)
     word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
     in_tail = (COUNT - 1) * CHUNK + word
-    words = box.to(tl.pointer_type(tl.int64))
-    pointer = words + word_place(word, row, ROWS)
-    tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS)
+    words = box.to(tl.pointer_type(tl.int32))
+    pointer = words + word_place(word, row, ROWS) * 4
+    tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS) * 4
     if ISA == "ptx":
         PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
         x = isa.wait_words(
-            pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe"
+            pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe",
+            OFFSET * BITS // 128,
         )  # fmt: skip
     else:
         tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
-        x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
+        x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET * BITS // 128, ISA)
         while turns.missing(x, BITS):
-            x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, ISA)
+            x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET * BITS // 128, ISA)
     if HAS_TAIL:
-        x = x[: COUNT - 1] + (tl.where(in_tail < WORDS, x[COUNT - 1], 0),)
+        ended = ()
+        for i in tl.static_range(4):
+            ended = ended + (tl.where(in_tail < WORDS, x[4 * COUNT - 4 + i], 0),)
+        x = x[: 4 * COUNT - 4] + ended
     return x
 
 
 @triton.jit
-def load_words(pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, ISA: tl.constexpr):
+def load_words(
+    pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, OFFSET: tl.constexpr,
+    ISA: tl.constexpr,
+):  # fmt: skip
     """Return the words that `isa.wait_words` would wait for as they are now."""
     words = ()
     for i in tl.static_range(COUNT):
-        if HAS_TAIL and i == COUNT - 1:
-            words = words + (isa.load_words(tail, ISA),)
-        else:
-            words = words + (isa.load_words(pointer + i * STRIDE, ISA),)
+        first = tail if HAS_TAIL and i == COUNT - 1 else pointer + i * STRIDE * 4
+        words = words + isa.load_words(first + OFFSET * 4, ISA)
     return words
 
 
 @triton.jit
-def values(word, DTYPE: tl.constexpr, ISA: tl.constexpr):
-    """Words [S, L, N] as their elements [S, L * elements of a word, N], in the order that `in_order` gives units."""
-    S: tl.constexpr = word.shape[0]
-    L: tl.constexpr = word.shape[1]
-    N: tl.constexpr = word.shape[2]
+def values(a, b, c, d, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """Return words of four parts [S, LANES, N] as their elements [S, LANES * elements of a word, N].
+
+    The order of the elements is that which `in_order` gives units.
+    """
+    S: tl.constexpr = a.shape[0]
+    N: tl.constexpr = a.shape[2]
     WORD: tl.constexpr = word_elements(DTYPE)
     if DTYPE == tl.float32:
-        x = tl.join(word.to(tl.int32), (word >> 32).to(tl.int32))
+        x = tl.join(tl.join(a, c), tl.join(b, d))
     else:
-        first, second, third, fourth = isa.split_word(word, ISA)
-        x = tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), (S, L, N, 4))
-    x = tl.reshape(x.to(DTYPE, bitcast=True), (S, L, N, WORD))
-    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, L * WORD, N)), DTYPE)
+        a_low, a_high = isa.split_part(a, ISA)
+        b_low, b_high = isa.split_part(b, ISA)
+        c_low, c_high = isa.split_part(c, ISA)
+        d_low, d_high = isa.split_part(d, ISA)
+        low = tl.join(tl.join(a_low, c_low), tl.join(b_low, d_low))
+        high = tl.join(tl.join(a_high, c_high), tl.join(b_high, d_high))
+        x = tl.join(low, high)
+    x = tl.reshape(x.to(DTYPE, bitcast=True), (S, LANES, N, WORD))
+    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, LANES * WORD, N)), DTYPE)
 
 
 @triton.jit
 def in_order(x, DTYPE: tl.constexpr):
-    """[S, K, N], K consecutive units, with the units in the order that suits the matrix unit.
+    """Return [S, K, N], K consecutive units, with the units in the order that suits the matrix unit.
 
-    Of its right operand a thread has words i and 4 + i of every eight, for an i of its own, and gives it half of their
-    registers at a time. In this order, first half of each word first, they are words as they were loaded.
+    A thread gives the matrix unit two parts of a word at a time. Of its right operand Triton takes these from the
+    first and from the second half of K. In this order they are neighbours, and a word is an operand as it was loaded.
     """
     S: tl.constexpr = x.shape[0]
     K: tl.constexpr = x.shape[1]
     N: tl.constexpr = x.shape[2]
-    HALF: tl.constexpr = word_elements(DTYPE) // 2
-    x = tl.reshape(x, (S, K // (16 * HALF), 2, 4, 2, HALF, N))
-    return tl.reshape(tl.permute(x, (0, 1, 4, 3, 2, 5, 6)), (S, K, N))
+    PART: tl.constexpr = word_elements(DTYPE) // 4
+    x = tl.reshape(x, (S, K // (16 * PART), 4, 2, 2, PART, N))
+    return tl.reshape(tl.permute(x, (0, 1, 4, 2, 3, 5, 6)), (S, K, N))

@@ -16,13 +16,13 @@ of which r and z are made, and r h, of which n is.
 import triton
 import triton.language as tl
 
-from . import exchange, isa, sequences, turns
+from . import exchange, isa, sequences, slices, turns
 
 
 @turns.in_turns
 @triton.jit(
     do_not_specialize=[
-        "steps", "start", "total", "slots", "copies", "first_direction", "directions", "state", "batch", "out_t",
+        "steps", "start", "total", "copies", "first_direction", "directions", "state", "batch", "out_t",
         "out_b", "hx_l", "hx_b",
     ],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
@@ -46,7 +46,6 @@ def grid_scan(
     steps,  # of this launch
     start,  # the first of them
     total,  # of all launches
-    slots,  # of the mailbox
     copies,  # how many times over the PROGRAMS of a direction are launched
     first_direction,  # of this launch: 0 forward, 1 backward
     directions,  # of this launch
@@ -77,7 +76,9 @@ def grid_scan(
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
     WORD: tl.constexpr = exchange.word_elements(DTYPE)
-    DEPTH: tl.constexpr = 32 if WORD == 4 else 16  # of a slice of a chunk: the matrix unit's
+    DEPTH: tl.constexpr = exchange.LANES * WORD  # of a slice of a chunk
+    # Where a tile has fewer elements than there are threads, the others hold copies.
+    THREADS: tl.constexpr = UNITS * BATCH if UNITS * BATCH < 32 * SLICES else 0
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
     # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
     Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
@@ -91,10 +92,10 @@ def grid_scan(
     for i in tl.static_range(3 * CHUNKS):
         weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, DTYPE)
         w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
-    unit = tl.arange(0, UNITS)[:, None]
-    b = tl.arange(0, BATCH)[None, :]
+    unit = tl.arange(0, UNITS)[None, :]
+    b = tl.arange(0, BATCH)[:, None]
     unit_live = first_unit + unit < H
-    b_n = tl.zeros((UNITS, BATCH), tl.float32)
+    b_n = tl.zeros((BATCH, UNITS), tl.float32)
     if HAS_BIAS and RESET_AFTER:
         b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * H
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
@@ -112,7 +113,8 @@ def grid_scan(
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < ROWS
     in_state = b * H + unit
-    gi += tl.cast(direction, tl.int64) * steps * tiles * (3 * TILE) + first_unit
+    gi_t = tl.cast(tiles, tl.int64) * (3 * TILE)
+    gi += tl.cast(direction, tl.int64) * steps * gi_t + first_unit
     out += direction * H + first_unit
     out_s = sequences.stride(backward, out_t, LAYOUT)
     out += start.to(tl.int64) * out_s
@@ -122,6 +124,7 @@ def grid_scan(
     last = start + steps == total
     for group in tl.range(tl.program_id(0) // PROGRAMS % copies, groups, copies):
         first_tile = group * TILES
+        box = elements + tl.cast(first_tile, tl.int64) * TILE
         h = ()
         gates = ()
         length = ()
@@ -143,26 +146,23 @@ def grid_scan(
                 h_i = tl.where(at_first, 0.0, h_i)
             h = h + (h_i,)
             out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, LAYOUT) + unit,)
-            exchange.send(
-                elements + tl.cast(first_tile + i, tl.int64) * TILE + own,
-                h_i, sent, DTYPE, PRECISION, ISA,
-            )  # fmt: skip
+            exchange.send(box + own, h_i, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
-            gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile, TILE)
+            gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile, sent, TILE, ROWS == BATCH)
         # A group stops at its own longest row.
         group_steps = steps if LAYOUT == "dense" else tl.minimum(steps, end - start)
-        slot = 0
+        ahead = gi
         for t in tl.range(0, group_steps):
             now = gates
             gates = ()
             new = ()
-            ahead = tl.cast(tl.minimum(t + 1, steps - 1), tl.int64) * tiles
-            next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+            ahead += tl.where(t + 1 < steps, gi_t, 0)
             forget = ()
             for i in tl.static_range(TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
-                gates = gates + _load_gates(gi + (ahead + tile) * (3 * TILE) + in_tile, TILE)
+                gates_i = ahead + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile
+                gates = gates + _load_gates(gates_i, sent, TILE, ROWS == BATCH)
                 if HAS_RESETS:
                     row_i = (first_tile + i) * BATCH + b
                     # Before the first step of a later launch, too, which does so again.
@@ -172,31 +172,25 @@ def grid_scan(
             z_of_slices = ()
             if not RESET_AFTER:
                 for i in tl.static_range(TILES):
-                    box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                     x = exchange.receive(
-                        box + slot * slot_size, mailbox, watch,
-                        ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
+                        box, i * TILE, mailbox, watch, ROW // WORD, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
                     )  # fmt: skip
                     if Z_WITH_R:
                         r, z = _products_of_slices(w, x, 0, 2, UNITS, DTYPE, PRECISION, ISA)
                         z = isa.by_now(z, ISA)
                     else:
                         (r,) = _products_of_slices(w, x, 0, 1, UNITS, DTYPE, PRECISION, ISA)
-                    r_h = isa.reset_state(now[3 * i], _sum_of_slices(r, SLICES, UNITS, BATCH), h[i], DTYPE, ISA)
+                    (r,) = slices.sums((r,), SLICES, UNITS, BATCH)
+                    r_h = isa.reset_state(now[3 * i], r, h[i], DTYPE, ISA)
                     if ROW != H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
-                    exchange.send(
-                        box + next_slot * slot_size + own,
-                        r_h, sent, DTYPE, PRECISION, ISA,
-                    )  # fmt: skip
+                    exchange.send(box + slot_size + own, r_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
                     if not Z_WITH_R:  # but while r h is on its way
                         (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, PRECISION, ISA)
                         z = isa.by_now(z, ISA)
                     z_of_slices = z_of_slices + (z,)
-                slot = next_slot
-                next_slot = tl.where(slot + 1 == slots, 0, slot + 1)
+                box += slot_size
             for i in tl.static_range(TILES):
-                box = elements + tl.cast(first_tile + i, tl.int64) * TILE
                 first_row = (first_tile + i) * BATCH
                 going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), LAYOUT)
                 place = out_rows[i] + sequences.looked_up(
@@ -205,17 +199,15 @@ def grid_scan(
                 place += tl.cast(t, tl.int64) * out_s
                 place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
                 x = exchange.receive(
-                    box + slot * slot_size, mailbox, watch,
-                    ROW // WORD, SLICES, DEPTH // WORD, ROWS, BATCH, DTYPE, HANDOVER, ISA,
+                    box, i * TILE, mailbox, watch, ROW // WORD, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
                 )  # fmt: skip
                 if RESET_AFTER:
                     r, z, n = _products_of_slices(w, x, 0, 3, UNITS, DTYPE, PRECISION, ISA)
-                    r, z = _sums_of_slices(r, z, SLICES, UNITS, BATCH)
-                    n = _sum_of_slices(n, SLICES, UNITS, BATCH) + b_n
-                    h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n, h[i], DTYPE, ISA)
+                    r, z, n = slices.sums((r, z, n), SLICES, UNITS, BATCH)
+                    h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
                 else:
                     (n,) = _products_of_slices(w, x, 2, 3, UNITS, DTYPE, PRECISION, ISA)
-                    z, n = _sums_of_slices(z_of_slices[i], n, SLICES, UNITS, BATCH)
+                    z, n = slices.sums((z_of_slices[i], n), SLICES, UNITS, BATCH)
                     h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
                 if LAYOUT != "dense":
                     h_i = tl.where(going_on, h_i, h[i])
@@ -225,14 +217,11 @@ def grid_scan(
                 next_h = h_i
                 if HAS_RESETS:
                     next_h = tl.where(forget[i], 0.0, h_i)
-                exchange.send(
-                    box + next_slot * slot_size + own,
-                    next_h, sent, DTYPE, PRECISION, ISA,
-                )  # fmt: skip
-                isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA)
+                exchange.send(box + slot_size + own, next_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
+                isa.store_once(out + place, isa.cast(h_i, DTYPE, ISA), going_on, THREADS, ISA)
                 new = new + (next_h,)
             h = new
-            slot = next_slot
+            box += slot_size
 
         for i in tl.static_range(TILES):
             first_row = (first_tile + i) * BATCH
@@ -266,8 +255,15 @@ def _load_tile(
 
 
 @triton.jit
-def _load_gates(gi, GATE: tl.constexpr):
-    return tl.load(gi), tl.load(gi + GATE), tl.load(gi + 2 * GATE)
+def _load_gates(gi, there, GATE: tl.constexpr, ALL: tl.constexpr):
+    """Return the inputs of r, z and n, ``GATE`` elements apart; without ``ALL`` zero where a row is not ``there``."""
+    if ALL:
+        return tl.load(gi), tl.load(gi + GATE), tl.load(gi + 2 * GATE)
+    else:
+        return (
+            tl.load(gi, mask=there, other=0.0), tl.load(gi + GATE, mask=there, other=0.0),
+            tl.load(gi + 2 * GATE, mask=there, other=0.0),
+        )  # fmt: skip
 
 
 @triton.jit
@@ -289,32 +285,10 @@ def _products_of_slices(
     sums = ()
     for _ in tl.static_range(FIRST, END):
         sums = sums + (zero,)
-    for c in tl.static_range(len(x)):
-        value = exchange.values(x[c], DTYPE, ISA)
+    for c in tl.static_range(len(x) // 4):
+        value = exchange.values(x[4 * c], x[4 * c + 1], x[4 * c + 2], x[4 * c + 3], DTYPE, ISA)
         added = ()
         for gate in tl.static_range(FIRST, END):
             added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)
         sums = added
     return sums
-
-
-@triton.jit
-def _sums_of_slices(a, b, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr):
-    """`_sum_of_slices` of two together: half the barriers."""
-    both = tl.reshape(tl.permute(tl.join(a, b), (0, 3, 1, 2)), (SLICES, 2 * UNITS, BATCH))
-    both = tl.reshape(_sum_of_slices(both, SLICES, 2 * UNITS, BATCH), (2, UNITS, BATCH))
-    return tl.split(tl.permute(both, (1, 2, 0)))
-
-
-@triton.jit
-def _sum_of_slices(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """[SLICES, M, N] as [M, N]: each warp's part, in one trip through shared memory.
-
-    A split wants both halves in one thread, so the first one moves all slices there. tl.sum would add across threads
-    by shuffles and go through shared memory twice.
-    """
-    x = tl.permute(x, (1, 2, 0))
-    for i in tl.static_range(SLICES.bit_length() - 1):
-        a, b = tl.split(tl.reshape(x, (M, N, SLICES >> (i + 1), 2)))
-        x = a + b
-    return tl.reshape(x, (M, N))

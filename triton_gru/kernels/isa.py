@@ -11,6 +11,7 @@ two barriers. Element-wise assembly has no layout of its own, so it adopts the a
 
 import hashlib
 import pathlib
+import re
 
 import triton
 import triton.language as tl
@@ -106,29 +107,48 @@ def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.conste
 
 @triton.jit
 def store(pointer, value, mask, ISA: tl.constexpr):
-    """``tl.store`` that adopts the layout of ``value``."""
+    """``tl.store`` that adopts the layout of ``value``. Each element is to be in one thread."""
     if ISA == "ptx":
-        _store(pointer.to(tl.int64), value, mask.to(tl.int32), "st.global", _SOURCE)
+        _store(pointer, value, mask, "st.global", 0, 0)
     else:
         tl.store(pointer, value, mask=mask)
 
 
 @triton.jit
-def send(pointer, value, mask, ISA: tl.constexpr):
-    """`store` of what other programs wait for, an element at a time."""
+def store_once(pointer, value, mask, THREADS: tl.constexpr, ISA: tl.constexpr):
+    """`store` of a tile of which the first ``THREADS`` threads have an element each, and the others copies."""
     if ISA == "ptx":
-        _store(pointer.to(tl.int64), value, mask.to(tl.int32), "st.relaxed.gpu.global", _SOURCE)
+        _store(pointer, value, mask, "st.global", 0, THREADS)
     else:
         tl.store(pointer, value, mask=mask)
 
 
+@triton.jit
+def send(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, ISA: tl.constexpr):
+    """`store_once` of what other programs wait for, ``OFFSET`` elements after ``pointer``."""
+    if ISA == "ptx":
+        BYTES: tl.constexpr = OFFSET * value.dtype.primitive_bitwidth // 8
+        _store(pointer, value, mask, "st.relaxed.gpu.global", BYTES, THREADS)
+    else:
+        tl.store(pointer + OFFSET, value, mask=mask)
+
+
+@triton.jit
+def _store(pointer, value, mask, INSTRUCTION: tl.constexpr, BYTES: tl.constexpr, THREADS: tl.constexpr):
+    threads = tl.where(mask, THREADS, 0) if THREADS else mask.to(tl.int32)
+    _store_bits(pointer.to(tl.int64), value, threads, INSTRUCTION, BYTES, THREADS, _SOURCE)
+
+
 @tl.core.extern
-def _store(address, value, mask, instruction, source, _semantic=None):
+def _store_bits(address, value, mask, instruction, offset, threads, source, _semantic=None):
+    instruction, offset, threads = (tl.core._unwrap_if_constexpr(x) for x in (instruction, offset, threads))
     bits = value.dtype.primitive_bitwidth
     register = {16: "h", 32: "r", 64: "l"}[bits]
+    plus = f"+{offset}" if offset else ""
+    # Where there are copies, the mask of an element is the number of threads that have it first.
+    test = "mov.u32 t, %tid.x; setp.lt.u32 p, t, $3;" if threads else "setp.ne.s32 p, $3, 0;"
     return tl.inline_asm_elementwise(
-        f"{{ .reg .pred p; setp.ne.s32 p, $3, 0; @p {tl.core._unwrap_if_constexpr(instruction)}.b{bits} [$1], $2; "
-        "mov.b32 $0, 0; }",
+        f"{{ .reg .pred p; .reg .b32 t; {test} @p {instruction}.b{bits} [$1{plus}], $2; mov.b32 $0, 0; }}",
         f"=r,l,{register},r",
         [address, value, mask],
         dtype=tl.int32,  # assembly has to return something
@@ -283,7 +303,7 @@ def _reciprocal(x):
 # Waits while anything is missing. Every 64th time round it asks whether to give up: because the launch's abort
 # word is 1, or because the time in watch[0] is over; then it says so, there and in the host's word at watch[1].
 _WAIT = """{{
-.reg .pred missing, p; .reg .b64 start, now, limit; .reg .b32 seen, a, b, c, rounds;
+.reg .pred missing, p; .reg .b64 start, now, limit; .reg .b32 seen, a, b, rounds;
 mov.b32 rounds, 0;
 AGAIN:
 {load}
@@ -301,15 +321,21 @@ GIVE_UP:
 DONE:
 }}"""
 
-# By the bits of an element: what the halves a and b of a word add to ``seen``, and how that shows that one is missing.
+# By the bits of an element: what a part ``a`` of a word adds to ``seen``, and how that shows that one is missing.
 _MISSING = {
     # The 16-bit parts of y = ~x: one is zero exactly where (y - 0x00010001) & x has a part's high bit.
     16: (
-        "sub.u32 c, 0xFFFEFFFE, a; and.b32 c, c, a; or.b32 seen, seen, c; "
-        "sub.u32 c, 0xFFFEFFFE, b; and.b32 c, c, b; or.b32 seen, seen, c;",
+        "sub.u32 b, 0xFFFEFFFE, {a}; and.b32 b, b, {a}; or.b32 seen, seen, b;",
         "and.b32 seen, seen, 0x80008000; setp.ne.u32 missing, seen, 0;",
     ),
-    32: ("max.u32 seen, seen, a; max.u32 seen, seen, b;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"),
+    32: ("max.u32 seen, seen, {a};", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"),
+}
+# From sm_90 on, one instruction takes the larger halves of two parts. So the test above is made of the largest alone.
+_MISSING_FROM_SM_90 = _MISSING | {
+    16: (
+        "max.u16x2 seen, seen, {a};",
+        f"mov.b32 a, seen; mov.b32 seen, 0; {_MISSING[16][0].format(a='a')} {_MISSING[16][1]}",
+    )
 }
 
 
@@ -326,73 +352,93 @@ def wait_words(
     NAN: tl.constexpr,
     PACK: tl.constexpr,
     PROBE: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):
-    """The 64-bit words at ``pointer``, ``pointer + STRIDE`` and so on, ``COUNT`` tensors of them, when all have come.
+    """Return the words at ``pointer``, ``STRIDE`` words after it and so on, ``COUNT`` times, when all have come.
 
-    ``tail`` is where the last of the tensors lies instead, if ``HAS_TAIL``. After giving up, words of ``NAN``. One
-    loop reads all that a thread needs, ``PACK`` words of each tensor, so that their trips through memory overlap; with
-    ``PROBE`` only once the first of them has come, so that waiting takes little of what memory can deliver.
-    An element of ``BITS``, 16 or 32, that is -1 has not come.
+    All of them lie ``OFFSET`` words further on. A word has 128 bits, and its four parts are int32 tensors of their own.
+    If ``HAS_TAIL``, the last words lie at ``tail``. An element of ``BITS``, 16 or 32, that is -1 has not come. After
+    giving up, each part is ``NAN``.
+
+    One loop reads all that a thread needs, ``PACK`` words each time, so that their trips through memory overlap. With
+    ``PROBE`` it does so once the first word has come, so that waiting takes little of what memory can deliver.
     """
-    return _wait_words(pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, _SOURCE)
+    return _wait_words(pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, OFFSET, _SOURCE)
 
 
 @tl.core.extern
-def _wait_words(pointer, tail, abort, watch, bits, count, stride, has_tail, nan, pack, probe, source, _semantic=None):
-    bits, count, stride, has_tail, nan, pack, probe = (
-        tl.core._unwrap_if_constexpr(x) for x in (bits, count, stride, has_tail, nan, pack, probe)
+def _wait_words(
+    pointer, tail, abort, watch, bits, count, stride, has_tail, nan, pack, probe, offset, source, _semantic=None
+):
+    bits, count, stride, has_tail, nan, pack, probe, offset = (
+        tl.core._unwrap_if_constexpr(x) for x in (bits, count, stride, has_tail, nan, pack, probe, offset)
     )
-    words = [f"${i}" for i in range(count * pack)]
+    parts = 4 * count
+    # Part ``p`` of all tensors together, of a thread's word ``j``.
+    names = [[f"${p * pack + j}" for j in range(pack)] for p in range(parts)]
     # The operands follow the results: ``pack`` of each, and of those that are the same for all the first will do.
-    first, last, abort_, watch_ = (len(words) + i * pack for i in range(4))
-    loads = [
-        f"ld.relaxed.gpu.global.b64 ${i * pack + j}, [${(last if has_tail and i == count - 1 else first) + j}"
-        f"+{0 if has_tail and i == count - 1 else i * stride * 8}];"
-        for i in range(count)
-        for j in range(pack)
-    ]
-    add, conclude = _MISSING[bits]
-    halves = [f"mov.b64 {{a, b}}, {word}; {add}" for word in words]
+    first, last, abort_, watch_ = (parts * pack + i * pack for i in range(4))
+    loads = []
+    for i in range(count):
+        in_tail = has_tail and i == count - 1
+        for j in range(pack):
+            into = ", ".join(names[4 * i + k][j] for k in range(4))
+            loads.append(
+                f"ld.relaxed.gpu.global.v4.b32 {{{into}}}, [${(last if in_tail else first) + j}"
+                f"+{16 * (offset + (0 if in_tail else i * stride))}];"
+            )
+    add, conclude = (_MISSING_FROM_SM_90 if _capability(_semantic) >= 90 else _MISSING)[bits]
     if probe:
-        loads.insert(1, f"mov.b32 seen, 0; {halves[0]} {conclude} @missing bra LATER;")
+        first_word = " ".join(add.format(a=names[k][0]) for k in range(4))
+        loads.insert(1, f"mov.b32 seen, 0; {first_word} {conclude} @missing bra LATER;")
+    words = [name for part in names for name in part]
     asm = _WAIT.format(
         load="\n".join(loads),
-        test="\n".join(["mov.b32 seen, 0;", *halves, conclude]),
-        give_up="\n".join(f"mov.b64 {word}, {nan:#x};" for word in words),
+        test="\n".join(["mov.b32 seen, 0;", *(add.format(a=word) for word in words), conclude]),
+        give_up="\n".join(f"mov.b32 {word}, {nan:#x};" for word in words),
         abort=f"${abort_}",
         watch=f"${watch_}",
     )
     addresses = [x.to(tl.int64, _semantic=_semantic) for x in (pointer, tail, abort, watch)]
     return tl.inline_asm_elementwise(
         asm,
-        ",".join(["=&l"] * len(words) + ["l"] * 4 * pack),
+        ",".join(["=&r"] * len(words) + ["l"] * 4 * pack),
         addresses,
-        dtype=[tl.int64] * count,
+        dtype=[tl.int32] * parts,
         is_pure=True,  # else it would wait once for each layout that its words are wanted in
         pack=pack,
         _semantic=_semantic,
     )
 
 
+def _capability(semantic) -> int:
+    """Return the compute capability that is compiled for, such as 90."""
+    return int(re.sub(r"\D", "", semantic.builder.options.arch))
+
+
 @triton.jit
 def load_words(pointer, ISA: tl.constexpr):
-    """64-bit words that other programs have written in this launch; adopts the layout they are used in."""
+    """Return the four parts of words that other programs have written; adopts the layout they are used in."""
     if ISA == "ptx":
         return tl.inline_asm_elementwise(
-            "ld.relaxed.gpu.global.b64 $0, [$1];", "=l,l", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
-        )
+            "ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [pointer.to(tl.int64)],
+            dtype=(tl.int32,) * 4, is_pure=True, pack=1,
+        )  # fmt: skip
     else:
-        return tl.load(pointer, volatile=True)
+        return (
+            tl.load(pointer, volatile=True), tl.load(pointer + 1, volatile=True), tl.load(pointer + 2, volatile=True),
+            tl.load(pointer + 3, volatile=True),
+        )  # fmt: skip
 
 
 @triton.jit
-def split_word(word, ISA: tl.constexpr):
-    """The four 16-bit parts of 64-bit words, from the lowest."""
+def split_part(part, ISA: tl.constexpr):
+    """Return the two 16-bit halves of the parts of words, the lower one first."""
     if ISA == "ptx":
-        # Of shifts and casts the assembler does not see that two parts side by side are half a word as it was, and
-        # makes it anew.
+        # Of shifts and casts the assembler does not see that two halves side by side are a part as it was, and makes
+        # it anew.
         return tl.inline_asm_elementwise(
-            "mov.b64 {$0, $1, $2, $3}, $4;", "=h,=h,=h,=h,l", [word], dtype=(tl.int16,) * 4, is_pure=True, pack=1
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [part], dtype=(tl.int16,) * 2, is_pure=True, pack=1
         )
     else:
-        return word.to(tl.int16), (word >> 16).to(tl.int16), (word >> 32).to(tl.int16), (word >> 48).to(tl.int16)
+        return part.to(tl.int16), (part >> 16).to(tl.int16)

@@ -13,7 +13,7 @@ Where r comes before the recurrent product, a step takes two launches: n's produ
 import triton
 import triton.language as tl
 
-from . import isa, sequences
+from . import isa, sequences, slices
 
 
 @triton.jit(
@@ -365,38 +365,15 @@ def _zeros(COUNT: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES
 
 @triton.jit
 def _over_slices(sums, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES: tl.constexpr):
-    """Each of the 1 to 4 ``sums`` [SLICES, UNITS, BATCH] over all slices, in one trip through shared memory.
-
-    What a thread has of all of them travels as one word.
-    """
+    """Return each of the sums [SLICES, UNITS, BATCH] over all slices, [UNITS, BATCH]."""
     if SLICES == 1:
         return sums
-    elif len(sums) == 1:
-        return (_sum_of_slices(sums[0], SLICES, UNITS, BATCH),)
-    elif len(sums) == 2:
-        x = tl.reshape(tl.join(sums[0], sums[1]), (SLICES, UNITS, 2 * BATCH))
-        return tl.split(tl.reshape(_sum_of_slices(x, SLICES, UNITS, 2 * BATCH), (UNITS, BATCH, 2)))
     else:
-        x = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3] if len(sums) == 4 else sums[2]))
-        x = _sum_of_slices(tl.reshape(x, (SLICES, UNITS, 4 * BATCH)), SLICES, UNITS, 4 * BATCH)
-        a, b = tl.split(tl.reshape(x, (UNITS, BATCH, 2, 2)))
-        a0, a1 = tl.split(a)
-        b0, b1 = tl.split(b)
-        return (a0, a1, b0, b1) if len(sums) == 4 else (a0, a1, b0)
-
-
-@triton.jit
-def _sum_of_slices(x, SLICES: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """[SLICES, M, N] as [M, N].
-
-    A split wants both halves in one thread, so the first one moves all slices there. tl.sum would add across threads
-    by shuffles and go through shared memory twice.
-    """
-    x = tl.permute(x, (1, 2, 0))
-    for i in tl.static_range(SLICES.bit_length() - 1):
-        a, b = tl.split(tl.reshape(x, (M, N, SLICES >> (i + 1), 2)))
-        x = a + b
-    return tl.reshape(x, (M, N))
+        turned = ()
+        summed = slices.sums(sums, SLICES, UNITS, BATCH)
+        for i in tl.static_range(len(sums)):
+            turned = turned + (tl.trans(summed[i]),)
+        return turned
 
 
 @triton.jit

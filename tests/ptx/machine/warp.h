@@ -369,6 +369,11 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_min_u: COMPUTE(low(low(a, n) < low(b, n) ? a : b, n)); break;
       case OP_max_s: COMPUTE(low(extended(a, n) > extended(b, n) ? a : b, n)); break;
       case OP_max_u: COMPUTE(low(low(a, n) > low(b, n) ? a : b, n)); break;
+      case OP_max_u16x2: COMPUTE(({
+        u64 lower = low(a, 16) > low(b, 16) ? low(a, 16) : low(b, 16);
+        u64 upper = low(a, 32) >> 16 > low(b, 32) >> 16 ? low(a, 32) >> 16 : low(b, 32) >> 16;
+        upper << 16 | lower; }));
+        break;
       case OP_max_relu_s: COMPUTE(({
         i64 larger = extended(a, n) > extended(b, n) ? extended(a, n) : extended(b, n);
         low(larger < 0 ? 0 : (u64)larger, n); }));
