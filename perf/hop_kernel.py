@@ -28,9 +28,9 @@ def hop_steps(
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE)
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, 4)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, DTYPE)
+    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, WORD)
     elements = exchange.elements_of(mailbox, DTYPE)
 
     # In a program of more threads than elements the others hold copies.
@@ -38,8 +38,8 @@ def hop_steps(
     history = 0
     exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
     for _ in tl.range(0, steps):
-        x = exchange.receive(elements, 0, mailbox, watch, WORDS, SLICES, BATCH, BATCH, DTYPE, HANDOVER, ISA)
-        total = tl.zeros((SLICES, exchange.LANES, BATCH), tl.int32)
+        x = exchange.receive(elements, 0, mailbox, watch, 4, ROW // WORD, SLICES, BATCH, BATCH, DTYPE, HANDOVER, ISA)
+        total = tl.zeros((SLICES, exchange.word_lanes(4), BATCH), tl.int32)
         for c in tl.static_range(len(x)):
             total += x[c]
         if ISA == "interpreter":

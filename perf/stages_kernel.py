@@ -45,21 +45,23 @@ def _keep_fours(x):
 
 @triton.jit
 def _words_as_they_are(
-    pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr, OFFSET: tl.constexpr,
+    pointer, tail, abort, watch, BITS: tl.constexpr, PARTS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr,
+    PROBE: tl.constexpr, OFFSET: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: loaded once, whether they have come or not."""
-    return exchange.load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET, "ptx")
+    return exchange.load_words(pointer, tail, PARTS, COUNT, STRIDE, HAS_TAIL, ROWS, ROW_STRIDE, OFFSET, "ptx")
 
 
 @triton.jit
 def _words_of_nothing(
-    pointer, tail, abort, watch, BITS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr, PROBE: tl.constexpr, OFFSET: tl.constexpr,
+    pointer, tail, abort, watch, BITS: tl.constexpr, PARTS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
+    HAS_TAIL: tl.constexpr, ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr,
+    PROBE: tl.constexpr, OFFSET: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """In place of isa.wait_words: made of their addresses, which differ from word to word and step to step."""
     words = ()
-    for i in tl.static_range(4 * COUNT):
+    for i in tl.static_range(COUNT * ROWS * PARTS):
         words = words + ((pointer + i * STRIDE).to(tl.int64).to(tl.int32),)
     return words
 
@@ -77,11 +79,11 @@ def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr,
 
 @triton.jit
 def _first_products(
-    w, x, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr,
+    w, x, PARTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
-    value = exchange.values(x[0], x[1], x[2], x[3], DTYPE, ISA)
+    value = exchange.values(x[:PARTS], DTYPE, ISA)
     zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
     products = ()
     for gate in tl.static_range(FIRST, END):
@@ -101,20 +103,22 @@ def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl
 
 
 @triton.jit
-def _no_gates_of_grid(gi, GATE: tl.constexpr):
-    zero = tl.zeros(gi.shape, gi.dtype.element_ty)
+def _no_gates_of_grid(
+    gi, in_tile, there, UNITS: tl.constexpr, ROW: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr,
+    SLICES: tl.constexpr, ALONG: tl.constexpr, RESET_AFTER: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """In place of grid._load_gates, but for products by lanes."""
+    zero = tl.zeros(in_tile.shape, gi.dtype.element_ty)
     return zero, zero, zero
 
 
 @triton.jit
-def _no_gates_of_block(
-    gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, ISA: tl.constexpr
-):  # fmt: skip
-    if ISA == "ptx":
-        zero = tl.zeros((ROWS, COLS // 2), tl.int64 if gi.dtype.element_ty.primitive_bitwidth == 32 else tl.int32)
-    else:
-        zero = tl.zeros((ROWS, COLS), gi.dtype.element_ty)
-    return zero, zero, zero
+def _no_gates_of_block(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
+    """In place of block._load_gates, for two rows in a program."""
+    gates = ()
+    for _ in tl.static_range(3 * TILES):
+        gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
+    return gates
 
 
 @triton.jit
@@ -133,14 +137,14 @@ STAGES = {
         "waiting": {"isa.wait_words": _words_as_they_are, "turns.missing": _nothing_is_missing},
         "hand-over": {"isa.wait_words": _words_of_nothing, "turns.missing": _nothing_is_missing, "isa.send": _not_sent},
         "products but the first": {"grid._products_of_slices": _first_products},
-        "sums": {"grid._sum_of_slices": _not_summed},
+        "sums": {"slices._sum": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
         "gate inputs": {"grid._load_gates": _no_gates_of_grid},
         "output": {"isa.store_once": _not_stored_once},
     },
     "block": {
         "activations": {"isa.gru_update": _not_activated},
-        "gate inputs": {"isa.load_gates": _no_gates_of_block},
+        "gate inputs": {"block._load_gates": _no_gates_of_block},
         "output": {"isa.store": _not_stored},
     },
 }

@@ -52,7 +52,7 @@ def test_it_says_what_was_measured_or_somewhat_less(case):
     assert plan.kernel == ("block" if hidden <= 128 else "grid")
     config = dataclasses.replace(plan.config, batch=8) if plan.kernel == "block" else plan.config
     estimate = call_cost(problem, config, H200, in_graph=True).total / 512
-    assert 0.65 <= estimate / MEASURED[case] <= 1.2
+    assert 0.65 <= estimate / MEASURED[case] <= 1.25
 
 
 @pytest.mark.parametrize(

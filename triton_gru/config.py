@@ -67,6 +67,8 @@ class BlockConfig:
 
 
 HANDOVERS = ("flag", "probe")
+# Of a thread's 255 registers, where lanes make the products: what is there for them, and what is if four share a slice.
+_LANE_REGISTERS, _LANE_REGISTERS_OF_FOUR = 222, 190
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class GridConfig:
             others follow in a launch of their own.
         copies: how many times over the programs of a direction are on the chip, each copy with tiles of its own.
         slices: slices of the sum over hidden units, one a warp.
-        register_tiles: of the tiles of W_hh (``3 * chunks`` in a program), how many stay in registers.
+        register_tiles: of the tiles of W_hh (``3 * chunks`` in a program), how many stay in registers. In fp32 without
+            TF32 all or none: with all of them a step's products are made as kernels/lanes.py says.
         handover: how the state gets to the other programs, one of `HANDOVERS` (kernels/exchange.py).
     """
 
@@ -129,6 +132,28 @@ class GridConfig:
         """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""
         weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // 128
         return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
+
+    @property
+    def along(self) -> int:
+        """Lanes of a warp that share a slice where lanes make the products (kernels/lanes.py).
+
+        Few, for little is exchanged between them then, but each has registers for more of the state.
+        """
+        return 4 if self._lane_registers(4) <= _LANE_REGISTERS_OF_FOUR else 8
+
+    def lane_words(self, along: int) -> int:
+        """Words of two numbers of a row of the state that a thread waits for in such a step."""
+        return -(-self.padded_hidden // (2 * self.slices * along))
+
+    def _lane_registers(self, along: int) -> int:
+        """32-bit registers of a thread for what such a step works on: weights, the state, the sums."""
+        rows_of_gates = 3 * self.units * along // 32
+        return 2 * self.lane_words(along) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
+
+    @property
+    def lanes_fit(self) -> bool:
+        """Whether such a step has the registers, and fewer columns than the eight of other products."""
+        return self.rows <= 4 and self._lane_registers(self.along) <= _LANE_REGISTERS
 
     def shared_memory(self, itemsize: int) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
@@ -225,7 +250,9 @@ def cut_grid(
     config = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
     config = placed(config, batch_size, directions, device)
     handovers = handovers or (HANDOVERS if programs >= _PROBING_PROGRAMS else ("flag",))
-    doubled = (config.rows, 2 * config.rows) if tiles == 1 and config.rows < batch else (config.rows,)
+    # Lanes compute every row that there is.
+    by_lanes = dtype == torch.float32 and precision == "ieee" and config.lanes_fit
+    doubled = (config.rows, 2 * config.rows) if tiles == 1 and config.rows < batch and not by_lanes else (config.rows,)
     for rows, handover, slices in itertools.product(doubled, handovers, (4, 8)):
         # With two tiles in turn one has mostly come while the other was worked on: there is nothing to probe for.
         if tiles == 1 or handover != "probe":
@@ -257,13 +284,18 @@ def _fitted(config: GridConfig, dtype: torch.dtype, precision: str, device: Devi
     """Return ``config``, of no weights in registers, with as many as go there; None if it does not fit."""
     itemsize = dtype.itemsize
     if dtype == torch.float32 and precision == "ieee":
-        # Products on the ordinary fp32 units read W_hh from shared memory.
+        # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
         narrow = config.units == 16 and config.batch == 8 and config.tiles == 1 and config.slices == 8
         fits = narrow and config.shared_memory(itemsize) <= device.shared_memory
-        return config if fits else None
+        if not fits:
+            return None
+        by_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
+        return by_lanes if by_lanes.lanes_fit else config
     budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if device.compute_capability < 90:
         budget -= 8  # the tests of what has come take more there
+    if config.padded_hidden % (config.slices * config.depth(itemsize)):
+        budget -= 16 * (config.tiles - 1)  # so do the words after the last one
     spare = budget - config.registers(itemsize)
     room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
     found = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))

@@ -188,7 +188,11 @@ _READS = {"flag": 2, "probe": 1}
 
 def _grid_step(config: GridConfig, call: _Step) -> Cost:
     threads = 32 * config.slices
-    if call.ieee:
+    if call.ieee and config.register_tiles:
+        words = config.lane_words(config.along) * config.rows
+        products = 3 * config.units * config.along / 16 * words
+        instructions = 120 + products + 3.5 * words + 3 * config.along * config.rows
+    elif call.ieee:
         instructions = 80 + 1.35 * 3 * config.units * config.padded_hidden * config.batch / threads
     else:
         results = max(1, config.units * config.batch // threads)

@@ -119,6 +119,7 @@ class Scan:
     ):
         self.layout, self.total, self.batch = sequences.layout, sequences.steps, sequences.batch_size
         self._directions = problem.directions
+        self.ieee = problem.ieee
         self.hx, self.carry, self.h_n = hx, carry, h_n
         # What is not there is not read.
         nothing = h_n
@@ -233,13 +234,15 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
 
     ``words``, int64, is the memory of ``mailbox``.
     """
+    by_lanes = scan.ieee and config.register_tiles > 0
     constants = shared | scan.constants | {
         "UNITS": config.units,
-        "BATCH": config.batch,
+        "BATCH": config.rows if by_lanes else config.batch,
         "ROWS": config.rows,
         "TILES": config.tiles,
         "SLICES": config.slices,
         "REGISTER_TILES": config.register_tiles,
+        "ALONG": config.along if by_lanes else 0,
         "HANDOVER": config.handover,
         "RESET_AFTER": scan.reset_after,
         "num_warps": config.slices,

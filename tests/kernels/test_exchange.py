@@ -21,19 +21,18 @@ def _send_and_receive(
     ISA: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = y.dtype.element_ty
-    WORD: tl.constexpr = exchange.word_elements(DTYPE)
-    DEPTH: tl.constexpr = exchange.LANES * WORD
+    PARTS: tl.constexpr = 2 if tl.float32 == DTYPE and PRECISION == "ieee" else 4
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, PARTS)
+    DEPTH: tl.constexpr = exchange.word_lanes(PARTS) * WORD
     elements = exchange.elements_of(mailbox, DTYPE)
     row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
-    place = exchange.place(unit, row, ROWS, DTYPE)
-    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, DTYPE, PRECISION, ISA)
-    received = exchange.receive(elements, mailbox, watch, H // WORD, 2, ROWS, ROWS, DTYPE, HANDOVER, ISA)
+    place = exchange.place(unit, row, ROWS, WORD)
+    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, 0, 0, DTYPE, PRECISION, ISA)
+    received = exchange.receive(elements, 0, mailbox, watch, PARTS, H // WORD, 2, ROWS, ROWS, DTYPE, HANDOVER, ISA)
     k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
-    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), DTYPE)
-    for c in tl.static_range(len(received) // 4):
-        value = exchange.values(
-            received[4 * c], received[4 * c + 1], received[4 * c + 2], received[4 * c + 3], DTYPE, ISA
-        )  # fmt: skip
+    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), PARTS, DTYPE)
+    for c in tl.static_range(len(received) // PARTS):
+        value = exchange.values(received[PARTS * c : PARTS * (c + 1)], DTYPE, ISA)
         tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
 
 
@@ -69,7 +68,9 @@ def test_what_is_sent_is_received(precision, handover, device):
 @triton.jit
 def _wait(words, y, abort, watch, BITS: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
     at = tl.arange(0, 64)[None, :, None]
-    received = isa.wait_words(words + 4 * at, words + 4 * at, abort, watch, BITS, 2, 64, False, NAN, 2, PROBE)
+    received = isa.wait_words(
+        words + 4 * at, words + 4 * at, abort, watch, BITS, 4, 2, 64, False, 1, 1, NAN, 2, PROBE, 0, False
+    )  # fmt: skip
     for i in tl.static_range(8):
         tl.store(y + 256 * (i // 4) + 4 * at + i % 4, received[i])
 

@@ -137,7 +137,7 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
     with torch.no_grad(), poisoned():
         whole, whole_h_n = gru(call, hx, **ends)
         assert launched.count("input_projection") == 2
-        for workspace in (0, 3100) if kernel == "block" else (0,):  # of one step, or of two or less
+        for workspace in (0, 1300) if kernel == "block" else (0,):  # of one step, or of two or less
             monkeypatch.setattr(launch, "WORKSPACE_BYTES", workspace)
             launched.clear()
             output, h_n = gru(call, hx, **ends)

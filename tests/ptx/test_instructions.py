@@ -339,6 +339,10 @@ VECTORS = {
         32, lambda: [_random(32) | (np.arange(1024, dtype=np.uint32) >> 9 << 31)],
         _by_warp(lambda a: a.view(np.int32).max().repeat(32).view(np.uint32)),
     ),
+    "setp.ge.s32 %p1, %a, 0; vote.sync.any.pred %p1, %p1, -1; mov.b32 %out, 0; @%p1 mov.b32 %out, 1;": (
+        32, lambda: [_random(32) | (np.arange(1024, dtype=np.uint32) >> 9 << 31)],
+        _by_warp(lambda a: (a.view(np.int32) >= 0).any().repeat(32).astype(np.uint32)),
+    ),
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ BARRIER = r"bar\.sync\s+0;", ""
 COPIED = r"cp\.async\.wait_group\s+\w+;", ""
 COPY = r"(cp\.async\.\S+ \[.*\], \[ %rd\d+) \+ 0", r"\1 + 16"
 SEND = r"@p st\.relaxed\.gpu\.global\.b16 .*?;", ""
-HALF_A_WORD = r"sub\.u32 c, 0xFFFEFFFE, b; and\.b32 c, c, b; or\.b32 seen, seen, c;", ""
+HALF_A_WORD = r"(max\.u16x2 seen, seen, %r\d+;\s*){2}", ""
 WRONG = "differ|error"
 # A kernel; a pattern, and what comes in its place; which of its places (from the end if negative); what shows it.
 FAULTS = {
@@ -57,9 +57,9 @@ FAULTS = {
     ),
     "grid: a wait does not wait": ("grid_scan", r"@!missing (bra DONE)", r"\1", 0, WRONG),
     "grid: a wait looks at half of a word": ("grid_scan", *HALF_A_WORD, 0, WRONG),
-    "grid: a plain load waits": ("grid_scan", r"ld\.relaxed\.gpu(\.global\.b64)", r"ld\1", 0, "RACE_BETWEEN_CTAS"),
+    "grid: a plain load waits": ("grid_scan", r"ld\.relaxed\.gpu(\.global\.v4\.b32)", r"ld\1", 0, "RACE_BETWEEN_CTAS"),
     "grid: sums of slices are mixed up": (
-        "grid_scan", r"(ld\.shared\.v\d\.b32\s+\{.*\}, \[%r\d+)", r"\1+16", 0, f"SHARED|{WRONG}",
+        "grid_scan", r"(ld\.shared\.b32\s+%r\d+, \[%r\d+\+)8\]", r"\g<1>24]", -1, f"SHARED|{WRONG}",
     ),
     "step: a barrier is gone": ("step_scan", *BARRIER, 2, "SHARED"),
     "step: the last barrier is gone": ("step_scan", *BARRIER, -1, "SHARED"),

@@ -451,6 +451,12 @@ class _Translator:
         self._emit("shuffle", [self._row(o[0])], [self._row(o[1]), self._row(o[2])], (mode,), aligned=True)
         return True
 
+    def _vote(self, name: str, o: list[str]) -> bool:
+        if name != "vote.sync.any.pred" or not _is_whole_warp(o[2]):
+            raise Unknown(name)
+        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (1,), aligned=True)  # of 0 and 1 the largest
+        return True
+
     def _redux(self, name: str, o: list[str]) -> bool:
         if not _is_whole_warp(o[2]):
             raise Unknown(name)

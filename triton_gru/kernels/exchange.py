@@ -3,7 +3,8 @@
 The mailbox is a header, then slots of tiles of the batch, an element for each unit of each row. An element goes out
 as one store and is read as part of a 128-bit word; elements arrive in any order, and each shows by itself whether it
 has come. A word holds neighbouring units of one row, and the words of the same units of all rows lie side by side:
-what a warp reads at once, and what a program sends, is then one piece of memory.
+what a warp reads at once, and what a program sends, is then one piece of memory. For ordinary fp32 products words have
+64 bits.
 
 There is a slot for every hand-over: of the state before each time step, and, where r comes before the recurrent
 product, of r h by turns with it. The data is the flag: the mailbox is filled with -1 before the launch, and an element
@@ -40,26 +41,30 @@ def elements_of(mailbox, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def word_elements(dtype):
-    """Elements of a word."""
-    return 128 // dtype.primitive_bitwidth
+def word_elements(dtype, parts):
+    """Return the elements of a word of so many parts of 32 bits."""
+    return 32 * parts // dtype.primitive_bitwidth
 
 
-# Words of a row that the matrix unit's right operand takes from a slice at a time: one for each lane of a column.
-LANES = tl.constexpr(4)
+@triton.constexpr_function
+def word_lanes(parts):
+    """Return the words of a row that a slice takes at a time.
+
+    Those of four parts are one for each lane of a column of the matrix unit's right operand.
+    """
+    return 16 // parts
 
 
 @triton.jit
-def place(unit, row, ROWS: tl.constexpr, DTYPE: tl.constexpr):
-    """Return the index of a unit and one of ``ROWS`` batch rows among a tile's elements."""
-    WORD: tl.constexpr = word_elements(DTYPE)
-    return word_place(unit // WORD, row, ROWS) * WORD + unit % WORD
+def place(unit, row, ROWS: tl.constexpr, WORD: tl.constexpr):
+    """Return the index of a unit and one of ``ROWS`` batch rows among a tile's elements, ``WORD`` in a word."""
+    return word_place(unit // WORD, row, ROWS, 1) * WORD + unit % WORD
 
 
 @triton.jit
-def word_place(word, row, ROWS: tl.constexpr):
-    """Return the index of a row's word among a tile's words."""
-    return word * ROWS + row
+def word_place(word, row, ROWS: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return the index of a row's word among a tile's words, of which ``TOGETHER`` of a row lie side by side."""
+    return (word // TOGETHER * ROWS + row) * TOGETHER + word % TOGETHER
 
 
 @triton.jit
@@ -93,6 +98,7 @@ def receive(
     OFFSET: tl.constexpr,
     abort,
     watch,
+    PARTS: tl.constexpr,
     WORDS: tl.constexpr,
     SLICES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -103,86 +109,130 @@ def receive(
 ):
     """Return a tile when all of it has come.
 
-    Its ``ROWS`` rows of ``WORDS`` words begin ``OFFSET`` elements after ``box``. The result is a tuple of int32 [SLICES, LANES, BATCH]: the four parts of the first words, of the next ones, and so
-    on. After the last word come zeros, and after the last row that row again.
+    Its ``ROWS`` rows of ``WORDS`` words of ``PARTS`` parts begin ``OFFSET`` elements after ``box``. The result is a
+    tuple of int32 [SLICES, lanes, BATCH]: the parts of the first words, of the next ones, and so on. After the last
+    word come zeros, and after the last row that row again.
+    """
+    LANES: tl.constexpr = word_lanes(PARTS)
+    row = tl.minimum(tl.arange(0, BATCH)[None, None, :], ROWS - 1)
+    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
+    return receive_words(
+        box, OFFSET, abort, watch, word, row, PARTS, WORDS, SLICES * LANES, ROWS, 1, 1, PACK, False, DTYPE, HANDOVER,
+        ISA,
+    )  # fmt: skip
+
+
+@triton.jit
+def receive_words(
+    box,
+    OFFSET: tl.constexpr,
+    abort,
+    watch,
+    word,
+    row,
+    PARTS: tl.constexpr,
+    WORDS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROWS_EACH: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    PACK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """Return of every ``CHUNK`` words of a tile those at ``word`` and ``row``, of ``ROWS_EACH`` rows from there on.
+
+    A word has ``PARTS`` parts. Of a row ``TOGETHER`` words lie side by side, then those of the next row. The result has
+    the parts of a word, then the next rows, then the next chunk. With ``WHOLE`` a warp waits as a whole.
     """
     BITS: tl.constexpr = DTYPE.primitive_bitwidth
     NAN: tl.constexpr = 0x7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF
-    CHUNK: tl.constexpr = SLICES * LANES
     COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
-    STRIDE: tl.constexpr = CHUNK * ROWS
     HAS_TAIL: tl.constexpr = COUNT * CHUNK != WORDS
-    row = tl.minimum(tl.arange(0, BATCH)[None, None, :], ROWS - 1)
-    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    FIRST: tl.constexpr = OFFSET * BITS // (32 * PARTS)
     in_tail = (COUNT - 1) * CHUNK + word
     words = box.to(tl.pointer_type(tl.int32))
-    pointer = words + word_place(word, row, ROWS) * 4
-    tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS) * 4
+    pointer = words + word_place(word, row, ROWS, TOGETHER) * PARTS
+    tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS, TOGETHER) * PARTS
     if ISA == "ptx":
-        PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
         x = isa.wait_words(
-            pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, HANDOVER == "probe",
-            OFFSET * BITS // 128,
+            pointer, tail, abort, watch, BITS, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, NAN, PACK,
+            HANDOVER == "probe", FIRST, WHOLE,
         )  # fmt: skip
     else:
         tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
-        x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET * BITS // 128, ISA)
+        x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, FIRST, ISA)
         while turns.missing(x, BITS):
-            x = load_words(pointer, tail, COUNT, STRIDE, HAS_TAIL, OFFSET * BITS // 128, ISA)
+            x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, FIRST, ISA)
     if HAS_TAIL:
+        BEFORE: tl.constexpr = (COUNT - 1) * ROWS_EACH * PARTS
         ended = ()
-        for i in tl.static_range(4):
-            ended = ended + (tl.where(in_tail < WORDS, x[4 * COUNT - 4 + i], 0),)
-        x = x[: 4 * COUNT - 4] + ended
+        for i in tl.static_range(ROWS_EACH * PARTS):
+            ended = ended + (tl.where(in_tail < WORDS, x[BEFORE + i], 0),)
+        x = x[:BEFORE] + ended
     return x
 
 
 @triton.jit
 def load_words(
-    pointer, tail, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr, OFFSET: tl.constexpr,
-    ISA: tl.constexpr,
+    pointer, tail, PARTS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr, HAS_TAIL: tl.constexpr,
+    ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, OFFSET: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """Return the words that `isa.wait_words` would wait for as they are now."""
     words = ()
     for i in tl.static_range(COUNT):
-        first = tail if HAS_TAIL and i == COUNT - 1 else pointer + i * STRIDE * 4
-        words = words + isa.load_words(first + OFFSET * 4, ISA)
+        first = tail if HAS_TAIL and i == COUNT - 1 else pointer + i * STRIDE * PARTS
+        for row in tl.static_range(ROWS):
+            words = words + isa.load_words(first + (OFFSET + row * ROW_STRIDE) * PARTS, PARTS, ISA)
     return words
 
 
 @triton.jit
-def values(a, b, c, d, DTYPE: tl.constexpr, ISA: tl.constexpr):
-    """Return words of four parts [S, LANES, N] as their elements [S, LANES * elements of a word, N].
+def values(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """Return words, a tuple of their parts [S, lanes, N], as their elements [S, lanes * elements of a word, N].
 
     The order of the elements is that which `in_order` gives units.
     """
-    S: tl.constexpr = a.shape[0]
-    N: tl.constexpr = a.shape[2]
-    WORD: tl.constexpr = word_elements(DTYPE)
-    if DTYPE == tl.float32:
-        x = tl.join(tl.join(a, c), tl.join(b, d))
+    S: tl.constexpr = x[0].shape[0]
+    L: tl.constexpr = x[0].shape[1]
+    N: tl.constexpr = x[0].shape[2]
+    PARTS: tl.constexpr = len(x)
+    WORD: tl.constexpr = word_elements(DTYPE, PARTS)
+    if PARTS == 2:
+        elements = tl.join(x[0], x[1])
+    elif DTYPE == tl.float32:
+        elements = tl.join(tl.join(x[0], x[2]), tl.join(x[1], x[3]))
     else:
-        a_low, a_high = isa.split_part(a, ISA)
-        b_low, b_high = isa.split_part(b, ISA)
-        c_low, c_high = isa.split_part(c, ISA)
-        d_low, d_high = isa.split_part(d, ISA)
-        low = tl.join(tl.join(a_low, c_low), tl.join(b_low, d_low))
-        high = tl.join(tl.join(a_high, c_high), tl.join(b_high, d_high))
-        x = tl.join(low, high)
-    x = tl.reshape(x.to(DTYPE, bitcast=True), (S, LANES, N, WORD))
-    return in_order(tl.reshape(tl.permute(x, (0, 1, 3, 2)), (S, LANES * WORD, N)), DTYPE)
+        low = ()
+        high = ()
+        for i in tl.static_range(4):
+            halves = isa.split_part(x[i], ISA)
+            low = low + (halves[0],)
+            high = high + (halves[1],)
+        low = tl.join(tl.join(low[0], low[2]), tl.join(low[1], low[3]))
+        high = tl.join(tl.join(high[0], high[2]), tl.join(high[1], high[3]))
+        elements = tl.join(low, high)
+    elements = tl.reshape(elements.to(DTYPE, bitcast=True), (S, L, N, WORD))
+    return in_order(tl.reshape(tl.permute(elements, (0, 1, 3, 2)), (S, L * WORD, N)), PARTS, DTYPE)
 
 
 @triton.jit
-def in_order(x, DTYPE: tl.constexpr):
-    """Return [S, K, N], K consecutive units, with the units in the order that suits the matrix unit.
+def in_order(x, PARTS: tl.constexpr, DTYPE: tl.constexpr):
+    """Return [S, K, N], K consecutive units, with the units in the order that suits their product.
 
-    A thread gives the matrix unit two parts of a word at a time. Of its right operand Triton takes these from the
-    first and from the second half of K. In this order they are neighbours, and a word is an operand as it was loaded.
+    A thread gives the matrix unit two parts of a word of four at a time. Of its right operand Triton takes these from
+    the first and from the second half of K. In this order they are neighbours, and a word is an operand as it was
+    loaded.
     """
-    S: tl.constexpr = x.shape[0]
-    K: tl.constexpr = x.shape[1]
-    N: tl.constexpr = x.shape[2]
-    PART: tl.constexpr = word_elements(DTYPE) // 4
-    x = tl.reshape(x, (S, K // (16 * PART), 4, 2, 2, PART, N))
-    return tl.reshape(tl.permute(x, (0, 1, 4, 2, 3, 5, 6)), (S, K, N))
+    if PARTS == 2:  # for ordinary products
+        return x
+    else:
+        S: tl.constexpr = x.shape[0]
+        K: tl.constexpr = x.shape[1]
+        N: tl.constexpr = x.shape[2]
+        PART: tl.constexpr = word_elements(DTYPE, 1)
+        x = tl.reshape(x, (S, K // (16 * PART), 4, 2, 2, PART, N))
+        return tl.reshape(tl.permute(x, (0, 1, 4, 2, 3, 5, 6)), (S, K, N))

@@ -16,7 +16,7 @@ of which r and z are made, and r h, of which n is.
 import triton
 import triton.language as tl
 
-from . import exchange, isa, sequences, slices, turns
+from . import exchange, isa, lanes, sequences, slices, turns
 
 
 @turns.in_turns
@@ -57,11 +57,12 @@ def grid_scan(
     hx_b,
     H: tl.constexpr,
     UNITS: tl.constexpr,  # hidden units of a program
-    BATCH: tl.constexpr,  # batch rows of a tile, as the matrix unit takes them
+    BATCH: tl.constexpr,  # batch rows of a tile, as the matrix unit takes them; of products by lanes ROWS
     ROWS: tl.constexpr,  # of them, how many there are: all, or no fewer than the batch has
     TILES: tl.constexpr,  # tiles of the batch that are in flight in a program
     SLICES: tl.constexpr,  # of the sum over units, one a warp
     REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
+    ALONG: tl.constexpr,  # where lanes make the products, how many of them share a slice (see lanes); else 0
     HANDOVER: tl.constexpr,
     LAYOUT: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -75,13 +76,19 @@ def grid_scan(
     DTYPE: tl.constexpr = out.dtype.element_ty
     PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
     ROW: tl.constexpr = PROGRAMS * UNITS
-    WORD: tl.constexpr = exchange.word_elements(DTYPE)
-    DEPTH: tl.constexpr = exchange.LANES * WORD  # of a slice of a chunk
+    # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
+    Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
+    PARTS: tl.constexpr = 2 if Z_WITH_R else 4  # of a word of the mailbox, see exchange
+    WORD: tl.constexpr = exchange.word_elements(DTYPE, PARTS)
+    DEPTH: tl.constexpr = exchange.word_lanes(PARTS) * WORD  # of a slice of a chunk
     # Where a tile has fewer elements than there are threads, the others hold copies.
     THREADS: tl.constexpr = UNITS * BATCH if UNITS * BATCH < 32 * SLICES else 0
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
-    # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
-    Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
+    BY_LANES: tl.constexpr = ALONG > 0
+    # Tensors of a tile's gate inputs: three, or what lanes take, to reset before those of r and z first.
+    R_Z_N: tl.constexpr = lanes.words_of_gates(3, UNITS, ROWS, SLICES) if BY_LANES else 3
+    R_Z: tl.constexpr = lanes.words_of_gates(2, UNITS, ROWS, SLICES)
+    R_Z_AND_N: tl.constexpr = R_Z + lanes.words_of_gates(1, UNITS, ROWS, SLICES)
 
     in_launch = tl.program_id(0) // PROGRAMS // copies
     direction = first_direction + in_launch
@@ -89,9 +96,12 @@ def grid_scan(
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
-    for i in tl.static_range(3 * CHUNKS):
-        weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, DTYPE)
-        w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
+    if BY_LANES:
+        w = lanes.load_weights(w_hh, first_unit, H, UNITS, ROW, SLICES, ALONG, ISA)
+    else:
+        for i in tl.static_range(3 * CHUNKS):
+            weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, PARTS, DTYPE)
+            w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
     unit = tl.arange(0, UNITS)[None, :]
     b = tl.arange(0, BATCH)[:, None]
     unit_live = first_unit + unit < H
@@ -109,7 +119,10 @@ def grid_scan(
     elements += tl.cast(in_launch * groups, tl.int64) * (TILES * TILE)
     row = tl.minimum(b, ROWS - 1)
     in_tile = row * ROW + unit
-    own = exchange.place(first_unit + unit, row, ROWS, DTYPE)
+    if BY_LANES:
+        own = lanes.place(first_unit + unit, row, UNITS, ROWS)
+    else:
+        own = exchange.place(first_unit + unit, row, ROWS, WORD)
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < ROWS
     in_state = b * H + unit
@@ -149,9 +162,14 @@ def grid_scan(
             exchange.send(box + own, h_i, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
-            gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile, sent, TILE, ROWS == BATCH)
+            gates = gates + _load_gates(
+                gi + tl.cast(tile, tl.int64) * (3 * TILE), in_tile, sent, UNITS, ROW, ROWS, BATCH, SLICES, ALONG,
+                RESET_AFTER, ISA,
+            )  # fmt: skip
         # A group stops at its own longest row.
         group_steps = steps if LAYOUT == "dense" else tl.minimum(steps, end - start)
+        if BY_LANES and LAYOUT != "dense":
+            group_steps = isa.of_warp(group_steps, ISA)
         ahead = gi
         for t in tl.range(0, group_steps):
             now = gates
@@ -161,8 +179,10 @@ def grid_scan(
             forget = ()
             for i in tl.static_range(TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
-                gates_i = ahead + tl.cast(tile, tl.int64) * (3 * TILE) + in_tile
-                gates = gates + _load_gates(gates_i, sent, TILE, ROWS == BATCH)
+                gates = gates + _load_gates(
+                    ahead + tl.cast(tile, tl.int64) * (3 * TILE), in_tile, sent, UNITS, ROW, ROWS, BATCH, SLICES, ALONG,
+                    RESET_AFTER, ISA,
+                )  # fmt: skip
                 if HAS_RESETS:
                     row_i = (first_tile + i) * BATCH + b
                     # Before the first step of a later launch, too, which does so again.
@@ -172,21 +192,27 @@ def grid_scan(
             z_of_slices = ()
             if not RESET_AFTER:
                 for i in tl.static_range(TILES):
-                    x = exchange.receive(
-                        box, i * TILE, mailbox, watch, ROW // WORD, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
+                    x = _receive(
+                        box, i * TILE, mailbox, watch, PARTS, ROW, UNITS, SLICES, ROWS, BATCH, ALONG, DTYPE, HANDOVER,
+                        ISA,
                     )  # fmt: skip
-                    if Z_WITH_R:
-                        r, z = _products_of_slices(w, x, 0, 2, UNITS, DTYPE, PRECISION, ISA)
-                        z = isa.by_now(z, ISA)
+                    if BY_LANES:
+                        g = now[R_Z_AND_N * i : R_Z_AND_N * i + R_Z]
+                        r, z = lanes.products(w, x, g, 0, 2, UNITS, ROWS, SLICES, ALONG, ISA)
+                        r_h = isa.reset_state(r, -0.0, h[i], DTYPE, ISA)
                     else:
-                        (r,) = _products_of_slices(w, x, 0, 1, UNITS, DTYPE, PRECISION, ISA)
-                    (r,) = slices.sums((r,), SLICES, UNITS, BATCH)
-                    r_h = isa.reset_state(now[3 * i], r, h[i], DTYPE, ISA)
+                        if Z_WITH_R:
+                            r, z = _products_of_slices(w, x, PARTS, 0, 2, UNITS, DTYPE, PRECISION, ISA)
+                            z = isa.by_now(z, ISA)
+                        else:
+                            (r,) = _products_of_slices(w, x, PARTS, 0, 1, UNITS, DTYPE, PRECISION, ISA)
+                        (r,) = slices.sums((r,), SLICES, UNITS, BATCH)
+                        r_h = isa.reset_state(now[3 * i], r, h[i], DTYPE, ISA)
                     if ROW != H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     exchange.send(box + slot_size + own, r_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
                     if not Z_WITH_R:  # but while r h is on its way
-                        (z,) = _products_of_slices(w, x, 1, 2, UNITS, DTYPE, PRECISION, ISA)
+                        (z,) = _products_of_slices(w, x, PARTS, 1, 2, UNITS, DTYPE, PRECISION, ISA)
                         z = isa.by_now(z, ISA)
                     z_of_slices = z_of_slices + (z,)
                 box += slot_size
@@ -198,15 +224,23 @@ def grid_scan(
                 )  # fmt: skip
                 place += tl.cast(t, tl.int64) * out_s
                 place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
-                x = exchange.receive(
-                    box, i * TILE, mailbox, watch, ROW // WORD, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
+                x = _receive(
+                    box, i * TILE, mailbox, watch, PARTS, ROW, UNITS, SLICES, ROWS, BATCH, ALONG, DTYPE, HANDOVER, ISA
                 )  # fmt: skip
-                if RESET_AFTER:
-                    r, z, n = _products_of_slices(w, x, 0, 3, UNITS, DTYPE, PRECISION, ISA)
+                if BY_LANES and RESET_AFTER:
+                    g = now[R_Z_N * i : R_Z_N * (i + 1)]
+                    r, z, n, g_n = lanes.products(w, x, g, 0, 3, UNITS, ROWS, SLICES, ALONG, ISA)
+                    h_i = isa.gru_update(r, z, g_n, -0.0, -0.0, n + b_n, h[i], DTYPE, ISA)
+                elif BY_LANES:
+                    g = now[R_Z_AND_N * i + R_Z : R_Z_AND_N * (i + 1)]
+                    n, g_n = lanes.products(w, x, g, 2, 3, UNITS, ROWS, SLICES, ALONG, ISA)
+                    h_i = isa.next_state(z_of_slices[i], g_n, -0.0, n, h[i], DTYPE, ISA)
+                elif RESET_AFTER:
+                    r, z, n = _products_of_slices(w, x, PARTS, 0, 3, UNITS, DTYPE, PRECISION, ISA)
                     r, z, n = slices.sums((r, z, n), SLICES, UNITS, BATCH)
                     h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
                 else:
-                    (n,) = _products_of_slices(w, x, 2, 3, UNITS, DTYPE, PRECISION, ISA)
+                    (n,) = _products_of_slices(w, x, PARTS, 2, 3, UNITS, DTYPE, PRECISION, ISA)
                     z, n = slices.sums((z_of_slices[i], n), SLICES, UNITS, BATCH)
                     h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
                 if LAYOUT != "dense":
@@ -241,6 +275,7 @@ def _load_tile(
     UNITS: tl.constexpr,
     SLICES: tl.constexpr,
     DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of `exchange.values`; else zero."""
@@ -251,15 +286,26 @@ def _load_tile(
         tile = tl.load(address)
     else:
         tile = tl.load(address, mask=(unit < H) & (k < H), other=0.0)
-    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), DTYPE), (0, 2, 1))
+    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), PARTS, DTYPE), (0, 2, 1))
 
 
 @triton.jit
-def _load_gates(gi, there, GATE: tl.constexpr, ALL: tl.constexpr):
-    """Return the inputs of r, z and n, ``GATE`` elements apart; without ``ALL`` zero where a row is not ``there``."""
-    if ALL:
+def _load_gates(
+    gi, in_tile, there, UNITS: tl.constexpr, ROW: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr,
+    SLICES: tl.constexpr, ALONG: tl.constexpr, RESET_AFTER: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Return the inputs of r, z and n from the tile at ``gi``. Of rows that are not ``there`` none are read."""
+    GATE: tl.constexpr = ROWS * ROW
+    if ALONG > 0 and RESET_AFTER:
+        return lanes.load_gates(gi, 0, 3, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
+    elif ALONG > 0:
+        of_r_and_z = lanes.load_gates(gi, 0, 2, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
+        return of_r_and_z + lanes.load_gates(gi, 2, 3, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
+    elif ROWS == BATCH:
+        gi += in_tile
         return tl.load(gi), tl.load(gi + GATE), tl.load(gi + 2 * GATE)
     else:
+        gi += in_tile
         return (
             tl.load(gi, mask=there, other=0.0), tl.load(gi + GATE, mask=there, other=0.0),
             tl.load(gi + 2 * GATE, mask=there, other=0.0),
@@ -267,9 +313,24 @@ def _load_gates(gi, there, GATE: tl.constexpr, ALL: tl.constexpr):
 
 
 @triton.jit
+def _receive(
+    box, OFFSET: tl.constexpr, abort, watch, PARTS: tl.constexpr, ROW: tl.constexpr, UNITS: tl.constexpr,
+    SLICES: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, ALONG: tl.constexpr, DTYPE: tl.constexpr,
+    HANDOVER: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Return a tile when it has come, where its products want it."""
+    if ALONG > 0:
+        return lanes.receive(box, OFFSET, abort, watch, ROW, UNITS, SLICES, ALONG, ROWS, DTYPE, HANDOVER, ISA)
+    else:
+        WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, PARTS)
+        return exchange.receive(box, OFFSET, abort, watch, PARTS, WORDS, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA)
+
+
+@triton.jit
 def _products_of_slices(
     w,
     x,
+    PARTS: tl.constexpr,
     FIRST: tl.constexpr,
     END: tl.constexpr,
     UNITS: tl.constexpr,
@@ -285,8 +346,8 @@ def _products_of_slices(
     sums = ()
     for _ in tl.static_range(FIRST, END):
         sums = sums + (zero,)
-    for c in tl.static_range(len(x) // 4):
-        value = exchange.values(x[4 * c], x[4 * c + 1], x[4 * c + 2], x[4 * c + 3], DTYPE, ISA)
+    for c in tl.static_range(len(x) // PARTS):
+        value = exchange.values(x[PARTS * c : PARTS * (c + 1)], DTYPE, ISA)
         added = ()
         for gate in tl.static_range(FIRST, END):
             added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)

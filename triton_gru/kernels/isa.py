@@ -10,6 +10,7 @@ two barriers. Element-wise assembly has no layout of its own, so it adopts the a
 """
 
 import hashlib
+import itertools
 import pathlib
 import re
 
@@ -27,6 +28,18 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def load_index(pointer, ISA: tl.constexpr):
     """32-bit integers that nothing writes while they are read, in the layout they are used in."""
     return _load_word(pointer) if ISA == "ptx" else tl.load(pointer)
+
+
+@triton.jit
+def load_where(pointer, mask, ISA: tl.constexpr):
+    """Return fp32 numbers as `load_number` does, and zero where not ``mask``."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }", "=&r,l,r",
+            [pointer.to(tl.int64), mask.to(tl.int32)], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return tl.load(pointer, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -232,6 +245,54 @@ def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
+def exchange_lanes(a, b, BIT: tl.constexpr, ISA: tl.constexpr):
+    """Of each [s, l] of [S, L, N] one of a and b, b where l has ``BIT``; and the same one of [s, l ^ BIT].
+
+    A lane of a warp has a number of each, and those of N lie side by side.
+    """
+    S: tl.constexpr = a.shape[0]
+    L: tl.constexpr = a.shape[1]
+    N: tl.constexpr = a.shape[2]
+    if ISA == "ptx":
+        is_second = tl.broadcast_to(tl.arange(0, L)[None, :, None] & BIT, (S, L, N))
+        return _exchange_lanes(a, b, is_second, BIT * N, _SOURCE)
+    else:
+        both = tl.reshape(tl.join(a, b), (S, L // BIT // 2, 2, BIT, N, 2))
+        second = tl.arange(0, 2)[None, None, :, None, None]
+        a_of, b_of = tl.split(both)
+        mine = tl.where(second == 1, b_of, a_of)
+        _, high_a = tl.split(tl.permute(a_of, (0, 1, 3, 4, 2)))
+        low_b, _ = tl.split(tl.permute(b_of, (0, 1, 3, 4, 2)))
+        sent = tl.permute(tl.join(high_a, low_b), (0, 1, 4, 2, 3))
+        return tl.reshape(mine, (S, L, N)), tl.reshape(sent, (S, L, N))
+
+
+@tl.core.extern
+def _exchange_lanes(a, b, is_second, distance, source, _semantic=None):
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .b32 other; setp.ne.u32 p, $4, 0; selp.b32 $0, $3, $2, p; selp.b32 other, $2, $3, p; "
+        f"shfl.sync.bfly.b32 $1, other, {tl.core._unwrap_if_constexpr(distance)}, 31, 0xffffffff; }}",
+        "=&r,=r,r,r,r",
+        [a, b, is_second],
+        dtype=(tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+        _semantic=_semantic,
+    )
+
+
+@triton.jit
+def of_warp(x, ISA: tl.constexpr):
+    """An int32 that is the same in all lanes, known to be so: what they exchange in a loop to it needs no more care."""
+    if ISA == "ptx":
+        return tl.inline_asm_elementwise(
+            "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        return x
+
+
+@triton.jit
 def by_now(x, ISA: tl.constexpr):
     """fp32 ``x``, made before the wait that follows: after it, all it is made of would have had to be kept."""
     if ISA == "ptx":
@@ -308,12 +369,12 @@ mov.b32 rounds, 0;
 AGAIN:
 {load}
 {test}
-@!missing bra DONE;
+{whole}@!missing bra DONE;
 LATER:
 add.u32 rounds, rounds, 1; and.b32 a, rounds, 63; setp.ne.u32 p, a, 0; @p bra AGAIN;
-ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; @p bra GIVE_UP;
+ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; {whole_p}@p bra GIVE_UP;
 mov.u64 now, %globaltimer; setp.eq.u32 p, rounds, 64; @p mov.b64 start, now; sub.u64 now, now, start;
-ld.global.b64 limit, [{watch}]; setp.lt.s64 p, now, limit; @p bra AGAIN;
+ld.global.b64 limit, [{watch}]; setp.lt.s64 p, now, limit; {whole_p}@p bra AGAIN;
 mov.b32 a, 1; st.relaxed.gpu.global.b32 [{abort}], a;
 ld.global.b64 limit, [{watch}+8]; st.relaxed.sys.global.b32 [limit], a;
 GIVE_UP:
@@ -346,55 +407,68 @@ def wait_words(
     abort,
     watch,
     BITS: tl.constexpr,
+    PARTS: tl.constexpr,
     COUNT: tl.constexpr,
     STRIDE: tl.constexpr,
     HAS_TAIL: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
     NAN: tl.constexpr,
     PACK: tl.constexpr,
     PROBE: tl.constexpr,
     OFFSET: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Return the words at ``pointer``, ``STRIDE`` words after it and so on, ``COUNT`` times, when all have come.
 
-    All of them lie ``OFFSET`` words further on. A word has 128 bits, and its four parts are int32 tensors of their own.
-    If ``HAS_TAIL``, the last words lie at ``tail``. An element of ``BITS``, 16 or 32, that is -1 has not come. After
-    giving up, each part is ``NAN``.
+    All of them lie ``OFFSET`` words further on. If ``HAS_TAIL``, the last words lie at ``tail``. Each stands for
+    ``ROWS`` words, ``ROW_STRIDE`` apart. A word has ``PARTS`` parts of 32 bits, each an int32 tensor of its own. An
+    element of ``BITS``, 16 or 32, that is -1 has not come. After giving up, each part is ``NAN``.
 
     One loop reads all that a thread needs, ``PACK`` words each time, so that their trips through memory overlap. With
-    ``PROBE`` it does so once the first word has come, so that waiting takes little of what memory can deliver.
+    ``PROBE`` it does so once the first word has come, so that waiting takes little of what memory can deliver. With
+    ``WHOLE`` a warp leaves the loop as a whole, which what its lanes exchange next calls for.
     """
-    return _wait_words(pointer, tail, abort, watch, BITS, COUNT, STRIDE, HAS_TAIL, NAN, PACK, PROBE, OFFSET, _SOURCE)
+    return _wait_words(
+        pointer, tail, abort, watch, BITS, PARTS, COUNT, STRIDE, HAS_TAIL, ROWS, ROW_STRIDE, NAN, PACK, PROBE, OFFSET,
+        WHOLE, _SOURCE,
+    )  # fmt: skip
 
 
 @tl.core.extern
 def _wait_words(
-    pointer, tail, abort, watch, bits, count, stride, has_tail, nan, pack, probe, offset, source, _semantic=None
-):
-    bits, count, stride, has_tail, nan, pack, probe, offset = (
-        tl.core._unwrap_if_constexpr(x) for x in (bits, count, stride, has_tail, nan, pack, probe, offset)
+    pointer, tail, abort, watch, bits, parts, count, stride, has_tail, rows, row_stride, nan, pack, probe, offset,
+    whole, source, _semantic=None,
+):  # fmt: skip
+    bits, parts, count, stride, has_tail, rows, row_stride, nan, pack, probe, offset, whole = (
+        tl.core._unwrap_if_constexpr(x)
+        for x in (bits, parts, count, stride, has_tail, rows, row_stride, nan, pack, probe, offset, whole)
     )
-    parts = 4 * count
-    # Part ``p`` of all tensors together, of a thread's word ``j``.
-    names = [[f"${p * pack + j}" for j in range(pack)] for p in range(parts)]
+    tensors = parts * rows * count
+    # Of each tensor the registers of a thread's words.
+    names = [[f"${tensor * pack + j}" for j in range(pack)] for tensor in range(tensors)]
     # The operands follow the results: ``pack`` of each, and of those that are the same for all the first will do.
-    first, last, abort_, watch_ = (parts * pack + i * pack for i in range(4))
+    first, last, abort_, watch_ = (tensors * pack + i * pack for i in range(4))
     loads = []
-    for i in range(count):
+    for i, row, j in itertools.product(range(count), range(rows), range(pack)):
         in_tail = has_tail and i == count - 1
-        for j in range(pack):
-            into = ", ".join(names[4 * i + k][j] for k in range(4))
-            loads.append(
-                f"ld.relaxed.gpu.global.v4.b32 {{{into}}}, [${(last if in_tail else first) + j}"
-                f"+{16 * (offset + (0 if in_tail else i * stride))}];"
-            )
+        into = ", ".join(names[(i * rows + row) * parts + part][j] for part in range(parts))
+        place = offset + row * row_stride + (0 if in_tail else i * stride)
+        address = f"[${(last if in_tail else first) + j}+{4 * parts * place}]"
+        loads.append(f"ld.relaxed.gpu.global.v{parts}.b32 {{{into}}}, {address};")
     add, conclude = (_MISSING_FROM_SM_90 if _capability(_semantic) >= 90 else _MISSING)[bits]
+    any_of_warp = {
+        each: f"vote.sync.any.pred {each}, {each}, 0xffffffff; " if whole else "" for each in ("missing", "p")
+    }
     if probe:
-        first_word = " ".join(add.format(a=names[k][0]) for k in range(4))
-        loads.insert(1, f"mov.b32 seen, 0; {first_word} {conclude} @missing bra LATER;")
-    words = [name for part in names for name in part]
+        first_word = " ".join(add.format(a=names[part][0]) for part in range(parts))
+        loads.insert(1, f"mov.b32 seen, 0; {first_word} {conclude} {any_of_warp['missing']}@missing bra LATER;")
+    words = [name for tensor in names for name in tensor]
     asm = _WAIT.format(
         load="\n".join(loads),
         test="\n".join(["mov.b32 seen, 0;", *(add.format(a=word) for word in words), conclude]),
+        whole=any_of_warp["missing"],
+        whole_p=any_of_warp["p"],
         give_up="\n".join(f"mov.b32 {word}, {nan:#x};" for word in words),
         abort=f"${abort_}",
         watch=f"${watch_}",
@@ -404,7 +478,7 @@ def _wait_words(
         asm,
         ",".join(["=&r"] * len(words) + ["l"] * 4 * pack),
         addresses,
-        dtype=[tl.int32] * parts,
+        dtype=[tl.int32] * tensors,
         is_pure=True,  # else it would wait once for each layout that its words are wanted in
         pack=pack,
         _semantic=_semantic,
@@ -417,18 +491,30 @@ def _capability(semantic) -> int:
 
 
 @triton.jit
-def load_words(pointer, ISA: tl.constexpr):
-    """Return the four parts of words that other programs have written; adopts the layout they are used in."""
+def load_words(pointer, PARTS: tl.constexpr, ISA: tl.constexpr):
+    """Return the parts of words that other programs have written; adopts the layout they are used in."""
     if ISA == "ptx":
-        return tl.inline_asm_elementwise(
-            "ld.relaxed.gpu.global.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [pointer.to(tl.int64)],
-            dtype=(tl.int32,) * 4, is_pure=True, pack=1,
-        )  # fmt: skip
+        return _load_words(pointer, PARTS, _SOURCE)
     else:
-        return (
-            tl.load(pointer, volatile=True), tl.load(pointer + 1, volatile=True), tl.load(pointer + 2, volatile=True),
-            tl.load(pointer + 3, volatile=True),
-        )  # fmt: skip
+        parts = ()
+        for i in tl.static_range(PARTS):
+            parts = parts + (tl.load(pointer + i, volatile=True),)
+        return parts
+
+
+@tl.core.extern
+def _load_words(pointer, parts, source, _semantic=None):
+    parts = tl.core._unwrap_if_constexpr(parts)
+    into = ", ".join(f"${i}" for i in range(parts))
+    return tl.inline_asm_elementwise(
+        f"ld.relaxed.gpu.global.v{parts}.b32 {{{into}}}, [${parts}];",
+        ",".join(["=r"] * parts + ["l"]),
+        [pointer.to(tl.int64, _semantic=_semantic)],
+        dtype=(tl.int32,) * parts,
+        is_pure=True,
+        pack=1,
+        _semantic=_semantic,
+    )
 
 
 @triton.jit

@@ -110,8 +110,11 @@ def _why_not_grid(config: GridConfig, problem: Problem, device: Device, ieee: bo
         return "more programs than multiprocessors, where all have to be on the chip at once"
     if config.rows < config.batch and (config.rows < problem.batch_size or config.tiles > 1):
         return "fewer rows than the batch has"
-    if not 0 <= config.register_tiles <= config.weight_tiles(itemsize) or (ieee and config.register_tiles):
-        return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
+    if not 0 <= config.register_tiles <= config.weight_tiles(itemsize):
+        return "there are not so many tiles of W_hh"
+    all_fit = config.register_tiles == config.weight_tiles(itemsize) and config.lanes_fit
+    if ieee and config.register_tiles and not all_fit:
+        return "ordinary products have all tiles of W_hh in registers, if few columns and all fit, or none"
     if not ieee and (config.registers(itemsize) > 230 or config.state_registers(itemsize) > 64):
         return "not the registers"
     if config.shared_memory(itemsize) > device.shared_memory:
@@ -126,7 +129,7 @@ def _why_not_step(config: StepConfig, problem: Problem, device: Device, ieee: bo
         return "programs are not as many as hold hidden_size"
     if not _power(config.depth * itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
         return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
-    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not ieee:
+    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and device.isa == "ptx" and not ieee:
         return "several warps would make the same products"
     if not 1 <= config.num_stages <= 5 or config.shared_memory(itemsize) > device.shared_memory:
         return "not the shared memory"
