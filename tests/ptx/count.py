@@ -1,72 +1,134 @@
-"""Counts what one time step of a call makes the GPU do, as compiled for it: ``python -m tests.ptx count SEED SECONDS``.
+"""Counts what one time step of a scan makes the GPU do, as compiled for it. Counts are no times.
 
-Counts are no times. The recurrence alone is counted: the gate inputs are there.
+``test_counts.py`` says what they have to be.
 """
 
-import time
+import dataclasses
+import math
+from collections import Counter
 
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from triton_gru.accuracy import PRECISIONS
-from triton_gru.device import Device
+from triton_gru import launch
+from triton_gru.arguments import bind_gru
+from triton_gru.config import Config
+from triton_gru.heuristic import HEURISTICS
+from triton_gru.scans import Launch
 
-from ..calls import make_call, run_checked
-from .device import Emulated, emulating
+from ..calls import PRECISIONS, make_gru
+from .device import Emulated
 
-HIDDEN, BATCH = (64, 128, 192, 256, 512, 1024), (1, 16)
-# One step is the difference between calls of so many steps, divided by the difference of the two.
-FEWER, MORE = 4, 8
-SCHEDULE = {"quantum": 64, "delay": 0, "sleeps": False, "reconverge_late": False, "resident": 0}
-HEADER = (
-    f"{'H':>5} {'B':>3} {'precision':9} {'kernel':6} | {'KB read':>8} {'of W_hh':>8} {'KB written':>10} | "
-    f"{'busiest warp':>12} {'matrix':>7} {'fma':>7} {'barriers':>8} | {'KB of shared memory':>19}"
-)
-
-
-def count_steps(gpu: Emulated, kernel: str, precision: str, hidden: int, batch: int, steps: int) -> dict[str, int]:
-    """Return what a call of so many steps does, its projection left out, once its result has been checked."""
-    gru, x, hx = make_call(kernel, hidden, batch, steps, precision, "time_first", True, 1, True, True, "cpu", inputs=32)
-    first = len(gpu.outcomes)
-    run_checked(gru, x, hx, precision, gpu.launched)
-    scans = [outcome for outcome in gpu.outcomes[first:] if outcome.kernel != "input_projection"]
-    weights = gru.weight_hh_l0.data_ptr()
-    return {
-        "read": sum(scan.made.read + scan.made.received for scan in scans),
-        "of W_hh": sum(read for scan in scans for base, size, read, _ in scan.memory if base <= weights < base + size),
-        "written": sum(scan.made.written for scan in scans),
-        "busiest": sum(scan.busiest.instructions for scan in scans),
-        "matrix": sum(scan.made.matrix for scan in scans),
-        "fma": sum(scan.made.fma for scan in scans),
-        "barriers": sum(scan.busiest.barriers for scan in scans),
-        "shared": sum(scan.made.shared_read + scan.made.shared_written for scan in scans),
-    }
+# One step is half of the difference between calls of so many steps. More where the loop makes several at a time.
+FEWER, MORE = 2, 4
+SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "reconverge_late": False, "resident": 0}
 
 
-def print_counts(device: Device, seed: int, seconds: float) -> None:
-    """Print a row for each shape that the time suffices for. A wrong result raises an error."""
-    end = time.monotonic() + seconds
-    print(f"one time step as compiled for {device.name}\n{HEADER}")
-    for hidden in HIDDEN:
-        for batch in BATCH:
-            for precision in PRECISIONS:
-                if time.monotonic() > end:
-                    return
-                torch.manual_seed(seed)
-                with emulating(device, seed) as gpu:
-                    gpu.fixed = {"seed": seed, **SCHEDULE}
-                    kernel = _kernel_for(precision, hidden, batch)
-                    fewer, more = (count_steps(gpu, kernel, precision, hidden, batch, n) for n in (FEWER, MORE))
-                step = {name: (more[name] - fewer[name]) / (MORE - FEWER) for name in more}
-                print(
-                    f"{hidden:5} {batch:3} {precision:9} {kernel:6} | {step['read'] / 1024:8.1f} "
-                    f"{step['of W_hh'] / 1024:8.1f} {step['written'] / 1024:10.1f} | {step['busiest']:12.1f} "
-                    f"{step['matrix']:7.0f} {step['fma']:7.0f} {step['barriers']:8.1f} | {step['shared'] / 1024:19.1f}",
-                    flush=True,
-                )
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of call: a kernel, what it works on, and where its sequences end.
+
+    Attributes:
+        kernel: as in `plan.KERNELS`; or ``"whole"``, the kernel of ``step`` for a call of a single step.
+        ends: ``"dense"``, ``"lengths"``, ``"packed"`` or ``"resets"``.
+    """
+
+    kernel: str
+    hidden: int
+    batch: int
+    precision: str
+    ends: str = "dense"
+    both: bool = False
+    reset_after: bool = True
+
+    def __str__(self) -> str:
+        more = [
+            "" if self.ends == "dense" else self.ends,
+            "both directions" if self.both else "",
+            "" if self.reset_after else "reset before",
+        ]
+        return " ".join([f"{self.kernel} H{self.hidden} B{self.batch} {self.precision}", *filter(None, more)])
+
+    @property
+    def backend(self) -> str:
+        return "step" if self.kernel == "whole" else self.kernel
+
+    def config(self, device) -> Config | str:
+        """Return what the heuristic chooses, or why the kernel does not serve the case."""
+        return HEURISTICS[self.backend](self.hidden, self.batch, 1 + self.both, *PRECISIONS[self.precision], device)
 
 
-def _kernel_for(precision: str, hidden: int, batch: int) -> str:
-    """Return the kernel that ``"auto"`` chooses for a long sequence, or ``"grid"`` where it chooses none."""
-    gru, x, hx = make_call("auto", hidden, batch, 1, precision, "time_first", True, 1, True, True, "cpu", inputs=32)
-    kernel = gru.plan(x.expand(512, batch, 32), hx).kernel
-    return kernel if kernel in ("block", "grid", "step") else "grid"
+def count_step(gpu: Emulated, case: Case) -> Counter:
+    """Execute calls of a few steps and return what one more of them takes, in all programs, its projection left out.
+
+    Of programs that do the same, one is executed. All that it would wait for is there.
+
+    Returns:
+        Numbers by name. Of all programs: ``"matrix"`` and ``"flops"`` of the matrix unit; ``"fma"``, fused
+        multiply-adds of fp32, each of a thread; ``"shared"``, ``"read"``, ``"received"`` and ``"written"``, bytes, the
+        last three of each argument, too, as ``"read gi"``. Of a program: ``"busiest"`` and ``"idlest"``, instructions
+        of the warps with most and fewest; ``"barriers"``. ``"twice"``: lines of source that store something twice.
+    """
+    gpu.fixed = dict(SCHEDULE)
+    config = case.config(gpu.device)
+    assert not isinstance(config, str), config
+    gru = make_gru(
+        case.hidden if case.kernel == "whole" else 16, case.hidden, case.precision, "cpu", case.backend,
+        bidirectional=case.both, reset_after=case.reset_after,
+    )  # fmt: skip
+    if case.kernel == "whole":
+        return _count(gpu, case, config, gru, 1)
+    steps = max(MORE - FEWER, getattr(config, "ahead", 1))
+    fewer, more = (_count(gpu, case, config, gru, n) for n in (FEWER, FEWER + steps))
+    step = Counter({name: (more[name] - fewer[name]) / steps for name in more})
+    step["twice"] = more["twice"]
+    return step
+
+
+def _count(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> Counter:
+    """Return what a call of so many steps does."""
+    counted = Counter()
+    for scan in _scans(gpu, case, config, gru, steps):
+        if scan.clear is not None:
+            scan.clear.words.zero_()  # no element is missing
+        if alike := _alike(case, config):
+            gpu.run_program(scan, (0, 0, 0))
+        else:
+            gpu.prepared(scan)(*scan.args)
+        outcome = gpu.outcomes[-1]
+        times = math.prod(scan.grid) if alike else 1
+        made, busiest = outcome.made, outcome.busiest
+        counted.update({"busiest": max(outcome.by_warp), "idlest": min(outcome.by_warp), "barriers": busiest.barriers})
+        counted.update({"twice": len(outcome.notes)})
+        all_ = {"matrix": made.matrix, "flops": made.flops, "fma": 32 * made.fma}
+        all_["shared"] = made.shared_read + made.shared_written
+        for name, traffic in (("", made), *outcome.memory.items()):
+            for what in ("read", "received", "written"):
+                all_[f"{what} {name}".strip()] = getattr(traffic, what)
+        counted.update({name: times * n for name, n in all_.items()})
+        assert not any(dataclasses.astuple(outcome.waited)), "a program waited"
+    return counted
+
+
+def _scans(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> list[Launch]:
+    dtype = gru.weight_hh_l0.dtype
+    x = torch.zeros(steps, case.batch, gru.input_size, dtype=dtype)
+    hx = torch.zeros(1 + case.both, case.batch, case.hidden, dtype=dtype)
+    lengths = torch.full((case.batch,), steps)
+    resets = torch.zeros(steps, case.batch, dtype=torch.bool) if case.ends == "resets" else None
+    if case.ends == "packed":
+        x = pack_padded_sequence(x, lengths)
+    call = bind_gru(gru, x, hx, lengths if case.ends == "lengths" else None, resets)
+    made = launch.launches(call, config, gpu.device, *launch.allocate(call))
+    return [each for each in made if each.kernel.__name__ != "input_projection"]
+
+
+def _alike(case: Case, config: Config) -> bool:
+    """Return whether all programs do the same, be it on other memory."""
+    tiles = -(-case.batch // config.batch)
+    groups = -(-tiles // getattr(config, "tiles", 1)) if case.kernel == "grid" else tiles
+    return (
+        case.hidden % config.units == 0
+        and (case.batch % config.batch == 0 or tiles == 1)
+        and (case.kernel != "grid" or groups % config.copies == 0)
+    )

@@ -1,0 +1,349 @@
+"""What one time step may take: no product, no store and no read twice, by formulas of the configuration.
+
+``python -m tests.ptx count 1 3600`` checks all cases and prints `TABLE` anew; here is a pairwise choice of them.
+"""
+
+import itertools
+import re
+import time
+from collections import Counter
+
+import pytest
+import triton
+
+from triton_gru.arguments import bind_gru
+from triton_gru.config import Config
+from triton_gru.cost import call_cost
+from triton_gru.device import Device
+from triton_gru.heuristic import HEURISTICS
+
+from ..calls import PRECISIONS, make_call
+from ..pairwise import pairwise
+from . import count
+from .count import Case, count_step
+from .device import emulating
+
+HIDDEN, BATCH = (64, 128, 192, 256, 512, 1024, 2048), (1, 4, 16, 64)
+PRECISION = ("fp16", "tf32", "fp32")
+HEADER = f"{'':24} " + " ".join(
+    f"{each:>10}" for each in "KB_read of_gi received weights written shared busiest idlest matrix fma barriers".split()
+)
+SECTOR = 32  # bytes that a warp reads at least
+PINNED = "3.6.0"  # the Triton that `TABLE` is of: another one makes other instructions of the same work
+
+# Instructions of the busiest warp / barriers of a step, exactly: of a precision, kernel and H, for each of `BATCH`.
+# Where the loop makes several steps at a time, a step has its share. A "-" is where "auto" takes another of ours.
+TABLE = """
+fp16 block   64   74.75/2   74.75/2   74.75/2   74.75/2
+fp16 block  128      88/2      88/2      88/2      88/2
+fp16 grid   192     139/2     139/2     139/2     139/2
+fp16 grid   256     135/2     135/2     135/2     135/2
+fp16 grid   512     173/2     173/2     173/2     183/2
+fp16 grid  1024     273/2     273/2     286/2     567/4
+fp16 grid  2048     308/2     308/2     595/4    1942/8
+fp16 step    64     337/5     337/5     337/5    645/16
+fp16 step   128     335/5     335/5     335/5    844/16
+fp16 step   192     382/7     382/7     382/7    952/18
+fp16 step   256     382/7     382/7     382/7   1067/20
+fp16 step   512     499/7     499/7     499/7   1475/28
+fp16 step  1024    678/11    678/11    678/11   2291/44
+fp16 step  2048    986/19    986/19    986/19   3923/76
+fp16 whole   64     385/9     385/9     385/9    781/18
+fp16 whole  128     381/9     381/9     381/9   1105/16
+fp16 whole  192    476/13    476/13    476/13   1335/20
+fp16 whole  256    473/13    473/13    473/13   1560/24
+fp16 whole  512    715/13    715/13    715/13   2370/40
+fp16 whole 1024   1076/21   1076/21   1076/21   4146/72
+fp16 whole 2048   1708/37   1708/37   1708/37  7572/136
+fp32 grid    64     139/2     266/2     350/6     350/6
+fp32 grid   128     155/2     326/2     348/6     348/6
+fp32 grid   192     170/2     386/2    596/10    596/10
+fp32 grid   256     185/2     446/2    595/10    595/10
+fp32 grid   512     245/2     686/2   1085/18   2170/36
+fp32 grid  1024     372/2   2070/34   2070/34         -
+fp32 step    64     750/5     772/9     750/5   1476/11
+fp32 step   128     747/5     747/5     747/5   2622/15
+fp32 step   192   1559/11   1559/11   1559/11   3748/19
+fp32 step   256   1557/11   1557/11   1557/11   4878/23
+fp32 step   512   2812/17   2812/17   2812/17   9390/39
+fp32 step  1024   5272/29   5272/29   5272/29  18414/71
+fp32 step  2048  10192/53  10192/53  10192/53 36462/135
+fp32 whole   64    1391/7   1419/11    1391/7   2744/15
+fp32 whole  128    1386/7    1386/7    1386/7   5102/23
+fp32 whole  192   2985/19   2985/19   2985/19   7428/31
+fp32 whole  256   2984/19   2984/19   2984/19   9747/39
+fp32 whole  512   5638/31   5638/31   5638/31  19123/71
+fp32 whole 1024  10854/55  10854/55  10854/55 37812/135
+fp32 whole 2048 21286/103 21286/103 21286/103 75188/263
+tf32 block   64    96.5/2    96.5/2    96.5/2    96.5/2
+tf32 block  128     121/2     121/2     121/2     121/2
+tf32 grid   192     127/2     127/2     128/2     128/2
+tf32 grid   256     138/2     138/2     139/2     139/2
+tf32 grid   512     206/2     206/2     207/2     239/2
+tf32 grid  1024     228/2     235/2     236/2     711/4
+tf32 step    64    444/11    444/11    470/11   1086/10
+tf32 step   128    441/11    441/11    441/11   1565/14
+tf32 step   192     624/7     624/7     624/7   2020/18
+tf32 step   256     622/7     622/7     622/7   2485/22
+tf32 step   512    929/11    929/11    929/11   4325/38
+tf32 step  1024   1493/19   1493/19   1493/19   8005/70
+tf32 step  2048   2621/35   2621/35   2621/35 15365/134
+tf32 whole   64    601/21    601/21    633/21   1591/13
+tf32 whole  128    596/21    596/21    596/21   2558/21
+tf32 whole  192    962/13    962/13    962/13   3476/29
+tf32 whole  256    961/13    961/13    961/13   4402/37
+tf32 whole  512   1579/21   1579/21   1579/21   8088/69
+tf32 whole 1024   2723/37   2723/37   2723/37 15736/133
+tf32 whole 2048   5011/69   5011/69   5011/69 30777/261
+"""
+
+
+def tiles_of(case: Case, config: Config) -> int:
+    """Return how many tiles of the batch are worked on, of all directions."""
+    at_once = config.tiles if case.kernel == "grid" else 1  # which tiles beyond the batch fill up
+    return -(-case.batch // (config.batch * at_once)) * at_once * (1 + case.both)
+
+
+def padded_depth(case: Case, config: Config) -> int:
+    """Return the hidden units that a product sums over, padded."""
+    if case.kernel == "block":
+        return config.padded_hidden
+    itemsize = PRECISIONS[case.precision][0].itemsize
+    chunk = config.slices * config.depth(itemsize) if case.kernel == "grid" else config.depth
+    summed = config.padded_hidden if case.kernel == "grid" else case.hidden
+    return -(-summed // chunk) * chunk
+
+
+def products(case: Case, config: Config) -> int:
+    """Return the multiply-adds of a step: all gates of all units, padded to whole tiles, once."""
+    if case.precision == "fp32":
+        by_lanes = case.kernel == "grid" and config.register_tiles > 0  # of the rows that there are
+        columns = config.rows if by_lanes else config.batch
+    else:
+        columns = max(config.batch, 8)  # the matrix unit has no fewer
+    of_x_too = 2 if case.kernel == "whole" else 1  # which has as many features here
+    return 3 * config.padded_hidden * padded_depth(case, config) * columns * tiles_of(case, config) * of_x_too
+
+
+def beside_products(case: Case, config: Config) -> int:
+    """Return the most multiply-adds that results take beside their products, four each. Threads may share a result."""
+    programs = getattr(config, "programs", 1)
+    results = max(config.padded_hidden // programs * config.batch, 32 * warps_of(case, config))
+    return 4 * results * programs * tiles_of(case, config)
+
+
+def warps_of(case: Case, config: Config) -> int:
+    return config.slices if case.kernel == "grid" else config.num_warps
+
+
+def written(case: Case, config: Config) -> dict[str, int]:
+    """Return the bytes that a step writes, by argument: its output, and the state for other programs or launches."""
+    itemsize = PRECISIONS[case.precision][0].itemsize
+    state = case.batch * case.hidden * (1 + case.both)
+    found = {"out": state * itemsize}
+    if case.kernel == "grid":
+        handed_over = config.rows * config.padded_hidden * itemsize * tiles_of(case, config)
+        found["mailbox"] = handed_over if case.reset_after else 2 * handed_over
+    elif case.kernel != "block":
+        if not case.reset_after:
+            found["reset_state"] = state * itemsize
+        if case.kernel == "whole":
+            found["h_n"] = state * itemsize
+        else:
+            found["carry_out"] = state * 4
+            if itemsize == 2:
+                found["rounded_out"] = state * itemsize
+    return found
+
+
+def most_read(case: Case, config: Config) -> dict[str, int]:
+    """Return the bytes that a step of a dense sequence may read, by argument. No cache is modelled."""
+    itemsize, hidden = PRECISIONS[case.precision][0].itemsize, config.padded_hidden
+    tiles, warps = tiles_of(case, config), warps_of(case, config)
+    if case.kernel == "block":
+        # Gate inputs, padded to the rows of their tiles. W_hh and the state stay on chip.
+        return {"gi": 3 * hidden * -(-case.batch // config.rows) * config.rows * itemsize}
+    if case.kernel == "grid":
+        # Gate inputs: of each result by each warp that has it. Where lanes make the products, by one.
+        by_lanes = case.precision == "fp32" and config.register_tiles > 0
+        holders = 1 if by_lanes else max(1, 32 * warps // (config.units * config.batch))
+        gate = config.rows * config.units * itemsize * holders
+        # The state: by each program in full. A slice beyond its end looks at the last word of each row.
+        beyond = (padded_depth(case, config) - hidden) * itemsize // SECTOR
+        state = config.rows * hidden * itemsize + beyond * max(SECTOR, 8 * config.rows)
+        return {"gi": config.programs * tiles * 3 * gate, "mailbox": config.programs * tiles * state}
+    # Weights: once for each tile of the batch. What they multiply: by each program in full. A bias: by each warp.
+    weights = tiles * 3 * case.hidden * case.hidden * itemsize
+    operand = config.programs * case.batch * case.hidden * itemsize
+    # Where warps have no slices of their own, results lie as the matrix unit makes them. A warp reads what belongs to
+    # them in several parts of a sector then.
+    parts = 1 if config.slices > 1 else 4 if itemsize == 2 else 2
+    bias = parts * config.programs * tiles * warps * max(SECTOR, config.units * itemsize)
+    own = case.batch * case.hidden  # the state that the next one is made of
+    of_carry = own * (8 if parts == 4 else 4)
+    if case.kernel == "whole":
+        of_x = {"x": operand, "w_ih": weights, "b_ih": 3 * bias}
+        return of_x | {"hx": operand + own * itemsize, "w_hh": weights, "b_hh": 3 * bias}
+    found = {"gi": 3 * hidden * tiles * config.batch * itemsize, "w_hh": weights, "b_hh": bias}
+    if itemsize == 2:
+        return found | {"rounded_in": operand, "carry_in": of_carry}
+    return found | {"carry_in": operand + of_carry}
+
+
+def complaints(case: Case, config: Config, step: Counter) -> list[str]:
+    """Return what a step does more than once, or does not do."""
+    found = []
+    least = products(case, config)
+    if case.precision == "fp32":
+        most = least + beside_products(case, config)
+        if step["fma"] > most:
+            found.append(f"{step['fma'] / most:.3g} times the {most} multiply-adds that it needs")
+    elif step["flops"] != 2 * least:
+        found.append(f"{step['flops'] / 2 / least:.3g} times the {least} multiply-adds that it needs")
+    if step["twice"]:
+        found.append(f"the same is stored twice, by {step['twice']} lines of source")
+    due = written(case, config)
+    writes = {name: step[f"written {name}"] for name in due}
+    found += [
+        f"{name}: {writes[name]:.0f} bytes are written, not {due[name]}" for name in due if writes[name] != due[name]
+    ]
+    if step["written"] != sum(writes.values()):
+        found.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
+    if case.ends != "dense" or case.both or not case.reset_after or case.hidden % config.units:
+        return found
+    most = most_read(case, config)
+    reads = {name: step[f"read {name}"] + step[f"received {name}"] for name in most}
+    found += [
+        f"{name}: {reads[name]:.0f} bytes are read, not {most[name]}" for name in most if reads[name] > most[name]
+    ]
+    if step["read"] + step["received"] != sum(reads.values()):
+        found.append(f"{step['read'] + step['received']:.0f} bytes are read in all, not only of {', '.join(most)}")
+    return found
+
+
+def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]:
+    """Return cases of the kernel that ``"auto"`` takes of ours for a long sequence, and of both of ``step``."""
+    dtype, fp32 = PRECISIONS[precision]
+    gru, x, hx = make_call("auto", hidden, batch, 1, precision, "time_first", True, 1, True, True, "meta")
+    problem = bind_gru(gru, x.expand(512, batch, x.size(2)), hx).problem
+    configs = {kernel: choose(hidden, batch, 1, dtype, fp32, device) for kernel, choose in HEURISTICS.items()}
+    costs = {
+        kernel: call_cost(problem, config, device, True).total
+        for kernel, config in configs.items()
+        if not isinstance(config, str)
+    }
+    kernels = dict.fromkeys((min(costs, key=costs.get), "step", "whole"))
+    return [Case(kernel, hidden, batch, precision) for kernel in kernels]
+
+
+def in_table(step: Counter) -> str:
+    return f"{step['busiest']:g}/{step['barriers']:g}"
+
+
+def parsed(table: str) -> dict[Case, str]:
+    """Return the entries of `TABLE`, by case."""
+    found = {}
+    for line in table.strip().splitlines():
+        precision, kernel, hidden, *entries = line.split()
+        found |= {Case(kernel, int(hidden), b, precision): each for b, each in zip(BATCH, entries) if each != "-"}
+    return found
+
+
+def printed(entries: dict[Case, str]) -> str:
+    """Return the text that `parsed` makes these entries of."""
+    rows = {(each.precision, each.kernel, each.hidden): {} for each in entries}
+    for each, entry in entries.items():
+        rows[each.precision, each.kernel, each.hidden][each.batch] = entry
+    lines = [
+        f"{precision:4} {kernel:5} {hidden:4} " + " ".join(f"{row.get(batch, '-'):>9}" for batch in BATCH)
+        for (precision, kernel, hidden), row in sorted(rows.items())
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+CHOSEN = pairwise(("auto", "step", "whole"), HIDDEN, BATCH, PRECISION)
+
+
+@pytest.mark.parametrize("which, hidden, batch, precision", CHOSEN)
+def test_a_step_does_nothing_twice(which, hidden, batch, precision, gpu):
+    own, *of_step = cases(hidden, batch, precision, gpu.device)
+    case = own if which == "auto" else next(each for each in (own, *of_step) if each.kernel == which)
+    step = count_step(gpu, case)
+    found = complaints(case, case.config(gpu.device), step)
+    assert not found, "\n".join(found)
+    if triton.__version__ == PINNED:
+        assert in_table(step) == parsed(TABLE).get(case)
+
+
+EDGES = [
+    Case("block", 96, 3, "fp16"), Case("block", 96, 9, "tf32", "packed"), Case("block", 96, 9, "fp32", "resets"),
+    Case("block", 180, 3, "bf16", "lengths", both=True), Case("block", 96, 33, "tf32", reset_after=False),
+    Case("grid", 96, 9, "fp16", "packed"), Case("grid", 200, 3, "tf32"), Case("grid", 400, 3, "bf16", both=True),
+    Case("grid", 768, 3, "fp16", reset_after=False), Case("grid", 200, 9, "fp32", "lengths"),
+    Case("grid", 96, 33, "bf16", "resets"), Case("step", 96, 3, "fp16", "packed"),
+    Case("step", 200, 9, "tf32", both=True), Case("step", 96, 33, "fp32"),
+    Case("step", 400, 3, "bf16", "resets", reset_after=False), Case("whole", 200, 3, "bf16", both=True),
+    Case("whole", 400, 9, "tf32", reset_after=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EDGES, ids=str)
+def test_at_the_edges_a_step_does_nothing_twice(case, gpu):
+    found = complaints(case, case.config(gpu.device), count_step(gpu, case))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "kernel, precision", [("block", "fp16"), ("grid", "tf32"), ("step", "fp32"), ("whole", "fp16")]
+)
+def test_one_program_stands_for_all_that_do_the_same(kernel, precision, gpu, monkeypatch):
+    case = Case(kernel, 64, 16, precision)
+    one = count_step(gpu, case)
+    monkeypatch.setattr(count, "_alike", lambda *args: False)
+    assert count_step(gpu, case) == one
+
+
+TWICE = {
+    "products": (r"(?m)^\s*mma\.sync.*;$", "2 times the"),
+    "stores": (r"@p st\.global\S+ .*?;", "out:"),
+    "reads": (r"(?m)^\s*ld\.global\.nc.*;$", "gi:"),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_what_is_made_twice_shows(what, gpu):
+    pattern, expected = TWICE[what]
+    gpu.change = lambda kernel, ptx: re.sub(pattern, r"\g<0> \g<0>", ptx)
+    case = Case("block", 64, 16, "fp16")
+    (found,) = complaints(case, case.config(gpu.device), count_step(gpu, case))
+    assert found.startswith(expected)
+
+
+def test_a_table_is_printed_as_it_is_read():
+    assert printed(parsed(TABLE)) == TABLE.strip()
+
+
+def print_counts(device: Device, seconds: float) -> bool:
+    """Print what a step of each case takes and what is wrong with that; then `TABLE`. Return whether nothing is."""
+    end = time.monotonic() + seconds
+    entries, right = {}, True
+    print(f"one time step as compiled for {device.name} by Triton {triton.__version__}\n{HEADER}")
+    for hidden, batch, precision in itertools.product(HIDDEN, BATCH, PRECISION):
+        for case in cases(hidden, batch, precision, device):
+            if time.monotonic() > end:
+                print(f"the time is over: what follows is a part of it\n{printed(entries)}")
+                return right
+            with emulating(device, 1) as gpu:
+                step, config = count_step(gpu, case), case.config(device)
+            entries[case] = in_table(step)
+            read = step["read"] + step["received"]
+            weights = step["read w_hh"] + step["read w_ih"]
+            kilobytes = (read, step["read gi"], step["received"], weights, step["written"], step["shared"])
+            others = step["busiest"], step["idlest"], step["matrix"], step["fma"] / 32, step["barriers"]
+            numbers = *(each / 1024 for each in kilobytes), *others
+            print(f"{case!s:24} " + " ".join(f"{each:10.10g}" for each in numbers), flush=True)
+            for complaint in complaints(case, config, step):
+                print(f"      {complaint}", flush=True)
+                right = False
+    print(printed(entries))
+    return right
