@@ -9,7 +9,7 @@ that each of their hops was right.
 import triton
 import triton.language as tl
 
-from triton_gru.kernels import exchange, turns
+from triton_gru.kernels import exchange, isa, turns
 
 
 @turns.in_turns
@@ -33,8 +33,7 @@ def hop_steps(
     own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, WORD)
     elements = exchange.elements_of(mailbox, DTYPE)
 
-    # In a program of more threads than elements the others hold copies.
-    THREADS: tl.constexpr = UNITS * BATCH if UNITS * BATCH < 32 * SLICES else 0
+    THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
     history = 0
     exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
     for _ in tl.range(0, steps):

@@ -122,12 +122,7 @@ def _no_gates_of_block(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.c
 
 
 @triton.jit
-def _not_stored(pointer, value, mask, ISA: tl.constexpr):
-    pass
-
-
-@triton.jit
-def _not_stored_once(pointer, value, mask, THREADS: tl.constexpr, ISA: tl.constexpr):
+def _not_stored(pointer, value, mask, ISA: tl.constexpr, THREADS: tl.constexpr = 0):
     pass
 
 
@@ -140,7 +135,7 @@ STAGES = {
         "sums": {"slices._sum": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
         "gate inputs": {"grid._load_gates": _no_gates_of_grid},
-        "output": {"isa.store_once": _not_stored_once},
+        "output": {"isa.store": _not_stored},
     },
     "block": {
         "activations": {"isa.gru_update": _not_activated},

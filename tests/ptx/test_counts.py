@@ -114,11 +114,15 @@ def padded_depth(case: Case, config: Config) -> int:
     return -(-summed // chunk) * chunk
 
 
+def is_by_lanes(case: Case, config: Config) -> bool:
+    """Return whether lanes make the products (kernels/lanes.py)."""
+    return case.kernel == "grid" and case.precision == "fp32" and config.register_tiles > 0
+
+
 def products(case: Case, config: Config) -> int:
     """Return the multiply-adds of a step: all gates of all units, padded to whole tiles, once."""
     if case.precision == "fp32":
-        by_lanes = case.kernel == "grid" and config.register_tiles > 0  # of the rows that there are
-        columns = config.rows if by_lanes else config.batch
+        columns = config.rows if is_by_lanes(case, config) else config.batch  # the rows that there are, or all
     else:
         columns = max(config.batch, 8)  # the matrix unit has no fewer
     of_x_too = 2 if case.kernel == "whole" else 1  # which has as many features here
@@ -165,8 +169,7 @@ def most_read(case: Case, config: Config) -> dict[str, int]:
         return {"gi": 3 * hidden * -(-case.batch // config.rows) * config.rows * itemsize}
     if case.kernel == "grid":
         # Gate inputs: of each result by each warp that has it. Where lanes make the products, by one.
-        by_lanes = case.precision == "fp32" and config.register_tiles > 0
-        holders = 1 if by_lanes else max(1, 32 * warps // (config.units * config.batch))
+        holders = 1 if is_by_lanes(case, config) else max(1, 32 * warps // (config.units * config.batch))
         gate = config.rows * config.units * itemsize * holders
         # The state: by each program in full. A slice beyond its end looks at the last word of each row.
         beyond = (padded_depth(case, config) - hidden) * itemsize // SECTOR

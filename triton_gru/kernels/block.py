@@ -100,9 +100,8 @@ def block_scan(
     gi += (direction.to(tl.int64) * steps * gi_tiles + first_row // GI_ROWS) * GI_TILE
     gi_t = gi_tiles.to(tl.int64) * GI_TILE
     if BATCH == 2:
-        gi += (
-            tl.minimum(row, batch - 1 - first_row) * GI_TILE + unit
-        )  # the last row stands in for one that is not there
+        # The last row stands in for one that is not there.
+        gi += tl.minimum(row, batch - 1 - first_row) * GI_TILE + unit
     last = start + steps == total
     # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
     steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, LAYOUT) - start, 1))

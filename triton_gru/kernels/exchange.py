@@ -74,7 +74,7 @@ def send(
 ):  # fmt: skip
     """Send fp32 ``x``, all that this program has of a tile, to ``element`` and ``OFFSET`` where ``mask``.
 
-    `isa.send` says what ``THREADS`` are.
+    ``THREADS`` is what `isa.first_holders` returned.
     """
     isa.send(element, _encode(x, DTYPE, PRECISION, ISA), mask, OFFSET, THREADS, ISA)
 

@@ -81,8 +81,7 @@ def grid_scan(
     PARTS: tl.constexpr = 2 if Z_WITH_R else 4  # of a word of the mailbox, see exchange
     WORD: tl.constexpr = exchange.word_elements(DTYPE, PARTS)
     DEPTH: tl.constexpr = exchange.word_lanes(PARTS) * WORD  # of a slice of a chunk
-    # Where a tile has fewer elements than there are threads, the others hold copies.
-    THREADS: tl.constexpr = UNITS * BATCH if UNITS * BATCH < 32 * SLICES else 0
+    THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
     BY_LANES: tl.constexpr = ALONG > 0
     # Tensors of a tile's gate inputs: three, or what lanes take, to reset before those of r and z first.
@@ -252,7 +251,7 @@ def grid_scan(
                 if HAS_RESETS:
                     next_h = tl.where(forget[i], 0.0, h_i)
                 exchange.send(box + slot_size + own, next_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
-                isa.store_once(out + place, isa.cast(h_i, DTYPE, ISA), going_on, THREADS, ISA)
+                isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA, THREADS)
                 new = new + (next_h,)
             h = new
             box += slot_size

@@ -118,18 +118,18 @@ def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.conste
         return raw.to(tl.float32)
 
 
-@triton.jit
-def store(pointer, value, mask, ISA: tl.constexpr):
-    """``tl.store`` that adopts the layout of ``value``. Each element is to be in one thread."""
-    if ISA == "ptx":
-        _store(pointer, value, mask, "st.global", 0, 0)
-    else:
-        tl.store(pointer, value, mask=mask)
+@triton.constexpr_function
+def first_holders(elements, warps):
+    """Return how many threads have an element of a tile first: 0 where none has a copy of another's.
+
+    Where a tile has fewer elements than there are threads, those beyond its elements hold copies.
+    """
+    return elements if elements < 32 * warps else 0
 
 
 @triton.jit
-def store_once(pointer, value, mask, THREADS: tl.constexpr, ISA: tl.constexpr):
-    """`store` of a tile of which the first ``THREADS`` threads have an element each, and the others copies."""
+def store(pointer, value, mask, ISA: tl.constexpr, THREADS: tl.constexpr = 0):
+    """Store as ``tl.store`` does, in the layout of ``value``. ``THREADS`` is what `first_holders` returned."""
     if ISA == "ptx":
         _store(pointer, value, mask, "st.global", 0, THREADS)
     else:
@@ -138,7 +138,7 @@ def store_once(pointer, value, mask, THREADS: tl.constexpr, ISA: tl.constexpr):
 
 @triton.jit
 def send(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, ISA: tl.constexpr):
-    """`store_once` of what other programs wait for, ``OFFSET`` elements after ``pointer``."""
+    """Store what other programs wait for as `store` does, ``OFFSET`` elements after ``pointer``."""
     if ISA == "ptx":
         BYTES: tl.constexpr = OFFSET * value.dtype.primitive_bitwidth // 8
         _store(pointer, value, mask, "st.relaxed.gpu.global", BYTES, THREADS)

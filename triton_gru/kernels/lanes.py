@@ -12,7 +12,7 @@ lanes in this order.
 import triton
 import triton.language as tl
 
-from . import exchange, isa
+from . import exchange, isa, slices
 
 # Numbers of a row that a thread has side by side. More would leave lanes idle where H is small.
 WORD = tl.constexpr(2)
@@ -84,9 +84,9 @@ def receive(
 
 
 @triton.constexpr_function
-def words_of_gates(gates, units, rows, slices):
+def words_of_gates(gates, units, rows, warps):
     """Gate inputs of a thread to so many gates, as `load_gates` makes them."""
-    return -(-_padded(gates) * units * rows // (32 * slices))
+    return -(-_padded(gates) * units * rows // (32 * warps))
 
 
 @triton.constexpr_function
@@ -169,16 +169,14 @@ def products(
     x = tl.sum(tl.reshape(x, (len(sums), SLICES, ALONG, 32 // ALONG, 1)), 4)
     x = tl.permute(x, (0, 2, 3, 1))
     x = tl.permute(tl.reshape(x, (GATES, ROWS, APART, 32 // ALONG, SLICES)), (1, 2, 3, 0, 4))
-    for i in tl.static_range(_log2(SLICES)):
-        a, b = tl.split(tl.reshape(x, (ROWS, UNITS, GATES, SLICES >> (i + 1), 2)))
-        x = a + b
+    x = slices.sum_last(x, SLICES, UNITS, ROWS, GATES)
     if GATES == 4:
         first, second = tl.split(tl.permute(tl.reshape(x, (ROWS, UNITS, 2, 2)), (0, 1, 3, 2)))
         r, z = tl.split(first)
         n, g_n = tl.split(second)
         return r.to(tl.float32), z.to(tl.float32), n.to(tl.float32), g_n.to(tl.float32)
     else:
-        first, second = tl.split(tl.reshape(x, (ROWS, UNITS, 2)))
+        first, second = tl.split(x)
         return first.to(tl.float32), second.to(tl.float32)
 
 

@@ -36,7 +36,12 @@ def _sum(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PART
     across threads by shuffles and go through shared memory twice. Batch rows come first for the lanes of a warp to
     have neighbouring units, which lie side by side in memory.
     """
-    x = tl.permute(x, (2, 1, 3, 0))
+    return sum_last(tl.permute(x, (2, 1, 3, 0)), SLICES, UNITS, BATCH, PARTS)
+
+
+@triton.jit
+def sum_last(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PARTS: tl.constexpr):
+    """Return the elements of x, [BATCH, UNITS, PARTS, SLICES] in any shape, summed over the slices by halves."""
     for i in tl.static_range(SLICES.bit_length() - 1):
         a, b = tl.split(tl.reshape(x, (BATCH, UNITS, PARTS, SLICES >> (i + 1), 2)))
         x = a + b

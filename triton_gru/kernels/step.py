@@ -89,7 +89,7 @@ def step_scan(
         h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
     sums = _recurrent_products(
         sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
-        now == 0, end, state, batch, UNITS, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
+        now == 0, end, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
     if SLICES == 1:
         g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
@@ -99,23 +99,22 @@ def step_scan(
     if PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
-    row = row_b
-    length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
+    length = sequences.length(lengths, row_b, batch, total, LAYOUT, ISA)
     live = sequences.going_on(now, length, there, LAYOUT)
     before = h
     if HAS_RESETS:
-        before = tl.where(sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA), 0.0, h)
+        before = tl.where(sequences.restarts(resets, now, length, row_b, batch, total, LAYOUT, ISA), 0.0, h)
     if PART == "reset":
-        _leave_reset(g, a, before, reset_state, row, unit, there, H, DTYPE, ISA)
+        _leave_reset(g, a, before, reset_state, row_b, unit, there, H, DTYPE, ISA)
     else:
         new = _update(g, a, before, PART, DTYPE, ISA)
         h = new if LAYOUT == "dense" else tl.where(live, new, h)
-        place = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
+        place = sequences.row_place(length, row_b, backward, out_t, out_b, LAYOUT)
         place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
         place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
         isa.store(out + direction * H + place + unit, isa.cast(h, DTYPE, ISA), live, ISA)
         _leave(
-            h, carry_out, rounded_out, h_n, row, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
+            h, carry_out, rounded_out, h_n, row_b, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
         )  # fmt: skip
 
 
@@ -175,7 +174,7 @@ def whole_step(
     sums = _products(
         _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES),
         tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I, _first_gate(PART),
-        I, H, UNITS, DEPTH, SLICES, PRECISION, ISA,
+        I, H, DEPTH, SLICES, PRECISION, ISA,
     )  # fmt: skip
     of_x = ()
     if PART == "all":  # r goes between n's two products
@@ -183,7 +182,7 @@ def whole_step(
         sums = sums[:2] + _zeros(1, UNITS, BATCH, SLICES)
     sums = _recurrent_products(
         sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
-        start == 0, H, state, batch, UNITS, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
+        start == 0, H, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
     )  # fmt: skip
     if SLICES == 1:
         biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
@@ -241,7 +240,6 @@ def _recurrent_products(
     end,
     state,
     batch,
-    UNITS: tl.constexpr,
     H: tl.constexpr,
     DEPTH: tl.constexpr,
     SLICES: tl.constexpr,
@@ -264,13 +262,11 @@ def _recurrent_products(
     source = before + state * batch * H + row * H
     if PART == "rest":
         of_r_h = _products(
-            (sums[1],), w, reset_state + row * H, 1, row < batch, unit, end, 2, H, H, UNITS, DEPTH, SLICES, PRECISION,
+            (sums[1],), w, reset_state + row * H, 1, row < batch, unit, end, 2, H, H, DEPTH, SLICES, PRECISION,
             ISA,
         )  # fmt: skip
         sums = (sums[0],)
-    sums = _products(
-        sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, UNITS, DEPTH, SLICES, PRECISION, ISA
-    )
+    sums = _products(sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, DEPTH, SLICES, PRECISION, ISA)
     return sums + of_r_h if PART == "rest" else sums
 
 
@@ -286,7 +282,6 @@ def _products(
     FIRST: tl.constexpr,
     K: tl.constexpr,
     H: tl.constexpr,
-    UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
     SLICES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -308,13 +303,13 @@ def _products(
         weights = ()
         if AT_ONCE:
             for i in tl.static_range(len(sums)):
-                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, UNITS, DEPTH, PRECISION, ISA),)
+                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION, ISA),)
         added = ()
         for i in tl.static_range(len(sums)):
             if AT_ONCE:
                 of_gate = weights[i]
             else:
-                of_gate = _weights(w, FIRST + i, unit, k, K, H, UNITS, DEPTH, PRECISION, ISA)
+                of_gate = _weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION, ISA)
             added = added + (isa.matmul(of_gate, x, sums[i], PRECISION, ISA),)
         sums = added
     return sums
@@ -328,7 +323,6 @@ def _weights(
     k,
     K: tl.constexpr,
     H: tl.constexpr,
-    UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
