@@ -177,7 +177,7 @@ def block_scan(
 
 @triton.jit
 def _units(UNITS: tl.constexpr, BATCH: tl.constexpr):
-    """The units of a tile, in the order of its results."""
+    """Return the units of a tile, in the order of its results."""
     if BATCH == 2:
         i = tl.arange(0, UNITS // 2)[:, None]
         return i // 8 * 16 + tl.arange(0, 4)[None, :] % 2 * 8 + i % 8
@@ -187,7 +187,7 @@ def _units(UNITS: tl.constexpr, BATCH: tl.constexpr):
 
 @triton.jit
 def _rows(BATCH: tl.constexpr):
-    """The batch rows of a tile, in the order of its results."""
+    """Return the batch rows of a tile, in the order of its results."""
     if BATCH == 2:
         return tl.arange(0, 4)[None, :] // 2
     else:
@@ -196,7 +196,7 @@ def _rows(BATCH: tl.constexpr):
 
 @triton.jit
 def _results(product, UNITS: tl.constexpr, BATCH: tl.constexpr):
-    """Of a product [UNITS, columns] each result once: no number leaves its thread."""
+    """Return each result of a product [UNITS, columns] once. No number leaves its thread."""
     if BATCH == 2:
         of_row, _ = tl.split(tl.reshape(product, (UNITS // 16, 2, 8, 4, 2)))
         first, second = tl.split(tl.permute(of_row, (0, 2, 3, 1)))
@@ -208,7 +208,7 @@ def _results(product, UNITS: tl.constexpr, BATCH: tl.constexpr):
 
 @triton.jit
 def _columns(x, UNITS: tl.constexpr, BATCH: tl.constexpr):
-    """Results as columns of a product, [UNITS, columns]."""
+    """Return results as columns of a product, [UNITS, columns]."""
     if BATCH == 2:
         x = tl.permute(tl.reshape(x, (UNITS // 16, 8, 2, 2)), (0, 3, 1, 2))
         x = tl.join(x, x)
@@ -232,7 +232,7 @@ def _load_gates(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexp
 
 @triton.jit
 def _gate(raw, DTYPE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
-    """fp32 of what `_load_gates` has of one gate and tile."""
+    """Return in fp32 what `_load_gates` has of one gate and tile."""
     if BATCH == 2:
         return raw.to(tl.float32)
     else:

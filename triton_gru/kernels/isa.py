@@ -55,7 +55,7 @@ def load_flag(pointer, ISA: tl.constexpr):
 
 @triton.jit
 def load_number(pointer, ISA: tl.constexpr):
-    """As `load_index`, of floating-point numbers."""
+    """Return floating-point numbers as `load_index` does integers."""
     if ISA == "ptx":
         if pointer.dtype.element_ty.primitive_bitwidth == 32:
             return _load_word(pointer.to(tl.pointer_type(tl.int32))).to(tl.float32, bitcast=True)
@@ -246,7 +246,7 @@ def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
 
 @triton.jit
 def exchange_lanes(a, b, BIT: tl.constexpr, ISA: tl.constexpr):
-    """Of each [s, l] of [S, L, N] one of a and b, b where l has ``BIT``; and the same one of [s, l ^ BIT].
+    """Return of each [s, l] of [S, L, N] one of a and b, b where l has ``BIT``; and the same one of [s, l ^ BIT].
 
     A lane of a warp has a number of each, and those of N lie side by side.
     """
@@ -283,7 +283,7 @@ def _exchange_lanes(a, b, is_second, distance, source, _semantic=None):
 
 @triton.jit
 def of_warp(x, ISA: tl.constexpr):
-    """An int32 that is the same in all lanes, known to be so: what they exchange in a loop to it needs no more care."""
+    """Return x, the same int32 in all lanes, for the assembler to know it. A loop up to it may exchange lanes then."""
     if ISA == "ptx":
         return tl.inline_asm_elementwise(
             "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1

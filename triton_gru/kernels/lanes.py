@@ -60,14 +60,14 @@ def load_weights(
 
 @triton.jit
 def _word(SLICES: tl.constexpr, ALONG: tl.constexpr):
-    """Of a chunk, each thread's word."""
+    """Return each thread's word of a chunk."""
     word = tl.arange(0, SLICES)[:, None, None] * ALONG + tl.arange(0, ALONG)[None, :, None]
     return tl.broadcast_to(word, (SLICES, ALONG, 32 // ALONG))
 
 
 @triton.jit
 def place(unit, row, UNITS: tl.constexpr, ROWS: tl.constexpr):
-    """Return what `exchange.place` does. Of a program the units of a row lie side by side, as lanes read one row."""
+    """Return what `exchange.place` does, with a row's units of a program side by side: lanes read one row at a time."""
     return exchange.word_place(unit, row, ROWS, UNITS)
 
 
@@ -85,13 +85,13 @@ def receive(
 
 @triton.constexpr_function
 def words_of_gates(gates, units, rows, warps):
-    """Gate inputs of a thread to so many gates, as `load_gates` makes them."""
+    """Return how many tensors `load_gates` makes of the inputs of so many gates."""
     return -(-_padded(gates) * units * rows // (32 * warps))
 
 
 @triton.constexpr_function
 def _padded(gates):
-    """As many sums there are for so many gates: an n's inputs are added to no product, and have a sum of their own."""
+    """Return how many sums so many gates have. n's inputs are added to no product, and have a sum of their own."""
     return {1: 2, 2: 2, 3: 4}[gates]
 
 
@@ -100,7 +100,7 @@ def load_gates(
     gi, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, ROW: tl.constexpr, ROWS: tl.constexpr,
     SLICES: tl.constexpr, ALONG: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
-    """The inputs of the gates ``FIRST`` to before ``END``, each in one thread of the program: one that has its sum."""
+    """Return the inputs of the gates ``FIRST`` to before ``END``, each in one thread that has its sum."""
     APART: tl.constexpr = apart(UNITS, ALONG)
     GATES: tl.constexpr = _padded(END - FIRST)
     words = ()
@@ -182,7 +182,7 @@ def products(
 
 @triton.jit
 def _joined(parts):
-    """As many tensors, in their order, as a last dimension of one."""
+    """Return tensors joined along a new last dimension, in their order."""
     BITS: tl.constexpr = _log2(len(parts))
     for _ in tl.static_range(BITS):
         longer = ()

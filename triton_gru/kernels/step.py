@@ -386,7 +386,7 @@ def _bias(b, gate: tl.constexpr, unit, H: tl.constexpr, THERE: tl.constexpr):
 
 @triton.jit
 def _biases(b_ih, b_hh, unit, H: tl.constexpr, PART: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Of ``PART``'s gates; n's two apart where r goes between them."""
+    """Return the biases of ``PART``'s gates. n's two are apart where r goes between them."""
     biases = ()
     for gate in tl.static_range(_first_gate(PART), _end_gate(PART)):
         of_x = _bias(b_ih, gate, unit, H, HAS_BIAS)
