@@ -34,6 +34,7 @@ import torch
 
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.device import find
+from triton_gru.scans import Launch
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
 from . import hop
@@ -194,13 +195,15 @@ def _measure(device: str) -> Iterator[Row]:
         result = torch.zeros(programs, dtype=torch.int32, device=device)
 
         def read():
-            read_shared[(programs,)](numbers, result, rounds, PART=PART, PARTS=PARTS, num_warps=16)
+            options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
+            Launch(read_shared, (programs,), (numbers, result, rounds), options).start()
 
         yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read)
         assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
         w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
-        isa = find(w.device).isa
-        yield timed("step", 1 << 15, "steps", lambda: smallest_steps[(1,)](w, h, 1 << 15, ISA=isa, num_warps=1))
+        options = {"ISA": find(w.device).isa, "num_warps": 1}
+        steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), options)
+        yield timed("step", 1 << 15, "steps", steps.start)
         yield _hop_row()
         yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
     yield timed("launch", 1, "launch", launch, mode="host", once=host_clock)

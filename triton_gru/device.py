@@ -9,6 +9,7 @@ from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 
 from .kernels.block import block_scan
+from .triton_versions import mend_interpreter
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def most_sms() -> int | None:
 
 # The device that runs kernels on CPU tensors; None if they have none.
 on_cpu = INTERPRETER if interpreting() else None
+if interpreting():
+    mend_interpreter()
 
 
 @functools.cache

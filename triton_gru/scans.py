@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -19,6 +18,7 @@ from .kernels.step import step_scan, whole_step
 from .problem import Problem
 from .reference import Weights
 from .sequences import Sequences
+from .triton_versions import COMPILER_OPTIONS, is_launcher_known
 
 # Cap on the mailbox of a ``grid`` call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -32,7 +32,10 @@ class Clear(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel launch: ``kernel[grid](*args, **constants)``, once ``clear`` is done."""
+    """One kernel launch: ``kernel[grid](*args, **constants)``, once ``clear`` is done.
+
+    `COMPILER_OPTIONS` are passed beside the constants.
+    """
 
     kernel: object
     grid: tuple[int, ...]
@@ -44,11 +47,11 @@ class Launch(NamedTuple):
         """As Triton's own launch does, returns the compiled kernel; nothing in the interpreter."""
         if self.clear is not None:
             self.clear.words.fill_(self.clear.value)
-        return self.kernel[self.grid](*self.args, **self.constants)
+        return self.kernel[self.grid](*self.args, **self.constants, **COMPILER_OPTIONS)
 
     def compile(self):
         """What Triton makes of it, by the path of a real launch up to the moment it would start."""
-        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants)
+        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants, **COMPILER_OPTIONS)
 
     def prepared(self) -> Callable[..., None]:
         """Starts the kernel with other arguments of the same kinds, in place of tensors the addresses of such.
@@ -64,7 +67,7 @@ class Launch(NamedTuple):
         run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
         stream, device = driver.active.get_current_stream, driver.active.get_current_device()
         hooks = knobs.runtime
-        if not triton.__version__.startswith("3.6."):  # what follows is Triton's own affair
+        if not is_launcher_known():
             return lambda *args: observed(*args, *constants)
 
         def start(*args) -> None:

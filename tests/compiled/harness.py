@@ -31,7 +31,7 @@ from triton_gru.tuning.compiling import pretend
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_LABEL = re.compile(r"^(\.L\w+):")
+_LABEL = re.compile(r"^([\w.$]+):")  # of a place, or of a function: newer compilers call some
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
 # The first known device of each architecture.

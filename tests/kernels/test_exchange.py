@@ -8,6 +8,7 @@ import triton.language as tl
 from triton_gru.config import HANDOVERS
 from triton_gru.device import interpreting
 from triton_gru.kernels import exchange, isa
+from triton_gru.scans import Launch
 
 from ..oracle import PRECISIONS
 
@@ -55,10 +56,11 @@ def test_what_is_sent_is_received(precision, handover, device):
     y = torch.full_like(expected, 7.0)
     mailbox = torch.full((16 + ROWS * UNITS,), -1, dtype=torch.int64, device=device)
     watch = torch.tensor([10**10, 0], device=device)
-    _send_and_receive[(1,)](
-        x, y, mailbox, watch, H=UNITS, ROWS=ROWS, PRECISION="tf32" if precision == "tf32" else "ieee",
-        HANDOVER=handover, ISA=FORM, num_warps=2,
-    )  # fmt: skip
+    constants = {
+        "H": UNITS, "ROWS": ROWS, "PRECISION": "tf32" if precision == "tf32" else "ieee", "HANDOVER": handover,
+        "ISA": FORM, "num_warps": 2,
+    }  # fmt: skip
+    Launch(_send_and_receive, (1,), (x, y, mailbox, watch), constants).start()
     assert torch.equal(y.isnan(), x.isnan())
     assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))
     integers = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
@@ -89,7 +91,8 @@ def test_a_wait_for_one_missing_element_gives_up(bits, handover):
 
     def waited() -> torch.Tensor:
         y = torch.zeros_like(words)
-        _wait[(1,)](words, y, abort, watch, BITS=bits, PROBE=handover == "probe", NAN=nan, num_warps=1)
+        constants = {"BITS": bits, "PROBE": handover == "probe", "NAN": nan, "num_warps": 1}
+        Launch(_wait, (1,), (words, y, abort, watch), constants).start()
         torch.cuda.synchronize()
         return y
 

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from triton_gru.device import interpreting
 from triton_gru.kernels import isa
+from triton_gru.scans import Launch
 
 from ..oracle import tf32
 from ..ptx import snippets
@@ -47,7 +48,7 @@ def _apply(x, y, WHAT: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr, ISA: 
 
 def apply(what: str, x: torch.Tensor, dtype: torch.dtype, form: str, result: torch.dtype = torch.float32):
     y = torch.full_like(x, float("nan"), dtype=result)
-    _apply[(1,)](x, y, WHAT=what, DTYPE=DTYPES[dtype], N=x.numel(), ISA=form)
+    Launch(_apply, (1,), (x, y), {"WHAT": what, "DTYPE": DTYPES[dtype], "N": x.numel(), "ISA": form}).start()
     return y
 
 
@@ -112,7 +113,8 @@ def test_gates_come_out_where_they_went_in(dtype, device):
     gi[offset + gate + 4] = -float("inf")
     for form in forms(device):
         out = torch.full((3, rows, cols), float("nan"), device=device)
-        _through_gates[(1,)](gi, out, OFFSET=offset, GATE=gate, R=rows, C=cols, ISA=form)
+        constants = {"OFFSET": offset, "GATE": gate, "R": rows, "C": cols, "ISA": form}
+        Launch(_through_gates, (1,), (gi, out), constants).start()
         for g in range(3):
             expected = gi[offset + g * gate :][: rows * cols].view(rows, cols).float()
             assert torch.equal(out[g].nan_to_num(7), expected.nan_to_num(7))
@@ -130,7 +132,7 @@ def test_store_writes_what_the_mask_lets_through(dtype, device):
     wanted = torch.arange(256, device=device) % 3 == 0
     for form in forms(device):
         y = torch.full_like(x, float("nan"))
-        _store_some[(1,)](x, y, N=256, ISA=form)
+        Launch(_store_some, (1,), (x, y), {"N": 256, "ISA": form}).start()
         assert torch.equal(y[wanted], x[wanted])
         assert y[~wanted].isnan().all()
 

@@ -9,6 +9,7 @@ import torch
 import triton
 
 from ..kernels import block, exchange, grid, isa, projection, sequences, step
+from ..triton_versions import minor
 
 _MODULES = {
     "block": (block, isa, sequences, projection),
@@ -59,11 +60,7 @@ def environment() -> dict[str, str]:
 def stale(kernel: str, made_with: str, env: dict[str, str]) -> str:
     """Why a kernel's result may no longer hold; empty if it does."""
     counts = "torch" if kernel == "torch" else "triton"
-    then, now = (_minor(each.get(counts, "")) for each in (env, environment()))
+    then, now = (minor(each.get(counts, "")) for each in (env, environment()))
     if then != now:
         return f"made with {counts} {then or 'unknown'}, this is {now}"
     return "" if made_with == revision(kernel) != "unknown" else f"{kernel} has changed since"
-
-
-def _minor(text: str) -> str:
-    return ".".join(text.split(".")[:2])

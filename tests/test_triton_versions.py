@@ -1,0 +1,73 @@
+"""Differences between versions of Triton: the interpreter, the launcher, and versions that nobody tested."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.compiler import CompiledKernel
+
+from triton_gru import triton_versions
+from triton_gru.scans import Launch
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1", "3.8.0+git1234", "3.9.0", triton.__version__])
+def test_a_tested_version_does_not_warn(version):
+    triton_versions.warn_if_untested(version)  # a warning is an error here
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "3.10.0", "4.0.0"])
+def test_another_version_warns(version):
+    with pytest.warns(UserWarning, match=f"tested with Triton 3.6 to 3.9, and this is Triton {version}") as warned:
+        triton_versions.warn_if_untested(version)
+    assert len(warned) == 1
+
+
+def test_importing_warns_once():
+    program = "import triton; triton.__version__ = '3.10.0'; import triton_gru, triton_gru.cli; import triton_gru"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.count("this is Triton 3.10.0") == 1, done.stderr
+    assert "<string>:1: UserWarning" in done.stderr, "the warning is to name the line that imports"
+
+
+@triton.jit
+def _copy_if_first(x, y, step, N: tl.constexpr):
+    at = tl.arange(0, N)
+    value = tl.load(x + at, mask=(at < 5) & (step == 0), other=-1.0)
+    tl.store(y + at, value, mask=(at > 0) & (step == 0))
+
+
+def test_masks_of_scalars(device):
+    """The kernels have such masks. Triton 3.9's interpreter refuses them by itself."""
+    x, y = torch.arange(8.0, device=device), torch.zeros(8, device=device)
+    Launch(_copy_if_first, (1,), (x, y, 3), {"N": 8}).start()
+    assert not y.any()
+    Launch(_copy_if_first, (1,), (x, y, 0), {"N": 8}).start()
+    assert y.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+
+
+def test_the_launcher_is_known():
+    """`Launch.prepared` takes the fast way with every version that was tested."""
+    assert triton_versions.is_launcher_known()
+
+
+def _pass_metadata_last(kernel, grid):
+    return lambda *args, stream: kernel.run(
+        *grid, stream, kernel.function, *args, kernel.packed_metadata, kernel.launch_metadata(grid, stream, *args)
+    )
+
+
+@pytest.mark.parametrize(
+    "get_item",
+    [
+        _pass_metadata_last,
+        lambda kernel, grid: lambda *args, stream: kernel.run(*grid, stream, kernel.handle, *args),
+        lambda kernel, grid: lambda *args: kernel.run(*grid, kernel.function, *args),
+    ],
+    ids=["another order", "another attribute", "no stream"],
+)
+def test_another_launcher_is_not_known(get_item, monkeypatch):
+    monkeypatch.setattr(CompiledKernel, "__getitem__", get_item)
+    assert not triton_versions.is_launcher_known.__wrapped__()
