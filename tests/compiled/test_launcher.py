@@ -1,0 +1,120 @@
+"""On a stub of the driver, a prepared launch gives the GPU what Triton's own launch gives it."""
+
+import ctypes
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import triton
+from triton import knobs
+from triton.runtime import driver
+
+from triton_gru import triton_versions
+from triton_gru.device import KNOWN
+
+from .harness import kernel_launches, pretend
+
+STUB = pathlib.Path(__file__).with_name("stub.c")
+NVIDIA = pathlib.Path(triton.__file__).parent / "backends" / "nvidia"
+STREAM, FUNCTION = 0x55AA, 0x1234
+
+
+class Launched(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_int64 * 3), ("threads", ctypes.c_int64), ("shared", ctypes.c_int64),
+        ("stream", ctypes.c_int64), ("function", ctypes.c_int64), ("cooperative", ctypes.c_int64),
+        ("parameters", ctypes.c_int64 * 64),
+    ]  # fmt: skip
+
+
+def test_a_prepared_launch_is_tritons_own(tmp_path):
+    # In a process of its own, which has the stub for its driver.
+    environment = os.environ | {"TRITON_LIBCUDA_PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", __name__, str(_build_stub(tmp_path)), "block", "grid", "step"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["block", "grid", "step"])
+def test_multiply_adds_are_fused_whatever_the_default(kernel, monkeypatch):
+    monkeypatch.setattr(knobs.language, "default_fp_fusion", False)
+    pretend(KNOWN["H200"])
+    for launch in kernel_launches(kernel, KNOWN["H200"], "fp16", 64 if kernel == "block" else 512, 3):
+        assert launch.compile().metadata.enable_fp_fusion
+
+
+def _build_stub(folder: pathlib.Path) -> pathlib.Path:
+    """Build the stub with all functions of the driver that Triton's launcher names, and return the library."""
+    sources = "".join((NVIDIA / name).read_text() for name in ("driver.c", "driver.py"))
+    names = set(re.findall(r"\bcu[A-Z]\w*(?= ?\()", sources)) - {"cuLaunchKernelEx"}
+    others, library = folder / "others.c", folder / "libcuda.so.1"
+    others.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(names)))
+    flags = ["-shared", "-fPIC", f"-I{NVIDIA / 'include'}", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["gcc", *flags, "-o", library, STUB, others], check=True)
+    return library
+
+
+def check(kernel: str, stub: ctypes.CDLL) -> None:
+    """Raise unless a launch of ``kernel`` by `Launch.prepared` reaches the stub as Triton's own launch does."""
+    launched = Launched.in_dll(stub, "launched")
+    pretend(KNOWN["H200"])
+    launch = kernel_launches(kernel, KNOWN["H200"], "fp16", 64 if kernel == "block" else 512, 3, hx=True)[-1]
+    compiled = launch.compile()
+
+    gpu = triton.backends.backends["nvidia"].driver()
+    gpu.get_current_device, gpu.get_current_stream = lambda: 0, lambda device: STREAM
+    driver.set_active(gpu)
+    compiled.module, compiled.function = 1, FUNCTION
+    compiled._run = gpu.launcher_cls(compiled.src, compiled.metadata)
+
+    kinds = list(compiled.src.signature.values())
+    args = [0x7F0000001000 + i if kinds[i][0] == "*" else 17 + i for i in range(len(launch.args))]
+    expected = [arg for arg, kind in zip(args, kinds) if kind != "constexpr"]
+    sizes = [8 if kind[0] == "*" else int(kind[1:]) // 8 for kind in kinds if kind != "constexpr"] + [8, 8]
+    ctypes.c_int.in_dll(stub, "n_parameters").value = len(sizes)
+    (ctypes.c_int * 64).in_dll(stub, "bytes_of")[: len(sizes)] = sizes
+
+    def record(start, *args) -> tuple:
+        ctypes.memset(ctypes.addressof(launched), 0xFF, ctypes.sizeof(launched))
+        start(*args)
+        values = (getattr(launched, name) for name, _ in launched._fields_)
+        return tuple(value if isinstance(value, int) else tuple(value) for value in values)
+
+    assert triton_versions.is_launcher_known()
+    launch = launch._replace(kernel=_Compiled(launch.kernel.arg_names, compiled))
+    prepared = launch.prepared()
+    first = record(prepared, *args)
+    grid = (*launch.grid, 1, 1)[:3]
+    constants = [launch.constants[name] for name in launch.kernel.arg_names[len(args) :]]
+    assert first == record(compiled[grid], *args, *constants)
+    threads, cooperative = 32 * compiled.metadata.num_warps, int(kernel == "grid")
+    assert first[:-1] == (grid, threads, compiled.metadata.shared, STREAM, FUNCTION, cooperative)
+    assert first[-1][: len(sizes)] == (*expected, 0, 0)  # the last two are scratch memory, of which there is none
+
+    seen = []
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    for hook in hooks:
+        hook.add(lambda metadata: seen.append(metadata.get()["name"]))
+    assert record(prepared, *args) == first
+    assert seen == [compiled.metadata.name] * 2
+    for hook in hooks:
+        hook.calls.clear()
+
+
+class _Compiled:
+    """A kernel that has been compiled."""
+
+    def __init__(self, arg_names: list[str], compiled):
+        self.arg_names, self._compiled = arg_names, compiled
+
+    def warmup(self, *args, grid, **constants):
+        return self._compiled
+
+
+if __name__ == "__main__":
+    stub = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+    for kernel in sys.argv[2:]:
+        check(kernel, stub)
