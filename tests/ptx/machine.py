@@ -210,6 +210,8 @@ def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]
         what += f", lane {report.lane}"
     if kind == "UNDEFINED":
         what += f", {UNDEFINED[report.other].lower().replace('_', ' ')} {report.address}"
+    elif OPERATIONS[at.operation] == "load_parameter":
+        what += f", address {report.address} of no kernel argument"
     elif kind.startswith("SHARED"):
         what += f", address {report.address}"
         if report.other >= 0:

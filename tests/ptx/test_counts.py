@@ -307,7 +307,7 @@ def test_one_program_stands_for_all_that_do_the_same(kernel, precision, gpu, mon
 
 
 TWICE = {
-    "products": (r"(?m)^\s*mma\.sync.*;$", "2 times the"),
+    "products": (r"(?m)^\s*(wg)?mma\.\S*sync\S* \{.*;$", "2 times the"),
     "stores": (r"@p st\.global\S+ .*?;", "out:"),
     "reads": (r"(?m)^\s*ld\.global\.nc.*;$", "gi:"),
 }

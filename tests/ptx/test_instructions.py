@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from . import translate
+from .machine import Fault
 from .snippets import BF16, F16, F32, Format, Operand, compute, fragments, kernel, lanewise, launch, vector
 
 # Instructions of one lane, on integers
@@ -314,6 +315,12 @@ _WORDS = lambda: [_random(32), _random(32)]  # noqa: E731
 VECTORS = {
     "cvt.f32.f16": (32, lambda: [_HALVES], lambda a: _widened(a, torch.float16).view(np.uint32)),
     "cvt.f32.bf16": (32, lambda: [_HALVES], lambda a: _widened(a, torch.bfloat16).view(np.uint32)),
+    **{
+        f"add.rn.f32.{name}": (
+            32, lambda: [_HALVES, _around(torch.float16)[-(1 << 16) :]],
+            lambda a, b, of=of: _canonical((_widened(a, of) + b.view(np.float32)).view(np.uint32), F32),
+        ) for name, of in (("f16", torch.float16), ("bf16", torch.bfloat16))
+    },
     "cvt.rn.f16.f32": (16, lambda: [_around(torch.float16)], lambda a: _narrowed(a, torch.float16)),
     "cvt.rn.bf16.f32": (16, lambda: [_around(torch.bfloat16)], lambda a: _narrowed(a, torch.bfloat16)),
     **{
@@ -430,6 +437,41 @@ def test_loads_arguments(kind):
         assert int(out[0]) == expected & (1 << 64) - 1
 
 
+# Arguments at an address that the lane chooses. Newer compilers choose between two pointers in this way.
+CHOSEN = {
+    bits: f"""setp.lt.u32 %p1, %lane, 9; mov.b{bits} %{r}40, p2; mov.b{bits} %{r}41, p1;
+    selp.b{bits} %{r}42, %{r}40, %{r}41, %p1; ld.param.KIND %d10, [%{r}42];
+    mad.wide.u32 %d11, %lane, 8, %d0; st.global.b64 [%d11], %d10;"""
+    for bits, r in ((32, "r"), (64, "d"))
+}
+
+
+@pytest.mark.parametrize("bits", CHOSEN)
+@pytest.mark.parametrize("kind", ["b32", "s32", "u16", "b64"])
+def test_loads_arguments_by_address(bits, kind):
+    out, arguments = np.zeros(32, np.uint64), (0x8123456789ABCDEF, 0xFEDCBA98F6543210)
+    launch(kernel(CHOSEN[bits].replace("KIND", kind), 3), out, *arguments)
+    n = int(kind[1:])
+    values = [_signed(n, each) if kind[0] == "s" else each & (1 << n) - 1 for each in arguments]
+    expected = [values[1 if lane < 9 else 0] & (1 << 64) - 1 for lane in range(32)]
+    assert out.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ("add.s64 %d42, %d42, 4;", "OUT_OF_BOUNDS"),
+        ("add.s64 %d42, %d42, 8;", "OUT_OF_BOUNDS"),
+        ("sub.s64 %d42, %d42, 16;", "OUT_OF_BOUNDS"),
+        ("mov.b64 %d42, %d60;", "UNDEFINED"),
+    ],
+)
+def test_finds_addresses_of_no_argument(change, fault):
+    text = CHOSEN[64].replace("ld.param.KIND", f"{change} ld.param.b64")
+    with pytest.raises(Fault, match=fault):
+        launch(kernel(text, 3), np.zeros(32, np.uint64), 1, 2)
+
+
 def test_special_registers():
     names = "tid.x tid.y tid.z ctaid.x ctaid.y ctaid.z ntid.x ntid.y ntid.z nctaid.x nctaid.y nctaid.z laneid warpid"
     rows = [f"mov.u32 %r{10 + i}, %{name};" for i, name in enumerate(names.split())]
@@ -528,6 +570,12 @@ def _async_text(cache: str, size: int) -> str:
 
 
 ASYNC = {(cache, size): _async_text(cache, size) for cache, size in [("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)]}
+
+
+@pytest.mark.parametrize("form", ["ld.shared{}.v2.b32 {{%r1, %r2}}, [%r3+8]", "st.shared{}.b16 [%r3], %h1"])
+def test_shared_memory_is_the_own_ctas(form):
+    named, plain = (translate.translate(kernel(f"{form.format(name)};", 1)).instructions[-2] for name in ("::cta", ""))
+    assert named._replace(text=plain.text) == plain
 
 
 @pytest.mark.parametrize("cache, size", ASYNC)
@@ -763,6 +811,7 @@ def _texts() -> list[str]:
     texts += [_global_text(*forms, bits, count, 1) for forms in GLOBAL for bits, count in WIDTHS]
     texts += [_shared_text(*each) for each in WIDTHS]
     texts += [_group(*each, 64)[0] for each in GROUPS]
+    texts.append(kernel(CHOSEN[32].replace("KIND", "b32"), 3))
     return [*texts, CLOCK, BARRIER, *ASYNC.values(), *TILES.values(), *MMA.values()]
 
 

@@ -23,11 +23,11 @@ BARRIER = r"bar\.sync\s+0;", ""
 COPIED = r"cp\.async\.wait_group\s+\w+;", ""
 COPY = r"(cp\.async\.\S+ \[.*\], \[ %rd\d+) \+ 0", r"\1 + 16"
 SEND = r"@p st\.relaxed\.gpu\.global\.b16 .*?;", ""
-HALF_A_WORD = r"(max\.u16x2 seen, seen, %r\d+;\s*){2}", ""
+THREE_WORDS = r"(max\.u16x2 seen, seen, %r\d+;\s*(\.loc.*\s*)?){3}", ""
 WRONG = "differ|error"
 # A kernel; a pattern, and what comes in its place; which of its places (from the end if negative); what shows it.
 FAULTS = {
-    "projection: a barrier is gone": ("input_projection", *BARRIER, 2, "SHARED"),
+    "projection: a barrier is gone": ("input_projection", *BARRIER, 4, "SHARED"),
     "projection: the last barrier is gone": ("input_projection", *BARRIER, -1, "SHARED"),
     "projection: an index of the input": ("input_projection", *COPY, 0, WRONG),
     "projection: an index of the result": (
@@ -40,7 +40,9 @@ FAULTS = {
     "block: a barrier is gone": ("block_scan", *BARRIER, 1, "SHARED"),
     "block: the last barrier is gone": ("block_scan", *BARRIER, -1, "SHARED"),
     "block: an index of the gates": ("block_scan", r"(ld\.global\.nc\.b32 %r\d+, \[%rd\d+)\]", r"\1+4]", 2, WRONG),
-    "block: an index of the state": ("block_scan", r"(st\.shared\.b32\s+\[%r\d+)", r"\1+4", 0, f"SHARED|{WRONG}"),
+    "block: an index of the state": (
+        "block_scan", r"(st\.shared\S*\.b32\s+\[ ?%r\d+)( \+ 0)?", r"\1+4", 0, f"SHARED|{WRONG}",
+    ),
     "block: an index of the output": ("block_scan", r"(@p st\.global\.b32 \[%rd\d+)\]", r"\1+4]", -1, WRONG),
     "grid: a barrier is gone": ("grid_scan", *BARRIER, 0, "SHARED"),
     "grid: the last barrier is gone": ("grid_scan", *BARRIER, -1, "SHARED"),
@@ -56,10 +58,10 @@ FAULTS = {
         "grid_scan", r"st\.relaxed\.gpu(\.global\.b16)", r"st\1", -1, "RACE_BETWEEN_CTAS",
     ),
     "grid: a wait does not wait": ("grid_scan", r"@!missing (bra DONE)", r"\1", 0, WRONG),
-    "grid: a wait looks at half of a word": ("grid_scan", *HALF_A_WORD, 0, WRONG),
+    "grid: a wait looks at one of four words": ("grid_scan", *THREE_WORDS, 0, WRONG),
     "grid: a plain load waits": ("grid_scan", r"ld\.relaxed\.gpu(\.global\.v4\.b32)", r"ld\1", 0, "RACE_BETWEEN_CTAS"),
     "grid: sums of slices are mixed up": (
-        "grid_scan", r"(ld\.shared\.b32\s+%r\d+, \[%r\d+\+)8\]", r"\g<1>24]", -1, f"SHARED|{WRONG}",
+        "grid_scan", r"(ld\.shared\.v[24]\.b32\s+\{.*\}, \[%r\d+)(\+\d+)?\]", r"\1+16]", -1, f"SHARED|{WRONG}",
     ),
     "step: a barrier is gone": ("step_scan", *BARRIER, 2, "SHARED"),
     "step: the last barrier is gone": ("step_scan", *BARRIER, -1, "SHARED"),

@@ -12,12 +12,13 @@ from typing import NamedTuple
 # The machine's operations, in the order in which machine.py numbers them for the C compiler.
 OPERATIONS = """
 nop bra ret barrier barrier_warp clock fence_async
-load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
+load_parameter load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
 mma wgmma wgmma_commit wgmma_wait shuffle redux mov unpack pack selp setp
 add sub mul mad mul_hi_u mul_hi_s mul_wide_u mul_wide_s mad_wide_u mad_wide_s div_s div_u rem_s rem_u
 min_s min_u max_s max_u max_u16x2 max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
 add_f32 sub_f32 mul_f32 fma_f32 add_f32x2 sub_f32x2 mul_f32x2 fma_f32x2 div_f32 ex2 ex2_ftz rcp_ftz tanh
 add_f16 add_f16x2 add_bf16 add_bf16x2 fma_f16 fma_f16x2 fma_bf16 fma_bf16x2
+add_f32_f16 add_f32_bf16
 f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_tf32 u32_to_f16
 """.split()
 _NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
@@ -70,6 +71,8 @@ _COMPUTING = [
     ("fma.rn.bfN", "fma_bfN", "N N N"),
     ("add(.rn)?.bfNx2", "add_bfNx2", "W W"),
     ("fma.rn.bfNx2", "fma_bfNx2", "W W W"),
+    ("add.rn.f32.f16", "add_f32_f16", "16 32"),
+    ("add.rn.f32.bf16", "add_f32_bf16", "16 32"),
     ("div.full.f32", "div_f32", "32 32"),
     ("ex2.approx.f32", "ex2", "32"),
     ("ex2.approx.ftz.f32", "ex2_ftz", "32"),
@@ -312,6 +315,8 @@ class _Translator:
         bits = {"mov.b16": 16, "mov.b32": 32, "mov.b64": 64}.get(name)
         if o[1] == "%globaltimer":
             self._emit("clock", [self._row(o[0])])
+        elif bits and bits >= 32 and o[1] in self._parameters:  # Its address: arguments are eight bytes apart.
+            self._emit("mov", [self._row(o[0])], [self._row_of(("value", 8 * self._parameters[o[1]]))], (bits,))
         elif bits and o[0].startswith("{"):
             out = self._vector(o[0], bits)
             self._emit("unpack", out, [self._row(o[1], bits)], (bits // len(out),))
@@ -366,8 +371,13 @@ class _Translator:
 
     def _ld(self, name: str, o: list[str]) -> bool:
         if match := re.fullmatch(r"ld\.param\.([bsu])(\d+)", name):
-            row = self._row_of(("parameter", self._parameters[o[1].strip("[] ")]))
-            self._emit(f"extend_{'s' if match[1] == 's' else 'u'}", [self._row(o[0])], [row], (int(match[2]), 64))
+            bits, where = int(match[2]), o[1].strip("[] ")
+            if _REGISTER.fullmatch(where):
+                rows = [self._row_of(("parameter", place)) for place in self._parameters.values()]
+                self._emit("load_parameter", [self._row(o[0])], [self._row(where), *rows], (bits, match[1] == "s"))
+            else:
+                row = self._row_of(("parameter", self._parameters[where]))
+                self._emit(f"extend_{'s' if match[1] == 's' else 'u'}", [self._row(o[0])], [row], (bits, 64))
             return True
         space, order, bits = _read_access(name)
         base, offset = self._address(o[1])
@@ -471,7 +481,7 @@ def _read_access(name: str) -> tuple[str, int, int]:
     match = re.fullmatch(
         r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
         r"\.[bu](?P<bits>8|16|32|64)",
-        name,
+        name.replace(".shared::cta.", ".shared."),  # without a name it is the CTA's own, too
     )
     if not match:
         raise Unknown(name)

@@ -87,8 +87,8 @@ static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *i
       for (int l = 0; l < 32; l++) chosen |= (u32)(w->rows[in[2]][l] & 1) << l;
       return w->defined[in[2]] & ((chosen & w->defined[in[0]]) | (~chosen & w->defined[in[1]]));
     }
-    case OP_load_global: case OP_store_global: case OP_load_shared: case OP_store_shared: case OP_ldmatrix:
-    case OP_stmatrix: case OP_cp_async: case OP_mma: case OP_wgmma:
+    case OP_load_parameter: case OP_load_global: case OP_store_global: case OP_load_shared: case OP_store_shared:
+    case OP_ldmatrix: case OP_stmatrix: case OP_cp_async: case OP_mma: case OP_wgmma:
       for (int k = 0; k < i->n_in && mask & ~all; k++) {
         u32 missing = mask & ~w->defined[in[k]];
         // Each matrix takes the addresses of eight lanes.
@@ -116,6 +116,20 @@ static void define(Warp *w, i32 row, u32 mask, u32 lanes) {
 // The same from them as fp32 numbers x, y and z.
 #define FLOATS(expression) \
   COMPUTE(({ float x = as_f32(a), y = as_f32(b), z = as_f32(c); (void)x; (void)y; (void)z; expression; }))
+
+// Loads an argument from its address, eight times its number. After the address, `in` has all arguments.
+static void load_parameter(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask) {
+  int bits = i->extra[0], is_signed = i->extra[1];
+  EACH {
+    u64 address = w->rows[in[0]][l], value = 0xDEADDEADDEADDEADull;
+    if (address % 8 || address / 8 >= (u64)i->n_in - 1)
+      report(m, FAULT_OUT_OF_BOUNDS, w, w->place, l, address, -1);
+    else
+      value = w->rows[in[1 + address / 8]][l];
+    w->rows[out[0]][l] = is_signed ? (u64)extended(value, bits) : low(value, bits);
+  }
+  w->defined[out[0]] |= mask;
+}
 
 static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * i->n_out;
@@ -291,6 +305,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
         break;
       }
       case OP_fence_async: APPENDED(w->fences, w->n_fences, w->room_for_fences) = cta->epoch; break;
+      case OP_load_parameter: load_parameter(m, w, i, out, in, mask); break;
       case OP_load_global: load_global(m, w, i, out, in, mask, count); break;
       case OP_store_global: store_global(m, w, i, in, mask, count); break;
       case OP_load_shared: load_shared(m, w, i, out, in, mask, count); break;
@@ -415,6 +430,8 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_fma_f16x2: COMPUTE(fma_halves(a, b, c, 0, 2)); break;
       case OP_fma_bf16: COMPUTE(fma_halves(a, b, c, 1, 1)); break;
       case OP_fma_bf16x2: COMPUTE(fma_halves(a, b, c, 1, 2)); break;
+      case OP_add_f32_f16: COMPUTE(of_f32(of_f16(a) + as_f32(b))); break;
+      case OP_add_f32_bf16: COMPUTE(of_f32(of_bf16(a) + as_f32(b))); break;
       case OP_f16_to_f32: COMPUTE(of_f32(of_f16(a))); break;
       case OP_bf16_to_f32: COMPUTE(of_f32(of_bf16(a))); break;
       case OP_f32_to_f16: FLOATS(to_f16(x)); break;
