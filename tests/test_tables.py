@@ -81,6 +81,19 @@ def test_where_it_comes_from_and_in_which_order(tables, monkeypatch):
     assert choose(PROBLEM, KNOWN["A100"]).source == "heuristic"
 
 
+@pytest.mark.parametrize("made_with, is_stale", [("3.9.1", False), ("3.8.0", True), ("3.10.0", True), ("", True)])
+def test_another_triton_makes_an_entry_stale_and_the_plan_says_so(made_with, is_stale, tables, monkeypatch):
+    monkeypatch.setitem(revision.environment(), "triton", "3.9.0")
+    whole = entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0))
+    saved(tables, dataclasses.replace(whole, env=whole.env | {"triton": made_with}))
+    plan = choose(PROBLEM, H200)
+    assert (plan.kernel, plan.config, plan.tuned) == ("grid", ONE, True)
+    words = f"stale: made with triton {made_with[:-2] or 'unknown'}, this is 3.9 (`triton-gru tune` measures it again)"
+    assert (words in plan.reason) == (words in plan.source) == (words in str(plan)) == is_stale
+    saved(tables, whole)  # which `triton-gru tune` would do
+    assert choose(PROBLEM, H200).source == f"table {tables / 'H200.json'}, of 2026-01-02"
+
+
 @pytest.mark.parametrize(
     "fields, of_config, of_verdict",
     [

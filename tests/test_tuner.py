@@ -221,6 +221,7 @@ def test_one_measurement_for_what_is_not_told_apart(tables):
 
 
 def test_what_is_stale_is_measured_again_and_counts_less(tables, monkeypatch):
+    monkeypatch.setitem(revision.environment(), "triton", "3.6.0")
     tune(SMALL, ms=torch_takes(lambda candidate: 1.2))
     monkeypatch.setitem(revision.environment(), "triton", "9.9.9")
     lookup.forget()

@@ -1,7 +1,9 @@
 """What tables say of a problem: those of this process, of this user, those that come with the package, and as a last
 resort those of another device with as many multiprocessors of the same kind.
 
-What is fresh comes before what is stale, whatever table it is in; of one table the nearest measurement counts.
+What is fresh comes before what is stale, whatever table it is in; of one table the nearest measurement counts. An entry
+made with another minor version of Triton is stale: it is used where there is no fresh one, and its plan says so. A
+configuration that the new version cannot compile is replaced when it is first launched (`launch.untuned`).
 """
 
 import functools
@@ -137,7 +139,9 @@ def _entries(device: Device) -> dict[tuple, list[tuple[tuple, Entry, str]]]:
     found = {}
     for number, source in enumerate(sources(device)):
         for entry, old in zip(source.entries, source.stale):
-            words = f"{source.name}, of {entry.tuned_at[:10]}" + (f", stale: {old}" if old else "")
+            words = f"{source.name}, of {entry.tuned_at[:10]}" + (
+                f", stale: {old} (`triton-gru tune` measures it again)" if old else ""
+            )
             found.setdefault(_sizes(entry.key), []).append(((bool(old), number), entry, words))
     return found
 
