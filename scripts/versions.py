@@ -1,0 +1,124 @@
+"""Runs the tests that depend on Triton with several versions of it, and prints how they end.
+
+    scripts/versions                  # every version that is supported
+    scripts/versions newest           # the last of them
+    scripts/versions 3.7.1 3.9.0      # these
+
+All versions share .venv. A version that is not the one installed there gets a folder of its own inside: 1 GB each.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as xml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+VERSIONS = "3.6.0", "3.7.1", "3.8.0", "3.9.0"
+WORKERS = 2  # processes that run tests
+# The tests of a column, as arguments of pytest, and their environment. With nothing compiled before, all of them take
+# less than ten minutes on two slow cores: so there are kernels of every kind, but not in every configuration.
+PARTS = {
+    "compiled": (
+        [
+            "tests/compiled",
+            "-k",
+            "H200 and (B1] or B64]) and not (H1500 or H2048) or launcher or hop or floors or tuning",
+        ],
+        {},
+    ),
+    "ptx": (["tests/ptx"], {}),
+    "kernels": (
+        ["tests/kernels", "-k", "every_way_to_cut or every_handover or packed_as_lengths or exchange or isa or limits"],
+        {},
+    ),
+    "interpreted": (
+        [
+            "tests/kernels",
+            "tests/test_triton_versions.py",
+            "-k",
+            "test_step or test_grid or exchange or isa or versions",
+        ],
+        {"TRITON_INTERPRET": "1"},
+    ),
+}
+
+
+def install(version: str) -> pathlib.Path | None:
+    """Return a folder with a version of Triton to put before .venv's packages, or None if .venv has that version.
+
+    Raises:
+        CalledProcessError: pip cannot install it.
+    """
+    if version == importlib.metadata.version("triton"):
+        return None
+    folder = ROOT / ".venv" / f"triton-{version}"
+    if not folder.exists():
+        print(f"== installing Triton {version} into {folder}", flush=True)
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of an installation that was interrupted
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+        subprocess.run([*pip, "--no-deps", "--target", str(partial), f"triton=={version}"], check=True)
+        partial.rename(folder)
+    return folder
+
+
+def run(folder: pathlib.Path | None, tests: list[str], environment: dict[str, str]) -> str:
+    """Run tests with the Triton in ``folder``, and return how they end: ``"3 fail, 27 pass"``."""
+    paths = [str(folder)] * (folder is not None) + [os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with tempfile.TemporaryDirectory() as temporary:
+        report = pathlib.Path(temporary) / "report.xml"
+        options = ["-q", "-n", str(WORKERS), "--dist", "worksteal", f"--junitxml={report}"]
+        code = subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment).returncode
+        return describe(code, report.read_text() if report.exists() else "")
+
+
+def describe(code: int, report: str) -> str:
+    """Return how a run of pytest ended, from its exit status and its report in JUnit's format."""
+    if code not in (0, 1) or not report:
+        return f"broken: pytest ended with {code}"
+    suite = xml.fromstring(report).find("testsuite")
+    failed = int(suite.get("failures")) + int(suite.get("errors"))
+    passed = int(suite.get("tests")) - failed - int(suite.get("skipped"))
+    if code == 1 and not failed:
+        return "broken: pytest ended with 1"
+    return f"{failed} fail, {passed} pass" if failed else f"{passed} pass"
+
+
+def has_passed(result: str) -> bool:
+    return result.endswith(" pass") and "fail" not in result
+
+
+def print_table(results: dict[str, dict[str, str]]) -> None:
+    rows = [["Triton", *PARTS], *([version, *cells.values()] for version, cells in results.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/versions", description=__doc__.splitlines()[0])
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"of Triton, or newest (default: {VERSIONS})")
+    versions = parser.parse_args(arguments).versions or VERSIONS
+    results = {}
+    for version in (VERSIONS[-1] if version == "newest" else version for version in versions):
+        folder = install(version)
+        results[version] = {}
+        for part, (tests, environment) in PARTS.items():
+            print(f"== Triton {version}: {part}", flush=True)
+            start = time.monotonic()
+            results[version][part] = run(folder, tests, environment)
+            print(f"== {results[version][part]}, {time.monotonic() - start:.0f} s", flush=True)
+    print()
+    print_table(results)
+    return 0 if all(has_passed(result) for cells in results.values() for result in cells.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""scripts/versions: which versions it installs, what it says of their tests, and how it ends."""
+
+import pathlib
+import sys
+
+import pytest
+
+from triton_gru.triton_versions import TESTED, minor
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
+
+import versions
+
+ROOT = pathlib.Path(__file__).parents[1]
+PASSES, FAILS = "def test_passes(): pass", "def test_fails(): raise ValueError"
+
+
+def test_the_versions_are_those_that_are_said_to_be_tested():
+    assert tuple(map(minor, versions.VERSIONS)) == TESTED
+    assert ", ".join(versions.VERSIONS) in (ROOT / "triton_gru/SUPPORT.md").read_text()
+
+
+def test_every_part_has_tests():
+    for tests, _ in versions.PARTS.values():
+        paths = [each.split("::")[0] for each in tests if each.startswith("tests/")]
+        assert paths and all((ROOT / path).exists() for path in paths)
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """Let the parts be tests that are written here, and the versions be here already."""
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"test_{name}.py").write_text(text)
+        tests = {name: ([str(tmp_path / f"test_{name}.py"), "-c", "/dev/null"], {}) for name in texts}
+        monkeypatch.setattr(versions, "PARTS", tests)
+
+    monkeypatch.setattr(versions, "WORKERS", 0)
+    monkeypatch.setattr(versions, "install", lambda version: tmp_path / version)
+    return write
+
+
+def test_the_table_and_the_exit_status(parts, capfd):
+    parts(only=f"{PASSES}\ndef test_too(): pass")
+    assert versions.main(["3.6.0", "newest"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.endswith("\nTriton  only\n3.6.0   2 pass\n3.9.0   2 pass\n")
+    assert "== Triton 3.9.0: only" in printed
+    parts(first=f"{PASSES}\n{FAILS}", second="")
+    assert versions.main(["3.7.1"]) == 1
+    printed = capfd.readouterr().out
+    cells = "1 fail, 1 pass", "broken: pytest ended with 5"
+    assert printed.endswith(f"\nTriton  first           second\n3.7.1   {'  '.join(cells)}\n")
+
+
+@pytest.mark.parametrize(
+    "code, report", [(2, ""), (0, ""), (1, '<t><testsuite tests="1" failures="0" errors="0" skipped="0"/></t>')]
+)
+def test_a_run_without_an_answer_has_not_passed(code, report):
+    result = versions.describe(code, report)
+    assert result == f"broken: pytest ended with {code}" and not versions.has_passed(result)
+
+
+def test_the_tests_find_the_version_and_the_environment(parts, tmp_path):
+    text = "import os, sys\ndef test_path(): assert sys.path.index(%r) < 3 and os.environ['KIND'] == 'of tests'"
+    parts(path=text % str(tmp_path / "3.8.0"))
+    versions.PARTS["path"][1]["KIND"] = "of tests"
+    assert versions.main(["3.8.0"]) == 0
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_version_is_installed_once_and_whole(interrupted, tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **options):
+        calls.append(command)
+        target = pathlib.Path(command[command.index("--target") + 1])
+        assert not target.exists()
+        target.mkdir(parents=True)
+        if interrupted and len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions.subprocess, "run", run)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            versions.install("3.7.1")
+    assert versions.install("3.7.1") == versions.install("3.7.1") == tmp_path / ".venv/triton-3.7.1"
+    assert len(calls) == 1 + interrupted and all(command[-1] == "triton==3.7.1" for command in calls)
+    assert list((tmp_path / ".venv").iterdir()) == [tmp_path / ".venv/triton-3.7.1"]
+
+
+def test_the_version_of_the_environment_is_not_installed_again(monkeypatch):
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "3.6.0")
+    assert versions.install("3.6.0") is None
