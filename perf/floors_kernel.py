@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_gru.kernels import isa
+from triton_gru.kernels import fragments, isa
 
 
 @triton.jit(do_not_specialize=["rounds"])
@@ -35,12 +35,40 @@ def smallest_steps(
 
     What waits for each other in any GRU: a product, a sigmoid, a tanh, the update, and the way back to an operand.
     """
-    unit = tl.arange(0, 16)[None, :, None]
-    weights = tl.load(w + unit * 16 + tl.arange(0, 16)[None, None, :])
-    weights = isa.left_operand(weights, 8, True, "ieee", ISA)
-    zero = tl.zeros((1, 16, 8), tl.float32)
-    h = zero + 1.0
-    for _ in range(steps):
-        a = isa.matmul(weights, h.to(tl.float16), zero, "ieee", ISA)
-        h = isa.gru_update(zero, zero, zero, a, a, a, h, tl.float16, ISA)
-    tl.store(result + unit * 8 + tl.arange(0, 8)[None, None, :], h)
+    if ISA == "ptx":
+        row, pair = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of each lane
+        pairs = w.to(tl.pointer_type(tl.int32)) + row * 8 + pair
+        weights = (tl.load(pairs), tl.load(pairs + 64), tl.load(pairs + 4), tl.load(pairs + 68))
+        zero = tl.zeros((1, 8, 4), tl.float32)
+        # Of units ``row`` and ``row + 8`` both columns of the pair.
+        h0, h1, h2, h3 = zero + 1.0, zero + 1.0, zero + 1.0, zero + 1.0
+        for _ in range(steps):
+            operand = (_turned(h0, h1), _turned(h2, h3))
+            a = fragments.mma(weights, operand, (zero, zero, zero, zero), tl.float16)
+            h0 = isa.gru_update(zero, zero, zero, a[0], a[0], a[0], h0, tl.float16, ISA)
+            h1 = isa.gru_update(zero, zero, zero, a[1], a[1], a[1], h1, tl.float16, ISA)
+            h2 = isa.gru_update(zero, zero, zero, a[2], a[2], a[2], h2, tl.float16, ISA)
+            h3 = isa.gru_update(zero, zero, zero, a[3], a[3], a[3], h3, tl.float16, ISA)
+        place = result + row * 8 + 2 * pair
+        tl.store(place, h0)
+        tl.store(place + 1, h1)
+        tl.store(place + 64, h2)
+        tl.store(place + 65, h3)
+    else:
+        unit = tl.arange(0, 16)[:, None]
+        weights = tl.load(w + unit * 16 + tl.arange(0, 16)[None, :])
+        zero = tl.zeros((16, 8), tl.float32)
+        h = zero + 1.0
+        for _ in range(steps):
+            a = isa.matmul(weights, h.to(tl.float16), zero, "ieee", ISA)
+            h = isa.gru_update(zero, zero, zero, a, a, a, h, tl.float16, ISA)
+        tl.store(result + unit * 8 + tl.arange(0, 8)[None, :], h)
+
+
+@triton.jit
+def _turned(low, high):
+    """Return the transpose of 8 units in 8 columns, of which each lane has two columns of a unit, as pairs of fp16."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .b32 pair; cvt.rn.f16x2.f32 pair, $2, $1; movmatrix.sync.aligned.m8n8.trans.b16 $0, pair; }",
+        "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1,
+    )  # fmt: skip

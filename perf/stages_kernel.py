@@ -14,7 +14,7 @@ import triton.language as tl
 
 from triton_gru import kernels
 from triton_gru.device import interpreting
-from triton_gru.kernels import exchange, isa
+from triton_gru.kernels import exchange, fragments, isa
 
 _ON_GPU = tl.constexpr(not interpreting())
 
@@ -22,8 +22,8 @@ _ON_GPU = tl.constexpr(not interpreting())
 # What must not be left out is tested for what it never is.
 _TEST_ONE = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
 _TEST_FOUR = tl.constexpr(
-    "{ .reg .pred p; .reg .b32 a; xor.b32 a, $4, $5; xor.b32 a, a, $6; xor.b32 a, a, $7; "
-    "setp.eq.b32 p, a, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; }"
+    "{ .reg .pred p; .reg .b32 a; xor.b32 a, $1, $2; xor.b32 a, a, $3; xor.b32 a, a, $4; "
+    "setp.eq.b32 p, a, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }"
 )
 
 
@@ -35,12 +35,10 @@ def _keep(x):
 
 
 @triton.jit
-def _keep_fours(x):
-    """Of 32 bits, of which a thread has a multiple of four."""
+def _keep_four(a, b, c, d):
+    """Of 32 bits."""
     if _ON_GPU:
-        tl.inline_asm_elementwise(
-            _TEST_FOUR, "=r,=r,=r,=r,r,r,r,r", [x], dtype=tl.int32, is_pure=False, pack=4
-        )  # fmt: skip
+        tl.inline_asm_elementwise(_TEST_FOUR, "=r,r,r,r,r", [a, b, c, d], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -79,22 +77,33 @@ def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr,
 
 @triton.jit
 def _first_products(
-    w, x, PARTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, ISA: tl.constexpr,
+    w, kept, x, PARTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
-    """In place of grid._products_of_slices: of the first of the tuple of words, for all to keep their layout."""
-    value = exchange.values(x[:PARTS], DTYPE, ISA)
-    zero = tl.zeros((value.shape[0], UNITS, value.shape[2]), tl.float32)
+    """In place of grid._products_of_slices: of the first of the tuple of words."""
     products = ()
-    for gate in tl.static_range(FIRST, END):
-        products = products + (isa.matmul(w[gate], value, zero, PRECISION, ISA),)
+    if ISA == "ptx" and PARTS == 4:
+        zero = fragments.zeros(UNITS, BATCH, x[0].shape[0])
+        for gate in tl.static_range(FIRST, END):
+            products = products + (fragments.multiply(w[gate], x[: PARTS * BATCH // 8], zero, DTYPE),)
+    else:
+        value = exchange.values(x[:PARTS], DTYPE, ISA)
+        zero = tl.zeros((value.shape[0], UNITS, BATCH), tl.float32)
+        for gate in tl.static_range(FIRST, END):
+            products = products + (isa.matmul(w[gate], value, zero, PRECISION, ISA),)
     return products
 
 
 @triton.jit
-def _not_summed(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PARTS: tl.constexpr):
-    _keep_fours(x)
-    return tl.zeros((BATCH, UNITS, PARTS), tl.float32)
+def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr):
+    """In place of slices.sums, for products in fragments."""
+    sums = ()
+    for part in tl.static_range(len(parts)):
+        if IN_FRAGMENTS:
+            for k in tl.static_range(0, len(parts[part]), 4):
+                _keep_four(parts[part][k], parts[part][k + 1], parts[part][k + 2], parts[part][k + 3])
+        sums = sums + (tl.zeros((BATCH, UNITS), tl.float32),)
+    return sums
 
 
 @triton.jit
@@ -113,7 +122,10 @@ def _no_gates_of_grid(
 
 
 @triton.jit
-def _no_gates_of_block(gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, ISA: tl.constexpr):
+def _no_gates_of_block(
+    gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr,
+    IN_FRAGMENTS: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
     """In place of block._load_gates, for two rows in a program."""
     gates = ()
     for _ in tl.static_range(3 * TILES):
@@ -132,7 +144,7 @@ STAGES = {
         "waiting": {"isa.wait_words": _words_as_they_are, "turns.missing": _nothing_is_missing},
         "hand-over": {"isa.wait_words": _words_of_nothing, "turns.missing": _nothing_is_missing, "isa.send": _not_sent},
         "products but the first": {"grid._products_of_slices": _first_products},
-        "sums": {"slices._sum": _not_summed},
+        "sums": {"slices.sums": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
         "gate inputs": {"grid._load_gates": _no_gates_of_grid},
         "output": {"isa.store": _not_stored},

@@ -28,7 +28,7 @@ PARTS = {
         [
             "tests/compiled",
             "-k",
-            "H200 and (B1] or B64]) and not (H1500 or H2048) or launcher or hop or floors or tuning",
+            "H200 and (B1] or B64]) and not (H1500 or H2048) or launcher or hop or floors or tuning or reserve",
         ],
         {},
     ),

@@ -58,10 +58,12 @@ class BlockConfig:
 
     def shared_memory(self, itemsize: int, isa: str) -> int:
         """Bytes of shared memory the compiled kernel takes: at most this."""
-        # What goes to registers passes through as well, one tile at a time, before the others come.
+        # What goes to registers may pass through as well, one tile at a time, before the others come.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
-        # The state as an operand, and for fp32 half as much again to move products between layouts.
-        state = max(self.padded_hidden * self.columns * (6 if itemsize == 4 else itemsize), 1024)
+        # The state, by turns in two places; or as an operand, in fp32 with half as much again to move products between
+        # layouts.
+        of_unit = max(2 * self.batch * itemsize, self.columns * (6 if itemsize == 4 else itemsize))
+        state = max(self.padded_hidden * of_unit + 128, 1280)
         # AMD's compiler lets the two share their room where no weights stay there.
         return max(weights, state) if isa == "plain" else weights + state
 
@@ -295,7 +297,7 @@ def _fitted(config: GridConfig, dtype: torch.dtype, precision: str, device: Devi
     if device.compute_capability < 90:
         budget -= 8  # the tests of what has come take more there
     if config.padded_hidden % (config.slices * config.depth(itemsize)):
-        budget -= 16 * (config.tiles - 1)  # so do the words after the last one
+        budget -= 24 * (config.tiles - 1)  # so do the words after the last one
     spare = budget - config.registers(itemsize)
     room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
     found = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))

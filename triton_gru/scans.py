@@ -197,6 +197,7 @@ def block_launches(scan: Scan, config: BlockConfig, shared: dict) -> Iterator[La
             "AHEAD": config.ahead,
             "REGISTER_TILES": config.register_tiles,
             "RESET_AFTER": scan.reset_after,
+            "WARPS": config.num_warps,
             "num_warps": config.num_warps,
             "num_stages": 1,
         },

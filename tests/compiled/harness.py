@@ -25,7 +25,7 @@ from triton_gru.config import GridConfig
 from triton_gru.device import KNOWN
 from triton_gru.heuristic import HEURISTICS
 from triton_gru.scans import Launch
-from triton_gru.tuning.compiling import pretend
+from triton_gru.tuning.compiling import MOST_STACK, pretend
 
 # Lines of source in a cubin change no instruction, and take a tenth of the time.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -110,8 +110,11 @@ def variants(launches: Iterable[Launch]) -> dict[str, int]:
     return found
 
 
-# Bytes of stack for what may be put away for the time of the loop.
-STACK = 64
+# Bytes of stack for what may be put away before the loop, where all weights come at once.
+STACK = MOST_STACK
+# The Triton that tables of instructions are of, and how many times as many a step may take with another one.
+PINNED, WITH_ANOTHER = "3.6.0", 1.05
+ALLOWED = 1 if triton.__version__ == PINNED else WITH_ANOTHER
 
 
 class Facts:
@@ -206,12 +209,16 @@ def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[t
     return min(with_products, key=len, default=[])
 
 
+# What the assembler puts between others to keep them apart, from its version 13 on in the second form.
+_PADDING = ("NOP", "UIADD3 URZ, URZ, URZ, URZ", "UIADD3 URZ, UPT, UPT, URZ, URZ, URZ")
+
+
 def _executed(loop: list[tuple[int, str]]) -> int:
-    """Without what a branch goes past that looks at the clock: it is where a wait has found something missing."""
+    """Without padding, and without what looks at the clock: a wait that has found something missing branches there."""
     count, i = 0, 0
     while i < len(loop):
         address, text = loop[i]
-        count, i = count + 1, i + 1
+        count, i = count + (not text.strip().startswith(_PADDING)), i + 1
         target = _target(text)
         if target is not None and address < target <= loop[-1][0]:
             after = next(j for j in range(i, len(loop)) if loop[j][0] >= target)
@@ -230,4 +237,15 @@ def _shared_bytes(text: str) -> int:
     return 0
 
 
-__all__ = ["ARCHITECTURES", "KNOWN", "STACK", "Facts", "cases", "kernel_launches", "pretend", "variants"]
+__all__ = [
+    "ALLOWED",
+    "ARCHITECTURES",
+    "KNOWN",
+    "PINNED",
+    "STACK",
+    "Facts",
+    "cases",
+    "kernel_launches",
+    "pretend",
+    "variants",
+]

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import triton
 
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.heuristic import block_config
 
-from .harness import KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
+from .harness import ALLOWED, KNOWN, PINNED, STACK, Facts, cases, kernel_launches, pretend, variants
 
 # One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere. The two 16-bit
 # types differ in conversions alone: one of bf16 will do.
@@ -15,8 +16,8 @@ SIZES = {
 }  # fmt: skip
 # Instructions of a step of one row on sm_90, as perf/NOTES.md has them.
 INSTRUCTIONS = {
-    ("fp16", 32): 54, ("fp16", 64): 62, ("fp16", 128): 73, ("fp16", 150): 307, ("fp16", 192): 308,
-    ("tf32", 32): 67, ("tf32", 64): 81, ("tf32", 128): 118,
+    ("fp16", 32): 53, ("fp16", 64): 60, ("fp16", 128): 75, ("fp16", 150): 311, ("fp16", 192): 314,
+    ("tf32", 32): 64, ("tf32", 64): 82, ("tf32", 128): 117,
 }  # fmt: skip
 # With which a program has two, eight and sixteen batch rows, as far as a shape has all three.
 BATCHES = (1, 1_000, 20_000)
@@ -50,6 +51,8 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     assert found.shared <= config.shared_memory(dtype.itemsize, device.isa), "the heuristic's estimate was too low"
     if device.isa != "ptx":
         return
+    # Of a single warp the compiler says where the weights stay. Triton 3.8 keeps them in shared memory.
+    placed = config.num_warps > 1 or triton.__version__ == PINNED
     # The loop reads from memory the gates of the steps ahead, in pairs of batch rows or where there are but two one by
     # one, and nothing else; of units beyond H the compiler may leave them out.
     threads = 32 * config.num_warps
@@ -58,7 +61,7 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     # What a warp reads of shared memory per step: the state, and its rows of the weights that are kept there.
     if fp32_precision == "tf32" or dtype != torch.float32:
         itemsize, warps = dtype.itemsize, min(config.num_warps, config.units // 16)
-        weights = config.shared_tiles * config.units**2 * itemsize // warps
+        weights = (config.shared_tiles if placed else 3 * config.tiles**2) * config.units**2 * itemsize // warps
         state = config.padded_hidden * config.columns * itemsize
         assert found.shared_bytes_read <= config.ahead * (weights + state), found
         # A step takes no more instructions than its products and what they have from shared memory call for, two for
@@ -66,11 +69,11 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
         results = config.tiles * max(1, config.units * config.columns // threads) // (4 if config.batch == 2 else 1)
         products = sum(found.loop[name] for name in ("HMMA", "LDS", "LDSM")) / config.ahead
         if not found.loop["HGMMA"]:  # of which one does what many do
-            assert found.executed / config.ahead <= 40 + 2 * products + 24 * results, found
+            assert found.executed / config.ahead <= 40 + 2 * products + 26 * results, found
         if device.arch == "sm_90" and batch_size == 1 and (precision, hidden_size) in INSTRUCTIONS:
-            assert found.executed / config.ahead <= INSTRUCTIONS[precision, hidden_size], found
+            assert found.executed / config.ahead <= ALLOWED * INSTRUCTIONS[precision, hidden_size], found
     # No room there for the weights in registers: they can be nowhere else.
-    if config.register_tiles:
+    if config.register_tiles and placed:
         assert found.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
 
 

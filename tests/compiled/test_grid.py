@@ -11,16 +11,16 @@ from triton_gru.config import HANDOVERS
 from triton_gru.heuristic import grid_config
 from triton_gru.kernels import isa
 
-from .harness import KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
+from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
 SHAPES = {
-    ("fp16", 25, 1): 0, ("fp16", 256, 1): 125, ("fp16", 512, 1): 139, ("fp16", 512, 64): 175, ("fp16", 512, 1000): 0,
-    ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 250, ("fp16", 1024, 64): 708, ("fp16", 1024, 1000): 0,
-    ("fp16", 1500, 40): 0, ("fp16", 2048, 1): 271, ("fp16", 2048, 40): 0, ("fp16", 2048, 64): 1009,
-    ("tf32", 256, 1): 141, ("tf32", 512, 1): 248, ("tf32", 512, 64): 321, ("tf32", 512, 1000): 0,
-    ("tf32", 1024, 1): 265, ("tf32", 1024, 64): 991, ("tf32", 1500, 1): 0,
+    ("fp16", 25, 1): 0, ("fp16", 256, 1): 120, ("fp16", 512, 1): 135, ("fp16", 512, 64): 169, ("fp16", 512, 1000): 0,
+    ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 187, ("fp16", 1024, 64): 430, ("fp16", 1024, 1000): 0,
+    ("fp16", 1500, 40): 0, ("fp16", 2048, 1): 213, ("fp16", 2048, 40): 0, ("fp16", 2048, 64): 587,
+    ("tf32", 256, 1): 140, ("tf32", 512, 1): 191, ("tf32", 512, 64): 222, ("tf32", 512, 1000): 0,
+    ("tf32", 1024, 1): 209, ("tf32", 1024, 64): 594, ("tf32", 1500, 1): 0,
     ("fp32", 600, 1): 273, ("fp32", 1024, 1): 390, ("bf16", 1024, 64): 0,
 }  # fmt: skip
 # On other architectures than sm_90, of which not so much need be proven: few kernels, and where registers are short.
@@ -79,7 +79,7 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     gates = 3 * -(-config.units * config.batch // (32 * config.slices))
     assert config.tiles * words < found.loop["LDG"] <= config.tiles * (words + gates + 3), found
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
-        assert found.executed <= SHAPES[precision, hidden_size, batch_size], found
+        assert found.executed <= ALLOWED * SHAPES[precision, hidden_size, batch_size], found
     if precision == "fp32":
         if config.register_tiles:
             assert found.loop["BAR"] == 2 * config.tiles, found

@@ -9,17 +9,17 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.config import HANDOVERS
 from triton_gru.heuristic import HEURISTICS, grid_config
 
-from .harness import KNOWN, STACK, Facts, cases, kernel_launches, pretend
+from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend
 
 H200 = KNOWN["H200"]
 # Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
 CASES = {
-    ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 101, ("block", "fp16", 150, 1): 0,
-    ("block", "fp16", 192, 1): 328, ("block", "tf32", 128, 1): 165, ("block", "fp32", 100, 1): 0,
+    ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 82, ("block", "fp16", 150, 1): 0,
+    ("block", "fp16", 192, 1): 319, ("block", "tf32", 128, 1): 127, ("block", "fp32", 100, 1): 0,
     ("block", "fp32", 128, 1): 0,
-    ("grid", "fp16", 25, 1): 0, ("grid", "fp16", 256, 1): 170, ("grid", "fp16", 1024, 64): 813,
-    ("grid", "fp16", 2048, 1): 373, ("grid", "fp16", 2048, 64): 1190, ("grid", "tf32", 1024, 64): 1121,
+    ("grid", "fp16", 25, 1): 0, ("grid", "fp16", 256, 1): 148, ("grid", "fp16", 1024, 64): 477,
+    ("grid", "fp16", 2048, 1): 283, ("grid", "fp16", 2048, 64): 725, ("grid", "tf32", 1024, 64): 736,
     ("grid", "tf32", 1500, 1): 0, ("grid", "fp32", 1024, 1): 0,
     ("step", "fp16", 4096, 1): 0, ("step", "tf32", 4001, 64): 0, ("step", "fp32", 4096, 32): 0,
 }  # fmt: skip
@@ -53,7 +53,7 @@ def test_a_step_stays_on_chip(device, kernel, precision, hidden_size, batch_size
             # The sums of r by themselves, those of z and n together.
             assert found.loop["BAR"] == 4 * config.tiles, found
         if device.arch == "sm_90" and CASES[case]:
-            assert found.executed / getattr(config, "ahead", 1) <= CASES[case], found
+            assert found.executed / getattr(config, "ahead", 1) <= ALLOWED * CASES[case], found
 
 
 @pytest.mark.parametrize("options", [{"layout": "packed"}, {"layout": "lengths", "resets": True}], ids=str)
@@ -61,8 +61,8 @@ def test_a_step_stays_on_chip(device, kernel, precision, hidden_size, batch_size
 def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options):
     (compiled,) = compiled_scans(H200, *case, **options)
     found = Facts(compiled)
-    assert found.spills == 0 and found.stack <= 48, found  # a few more words for the time of the loop
-    assert found.executed <= 1.25 * CASES[case], found
+    assert found.spills == 0 and found.stack <= STACK, found
+    assert found.executed <= 1.25 * ALLOWED * CASES[case], found
 
 
 @pytest.mark.parametrize(

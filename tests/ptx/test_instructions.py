@@ -341,6 +341,10 @@ VECTORS = {
     },
     "shfl.sync.bfly.b32 %out, %a, %b, 0x1f, -1;": (32, _WORDS, _by_warp(lambda a, b: a[_LANE ^ b % 32])),
     "shfl.sync.idx.b32 %out, %a, %b, 31, -1;": (32, _WORDS, _by_warp(lambda a, b: a[b % 32])),
+    "movmatrix.sync.aligned.m8n8.trans.b16 %out, %a;": (
+        32, lambda: [_random(32)],
+        _by_warp(lambda a: np.ascontiguousarray(a.view(np.uint16).reshape(8, 8).T).reshape(64).view(np.uint32)),
+    ),
     "redux.sync.add.s32 %out, %a, -1;": (32, _WORDS, _by_warp(lambda a, b: a.sum(dtype=np.uint32).repeat(32))),
     "redux.sync.max.s32 %out, %a, -1;": (  # of the second half of the warps all numbers are negative
         32, lambda: [_random(32) | (np.arange(1024, dtype=np.uint32) >> 9 << 31)],
@@ -473,16 +477,18 @@ def test_finds_addresses_of_no_argument(change, fault):
 
 
 def test_special_registers():
-    names = "tid.x tid.y tid.z ctaid.x ctaid.y ctaid.z ntid.x ntid.y ntid.z nctaid.x nctaid.y nctaid.z laneid warpid"
-    rows = [f"mov.u32 %r{10 + i}, %{name};" for i, name in enumerate(names.split())]
-    out = np.full((2, 3, 4, 64, 14), 0xFFFFFFFF, np.uint32)
+    names = [f"{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz"]
+    names += ["laneid", "warpid", "dynamic_smem_size"]
+    rows = [f"mov.u32 %r{10 + i}, %{name};" for i, name in enumerate(names)]
+    out = np.full((2, 3, 4, 64, 15), 0xFFFFFFFF, np.uint32)
     place = "%r9, %ctaid.z, 3, %ctaid.y; mad.lo.s32 %r9, %r9, 4, %ctaid.x; mad.lo.s32 %r9, %r9, 64, %thread;"
-    rows += [f"mad.lo.s32 {place} mad.wide.u32 %d10, %r9, 56, %d0;"]
-    rows += [f"st.global.b32 [%d10+{4 * i}], %r{10 + i};" for i in range(14)]
-    launch(kernel("\n".join(rows), 1), out, grid=(4, 3, 2), warps=2)
+    rows += [f"mad.lo.s32 {place} mad.wide.u32 %d10, %r9, 60, %d0;"]
+    rows += [f"st.global.b32 [%d10+{4 * i}], %r{10 + i};" for i in range(15)]
+    launch(kernel("\n".join(rows), 1), out, grid=(4, 3, 2), warps=2, shared=1040)
     z, y, x, thread = np.indices(out.shape[:4])
     zero, one = np.zeros_like(x), np.ones_like(x)
     expected = [thread, zero, zero, x, y, z, 64 * one, one, one, 4 * one, 3 * one, 2 * one, thread % 32, thread // 32]
+    expected.append(1040 * one)
     assert (out == np.stack(expected, -1)).all()
 
 

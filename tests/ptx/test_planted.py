@@ -71,7 +71,7 @@ FAULTS = {
     "step: an index of the state": (
         "step_scan", r"(st\.global\S* \[ %rd\d+) \+ 0", r"\1 + 4", -1, f"MISALIGNED|OUT_OF|{WRONG}",
     ),
-    "whole step: a barrier is gone": ("whole_step", *BARRIER, 2, "SHARED"),
+    "whole step: a barrier is gone": ("whole_step", *BARRIER, 1, "SHARED"),
     "whole step: copies are not waited for": ("whole_step", *COPIED, -1, "SHARED_NOT_WAITED_FOR"),
     "whole step: an index of the weights": ("whole_step", *COPY, 0, WRONG),
     "whole step: operands of a product": (

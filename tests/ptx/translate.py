@@ -13,7 +13,7 @@ from typing import NamedTuple
 OPERATIONS = """
 nop bra ret barrier barrier_warp clock fence_async
 load_parameter load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
-mma wgmma wgmma_commit wgmma_wait shuffle redux mov unpack pack selp setp
+mma wgmma wgmma_commit wgmma_wait shuffle movmatrix redux mov unpack pack selp setp
 add sub mul mad mul_hi_u mul_hi_s mul_wide_u mul_wide_s mad_wide_u mad_wide_s div_s div_u rem_s rem_u
 min_s min_u max_s max_u max_u16x2 max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
 add_f32 sub_f32 mul_f32 fma_f32 add_f32x2 sub_f32x2 mul_f32x2 fma_f32x2 div_f32 ex2 ex2_ftz rcp_ftz tanh
@@ -116,7 +116,7 @@ ELEMENTS = ["F16", "BF16", "TF32"]
 
 SPECIAL = (
     "%tid.x %tid.y %tid.z %ctaid.x %ctaid.y %ctaid.z %ntid.x %ntid.y %ntid.z %nctaid.x %nctaid.y %nctaid.z "
-    "%laneid %warpid global_smem"
+    "%laneid %warpid global_smem %dynamic_smem_size"
 ).split()
 _SPECIAL = frozenset(SPECIAL)
 
@@ -459,6 +459,12 @@ class _Translator:
         if len(o) != 5 or o[3] not in ("31", "0x1f") or "|" in o[0] or not _is_whole_warp(o[4]):
             raise Unknown(name)
         self._emit("shuffle", [self._row(o[0])], [self._row(o[1]), self._row(o[2])], (mode,), aligned=True)
+        return True
+
+    def _movmatrix(self, name: str, o: list[str]) -> bool:
+        if name != "movmatrix.sync.aligned.m8n8.trans.b16":
+            raise Unknown(name)
+        self._emit("movmatrix", [self._row(o[0])], [self._row(o[1])], aligned=True)
         return True
 
     def _vote(self, name: str, o: list[str]) -> bool:

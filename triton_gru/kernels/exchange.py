@@ -118,9 +118,30 @@ def receive(
     word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
     PACK: tl.constexpr = (LANES * BATCH + 31) // 32  # words of a thread in each of the tensors
     return receive_words(
-        box, OFFSET, abort, watch, word, row, PARTS, WORDS, SLICES * LANES, ROWS, 1, 1, PACK, False, DTYPE, HANDOVER,
+        box, OFFSET, abort, watch, word, row, PARTS, WORDS, SLICES * LANES, ROWS, 1, 1, 1, PACK, False, DTYPE, HANDOVER,
         ISA,
     )  # fmt: skip
+
+
+@triton.jit
+def receive_fragments(
+    box, OFFSET: tl.constexpr, abort, watch, WORDS: tl.constexpr, SLICES: tl.constexpr, ROWS: tl.constexpr,
+    BATCH: tl.constexpr, DTYPE: tl.constexpr, HANDOVER: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Return a tile as `receive` does, as words for `fragments.multiply`: by chunk, eight rows and part."""
+    word = tl.arange(0, SLICES)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+    row = tl.minimum(tl.arange(0, 8)[None, :, None], ROWS - 1)
+    EIGHTS: tl.constexpr = (ROWS + 7) // 8
+    x = receive_words(
+        box, OFFSET, abort, watch, word, row, 4, WORDS, SLICES * 4, ROWS, EIGHTS, 8, 1, 1, False, DTYPE, HANDOVER, ISA
+    )  # fmt: skip
+    if EIGHTS == BATCH // 8:
+        return x
+    else:
+        repeated = ()
+        for i in tl.static_range(len(x) // 4):
+            repeated = repeated + x[4 * i : 4 * i + 4] + x[4 * i : 4 * i + 4]
+        return repeated
 
 
 @triton.jit
@@ -136,6 +157,7 @@ def receive_words(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     ROWS_EACH: tl.constexpr,
+    ROWS_APART: tl.constexpr,
     TOGETHER: tl.constexpr,
     PACK: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -143,15 +165,17 @@ def receive_words(
     HANDOVER: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Return of every ``CHUNK`` words of a tile those at ``word`` and ``row``, of ``ROWS_EACH`` rows from there on.
+    """Return of every ``CHUNK`` words of a tile those at ``word``, of ``ROWS_EACH`` rows: ``row`` and what follows.
 
-    A word has ``PARTS`` parts. Of a row ``TOGETHER`` words lie side by side, then those of the next row. The result has
-    the parts of a word, then the next rows, then the next chunk. With ``WHOLE`` a warp waits as a whole.
+    From one of these rows to the next there are ``ROWS_APART``. A word has ``PARTS`` parts. Of a row ``TOGETHER`` words
+    lie side by side, then those of the next row. The result has the parts of a word, then the next rows, then the next
+    chunk. With ``WHOLE`` a warp waits as a whole.
     """
     BITS: tl.constexpr = DTYPE.primitive_bitwidth
     NAN: tl.constexpr = 0x7FFFFFFF if DTYPE == tl.float32 else 0x7FFF7FFF
     COUNT: tl.constexpr = (WORDS + CHUNK - 1) // CHUNK
     HAS_TAIL: tl.constexpr = COUNT * CHUNK != WORDS
+    ROW_STRIDE: tl.constexpr = ROWS_APART * TOGETHER
     FIRST: tl.constexpr = OFFSET * BITS // (32 * PARTS)
     in_tail = (COUNT - 1) * CHUNK + word
     words = box.to(tl.pointer_type(tl.int32))
@@ -159,14 +183,14 @@ def receive_words(
     tail = words + word_place(tl.minimum(in_tail, WORDS - 1), row, ROWS, TOGETHER) * PARTS
     if ISA == "ptx":
         x = isa.wait_words(
-            pointer, tail, abort, watch, BITS, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, NAN, PACK,
+            pointer, tail, abort, watch, BITS, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, ROW_STRIDE, NAN, PACK,
             HANDOVER == "probe", FIRST, WHOLE,
         )  # fmt: skip
     else:
         tl.static_assert(ISA == "interpreter", "programs wait for each other in PTX alone")
-        x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, FIRST, ISA)
+        x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, ROW_STRIDE, FIRST, ISA)
         while turns.missing(x, BITS):
-            x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, TOGETHER, FIRST, ISA)
+            x = load_words(pointer, tail, PARTS, COUNT, CHUNK * ROWS, HAS_TAIL, ROWS_EACH, ROW_STRIDE, FIRST, ISA)
     if HAS_TAIL:
         BEFORE: tl.constexpr = (COUNT - 1) * ROWS_EACH * PARTS
         ended = ()

@@ -16,10 +16,11 @@ of which r and z are made, and r h, of which n is.
 import triton
 import triton.language as tl
 
-from . import exchange, isa, lanes, sequences, slices, turns
+from . import exchange, fragments, isa, lanes, reserve, sequences, slices, turns
 
 
 @turns.in_turns
+@reserve.own_memory
 @triton.jit(
     do_not_specialize=[
         "steps", "start", "total", "copies", "first_direction", "directions", "state", "batch", "out_t",
@@ -84,6 +85,8 @@ def grid_scan(
     THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
     CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
     BY_LANES: tl.constexpr = ALONG > 0
+    # How the matrix unit gets its operands. The interpreter has none.
+    IN_FRAGMENTS: tl.constexpr = ISA == "ptx" and not Z_WITH_R
     # Tensors of a tile's gate inputs: three, or what lanes take, to reset before those of r and z first.
     R_Z_N: tl.constexpr = lanes.words_of_gates(3, UNITS, ROWS, SLICES) if BY_LANES else 3
     R_Z: tl.constexpr = lanes.words_of_gates(2, UNITS, ROWS, SLICES)
@@ -95,8 +98,17 @@ def grid_scan(
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     first_unit = tl.program_id(0) % PROGRAMS * UNITS
     w = ()
+    kept = 0
     if BY_LANES:
         w = lanes.load_weights(w_hh, first_unit, H, UNITS, ROW, SLICES, ALONG, ISA)
+    elif IN_FRAGMENTS:
+        ROOM: tl.constexpr = fragments.room(3 * CHUNKS - REGISTER_TILES, UNITS, SLICES)
+        kept = fragments.place(16 * fragments.thread(SLICES), ROOM)
+        for i in tl.static_range(min(REGISTER_TILES, 3 * CHUNKS)):
+            w = w + (_load_fragments(w_hh, i, first_unit, H, UNITS, SLICES, PRECISION, ISA),)
+        for i in tl.static_range(REGISTER_TILES, 3 * CHUNKS):
+            weights = _load_fragments(w_hh, i, first_unit, H, UNITS, SLICES, PRECISION, ISA)
+            fragments.keep(kept, weights, i - REGISTER_TILES, SLICES)
     else:
         for i in tl.static_range(3 * CHUNKS):
             weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, PARTS, DTYPE)
@@ -201,18 +213,18 @@ def grid_scan(
                         r_h = isa.reset_state(r, -0.0, h[i], DTYPE, ISA)
                     else:
                         if Z_WITH_R:
-                            r, z = _products_of_slices(w, x, PARTS, 0, 2, UNITS, DTYPE, PRECISION, ISA)
+                            r, z = _products_of_slices(w, kept, x, PARTS, 0, 2, UNITS, BATCH, DTYPE, PRECISION, ISA)
                             z = isa.by_now(z, ISA)
                         else:
-                            (r,) = _products_of_slices(w, x, PARTS, 0, 1, UNITS, DTYPE, PRECISION, ISA)
-                        (r,) = slices.sums((r,), SLICES, UNITS, BATCH)
+                            (r,) = _products_of_slices(w, kept, x, PARTS, 0, 1, UNITS, BATCH, DTYPE, PRECISION, ISA)
+                        (r,) = slices.sums((r,), SLICES, UNITS, BATCH, IN_FRAGMENTS)
                         r_h = isa.reset_state(now[3 * i], r, h[i], DTYPE, ISA)
                     if ROW != H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     exchange.send(box + slot_size + own, r_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
                     if not Z_WITH_R:  # but while r h is on its way
-                        (z,) = _products_of_slices(w, x, PARTS, 1, 2, UNITS, DTYPE, PRECISION, ISA)
-                        z = isa.by_now(z, ISA)
+                        (z,) = _products_of_slices(w, kept, x, PARTS, 1, 2, UNITS, BATCH, DTYPE, PRECISION, ISA)
+                        z = fragments.by_now(z, ISA) if IN_FRAGMENTS else isa.by_now(z, ISA)
                     z_of_slices = z_of_slices + (z,)
                 box += slot_size
             for i in tl.static_range(TILES):
@@ -235,12 +247,12 @@ def grid_scan(
                     n, g_n = lanes.products(w, x, g, 2, 3, UNITS, ROWS, SLICES, ALONG, ISA)
                     h_i = isa.next_state(z_of_slices[i], g_n, -0.0, n, h[i], DTYPE, ISA)
                 elif RESET_AFTER:
-                    r, z, n = _products_of_slices(w, x, PARTS, 0, 3, UNITS, DTYPE, PRECISION, ISA)
-                    r, z, n = slices.sums((r, z, n), SLICES, UNITS, BATCH)
+                    r, z, n = _products_of_slices(w, kept, x, PARTS, 0, 3, UNITS, BATCH, DTYPE, PRECISION, ISA)
+                    r, z, n = slices.sums((r, z, n), SLICES, UNITS, BATCH, IN_FRAGMENTS)
                     h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
                 else:
-                    (n,) = _products_of_slices(w, x, PARTS, 2, 3, UNITS, DTYPE, PRECISION, ISA)
-                    z, n = slices.sums((z_of_slices[i], n), SLICES, UNITS, BATCH)
+                    (n,) = _products_of_slices(w, kept, x, PARTS, 2, 3, UNITS, BATCH, DTYPE, PRECISION, ISA)
+                    z, n = slices.sums((z_of_slices[i], n), SLICES, UNITS, BATCH, IN_FRAGMENTS)
                     h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
                 if LAYOUT != "dense":
                     h_i = tl.where(going_on, h_i, h[i])
@@ -262,6 +274,17 @@ def grid_scan(
             at = state + tl.cast(first_row, tl.int64) * H
             tl.store(carry_out + at + in_state, h[i], mask=live & (last == 0))
             tl.store(h_n + at + in_state, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
+
+
+@triton.jit
+def _load_fragments(
+    w_hh, index: tl.constexpr, first_unit, H: tl.constexpr, UNITS: tl.constexpr, SLICES: tl.constexpr,
+    PRECISION: tl.constexpr, ISA: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of a program's rows of W_hh: those of a gate, of a chunk after all gates of the one before."""
+    unit = first_unit + tl.arange(0, 8)[None, :, None]
+    word = (index // 3 * SLICES + tl.arange(0, SLICES)[:, None, None]) * 4 + tl.arange(0, 4)[None, None, :]
+    return fragments.load_tile(w_hh, index % 3, unit, word, UNITS, 16, H, PRECISION, ISA)
 
 
 @triton.jit
@@ -320,6 +343,11 @@ def _receive(
     """Return a tile when it has come, where its products want it."""
     if ALONG > 0:
         return lanes.receive(box, OFFSET, abort, watch, ROW, UNITS, SLICES, ALONG, ROWS, DTYPE, HANDOVER, ISA)
+    elif ISA == "ptx" and PARTS == 4:
+        WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, PARTS)
+        return exchange.receive_fragments(
+            box, OFFSET, abort, watch, WORDS, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
+        )  # fmt: skip
     else:
         WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, PARTS)
         return exchange.receive(box, OFFSET, abort, watch, PARTS, WORDS, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA)
@@ -328,27 +356,41 @@ def _receive(
 @triton.jit
 def _products_of_slices(
     w,
+    kept,
     x,
     PARTS: tl.constexpr,
     FIRST: tl.constexpr,
     END: tl.constexpr,
     UNITS: tl.constexpr,
+    BATCH: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Of the gates ``FIRST`` to before ``END``, each slice's products by itself, [SLICES, UNITS, BATCH].
+    """Return of the gates ``FIRST`` to before ``END`` each slice's products by itself, for `slices.sums`.
 
     ``x`` are the words of the state, or of r h.
     """
-    zero = tl.zeros((x[0].shape[0], UNITS, x[0].shape[2]), tl.float32)
+    IN_FRAGMENTS: tl.constexpr = ISA == "ptx" and PARTS == 4
     sums = ()
     for _ in tl.static_range(FIRST, END):
-        sums = sums + (zero,)
-    for c in tl.static_range(len(x) // PARTS):
-        value = exchange.values(x[PARTS * c : PARTS * (c + 1)], DTYPE, ISA)
+        if IN_FRAGMENTS:
+            sums = sums + (fragments.zeros(UNITS, BATCH, x[0].shape[0]),)
+        else:
+            sums = sums + (tl.zeros((x[0].shape[0], UNITS, BATCH), tl.float32),)
+    WORDS: tl.constexpr = PARTS * (BATCH // 8) if IN_FRAGMENTS else PARTS
+    for c in tl.static_range(len(x) // WORDS):
+        words = x[WORDS * c : WORDS * (c + 1)]
+        if not IN_FRAGMENTS:
+            value = exchange.values(words, DTYPE, ISA)
         added = ()
         for gate in tl.static_range(FIRST, END):
-            added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)
+            if IN_FRAGMENTS and 3 * c + gate < len(w):
+                added = added + (fragments.multiply(w[3 * c + gate], words, sums[gate - FIRST], DTYPE),)
+            elif IN_FRAGMENTS:
+                tile = fragments.kept(kept, 3 * c + gate - len(w), UNITS // 8, x[0].shape[0])
+                added = added + (fragments.multiply(tile, words, sums[gate - FIRST], DTYPE),)
+            else:
+                added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)
         sums = added
     return sums

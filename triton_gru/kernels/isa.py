@@ -1,8 +1,8 @@
 """Primitives whose best form depends on the instruction set, each PTX form beside its plain twin.
 
 ``ISA`` is a constexpr: ``"ptx"`` on NVIDIA GPUs, ``"plain"`` on any other Triton backend,
-``"interpreter"`` under ``TRITON_INTERPRET=1``. All inline assembly of the project is in this file. Waiting alone has a
-PTX form and no other (exchange.py says why).
+``"interpreter"`` under ``TRITON_INTERPRET=1``. Waiting alone has a PTX form and no other (exchange.py says why). All
+inline assembly of the project is in this file, but for that of fragments.py.
 
 Why assembly at all: ``tl.load`` and ``tl.store`` choose a coalesced layout of their own, and moving each
 tile between that and the layout of the matrix unit's accumulator costs a trip through shared memory and
@@ -31,15 +31,28 @@ def load_index(pointer, ISA: tl.constexpr):
 
 
 @triton.jit
-def load_where(pointer, mask, ISA: tl.constexpr):
-    """Return fp32 numbers as `load_number` does, and zero where not ``mask``."""
-    if ISA == "ptx":
-        return tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }", "=&r,l,r",
-            [pointer.to(tl.int64), mask.to(tl.int32)], dtype=tl.float32, is_pure=True, pack=1,
-        )  # fmt: skip
-    else:
-        return tl.load(pointer, mask=mask, other=0.0)
+def load_where(pointer, mask, IS_CONSTANT: tl.constexpr, ISA: tl.constexpr):
+    """Return floating-point numbers as `load_number` does, and zero where not ``mask``.
+
+    Only with ``IS_CONSTANT`` nothing writes them in this launch. Else this thread alone does, and later.
+    """
+    return _load_where(pointer, mask, IS_CONSTANT, _SOURCE) if ISA == "ptx" else tl.load(pointer, mask=mask, other=0.0)
+
+
+@tl.core.extern
+def _load_where(pointer, mask, is_constant, source, _semantic=None):
+    dtype = pointer.dtype.element_ty
+    bits = dtype.primitive_bitwidth
+    load = f"ld.global.nc.b{bits}" if tl.core._unwrap_if_constexpr(is_constant) else f"ld.global.b{bits}"
+    return tl.inline_asm_elementwise(
+        f"{{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b{bits} $0, 0; @p {load} $0, [$1]; }}",
+        f"=&{'h' if bits == 16 else 'r'},l,r",
+        [pointer.to(tl.int64, _semantic=_semantic), mask.to(tl.int32, _semantic=_semantic)],
+        dtype=dtype,
+        is_pure=True,
+        pack=1,
+        _semantic=_semantic,
+    )
 
 
 @triton.jit
@@ -76,15 +89,20 @@ def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl
     """
     row = tl.arange(0, ROWS)[:, None]
     if ISA == "ptx":
-        pair = tile_offset // 2 + row * (COLS // 2) + tl.arange(0, COLS // 2)[None, :]
-        if gi.dtype.element_ty.primitive_bitwidth == 32:
-            word = gi.to(tl.pointer_type(tl.int64)) + pair
-        else:
-            word = gi.to(tl.pointer_type(tl.int32)) + pair
-        return _load_word(word), _load_word(word + GATE // 2), _load_word(word + GATE)
+        return load_pairs(gi, tile_offset // 2 + row * (COLS // 2) + tl.arange(0, COLS // 2)[None, :], GATE)
     else:
         element = gi + tile_offset + row * COLS + tl.arange(0, COLS)[None, :]
         return tl.load(element), tl.load(element + GATE), tl.load(element + 2 * GATE)
+
+
+@triton.jit
+def load_pairs(gi, pair, GATE: tl.constexpr):
+    """Return the pairs of numbers ``pair`` of r, z and n, each a machine word."""
+    if gi.dtype.element_ty.primitive_bitwidth == 32:
+        word = gi.to(tl.pointer_type(tl.int64)) + pair
+    else:
+        word = gi.to(tl.pointer_type(tl.int32)) + pair
+    return _load_word(word), _load_word(word + GATE // 2), _load_word(word + GATE)
 
 
 @triton.jit
@@ -104,18 +122,25 @@ def _load_word(pointer):
 def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, ISA: tl.constexpr):
     """fp32 [ROWS, COLS] of what `load_gates` returned."""
     if ISA == "ptx":
-        if DTYPE == tl.float32:
-            low = raw.to(tl.int32).to(tl.float32, bitcast=True)
-            high = (raw >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        elif DTYPE == tl.bfloat16:
-            low = (raw << 16).to(tl.float32, bitcast=True)
-            high = (raw & -65536).to(tl.float32, bitcast=True)
-        else:
-            low = raw.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            high = (raw >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        low, high = split_pair(raw, DTYPE)
         return tl.reshape(tl.join(low, high), (ROWS, COLS))
     else:
         return raw.to(tl.float32)
+
+
+@triton.jit
+def split_pair(raw, DTYPE: tl.constexpr):
+    """Return both numbers of pairs in fp32."""
+    if DTYPE == tl.float32:
+        low = raw.to(tl.int32).to(tl.float32, bitcast=True)
+        high = (raw >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.bfloat16:
+        low = (raw << 16).to(tl.float32, bitcast=True)
+        high = (raw & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = raw.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (raw >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, high
 
 
 @triton.constexpr_function
@@ -184,18 +209,32 @@ def cast(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
 
 
 @triton.jit
-def round_to_tf32(x, ISA: tl.constexpr):
-    """fp32 rounded to TF32's 10 mantissa bits. The matrix unit by itself would truncate: twice the error."""
+def round_to_tf32(x, ISA: tl.constexpr, USE: tl.constexpr = 0):
+    """fp32 rounded to TF32's 10 mantissa bits. The matrix unit by itself would truncate: twice the error.
+
+    Of the same number, results with another ``USE`` differ for Triton, and are one for the assembler that follows.
+    """
     if ISA == "ptx":
-        # The conversion by itself clears the low bits of a NaN: where those are its whole payload, what is left is
-        # infinity (seen on an H200). The sum with -0.0 is the number itself, but of any NaN the canonical one.
-        return tl.inline_asm_elementwise(
-            "add.f32 $0, $1, 0f80000000; cvt.rna.tf32.f32 $0, $0;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return _round_to_tf32(x, USE, _SOURCE)
     else:
         bits = x.to(tl.int32, bitcast=True)
         rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         return tl.where(x == x, rounded, float("nan"))  # a NaN's payload must not overflow into the sign
+
+
+@tl.core.extern
+def _round_to_tf32(x, use, source, _semantic=None):
+    # The conversion by itself clears the low bits of a NaN: where those are its whole payload, what is left is infinity
+    # (seen on an H200). The sum with -0.0 is the number itself, but of any NaN the canonical one.
+    return tl.inline_asm_elementwise(
+        f"add.f32 $0, $1, 0f80000000; cvt.rna.tf32.f32 $0, $0; // use {tl.core._unwrap_if_constexpr(use)}",
+        "=r,r",
+        [x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+        _semantic=_semantic,
+    )
 
 
 @triton.jit
@@ -242,6 +281,30 @@ def matmul(a, b, acc, PRECISION: tl.constexpr, ISA: tl.constexpr):
         return (product + acc).to(tl.float32)
     else:
         return tl.dot(a, b, acc=acc, input_precision=PRECISION)
+
+
+@triton.constexpr_function
+def in_fragments(dtype, precision, warps, isa):
+    """Return whether products are made as kernels/fragments.py says: by the matrix unit, of more than a warp."""
+    return isa == "ptx" and (dtype != tl.float32 or precision == "tf32") and warps > 1
+
+
+@triton.constexpr_function
+def log2(number):
+    """Return the logarithm of a power of two."""
+    return number.bit_length() - 1
+
+
+@triton.jit
+def joined(parts):
+    """Return tensors joined along a new last dimension, in their order."""
+    BITS: tl.constexpr = log2(len(parts))
+    for _ in tl.static_range(BITS):
+        longer = ()
+        for k in tl.static_range(len(parts) // 2):
+            longer = longer + (tl.join(parts[k], parts[k + len(parts) // 2]),)
+        parts = longer
+    return tl.reshape(parts[0], parts[0].shape[:3] + [1 << BITS])
 
 
 @triton.jit

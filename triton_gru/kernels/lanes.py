@@ -24,11 +24,6 @@ def apart(units, along):
     return units * along // 32
 
 
-@triton.constexpr_function
-def _log2(number):
-    return number.bit_length() - 1
-
-
 @triton.jit
 def load_weights(
     w_hh,
@@ -54,7 +49,7 @@ def load_weights(
                     if ROW != H:
                         there = (u * (32 // ALONG) + unit < H) & (c * CHUNK + i + column < H)
                     place = (gate * H + u * (32 // ALONG)) * H + c * CHUNK + i
-                    w = w + (isa.load_where(address + place, there, ISA),)
+                    w = w + (isa.load_where(address + place, there, True, ISA),)
     return w
 
 
@@ -79,7 +74,7 @@ def receive(
     """Return for each thread the numbers that it multiplies, when the tile has come: by chunk, row and number."""
     return exchange.receive_words(
         box, OFFSET, abort, watch, _word(SLICES, ALONG), 0, WORD, ROW // WORD, SLICES * ALONG, ROWS, ROWS,
-        UNITS // WORD, 1, True, DTYPE, HANDOVER, ISA,
+        1, UNITS // WORD, 1, True, DTYPE, HANDOVER, ISA,
     )  # fmt: skip
 
 
@@ -112,7 +107,7 @@ def load_gates(
         if END == 3:
             there = (gate < GATES) & (gate != GATES - 2)
             gate = tl.where(gate == GATES - 1, 2, gate)
-        words = words + (isa.load_where(gi + (gate * ROWS + place // APART % ROWS) * ROW + unit, there, ISA),)
+        words = words + (isa.load_where(gi + (gate * ROWS + place // APART % ROWS) * ROW + unit, there, True, ISA),)
     return words
 
 
@@ -150,7 +145,7 @@ def products(
                         weight = w[((c * WORD + i) * 3 + gate) * APART + u].to(NUMBER)
                         added = added + (tl.fma(weight, number, sums[len(added)]),)
             sums = added
-    for i in tl.static_range(_log2(ALONG)):
+    for i in tl.static_range(isa.log2(ALONG)):
         halved = ()
         for k in tl.static_range((len(sums) + 1) // 2):
             mine, sent = isa.exchange_lanes(
@@ -165,7 +160,7 @@ def products(
     sums = whole
     # Of the sums that are left, by tensor and lane. No conversion between layouts moves past a reduction: else the one
     # below would be up here, and all of this done in threads that have everything.
-    x = tl.permute(_joined(sums), (3, 0, 1, 2))
+    x = tl.permute(isa.joined(sums), (3, 0, 1, 2))
     x = tl.sum(tl.reshape(x, (len(sums), SLICES, ALONG, 32 // ALONG, 1)), 4)
     x = tl.permute(x, (0, 2, 3, 1))
     x = tl.permute(tl.reshape(x, (GATES, ROWS, APART, 32 // ALONG, SLICES)), (1, 2, 3, 0, 4))
@@ -178,15 +173,3 @@ def products(
     else:
         first, second = tl.split(x)
         return first.to(tl.float32), second.to(tl.float32)
-
-
-@triton.jit
-def _joined(parts):
-    """Return tensors joined along a new last dimension, in their order."""
-    BITS: tl.constexpr = _log2(len(parts))
-    for _ in tl.static_range(BITS):
-        longer = ()
-        for k in tl.static_range(len(parts) // 2):
-            longer = longer + (tl.join(parts[k], parts[k + len(parts) // 2]),)
-        parts = longer
-    return tl.reshape(parts[0], parts[0].shape[:3] + [1 << BITS])

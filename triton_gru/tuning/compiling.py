@@ -32,8 +32,8 @@ from .space import Candidate
 # One that takes longer is out: the compiler may explode, and others wait.
 _SECONDS_EACH = 120
 _MOST_WORKERS = 16
-# Bytes of stack beyond which registers are put away in the loop, and not only before it.
-MOST_STACK = 64
+# Bytes of stack beyond which registers are put away in the loop, and not only before it, where all weights come.
+MOST_STACK = 384
 
 
 @dataclass(frozen=True)

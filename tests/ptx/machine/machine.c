@@ -19,6 +19,7 @@ static u64 special(const Launch *o, const Warp *w, int lane, int which) {
     case 12: return lane;
     case 13: return w->index;
     case 14: return SHARED_BASE;
+    case 15: return o->shared_bytes;  // all of it is dynamic
     default: return 0;  // tid.y, tid.z
   }
 }

@@ -340,6 +340,19 @@ static void run_warp(Machine *m, Warp *w, int most) {
         COMPUTE(low(given[FROM(b)], 32));
         break;
       }
+      case OP_movmatrix: {
+        // Of a matrix 8 x 8 each lane has two neighbours of a row; of its transpose it gets two.
+        Row given;
+        u32 defined = 0;
+        memcpy(given, w->rows[in[0]], sizeof(Row));
+        #define HAS(lane, k) (8 * ((lane) % 4) + 4 * (k) + (lane) / 8)
+        #define HALF(lane, k) (given[HAS(lane, k)] >> 16 * ((lane) / 4 % 2) & 0xFFFF)
+        for (int l = 0; l < 32; l++)
+          defined |= (w->defined[in[0]] >> HAS(l, 0) & w->defined[in[0]] >> HAS(l, 1) & 1) << l;
+        sources = defined;
+        COMPUTE(HALF(l, 0) | HALF(l, 1) << 16);
+        break;
+      }
       case OP_redux: {
         i64 result = n == 0 ? 0 : INT32_MIN;
         EACH {
