@@ -17,6 +17,7 @@ from triton_gru.device import INTERPRETER, KNOWN, find, limited, most_sms
 from triton_gru.heuristic import HEURISTICS, block_config, grid_config, heuristic
 from triton_gru.plan import BACKENDS, KERNELS, choose
 from triton_gru.problem import Problem
+from triton_gru.triton_versions import copies_shared_operands
 from triton_gru.tuning import store
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import candidates, for_problem, why_not
@@ -375,3 +376,17 @@ def test_a_gpu_is_found_as_the_part_that_may_be_used(monkeypatch):
     monkeypatch.setenv("TRITON_GRU_MAX_SMS", "100")
     found = devices._find_gpu.__wrapped__(0)
     assert (found.name, found.sms, found.shared_memory) == ("NVIDIA H200, 100 SMs", 100, 232448)
+
+
+@pytest.mark.parametrize(
+    "version, precision, hidden, batch, says",
+    [
+        ("3.8", "tf32", 512, 16, True), ("3.8", "tf32", 513, 16, False), ("3.8", "tf32", 512, 64, False),
+        ("3.8", "fp16", 512, 16, False), ("3.9", "tf32", 512, 16, False),
+    ],
+)  # fmt: skip
+def test_a_plan_says_what_this_triton_makes_worse(version, precision, hidden, batch, says, monkeypatch):
+    monkeypatch.setattr(triton_gru.plan, "copies_shared_operands", lambda: copies_shared_operands(f"{version}.1"))
+    dtype, fp32 = PRECISIONS[precision]
+    problem = change(dtype=dtype, precision=fp32, hidden_size=hidden, batch_size=batch, steps=1)
+    assert ("a sixth more instructions" in str(choose(problem, H200, "step"))) == says

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from .config import Config
+from .config import Config, StepConfig
 from .cost import Cost, call_cost
 from .device import Device
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
+from .triton_versions import copies_shared_operands
 from .tuning import lookup
 from .tuning.lookup import Verdict
 
@@ -55,6 +56,8 @@ class Plan:
         lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {device}"]
         if self.config is not None:
             lines.append(f"  config    {self.config} from {self.source}")
+            if words := _shortcoming(self.config, self.problem):
+                lines.append(f"  Triton    {words}")
         lines += [f"  not {kernel}: {why}" for kernel, why in self.rejected]
         return "\n".join(lines)
 
@@ -171,6 +174,18 @@ _REASONS = {
     "grid": "W_hh fits the chip, which keeps it for the whole sequence, hidden units split over its multiprocessors",
     "step": "it streams W_hh once a step, in one launch a step: for a single one, or where no chip keeps W_hh",
 }
+
+
+def _shortcoming(config: Config, problem: Problem) -> str:
+    """Return what this Triton makes worse of a kernel than others do; empty if nothing.
+
+    In longer loops each product has an operand of its own (kernels/step.py).
+    """
+    is_tf32 = problem.dtype == torch.float32 and not problem.ieee
+    if not (isinstance(config, StepConfig) and is_tf32 and copies_shared_operands()):
+        return ""
+    is_short = problem.hidden_size <= 4 * config.depth
+    return "this version makes a sixth more instructions of it than 3.6, 3.7 or 3.9" if is_short else ""
 
 
 class _Slower(NamedTuple):

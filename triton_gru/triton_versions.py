@@ -31,6 +31,11 @@ def warn_if_untested(version: str = triton.__version__) -> None:
         )
 
 
+def copies_shared_operands(version: str = triton.__version__) -> bool:
+    """Return whether an operand of several products goes through shared memory for each of them but the first."""
+    return minor(version) == "3.8"
+
+
 @functools.cache
 def is_launcher_known() -> bool:
     """Return whether a compiled kernel passes to Triton's launcher what `Launch.prepared` passes.

@@ -5,7 +5,7 @@ import pytest
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.heuristic import step_config
 
-from .harness import KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
+from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
 
 # Every width of a batch tile, and rows of W_hh that are aligned and not; on other architectures a few. With the
 # instructions of an iteration, or 0. It takes 512 bytes of each row of W_hh that a program has where each warp has a
@@ -15,7 +15,7 @@ SHAPES = {
     ("fp16", 4096, 32): 113, ("fp16", 4096, 64): 115, ("fp16", 4096, 1000): 160,
     ("tf32", 4001, 1): 0, ("tf32", 4001, 64): 0, ("tf32", 4096, 1): 188, ("tf32", 4096, 32): 233,
     ("tf32", 4096, 64): 303, ("tf32", 4096, 1000): 503,
-    ("fp32", 4001, 1): 0, ("fp32", 4001, 64): 0, ("fp32", 4096, 1): 530, ("fp32", 4096, 32): 511,
+    ("fp32", 4001, 1): 0, ("fp32", 4001, 64): 0, ("fp32", 4096, 1): 519, ("fp32", 4096, 32): 511,
 }  # fmt: skip
 ELSEWHERE = [("fp16", 4096, 1), ("tf32", 4001, 64)]
 
@@ -36,7 +36,7 @@ def test_every_chosen_configuration_streams_the_weights_once(device, kernel, pre
         # On their way to shared memory while the products before them are made, past the registers.
         assert found.loop["LDGSTS"] > 0 and found.loop["LDG"] == 0, found
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
-        assert found.executed <= SHAPES[precision, hidden_size, batch_size], found
+        assert found.executed <= ALLOWED * SHAPES[precision, hidden_size, batch_size], found
 
 
 def test_the_batch_is_cut_the_way_it_comes():

@@ -297,9 +297,18 @@ def _products(
     w += unit.to(tl.int64) * K
     # One iteration is no loop, and its loads are not made ahead of it: they go before the first product.
     AT_ONCE: tl.constexpr = K <= DEPTH
+    # With Triton 3.8 an operand that several products share goes through shared memory again, so each gets its own. The
+    # assembler unrolls a loop of up to four iterations, unless it gets longer by that.
+    OWN: tl.constexpr = K > 4 * DEPTH
     for k0 in tl.range(0, end, DEPTH):
         k = k0 + in_chunk
-        x = tl.trans(_load(source + k.to(tl.int64) * apart, row_live, k, K, DEPTH, PRECISION, ISA))
+        if ISA == "plain":
+            x = tl.trans(_load(source + k.to(tl.int64) * apart, row_live, k, K, DEPTH))
+        else:
+            # Turned before it is loaded: Triton 3.8 has what is turned afterwards go through shared memory again. AMD's
+            # compiler takes no pointers that are turned.
+            turned = tl.trans(k)
+            x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, DEPTH)
         weights = ()
         if AT_ONCE:
             for i in tl.static_range(len(sums)):
@@ -310,7 +319,8 @@ def _products(
                 of_gate = weights[i]
             else:
                 of_gate = _weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION, ISA)
-            added = added + (isa.matmul(of_gate, x, sums[i], PRECISION, ISA),)
+            x_i = isa.round_to_tf32(x, ISA, i if OWN else 0) if PRECISION == "tf32" else x
+            added = added + (isa.matmul(of_gate, x_i, sums[i], PRECISION, ISA),)
         sums = added
     return sums
 
@@ -327,25 +337,17 @@ def _weights(
     PRECISION: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    return _load(w + gate * H * K + k, unit < H, k, K, DEPTH, PRECISION, ISA)
+    value = _load(w + gate * H * K + k, unit < H, k, K, DEPTH)
+    return isa.round_to_tf32(value, ISA) if PRECISION == "tf32" else value
 
 
 @triton.jit
-def _load(
-    address,
-    row_live,
-    k,
-    K: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
+def _load(address, row_live, k, K: tl.constexpr, DEPTH: tl.constexpr):
     """[rows, DEPTH] of an operand of the product; zero where ``row_live`` is not, and beyond K."""
     live = row_live
     if K % DEPTH != 0:
         live = row_live & (k < K)
-    value = tl.load(address, mask=live, other=0.0)
-    return isa.round_to_tf32(value, ISA) if PRECISION == "tf32" else value
+    return tl.load(address, mask=live, other=0.0)
 
 
 @triton.jit
