@@ -19,6 +19,7 @@ from triton_gru import cli, launch, prepared
 from triton_gru.config import BlockConfig
 from triton_gru.device import INTERPRETER, KNOWN
 from triton_gru.heuristic import heuristic
+from triton_gru.kernels import grid
 from triton_gru.plan import KERNELS, choose
 from triton_gru.tuning import lookup, revision, store
 from triton_gru.tuning.space import candidates, why_not
@@ -166,6 +167,12 @@ def test_a_comment_discards_no_table():
     assert before == revision.meaning('def f(x):\n\n    """What it\n    does, at length."""\n    return x + 1\n')
     assert before != revision.meaning('def f(x):\n    "What it does."\n    return x + 2  # why\n')
     assert len({revision.revision(kernel) for kernel in KERNELS}) == 3
+
+
+def test_a_kernels_revision_is_of_all_that_it_calls():
+    names = {module.__name__.rpartition(".")[2] for module in revision.modules(grid)}
+    assert names >= {"grid", "exchange", "fragments", "isa", "lanes", "reserve", "sequences", "slices"}
+    assert "block" not in names
 
 
 # What is no table.

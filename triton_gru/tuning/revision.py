@@ -4,18 +4,16 @@ import ast
 import functools
 import hashlib
 import inspect
+import types
 
 import torch
 import triton
 
-from ..kernels import block, exchange, grid, isa, projection, sequences, step
+from .. import kernels
+from ..kernels import block, grid, projection, step
 from ..triton_versions import minor
 
-_MODULES = {
-    "block": (block, isa, sequences, projection),
-    "grid": (grid, exchange, isa, sequences, projection),
-    "step": (step, isa, sequences, projection),
-}
+_SCANS = {"block": block, "grid": grid, "step": step}
 
 
 @functools.cache
@@ -25,11 +23,25 @@ def revision(kernel: str) -> str:
         return ""
     digest = hashlib.sha256()
     try:
-        for module in _MODULES[kernel]:
+        for module in modules(_SCANS[kernel]) + modules(projection):
             digest.update(meaning(inspect.getsource(module)).encode())
     except OSError:  # where Python code comes without its source, nothing is known to be the same
         return "unknown"
     return digest.hexdigest()[:12]
+
+
+def modules(kernel: types.ModuleType) -> list[types.ModuleType]:
+    """Return the modules that a kernel's code is in: its own, and what that imports of `triton_gru.kernels`."""
+    found, new = {}, [kernel]
+    while new:
+        module = new.pop()
+        found[module.__name__] = module
+        new += [
+            each
+            for each in vars(module).values()
+            if inspect.ismodule(each) and each.__package__ == kernels.__name__ and each.__name__ not in found
+        ]
+    return [found[name] for name in sorted(found)]
 
 
 def meaning(source: str) -> str:
