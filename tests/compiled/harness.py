@@ -112,9 +112,9 @@ def variants(launches: Iterable[Launch]) -> dict[str, int]:
 
 # Bytes of stack for what may be put away before the loop, where all weights come at once.
 STACK = MOST_STACK
-# The Triton that tables of instructions are of, and how many times as many a step may take with another one.
-PINNED, WITH_ANOTHER = "3.6.0", 1.05
-ALLOWED = 1 if triton.__version__ == PINNED else WITH_ANOTHER
+# The Triton that tables of instructions are of, and how many times as many a step may take.
+PINNED = "3.6.0"
+ALLOWED = 1 if triton.__version__ == PINNED else 1.05
 
 
 class Facts:

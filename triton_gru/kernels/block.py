@@ -386,12 +386,11 @@ def _multiply(
 ):  # fmt: skip
     """Return ``sums`` and the product of tile ``index`` of W_hh with a tile of the state."""
     if isa.in_fragments(DTYPE, PRECISION, WARPS, ISA):
-        WORDS: tl.constexpr = fragments.chunks(UNITS, DTYPE) * (UNITS // WARPS // 8)
+        CHUNKS: tl.constexpr = fragments.chunks(UNITS, DTYPE)
         if index < len(w):
             tile = w[index]
         else:
-            tile = fragments.kept(memory[0], index - len(w), WORDS, WARPS)
-        CHUNKS: tl.constexpr = fragments.chunks(UNITS, DTYPE)
+            tile = fragments.kept(memory[0], index - len(w), CHUNKS * (UNITS // WARPS // 8), WARPS)
         for c in tl.static_range(CHUNKS):
             of_chunk = tile[len(tile) // CHUNKS * c : len(tile) // CHUNKS * (c + 1)]
             words = x[len(x) // CHUNKS * c : len(x) // CHUNKS * (c + 1)]
@@ -421,11 +420,7 @@ def _operands(
         OFFSET: tl.constexpr = fragments.state_room(BATCH, UNITS, BITS)
         other = turn * fragments.state_room(BATCH, UNITS * TILES, BITS)
         for k in tl.static_range(TILES):
-            if PRECISION == "tf32":
-                element = isa.round_to_tf32(tiles[k], ISA)
-            else:
-                element = isa.cast(tiles[k], DTYPE, ISA)
-            fragments.share(memory[1] + other, element, k * OFFSET)
+            fragments.share(memory[1] + other, isa.rounded(tiles[k], DTYPE, PRECISION, ISA), k * OFFSET)
         tl.debug_barrier()
         CHUNKS: tl.constexpr = fragments.chunks(UNITS, DTYPE)
         words = fragments.shared_words(memory[2] + other, TILES * CHUNKS, BATCH)
@@ -452,12 +447,6 @@ def _own_memory(
     weights = fragments.place(origin + 16 * fragments.thread(WARPS), SIZE)
     results = fragments.place(origin + WEIGHTS + fragments.place_in_state(unit, row, BATCH, BITS), SIZE)
     words = fragments.place(origin + WEIGHTS + fragments.place_of_words(BATCH, WARPS), SIZE)
-    if UNITS * BITS < 512:
-        # A chunk is longer than the state.
-        beyond = fragments.place_in_state(UNITS + unit, row, BATCH, BITS)
-        nothing = tl.zeros(beyond.shape, DTYPE)
-        fragments.share(fragments.place(origin + WEIGHTS + beyond, SIZE), nothing, 0)
-        fragments.share(fragments.place(origin + WEIGHTS + beyond, SIZE), nothing, STATE)
     return weights, results, words
 
 
@@ -467,19 +456,18 @@ def _bias_of_sums(
     IS_THERE: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """Return b_hn of a tile as sums to begin with."""
-    zero = tl.zeros((WARPS, 8, 4), tl.float32)
+    first = tl.zeros((WARPS, 8, 4), tl.float32)
+    second = first
     sums = ()
     for m in tl.static_range(UNITS // WARPS // 16):
-        pair = (zero, zero)
         if IS_THERE:
             unit = tile * UNITS + (m * WARPS + tl.arange(0, WARPS)[:, None, None]) * 16 + tl.arange(0, 8)[None, :, None]
             unit = unit + tl.zeros((WARPS, 8, 4), tl.int32)
             b_hn = b_hh + 2 * H
             first = isa.load_number(b_hn + tl.minimum(unit, H - 1), ISA).to(tl.float32)
             second = isa.load_number(b_hn + tl.minimum(unit + 8, H - 1), ISA).to(tl.float32)
-            pair = (first, second)
         for _ in tl.static_range((BATCH + 7) // 8):
-            sums = sums + (pair[0], pair[0], pair[1], pair[1])
+            sums = sums + (first, first, second, second)
     return sums
 
 

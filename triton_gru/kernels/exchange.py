@@ -82,10 +82,7 @@ def send(
 @triton.jit
 def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
     """fp32 ``x`` as the bits of a product's operand, with one NaN for all."""
-    if PRECISION == "tf32":
-        value = isa.round_to_tf32(x, ISA)
-    else:
-        value = isa.cast(x, DTYPE, ISA)
+    value = isa.rounded(x, DTYPE, PRECISION, ISA)
     if DTYPE == tl.float32:
         return tl.where(x == x, value.to(tl.int32, bitcast=True), 0x7FFFFFFF)
     else:

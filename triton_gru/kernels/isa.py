@@ -238,12 +238,15 @@ def _round_to_tf32(x, use, source, _semantic=None):
 
 
 @triton.jit
+def rounded(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
+    """Return fp32 ``x`` rounded to the precision that the matrix unit works in."""
+    return round_to_tf32(x, ISA) if PRECISION == "tf32" else cast(x, DTYPE, ISA)
+
+
+@triton.jit
 def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr):
     """fp32 ``x`` as an operand of `matmul`: rounded to the precision the matrix unit works in."""
-    if PRECISION == "tf32":
-        x = round_to_tf32(x, ISA)
-    else:
-        x = cast(x, DTYPE, ISA)
+    x = rounded(x, DTYPE, PRECISION, ISA)
     if ISA == "ptx":
         # An opaque identity. Without it the search for the best operand layout runs back through the join
         # in gates_to_float, ends in another one than the step before the loop, and W is held twice.

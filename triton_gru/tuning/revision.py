@@ -23,16 +23,16 @@ def revision(kernel: str) -> str:
         return ""
     digest = hashlib.sha256()
     try:
-        for module in modules(_SCANS[kernel]) + modules(projection):
+        for module in modules(_SCANS[kernel], projection):
             digest.update(meaning(inspect.getsource(module)).encode())
     except OSError:  # where Python code comes without its source, nothing is known to be the same
         return "unknown"
     return digest.hexdigest()[:12]
 
 
-def modules(kernel: types.ModuleType) -> list[types.ModuleType]:
-    """Return the modules that a kernel's code is in: its own, and what that imports of `triton_gru.kernels`."""
-    found, new = {}, [kernel]
+def modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
+    """Return the modules that kernels' code is in: their own, and what those import of `triton_gru.kernels`."""
+    found, new = {}, list(of_kernels)
     while new:
         module = new.pop()
         found[module.__name__] = module
