@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from triton_gru.config import HANDOVERS, Config
-from triton_gru.cost import call_cost
-from triton_gru.device import KNOWN, Device
-from triton_gru.heuristic import heuristic
-from triton_gru.problem import Problem
-from triton_gru.tuning import store
-from triton_gru.tuning.entries import CONFIGS, Entry, Key
-from triton_gru.tuning.store import Table
+from triton_gru.plan.config import HANDOVERS, Config
+from triton_gru.plan.cost import call_cost
+from triton_gru.plan.device import KNOWN, Device
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables import store
+from triton_gru.plan.tables.entries import CONFIGS, Entry, Key
+from triton_gru.plan.tables.store import Table
 
 from .providers import OURS, YARDSTICK
 from .record import KEY, Row

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from triton_gru.device import INTERPRETER, Device, find
+from triton_gru.plan.device import INTERPRETER, Device, find
 from triton_gru.tuning.timing import clock, graphed, samples
 
 from .hop_launch import ONE_WORD, Hop, Launcher, make_hops, obstacle

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from triton_gru import watchdog
-from triton_gru.config import HANDOVERS, GridConfig
-from triton_gru.device import Device
-from triton_gru.scans import Launch, Mailbox
+from triton_gru.launch import hang
+from triton_gru.launch.scans import Launch, Mailbox
+from triton_gru.plan.config import HANDOVERS, GridConfig
+from triton_gru.plan.device import Device
 
 from .hop_kernel import hop_steps
 
@@ -70,7 +70,7 @@ class Launcher:
         self.mailbox = Mailbox(hop.config, hop.batch, 1, torch.float16)
         self._words = torch.empty(self.mailbox.size(steps), dtype=torch.int64, device=device)
         self.spills = 0  # words a thread keeps in memory for want of registers, known after a call
-        self._watch = watchdog.of(device).watch
+        self._watch = hang.of(device).watch
         self._result = torch.zeros(hop.programs, dtype=torch.int32, device=device)
 
     def launch(self) -> Launch:
@@ -106,7 +106,7 @@ class Launcher:
         self._result.zero_()
         call()
         results = self._result.tolist()
-        watchdog.check()
+        hang.check()
         hop = self.hop
         return results == [answer(hop.row, hop.batch, self.steps)] * hop.programs
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_gru import accuracy, watchdog
+from triton_gru import accuracy
+from triton_gru.launch import hang
 from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, samples
 
 from .case import Case, Input
@@ -150,7 +151,7 @@ def _made_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
                 if gate.streaming:
                     results = _of_frames(ready, calls)
             row.status, row.max_abs_err = gate.judge(name, ready, results)
-            watchdog.check()
+            hang.check()
             entries.append(_Entry(row, calls, (ready, inputs)))
         except Exception as failure:
             entries += [_Entry(row) for row in _unable([row], failure)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from triton_gru.device import interpreting
+from triton_gru.plan.device import interpreting
 
 from .providers.ours import is_lost
 from .record import BEGUN, Report, Row, machine_name

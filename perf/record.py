@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 
 import triton_gru
-from triton_gru.device import interpreting
+from triton_gru.plan.device import interpreting
 from triton_gru.tuning.timing import quantiles
 
 from .stamp import commit, output, timestamp

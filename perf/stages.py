@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 import triton_gru
-from triton_gru import launch
-from triton_gru.arguments import bind_gru
+from triton_gru.call.bind import bind_gru
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.grid import grid_scan
-from triton_gru.plan import Plan
-from triton_gru.scans import Launch
+from triton_gru.launch import execute
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.planner import Plan
 from triton_gru.tuning.timing import clock, graphed, samples
 
 from .case import Case
@@ -87,7 +87,7 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
     plan = variant.plan(ours, x)
 
     def call(stage: str) -> None:
-        launch.start(launches(ours, x, plan, stage))
+        execute.start(launches(ours, x, plan, stage))
 
     return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, str(plan.config)
 
@@ -95,7 +95,7 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
 def launches(ours: triton_gru.GRU, x: Tensor, plan: Plan, stage: str) -> Iterator[Launch]:
     """Those of a call of the module by its plan, its scans without a stage."""
     output, h_n = torch.empty_like(x), x.new_empty(1, *x.shape[1:])
-    for each in launch.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
+    for each in execute.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
         left_out = stage != WHOLE and each.kernel is SCANS[plan.kernel]
         yield each._replace(kernel=without(plan.kernel, stage)) if left_out else each
 

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from triton_gru import kernels
-from triton_gru.device import interpreting
 from triton_gru.kernels import exchange, fragments, isa
+from triton_gru.plan.device import interpreting
 
 _ON_GPU = tl.constexpr(not interpreting())
 

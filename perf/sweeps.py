@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from .case import Case
 from .providers import OURS, STREAMING, YARDSTICK, cudnn

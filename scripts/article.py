@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import triton_gru
 from triton_gru.accuracy import set_precision
-from triton_gru.device import interpreting
-from triton_gru.plan import KERNELS
+from triton_gru.plan.device import interpreting
+from triton_gru.plan.planner import KERNELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()

@@ -18,7 +18,7 @@ import torch
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS, set_precision
-from triton_gru.device import interpreting
+from triton_gru.plan.device import interpreting
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

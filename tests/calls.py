@@ -5,8 +5,9 @@ import contextlib
 import torch
 
 import triton_gru
-from triton_gru import plan, prepared
-from triton_gru.heuristic import HEURISTICS
+from triton_gru.launch import call_cache
+from triton_gru.plan import planner
+from triton_gru.plan.heuristic import HEURISTICS
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
@@ -86,11 +87,11 @@ def configured(kernel, config):
     """Inside, the kernel has this configuration whatever the call."""
     heuristic = HEURISTICS[kernel]
     HEURISTICS[kernel] = lambda *args: config
-    plan.forget()
-    prepared.forget()
+    planner.forget()
+    call_cache.forget()
     try:
         yield
     finally:
         HEURISTICS[kernel] = heuristic
-        plan.forget()
-        prepared.forget()
+        planner.forget()
+        call_cache.forget()

@@ -14,10 +14,11 @@ import zlib
 import pytest
 import torch
 
-from triton_gru import launch, plan, prepared
-from triton_gru.device import KNOWN, interpreting
-from triton_gru.scans import Launch
-from triton_gru.tuning import lookup
+from triton_gru.launch import call_cache, execute
+from triton_gru.launch.scans import Launch
+from triton_gru.plan import planner
+from triton_gru.plan.device import KNOWN, interpreting
+from triton_gru.plan.tables import lookup
 
 from . import gpu_first, quick_interpreter
 from .launches import Launches
@@ -80,7 +81,7 @@ def seed_of(test) -> int:
 def launched(monkeypatch) -> Launches:
     """Records every kernel the library starts, so that a test can tell a kernel from a fallback."""
     names = Launches()
-    start = launch.start
+    start = execute.start
 
     def record(launches):
         def named():
@@ -90,7 +91,7 @@ def launched(monkeypatch) -> Launches:
 
         start(named())
 
-    monkeypatch.setattr(launch, "start", record)
+    monkeypatch.setattr(execute, "start", record)
     prepared = Launch.prepared
 
     def recording(self):
@@ -161,8 +162,8 @@ def tables(tmp_path, monkeypatch):
 
 def _forget_tables():
     lookup.forget()
-    plan.forget()
-    prepared.forget()
+    planner.forget()
+    call_cache.forget()
 
 
 @pytest.fixture(autouse=True)

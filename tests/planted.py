@@ -4,11 +4,11 @@ import contextlib
 
 import torch
 
-from triton_gru.config import Config
-from triton_gru.device import KNOWN
-from triton_gru.problem import Problem
-from triton_gru.tuning.entries import Entry, Key, Result
-from triton_gru.tuning.revision import environment, revision
+from triton_gru.plan.config import Config
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables.entries import Entry, Key, Result
+from triton_gru.plan.tables.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
 
 H200 = KNOWN["H200"]

@@ -11,8 +11,8 @@ import torch
 import triton_gru
 from triton_gru import accuracy, cli
 from triton_gru.accuracy import check
-from triton_gru.device import KNOWN
-from triton_gru.plan import KERNELS
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.planner import KERNELS
 
 
 def run(*arguments):
@@ -105,7 +105,7 @@ def test_check_finds_all_right(device, launched, monkeypatch):
 
 @pytest.mark.parametrize("planted", [1.0, float("nan")])
 def test_check_finds_a_wrong_kernel(planted, device, monkeypatch, capsys):
-    run_right = triton_gru.launch.run
+    run_right = triton_gru.launch.execute.run
 
     def run_wrong(call, plan):
         output, h_n = run_right(call, plan)
@@ -113,7 +113,7 @@ def test_check_finds_a_wrong_kernel(planted, device, monkeypatch, capsys):
             output[-1, 0, -1] += planted
         return output, h_n
 
-    monkeypatch.setattr(triton_gru.launch, "run", run_wrong)
+    monkeypatch.setattr(triton_gru.launch.execute, "run", run_wrong)
     sizes = {"block": (16, 25), "grid": (), "step": ()}
     monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"cpu": sizes, "cuda": sizes})
     monkeypatch.setattr(accuracy, "PRECISIONS", {name: accuracy.PRECISIONS[name] for name in ("tf32", "fp16")})

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_gru
-from triton_gru import device as devices
+from triton_gru.plan import device as devices
 
 from .calls import make_gru
 from .pairwise import pairwise
@@ -485,8 +485,8 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
     """On a GPU that is not there, as shapes are known of it: in a mode, and exported."""
     for asks_for_the_gpu in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
         monkeypatch.setattr(f"torch.nn.{asks_for_the_gpu}", lambda self: None)
-    monkeypatch.delattr(triton_gru.ops, "choose")
-    monkeypatch.delattr(triton_gru.ops, "find")
+    monkeypatch.delattr(triton_gru.launch.operator, "choose")
+    monkeypatch.delattr(triton_gru.launch.operator, "find")
     monkeypatch.delattr(triton_gru.modules, "choose")
     options = {"device": "cuda", "dtype": torch.float16}
     with torch.no_grad(), FakeTensorMode():

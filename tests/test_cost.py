@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from triton_gru.config import StepConfig
-from triton_gru.cost import Cost, call_cost, step_cost
-from triton_gru.device import KNOWN
-from triton_gru.heuristic import heuristic
-from triton_gru.plan import choose
-from triton_gru.problem import Problem
+from triton_gru.plan.config import StepConfig
+from triton_gru.plan.cost import Cost, call_cost, step_cost
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import choose
+from triton_gru.plan.problem import Problem
 from triton_gru.tuning.space import candidates
 
 H200 = KNOWN["H200"]

@@ -10,8 +10,9 @@ import torch.utils._device
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru import accuracy, watchdog
-from triton_gru.problem import Problem
+from triton_gru import accuracy
+from triton_gru.launch import hang
+from triton_gru.plan.problem import Problem
 from triton_gru.tuning import timing
 from triton_gru.tuning.example import example
 
@@ -58,7 +59,7 @@ OTHERS = {"device": lambda: torch.device("meta"), "dtype": lambda: default_dtype
 @pytest.mark.parametrize("backend", ["block", "grid", "step", "reference", "torch"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_results_are_the_same_under_other_defaults(other, backend, device, monkeypatch):
-    monkeypatch.setattr(watchdog, "_watchdogs", {})  # made under these defaults
+    monkeypatch.setattr(hang, "_watchdogs", {})  # made under these defaults
     gru = make_gru(4, 16, "fp32", device, backend)
     cell = triton_gru.GRUCell(4, 16, device=device, backend="reference" if backend == "grid" else backend).eval()
     x, lengths = torch.randn(3, 3, 4, device=device), torch.tensor([2, 3, 1])

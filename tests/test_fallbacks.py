@@ -11,9 +11,9 @@ import torch.utils.checkpoint
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import triton_gru
-from triton_gru.arguments import bind_cell, bind_gru
-from triton_gru.device import KNOWN
-from triton_gru.plan import choose
+from triton_gru.call.bind import bind_cell, bind_gru
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.planner import choose
 
 from .calls import make_gru
 from .oracle import exact
@@ -179,7 +179,7 @@ def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     else:
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
-    spec = importlib.util.spec_from_file_location("triton_gru.arguments_read_again", triton_gru.arguments.__file__)
+    spec = importlib.util.spec_from_file_location("triton_gru.call.bind_read_again", triton_gru.call.bind.__file__)
     again = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, again)
     spec.loader.exec_module(again)

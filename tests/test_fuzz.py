@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import triton_gru
 from triton_gru import accuracy
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, check, set_precision, torchs_own

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import device as devices
-from triton_gru import launch, prepared, scans
-from triton_gru.device import find
-from triton_gru.heuristic import HEURISTICS, block_config
+from triton_gru.launch import call_cache, execute, scans
+from triton_gru.plan import device as devices
+from triton_gru.plan.device import find
+from triton_gru.plan.heuristic import HEURISTICS, block_config
 
 from .calls import configured, make_gru, run_checked
 from .oracle import PRECISIONS
@@ -83,7 +83,7 @@ def test_memory_is_bounded_and_released(kernel, hidden):
     slack = 4 << 20  # the allocator's rounding
     assert kept <= output.nbytes + h_n.nbytes + slack
     mailbox = scans.MAILBOX_BYTES if kernel == "grid" else 0
-    assert extra <= launch.WORKSPACE_BYTES + mailbox + slack
+    assert extra <= execute.WORKSPACE_BYTES + mailbox + slack
 
 
 @EACH_KERNEL
@@ -109,7 +109,7 @@ def test_graph_replays_see_new_inputs(precision, kernel, hidden, steps, warm_up)
         with torch.cuda.stream(stream):
             for _ in range(warm_up):
                 gru(x)
-        assert (prepared.found(gru, x, None) is not None) == (warm_up > 1)
+        assert (call_cache.found(gru, x, None) is not None) == (warm_up > 1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

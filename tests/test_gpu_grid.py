@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import launch, prepared, scans, watchdog
-from triton_gru.config import HANDOVERS
-from triton_gru.device import find
-from triton_gru.heuristic import grid_config
+from triton_gru.launch import call_cache, execute, hang, scans
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.device import find
+from triton_gru.plan.heuristic import grid_config
 
 from .calls import configured, make_gru, run_checked
 from .conftest import poisoned
@@ -55,13 +55,13 @@ def impatient(monkeypatch):
     Where processes share a GPU, a launch also waits while others have their turn: tens of milliseconds.
     """
     torch.cuda.synchronize()
-    before = dict(watchdog._watchdogs)
+    before = dict(hang._watchdogs)
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1")
-    watchdog._watchdogs.clear()
+    hang._watchdogs.clear()
     yield
     torch.cuda.synchronize()
-    watchdog._watchdogs.clear()
-    watchdog._watchdogs.update(before)
+    hang._watchdogs.clear()
+    hang._watchdogs.update(before)
 
 
 def one_program_too_few(*args):
@@ -82,12 +82,12 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
         right, _ = gru(x)
         torch.cuda.synchronize()
         with monkeypatch.context() as planted:
-            planted.setattr(launch, "grid_launches", one_program_too_few)
+            planted.setattr(execute, "grid_launches", one_program_too_few)
             start = time.monotonic()
             output, h_n = gru(x)
             torch.cuda.synchronize()
             assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waits, or none"
-        prepared.forget()  # the second call of a form is what later ones repeat
+        call_cache.forget()  # the second call of a form is what later ones repeat
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 1 s"):
@@ -108,7 +108,7 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
     with torch.no_grad():
         right, _ = gru(x)
         with monkeypatch.context() as planted:
-            planted.setattr(launch, "grid_launches", a_hundred_times_over)
+            planted.setattr(execute, "grid_launches", a_hundred_times_over)
             with pytest.raises(RuntimeError, match="cooperative"):
                 gru(x)
         assert torch.equal(gru(x)[0], right)
@@ -181,7 +181,7 @@ def test_results_do_not_depend_on_the_chunks_at_full_size(kernel, monkeypatch):
     x = torch.randn(300, 20, 64, device="cuda").half()
     with torch.no_grad():
         whole, whole_h_n = gru(x)
-        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 3 << 20)
+        monkeypatch.setattr(execute, "WORKSPACE_BYTES", 3 << 20)
         cut, cut_h_n = gru(x)
     assert torch.equal(whole, cut)
     assert torch.equal(whole_h_n, cut_h_n)

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru import sequences
-from triton_gru.device import find
-from triton_gru.heuristic import HEURISTICS
-from triton_gru.plan import KERNELS
+from triton_gru.call import sequences
+from triton_gru.plan.device import find
+from triton_gru.plan.heuristic import HEURISTICS
+from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru, run_checked
 from .oracle import PRECISIONS, check
@@ -242,4 +242,4 @@ def test_memory_of_packed_input():
         output, _ = gru(packed)
         torch.cuda.synchronize()
         extra = torch.cuda.max_memory_allocated() - before - output.data.nbytes
-    assert extra < triton_gru.launch.WORKSPACE_BYTES + triton_gru.scans.MAILBOX_BYTES + (8 << 20)
+    assert extra < triton_gru.launch.execute.WORKSPACE_BYTES + triton_gru.launch.scans.MAILBOX_BYTES + (8 << 20)

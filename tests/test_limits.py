@@ -12,12 +12,12 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import triton_gru
-from triton_gru import launch
 from triton_gru.accuracy import set_precision
-from triton_gru.arguments import bind_gru
-from triton_gru.device import KNOWN
-from triton_gru.limits import LARGEST, LAUNCH_GRID
-from triton_gru.plan import KERNELS, choose
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.planner import KERNELS, choose
+from triton_gru.plan.validity import LARGEST, LAUNCH_GRID
 
 from .pairwise import pairwise
 
@@ -48,7 +48,7 @@ def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense",
 
 def first_launches(call, plan):
     """Of steps by the thousand million the first few."""
-    made = launch.launches(call, plan.config, plan.device, *launch.allocate(call))
+    made = execute.launches(call, plan.config, plan.device, *execute.allocate(call))
     return list(itertools.islice(made, 4))
 
 

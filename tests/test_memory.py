@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_map
 
 import triton_gru
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
 from .twins import twins

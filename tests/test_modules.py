@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
 from .oracle import check, exact, in_double, set_precision, summed, torchs_own

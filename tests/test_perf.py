@@ -14,7 +14,7 @@ import triton.language as tl
 from perf import hop
 from perf.hop_launch import make_hops
 from perf.record import Report, Row, cell, environment
-from triton_gru.device import INTERPRETER
+from triton_gru.plan.device import INTERPRETER
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
 

@@ -9,13 +9,13 @@ import torch
 from perf import cost_errors, report
 from perf.__main__ import main
 from perf.case import Case
-from triton_gru.config import GridConfig
-from triton_gru.cost import call_cost
-from triton_gru.device import KNOWN
-from triton_gru.heuristic import heuristic
-from triton_gru.problem import Problem
-from triton_gru.tuning import store
-from triton_gru.tuning.entries import Entry, Key, Result
+from triton_gru.plan.config import GridConfig
+from triton_gru.plan.cost import call_cost
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables import store
+from triton_gru.plan.tables.entries import Entry, Key, Result
 
 from .test_perf_report import row, written
 

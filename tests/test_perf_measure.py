@@ -13,7 +13,7 @@ from perf.providers.interface import Ready, Unavailable
 from perf.record import Report
 from perf.report import against_torch, load
 from perf.run import summary
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
 from .perf_calls import CPU, KNOWN, TINY, plant

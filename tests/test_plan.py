@@ -9,18 +9,19 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import device as devices
-from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import BlockConfig
-from triton_gru.device import INTERPRETER, KNOWN, find, limited, most_sms
-from triton_gru.heuristic import HEURISTICS, block_config, grid_config, heuristic
-from triton_gru.plan import BACKENDS, KERNELS, choose
-from triton_gru.problem import Problem
+from triton_gru.launch import execute
+from triton_gru.plan import device as devices
+from triton_gru.plan.config import BlockConfig
+from triton_gru.plan.device import INTERPRETER, KNOWN, find, limited, most_sms
+from triton_gru.plan.heuristic import HEURISTICS, block_config, grid_config, heuristic
+from triton_gru.plan.planner import BACKENDS, KERNELS, choose
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables import store
+from triton_gru.plan.validity import for_problem, why_not
 from triton_gru.triton_versions import copies_shared_operands
-from triton_gru.tuning import store
 from triton_gru.tuning.example import example
-from triton_gru.tuning.space import candidates, for_problem, why_not
+from triton_gru.tuning.space import candidates
 
 from .pairwise import pairwise
 
@@ -293,7 +294,7 @@ def test_any_size_is_planned_launched_and_tuned(device):
                     continue
                 assert choose(problem, device, kernel).config == config
                 assert why_not(config, problem, device) == "", config
-                made = list(launch.launches(each.call, config, device, *launch.allocate(each.call)))
+                made = list(execute.launches(each.call, config, device, *execute.allocate(each.call)))
                 assert (len(made) > 0) == (batch > 0)
                 assert all(min(started.grid) > 0 for started in made)
 
@@ -386,7 +387,9 @@ def test_a_gpu_is_found_as_the_part_that_may_be_used(monkeypatch):
     ],
 )  # fmt: skip
 def test_a_plan_says_what_this_triton_makes_worse(version, precision, hidden, batch, says, monkeypatch):
-    monkeypatch.setattr(triton_gru.plan, "copies_shared_operands", lambda: copies_shared_operands(f"{version}.1"))
+    monkeypatch.setattr(
+        triton_gru.plan.planner, "copies_shared_operands", lambda: copies_shared_operands(f"{version}.1")
+    )
     dtype, fp32 = PRECISIONS[precision]
     problem = change(dtype=dtype, precision=fp32, hidden_size=hidden, batch_size=batch, steps=1)
     assert ("a sixth more instructions" in str(choose(problem, H200, "step"))) == says

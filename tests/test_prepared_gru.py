@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru import launch, modules, prepared, scans, watchdog
-from triton_gru.device import KNOWN
+from triton_gru import modules
+from triton_gru.launch import call_cache, execute, hang, scans
+from triton_gru.plan.device import KNOWN
 
 from .calls import case_id, make_call, make_gru
 from .conftest import poisoned
@@ -58,7 +59,7 @@ PAIRS = pairwise(
 def test_the_third_call_is_the_first(
     kernel, steps, precision, layout, layers, with_hx, reset_after, directions, device, launched, bound, monkeypatch
 ):
-    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)  # a step at a time, and the state carried on from each
+    monkeypatch.setattr(execute, "WORKSPACE_BYTES", 0)  # a step at a time, and the state carried on from each
     gru, x, hx = make_call(
         kernel, 18, 2, steps, precision, layout, True, layers, with_hx, reset_after, device, directions=directions
     )
@@ -134,7 +135,7 @@ def changes():
         "another backend": lambda gru, x, hx: setattr(gru, "backend", "step"),
         "where r comes": lambda gru, x, hx: setattr(gru, "reset_after", False),
         "training": lambda gru, x, hx: gru.train() and None,
-        "plans": lambda gru, x, hx: prepared.forget(),
+        "plans": lambda gru, x, hx: call_cache.forget(),
     }
 
 
@@ -147,7 +148,7 @@ def test_what_is_different_is_seen(name, device, bound):
         arguments = changes()[name](gru, x, hx) or (x, hx)
         actual = gru(*arguments)
         assert len(bound) == 3
-        prepared.forget()
+        call_cache.forget()
         for mine, its in zip(actual, gru(*arguments)):
             assert torch.equal(mine, its)
 
@@ -188,7 +189,7 @@ def test_modes_are_seen(device, bound):
         for _ in range(3):
             assert torch.equal(gru(x, hx)[0], before)
         bound.clear()
-        watchdog.of(x.device)._seen.value = 1
+        hang.of(x.device)._seen.value = 1
         with pytest.raises(RuntimeError, match="gave up"):
             gru(x, hx)
         assert not bound
@@ -349,7 +350,7 @@ def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
 
 
 def test_forms_are_bounded(device, bound, monkeypatch):
-    monkeypatch.setattr(prepared, "FORMS", 3)
+    monkeypatch.setattr(call_cache, "FORMS", 3)
     gru, x, hx = make(device, num_layers=1, bidirectional=False)
     with torch.no_grad():
         for steps in (1, 2, 3, 4):
@@ -357,7 +358,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
             gru(x, hx)
             gru(x, hx)
         assert len(bound) == 8  # of two steps it was prepared
-        assert len(prepared._kept[gru]) == 3
+        assert len(call_cache._kept[gru]) == 3
         gru(x, hx)
         assert len(bound) == 8
         gru(x[:2], hx)
@@ -365,7 +366,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
 
 
 def test_what_is_met_once_is_not_prepared(device, monkeypatch):
-    monkeypatch.setattr(prepared, "_prepared", lambda *args: pytest.fail("it was"))
+    monkeypatch.setattr(call_cache, "_prepared", lambda *args: pytest.fail("it was"))
     gru = make_gru(7, 16, "fp16", device)
     with torch.no_grad():
         for steps in (1, 2, 3):
@@ -373,13 +374,13 @@ def test_what_is_met_once_is_not_prepared(device, monkeypatch):
 
 
 def test_many_launches_are_not_kept(device, bound, monkeypatch):
-    monkeypatch.setattr(prepared, "LAUNCHES", 3)
+    monkeypatch.setattr(call_cache, "LAUNCHES", 3)
     gru = make_gru(7, 16, "fp16", device, "step")
     x = torch.randn(3, 2, 7, device=device).half()
     with torch.no_grad():
         first = gru(x)[0]
         gru(x)
-        monkeypatch.delattr(prepared, "launches")  # nor are they looked at again
+        monkeypatch.delattr(call_cache, "launches")  # nor are they looked at again
         assert torch.equal(gru(x)[0], first)
         assert len(bound) == 3
 
@@ -430,22 +431,22 @@ def test_that_torchs_own_serves_a_cell_is_kept(torchs, monkeypatch):
 
 def test_nothing_is_kept_of_a_module_that_is_gone(device):
     gru, x, hx = make(device)
-    assert gru in prepared._kept
+    assert gru in call_cache._kept
     gone = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
     pickle.loads(pickle.dumps(gru))
     del x, hx
     assert gone[0]() is None and gone[1]() is None
-    kept = len(prepared._kept)
+    kept = len(call_cache._kept)
     del gru
     assert gone[2]() is None
-    assert len(prepared._kept) == kept - 1
+    assert len(call_cache._kept) == kept - 1
 
 
 @pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
 def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
     """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
     monkeypatch.setattr(modules, "find", lambda device: KNOWN["H200"])
-    monkeypatch.setattr(launch, "start", lambda launches: list(launches))
+    monkeypatch.setattr(execute, "start", lambda launches: list(launches))
     monkeypatch.setattr(scans.Launch, "prepared", lambda self: lambda *args: None)
     gru = triton_gru.GRU(16, 512, dtype=torch.float16, backend="grid" if steps > 1 else "step").eval()
     x, hx = torch.randn(steps, 1, 16).half(), torch.randn(1, 1, 512).half()
@@ -482,7 +483,7 @@ PACKED = pairwise(
 def test_packed_input_of_other_lengths_is_prepared(
     kernel, precision, layers, with_hx, in_order, directions, device, launched, bound, monkeypatch
 ):
-    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)
+    monkeypatch.setattr(execute, "WORKSPACE_BYTES", 0)
     gru, x, hx = make_call(
         kernel, 18, 3, 3, precision, "time_first", True, layers, with_hx, True, device, directions=directions
     )
@@ -522,7 +523,7 @@ def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
     with torch.no_grad():
         for _ in range(3):
             right, _ = gru(packed)
-        assert prepared.found(gru, packed, None) is not None
+        assert call_cache.found(gru, packed, None) is not None
         packed.batch_sizes[1:3] = torch.tensor([1, 2])
         with pytest.raises(ValueError, match="must not grow"):
             gru(packed)

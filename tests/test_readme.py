@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import triton_gru
-from triton_gru.problem import Problem
+from triton_gru.plan.problem import Problem
 
 
 def test_the_problems_of_a_model():

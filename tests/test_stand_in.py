@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import triton_gru
-from triton_gru import device as devices
+from triton_gru.plan import device as devices
 
 KINDS = pytest.mark.parametrize("theirs, ours", [(nn.GRU, triton_gru.GRU), (nn.GRUCell, triton_gru.GRUCell)])
 

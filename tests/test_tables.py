@@ -15,14 +15,16 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import cli, launch, prepared
-from triton_gru.config import BlockConfig
-from triton_gru.device import INTERPRETER, KNOWN
-from triton_gru.heuristic import heuristic
+from triton_gru import cli
 from triton_gru.kernels import grid
-from triton_gru.plan import KERNELS, choose
-from triton_gru.tuning import lookup, revision, store
-from triton_gru.tuning.space import candidates, why_not
+from triton_gru.launch import call_cache, execute
+from triton_gru.plan.config import BlockConfig
+from triton_gru.plan.device import INTERPRETER, KNOWN
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import KERNELS, choose
+from triton_gru.plan.tables import lookup, revision, store
+from triton_gru.plan.validity import why_not
+from triton_gru.tuning.space import candidates
 
 from .planted import H200, ONE, OTHER, PROBLEM, PlantedBench, entry, torch_takes
 
@@ -41,7 +43,7 @@ def saved(directory, *entries, device=H200):
 
 def forget():
     lookup.forget()
-    triton_gru.plan.forget()
+    triton_gru.plan.planner.forget()
 
 
 # What is found.
@@ -72,12 +74,12 @@ def test_where_it_comes_from_and_in_which_order(tables, monkeypatch):
     saved(tables, entry(PROBLEM, "grid", grid=(of_user, 0.5), torch=(None, 1.0)))
     assert found()[0] == of_user and found()[1].startswith(f"table {tables / 'H200.json'}, of 2026-01-02")
     lookup.remember(H200, [entry(PROBLEM, "grid", grid=(of_process, 0.5), torch=(None, 1.0))])
-    triton_gru.plan.forget()
+    triton_gru.plan.planner.forget()
     assert found() == (of_process, "this process, of 2026-01-02")
     # What is stale comes after all that is fresh.
     old = entry(PROBLEM, "grid", grid=(of_process, 0.5), torch=(None, 1.0))
     lookup.remember(H200, [dataclasses.replace(old, env=old.env | {"triton": "3.5.1"})])
-    triton_gru.plan.forget()
+    triton_gru.plan.planner.forget()
     assert found()[0] == of_user
     assert choose(PROBLEM, KNOWN["A100"]).source == "heuristic"
 
@@ -296,7 +298,7 @@ def test_numbers_that_are_possible_and_mean_harm(tables):
 SAVES = """
 import dataclasses, pathlib, sys
 from tests.planted import H200, ONE, PROBLEM, entry
-from triton_gru.tuning import store
+from triton_gru.plan.tables import store
 first, last, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 print("ready", flush=True)
 for steps in range(first, last):
@@ -389,7 +391,7 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
     gru = triton_gru.GRU(7, 20, backend="block").eval()
     x = torch.randn(2, 3, 7)
     assert gru.plan(x).config == broken
-    start = launch.start
+    start = execute.start
 
     def fails(launches):
         for each in launches:
@@ -397,7 +399,7 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
                 raise RuntimeError("PassManager::run failed")
             start(iter([each]))
 
-    monkeypatch.setattr(launch, "start", fails)
+    monkeypatch.setattr(execute, "start", fails)
     with torch.no_grad():
         with pytest.warns(
             UserWarning, match="does not run as BlockConfig.*PassManager::run failed.*heuristic"
@@ -407,9 +409,9 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
         assert torch.allclose(output, torch.nn.GRU.forward(gru, x)[0], atol=1e-2)
         gru(x), gru(x)  # without another word
         assert gru.plan(x).config == config
-        prepared.forget()
+        call_cache.forget()
         gru.backend = "step"
-        monkeypatch.setattr(launch, "start", lambda launches: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
+        monkeypatch.setattr(execute, "start", lambda launches: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
         with pytest.raises(RuntimeError, match="a fault of ours"):  # where there is no table to blame
             gru(x)
     assert (tables / store.file_name(INTERPRETER)).read_bytes() == before
@@ -423,7 +425,7 @@ def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatc
     stream = triton_gru.GRU(7, 20, backend="step").eval().stream(3)
     frames = torch.randn(3, 3, 7)
     assert stream.plan(frames[0]).config == broken
-    start = launch.start
+    start = execute.start
 
     def fails(launches):
         for each in launches:
@@ -431,7 +433,7 @@ def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatc
                 raise RuntimeError("PassManager::run failed")
             start(iter([each]))
 
-    monkeypatch.setattr(launch, "start", fails)
+    monkeypatch.setattr(execute, "start", fails)
     with pytest.warns(UserWarning, match="step does not run as StepConfig"):
         outputs = [stream(frames[0])]
     outputs += [stream(each) for each in frames[1:]]
@@ -441,10 +443,10 @@ def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatc
 
 
 def test_the_tables_come_with_the_package():
-    """What is in triton_gru/tables is listed to be installed, and is in order."""
+    """What is in triton_gru/plan/tables/data is listed to be installed, and is in order."""
     root = pathlib.Path(__file__).parents[1]
-    assert 'triton_gru = ["tables/*.json"]' in (root / "pyproject.toml").read_text()
-    assert root / "triton_gru" / "tables" == lookup.SHIPPED
+    assert '"triton_gru.plan.tables" = ["data/*.json"]' in (root / "pyproject.toml").read_text()
+    assert root / "triton_gru/plan/tables/data" == lookup.SHIPPED
     for path in lookup.SHIPPED.glob("*.json"):
         assert store.load(path).skipped == []
 

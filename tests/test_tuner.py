@@ -13,11 +13,12 @@ import torch
 
 import triton_gru
 from triton_gru import cli
-from triton_gru.config import GridConfig
-from triton_gru.device import KNOWN, find
-from triton_gru.heuristic import heuristic
-from triton_gru.plan import KERNELS, choose
-from triton_gru.tuning import bench, lookup, revision, run, space, store, tuner
+from triton_gru.plan.config import GridConfig
+from triton_gru.plan.device import KNOWN, find
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import KERNELS, choose
+from triton_gru.plan.tables import lookup, revision, store
+from triton_gru.tuning import bench, run, space, tuner
 from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
 from triton_gru.tuning.verdict import clearly_faster
@@ -53,7 +54,7 @@ def test_the_fastest_is_found_kept_and_used(tables, capsys):
     for forgotten in (False, True):  # from this process, and from its file
         if forgotten:
             lookup.forget()
-            triton_gru.plan.forget()
+            triton_gru.plan.planner.forget()
         after = choose(PROBLEM, H200)
         assert (after.kernel, after.config, after.tuned) == ("grid", fastest.config, True)
         assert ("H200.json" in after.source) == forgotten
@@ -225,7 +226,7 @@ def test_what_is_stale_is_measured_again_and_counts_less(tables, monkeypatch):
     tune(SMALL, ms=torch_takes(lambda candidate: 1.2))
     monkeypatch.setitem(revision.environment(), "triton", "9.9.9")
     lookup.forget()
-    triton_gru.plan.forget()
+    triton_gru.plan.planner.forget()
     plan = choose(SMALL, H200)
     assert plan.kernel == "torch" and "stale: made with triton 3.6, this is 9.9" in plan.reason
     found, planted = tune(SMALL, ms=torch_takes(lambda candidate: 0.5))
@@ -296,9 +297,11 @@ def test_tuning_by_itself(device, tables, launched, monkeypatch):
     here = find(torch.device(device, 0) if device == "cuda" else torch.device(device))
     assert found.kept == tables / store.file_name(here)
     assert choose(problem, here, "block").tuned
-    wrong = triton_gru.launch.run
+    wrong = triton_gru.launch.execute.run
     monkeypatch.setattr(
-        triton_gru.launch, "run", lambda call, plan: tuple(t + (plan.kernel == "step") for t in wrong(call, plan))
+        triton_gru.launch.execute,
+        "run",
+        lambda call, plan: tuple(t + (plan.kernel == "step") for t in wrong(call, plan)),
     )
     (found,) = triton_gru.tune([problem], device=device, anew=True)
     assert "step" not in found.entry.results
@@ -327,7 +330,7 @@ def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch
 
 
 def tuner_compilers(device):
-    from triton_gru.tuning.compiling import Compilers
+    from triton_gru.tuning.compile_pool import Compilers
 
     return Compilers(device)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from triton.runtime.errors import InterpreterError
 
-from triton_gru import scans
-from triton_gru.config import HANDOVERS, GridConfig
+from triton_gru.launch import scans
+from triton_gru.plan.config import HANDOVERS, GridConfig
 
 from .calls import configured, make_gru
 
@@ -20,7 +20,7 @@ def test_a_missing_program_is_waited_for_in_vain(handover, reset_after, monkeypa
         for each in launches(*args):
             yield each._replace(grid=(each.grid[0] - 1,))
 
-    monkeypatch.setattr("triton_gru.launch.grid_launches", without_the_last)
+    monkeypatch.setattr("triton_gru.launch.execute.grid_launches", without_the_last)
     gru = make_gru(5, 40, "fp16", "cpu", "grid", reset_after=reset_after)
     config = GridConfig(16, 3, 8, 8, 1, 1, 4, 0, handover)
     with configured("grid", config), torch.no_grad(), pytest.raises(InterpreterError, match="waits for another"):

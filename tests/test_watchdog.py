@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import watchdog
+from triton_gru.launch import hang
 
 from .calls import make_gru
 
@@ -15,11 +15,11 @@ def gave_up(device):
     here = torch.device(device, 0) if device == "cuda" else torch.device(device)
 
     def plant():
-        watchdog.of(here)._word.fill_(1)
+        hang.of(here)._word.fill_(1)
 
-    plant.seconds = watchdog.of(here)._seconds
+    plant.seconds = hang.of(here)._seconds
     yield plant
-    watchdog.of(here)._word.zero_()
+    hang.of(here)._word.zero_()
 
 
 def test_check_raises_once(gave_up):
@@ -45,12 +45,12 @@ def test_the_next_call_raises_and_the_one_after_works(kernel, gave_up, device, l
 def test_a_timeout_that_is_none(text, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", text)
     with pytest.raises(ValueError, match="TRITON_GRU_TIMEOUT must be a number of seconds above 0"):
-        watchdog.Watchdog(torch.device("cpu"))
+        hang.Watchdog(torch.device("cpu"))
 
 
 def test_what_the_kernels_are_told(monkeypatch):
     monkeypatch.delenv("TRITON_GRU_TIMEOUT", raising=False)
-    assert watchdog.Watchdog(torch.device("cpu")).watch[0].item() == 10_000_000_000
+    assert hang.Watchdog(torch.device("cpu")).watch[0].item() == 10_000_000_000
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1.5")
-    dog = watchdog.Watchdog(torch.device("cpu"))
+    dog = hang.Watchdog(torch.device("cpu"))
     assert dog.watch.tolist() == [1_500_000_000, dog._word.data_ptr()]

@@ -4,16 +4,18 @@
 """
 
 from . import convert
+from ._version import __version__
+from .launch.hang import check
 from .modules import GRU, GRUCell
-from .plan import Plan
+from .plan.planner import Plan
 from .swap import accelerate, restore
 from .triton_versions import warn_if_untested
 from .tuning.shapes import record_shapes, shapes_of
 from .tuning.tuner import tune
-from .watchdog import check
-
-__version__ = "0.1.0"
 
 warn_if_untested()
 
-__all__ = ["GRU", "GRUCell", "Plan", "accelerate", "check", "convert", "record_shapes", "restore", "shapes_of", "tune"]
+__all__ = [
+    "GRU", "GRUCell", "Plan", "__version__", "accelerate", "check", "convert", "record_shapes", "restore", "shapes_of",
+    "tune",
+]  # fmt: skip

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .arguments import beyond_torch
+from .call.bind import beyond_torch
 from .modules import GRU
-from .plan import KERNELS
+from .plan.planner import KERNELS
 
 # name: (dtype, torch.backends.cudnn.rnn.fp32_precision)
 PRECISIONS = {

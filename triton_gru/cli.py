@@ -14,11 +14,11 @@ import triton
 
 from . import __version__
 from .accuracy import PRECISIONS, check
-from .device import INTERPRETER, KNOWN, Device, find, interpreting, limited, most_sms
-from .heuristic import HEURISTICS
-from .plan import BACKENDS, choose
-from .problem import Problem
-from .tuning import lookup, store
+from .plan.device import INTERPRETER, KNOWN, Device, find, interpreting, limited, most_sms
+from .plan.heuristic import HEURISTICS
+from .plan.planner import BACKENDS, choose
+from .plan.problem import Problem
+from .plan.tables import lookup, store
 from .tuning.shapes import shapes_of
 from .tuning.tuner import tune
 

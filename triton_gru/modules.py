@@ -5,9 +5,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from . import device as devices
-from . import launch, ops, prepared
-from .arguments import (
+from .call.bind import (
     BOTH_AND_REVERSE,
     Call,
     beyond_torch,
@@ -16,9 +14,11 @@ from .arguments import (
     records_gradient,
     weights_of_cell,
 )
-from .device import find
-from .plan import Plan, check_backend, choose
-from .sequences import as_packed
+from .call.sequences import as_packed
+from .launch import call_cache, execute, operator
+from .plan import device as devices
+from .plan.device import find
+from .plan.planner import Plan, check_backend, choose
 from .stand_in import StandIn, is_as_accelerated, traced
 from .stream import Stream
 
@@ -123,29 +123,29 @@ class GRU(StandIn, nn.RNNBase):
             plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
             if plain and devices.on_cpu is None and not (self.reverse or torch.compiler.is_compiling()):
                 return _gru(self, input, hx)
-            if (serves := prepared.found(self, input, hx)) is not None:
+            if (serves := call_cache.found(self, input, hx)) is not None:
                 return serves(self, input, hx)
         if isinstance(input, Proxy):
             return traced(self, input, hx, lengths=lengths, resets=resets)
         torchs = whole and _is_torchs(self, input, hx)
-        if torchs and not ops.in_graph():
+        if torchs and not operator.in_graph():
             return _gru(self, input, hx)
-        if ops.unseen(input) or (torchs and not ops.graph_is_whole()):
-            return ops.outside(self, input, hx, lengths, resets)
-        if ops.wanted(input):
-            return ops.gru(self, input, hx, lengths, resets)
+        if operator.unseen(input) or (torchs and not operator.graph_is_whole()):
+            return operator.outside(self, input, hx, lengths, resets)
+        if operator.wanted(input):
+            return operator.gru(self, input, hx, lengths, resets)
         call = bind_gru(self, input, hx, lengths, resets)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch" and lengths is None and not self.reverse:
             results = _gru(self, input, hx)
-            prepared.keep_torchs(self, input, hx, _gru)
+            call_cache.keep_torchs(self, input, hx, _gru)
             return results
-        output, h_n = launch.run(call, plan)
+        output, h_n = execute.run(call, plan)
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() == 2:
             return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
         if whole:
-            prepared.keep(self, input, hx, call, plan, output, h_n)
+            call_cache.keep(self, input, hx, call, plan, output, h_n)
         return as_packed(self, input, output, h_n) if packed else (output, h_n)
 
     def plan(
@@ -170,7 +170,7 @@ class GRU(StandIn, nn.RNNBase):
 
     def _stops_compiler(self) -> bool:
         served = self.backend == "torch" or _trains(self) or _has_no_kernels(self.weight_ih_l0.device)
-        return served and self.backend in ("auto", "torch") and not ops.graph_is_whole()
+        return served and self.backend in ("auto", "torch") and not operator.graph_is_whole()
 
 
 class GRUCell(StandIn, nn.RNNCellBase):
@@ -212,25 +212,25 @@ class GRUCell(StandIn, nn.RNNCellBase):
         plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
         if plain and devices.on_cpu is None:
             return _cell(self, input, hx)
-        if (serves := prepared.found(self, input, hx)) is not None:
+        if (serves := call_cache.found(self, input, hx)) is not None:
             return serves(self, input, hx)
         if isinstance(input, Proxy):
             return traced(self, input, hx)
         if _is_torchs(self, input, hx):
             return _cell(self, input, hx)
-        if ops.wanted(input):
-            return ops.cell(self, input, hx)
+        if operator.wanted(input):
+            return operator.cell(self, input, hx)
         call = bind_cell(self, input, hx)
         plan = _plan(call, self.backend)
         if plan.kernel == "torch":
             h = _cell(self, input, hx)
-            prepared.keep_torchs(self, input, hx, _cell)
+            call_cache.keep_torchs(self, input, hx, _cell)
             return h
-        h_n = launch.run(call, plan)[1]
+        h_n = execute.run(call, plan)[1]
         h = h_n.squeeze(0)
         if input.dim() == 1:
             return h.squeeze(0)
-        prepared.keep(self, input, hx, call, plan, h_n, h_n)
+        call_cache.keep(self, input, hx, call, plan, h_n, h_n)
         return h
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
@@ -254,8 +254,8 @@ def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence, hx: Tensor
         return True
     if torch.compiler.is_exporting():
         # An accelerated model goes to those who may not have this package.
-        return is_as_accelerated(module) or not (ops.wanted(input) or ops.unseen(input))
-    if torch.compiler.is_compiling() and not (ops.wanted(input) or ops.unseen(input)):
+        return is_as_accelerated(module) or not (operator.wanted(input) or operator.unseen(input))
+    if torch.compiler.is_compiling() and not (operator.wanted(input) or operator.unseen(input)):
         return True
     device = (input.data if isinstance(input, PackedSequence) else input).device
     if _has_no_kernels(device):

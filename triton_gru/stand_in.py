@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._guards import CompileContext
 
-from .arguments import beyond_torch
+from .call.bind import beyond_torch
 
 OWN = ("backend", "reset_after", "reverse")  # attributes that torch's modules do not have
 

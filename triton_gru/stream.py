@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from . import launch
-from .arguments import autocast_dtype, bind_dense, flat, grouped, places, surroundings, weights_of_gru
-from .device import capturing, find
-from .plan import Plan, choose
+from .call.bind import autocast_dtype, bind_dense, flat, grouped, places, surroundings, weights_of_gru
+from .call.sequences import Sequences
+from .launch import execute
+from .launch.scans import Scan, room_for_reset_state, whole_step_launches
+from .plan.device import capturing, find
+from .plan.planner import Plan, choose
 from .reference import Weights
-from .scans import Scan, room_for_reset_state, whole_step_launches
-from .sequences import Sequences
 
 
 class Stream:
@@ -108,7 +108,7 @@ class Stream:
         try:
             output = self._frames(x, self._parity, weights)
         except Exception as failure:
-            plan = launch.untuned(self._frames.plan, failure, x.device)
+            plan = execute.untuned(self._frames.plan, failure, x.device)
             self._frames = _Frames(plan, weights, self._carry, self._rounded)
             output = self._frames(x, self._parity, weights)
         self._parity ^= 1
@@ -166,7 +166,7 @@ class _Frames:
         self._x.copy_(x)
         weights = self._contiguous(weights)
         if x.device.type != "cuda":
-            launch.start(self._launches(parity, weights))
+            execute.start(self._launches(parity, weights))
         else:
             with torch.cuda.device(x.device):
                 if self._replays[parity] is None:
@@ -183,10 +183,10 @@ class _Frames:
         return grouped(values, bias=weights[0][2] is not None)
 
     def _captured(self, parity: int, weights: list[Weights]) -> torch.cuda.CUDAGraph:
-        launch.start(self._launches(parity, weights))  # compiled and loaded before the capture
+        execute.start(self._launches(parity, weights))  # compiled and loaded before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            launch.start(self._launches(parity, weights))
+            execute.start(self._launches(parity, weights))
         return graph
 
     def _launches(self, parity: int, weights: list[Weights]):

@@ -5,7 +5,7 @@ import warnings
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .arguments import beyond_torch
+from .call.bind import beyond_torch
 from .modules import GRU, GRUCell
 from .stand_in import OWN, StandIn
 

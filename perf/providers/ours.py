@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru import launch, prepared, watchdog
-from triton_gru.arguments import bind_gru
-from triton_gru.config import GRID_CUTS, HANDOVERS, GridConfig
-from triton_gru.heuristic import grid_config
-from triton_gru.plan import KERNELS, Plan
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import call_cache, execute, hang
+from triton_gru.plan.config import GRID_CUTS, HANDOVERS, GridConfig
+from triton_gru.plan.heuristic import grid_config
+from triton_gru.plan.planner import KERNELS, Plan
 
 from ..case import Case, Input
 from .interface import Ready, Unavailable, require_padded
@@ -69,7 +69,7 @@ class Variant:
         if self.handover or self.cut:  # bound on each call as others are, but not planned
 
             def call(x: Input) -> tuple[Tensor, Tensor]:
-                return launch.run(bind_gru(ours, x, None), plan)
+                return execute.run(bind_gru(ours, x, None), plan)
 
         return Ready(call, plan.kernel, str(plan.config or ""), plan.source)
 
@@ -85,8 +85,8 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     plan = variant.plan(ours, x)
     for _ in range(2):  # a call is prepared at the second of its form
         ours(x)
-    found = prepared.found(ours, x, None)
-    if not isinstance(found, prepared.Prepared):
+    found = call_cache.found(ours, x, None)
+    if not isinstance(found, call_cache.Prepared):
         raise Unavailable("no launches are kept: torch's own GRU serves the call, or there are too many")
     made = {}
 
@@ -132,7 +132,7 @@ def compile_kernels(case: Case, variant: Variant) -> None:
         ours = variant.module(gru)
         plan = variant.plan(ours, x)
         call = bind_gru(ours, x, None)
-        for each in launch.launches(call, plan.config, plan.device, *launch.allocate(call)):
+        for each in execute.launches(call, plan.config, plan.device, *execute.allocate(call)):
             each.compile()
 
 
@@ -141,7 +141,7 @@ def gave_up() -> str:
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        watchdog.check()
+        hang.check()
     except RuntimeError as error:
         return str(error)
     return ""

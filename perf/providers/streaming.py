@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru.plan import KERNELS, Plan
+from triton_gru.plan.planner import KERNELS, Plan
 
 from .interface import Prepare, Ready
 from .ours import Variant

@@ -18,14 +18,14 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from triton.runtime import driver
 
 import triton_gru
-from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS, set_precision
-from triton_gru.arguments import bind_gru
-from triton_gru.config import GridConfig
-from triton_gru.device import KNOWN
-from triton_gru.heuristic import HEURISTICS
-from triton_gru.scans import Launch
-from triton_gru.tuning.compiling import MOST_STACK, pretend
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.config import GridConfig
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.heuristic import HEURISTICS
+from triton_gru.tuning.compile_pool import MOST_STACK, pretend
 
 # Lines of source in a cubin change no instruction, and take a tenth of the time.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -92,7 +92,7 @@ def kernel_launches(
     directions = call.problem.directions
     config = config or HEURISTICS[kernel](hidden_size, batch_size, directions, dtype, fp32_precision, device)
     assert not isinstance(config, str), config
-    return list(launch.launches(call, config, device, *launch.allocate(call)))
+    return list(execute.launches(call, config, device, *execute.allocate(call)))
 
 
 def variants(launches: Iterable[Launch]) -> dict[str, int]:

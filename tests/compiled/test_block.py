@@ -5,7 +5,7 @@ import torch
 import triton
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.heuristic import block_config
+from triton_gru.plan.heuristic import block_config
 
 from .harness import ALLOWED, KNOWN, PINNED, STACK, Facts, cases, kernel_launches, pretend, variants
 

@@ -7,9 +7,9 @@ import pytest
 from triton.compiler.errors import CompilationError
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import HANDOVERS
-from triton_gru.heuristic import grid_config
 from triton_gru.kernels import isa
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.heuristic import grid_config
 
 from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perf.hop_launch import ONE_WORD, Launcher, make_hops, obstacle
-from triton_gru.config import HANDOVERS
+from triton_gru.plan.config import HANDOVERS
 
 from .harness import KNOWN, Facts, pretend
 

@@ -13,7 +13,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from triton_gru import triton_versions
-from triton_gru.device import KNOWN
+from triton_gru.plan.device import KNOWN
 
 from .harness import kernel_launches, pretend
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import HANDOVERS
-from triton_gru.heuristic import HEURISTICS, grid_config
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.heuristic import HEURISTICS, grid_config
 
 from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend
 

@@ -3,7 +3,7 @@
 import pytest
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.heuristic import step_config
+from triton_gru.plan.heuristic import step_config
 
 from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
 

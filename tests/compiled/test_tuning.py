@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from triton_gru import launch
-from triton_gru.heuristic import heuristic
-from triton_gru.problem import Problem
-from triton_gru.tuning.compiling import Facts, compiled
+from triton_gru.launch import execute
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.problem import Problem
+from triton_gru.tuning.compile_pool import Facts, compiled
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import Candidate
 
@@ -27,7 +27,7 @@ def test_it_is_the_same_as_of_a_call(fields):
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
     found = compiled(problem, candidate, device)
     with example(problem, "cpu") as each:  # whose tensors have addresses
-        made = list(launch.launches(each.call, candidate.config, device, *launch.allocate(each.call)))
+        made = list(execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)))
     kernels = [each.kernel for each in made]
     before = [len(each.device_caches[device.name][0]) for each in kernels]
     scan = made[-1].compile()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from triton_gru.config import BlockConfig
-from triton_gru.device import find
-from triton_gru.heuristic import block_config
+from triton_gru.plan.config import BlockConfig
+from triton_gru.plan.device import find
+from triton_gru.plan.heuristic import block_config
 
 from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..oracle import PRECISIONS

@@ -5,10 +5,10 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_gru.config import HANDOVERS
-from triton_gru.device import interpreting
 from triton_gru.kernels import exchange, isa
-from triton_gru.scans import Launch
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.device import interpreting
 
 from ..oracle import PRECISIONS
 

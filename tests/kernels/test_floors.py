@@ -3,8 +3,8 @@
 import torch
 
 from perf.floors_kernel import smallest_steps
-from triton_gru.device import find
-from triton_gru.scans import Launch
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.device import find
 
 
 def test_the_smallest_step_is_one_of_a_gru(device):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from triton_gru import scans
-from triton_gru.config import HANDOVERS, GridConfig
-from triton_gru.device import find
-from triton_gru.heuristic import grid_config
+from triton_gru.launch import scans
+from triton_gru.plan.config import HANDOVERS, GridConfig
+from triton_gru.plan.device import find
+from triton_gru.plan.heuristic import grid_config
 
 from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..oracle import PRECISIONS

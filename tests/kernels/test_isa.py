@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_gru.device import interpreting
 from triton_gru.kernels import isa
-from triton_gru.scans import Launch
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.device import interpreting
 
 from ..oracle import tf32
 from ..ptx import snippets

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from ..conftest import poisoned
 from ..oracle import check, set_precision

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru import launch
-from triton_gru.plan import KERNELS
+from triton_gru.launch import execute
+from triton_gru.plan.planner import KERNELS
 
 from ..calls import make_gru, make_input, run_checked
 from ..conftest import poisoned
@@ -24,7 +24,7 @@ def test_results_do_not_depend_on_the_chunks(kernel, precision, batch_first, dev
     whole, whole_h_n = run_checked(gru, x, hx, precision, launched)
     assert launched.count("input_projection") == 2
     for workspace in (0, 2_000) if kernel == "grid" else (0, 5_000):  # grid projects fewer rows
-        monkeypatch.setattr(launch, "WORKSPACE_BYTES", workspace)
+        monkeypatch.setattr(execute, "WORKSPACE_BYTES", workspace)
         launched.clear()
         output, h_n = run_checked(gru, x, hx, precision, launched)
         assert launched.count("input_projection") > 2
@@ -37,13 +37,13 @@ def test_workspace_does_not_grow_with_the_sequence(kernel, device):
     largest = 0
     for steps in (10, 1_000_000):
         x = torch.empty(1, 8, 4, device=device).expand(steps, 8, 4)
-        call = triton_gru.arguments.bind_gru(gru, x, None)
+        call = triton_gru.call.bind.bind_gru(gru, x, None)
         plan = gru.plan(x)
         output, h_n = torch.empty(1, device=device), torch.empty(2, 8, 16, device=device)
-        gi = next(launch.launches(call, plan.config, plan.device, output, h_n)).args[7]
+        gi = next(execute.launches(call, plan.config, plan.device, output, h_n)).args[7]
         largest = max(largest, gi.nbytes)
-        assert largest <= launch.WORKSPACE_BYTES
-    assert largest > launch.WORKSPACE_BYTES / 2
+        assert largest <= execute.WORKSPACE_BYTES
+    assert largest > execute.WORKSPACE_BYTES / 2
 
 
 PLANTED = (

@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
-from triton_gru import launch, sequences
-from triton_gru.arguments import bind_gru
-from triton_gru.plan import KERNELS
+from triton_gru.call import sequences
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.plan.planner import KERNELS
 
 from ..calls import make_call, make_gru, run_checked
 from ..conftest import poisoned
@@ -138,7 +139,7 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
         whole, whole_h_n = gru(call, hx, **ends)
         assert launched.count("input_projection") == 2
         for workspace in (0, 1300) if kernel == "block" else (0,):  # of one step, or of two or less
-            monkeypatch.setattr(launch, "WORKSPACE_BYTES", workspace)
+            monkeypatch.setattr(execute, "WORKSPACE_BYTES", workspace)
             launched.clear()
             output, h_n = gru(call, hx, **ends)
             assert launched.count("input_projection") == 2 * (steps if workspace == 0 or gru.bidirectional else 3)
@@ -158,9 +159,9 @@ def test_the_projection_reads_no_step_that_is_not_there(kernel, device):
     call = bind_gru(gru, x, None, lengths)
     plan = gru.plan(x, None, lengths)
     with poisoned():
-        projection = next(launch.launches(call, plan.config, plan.device, *launch.allocate(call)))
+        projection = next(execute.launches(call, plan.config, plan.device, *execute.allocate(call)))
     assert projection.kernel.__name__ == "input_projection"
-    launch.start([projection])
+    execute.start([projection])
     gi = projection.args[projection.kernel.arg_names.index("gi")]
     assert gi.isfinite().all()
 

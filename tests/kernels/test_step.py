@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triton_gru.config import StepConfig
+from triton_gru.plan.config import StepConfig
 
 from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
 from ..pairwise import pairwise

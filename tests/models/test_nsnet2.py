@@ -11,7 +11,7 @@ pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; 
 import onnx
 
 import triton_gru
-from triton_gru.config import StepConfig
+from triton_gru.plan.config import StepConfig
 
 from ..calls import configured
 from . import NOISE, NSNET2, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before

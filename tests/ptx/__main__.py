@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from triton_gru.device import KNOWN, interpreting
+from triton_gru.plan.device import KNOWN, interpreting
 
 from .campaigns import CAMPAIGNS, Skipped
 from .device import emulating

@@ -13,12 +13,12 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import triton_gru
-from triton_gru import launch, scans, watchdog
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.arguments import bind_gru
-from triton_gru.config import HANDOVERS, BlockConfig, GridConfig, StepConfig
-from triton_gru.plan import KERNELS
-from triton_gru.tuning.space import why_not
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute, hang, scans
+from triton_gru.plan.config import HANDOVERS, BlockConfig, GridConfig, StepConfig
+from triton_gru.plan.planner import KERNELS
+from triton_gru.plan.validity import why_not
 
 from ..calls import LAYOUTS, check_results, configured, make_call, make_gru, run_checked
 from ..conftest import poisoned
@@ -66,7 +66,7 @@ def matrix(draw: random.Random, gpu: Emulated) -> str:
     described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, {value}, chunks {chunks}, {config}"
     with contextlib.ExitStack() as stack:
         if chunks:
-            stack.enter_context(mock.patch.object(launch, "WORKSPACE_BYTES", chunks[0]))
+            stack.enter_context(mock.patch.object(execute, "WORKSPACE_BYTES", chunks[0]))
             stack.enter_context(mock.patch.object(scans, "MAILBOX_BYTES", chunks[1]))
         call = _draw_ends(draw, ends, gru, x)
         if config is not None:
@@ -164,12 +164,12 @@ def stress(draw: random.Random, gpu: Emulated, schedules: int = 30) -> str:
         directions=directions,
     )  # fmt: skip
     ends = {"lengths": torch.randint(0, steps + 1, (batch,))} if draw.random() < 0.3 else {}
-    workspace = 240 * config.padded_hidden if draw.random() < 0.3 else launch.WORKSPACE_BYTES
+    workspace = 240 * config.padded_hidden if draw.random() < 0.3 else execute.WORKSPACE_BYTES
     described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
     reason = why_not(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
     if reason:
         raise Skipped(reason)
-    with configured("grid", config), mock.patch.object(launch, "WORKSPACE_BYTES", workspace):
+    with configured("grid", config), mock.patch.object(execute, "WORKSPACE_BYTES", workspace):
         first = run_checked(gru, x, hx, precision, gpu.launched, **ends)
         for _ in range(schedules - 1):
             with torch.no_grad(), poisoned():
@@ -221,10 +221,10 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
         config, batch = dataclasses.replace(config, rows=2, register_tiles=config.weight_tiles(4)), 2
     x = torch.randn(3, batch, 16).to(gru.weight_hh_l0.dtype)
     with configured("grid", config):
-        limit = watchdog.of(x.device).watch[0].item()
+        limit = hang.of(x.device).watch[0].item()
         # After half a million instructions of all warps the time is over.
         with (
-            mock.patch.object(launch, "grid_launches", one_program_too_few),
+            mock.patch.object(execute, "grid_launches", one_program_too_few),
             mock.patch.dict(gpu.fixed, ns_per_instruction=limit / 500_000),
             torch.no_grad(),
             poisoned(),

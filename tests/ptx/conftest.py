@@ -2,7 +2,7 @@
 
 import pytest
 
-from triton_gru.device import KNOWN, interpreting
+from triton_gru.plan.device import KNOWN, interpreting
 
 from ..conftest import seed_of
 from .device import emulating

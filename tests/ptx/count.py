@@ -10,11 +10,11 @@ from collections import Counter
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from triton_gru import launch
-from triton_gru.arguments import bind_gru
-from triton_gru.config import Config
-from triton_gru.heuristic import HEURISTICS
-from triton_gru.scans import Launch
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.launch.scans import Launch
+from triton_gru.plan.config import Config
+from triton_gru.plan.heuristic import HEURISTICS
 
 from ..calls import PRECISIONS, make_gru
 from .device import Emulated
@@ -119,7 +119,7 @@ def _scans(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> list[L
     if case.ends == "packed":
         x = pack_padded_sequence(x, lengths)
     call = bind_gru(gru, x, hx, lengths if case.ends == "lengths" else None, resets)
-    made = launch.launches(call, config, gpu.device, *launch.allocate(call))
+    made = execute.launches(call, config, gpu.device, *execute.allocate(call))
     return [each for each in made if each.kernel.__name__ != "input_projection"]
 
 

@@ -10,11 +10,12 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from triton_gru import device as devices
-from triton_gru import plan, prepared, watchdog
-from triton_gru.device import Device
-from triton_gru.scans import Launch
-from triton_gru.tuning.compiling import AbsentDriver
+from triton_gru.launch import call_cache, hang
+from triton_gru.launch.scans import Launch
+from triton_gru.plan import device as devices
+from triton_gru.plan import planner
+from triton_gru.plan.device import Device
+from triton_gru.tuning.compile_pool import AbsentDriver
 
 from ..launches import Launches
 from .machine import Outcome, Schedule, execute
@@ -101,7 +102,7 @@ class Emulated:
         seed = self.fixed.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
-        host_words = {f"watchdog of {device}": _extent(each._word) for device, each in watchdog._watchdogs.items()}
+        host_words = {f"watchdog of {device}": _extent(each._word) for device, each in hang._watchdogs.items()}
         self.launched.append(compiled.metadata.name)
         scratch = [0, 0]  # the last two arguments are addresses of Triton's scratch memory, which no kernel here has
         self.outcomes.append(
@@ -152,5 +153,5 @@ def emulating(device: Device, seed: int) -> Iterator[Emulated]:
 
 
 def _forget() -> None:
-    plan.forget()
-    prepared.forget()
+    planner.forget()
+    call_cache.forget()

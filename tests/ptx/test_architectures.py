@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.plan import KERNELS
+from triton_gru.plan.planner import KERNELS
 
 from ..calls import LAYOUTS, make_call, run_checked
 from ..pairwise import pairwise

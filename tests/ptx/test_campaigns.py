@@ -5,8 +5,8 @@ import random
 import pytest
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.config import HANDOVERS
-from triton_gru.plan import KERNELS
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.planner import KERNELS
 
 from ..pairwise import pairwise
 from .campaigns import Skipped, matrix, payloads, stress, timeouts

@@ -11,11 +11,11 @@ from collections import Counter
 import pytest
 import triton
 
-from triton_gru.arguments import bind_gru
-from triton_gru.config import Config
-from triton_gru.cost import call_cost
-from triton_gru.device import Device
-from triton_gru.heuristic import HEURISTICS
+from triton_gru.call.bind import bind_gru
+from triton_gru.plan.config import Config
+from triton_gru.plan.cost import call_cost
+from triton_gru.plan.device import Device
+from triton_gru.plan.heuristic import HEURISTICS
 
 from ..calls import PRECISIONS, make_call
 from ..compiled.harness import PINNED

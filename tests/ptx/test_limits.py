@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import triton_gru
-from triton_gru import launch
 from triton_gru.accuracy import PRECISIONS, set_precision
-from triton_gru.arguments import bind_gru
-from triton_gru.heuristic import HEURISTICS
-from triton_gru.limits import LARGEST
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.plan.heuristic import HEURISTICS
+from triton_gru.plan.validity import LARGEST
 
 # The last is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
@@ -51,7 +51,7 @@ def make_launches(kernel, device, gru, x, hx=None):
     def new(like, *shape, dtype=torch.float16):
         return sparse(*shape, dtype=dtype)
 
-    return list(launch.launches(call, config, device, output, h_n, new)), config, output
+    return list(execute.launches(call, config, device, output, h_n, new)), config, output
 
 
 def of_last_rows(launch, config, directions):

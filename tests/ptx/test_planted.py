@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from triton_gru.config import GridConfig
+from triton_gru.plan.config import GridConfig
 
 from ..calls import configured, make_call, run_checked
 from .machine import Fault

@@ -7,6 +7,6 @@ from .flax import from_flax
 from .gates import from_gates
 from .keras import from_keras
 from .onnx import from_onnx
-from .torchs import from_torch, to_torch
+from .torch import from_torch, to_torch
 
 __all__ = ["from_flax", "from_gates", "from_keras", "from_onnx", "from_torch", "to_torch"]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from .. import accuracy, launch, prepared, watchdog
-from ..arguments import bind_gru
-from ..device import Device, find
-from ..plan import Plan
-from ..problem import Problem
-from . import store
-from .compiling import Compilers
+from .. import accuracy
+from ..call.bind import bind_gru
+from ..launch import call_cache, execute, hang
+from ..plan.device import Device, find
+from ..plan.planner import Plan
+from ..plan.problem import Problem
+from ..plan.tables import store
+from .compile_pool import Compilers
 from .example import Example, example
 from .space import TORCH, Candidate
 from .timing import clock, graphed, samples
@@ -101,7 +102,7 @@ class RealBench:
     def judge(self, candidate: Candidate) -> str:
         try:
             wrong = self._judge(self.device, candidate)
-            watchdog.check()
+            hang.check()
             return wrong
         except torch.OutOfMemoryError:
             return "out of memory"
@@ -119,7 +120,7 @@ class RealBench:
             except Exception as failure:  # what is judged is shorter than what is timed: memory may not do
                 warnings.warn(f"cannot be timed, {mode}: {candidate}: {failure}", stacklevel=2)
         taken = samples(calls, rounds, clock(self._place.type), seconds)
-        watchdog.check()
+        hang.check()
         return taken
 
     @contextlib.contextmanager
@@ -152,10 +153,10 @@ def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable
     module = copy.copy(gru)
     if not ends and candidate != TORCH:
         for _ in range(2):  # what is met twice is prepared
-            prepared.keep(module, x, None, timed.call, plan, *launch.run(timed.call, plan))
-        if prepared.found(module, x, None):
+            call_cache.keep(module, x, None, timed.call, plan, *execute.run(timed.call, plan))
+        if call_cache.found(module, x, None):
             return functools.partial(module, x)
-    return lambda: launch.run(bind_gru(module, x, None, **ends), plan)
+    return lambda: execute.run(bind_gru(module, x, None, **ends), plan)
 
 
 class _Judge:
@@ -180,7 +181,7 @@ class _Judge:
     def __call__(self, device: Device, candidate: Candidate) -> str:
         if candidate == TORCH:
             return ""
-        output, h_n = launch.run(self._example.call, _plan(device, candidate, self._example.call.problem))
+        output, h_n = execute.run(self._example.call, _plan(device, candidate, self._example.call.problem))
         if self._batch_sizes is not None:
             output, _ = pad_packed_sequence(PackedSequence(output, self._batch_sizes))
         error = self._error((output, h_n))

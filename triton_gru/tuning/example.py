@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from ..arguments import Call, bind_gru
+from ..call.bind import Call, bind_gru
 from ..modules import GRU
-from ..problem import Problem
+from ..plan.problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from ..heuristic import HEURISTICS, heuristic
-from ..plan import choose
-from ..problem import Problem
+from ..plan.heuristic import HEURISTICS, heuristic
+from ..plan.planner import choose
+from ..plan.problem import Problem
+from ..plan.tables.entries import Entry, Key
+from ..plan.tables.revision import environment
 from .bench import Bench
-from .entries import Entry, Key
-from .revision import environment
 from .space import TORCH, Candidate, candidates
 from .timing import Times, quantiles
 from .verdict import conclude

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..arguments import autocast_dtype, problem_of
+from ..call.bind import autocast_dtype, problem_of
+from ..call.readable import is_plain
 from ..modules import GRU, GRUCell
-from ..problem import Problem
-from ..readable import is_plain
-from .entries import Key
+from ..plan.problem import Problem
+from ..plan.tables.entries import Key
 
 _GRUS, _CELLS = (nn.GRU, GRU), (nn.GRUCell, GRUCell)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import prepared
-from ..device import capturing
-from ..plan import forget
-from ..problem import Problem
-from . import lookup, store
+from ..launch import call_cache
+from ..plan.device import capturing
+from ..plan.planner import forget
+from ..plan.problem import Problem
+from ..plan.tables import lookup, store
+from ..plan.tables.entries import Entry, Key, Result
 from .bench import Bench, RealBench
-from .entries import Entry, Key, Result
 from .run import Ranking, Run, time_left
 from .space import Candidate
 
@@ -71,7 +71,7 @@ def tune(
     Raises:
         ValueError: a problem's batch or features are none.
         RuntimeError: no kernel runs on the device or there is none, or a CUDA graph is being captured.
-        triton_gru.tuning.store.Unusable: the user's table is none, or another device's: it would be in the way.
+        triton_gru.plan.tables.store.Unusable: the user's table is none, or another device's: it would be in the way.
 
     Where the table cannot be written, a warning says so, and what was found holds for this process.
     """
@@ -159,7 +159,7 @@ def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:
     """The file it is kept in from now on."""
     lookup.remember(bench.device, [entry])
     forget()
-    prepared.forget()
+    call_cache.forget()
     directory = store.user_directory()
     try:
         if directory is None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from ..heuristic import HEURISTICS
-from .entries import Result
-from .revision import revision
+from ..plan.heuristic import HEURISTICS
+from ..plan.tables.entries import Result
+from ..plan.tables.revision import revision
 from .space import TORCH, Candidate
 from .timing import Times
 

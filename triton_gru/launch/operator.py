@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import device as devices
-from . import launch
-from .arguments import (
+from ..call.bind import (
     as_one_step,
     autocast,
     batched,
@@ -25,9 +23,11 @@ from .arguments import (
     weights_of_cell,
     weights_of_gru,
 )
-from .device import find
-from .plan import choose
-from .reference import Weights
+from ..plan import device as devices
+from ..plan.device import find
+from ..plan.planner import choose
+from ..reference import Weights
+from . import execute
 
 _ARGUMENTS = (
     "Tensor input, Tensor? hx, Tensor[] weights, Tensor? lengths, Tensor? resets, "
@@ -172,7 +172,7 @@ def _run(grad: bool, input, hx, weights, lengths, resets, bias, *options) -> tup
             call = bind_dense(module, input, hx, grouped(weights, bias), lengths, resets)
         plan = choose(call.problem, find(input.device), module.backend)
         with torch.set_grad_enabled(grad):
-            return launch.run(call, plan)
+            return execute.run(call, plan)
 
 
 def _gru(*arguments) -> tuple[Tensor, Tensor]:
@@ -203,7 +203,7 @@ def _gru_fake(input, hx, weights, lengths, resets, bias, bidirectional, batch_fi
 
 
 def _gru_backward(grad_output, grad_h_n, input, hx, weights, *options) -> list[Tensor]:
-    """That of what serves the call, which runs once more for it; of a kernel, an error (`launch.run`)."""
+    """That of what serves the call, which runs once more for it; of a kernel, an error (`execute.run`)."""
     variables = [t.detach().requires_grad_() for t in (input, hx, *weights) if t is not None]
     rest = iter(variables)
     # A dispatch mode calls operators where autograd no longer looks, nor at what is written through a view.

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from . import reference, torchs, watchdog
-from .arguments import Call, flat, records_gradient
-from .config import BlockConfig, Config, GridConfig, StepConfig, projection_config
-from .device import Device, capturing, elsewhere
-from .kernels.projection import input_projection
-from .plan import Plan, choose, forget
-from .problem import Problem
+from .. import reference
+from ..call.bind import Call, flat, records_gradient
+from ..kernels.projection import input_projection
+from ..plan.config import BlockConfig, Config, GridConfig, StepConfig, projection_config
+from ..plan.device import Device, capturing, elsewhere
+from ..plan.planner import Plan, choose, forget
+from ..plan.problem import Problem
+from ..plan.tables import lookup
+from . import hang, torch_gru
 from .scans import (
     Launch,
     Mailbox,
@@ -24,7 +26,6 @@ from .scans import (
     step_launches,
     whole_step_launches,
 )
-from .tuning import lookup
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -37,7 +38,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
     """
     if plan.kernel == "torch":
-        return torchs.gru(call)
+        return torch_gru.gru(call)
     if plan.kernel == "reference":
         return _run_reference(call)
     tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
@@ -49,7 +50,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
 def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
     x, sequences = call.input, call.sequences
     if sequences.layout == "packed":
-        x = torchs.padded(x, sequences)
+        x = torch_gru.padded(x, sequences)
     output, h_n = reference.gru(
         x,
         call.initial_state(),
@@ -62,7 +63,7 @@ def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
         resets=call.resets,
     )
     if sequences.layout == "packed":
-        return torchs.packed(output, sequences), h_n
+        return torch_gru.packed(output, sequences), h_n
     return output.transpose(0, 1) if call.batch_first else output, h_n
 
 
@@ -84,7 +85,7 @@ class _ForwardOnly(torch.autograd.Function):
 
 def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     device = call.input.device
-    watchdog.raise_if_given_up(device)
+    hang.raise_if_given_up(device)
     output, h_n = allocate(call)
     with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
         try:

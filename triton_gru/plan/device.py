@@ -8,8 +8,8 @@ import torch
 from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 
-from .kernels.block import block_scan
-from .triton_versions import mend_interpreter
+from ..kernels.block import block_scan
+from ..triton_versions import mend_interpreter
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .arguments import Call, flat
-from .sequences import Sequences
+from ..call.bind import Call, flat
+from ..call.sequences import Sequences
 
 
 def gru(call: Call) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import torch
 
+from ..triton_versions import copies_shared_operands
 from .config import Config, StepConfig
 from .cost import Cost, call_cost
 from .device import Device
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
-from .triton_versions import copies_shared_operands
-from .tuning import lookup
-from .tuning.lookup import Verdict
+from .tables import lookup
+from .tables.lookup import Verdict
 
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)

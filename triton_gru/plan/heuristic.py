@@ -13,8 +13,8 @@ import torch
 from .config import GRID_CUTS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
 from .cost import step_cost
 from .device import Device
-from .limits import why_too_large
 from .problem import Problem
+from .validity import too_old, why_too_large
 
 
 def _cheapest(
@@ -24,13 +24,6 @@ def _cheapest(
     """Of equals the first."""
     sizes = hidden_size, batch_size, directions, dtype, precision, device
     return min(configs, key=lambda config: step_cost(config, *sizes).total)
-
-
-def too_old(device: Device) -> str:
-    """Why no kernel runs on a device whatever the shape; empty if some do."""
-    if device.isa == "ptx" and device.compute_capability < 80:
-        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
-    return ""
 
 
 @functools.lru_cache(maxsize=1024)

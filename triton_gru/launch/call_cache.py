@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import watchdog
-from .arguments import Call, autocast_dtype, flat, places, records_gradient, surroundings
-from .device import elsewhere
-from .launch import launches
-from .limits import why_too_many_rows
-from .plan import Plan
-from .readable import is_plain, materialize, unreadable_reason
-from .reference import WEIGHT_NAMES
+from ..call.bind import Call, autocast_dtype, flat, places, records_gradient, surroundings
+from ..call.readable import is_plain, materialize, unreadable_reason
+from ..call.sequences import Sequences, as_packed, unpacked
+from ..plan.device import elsewhere
+from ..plan.planner import Plan
+from ..plan.validity import why_too_many_rows
+from ..reference import WEIGHT_NAMES
+from . import hang
+from .execute import launches
 from .scans import Launch
-from .sequences import Sequences, as_packed, unpacked
 
 # Forms that are kept of a module, the latest ones.
 FORMS = 32
@@ -239,7 +239,7 @@ class Prepared:
 
     def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
         """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
-        watchdog.raise_if_given_up(input.device)
+        hang.raise_if_given_up(input.device)
         memory, room, results = self._made(input, hx, table)
         for start, args, open, clear in self._steps:
             if clear is not None:
@@ -314,7 +314,7 @@ def _prepared(
     made = list(itertools.islice(launches(call, plan.config, plan.device, output, h_n, new), LAUNCHES + 1))
     if len(made) > LAUNCHES:
         return None
-    held = [watchdog.of(input.device).watch] if plan.kernel == "grid" else []
+    held = [hang.of(input.device).watch] if plan.kernel == "grid" else []
     memory = _Memory(input, hx, output, h_n, [*held, *tensors], between)
     if call.sequences.layout == "packed":
         memory.know_table(call.sequences)

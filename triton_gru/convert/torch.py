@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..arguments import beyond_torch
+from ..call.bind import beyond_torch
 from ..modules import GRU, GRUCell
 from . import assemble
 

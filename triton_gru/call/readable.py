@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .reference import WEIGHT_NAMES, Weights
+from ..reference import WEIGHT_NAMES, Weights
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 

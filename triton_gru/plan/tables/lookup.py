@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from ..config import Config
 from ..device import Device
 from ..problem import Problem
+from ..validity import for_problem, why_not
 from . import store
 from .entries import Entry, Key, Result
 from .revision import stale
-from .space import for_problem, why_not
 
-SHIPPED = pathlib.Path(__file__).parents[1] / "tables"
+SHIPPED = pathlib.Path(__file__).parent / "data"
 # A verdict holds for as many inputs within this factor: they change the projection alone.
 _INPUTS = 4
 _MOST_FILES = 64

@@ -23,9 +23,9 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from .. import launch
-from ..device import Device
-from ..problem import Problem
+from ..launch import execute
+from ..plan.device import Device
+from ..plan.problem import Problem
 from .example import example
 from .space import Candidate
 
@@ -72,7 +72,7 @@ def compiled(problem: Problem, candidate: Candidate, device: Device) -> Facts | 
     """Compiles all that a call launches, for the GPU that Triton takes for its own; the facts of the scan, if known."""
     found = None
     with example(problem, "meta", compiled_only=True) as each:
-        for launch_ in launch.launches(each.call, candidate.config, device, *launch.allocate(each.call)):
+        for launch_ in execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)):
             if (kernel := launch_.compile()) is not None:
                 found = kernel
     return _facts(found)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.backends.cudnn import CUDNN_TENSOR_DTYPES
 from torch.nn.utils.rnn import PackedSequence
 
-from .limits import why_too_many_rows
-from .problem import Problem
+from ..plan.problem import Problem
+from ..plan.validity import why_too_many_rows
+from ..reference import Weights
 from .readable import materialize, unreadable_reason, unreadable_weights_reason
-from .reference import Weights
 from .sequences import Sequences, of_lengths, unpacked
 
 

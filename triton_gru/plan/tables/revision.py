@@ -9,9 +9,10 @@ import types
 import torch
 import triton
 
-from .. import kernels
-from ..kernels import block, grid, projection, step
-from ..triton_versions import minor
+from ... import kernels
+from ..._version import __version__
+from ...kernels import block, grid, projection, step
+from ...triton_versions import minor
 
 _SCANS = {"block": block, "grid": grid, "step": step}
 
@@ -57,8 +58,6 @@ def meaning(source: str) -> str:
 @functools.cache
 def environment() -> dict[str, str]:
     """The versions that times depend on."""
-    from .. import __version__
-
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return {
         "triton_gru": __version__,

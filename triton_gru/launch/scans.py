@@ -9,16 +9,16 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from . import watchdog
-from .config import BlockConfig, GridConfig, StepConfig
-from .kernels.block import block_scan
-from .kernels.exchange import HEADER
-from .kernels.grid import grid_scan
-from .kernels.step import step_scan, whole_step
-from .problem import Problem
-from .reference import Weights
-from .sequences import Sequences
-from .triton_versions import COMPILER_OPTIONS, is_launcher_known
+from ..call.sequences import Sequences
+from ..kernels.block import block_scan
+from ..kernels.exchange import HEADER
+from ..kernels.grid import grid_scan
+from ..kernels.step import step_scan, whole_step
+from ..plan.config import BlockConfig, GridConfig, StepConfig
+from ..plan.problem import Problem
+from ..reference import Weights
+from ..triton_versions import COMPILER_OPTIONS, is_launcher_known
+from . import hang
 
 # Cap on the mailbox of a ``grid`` call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -261,7 +261,7 @@ def grid_launches(scan: Scan, config: GridConfig, shared: dict, mailbox: Mailbox
             config.launch_grid(scan.batch, len(scan.weights)),
             (
                 scan.gi, *scan.recurrent_weights, scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
-                scan.out, scan.h_n, *scan.ends, words, watchdog.of(scan.gi.device).watch,
+                scan.out, scan.h_n, *scan.ends, words, hang.of(scan.gi.device).watch,
                 scan.steps, scan.start, scan.total, config.copies, first_direction,
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .device import capturing
+from ..plan.device import capturing
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What was measured: tables of configurations, as files and as plans read them."""

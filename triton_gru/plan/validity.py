@@ -1,0 +1,152 @@
+"""Why a configuration cannot run a problem on a device, by what is known before it is compiled.
+
+Sizes are limited by what a launch takes, and by what the 32-bit numbers hold that kernels count with. Places in memory
+are no limit: kernels find them in 64 bits, whatever the strides.
+"""
+
+from .config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, placed, projection_config
+from .device import Device
+from .problem import Problem
+
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": programs of a launch in x, y and z.
+LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
+# Triton 3.6's launcher multiplies the three in an int. Where that overflows to less than one, it starts nothing.
+PROGRAMS = 2**31 - 1
+# Numbers of steps, rows and features. The last tile and what is loaded ahead go beyond the last one, by less than 128.
+LARGEST = 2**31 - 1 - 128
+
+
+def too_old(device: Device) -> str:
+    """Why no kernel runs on a device whatever the shape; empty if some do."""
+    if device.isa == "ptx" and device.compute_capability < 80:
+        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
+    return ""
+
+
+def why_not(config: Config, problem: Problem, device: Device) -> str:
+    """Why a configuration cannot run a problem on a device, by what is known before it is compiled; empty if it can.
+
+    Whatever the numbers in it: configurations come from files, too.
+    """
+    if why := too_old(device):
+        return why
+    # AMD's matrix unit has products of fp32 numbers.
+    ieee = problem.ieee and device.isa != "plain"
+    why = _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
+    return why or why_too_large(config, problem)
+
+
+def _power(number: int, least: int, most: int) -> bool:
+    return least <= number <= most and number & (number - 1) == 0
+
+
+def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+    if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
+        return "units, num_warps and ahead have to be powers of two, to 128, 8 and 8"
+    if config.batch not in (2, 8, 16) or (device.isa == "plain" and config.batch < 16):
+        return "batch is 2, 8 (neither on AMD) or 16"
+    if config.batch == 2 and ieee:
+        return "ordinary products are not made for several columns of one row"
+    if config.batch == 16 and config.tiles > 1 and device.isa == "ptx":
+        # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
+        return "not the registers for 16 rows and several tiles"
+    if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, problem.hidden_size):
+        return "tiles of units are not as many as hold hidden_size, or more than 4"
+    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (ieee and config.register_tiles):
+        return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
+    if config.num_warps * 16 > config.units:
+        return "more warps than rows for them, and each copy of a tile would be stored"
+    held = config.register_tiles * config.units**2 * itemsize / 4 + 3 * config.padded_hidden * config.columns
+    if device.isa != "plain" and held > 32 * config.num_warps * 210:
+        return "not the registers"
+    if config.shared_memory(itemsize, device.isa) > device.shared_memory:
+        return "not the shared memory"
+    return ""
+
+
+def _covers(units: int, tiles: int, hidden_size: int) -> bool:
+    """Whether all units have a place, and no tile is empty."""
+    return units * (tiles - 1) < hidden_size <= units * tiles
+
+
+def _why_not_grid(config: GridConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+    if device.isa == "plain":
+        return "its programs wait for each other by means of NVIDIA GPUs"
+    if not _power(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
+        return "units are 16 or 32, batch is 8 or 16, tiles 1 or 2"
+    if not _power(config.rows, 1, config.batch) or config.slices not in (4, 8) or config.handover not in HANDOVERS:
+        return "rows, slices or handover are none that there are"
+    if not _covers(config.units, config.programs, problem.hidden_size):
+        return "programs are not as many as hold hidden_size"
+    if config.directions < 1 or config.copies < 1 or problem.directions % config.directions:
+        return "directions and copies do not fit the problem"
+    if config.programs * config.copies * config.directions > device.sms:
+        return "more programs than multiprocessors, where all have to be on the chip at once"
+    if config.rows < config.batch and (config.rows < problem.batch_size or config.tiles > 1):
+        return "fewer rows than the batch has"
+    if not 0 <= config.register_tiles <= config.weight_tiles(itemsize):
+        return "there are not so many tiles of W_hh"
+    all_fit = config.register_tiles == config.weight_tiles(itemsize) and config.lanes_fit
+    if ieee and config.register_tiles and not all_fit:
+        return "ordinary products have all tiles of W_hh in registers, if few columns and all fit, or none"
+    if not ieee and (config.registers(itemsize) > 230 or config.state_registers(itemsize) > 64):
+        return "not the registers"
+    if config.shared_memory(itemsize) > device.shared_memory:
+        return "not the shared memory"
+    return ""
+
+
+def _why_not_step(config: StepConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+    if not _power(config.units, 16, 32) or not _power(config.batch, 16, 64):
+        return "units are 16 or 32, batch is 16, 32 or 64"
+    if not _covers(config.units, config.programs, problem.hidden_size):
+        return "programs are not as many as hold hidden_size"
+    if not _power(config.depth * itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
+        return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
+    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and device.isa == "ptx" and not ieee:
+        return "several warps would make the same products"
+    if not 1 <= config.num_stages <= 5 or config.shared_memory(itemsize) > device.shared_memory:
+        return "not the shared memory"
+    return ""
+
+
+_WHY_NOT = {BlockConfig: _why_not_block, GridConfig: _why_not_grid, StepConfig: _why_not_step}
+
+
+def for_problem(config: Config, problem: Problem, device: Device) -> Config:
+    """A configuration found for another batch, put to use for this problem's."""
+    if not isinstance(config, GridConfig) or config.programs < 1 or config.batch * config.tiles < 1:
+        return config
+    if config.programs > device.sms:
+        return config
+    return placed(config, problem.batch_size, problem.directions, device)
+
+
+def why_too_large(config: Config, problem: Problem) -> str:
+    """Return why a problem is too large for a kernel in this configuration; empty if it is not."""
+    for name in ("steps", "batch_size", "input_size", "hidden_size"):
+        if (size := getattr(problem, name)) > LARGEST:
+            return f"{name} {size} is too large: kernels count in 32 bits, to {LARGEST}"
+    rows = -(-problem.batch_size // config.rows) * config.rows
+    grids = [config.launch_grid(problem.batch_size, problem.directions)]
+    for aligned in (True, False):
+        tile = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
+        grids.append(tile.launch_grid(rows, config.padded_hidden, problem.directions))  # several steps are fewer
+    return next(filter(None, map(_why_no_launch, grids)), "")
+
+
+def _why_no_launch(grid: tuple[int, ...]) -> str:
+    x, y, z = (*grid, 1, 1)[:3]
+    if all(size <= most for size, most in zip((x, y, z), LAUNCH_GRID)) and x * y * z <= PROGRAMS:
+        return ""
+    return (
+        f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and takes "
+        f"{' x '.join(map(str, LAUNCH_GRID))} and {PROGRAMS} in all"
+    )
+
+
+def why_too_many_rows(rows: int) -> str:
+    """Return why packed data of so many rows is too large; empty if it is not."""
+    if rows <= LARGEST:
+        return ""
+    return f"packed data of {rows} rows is too large: kernels count them in 32 bits, to {LARGEST}"
