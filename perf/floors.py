@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 import torch
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from triton_gru.launch import hang
-from triton_gru.launch.scans import Launch, Mailbox
+from triton_gru.launch.grid import Mailbox
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import HANDOVERS, GridConfig
 from triton_gru.plan.device import Device
 

@@ -20,7 +20,7 @@ from triton_gru.call.bind import bind_gru
 from triton_gru.kernels.block import block_scan
 from triton_gru.kernels.grid import grid_scan
 from triton_gru.launch import execute
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.planner import Plan
 from triton_gru.tuning.timing import clock, graphed, samples
 

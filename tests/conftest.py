@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from triton_gru.launch import call_cache, execute
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan import planner
 from triton_gru.plan.device import KNOWN, interpreting
 from triton_gru.plan.tables import lookup

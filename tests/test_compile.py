@@ -487,7 +487,7 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
         monkeypatch.setattr(f"torch.nn.{asks_for_the_gpu}", lambda self: None)
     monkeypatch.delattr(triton_gru.launch.operator, "choose")
     monkeypatch.delattr(triton_gru.launch.operator, "find")
-    monkeypatch.delattr(triton_gru.modules, "choose")
+    monkeypatch.delattr(triton_gru.launch.route, "choose")
     options = {"device": "cuda", "dtype": torch.float16}
     with torch.no_grad(), FakeTensorMode():
         gru = triton_gru.GRU(4, 5, 2, batch_first=batch_first, bidirectional=given != "resets", **options).eval()
@@ -571,7 +571,7 @@ def test_gradients_in_a_dispatch_mode():
 
 
 def test_a_dispatch_mode_sees_torchs_own_where_no_kernel_runs(monkeypatch):
-    monkeypatch.setattr(triton_gru.modules, "find", lambda device: None)
+    monkeypatch.setattr(triton_gru.launch.route, "find", lambda device: None)
     seen = []
     for module in twins(4, 5, 2):
         with torch.no_grad(), Recorder() as recorder:

@@ -30,10 +30,10 @@ def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
     cell = triton_gru.GRUCell(4, 5).eval()
     x = torch.randn(3, 2, 4)
     call = pack_padded_sequence(x, torch.tensor([3, 1])) if packed else x
-    monkeypatch.setattr(triton_gru.modules, "find", lambda device: None)
+    monkeypatch.setattr(triton_gru.launch.route, "find", lambda device: None)
     assert ours.plan(call).kernel == cell.plan(x[0]).kernel == "torch"
     expected = cell(x[0])
-    monkeypatch.delattr(triton_gru.modules, "choose")
+    monkeypatch.delattr(triton_gru.launch.route, "choose")
     assert torch.equal(ours(call)[1], theirs(call)[1])
     assert torch.equal(cell(x[0]), expected)
 
@@ -179,12 +179,14 @@ def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     else:
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
-    spec = importlib.util.spec_from_file_location("triton_gru.call.bind_read_again", triton_gru.call.bind.__file__)
+    spec = importlib.util.spec_from_file_location(
+        "triton_gru.call.torch_state_read_again", triton_gru.call.torch_state.__file__
+    )
     again = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, again)
     spec.loader.exec_module(again)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    assert again.bind_gru(triton_gru.GRU(4, 5), torch.randn(3, 2, 4), None).problem.precision == expected
+    assert again.fp32_precision() == expected
 
 
 def test_disabled_cudnn_keeps_torch(device):

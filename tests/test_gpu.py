@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru.launch import call_cache, execute, scans
+from triton_gru.launch import call_cache, execute, grid
 from triton_gru.plan import device as devices
 from triton_gru.plan.device import find
 from triton_gru.plan.heuristic import HEURISTICS, block_config
@@ -45,7 +45,7 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_the_portable_form_of_the_kernels_is_right_too(precision, reset_after, launched, monkeypatch):
     """The form without PTX, which AMD takes: a second opinion by another path of the compiler."""
-    monkeypatch.setattr(triton_gru.modules, "find", lambda d: dataclasses.replace(find(d), isa="plain"))
+    monkeypatch.setattr(triton_gru.launch.route, "find", lambda d: dataclasses.replace(find(d), isa="plain"))
     gru = make_gru(30, 64, precision, "cuda", reset_after=reset_after)
     run_checked(gru, torch.randn(50, 20, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
 
@@ -82,7 +82,7 @@ def test_memory_is_bounded_and_released(kernel, hidden):
         extra = torch.cuda.max_memory_allocated() - before - kept
     slack = 4 << 20  # the allocator's rounding
     assert kept <= output.nbytes + h_n.nbytes + slack
-    mailbox = scans.MAILBOX_BYTES if kernel == "grid" else 0
+    mailbox = grid.MAILBOX_BYTES if kernel == "grid" else 0
     assert extra <= execute.WORKSPACE_BYTES + mailbox + slack
 
 
@@ -109,7 +109,7 @@ def test_graph_replays_see_new_inputs(precision, kernel, hidden, steps, warm_up)
         with torch.cuda.stream(stream):
             for _ in range(warm_up):
                 gru(x)
-        assert (call_cache.found(gru, x, None) is not None) == (warm_up > 1)
+        assert (call_cache.find(gru, x, None) is not None) == (warm_up > 1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru.launch import call_cache, execute, hang, scans
+from triton_gru.launch import call_cache, execute, grid, hang
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.device import find
 from triton_gru.plan.heuristic import grid_config
@@ -64,8 +64,11 @@ def impatient(monkeypatch):
     hang._watchdogs.update(before)
 
 
+launches = grid.launches
+
+
 def one_program_too_few(*args):
-    for each in scans.grid_launches(*args):
+    for each in launches(*args):
         yield each._replace(grid=(each.grid[0] - 1,))
 
 
@@ -82,7 +85,7 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
         right, _ = gru(x)
         torch.cuda.synchronize()
         with monkeypatch.context() as planted:
-            planted.setattr(execute, "grid_launches", one_program_too_few)
+            planted.setattr(grid, "launches", one_program_too_few)
             start = time.monotonic()
             output, h_n = gru(x)
             torch.cuda.synchronize()
@@ -102,13 +105,13 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
     x = torch.randn(10, 4, 16, device="cuda").half()
 
     def a_hundred_times_over(*args):
-        for each in scans.grid_launches(*args):
+        for each in launches(*args):
             yield each._replace(grid=(each.grid[0] * 100,))
 
     with torch.no_grad():
         right, _ = gru(x)
         with monkeypatch.context() as planted:
-            planted.setattr(execute, "grid_launches", a_hundred_times_over)
+            planted.setattr(grid, "launches", a_hundred_times_over)
             with pytest.raises(RuntimeError, match="cooperative"):
                 gru(x)
         assert torch.equal(gru(x)[0], right)

@@ -242,4 +242,4 @@ def test_memory_of_packed_input():
         output, _ = gru(packed)
         torch.cuda.synchronize()
         extra = torch.cuda.max_memory_allocated() - before - output.data.nbytes
-    assert extra < triton_gru.launch.execute.WORKSPACE_BYTES + triton_gru.launch.scans.MAILBOX_BYTES + (8 << 20)
+    assert extra < triton_gru.launch.execute.WORKSPACE_BYTES + triton_gru.launch.grid.MAILBOX_BYTES + (8 << 20)

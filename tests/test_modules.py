@@ -37,7 +37,7 @@ def test_construction(options):
     theirs = nn.GRU(4, 6, **options)
     torch.manual_seed(1)
     ours = triton_gru.GRU(4, 6, **options)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"triton_gru.{theirs!r}"
     assert isinstance(ours, nn.RNNBase)
     state, expected = ours.state_dict(), theirs.state_dict()
     assert list(state) == list(expected)
@@ -55,15 +55,15 @@ def test_cell_construction(bias):
     theirs = nn.GRUCell(4, 6, bias)
     torch.manual_seed(1)
     ours = triton_gru.GRUCell(4, 6, bias)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"triton_gru.{theirs!r}"
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
 
 
 def test_repr_shows_what_torch_does_not_have():
-    assert repr(triton_gru.GRU(2, 3, reset_after=False)) == "GRU(2, 3, reset_after=False)"
-    assert repr(triton_gru.GRU(2, 3, reverse=True)) == "GRU(2, 3, reverse=True)"
-    assert repr(triton_gru.GRUCell(2, 3, backend="block")) == "GRUCell(2, 3, backend='block')"
+    assert repr(triton_gru.GRU(2, 3, reset_after=False)) == "triton_gru.GRU(2, 3, reset_after=False)"
+    assert repr(triton_gru.GRU(2, 3, reverse=True)) == "triton_gru.GRU(2, 3, reverse=True)"
+    assert repr(triton_gru.GRUCell(2, 3, backend="block")) == "triton_gru.GRUCell(2, 3, backend='block')"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from perf import precompile
 from perf.case import Case
 from perf.providers import compiled, ours, torchrl
 from perf.providers.interface import Unavailable
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 
 TORCHRL_MODULES = [
     "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",

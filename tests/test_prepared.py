@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import triton_gru
-from triton_gru import modules
+from triton_gru.launch import route
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, set_precision
@@ -20,8 +20,8 @@ from .oracle import PRECISIONS, set_precision
 def bound(monkeypatch):
     """Calls that were bound, and so not made as prepared."""
     calls = []
-    bind = modules.bind_cell
-    monkeypatch.setattr(modules, "bind_cell", lambda *args: calls.append(args) or bind(*args))
+    bind = route.bind_cell
+    monkeypatch.setattr(route, "bind_cell", lambda *args: calls.append(args) or bind(*args))
     return calls
 
 

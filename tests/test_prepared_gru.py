@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru import modules
-from triton_gru.launch import call_cache, execute, hang, scans
+from triton_gru.launch import call_cache, execute, hang, kernel_launch, route
 from triton_gru.plan.device import KNOWN
 
 from .calls import case_id, make_call, make_gru
@@ -31,8 +30,8 @@ from .twins import twins
 def bound(monkeypatch):
     """Calls that were bound, and so not made as prepared."""
     calls = []
-    bind = modules.bind_gru
-    monkeypatch.setattr(modules, "bind_gru", lambda *args: calls.append(args) or bind(*args))
+    bind = route.bind_gru
+    monkeypatch.setattr(route, "bind_gru", lambda *args: calls.append(args) or bind(*args))
     return calls
 
 
@@ -329,7 +328,7 @@ def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
 
 def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
     """In the interpreter, whose programs run as often as elsewhere they wait, results would be right without."""
-    prepare, seen = scans.Launch.prepared, []
+    prepare, seen = kernel_launch.Launch.prepared, []
 
     def looking(self):
         start = prepare(self)
@@ -342,7 +341,7 @@ def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
 
         return start if self.clear is None else look
 
-    monkeypatch.setattr(scans.Launch, "prepared", looking)
+    monkeypatch.setattr(kernel_launch.Launch, "prepared", looking)
     gru, x, hx = make("cpu", "grid", num_layers=2, bidirectional=False)
     with torch.no_grad(), poisoned():
         gru(x, hx)
@@ -350,7 +349,7 @@ def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
 
 
 def test_forms_are_bounded(device, bound, monkeypatch):
-    monkeypatch.setattr(call_cache, "FORMS", 3)
+    monkeypatch.setattr(call_cache, "SIGNATURES", 3)
     gru, x, hx = make(device, num_layers=1, bidirectional=False)
     with torch.no_grad():
         for steps in (1, 2, 3, 4):
@@ -358,7 +357,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
             gru(x, hx)
             gru(x, hx)
         assert len(bound) == 8  # of two steps it was prepared
-        assert len(call_cache._kept[gru]) == 3
+        assert len(call_cache._caches[gru].served) == 3
         gru(x, hx)
         assert len(bound) == 8
         gru(x[:2], hx)
@@ -366,7 +365,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
 
 
 def test_what_is_met_once_is_not_prepared(device, monkeypatch):
-    monkeypatch.setattr(call_cache, "_prepared", lambda *args: pytest.fail("it was"))
+    monkeypatch.setattr(call_cache, "prepare", lambda *args: pytest.fail("it was"))
     gru = make_gru(7, 16, "fp16", device)
     with torch.no_grad():
         for steps in (1, 2, 3):
@@ -388,7 +387,7 @@ def test_many_launches_are_not_kept(device, bound, monkeypatch):
 @pytest.fixture
 def torchs(monkeypatch):
     """On what device no kernel serves ``auto``: torch's own GRU does."""
-    monkeypatch.setattr(modules, "find", lambda device: KNOWN["MI300X"])
+    monkeypatch.setattr(route, "find", lambda device: KNOWN["MI300X"])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -422,7 +421,7 @@ def test_that_torchs_own_serves_a_cell_is_kept(torchs, monkeypatch):
     x = torch.randn(2, 7)
     cell.eval()
     first = cell(x)
-    monkeypatch.delattr(modules, "bind_cell")
+    monkeypatch.delattr(route, "bind_cell")
     second = cell(x)
     assert torch.equal(first, second)
     second.sum().backward()
@@ -431,23 +430,23 @@ def test_that_torchs_own_serves_a_cell_is_kept(torchs, monkeypatch):
 
 def test_nothing_is_kept_of_a_module_that_is_gone(device):
     gru, x, hx = make(device)
-    assert gru in call_cache._kept
+    assert gru in call_cache._caches
     gone = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
     pickle.loads(pickle.dumps(gru))
     del x, hx
     assert gone[0]() is None and gone[1]() is None
-    kept = len(call_cache._kept)
+    kept = len(call_cache._caches)
     del gru
     assert gone[2]() is None
-    assert len(call_cache._kept) == kept - 1
+    assert len(call_cache._caches) == kept - 1
 
 
 @pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
 def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
     """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
-    monkeypatch.setattr(modules, "find", lambda device: KNOWN["H200"])
+    monkeypatch.setattr(route, "find", lambda device: KNOWN["H200"])
     monkeypatch.setattr(execute, "start", lambda launches: list(launches))
-    monkeypatch.setattr(scans.Launch, "prepared", lambda self: lambda *args: None)
+    monkeypatch.setattr(kernel_launch.Launch, "prepared", lambda self: lambda *args: None)
     gru = triton_gru.GRU(16, 512, dtype=torch.float16, backend="grid" if steps > 1 else "step").eval()
     x, hx = torch.randn(steps, 1, 16).half(), torch.randn(1, 1, 512).half()
     calls = []
@@ -523,7 +522,7 @@ def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
     with torch.no_grad():
         for _ in range(3):
             right, _ = gru(packed)
-        assert call_cache.found(gru, packed, None) is not None
+        assert call_cache.find(gru, packed, None) is not None
         packed.batch_sizes[1:3] = torch.tensor([1, 2])
         with pytest.raises(ValueError, match="must not grow"):
             gru(packed)

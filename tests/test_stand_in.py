@@ -342,11 +342,11 @@ def python_calls(function, *arguments) -> int:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_an_accelerated_cell_is_a_call_more_where_there_are_no_kernels(training, monkeypatch):
+def test_an_accelerated_cell_is_two_calls_more_where_there_are_no_kernels(training, monkeypatch):
     monkeypatch.setattr(devices, "on_cpu", None)
     theirs = nn.GRUCell(4, 6).train(training)
     ours = triton_gru.accelerate(copy.deepcopy(theirs))
     call = torch.randn(2, 4), torch.randn(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(ours(*call), theirs(*call), rtol=0, atol=0)
-        assert python_calls(ours, *call) == python_calls(theirs, *call) + 1
+        assert python_calls(ours, *call) == python_calls(theirs, *call) + 2

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.compiler import CompiledKernel
 
 from triton_gru import triton_versions
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.7.1", "3.8.0+git1234", "3.9.0", triton.__version__])

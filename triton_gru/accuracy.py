@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from .call.bind import beyond_torch
+from .call.options import Options
 from .modules import GRU
 from .plan.planner import KERNELS
 
@@ -90,7 +90,7 @@ def torchs_own(
     gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same call by torch's own GRU; where it has no such GRU, `by_reference`."""
-    if lengths is None and resets is None and not beyond_torch(gru):
+    if lengths is None and resets is None and not Options.of(gru).beyond_torch:
         return nn.GRU.forward(gru, x, hx)
     return by_reference(gru, x, hx, lengths, resets)
 

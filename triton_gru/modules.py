@@ -1,28 +1,15 @@
 """`GRU` and `GRUCell`: what torch.nn's modules of those names are, on the kernels of this package."""
 
-import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from .call.bind import (
-    BOTH_AND_REVERSE,
-    Call,
-    beyond_torch,
-    bind_cell,
-    bind_gru,
-    records_gradient,
-    weights_of_cell,
-)
-from .call.sequences import as_packed
-from .launch import call_cache, execute, operator
-from .plan import device as devices
-from .plan.device import find
-from .plan.planner import Plan, check_backend, choose
-from .stand_in import StandIn, is_as_accelerated, traced
+from .call.bind import bind_cell, bind_gru
+from .call.checks import BOTH_AND_REVERSE
+from .call.options import Options
+from .launch import route
+from .plan.planner import Plan, check_backend
+from .stand_in import StandIn
 from .stream import Stream
-
-_gru, _cell = nn.GRU.forward, nn.GRUCell.forward
 
 
 class GRU(StandIn, nn.RNNBase):
@@ -77,10 +64,6 @@ class GRU(StandIn, nn.RNNBase):
     torch_class = nn.GRU
     _empty = 1, 1, 1, True, False, 0.0, False, "meta"
     _empty_torch_class = *_empty[:-1], 0, "meta"  # 0 is proj_size
-    # The class's, so that a torch.nn.GRU whose class is changed to this one (accelerate) needs nothing set.
-    reset_after = True
-    reverse = False
-    backend = "auto"
 
     def __init__(
         self,
@@ -117,36 +100,9 @@ class GRU(StandIn, nn.RNNBase):
         resets: Tensor | None = None,
     ):
         """``output, h_n``; shapes as in the class's docstring."""
-        whole = lengths is None and resets is None
-        if whole:
-            # Torch's on a CPU, the soonest: it is a matter of microseconds there.
-            plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
-            if plain and devices.on_cpu is None and not (self.reverse or torch.compiler.is_compiling()):
-                return _gru(self, input, hx)
-            if (serves := call_cache.found(self, input, hx)) is not None:
-                return serves(self, input, hx)
-        if isinstance(input, Proxy):
-            return traced(self, input, hx, lengths=lengths, resets=resets)
-        torchs = whole and _is_torchs(self, input, hx)
-        if torchs and not operator.in_graph():
-            return _gru(self, input, hx)
-        if operator.unseen(input) or (torchs and not operator.graph_is_whole()):
-            return operator.outside(self, input, hx, lengths, resets)
-        if operator.wanted(input):
-            return operator.gru(self, input, hx, lengths, resets)
-        call = bind_gru(self, input, hx, lengths, resets)
-        plan = _plan(call, self.backend)
-        if plan.kernel == "torch" and lengths is None and not self.reverse:
-            results = _gru(self, input, hx)
-            call_cache.keep_torchs(self, input, hx, _gru)
-            return results
-        output, h_n = execute.run(call, plan)
-        packed = isinstance(input, PackedSequence)
-        if not packed and input.dim() == 2:
-            return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
-        if whole:
-            call_cache.keep(self, input, hx, call, plan, output, h_n)
-        return as_packed(self, input, output, h_n) if packed else (output, h_n)
+        if lengths is None and resets is None and (known := route.known_gru(self, input, hx)) is not None:
+            return known(self, input, hx)
+        return route.route_gru(self, input, hx, lengths, resets)(self, input, hx, lengths, resets)
 
     def plan(
         self,
@@ -159,7 +115,7 @@ class GRU(StandIn, nn.RNNBase):
 
         Prints well. Raises what the call itself would raise; launches no GRU.
         """
-        return _plan(bind_gru(self, input, hx, lengths, resets), self.backend)
+        return route.plan_of(bind_gru(self, input, hx, lengths, resets))
 
     def stream(self, batch_size: int) -> Stream:
         """A `Stream`: this GRU frame by frame, on ``batch_size`` sequences whose state it keeps."""
@@ -169,8 +125,7 @@ class GRU(StandIn, nn.RNNBase):
         return super().extra_repr() + _own_repr(self)
 
     def _stops_compiler(self) -> bool:
-        served = self.backend == "torch" or _trains(self) or _has_no_kernels(self.weight_ih_l0.device)
-        return served and self.backend in ("auto", "torch") and not operator.graph_is_whole()
+        return route.stops_compiler(self)
 
 
 class GRUCell(StandIn, nn.RNNCellBase):
@@ -187,8 +142,6 @@ class GRUCell(StandIn, nn.RNNCellBase):
 
     torch_class = nn.GRUCell
     _empty = _empty_torch_class = 1, 1, True, "meta"
-    reset_after = True
-    backend = "auto"
 
     def __init__(
         self,
@@ -208,72 +161,19 @@ class GRUCell(StandIn, nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
-        # Torch's on a CPU, the soonest: it is a matter of microseconds there.
-        plain = type(input) is Tensor and input.is_cpu and self.backend == "auto" and self.reset_after
-        if plain and devices.on_cpu is None:
-            return _cell(self, input, hx)
-        if (serves := call_cache.found(self, input, hx)) is not None:
-            return serves(self, input, hx)
-        if isinstance(input, Proxy):
-            return traced(self, input, hx)
-        if _is_torchs(self, input, hx):
-            return _cell(self, input, hx)
-        if operator.wanted(input):
-            return operator.cell(self, input, hx)
-        call = bind_cell(self, input, hx)
-        plan = _plan(call, self.backend)
-        if plan.kernel == "torch":
-            h = _cell(self, input, hx)
-            call_cache.keep_torchs(self, input, hx, _cell)
-            return h
-        h_n = execute.run(call, plan)[1]
-        h = h_n.squeeze(0)
-        if input.dim() == 1:
-            return h.squeeze(0)
-        call_cache.keep(self, input, hx, call, plan, h_n, h_n)
-        return h
+        if (known := route.known_cell(self, input, hx)) is not None:
+            return known(self, input, hx)
+        return route.route_cell(self, input, hx)(self, input, hx)
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
         """What ``self(input, hx)`` would run, as `GRU.plan`."""
-        return _plan(bind_cell(self, input, hx), self.backend)
+        return route.plan_of(bind_cell(self, input, hx))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _own_repr(self)
 
 
-def _plan(call: Call, backend: str) -> Plan:
-    return choose(call.problem, find(call.input.device), backend)
-
-
-def _is_torchs(module: GRU | GRUCell, input: Tensor | PackedSequence, hx: Tensor | None) -> bool:
-    """Return whether torch's own module serves the call whatever its sizes: then no plan is made."""
-    if module.backend not in ("auto", "torch") or beyond_torch(module):
-        return False
-    # A trace would not show a kernel; and a model that is compiled in training is to train.
-    if module.backend == "torch" or torch.jit.is_tracing() or _trains(module):
-        return True
-    if torch.compiler.is_exporting():
-        # An accelerated model goes to those who may not have this package.
-        return is_as_accelerated(module) or not (operator.wanted(input) or operator.unseen(input))
-    if torch.compiler.is_compiling() and not (operator.wanted(input) or operator.unseen(input)):
-        return True
-    device = (input.data if isinstance(input, PackedSequence) else input).device
-    if _has_no_kernels(device):
-        return True
-    # torch's cell has a backward in eval(), where its GRU on a GPU has none.
-    return isinstance(module, GRUCell) and records_gradient((input, hx, *weights_of_cell(module)))
-
-
-def _trains(module: GRU | GRUCell) -> bool:
-    return module.training and torch.is_grad_enabled()
-
-
-def _has_no_kernels(device: torch.device) -> bool:
-    # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
-    return device.type != "cuda" and find(device) is None
-
-
 def _own_repr(module: GRU | GRUCell) -> str:
-    own = beyond_torch(module)
+    own = Options.of(module).beyond_torch
     text = f", {own}" if own else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from torch._guards import CompileContext
 
-from .call.bind import beyond_torch
-
-OWN = ("backend", "reset_after", "reverse")  # attributes that torch's modules do not have
+from .call.options import OWN, Options, is_as_accelerated
 
 _set_class = object.__dict__["__class__"].__set__
 
@@ -19,10 +17,15 @@ class StandIn:
 
     Attributes:
         torch_class: torch's class.
+        backend, reset_after, reverse: as in `GRU`. These are the class's, so that a module of torch's whose class is
+            changed to this one (`accelerate`) needs nothing set. A cell goes through no time, whatever ``reverse`` is.
         _empty_torch_class, _empty: arguments by which torch's class and this one make a module without memory.
     """
 
     torch_class: type[nn.Module]
+    backend = "auto"
+    reset_after = True
+    reverse = False
     _empty_torch_class: tuple
     _empty: tuple
 
@@ -37,7 +40,8 @@ class StandIn:
         if compiling and StandIn._passes_for is _passes_for:
             # The answer is another one while torch.compile asks: it is not to be found out in a compiled frame.
             StandIn._passes_for = torch.compiler.disable(_passes_for)
-        if issubclass(kind, self.torch_class) or beyond_torch(self) or (compiling and not self._stops_compiler()):
+        beyond_torch = not self.reset_after or self.reverse
+        if issubclass(kind, self.torch_class) or beyond_torch or (compiling and not self._stops_compiler()):
             return kind
         return _both(kind)
 
@@ -79,7 +83,7 @@ class StandIn:
         Raises:
             RuntimeError: torch has no such module, or a kernel is asked for by name.
         """
-        if own := beyond_torch(self):
+        if own := Options.of(self).beyond_torch:
             raise RuntimeError(f"torch.jit.script compiles torch's own GRU, which has no {own}: leave the module out")
         if self.backend not in ("auto", "torch"):
             raise RuntimeError(
@@ -90,24 +94,17 @@ class StandIn:
         made.__dict__ = {name: value for name, value in vars(self).items() if name not in OWN}
         return made
 
+    def _get_name(self) -> str:
+        """Return how a module is called where it is printed: this package's is no torch.nn.GRU, and says so."""
+        kind = type(self)
+        return f"triton_gru.{kind.__name__}" if kind.__module__ == "triton_gru.modules" else kind.__name__
+
     def _state(self) -> dict:
         """Return all that ``__setstate__`` does not make by itself."""
         return {name: value for name, value in vars(self).items() if name != "_flat_weight_refs"}
 
 
 _passes_for = StandIn._passes_for
-
-
-def is_as_accelerated(module) -> bool:
-    """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
-    return not any(name in module.__dict__ for name in OWN)
-
-
-def traced(module, *inputs, **more) -> torch.fx.Proxy:
-    """Return what torch.fx.symbolic_trace puts in the place of a call: one of the module whole, as of torch's own."""
-    tracer = inputs[0].tracer
-    more = {name: value for name, value in more.items() if value is not None}
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, more)
 
 
 _derived: dict[type, type] = {}

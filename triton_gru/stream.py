@@ -1,13 +1,20 @@
-"""A GRU frame by frame: the state kept, one CUDA graph replayed a frame."""
+"""A GRU frame by frame: the state is kept, and a frame is a call made again."""
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from .call.bind import autocast_dtype, bind_dense, flat, grouped, places, surroundings, weights_of_gru
+from .call.bind import bind_dense, weights_of_gru
+from .call.options import Options
+from .call.readable import materialize
 from .call.sequences import Sequences
-from .launch import execute
-from .launch.scans import Scan, room_for_reset_state, whole_step_launches
-from .plan.device import capturing, find
+from .call.torch_state import autocast_dtype
+from .launch import call_cache, execute, step
+from .launch.kernel_launch import Launch
+from .launch.scan import Scan
+from .plan.device import capturing, elsewhere, find
 from .plan.planner import Plan, choose
 from .reference import Weights
 
@@ -16,13 +23,13 @@ class Stream:
     """Runs a `triton_gru.GRU` on ``batch_size`` sequences one frame at a time; made by ``gru.stream(batch_size)``.
 
     ``stream(x_t)``, x_t [B, I] in the module's dtype and on its device, is the output y_t [B, H] of the last layer:
-    what the module gives for the whole sequence, a step at a time. The state of all layers is kept in float32. On a GPU
-    a frame is one replay of a CUDA graph of one launch a layer (two with ``reset_after=False``), made anew when the
-    module's parameters are replaced (not when they change in place). Where no kernel serves the module, the module
-    itself is called, and the state rounded to its dtype from frame to frame.
+    what the module gives for the whole sequence, a step at a time. The state of all layers is kept in float32. A frame
+    is one launch a layer (two with ``reset_after=False``), which is prepared once. Parameters may be replaced or
+    change in place. Where no kernel serves the module, the module itself is called, and the state rounded to its dtype
+    from frame to frame.
 
-    No gradient is recorded, whatever the mode. A stream belongs to one thread and one CUDA stream at a time, and
-    cannot itself be captured in a graph.
+    No gradient is recorded, whatever the mode. A stream belongs to one thread and one CUDA stream at a time. It cannot
+    be captured in a CUDA graph: its state moves between two places, and a replay would always use the same one.
 
     Raises:
         ValueError: the GRU is bidirectional or runs in reverse, ``batch_size`` is not a positive integer, or x_t not of
@@ -45,8 +52,7 @@ class Stream:
             self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
             self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
         self._parity = 0
-        self._key: tuple | None = None
-        self._frames: _Frames | None = None
+        self._cache = call_cache.Cache()
 
     @property
     def state(self) -> Tensor:
@@ -79,53 +85,53 @@ class Stream:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        self._check(x)
+        gru = self._gru
+        x = materialize(x.to(self._rounded.dtype))  # of another dtype under autocast alone
+        signature = call_cache.signature_of(gru, x, None), self._parity
+        with torch.cuda.device(x.device) if elsewhere(x.device) else contextlib.nullcontext():
+            frame = self._cache.find(gru, signature)
+            if frame is None:
+                plan = self.plan(x)
+                # autocast may have another dtype than the state is rounded to
+                by_kernel = plan.kernel == "step" and plan.problem.dtype == x.dtype
+                if not by_kernel and signature[0] is not None:
+                    self._cache.add(signature, _by_module)
+            if frame is _by_module or (frame is None and not by_kernel):
+                return self._call_module(x)
+            if capturing(x.device):
+                raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")
+            output = frame(gru, x, None) if frame else self._run_and_keep(x, plan, signature)
+            self._parity ^= 1
+            return output
+
+    def _check(self, x: Tensor) -> None:
+        """Raise what is wrong with a frame."""
         if x.shape != self._shape:
             raise ValueError(f"a frame is of shape {list(self._shape)}, got {list(x.shape)}")
-        gru = self._gru
-        weight = gru.weight_hh_l0
-        # What was found out holds as long as this.
-        weights = weights_of_gru(gru)
-        key = (surroundings(gru, weight), places(flat(weights)))
-        autocast = autocast_dtype(weight.device) is not None
-        if x.device != weight.device or (x.dtype != weight.dtype and not autocast):
+        weight = self._gru.weight_hh_l0
+        if x.device != weight.device or (x.dtype != weight.dtype and autocast_dtype(weight.device) is None):
             raise ValueError(
                 f"frames must be {weight.dtype} on {weight.device}, as the weights are, got {x.dtype} on {x.device}"
             )
-        if key != self._key:
-            if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
-                raise RuntimeError(
-                    f"the module has become {weight.dtype} on {weight.device} since the stream was made, with "
-                    f"{self._rounded.dtype} on {self._rounded.device}: make another"
-                )
-            plan = self.plan(x)
-            by_kernel = plan.kernel == "step" and plan.problem.dtype == weight.dtype  # autocast may have another
-            self._frames = _Frames(plan, weights, self._carry, self._rounded) if by_kernel else None
-            self._key = key
-        if self._frames is None:
-            return self._call_module(x)
-        if capturing(x.device):
-            raise RuntimeError("a stream cannot be captured in a CUDA graph: it replays graphs of its own")
-        try:
-            output = self._frames(x, self._parity, weights)
-        except Exception as failure:
-            plan = execute.untuned(self._frames.plan, failure, x.device)
-            self._frames = _Frames(plan, weights, self._carry, self._rounded)
-            output = self._frames(x, self._parity, weights)
-        self._parity ^= 1
-        return output
+        if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
+            raise RuntimeError(
+                f"the module has become {weight.dtype} on {weight.device} since the stream was made, with "
+                f"{self._rounded.dtype} on {self._rounded.device}: make another"
+            )
 
     @torch.no_grad()
     def plan(self, x: Tensor) -> Plan:
-        """What a frame like ``x`` runs, as `GRU.plan`; ``"step"`` is the graph, another the module itself."""
+        """Return what a frame like ``x`` runs, as `GRU.plan`: ``"step"``, or another by the module itself."""
         gru, device = self._gru, find(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
-        problem = bind_dense(gru, frame, None, weights_of_gru(gru), None, None).problem
+        problem = bind_dense(Options.of(gru), frame, None, weights_of_gru(gru)).problem
         if gru.backend not in ("auto", "torch", "reference", "step"):
             raise RuntimeError(
                 f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
             )
         if gru.backend == "auto" and device is not None and device.isa == "ptx":
-            try:  # in a graph, wherever it can
+            try:  # wherever it can
                 return choose(problem, device, "step")
             except RuntimeError:
                 pass
@@ -139,64 +145,41 @@ class Stream:
         self._round()
         return output.squeeze(time)
 
+    def _run_and_keep(self, x: Tensor, plan: Plan, signature: tuple) -> Tensor:
+        """Launch a frame, and keep its launches for those to come if they can be made again."""
+        try:
+            return self._launch(x, plan, signature)
+        except Exception as failure:
+            return self._launch(x, execute.untuned(plan, failure, x.device), signature)
 
-class _Frames:
-    """The launches of a frame: on a GPU in two graphs, one for each parity.
+    def _launch(self, x: Tensor, plan: Plan, signature: tuple) -> Tensor:
+        gru = self._gru
+        weights, own = weights_of_gru(gru), call_cache.Weights(gru)
+        output = x.new_empty(1, x.size(0), gru.hidden_size)
+        if own.are_all(gru, weights) and own.hold(gru):
+            held = [*self._carry, *self._rounded]
+            memory = call_cache.Memory(x, None, output, output, own.of(gru), held)
+            launches = self._launches(x, plan, weights, output[0], memory.new)
+            if frame := call_cache.prepare(launches, own, memory):
+                self._cache.add(signature, frame)
+                return frame(gru, x, None)
+        execute.start(self._launches(x, plan, weights, output[0], Tensor.new_empty))
+        return output[0]
 
-    They read the module's weights where they lie, and do not keep them alive. Exception: of a weight that is not
-    contiguous they read a copy, which every frame brings up to date.
-    """
-
-    def __init__(self, plan: Plan, weights: list[Weights], carry: Tensor, rounded: Tensor):
-        self.plan, self._carry, self._rounded = plan, carry, rounded
-        batch, inputs = plan.problem.batch_size, plan.problem.input_size
-        self._sequences = Sequences("dense", 1, batch)
-        with torch.inference_mode(False):
-            self._x = rounded.new_empty(batch, inputs)
-            self._outputs = rounded.new_empty(carry.size(1), batch, plan.problem.hidden_size)
-            self._reset_state = room_for_reset_state(plan.problem, rounded)
-            self._copies = {
-                i: torch.empty_like(weight, memory_format=torch.contiguous_format)
-                for i, weight in enumerate(flat(weights))
-                if not weight.is_contiguous()
-            }
-        self._replays = [None, None]
-
-    def __call__(self, x: Tensor, parity: int, weights: list[Weights]) -> Tensor:
-        self._x.copy_(x)
-        weights = self._contiguous(weights)
-        if x.device.type != "cuda":
-            execute.start(self._launches(parity, weights))
-        else:
-            with torch.cuda.device(x.device):
-                if self._replays[parity] is None:
-                    self._replays[parity] = self._captured(parity, weights)
-                self._replays[parity].replay()
-        return self._outputs[-1].clone()
-
-    def _contiguous(self, weights: list[Weights]) -> list[Weights]:
-        if not self._copies:
-            return weights
-        values = flat(weights)
-        for i, copy in self._copies.items():
-            values[i] = copy.copy_(values[i])
-        return grouped(values, bias=weights[0][2] is not None)
-
-    def _captured(self, parity: int, weights: list[Weights]) -> torch.cuda.CUDAGraph:
-        execute.start(self._launches(parity, weights))  # compiled and loaded before the capture
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            execute.start(self._launches(parity, weights))
-        return graph
-
-    def _launches(self, parity: int, weights: list[Weights]):
-        problem, config, device = self.plan.problem, self.plan.config, self.plan.device
-        shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
-        # A step in the middle of a sequence: the state comes from carry and goes there.
-        scan = Scan(problem, self._sequences, None, self._carry, self._carry, None)
-        source = self._x
+    def _launches(
+        self, x: Tensor, plan: Plan, weights: list[Weights], output: Tensor, new: Callable[..., Tensor]
+    ) -> Iterator[Launch]:
+        problem = plan.problem
+        scan = Scan(problem, plan.device, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
+        states = step.States(problem, self._carry, self._rounded, new)
         for layer, of_layer in enumerate(weights):
-            scan.begin(layer, [of_layer], self._outputs[layer])
-            scan.parity, scan.start, scan.total = parity, 1, 3
-            yield from whole_step_launches(scan, source, config, shared, self._rounded, self._reset_state)
-            source = self._outputs[layer]
+            out = output if layer == len(weights) - 1 else new(output, *output.shape)
+            scan.begin(layer, [tuple(None if w is None else w.contiguous() for w in of_layer)], out)
+            scan.stay_in_the_middle(self._parity)
+            yield from step.whole_launches(scan, x, plan.config, states)
+            x = out
+
+
+def _by_module(gru, x: Tensor, hx: Tensor | None):
+    """Stand in a stream's cache for `Stream._call_module`."""
+    raise NotImplementedError

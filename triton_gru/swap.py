@@ -5,9 +5,9 @@ import warnings
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .call.bind import beyond_torch
+from .call.options import OWN, Options
 from .modules import GRU, GRUCell
-from .stand_in import OWN, StandIn
+from .stand_in import StandIn
 
 _OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
@@ -75,5 +75,5 @@ def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type
         return f"{kind.__name__} is a subclass of {bases[0].__name__}{way_out}"
     if "forward" in module.__dict__:
         return "its forward has been replaced"
-    own = beyond_torch(module)
+    own = Options.of(module).beyond_torch
     return f"{own}, which torch does not have" if own else ""

@@ -85,7 +85,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     plan = variant.plan(ours, x)
     for _ in range(2):  # a call is prepared at the second of its form
         ours(x)
-    found = call_cache.found(ours, x, None)
+    found = call_cache.find(ours, x, None)
     if not isinstance(found, call_cache.Prepared):
         raise Unavailable("no launches are kept: torch's own GRU serves the call, or there are too many")
     made = {}

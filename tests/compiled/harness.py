@@ -21,7 +21,7 @@ import triton_gru
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import GridConfig
 from triton_gru.plan.device import KNOWN
 from triton_gru.plan.heuristic import HEURISTICS

@@ -7,7 +7,7 @@ import torch
 
 from perf.floors import PART, PARTS
 from perf.floors_kernel import read_shared, smallest_steps
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 
 from .harness import ARCHITECTURES, Facts, pretend
 

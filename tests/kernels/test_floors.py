@@ -3,7 +3,7 @@
 import torch
 
 from perf.floors_kernel import smallest_steps
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.device import find
 
 

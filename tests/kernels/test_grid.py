@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from triton_gru.launch import scans
+from triton_gru.launch import grid
 from triton_gru.plan.config import HANDOVERS, GridConfig
 from triton_gru.plan.device import find
 from triton_gru.plan.heuristic import grid_config
@@ -86,9 +86,9 @@ def test_the_mailbox_is_bounded(hidden, batch, handovers, device):
     """... by its cap, or by the hand-overs of a time step and the first state that it has to hold."""
     described = find(torch.device(device))
     config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(described, sms=132))
-    mailbox = scans.Mailbox(config, batch, handovers, torch.float16)
+    mailbox = grid.Mailbox(config, batch, handovers, torch.float16)
     words = mailbox.size(min(mailbox.longest, 10**6))
     rows = -(-batch // (config.batch * config.tiles)) * config.tiles * config.batch
     least = (1 + handovers) * rows * config.padded_hidden * 2 + 1024 * rows
-    assert 8 * words <= max(scans.MAILBOX_BYTES, least)
+    assert 8 * words <= max(grid.MAILBOX_BYTES, least)
     assert mailbox.size(1) <= words

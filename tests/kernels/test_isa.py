@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from triton_gru.kernels import isa
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.device import interpreting
 
 from ..oracle import tf32

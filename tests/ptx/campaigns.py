@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.call.bind import bind_gru
-from triton_gru.launch import execute, hang, scans
+from triton_gru.launch import execute, grid, hang
 from triton_gru.plan.config import HANDOVERS, BlockConfig, GridConfig, StepConfig
 from triton_gru.plan.planner import KERNELS
 from triton_gru.plan.validity import why_not
@@ -67,7 +67,7 @@ def matrix(draw: random.Random, gpu: Emulated) -> str:
     with contextlib.ExitStack() as stack:
         if chunks:
             stack.enter_context(mock.patch.object(execute, "WORKSPACE_BYTES", chunks[0]))
-            stack.enter_context(mock.patch.object(scans, "MAILBOX_BYTES", chunks[1]))
+            stack.enter_context(mock.patch.object(grid, "MAILBOX_BYTES", chunks[1]))
         call = _draw_ends(draw, ends, gru, x)
         if config is not None:
             reason = why_not(config, bind_gru(gru, call[0], hx, **call[1]).problem, gpu.device)
@@ -211,8 +211,10 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
         draw.choice(list(PRECISIONS)), draw.choice(HANDOVERS), draw.random() < 0.5, draw.choice((1, 2))
     )  # fmt: skip
 
+    launches = grid.launches
+
     def one_program_too_few(*args):
-        for each in scans.grid_launches(*args):
+        for each in launches(*args):
             yield each._replace(grid=(each.grid[0] - 1,))
 
     gru = make_gru(16, 64, precision, "cpu", "grid", reset_after=reset_after)
@@ -224,7 +226,7 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
         limit = hang.of(x.device).watch[0].item()
         # After half a million instructions of all warps the time is over.
         with (
-            mock.patch.object(execute, "grid_launches", one_program_too_few),
+            mock.patch.object(grid, "launches", one_program_too_few),
             mock.patch.dict(gpu.fixed, ns_per_instruction=limit / 500_000),
             torch.no_grad(),
             poisoned(),

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import Config
 from triton_gru.plan.heuristic import HEURISTICS
 

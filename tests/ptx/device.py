@@ -11,7 +11,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from triton_gru.launch import call_cache, hang
-from triton_gru.launch.scans import Launch
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
 from triton_gru.plan.device import Device

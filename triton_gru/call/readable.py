@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..reference import WEIGHT_NAMES, Weights
+from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -36,12 +37,11 @@ def unreadable_reason(tensor: Tensor) -> str:
     return ""
 
 
-def unreadable_weights_reason(module, weights: list[Weights], input: Tensor) -> str:
+def unreadable_weights_reason(options: Options, weights: list[Weights], input: Tensor) -> str:
     """Return why a kernel cannot read the weights of a GRU or cell beside ``input``; empty if it can."""
-    hidden = module.hidden_size
-    directions = 2 if getattr(module, "bidirectional", False) else 1
+    hidden = options.hidden_size
     for i, layer in enumerate(weights):
-        features = module.input_size if i < directions else directions * hidden
+        features = options.input_size if i < options.directions else options.directions * hidden
         shapes = ((3 * hidden, features), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,))
         for name, weight, shape in zip(WEIGHT_NAMES, layer, shapes):
             if weight is None:

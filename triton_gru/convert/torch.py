@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..call.bind import beyond_torch
+from ..call.options import Options
 from ..modules import GRU, GRUCell
 from . import assemble
 
@@ -44,7 +44,7 @@ def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell
     """
     theirs = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
     copied = _copied(module, theirs, {})
-    if own := beyond_torch(module):
+    if own := Options.of(module).beyond_torch:
         raise ValueError(f"torch has no GRU with {own}")
     return copied
 

@@ -1,189 +1,214 @@
 """A call made again without binding and planning it anew, as long as all stays as it was in the calls before.
 
 To check, bind and plan a call and to take its launches through Triton takes the host longer than it takes the GPU to
-run them. So what a module's calls have found out is kept, by the form of a call: all that decides how it is served.
-The next call of that form only asks whether it still holds, and passes on the addresses that are new.
+run them. So what a module's calls have found out is kept, by the signature of a call: all that decides how it is
+served. The next call of that signature only asks whether it still holds, and passes on the addresses that are new.
 """
 
 import itertools
-import operator
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call.bind import Call, autocast_dtype, flat, places, records_gradient, surroundings
+from ..call.bind import Call, flat
+from ..call.options import Options
 from ..call.readable import is_plain, materialize, unreadable_reason
 from ..call.sequences import Sequences, as_packed, unpacked
+from ..call.torch_state import TorchState, records_gradient
 from ..plan.device import elsewhere
 from ..plan.planner import Plan
 from ..plan.validity import why_too_many_rows
 from ..reference import WEIGHT_NAMES
+from ..reference import Weights as Layer
 from . import hang
 from .execute import launches
-from .scans import Launch
+from .kernel_launch import Launch
 
-# Forms that are kept of a module, the latest ones.
-FORMS = 32
+# Signatures that are kept of a module, the latest ones.
+SIGNATURES = 32
 # Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
 LAUNCHES = 64
-# A form met once. Most of those of input whose lengths vary are never met again: only the second time is it prepared.
-_MET = False
-
-# Of each module what serves a call of each form, oldest first: `_MET` if that is to be prepared yet, None if it cannot.
-_kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+# Seen once. Inputs of varying length mostly have signatures that never recur: a call is prepared on its second use.
+_SEEN_ONCE = False
 
 
-def found(module, input, hx: Tensor | None) -> Callable | None:
-    """What serves ``module(input, hx)`` and is called as ``module.forward`` is; None if that has to be found out.
+class Cache:
+    """What serves the calls of a module, by signature, oldest first.
+
+    That is a function called as ``module.forward`` is; or `_SEEN_ONCE`; or None where a call cannot be prepared.
+    """
+
+    def __init__(self):
+        self.served: dict[object, object] = {}
+        self._lock = threading.Lock()
+
+    def find(self, module: nn.Module, signature: object) -> Callable | None:
+        """Return what serves a call of this signature, None if that has to be found out."""
+        serves = self.served.get(signature)
+        if type(serves) is not Prepared:
+            return serves or None
+        if not serves.weights.hold(module):
+            self.served.clear()
+            return None
+        return serves
+
+    def add(self, signature: object, serves: object) -> None:
+        """Keep what serves calls of this signature."""
+        with self._lock:
+            self.served[signature] = serves
+            if len(self.served) > SIGNATURES:
+                del self.served[next(iter(self.served))]
+
+
+_caches: weakref.WeakKeyDictionary[nn.Module, Cache] = weakref.WeakKeyDictionary()
+
+
+def find(module, input, hx: Tensor | None) -> Callable | None:
+    """Return what serves ``module(input, hx)`` and is called as ``module.forward`` is; None if nothing is kept.
 
     ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
     """
-    # What is compiled or traced is to see no more of this.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():  # no graph is to see more of this
         return None
-    forms = _kept.get(module)
-    if forms is None:
-        return None
-    serves = forms.get(_form(module, input, hx))
-    if type(serves) is not Prepared:
-        return serves or None
-    if not serves.weights.hold(module):
-        _kept.pop(module, None)
-        return None
-    return None if elsewhere(_data(input).device) else serves
+    cache = _caches.get(module)
+    serves = cache and cache.find(module, signature_of(module, input, hx))
+    return None if type(serves) is Prepared and elsewhere(_data(input).device) else serves
 
 
 def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
-    """Keeps that ``module(input, hx)`` was bound and planned so; of the results of a kernel, where it has left them.
+    """Keep that ``module(input, hx)`` was bound and planned so; of the results of a kernel, where it has left them.
 
-    ``output`` and ``h_n`` as `launch.run` returns them, or one and the same [1, B, H] where the caller gets but one.
+    ``output`` and ``h_n`` as `execute.run` returns them, or one and the same [1, B, H] where the caller gets but one.
     """
     data = _data(input)
     if plan.config is None or h_n.numel() == 0 or elsewhere(data.device):
         return
     if records_gradient((data, hx, *flat(call.weights))):
         return
-    form = _form(module, input, hx)
-    forms = _kept.get(module, {})
-    if form not in forms:
-        _add(module, form, _MET)
-    elif forms[form] is _MET:
-        weights = _Weights(module)
-        tensors = [w for w in weights.of(module) if w is not None]
-        if len(tensors) == len(flat(call.weights)):  # none is made anew for each call
-            if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
-                # The launches read the state in the order of the packed rows.
-                hx = call.hx if autocast_dtype(data.device) is None else None
-            made = _prepared(data, hx, weights, tensors, call, plan, output, h_n) if weights.hold(module) else None
-            _add(module, form, made)
+    signature = signature_of(module, input, hx)
+    if signature is None:
+        return
+    cache = _caches.setdefault(module, Cache())
+    if signature not in cache.served:
+        cache.add(signature, _SEEN_ONCE)
+        return
+    if cache.served.get(signature) is not _SEEN_ONCE:
+        return
+    weights = Weights(module)
+    if not weights.are_all(module, call.weights):
+        return
+    if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
+        # The launches read the state in the order of the packed rows.
+        hx = call.hx if TorchState.now(data.device).autocast is None else None
+    held = [hang.of(data.device).watch] if plan.kernel == "grid" else []
+    memory = Memory(data, hx, output, h_n, weights.of(module), held)
+    if call.sequences.layout == "packed":
+        memory.know_table(call.sequences)
+    made = launches(call, plan.config, plan.device, output, h_n, memory.new)
+    cache.add(signature, prepare(made, weights, memory) if weights.hold(module) else None)
 
 
 def keep_torchs(module, input, hx: Tensor | None, forward: Callable) -> None:
-    """Keeps that torch's own ``forward(module, input, hx)`` serves the call.
+    """Keep that torch's own ``forward(module, input, hx)`` serves the call.
 
     It has done so once, and asks for the weights itself: whatever becomes of them, the answer is torch's.
     """
-    _add(module, _form(module, input, hx), forward)
+    if (signature := signature_of(module, input, hx)) is not None:
+        _caches.setdefault(module, Cache()).add(signature, forward)
 
 
 def forget() -> None:
-    """Everything kept: for when calls may be planned otherwise from here on."""
-    _kept.clear()
+    """Forget everything kept: for when calls may be planned otherwise from here on."""
+    _caches.clear()
 
 
-def _add(module, form: tuple | None, serves) -> None:
-    if form is None:
-        return
-    with _lock:
-        forms = _kept.setdefault(module, {})
-        forms[form] = serves
-        if len(forms) > FORMS:
-            del forms[next(iter(forms))]
+def signature_of(module, input, hx: Tensor | None) -> tuple | None:
+    """Return all that decides how a call is served beside the weights.
 
-
-_OF_CELLS = operator.attrgetter("input_size", "hidden_size")
-_OF_GRUS = operator.attrgetter(
-    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse"
-)
-
-
-def _form(module, input, hx: Tensor | None) -> tuple | None:
-    """All that decides how a call is served beside the weights; None where the tensors are not what they seem."""
+    None stands for tensors that are not what they seem, of whose calls nothing is kept.
+    """
     data = _data(input)
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    state = TorchState.now(data.device)
+    if state.wrapped or state.tracing:  # first: wrappers have no memory, and a trace would record what is asked
         return None
-    lie = _lie(data) if data is input else _lie_packed(module, input)
-    return lie and (
-        _OF_GRUS(module) if isinstance(module, nn.RNNBase) else _OF_CELLS(module),
-        surroundings(module, data),
-        torch.is_grad_enabled(),
-        torch.is_grad_enabled() and records_gradient((data, hx, *module._parameters.values())),
-        lie,
-        None if hx is None else _lie(hx),
-    )
+    options = Options.of(module)
+    layout = _layout(data) if data is input else _packed_layout(options, input)
+    if layout is None:
+        return None
+    records = state.grad and records_gradient((data, hx, *module._parameters.values()))
+    return options, state, records, layout, None if hx is None else _layout(hx)
 
 
 def _data(input) -> Tensor:
     return input.data if isinstance(input, PackedSequence) else input
 
 
-def _lie(tensor: Tensor) -> tuple:
-    """How it lies in memory; of the address only what a kernel was compiled for, and that there is one."""
+def _layout(tensor: Tensor) -> tuple:
+    """Return how a tensor lies in memory; of its address what a kernel was compiled for, and whether there is one."""
     address = tensor.data_ptr()
     alignment = address % 16 if address else None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
 
 
-def _lie_packed(gru, input: PackedSequence) -> tuple | None:
-    """All that decides how packed input is served, but not where its sequences end; None where that cannot be told.
+def _packed_layout(options: Options, input: PackedSequence) -> tuple | None:
+    """Return all that decides how packed input is served, None where that cannot be told.
 
-    Nor how many rows it has, unless layers write by turns into the output and into room of as many rows.
+    Where its sequences end is left out. So are its rows, unless layers write by turns into the output and into room
+    of as many rows.
     """
     sizes, order = input.batch_sizes, input.sorted_indices
     plain = is_plain(sizes) and (order is None or is_plain(order))
-    if not plain or sizes.device.type != "cpu" or len(sizes) == 0 or not isinstance(gru, nn.RNNBase):
+    if not plain or sizes.device.type != "cpu" or len(sizes) == 0:
         return None
-    (rows, *features), *lie = _lie(input.data)
-    if not (gru.bidirectional and gru.num_layers > 1):
+    (rows, *features), *layout = _layout(input.data)
+    if not (options.bidirectional and options.num_layers > 1):
         # A single row has no stride that counts.
         rows = rows > 1, why_too_many_rows(rows)
-    return len(sizes), int(sizes[0]), rows, *features, *lie, None if order is None else order.shape
+    return len(sizes), int(sizes[0]), rows, *features, *layout, None if order is None else order.shape
 
 
-class _Weights:
+class Weights:
     """Which weights a module has, and where they lie.
 
     Nothing here refers to a weight: it would live on, and torch does not swap parameters that have weak references.
     """
 
     def __init__(self, module):
-        self._names = tuple(module._flat_weights_names) if isinstance(module, nn.RNNBase) else WEIGHT_NAMES
+        self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
         tensors = self.of(module)
         self._identities = _identities(tensors)
         # Elsewhere than in memory a weight has no place.
-        self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else places(tensors)
+        self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else _places(tensors)
 
     def of(self, module) -> list[Tensor | None]:
         """Return the weights that are the module's own, in torch's order; None for others and in place of biases."""
         return list(map(module._parameters.get, self._names))
 
+    def are_all(self, module, used: list[Layer]) -> bool:
+        """Return whether the weights that a call uses are the module's own: none is made anew for each call."""
+        return sum(w is not None for w in self.of(module)) == len(flat(used))
+
     def hold(self, module) -> bool:
         """Return whether the module has the same weights yet, and they lie where they did."""
         now = self.of(module)
-        return _identities(now) == self._identities and self._places is not None and places(now) == self._places
+        return _identities(now) == self._identities and self._places is not None and _places(now) == self._places
 
 
 def _identities(tensors: list[Tensor | None]) -> list:
     """Return what tells tensors from others. One that is gone may leave its id to another, so that the type counts."""
     return [*map(id, tensors), *map(type, tensors)]
+
+
+def _places(weights: list[Tensor | None]) -> list:
+    """Return where weights lie, and how, which may change in place."""
+    return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
 
 
 # What has another address in each call.
@@ -208,27 +233,15 @@ class _Step(NamedTuple):
 
 
 class Prepared:
-    """The launches of a call, and how much memory they take: for the results, and room for what goes between.
+    """The launches of a call on a module's ``weights``, and how much memory they take.
 
-    Args:
-        weights: those that the launches read.
-        held: what else they read, not to be freed.
-        room: in 64-bit words.
-        output, h_n: shapes, of ``output`` without the first dimension, which is the input's; None where the caller
-            gets but one result.
+    They fill the results, and room for what goes between launches.
     """
 
-    def __init__(
-        self,
-        steps: list[_Step],
-        weights: _Weights,
-        held: list[Tensor],
-        room: int,
-        output: torch.Size | None,
-        h_n: torch.Size,
-    ):
-        self._steps, self.weights, self._held = steps, weights, held
-        self._room, self._output, self._h_n = room, output, h_n
+    def __init__(self, steps: list[_Step], weights: Weights, memory: "Memory"):
+        self._steps, self.weights = steps, weights
+        self._held, self._room = memory.held, memory.room
+        self._output, self._h_n = memory.output, memory.h_n
 
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
         if not isinstance(input, PackedSequence):
@@ -294,38 +307,19 @@ def _filled(args: list, open: list[tuple[int, int, int]], memory: tuple[int, ...
     return args
 
 
-def _prepared(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: _Weights,
-    tensors: list[Tensor],
-    call: Call,
-    plan: Plan,
-    output: Tensor,
-    h_n: Tensor,
-) -> Prepared | None:
-    """None if there are too many launches, or they read what was made for this call (a copy of its state, say)."""
-    between: list[Tensor] = []
+def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> Prepared | None:
+    """Return launches, for which ``memory`` has made what goes between them, as they can be made again.
 
-    def new(like: Tensor, *shape: int, **options) -> Tensor:
-        between.append(like.new_empty(*shape, **options))
-        return between[-1]
-
-    made = list(itertools.islice(launches(call, plan.config, plan.device, output, h_n, new), LAUNCHES + 1))
+    None if there are too many, or they read what was made for this call (a copy of its state, say).
+    """
+    made = list(itertools.islice(launches, LAUNCHES + 1))
     if len(made) > LAUNCHES:
         return None
-    held = [hang.of(input.device).watch] if plan.kernel == "grid" else []
-    memory = _Memory(input, hx, output, h_n, [*held, *tensors], between)
-    if call.sequences.layout == "packed":
-        memory.know_table(call.sequences)
     steps = [_step(launch, memory) for launch in made]
-    if memory.ambiguous or None in steps:
-        return None
-    alone = output is h_n
-    return Prepared(steps, weights, held, memory.room, None if alone else output.shape[1:], h_n.shape[alone:])
+    return None if memory.ambiguous or None in steps else Prepared(steps, weights, memory)
 
 
-def _step(launch: Launch, memory: "_Memory") -> _Step | None:
+def _step(launch: Launch, memory: "Memory") -> _Step | None:
     args, open = list(launch.args), []
     for at, arg in enumerate(args):
         if isinstance(arg, Tensor):
@@ -344,39 +338,63 @@ def _step(launch: Launch, memory: "_Memory") -> _Step | None:
     return _Step(launch.prepared(), args, open, clear)
 
 
-class _Memory:
-    """Tells of what a call's tensors are part.
+class Memory:
+    """Tells of what the tensors of a call's launches are part.
+
+    Args:
+        output, h_n: the call's results; one and the same [1, B, H] where the caller gets but one.
+        weights: those that the launches read, and None.
+        held: what else they read, not to be freed.
 
     Attributes:
+        output, h_n: shapes, of ``output`` without the first dimension, which is the input's; None if there is but one.
         room: 64-bit words for all that goes between the launches.
         ambiguous: what lies where another call's input or state may not: it begins where something else does.
     """
 
-    def __init__(self, input, hx, output: Tensor, h_n: Tensor, fixed: list[Tensor], between: list[Tensor]):
-        self._starts = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
+    def __init__(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        output: Tensor,
+        h_n: Tensor,
+        weights: list[Tensor | None],
+        held: list[Tensor],
+    ):
+        alone = output is h_n
+        self.output, self.h_n = None if alone else output.shape[1:], h_n.shape[alone:]
+        self.held, self.room, self.ambiguous = held, 0, False
+        fixed = (*held, *(w for w in weights if w is not None))
+        self._starts: dict[int, tuple[int | None, int]] = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
         given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
-        self.ambiguous = False
         for tensor, which in given:
             self.ambiguous |= tensor.data_ptr() in self._starts and tensor is not output
             self._starts[tensor.data_ptr()] = which, 0
-        self._parts, size = [], 0
-        for part in between:
-            self._parts.append((part.data_ptr(), part.nbytes, size))
-            size += -(-part.nbytes // _ALIGNED) * _ALIGNED
-        self.room = size // 8
+        self._between: list[tuple[Tensor, int]] = []
 
     def know_table(self, sequences: Sequences) -> None:
+        """Let launches read what packed input needs."""
         offsets = sequences.offsets
         self._starts |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
 
+    def new(self, like: Tensor, *shape: int, **options) -> Tensor:
+        """Make a tensor for what goes between launches, as `Tensor.new_empty` does."""
+        part = like.new_empty(*shape, **options)
+        self._between.append((part, 8 * self.room))
+        self.room += -(-part.nbytes // _ALIGNED) * _ALIGNED // 8
+        return part
+
     def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
-        """(of which memory, how many bytes from its start), (None, address) of what stays; None of what is neither."""
+        """Return of which memory a tensor is part, and how many bytes from its start.
+
+        That is (None, address) of what stays; and None of what is neither.
+        """
         address = tensor.data_ptr()
         if tensor.numel() == 0:
             return None, 0
         if address in self._starts:
             return self._starts[address]
-        for start, size, offset in self._parts:
-            if start <= address < start + size:
-                return _ROOM, offset + address - start
+        for part, offset in self._between:
+            if part.data_ptr() <= address < part.data_ptr() + part.nbytes:
+                return _ROOM, offset + address - part.data_ptr()
         return None

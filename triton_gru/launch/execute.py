@@ -1,6 +1,7 @@
 """Runs a planned call: memory, the order of launches, and what each kernel is given."""
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,24 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..call.bind import Call, flat, records_gradient
-from ..kernels.projection import input_projection
-from ..plan.config import BlockConfig, Config, GridConfig, StepConfig, projection_config
+from ..call.bind import Call, flat
+from ..call.torch_state import records_gradient
+from ..plan.config import BlockConfig, Config, GridConfig, StepConfig
 from ..plan.device import Device, capturing, elsewhere
 from ..plan.planner import Plan, choose, forget
-from ..plan.problem import Problem
 from ..plan.tables import lookup
-from . import hang, torch_gru
-from .scans import (
-    Launch,
-    Mailbox,
-    Scan,
-    block_launches,
-    grid_launches,
-    room_for_reset_state,
-    step_launches,
-    whole_step_launches,
-)
+from . import block, grid, hang, projection, step, torch_gru
+from .kernel_launch import Launch
+from .scan import Scan
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
 # one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
@@ -133,7 +125,7 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def start(launches: Iterable[Launch]) -> None:
-    """Starts them one by one, as they come."""
+    """Start launches one by one, as they come."""
     for each in launches:
         each.start()
 
@@ -154,7 +146,7 @@ def launches(
     for what goes between launches is made by ``new``, which is called as `Tensor.new_empty` is. An empty batch takes no
     launch.
     """
-    problem, sequences = call.problem, call.sequences
+    problem = call.problem
     if problem.batch_size == 0:
         return
     weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
@@ -162,7 +154,7 @@ def launches(
     hx = call.hx
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
-    whole = isinstance(config, StepConfig) and problem.steps == 1 and problem.layout == "dense" and not problem.resets
+    whole = isinstance(config, StepConfig) and problem.single_step
     targets = [output]
     if (problem.bidirectional or whole) and len(layers) > 1:
         other = new(output, *output.shape)
@@ -171,77 +163,35 @@ def launches(
         targets = [target.transpose(0, 1) for target in targets]
     # The state comes from outside and goes there in the one step of a whole call.
     carry = new(output, 2, *((0,) if whole else h_n.shape), dtype=torch.float32)
-    scan = Scan(problem, sequences, hx, carry, h_n, call.resets)
-    shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
+    scan = Scan(problem, device, call.sequences, hx, carry, h_n, call.resets)
 
-    chunk = _steps_per_chunk(problem, config)
-    scan_launches, scratch = block_launches, ()
-    if isinstance(config, GridConfig):
-        handovers = 1 if problem.reset_after else 2
-        mailbox = Mailbox(config, problem.batch_size, handovers, output.dtype)
+    tiles = -(-problem.batch_size // config.rows)
+    gate_inputs = problem.directions * tiles * config.rows * 3 * config.padded_hidden  # numbers of a time step
+    chunk = max(1, min(problem.steps, WORKSPACE_BYTES // (gate_inputs * output.itemsize)))
+    if isinstance(config, BlockConfig):
+        scan_launches = functools.partial(block.launches, scan, config)
+    elif isinstance(config, GridConfig):
+        mailbox = grid.Mailbox(config, problem.batch_size, 1 if problem.reset_after else 2, output.dtype)
         chunk = min(chunk, mailbox.longest)
         words = new(output, mailbox.size(chunk), dtype=torch.int64)
-        scan_launches, scratch = grid_launches, (mailbox, words)
-    elif isinstance(config, StepConfig):
-        rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
-        scan_launches, scratch = step_launches, (rounded, room_for_reset_state(problem, output, new))
-    tiles = -(-problem.batch_size // config.rows)
-    source = call.input
+        scan_launches = functools.partial(grid.launches, scan, config, mailbox, words)
+    else:
+        states = step.States(problem, carry, step.room_for_rounded(carry, output, new), new)
+        scan_launches = functools.partial(step.launches, scan, config, states)
     if not whole:
         gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
+    source = call.input
     for index, layer in enumerate(layers):
         out = targets[index % len(targets)]
         scan.begin(index, layer, out)
         if whole:
-            yield from whole_step_launches(scan, source[0], config, shared, *scratch)
+            yield from step.whole_launches(scan, source[0], config, states)
         else:
-            for start in range(0, problem.steps, chunk):
-                scan.go_on(gi, start, min(chunk, problem.steps - start))
-                yield _projection(source, scan, config, shared)
-                yield from scan_launches(scan, config, shared, *scratch)
+            for first in range(0, problem.steps, chunk):
+                scan.go_on(gi, first, min(chunk, problem.steps - first))
+                yield projection.launch(source, scan, config)
+                yield from scan_launches()
         source = out
-
-
-def _projection(x: Tensor, scan: Scan, config: Config, shared: dict) -> Launch:
-    """Fills the gate inputs of ``scan`` from x, which is as in `Call`; ``shared`` are constants of all kernels."""
-    hidden, inputs = shared["H"], x.size(-1)
-    # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
-    x_t = x.stride(0) if x.size(0) > 1 else 0
-    x_b = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
-    vector = 16 // x.element_size()
-    unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
-    tile = projection_config(hidden, x.dtype, shared["PRECISION"], aligned=unit > 1 and x.stride(-1) == 1)
-    cols = scan.steps * scan.gi.size(2) * config.rows
-    return Launch(
-        input_projection,
-        tile.launch_grid(cols, config.padded_hidden, len(scan.weights)),
-        (
-            x, *scan.of_both(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
-            scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
-        ),
-        shared | {
-            "I": inputs,
-            "PADDED_H": config.padded_hidden,
-            "BATCH": config.rows,
-            "UNITS_APART": config.rows if isinstance(config, BlockConfig) else 1,
-            "BLOCK_M": tile.rows,
-            "BLOCK_N": tile.cols,
-            "BLOCK_K": tile.depth,
-            "X_UNIT": unit,
-            "LAYOUT": scan.layout,
-            "REVERSE": scan.reverse,
-            "RESET_AFTER": scan.reset_after,
-            "HAS_BIAS": scan.has_bias,
-            "num_warps": tile.num_warps,
-            "num_stages": tile.num_stages,
-        },
-    )  # fmt: skip
-
-
-def _steps_per_chunk(problem: Problem, config: Config) -> int:
-    tiles = -(-problem.batch_size // config.rows)
-    per_step = problem.directions * tiles * config.rows * 3 * config.padded_hidden
-    return max(1, min(problem.steps, WORKSPACE_BYTES // (per_step * problem.dtype.itemsize)))
 
 
 def _with_unit_stride(hx: Tensor) -> Tensor:

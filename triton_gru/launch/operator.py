@@ -4,25 +4,13 @@ What runs is planned when the operator runs, with the sizes of that call: any T 
 or exported once. Outside of these, modules call the kernels past the operator.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
-from ..call.bind import (
-    as_one_step,
-    autocast,
-    batched,
-    bind_dense,
-    check_cell,
-    check_gru,
-    flat,
-    grouped,
-    weights_of_cell,
-    weights_of_gru,
-)
+from ..call.bind import as_one_step, autocast, bind_dense, flat, grouped, weights_of_cell, weights_of_gru
+from ..call.checks import batched, check_cell, check_gru
+from ..call.options import Options
 from ..plan import device as devices
 from ..plan.device import find
 from ..plan.planner import choose
@@ -38,178 +26,106 @@ _library.define(f"gru({_ARGUMENTS}) -> (Tensor, Tensor)")
 _library.define(f"gru_backward(Tensor grad_output, Tensor grad_h_n, {_ARGUMENTS}) -> Tensor[]")
 
 
-def wanted(input: Tensor | PackedSequence) -> bool:
-    """Whether a call has to go by the operator."""
-    if isinstance(input, PackedSequence) or _is_transformed():
-        return False
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func looks inside. (How deep they are is what torch.compile, too, can answer.)"""
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
-
-
-def unseen(input: Tensor | PackedSequence) -> bool:
-    """Whether a call has to go by `outside`."""
-    return isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
-
-
-def in_graph() -> bool:
-    """Whether torch.compile makes a graph of the call for this process."""
-    compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-    return compiles and not _is_transformed()
-
-
-def graph_is_whole() -> bool:
-    """Whether the graph that is being made may have no gap: with fullgraph=True."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    try:
-        maker = InstructionTranslator.current_tx()
-    except AttributeError:  # a graph is compiled, and none is made
-        return True
-    return maker.one_graph or getattr(maker, "error_on_graph_break", False)
-
-
-# As torch.compiler.assume_constant_result, which takes a second to import.
-graph_is_whole._dynamo_marked_constant = True
-
-
-@torch._disable_dynamo
-def outside(module, *arguments):
-    """``module(*arguments)`` between two graphs of torch.compile.
-
-    So it is with packed input, whose sizes no graph can know; and with what torch serves, as with any `nn.GRU`.
-    """
-    return module.forward(*arguments)
-
-
-def gru(module, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None):
-    """``module(input, hx, lengths, resets)`` of a `triton_gru.GRU`, by the operator; not of packed input."""
-    check_gru(module, input, hx, lengths, resets)
+def run_gru(gru, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None):
+    """Run a `triton_gru.GRU` by the operator; not on packed input."""
+    check_gru(gru, input, hx, lengths, resets)
     unbatched = input.dim() == 2
-    input, hx, resets = batched(module, input, hx, resets)
-    weights = weights_of_gru(module)
-    options = (lengths, resets, module.bidirectional, module.batch_first, module.reverse)
-    if module.training and module.dropout > 0:
-        output, h_n = _dropping_out(module, input, hx, weights, *options)
-    else:
-        output, h_n = _operate(module, input, hx, weights, *options)
-    return (output.squeeze(0 if module.batch_first else 1), h_n.squeeze(1)) if unbatched else (output, h_n)
+    input, hx, resets = batched(gru.batch_first, input, hx, resets)
+    options, weights = Options.of(gru), weights_of_gru(gru)
+    operate = _operate_by_layers if gru.training and gru.dropout > 0 else _operate
+    output, h_n = operate(options, input, hx, weights, lengths, resets)
+    return (output.squeeze(0 if gru.batch_first else 1), h_n.squeeze(1)) if unbatched else (output, h_n)
 
 
-def cell(module, input: Tensor, hx: Tensor | None) -> Tensor:
-    """``module(input, hx)`` of a `triton_gru.GRUCell`, by the operator."""
-    check_cell(module, input, hx)
-    h = _operate(module, *as_one_step(input, hx), [weights_of_cell(module)])[1].squeeze(0)
+def run_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
+    """Run a `triton_gru.GRUCell` by the operator."""
+    check_cell(cell, input, hx)
+    h = _operate(Options.of(cell), *as_one_step(input, hx), [weights_of_cell(cell)], None, None)[1].squeeze(0)
     return h.squeeze(0) if input.dim() == 1 else h
 
 
-def _dropping_out(module, input: Tensor, hx: Tensor | None, weights: list[Weights], *options) -> tuple[Tensor, Tensor]:
-    """Layer by layer, for a graph to see what torch drops out between them: it remembers that for a backward."""
-    directions = 2 if module.bidirectional else 1
-    states = []
+def _operate_by_layers(
+    options: Options, input: Tensor, hx: Tensor | None, weights: list[Weights], *ends
+) -> tuple[Tensor, Tensor]:
+    """Let a graph see what torch drops out between layers: it remembers that for a backward."""
+    directions, states = options.directions, []
     for first in range(0, len(weights), directions):
         layer = slice(first, first + directions)
         if first > 0:
-            input = F.dropout(input, module.dropout)
-        input, h_n = _operate(module, input, None if hx is None else hx[layer], weights[layer], *options)
+            input = F.dropout(input, options.dropout)
+        input, h_n = _operate(options, input, None if hx is None else hx[layer], weights[layer], *ends)
         states.append(h_n)
     return input, torch.cat(states)
 
 
 def _operate(
-    module,
-    input: Tensor,
-    hx: Tensor | None,
-    weights: list[Weights],
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    reverse: bool = False,
+    options: Options, input: Tensor, hx: Tensor | None, weights: list[Weights], lengths, resets
 ) -> tuple[Tensor, Tensor]:
     input, hx, weights = autocast(input, hx, weights)
-    trains = module.training and torch.is_grad_enabled()
-    options = (module.bias, bidirectional, batch_first, reverse, module.reset_after, module.backend, trains)
-    return torch.ops.triton_gru.gru(input, hx, flat(weights), lengths, resets, *options)
+    passed = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
+    passed += options.backend, options.trains
+    return torch.ops.triton_gru.gru(input, hx, flat(weights), lengths, resets, *passed)
 
 
-@dataclass(frozen=True)
-class _Module:
-    """What `bind_dense` asks of a module."""
-
-    weights: list[Tensor]
-    bias: bool
-    bidirectional: bool
-    batch_first: bool
-    reverse: bool
-    reset_after: bool
-    backend: str
-    training: bool
-    dropout: float = 0.0
-
-    @property
-    def input_size(self) -> int:
-        return self.weights[0].size(1)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weights[1].size(1)
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.weights) // (4 if self.bias else 2) // (2 if self.bidirectional else 1)
+def _options(
+    weights: list[Tensor], bias, bidirectional, batch_first, reverse, reset_after, backend, training
+) -> Options:
+    """Return the settings that the operator's arguments say."""
+    layers = len(weights) // (4 if bias else 2) // (2 if bidirectional else 1)
+    return Options(
+        weights[0].size(1), weights[1].size(1), layers, bias, batch_first, 0.0, bidirectional, reset_after, reverse,
+        backend, training,
+    )  # fmt: skip
 
 
-def _run(grad: bool, input, hx, weights, lengths, resets, bias, *options) -> tuple[Tensor, Tensor]:
-    """What the operator does, so that it can be differentiated if ``grad``."""
-    module = _Module(weights, bias, *options)
+def _run(grad: bool, options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor]:
+    """Do what the operator does, so that it can be differentiated if ``grad``."""
     # Its arguments are in the dtype they are to be in, whatever autocast there is by now.
     with torch.autocast(input.device.type, enabled=False):
         with torch.enable_grad():  # as it was where `training` is set
-            call = bind_dense(module, input, hx, grouped(weights, bias), lengths, resets)
-        plan = choose(call.problem, find(input.device), module.backend)
+            call = bind_dense(options, input, hx, grouped(weights, options.bias), lengths, resets)
+        plan = choose(call.problem, find(input.device), options.backend)
         with torch.set_grad_enabled(grad):
             return execute.run(call, plan)
 
 
-def _gru(*arguments) -> tuple[Tensor, Tensor]:
-    output, h_n = _on_cpu(*arguments) or _run(False, *arguments)
+def _gru(input, hx, weights, lengths, resets, *passed) -> tuple[Tensor, Tensor]:
+    options, given = _options(weights, *passed), (input, hx, weights, lengths, resets)
+    output, h_n = _on_cpu(options, *given) or _run(False, options, *given)
     return output.contiguous(), h_n.contiguous()
 
 
-def _on_cpu(
-    input, hx, weights, lengths, resets, bias, bidirectional, batch_first, reverse, reset_after, backend, training
-) -> tuple[Tensor, Tensor] | None:
-    """What torch's GRU gives on a CPU, where calls take microseconds; None if something else serves the call."""
-    if not input.is_cpu or devices.on_cpu is not None or backend != "auto" or reverse or not reset_after:
+def _on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
+    """Return what torch's GRU gives on a CPU, where calls take microseconds; None if something else serves the call."""
+    if not input.is_cpu or devices.on_cpu is not None or options.backend != "auto" or options.beyond_torch:
         return None
     if lengths is not None or resets is not None or torch._C._is_any_autocast_enabled():
         return None
-    layers = len(weights) // (4 if bias else 2)
     if hx is None:
-        hx = input.new_zeros(layers, input.size(0 if batch_first else 1), weights[1].size(1))
-    layers //= 2 if bidirectional else 1
-    return torch.gru(input, hx, weights, bias, layers, 0.0, training, bidirectional, batch_first)
+        states = options.num_layers * options.directions
+        hx = input.new_zeros(states, input.size(0 if options.batch_first else 1), options.hidden_size)
+    return torch.gru(
+        input, hx, weights, options.bias, options.num_layers, 0.0, options.training, options.bidirectional,
+        options.batch_first,
+    )  # fmt: skip
 
 
-def _gru_fake(input, hx, weights, lengths, resets, bias, bidirectional, batch_first, *_) -> tuple[Tensor, Tensor]:
-    directions, hidden = (2 if bidirectional else 1), weights[1].size(1)
-    layers = len(weights) // (4 if bias else 2)
-    output = input.new_empty(input.size(0), input.size(1), directions * hidden)
-    return output, input.new_empty(layers, input.size(0 if batch_first else 1), hidden)
+def _gru_fake(input, hx, weights, lengths, resets, *passed) -> tuple[Tensor, Tensor]:
+    options = _options(weights, *passed)
+    output = input.new_empty(input.size(0), input.size(1), options.directions * options.hidden_size)
+    batch = input.size(0 if options.batch_first else 1)
+    return output, input.new_empty(options.num_layers * options.directions, batch, options.hidden_size)
 
 
-def _gru_backward(grad_output, grad_h_n, input, hx, weights, *options) -> list[Tensor]:
+def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *passed) -> list[Tensor]:
     """That of what serves the call, which runs once more for it; of a kernel, an error (`execute.run`)."""
     variables = [t.detach().requires_grad_() for t in (input, hx, *weights) if t is not None]
     rest = iter(variables)
     # A dispatch mode calls operators where autograd no longer looks, nor at what is written through a view.
     visible, key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
     with visible(key.AutogradFunctionality, False), visible(key.ADInplaceOrView, False):
-        results = _run(True, next(rest), None if hx is None else next(rest), list(rest), *options)
+        options = _options(weights, *passed)
+        results = _run(True, options, next(rest), None if hx is None else next(rest), list(rest), lengths, resets)
         grads = torch.autograd.grad(results, variables, (grad_output, grad_h_n))
     return [grad.contiguous() for grad in grads]
 

@@ -31,7 +31,7 @@ def gru(call: Call) -> tuple[Tensor, Tensor]:
 def _options(call: Call) -> tuple:
     """What torch.gru wants to know after the weights."""
     problem, bias = call.problem, call.weights[0][2] is not None
-    return bias, problem.num_layers, call.dropout, call.training, problem.bidirectional
+    return bias, problem.num_layers, call.dropout, call.options.training, problem.bidirectional
 
 
 def _dense(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:

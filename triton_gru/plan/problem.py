@@ -41,6 +41,11 @@ class Problem:
         return self.dtype == torch.float32 and self.precision == "ieee"
 
     @property
+    def single_step(self) -> bool:
+        """Return whether ``step`` makes the call in one launch a layer, the projection included."""
+        return self.steps == 1 and self.layout == "dense" and not self.resets
+
+    @property
     def is_empty(self) -> bool:
         """Whether a size is 0, as a batch and the features of a cell may be: there is nothing to compile or to time."""
         return min(self.batch_size, self.input_size, self.hidden_size) < 1

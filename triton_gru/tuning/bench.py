@@ -154,7 +154,7 @@ def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable
     if not ends and candidate != TORCH:
         for _ in range(2):  # what is met twice is prepared
             call_cache.keep(module, x, None, timed.call, plan, *execute.run(timed.call, plan))
-        if call_cache.found(module, x, None):
+        if call_cache.find(module, x, None):
             return functools.partial(module, x)
     return lambda: execute.run(bind_gru(module, x, None, **ends), plan)
 

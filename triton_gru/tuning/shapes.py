@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call.bind import autocast_dtype, problem_of
+from ..call.options import Options
 from ..call.readable import is_plain
+from ..call.torch_state import autocast_dtype, is_wrapping
 from ..modules import GRU, GRUCell
 from ..plan.problem import Problem
 from ..plan.tables.entries import Key
@@ -38,7 +39,7 @@ def shapes_of(
             weight = module.weight_hh if isinstance(module, _CELLS) else module.weight_hh_l0
             for batch in batch_sizes:
                 for number in steps if isinstance(module, _GRUS) else (1,):
-                    problem = problem_of(module, number, batch, dtype or weight.dtype)
+                    problem = Options.of(module).problem(number, batch, dtype or weight.dtype)
                     found[problem] = None
     return [problem for problem in found if problem.dtype in _DTYPES]
 
@@ -135,7 +136,7 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
     data, made = (input.data, result.data) if is_packed else (input, result)
     if not is_plain(data) or data.shape[:-1] != made.shape[:-1] or data.device.type == "meta":
         return None
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_wrapping():
         return None
     if is_packed:
         steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
@@ -147,4 +148,5 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
     layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
     resets = given.get("resets") is not None
-    return problem_of(module, 1 << (steps - 1).bit_length(), batch, dtype, layout=layout, resets=resets)
+    steps = 1 << (steps - 1).bit_length()
+    return Options.of(module).problem(steps, batch, dtype, layout=layout, resets=resets)

@@ -1,0 +1,142 @@
+"""What torch.nn.GRU and torch.nn.GRUCell raise for arguments that are wrong, before anything is launched."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .torch_state import autocast_dtype
+
+BOTH_AND_REVERSE = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
+
+
+def check_gru(
+    gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
+) -> None:
+    """Raise what is wrong with the arguments of ``gru(input, hx, lengths, resets)``.
+
+    Shapes, dtypes and devices are looked at, which may be symbolic.
+    """
+    packed = isinstance(input, PackedSequence)
+    if gru.reverse and gru.bidirectional:  # assigned later
+        raise ValueError(BOTH_AND_REVERSE)
+    if resets is not None and (packed or gru.bidirectional or gru.reverse):
+        kind = "packed input" if packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
+        raise ValueError(f"resets cannot go with {kind}")
+    if packed:
+        if lengths is not None:
+            raise ValueError("lengths cannot go with packed input, which has its own")
+        data = input.data
+        _check_input(gru, data, 2)
+        if hx is not None:
+            gru.check_hidden_size(hx, gru.get_expected_hidden_size(data, input.batch_sizes))
+    else:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        data = input
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        whole, state, _ = batched(gru.batch_first, input, hx, None)
+        _check_input(gru, whole, 3)
+        if state is not None:
+            gru.check_hidden_size(state, gru.get_expected_hidden_size(whole, None))
+        if whole.size(1 if gru.batch_first else 0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None:
+            _check_lengths(lengths, whole.size(0 if gru.batch_first else 1) if input.dim() == 3 else None)
+        if resets is not None:
+            _check_resets(resets, input)
+    _check_same_place(data, hx, getattr(gru, gru._all_weights[0][0]))
+
+
+def _check_input(gru, input: Tensor, dimensions: int) -> None:
+    """Raise what ``gru.check_input`` raises. That asks a list for the weights' dtype which may be of older weights."""
+    weight = getattr(gru, gru._all_weights[0][0])
+    if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.dim() != dimensions:
+        raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+    if input.size(-1) != gru.input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {gru.input_size}, got {input.size(-1)}"
+        )
+
+
+def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
+    if lengths.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"lengths must be a tensor of integers, got one of {lengths.dtype}")
+    if batch_size is None:
+        raise ValueError("lengths need batched input")
+    if lengths.dim() != 1 or lengths.size(0) != batch_size:
+        raise ValueError(f"lengths must be of shape [{batch_size}], one for each sequence, got {list(lengths.shape)}")
+
+
+def _check_resets(resets: Tensor, input: Tensor) -> None:
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        raise TypeError(f"resets must be a tensor of bools, got {getattr(resets, 'dtype', type(resets).__name__)}")
+    if resets.shape != input.shape[:-1]:
+        raise ValueError(
+            f"resets must be of input's shape without its features, {list(input.shape[:-1])}, got {list(resets.shape)}"
+        )
+    if resets.device != input.device:
+        raise RuntimeError(f"resets and input are not at the same device: {resets.device} and {input.device}")
+
+
+def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
+    """Raise what is wrong with the arguments of ``cell(input, hx)``, as `check_gru` does."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if hx is not None and hx.dim() not in (1, 2):
+        raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+    whole, state = batched_rows(input, hx)
+    if whole.size(1) != cell.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {whole.size(1)} expected {cell.input_size}")
+    if state is not None:
+        if state.size(0) != whole.size(0):
+            raise RuntimeError(f"Input batch size {whole.size(0)} doesn't match hidden0 batch size {state.size(0)}")
+        if state.size(1) != cell.hidden_size:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {state.size(1)}, expected {cell.hidden_size}"
+            )
+        if state.dim() != 2:
+            raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
+    _check_same_place(input, hx, cell.weight_ih)
+    if input.dtype != cell.weight_ih.dtype and autocast_dtype(input.device) is None:
+        raise RuntimeError(f"input dtype {input.dtype} does not match weight dtype {cell.weight_ih.dtype}")
+
+
+def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
+    if input.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {input.device} and parameter tensor at {weight.device}"
+        )
+    if hx is not None and hx.device != input.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, "
+            f"found input tensor at {input.device} and hidden tensor at {hx.device}"
+        )
+    if hx is not None and hx.dtype != input.dtype and autocast_dtype(input.device) is None:
+        raise RuntimeError(f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype})")
+
+
+def batched(batch_first: bool, input: Tensor, hx: Tensor | None, resets: Tensor | None):
+    """Return a GRU's arguments with a batch: as they are, or of one sequence where ``input`` has none."""
+    if input.dim() == 3:
+        return input, hx, resets
+    batch = 0 if batch_first else 1
+    return input.unsqueeze(batch), unsqueezed(hx, 1), unsqueezed(resets, batch)
+
+
+def batched_rows(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return a cell's arguments with a batch: as they are, or of one row where ``input`` has none."""
+    return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), unsqueezed(hx, 0))
+
+
+def unsqueezed(tensor: Tensor | None, dim: int) -> Tensor | None:
+    return None if tensor is None else tensor.unsqueeze(dim)

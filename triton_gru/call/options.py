@@ -1,0 +1,77 @@
+"""What a GRU or a cell is set to, torch's own or this package's."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..plan.problem import Problem
+from .torch_state import fp32_precision
+
+# Attributes that torch's modules do not have. `accelerate` sets none of them.
+OWN = ("backend", "reset_after", "reverse")
+_NOTHING_SET = True, False, "auto"  # reset_after, reverse and backend of torch's own
+
+
+class Options(NamedTuple):
+    """The settings of a module, as `triton_gru.GRU` has them. A cell is a GRU of one layer."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    reset_after: bool = True
+    reverse: bool = False
+    backend: str = "auto"
+    training: bool = False
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Options":
+        """Return the settings of a GRU or a cell. torch's own has what is the default of `OWN`."""
+        kind = type(module)
+        own = (module.reset_after, module.reverse, module.backend) if hasattr(kind, "torch_class") else _NOTHING_SET
+        if issubclass(kind, nn.RNNCellBase):  # isinstance would ask our modules for more, which takes longer
+            layers = 1, module.bias, False, 0.0, False
+        else:
+            layers = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
+        return cls(module.input_size, module.hidden_size, *layers, *own, module.training)
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def beyond_torch(self) -> str:
+        """Name the settings that no GRU of torch's has; empty if there are none."""
+        if self.reset_after and not self.reverse:
+            return ""
+        return ", ".join(["reset_after=False"] * (not self.reset_after) + ["reverse=True"] * self.reverse)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether a call now is to train the module."""
+        return self.training and torch.is_grad_enabled()
+
+    def problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
+        """Return the problem that a call is. ``ends`` are ``layout``, ``resets`` and ``obstacle`` of `Problem`."""
+        return Problem(
+            steps=steps,
+            batch_size=batch_size,
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dtype=dtype,
+            precision=fp32_precision() if dtype == torch.float32 else "ieee",
+            reset_after=self.reset_after,
+            reverse=self.reverse,
+            **ends,
+        )
+
+
+def is_as_accelerated(module: nn.Module) -> bool:
+    """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
+    return not any(name in module.__dict__ for name in OWN)

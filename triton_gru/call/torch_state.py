@@ -1,0 +1,82 @@
+"""torch's global settings that change how a call is served."""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# NVIDIA's libraries never use TF32 if this variable is 0, whatever torch asks for. They read it once as well.
+_TF32_FORBIDDEN = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+
+
+class TorchState(NamedTuple):
+    """The settings in force for a call. They are read once a call, and are part of what a kept call is found by.
+
+    Attributes:
+        grad: grad mode.
+        cudnn: `torch.backends.cudnn.enabled`.
+        fp32_precision: as `fp32_precision`.
+        autocast: as `autocast_dtype`.
+        tracing: whether torch.jit.trace is active.
+        wrapped: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
+        forward_ad: whether forward-mode differentiation is active.
+    """
+
+    grad: bool
+    cudnn: bool
+    fp32_precision: str
+    autocast: torch.dtype | None
+    tracing: bool
+    wrapped: bool
+    forward_ad: bool
+
+    @classmethod
+    def now(cls, device: torch.device) -> "TorchState":
+        """Return the settings in force for tensors on ``device``.
+
+        Every call asks, so that no property of torch's in Python is used where there is a function in C.
+        """
+        return cls(
+            torch.is_grad_enabled(),
+            torch._C._get_cudnn_enabled(),
+            fp32_precision(),
+            autocast_dtype(device) if torch._C._is_any_autocast_enabled() else None,
+            torch._C._is_tracing(),
+            is_wrapping(),
+            torch.autograd.forward_ad._current_level >= 0,
+        )
+
+    def reason_against_kernels(self, backend: str) -> str:
+        """Return why no kernel serves a call in this state, whatever its arguments; empty if one can."""
+        if backend == "auto" and not self.cudnn:
+            return "torch.backends.cudnn.enabled is False"
+        if self.tracing:
+            return "torch.jit.trace is active, and a trace cannot record Triton kernels"
+        if self.wrapped:
+            return "a torch.func transform or a dispatch mode is active"
+        return "forward-mode differentiation is active, and the kernels are for inference" if self.forward_ad else ""
+
+
+def is_wrapping() -> bool:
+    """Return whether torch shows tensors that stand for others: under torch.func and dispatch modes."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+
+
+def fp32_precision() -> str:
+    """Return how torch multiplies fp32 numbers in recurrent networks on this machine: ``"tf32"`` or ``"ieee"``."""
+    if _TF32_FORBIDDEN:
+        return "ieee"
+    return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype of torch.autocast on the device, None where autocast is off."""
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
+
+
+def records_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether autograd would record a call of these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -1,0 +1,84 @@
+"""One launch of a kernel as a value: started, compiled, or made ready to be started again on other memory."""
+
+import ctypes
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
+
+from ..triton_versions import COMPILER_OPTIONS, is_launcher_known
+
+
+class Clear(NamedTuple):
+    """``words.fill_(value)``."""
+
+    words: Tensor
+    value: int
+
+
+class Launch(NamedTuple):
+    """One kernel launch: ``kernel[grid](*args, **constants)``, once ``clear`` is done.
+
+    `COMPILER_OPTIONS` are passed beside the constants.
+    """
+
+    kernel: object
+    grid: tuple[int, ...]
+    args: tuple
+    constants: dict
+    clear: Clear | None = None
+
+    def start(self):
+        """As Triton's own launch does, returns the compiled kernel; nothing in the interpreter."""
+        if self.clear is not None:
+            self.clear.words.fill_(self.clear.value)
+        return self.kernel[self.grid](*self.args, **self.constants, **COMPILER_OPTIONS)
+
+    def compile(self):
+        """What Triton makes of it, by the path of a real launch up to the moment it would start."""
+        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants, **COMPILER_OPTIONS)
+
+    def prepared(self) -> Callable[..., None]:
+        """Starts the kernel with other arguments of the same kinds, in place of tensors the addresses of such.
+
+        It does not ask what they are: an address is to be as much of a multiple of 16 as the tensor's is.
+        """
+        if self.constants["ISA"] == "interpreter":
+            return _interpreted(self)
+        constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
+        grid = (*self.grid, 1, 1)[:3]
+        compiled = self.compile()
+        observed = compiled[grid]  # which loads it, too
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+        stream, device = driver.active.get_current_stream, driver.active.get_current_device()
+        hooks = knobs.runtime
+        if not is_launcher_known():
+            return lambda *args: observed(*args, *constants)
+
+        def start(*args) -> None:
+            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
+                observed(*args, *constants)
+            else:
+                run(*grid, stream(device), function, metadata, None, None, None, *args, *constants)
+
+        return start
+
+
+def _interpreted(launch: Launch) -> Callable[..., None]:
+    """As `Launch.prepared`: the interpreter takes no addresses, but asks a tensor for nothing else than its dtype."""
+    kernel, constants = launch.kernel[launch.grid], launch.constants
+    dtypes = [arg.dtype if isinstance(arg, Tensor) else None for arg in launch.args]
+
+    def start(*args) -> None:
+        kernel(*(_tensor_at(arg, dtype) if dtype else arg for arg, dtype in zip(args, dtypes)), **constants)
+
+    return start
+
+
+def _tensor_at(address: int, dtype: torch.dtype) -> Tensor:
+    if address == 0:
+        return torch.empty(0, dtype=dtype, device="cpu")
+    return torch.frombuffer((ctypes.c_byte * dtype.itemsize).from_address(address), dtype=dtype)
