@@ -143,7 +143,7 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
                     results.append(gru(x)[0])
             torch.cuda.synchronize()
             assert all(torch.equal(a, b) for a, b in zip(results, expected))
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 def test_a_wider_batch_tile_gives_the_same(launched):
@@ -193,7 +193,7 @@ def test_beside_a_kernel_that_fills_the_chip(first, hidden):
             torch.cuda.synchronize()
             assert all(torch.equal(each, expected) for each in outputs)
             assert all(torch.equal(each, product) for each in products)
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 def test_fewer_multiprocessors_by_the_environment(monkeypatch, launched):

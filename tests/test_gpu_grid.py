@@ -97,7 +97,7 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
             gru(x)
         assert torch.equal(gru(x)[0], right)
         torch.cuda.synchronize()
-        triton_gru.check()
+        triton_gru.raise_if_hung()
 
 
 def test_an_oversized_grid_fails_at_launch(monkeypatch):
@@ -135,7 +135,7 @@ def test_ten_thousand_replays_see_new_inputs(handover):
             graph.replay()
             wrong += (output != expected[i % 7]).any()
         assert wrong.item() == 0
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 @pytest.mark.parametrize("where", ["hx", "x"])
@@ -158,7 +158,7 @@ def test_nan_of_every_payload_stays_in_its_row(where, precision, launched):
     output, _ = run_checked(gru, x, hx, precision, launched)
     assert output[1 if where == "x" else 0 :, ::2].isnan().all()
     assert output[:, 1::2].isfinite().all()
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -175,7 +175,7 @@ def test_nan_weights(precision, payload, launched):
     output, _ = run_checked(gru, x, None, precision, launched)
     assert output[..., 77].isnan().all()
     torch.cuda.synchronize()
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 @pytest.mark.parametrize("kernel", ["grid", "step"])

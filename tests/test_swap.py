@@ -108,6 +108,15 @@ def test_the_model_itself():
     assert type(triton_gru.restore(gru)) is nn.GRU
 
 
+def test_a_printed_model_shows_what_was_accelerated():
+    model = nn.ModuleDict({"encoder": nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2)), "decoder": nn.GRUCell(2, 5)})
+    before = repr(model)
+    after = before.replace("GRU", "triton_gru.GRU")
+    assert repr(triton_gru.accelerate(model)) == after
+    assert "(0): triton_gru.GRU(3, 4)" in after and "(decoder): triton_gru.GRUCell(2, 5)" in after
+    assert repr(triton_gru.restore(model)) == before
+
+
 def test_hooks_still_fire():
     model = nn.Sequential(nn.GRU(3, 4)).eval()
     seen = []
@@ -155,9 +164,10 @@ def test_what_is_no_plain_gru_is_left_alone_and_reported():
         triton_gru.accelerate(model)
     assert len(warned) == 1
     message = str(warned[0].message)
-    assert "custom (Custom is a subclass of GRU)" in message
-    assert "parametrized (ParametrizedGRU is a subclass of GRU: remove its parametrizations first)" in message
-    assert "patched (its forward has been replaced)" in message
+    assert message.startswith("triton_gru.accelerate left these modules unchanged: ")
+    assert "'custom' (Custom is a subclass of nn.GRU)" in message
+    assert "'parametrized' (ParametrizedGRU is a subclass of nn.GRU: remove its parametrizations first)" in message
+    assert "'patched' (its forward has been replaced)" in message
     assert "plain" not in message
     assert "lstm" not in message
     assert warned[0].filename == __file__
@@ -177,7 +187,7 @@ def test_restore_leaves_what_torch_does_not_have(own):
     name, value = own.split("=")
     ours = triton_gru.GRU(3, 4, **{name: value == "True"})
     model = nn.ModuleDict({"ours": ours, "torch's": triton_gru.GRU(3, 4)})
-    with pytest.warns(UserWarning, match=rf"ours \({own}, which torch does not have\)"):
+    with pytest.warns(UserWarning, match=rf"'ours' \({own}, which torch does not have\)"):
         triton_gru.restore(model)
     assert type(model["ours"]) is triton_gru.GRU
     assert type(model["torch's"]) is nn.GRU

@@ -22,12 +22,18 @@ def gave_up(device):
     hang.of(here)._word.zero_()
 
 
-def test_check_raises_once(gave_up):
-    triton_gru.check()
+def test_it_raises_once(gave_up):
+    triton_gru.raise_if_hung()
     gave_up()
     with pytest.raises(RuntimeError, match=f"gave up: for {gave_up.seconds:g} s .* TRITON_GRU_TIMEOUT"):
+        triton_gru.raise_if_hung()
+    triton_gru.raise_if_hung()
+
+
+def test_its_old_name_warns(gave_up):
+    gave_up()
+    with pytest.warns(DeprecationWarning, match="raise_if_hung"), pytest.raises(RuntimeError, match="gave up"):
         triton_gru.check()
-    triton_gru.check()
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
@@ -38,7 +44,7 @@ def test_the_next_call_raises_and_the_one_after_works(kernel, gave_up, device, l
         gru(x)
     assert not launched
     assert gru(x)[0].isfinite().all()
-    triton_gru.check()
+    triton_gru.raise_if_hung()
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])

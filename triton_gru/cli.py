@@ -12,7 +12,7 @@ import sys
 import torch
 import triton
 
-from . import __version__
+from ._version import __version__
 from .accuracy import PRECISIONS, check
 from .plan.device import INTERPRETER, KNOWN, Device, find, interpreting, limited, most_sms
 from .plan.heuristic import HEURISTICS

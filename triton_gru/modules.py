@@ -58,7 +58,7 @@ class GRU(StandIn, nn.RNNBase):
         ValueError, RuntimeError: what torch.nn.GRU raises for the same arguments, before anything is launched;
             ValueError and TypeError for lengths and resets that are not as above; ValueError for an unknown backend;
             RuntimeError where a backend asked for by name cannot serve the call,
-            and where an earlier call on the device turns out to have given up (see `triton_gru.check`).
+            and where an earlier call on the device turns out to have given up (see `triton_gru.raise_if_hung`).
     """
 
     torch_class = nn.GRU

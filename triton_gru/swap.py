@@ -16,10 +16,13 @@ _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 def accelerate(model: nn.Module) -> nn.Module:
     """Let every `nn.GRU` and `nn.GRUCell` of ``model``, and ``model`` itself, run on this package's kernels.
 
+        model = torch.nn.Sequential(torch.nn.GRU(8, 16)).eval()
+        print(triton_gru.accelerate(model))  # (0): triton_gru.GRU(8, 16)
+
     In place, and only the class changes: each module stays the same object with the same Parameters, buffers,
     hooks and attributes, so whatever shares or refers to it goes on doing so, and nothing is copied. A module
     whose type is a subclass of the two (a parametrized one too), or that has a `forward` of its own set on the
-    instance, is left alone, with a warning that names it.
+    instance, is left unchanged, with a warning that names its path in the model.
 
     ``isinstance(module, nn.GRU)`` stays True. ``type(module)`` is this package's class: what looks types up in a table,
     as `torch.ao.quantization.quantize_dynamic` does, passes over the module. Call `restore` before. Where torch.compile
@@ -33,38 +36,37 @@ def accelerate(model: nn.Module) -> nn.Module:
     Returns:
         ``model``.
     """
-    _change_classes(model, _OURS)
+    _change_classes(model, _OURS, "accelerate")
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
     """The reverse of `accelerate`: every `GRU` and `GRUCell` of ``model`` becomes torch's own again, in place.
 
-    One with ``reset_after=False`` or ``reverse=True`` has no counterpart in torch and is left alone, with a warning.
+    One with ``reset_after=False`` or ``reverse=True`` has no counterpart in torch. A warning names it, and it stays.
 
     Returns:
         ``model``.
     """
-    _change_classes(model, _TORCHS)
+    _change_classes(model, _TORCHS, "restore")
     return model
 
 
-def _change_classes(model: nn.Module, classes: dict[type, type]) -> None:
-    left_alone = []
-    for name, module in model.named_modules():
+def _change_classes(model: nn.Module, classes: dict[type, type], called: str) -> None:
+    unchanged = []
+    for path, module in model.named_modules():
         new_class = classes.get(type(module))
-        why_not = _why_not(module, new_class, classes)
-        if why_not:
-            left_alone.append(f"{name or 'the model itself'} ({why_not})")
+        if reason := _reason_against(module, new_class, classes):
+            unchanged.append(f"{path!r} ({reason})" if path else f"the model itself ({reason})")
         elif new_class is not None:
             module.__class__ = new_class
             for own in OWN:
                 module.__dict__.pop(own, None)
-    if left_alone:
-        warnings.warn("left alone: " + "; ".join(left_alone), stacklevel=3)
+    if unchanged:
+        warnings.warn(f"triton_gru.{called} left these modules unchanged: {', '.join(unchanged)}", stacklevel=3)
 
 
-def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
+def _reason_against(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
     kind = type(module)
     if new_class is None:
         bases = [base for base in classes if issubclass(kind, base)]
@@ -72,7 +74,7 @@ def _why_not(module: nn.Module, new_class: type | None, classes: dict[type, type
         if not bases or accelerated:
             return ""
         way_out = ": remove its parametrizations first" if parametrize.is_parametrized(module) else ""
-        return f"{kind.__name__} is a subclass of {bases[0].__name__}{way_out}"
+        return f"{kind.__name__} is a subclass of {'nn.' * (bases[0] in _OURS)}{bases[0].__name__}{way_out}"
     if "forward" in module.__dict__:
         return "its forward has been replaced"
     own = Options.of(module).beyond_torch

@@ -175,7 +175,7 @@ def stress(draw: random.Random, gpu: Emulated, schedules: int = 30) -> str:
             with torch.no_grad(), poisoned():
                 again = gru(x, hx, **ends)
             assert all(torch.equal(a, b) for a, b in zip(first, again)), "another schedule gives another result"
-    triton_gru.check()
+    triton_gru.raise_if_hung()
     return described
 
 
@@ -233,7 +233,7 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
         ):
             output, h_n = gru(x)
         try:
-            triton_gru.check()
+            triton_gru.raise_if_hung()
         except RuntimeError as given_up:
             assert "gave up" in str(given_up)  # noqa: PT017 (its end is part of this check)
         else:
@@ -242,7 +242,7 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
         assert output[:, :, :48].isnan().all() and h_n[:, :, :48].isnan().all()
         assert gpu.outcomes[-1].executed < 5_000_000, "it went on waiting at every step"
         run_checked(gru, x, None, precision, gpu.launched)
-    triton_gru.check()
+    triton_gru.raise_if_hung()
     return f"{precision}, {handover}, reset_after={reset_after}, {tiles} tiles"
 
 

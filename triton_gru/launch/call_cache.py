@@ -252,7 +252,7 @@ class Prepared:
 
     def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
         """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
-        hang.raise_if_given_up(input.device)
+        hang.raise_if_hung(input.device)
         memory, room, results = self._made(input, hx, table)
         for start, args, open, clear in self._steps:
             if clear is not None:

@@ -77,7 +77,7 @@ class _ForwardOnly(torch.autograd.Function):
 
 def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     device = call.input.device
-    hang.raise_if_given_up(device)
+    hang.raise_if_hung(device)
     output, h_n = allocate(call)
     with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
         try:

@@ -1,26 +1,43 @@
 """What becomes of a ``grid`` launch whose programs wait for each other in vain: an error, late, instead of a hang.
 
 A program that has waited for too long goes on with NaNs (kernels/exchange.py) and sets a word in the host's memory.
-Nothing waits for that word: the next call that starts a kernel on the device raises, and so does `check`.
+Nothing waits for that word: the next call that starts a kernel on the device raises, and so does `raise_if_hung`.
 """
 
 import ctypes
 import os
+import warnings
 
 import torch
 
 
-def check() -> None:
-    """Raises if a call that has run so far gave up waiting, on any device; its results are NaN.
+def raise_if_hung(device: torch.device | None = None) -> None:
+    """Raise if a call that has run so far gave up waiting; its results are NaN.
 
-    A call still running may yet: for a definite answer synchronise first (``torch.cuda.synchronize()``). Each
+        triton_gru.raise_if_hung()
+
+    A call still running may yet give up. For a definite answer synchronise first (``torch.cuda.synchronize()``). Each
     failure is raised once, here or in the next call of a kernel on the same device.
+
+    Args:
+        device: the device asked about, with its index; all if not given.
 
     Raises:
         RuntimeError: a launch gave up.
     """
-    for watchdog in list(_watchdogs.values()):
-        watchdog.check()
+    for each in list(_watchdogs) if device is None else [device]:
+        if each in _watchdogs:
+            _watchdogs[each].check()
+
+
+def check() -> None:
+    """Do what `raise_if_hung` does. Deprecated: the command ``triton-gru check`` is something else."""
+    warnings.warn(
+        "triton_gru.check() is named triton_gru.raise_if_hung() now, and will go with the next version",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    raise_if_hung()
 
 
 class Watchdog:
@@ -56,12 +73,6 @@ def of(device: torch.device) -> Watchdog:
         with torch.inference_mode(False):  # it outlives the mode of the call
             _watchdogs[device] = Watchdog(device)
     return _watchdogs[device]
-
-
-def raise_if_given_up(device: torch.device) -> None:
-    """As `check`, for one device."""
-    if device in _watchdogs:
-        _watchdogs[device].check()
 
 
 def _timeout() -> float:
