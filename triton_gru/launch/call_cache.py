@@ -5,10 +5,11 @@ run them. So what a module's calls have found out is kept, by the signature of a
 served. The next call of that signature only asks whether it still holds, and passes on the addresses that are new.
 """
 
+import functools
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def find(module, input, hx: Tensor | None) -> Callable | None:
         return None
     cache = _caches.get(module)
     serves = cache and cache.find(module, signature_of(module, input, hx))
-    return None if type(serves) is Prepared and elsewhere(_data(input).device) else serves
+    return None if type(serves) is Prepared and elsewhere(serves.device) else serves
 
 
 def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
@@ -235,11 +236,11 @@ class _Step(NamedTuple):
 class Prepared:
     """The launches of a call on a module's ``weights``, and how much memory they take.
 
-    They fill the results, and room for what goes between launches.
+    They fill the results, and room for what goes between launches, on ``device``.
     """
 
     def __init__(self, steps: list[_Step], weights: Weights, memory: "Memory"):
-        self._steps, self.weights = steps, weights
+        self._steps, self.weights, self.device = steps, weights, memory.device
         self._held, self._room = memory.held, memory.room
         self._output, self._h_n = memory.output, memory.h_n
 
@@ -251,18 +252,17 @@ class Prepared:
         return as_packed(module, input, *results)
 
     def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
-        """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
         hang.raise_if_hung(input.device)
-        memory, room, results = self._made(input, hx, table)
-        for start, args, open, clear in self._steps:
-            if clear is not None:
-                first, end, value = clear
-                room[first:end].fill_(value)
-            start(*_filled(args, open, memory))
+        results, starts, _held = self.bind(input, hx, table)
+        for start in starts:
+            start()
         return results
 
-    def _made(self, input: Tensor, hx: Tensor | None, table: int = 0) -> tuple[tuple[int, ...], Tensor | None, object]:
-        """Memory for a call: where each of them begins, the room, and what the call returns."""
+    def bind(self, input: Tensor, hx: Tensor | None, table: int = 0) -> tuple[object, Iterator[Callable], tuple]:
+        """Make memory for a call, and return its results, what starts its launches, and what they need until then.
+
+        ``table`` is the address of what packed input needs: offsets, and lengths behind them.
+        """
         h_n = input.new_empty(self._h_n)
         # Packed data has as many rows as it may.
         output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
@@ -276,35 +276,16 @@ class Prepared:
             0 if room is None else room.data_ptr(),
             table,
         )
-        return memory, room, h_n if self._output is None else (output, h_n)
+        return h_n if self._output is None else (output, h_n), self._starts(memory, room), (input, hx, room)
 
-    def on_one_memory(self, input: Tensor, hx: Tensor | None) -> Callable[[], object]:
-        """The launches of a call and nothing else, made again at each call into the same results, which it returns.
-
-        For measuring what else a call costs.
-        """
-        memory, room, results = self._made(input, hx)
-        steps = []
+    def _starts(self, memory: tuple[int, ...], room: Tensor | None) -> Iterator[Callable[[], None]]:
         for start, args, open, clear in self._steps:
-            cleared = None if clear is None else (room[clear[0] : clear[1]], clear[2])
-            steps.append((start, _filled(args, open, memory), cleared))
-
-        def launch(held: tuple = (input, hx, room)):  # which has to stay
-            for start, args, cleared in steps:
-                if cleared is not None:
-                    cleared[0].fill_(cleared[1])
-                start(*args)
-            return results
-
-        return launch
-
-
-def _filled(args: list, open: list[tuple[int, int, int]], memory: tuple[int, ...]) -> list:
-    """A `_Step`'s arguments, with where the memory of this call begins."""
-    args = args.copy()
-    for at, which, offset in open:
-        args[at] = memory[which] + offset
-    return args
+            args = args.copy()
+            for at, which, offset in open:
+                args[at] = memory[which] + offset
+            if clear is not None:
+                yield functools.partial(room[clear[0] : clear[1]].fill_, clear[2])
+            yield functools.partial(start, *args)
 
 
 def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> Prepared | None:
@@ -363,7 +344,7 @@ class Memory:
     ):
         alone = output is h_n
         self.output, self.h_n = None if alone else output.shape[1:], h_n.shape[alone:]
-        self.held, self.room, self.ambiguous = held, 0, False
+        self.device, self.held, self.room, self.ambiguous = input.device, held, 0, False
         fixed = (*held, *(w for w in weights if w is not None))
         self._starts: dict[int, tuple[int | None, int]] = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
         given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
