@@ -102,6 +102,17 @@ def test_weights_that_change_are_seen(device):
     assert torch.equal(frames(gru, x, stream)[0], expected_before)
 
 
+def test_weights_made_anew_for_each_frame_are_read(device, launched):
+    gru = make_gru(4, 16, "fp32", device, "step")
+    nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    x = torch.randn(4, 2, 4, device=device)
+    with torch.no_grad():
+        for factor in (1, 3):
+            gru.parametrizations.weight_hh_l0.original0.mul_(factor)
+            torch.testing.assert_close(frames(gru, x)[0], gru(x)[0], rtol=0, atol=1e-5)
+    assert launched.only_by("step")
+
+
 def test_the_odd_modules(device, launched):
     """Weights that do not lie in order, batch first, one row, one unit."""
     gru = make_gru(4, 1, "fp32", device, "step", batch_first=True)

@@ -86,24 +86,18 @@ class Stream:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         self._check(x)
-        gru = self._gru
         x = materialize(x.to(self._rounded.dtype))  # of another dtype under autocast alone
+        gru = self._gru
         signature = call_cache.signature_of(gru, x, None), self._parity
         with torch.cuda.device(x.device) if elsewhere(x.device) else contextlib.nullcontext():
-            frame = self._cache.find(gru, signature)
-            if frame is None:
-                plan = self.plan(x)
-                # autocast may have another dtype than the state is rounded to
-                by_kernel = plan.kernel == "step" and plan.problem.dtype == x.dtype
-                if not by_kernel and signature[0] is not None:
-                    self._cache.add(signature, _by_module)
-            if frame is _by_module or (frame is None and not by_kernel):
+            frame = self._cache.find(gru, signature) or self._new_frame(x, signature)
+            if frame is _by_module:
                 return self._call_module(x)
             if capturing(x.device):
                 raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")
-            output = frame(gru, x, None) if frame else self._run_and_keep(x, plan, signature)
-            self._parity ^= 1
-            return output
+            output = frame(gru, x, None)
+        self._parity ^= 1
+        return output
 
     def _check(self, x: Tensor) -> None:
         """Raise what is wrong with a frame."""
@@ -145,26 +139,37 @@ class Stream:
         self._round()
         return output.squeeze(time)
 
-    def _run_and_keep(self, x: Tensor, plan: Plan, signature: tuple) -> Tensor:
-        """Launch a frame, and keep its launches for those to come if they can be made again."""
-        try:
-            return self._launch(x, plan, signature)
-        except Exception as failure:
-            return self._launch(x, execute.untuned(plan, failure, x.device), signature)
+    def _new_frame(self, x: Tensor, signature: tuple) -> Callable:
+        """Return what makes a frame like ``x``, and keep it for those to come if it can be made again."""
+        plan = self.plan(x)
+        if plan.kernel != "step" or plan.problem.dtype != x.dtype:  # autocast may have another dtype
+            frame = _by_module
+        elif capturing(x.device):
+            return self._run  # which is refused
+        else:
+            try:
+                frame = self._prepared(x, plan)
+            except Exception as failure:
+                frame = self._prepared(x, execute.untuned(plan, failure, x.device))
+        if frame is not None and signature[0] is not None:
+            self._cache.add(signature, frame)
+        return frame or self._run
 
-    def _launch(self, x: Tensor, plan: Plan, signature: tuple) -> Tensor:
+    def _prepared(self, x: Tensor, plan: Plan) -> Callable | None:
+        """Return the launches of a frame like ``x``; None if they read what was made for this frame alone."""
         gru = self._gru
         weights, own = weights_of_gru(gru), call_cache.Weights(gru)
+        if not (own.are_all(gru, weights) and own.hold(gru)):
+            return None
         output = x.new_empty(1, x.size(0), gru.hidden_size)
-        if own.are_all(gru, weights) and own.hold(gru):
-            held = [*self._carry, *self._rounded]
-            memory = call_cache.Memory(x, None, output, output, own.of(gru), held)
-            launches = self._launches(x, plan, weights, output[0], memory.new)
-            if frame := call_cache.prepare(launches, own, memory):
-                self._cache.add(signature, frame)
-                return frame(gru, x, None)
-        execute.start(self._launches(x, plan, weights, output[0], Tensor.new_empty))
-        return output[0]
+        memory = call_cache.Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
+        return call_cache.prepare(self._launches(x, plan, weights, output[0], memory.new), own, memory)
+
+    def _run(self, gru, x: Tensor, hx: None) -> Tensor:
+        """Make a frame with launches of its own."""
+        output = x.new_empty(x.size(0), gru.hidden_size)
+        execute.start(self._launches(x, self.plan(x), weights_of_gru(gru), output, Tensor.new_empty))
+        return output
 
     def _launches(
         self, x: Tensor, plan: Plan, weights: list[Weights], output: Tensor, new: Callable[..., Tensor]
