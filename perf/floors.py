@@ -12,7 +12,7 @@ The floor of a call is
 - steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
   one below has ended: T * layers. Of packed input, T is the longest length.
 - smallest step: one warp's product, two activations and the update one after the other, and the state an operand again.
-- hop: the best hop of one word between two multiprocessors, by any hand-over of perf.hop.
+- hop: the best hop of one word between two multiprocessors, by any hand-over: see floors_hop.py.
 - alone: half of what one multiprocessor, by its share of the matrix rate, takes for the products of one row's step. If
   longer, half of what it takes to read the part of W_hh that it cannot hold.
 
@@ -24,7 +24,6 @@ of two for its products, and half of them counts. A weight that is read in that 
     python -m perf floors [--out perf/results]
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -37,11 +36,9 @@ from triton_gru.launch.scans import Launch
 from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
-from . import hop
 from .case import Case, counts
+from .floors_hop import measure_hop
 from .floors_kernel import read_shared, smallest_steps
-from .hop_launch import ONE_WORD, make_hops
-from .precompile import in_parallel
 from .record import Report, Row, machine_name
 
 ROUNDS = 30
@@ -204,7 +201,7 @@ def _measure(device: str) -> Iterator[Row]:
         options = {"ISA": find(w.device).isa, "num_warps": 1}
         steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), options)
         yield timed("step", 1 << 15, "steps", steps.start)
-        yield _hop_row()
+        yield measure_hop(ROUNDS)
         yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
     yield timed("launch", 1, "launch", launch, mode="host", once=host_clock)
     yield timed("launch", 1, "launch", launch)
@@ -218,16 +215,3 @@ def _matrix_row(precision: str, device: str, timed: Callable[..., Row]) -> Row:
         a, b = (torch.zeros(n, n, device=device, dtype=case.dtype) for _ in range(2))
         about = {"dtype": case.row().dtype, "precision": case.row().precision}
         return timed("matrix", 2 * n**3, "FLOPs", lambda: a @ b, **about)
-
-
-def _hop_row() -> Row:
-    """The fastest hop of one word between two programs, by any hand-over that works."""
-    hops = make_hops(2, ONE_WORD)
-    in_parallel(functools.partial(hop.compile_hop, each) for each in hops)
-    device = torch.device("cuda")
-    rows = hop.measure(hops, 1000, ROUNDS, device, find(device))
-    timed = [row for row in rows if row.n]
-    if not timed:
-        raise RuntimeError(f"no hand-over works: {[row.error for row in rows]}")
-    best = min(timed, key=lambda row: row.p20_ms)
-    return dataclasses.replace(best, provider="floor.hop", config=f"1 hops by {best.provider} {best.config}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import models
 
-from perf import hop, stages
+from perf import stages
 from perf.program import Program
 from perf.record import statuses
 from perf.run import owed
@@ -128,7 +128,6 @@ PIECES = (
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
     *map(_sweep, ("bidirectional", "streaming", "smoke")),
     _program("step-breakdown", "Where does a step of grid and block spend its time?", stages.PROGRAM, "-m perf.stages"),
-    _program("hop", "How long is a hop of the state between programs, by each hand-over?", hop.PROGRAM, "-m perf.hop"),
     *map(_sweep, ("hand-overs", "short", "reset-before", "t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),

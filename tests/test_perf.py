@@ -1,4 +1,4 @@
-"""Rows and statistics, and the microbenchmark of hops."""
+"""Rows and statistics."""
 
 import csv
 import dataclasses
@@ -8,13 +8,8 @@ import types
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 
-from perf import hop
-from perf.hop_launch import make_hops
 from perf.record import Report, Row, cell, environment
-from triton_gru.plan.device import INTERPRETER
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
 
@@ -138,82 +133,3 @@ def test_rounds_end_when_all_are_quiet(spread, rounds):
     taken = samples({"a": [int], "b": [int]}, 3 * ENOUGH_ROUNDS, clock, stop_when_quiet=True)
     assert {len(each) for each in taken.values()} == {rounds}
     assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)
-
-
-HOPS = make_hops(4, 1)
-
-
-def test_every_handover_ends_with_the_known_answer():
-    rows = hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)
-    assert [(row.provider, row.status, row.n) for row in rows] == [
-        (f"hop.{handover}", "ok", 0) for handover in ("flag", "probe")
-    ]
-
-
-@triton.jit
-def _numbers_of_no_history(history, element):
-    return (element & 1023).to(tl.float32)
-
-
-def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
-    monkeypatch.setattr("perf.hop_kernel._numbers", _numbers_of_no_history)
-    assert {row.status for row in hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)} == {"wrong"}
-
-
-def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
-    rows = hop.measure(make_hops(128, 4), 3, 1, torch.device("cpu"), INTERPRETER)
-    assert {row.status for row in rows} == {"unavailable"}
-    assert all("multiprocessors" in row.error for row in rows)
-    assert hop.obstacle(make_hops(64, 4)[0], INTERPRETER) == ""
-
-
-class Stub:
-    """A launcher for no device, whose probes end with something else, or give up if ``failing``."""
-
-    failing = False
-
-    spills = 0
-    mailbox = types.SimpleNamespace(longest=80)
-
-    def __init__(self, hop, steps, device, described):
-        self.handover = hop.handover
-
-    def is_right(self, call):
-        if self.failing and self.handover == "probe":
-            raise RuntimeError("gave up")
-        return self.handover == "flag"
-
-
-@pytest.fixture
-def measured_on_a_stub(monkeypatch):
-    def samples(calls, rounds, clock, seconds):
-        return {(provider, i): [0.5 + 0.003 * (10, 80)[i]] * rounds for provider, i in calls}
-
-    def measure(gave_up):
-        monkeypatch.setattr(hop, "gave_up", lambda: gave_up)
-        return hop.measure(HOPS, 1000, 5, torch.device("cuda"), INTERPRETER)
-
-    monkeypatch.setattr(hop, "Launcher", Stub)
-    monkeypatch.setattr(hop, "graphed", lambda call: (call, None))
-    monkeypatch.setattr(hop, "samples", samples)
-    return measure
-
-
-def test_a_hop_is_the_difference_of_two_launches(measured_on_a_stub):
-    rows = measured_on_a_stub(gave_up="")
-    assert {(row.provider, row.status, row.error, row.T, row.n) for row in rows} == {
-        ("hop.flag", "ok", "", 80, 5), ("hop.probe", "wrong", "", 80, 0),
-    }  # fmt: skip
-    assert rows[0].p50_ms == pytest.approx(0.003)
-
-
-def test_a_hop_that_fails_says_why(measured_on_a_stub, monkeypatch):
-    monkeypatch.setattr(Stub, "failing", True)
-    rows = measured_on_a_stub(gave_up="")
-    assert {(row.provider, row.status, row.error) for row in rows if not row.n} == {("hop.probe", "failed", "gave up")}
-
-
-def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_on_a_stub):
-    rows = measured_on_a_stub(gave_up="for 1 s one of its programs did not get")
-    assert {row.status for row in rows} == {"failed", "wrong"}
-    assert not any(row.n for row in rows)
