@@ -3,8 +3,7 @@
 An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
 """
 
-import ast
-import dataclasses
+import json
 import pathlib
 import re
 
@@ -18,7 +17,7 @@ from triton_gru.plan.device import KNOWN, Device
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
-from triton_gru.plan.tables.entries import CONFIGS, Entry, Key
+from triton_gru.plan.tables.entries import CONFIGS, Entry, Key, _fields
 from triton_gru.plan.tables.store import Table
 
 from .providers import OURS, YARDSTICK
@@ -62,7 +61,7 @@ def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame
 
 
 def problem_of_key(key: Key) -> Problem | None:
-    """None if it is none that a kernel serves."""
+    """Return the problem that a table's key is of, and None if no kernel serves such."""
     if key.dtype not in _DTYPES or key.directions not in (1, 2):
         return None
     return Problem(
@@ -72,15 +71,12 @@ def problem_of_key(key: Key) -> Problem | None:
 
 
 def problem_of_row(row: pd.Series) -> Problem | None:
-    """Of a row as `report.load` makes it; None if it is none that a call of a whole sequence serves."""
-    if row["dtype"] not in _DTYPES or row["variant"] != Row.variant:
+    """Return the problem of a row of `report.load`, and None if it is not a kernel's call of whole sequences."""
+    if row["variant"] != Row.variant:
         return None
     precision = "tf32" if row["precision"] == "fp32 tf32" else "ieee"
-    sizes = (int(row[name]) for name in ("T", "B", "I", "H", "layers"))
     layout = "packed" if row["packed"] == "True" else "dense"
-    return Problem(
-        *sizes, bool(row["directions"] == 2), _DTYPES[row["dtype"]], precision, reset_after=True, layout=layout
-    )
+    return problem_of_key(Key(*row[["H", "I", "B", "T", "layers", "directions", "dtype"]], precision, True, layout))
 
 
 def device_of(name: str, sms: str) -> Device | None:
@@ -96,25 +92,16 @@ def _device_of_table(table: Table) -> Device | None:
     return device_of(str(table.device.get("name")), str(table.device.get("sms", "")))
 
 
-def parse_config(text: str, kernel: str) -> Config | None:
-    """What ``str`` has made of the kernel's configuration; None if that is not what this is."""
-    try:
-        call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+def config_of(kernel: str, text: str) -> Config | None:
+    """Read the configuration of a row of any schema. Return None if the text is none of the kernel's."""
     kind = CONFIGS[kernel]
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != kind.__name__:
+    if dataclass_text := re.fullmatch(rf"{kind.__name__}\((.*)\)", text):  # of schemas 1 to 3
+        text = "{" + re.sub(r"(\w+)=", r'"\1": ', dataclass_text[1]).replace("'", '"') + "}"
+    try:
+        config = _fields(json.loads(text), kind)
+    except (ValueError, TypeError, RecursionError):
         return None
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    values = {each.arg: each.value.value for each in call.keywords if isinstance(each.value, ast.Constant)}
-    if call.args or len(values) != len(call.keywords) or set(values) != set(types):
-        return None
-    for name, value in values.items():
-        if type(value) is not types[name] or (name == "handover" and value not in HANDOVERS):
-            return None
-        if type(value) is int and not (0 if name == "register_tiles" else 1) <= value <= 1 << 31:
-            return None
-    return kind(**values)
+    return None if getattr(config, "handover", HANDOVERS[0]) not in HANDOVERS else config
 
 
 def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
@@ -150,7 +137,7 @@ def _of_rows(last: pd.DataFrame) -> list[dict]:
     lines = []
     for _, row in timed.iterrows():
         kernel, problem, device = row["kernel"], problem_of_row(row), device_of(row["gpu_name"], row["sms"])
-        config = None if kernel == "torch" else parse_config(row["config"], kernel)
+        config = None if kernel == "torch" else config_of(kernel, row["config"])
         if problem and device and (config or kernel == "torch"):
             source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one
             in_graph = row["mode"] == "graph"

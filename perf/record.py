@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ from triton_gru.tuning.timing import quantiles
 
 from .stamp import commit, output, timestamp
 
-SCHEMA = 3
+SCHEMA = 4  # since 4, `config` of our kernels is JSON; before, it was ``str`` of the dataclass
 _SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
 BEGUN = "begun"  # the status of a row that says no more than that its case was begun
 # Variants beside "reset_after".
@@ -128,15 +129,25 @@ def machine_name(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
+def config_text(config) -> str:
+    """Return the JSON of a configuration's fields, and nothing for None."""
+    return json.dumps(dataclasses.asdict(config)) if config else ""
+
+
 class Report:
     """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
 
+    Args:
+        path: names the report. Its rows of schemas 1 to 3 are in this file and stay there. New rows are written to a
+            file beside it, whose suffix has the schema.
+
     Raises:
-        ValueError: there is a file of this name that is none of these reports.
+        ValueError: the file for new rows is there, and is none of these reports.
     """
 
     def __init__(self, path: pathlib.Path, device: str):
-        self.path = path
+        self._every_schema = f"{path.stem}.*csv"
+        self.path = path = path.with_suffix(f".v{SCHEMA}.csv")
         self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
@@ -163,9 +174,8 @@ class Report:
             self.add(row)
 
     def rows(self) -> list[dict[str, str]]:
-        """What stands there, of this run and earlier ones."""
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        """Return the rows of this run and earlier ones, of all schemas."""
+        return read(self.path.parent, self._every_schema)
 
     def measured(self) -> dict[tuple[str, ...], str]:
         """Return the last status of each `cell` of which there is a row of this machine."""
@@ -180,6 +190,15 @@ def timed(row: Row, milliseconds: list[float]) -> Row:
     """Return the row with what was taken, round by round, and its quantiles."""
     times, each = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
     return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
+
+
+def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
+    """Return the rows of all CSVs in the folder that match, those of older schemas first."""
+    rows = []
+    for path in sorted(folder.glob(pattern)):
+        with path.open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
 
 
 def cell(row: Row) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from .precompile import in_parallel
 from .program import Program
 from .providers.interface import Unavailable
 from .providers.ours import Variant, gave_up
-from .record import Row, timed
+from .record import Row, config_text, timed
 from .stages_kernel import STAGES, without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
@@ -89,7 +89,7 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
     def call(stage: str) -> None:
         execute.start(launches(ours, x, plan, stage))
 
-    return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, str(plan.config)
+    return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, config_text(plan.config)
 
 
 def launches(ours: triton_gru.GRU, x: Tensor, plan: Plan, stage: str) -> Iterator[Launch]:

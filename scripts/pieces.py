@@ -3,7 +3,6 @@
 A piece goes on where its file ends, and whatever it has done by then is a result.
 """
 
-import csv
 import json
 import pathlib
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import models
 
 from perf import stages
 from perf.program import Program
-from perf.record import statuses
+from perf.record import read, statuses
 from perf.run import owed
 from perf.sweeps import SWEEPS, rehearsal
 
@@ -32,7 +31,7 @@ class Piece:
         seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
         command, rehearsal: on a GPU, and a small form of it for a CPU. No shell reads them. ``{out}`` is the folder of
             results, ``{gpu}`` its name; ``{seconds}`` and ``{minutes}`` are the time after which nothing is begun.
-        file: what it writes in the folder of results, as a pattern.
+        file: the pattern of the files it writes in the folder of results.
         progress: of that file's rows, and for a rehearsal or not: how much of the piece is done, and of how much.
         after: a piece without whose results this one means nothing.
     """
@@ -48,10 +47,11 @@ class Piece:
 
     def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
         """Return how much of the piece is done in the folder ``out``, and of how much."""
-        rows = []
-        for path in out.glob(self.file.format(gpu=out.name)):
-            with path.open(newline="") as file:
-                rows += json.load(file)["entries"] if path.suffix == ".json" else csv.DictReader(file)
+        pattern = self.file.format(gpu=out.name)
+        if pattern.endswith(".json"):
+            rows = [entry for path in out.glob(pattern) for entry in json.loads(path.read_text())["entries"]]
+        else:
+            rows = read(out, pattern)
         return self.progress(rows, rehearse)
 
 
@@ -65,7 +65,7 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
     small = f"env TRITON_INTERPRET=1 {command} --rehearse --seconds 0.01"
     command = f"{environment}{command} --seconds 0.6"
     return Piece(
-        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.csv", progress, after
+        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.*csv", progress, after
     )
 
 
@@ -92,7 +92,7 @@ def _shard(number: int) -> Piece:
 def _program(name: str, question: str, program: Program, how: str) -> Piece:
     command = f"python3 {how} --out {{out}}"
     small = f"env TRITON_INTERPRET=1 {command} --rehearse"
-    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.csv", program.progress)
+    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.*csv", program.progress)
 
 
 def _tune() -> Piece:

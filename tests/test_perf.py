@@ -1,6 +1,5 @@
 """Rows and statistics."""
 
-import csv
 import dataclasses
 import pathlib
 import time
@@ -9,22 +8,21 @@ import types
 import pytest
 import torch
 
-from perf.record import Report, Row, cell, environment
+from perf.record import SCHEMA, Report, Row, cell, config_text, environment
+from triton_gru.plan.config import StepConfig
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from .perf_calls import read
 
 
 def test_a_report_grows_row_by_row(tmp_path):
     path = tmp_path / "folder" / "report.csv"
     first = Report(path, "cpu")
     first.add(Row(provider="a", T=3, p50_ms=1.5, error='quotes " and, commas\nand lines'))
-    assert len(read(path)) == 1
+    assert len(read(first.path)) == 1
     Report(path, "cpu").add(Row(provider="b"))
-    rows = read(path)
+    rows = read(first.path)
+    assert rows == first.rows()
     assert [row["provider"] for row in rows] == ["a", "b"]
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
     assert rows[0]["error"] == 'quotes " and, commas and lines'  # a row is a line
@@ -35,15 +33,15 @@ def test_a_report_grows_row_by_row(tmp_path):
 
 
 def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
-    path = tmp_path / "report.csv"
-    report = Report(path, "cpu")
+    report = Report(tmp_path / "report.csv", "cpu")
+    path = report.path
     report.add(Row(provider="a"))
     report.add(Row(provider="b", error="why"))
     whole = path.read_bytes()
     for cut in range(0, len(whole), 5):
         path.write_bytes(whole[:cut])
         kept = max(0, whole[:cut].count(b"\n") - 1)
-        again = Report(path, "cpu")
+        again = Report(tmp_path / "report.csv", "cpu")
         assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
         assert len(again.measured()) == kept
     again.add(Row(provider="c"))
@@ -51,11 +49,33 @@ def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
 
 
 def test_a_file_that_is_no_report_is_left_alone(tmp_path):
-    path = tmp_path / "mine.csv"
+    path = tmp_path / f"mine.v{SCHEMA}.csv"
     path.write_text("some,other\ntable,1\n")
     with pytest.raises(ValueError, match="other columns"):
-        Report(path, "cpu")
+        Report(tmp_path / "mine.csv", "cpu")
     assert path.read_text() == "some,other\ntable,1\n"
+
+
+def test_a_file_of_an_older_schema_is_read_and_not_added_to(tmp_path):
+    """Schema 3 has the columns of today, and another text for configurations."""
+    new = Report(tmp_path / "report.csv", "cpu")
+    new.add(Row(provider="a", status="noisy"))
+    old = new.path.rename(tmp_path / "report.csv")
+    before = old.read_bytes()
+    report = Report(old, "cpu")
+    assert report.path == tmp_path / "report.v4.csv"
+    assert report.measured() == {cell(Row(provider="a")): "noisy"}
+    for row in (Row(provider="a", status="failed"), Row(provider="b")):
+        report.add(row)
+    assert report.measured() == {cell(Row(provider="a")): "failed", cell(Row(provider="b")): "ok"}
+    assert old.read_bytes() == before
+    assert Report(tmp_path / "repo.csv", "cpu").rows() == []
+
+
+def test_a_configuration_is_written_as_json():
+    text = '{"units": 16, "programs": 4, "batch": 8, "depth": 64, "num_warps": 4, "num_stages": 3}'
+    assert config_text(StepConfig(16, 4, 8, 64, 4, 3)) == text
+    assert config_text(None) == ""
 
 
 def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):

@@ -162,7 +162,7 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     assert 1e7 < first.l2 < 1e14
     assert 1e7 < first.matrix["float32", "ieee"] < 1e15
     assert 0 < first.launch["eager"] < 1
-    path = tmp_path / "floors-cpu.csv"
+    path = tmp_path / "floors-cpu.v4.csv"
     written = path.read_bytes()
     assert floors.load_or_measure(tmp_path, "cpu") == first
     assert path.read_bytes() == written

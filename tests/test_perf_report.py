@@ -14,7 +14,7 @@ import pytest
 from perf import compare, report
 from perf.__main__ import main
 from perf.case import counts
-from perf.record import COLUMNS, COLUMNS_OF, Report, Row
+from perf.record import COLUMNS, COLUMNS_OF, SCHEMA, Report, Row
 
 RESULTS = pathlib.Path(report.__file__).with_name("results")
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
@@ -240,14 +240,14 @@ def test_frames_are_told_in_microseconds(loaded):
 
 
 def of_schema(schema, path, rows):
-    """Write the rows as they were before there were samples, and in schema 1 a 99th percentile."""
+    """Write the rows as a file of the schema: before 3 without samples, in 1 without a 99th percentile."""
     frame = pd.read_csv(written(path, rows), dtype=str, keep_default_na=False)
-    missing = {1: ["p99_ms", "samples_ms"], 2: ["samples_ms"]}[schema]
+    missing = {1: ["p99_ms", "samples_ms"], 2: ["samples_ms"], 3: []}[schema]
     frame.drop(columns=missing).assign(schema=str(schema)).to_csv(path, index=False)
     return path
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 @pytest.mark.parametrize("old_first", [True, False])
 def test_files_of_older_schemas_are_read_beside_those_of_today_but_not_added_to(schema, old_first, tmp_path, capsys):
     timed = [sampled("torch.nn.GRU", [4.0] * 9), sampled("triton_gru", [2.0] * 9)]
@@ -256,14 +256,15 @@ def test_files_of_older_schemas_are_read_beside_those_of_today_but_not_added_to(
     rows = report.load([old, new] if old_first else [new, old]).sort_values("B")
     assert rows["p99_ms"].isna().tolist() == [schema == 1] * 2 + [False] * 2
     every = table(rows, "Every case")
-    assert every[["times faster", "95 %"]].to_numpy().tolist() == [[2.0, ""], [2.0, "2.00 to 2.00"]]
+    interval = "2.00 to 2.00"
+    assert every[["times faster", "95 %"]].to_numpy().tolist() == [[2.0, interval * (schema == 3)], [2.0, interval]]
     faster = written(tmp_path / "faster.csv", [row("triton_gru", 1.0)])
     assert main(["compare", str(old), str(faster)]) == 0
     assert "faster" in capsys.readouterr().out
     before = old.read_bytes()
-    with pytest.raises(ValueError, match=r"other columns than schema 3: name another file or folder"):
-        Report(old, "cpu")
+    Report(old, "cpu").add(row("triton_gru", 1.0))
     assert old.read_bytes() == before
+    assert report.load([tmp_path / f"old.v{SCHEMA}.csv"])["p50_ms"].tolist() == [1.0]
 
 
 def test_the_repositorys_own_files_are_read():

@@ -15,7 +15,7 @@ from .perf_calls import read, rows_of
 
 def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    rows = rows_of(tmp_path / "stages-cpu.csv")
+    rows = rows_of(tmp_path / "stages-cpu.v4.csv")
     assert [(row["kernel"], row["variant"], row["status"], row["n"]) for row in rows] == [
         (kernel, variant, "ok", "0")
         for kernel in ("grid", "block")
@@ -23,8 +23,8 @@ def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     ]
     assert "no times" in capsys.readouterr().out
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    assert rows_of(tmp_path / "stages-cpu.csv") == rows  # there is nothing left to do
-    assert stages.PROGRAM.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
+    assert rows_of(tmp_path / "stages-cpu.v4.csv") == rows  # there is nothing left to do
+    assert stages.PROGRAM.progress(read(tmp_path / "stages-cpu.v4.csv"), True) == (2, 2)
 
 
 def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
@@ -38,10 +38,10 @@ def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
     arguments = ["--rehearse", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         program.main("", arguments)
-    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (0, 2)
+    assert program.progress(read(tmp_path / "stages-cpu.v4.csv"), True) == (0, 2)
     program.main("", arguments)
     assert measured == ["grid", "block", "grid"]
-    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
+    assert program.progress(read(tmp_path / "stages-cpu.v4.csv"), True) == (2, 2)
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import triton_gru
 from triton_gru.plan.planner import KERNELS, Plan
 
+from ..record import config_text
 from .interface import Prepare, Ready
 from .ours import Variant
 from .torch_modules import kernel
@@ -100,7 +101,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _about(plan: Plan) -> dict[str, str]:
-    return {"kernel": plan.kernel, "config": str(plan.config or ""), "config_source": plan.source}
+    return {"kernel": plan.kernel, "config": config_text(plan.config), "config_source": plan.source}
 
 
 PROVIDERS: dict[str, Prepare] = {
