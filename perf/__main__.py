@@ -18,7 +18,7 @@ import torch
 from . import floors, sweeps
 from .measure import Conditions, DeviceLost
 from .providers import NAMES, YARDSTICK
-from .run import Options, restart_with_resume, run
+from .run import restart_with_resume, run
 
 _OUT = pathlib.Path("build/perf")
 _ON_A_CPU = ("smoke", "cells")
@@ -98,8 +98,8 @@ def _run(options) -> int:
     sweep = chosen(options.sweep, options.rehearse)
     device = "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
-    providers = tuple(options.provider or sweep.providers)
-    run(sweep, Options(providers, options.out, options.resume, options.minutes, conditions))
+    providers = options.provider or sweep.providers
+    run(sweep, providers, conditions, options.out, options.resume, options.minutes)
     return 0
 
 

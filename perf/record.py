@@ -201,14 +201,14 @@ def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
     return rows
 
 
-def cell(row: Row) -> tuple[str, ...]:
+def cell(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
     """Return what ``row`` is a measurement of, on whatever machine."""
-    return tuple(str(getattr(row, name)) for name in KEY[1:])
+    return tuple(str(getattr(row, name)) for name in key)
 
 
-def statuses(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], str]:
+def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
     """Return the last status of each `cell` among rows of a CSV."""
-    return {tuple(row[name] for name in KEY[1:]): row["status"] for row in rows}
+    return {tuple(row[name] for name in key): row["status"] for row in rows}
 
 
 def _line(values) -> bytes:

@@ -225,7 +225,7 @@ REHEARSED_BY = {
 
 def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch):
     taken = []
-    monkeypatch.setattr("perf.__main__.run", lambda sweep, options: taken.append(options.conditions.rounds))
+    monkeypatch.setattr("perf.__main__.run", lambda sweep, names, conditions, *_: taken.append(conditions.rounds))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for arguments in (["streaming"], ["streaming", "--rehearse"], ["smoke"]):
         assert main(["run", "--sweep", *arguments]) == 0
@@ -261,4 +261,4 @@ def test_no_gru_may_be_timed_whose_weights_torch_copies_but_in_bfloat16(precisio
     sweep = sweeps.Sweep("smoke", "?", 1, (), (dataclasses.replace(TINY, precision=precision),))
     conditions = Conditions("cpu", ("eager",), "warm", 0.01)
     with ends_in:
-        perf_run.run(sweep, perf_run.Options((), tmp_path, False, 1.0, conditions))
+        perf_run.run(sweep, (), conditions, tmp_path)

@@ -4,8 +4,8 @@ What a stage adds to a step is the difference of the two. Stages that overlap ad
 add need not come to the whole; and what is left out of `grid`'s products is all that are not of its first words, half
 of them at H = 256 in fp16, seven of eight at 2048. What the compiler leaves of each is asserted by tests/compiled.
 
-    python -m perf.stages [--out build/perf]                # goes on where its CSV ends
-    TRITON_INTERPRET=1 python -m perf.stages --rehearse     # of tiny cases: no times
+    python -m perf.experiments.stages [--out build/perf]                # goes on where its CSV ends
+    TRITON_INTERPRET=1 python -m perf.experiments.stages --rehearse     # of tiny cases: no times
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from triton_gru.launch.scans import Launch
 from triton_gru.plan.planner import Plan
 from triton_gru.tuning.timing import clock, graphed, samples
 
-from .case import Case
-from .precompile import in_parallel
-from .program import Program
-from .providers.interface import Unavailable
-from .providers.ours import Variant, gave_up
-from .record import Row, config_text, timed
+from ..case import Case
+from ..precompile import in_parallel
+from ..program import Program
+from ..providers.interface import Unavailable
+from ..providers.ours import Variant, gave_up
+from ..record import Row, config_text, timed
 from .stages_kernel import STAGES, without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
@@ -126,10 +126,7 @@ def table(rows: list[Row]) -> str:
 
 
 _KEY = ("kernel", "dtype", "precision", "T", "B", "H")
-PROGRAM = Program(
-    "stages", cells, lambda cell: tuple(str(getattr(row_of(cell), name)) for name in _KEY),
-    lambda rows: {tuple(row[name] for name in _KEY) for row in rows}, compile_scans, measure, table,
-)  # fmt: skip
+PROGRAM = Program("stages", _KEY, cells, row_of, compile_scans, measure, table)
 
 if __name__ == "__main__":
     PROGRAM.main(__doc__)

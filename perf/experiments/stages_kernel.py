@@ -1,4 +1,4 @@
-"""The scans with one stage of a step left out, for perf.stages to time: what such a kernel computes is no GRU.
+"""The scans with one stage of a step left out, for stages.py to time: what such a kernel computes is no GRU.
 
 Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. They
 take what the others take, and see to it that the compiler does not leave out more: what they do not use is kept.
