@@ -104,9 +104,9 @@ def _run(options) -> int:
 
 
 def _report(options) -> int:
-    from . import report  # only these two need pandas
+    from .report import report  # only these two need pandas
 
-    print(report.markdown(options.file) if options.markdown else report.plain(options.file))
+    print(report(options.file, options.markdown))
     return 0
 
 

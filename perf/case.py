@@ -128,22 +128,3 @@ class Case:
             return inputs
         batch_sizes = torch.tensor(self.batch_sizes, device="cpu")
         return [PackedSequence(x, batch_sizes) for x in inputs]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of one layer of a recurrent cell, in torch's form with two biases a gate.
-
-    Attributes:
-        flops: of a time step and batch row: of the products, two for each weight, and no activations.
-        weight_bytes: of W_hh, which a step cannot do without.
-    """
-
-    parameters: int
-    flops: int
-    weight_bytes: int
-
-
-def counts(gates: int, inputs: int, hidden: int, itemsize: int) -> Counts:
-    weights = gates * hidden * (inputs + hidden)
-    return Counts(weights + 2 * gates * hidden, 2 * weights, gates * hidden**2 * itemsize)

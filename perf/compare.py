@@ -4,7 +4,8 @@ import pathlib
 
 import pandas as pd
 
-from .report import CASE, SHOWN, aligned, latest, load
+from .report import CASE, SHOWN, latest, load
+from .tables import text
 
 NOISE = 0.03  # a difference up to this, or to the spread of either measurement, is none
 
@@ -18,7 +19,7 @@ def main(before: pathlib.Path, after: pathlib.Path) -> int:
     changed = table[table["verdict"] != "same"].sort_values("ratio", ascending=False)
     print(f"{len(table)} measurements in both: {table['verdict'].value_counts().to_dict()}")
     if len(changed):
-        print(aligned(changed[shown]))
+        print(text(changed[shown]))
     return int(table["verdict"].isin(["slower", "broken"]).any())
 
 

@@ -36,7 +36,7 @@ from triton_gru.launch.scans import Launch
 from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
-from .case import Case, counts
+from .case import Case
 from .floors_hop import measure_hop
 from .floors_kernel import read_shared, smallest_steps
 from .record import Report, Row, machine_name
@@ -87,14 +87,15 @@ class Floors:
         """Counts the bytes moved, those read again, and the FLOPs."""
         size, directions = case.dtype.itemsize, case.directions
         inputs = [case.hidden] + [directions * case.hidden] * (case.layers - 1)
-        cells = [counts(3, of_layer, case.hidden, size) for of_layer in inputs for _ in range(directions)]
-        flops = sum(cell.flops for cell in cells)
-        states = len(cells) * case.batch * case.hidden * size * (2 if case.streaming else 1)
+        weights = directions * sum(3 * case.hidden * (of_layer + case.hidden) for of_layer in inputs)
+        cells = case.layers * directions
+        states = cells * case.batch * case.hidden * size * (2 if case.streaming else 1)
         sequences = (1 + directions) * case.total_steps * case.hidden * size
-        beyond = max(0, cells[0].weight_bytes - self.multiprocessors * self.on_chip) if self.on_chip else 0
-        times = (case.steps - 1) // 2 * len(cells)
-        moved = sequences + flops // 2 * size + states + times * max(0, beyond - self.l2_bytes)
-        return moved, times * beyond, case.total_steps * flops
+        beyond = 3 * case.hidden**2 * size - self.multiprocessors * self.on_chip
+        beyond = max(0, beyond) if self.on_chip else 0
+        times = (case.steps - 1) // 2 * cells
+        moved = sequences + weights * size + states + times * max(0, beyond - self.l2_bytes)
+        return moved, times * beyond, case.total_steps * 2 * weights
 
     def _exchange(self, hidden: int, size: int, rate: float) -> float:
         """Bounds the seconds between two smallest steps from below."""

@@ -12,27 +12,22 @@ import numpy as np
 import pandas as pd
 
 from . import cost_errors
-from .case import counts
 from .providers import OURS, YARDSTICK
 from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
+from .tables import geomean, summarized, text, word
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
+_RATIOS = {"cases": "size", "geomean": geomean, "min": "min", "max": "max"}
 SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
 
 
-def plain(paths: list[pathlib.Path]) -> str:
-    """The report on these CSVs and tuned tables (.json), for a terminal."""
-    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in _read(paths))
-
-
-def markdown(paths: list[pathlib.Path]) -> str:
-    """The same with tables in Markdown."""
-    return "\n\n".join(f"**{title}**\n\n{_piped(table)}" for title, table in _read(paths))
-
-
-def _read(paths: list[pathlib.Path]) -> list[tuple[str, pd.DataFrame]]:
-    tables = [path for path in paths if path.suffix == ".json"]
-    return sections(load([path for path in paths if path not in tables]), cost_errors.load(tables))
+def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
+    """Return the report on these CSVs and tuned tables (.json), for a terminal or in Markdown."""
+    of_tables = [path for path in paths if path.suffix == ".json"]
+    rows = load([path for path in paths if path not in of_tables])
+    titled, form = ("**{}**\n\n{}", "pipe") if markdown else ("{}\n{}", "plain")
+    tables = sections(rows, cost_errors.load(of_tables))
+    return "\n\n".join(titled.format(title, text(table, form)) for title, table in tables)
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
@@ -137,23 +132,14 @@ def _middles(n: int) -> np.ndarray:
 
 def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
     """With the number of cases in which it was not torch's own GRU that ran."""
-    by = ["precision", "regime", "mode"]
-    return _ratios(speedups, by, "times faster", **{"by own kernel": speedups["kernel"] != "torch"})
-
-
-def _ratios(rows: pd.DataFrame, by: list[str], column: str, **counted: pd.Series) -> pd.DataFrame:
-    """Cases, geometric mean, minimum and maximum of ``column``, and how many rows meet the conditions ``counted``."""
-    grouped = rows.assign(log=np.log(rows[column]), **counted).groupby(by, sort=False)
-    sums = {name: (name, "sum") for name in counted}
-    table = grouped.agg(
-        cases=(column, "size"), geomean=("log", "mean"), min=(column, "min"), max=(column, "max"), **sums
-    )
-    return table.assign(geomean=np.exp(table["geomean"])).reset_index()
+    counted = {"by own kernel": speedups["kernel"] != "torch"}
+    return summarized(speedups, ["precision", "regime", "mode"], "times faster", _RATIOS, **counted)
 
 
 def _over_floor(last: pd.DataFrame) -> pd.DataFrame:
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
-    return _ratios(ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"]), ["precision", "regime", "mode"], "ratio")
+    ours = ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"])
+    return summarized(ours, ["precision", "regime", "mode"], "ratio", _RATIOS)
 
 
 def _peers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +153,8 @@ def _peers(rows: pd.DataFrame) -> pd.DataFrame:
     others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same)
     others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
     others = others.assign(ratio=others["p50_ms"] / others["ours"])
-    return _ratios(others, ["base", "precision", "mode"], "ratio", **{"below 1": others["ratio"] < 1})
+    counted = {"below 1": others["ratio"] < 1}
+    return summarized(others, ["base", "precision", "mode"], "ratio", _RATIOS, **counted)
 
 
 def _second_direction(rows: pd.DataFrame) -> pd.DataFrame:
@@ -176,13 +163,14 @@ def _second_direction(rows: pd.DataFrame) -> pd.DataFrame:
     same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
     one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
     both = latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
-    return _ratios(both.assign(ratio=both["p50_ms"] / both["p50_ms_of_one"]), ["base", "precision", "mode"], "ratio")
+    both = both.assign(ratio=both["p50_ms"] / both["p50_ms_of_one"])
+    return summarized(both, ["base", "precision", "mode"], "ratio", _RATIOS)
 
 
 def _frames(last: pd.DataFrame) -> pd.DataFrame:
     """A line for each case of streams, a column for each provider."""
     timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
-    words = [f"{_word(1000 * p50)}, {_word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
+    words = [f"{word(1000 * p50)}, {word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
     table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
     return table[["precision", "H", "B", "layers", *timed["provider"].unique()]]
 
@@ -190,7 +178,7 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:
     where = rows.assign(commit=rows["git_sha"].str[:9] + np.where(rows["git_dirty"] == "True", " (dirty)", ""))
     by = ["gpu_name", "driver", "cuda", "cudnn", "torch", "triton", "commit"]
-    return where.groupby(by, sort=False).size().rename("rows").reset_index()
+    return where.groupby(by, sort=False).size().reset_index(name="rows")
 
 
 def _outcomes(last: pd.DataFrame) -> pd.DataFrame:
@@ -209,53 +197,21 @@ _GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "ha
 
 
 def cells(last: pd.DataFrame) -> pd.DataFrame:
-    """What every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
+    """Return what every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
     wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1) & (last["form"] == "")]
     others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
     wanted = wanted.merge(others, on=CASE)
     fastest = wanted.loc[wanted.groupby([*CASE, "base"], sort=False)["p50_ms"].idxmin()]
-    fastest = fastest.sort_values(
-        ["precision", "H", "B", "T", "base"], key=lambda c: c.map(list(_GATES).index) if c.name == "base" else c
-    )
-    itemsize = np.where(fastest["dtype"] == "float32", 4, 2)
-    gates = [_GATES[base] for base in fastest["base"]]
-    of_cell = [counts(*sizes) for sizes in zip(gates, fastest["I"], fastest["H"], itemsize)]
-    return pd.DataFrame(
-        {
-            "cell": fastest["base"], "precision": fastest["precision"], "H": fastest["H"], "B": fastest["B"],
-            "T": fastest["T"], "gates": gates, "parameters": [each.parameters for each in of_cell],
-            "kFLOP a step and row": [each.flops / 1000 for each in of_cell],
-            "weight KB a step": [each.weight_bytes / 1000 for each in of_cell],
-            "ms": fastest["p50_ms"], "us a step": 1000 * fastest["p50_ms"] / fastest["T"], "mode": fastest["mode"],
-            "kernel": fastest["kernel"],
-        }
-    )  # fmt: skip
-
-
-def aligned(table: pd.DataFrame) -> str:
-    """For a terminal: numbers to the right, words to the left."""
-    if table.empty:
-        return "none"
-    lines = _words(table)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    adjust = [str.rjust if pd.api.types.is_numeric_dtype(table[name]) else str.ljust for name in table]
-    return "\n".join(
-        "  ".join(f(word, width) for f, word, width in zip(adjust, line, widths)).rstrip() for line in lines
-    )
-
-
-def _piped(table: pd.DataFrame) -> str:
-    if table.empty:
-        return "none"
-    names, *lines = _words(table)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *lines))
-
-
-def _words(table: pd.DataFrame) -> list[list[str]]:
-    return [list(table.columns), *([_word(value) for value in line] for line in table.itertuples(index=False))]
-
-
-def _word(value) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value).replace("|", "/")
+    fastest["cell"] = pd.Categorical(fastest["base"], list(_GATES), ordered=True)
+    fastest = fastest.sort_values(["precision", "H", "B", "T", "cell"])
+    gates, hidden = fastest["base"].map(_GATES), fastest["H"]
+    weights = gates * hidden * (fastest["I"] + hidden)
+    numbers = {
+        "gates": gates,
+        "parameters": weights + 2 * gates * hidden,
+        "kFLOP a step and row": 2 * weights / 1000,
+        "weight KB a step": gates * hidden**2 * np.where(fastest["dtype"] == "float32", 4, 2) / 1000,
+        "ms": fastest["p50_ms"],
+        "us a step": 1000 * fastest["p50_ms"] / fastest["T"],
+    }
+    return fastest.assign(**numbers)[["cell", "precision", "H", "B", "T", *numbers, "mode", "kernel"]]

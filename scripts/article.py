@@ -135,7 +135,8 @@ def compare(kernel: str, actual, expected) -> None:
 def comparison(measured_here: bool, out: pathlib.Path) -> None:
     """Gates, parameters, FLOPs and bytes a step, and time, from the sweep ``cells`` of perf/."""
     from perf.record import machine_name
-    from perf.report import aligned, cells, latest, load
+    from perf.report import cells, latest, load
+    from perf.tables import text
 
     pattern = f"cells-{machine_name(DEVICE)}.*csv"
     csvs = list((ROOT / "perf/results").glob(pattern))
@@ -148,7 +149,7 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
     print(f"RNN, LSTM and GRU, measured on: {where}")
     if DEVICE == "cpu":
         print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
-    print(aligned(cells(latest(rows))))
+    print(text(cells(latest(rows))))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.plan.tables.entries import Entry, Key, Result
 
-from .test_perf_report import row, written
+from .test_perf_report import row, squeezed, written
 
 H200, A100 = KNOWN["H200"], KNOWN["A100"]
 GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # what `row` makes rows of
@@ -311,7 +311,7 @@ def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, tabled, capsys
 def test_tables_in_markdown(tabled, capsys):
     ours = result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
     assert main(["report", "--markdown", str(tabled(entry(grid=ours)))]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = squeezed(capsys.readouterr().out.splitlines())
     assert f"**{ERRORS}**" in lines and f"**{CHOICES}**" in lines and f"**{WORST}**" not in lines
     assert "| H200.json | H200 | 90 | 132 | H200 | 1 | 0 |" in lines
     assert "| grid | float16 | table | 1 | 0.5 | 2 | 2 |" in lines

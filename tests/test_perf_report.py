@@ -10,11 +10,12 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from perf import compare, report
 from perf.__main__ import main
-from perf.case import counts
 from perf.record import COLUMNS, COLUMNS_OF, SCHEMA, Report, Row
+from perf.tables import text
 
 RESULTS = pathlib.Path(report.__file__).with_name("results")
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
@@ -40,6 +41,11 @@ def written(path, rows):
 @pytest.fixture
 def loaded(tmp_path):
     return lambda rows: report.load([written(tmp_path / "rows.csv", rows)])
+
+
+def squeezed(lines):
+    """Return the lines without the spaces that align them."""
+    return [" ".join(line.split()) for line in lines]
 
 
 def table(rows, title):
@@ -305,11 +311,12 @@ def test_cells_are_counted(loaded):
     assert cells.loc["torch.nn.LSTM"]["us a step"] == pytest.approx(300.0)
 
 
-def test_parameters_are_as_many_as_torchs_modules_have():
-    import torch
-
-    for module, gates in ((torch.nn.RNN, 1), (torch.nn.GRU, 3), (torch.nn.LSTM, 4)):
-        assert counts(gates, 5, 7, 4).parameters == sum(p.numel() for p in module(5, 7).parameters())
+def test_parameters_are_as_many_as_torchs_modules_have(loaded):
+    modules = {f"torch.nn.{name}": getattr(torch.nn, name)(5, 7) for name in ("RNN", "GRU", "LSTM")}
+    cells = table(loaded([row(name, 1.0, I=5, H=7) for name in modules]), "RNN, LSTM, GRU").set_index("cell")
+    assert cells["parameters"].to_dict() == {
+        name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()
+    }  # fmt: skip
 
 
 def test_the_report_in_both_forms(tmp_path, capsys):
@@ -319,8 +326,21 @@ def test_the_report_in_both_forms(tmp_path, capsys):
     assert "Below 1.0: 1 of 1\nprecision" in plain
     assert main(["report", "--markdown", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| float16 | 512 | 4 | 512 | 1 |  | warm | eager | grid | 0.5 |  | 0.01 |" in lines
-    assert all(line.count("|") == lines[i - 1].count("|") for i, line in enumerate(lines) if line.startswith("| -"))
+    assert "| float16 | 512 | 4 | 512 | 1 | | warm | eager | grid | 0.5 | | 0.01 |" in squeezed(lines)
+    heads = [i for i, line in enumerate(lines) if line.startswith("|:")]
+    assert len(heads) > 4 and all(lines[i].count("|") == lines[i - 1].count("|") for i in heads)
+
+
+def test_words_are_to_the_left_and_numbers_of_three_digits_to_the_right():
+    frame = pd.DataFrame({"a word": ["x|y", "1.23456"], "n": [1, 12345], "ratio": [0.0123456, 12345.6]})
+    assert text(frame).splitlines() == [
+        "a word       n   ratio", "x/y          1  0.0123", "1.23456  12345   12346",
+    ]  # fmt: skip
+    assert text(frame, "pipe").splitlines() == [
+        "| a word  |     n |  ratio |", "|:--------|------:|-------:|", "| x/y     |     1 | 0.0123 |",
+        "| 1.23456 | 12345 |  12346 |",
+    ]  # fmt: skip
+    assert text(frame[:0]) == "none"
 
 
 def test_a_report_without_rows(tmp_path, capsys):
