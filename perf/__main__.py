@@ -1,4 +1,4 @@
-"""Compares the timings of GRU implementations, as CSV. Each command's --help says more.
+"""Compare the timings of GRU implementations, as CSV. Each command's --help says more.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
     python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
@@ -25,7 +25,7 @@ _ON_A_CPU = ("smoke", "cells")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
+    """Return the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     start = time.monotonic()

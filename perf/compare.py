@@ -11,7 +11,7 @@ NOISE = 0.03  # a difference up to this, or to the spread of either measurement,
 
 
 def main(before: pathlib.Path, after: pathlib.Path) -> int:
-    """Prints every case that differs by more than noise; returns 1 if one became slower or stopped working."""
+    """Print every case that differs by more than noise. Return 1 if one became slower or stopped working."""
     table = compared(load([before]), load([after]))
     if table.empty:
         raise ValueError("the two have no measurement in common (of the same GPU, provider, shape and mode)")
@@ -24,10 +24,10 @@ def main(before: pathlib.Path, after: pathlib.Path) -> int:
 
 
 def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """A line for each measurement that both have tried and the first has timed: medians, their ratio, and a verdict.
+    """Return a line for each measurement that both have tried and the first has timed.
 
-    The verdict is "slower" or "faster" if the medians differ by more than `NOISE` and the rel_iqr of both, "broken" if
-    there is no time any more, else "same".
+    It has the medians, their ratio, and a verdict. That is "slower" or "faster" if the medians differ by more than
+    `NOISE` and the rel_iqr of both, "broken" if there is no time any more, else "same".
     """
     key = [*CASE, "provider", "mode"]
     before, after = latest(before), latest(after)

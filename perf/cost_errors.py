@@ -43,8 +43,10 @@ _ERRORS = {
 
 
 def load(paths: list[pathlib.Path]) -> Tables:
-    """Raises:
-    ValueError: a file that is no table.
+    """Read tuned tables.
+
+    Raises:
+        ValueError: a file that is no table.
     """
     tables = {}
     for path in paths:
@@ -131,7 +133,7 @@ def config_of(kernel: str, text: str) -> Config | None:
 
 
 def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
-    """Of those that measure the same on the same device, the last."""
+    """Return the last of entries that measure the same on the same device."""
     found = {}
     for table in tables.values():
         for entry in table.entries:
@@ -140,7 +142,7 @@ def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
 
 
 def _overview(tables: Tables) -> pd.DataFrame:
-    """With the device whose rates the estimates are made from, if there is one."""
+    """Return a line for each table, with the device whose rates the estimates are made from."""
     lines = []
     for path, table in tables.items():
         device = _device_of_table(table)

@@ -113,7 +113,7 @@ def hop_steps(
 
 @triton.jit
 def _numbers(history, element):
-    """What an element is after that history: whole numbers that fp16 holds exactly.
+    """Return what an element is after that history: whole numbers that fp16 holds exactly.
 
     Not every number as often as every other: then their sum would not depend on the history.
     """

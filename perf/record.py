@@ -88,7 +88,7 @@ class Row:
 
     @property
     def base(self) -> str:
-        """The provider in whatever mode."""
+        """Return the provider without its mode."""
         return self.provider.removesuffix("+graph")
 
 
@@ -97,7 +97,7 @@ COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in
 
 
 def environment(device: str) -> dict[str, object]:
-    """What is the same for all rows of a run: machine, versions, revision."""
+    """Return what is the same for all rows of a run: machine, versions, revision."""
     sha, told = commit(), os.environ.get("GIT_SHA")
     # What is written here while measuring is not what is measured.
     dirty = "" if told or not sha else str(bool(output("git", "status", "--porcelain", "--", ":!perf/results")))
@@ -125,7 +125,7 @@ def environment(device: str) -> dict[str, object]:
 
 
 def machine_name(device: str) -> str:
-    """For names of files: "cpu", or the GPU's name with dashes."""
+    """Return "cpu", or the GPU's name with dashes: for names of files."""
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
@@ -161,13 +161,10 @@ class Report:
                 file.truncate(len(text) + whole)
 
     def add(self, row: Row) -> None:
-        row = dataclasses.replace(
-            row,
-            **self.environment,
-            timestamp_utc=timestamp(),
-            error=" ".join(row.error.split())[:1000],  # a row is a line
-        )
-        self._write(dataclasses.astuple(row))
+        error = " ".join(row.error.split())[:1000]  # a row is a line
+        row = dataclasses.replace(row, **self.environment, timestamp_utc=timestamp(), error=error)
+        with self.path.open("ab") as file:
+            file.write(_line(dataclasses.astuple(row)))
 
     def add_all(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -180,10 +177,6 @@ class Report:
     def measured(self) -> dict[tuple[str, ...], str]:
         """Return the last status of each `cell` of which there is a row of this machine."""
         return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
-
-    def _write(self, values) -> None:
-        with self.path.open("ab") as file:
-            file.write(_line(values))
 
 
 def timed(row: Row, milliseconds: list[float]) -> Row:

@@ -1,5 +1,6 @@
-"""What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses; and
-what they and tuned tables say of the cost model (cost_errors).
+"""The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the floor, and where it loses.
+
+What CSVs and tuned tables say of the cost model is in cost_errors.py.
 
 All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
 torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios are of medians.
@@ -7,6 +8,7 @@ torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios a
 
 import functools
 import pathlib
+import sys
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
 from .tables import geomean, summarized, text, word
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
-_RATIOS = {"cases": "size", "geomean": geomean, "min": "min", "max": "max"}
+_STATUSES = ["ok", "noisy", "wrong", "failed", "unavailable"]
 SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
 
 
@@ -31,21 +33,24 @@ def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """Read the rows of all CSVs. ``base`` is the provider without its mode. ``form`` says whether a case is
-    bidirectional, packed or streaming.
+    """Read the rows of all CSVs, and say on stderr which of them are other files than sweeps'.
+
+    ``base`` is the provider without its mode. ``form`` says whether a case is bidirectional, packed or streaming.
 
     Raises:
-        ValueError: a file that is no report.
+        ValueError: no file is a sweep's.
     """
-    frames = [pd.DataFrame(columns=COLUMNS, dtype=str)]
-    for path in paths:
-        frames.append(pd.read_csv(path, dtype=str, keep_default_na=False))
-        if list(frames[-1].columns) not in COLUMNS_OF.values():
-            raise ValueError(f"{path} has not the columns of a report")
-    rows = pd.concat(frames, ignore_index=True).fillna("")
+    frames = {path: pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths}
+    others = [path for path, frame in frames.items() if list(frame) not in COLUMNS_OF.values()]
+    if others:
+        print(f"left out, as these have not the columns of a report: {', '.join(map(str, others))}", file=sys.stderr)
+    if 0 < len(paths) == len(others):
+        raise ValueError("no CSV of a sweep is left")
+    known = [frame for path, frame in frames.items() if path not in others]
+    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *known], ignore_index=True).fillna("")
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
-    for name in ("p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    times = ["p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"]
+    rows[times] = rows[times].apply(pd.to_numeric, errors="coerce")
     rows = rows[~rows["provider"].str.startswith(("floor.", "hop.")) & (rows["status"] != BEGUN)]
     # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
@@ -56,7 +61,7 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
 
 
 def latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows that measure the same, the last."""
+    """Return the last of rows that measure the same."""
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
 
@@ -72,16 +77,21 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
 
 
 def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> list[tuple[str, pd.DataFrame]]:
-    """Titled tables; one without rows is left out, but for what is said of losses."""
-    last = latest(rows)
-    speedups = against_torch(rows)
+    """Return titled tables that have rows. Exception: the one of losses is there whenever torch is."""
+    last, timed, speedups = latest(rows), rows[rows["n"] > 0], against_torch(rows)
+    ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
+    own_kernel = {"by own kernel": speedups["kernel"] != "torch"}
+    by_regime = ["precision", "regime", "mode"]
     tables = [
         ("What was measured, where", _machines(rows)),
         ("What became of each provider's cases", _outcomes(last)),
-        ("Times faster than the faster of torch.nn.GRU eager and in a graph", _headline(speedups)),
-        ("Time over the floor", _over_floor(last)),
-        ("Times faster than each peer, in the same mode", _peers(rows)),
-        ("What the second direction adds: time over that of one", _second_direction(rows)),
+        (
+            "Times faster than the faster of torch.nn.GRU eager and in a graph",
+            _ratios(speedups, by_regime, speedups["times faster"], **own_kernel),
+        ),
+        ("Time over the floor", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
+        ("Times faster than each peer, in the same mode", _peers(timed)),
+        ("What the second direction adds: time over that of one", _second_direction(timed)),
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
         ("RNN, LSTM, GRU", cells(last)),
         *cost_errors.sections(last, tuned or {}),
@@ -130,45 +140,34 @@ def _middles(n: int) -> np.ndarray:
     return ranks[:, [(n - 1) // 2, n // 2]]
 
 
-def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
-    """With the number of cases in which it was not torch's own GRU that ran."""
-    counted = {"by own kernel": speedups["kernel"] != "torch"}
-    return summarized(speedups, ["precision", "regime", "mode"], "times faster", _RATIOS, **counted)
+def _ratios(rows: pd.DataFrame, by: list[str], ratio: pd.Series, **counted: pd.Series) -> pd.DataFrame:
+    statistics = {"cases": "size", "geomean": geomean, "min": "min", "max": "max"}
+    return summarized(rows.assign(ratio=ratio), by, "ratio", statistics, **counted)
 
 
-def _over_floor(last: pd.DataFrame) -> pd.DataFrame:
-    ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
-    ours = ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"])
-    return summarized(ours, ["precision", "regime", "mode"], "ratio", _RATIOS)
-
-
-def _peers(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every other provider, and the best of cuDNN's forced algorithms."""
-    timed = rows[rows["n"] > 0]
+def _peers(timed: pd.DataFrame) -> pd.DataFrame:
+    """Compare ours with every other provider, and with the best of cuDNN's forced algorithms."""
     same = [*CASE, "run_id", "mode"]
     forced = timed[timed["base"].str.startswith("cudnn.")]
     best = forced.loc[forced.groupby(same)["p50_ms"].idxmin()].assign(base="cudnn, the best forced")
-    ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]].rename(columns={"p50_ms": "ours"})
+    ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]]
     # Merged before the last are taken: a peer may have been measured again without ours.
-    others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same)
+    others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same, suffixes=("", "_ours"))
     others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
-    others = others.assign(ratio=others["p50_ms"] / others["ours"])
-    counted = {"below 1": others["ratio"] < 1}
-    return summarized(others, ["base", "precision", "mode"], "ratio", _RATIOS, **counted)
+    ratio = others["p50_ms"] / others["p50_ms_ours"]
+    return _ratios(others, ["base", "precision", "mode"], ratio, **{"below 1": ratio < 1})
 
 
-def _second_direction(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each provider, by what its time grows where both were measured in one run."""
-    timed = rows[rows["n"] > 0]
+def _second_direction(timed: pd.DataFrame) -> pd.DataFrame:
+    """Find for each provider by what its time grows where both were measured in one run."""
     same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
     one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
     both = latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
-    both = both.assign(ratio=both["p50_ms"] / both["p50_ms_of_one"])
-    return summarized(both, ["base", "precision", "mode"], "ratio", _RATIOS)
+    return _ratios(both, ["base", "precision", "mode"], both["p50_ms"] / both["p50_ms_of_one"])
 
 
 def _frames(last: pd.DataFrame) -> pd.DataFrame:
-    """A line for each case of streams, a column for each provider."""
+    """Return a line for each case of streams, a column for each provider."""
     timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
     words = [f"{word(1000 * p50)}, {word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
     table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
@@ -182,14 +181,11 @@ def _machines(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outcomes(last: pd.DataFrame) -> pd.DataFrame:
-    """How many cases of each status, and an example of why not."""
-    statuses = ["ok", "noisy", "wrong", "failed", "unavailable"]
-    by = ["base", "mode"]
-    table = (
-        last.groupby([*by, "status"], sort=False).size().unstack(fill_value=0).reindex(columns=statuses, fill_value=0)
-    )
-    reasons = last[last["error"] != ""].groupby(by, sort=False)["error"].agg(lambda errors: errors.mode().iloc[0][:110])
-    return table.join(reasons.rename("most often because")).fillna("").reset_index()
+    """Count the cases of each status, and give an example of why not."""
+    cases = last.groupby(["base", "mode"], sort=False)
+    statuses = {name: ("status", lambda each, name=name: (each == name).sum()) for name in _STATUSES}
+    reasons = last[last["error"] != ""].groupby(["base", "mode"])["error"].agg(lambda errors: errors.mode()[0][:110])
+    return cases.agg(**statuses).join(reasons.rename("most often because")).fillna("").reset_index()
 
 
 # Gates (the new state's candidate among them) of what is compared in `cells`; ours computes a GRU.

@@ -353,6 +353,10 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert main(["report", str(tmp_path / "other.csv")]) == 2
     assert "not the columns" in capsys.readouterr().err
+    report_of_torch = written(tmp_path / "rows.csv", [row("torch.nn.GRU", 1.0)])
+    assert main(["report", str(tmp_path / "other.csv"), str(report_of_torch)]) == 0
+    out, err = capsys.readouterr()
+    assert "torch.nn.GRU" in out and "left out" in err and "other.csv" in err and "rows.csv" not in err
     (tmp_path / "empty.csv").write_text("")
     assert main(["report", str(tmp_path / "empty.csv")]) == 2
 

@@ -81,7 +81,7 @@ def variant_of(stage: str) -> str:
 
 
 def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], None]], str]:
-    """What computes the case on ``x``, as it is and without each stage; and the configuration of all."""
+    """Return calls that compute the case on ``x``, whole and without each stage, and the configuration of all."""
     variant = Variant(kernel)
     ours = variant.module(case.module(x.device.type))
     plan = variant.plan(ours, x)
@@ -93,7 +93,7 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
 
 
 def launches(ours: triton_gru.GRU, x: Tensor, plan: Plan, stage: str) -> Iterator[Launch]:
-    """Those of a call of the module by its plan, its scans without a stage."""
+    """Yield the launches of a call of the module by its plan, with its scans without a stage."""
     output, h_n = torch.empty_like(x), x.new_empty(1, *x.shape[1:])
     for each in execute.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
         left_out = stage != WHOLE and each.kernel is SCANS[plan.kernel]
@@ -105,7 +105,7 @@ def compile_scans(todo: list[tuple[str, Case]]) -> None:
 
 
 def compile_scan(kernel: str, case: Case, stage: str) -> None:
-    """Compiles a scan without a stage."""
+    """Compile a scan without a stage."""
     x = torch.empty(2, case.batch, case.hidden, device="cuda", dtype=case.dtype)  # how many steps is not compiled
     with torch.inference_mode(), case.pinned():
         variant = Variant(kernel)
@@ -115,7 +115,7 @@ def compile_scan(kernel: str, case: Case, stage: str) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Median microseconds a step: of the whole, then by how much it is less without each stage."""
+    """Return the median microseconds of a whole step, then by how much it is less without each stage."""
     steps = {row.variant: 1000 * row.p50_ms / row.T for row in rows if row.n}
     if WHOLE not in steps:
         return "    " + (rows[0].error or "no times")

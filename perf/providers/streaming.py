@@ -31,7 +31,7 @@ def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
-    """A cell a layer, with ``gru``'s own Parameters."""
+    """Make a cell for each layer ready, with ``gru``'s own Parameters."""
     cells = []
     for layer, names in enumerate(gru._all_weights):
         inputs = gru.hidden_size if layer else gru.input_size
@@ -60,7 +60,7 @@ def _stream(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
-    """``step`` with its states kept, made ready; ``about`` is what else is known of it."""
+    """Make ``step`` ready, with its states kept. ``about`` is what else is known of it."""
     handed_on, kept = zeros, [zero.clone() for zero in zeros]
 
     def call(x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A frame without its dimension of time."""
+    """Return a frame without its dimension of time."""
     return x[0]
 
 
