@@ -71,11 +71,3 @@ class Program:
             measure_cells(report, [(each, row, functools.partial(measure, each)) for each, row in todo], self.told)
         except DeviceLost:
             sys.exit("the GPU answers this process no more: the same command goes on in a new one")
-
-
-def told(rows: list[Row]) -> str:
-    """Return a line for each row: its time, or why it has none."""
-    return "\n".join(
-        f"    {row.provider:16}{row.mode:16}{f'{row.p50_ms:.4g} ms' if row.n else f'{row.status} {row.error}'}"
-        for row in rows
-    )

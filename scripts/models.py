@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import triton_gru
 from perf.case import Case
 from perf.precompile import in_parallel
-from perf.program import Program, told
+from perf.program import Program
 from perf.providers import OURS, YARDSTICK
 from perf.providers.ours import gave_up
 from perf.record import Row, timed
@@ -155,6 +155,14 @@ def caller(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> tuple[Cal
 
 def errors(actual, exact) -> list[float]:
     return [(a.double().cpu() - b).abs().max().item() for a, b in zip(actual, exact)]
+
+
+def told(rows: list[Row]) -> str:
+    """Return a line for each row: its time, or why it has none."""
+    return "\n".join(
+        f"    {row.provider:16}{row.mode:16}{f'{row.p50_ms:.4g} ms' if row.n else f'{row.status} {row.error}'}"
+        for row in rows
+    )
 
 
 PROGRAM = Program("models", ("variant", "dtype", "precision"), cells, row_of, compile_models, measure, told)

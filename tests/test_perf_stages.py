@@ -1,6 +1,7 @@
 """The timing of scans without one of their stages: its rehearsal, its table, and that the library stays as it is."""
 
 import dataclasses
+import pathlib
 import sys
 
 import pytest
@@ -42,6 +43,12 @@ def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
     program.main("", arguments)
     assert measured == ["grid", "block", "grid"]
     assert program.owed(read(tmp_path / "stages-cpu.v4.csv"), True) == []
+
+
+def test_nothing_else_of_perf_imports_an_experiment():
+    folder = pathlib.Path(stages.__file__).parents[1]
+    core = [path for path in folder.rglob("*.py") if path.parent.name != "experiments"]
+    assert len(core) > 20 and not [path for path in core if "experiments" in path.read_text()]
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():
