@@ -122,6 +122,8 @@ def _device_of_table(table: Table) -> Device | None:
 
 def config_of(kernel: str, text: str) -> Config | None:
     """Read the configuration of a row of any schema. Return None if the text is none of the kernel's."""
+    if kernel == "torch":
+        return None
     kind = CONFIGS[kernel]
     if dataclass_text := re.fullmatch(rf"{kind.__name__}\((.*)\)", text):  # of schemas 1 to 3
         text = "{" + re.sub(r"(\w+)=", r'"\1": ', dataclass_text[1]).replace("'", '"') + "}"
@@ -157,14 +159,15 @@ def _of_rows(last: pd.DataFrame) -> Iterator[tuple]:
     timed = last[last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])]
     # Where ours falls back to torch's own GRU, that is among the rows by itself.
     torchs = timed["base"] == YARDSTICK
-    timed = timed[torchs | timed["kernel"].isin(CONFIGS)]
-    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"), config=timed["config"].mask(torchs, ""))
+    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"))[torchs | timed["kernel"].isin(CONFIGS)]
+    # Texts of different schemas may be the same configuration.
+    timed["config"] = [config_of(*written) for written in zip(timed["kernel"], timed["config"])]
     # A kernel in a configuration is one cell, whoever asked for it.
     cell = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
     timed = timed.sort_values("mode", kind="stable").drop_duplicates(cell, keep="last")  # "graph" comes after "eager"
     for _, row in timed.iterrows():
-        kernel, problem, device = row["kernel"], problem_of_row(row), device_of(row["gpu_name"], row["sms"])
-        config = None if kernel == "torch" else config_of(kernel, row["config"])
+        kernel, config, problem = row["kernel"], row["config"], problem_of_row(row)
+        device = device_of(row["gpu_name"], row["sms"])
         if problem and device and (config or kernel == "torch"):
             source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one
             yield _cell(kernel, source, problem, config, device, row["p50_ms"], row["mode"] == "graph")

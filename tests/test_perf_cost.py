@@ -191,6 +191,13 @@ def test_rows_with_configurations_of_both_kinds_are_estimated(errors):
     assert errors(rows).loc["grid", "float16", "CSV"]["cells"] == 2
 
 
+def test_a_configuration_is_the_same_in_either_text(errors):
+    expected = estimate("grid")
+    old = timed(9.0 * expected, provider="triton_gru.grid+graph", mode="graph", config=str(config_of("grid")))
+    found = errors([old, timed(2.0 * expected, mode="graph")])
+    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+
+
 STEP = "StepConfig(units=16, programs=4, batch=16, depth=64, num_warps=4, num_stages=3)"
 JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "num_stages": 3}'
 
