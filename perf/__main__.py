@@ -1,4 +1,4 @@
-"""Compares the timings of GRU implementations, as CSV. Each command's --help says more.
+"""Compare the timings of GRU implementations, as CSV. Each command's --help says more.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
     python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
@@ -18,14 +18,14 @@ import torch
 from . import floors, sweeps
 from .measure import Conditions, DeviceLost
 from .providers import NAMES, YARDSTICK
-from .run import Options, restart_with_resume, run
+from .run import restart_with_resume, run
 
 _OUT = pathlib.Path("build/perf")
 _ON_A_CPU = ("smoke", "cells")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
+    """Return the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     start = time.monotonic()
@@ -98,15 +98,15 @@ def _run(options) -> int:
     sweep = chosen(options.sweep, options.rehearse)
     device = "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
-    providers = tuple(options.provider or sweep.providers)
-    run(sweep, Options(providers, options.out, options.resume, options.minutes, conditions))
+    providers = options.provider or sweep.providers
+    run(sweep, providers, conditions, options.out, options.resume, options.minutes)
     return 0
 
 
 def _report(options) -> int:
-    from . import report  # only these two need pandas
+    from .report import report  # only these two need pandas
 
-    print(report.markdown(options.file) if options.markdown else report.plain(options.file))
+    print(report(options.file, options.markdown))
     return 0
 
 

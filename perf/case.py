@@ -53,7 +53,7 @@ class Case:
         return PRECISIONS[self.precision][0]
 
     def row(self) -> Row:
-        """With the columns that say what is computed."""
+        """Return a row with the columns that say what is computed."""
         return Row(
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
             I=self.hidden, H=self.hidden, layers=self.layers, directions=self.directions, packed=self.packed,
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def lengths(self) -> list[int]:
-        """Steps of each sequence, the longest first, which has T: packed, the others between a quarter of T and T.
+        """Return the steps of each sequence, the longest first, which has T. Packed, others have a quarter of T to T.
 
         They are the same for all providers and runs.
         """
@@ -74,7 +74,7 @@ class Case:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Sequences that have each of the T steps."""
+        """Return how many sequences have each of the T steps."""
         if not self.packed:
             return [self.batch] * self.steps
         lengths = self.lengths
@@ -82,7 +82,7 @@ class Case:
 
     @property
     def total_steps(self) -> int:
-        """Of all sequences together."""
+        """Return the steps of all sequences together."""
         return sum(self.lengths)
 
     @property
@@ -91,7 +91,7 @@ class Case:
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """torch's precision of fp32 products is the case's, in recurrent networks and everywhere else.
+        """Set torch's precision of fp32 products to the case's, in recurrent networks and everywhere else.
 
         In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores
         for bf16, too.
@@ -107,10 +107,6 @@ class Case:
             recurrent.fp32_precision, products.allow_tf32 = before[0], before[1] == "tf32"
             products.fp32_precision = before[1]
 
-    @property
-    def _input_bytes(self) -> int:
-        return self.total_steps * self.hidden * self.dtype.itemsize
-
     def module(self, device: str) -> nn.GRU:
         """Return a fresh GRU in eval(): torch's, its weights flattened as cuDNN likes them, or ours in plain torch."""
         options = {"bidirectional": self.directions == 2, "device": device, "dtype": self.dtype}
@@ -120,30 +116,12 @@ class Case:
         return gru(self.hidden, self.hidden, self.layers, **options).eval()
 
     def inputs(self, device: str) -> list[Input]:
-        """[T, B, I] each, or packed, to be used in turn; frames of one stream."""
-        number = ROTATED if self.steps < LONG and self._input_bytes < LARGE else 2
+        """Return inputs [T, B, I], or packed, to be used in turn. For a stream they are its frames."""
+        input_bytes = self.total_steps * self.hidden * self.dtype.itemsize
+        number = ROTATED if self.steps < LONG and input_bytes < LARGE else 2
         shape = (self.total_steps, self.hidden) if self.packed else (self.steps, self.batch, self.hidden)
         inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
         if not self.packed:
             return inputs
         batch_sizes = torch.tensor(self.batch_sizes, device="cpu")
         return [PackedSequence(x, batch_sizes) for x in inputs]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of one layer of a recurrent cell, in torch's form with two biases a gate.
-
-    Attributes:
-        flops: of a time step and batch row: of the products, two for each weight, and no activations.
-        weight_bytes: of W_hh, which a step cannot do without.
-    """
-
-    parameters: int
-    flops: int
-    weight_bytes: int
-
-
-def counts(gates: int, inputs: int, hidden: int, itemsize: int) -> Counts:
-    weights = gates * hidden * (inputs + hidden)
-    return Counts(weights + 2 * gates * hidden, 2 * weights, gates * hidden**2 * itemsize)

@@ -4,13 +4,14 @@ import pathlib
 
 import pandas as pd
 
-from .report import CASE, SHOWN, aligned, latest, load
+from .report import CASE, SHOWN, latest, load
+from .tables import text
 
 NOISE = 0.03  # a difference up to this, or to the spread of either measurement, is none
 
 
 def main(before: pathlib.Path, after: pathlib.Path) -> int:
-    """Prints every case that differs by more than noise; returns 1 if one became slower or stopped working."""
+    """Print every case that differs by more than noise. Return 1 if one became slower or stopped working."""
     table = compared(load([before]), load([after]))
     if table.empty:
         raise ValueError("the two have no measurement in common (of the same GPU, provider, shape and mode)")
@@ -18,15 +19,15 @@ def main(before: pathlib.Path, after: pathlib.Path) -> int:
     changed = table[table["verdict"] != "same"].sort_values("ratio", ascending=False)
     print(f"{len(table)} measurements in both: {table['verdict'].value_counts().to_dict()}")
     if len(changed):
-        print(aligned(changed[shown]))
+        print(text(changed[shown]))
     return int(table["verdict"].isin(["slower", "broken"]).any())
 
 
 def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """A line for each measurement that both have tried and the first has timed: medians, their ratio, and a verdict.
+    """Return a line for each measurement that both have tried and the first has timed.
 
-    The verdict is "slower" or "faster" if the medians differ by more than `NOISE` and the rel_iqr of both, "broken" if
-    there is no time any more, else "same".
+    It has the medians, their ratio, and a verdict. That is "slower" or "faster" if the medians differ by more than
+    `NOISE` and the rel_iqr of both, "broken" if there is no time any more, else "same".
     """
     key = [*CASE, "provider", "mode"]
     before, after = latest(before), latest(after)

@@ -3,10 +3,10 @@
 An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
 """
 
-import ast
-import dataclasses
+import json
 import pathlib
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,12 @@ from triton_gru.plan.device import KNOWN, Device
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
-from triton_gru.plan.tables.entries import CONFIGS, Entry, Key
+from triton_gru.plan.tables.entries import CONFIGS, Entry, Key, _fields
 from triton_gru.plan.tables.store import Table
 
 from .providers import OURS, YARDSTICK
 from .record import KEY, Row
+from .tables import geomean, summarized
 
 Tables = dict[pathlib.Path, Table]
 _DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -30,11 +31,22 @@ _DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, tor
 _PROVIDERS = (YARDSTICK, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
 _CLOSE = 1.15
 _WORST = 10
+_CELL = ["kernel", "precision", "source"]
+_CHOICE = ["precision", "as tuned", "problem", "device", "chosen", "fastest", "loss"]
+_LOSSES = {"entries": "size", "geomean": geomean, "median": "median", "max": "max"}
+_ERRORS = {
+    "cells": "size",
+    "estimate over measured": geomean,
+    "median off by": lambda ratios: np.exp(np.log(ratios).abs().median()),
+    "at most off by": lambda ratios: np.exp(np.log(ratios).abs().max()),
+}
 
 
 def load(paths: list[pathlib.Path]) -> Tables:
-    """Raises:
-    ValueError: a file that is no table.
+    """Read tuned tables.
+
+    Raises:
+        ValueError: a file that is no table.
     """
     tables = {}
     for path in paths:
@@ -46,23 +58,38 @@ def load(paths: list[pathlib.Path]) -> Tables:
 
 
 def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame]]:
-    """Titled tables, of rows of which none repeats another, and of the tables; some may be empty."""
+    """Return titled tables of rows of which none repeats another, and of tuned tables. Some may be empty."""
     entries = _entries(tables)
-    cells = pd.DataFrame(_of_rows(last) + _of_entries(entries))
-    choices = pd.DataFrame(filter(None, (_choice(*each) for each in entries)))
-    wrong = choices[choices["chosen"] != choices["fastest"]] if len(choices) else choices
-    worst = wrong.sort_values("loss", ascending=False, kind="stable").head(_WORST) if len(wrong) else wrong
+    cells = pd.DataFrame([*_of_rows(last), *_of_entries(entries)], columns=[*_CELL, "ratio"]).sort_values(_CELL)
+    choices = pd.DataFrame(filter(None, (_choice(*each) for each in entries)), columns=_CHOICE)
+    right = choices["chosen"] == choices["fastest"]
+    worst = choices[~right].sort_values("loss", ascending=False, kind="stable").head(_WORST)
+    over_tuned = pd.DataFrame(
+        (
+            (kernel, result.heuristic_ms / result.ms)
+            for entry, _ in entries
+            for kernel, result in entry.results.items()
+            if result.heuristic_ms is not None
+        ),
+        columns=["kernel", "loss"],
+    )
+    counted = {"that kernel": right, "as tuned": choices["as tuned"]}
     return [
         ("Tuned tables", _overview(tables)),
-        ("The cost model against measurement", _errors(cells)),
-        ("Which kernel: the heuristic's choice against the fastest measured", _chosen(choices)),
-        (f"The worst {_WORST} choices of a kernel", worst.drop(columns=["precision", "as tuned"], errors="ignore")),
-        ("Heuristic over tuned", _over_tuned(entries)),
+        ("The cost model against measurement", summarized(cells, _CELL, "ratio", _ERRORS)),
+        ("Which kernel: the heuristic's choice against the fastest measured", _losses(choices, "precision", **counted)),
+        (f"The worst {_WORST} choices of a kernel", worst[_CHOICE[2:]]),
+        ("Heuristic over tuned", _losses(over_tuned, "kernel")),
     ]
 
 
+def _losses(table: pd.DataFrame, by: str, **counted: pd.Series) -> pd.DataFrame:
+    close = {"within 15 %": table["loss"] <= _CLOSE}
+    return summarized(table.sort_values(by), [by], "loss", _LOSSES, **close, **counted)
+
+
 def problem_of_key(key: Key) -> Problem | None:
-    """None if it is none that a kernel serves."""
+    """Return the problem that a table's key is of, and None if no kernel serves such."""
     if key.dtype not in _DTYPES or key.directions not in (1, 2):
         return None
     return Problem(
@@ -72,15 +99,12 @@ def problem_of_key(key: Key) -> Problem | None:
 
 
 def problem_of_row(row: pd.Series) -> Problem | None:
-    """Of a row as `report.load` makes it; None if it is none that a call of a whole sequence serves."""
-    if row["dtype"] not in _DTYPES or row["variant"] != Row.variant:
+    """Return the problem of a row of `report.load`, and None if it is not a kernel's call of whole sequences."""
+    if row["variant"] != Row.variant:
         return None
     precision = "tf32" if row["precision"] == "fp32 tf32" else "ieee"
-    sizes = (int(row[name]) for name in ("T", "B", "I", "H", "layers"))
     layout = "packed" if row["packed"] == "True" else "dense"
-    return Problem(
-        *sizes, bool(row["directions"] == 2), _DTYPES[row["dtype"]], precision, reset_after=True, layout=layout
-    )
+    return problem_of_key(Key(*row[["H", "I", "B", "T", "layers", "directions", "dtype"]], precision, True, layout))
 
 
 def device_of(name: str, sms: str) -> Device | None:
@@ -96,29 +120,22 @@ def _device_of_table(table: Table) -> Device | None:
     return device_of(str(table.device.get("name")), str(table.device.get("sms", "")))
 
 
-def parse_config(text: str, kernel: str) -> Config | None:
-    """What ``str`` has made of the kernel's configuration; None if that is not what this is."""
-    try:
-        call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+def config_of(kernel: str, text: str) -> Config | None:
+    """Read the configuration of a row of any schema. Return None if the text is none of the kernel's."""
+    if kernel == "torch":
         return None
     kind = CONFIGS[kernel]
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != kind.__name__:
+    if dataclass_text := re.fullmatch(rf"{kind.__name__}\((.*)\)", text):  # of schemas 1 to 3
+        text = "{" + re.sub(r"(\w+)=", r'"\1": ', dataclass_text[1]).replace("'", '"') + "}"
+    try:
+        config = _fields(json.loads(text), kind)
+    except (ValueError, TypeError, RecursionError):
         return None
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    values = {each.arg: each.value.value for each in call.keywords if isinstance(each.value, ast.Constant)}
-    if call.args or len(values) != len(call.keywords) or set(values) != set(types):
-        return None
-    for name, value in values.items():
-        if type(value) is not types[name] or (name == "handover" and value not in HANDOVERS):
-            return None
-        if type(value) is int and not (0 if name == "register_tiles" else 1) <= value <= 1 << 31:
-            return None
-    return kind(**values)
+    return None if getattr(config, "handover", HANDOVERS[0]) not in HANDOVERS else config
 
 
 def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
-    """Of those that measure the same on the same device, the last."""
+    """Return the last of entries that measure the same on the same device."""
     found = {}
     for table in tables.values():
         for entry in table.entries:
@@ -127,7 +144,7 @@ def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
 
 
 def _overview(tables: Tables) -> pd.DataFrame:
-    """With the device whose rates the estimates are made from, if there is one."""
+    """Return a line for each table, with the device whose rates the estimates are made from."""
     lines = []
     for path, table in tables.items():
         device = _device_of_table(table)
@@ -137,63 +154,50 @@ def _overview(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _of_rows(last: pd.DataFrame) -> list[dict]:
-    """A line for each cell of known devices that can be estimated: its time in a graph if it has one, else eager."""
+def _of_rows(last: pd.DataFrame) -> Iterator[tuple]:
+    """Yield what `_cell` says of each row that can be estimated: of one in a graph if there is one, else eager."""
     timed = last[last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])]
     # Where ours falls back to torch's own GRU, that is among the rows by itself.
     torchs = timed["base"] == YARDSTICK
-    timed = timed[torchs | timed["kernel"].isin(CONFIGS)]
-    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"), config=timed["config"].mask(torchs, ""))
+    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"))[torchs | timed["kernel"].isin(CONFIGS)]
+    # Texts of different schemas may be the same configuration.
+    timed["config"] = [config_of(*written) for written in zip(timed["kernel"], timed["config"])]
     # A kernel in a configuration is one cell, whoever asked for it.
     cell = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
     timed = timed.sort_values("mode", kind="stable").drop_duplicates(cell, keep="last")  # "graph" comes after "eager"
-    lines = []
     for _, row in timed.iterrows():
-        kernel, problem, device = row["kernel"], problem_of_row(row), device_of(row["gpu_name"], row["sms"])
-        config = None if kernel == "torch" else parse_config(row["config"], kernel)
+        kernel, config, problem = row["kernel"], row["config"], problem_of_row(row)
+        device = device_of(row["gpu_name"], row["sms"])
         if problem and device and (config or kernel == "torch"):
             source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one
-            in_graph = row["mode"] == "graph"
-            lines.append(_cell(kernel, row["precision"], source, problem, config, device, row["p50_ms"], in_graph))
-    return lines
+            yield _cell(kernel, source, problem, config, device, row["p50_ms"], row["mode"] == "graph")
 
 
-def _of_entries(entries: list[tuple[Entry, Device | None]]) -> list[dict]:
-    return [
-        _cell(kernel, _precision(problem), "table", problem, result.config, device, result.ms, bool(result.graph_ms))
-        for entry, device in entries
-        if device and (problem := problem_of_key(entry.key))
-        for kernel, result in entry.results.items()
-    ]
+def _of_entries(entries: list[tuple[Entry, Device | None]]) -> Iterator[tuple]:
+    for entry, device in entries:
+        if device and (problem := problem_of_key(entry.key)):
+            for kernel, result in entry.results.items():
+                yield _cell(kernel, "table", problem, result.config, device, result.ms, bool(result.graph_ms))
 
 
 def _cell(
-    kernel: str, precision: str, source: str, problem: Problem, config, device: Device, ms: float, in_graph: bool
-) -> dict:
-    ratio = call_cost(problem, config, device, in_graph).total / (1e3 * ms)
-    return {"kernel": kernel, "precision": precision, "source": source, "ratio": ratio}
+    kernel: str, source: str, problem: Problem, config: Config | None, device: Device, ms: float, in_graph: bool
+) -> tuple:
+    """Return `_CELL`, and the estimate over what was measured."""
+    return kernel, _precision(problem), source, call_cost(problem, config, device, in_graph).total / (1e3 * ms)
 
 
 def _precision(problem: Problem) -> str:
-    """As the report names it."""
+    """Return the precision as the report names it."""
     return f"fp32 {problem.precision}" if problem.dtype == torch.float32 else str(problem.dtype)[6:]
 
 
-def _errors(cells: pd.DataFrame) -> pd.DataFrame:
-    if cells.empty:
-        return cells
-    log = np.log(cells["ratio"])
-    grouped = cells.assign(log=log, off=log.abs()).groupby(["kernel", "precision", "source"])
-    columns = {
-        "estimate over measured": ("log", "mean"), "median off by": ("off", "median"), "at most off by": ("off", "max")
-    }  # fmt: skip
-    factors = np.exp(grouped.agg(**columns))
-    factors.insert(0, "cells", grouped.size())
-    return factors.reset_index()
+def _choice(entry: Entry, device: Device | None) -> tuple | None:
+    """Return `_CHOICE`: which of the entry's kernels the model takes, each as the heuristic configures it.
 
-
-def _choice(entry: Entry, device: Device | None) -> dict | None:
-    """Which of the entry's kernels the model would take, each as the heuristic configures it; None if it has no say."""
+    The choice is "as tuned" if the heuristic's own configuration was not timed. Then the tuned one's time stands for
+    it. Return None if the model estimates none of the kernels.
+    """
     problem = problem_of_key(entry.key)
     if problem is None or device is None:
         return None
@@ -208,37 +212,5 @@ def _choice(entry: Entry, device: Device | None) -> dict | None:
     fastest = min(entry.results, key=lambda kernel: entry.results[kernel].ms)
     result, best = entry.results[chosen], entry.results[fastest].ms
     as_tuned = chosen != "torch" and result.heuristic_ms is None
-    return {
-        "precision": _precision(problem), "problem": str(entry.key), "device": device.name, "chosen": chosen,
-        "fastest": fastest, "loss": (result.heuristic_ms or result.ms) / best, "as tuned": as_tuned,
-    }  # fmt: skip
-
-
-def _chosen(choices: pd.DataFrame) -> pd.DataFrame:
-    """``as tuned`` are those whose own configuration was not timed, so that the tuned one's time stands for it."""
-    if choices.empty:
-        return choices
-    right = choices["chosen"] == choices["fastest"]
-    return _losses(choices, "precision", "loss", **{"that kernel": right, "as tuned": choices["as tuned"]})
-
-
-def _over_tuned(entries: list[tuple[Entry, Device | None]]) -> pd.DataFrame:
-    """By kernel, whatever the device: nothing is estimated."""
-    ratios = pd.DataFrame(
-        {"kernel": kernel, "ratio": result.heuristic_ms / result.ms}
-        for entry, _ in entries
-        for kernel, result in entry.results.items()
-        if result.heuristic_ms is not None
-    )
-    return ratios if ratios.empty else _losses(ratios, "kernel", "ratio")
-
-
-def _losses(table: pd.DataFrame, by: str, column: str, **counted: pd.Series) -> pd.DataFrame:
-    """By how much time is lost, how often at most 15 %, and how many meet the conditions ``counted``."""
-    counted = {"within 15 %": table[column] <= _CLOSE} | counted
-    grouped = table.assign(log=np.log(table[column]), **counted).groupby(by)
-    sums = {name: (name, "sum") for name in counted}
-    losses = grouped.agg(
-        entries=(column, "size"), geomean=("log", "mean"), median=(column, "median"), max=(column, "max"), **sums
-    )
-    return losses.assign(geomean=np.exp(losses["geomean"])).reset_index()
+    loss = (result.heuristic_ms or result.ms) / best
+    return _precision(problem), as_tuned, str(entry.key), device.name, chosen, fastest, loss

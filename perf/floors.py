@@ -12,7 +12,7 @@ The floor of a call is
 - steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
   one below has ended: T * layers. Of packed input, T is the longest length.
 - smallest step: one warp's product, two activations and the update one after the other, and the state an operand again.
-- hop: the best hop of one word between two multiprocessors, by any hand-over of perf.hop.
+- hop: the best hop of one word between two multiprocessors, by any hand-over: see floors_hop.py.
 - alone: half of what one multiprocessor, by its share of the matrix rate, takes for the products of one row's step. If
   longer, half of what it takes to read the part of W_hh that it cannot hold.
 
@@ -24,7 +24,6 @@ of two for its products, and half of them counts. A weight that is read in that 
     python -m perf floors [--out perf/results]
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -37,11 +36,9 @@ from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
-from . import hop
-from .case import Case, counts
+from .case import Case
+from .floors_hop import measure_hop
 from .floors_kernel import read_shared, smallest_steps
-from .hop_launch import ONE_WORD, make_hops
-from .precompile import in_parallel
 from .record import Report, Row, machine_name
 
 ROUNDS = 30
@@ -73,7 +70,7 @@ class Floors:
     l2_bytes: int = 0
 
     def of(self, case: Case, mode: str, l2: str) -> float | str:
-        """Milliseconds of a call; in mode "host", of the host's part; empty where a rate is missing."""
+        """Return the milliseconds of a call; in mode "host", of the host's part; empty where a rate is missing."""
         row = case.row()
         if mode not in self.launch or (row.dtype, row.precision) not in self.matrix:
             return ""
@@ -87,20 +84,21 @@ class Floors:
         return 1000 * (self.launch[mode] + max(moved / bandwidth, again / self.l2, flops / rate, recurrence))
 
     def _work(self, case: Case) -> tuple[int, int, int]:
-        """Counts the bytes moved, those read again, and the FLOPs."""
+        """Count the bytes moved, those read again, and the FLOPs."""
         size, directions = case.dtype.itemsize, case.directions
         inputs = [case.hidden] + [directions * case.hidden] * (case.layers - 1)
-        cells = [counts(3, of_layer, case.hidden, size) for of_layer in inputs for _ in range(directions)]
-        flops = sum(cell.flops for cell in cells)
-        states = len(cells) * case.batch * case.hidden * size * (2 if case.streaming else 1)
+        weights = directions * sum(3 * case.hidden * (of_layer + case.hidden) for of_layer in inputs)
+        cells = case.layers * directions
+        states = cells * case.batch * case.hidden * size * (2 if case.streaming else 1)
         sequences = (1 + directions) * case.total_steps * case.hidden * size
-        beyond = max(0, cells[0].weight_bytes - self.multiprocessors * self.on_chip) if self.on_chip else 0
-        times = (case.steps - 1) // 2 * len(cells)
-        moved = sequences + flops // 2 * size + states + times * max(0, beyond - self.l2_bytes)
-        return moved, times * beyond, case.total_steps * flops
+        beyond = 3 * case.hidden**2 * size - self.multiprocessors * self.on_chip
+        beyond = max(0, beyond) if self.on_chip else 0
+        times = (case.steps - 1) // 2 * cells
+        moved = sequences + weights * size + states + times * max(0, beyond - self.l2_bytes)
+        return moved, times * beyond, case.total_steps * 2 * weights
 
     def _exchange(self, hidden: int, size: int, rate: float) -> float:
-        """Bounds the seconds between two smallest steps from below."""
+        """Bound the seconds between two smallest steps from below."""
         weights = 3 * hidden**2
         products = 2 * weights * self.multiprocessors / rate
         return min(self.hop, max(products, (weights * size - self.on_chip) / _READ) / 2)
@@ -114,58 +112,47 @@ class Floors:
 
 
 def load_or_measure(out: pathlib.Path, device: str, anew: bool = False) -> Floors:
-    """Those measured last on this machine, from the CSV in the folder ``out``, or measured now and written there."""
+    """Return the floors of this machine that the CSV in the folder ``out`` has, or measure them now and write them."""
     report = Report(out / f"floors-{machine_name(device)}.csv", device)
-    rows = [] if anew else _last_run(report)
-    if not rows:
+    if anew or not _last_run(report):
         report.add_all(_measure(device))
-        rows = _last_run(report)
-    return _floors(rows, device)
+    return _floors(_last_run(report), device)
 
 
 def _last_run(report: Report) -> list[dict[str, str]]:
-    """Rows of the last run on this GPU that came to its end, which is the eager launch."""
+    """Return the rows of the last run on this GPU that came to its end, which is the eager launch."""
     rows = [row for row in report.rows() if row["gpu_name"] == report.environment["gpu_name"]]
     ended = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
     return [row for row in rows if ended and row["run_id"] == ended[-1]]
 
 
 def _floors(rows: list[dict[str, str]], device: str) -> Floors:
-    def seconds(row: dict[str, str]) -> float:
-        """Of one of what was done; by the fast fifth, as nothing may be faster than a floor."""
-        return float(row["p20_ms"]) / 1000 / float(row["config"].split()[0])
-
-    each = {row["provider"].removeprefix("floor."): seconds(row) for row in rows}
-    launch = {row["mode"]: seconds(row) for row in rows if row["provider"] == "floor.launch"}
-    matrix = {(row["dtype"], row["precision"]): 1 / seconds(row) for row in rows if row["provider"] == "floor.matrix"}
-    if device == "cuda":
-        here = find(torch.device(device))
-        chip = {
-            "multiprocessors": here.sms,
-            "on_chip": here.shared_memory + _REGISTERS,
-            "l2_bytes": torch.cuda.get_device_properties(0).L2_cache_size,
-        }
-    else:
-        chip = {"l2_bytes": _last_cache_of_the_cpu()}
-    return Floors(
-        memory=1 / each["memory"],
-        l2=1 / each["l2"],
-        matrix=matrix,
-        launch=launch,
-        hop=each.get("hop", 0.0),
-        step=each.get("step", 0.0),
-        **chip,
-    )
+    # Seconds of one of what was done, by the fast fifth: nothing may be faster than a floor.
+    seconds = [float(row["p20_ms"]) / 1000 / float(row["config"].split()[0]) for row in rows]
+    each = {row["provider"].removeprefix("floor."): second for row, second in zip(rows, seconds)}
+    rates = {name: 1 / each[name] for name in ("memory", "l2")}
+    times = {name: each.get(name, 0.0) for name in ("hop", "step")}
+    launch = {row["mode"]: second for row, second in zip(rows, seconds) if row["provider"] == "floor.launch"}
+    matrix = {
+        (row["dtype"], row["precision"]): 1 / second
+        for row, second in zip(rows, seconds)
+        if row["provider"] == "floor.matrix"
+    }
+    if device == "cpu":
+        return Floors(**rates, **times, launch=launch, matrix=matrix, l2_bytes=_last_cache_of_the_cpu())
+    here, l2_bytes = find(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
+    chip = {"multiprocessors": here.sms, "on_chip": here.shared_memory + _REGISTERS, "l2_bytes": l2_bytes}
+    return Floors(**rates, **times, launch=launch, matrix=matrix, **chip)
 
 
 def _last_cache_of_the_cpu() -> int:
-    """Bytes; 0, and a floor by the memory's bandwidth, where Linux does not say."""
+    """Return the bytes; 0, and a floor by the memory's bandwidth, where Linux does not say."""
     sizes = [path.read_text().strip() for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
     return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes), default=0)
 
 
 def _measure(device: str) -> Iterator[Row]:
-    """A row for each thing measured; ``config`` is how much of it was done in a call's time."""
+    """Yield a row for each thing measured. ``config`` says how much of it was done in a call's time."""
     on_gpu = device == "cuda"
 
     def timed(name: str, amount: int, unit: str, function: Callable, mode: str = "eager", once=None, **about) -> Row:
@@ -179,8 +166,14 @@ def _measure(device: str) -> Iterator[Row]:
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
     yield timed("memory", 2 * size, "bytes", lambda: target.copy_(source))
     del source, target
-    for precision in PRECISIONS if on_gpu else ("fp32",):
-        yield _matrix_row(precision, device, timed)
+    n = 8192 if on_gpu else 1024
+    for case in [Case(precision, 1, 1, 1) for precision in (PRECISIONS if on_gpu else ("fp32",))]:
+        # Zeros take the least power, so that the clock stays up.
+        a, b = (torch.zeros(n, n, device=device, dtype=case.dtype) for _ in range(2))
+        about = {"dtype": case.row().dtype, "precision": case.row().precision}
+        with case.pinned():
+            row = timed("matrix", 2 * n**3, "FLOPs", functools.partial(torch.matmul, a, b), **about)
+        yield row
     # A kernel, where zero_() would be a memset: the replay of one takes longer than that of a kernel.
     launch = functools.partial(torch.zeros(32, device=device).fill_, 1.0)
     if not on_gpu:
@@ -193,41 +186,15 @@ def _measure(device: str) -> Iterator[Row]:
         numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
         programs, rounds = 2 * find(numbers.device).sms, 20
         result = torch.zeros(programs, dtype=torch.int32, device=device)
-
-        def read():
-            options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
-            Launch(read_shared, (programs,), (numbers, result, rounds), options).start()
-
-        yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read)
+        options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
+        read = Launch(read_shared, (programs,), (numbers, result, rounds), options)
+        yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read.start)
         assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
         w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
         options = {"ISA": find(w.device).isa, "num_warps": 1}
         steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), options)
         yield timed("step", 1 << 15, "steps", steps.start)
-        yield _hop_row()
+        yield measure_hop(ROUNDS)
         yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
     yield timed("launch", 1, "launch", launch, mode="host", once=host_clock)
     yield timed("launch", 1, "launch", launch)
-
-
-def _matrix_row(precision: str, device: str, timed: Callable[..., Row]) -> Row:
-    case = Case(precision, 1, 1, 1)
-    n = 8192 if device == "cuda" else 1024
-    with case.pinned():
-        # Zeros take the least power, so that the clock stays up.
-        a, b = (torch.zeros(n, n, device=device, dtype=case.dtype) for _ in range(2))
-        about = {"dtype": case.row().dtype, "precision": case.row().precision}
-        return timed("matrix", 2 * n**3, "FLOPs", lambda: a @ b, **about)
-
-
-def _hop_row() -> Row:
-    """The fastest hop of one word between two programs, by any hand-over that works."""
-    hops = make_hops(2, ONE_WORD)
-    in_parallel(functools.partial(hop.compile_hop, each) for each in hops)
-    device = torch.device("cuda")
-    rows = hop.measure(hops, 1000, ROUNDS, device, find(device))
-    timed = [row for row in rows if row.n]
-    if not timed:
-        raise RuntimeError(f"no hand-over works: {[row.error for row in rows]}")
-    best = min(timed, key=lambda row: row.p20_ms)
-    return dataclasses.replace(best, provider="floor.hop", config=f"1 hops by {best.provider} {best.config}")

@@ -151,7 +151,7 @@ def _made_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
                 if gate.streaming:
                     results = _of_frames(ready, calls)
             row.status, row.max_abs_err = gate.judge(name, ready, results)
-            hang.check()
+            hang.raise_if_hung()
             entries.append(_Entry(row, calls, (ready, inputs)))
         except Exception as failure:
             entries += [_Entry(row) for row in _unable([row], failure)]

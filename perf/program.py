@@ -1,45 +1,51 @@
 """A program that measures cells one after the other into a CSV, and goes on where that ends."""
 
 import argparse
+import functools
 import pathlib
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from triton_gru.plan.device import interpreting
 
+from .measure import DeviceLost
 from .providers.ours import is_lost
-from .record import BEGUN, Report, Row, machine_name
+from .record import BEGUN, Report, Row, cell, machine_name, statuses
+from .run import measure_cells
 
 
 @dataclass(frozen=True)
 class Program:
-    """What differs from one such program to the other.
+    """A program's cells, and how each is measured.
 
     Attributes:
         name: of its CSV.
+        key: the columns that tell a cell's rows from those of others.
         cells: for a rehearsal on a CPU, or for a GPU: what is measured, the most telling first.
-        key, keys_in: what tells a cell from others, and the keys of the cells that rows are of.
+        row_of: a row with the cell's key.
         compile: compiles what cells need on a GPU.
         measure: measures a cell on a device; on "cpu" only whether it is right.
         told: what is printed of a cell's rows.
     """
 
     name: str
+    key: tuple[str, ...]
     cells: Callable[[bool], list]
-    key: Callable[..., Hashable]
-    keys_in: Callable[[list[dict[str, str]]], set]
+    row_of: Callable[..., Row]
     compile: Callable[[list], None]
     measure: Callable[..., list[Row]]
     told: Callable[[list[Row]], str]
 
-    def progress(self, rows: list[dict[str, str]], rehearse: bool) -> tuple[int, int]:
-        """Return of how many cells there are rows, and how many cells there are."""
-        keys, there = [self.key(each) for each in self.cells(rehearse)], self._keys_in(rows)
-        return sum(key in there for key in keys), len(keys)
+    def owed(self, rows: list[dict[str, str]], rehearse: bool) -> list[tuple[object, Row]]:
+        """Return the cells that ``rows`` has no results of, and a row of each.
 
-    def _keys_in(self, rows: list[dict[str, str]]) -> set:
-        return self.keys_in([row for row in rows if row["status"] != BEGUN])
+        A cell that was begun and has no end comes last: it may have hung, or taken the process with it.
+        """
+        there = statuses(rows, self.key)
+        every = [(each, self.row_of(each)) for each in self.cells(rehearse)]
+        todo = [(each, row) for each, row in every if there.get(cell(row, self.key), BEGUN) == BEGUN]
+        return sorted(todo, key=lambda item: cell(item[1], self.key) in there)
 
     def main(self, description: str, arguments: list[str] | None = None) -> None:
         raw = argparse.RawDescriptionHelpFormatter
@@ -51,26 +57,17 @@ class Program:
             parser.error("--rehearse needs TRITON_INTERPRET=1 in the environment")
         device = "cpu" if options.rehearse else "cuda"
         report = Report(options.out / f"{self.name}-{machine_name(device)}.csv", device)
-        rows = report.rows()
-        there, begun = self._keys_in(rows), {row["error"] for row in rows if row["status"] == BEGUN}
-        todo = [each for each in self.cells(options.rehearse) if self.key(each) not in there]
-        todo.sort(key=lambda each: str(self.key(each)) in begun)  # what took the process with it, or hung, comes last
+        todo = self.owed(report.rows(), options.rehearse)
         if not options.rehearse:
-            self.compile(todo)
-        for number, each in enumerate(todo, 1):
-            print(f"[{number}/{len(todo)}] {each}", flush=True)
-            report.add(Row(provider=self.name, status=BEGUN, error=str(self.key(each))))
+            self.compile([each for each, _ in todo])
+
+        def measure(each) -> list[Row]:
             rows = self.measure(each, device)
-            report.add_all(rows)
-            print(self.told(rows), flush=True)
             if is_lost():
-                sys.exit("the GPU answers this process no more: the same command goes on in a new one")
-        print(f"wrote {report.path}")
+                raise DeviceLost(rows)
+            return rows
 
-
-def told(rows: list[Row]) -> str:
-    """Return a line for each row: its time, or why it has none."""
-    return "\n".join(
-        f"    {row.provider:16}{row.mode:16}{f'{row.p50_ms:.4g} ms' if row.n else f'{row.status} {row.error}'}"
-        for row in rows
-    )
+        try:
+            measure_cells(report, [(each, row, functools.partial(measure, each)) for each, row in todo], self.told)
+        except DeviceLost:
+            sys.exit("the GPU answers this process no more: the same command goes on in a new one")

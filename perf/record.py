@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ from triton_gru.tuning.timing import quantiles
 
 from .stamp import commit, output, timestamp
 
-SCHEMA = 3
+SCHEMA = 4  # since 4, `config` of our kernels is JSON; before, it was ``str`` of the dataclass
 _SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
 BEGUN = "begun"  # the status of a row that says no more than that its case was begun
 # Variants beside "reset_after".
@@ -87,7 +88,7 @@ class Row:
 
     @property
     def base(self) -> str:
-        """The provider in whatever mode."""
+        """Return the provider without its mode."""
         return self.provider.removesuffix("+graph")
 
 
@@ -96,7 +97,7 @@ COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in
 
 
 def environment(device: str) -> dict[str, object]:
-    """What is the same for all rows of a run: machine, versions, revision."""
+    """Return what is the same for all rows of a run: machine, versions, revision."""
     sha, told = commit(), os.environ.get("GIT_SHA")
     # What is written here while measuring is not what is measured.
     dirty = "" if told or not sha else str(bool(output("git", "status", "--porcelain", "--", ":!perf/results")))
@@ -124,19 +125,29 @@ def environment(device: str) -> dict[str, object]:
 
 
 def machine_name(device: str) -> str:
-    """For names of files: "cpu", or the GPU's name with dashes."""
+    """Return "cpu", or the GPU's name with dashes: for names of files."""
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
+
+
+def config_text(config) -> str:
+    """Return the JSON of a configuration's fields, and nothing for None."""
+    return json.dumps(dataclasses.asdict(config)) if config else ""
 
 
 class Report:
     """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
 
+    Args:
+        path: names the report. Its rows of schemas 1 to 3 are in this file and stay there. New rows are written to a
+            file beside it, whose suffix has the schema.
+
     Raises:
-        ValueError: there is a file of this name that is none of these reports.
+        ValueError: the file for new rows is there, and is none of these reports.
     """
 
     def __init__(self, path: pathlib.Path, device: str):
-        self.path = path
+        self._every_schema = f"{path.stem}.*csv"
+        self.path = path = path.with_suffix(f".v{SCHEMA}.csv")
         self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
@@ -150,30 +161,22 @@ class Report:
                 file.truncate(len(text) + whole)
 
     def add(self, row: Row) -> None:
-        row = dataclasses.replace(
-            row,
-            **self.environment,
-            timestamp_utc=timestamp(),
-            error=" ".join(row.error.split())[:1000],  # a row is a line
-        )
-        self._write(dataclasses.astuple(row))
+        error = " ".join(row.error.split())[:1000]  # a row is a line
+        row = dataclasses.replace(row, **self.environment, timestamp_utc=timestamp(), error=error)
+        with self.path.open("ab") as file:
+            file.write(_line(dataclasses.astuple(row)))
 
     def add_all(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.add(row)
 
     def rows(self) -> list[dict[str, str]]:
-        """What stands there, of this run and earlier ones."""
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        """Return the rows of this run and earlier ones, of all schemas."""
+        return read(self.path.parent, self._every_schema)
 
     def measured(self) -> dict[tuple[str, ...], str]:
         """Return the last status of each `cell` of which there is a row of this machine."""
         return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
-
-    def _write(self, values) -> None:
-        with self.path.open("ab") as file:
-            file.write(_line(values))
 
 
 def timed(row: Row, milliseconds: list[float]) -> Row:
@@ -182,14 +185,23 @@ def timed(row: Row, milliseconds: list[float]) -> Row:
     return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
 
 
-def cell(row: Row) -> tuple[str, ...]:
+def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
+    """Return the rows of all CSVs in the folder that match, those of older schemas first."""
+    rows = []
+    for path in sorted(folder.glob(pattern)):
+        with path.open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def cell(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
     """Return what ``row`` is a measurement of, on whatever machine."""
-    return tuple(str(getattr(row, name)) for name in KEY[1:])
+    return tuple(str(getattr(row, name)) for name in key)
 
 
-def statuses(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], str]:
+def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
     """Return the last status of each `cell` among rows of a CSV."""
-    return {tuple(row[name] for name in KEY[1:]): row["status"] for row in rows}
+    return {tuple(row[name] for name in key): row["status"] for row in rows}
 
 
 def _line(values) -> bytes:

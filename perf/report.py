@@ -1,5 +1,6 @@
-"""What CSVs of sweeps say: ours against torch.nn.GRU, against each peer and against the floor, and where it loses; and
-what they and tuned tables say of the cost model (cost_errors).
+"""The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the floor, and where it loses.
+
+What CSVs and tuned tables say of the cost model is in cost_errors.py.
 
 All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
 torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios are of medians.
@@ -7,50 +8,49 @@ torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios a
 
 import functools
 import pathlib
+import sys
 
 import numpy as np
 import pandas as pd
 
 from . import cost_errors
-from .case import counts
 from .providers import OURS, YARDSTICK
 from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
+from .tables import geomean, summarized, text, word
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
+_STATUSES = ["ok", "noisy", "wrong", "failed", "unavailable"]
 SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
 
 
-def plain(paths: list[pathlib.Path]) -> str:
-    """The report on these CSVs and tuned tables (.json), for a terminal."""
-    return "\n\n".join(f"{title}\n{aligned(table)}" for title, table in _read(paths))
-
-
-def markdown(paths: list[pathlib.Path]) -> str:
-    """The same with tables in Markdown."""
-    return "\n\n".join(f"**{title}**\n\n{_piped(table)}" for title, table in _read(paths))
-
-
-def _read(paths: list[pathlib.Path]) -> list[tuple[str, pd.DataFrame]]:
-    tables = [path for path in paths if path.suffix == ".json"]
-    return sections(load([path for path in paths if path not in tables]), cost_errors.load(tables))
+def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
+    """Return the report on these CSVs and tuned tables (.json), for a terminal or in Markdown."""
+    of_tables = [path for path in paths if path.suffix == ".json"]
+    rows = load([path for path in paths if path not in of_tables])
+    titled, form = ("**{}**\n\n{}", "pipe") if markdown else ("{}\n{}", "plain")
+    tables = sections(rows, cost_errors.load(of_tables))
+    return "\n\n".join(titled.format(title, text(table, form)) for title, table in tables)
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """Read the rows of all CSVs. ``base`` is the provider without its mode. ``form`` says whether a case is
-    bidirectional, packed or streaming.
+    """Read the rows of all CSVs, and say on stderr which of them are other files than sweeps'.
+
+    ``base`` is the provider without its mode. ``form`` says whether a case is bidirectional, packed or streaming.
 
     Raises:
-        ValueError: a file that is no report.
+        ValueError: no file is a sweep's.
     """
-    frames = [pd.DataFrame(columns=COLUMNS, dtype=str)]
-    for path in paths:
-        frames.append(pd.read_csv(path, dtype=str, keep_default_na=False))
-        if list(frames[-1].columns) not in COLUMNS_OF.values():
-            raise ValueError(f"{path} has not the columns of a report")
-    rows = pd.concat(frames, ignore_index=True).fillna("")
+    frames = {path: pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths}
+    others = [path for path, frame in frames.items() if list(frame) not in COLUMNS_OF.values()]
+    if others:
+        print(f"left out, as these have not the columns of a report: {', '.join(map(str, others))}", file=sys.stderr)
+    if 0 < len(paths) == len(others):
+        raise ValueError("no CSV of a sweep is left")
+    known = [frame for path, frame in frames.items() if path not in others]
+    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *known], ignore_index=True).fillna("")
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
-    for name in ("p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    times = ["p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"]
+    rows[times] = rows[times].apply(pd.to_numeric, errors="coerce")
     rows = rows[~rows["provider"].str.startswith(("floor.", "hop.")) & (rows["status"] != BEGUN)]
     # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
@@ -61,7 +61,7 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
 
 
 def latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows that measure the same, the last."""
+    """Return the last of rows that measure the same."""
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
 
@@ -77,16 +77,21 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
 
 
 def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> list[tuple[str, pd.DataFrame]]:
-    """Titled tables; one without rows is left out, but for what is said of losses."""
-    last = latest(rows)
-    speedups = against_torch(rows)
+    """Return titled tables that have rows. Exception: the one of losses is there whenever torch is."""
+    last, timed, speedups = latest(rows), rows[rows["n"] > 0], against_torch(rows)
+    ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
+    own_kernel = {"by own kernel": speedups["kernel"] != "torch"}
+    by_regime = ["precision", "regime", "mode"]
     tables = [
         ("What was measured, where", _machines(rows)),
         ("What became of each provider's cases", _outcomes(last)),
-        ("Times faster than the faster of torch.nn.GRU eager and in a graph", _headline(speedups)),
-        ("Time over the floor", _over_floor(last)),
-        ("Times faster than each peer, in the same mode", _peers(rows)),
-        ("What the second direction adds: time over that of one", _second_direction(rows)),
+        (
+            "Times faster than the faster of torch.nn.GRU eager and in a graph",
+            _ratios(speedups, by_regime, speedups["times faster"], **own_kernel),
+        ),
+        ("Time over the floor", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
+        ("Times faster than each peer, in the same mode", _peers(timed)),
+        ("What the second direction adds: time over that of one", _second_direction(timed)),
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
         ("RNN, LSTM, GRU", cells(last)),
         *cost_errors.sections(last, tuned or {}),
@@ -135,54 +140,36 @@ def _middles(n: int) -> np.ndarray:
     return ranks[:, [(n - 1) // 2, n // 2]]
 
 
-def _headline(speedups: pd.DataFrame) -> pd.DataFrame:
-    """With the number of cases in which it was not torch's own GRU that ran."""
-    by = ["precision", "regime", "mode"]
-    return _ratios(speedups, by, "times faster", **{"by own kernel": speedups["kernel"] != "torch"})
+def _ratios(rows: pd.DataFrame, by: list[str], ratio: pd.Series, **counted: pd.Series) -> pd.DataFrame:
+    statistics = {"cases": "size", "geomean": geomean, "min": "min", "max": "max"}
+    return summarized(rows.assign(ratio=ratio), by, "ratio", statistics, **counted)
 
 
-def _ratios(rows: pd.DataFrame, by: list[str], column: str, **counted: pd.Series) -> pd.DataFrame:
-    """Cases, geometric mean, minimum and maximum of ``column``, and how many rows meet the conditions ``counted``."""
-    grouped = rows.assign(log=np.log(rows[column]), **counted).groupby(by, sort=False)
-    sums = {name: (name, "sum") for name in counted}
-    table = grouped.agg(
-        cases=(column, "size"), geomean=("log", "mean"), min=(column, "min"), max=(column, "max"), **sums
-    )
-    return table.assign(geomean=np.exp(table["geomean"])).reset_index()
-
-
-def _over_floor(last: pd.DataFrame) -> pd.DataFrame:
-    ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
-    return _ratios(ours.assign(ratio=ours["p50_ms"] / ours["floor_ms"]), ["precision", "regime", "mode"], "ratio")
-
-
-def _peers(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every other provider, and the best of cuDNN's forced algorithms."""
-    timed = rows[rows["n"] > 0]
+def _peers(timed: pd.DataFrame) -> pd.DataFrame:
+    """Compare ours with every other provider, and with the best of cuDNN's forced algorithms."""
     same = [*CASE, "run_id", "mode"]
     forced = timed[timed["base"].str.startswith("cudnn.")]
     best = forced.loc[forced.groupby(same)["p50_ms"].idxmin()].assign(base="cudnn, the best forced")
-    ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]].rename(columns={"p50_ms": "ours"})
+    ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]]
     # Merged before the last are taken: a peer may have been measured again without ours.
-    others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same)
+    others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same, suffixes=("", "_ours"))
     others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
-    others = others.assign(ratio=others["p50_ms"] / others["ours"])
-    return _ratios(others, ["base", "precision", "mode"], "ratio", **{"below 1": others["ratio"] < 1})
+    ratio = others["p50_ms"] / others["p50_ms_ours"]
+    return _ratios(others, ["base", "precision", "mode"], ratio, **{"below 1": ratio < 1})
 
 
-def _second_direction(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each provider, by what its time grows where both were measured in one run."""
-    timed = rows[rows["n"] > 0]
+def _second_direction(timed: pd.DataFrame) -> pd.DataFrame:
+    """Find for each provider by what its time grows where both were measured in one run."""
     same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
     one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
     both = latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
-    return _ratios(both.assign(ratio=both["p50_ms"] / both["p50_ms_of_one"]), ["base", "precision", "mode"], "ratio")
+    return _ratios(both, ["base", "precision", "mode"], both["p50_ms"] / both["p50_ms_of_one"])
 
 
 def _frames(last: pd.DataFrame) -> pd.DataFrame:
-    """A line for each case of streams, a column for each provider."""
+    """Return a line for each case of streams, a column for each provider."""
     timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
-    words = [f"{_word(1000 * p50)}, {_word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
+    words = [f"{word(1000 * p50)}, {word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
     table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
     return table[["precision", "H", "B", "layers", *timed["provider"].unique()]]
 
@@ -190,18 +177,15 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:
     where = rows.assign(commit=rows["git_sha"].str[:9] + np.where(rows["git_dirty"] == "True", " (dirty)", ""))
     by = ["gpu_name", "driver", "cuda", "cudnn", "torch", "triton", "commit"]
-    return where.groupby(by, sort=False).size().rename("rows").reset_index()
+    return where.groupby(by, sort=False).size().reset_index(name="rows")
 
 
 def _outcomes(last: pd.DataFrame) -> pd.DataFrame:
-    """How many cases of each status, and an example of why not."""
-    statuses = ["ok", "noisy", "wrong", "failed", "unavailable"]
-    by = ["base", "mode"]
-    table = (
-        last.groupby([*by, "status"], sort=False).size().unstack(fill_value=0).reindex(columns=statuses, fill_value=0)
-    )
-    reasons = last[last["error"] != ""].groupby(by, sort=False)["error"].agg(lambda errors: errors.mode().iloc[0][:110])
-    return table.join(reasons.rename("most often because")).fillna("").reset_index()
+    """Count the cases of each status, and give an example of why not."""
+    cases = last.groupby(["base", "mode"], sort=False)
+    statuses = {name: ("status", lambda each, name=name: (each == name).sum()) for name in _STATUSES}
+    reasons = last[last["error"] != ""].groupby(["base", "mode"])["error"].agg(lambda errors: errors.mode()[0][:110])
+    return cases.agg(**statuses).join(reasons.rename("most often because")).fillna("").reset_index()
 
 
 # Gates (the new state's candidate among them) of what is compared in `cells`; ours computes a GRU.
@@ -209,53 +193,21 @@ _GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "ha
 
 
 def cells(last: pd.DataFrame) -> pd.DataFrame:
-    """What every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
+    """Return what every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
     wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1) & (last["form"] == "")]
     others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
     wanted = wanted.merge(others, on=CASE)
     fastest = wanted.loc[wanted.groupby([*CASE, "base"], sort=False)["p50_ms"].idxmin()]
-    fastest = fastest.sort_values(
-        ["precision", "H", "B", "T", "base"], key=lambda c: c.map(list(_GATES).index) if c.name == "base" else c
-    )
-    itemsize = np.where(fastest["dtype"] == "float32", 4, 2)
-    gates = [_GATES[base] for base in fastest["base"]]
-    of_cell = [counts(*sizes) for sizes in zip(gates, fastest["I"], fastest["H"], itemsize)]
-    return pd.DataFrame(
-        {
-            "cell": fastest["base"], "precision": fastest["precision"], "H": fastest["H"], "B": fastest["B"],
-            "T": fastest["T"], "gates": gates, "parameters": [each.parameters for each in of_cell],
-            "kFLOP a step and row": [each.flops / 1000 for each in of_cell],
-            "weight KB a step": [each.weight_bytes / 1000 for each in of_cell],
-            "ms": fastest["p50_ms"], "us a step": 1000 * fastest["p50_ms"] / fastest["T"], "mode": fastest["mode"],
-            "kernel": fastest["kernel"],
-        }
-    )  # fmt: skip
-
-
-def aligned(table: pd.DataFrame) -> str:
-    """For a terminal: numbers to the right, words to the left."""
-    if table.empty:
-        return "none"
-    lines = _words(table)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    adjust = [str.rjust if pd.api.types.is_numeric_dtype(table[name]) else str.ljust for name in table]
-    return "\n".join(
-        "  ".join(f(word, width) for f, word, width in zip(adjust, line, widths)).rstrip() for line in lines
-    )
-
-
-def _piped(table: pd.DataFrame) -> str:
-    if table.empty:
-        return "none"
-    names, *lines = _words(table)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (names, ["---"] * len(names), *lines))
-
-
-def _words(table: pd.DataFrame) -> list[list[str]]:
-    return [list(table.columns), *([_word(value) for value in line] for line in table.itertuples(index=False))]
-
-
-def _word(value) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value).replace("|", "/")
+    fastest["cell"] = pd.Categorical(fastest["base"], list(_GATES), ordered=True)
+    fastest = fastest.sort_values(["precision", "H", "B", "T", "cell"])
+    gates, hidden = fastest["base"].map(_GATES), fastest["H"]
+    weights = gates * hidden * (fastest["I"] + hidden)
+    numbers = {
+        "gates": gates,
+        "parameters": weights + 2 * gates * hidden,
+        "kFLOP a step and row": 2 * weights / 1000,
+        "weight KB a step": gates * hidden**2 * np.where(fastest["dtype"] == "float32", 4, 2) / 1000,
+        "ms": fastest["p50_ms"],
+        "us a step": 1000 * fastest["p50_ms"] / fastest["T"],
+    }
+    return fastest.assign(**numbers)[["cell", "precision", "H", "B", "T", *numbers, "mode", "kernel"]]

@@ -1,14 +1,14 @@
-"""A sweep, case by case, into a CSV that can be gone on with."""
+"""Cells measured one after the other into a CSV that can be gone on with; and a sweep, whose cells are its cases."""
 
-import dataclasses
+import functools
 import gc
 import os
 import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
@@ -23,68 +23,87 @@ from .sweeps import Sweep
 _NOT_FLATTENED = "RNN module weights are not part of single contiguous chunk"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a sweep is run.
+def run(
+    sweep: Sweep,
+    providers: Iterable[str],
+    conditions: Conditions,
+    out: pathlib.Path,
+    resume: bool = False,
+    minutes: float = float("inf"),
+) -> pathlib.Path:
+    """Measure the sweep, and return the path of the CSV in the folder ``out``.
 
-    Attributes:
+    Args:
         providers: beside `YARDSTICK`.
-        out: folder of the CSVs.
-        resume: leave out what there are rows of; otherwise all is measured again, and the last rows count.
+        resume: leave out what there are rows of. Otherwise all is measured again, and the last rows count.
         minutes: no case is begun after them.
-    """
-
-    providers: tuple[str, ...]
-    out: pathlib.Path
-    resume: bool
-    minutes: float
-    conditions: Conditions
-
-
-def run(sweep: Sweep, options: Options) -> pathlib.Path:
-    """Measures the sweep, and returns the CSV's path.
 
     Raises:
         ValueError: the CSV is of another schema.
         DeviceLost: after its rows were written; going on with ``resume`` in a new process leaves the culprit out.
     """
-    end = time.monotonic() + 60 * options.minutes
+    end = time.monotonic() + 60 * minutes
     # Parameters that are not flattened would cost torch.nn.GRU a copy on every call.
     warnings.filterwarnings("error", message=_NOT_FLATTENED)
-    device = options.conditions.device
-    report = Report(options.out / f"{sweep.name}-{machine_name(device)}.csv", device)
-    there = report.measured() if options.resume else {}
-    todo = owed(sweep, options.providers, there)
+    device = conditions.device
+    report = Report(out / f"{sweep.name}-{machine_name(device)}.csv", device)
+    todo = owed(sweep, providers, report.measured() if resume else {})
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
-    floors = load_or_measure(options.out, device)
+    floors = load_or_measure(out, device)
     _say(f"floors: {floors}")
     if device == "cuda" and todo:
         compile_ahead(todo)
 
-    said = set()
-    first_case = time.monotonic()
-    for done, (case, names) in enumerate(todo):
+    def measure_case(case: Case, names: list[str]) -> list[Row]:
+        with warnings.catch_warnings():
+            if case.dtype == torch.bfloat16:  # torch 2.11 flattens none of these: the copies are its own affair
+                warnings.filterwarnings("ignore", message=_NOT_FLATTENED)
+            return measure(case, names, conditions, floors)
+
+    measure_cells(
+        report,
+        [(case, _first_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in todo],
+        functools.partial(summary, said=set()),
+        end,
+    )
+    return report.path
+
+
+def measure_cells(
+    report: Report,
+    todo: list[tuple[object, Row, Callable[[], list[Row]]]],
+    told: Callable[[list[Row]], str],
+    end: float = float("inf"),
+) -> None:
+    """Measure cells one after the other and write the rows of each at once.
+
+    Args:
+        todo: of each cell its name, a row that says what it is of, and what measures it.
+        told: makes of a cell's rows what is printed.
+        end: no cell is begun after it, on the clock `time.monotonic`.
+
+    Raises:
+        DeviceLost: after its rows were written.
+    """
+    start = time.monotonic()
+    for done, (name, row, measure_cell) in enumerate(todo):
         now = time.monotonic()
         if now > end:
             _say(f"{len(todo) - done} cases left when the time was over")
             break
-        left = f", {(now - first_case) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
-        _say(f"[{done + 1}/{len(todo)}] {case}{left}")
-        report.add(dataclasses.replace(_first_row(case, sweep), status=BEGUN))
+        left = f", {(now - start) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
+        _say(f"[{done + 1}/{len(todo)}] {name}{left}")
+        report.add(replace(row, status=BEGUN))
         try:
-            with warnings.catch_warnings():
-                if case.dtype == torch.bfloat16:  # torch 2.11 flattens none of these: the copies are its own affair
-                    warnings.filterwarnings("ignore", message=_NOT_FLATTENED)
-                rows = measure(case, names, options.conditions, floors)
+            rows = measure_cell()
         except DeviceLost as lost:
             report.add_all(lost.rows)
             raise
         report.add_all(rows)
-        _say(summary(rows, said))
+        _say(told(rows))
         gc.collect()
     _say(f"wrote {report.path}")
-    return report.path
 
 
 def _first_row(case: Case, sweep: Sweep) -> Row:
@@ -112,16 +131,16 @@ def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], st
 
 
 def restart_with_resume(arguments: list[str], minutes: float) -> None:
-    """Replaces this process, whose GPU is lost, by one that goes on for the minutes left."""
+    """Replace this process, whose GPU is lost, by one that goes on for the minutes left."""
     _say("the GPU is lost to this process: going on in a new one")
     more = ["--resume", "--minutes", str(minutes)]
     os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, *more])
 
 
 def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
-    """A line a provider: its kernel, and mode by mode the median and how much faster than the yardstick's fastest.
+    """Return a line for each provider: its kernel, each mode's median, and how much faster than the yardstick's best.
 
-    Those without a time come last, with the reason unless their status is in ``said``, to which it is added.
+    Providers without a time come last, with the reason unless their status is in ``said``, to which it is added.
     """
     yardstick = [row.p50_ms for row in rows if row.base == YARDSTICK and row.n]
     timed, without, again = {}, [], {}

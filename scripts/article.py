@@ -134,20 +134,22 @@ def compare(kernel: str, actual, expected) -> None:
 
 def comparison(measured_here: bool, out: pathlib.Path) -> None:
     """Gates, parameters, FLOPs and bytes a step, and time, from the sweep ``cells`` of perf/."""
-    csv = ROOT / f"perf/results/cells-{DEVICE}.csv"
-    if measured_here or not csv.exists():
-        csv = out / f"cells-{DEVICE}.csv"
-        subprocess.run(
-            [sys.executable, "-m", "perf", "run", "--sweep", "cells", "--out", str(out)], cwd=ROOT, check=True
-        )
-    from perf.report import aligned, cells, latest, load
+    from perf.record import machine_name
+    from perf.report import cells, latest, load
+    from perf.tables import text
 
-    rows = load([csv])
+    pattern = f"cells-{machine_name(DEVICE)}.*csv"
+    csvs = list((ROOT / "perf/results").glob(pattern))
+    if measured_here or not csvs:
+        command = [sys.executable, "-m", "perf", "run", "--sweep", "cells", "--out", str(out)]
+        subprocess.run(command, cwd=ROOT, check=True)
+        csvs = list(out.glob(pattern))
+    rows = load(sorted(csvs))
     where = ", ".join(name.removeprefix("none: ") for name in rows["gpu_name"].unique())
     print(f"RNN, LSTM and GRU, measured on: {where}")
     if DEVICE == "cpu":
         print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
-    print(aligned(cells(latest(rows))))
+    print(text(cells(latest(rows))))
 
 
 def main() -> None:

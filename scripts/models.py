@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import triton_gru
 from perf.case import Case
 from perf.precompile import in_parallel
-from perf.program import Program, told
+from perf.program import Program
 from perf.providers import OURS, YARDSTICK
 from perf.providers.ours import gave_up
 from perf.record import Row, timed
@@ -51,13 +51,12 @@ def cells(rehearse: bool) -> list[Cell]:
     return [("NSNet2, rehearsed", "fp32")] if rehearse else list(itertools.product(list(CASES)[:-1], ("tf32", "fp16")))
 
 
-def key_of(cell: Cell) -> tuple[str, ...]:
-    row = replace(CASES[cell[0]][0], precision=cell[1]).row()
-    return cell[0], row.dtype, row.precision
+def case_of(cell: Cell) -> Case:
+    return replace(CASES[cell[0]][0], precision=cell[1])
 
 
-def keys_in(rows: list[dict[str, str]]) -> set[tuple[str, ...]]:
-    return {(row["variant"], row["dtype"], row["precision"]) for row in rows}
+def row_of(cell: Cell) -> Row:
+    return replace(case_of(cell).row(), variant=cell[0], l2="warm")
 
 
 def compile_models(todo: list[Cell]) -> None:
@@ -69,13 +68,13 @@ def compile_models(todo: list[Cell]) -> None:
 def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
     """Return a row for each version of the model in each mode, with times unless not wanted."""
     modes = modes or (MODES if device == "cuda" else MODES[:1])
-    name, case = cell[0], replace(CASES[cell[0]][0], precision=cell[1])
+    name, case, blank = cell[0], case_of(cell), row_of(cell)
     torch.compiler.reset()  # what it has compiled of other models counts against a limit
     try:
         model, inputs = load(name)
     except (ImportError, OSError) as missing:
         why = f"{missing}: scripts/test and scripts/demo install what is needed"
-        return [replace(case.row(), variant=name, provider=OURS, l2="warm", status="unavailable", error=why)]
+        return [replace(blank, provider=OURS, status="unavailable", error=why)]
     exact = copy.deepcopy(model).double()(*in_dtype(inputs, torch.float64))
     inputs = tuple(x.to(device) for x in in_dtype(inputs, case.dtype))
     model.to(device, case.dtype)
@@ -88,8 +87,7 @@ def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool =
         versions = {YARDSTICK: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
         kernels = {YARDSTICK: "", OURS: kernels_of(versions[OURS], inputs)}
         for (provider, version), mode in itertools.product(versions.items(), modes):
-            about = {"variant": name, "provider": provider, "kernel": kernels[provider], "mode": mode, "l2": "warm"}
-            row = replace(case.row(), **about)
+            row = replace(blank, provider=provider, kernel=kernels[provider], mode=mode)
             try:
                 call, outputs = caller(version, inputs, mode)
                 row.max_abs_err = max(errors(outputs, exact))
@@ -159,7 +157,15 @@ def errors(actual, exact) -> list[float]:
     return [(a.double().cpu() - b).abs().max().item() for a, b in zip(actual, exact)]
 
 
-PROGRAM = Program("models", cells, key_of, keys_in, compile_models, measure, told)
+def told(rows: list[Row]) -> str:
+    """Return a line for each row: its time, or why it has none."""
+    return "\n".join(
+        f"    {row.provider:16}{row.mode:16}{f'{row.p50_ms:.4g} ms' if row.n else f'{row.status} {row.error}'}"
+        for row in rows
+    )
+
+
+PROGRAM = Program("models", ("variant", "dtype", "precision"), cells, row_of, compile_models, measure, told)
 
 if __name__ == "__main__":
     PROGRAM.main(__doc__)

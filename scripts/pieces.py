@@ -3,7 +3,6 @@
 A piece goes on where its file ends, and whatever it has done by then is a result.
 """
 
-import csv
 import json
 import pathlib
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 
 import models
 
-from perf import hop, stages
+from perf.experiments import stages
 from perf.program import Program
-from perf.record import statuses
+from perf.record import read, statuses
 from perf.run import owed
 from perf.sweeps import SWEEPS, rehearsal
 
@@ -32,7 +31,7 @@ class Piece:
         seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
         command, rehearsal: on a GPU, and a small form of it for a CPU. No shell reads them. ``{out}`` is the folder of
             results, ``{gpu}`` its name; ``{seconds}`` and ``{minutes}`` are the time after which nothing is begun.
-        file: what it writes in the folder of results, as a pattern.
+        file: the pattern of the files it writes in the folder of results.
         progress: of that file's rows, and for a rehearsal or not: how much of the piece is done, and of how much.
         after: a piece without whose results this one means nothing.
     """
@@ -48,10 +47,11 @@ class Piece:
 
     def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
         """Return how much of the piece is done in the folder ``out``, and of how much."""
-        rows = []
-        for path in out.glob(self.file.format(gpu=out.name)):
-            with path.open(newline="") as file:
-                rows += json.load(file)["entries"] if path.suffix == ".json" else csv.DictReader(file)
+        pattern = self.file.format(gpu=out.name)
+        if pattern.endswith(".json"):
+            rows = [entry for path in out.glob(pattern) for entry in json.loads(path.read_text())["entries"]]
+        else:
+            rows = read(out, pattern)
         return self.progress(rows, rehearse)
 
 
@@ -65,7 +65,7 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
     small = f"env TRITON_INTERPRET=1 {command} --rehearse --seconds 0.01"
     command = f"{environment}{command} --seconds 0.6"
     return Piece(
-        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.csv", progress, after
+        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.*csv", progress, after
     )
 
 
@@ -89,10 +89,15 @@ def _shard(number: int) -> Piece:
     return _tests(f"right-rest-{number}", question, which, f"tests/test_errors.py {shard}")
 
 
-def _program(name: str, question: str, program: Program, how: str) -> Piece:
+def _program(name: str, how: str, question: str, program: Program) -> Piece:
     command = f"python3 {how} --out {{out}}"
     small = f"env TRITON_INTERPRET=1 {command} --rehearse"
-    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.csv", program.progress)
+
+    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        cells = len(program.cells(rehearse))
+        return cells - len(program.owed(rows, rehearse)), cells
+
+    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.*csv", progress)
 
 
 def _tune() -> Piece:
@@ -122,13 +127,15 @@ PIECES = (
         "right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/kernels/test_isa.py -n 2"
     ),
     _sweep("heart"),
-    _program("models", "How much faster are whole models?", models.PROGRAM, "scripts/models.py"),
+    _program("models", "scripts/models.py", "How much faster are whole models?", models.PROGRAM),
     *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
     _TUNE,
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
     *map(_sweep, ("bidirectional", "streaming", "smoke")),
-    _program("step-breakdown", "Where does a step of grid and block spend its time?", stages.PROGRAM, "-m perf.stages"),
-    _program("hop", "How long is a hop of the state between programs, by each hand-over?", hop.PROGRAM, "-m perf.hop"),
+    _program(
+        "step-breakdown", "-m perf.experiments.stages", "Where does a step of grid and block spend its time?",
+        stages.PROGRAM,
+    ),
     *map(_sweep, ("hand-overs", "short", "reset-before", "t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),

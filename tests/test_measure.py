@@ -15,6 +15,10 @@ import time
 import pytest
 
 from perf import __main__ as cli
+from perf.case import Case
+from perf.floors import Floors
+from perf.measure import blank_row
+from perf.record import Report
 from perf.sweeps import SWEEPS
 
 from .planted_pieces import DIES, FAILS, GOOD, HANGS, LAST, ROOT, ROW, measure, planted
@@ -146,6 +150,21 @@ def test_the_pieces_name_what_there_is(tmp_path):
             assert all(pathlib.Path(ROOT, word).exists() for word in words if word.startswith(("tests/", "scripts/")))
         done, of = each.done(tmp_path, False)
         assert done == 0 < of
+
+
+def test_rows_of_every_schema_count_as_done(tmp_path, monkeypatch):
+    """The sweep has two cases: one is in a file of schema 3, the other in today's."""
+    gpu, cases = tmp_path / "GPU", (Case("fp16", 8, 1, 1), Case("fp16", 8, 2, 1))
+    sweep = dataclasses.replace(SWEEPS["t1"], cases=cases, providers=(), modes=("eager",))
+    monkeypatch.setitem(SWEEPS, "t1", sweep)
+    (piece,) = measure.chosen(PIECES, ["t1"])
+    for number, case in enumerate(cases):
+        assert piece.done(gpu, False) == (number, 2)
+        report = Report(gpu / "t1-GPU.csv", "cpu")
+        report.add(blank_row(case, "torch.nn.GRU", "eager", "warm", Floors()))
+        if number == 0:
+            report.path.rename(gpu / "t1-GPU.csv")
+    assert piece.done(gpu, False) == (2, 2)
 
 
 def test_pieces_are_chosen_by_name_or_by_its_beginning():

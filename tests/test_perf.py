@@ -1,6 +1,5 @@
-"""Rows and statistics, and the microbenchmark of hops."""
+"""Rows and statistics."""
 
-import csv
 import dataclasses
 import pathlib
 import time
@@ -8,28 +7,22 @@ import types
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 
-from perf import hop
-from perf.hop_launch import make_hops
-from perf.record import Report, Row, cell, environment
-from triton_gru.plan.device import INTERPRETER
+from perf.record import SCHEMA, Report, Row, cell, config_text, environment
+from triton_gru.plan.config import StepConfig
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from .perf_calls import read
 
 
 def test_a_report_grows_row_by_row(tmp_path):
     path = tmp_path / "folder" / "report.csv"
     first = Report(path, "cpu")
     first.add(Row(provider="a", T=3, p50_ms=1.5, error='quotes " and, commas\nand lines'))
-    assert len(read(path)) == 1
+    assert len(read(first.path)) == 1
     Report(path, "cpu").add(Row(provider="b"))
-    rows = read(path)
+    rows = read(first.path)
+    assert rows == first.rows()
     assert [row["provider"] for row in rows] == ["a", "b"]
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
     assert rows[0]["error"] == 'quotes " and, commas and lines'  # a row is a line
@@ -40,15 +33,15 @@ def test_a_report_grows_row_by_row(tmp_path):
 
 
 def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
-    path = tmp_path / "report.csv"
-    report = Report(path, "cpu")
+    report = Report(tmp_path / "report.csv", "cpu")
+    path = report.path
     report.add(Row(provider="a"))
     report.add(Row(provider="b", error="why"))
     whole = path.read_bytes()
     for cut in range(0, len(whole), 5):
         path.write_bytes(whole[:cut])
         kept = max(0, whole[:cut].count(b"\n") - 1)
-        again = Report(path, "cpu")
+        again = Report(tmp_path / "report.csv", "cpu")
         assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
         assert len(again.measured()) == kept
     again.add(Row(provider="c"))
@@ -56,11 +49,33 @@ def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
 
 
 def test_a_file_that_is_no_report_is_left_alone(tmp_path):
-    path = tmp_path / "mine.csv"
+    path = tmp_path / f"mine.v{SCHEMA}.csv"
     path.write_text("some,other\ntable,1\n")
     with pytest.raises(ValueError, match="other columns"):
-        Report(path, "cpu")
+        Report(tmp_path / "mine.csv", "cpu")
     assert path.read_text() == "some,other\ntable,1\n"
+
+
+def test_a_file_of_an_older_schema_is_read_and_not_added_to(tmp_path):
+    """Schema 3 has the columns of today, and another text for configurations."""
+    new = Report(tmp_path / "report.csv", "cpu")
+    new.add(Row(provider="a", status="noisy"))
+    old = new.path.rename(tmp_path / "report.csv")
+    before = old.read_bytes()
+    report = Report(old, "cpu")
+    assert report.path == tmp_path / "report.v4.csv"
+    assert report.measured() == {cell(Row(provider="a")): "noisy"}
+    for row in (Row(provider="a", status="failed"), Row(provider="b")):
+        report.add(row)
+    assert report.measured() == {cell(Row(provider="a")): "failed", cell(Row(provider="b")): "ok"}
+    assert old.read_bytes() == before
+    assert Report(tmp_path / "repo.csv", "cpu").rows() == []
+
+
+def test_a_configuration_is_written_as_json():
+    text = '{"units": 16, "programs": 4, "batch": 8, "depth": 64, "num_warps": 4, "num_stages": 3}'
+    assert config_text(StepConfig(16, 4, 8, 64, 4, 3)) == text
+    assert config_text(None) == ""
 
 
 def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
@@ -138,82 +153,3 @@ def test_rounds_end_when_all_are_quiet(spread, rounds):
     taken = samples({"a": [int], "b": [int]}, 3 * ENOUGH_ROUNDS, clock, stop_when_quiet=True)
     assert {len(each) for each in taken.values()} == {rounds}
     assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)
-
-
-HOPS = make_hops(4, 1)
-
-
-def test_every_handover_ends_with_the_known_answer():
-    rows = hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)
-    assert [(row.provider, row.status, row.n) for row in rows] == [
-        (f"hop.{handover}", "ok", 0) for handover in ("flag", "probe")
-    ]
-
-
-@triton.jit
-def _numbers_of_no_history(history, element):
-    return (element & 1023).to(tl.float32)
-
-
-def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
-    monkeypatch.setattr("perf.hop_kernel._numbers", _numbers_of_no_history)
-    assert {row.status for row in hop.measure(HOPS, 3, 1, torch.device("cpu"), INTERPRETER)} == {"wrong"}
-
-
-def test_a_hop_that_the_device_has_no_room_for_is_skipped_with_a_reason():
-    rows = hop.measure(make_hops(128, 4), 3, 1, torch.device("cpu"), INTERPRETER)
-    assert {row.status for row in rows} == {"unavailable"}
-    assert all("multiprocessors" in row.error for row in rows)
-    assert hop.obstacle(make_hops(64, 4)[0], INTERPRETER) == ""
-
-
-class Stub:
-    """A launcher for no device, whose probes end with something else, or give up if ``failing``."""
-
-    failing = False
-
-    spills = 0
-    mailbox = types.SimpleNamespace(longest=80)
-
-    def __init__(self, hop, steps, device, described):
-        self.handover = hop.handover
-
-    def is_right(self, call):
-        if self.failing and self.handover == "probe":
-            raise RuntimeError("gave up")
-        return self.handover == "flag"
-
-
-@pytest.fixture
-def measured_on_a_stub(monkeypatch):
-    def samples(calls, rounds, clock, seconds):
-        return {(provider, i): [0.5 + 0.003 * (10, 80)[i]] * rounds for provider, i in calls}
-
-    def measure(gave_up):
-        monkeypatch.setattr(hop, "gave_up", lambda: gave_up)
-        return hop.measure(HOPS, 1000, 5, torch.device("cuda"), INTERPRETER)
-
-    monkeypatch.setattr(hop, "Launcher", Stub)
-    monkeypatch.setattr(hop, "graphed", lambda call: (call, None))
-    monkeypatch.setattr(hop, "samples", samples)
-    return measure
-
-
-def test_a_hop_is_the_difference_of_two_launches(measured_on_a_stub):
-    rows = measured_on_a_stub(gave_up="")
-    assert {(row.provider, row.status, row.error, row.T, row.n) for row in rows} == {
-        ("hop.flag", "ok", "", 80, 5), ("hop.probe", "wrong", "", 80, 0),
-    }  # fmt: skip
-    assert rows[0].p50_ms == pytest.approx(0.003)
-
-
-def test_a_hop_that_fails_says_why(measured_on_a_stub, monkeypatch):
-    monkeypatch.setattr(Stub, "failing", True)
-    rows = measured_on_a_stub(gave_up="")
-    assert {(row.provider, row.status, row.error) for row in rows if not row.n} == {("hop.probe", "failed", "gave up")}
-
-
-def test_a_launch_that_gives_up_while_others_are_timed_leaves_no_times(measured_on_a_stub):
-    rows = measured_on_a_stub(gave_up="for 1 s one of its programs did not get")
-    assert {row.status for row in rows} == {"failed", "wrong"}
-    assert not any(row.n for row in rows)

@@ -9,6 +9,7 @@ import torch
 from perf import cost_errors, report
 from perf.__main__ import main
 from perf.case import Case
+from perf.record import config_text
 from triton_gru.plan.config import GridConfig
 from triton_gru.plan.cost import call_cost
 from triton_gru.plan.device import KNOWN
@@ -17,7 +18,7 @@ from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.plan.tables.entries import Entry, Key, Result
 
-from .test_perf_report import row, written
+from .test_perf_report import row, squeezed, written
 
 H200, A100 = KNOWN["H200"], KNOWN["A100"]
 GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # what `row` makes rows of
@@ -64,7 +65,7 @@ def timed(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
     """A row of ours by that kernel, or of torch's, in a graph if ``mode`` says so."""
     provider = "torch.nn.GRU" if kernel == "torch" else "triton_gru"
     provider += "+graph" if more.get("mode") == "graph" else ""
-    config = "" if kernel == "torch" else str(config_of(kernel))
+    config = config_text(config_of(kernel))
     return dataclasses.replace(row(provider, ms, gpu_name=gpu_name, kernel=kernel, config=config), **more)
 
 
@@ -144,8 +145,8 @@ def test_a_cold_l2_is_apart(errors):
     [
         {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GB200"}, {"gpu_name": "NVIDIA L4"},
         {"sms": "16"}, {"variant": "streaming", "T": 1}, {"dtype": "float64"}, {"n": 0, "status": "wrong"},
-        {"config": ""}, {"config": "GridConfig(units=16)"}, {"kernel": "block"}, {"kernel": "torch"},
-        {"provider": "triton_gru.grid.probe"}, {"provider": "torchrl"},
+        {"config": ""}, {"config": "GridConfig(units=16)"}, {"config": '{"units": 16}'},
+        {"kernel": "block"}, {"kernel": "torch"}, {"provider": "triton_gru.grid.probe"}, {"provider": "torchrl"},
     ],
     ids=str,
 )  # fmt: skip
@@ -177,35 +178,55 @@ def test_a_table_is_estimated_as_the_device_that_it_names(tabled):
     assert found["estimated as"].tolist() == ["H200", "GH200", "unknown"]
 
 
+@pytest.mark.parametrize("as_text", [config_text, str])
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
-def test_configurations_are_read_as_they_were_written(kernel):
+def test_configurations_are_read_as_they_are_written_and_were(kernel, as_text):
     config = config_of(kernel, dataclasses.replace(GRID, hidden_size=64))
-    assert cost_errors.parse_config(str(config), kernel) == config
+    assert cost_errors.config_of(kernel, as_text(config)) == config
+
+
+def test_rows_with_configurations_of_both_kinds_are_estimated(errors):
+    rows = [timed(1.0), timed(1.0, B=8, config=str(config_of("grid")))]
+    assert [row.config.split("units")[0] for row in rows] == ['{"', "GridConfig("]
+    assert errors(rows).loc["grid", "float16", "CSV"]["cells"] == 2
+
+
+def test_a_configuration_is_the_same_in_either_text(errors):
+    expected = estimate("grid")
+    old = timed(9.0 * expected, provider="triton_gru.grid+graph", mode="graph", config=str(config_of("grid")))
+    found = errors([old, timed(2.0 * expected, mode="graph")])
+    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
 
 
 STEP = "StepConfig(units=16, programs=4, batch=16, depth=64, num_warps=4, num_stages=3)"
+JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "num_stages": 3}'
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "16", "StepConfig", "StepConfig()", "(" * 9999, "\0", STEP + "; 1", f"{STEP}.units", f"[{STEP}]",
-        STEP.replace("16", "0"), STEP.replace("16", "-16"), STEP.replace("16", "16.0"), STEP.replace("16", "True"),
-        STEP.replace("16", "1" * 40), STEP.replace("16", "print()"), STEP.replace("units=16", "**{'units': 16}"),
-        STEP.replace("units=", ""), STEP.replace("units", "others"), STEP.replace(")", ", more=1)"),
-        STEP.replace("Step", "Grid"), STEP.replace("Step", "x.Step"),
+        "", "16", "StepConfig", "StepConfig()", "(" * 9999, "[" * 99999, "\0",
+        STEP + "; 1", f"{STEP}.units", f"[{STEP}]",
+        *(
+            text.replace("16", other, 1)
+            for other in ("0", "-16", "16.0", "True", "true", "1" * 40, "1" * 9999, "print()", '"16"', "null", "NaN")
+            for text in (STEP, JSON)
+        ),
+        STEP.replace("units=16", "**{'units': 16}"), STEP.replace("units=", ""), STEP.replace("units", "others"),
+        STEP.replace(")", ", more=1)"), STEP.replace("Step", "Grid"), STEP.replace("Step", "x.Step"),
+        JSON.replace("units", "others"), JSON.replace("}", ', "more": 1}'), JSON[:-1], f"[{JSON}]", JSON * 2,
     ],
-    ids=range(21),
 )  # fmt: skip
 def test_nothing_else_is_read_as_a_configuration(text):
-    assert cost_errors.parse_config(STEP, "step") is not None
-    assert cost_errors.parse_config(text, "step") is None
+    assert cost_errors.config_of("step", STEP) == cost_errors.config_of("step", JSON) is not None
+    assert cost_errors.config_of("step", text) is None
 
 
-def test_no_hand_over_is_made_up():
-    text = str(config_of("grid"))
-    assert isinstance(cost_errors.parse_config(text, "grid"), GridConfig)
-    assert cost_errors.parse_config(text.replace("'flag'", "'hearsay'"), "grid") is None
+@pytest.mark.parametrize("as_text", [config_text, str])
+def test_no_hand_over_is_made_up(as_text):
+    text = as_text(config_of("grid"))
+    assert isinstance(cost_errors.config_of("grid", text), GridConfig)
+    assert cost_errors.config_of("grid", text.replace("flag", "hearsay")) is None
 
 
 def test_problems_are_those_of_keys_and_rows(tmp_path):
@@ -297,7 +318,7 @@ def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, tabled, capsys
 def test_tables_in_markdown(tabled, capsys):
     ours = result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
     assert main(["report", "--markdown", str(tabled(entry(grid=ours)))]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = squeezed(capsys.readouterr().out.splitlines())
     assert f"**{ERRORS}**" in lines and f"**{CHOICES}**" in lines and f"**{WORST}**" not in lines
     assert "| H200.json | H200 | 90 | 132 | H200 | 1 | 0 |" in lines
     assert "| grid | float16 | table | 1 | 0.5 | 2 | 2 |" in lines

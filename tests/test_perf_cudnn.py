@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from perf import cudnn
-from perf.cudnn import PROTOTYPES, Algorithm, CudnnError, Gru, Handle, Library, Math, math_type
 from perf.measure import PEERS_SLACK
-from perf.providers import cudnn as provider
+from perf.providers import cudnn
+from perf.providers.cudnn import PROTOTYPES, Algorithm, CudnnError, Gru, Handle, Library, Math, math_type
 from perf.providers.interface import Unavailable
 from triton_gru.accuracy import PRECISIONS, bound, exact, set_precision
 
@@ -207,7 +206,7 @@ def test_two_directions(algorithm, layers):
 
 def test_packed_input_is_refused():
     with pytest.raises(Unavailable, match="not with packed ones"):
-        provider.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), pack_sequence([torch.zeros(4, 5)]))
+        cudnn.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), pack_sequence([torch.zeros(4, 5)]))
 
 
 def test_a_call_s_arguments():
@@ -257,7 +256,7 @@ def test_a_refusal_is_reported_and_undone(name, monkeypatch):
     fake = Fake(refuse=name)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
     with pytest.raises(Unavailable) as refusal:
-        provider.PROVIDERS["cudnn.persist_dynamic"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
+        cudnn.PROVIDERS["cudnn.persist_dynamic"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     assert str(refusal.value) == f"{name}: CUDNN_STATUS_NOT_SUPPORTED: hiddenSize > 192 at: x"
     del refusal
     gc.collect()
@@ -268,7 +267,7 @@ def test_a_refusal_is_reported_and_undone(name, monkeypatch):
 def test_the_standard_algorithm_in_place_of_another_is_told(name, falls_back, monkeypatch):
     fake = Fake(falls_back=falls_back)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
-    ready = provider.PROVIDERS[f"cudnn.{name}"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
+    ready = cudnn.PROVIDERS[f"cudnn.{name}"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     assert ("may run in its place" in ready.config) == (falls_back and name != "standard")
 
 
@@ -311,7 +310,7 @@ def test_providers(monkeypatch):
     gru, x = nn.GRU(5, 3).eval(), torch.randn(4, 2, 5)
     configs = []
     with torch.inference_mode():
-        for prepare in provider.PROVIDERS.values():
+        for prepare in cudnn.PROVIDERS.values():
             ready = prepare(gru, x)
             assert ready.kernel == "cudnn"
             torch.testing.assert_close(ready.call(x), gru(x))
@@ -321,7 +320,7 @@ def test_providers(monkeypatch):
 
 def test_without_cudnn(monkeypatch):
     with pytest.raises(Unavailable, match="needs a CUDA device, the input is on cpu"):
-        provider.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
+        cudnn.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     monkeypatch.setattr(cudnn, "LIBRARY", "libcudnn.so.0")
     with pytest.raises(CudnnError, match=r"libcudnn\.so\.0 cannot be loaded: "):
         cudnn.handle_of(torch.device("cuda"))
@@ -368,7 +367,7 @@ def on_another_stream():
 @pytest.mark.gpu
 @pytest.mark.parametrize("layers, bias, both", [(1, True, False), (2, True, False), (1, False, False), (2, True, True)])
 @pytest.mark.parametrize("hidden, batch", [(64, 1), (128, 8), (512, 4), (1024, 16)])
-@pytest.mark.parametrize("name", provider.PROVIDERS)
+@pytest.mark.parametrize("name", cudnn.PROVIDERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias, both):
@@ -378,7 +377,7 @@ def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, bat
     x, another = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     refusal = ""
     try:
-        call = provider.PROVIDERS[name](gru, x).call
+        call = cudnn.PROVIDERS[name](gru, x).call
     except Unavailable as why:
         refusal = str(why)
     if refusal:  # in cuDNN's own words, which begin with the function that refused

@@ -4,14 +4,20 @@ import dataclasses
 import itertools
 import math
 import random
+import types
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from perf import floors
+from perf import floors, floors_hop
 from perf.case import Case
 from perf.floors import Floors
+from perf.floors_hop import Hops
 from perf.floors_kernel import read_shared, smallest_steps
+from triton_gru.plan.config import HANDOVERS
+from triton_gru.plan.device import INTERPRETER
 
 from .perf_calls import read
 
@@ -156,7 +162,7 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     assert 1e7 < first.l2 < 1e14
     assert 1e7 < first.matrix["float32", "ieee"] < 1e15
     assert 0 < first.launch["eager"] < 1
-    path = tmp_path / "floors-cpu.csv"
+    path = tmp_path / "floors-cpu.v4.csv"
     written = path.read_bytes()
     assert floors.load_or_measure(tmp_path, "cpu") == first
     assert path.read_bytes() == written
@@ -183,6 +189,71 @@ def test_the_smallest_step_is_one_of_a_gru():
         new = (gate * products).tanh()
         h = new + gate * (h - new)
     torch.testing.assert_close(result, h)
+
+
+def hops(handover):
+    return Hops(handover, 3, torch.device("cpu"), INTERPRETER)
+
+
+@pytest.mark.parametrize("handover", HANDOVERS)
+def test_every_handover_ends_with_the_known_answer(handover):
+    found = hops(handover)
+    assert found.is_right(found.launch.start)
+    assert not found.is_right(lambda: None)
+
+
+@triton.jit
+def _numbers_of_no_history(history, element):
+    return (element & 1023).to(tl.float32)
+
+
+def test_a_hop_that_hands_over_something_else_is_wrong(monkeypatch):
+    monkeypatch.setattr("perf.floors_kernel._numbers", _numbers_of_no_history)
+    assert not any(found.is_right(found.launch.start) for found in map(hops, HANDOVERS))
+
+
+@pytest.fixture
+def stub_hops(monkeypatch):
+    """Stand for hops on a GPU: 3 us by "flag", 2 us by "probe". Return the list of the hand-overs that are wrong."""
+    wrong = []
+
+    class Stub:
+        def __init__(self, handover, steps, *device):
+            self.handover, self.launch = handover, types.SimpleNamespace(start=(handover, steps))
+
+        def is_right(self, call):
+            if "gives up" in wrong:
+                raise RuntimeError("gave up")
+            return self.handover not in wrong
+
+    def samples(calls, rounds, clock, seconds):
+        microseconds = {"flag": 3, "probe": 2}
+        return {
+            name: [0.5 + 0.001 * microseconds[handover] * steps] * rounds
+            for name, [(handover, steps)] in calls.items()
+        }  # fmt: skip
+
+    for name, stub in {"Hops": Stub, "samples": samples, "graphed": lambda call: (call, None)}.items():
+        monkeypatch.setattr(floors_hop, name, stub)
+    monkeypatch.setattr(floors_hop, "find", lambda device: INTERPRETER)
+    return wrong
+
+
+def test_a_hop_is_the_difference_of_two_launches_by_the_fastest_handover_that_is_right(stub_hops):
+    row = floors_hop.measure_hop(5)
+    assert (row.provider, row.config, row.n, row.p20_ms) == ("floor.hop", "1 hops by probe", 5, pytest.approx(0.002))
+    stub_hops.append("probe")
+    row = floors_hop.measure_hop(5)
+    assert (row.config, row.p20_ms) == ("1 hops by flag", pytest.approx(0.003))
+
+
+def test_without_a_hop_that_is_right_there_is_no_floor(stub_hops):
+    stub_hops += HANDOVERS
+    with pytest.raises(RuntimeError, match="flag ends with another answer.*probe ends with another"):
+        floors_hop.measure_hop(5)
+    stub_hops.append("gives up")
+    with pytest.raises(RuntimeError, match="flag: gave up.*probe: gave up"):
+        floors_hop.measure_hop(5)
 
 
 @pytest.mark.gpu

@@ -38,7 +38,7 @@ def test_every_kernel_goes_through_gate_and_clock(precision, launched):
         assert row.n >= 3
         assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
         assert 0 <= row.max_abs_err < 0.01
-    assert "handover='probe'" in rows["triton_gru.grid.probe"].config
+    assert '"handover": "probe"' in rows["triton_gru.grid.probe"].config
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -10,11 +10,12 @@ import statistics
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from perf import compare, report
 from perf.__main__ import main
-from perf.case import counts
-from perf.record import COLUMNS, COLUMNS_OF, Report, Row
+from perf.record import COLUMNS, COLUMNS_OF, SCHEMA, Report, Row
+from perf.tables import text
 
 RESULTS = pathlib.Path(report.__file__).with_name("results")
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
@@ -40,6 +41,11 @@ def written(path, rows):
 @pytest.fixture
 def loaded(tmp_path):
     return lambda rows: report.load([written(tmp_path / "rows.csv", rows)])
+
+
+def squeezed(lines):
+    """Return the lines without the spaces that align them."""
+    return [" ".join(line.split()) for line in lines]
 
 
 def table(rows, title):
@@ -240,14 +246,14 @@ def test_frames_are_told_in_microseconds(loaded):
 
 
 def of_schema(schema, path, rows):
-    """Write the rows as they were before there were samples, and in schema 1 a 99th percentile."""
+    """Write the rows as a file of the schema: before 3 without samples, in 1 without a 99th percentile."""
     frame = pd.read_csv(written(path, rows), dtype=str, keep_default_na=False)
-    missing = {1: ["p99_ms", "samples_ms"], 2: ["samples_ms"]}[schema]
+    missing = {1: ["p99_ms", "samples_ms"], 2: ["samples_ms"], 3: []}[schema]
     frame.drop(columns=missing).assign(schema=str(schema)).to_csv(path, index=False)
     return path
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 @pytest.mark.parametrize("old_first", [True, False])
 def test_files_of_older_schemas_are_read_beside_those_of_today_but_not_added_to(schema, old_first, tmp_path, capsys):
     timed = [sampled("torch.nn.GRU", [4.0] * 9), sampled("triton_gru", [2.0] * 9)]
@@ -256,14 +262,15 @@ def test_files_of_older_schemas_are_read_beside_those_of_today_but_not_added_to(
     rows = report.load([old, new] if old_first else [new, old]).sort_values("B")
     assert rows["p99_ms"].isna().tolist() == [schema == 1] * 2 + [False] * 2
     every = table(rows, "Every case")
-    assert every[["times faster", "95 %"]].to_numpy().tolist() == [[2.0, ""], [2.0, "2.00 to 2.00"]]
+    interval = "2.00 to 2.00"
+    assert every[["times faster", "95 %"]].to_numpy().tolist() == [[2.0, interval * (schema == 3)], [2.0, interval]]
     faster = written(tmp_path / "faster.csv", [row("triton_gru", 1.0)])
     assert main(["compare", str(old), str(faster)]) == 0
     assert "faster" in capsys.readouterr().out
     before = old.read_bytes()
-    with pytest.raises(ValueError, match=r"other columns than schema 3: name another file or folder"):
-        Report(old, "cpu")
+    Report(old, "cpu").add(row("triton_gru", 1.0))
     assert old.read_bytes() == before
+    assert report.load([tmp_path / f"old.v{SCHEMA}.csv"])["p50_ms"].tolist() == [1.0]
 
 
 def test_the_repositorys_own_files_are_read():
@@ -304,11 +311,12 @@ def test_cells_are_counted(loaded):
     assert cells.loc["torch.nn.LSTM"]["us a step"] == pytest.approx(300.0)
 
 
-def test_parameters_are_as_many_as_torchs_modules_have():
-    import torch
-
-    for module, gates in ((torch.nn.RNN, 1), (torch.nn.GRU, 3), (torch.nn.LSTM, 4)):
-        assert counts(gates, 5, 7, 4).parameters == sum(p.numel() for p in module(5, 7).parameters())
+def test_parameters_are_as_many_as_torchs_modules_have(loaded):
+    modules = {f"torch.nn.{name}": getattr(torch.nn, name)(5, 7) for name in ("RNN", "GRU", "LSTM")}
+    cells = table(loaded([row(name, 1.0, I=5, H=7) for name in modules]), "RNN, LSTM, GRU").set_index("cell")
+    assert cells["parameters"].to_dict() == {
+        name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()
+    }  # fmt: skip
 
 
 def test_the_report_in_both_forms(tmp_path, capsys):
@@ -318,8 +326,21 @@ def test_the_report_in_both_forms(tmp_path, capsys):
     assert "Below 1.0: 1 of 1\nprecision" in plain
     assert main(["report", "--markdown", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "| float16 | 512 | 4 | 512 | 1 |  | warm | eager | grid | 0.5 |  | 0.01 |" in lines
-    assert all(line.count("|") == lines[i - 1].count("|") for i, line in enumerate(lines) if line.startswith("| -"))
+    assert "| float16 | 512 | 4 | 512 | 1 | | warm | eager | grid | 0.5 | | 0.01 |" in squeezed(lines)
+    heads = [i for i, line in enumerate(lines) if line.startswith("|:")]
+    assert len(heads) > 4 and all(lines[i].count("|") == lines[i - 1].count("|") for i in heads)
+
+
+def test_words_are_to_the_left_and_numbers_of_three_digits_to_the_right():
+    frame = pd.DataFrame({"a word": ["x|y", "1.23456"], "n": [1, 12345], "ratio": [0.0123456, 12345.6]})
+    assert text(frame).splitlines() == [
+        "a word       n   ratio", "x/y          1  0.0123", "1.23456  12345   12346",
+    ]  # fmt: skip
+    assert text(frame, "pipe").splitlines() == [
+        "| a word  |     n |  ratio |", "|:--------|------:|-------:|", "| x/y     |     1 | 0.0123 |",
+        "| 1.23456 | 12345 |  12346 |",
+    ]  # fmt: skip
+    assert text(frame[:0]) == "none"
 
 
 def test_a_report_without_rows(tmp_path, capsys):
@@ -332,6 +353,10 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert main(["report", str(tmp_path / "other.csv")]) == 2
     assert "not the columns" in capsys.readouterr().err
+    report_of_torch = written(tmp_path / "rows.csv", [row("torch.nn.GRU", 1.0)])
+    assert main(["report", str(tmp_path / "other.csv"), str(report_of_torch)]) == 0
+    out, err = capsys.readouterr()
+    assert "torch.nn.GRU" in out and "left out" in err and "other.csv" in err and "rows.csv" not in err
     (tmp_path / "empty.csv").write_text("")
     assert main(["report", str(tmp_path / "empty.csv")]) == 2
 

@@ -33,12 +33,12 @@ def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path
     assert started[0][1:3] == ["-m", "perf"]
     arguments = started[0][3:]
     assert 4.9 < float(arguments[-1]) < 5
-    assert [row["provider"] for row in rows_of(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
+    assert [row["provider"] for row in rows_of(tmp_path / "smoke-cpu.v4.csv")] == ["handwritten"]
 
     plant(monkeypatch, "torch.nn.GRU", lambda gru, x: 1 / 0)
     assert main(arguments) == main(arguments) == 2
     assert main(arguments) == 0
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.v4.csv")
     assert [(row["provider"], row["B"], row["status"]) for row in rows] == [
         ("handwritten", "2", "failed"), ("torch.nn.GRU", "3", "failed"), ("torch.nn.GRU", "2", "failed"),
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def run(out, *more):
 
 def test_a_run_goes_on_where_it_was_killed(two_cases, tmp_path, capsys):
     assert run(tmp_path) == 0
-    path = tmp_path / "smoke-cpu.csv"
+    path = tmp_path / "smoke-cpu.v4.csv"
     whole = path.read_bytes()
     assert [(row["provider"], row["B"]) for row in rows_of(path)] == [
         ("torch.nn.GRU", "2"), ("handwritten", "2"), ("torch.nn.GRU", "3"), ("handwritten", "3"),
@@ -80,12 +80,26 @@ def test_a_run_goes_on_where_it_was_killed(two_cases, tmp_path, capsys):
     assert rows_of(path) == rows
 
 
+def test_a_run_goes_on_where_a_file_of_an_older_schema_ends(two_cases, tmp_path, capsys):
+    assert run(tmp_path) == 0
+    path = tmp_path / "smoke-cpu.v4.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    old = tmp_path / "smoke-cpu.csv"
+    old.write_bytes(b"".join(lines[:4]))  # the first case
+    path.unlink()
+    assert run(tmp_path, "--resume") == run(tmp_path, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 cases" in out and "0 of 2 cases" in out
+    assert [row["B"] for row in rows_of(path)] == ["3", "3"] and len(rows_of(old)) == 2
+    assert len(load([old, path])) == 4
+
+
 def test_a_case_that_took_the_process_with_it_comes_last(two_cases, tmp_path, monkeypatch):
     with monkeypatch.context() as dying:
         dying.setattr("perf.run.measure", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
             run(tmp_path)
-    path = tmp_path / "smoke-cpu.csv"
+    path = tmp_path / "smoke-cpu.v4.csv"
     assert [(row["B"], row["status"], row["n"]) for row in read(path)] == [("2", "begun", "0")]
     assert run(tmp_path, "--resume") == 0
     assert [row["B"] for row in read(path)[1:] if row["status"] != "begun"] == ["3", "3", "2", "2"]
@@ -97,13 +111,13 @@ def test_a_case_that_took_the_process_with_it_comes_last(two_cases, tmp_path, mo
 def test_a_further_provider_is_measured_with_the_yardstick(two_cases, tmp_path):
     assert run(tmp_path) == 0
     assert run(tmp_path, "--resume", "--provider", "triton_gru.block", "handwritten") == 0
-    added = rows_of(tmp_path / "smoke-cpu.csv")[4:]
+    added = rows_of(tmp_path / "smoke-cpu.v4.csv")[4:]
     assert [row["provider"] for row in added] == ["torch.nn.GRU", "triton_gru.block"] * 2
 
 
 def test_without_resume_all_is_measured_again(two_cases, tmp_path):
     assert run(tmp_path) == run(tmp_path) == 0
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.v4.csv")
     assert [row["provider"] for row in rows] == ["torch.nn.GRU", "handwritten"] * 4
     assert len({row["run_id"] for row in rows}) == 2
 
@@ -111,7 +125,7 @@ def test_without_resume_all_is_measured_again(two_cases, tmp_path):
 def test_no_case_is_begun_after_the_time(two_cases, tmp_path, capsys):
     assert run(tmp_path, "--minutes", "0") == 0
     assert "2 cases left" in capsys.readouterr().out
-    assert rows_of(tmp_path / "smoke-cpu.csv") == []
+    assert rows_of(tmp_path / "smoke-cpu.v4.csv") == []
 
 
 def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
@@ -122,7 +136,7 @@ def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
             break
     process.kill()
     process.communicate()
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = rows_of(tmp_path / "smoke-cpu.v4.csv")
     assert len(rows) >= 2
     assert {row["status"] for row in rows} <= {"ok", "noisy"}
 
@@ -211,7 +225,7 @@ REHEARSED_BY = {
 
 def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch):
     taken = []
-    monkeypatch.setattr("perf.__main__.run", lambda sweep, options: taken.append(options.conditions.rounds))
+    monkeypatch.setattr("perf.__main__.run", lambda sweep, names, conditions, *_: taken.append(conditions.rounds))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for arguments in (["streaming"], ["streaming", "--rehearse"], ["smoke"]):
         assert main(["run", "--sweep", *arguments]) == 0
@@ -224,7 +238,7 @@ def test_every_sweep_can_be_rehearsed(tmp_path, monkeypatch):
         provider = REHEARSED_BY.get(name, "handwritten")
         options = ["--out", str(tmp_path), "--rehearse", "--seconds", "0.02", "--provider", provider]
         assert main(["run", "--sweep", name, *options]) == 0
-        rows = rows_of(tmp_path / f"{name}-cpu.csv")
+        rows = rows_of(tmp_path / f"{name}-cpu.v4.csv")
         assert len(rows) == 2 * (2 if name == "bidirectional" else 1)
         assert {row["variant"] for row in rows} == {
             {"streaming": "streaming", "reset-before": "reset_before"}.get(name, "reset_after")
@@ -247,4 +261,4 @@ def test_no_gru_may_be_timed_whose_weights_torch_copies_but_in_bfloat16(precisio
     sweep = sweeps.Sweep("smoke", "?", 1, (), (dataclasses.replace(TINY, precision=precision),))
     conditions = Conditions("cpu", ("eager",), "warm", 0.01)
     with ends_in:
-        perf_run.run(sweep, perf_run.Options((), tmp_path, False, 1.0, conditions))
+        perf_run.run(sweep, (), conditions, tmp_path)

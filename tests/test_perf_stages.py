@@ -1,13 +1,14 @@
 """The timing of scans without one of their stages: its rehearsal, its table, and that the library stays as it is."""
 
 import dataclasses
+import pathlib
 import sys
 
 import pytest
 
-from perf import stages
+from perf.experiments import stages
+from perf.experiments.stages_kernel import STAGES, without
 from perf.record import Row
-from perf.stages_kernel import STAGES, without
 from triton_gru.kernels import exchange, grid, isa
 
 from .perf_calls import read, rows_of
@@ -15,7 +16,7 @@ from .perf_calls import read, rows_of
 
 def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    rows = rows_of(tmp_path / "stages-cpu.csv")
+    rows = rows_of(tmp_path / "stages-cpu.v4.csv")
     assert [(row["kernel"], row["variant"], row["status"], row["n"]) for row in rows] == [
         (kernel, variant, "ok", "0")
         for kernel in ("grid", "block")
@@ -23,8 +24,8 @@ def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
     ]
     assert "no times" in capsys.readouterr().out
     stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    assert rows_of(tmp_path / "stages-cpu.csv") == rows  # there is nothing left to do
-    assert stages.PROGRAM.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
+    assert rows_of(tmp_path / "stages-cpu.v4.csv") == rows  # there is nothing left to do
+    assert stages.PROGRAM.owed(rows, True) == []
 
 
 def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
@@ -38,10 +39,16 @@ def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
     arguments = ["--rehearse", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         program.main("", arguments)
-    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (0, 2)
+    assert [cell[0] for cell, _ in program.owed(read(tmp_path / "stages-cpu.v4.csv"), True)] == ["block", "grid"]
     program.main("", arguments)
     assert measured == ["grid", "block", "grid"]
-    assert program.progress(read(tmp_path / "stages-cpu.csv"), True) == (2, 2)
+    assert program.owed(read(tmp_path / "stages-cpu.v4.csv"), True) == []
+
+
+def test_nothing_else_of_perf_imports_an_experiment():
+    folder = pathlib.Path(stages.__file__).parents[1]
+    core = [path for path in folder.rglob("*.py") if path.parent.name != "experiments"]
+    assert len(core) > 20 and not [path for path in core if "experiments" in path.read_text()]
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():

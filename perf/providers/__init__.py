@@ -23,7 +23,7 @@ NAMES = tuple(PROVIDERS | STREAMING)
 
 
 def make_ready(name: str, gru: nn.GRU, x: Input, streaming: bool) -> Ready:
-    """The provider for whole sequences, or for frames of a stream.
+    """Make the provider ready for whole sequences, or for frames of a stream.
 
     Raises:
         Unavailable: it cannot serve them.

@@ -16,6 +16,7 @@ from triton_gru.plan.heuristic import grid_config
 from triton_gru.plan.planner import KERNELS, Plan
 
 from ..case import Case, Input
+from ..record import config_text
 from .interface import Ready, Unavailable, require_padded
 
 
@@ -71,7 +72,7 @@ class Variant:
             def call(x: Input) -> tuple[Tensor, Tensor]:
                 return execute.run(bind_gru(ours, x, None), plan)
 
-        return Ready(call, plan.kernel, str(plan.config or ""), plan.source)
+        return Ready(call, plan.kernel, config_text(plan.config), plan.source)
 
 
 LAUNCHES = "triton_gru.launches"
@@ -91,11 +92,15 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     made = {}
 
     def call(x: Input) -> tuple[Tensor, Tensor]:
-        if (launch := made.get(x.data_ptr())) is None:
-            launch = made[x.data_ptr()] = found.on_one_memory(x, None)
-        return launch()
+        if x.data_ptr() not in made:
+            results, starts, held = found.bind(x, None)
+            made[x.data_ptr()] = results, list(starts), held
+        results, starts, _ = made[x.data_ptr()]
+        for start in starts:
+            start()
+        return results
 
-    return Ready(call, plan.kernel, str(plan.config), plan.source)
+    return Ready(call, plan.kernel, config_text(plan.config), plan.source)
 
 
 GRIDS = [Variant("grid", handover=each) for each in HANDOVERS] + [Variant("grid", cut=each) for each in GRID_CUTS]
@@ -141,7 +146,7 @@ def gave_up() -> str:
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        hang.check()
+        hang.raise_if_hung()
     except RuntimeError as error:
         return str(error)
     return ""

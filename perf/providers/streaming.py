@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import triton_gru
 from triton_gru.plan.planner import KERNELS, Plan
 
+from ..record import config_text
 from .interface import Prepare, Ready
 from .ours import Variant
 from .torch_modules import kernel
@@ -30,7 +31,7 @@ def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
-    """A cell a layer, with ``gru``'s own Parameters."""
+    """Make a cell for each layer ready, with ``gru``'s own Parameters."""
     cells = []
     for layer, names in enumerate(gru._all_weights):
         inputs = gru.hidden_size if layer else gru.input_size
@@ -59,7 +60,7 @@ def _stream(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
-    """``step`` with its states kept, made ready; ``about`` is what else is known of it."""
+    """Make ``step`` ready, with its states kept. ``about`` is what else is known of it."""
     handed_on, kept = zeros, [zero.clone() for zero in zeros]
 
     def call(x: Tensor) -> Tensor:
@@ -95,12 +96,12 @@ def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A frame without its dimension of time."""
+    """Return a frame without its dimension of time."""
     return x[0]
 
 
 def _about(plan: Plan) -> dict[str, str]:
-    return {"kernel": plan.kernel, "config": str(plan.config or ""), "config_source": plan.source}
+    return {"kernel": plan.kernel, "config": config_text(plan.config), "config_source": plan.source}
 
 
 PROVIDERS: dict[str, Prepare] = {

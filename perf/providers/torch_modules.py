@@ -10,12 +10,12 @@ from .interface import Ready
 
 
 def _gru(gru: nn.RNNBase, x: Input) -> Ready:
-    """Beside a GRU that resets before, which torch has not, its own of the same sizes."""
+    """Make ``gru`` ready. Exception: where it resets before, which torch has not, torch's own of the same sizes."""
     return Ready(gru, kernel=kernel(gru)) if type(gru) is nn.GRU else _other_cell(nn.GRU, gru, x)
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
-    """A cell of the same sizes with weights of its own, and itself in float64 to be compared with."""
+    """Make a cell of the same sizes ready, with weights of its own, which is compared with itself in float64."""
     with torch.inference_mode(False):
         sizes = gru.input_size, gru.hidden_size, gru.num_layers
         like = gru.weight_hh_l0
@@ -25,7 +25,7 @@ def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
 
 
 def _first_state(module: nn.RNNBase):
-    """An LSTM has two states."""
+    """Return a call that gives the first state alone: an LSTM has two."""
 
     def call(x: Input) -> tuple[Input, Tensor]:
         output, state = module(x)

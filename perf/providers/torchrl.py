@@ -43,12 +43,12 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _batch_first(x: Tensor) -> Tensor:
-    """[T, B, I] as it was, lying in memory batch after batch."""
+    """Return [T, B, I] in another layout: batch after batch in memory."""
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _imported() -> types.ModuleType:
-    """The module of TorchRL that has `gru_triton`, since 0.13.1.
+    """Return the module of TorchRL that has `gru_triton`, since 0.13.1.
 
     Raises:
         Unavailable: there is none.
@@ -60,7 +60,7 @@ def _imported() -> types.ModuleType:
 
 
 def bind(gru_triton: Callable, gru: nn.GRU, x: Tensor) -> Call:
-    """The outputs of ``gru`` for inputs like ``x`` by ``gru_triton``.
+    """Return a call that computes ``gru`` for inputs like ``x`` by ``gru_triton``.
 
     Weights are padded here to as many hidden units as it computes with, where it would pad them on each call. Units
     of zero weights stay zero.
@@ -88,7 +88,7 @@ def bind(gru_triton: Callable, gru: nn.GRU, x: Tensor) -> Call:
 
 
 def _weights(gru: nn.GRU, names: list[str], padded: int) -> list[Tensor]:
-    """W_ih [3 padded, inputs], W_hh [3 padded, padded], b_ih and b_hh [3 padded] of a layer, padded with zeros."""
+    """Return a layer's W_ih [3 padded, inputs], W_hh [3 padded, padded], b_ih and b_hh [3 padded], with zeros added."""
     more = padded - gru.hidden_size
     w_ih, w_hh, *biases = (getattr(gru, name).unflatten(0, (3, gru.hidden_size)) for name in names)
     biases = biases or [w_ih.new_zeros(3, gru.hidden_size)] * 2

@@ -102,7 +102,7 @@ class RealBench:
     def judge(self, candidate: Candidate) -> str:
         try:
             wrong = self._judge(self.device, candidate)
-            hang.check()
+            hang.raise_if_hung()
             return wrong
         except torch.OutOfMemoryError:
             return "out of memory"
@@ -120,7 +120,7 @@ class RealBench:
             except Exception as failure:  # what is judged is shorter than what is timed: memory may not do
                 warnings.warn(f"cannot be timed, {mode}: {candidate}: {failure}", stacklevel=2)
         taken = samples(calls, rounds, clock(self._place.type), seconds)
-        hang.check()
+        hang.raise_if_hung()
         return taken
 
     @contextlib.contextmanager

@@ -4,8 +4,8 @@ What a stage adds to a step is the difference of the two. Stages that overlap ad
 add need not come to the whole; and what is left out of `grid`'s products is all that are not of its first words, half
 of them at H = 256 in fp16, seven of eight at 2048. What the compiler leaves of each is asserted by tests/compiled.
 
-    python -m perf.stages [--out build/perf]                # goes on where its CSV ends
-    TRITON_INTERPRET=1 python -m perf.stages --rehearse     # of tiny cases: no times
+    python -m perf.experiments.stages [--out build/perf]                # goes on where its CSV ends
+    TRITON_INTERPRET=1 python -m perf.experiments.stages --rehearse     # of tiny cases: no times
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.planner import Plan
 from triton_gru.tuning.timing import clock, graphed, samples
 
-from .case import Case
-from .precompile import in_parallel
-from .program import Program
-from .providers.interface import Unavailable
-from .providers.ours import Variant, gave_up
-from .record import Row, timed
+from ..case import Case
+from ..precompile import in_parallel
+from ..program import Program
+from ..providers.interface import Unavailable
+from ..providers.ours import Variant, gave_up
+from ..record import Row, config_text, timed
 from .stages_kernel import STAGES, without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
@@ -81,7 +81,7 @@ def variant_of(stage: str) -> str:
 
 
 def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], None]], str]:
-    """What computes the case on ``x``, as it is and without each stage; and the configuration of all."""
+    """Return calls that compute the case on ``x``, whole and without each stage, and the configuration of all."""
     variant = Variant(kernel)
     ours = variant.module(case.module(x.device.type))
     plan = variant.plan(ours, x)
@@ -89,11 +89,11 @@ def callers(kernel: str, case: Case, x: Tensor) -> tuple[dict[str, Callable[[], 
     def call(stage: str) -> None:
         execute.start(launches(ours, x, plan, stage))
 
-    return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, str(plan.config)
+    return {stage: functools.partial(call, stage) for stage in (WHOLE, *STAGES[kernel])}, config_text(plan.config)
 
 
 def launches(ours: triton_gru.GRU, x: Tensor, plan: Plan, stage: str) -> Iterator[Launch]:
-    """Those of a call of the module by its plan, its scans without a stage."""
+    """Yield the launches of a call of the module by its plan, with its scans without a stage."""
     output, h_n = torch.empty_like(x), x.new_empty(1, *x.shape[1:])
     for each in execute.launches(bind_gru(ours, x, None), plan.config, plan.device, output, h_n):
         left_out = stage != WHOLE and each.kernel is SCANS[plan.kernel]
@@ -105,7 +105,7 @@ def compile_scans(todo: list[tuple[str, Case]]) -> None:
 
 
 def compile_scan(kernel: str, case: Case, stage: str) -> None:
-    """Compiles a scan without a stage."""
+    """Compile a scan without a stage."""
     x = torch.empty(2, case.batch, case.hidden, device="cuda", dtype=case.dtype)  # how many steps is not compiled
     with torch.inference_mode(), case.pinned():
         variant = Variant(kernel)
@@ -115,7 +115,7 @@ def compile_scan(kernel: str, case: Case, stage: str) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Median microseconds a step: of the whole, then by how much it is less without each stage."""
+    """Return the median microseconds of a whole step, then by how much it is less without each stage."""
     steps = {row.variant: 1000 * row.p50_ms / row.T for row in rows if row.n}
     if WHOLE not in steps:
         return "    " + (rows[0].error or "no times")
@@ -126,10 +126,7 @@ def table(rows: list[Row]) -> str:
 
 
 _KEY = ("kernel", "dtype", "precision", "T", "B", "H")
-PROGRAM = Program(
-    "stages", cells, lambda cell: tuple(str(getattr(row_of(cell), name)) for name in _KEY),
-    lambda rows: {tuple(row[name] for name in _KEY) for row in rows}, compile_scans, measure, table,
-)  # fmt: skip
+PROGRAM = Program("stages", _KEY, cells, row_of, compile_scans, measure, table)
 
 if __name__ == "__main__":
     PROGRAM.main(__doc__)

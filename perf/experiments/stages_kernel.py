@@ -1,4 +1,4 @@
-"""The scans with one stage of a step left out, for perf.stages to time: what such a kernel computes is no GRU.
+"""The scans with one stage of a step left out, for stages.py to time: what such a kernel computes is no GRU.
 
 Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. They
 take what the others take, and see to it that the compiler does not leave out more: what they do not use is kept.
@@ -29,14 +29,14 @@ _TEST_FOUR = tl.constexpr(
 
 @triton.jit
 def _keep(x):
-    """Of 32 bits."""
+    """Keep what has 32 bits."""
     if _ON_GPU:
         tl.inline_asm_elementwise(_TEST_ONE, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def _keep_four(a, b, c, d):
-    """Of 32 bits."""
+    """Keep what has 32 bits."""
     if _ON_GPU:
         tl.inline_asm_elementwise(_TEST_FOUR, "=r,r,r,r,r", [a, b, c, d], dtype=tl.int32, is_pure=False, pack=1)
 
@@ -159,7 +159,7 @@ STAGES = {
 
 @functools.cache
 def without(kernel: str, stage: str):
-    """The scan of a kernel without one of its `STAGES`."""
+    """Return the scan of a kernel without one of its `STAGES`."""
     name = f"{__name__}.{kernel} without {stage}"
     package = types.ModuleType(name)
     package.__path__ = list(kernels.__path__)

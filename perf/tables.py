@@ -1,0 +1,42 @@
+"""Tables of a report: what groups of rows have in common, and how a table is written."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+import tabulate
+
+tabulate.MIN_PADDING = 0  # columns are no wider than what is in them
+
+
+def summarized(
+    rows: pd.DataFrame, by: Iterable[str], column: str, statistics: dict[str, str | Callable], **counted: pd.Series
+) -> pd.DataFrame:
+    """Return a line for each group of ``rows``, in the order of their first rows.
+
+    Args:
+        statistics: the table's columns after ``by``, and what each is of ``column``.
+        counted: further columns: how many rows of a group meet a condition.
+    """
+    wanted = {name: (column, statistic) for name, statistic in statistics.items()}
+    wanted |= {name: (name, "sum") for name in counted}
+    return rows.assign(**counted).groupby(list(by), sort=False).agg(**wanted).reset_index()
+
+
+def geomean(ratios: pd.Series) -> float:
+    return np.exp(np.log(ratios).mean())
+
+
+def text(table: pd.DataFrame, form: str = "plain") -> str:
+    """Return the table in a form of tabulate, "plain" or "pipe" (Markdown), with words left and numbers right."""
+    if table.empty:
+        return "none"
+    sides = ["right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table]
+    return table.map(word).to_markdown(index=False, tablefmt=form, colalign=sides, disable_numparse=True)
+
+
+def word(value) -> str:
+    """Return a cell's text: of a number its three leading digits, or all of its whole part."""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value).replace("|", "/")
