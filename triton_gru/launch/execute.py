@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .. import reference
 from ..call.bind import Call, flat
 from ..call.torch_state import records_gradient
 from ..plan.config import BlockConfig, Config, GridConfig, StepConfig
@@ -25,38 +24,16 @@ WORKSPACE_BYTES = 32 << 20
 
 
 def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    """``output`` and ``h_n`` of a planned call, shaped as `allocate` says.
+    """Return ``output`` and ``h_n`` of a planned call, shaped as `allocate` says.
 
     The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
     """
-    if plan.kernel == "torch":
-        return torch_gru.gru(call)
-    if plan.kernel == "reference":
-        return _run_reference(call)
+    if plan.config is None:
+        return torch_gru.run(call, plan.kernel)
     tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
     if records_gradient(tensors):
         return _ForwardOnly.apply(call, plan, *tensors)
     return _run_kernels(call, plan)
-
-
-def _run_reference(call: Call) -> tuple[Tensor, Tensor]:
-    x, sequences = call.input, call.sequences
-    if sequences.layout == "packed":
-        x = torch_gru.padded(x, sequences)
-    output, h_n = reference.gru(
-        x,
-        call.initial_state(),
-        call.weights,
-        reset_after=call.problem.reset_after,
-        bidirectional=call.problem.bidirectional,
-        reverse=call.problem.reverse,
-        dropout=call.dropout,
-        lengths=sequences.lengths,
-        resets=call.resets,
-    )
-    if sequences.layout == "packed":
-        return torch_gru.packed(output, sequences), h_n
-    return output.transpose(0, 1) if call.batch_first else output, h_n
 
 
 NO_BACKWARD = (
