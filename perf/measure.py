@@ -1,9 +1,7 @@
 """One case: every provider against float64 first, then those that are right timed in turn."""
 
-import copy
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_gru import accuracy
+from triton_gru.accuracy import Judge
 from triton_gru.launch import hang
 from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, samples
 
@@ -26,7 +24,6 @@ from .record import Row, timed
 # wrong answers, not for another rounding. How far it was stands in its row.
 PEERS_SLACK = 4
 ROUNDS = 200
-_NUMBERS_AT_ONCE = 1 << 27  # numbers of an input whose outputs are computed in float64 at once
 
 
 class DeviceLost(Exception):
@@ -159,9 +156,8 @@ def _made_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
 
 
 def _tensors(returned) -> list[Tensor]:
-    """Of a call, the output, of packed ones its data, and the last states; of a frame only its output."""
-    parts = [returned] if isinstance(returned, (Tensor, PackedSequence)) else returned
-    return [part.data if isinstance(part, PackedSequence) else part for part in parts]
+    """Return a call's output (the data of a packed one) and last states; of a frame only the output."""
+    return [part.data for part in ([returned] if isinstance(returned, (Tensor, PackedSequence)) else returned)]
 
 
 def _of_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
@@ -225,47 +221,17 @@ def _peak_since(before: int) -> float | str:
 
 
 class _Gate:
-    """Judges results by float64; torch's own module in the case's precision says how close one can be.
-
-    They are those for the first input; or the outputs of all inputs, if they are frames of a stream.
-    """
+    """A judge of every provider's results for the first input; or of its outputs for all, if they are a stream's."""
 
     def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
         self.streaming, self._precision = case.streaming, case.precision
         self._x = torch.cat(inputs) if case.streaming else inputs[0]
-        if case.packed:
-            self._at_once = sys.maxsize
-            self._expected = [_exact_packed(gru, self._x)]
-        else:
-            self._at_once = max(1, _NUMBERS_AT_ONCE // (case.directions * case.steps * case.hidden))
-            self._expected = [accuracy.exact(gru, rows, None) for rows in self._x.split(self._at_once, dim=1)]
-        error = self._error(_tensors(gru(self._x)))
-        self._allowed = accuracy.bound(error, case.precision, summed=accuracy.summed(gru))
+        self._judge = Judge.of(gru, self._x, None, case.precision)
 
     def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float]:
-        """Whether "ok" or "wrong", and the largest error of the outputs and last states; NaN is wrong."""
-        if ready.expected is None:
-            error, allowed = self._error(results), self._allowed
-        else:
-            expected = _tensors(ready.expected(self._x.double()))
-            error = max(_furthest(a, b) for a, b in zip(results, expected))
-            allowed = accuracy.bound(error, self._precision)  # torch's own: only NaN is wrong
-        slack = 1 if name.startswith(OURS) else PEERS_SLACK
-        return ("ok" if error <= slack * allowed else "wrong"), error
-
-    def _error(self, results: list[Tensor]) -> float:
-        """Of the outputs, and the last states where they are among the results."""
-        parts = zip(zip(*(result.split(self._at_once, dim=1) for result in results)), self._expected)
-        errors = [_furthest(a, b) for actual, expected in parts for a, b in zip(actual, expected)]
-        return torch.tensor(errors, device="cpu").max().item()  # NaN if any is
-
-
-def _exact_packed(gru: nn.GRU, x: PackedSequence) -> list[Tensor]:
-    """``gru(x)`` in float64 by torch's own."""
-    with torch.inference_mode(False):
-        exact = copy.deepcopy(gru).double()
-    return _tensors(exact(x.double()))
-
-
-def _furthest(actual: Tensor, expected: Tensor) -> float:
-    return (actual.double() - expected.to(actual.device)).abs().max().item()
+        """Return whether the results are "ok" or "wrong", and their largest error."""
+        judge = self._judge
+        if ready.expected is not None:  # of another cell, without a baseline: only NaN is wrong
+            judge = Judge(_tensors(ready.expected(self._x.double())), results, self._precision)
+        error, right = judge(results, slack=1 if name.startswith(OURS) else PEERS_SLACK)
+        return ("ok" if right else "wrong"), error
