@@ -297,15 +297,20 @@ def test_tuning_by_itself(device, tables, launched, monkeypatch):
     here = find(torch.device(device, 0) if device == "cuda" else torch.device(device))
     assert found.kept == tables / store.file_name(here)
     assert choose(problem, here, "block").tuned
-    wrong = triton_gru.launch.execute.run
-    monkeypatch.setattr(
-        triton_gru.launch.execute,
-        "run",
-        lambda call, plan: tuple(t + (plan.kernel == "step") for t in wrong(call, plan)),
-    )
+    right = triton_gru.launch.execute.run
+
+    def run_wrong(call, plan):
+        output, h_n = right(call, plan)
+        if plan.kernel == "step":
+            output += 1
+        elif plan.kernel == "block":
+            h_n[-1, -1, -1] = torch.nan  # beside an output that is right
+        return output, h_n
+
+    monkeypatch.setattr(triton_gru.launch.execute, "run", run_wrong)
     (found,) = triton_gru.tune([problem], device=device, anew=True)
-    assert "step" not in found.entry.results
-    assert found.entry.failed == {"wrong: further from float64 than it may be": 1}
+    assert set(found.entry.results) == {"torch", "grid"}
+    assert set(found.entry.failed) == {"wrong: further from float64 than it may be"}
 
 
 def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
@@ -339,7 +344,7 @@ def tuner_compilers(device):
 def planted(monkeypatch):
     """What the command line measures with, and that there is a GPU."""
     made = PlantedBench(torch_takes(lambda candidate: 0.5))
-    monkeypatch.setattr(tuner, "RealBench", lambda device: made)
+    monkeypatch.setattr(tuner, "Bench", lambda device: made)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
