@@ -1,6 +1,8 @@
 """Tuning, driven by planted times over the real space of configurations, and once by itself."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import random
 import subprocess
@@ -19,6 +21,7 @@ from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.tables import lookup, revision, store
 from triton_gru.tuning import bench, run, space, tuner
+from triton_gru.tuning.compile_pool import Pool, compile_candidate
 from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
 from triton_gru.tuning.verdict import clearly_faster
@@ -314,30 +317,18 @@ def test_tuning_by_itself(device, tables, launched, monkeypatch):
 
 
 def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch):
-    """For a GPU that is not there; one whose compiler dies or does not end takes no other with it."""
+    """For a GPU that is not there; what the processes survive is tested in test_compile_pool.py."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # one process at a time: each imports torch
     problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=16)
     block = Candidate("block", heuristic("block", problem, H200))
     never = Candidate("block", dataclasses.replace(block.config, num_warps=3))
-    compilers = tuner_compilers(H200)
-    try:
-        found = dict(compilers.compile(problem, [block, never], 120))
+    compiling = functools.partial(compile_candidate, problem, H200)
+    with contextlib.closing(Pool()) as pool:
+        found = dict(pool.run(compiling, [block, never], 120))
         assert found[block] == "" and found[never]
         assert any(tmp_path.rglob("*.cubin"))
-        for worker in compilers._workers:
-            worker._process.kill()
-        assert dict(compilers.compile(problem, [block], 120))[block].startswith("the compiler crashed")
-        assert dict(compilers.compile(problem, [block], 120)) == {block: ""}
-        assert dict(compilers.compile(problem, [block], 0)) == {}
-    finally:
-        compilers.close()
-
-
-def tuner_compilers(device):
-    from triton_gru.tuning.compile_pool import Compilers
-
-    return Compilers(device)
+        assert dict(pool.run(compiling, [block], 0)) == {}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ..plan.device import Device, find
 from ..plan.planner import Plan
 from ..plan.problem import Problem
 from ..plan.tables import store
-from .compile_pool import Compilers
+from .compile_pool import Pool, compile_candidate, in_a_line
 from .example import Example, example
 from .space import TORCH, Candidate
 from .timing import clock, graphed, samples
@@ -45,18 +45,18 @@ class Bench:
                 f"no kernel runs on {device} (on the CPU only under TRITON_INTERPRET=1): nothing to tune"
             )
         self.device, self._place = described, device
-        self._compilers = Compilers(described)
+        self._pool = Pool()
         self.modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
 
     def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
         """Yield each candidate that is done within ``seconds``, with the reason why it is out, empty if it is in."""
         if self.device.isa == "interpreter":
             return ((each, "") for each in candidates)
-        return self._compilers.compile(problem, candidates, seconds)
+        return self._pool.run(functools.partial(compile_candidate, problem, self.device), candidates, seconds)
 
     def close(self) -> None:
         """End the processes that compile."""
-        self._compilers.close()
+        self._pool.close()
 
     @contextlib.contextmanager
     def opened(self, problem: Problem) -> Iterator[None]:
@@ -90,7 +90,7 @@ class Bench:
         except torch.OutOfMemoryError:
             return "out of memory"
         except Exception as failure:
-            return f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]
+            return in_a_line(failure)
 
     def times(
         self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
