@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,66 +51,50 @@ class Conditions:
     rounds: int = 0
 
 
-@dataclass
-class _Entry:
-    """A provider in a mode: its row so far, and a call for each input, to be timed.
-
-    ``kept`` is what owns memory that graphs use.
-    """
-
-    row: Row
-    calls: list[Callable] = field(default_factory=list)
-    kept: tuple = ()
-
-
 def blank_row(case: Case, provider: str, mode: str, l2: str, floors: Floors) -> Row:
     name = f"{provider}+graph" if mode == "graph" else provider
     return dataclasses.replace(case.row(), provider=name, mode=mode, l2=l2, floor_ms=floors.of(case, mode, l2))
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """A row for each provider and mode, that of `YARDSTICK` first whether or not it is among ``providers``.
+    """Return a row for each provider and mode, that of `YARDSTICK` first whether or not it is among ``providers``.
 
     Raises:
         DeviceLost: a CUDA error that outlives the call.
     """
     names = [YARDSTICK, *(name for name in providers if name != YARDSTICK)]
-    blank = {name: [blank_row(case, name, m, conditions.l2, floors) for m in conditions.modes] for name in names}
+    rows = [blank_row(case, name, mode, conditions.l2, floors) for name in names for mode in conditions.modes]
     with case.pinned():
         try:  # the module outside of inference_mode, as its users make it
             gru, inputs = case.module(conditions.device), case.inputs(conditions.device)
             with torch.inference_mode():
                 gate = _Gate(case, gru, inputs)
         except Exception as failure:  # not enough memory for the case, say
-            return _unable([row for rows in blank.values() for row in rows], failure)
+            _fail(rows, failure)
+            return rows
         with torch.inference_mode():
-            entries = [each for name in names for each in _made_ready(name, gru, inputs, gate, blank[name])]
+            calls, kept = {}, []
+            for name in names:
+                kept.append(_make_ready(name, gru, inputs, gate, [row for row in rows if row.base == name], calls))
             del gate
-            return _timed_in_turn(entries, conditions)
+            _time(rows, calls, conditions)
+    return rows
 
 
-def _timed_in_turn(entries: list[_Entry], conditions: Conditions) -> list[Row]:
-    right = [entry for entry in entries if entry.row.status == "ok"]
-    calls = {entry.row.provider: entry.calls for entry in right}
+def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
+    """Time the calls of rows that are right, in turn, and put the times into the rows."""
+    right = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
+    least, once = conditions.rounds, _clock(conditions)
     try:
-        least = conditions.rounds
-        taken = samples(
-            calls, max(ROUNDS, least), _clock(conditions), conditions.seconds, stop_when_quiet=True, least=least
-        )
+        taken = samples(right, max(ROUNDS, least), once, conditions.seconds, stop_when_quiet=True, least=least)
     except Exception as failure:  # nobody knows whose
-        failed = iter(_unable([entry.row for entry in right], failure))
-        return [next(failed) if entry.row.status == "ok" else entry.row for entry in entries]
+        return _fail([row for row in rows if row.provider in right], failure)
     error = gave_up()
-    return [_timed(entry.row, taken, error) for entry in entries]
-
-
-def _timed(row: Row, taken: dict[str, list[float]], error: str) -> Row:
-    """With what was taken and its quantiles; ``error`` is that of ours, by which its times are worth nothing."""
-    if row.status != "ok":
-        return row
-    if error and row.provider.startswith(OURS):
-        return dataclasses.replace(row, status="failed", error=f"this or another: {error}")
-    return timed(row, taken[row.provider])
+    for i, row in enumerate(rows):
+        if error and row.provider in right and row.provider.startswith(OURS):  # its times are worth nothing
+            row.status, row.error = "failed", f"this or another: {error}"
+        elif row.provider in right:
+            rows[i] = timed(row, taken[row.provider])
 
 
 def _clock(conditions: Conditions) -> Callable[[Callable], float]:
@@ -121,38 +105,35 @@ def _clock(conditions: Conditions) -> Callable[[Callable], float]:
     return clock(conditions.device)
 
 
-def _made_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row]) -> list[_Entry]:
-    """The provider in the mode of each row, called and compared; the rows say what came of it."""
+def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict) -> object:
+    """Call and judge the provider in the mode of each row; the rows say what came of it.
+
+    Its calls for all inputs are added to ``calls``. What is returned owns memory that graphs use.
+    """
     before = _memory()
     try:
         ready = make_ready(name, gru, inputs[0], gate.streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
         _memory()  # what making ready took at its peak does not count
-        results = _tensors(ready.call(inputs[0]))
-        about = {
-            "kernel": ready.kernel,
-            "config": ready.config,
-            "config_source": ready.config_source,
-            "peak_mem_mb": _peak_since(before),
-        }
+        results, peak = _tensors(ready.call(inputs[0])), _peak_since(before)
     except Exception as failure:
-        return [_Entry(row) for row in _unable(rows, failure)]
-    entries = []
-    for row in (dataclasses.replace(row, **about) for row in rows):
+        return _fail(rows, failure)
+    for row in rows:
+        row.kernel, row.config, row.config_source = ready.kernel, ready.config, ready.config_source
+        row.peak_mem_mb = peak
         try:
             if row.mode == "graph":
-                results, calls = _graphs(ready, inputs, gate.streaming)
+                results, calls[row.provider] = _graphs(ready, inputs, gate.streaming)
             else:
-                calls = [functools.partial(ready.call, x) for x in inputs]
+                calls[row.provider] = [functools.partial(ready.call, x) for x in inputs]
                 if gate.streaming:
-                    results = _of_frames(ready, calls)
+                    results = _of_frames(ready, calls[row.provider])
             row.status, row.max_abs_err = gate.judge(name, ready, results)
             hang.check()
-            entries.append(_Entry(row, calls, (ready, inputs)))
         except Exception as failure:
-            entries += [_Entry(row) for row in _unable([row], failure)]
-    return entries
+            _fail([row], failure)
+    return ready, inputs
 
 
 def _tensors(returned) -> list[Tensor]:
@@ -191,15 +172,14 @@ def _replayed(replay: Callable, returned) -> list[Tensor]:
     return [each.clone() for each in written]
 
 
-def _unable(rows: list[Row], failure: Exception) -> list[Row]:
-    """The rows, saying so. Raises DeviceLost if it has left the process without a working GPU."""
-    if isinstance(failure, Unavailable):
-        return [dataclasses.replace(row, status="unavailable", error=str(failure)) for row in rows]
-    error = f"{type(failure).__name__}: {failure}"
-    rows = [dataclasses.replace(row, status="failed", error=error) for row in rows]
-    if is_lost():
+def _fail(rows: list[Row], failure: Exception) -> None:
+    """Let the rows say why they have no times. Raise DeviceLost if the process has no working GPU any more."""
+    unavailable = isinstance(failure, Unavailable)
+    for row in rows:
+        row.status = "unavailable" if unavailable else "failed"
+        row.error = str(failure) if unavailable else f"{type(failure).__name__}: {failure}"
+    if not unavailable and is_lost():
         raise DeviceLost(rows) from failure
-    return rows
 
 
 def _memory() -> int:
