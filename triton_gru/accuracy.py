@@ -6,6 +6,7 @@ units (two hardware approximations each), 16-bit ones to half a unit, and the re
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -117,19 +118,17 @@ def exact(
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes), gru.batch_first)
         output, h_n = exact(gru, padded, hx, lengths.to(padded.device))
         return as_packed(gru, x, pack_padded_sequence(output, lengths, gru.batch_first).data, h_n)
-    weights = []
-    for names in gru._all_weights:
-        parameters = [getattr(gru, name).detach().double() for name in names]
-        weights.append((*parameters, None, None)[:4])
+    weights = [
+        (*(getattr(gru, name).detach().double() for name in names), None, None)[:4] for names in gru._all_weights
+    ]
     if gru.batch_first:
         x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
     steps, batch, _ = x.shape
     if hx is None:
         hx = x.new_zeros(len(weights), batch, gru.hidden_size)
-    features = gru.hidden_size * (2 if gru.bidirectional else 1)
-    output = torch.empty(steps, batch, features, dtype=torch.double, device=x.device)
+    output = x.new_empty(steps, batch, gru.hidden_size * (1 + gru.bidirectional), dtype=torch.double)
     h_n = torch.empty_like(hx, dtype=torch.double)
-    at_once = max(1, _NUMBERS_AT_ONCE // (steps * features))
+    at_once = max(1, _NUMBERS_AT_ONCE // (steps * output.size(2)))
     for rows in (slice(first, first + at_once) for first in range(0, batch, at_once)):
         output[:, rows], h_n[:, rows] = reference.gru(
             x[:, rows].double(), hx[:, rows].double(), weights,
@@ -175,10 +174,10 @@ class Result:
 
     def __str__(self) -> str:
         kind = f"{self.kernel:6} reset {'after' if self.reset_after else 'before':6} {self.precision:5}"
-        shape = f"{kind} H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
+        shape = f"H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
         judged = self.status in ("right", "WRONG")
         errors = f"error {self.error:.1e}, torch {self.torchs_error:.1e}" if judged else ""
-        return f"{shape} {errors:32} {self.status}"
+        return f"{kind} {shape} {errors:32} {self.status}"
 
 
 def check(device: torch.device | str) -> Iterator[Result]:
@@ -190,26 +189,25 @@ def check(device: torch.device | str) -> Iterator[Result]:
     kind = torch.device(device).type
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
-        for kernel in KERNELS:
-            for precision in PRECISIONS:
-                dtype = set_precision(precision)
-                for hidden_size in HIDDEN_SIZES[kind][kernel]:
-                    for batch_size, reset_after in ((1, True), (17, True), (17, False)):
-                        options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
-                        gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
-                        x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
-                        hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
-                        yield _check_one(gru, x, hx, kernel, precision)
+        for kernel, precision in itertools.product(KERNELS, PRECISIONS):
+            dtype = set_precision(precision)
+            shapes = itertools.product(HIDDEN_SIZES[kind][kernel], ((1, True), (17, True), (17, False)))
+            for hidden_size, (batch_size, reset_after) in shapes:
+                options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
+                gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
+                x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
+                hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
+                yield _check_one(gru, x, hx, precision)
     finally:
         torch.backends.cudnn.rnn.fp32_precision = before
 
 
-def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> Result:
-    shape = (kernel, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
+def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> Result:
+    shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
     except RuntimeError as refusal:
-        return Result(*shape, float("nan"), float("nan"), f"not served: {refusal}")
+        return Result(*shape, math.nan, math.nan, f"not served: {refusal}")
     judge = Judge.of(gru, x, hx, precision)
     with torch.no_grad():
         error, right = judge(gru(x, hx))
