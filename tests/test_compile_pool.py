@@ -16,6 +16,12 @@ from triton_gru.tuning.compile_pool import Pool, in_parallel
 from .calls_in_workers import Unreadable, behave
 
 
+def asked(pool, items, *seconds):
+    """Yield what becomes of each item, in a pool of processes that `behave` as it says."""
+    for call, why in pool.run([functools.partial(behave, each) for each in items], *seconds):
+        yield call.args[0], why
+
+
 @pytest.fixture
 def pool(monkeypatch):
     """A pool of one process: each takes seconds to import torch."""
@@ -27,7 +33,7 @@ def pool(monkeypatch):
 def test_each_call_gets_its_own_answer_whatever_became_of_others(pool, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     items = ["nothing", "say why", "print", "raise", Unreadable(), "die", "environment", "nothing"]
-    found = list(pool.run(behave, items))
+    found = list(asked(pool, items))
     assert [item for item, _ in found] == items
     assert [why for _, why in found[:5]] == ["", "because", "", "ValueError: two", "NameError: it is not known here"]
     assert found[5][1] == "the compiler crashed with its last words"
@@ -35,22 +41,22 @@ def test_each_call_gets_its_own_answer_whatever_became_of_others(pool, monkeypat
 
 
 def test_a_process_that_is_killed_is_replaced(pool):
-    assert list(pool.run(behave, ["nothing"])) == [("nothing", "")]
+    assert list(asked(pool, ["nothing"])) == [("nothing", "")]
     os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
-    assert list(pool.run(behave, ["nothing", "nothing"])) == [("nothing", "the compiler crashed"), ("nothing", "")]
+    assert list(asked(pool, ["nothing", "nothing"])) == [("nothing", "the compiler crashed"), ("nothing", "")]
 
 
 def test_what_takes_too_long_fails_and_what_comes_after_the_time_does_not_come(pool):
-    assert list(pool.run(behave, ["nothing"], 0)) == []
-    assert list(pool.run(behave, ["nothing"])) == [("nothing", "")]  # its process is there now
+    assert list(asked(pool, ["nothing"], 0)) == []
+    assert list(asked(pool, ["nothing"])) == [("nothing", "")]  # its process is there now
     pool._seconds_each = 1
-    assert list(pool.run(behave, ["hang"])) == [("hang", "not compiled within 1 s")]
+    assert list(asked(pool, ["hang"])) == [("hang", "not compiled within 1 s")]
     pool._seconds_each = 60
-    assert list(pool.run(behave, ["nothing", "hang", "nothing"], 30)) == [("nothing", "")]
+    assert list(asked(pool, ["nothing", "hang", "nothing"], 30)) == [("nothing", "")]
 
 
 def test_closing_midway_ends_the_processes(pool):
-    running = pool.run(behave, ["nothing", "hang"])
+    running = asked(pool, ["nothing", "hang"])
     assert next(running) == ("nothing", "")
     process = pool._workers[0]._process
     start = time.monotonic()

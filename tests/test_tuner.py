@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import random
 import subprocess
@@ -21,7 +20,6 @@ from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.tables import lookup, revision, store
 from triton_gru.tuning import bench, run, space, tuner
-from triton_gru.tuning.compile_pool import Pool, compile_candidate
 from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
 from triton_gru.tuning.verdict import clearly_faster
@@ -323,12 +321,12 @@ def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch
     problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=16)
     block = Candidate("block", heuristic("block", problem, H200))
     never = Candidate("block", dataclasses.replace(block.config, num_warps=3))
-    compiling = functools.partial(compile_candidate, problem, H200)
-    with contextlib.closing(Pool()) as pool:
-        found = dict(pool.run(compiling, [block, never], 120))
+    monkeypatch.setattr(bench, "find", lambda device: H200)
+    with contextlib.closing(bench.Bench(torch.device("cuda"))) as of_h200:
+        found = dict(of_h200.compile(problem, [block, never], 120))
         assert found[block] == "" and found[never]
         assert any(tmp_path.rglob("*.cubin"))
-        assert dict(pool.run(compiling, [block], 0)) == {}
+        assert dict(of_h200.compile(problem, [block], 0)) == {}
 
 
 @pytest.fixture

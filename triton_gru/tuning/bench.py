@@ -52,7 +52,8 @@ class Bench:
         """Yield each candidate that is done within ``seconds``, with the reason why it is out, empty if it is in."""
         if self.device.isa == "interpreter":
             return ((each, "") for each in candidates)
-        return self._pool.run(functools.partial(compile_candidate, problem, self.device), candidates, seconds)
+        calls = [functools.partial(compile_candidate, problem, self.device, each) for each in candidates]
+        return ((call.args[-1], why) for call, why in self._pool.run(calls, seconds))
 
     def close(self) -> None:
         """End the processes that compile."""

@@ -94,12 +94,8 @@ def in_parallel(calls: Iterable[Callable[[], object]]) -> None:
     What fails here fails again, with its message, where its result is needed.
     """
     with contextlib.closing(Pool(seconds_each=600)) as pool:
-        for _ in pool.run(_make, calls):
+        for _ in pool.run(calls):
             pass
-
-
-def _make(call: Callable[[], object]) -> None:
-    call()
 
 
 class Pool:
@@ -112,31 +108,31 @@ class Pool:
         self._seconds_each = seconds_each
         self._workers = [_Worker() for _ in range(min(len(os.sched_getaffinity(0)), _MOST_WORKERS))]
 
-    def run(self, function: Callable, items: Iterable, seconds: float = math.inf) -> Iterator[tuple]:
-        """Call ``function(item)`` for all items in turn; yield each that is done within ``seconds``, with a reason.
+    def run(self, calls: Iterable[Callable], seconds: float = math.inf) -> Iterator[tuple[Callable, str]]:
+        """Begin calls in their order, and yield each that is done within ``seconds``, with a reason.
 
         The reason is what the call has returned, or why it failed; empty if it has returned nothing.
         """
         end = time.monotonic() + seconds
-        todo = [(item, pickle.dumps((function, item))) for item in items][::-1]
+        todo = [(call, pickle.dumps(call)) for call in calls][::-1]
         idle, busy = [*self._workers], {}
         try:
             while busy or (todo and time.monotonic() < end):
                 while todo and idle and time.monotonic() < end:
-                    (item, task), worker = todo.pop(), idle.pop()
+                    (call, task), worker = todo.pop(), idle.pop()
                     worker.begin(task)
-                    busy[worker] = item, min(end, time.monotonic() + self._seconds_each)
+                    busy[worker] = call, min(end, time.monotonic() + self._seconds_each)
                 first = min((limit for _, limit in busy.values()), default=end)
                 answered = wait(busy, max(0.0, first - time.monotonic()))
                 for worker in [each for each in busy if each in answered or busy[each][1] <= time.monotonic()]:
-                    item, limit = busy.pop(worker)
+                    call, limit = busy.pop(worker)
                     idle.append(worker)
                     if worker in answered:
-                        yield item, worker.answer()
+                        yield call, worker.answer()
                         continue
                     worker.kill()
                     if limit < end:
-                        yield item, f"not compiled within {self._seconds_each} s"
+                        yield call, f"not compiled within {self._seconds_each} s"
         finally:
             for worker in busy:
                 worker.kill()
@@ -211,8 +207,7 @@ def serve(connection: int, main: str) -> None:
         while True:
             task = io.BytesIO(asker.recv_bytes())
             try:
-                function, item = Unpickler(task).load()
-                answer = function(item) or ""
+                answer = str(Unpickler(task).load()() or "")
             except Exception as failure:
                 answer = in_a_line(failure)
             asker.send(answer)
