@@ -142,14 +142,14 @@ def _tensors(returned) -> list[Tensor]:
 
 
 def _of_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
-    """The output [T, B, H] of calls that are a frame each, one after the other from a state of zeros."""
+    """Return the output [T, B, H] of calls that are a frame each, made in turn from a state of zeros."""
     ready.reset()
     frames = [_tensors(call())[0].clone() for call in calls]
     return [torch.stack([frame.view(frame.shape[-2:]) for frame in frames])]
 
 
 def _graphs(ready: Ready, inputs: list[Input], streaming: bool) -> tuple[list[Tensor], list[Callable]]:
-    """What the replay for the first input has written, or those for all frames of a stream; and a replay for each."""
+    """Return what the replay for the first input writes, or those for all of a stream; and a replay for each input."""
     if ready.refuses_graph:
         raise Unavailable(ready.refuses_graph)
     pool = torch.cuda.graph_pool_handle()
@@ -164,7 +164,7 @@ def _graphs(ready: Ready, inputs: list[Input], streaming: bool) -> tuple[list[Te
 
 
 def _replayed(replay: Callable, returned) -> list[Tensor]:
-    """A copy of what the replay has written, NaN where it has not."""
+    """Replay, and return a copy of what that has written, NaN where it has not."""
     written = _tensors(returned)
     for each in written:
         each.fill_(float("nan"))

@@ -22,7 +22,7 @@ from triton.runtime import driver
 from ..launch import execute
 from ..plan.device import Device
 from ..plan.problem import Problem
-from .example import example
+from .example import example, shortest
 from .space import Candidate
 
 _MOST_WORKERS = 16
@@ -68,7 +68,7 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
 
 def compile_scan(problem: Problem, candidate: Candidate, device: Device):
     """Compile all that a call launches, for the GPU that Triton takes for its own; return the compiled scan."""
-    with example(problem, "meta", compiled_only=True) as each:
+    with example(shortest(problem), "meta") as each:
         launches = execute.launches(each.call, candidate.config, device, *execute.allocate(each.call))
         return [launch.compile() for launch in launches][-1]
 

@@ -29,13 +29,8 @@ class Example:
 
 
 @contextlib.contextmanager
-def example(problem: Problem, device: torch.device | str, compiled_only: bool = False) -> Iterator[Example]:
-    """Inside, torch's precision of fp32 products in recurrent networks is the problem's.
-
-    With ``compiled_only`` the call is as short as one can be that compiles the same.
-    """
-    if compiled_only:
-        problem = shortest(problem)
+def example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
+    """Make an example. Inside, torch's precision of fp32 products in recurrent networks is the problem's."""
     before = torch.backends.cudnn.rnn.fp32_precision
     # With "ieee" torch forbids cuDNN the tensor cores in 16 bits, too.
     torch.backends.cudnn.rnn.fp32_precision = problem.precision if problem.dtype == torch.float32 else "tf32"
