@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from triton_gru import accuracy, reference
-from triton_gru.accuracy import PRECISIONS, bound, set_precision, summed
+from triton_gru.accuracy import PRECISIONS, Judge, bound, set_precision, summed
 
 __all__ = [
     "PRECISIONS", "bound", "check", "exact", "in_double", "in_order_linear", "set_precision", "summed", "tf32",
@@ -77,12 +77,13 @@ def check(actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, pre
         return
     # Where torch's own is NaN or infinite and float64 is not, it does not say how close one can be.
     torchs = torch.where(torchs.isfinite(), torchs, exactly)
-    errors, torchs_errors = ((result - exactly).abs().where(finite, 0.0) for result in (actual, torchs))
-    error, torchs_error = errors.max().item(), torchs_errors.max().item()
-    allowed = bound(torchs_error, precision, exactly[finite].abs().max().item(), summed)
+    actual, torchs, exactly = (each.where(finite, 0.0) for each in (actual, torchs, exactly))
+    judge = Judge([exactly], [torchs], precision, exactly.abs().max().item(), summed)
+    error, right = judge([actual])
+    errors = (actual - exactly).abs()
     worst = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
-    assert error <= allowed, (
-        f"error {error:.2e}, torch's own {torchs_error:.2e}, bound {allowed:.2e}; the worst element {worst} of "
-        f"{tuple(errors.shape)} is {actual[worst].item():.6g} in place of {exactly[worst].item():.6g}, and "
-        f"{int((errors > allowed).sum())} are beyond the bound"
+    assert right, (
+        f"error {error:.2e}, torch's own {judge.torchs_error:.2e}, bound {judge.allowed:.2e}; the worst element "
+        f"{worst} of {tuple(errors.shape)} is {actual[worst].item():.6g} in place of {exactly[worst].item():.6g}, and "
+        f"{int((errors > judge.allowed).sum())} are beyond the bound"
     )

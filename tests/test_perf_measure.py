@@ -13,6 +13,7 @@ from perf.providers.interface import Ready, Unavailable
 from perf.record import Report
 from perf.report import against_torch, load
 from perf.run import summary
+from triton_gru import accuracy
 from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
@@ -97,7 +98,7 @@ def test_a_wrong_provider_gets_no_time(part, value, monkeypatch):
 
 def test_the_gate_compares_every_row_of_a_batch_that_is_checked_in_parts(monkeypatch):
     plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
-    monkeypatch.setattr(measure, "_NUMBERS_AT_ONCE", 16 * 3 * 2)  # two rows
+    monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 16 * 3 * 2)  # two rows
     rows = measured(["wrong", "handwritten"], dataclasses.replace(TINY, batch=5))
     assert rows["wrong"].status == "wrong"
     assert rows["handwritten"].n > 0
@@ -211,8 +212,9 @@ def test_every_kernel_goes_both_ways_and_through_packed_sequences(case, launched
 
 
 @pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
+@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, case, monkeypatch):
+def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, wrong, case, monkeypatch):
     def prepare(gru, x):
         def call(x):
             output, h_n = gru(x)
@@ -223,7 +225,7 @@ def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, ca
         return Ready(call)
 
     plant(monkeypatch, "another", prepare)
-    spoilt = 1e-3
+    spoilt = wrong
     assert measured(["another"], case)["another"].status == "wrong"
     spoilt = 0.0
     assert measured(["another"], case)["another"].n > 0
@@ -271,6 +273,21 @@ def test_a_stream_is_judged_from_its_reset_on_and_by_the_state_it_keeps(monkeypa
     }  # fmt: skip
     assert rows["right"].variant == "streaming"
     assert 0 < rows["right"].p50_ms <= rows["right"].p99_ms
+
+
+def test_nan_is_wrong_in_a_frame_and_of_another_cell_too(monkeypatch):
+    def of_a_stream(gru, x):
+        ready = _stream()(gru, x)
+        return dataclasses.replace(ready, call=lambda x: ready.call(x) * torch.nan)
+
+    def of_a_cell(gru, x):
+        ready = providers.PROVIDERS["torch.nn.RNN"](gru, x)
+        return dataclasses.replace(ready, call=lambda x: (ready.call(x)[0], ready.call(x)[1] * torch.nan))
+
+    monkeypatch.setitem(providers.STREAMING, "frames", of_a_stream)
+    plant(monkeypatch, "cell", of_a_cell)
+    assert measured(["frames"], FRAMES)["frames"].status == "wrong"
+    assert measured(["cell"])["cell"].status == "wrong"
 
 
 @pytest.mark.parametrize("layers", [1, 2])

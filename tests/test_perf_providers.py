@@ -13,6 +13,8 @@ from perf.case import Case
 from perf.providers import compiled, ours, torchrl
 from perf.providers.interface import Unavailable
 from triton_gru.launch.kernel_launch import Launch
+from triton_gru.plan.device import KNOWN
+from triton_gru.tuning.compile_pool import compile_candidate
 
 TORCHRL_MODULES = [
     "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",
@@ -116,31 +118,41 @@ def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, m
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """What is compiled for a GPU is for the interpreter, and its kernels and constants are noted."""
-    noted = []
+    """What is compiled for a GPU is for the interpreter."""
     for name in ("module", "inputs"):
         method = getattr(Case, name)
         monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))
-    monkeypatch.setattr(Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)))
-    return noted
 
 
-def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(on_the_cpu):
+def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypatch):
+    noted = []
+    compiled = types.SimpleNamespace(asm={})
+    monkeypatch.setattr(ours, "find", lambda device: KNOWN["H200"])
+    monkeypatch.setattr(
+        Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)) or compiled
+    )
     case = Case("fp16", hidden=20, batch=3, steps=9)
     both, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, packed=True)
     same = [dataclasses.replace(case, **of) for of in ({"batch": 2}, {"steps": 50}, {"layers": 3})]
     cases = [case, both, packed, *same, dataclasses.replace(both, layers=2), dataclasses.replace(case, steps=1)]
-    wanted = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases])
-    assert [case for case, _ in wanted] == [case, both, packed, *cases[-2:]]
-    compiled_for = {}
-    for case, variant in wanted:
-        on_the_cpu.clear()
-        ours.compile_kernels(case, variant)
-        compiled_for[case] = [*on_the_cpu]
-        assert {kernel for kernel, _ in on_the_cpu} == {"input_projection", "block_scan"}
-    inputs = [constants["I"] for kernel, constants in compiled_for[cases[-2]] if kernel == "input_projection"]
+    kernels, compiled_for = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases]), []
+    for each in kernels:
+        noted.clear()
+        assert compile_candidate(*each) == ""
+        compiled_for.append([*noted])
+        assert {kernel for kernel, _ in noted} == {"input_projection", "block_scan"}
+    shapes = [(problem.layout, problem.directions, problem.num_layers, problem.steps) for problem, *_ in kernels]
+    assert shapes == [
+        ("dense", 1, 1, 2),
+        ("dense", 2, 1, 2),
+        ("packed", 1, 1, 2),
+        ("dense", 2, 2, 2),
+        ("dense", 1, 1, 1),
+    ]
+    inputs = [constants["I"] for kernel, constants in compiled_for[3] if kernel == "input_projection"]
     assert inputs == [20, 40]
-    assert compiled_for[packed] != compiled_for[cases[0]]
+    assert compiled_for[2] != compiled_for[0]
+    assert ours.kernels_of([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []
 
 
 def test_what_a_stream_launches_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):

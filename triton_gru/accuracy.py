@@ -6,15 +6,18 @@ units (two hardware approximations each), 16-bit ones to half a unit, and the re
 """
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import reference
 from .call.options import Options
+from .call.sequences import as_packed
 from .modules import GRU
 from .plan.planner import KERNELS
 
@@ -32,12 +35,57 @@ HIDDEN_SIZES = {
 }
 STEPS = {"cuda": 300, "cpu": 2}
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
+_NUMBERS_AT_ONCE = 1 << 27  # of the outputs computed in float64 together: what that takes beside them is bounded
+
+Input = Tensor | PackedSequence
+Results = Sequence[Input]
 
 
 def set_precision(name: str) -> torch.dtype:
-    """Sets torch's precision for recurrent networks to that of ``name`` and returns the dtype that goes with it."""
+    """Set torch's precision for recurrent networks to that of ``name``, and return the dtype that goes with it."""
     dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name]
     return dtype
+
+
+class Judge:
+    """A judge of results, by how far they are from float64, and from how far a baseline of the same precision is.
+
+    Args:
+        exact, baseline: results in float64, and as close to them as the precision is known to come.
+        scale, summed: as in `bound`.
+
+    Attributes:
+        torchs_error: the largest error of the baseline.
+        allowed: the largest error of results that are right.
+    """
+
+    def __init__(self, exact: Results, baseline: Results, precision: str, scale: float = 1.0, summed: int = 0):
+        self._exact = [each.data for each in exact]
+        self.torchs_error = self._error(baseline)
+        self.allowed = bound(self.torchs_error, precision, scale, summed)
+
+    @classmethod
+    def of(cls, gru: nn.RNNBase, x: Input, hx: Tensor | None, precision: str, **ends: Tensor) -> "Judge":
+        """Return the judge of ``gru(x, hx, **ends)``; ``ends`` are lengths and resets."""
+        with torch.no_grad():
+            return cls(exact(gru, x, hx, **ends), torchs_own(gru, x, hx, **ends), precision, summed=summed(gru))
+
+    def __call__(self, results: Results, slack: float = 1.0) -> tuple[float, bool]:
+        """Return the largest error of ``results``, and whether they are right.
+
+        Args:
+            results: output and last states, or the output alone. Of packed output the data will do.
+            slack: how many times the allowed error is right, too.
+        """
+        error = self._error(results)
+        return error, error <= slack * self.allowed  # False for NaN
+
+    def _error(self, results: Results) -> float:
+        """Return the largest error; NaN if a result has a NaN or another shape."""
+        pairs = [(each.data, exactly) for each, exactly in zip(results, self._exact)]
+        if any(each.shape != exactly.shape for each, exactly in pairs):
+            return math.nan
+        return torch.stack([(each - exactly).abs_().max() for each, exactly in pairs]).max().item()
 
 
 def bound(torchs_error: float, precision: str, scale: float = 1.0, summed: int = 0) -> float:
@@ -62,49 +110,49 @@ def summed(gru: nn.RNNBase) -> int:
 
 
 def exact(
-    gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """``gru(x, hx, lengths, resets)`` in float64 by the reference, computed and given where ``x`` is; it is batched."""
-    weights = []
-    for names in gru._all_weights:
-        parameters = [getattr(gru, name).detach().double() for name in names]
-        weights.append((*parameters, None, None)[:4])
+    gru: nn.RNNBase, x: Input, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
+) -> tuple[Input, Tensor]:
+    """Return ``gru(x, hx, lengths, resets)`` in float64 by the reference, on the device of ``x``, which has a batch."""
+    if isinstance(x, PackedSequence):
+        hx = None if hx is None else gru.permute_hidden(hx, x.sorted_indices)
+        padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes), gru.batch_first)
+        output, h_n = exact(gru, padded, hx, lengths.to(padded.device))
+        return as_packed(gru, x, pack_padded_sequence(output, lengths, gru.batch_first).data, h_n)
+    weights = [
+        (*(getattr(gru, name).detach().double() for name in names), None, None)[:4] for names in gru._all_weights
+    ]
     if gru.batch_first:
         x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
-    x = x.double()
-    hx = x.new_zeros(len(weights), x.size(1), gru.hidden_size) if hx is None else hx.double()
-    output, h_n = reference.gru(
-        x,
-        hx,
-        weights,
-        reset_after=getattr(gru, "reset_after", True),
-        bidirectional=gru.bidirectional,
-        reverse=getattr(gru, "reverse", False),
-        lengths=lengths,
-        resets=resets,
-    )
+    options, (steps, batch, _) = Options.of(gru), x.shape
+    if hx is None:
+        hx = x.new_zeros(len(weights), batch, gru.hidden_size)
+    output = x.new_empty(steps, batch, gru.hidden_size * (1 + gru.bidirectional), dtype=torch.double)
+    h_n = torch.empty_like(hx, dtype=torch.double)
+    at_once = max(1, _NUMBERS_AT_ONCE // (steps * output.size(2)))
+    for rows in (slice(first, first + at_once) for first in range(0, batch, at_once)):
+        output[:, rows], h_n[:, rows] = reference.gru(
+            x[:, rows].double(), hx[:, rows].double(), weights,
+            reset_after=options.reset_after, bidirectional=options.bidirectional, reverse=options.reverse,
+            lengths=None if lengths is None else lengths[rows], resets=None if resets is None else resets[:, rows],
+        )  # fmt: skip
     return output.transpose(0, 1) if gru.batch_first else output, h_n
 
 
-def torchs_own(
-    gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The same call by torch's own GRU; where it has no such GRU, `by_reference`."""
-    if lengths is None and resets is None and not Options.of(gru).beyond_torch:
-        return nn.GRU.forward(gru, x, hx)
-    return by_reference(gru, x, hx, lengths, resets)
+def torchs_own(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
+    """Return the results of the call by torch's own GRU; where it has no such GRU, `by_reference`."""
+    if Options.of(gru).beyond_torch or any(each is not None for each in ends.values()):
+        return by_reference(gru, x, hx, **ends)
+    return nn.GRU.forward(gru, x, hx)
 
 
-def by_reference(
-    gru: nn.RNNBase, x: Tensor, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The same call by plain torch, in the same precision."""
+def by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
+    """Return the results of the call by plain torch, in the same precision."""
     plain = copy.copy(gru)
     plain.backend = "reference"
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
-        return plain(x, hx, lengths=lengths, resets=resets)
+        return plain(x, hx, **ends)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 
@@ -125,15 +173,14 @@ class Result:
 
     def __str__(self) -> str:
         kind = f"{self.kernel:6} reset {'after' if self.reset_after else 'before':6} {self.precision:5}"
-        shape = f"{kind} H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
-        errors = (
-            "" if self.status not in ("right", "WRONG") else f"error {self.error:.1e}, torch {self.torchs_error:.1e}"
-        )
-        return f"{shape} {errors:32} {self.status}"
+        shape = f"H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
+        judged = self.status in ("right", "WRONG")
+        errors = f"error {self.error:.1e}, torch {self.torchs_error:.1e}" if judged else ""
+        return f"{kind} {shape} {errors:32} {self.status}"
 
 
 def check(device: torch.device | str) -> Iterator[Result]:
-    """Runs every kernel on fresh random numbers over sizes, precisions and odd shapes, one `Result` each.
+    """Run every kernel on fresh random numbers over sizes, precisions and odd shapes, and yield a `Result` for each.
 
     ``device`` is a GPU, or the CPU under ``TRITON_INTERPRET=1``. torch's precision for recurrent networks is
     changed while the generator runs, and put back.
@@ -141,31 +188,26 @@ def check(device: torch.device | str) -> Iterator[Result]:
     kind = torch.device(device).type
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
-        for kernel in KERNELS:
-            for precision in PRECISIONS:
-                dtype = set_precision(precision)
-                for hidden_size in HIDDEN_SIZES[kind][kernel]:
-                    for batch_size, reset_after in ((1, True), (17, True), (17, False)):
-                        options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
-                        gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
-                        x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
-                        hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
-                        yield _check_one(gru, x, hx, kernel, precision)
+        for kernel, precision in itertools.product(KERNELS, PRECISIONS):
+            dtype = set_precision(precision)
+            shapes = itertools.product(HIDDEN_SIZES[kind][kernel], ((1, True), (17, True), (17, False)))
+            for hidden_size, (batch_size, reset_after) in shapes:
+                options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
+                gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
+                x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
+                hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
+                yield _check_one(gru, x, hx, precision)
     finally:
         torch.backends.cudnn.rnn.fp32_precision = before
 
 
-def _check_one(gru: GRU, x: Tensor, hx: Tensor, kernel: str, precision: str) -> Result:
-    shape = (kernel, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
+def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> Result:
+    shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
     except RuntimeError as refusal:
-        return Result(*shape, float("nan"), float("nan"), f"not served: {refusal}")
-    expected = exact(gru, x, hx)
+        return Result(*shape, math.nan, math.nan, f"not served: {refusal}")
+    judge = Judge.of(gru, x, hx, precision)
     with torch.no_grad():
-        actual, torchs = gru(x, hx), torchs_own(gru, x, hx)
-    error, torchs_error = (
-        max((a.double() - b).abs().max().item() for a, b in zip(results, expected)) for results in (actual, torchs)
-    )
-    right = error <= bound(torchs_error, precision, summed=summed(gru))  # False for NaN
-    return Result(*shape, error, torchs_error, "right" if right else "WRONG")
+        error, right = judge(gru(x, hx))
+    return Result(*shape, error, judge.torchs_error, "right" if right else "WRONG")

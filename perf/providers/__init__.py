@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from triton_gru.call.options import Options
+
 from ..case import Input
 from . import compiled, cudnn, handwritten, ours, streaming, torch_modules, torchrl
 from .interface import Prepare, Ready, Unavailable
@@ -31,6 +33,6 @@ def make_ready(name: str, gru: nn.GRU, x: Input, streaming: bool) -> Ready:
     prepare = (STREAMING if streaming else PROVIDERS).get(name)
     if prepare is None:
         raise Unavailable("it is not called here " + ("frame by frame" if streaming else "but frame by frame"))
-    if not getattr(gru, "reset_after", True) and not name.startswith((OURS, "torch.nn", "handwritten")):
+    if not Options.of(gru).reset_after and not name.startswith((OURS, "torch.nn", "handwritten")):
         raise Unavailable("it has no GRU that resets before the recurrent product")
     return prepare(gru, x)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triton_gru.call.options import Options
+
 from .interface import Ready, require_one_direction, require_padded
 
 
@@ -12,7 +14,7 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     require_one_direction(gru)
     layers = [[getattr(gru, name) for name in names] for names in gru._all_weights]
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
-    layer_of = _layer if getattr(gru, "reset_after", True) else _layer_reset_before
+    layer_of = _layer if Options.of(gru).reset_after else _layer_reset_before
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         last = []

@@ -1,5 +1,6 @@
 """The library: as it chooses, each kernel by name, and ``grid`` in forms that no plan chooses; and what they launch."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -9,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru.call.bind import bind_gru
+from triton_gru.call.bind import bind_gru, problem_of
 from triton_gru.launch import call_cache, execute, hang
 from triton_gru.plan.config import GRID_CUTS, HANDOVERS, GridConfig
+from triton_gru.plan.device import Device, find
 from triton_gru.plan.heuristic import grid_config
-from triton_gru.plan.planner import KERNELS, Plan
+from triton_gru.plan.planner import KERNELS, Plan, choose
+from triton_gru.plan.problem import Problem
+from triton_gru.tuning.example import shortest
+from triton_gru.tuning.space import Candidate
 
 from ..case import Case, Input
 from ..record import config_text
@@ -44,17 +49,21 @@ class Variant:
         return ours
 
     def plan(self, ours: triton_gru.GRU, x: Input, hx: Tensor | None = None) -> Plan:
-        """The plan of a call on ``ours``, a `module` of this.
+        """Return the plan of a call on ``ours``, a `module` of this. Raises what `choose` raises."""
+        call = bind_gru(ours, x, hx)
+        return self.choose(call.problem, find(call.input.device))
+
+    def choose(self, problem: Problem, device: Device | None) -> Plan:
+        """Return the plan for a problem.
 
         Raises:
-            Unavailable: the variant cannot serve the call.
+            Unavailable: the variant cannot serve it.
         """
         try:
-            plan = ours.plan(x, hx)
+            plan = choose(problem, device, self.backend)
         except RuntimeError as refusal:
             raise Unavailable(str(refusal)) from refusal
         if self.cut or self.handover:
-            problem = plan.problem
             shape = problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision
             cuts = (self.cut,) if self.cut else GRID_CUTS
             config = grid_config(*shape, plan.device, cuts, (self.handover,) if self.handover else ())
@@ -79,7 +88,7 @@ LAUNCHES = "triton_gru.launches"
 
 
 def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
-    """What the library launches, on memory that is there: what its calls cost the host beyond this is their own."""
+    """Make ready what the library launches, on memory that is there: a call costs the host this and its own part."""
     require_padded(x)
     variant = Variant(backend)
     ours = variant.module(gru)
@@ -108,37 +117,22 @@ VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)] + GRIDS
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: launches}
 
 
-def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Case, Variant]]:
-    """(case, variant) for each kernel that is launched for cases and the variants among their providers, once."""
-    work = {}
-    for case, providers in wanted:
-        gru, x = _example(case)
+def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Problem, Device, Candidate]]:
+    """Return what `compile_candidate` takes, once for each kernel that the variants launch for cases."""
+    device, found = find(torch.device("cuda")), {}
+    for case, names in wanted:
         with case.pinned():
-            for variant in (variant for variant in VARIANTS if variant.name in providers):
-                try:
-                    plan = variant.plan(variant.module(gru), x)
-                except Unavailable:
-                    continue  # the run says why
-                config = plan.config
+            layout = "packed" if case.packed else "dense"
+            problem = problem_of(case.module("meta"), case.steps, case.batch, case.dtype, layout=layout)
+        for variant in (variant for variant in VARIANTS if variant.name in names):
+            with contextlib.suppress(Unavailable):  # the run says why
+                plan = variant.choose(problem, device)
+                config, short = plan.config, dataclasses.replace(shortest(problem), batch_size=1)
                 if isinstance(config, GridConfig):
                     config = dataclasses.replace(config, copies=1)  # how many are launched is not compiled
-                # A single step is compiled apart, and with two directions the layers above the first.
-                layers, steps = min(case.layers, case.directions), min(case.steps, 2)
-                compiled = dataclasses.replace(case, batch=1, layers=layers, steps=steps)
-                if plan.kernel in KERNELS:
-                    work.setdefault((compiled, config, plan.device), (case, variant))
-    return list(work.values())
-
-
-def compile_kernels(case: Case, variant: Variant) -> None:
-    """Compiles what the variant launches for the case."""
-    gru, x = _example(case)
-    with case.pinned():
-        ours = variant.module(gru)
-        plan = variant.plan(ours, x)
-        call = bind_gru(ours, x, None)
-        for each in execute.launches(call, plan.config, plan.device, *execute.allocate(call)):
-            each.compile()
+                if config:
+                    found[short, device, Candidate(plan.kernel, config)] = None
+    return [*found]
 
 
 def gave_up() -> str:
@@ -160,9 +154,3 @@ def is_lost() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _example(case: Case) -> tuple[nn.GRU, Input]:
-    """A module and an input that is planned for as the case's, but short: how many steps there are is not compiled."""
-    short = dataclasses.replace(case, steps=min(case.steps, 2))
-    return short.module("cuda"), short.inputs("cuda")[0]

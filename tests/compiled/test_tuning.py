@@ -8,12 +8,11 @@ import torch
 from triton_gru.launch import execute
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
-from triton_gru.tuning.compile_pool import Facts, compiled
+from triton_gru.tuning.compile_pool import MOST_STACK, compile_candidate, compile_scan, stack_bytes
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import Candidate
 
-from .harness import KNOWN, pretend
-from .harness import Facts as FactsOfHarness
+from .harness import KNOWN, Facts, pretend
 
 PROBLEM = Problem(256, 3, 16, 16, 1, False, torch.float16, "ieee", True)
 
@@ -25,13 +24,22 @@ def test_it_is_the_same_as_of_a_call(fields):
     problem = dataclasses.replace(PROBLEM, **fields)
     kernel = "step" if problem.steps == 1 else "grid"
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
-    found = compiled(problem, candidate, device)
+    found = compile_scan(problem, candidate, device)
     with example(problem, "cpu") as each:  # whose tensors have addresses
         made = list(execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)))
     kernels = [each.kernel for each in made]
     before = [len(each.device_caches[device.name][0]) for each in kernels]
     scan = made[-1].compile()
     assert [len(each.device_caches[device.name][0]) for each in kernels] == before, "compiled anew"
-    of_harness = FactsOfHarness(scan)
-    assert isinstance(found, Facts) and found.registers > 0
-    assert (found.stack, found.shared) == (of_harness.stack, of_harness.shared)
+    assert found.asm["ptx"] == scan.asm["ptx"]
+    assert stack_bytes(found) == Facts(scan).stack
+    assert compile_candidate(problem, device, candidate) == (
+        "it spills registers" if stack_bytes(found) > MOST_STACK else ""
+    )
+
+
+def test_what_spills_is_out(monkeypatch):
+    """By the stack that the compiler's own tool reports."""
+    device, candidate = KNOWN["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN["H200"]))
+    monkeypatch.setattr("triton_gru.tuning.compile_pool.MOST_STACK", -1)
+    assert compile_candidate(PROBLEM, device, candidate) == "it spills registers"

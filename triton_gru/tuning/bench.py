@@ -6,20 +6,18 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch import nn
 
-from .. import accuracy
+from ..accuracy import PRECISIONS, Judge
 from ..call.bind import bind_gru
 from ..launch import call_cache, execute, hang
 from ..plan.device import Device, find
 from ..plan.planner import Plan
 from ..plan.problem import Problem
 from ..plan.tables import store
-from .compile_pool import Compilers
+from .compile_pool import Pool, compile_candidate, in_a_line
 from .example import Example, example
 from .space import TORCH, Candidate
 from .timing import clock, graphed, samples
@@ -28,36 +26,13 @@ from .timing import clock, graphed, samples
 _JUDGED_STEPS = 64
 
 
-class Bench(Protocol):
-    """What the tuner asks of a device; one of its own can be given to it.
+class Bench:
+    """A GPU to tune for. Under ``TRITON_INTERPRET=1`` a CPU, where nothing is compiled and there are no CUDA graphs.
+
+    The tuner asks it for nothing but its public names, so that a planted bench can take its place.
 
     Attributes:
-        modes: of timing, the last one that by which configurations are compared.
-    """
-
-    device: Device
-    modes: tuple[str, ...]
-
-    def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
-        """As `Compilers.compile`."""
-
-    def opened(self, problem: Problem) -> contextlib.AbstractContextManager[None]:
-        """Inside, `judge` and `times` are about this problem, and no other tuner times on the device."""
-
-    def judge(self, candidate: Candidate) -> str:
-        """Runs it; why it is out, empty if it is right."""
-
-    def times(
-        self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
-    ) -> dict[Candidate, list[float]]:
-        """Milliseconds of calls, in turn, of those that can be timed."""
-
-    def close(self) -> None:
-        """It is not used any more."""
-
-
-class RealBench:
-    """A GPU; or, under ``TRITON_INTERPRET=1``, the interpreter, where nothing is compiled and there are no graphs.
+        modes: how calls are timed; the last one is that by which configurations are compared.
 
     Raises:
         RuntimeError: no kernel runs on ``device``.
@@ -70,48 +45,58 @@ class RealBench:
                 f"no kernel runs on {device} (on the CPU only under TRITON_INTERPRET=1): nothing to tune"
             )
         self.device, self._place = described, device
-        self._compilers = Compilers(described)
+        self._pool = Pool()
         self.modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
 
     def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
+        """Yield each candidate that is done within ``seconds``, with the reason why it is out, empty if it is in."""
         if self.device.isa == "interpreter":
             return ((each, "") for each in candidates)
-        return self._compilers.compile(problem, candidates, seconds)
+        calls = [functools.partial(compile_candidate, problem, self.device, each) for each in candidates]
+        return ((call.args[-1], why) for call, why in self._pool.run(calls, seconds))
 
     def close(self) -> None:
-        self._compilers.close()
+        """End the processes that compile."""
+        self._pool.close()
 
     @contextlib.contextmanager
     def opened(self, problem: Problem) -> Iterator[None]:
+        """Inside, `judge` and `times` are about ``problem``, and no other tuner times on the device."""
         short = dataclasses.replace(problem, steps=min(problem.steps, _JUDGED_STEPS))
+        precision = {value: name for name, value in PRECISIONS.items()}[problem.dtype, problem.precision]
         on_gpu = self._place.type == "cuda"
         with (
             self._alone(),
             torch.cuda.device(self._place) if on_gpu else contextlib.nullcontext(),
             # Made outside of inference mode, as models are.
-            example(short, self._place) as judged,
+            example(short, self._place) as self._judged,
             example(problem, self._place) as self._timed,
             torch.inference_mode(),
         ):
-            self._judge = _Judge(judged)
+            self._judge = Judge.of(self._judged.gru, self._judged.x, None, precision, **self._judged.ends)
             try:
                 yield
             finally:
-                del self._timed, self._judge
+                del self._judged, self._timed, self._judge
 
     def judge(self, candidate: Candidate) -> str:
+        """Run the candidate; return the reason why it is out, empty if it is right."""
+        if candidate == TORCH:
+            return ""
         try:
-            wrong = self._judge(self.device, candidate)
+            call = self._judged.call
+            _, right = self._judge(execute.run(call, _plan(self.device, candidate, call.problem)))
             hang.raise_if_hung()
-            return wrong
+            return "" if right else "wrong: further from float64 than it may be"
         except torch.OutOfMemoryError:
             return "out of memory"
         except Exception as failure:
-            return f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]
+            return in_a_line(failure)
 
     def times(
         self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
     ) -> dict[Candidate, list[float]]:
+        """Return the milliseconds of calls, made in turn, of each candidate that can be timed."""
         calls, pool = {}, torch.cuda.graph_pool_handle() if mode == "graph" else None
         for candidate in candidates:
             try:
@@ -125,7 +110,7 @@ class RealBench:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Two that time on one GPU at once would each measure the other."""
+        """Keep other tuners from timing on the GPU: each would measure the other."""
         directory = store.user_directory()
         with contextlib.ExitStack() as stack:
             if self._place.type == "cuda" and directory is not None:
@@ -145,7 +130,7 @@ def _plan(device: Device, candidate: Candidate, problem: Problem) -> Plan:
 
 
 def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable:
-    """A call of the candidate as a model would make it, at steady state."""
+    """Return a call of the candidate as a model would make it, at steady state."""
     gru, x, ends = timed.gru, timed.x, timed.ends
     if candidate == TORCH and not ends and not gru.reverse:
         return functools.partial(nn.GRU.forward, gru, x)
@@ -157,35 +142,3 @@ def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable
         if call_cache.find(module, x, None):
             return functools.partial(module, x)
     return lambda: execute.run(bind_gru(module, x, None, **ends), plan)
-
-
-class _Judge:
-    """Compares with float64; torch's own GRU, or plain torch in the same precision, says how close one can be."""
-
-    def __init__(self, judged: Example):
-        self._example = judged
-        gru, x, ends = judged.gru, judged.x, judged.ends
-        self._batch_sizes = None
-        if isinstance(x, PackedSequence):
-            self._batch_sizes = x.batch_sizes
-            x, lengths = pad_packed_sequence(x)
-            ends = {"lengths": lengths.to(x.device)}
-        self._exact = accuracy.exact(gru, x, None, **ends)
-        precision = next(
-            name for name, (dtype, fp32) in accuracy.PRECISIONS.items()
-            if dtype == x.dtype and (dtype != torch.float32 or fp32 == judged.call.problem.precision)
-        )  # fmt: skip
-        error = self._error(accuracy.torchs_own(gru, x, None, **ends))
-        self._allowed = accuracy.bound(error, precision, summed=accuracy.summed(gru))
-
-    def __call__(self, device: Device, candidate: Candidate) -> str:
-        if candidate == TORCH:
-            return ""
-        output, h_n = execute.run(self._example.call, _plan(device, candidate, self._example.call.problem))
-        if self._batch_sizes is not None:
-            output, _ = pad_packed_sequence(PackedSequence(output, self._batch_sizes))
-        error = self._error((output, h_n))
-        return "" if error <= self._allowed else "wrong: further from float64 than it may be"
-
-    def _error(self, results: tuple[Tensor, Tensor]) -> float:
-        return max((a.double() - b).abs().max().item() for a, b in zip(results, self._exact))

@@ -1,23 +1,19 @@
-"""Compiles candidates in processes of their own, for a GPU that they need not have, and reads what came out.
-
-What they compile stays in Triton's cache on disk, where the process that measures finds it. Run as a module this is the
-worker: tasks come pickled on standard input, answers go to standard output.
-"""
+"""Compiles in processes of their own, side by side: what they compile stays in caches on disk, for all processes."""
 
 import contextlib
+import io
+import math
 import os
 import pathlib
 import pickle
-import queue
 import re
-import select
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -26,27 +22,16 @@ from triton.runtime import driver
 from ..launch import execute
 from ..plan.device import Device
 from ..plan.problem import Problem
-from .example import example
+from .example import example, shortest
 from .space import Candidate
 
-# One that takes longer is out: the compiler may explode, and others wait.
-_SECONDS_EACH = 120
 _MOST_WORKERS = 16
 # Bytes of stack beyond which registers are put away in the loop, and not only before it, where all weights come.
 MOST_STACK = 384
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a compiled scan takes: registers of a thread, bytes of its stack, bytes of shared memory."""
-
-    registers: int
-    stack: int
-    shared: int
-
-
 class AbsentDriver:
-    """Stands where Triton looks for a GPU. Each architecture is a device of its own, for the kernels' caches."""
+    """A driver of a GPU that is not there. Each architecture is a device of its own, for the kernels' caches."""
 
     def __init__(self, device: Device):
         self.device = device
@@ -64,152 +49,169 @@ class AbsentDriver:
 
 
 def pretend(device: Device) -> None:
-    """From here on Triton compiles for ``device``, in this process."""
+    """Let Triton compile for ``device`` in this process from here on."""
     driver.set_active(AbsentDriver(device))
 
 
-def compiled(problem: Problem, candidate: Candidate, device: Device) -> Facts | None:
-    """Compiles all that a call launches, for the GPU that Triton takes for its own; the facts of the scan, if known."""
-    found = None
-    with example(problem, "meta", compiled_only=True) as each:
-        for launch_ in execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)):
-            if (kernel := launch_.compile()) is not None:
-                found = kernel
-    return _facts(found)
+def compile_candidate(problem: Problem, device: Device, candidate: Candidate) -> str:
+    """Compile all that a call launches, for a GPU that need not be there; return the reason why the candidate is out.
+
+    It is empty if the candidate is in.
+    """
+    pretend(device)
+    try:
+        stack = stack_bytes(compile_scan(problem, candidate, device))
+    finally:
+        driver.set_active(None)  # the GPU that is there
+    return "it spills registers" if stack > MOST_STACK else ""
 
 
-def _facts(kernel) -> Facts | None:
+def compile_scan(problem: Problem, candidate: Candidate, device: Device):
+    """Compile all that a call launches, for the GPU that Triton takes for its own; return the compiled scan."""
+    with example(shortest(problem), "meta") as each:
+        launches = execute.launches(each.call, candidate.config, device, *execute.allocate(each.call))
+        return [launch.compile() for launch in launches][-1]
+
+
+def stack_bytes(kernel) -> int:
+    """Return the bytes of stack that a thread of a compiled kernel takes, 0 where nobody can tell."""
     if "cubin" not in kernel.asm:
-        return None
+        return 0
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         try:
-            tool = knobs.nvidia.cuobjdump.path
-            usage = subprocess.run(
-                [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-            )
+            command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, RuntimeError, subprocess.CalledProcessError):
-            return None
-    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage.stdout)[-1]) for name in ("REG", "STACK"))
-    return Facts(registers, stack, kernel.metadata.shared)
+            return 0
+    return int(re.findall(r"STACK:(\d+)", usage.stdout)[-1])
 
 
-class Compilers:
-    """Processes that compile for ``device`` side by side, until closed."""
+def in_parallel(calls: Iterable[Callable[[], object]]) -> None:
+    """Make picklable calls in a `Pool`, for what they leave on disk.
 
-    def __init__(self, device: Device):
-        self._workers = [_Worker(device) for _ in range(min(len(os.sched_getaffinity(0)), _MOST_WORKERS))]
+    What fails here fails again, with its message, where its result is needed.
+    """
+    with contextlib.closing(Pool(seconds_each=600)) as pool:
+        for _ in pool.run(calls):
+            pass
 
-    def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
-        """Each candidate, as it is done, with the reason why it is out; empty if it is in.
 
-        Those that are not done after so many seconds do not come.
+class Pool:
+    """Processes that make calls, each within ``seconds_each``, until closed.
+
+    They have the modules and GPUs of this process, but not TRITON_INTERPRET. One that dies or is late is replaced.
+    """
+
+    def __init__(self, seconds_each: int = 120):  # the compiler may explode, and others wait
+        self._seconds_each = seconds_each
+        self._workers = [_Worker() for _ in range(min(len(os.sched_getaffinity(0)), _MOST_WORKERS))]
+
+    def run(self, calls: Iterable[Callable], seconds: float = math.inf) -> Iterator[tuple[Callable, str]]:
+        """Begin calls in their order, and yield each that is done within ``seconds``, with a reason.
+
+        The reason is what the call has returned, or why it failed; empty if it has returned nothing.
         """
         end = time.monotonic() + seconds
-        todo, done = queue.SimpleQueue(), queue.SimpleQueue()
-        for candidate in candidates:
-            todo.put(candidate)
-
-        def work(worker: _Worker) -> None:
-            with contextlib.suppress(queue.Empty):
-                while time.monotonic() < end:
-                    candidate = todo.get_nowait()
-                    done.put((candidate, worker.compile(problem, candidate, end)))
-            done.put(None)
-
-        running = min(len(candidates), len(self._workers))
-        for worker in self._workers[:running]:
-            threading.Thread(target=work, args=(worker,), daemon=True).start()
-        while running:
-            answer = done.get()
-            if answer is None:
-                running -= 1
-            elif answer[1] is not None:
-                yield answer
+        todo = [(call, pickle.dumps(call)) for call in calls][::-1]
+        idle, busy = [*self._workers], {}
+        try:
+            while busy or (todo and time.monotonic() < end):
+                while todo and idle and time.monotonic() < end:
+                    (call, task), worker = todo.pop(), idle.pop()
+                    worker.begin(task)
+                    busy[worker] = call, min(end, time.monotonic() + self._seconds_each)
+                first = min((limit for _, limit in busy.values()), default=end)
+                answered = wait(busy, max(0.0, first - time.monotonic()))
+                for worker in [each for each in busy if each in answered or busy[each][1] <= time.monotonic()]:
+                    call, limit = busy.pop(worker)
+                    idle.append(worker)
+                    if worker in answered:
+                        yield call, worker.answer()
+                        continue
+                    worker.kill()
+                    if limit < end:
+                        yield call, f"not compiled within {self._seconds_each} s"
+        finally:
+            for worker in busy:
+                worker.kill()
 
     def close(self) -> None:
-        """Ends them, in the midst of their work if need be."""
+        """End the processes."""
         for worker in self._workers:
-            worker.stop()
+            worker.kill()
 
 
 class _Worker:
-    """A process that compiles one candidate after another, and is replaced if it dies or takes too long."""
+    """A process that makes one call after another. It starts with the first, and anew with the first after its end."""
 
-    def __init__(self, device: Device):
-        self._device = device
+    def __init__(self):
         self._process: subprocess.Popen | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the worker)
-        self._stopped = False
 
-    def compile(self, problem: Problem, candidate: Candidate, end: float) -> str | None:
-        """Why the candidate is out, empty if it is in, None if ``end`` came before."""
-        limit = min(end, time.monotonic() + _SECONDS_EACH)
+    def begin(self, task: bytes) -> None:
+        if self._process is None:
+            self._start()
+        with contextlib.suppress(OSError):  # the process has died, and `answer` says so
+            self._connection.send_bytes(task)
+
+    def answer(self) -> str:
+        """Return the answer, or what became of the process."""
         try:
-            if self._process is None and not self._stopped:
-                self._start()
-            if self._stopped:
-                raise EOFError
-            pickle.dump((problem, candidate, self._device), self._process.stdin)
-            self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], max(0.0, limit - time.monotonic()))[0]:
-                self._kill()
-                return None if limit == end else f"not compiled within {_SECONDS_EACH} s"
-            return pickle.load(self._process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            self._kill()
-            return None if self._stopped else f"the compiler crashed {self._last_words()}".strip()
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._printed.seek(0)
+            words = [line for line in self._printed.read().decode(errors="replace").splitlines() if line.strip()]
+            self.kill()
+            return " ".join(["the compiler crashed", *words[-1:]])[:170]
 
-    def _start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        package = str(pathlib.Path(__file__).parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
-        )  # fmt: skip
+    def fileno(self) -> int:
+        """Return the file descriptor that can be read once there is an answer, for `wait`."""
+        return self._connection.fileno()
 
-    def _last_words(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
-        self._said.truncate(0)
-        return next((line.strip()[:150] for line in reversed(lines) if line.strip()), "")
-
-    def _kill(self) -> None:
+    def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            self._connection.close()
+            self._printed.close()
             self._process = None
 
-    def stop(self) -> None:
-        self._stopped = True
-        self._kill()
-        self._said.close()
+    def _start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+        environment.pop("TRITON_INTERPRET", None)
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
+        self._connection, theirs = Pipe()
+        with theirs:
+            code = f"from {__name__} import serve; serve({theirs.fileno()}, {_name_of_main()!r})"
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], env=environment, pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=self._printed, stderr=self._printed,
+            )  # fmt: skip
 
 
-def _serve() -> None:
-    """Answers task by task until there are no more."""
-    tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what compilers print is not an answer
-    while True:
-        try:
-            problem, candidate, device = pickle.load(tasks)
-        except EOFError:
-            return
-        pretend(device)
-        try:
-            facts = compiled(problem, candidate, device)
-            spills = facts is not None and facts.stack > MOST_STACK
-            answer = "it spills registers" if spills else ""
-        except Exception as failure:
-            answer = f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]
-        pickle.dump(answer, answers)
-        answers.flush()
+def _name_of_main() -> str:
+    """Return the name by which a worker imports what is ``__main__`` here: a module, or a script in sys.path[0]."""
+    main = sys.modules["__main__"]
+    return main.__spec__.name if main.__spec__ else pathlib.Path(getattr(main, "__file__", "")).stem
 
 
-if __name__ == "__main__":
-    _serve()
+def serve(connection: int, main: str) -> None:
+    """Make the calls that come by a file descriptor, from a process whose ``__main__`` is the module ``main``."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str):
+            return super().find_class(main if module == "__main__" else module, name)
+
+    with contextlib.suppress(EOFError), Connection(connection) as asker:
+        while True:
+            task = io.BytesIO(asker.recv_bytes())
+            try:
+                answer = str(Unpickler(task).load()() or "")
+            except Exception as failure:
+                answer = in_a_line(failure)
+            asker.send(answer)
+
+
+def in_a_line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]

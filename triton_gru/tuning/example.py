@@ -29,14 +29,8 @@ class Example:
 
 
 @contextlib.contextmanager
-def example(problem: Problem, device: torch.device | str, compiled_only: bool = False) -> Iterator[Example]:
-    """Inside, torch's precision of fp32 products in recurrent networks is the problem's.
-
-    With ``compiled_only`` the call is as short as one can be that compiles the same.
-    """
-    if compiled_only:
-        layers = min(problem.num_layers, problem.directions)  # those above the first have as many inputs
-        problem = dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)
+def example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
+    """Make an example. Inside, torch's precision of fp32 products in recurrent networks is the problem's."""
     before = torch.backends.cudnn.rnn.fp32_precision
     # With "ieee" torch forbids cuDNN the tensor cores in 16 bits, too.
     torch.backends.cudnn.rnn.fp32_precision = problem.precision if problem.dtype == torch.float32 else "tf32"
@@ -44,6 +38,12 @@ def example(problem: Problem, device: torch.device | str, compiled_only: bool = 
         yield _example(problem, device)
     finally:
         torch.backends.cudnn.rnn.fp32_precision = before
+
+
+def shortest(problem: Problem) -> Problem:
+    """Return the problem of a call as short as one can be that compiles the same."""
+    layers = min(problem.num_layers, problem.directions)  # those above the first have as many inputs
+    return dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)
 
 
 def _example(problem: Problem, device: torch.device | str) -> Example:

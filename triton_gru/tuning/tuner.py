@@ -15,7 +15,7 @@ from ..plan.planner import forget
 from ..plan.problem import Problem
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Key, Result
-from .bench import Bench, RealBench
+from .bench import Bench
 from .run import Ranking, Run, time_left
 from .space import Candidate
 
@@ -77,7 +77,7 @@ def tune(
     """
     if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
-    bench = bench or RealBench(_with_index(torch.device(device)))
+    bench = bench or Bench(_with_index(torch.device(device)))
     try:
         return _tune_all(_unique(problems), bench, time.monotonic() + budget, anew, say)
     finally:
