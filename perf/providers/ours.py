@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru.call.bind import bind_gru, problem_of
+from triton_gru.call.bind import bind_gru
+from triton_gru.call.options import Options
 from triton_gru.launch import call_cache, execute, hang
 from triton_gru.plan.config import GRID_CUTS, HANDOVERS, GridConfig
 from triton_gru.plan.device import Device, find
@@ -123,7 +124,7 @@ def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Probl
     for case, names in wanted:
         with case.pinned():
             layout = "packed" if case.packed else "dense"
-            problem = problem_of(case.module("meta"), case.steps, case.batch, case.dtype, layout=layout)
+            problem = Options.of(case.module("meta")).problem(case.steps, case.batch, case.dtype, layout=layout)
         for variant in (variant for variant in VARIANTS if variant.name in names):
             with contextlib.suppress(Unavailable):  # the run says why
                 plan = variant.choose(problem, device)
