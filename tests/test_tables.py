@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 
+import filelock
 import pytest
 import torch
 
@@ -344,6 +345,21 @@ def test_a_lock_that_another_holds_is_not_waited_for_for_ever(tables, monkeypatc
     assert path.read_bytes() == before
     holder.kill()
     holder.communicate()
+
+
+@pytest.mark.parametrize("obstacle", ["a folder of its name", "a folder that is not there", "no locks"])
+def test_where_there_can_be_no_lock_it_is_not_waited_for(obstacle, tables, monkeypatch):
+    path = tables / ".lock"
+    if obstacle == "a folder of its name":
+        path.mkdir()
+    elif obstacle == "a folder that is not there":
+        path = pathlib.Path("/proc/self/fdinfo/tables/.lock")
+    else:  # as filelock 3 says that a file system has none
+        monkeypatch.setattr(filelock.FileLock, "_acquire", lambda lock: (_ for _ in ()).throw(NotImplementedError))
+    before = time.monotonic()
+    with pytest.raises(OSError) as caught, store.locked(path):
+        pass
+    assert not isinstance(caught.value, TimeoutError) and time.monotonic() - before < 10
 
 
 def test_a_full_disk_leaves_the_old_table(tables):

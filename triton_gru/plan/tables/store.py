@@ -19,7 +19,6 @@ import pathlib
 import re
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -153,23 +152,21 @@ def _replace(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Inside, no other process has the lock of this name; it goes with the process that holds it.
+    """Hold the lock of this name, which a process loses when it ends, however it ends.
 
     Raises:
-        OSError: there can be no lock here, or another process holds it for longer than `PATIENCE`.
+        TimeoutError: another process holds the lock for longer than `PATIENCE`.
+        OSError: there can be no lock here.
     """
-    import fcntl  # where there is none, nothing is tuned, and the rest works
+    import filelock  # 0.1 s, which only tuning needs
 
-    end = time.monotonic() + PATIENCE
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
-                time.sleep(0.02)
+    try:
+        lock = filelock.FileLock(path, timeout=PATIENCE).acquire()
+    except filelock.Timeout:
+        raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
+    except NotImplementedError as error:  # a file system without locks, to earlier versions of filelock
+        raise OSError(str(error)) from None
+    with lock:
         yield
 
 
