@@ -101,7 +101,7 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
         return work + Cost(launch=launch, bytes=layers * _weights_on_chip(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
-    if steps == 1 and problem.layout == "dense" and not problem.resets:
+    if problem.single_step:
         return work + Cost(launch=_LAUNCH * launches)
     # Each waits for the one before it. While the host makes the next launch the GPU works on this one: the rest counts.
     between = _LAUNCH * steps * launches

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..plan.heuristic import HEURISTICS, heuristic
 from ..plan.planner import choose
 from ..plan.problem import Problem
-from ..plan.tables.entries import Entry, Key
+from ..plan.tables.entries import Entry
 from ..plan.tables.revision import environment
 from .bench import Bench
 from .space import TORCH, Candidate, candidates
@@ -58,7 +58,7 @@ class Run:
         # The reasons may have numbers in them: the rarest are not worth their lines.
         failed = dict(self._failed.most_common(20))
         tried = len(self._first) + len(rest)
-        entry = Entry(Key.of(self._problem), winner, results, tried, failed, environment(), now)
+        entry = Entry(self._problem.key(), winner, results, tried, failed, environment(), now)
         medians = {each: times.p50 for each, times in finals[self._bench.modes[-1]].items()}
         return entry, tuple(sorted(medians.items(), key=lambda each: each[1]))
 
@@ -87,7 +87,7 @@ class Run:
 
     def _judge(self, compiled: list[Candidate]) -> list[Candidate]:
         """Those that are right; torch's own first where it serves: it can whatever happens."""
-        torchs = [TORCH] if self._problem.reset_after and not self._problem.resets else []
+        torchs = [] if self._problem.reason_against_torch else [TORCH]
         must = torchs + [each for each in self._first if each in compiled]
         right = []
         for candidate in must + [each for each in compiled if each not in self._first]:

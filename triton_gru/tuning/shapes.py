@@ -12,11 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 from ..call.bind import autocast_dtype, problem_of
 from ..call.readable import is_plain
 from ..modules import GRU, GRUCell
-from ..plan.problem import Problem
-from ..plan.tables.entries import Key
+from ..plan.problem import DTYPES, Key, Problem
 
 _GRUS, _CELLS = (nn.GRU, GRU), (nn.GRUCell, GRUCell)
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def shapes_of(
@@ -40,7 +38,7 @@ def shapes_of(
                 for number in steps if isinstance(module, _GRUS) else (1,):
                     problem = problem_of(module, number, batch, dtype or weight.dtype)
                     found[problem] = None
-    return [problem for problem in found if problem.dtype in _DTYPES]
+    return [problem for problem in found if problem.dtype in DTYPES.values()]
 
 
 class Recorded(Sequence):
@@ -54,7 +52,7 @@ class Recorded(Sequence):
         self._largest: dict[Key, Problem] = {}
 
     def add(self, problem: Problem) -> None:
-        key = Key.of(problem)
+        key = problem.key()
         self._calls[key] += problem.steps * problem.num_layers
         if key not in self._largest or problem.batch_size > self._largest[key].batch_size:
             self._largest[key] = problem
@@ -111,7 +109,7 @@ def _call_and_record(module, *args, **kwargs):
     if _runs_forward_of_gru(module) and not (module.training and torch.is_grad_enabled()):
         given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
         problem = _problem_of_call(module, given, output)
-        if problem is not None and problem.dtype in _DTYPES and not problem.is_empty:
+        if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
             for recorded in list(_recorders):
                 recorded.add(problem)
     return output

@@ -12,9 +12,9 @@ import torch
 from ..launch import call_cache
 from ..plan.device import capturing
 from ..plan.planner import forget
-from ..plan.problem import Problem
+from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
-from ..plan.tables.entries import Entry, Key, Result
+from ..plan.tables.entries import Entry, Result
 from .bench import Bench, RealBench
 from .run import Ranking, Run, time_left
 from .space import Candidate
@@ -89,8 +89,8 @@ def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Ca
     path = directory and directory / store.file_name(bench.device)
     _refuse_unusable(path, bench)
     known = {} if anew else _known(bench)
-    tuned = [Tuned(each, known[key], kept=path, known=True) for each in todo if (key := Key.of(each)) in known]
-    todo = [each for each in todo if Key.of(each) not in known]
+    tuned = [Tuned(each, known[key], kept=path, known=True) for each in todo if (key := each.key()) in known]
+    todo = [each for each in todo if each.key() not in known]
     if tuned:
         say(f"{len(tuned)} are in the table already")
     start = time.monotonic()
@@ -100,7 +100,7 @@ def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Ca
             say(f"{len(todo) - number} left out, the time is over")
             break
         pace = (now - start) / number * (len(todo) - number) if number else float("inf")
-        say(f"[{number + 1}/{len(todo)}] {Key.of(problem)}{time_left(min(pace, end - now))}")
+        say(f"[{number + 1}/{len(todo)}] {problem.key()}{time_left(min(pace, end - now))}")
         found = Run(problem, bench, (end - now) / (len(todo) - number), say).tune()
         if found is not None:
             entry, ranking = found
@@ -124,7 +124,7 @@ def _unique(problems: Iterable[Problem]) -> list[Problem]:
             raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
         # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
         problem = dataclasses.replace(problem, obstacle="", resets=False, reverse=False)
-        key = Key.of(problem)
+        key = problem.key()
         if key not in largest or problem.batch_size > largest[key].batch_size:
             largest[key] = problem
     return list(largest.values())

@@ -5,47 +5,11 @@ import math
 from dataclasses import dataclass
 
 from ..config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig
-from ..problem import Problem
+from ..problem import Key
 
 CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
 _MOST = 1 << 31
 Quantiles = tuple[float, float, float]  # p20, p50, p80
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a measurement holds for.
-
-    Attributes:
-        batch: rows of the batch, up to a power of two.
-        steps: of the sequences that were measured.
-    """
-
-    hidden_size: int
-    input_size: int
-    batch: int
-    steps: int
-    layers: int
-    directions: int
-    dtype: str
-    precision: str
-    reset_after: bool
-    layout: str
-
-    @classmethod
-    def of(cls, problem: Problem) -> "Key":
-        return cls(
-            problem.hidden_size, problem.input_size, 1 << (max(problem.batch_size, 1) - 1).bit_length(), problem.steps,
-            problem.num_layers, problem.directions, str(problem.dtype)[6:], problem.precision, problem.reset_after,
-            problem.layout,
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        precision = f" ({self.precision})" if self.dtype == "float32" else ""
-        words = [f"{self.dtype}{precision} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}"]
-        words += [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
-        words += ["reset before"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
-        return " ".join(words)
 
 
 @dataclass(frozen=True)

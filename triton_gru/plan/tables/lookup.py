@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..device import Device
-from ..problem import Problem
+from ..problem import Key, Problem
 from ..validity import for_problem, why_not
 from . import store
-from .entries import Entry, Key, Result
+from .entries import Entry, Result
 from .revision import stale
 
 SHIPPED = pathlib.Path(__file__).parent / "data"
@@ -120,7 +120,7 @@ def _ratio(a: int, b: int) -> float:
 
 def _nearest(problem: Problem, device: Device, distance) -> Iterator[tuple[Entry, str]]:
     """Entries whose ``distance(key, wanted)`` is not None, with their source: fresh ones first, by source, by it."""
-    found, wanted = [], Key.of(problem)
+    found, wanted = [], problem.key()
     for rank, entry, source in _entries(device).get(_sizes(wanted), ()):
         if (away := distance(entry.key, wanted)) is not None:
             found.append(((rank, away), entry, source))

@@ -1,7 +1,7 @@
 """Tables of what was measured: one JSON file a device, read without trust, written without loss.
 
     {"schema": 1, "device": {"name", "cc", "sms"}, "entries": [{
-        "key": {what the measurement holds for, see entries.Key},
+        "key": {what the measurement holds for, see problem.Key},
         "winner": the kernel to take, or "torch",
         "results": {kernel: {"config", "revision", "eager_ms": [p20, p50, p80], "graph_ms", "heuristic_ms"}},
         "candidates": how many were tried, "failed": {why: how many}, "env": {versions}, "tuned_at": when, in UTC
