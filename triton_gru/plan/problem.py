@@ -1,8 +1,11 @@
-"""What a plan needs to know of a call: all of it, and what a measurement holds for."""
+"""What a plan needs to know of a call: all of it, what a measurement holds for, and what a kernel is configured for."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from .device import Device
 
 # The dtypes that kernels compute in, by their names.
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -60,6 +63,10 @@ class Problem:
             return "torch.nn.GRU resets after the recurrent product, always"
         return "torch.nn.GRU does not restart within a sequence" if self.resets else ""
 
+    def on(self, device: Device) -> "Shape":
+        """Return what configurations depend on."""
+        return Shape(self.hidden_size, self.batch_size, self.directions, self.dtype, self.precision, device)
+
     def key(self) -> "Key":
         """Return what a measurement of this problem holds for."""
         return Key(
@@ -79,6 +86,30 @@ class Problem:
             f"reset {'after' if self.reset_after else 'before'}",
         ]
         return ", ".join(filter(None, parts))
+
+
+class Shape(NamedTuple):
+    """What a kernel's configuration depends on: a time step of one layer, and the device."""
+
+    hidden_size: int
+    batch_size: int
+    directions: int
+    dtype: torch.dtype
+    precision: str
+    device: Device
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def ieee(self) -> bool:
+        """Whether products are of fp32 numbers as they are."""
+        return self.dtype == torch.float32 and self.precision == "ieee"
+
+    @property
+    def numbers(self) -> str:
+        return f"{str(self.dtype)[6:]} ({self.precision})"
 
 
 @dataclass(frozen=True)
