@@ -24,6 +24,7 @@ from triton_gru.plan.device import INTERPRETER, KNOWN
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.tables import lookup, revision, store
+from triton_gru.plan.tables.entries import config_of
 from triton_gru.plan.validity import why_not
 from triton_gru.tuning.space import candidates
 
@@ -257,6 +258,17 @@ def entries_of_the_wrong_kind():
         (("env",), {"triton": 3.6}), (("tuned_at",), 2026), (("tuned_at",), "x" * 10_000),
     ):  # fmt: skip
         yield changed(at, value)
+
+
+def test_a_configuration_is_read_from_its_fields():
+    for kernel in KERNELS:
+        config = heuristic(kernel, PROBLEM, INTERPRETER)
+        assert config_of(kernel, dataclasses.asdict(config)) == config
+    for wrong in ({"handover": "tag"}, {"units": 0}, {"units": True}, {"units": 1 << 32}, {"more": 1}):
+        with pytest.raises((ValueError, TypeError)):
+            config_of("grid", dataclasses.asdict(ONE) | wrong)
+    with pytest.raises(KeyError):
+        config_of("nonsense", dataclasses.asdict(ONE))
 
 
 def test_an_entry_that_is_none_is_left_out_alone(tables):

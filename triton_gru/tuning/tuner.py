@@ -136,8 +136,8 @@ def _known(bench: Bench) -> dict[Key, Entry]:
         entry.key: entry
         for source in reversed(lookup.sources(bench.device))
         if source.own
-        for entry, old in zip(source.entries, source.stale)
-        if not old
+        for entry in source.entries
+        if not entry.stale
     }
 
 
@@ -146,13 +146,11 @@ def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
     if path is None:
         return
     try:
-        table = store.load(path)
+        store.load(path, bench.device)
     except OSError:
         return  # there is none, or it cannot be written either, which is not worth an end
     except store.Unusable as error:
         raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
-    if table.device != store.described(bench.device):
-        raise store.Unusable(f"{path} is of another device, {table.device}. Move it away")
 
 
 def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:

@@ -70,10 +70,12 @@ class Table:
     skipped: list[str]
 
 
-def load(path: pathlib.Path) -> Table:
-    """Raises:
-    Unusable: it is no table of this schema.
-    OSError: it cannot be read.
+def load(path: pathlib.Path, device: Device | None = None) -> Table:
+    """Return what a file holds.
+
+    Raises:
+        Unusable: it is no table of this schema, or not of ``device``, if that is given.
+        OSError: it cannot be read.
     """
     # Not opened before: to open what is no regular file may wait forever.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -90,20 +92,22 @@ def load(path: pathlib.Path) -> Table:
         raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
     if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or isinstance(whole.get("schema"), bool):
         raise Unusable(f"it is not of schema {SCHEMA}")
-    device, raw = whole.get("device"), whole.get("entries")
-    if not isinstance(device, dict) or not isinstance(raw, list):
+    named, raw = whole.get("device"), whole.get("entries")
+    if not isinstance(named, dict) or not isinstance(raw, list):
         raise Unusable("it names no device or has no list of entries")
+    if device is not None and named != described(device):
+        raise Unusable(f"it is of {named}, not of {described(device)}")
     entries, skipped = [], []
     for number, each in enumerate(raw):
         try:
             entries.append(entry_of(each))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             skipped.append(f"entry {number}: {type(error).__name__} {str(error)[:200]}")
-    return Table(device, raw, entries, skipped)
+    return Table(named, raw, entries, skipped)
 
 
 def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathlib.Path:
-    """Puts the entries into the device's file, in place of those of the same keys; all others stay as they are.
+    """Put entries into the device's file, in place of those of the same keys; all others stay as they are.
 
     The file is written beside the old one and then takes its place; if anything fails, the old one is as it was.
 
@@ -119,17 +123,14 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
     with locked(directory / ".lock"):
         kept = []
         if path.exists():
-            table = load(path)
-            if table.device != described(device):
-                raise Unusable(f"it is of {table.device}, not of {described(device)}")
-            replaced = {_text_of(dataclasses.asdict(entry.key)) for entry in entries}
-            kept = [raw for raw in table.raw if not (isinstance(raw, dict) and _text_of(raw.get("key")) in replaced)]
-        whole = {
-            "schema": SCHEMA,
-            "device": described(device),
-            "entries": kept + [dataclasses.asdict(each) for each in entries],
-        }
-        text = json.dumps(whole, indent=1)
+            # As texts: in Python True is 1.
+            replaced = {json.dumps(dataclasses.asdict(entry.key), sort_keys=True) for entry in entries}
+            kept = [
+                raw for raw in load(path, device).raw
+                if not isinstance(raw, dict) or json.dumps(raw.get("key"), sort_keys=True) not in replaced
+            ]  # fmt: skip
+        kept += [dataclasses.asdict(each) for each in entries]
+        text = json.dumps({"schema": SCHEMA, "device": described(device), "entries": kept}, indent=1)
         if len(text) > _MOST_BYTES:
             raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
         _replace(path, text)
@@ -168,8 +169,3 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         raise OSError(str(error)) from None
     with lock:
         yield
-
-
-def _text_of(key) -> str:
-    """To be compared by: in Python True is 1."""
-    return json.dumps(key, sort_keys=True)
