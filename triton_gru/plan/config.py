@@ -53,7 +53,7 @@ class BlockConfig:
         return (-(-batch_size // self.batch) * directions,)
 
     def shared_memory(self, itemsize: int, isa: str) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         # What goes to registers may pass through as well, one tile at a time, before the others come.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
         # The state, by turns in two places; or as an operand, in fp32 with half as much again to move products between
@@ -112,7 +112,7 @@ class GridConfig:
         """Return this with as many directions and copies on ``sms`` multiprocessors as there are and have room.
 
         It gets as many rows as the batch needs, or keeps twice as many. An empty batch is cut as one row is: its
-        configuration has no meaning, but is one. What cannot be placed, in a file say, is returned as it is.
+        configuration has no meaning, but is one. A configuration from a file that has no place is returned as it is.
         """
         if not 0 < self.programs <= sms or self.batch * self.tiles < 1:
             return self
@@ -125,25 +125,25 @@ class GridConfig:
         return replace(self, rows=rows, copies=copies, directions=at_once)
 
     def rounds(self, batch_size: int, directions: int) -> int:
-        """Parts of the batch, and directions, that go one after the other."""
+        """Return how many parts of the batch, and directions, go one after the other."""
         at_once = self.batch * self.tiles * self.copies
         return -(-batch_size // at_once) * (directions // self.directions)
 
     def weight_tiles(self, itemsize: int) -> int:
-        """Tiles of W_hh in a program."""
+        """Return the tiles of W_hh in a program."""
         return 3 * -(-self.padded_hidden // (self.slices * self.depth(itemsize)))
 
     def depth(self, itemsize: int) -> int:
-        """Of a tile: hidden units that a slice sums over."""
+        """Return how many hidden units of a tile a slice sums over."""
         return 32 if itemsize == 2 else 16
 
     def state_registers(self, itemsize: int) -> int:
-        """32-bit registers of a thread for its words of a tile's state, all of which it waits for at once."""
+        """Return a thread's 32-bit registers for its words of a tile's state, all of which it waits for at once."""
         depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
         return depth * self.batch * itemsize // 128
 
     def registers(self, itemsize: int) -> int:
-        """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""
+        """Return a thread's 32-bit registers for what a step works on: weights, one tile's state, the sums."""
         weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // 128
         return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
 
@@ -156,11 +156,11 @@ class GridConfig:
         return 4 if self._lane_registers(4) <= _LANE_REGISTERS_OF_FOUR else 8
 
     def lane_words(self, along: int) -> int:
-        """Words of two numbers of a row of the state that a thread waits for in such a step."""
+        """Return the words of two numbers of a row of the state that a thread waits for in such a step."""
         return -(-self.padded_hidden // (2 * self.slices * along))
 
     def _lane_registers(self, along: int) -> int:
-        """32-bit registers of a thread for what such a step works on: weights, the state, the sums."""
+        """Return a thread's 32-bit registers for what such a step works on: weights, the state, the sums."""
         rows_of_gates = 3 * self.units * along // 32
         return 2 * self.lane_words(along) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
 
@@ -170,7 +170,7 @@ class GridConfig:
         return self.rows <= 4 and self._lane_registers(self.along) <= _LANE_REGISTERS
 
     def shared_memory(self, itemsize: int) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         tile = self.slices * self.units * self.depth(itemsize) * itemsize
         in_shared = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
         # Beside the weights that stay: the slices' sums of three gates, in words of four, or of two at a time where
@@ -213,7 +213,7 @@ class StepConfig:
         return self.num_warps if sliced else 1
 
     def shared_memory(self, itemsize: int) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         loads = self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize
         # After the loop, in the same place, the slices' sums of all gates.
         return max(loads, 4 * 4 * self.slices * self.units * self.batch) + 1024
@@ -242,7 +242,7 @@ GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 1
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
-    """The tile of the projection: the same for all scans.
+    """Return the tile of the projection, the same for all scans.
 
     Rows that are not ``aligned`` to 16 bytes are loaded number by number, each with an address of its own.
     """

@@ -85,8 +85,10 @@ _IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary u
 
 
 def call_cost(problem: Problem, config: Config | None, device: Device, in_graph: bool = False) -> Cost:
-    """Of a call by the kernel of ``config``; by torch's own GRU if that is None. In a CUDA graph no step waits for the
-    host."""
+    """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if that is None.
+
+    In a CUDA graph no step waits for the host.
+    """
     if config is None:
         return _torchs_cost(problem, device, in_graph)
     layers, steps = problem.num_layers, problem.steps
@@ -226,7 +228,7 @@ _STEPS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_st
 
 
 def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
-    """Microseconds for all programs to read their part of W_hh: from memory once, and the copies from the L2."""
+    """Return the microseconds for all programs to read their part of W_hh: once from memory, then from the L2."""
     weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
     times = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
     copies = _from_l2(weights * problem.directions * (times - 1), device)
@@ -234,12 +236,12 @@ def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device:
 
 
 def _from_l2(size: float, device: Device) -> float:
-    """Microseconds for the multiprocessors to read so many bytes, all at once."""
+    """Return the microseconds for the multiprocessors to read so many bytes, all at once."""
     return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
 
 
 def _from_l2_or_memory(size: int, device: Device) -> float:
-    """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
+    """Return the microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
     if _stays_in_l2(size, device):
         return _from_l2(size, device)
     return size / (0.9 * device.memory_gbs * 1e3)
@@ -259,7 +261,7 @@ def _flops(problem: Problem, device: Device) -> float:
 
 
 def _projection(problem: Problem, device: Device) -> Cost:
-    """Of all steps and layers: W_ih x."""
+    """Return the cost of W_ih x, of all steps and layers."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
     for layer in range(problem.num_layers):

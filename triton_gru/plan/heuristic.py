@@ -28,6 +28,10 @@ def _of_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | st
     return chosen
 
 
+def _too_large(shape: Shape, why: str) -> str:
+    return f"hidden_size {shape.hidden_size} is too large: {why}"
+
+
 def _cheapest(configs: list[Config], shape: Shape) -> Config:
     """Return the first of the cheapest."""
     return min(configs, key=lambda config: step_cost(config, shape).total)
@@ -38,13 +42,11 @@ def block_config(shape: Shape) -> BlockConfig | str:
     """Return the configuration of ``block`` for a shape, or the reason why there is none."""
     config, device = _cut_block(shape), shape.device
     if config is None:
-        return f"hidden_size {shape.hidden_size} is too large: {device.name} keeps 128 hidden units in one program"
+        return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
     needed = config.shared_memory(shape.itemsize, device.isa)
     if needed > device.shared_memory:
-        return (
-            f"hidden_size {shape.hidden_size} is too large: W_hh in {shape.numbers} needs {needed} bytes "
-            f"of shared memory in one program, {device.name} has {device.shared_memory}"
-        )
+        has = f"of shared memory in one program, {device.name} has {device.shared_memory}"
+        return _too_large(shape, f"W_hh in {shape.numbers} needs {needed} bytes {has}")
     configs = [config]
     if config.batch == 8 and not shape.ieee:
         # Two batch rows in a program, where products are of eight columns: for a quarter of what follows them. There,
@@ -97,16 +99,12 @@ def grid_config(
         return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
     least = -(-shape.hidden_size // 16)
     if least > device.sms:
-        return (
-            f"hidden_size {shape.hidden_size} is too large: {least} programs have to be on the chip at once, "
-            f"{device.name} has {device.sms} multiprocessors"
-        )
+        has = f"{device.name} has {device.sms} multiprocessors"
+        return _too_large(shape, f"{least} programs have to be on the chip at once, {has}")
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
-        return (
-            f"hidden_size {shape.hidden_size} is too large: {least} programs on {device.name} have not the registers "
-            f"and the shared memory for W_hh in {shape.numbers}"
-        )
+        room = f"the registers and the shared memory for W_hh in {shape.numbers}"
+        return _too_large(shape, f"{least} programs on {device.name} have not {room}")
     # Of as good as equals the one of fewest programs, in which fewer read the state and wait for each other. Where
     # estimates differ by so little, that was the faster one on an H200.
     least_time = _AS_GOOD * step_cost(_cheapest(configs, shape), shape).total

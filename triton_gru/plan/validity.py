@@ -23,7 +23,7 @@ _MOST_BLOCK_REGISTERS = 210
 
 
 def too_old(device: Device) -> str:
-    """Why no kernel runs on a device whatever the shape; empty if some do."""
+    """Return why no kernel runs on a device whatever the shape; empty if some do."""
     if device.isa == "ptx" and device.compute_capability < 80:
         return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
     return ""
@@ -70,7 +70,7 @@ def _against_block(config: BlockConfig, shape: Shape, ieee: bool) -> str:
 
 
 def _covers(units: int, tiles: int, hidden_size: int) -> bool:
-    """Whether all units have a place, and no tile is empty."""
+    """Return whether all units have a place, and no tile is empty."""
     return units * (tiles - 1) < hidden_size <= units * tiles
 
 

@@ -72,7 +72,7 @@ def tune(
     bench: Bench | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Tuned]:
-    """Find the fastest way to compute each of ``problems`` on a GPU and keeps it, for this process and later ones.
+    """Find the fastest way to compute each of ``problems`` on a GPU and keep it, for this process and later ones.
 
     What is kept is what `GRU` runs from then on with ``backend="auto"``; its own kernels by name take the
     configurations found. What is in the user's table already, and not stale, is left as it is; so a run that was

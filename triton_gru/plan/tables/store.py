@@ -36,7 +36,7 @@ class Unusable(ValueError):
 
 
 def user_directory() -> pathlib.Path | None:
-    """Where this user's tables are: ``TRITON_GRU_CONFIG_DIR``, else in the cache folder; None if there is no home."""
+    """Return this user's folder of tables: ``TRITON_GRU_CONFIG_DIR``, else one in the cache; None without a home."""
     if named := os.environ.get("TRITON_GRU_CONFIG_DIR"):
         return pathlib.Path(named)
     try:
@@ -51,7 +51,7 @@ def file_name(device: Device) -> str:
 
 
 def described(device: Device) -> dict:
-    """A device as a table names it."""
+    """Return a device as a table names it."""
     return {"name": device.name, "cc": device.compute_capability, "sms": device.sms}
 
 
@@ -86,11 +86,9 @@ def load(path: pathlib.Path, device: Device | None = None) -> Table:
         raise Unusable(f"it has more than {_MOST_BYTES >> 20} MiB")
     try:
         whole = json.loads(data.decode())
-    except RecursionError:
-        raise Unusable("it is nested too deeply") from None
-    except ValueError as error:  # of JSON, of its text, of a number
+    except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
         raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
-    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or isinstance(whole.get("schema"), bool):
+    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
         raise Unusable(f"it is not of schema {SCHEMA}")
     named, raw = whole.get("device"), whole.get("entries")
     if not isinstance(named, dict) or not isinstance(raw, list):
