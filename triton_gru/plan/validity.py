@@ -15,8 +15,8 @@ PROGRAMS = 2**31 - 1
 # Numbers of steps, rows and features. The last tile and what is loaded ahead go beyond the last one, by less than 128.
 LARGEST = 2**31 - 1 - 128
 # Of a thread's 255 registers, those that ``grid`` has for weights, a tile's state and sums. The heuristic puts tiles of
-# W_hh there up to the first number, for the compiler needs registers, too. A configuration with more than the second
-# spills, or with more than the third for the state alone.
+# W_hh there up to the first number, for the compiler needs registers, too. Tuning tries up to the second, and up to the
+# third for the state alone: it sees which configurations spill (tuning/compile_pool.py).
 GRID_REGISTERS, _MOST_GRID_REGISTERS, _MOST_STATE_REGISTERS = 192, 230, 64
 # The same of ``block``: weights, and sums of three gates.
 _MOST_BLOCK_REGISTERS = 210

@@ -45,24 +45,25 @@ def shapes_of(
 class Recorded(Sequence):
     """A sequence of the problems that were met, those first that took the most steps in all.
 
-    Of problems that tuning does not tell apart it has the largest batch.
+    Attributes:
+        largest: by key, the problem of the largest batch among those that tuning does not tell apart.
     """
 
     def __init__(self):
         self._calls: Counter[Key] = Counter()
-        self._largest: dict[Key, Problem] = {}
+        self.largest: dict[Key, Problem] = {}
 
     def add(self, problem: Problem) -> None:
         key = problem.key()
         self._calls[key] += problem.steps * problem.num_layers
-        if key not in self._largest or problem.batch_size > self._largest[key].batch_size:
-            self._largest[key] = problem
+        if key not in self.largest or problem.batch_size > self.largest[key].batch_size:
+            self.largest[key] = problem
 
     def __getitem__(self, index):
-        return [self._largest[key] for key, _ in self._calls.most_common()][index]
+        return [self.largest[key] for key, _ in self._calls.most_common()][index]
 
     def __len__(self) -> int:
-        return len(self._largest)
+        return len(self.largest)
 
 
 @contextlib.contextmanager

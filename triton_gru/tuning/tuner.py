@@ -18,6 +18,7 @@ from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Result
 from .bench import Bench, RealBench
 from .run import Ranking, Run, time_left
+from .shapes import Recorded
 from .space import Candidate
 
 
@@ -138,16 +139,13 @@ def _with_index(device: torch.device) -> torch.device:
 
 def _unique(problems: Iterable[Problem]) -> dict[Key, Problem]:
     """Return for each key the problem of the largest batch, which the others' configurations have to hold."""
-    largest = {}
+    found = Recorded()
     for problem in problems:
         if problem.is_empty:
             raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
         # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
-        problem = dataclasses.replace(problem, obstacle="", resets=False, reverse=False)
-        key = problem.key()
-        if key not in largest or problem.batch_size > largest[key].batch_size:
-            largest[key] = problem
-    return largest
+        found.add(dataclasses.replace(problem, obstacle="", resets=False, reverse=False))
+    return found.largest
 
 
 def _known(bench: Bench) -> dict[Key, Entry]:
