@@ -7,7 +7,7 @@ import torch
 from triton_gru.plan.config import Config
 from triton_gru.plan.device import KNOWN
 from triton_gru.plan.problem import Problem
-from triton_gru.plan.tables.entries import Entry, Key, Result
+from triton_gru.plan.tables.entries import Entry, Result
 from triton_gru.plan.tables.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
 
@@ -58,7 +58,7 @@ def result(kernel: str, config: Config | None, ms: float, heuristic_ms=None) -> 
 def entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry:
     """Of this version, with (configuration, milliseconds) for each kernel."""
     found = {kernel: result(kernel, *each) for kernel, each in results.items()}
-    return Entry(Key.of(problem), winner, found, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
+    return Entry(problem.key(), winner, found, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
 
 
 def torch_takes(ms):

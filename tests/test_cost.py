@@ -84,7 +84,7 @@ def test_each_term_is_for_its_cause():
     # More of the batch than is on the chip at once goes through all steps one part after the other.
     config = heuristic("grid", change(batch_size=1), H200)
     more = dataclasses.replace(config, rows=8, copies=1)
-    parts = [step_cost(more, 512, batch, 1, torch.float16, "ieee", H200) for batch in (8, 16)]
+    parts = [step_cost(more, change(batch_size=batch).on(H200)) for batch in (8, 16)]
     assert parts[1].instructions == 2 * parts[0].instructions and parts[1].hop == 2 * parts[0].hop
     # cuDNN is persistent for small hidden sizes, but not of packed input.
     small = change(hidden_size=64)

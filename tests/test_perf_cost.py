@@ -16,7 +16,7 @@ from triton_gru.plan.device import KNOWN
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
-from triton_gru.plan.tables.entries import Entry, Key, Result
+from triton_gru.plan.tables.entries import Entry, Result
 
 from .test_perf_report import row, squeezed, written
 
@@ -47,7 +47,7 @@ def result(kernel, ms, problem=GRID, heuristic_ms=None):
 
 def entry(problem=GRID, **results):
     winner = min(results, key=lambda kernel: results[kernel].ms)
-    return Entry(Key.of(problem), winner, results, 9, {}, {}, "2026-01-01")
+    return Entry(problem.key(), winner, results, 9, {}, {}, "2026-01-01")
 
 
 def off_by(factor, problem=GRID, kernel="grid"):
@@ -233,9 +233,9 @@ def test_problems_are_those_of_keys_and_rows(tmp_path):
     packed = Problem(7, 8, 96, 96, 3, True, torch.bfloat16, "ieee", True, layout="packed")
     tf32 = dataclasses.replace(packed, dtype=torch.float32, precision="tf32", layout="dense", bidirectional=False)
     for problem in (packed, tf32, dataclasses.replace(tf32, precision="ieee", reset_after=False, layout="lengths")):
-        assert cost_errors.problem_of_key(Key.of(problem)) == problem
-    assert cost_errors.problem_of_key(dataclasses.replace(Key.of(packed), dtype="float64")) is None
-    assert cost_errors.problem_of_key(dataclasses.replace(Key.of(packed), directions=3)) is None
+        assert cost_errors.problem_of_key(problem.key()) == problem
+    assert cost_errors.problem_of_key(dataclasses.replace(packed.key(), dtype="float64")) is None
+    assert cost_errors.problem_of_key(dataclasses.replace(packed.key(), directions=3)) is None
     cases = [Case("bf16", 96, 8, 7, 3, 2, packed=True), Case("tf32", 96, 8, 7, 3), Case("fp32", 96, 8, 7, 3)]
     rows = report.load([written(tmp_path / "rows.csv", [case.row() for case in cases])])
     wanted = [packed, tf32, dataclasses.replace(tf32, precision="ieee")]

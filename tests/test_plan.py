@@ -104,6 +104,26 @@ def test_a_kernel_serves_what_torch_does_not_have(fields, torch_has_none):
     assert choose(change(**fields, **torch_has_none), H200).kernel in KERNELS
 
 
+def test_a_key_is_of_the_largest_problem_that_it_holds_for():
+    problem = change(
+        batch_size=33, num_layers=2, bidirectional=True, layout="packed", reset_after=False, dtype=torch.float32
+    )
+    key = problem.key()
+    assert key.batch == 64 and change(batch_size=0).key().batch == 1
+    assert key.problem() == dataclasses.replace(problem, batch_size=64) and key.problem().key() == key
+    for fields in ({"dtype": "float64"}, {"dtype": "nonsense"}, {"directions": 3}):
+        with pytest.raises(ValueError, match="no kernel serves"):
+            dataclasses.replace(key, **fields).problem()
+
+
+@pytest.mark.parametrize(
+    "fields, single",
+    [({}, True), ({"steps": 2}, False), ({"layout": "lengths"}, False), ({"resets": True}, False)],
+)
+def test_a_single_step_is_of_dense_input_without_resets(fields, single):
+    assert change(**{"steps": 1, **fields}).single_step == single
+
+
 def test_cpu_tensors_go_to_torch():
     assert choose(PROBLEM, None).kernel == "torch"
     assert choose(PROBLEM, INTERPRETER).kernel == "torch"

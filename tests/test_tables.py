@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 
+import filelock
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from triton_gru.plan.device import INTERPRETER, KNOWN
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.tables import lookup, revision, store
+from triton_gru.plan.tables.entries import config_of
 from triton_gru.plan.validity import why_not
 from triton_gru.tuning.space import candidates
 
@@ -258,6 +260,17 @@ def entries_of_the_wrong_kind():
         yield changed(at, value)
 
 
+def test_a_configuration_is_read_from_its_fields():
+    for kernel in KERNELS:
+        config = heuristic(kernel, PROBLEM, INTERPRETER)
+        assert config_of(kernel, dataclasses.asdict(config)) == config
+    for wrong in ({"handover": "tag"}, {"units": 0}, {"units": True}, {"units": 1 << 32}, {"more": 1}):
+        with pytest.raises((ValueError, TypeError)):
+            config_of("grid", dataclasses.asdict(ONE) | wrong)
+    with pytest.raises(KeyError):
+        config_of("nonsense", dataclasses.asdict(ONE))
+
+
 def test_an_entry_that_is_none_is_left_out_alone(tables):
     path = tables / "H200.json"
     wrong = list(entries_of_the_wrong_kind())
@@ -344,6 +357,21 @@ def test_a_lock_that_another_holds_is_not_waited_for_for_ever(tables, monkeypatc
     assert path.read_bytes() == before
     holder.kill()
     holder.communicate()
+
+
+@pytest.mark.parametrize("obstacle", ["a folder of its name", "a folder that is not there", "no locks"])
+def test_where_there_can_be_no_lock_it_is_not_waited_for(obstacle, tables, monkeypatch):
+    path = tables / ".lock"
+    if obstacle == "a folder of its name":
+        path.mkdir()
+    elif obstacle == "a folder that is not there":
+        path = pathlib.Path("/proc/self/fdinfo/tables/.lock")
+    else:  # as filelock 3 says that a file system has none
+        monkeypatch.setattr(filelock.FileLock, "_acquire", lambda lock: (_ for _ in ()).throw(NotImplementedError))
+    before = time.monotonic()
+    with pytest.raises(OSError) as caught, store.locked(path):
+        pass
+    assert not isinstance(caught.value, TimeoutError) and time.monotonic() - before < 10
 
 
 def test_a_full_disk_leaves_the_old_table(tables):

@@ -104,7 +104,7 @@ def _tables(device: Device) -> str:
     """The tuned tables of a device, in the order in which they count, and what is stale in them."""
     lines = []
     for source in lookup.sources(device):
-        old = [why for why in source.stale if why]
+        old = [each.stale for each in source.entries if each.stale]
         lines.append(
             f"  {source.name}: {len(source.entries)} shapes, {len(old)} of them stale" + f" ({old[0]})" * bool(old)
         )

@@ -4,13 +4,9 @@ Registers, stack and shared memory of each choice of the heuristic are asserted 
 architecture named there.
 """
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-
-from .device import Device
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class BlockConfig:
         return (-(-batch_size // self.batch) * directions,)
 
     def shared_memory(self, itemsize: int, isa: str) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         # What goes to registers may pass through as well, one tile at a time, before the others come.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
         # The state, by turns in two places; or as an operand, in fp32 with half as much again to move products between
@@ -112,26 +108,42 @@ class GridConfig:
         """Return the programs of a launch: as many as the configuration says, whatever the batch."""
         return (self.programs * self.copies * self.directions,)
 
+    def placed(self, batch_size: int, directions: int, sms: int) -> "GridConfig":
+        """Return this with as many directions and copies on ``sms`` multiprocessors as there are and have room.
+
+        It gets as many rows as the batch needs, or keeps twice as many. An empty batch is cut as one row is: its
+        configuration has no meaning, but is one. A configuration from a file that has no place is returned as it is.
+        """
+        if not 0 < self.programs <= sms or self.batch * self.tiles < 1:
+            return self
+        batch_size = max(batch_size, 1)
+        at_once = min(directions, max(1, sms // self.programs))
+        copies = min(sms // (self.programs * at_once), -(-batch_size // (self.batch * self.tiles)))
+        rows = min(self.batch, 1 << (batch_size - 1).bit_length())
+        if self.tiles == 1 and self.rows == 2 * rows <= self.batch:
+            rows = self.rows
+        return replace(self, rows=rows, copies=copies, directions=at_once)
+
     def rounds(self, batch_size: int, directions: int) -> int:
-        """Parts of the batch, and directions, that go one after the other."""
+        """Return how many parts of the batch, and directions, go one after the other."""
         at_once = self.batch * self.tiles * self.copies
         return -(-batch_size // at_once) * (directions // self.directions)
 
     def weight_tiles(self, itemsize: int) -> int:
-        """Tiles of W_hh in a program."""
+        """Return the tiles of W_hh in a program."""
         return 3 * -(-self.padded_hidden // (self.slices * self.depth(itemsize)))
 
     def depth(self, itemsize: int) -> int:
-        """Of a tile: hidden units that a slice sums over."""
+        """Return how many hidden units of a tile a slice sums over."""
         return 32 if itemsize == 2 else 16
 
     def state_registers(self, itemsize: int) -> int:
-        """32-bit registers of a thread for its words of a tile's state, all of which it waits for at once."""
+        """Return a thread's 32-bit registers for its words of a tile's state, all of which it waits for at once."""
         depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
         return depth * self.batch * itemsize // 128
 
     def registers(self, itemsize: int) -> int:
-        """32-bit registers of a thread for what a step works on at once: weights, one tile's state, the sums."""
+        """Return a thread's 32-bit registers for what a step works on: weights, one tile's state, the sums."""
         weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // 128
         return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
 
@@ -144,11 +156,11 @@ class GridConfig:
         return 4 if self._lane_registers(4) <= _LANE_REGISTERS_OF_FOUR else 8
 
     def lane_words(self, along: int) -> int:
-        """Words of two numbers of a row of the state that a thread waits for in such a step."""
+        """Return the words of two numbers of a row of the state that a thread waits for in such a step."""
         return -(-self.padded_hidden // (2 * self.slices * along))
 
     def _lane_registers(self, along: int) -> int:
-        """32-bit registers of a thread for what such a step works on: weights, the state, the sums."""
+        """Return a thread's 32-bit registers for what such a step works on: weights, the state, the sums."""
         rows_of_gates = 3 * self.units * along // 32
         return 2 * self.lane_words(along) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
 
@@ -158,7 +170,7 @@ class GridConfig:
         return self.rows <= 4 and self._lane_registers(self.along) <= _LANE_REGISTERS
 
     def shared_memory(self, itemsize: int) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         tile = self.slices * self.units * self.depth(itemsize) * itemsize
         in_shared = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
         # Beside the weights that stay: the slices' sums of three gates, in words of four, or of two at a time where
@@ -201,7 +213,7 @@ class StepConfig:
         return self.num_warps if sliced else 1
 
     def shared_memory(self, itemsize: int) -> int:
-        """Bytes of shared memory the compiled kernel takes: at most this."""
+        """Return the most bytes of shared memory that the compiled kernel takes."""
         loads = self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize
         # After the loop, in the same place, the slices' sums of all gates.
         return max(loads, 4 * 4 * self.slices * self.units * self.batch) + 1024
@@ -227,86 +239,10 @@ class ProjectionConfig:
 
 # Units of a program, batch rows of a tile and tiles in flight: each the fastest for some shape on an H200.
 GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 16, 2))
-# To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
-_PROBING_PROGRAMS = 64
-
-
-def cut_grid(
-    hidden_size: int,
-    batch_size: int,
-    directions: int,
-    cut: tuple[int, int, int],
-    dtype: torch.dtype,
-    precision: str,
-    device: Device,
-    handovers: tuple[str, ...] = (),
-) -> Iterator[GridConfig]:
-    """Yield the configurations with a cut of `GRID_CUTS` that fit the device: by rows, hand-over and slices.
-
-    Without ``handovers`` they have those that may be the fastest.
-    """
-    units, batch, tiles = cut
-    programs = -(-hidden_size // units)
-    if programs > device.sms:
-        return
-    config = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
-    config = placed(config, batch_size, directions, device)
-    handovers = handovers or (HANDOVERS if programs >= _PROBING_PROGRAMS else ("flag",))
-    # Lanes compute every row that there is.
-    by_lanes = dtype == torch.float32 and precision == "ieee" and config.lanes_fit
-    doubled = (config.rows, 2 * config.rows) if tiles == 1 and config.rows < batch and not by_lanes else (config.rows,)
-    for rows, handover, slices in itertools.product(doubled, handovers, (4, 8)):
-        # With two tiles in turn one has mostly come while the other was worked on: there is nothing to probe for.
-        if tiles == 1 or handover != "probe":
-            found = _fitted(replace(config, rows=rows, handover=handover, slices=slices), dtype, precision, device)
-            if found:
-                yield found
-
-
-def placed(config: GridConfig, batch_size: int, directions: int, device: Device) -> GridConfig:
-    """Return ``config`` with as many directions and copies on the chip as there are and have room.
-
-    It gets as many rows as the batch needs, or keeps twice as many. An empty batch is cut as one row is: its
-    configuration has no meaning, but is one.
-    """
-    batch_size = max(batch_size, 1)
-    at_once = min(directions, max(1, device.sms // config.programs))
-    copies = min(device.sms // (config.programs * at_once), -(-batch_size // (config.batch * config.tiles)))
-    rows = min(config.batch, 1 << (batch_size - 1).bit_length())
-    if config.tiles == 1 and config.rows == 2 * rows <= config.batch:
-        rows = config.rows
-    return replace(config, rows=rows, copies=copies, directions=at_once)
-
-
-# Of a thread's 255 registers; the others are for addresses, gate inputs and whatever else the compiler needs.
-_GRID_REGISTERS = 192
-
-
-def _fitted(config: GridConfig, dtype: torch.dtype, precision: str, device: Device) -> GridConfig | None:
-    """Return ``config``, of no weights in registers, with as many as go there; None if it does not fit."""
-    itemsize = dtype.itemsize
-    if dtype == torch.float32 and precision == "ieee":
-        # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
-        narrow = config.units == 16 and config.batch == 8 and config.tiles == 1 and config.slices == 8
-        fits = narrow and config.shared_memory(itemsize) <= device.shared_memory
-        if not fits:
-            return None
-        by_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
-        return by_lanes if by_lanes.lanes_fit else config
-    budget = _GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
-    if device.compute_capability < 90:
-        budget -= 8  # the tests of what has come take more there
-    if config.padded_hidden % (config.slices * config.depth(itemsize)):
-        budget -= 24 * (config.tiles - 1)  # so do the words after the last one
-    spare = budget - config.registers(itemsize)
-    room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
-    found = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))
-    fits = found.state_registers(itemsize) <= 64 and found.shared_memory(itemsize) <= device.shared_memory
-    return found if fits else None
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
-    """The tile of the projection: the same for all scans.
+    """Return the tile of the projection, the same for all scans.
 
     Rows that are not ``aligned`` to 16 bytes are loaded number by number, each with an address of its own.
     """

@@ -7,14 +7,11 @@ report`` prints how far the estimates are from what was measured.
 
 import functools
 import operator
-from dataclasses import dataclass
 from typing import NamedTuple
-
-import torch
 
 from .config import BlockConfig, Config, GridConfig, StepConfig
 from .device import Device
-from .problem import Problem
+from .problem import Problem, Shape
 
 
 class Cost(NamedTuple):
@@ -58,6 +55,8 @@ _BLOCK_CHAIN, _GRID_CHAIN, _STEP_CHAIN = 110, 260, 900
 _INSTRUCTION = 3.6
 _HOP, _CROWD = 410, 4.2
 _L2_BYTES = 19
+# Bytes of a row that a product of 16 rows and 8 columns sums over.
+_SUMMED = 32
 # More cycles of a hop, for each program and each further one whose words lie in the same line of memory: all look at
 # the line while some of them write to it.
 _SHARED_LINE, _LINE = 1.8, 128
@@ -86,22 +85,21 @@ _IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary u
 
 
 def call_cost(problem: Problem, config: Config | None, device: Device, in_graph: bool = False) -> Cost:
-    """Of a call by the kernel of ``config``; by torch's own GRU if that is None. In a CUDA graph no step waits for the
-    host."""
+    """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if that is None.
+
+    In a CUDA graph no step waits for the host.
+    """
     if config is None:
         return _torchs_cost(problem, device, in_graph)
-    step = step_cost(
-        config, problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision, device,
-        problem.reset_after,
-    )  # fmt: skip
     layers, steps = problem.num_layers, problem.steps
+    step = step_cost(config, problem.on(device), problem.reset_after)
     work = step * (steps * layers) + _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
     if not isinstance(config, StepConfig):
         # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
         return work + Cost(launch=launch, bytes=layers * _weights_on_chip(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
-    if steps == 1 and problem.layout == "dense" and not problem.resets:
+    if problem.single_step:
         return work + Cost(launch=_LAUNCH * launches)
     # Each waits for the one before it. While the host makes the next launch the GPU works on this one: the rest counts.
     between = _LAUNCH * steps * launches
@@ -111,73 +109,43 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
 
 
 @functools.lru_cache(maxsize=4096)  # a call with another number of steps asks again
-def step_cost(
-    config: Config,
-    hidden_size: int,
-    batch_size: int,
-    directions: int,
-    dtype: torch.dtype,
-    precision: str,
-    device: Device,
-    reset_after: bool = True,
-) -> Cost:
-    """Of a time step of all sequences and directions, of one layer."""
-    ieee = dtype == torch.float32 and precision == "ieee"
-    call = _Step(hidden_size, batch_size, directions, dtype.itemsize, ieee, reset_after, device)
-    return _STEPS[type(config)](config, call)
+def step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
+    """Return the cost of a time step of all sequences and directions, of one layer."""
+    return _STEPS[type(config)](config, shape, reset_after)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a step's cost depends on beside the configuration."""
-
-    hidden_size: int
-    batch_size: int
-    directions: int
-    itemsize: int
-    ieee: bool
-    reset_after: bool
-    device: Device
-
-    @property
-    def depth(self) -> int:
-        """Of a product of 16 rows and 8 columns: the numbers it sums over."""
-        return 8 if self.itemsize == 4 else 16
-
-    def microseconds(self, cycles: float) -> float:
-        return cycles / (1e3 * self.device.clock_ghz)
-
-    def from_l2(self, size: float) -> float:
-        """Microseconds for the multiprocessors to read so many bytes, all at once."""
-        return _from_l2(size, self.device)
-
-    def gate_bytes(self, padded_hidden: int) -> int:
-        """Three gates are read and a state is written."""
-        return self.directions * self.batch_size * 4 * padded_hidden * self.itemsize
+def _microseconds(cycles: float, device: Device) -> float:
+    return cycles / (1e3 * device.clock_ghz)
 
 
-def _block_step(config: BlockConfig, call: _Step) -> Cost:
+def _gate_bytes(config: Config, shape: Shape) -> int:
+    """Return the bytes of a step's three gates, which are read, and of its state, which is written."""
+    return shape.directions * shape.batch_size * 4 * config.padded_hidden * shape.itemsize
+
+
+def _block_step(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
+    device = shape.device
     threads = 32 * config.num_warps
-    if call.ieee:
+    if shape.ieee:
         instructions = 40 + 1.35 * 3 * config.padded_hidden**2 * config.batch / threads
     else:
         # Of two rows a thread has every result four times, and makes it once.
         results = config.tiles * max(1, config.units * config.columns // threads) / (4 if config.batch == 2 else 1)
         rows_of_warp = config.tiles * max(1, config.units // (16 * config.num_warps))
-        products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // call.depth
+        products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // (_SUMMED // shape.itemsize)
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
         # The state as a TF32 operand comes number by number, but of two rows matrix by matrix.
-        each = 1 if config.batch == 2 else call.itemsize // 2
+        each = 1 if config.batch == 2 else shape.itemsize // 2
         instructions = 40 + 15 * results + each * products + 4.3 * from_shared
     # As many programs share a multiprocessor as their registers allow; the others wait.
-    programs = -(-call.batch_size // config.batch) * call.directions
+    programs = -(-shape.batch_size // config.batch) * shape.directions
     resident = max(1, 8 // config.num_warps)
-    waves = -(-programs // (call.device.sms * resident))
-    sharing = max(1.0, min(resident, -(-programs // call.device.sms)) * config.num_warps / 4)
-    chain, more = (1, 1) if call.reset_after else (1.7, 1.15)
+    waves = -(-programs // (device.sms * resident))
+    sharing = max(1.0, min(resident, -(-programs // device.sms)) * config.num_warps / 4)
+    chain, more = (1, 1) if reset_after else (1.7, 1.15)
     cycles = waves * (_BLOCK_CHAIN * chain + _INSTRUCTION * instructions * more * sharing)
-    moved = call.from_l2(call.gate_bytes(config.padded_hidden))
-    return Cost(instructions=call.microseconds(cycles), bytes=moved)
+    moved = _from_l2(_gate_bytes(config, shape), device)
+    return Cost(instructions=_microseconds(cycles, device), bytes=moved)
 
 
 # By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" reads it in vain until it is
@@ -186,79 +154,81 @@ _TRIPS = {"flag": 1, "probe": 1.5}
 _READS = {"flag": 2, "probe": 1}
 
 
-def _grid_step(config: GridConfig, call: _Step) -> Cost:
+def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
+    device = shape.device
     threads = 32 * config.slices
-    if call.ieee and config.register_tiles:
+    if shape.ieee and config.register_tiles:
         words = config.lane_words(config.along) * config.rows
         products = 3 * config.units * config.along / 16 * words
         instructions = 120 + products + 3.5 * words + 3 * config.along * config.rows
-    elif call.ieee:
+    elif shape.ieee:
         instructions = 80 + 1.35 * 3 * config.units * config.padded_hidden * config.batch / threads
     else:
         results = max(1, config.units * config.batch // threads)
-        weight_tiles = config.weight_tiles(call.itemsize)
-        chunks = weight_tiles // 3 * config.depth(call.itemsize) // call.depth
+        weight_tiles = config.weight_tiles(shape.itemsize)
+        chunks = weight_tiles // 3 * config.depth(shape.itemsize) // (_SUMMED // shape.itemsize)
         products = 3 * (config.units // 16) * (config.batch // 8) * chunks
-        words = config.state_registers(call.itemsize) / 4
+        words = config.state_registers(shape.itemsize) / 4
         from_shared = 2 * (weight_tiles - config.register_tiles) * config.units / 16
         sums = 3 * config.units * config.batch / 32
         instructions = 8 + 41 * results + 2.9 * sums + 2.5 * words + 5.3 * from_shared + 2 * products
-    handovers, more = (1, 1) if call.reset_after else (2, 1.4)
-    rounds = config.rounds(call.batch_size, call.directions)
+    handovers, more = (1, 1) if reset_after else (2, 1.4)
+    rounds = config.rounds(shape.batch_size, shape.directions)
     cycles = rounds * config.tiles * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.slices / 4)
     hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
-        sent = config.rows * config.units * call.itemsize
+        sent = config.rows * config.units * shape.itemsize
         hop += _SHARED_LINE * config.programs * max(0.0, _LINE / sent - 1)
-    rows = -(-call.batch_size // config.batch) * config.rows
-    read = call.directions * config.programs * rows * config.padded_hidden * call.itemsize
+    rows = -(-shape.batch_size // config.batch) * config.rows
+    read = shape.directions * config.programs * rows * config.padded_hidden * shape.itemsize
     # Of two tiles in turn, one has come by the time the other is done: nothing is read in vain.
     read *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
     return Cost(
-        instructions=call.microseconds(cycles),
-        hop=call.microseconds(rounds * handovers * hop),
-        bytes=call.from_l2(read + call.gate_bytes(config.padded_hidden)),
+        instructions=_microseconds(cycles, device),
+        hop=_microseconds(rounds * handovers * hop, device),
+        bytes=_from_l2(read + _gate_bytes(config, shape), device),
     )
 
 
-def _step_step(config: StepConfig, call: _Step) -> Cost:
-    tiles = -(-call.batch_size // config.batch)
-    programs = config.programs * tiles * call.directions
+def _step_step(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
+    device = shape.device
+    tiles = -(-shape.batch_size // config.batch)
+    programs = config.programs * tiles * shape.directions
     # Of an iteration, in which warps share the products. As TF32 operands are rounded first: by several warps, where
     # these have no slices of their own.
     numbers = 3 * config.units * config.batch * config.depth // config.num_warps
-    products = numbers // (16 * 8 * call.depth)
-    if call.ieee:
+    products = numbers // (16 * 8 * (_SUMMED // shape.itemsize))
+    if shape.ieee:
         instructions = 50 + 1.2 * numbers / 32
-    elif call.itemsize == 2:
+    elif shape.itemsize == 2:
         instructions = 45 + 2.4 * products
     else:
         instructions = (140 if config.slices > 1 else 300) + 4 * products
-    sharing = max(1.0, programs / call.device.sms * config.num_warps / 4)
-    iterations = -(-call.hidden_size // config.depth)
-    computed = call.microseconds(_INSTRUCTION * iterations * instructions * sharing)
+    sharing = max(1.0, programs / device.sms * config.num_warps / 4)
+    iterations = -(-shape.hidden_size // config.depth)
+    computed = _microseconds(_INSTRUCTION * iterations * instructions * sharing, device)
     # Loads are under way while products are made, from memory beside those from the L2: what takes longest counts.
-    weights = 3 * call.hidden_size**2 * call.itemsize * call.directions
-    state = programs * config.batch * call.hidden_size * call.itemsize
-    moved = max(_from_l2_or_memory(weights, call.device), call.from_l2(weights * tiles + state))
+    weights = 3 * shape.hidden_size**2 * shape.itemsize * shape.directions
+    state = programs * config.batch * shape.hidden_size * shape.itemsize
+    moved = max(_from_l2_or_memory(weights, device), _from_l2(weights * tiles + state, device))
     if config.batch > 16:
         moved /= _STEP_REACHED
     else:
         # All stages but one are on their way at once; so are those of the programs that share a multiprocessor.
-        resident = max(1, call.device.shared_memory // config.shared_memory(call.itemsize))
-        trips = iterations / max(1, config.num_stages - 1) * max(1.0, programs / (resident * call.device.sms))
-        latency = _STEP_LATENCY if _stays_in_l2(weights, call.device) else _STEP_MEMORY_LATENCY
-        moved += call.microseconds(trips * latency)
-    moved += call.from_l2(call.gate_bytes(config.padded_hidden))
-    cost = Cost(instructions=call.microseconds(_STEP_CHAIN) + max(0.0, computed - moved), bytes=moved)
-    return cost * (1 if call.reset_after else 1.5)
+        resident = max(1, device.shared_memory // config.shared_memory(shape.itemsize))
+        trips = iterations / max(1, config.num_stages - 1) * max(1.0, programs / (resident * device.sms))
+        latency = _STEP_LATENCY if _stays_in_l2(weights, device) else _STEP_MEMORY_LATENCY
+        moved += _microseconds(trips * latency, device)
+    moved += _from_l2(_gate_bytes(config, shape), device)
+    cost = Cost(instructions=_microseconds(_STEP_CHAIN, device) + max(0.0, computed - moved), bytes=moved)
+    return cost * (1 if reset_after else 1.5)
 
 
 _STEPS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_step}
 
 
 def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
-    """Microseconds for all programs to read their part of W_hh: from memory once, and the copies from the L2."""
+    """Return the microseconds for all programs to read their part of W_hh: once from memory, then from the L2."""
     weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
     times = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
     copies = _from_l2(weights * problem.directions * (times - 1), device)
@@ -266,12 +236,12 @@ def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device:
 
 
 def _from_l2(size: float, device: Device) -> float:
-    """Microseconds for the multiprocessors to read so many bytes, all at once."""
+    """Return the microseconds for the multiprocessors to read so many bytes, all at once."""
     return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
 
 
 def _from_l2_or_memory(size: int, device: Device) -> float:
-    """Microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
+    """Return the microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
     if _stays_in_l2(size, device):
         return _from_l2(size, device)
     return size / (0.9 * device.memory_gbs * 1e3)
@@ -281,23 +251,23 @@ def _stays_in_l2(size: int, device: Device) -> bool:
     return size <= 0.7 * device.l2_bytes
 
 
-def _flops(dtype: torch.dtype, precision: str, device: Device) -> float:
-    """A microsecond."""
-    if dtype == torch.float32 and precision == "ieee":
+def _flops(problem: Problem, device: Device) -> float:
+    """Return what products get done, in FLOPs a microsecond."""
+    if problem.ieee:
         each = _ORDINARY_FLOPS
     else:
-        each = _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (dtype.itemsize // 2)
+        each = _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
     return _REACHED * each * device.sms * device.clock_ghz * 1e3
 
 
 def _projection(problem: Problem, device: Device) -> Cost:
-    """Of all steps and layers: W_ih x."""
+    """Return the cost of W_ih x, of all steps and layers."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
     for layer in range(problem.num_layers):
         inputs = problem.input_size if layer == 0 else problem.directions * problem.hidden_size
         gates = 3 * problem.hidden_size * problem.directions
-        flops = 2 * rows * inputs * gates / _flops(problem.dtype, problem.precision, device)
+        flops = 2 * rows * inputs * gates / _flops(problem, device)
         moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
         microseconds += max(flops, _from_l2_or_memory(moved, device))
     return Cost(projection=microseconds)
@@ -307,13 +277,13 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
     # gates of the input and of the state, written and read again, and the states
     moved = batch * hidden * itemsize * 12
-    flops = 6 * hidden**2 * batch / _flops(problem.dtype, problem.precision, device)
+    flops = 6 * hidden**2 * batch / _flops(problem, device)
     if itemsize == 4 and not problem.ieee:
         flops *= _TORCHS_TF32
     weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
     if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
         cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if problem.ieee else 1)
-        chain = cycles / (1e3 * device.clock_ghz)
+        chain = _microseconds(cycles, device)
         if itemsize == 2 and batch >= _TORCHS_PERSISTENT_BATCH:
             chain *= _TORCHS_PERSISTENT_BATCHED
         step = Cost(instructions=max(chain, flops), bytes=_from_l2_or_memory(moved, device))

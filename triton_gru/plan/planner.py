@@ -142,7 +142,7 @@ def _option(
     if kernel == "reference":
         return None, "", False
     if kernel == "torch":
-        return _torch_cannot(problem) or (None, "", False)
+        return problem.reason_against_torch or (None, "", False)
     if problem.obstacle:
         return problem.obstacle
     if device is None:
@@ -160,13 +160,6 @@ def _option(
     if found := lookup.configuration(kernel, problem, device):
         return *found, True
     return config, "heuristic", False
-
-
-def _torch_cannot(problem: Problem) -> str:
-    """Why torch's own GRU cannot serve a problem; empty if it can."""
-    if not problem.reset_after:
-        return "torch.nn.GRU resets after the recurrent product, always"
-    return "torch.nn.GRU does not restart within a sequence" if problem.resets else ""
 
 
 _REASONS = {

@@ -1,8 +1,14 @@
-"""What a plan needs to know of a call."""
+"""What a plan needs to know of a call: all of it, what a measurement holds for, and what a kernel is configured for."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from .device import Device
+
+# The dtypes that kernels compute in, by their names.
+DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,32 @@ class Problem:
         return self.dtype == torch.float32 and self.precision == "ieee"
 
     @property
-    def single_step(self) -> bool:
-        """Return whether ``step`` makes the call in one launch a layer, the projection included."""
-        return self.steps == 1 and self.layout == "dense" and not self.resets
-
-    @property
     def is_empty(self) -> bool:
         """Whether a size is 0, as a batch and the features of a cell may be: there is nothing to compile or to time."""
         return min(self.batch_size, self.input_size, self.hidden_size) < 1
+
+    @property
+    def single_step(self) -> bool:
+        """Whether the call is one step of dense input without resets, which ``step`` makes in one launch."""
+        return self.steps == 1 and self.layout == "dense" and not self.resets
+
+    @property
+    def reason_against_torch(self) -> str:
+        """Why `torch.nn.GRU` cannot serve the call; empty if it can."""
+        if not self.reset_after:
+            return "torch.nn.GRU resets after the recurrent product, always"
+        return "torch.nn.GRU does not restart within a sequence" if self.resets else ""
+
+    def on(self, device: Device) -> "Shape":
+        """Return what configurations depend on."""
+        return Shape(self.hidden_size, self.batch_size, self.directions, self.dtype, self.precision, device)
+
+    def key(self) -> "Key":
+        """Return what a measurement of this problem holds for."""
+        return Key(
+            self.hidden_size, self.input_size, 1 << (max(self.batch_size, 1) - 1).bit_length(), self.steps,
+            self.num_layers, self.directions, str(self.dtype)[6:], self.precision, self.reset_after, self.layout,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
@@ -62,3 +86,68 @@ class Problem:
             f"reset {'after' if self.reset_after else 'before'}",
         ]
         return ", ".join(filter(None, parts))
+
+
+class Shape(NamedTuple):
+    """What a kernel's configuration depends on: a time step of one layer, and the device."""
+
+    hidden_size: int
+    batch_size: int
+    directions: int
+    dtype: torch.dtype
+    precision: str
+    device: Device
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def ieee(self) -> bool:
+        """Whether products are of fp32 numbers as they are."""
+        return self.dtype == torch.float32 and self.precision == "ieee"
+
+    @property
+    def numbers(self) -> str:
+        return f"{str(self.dtype)[6:]} ({self.precision})"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a measurement holds for.
+
+    Attributes:
+        batch: rows of the batch, up to a power of two.
+        steps: of the sequences that were measured.
+    """
+
+    hidden_size: int
+    input_size: int
+    batch: int
+    steps: int
+    layers: int
+    directions: int
+    dtype: str
+    precision: str
+    reset_after: bool
+    layout: str
+
+    def problem(self) -> Problem:
+        """Return the largest problem that the measurement holds for.
+
+        Raises:
+            ValueError: no kernel serves the dtype or as many directions, which come from a file.
+        """
+        if self.dtype not in DTYPES or self.directions not in (1, 2):
+            raise ValueError(f"no kernel serves {self.dtype} in {self.directions} directions")
+        return Problem(
+            self.steps, self.batch, self.input_size, self.hidden_size, self.layers, self.directions == 2,
+            DTYPES[self.dtype], self.precision, self.reset_after, layout=self.layout,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        precision = f" ({self.precision})" if self.dtype == "float32" else ""
+        words = [f"{self.dtype}{precision} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}"]
+        words += [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
+        words += ["reset before"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
+        return " ".join(words)

@@ -4,9 +4,9 @@ Sizes are limited by what a launch takes, and by what the 32-bit numbers hold th
 are no limit: kernels find them in 64 bits, whatever the strides.
 """
 
-from .config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, placed, projection_config
+from .config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, projection_config
 from .device import Device
-from .problem import Problem
+from .problem import Problem, Shape
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": programs of a launch in x, y and z.
 LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
@@ -14,33 +14,38 @@ LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
 PROGRAMS = 2**31 - 1
 # Numbers of steps, rows and features. The last tile and what is loaded ahead go beyond the last one, by less than 128.
 LARGEST = 2**31 - 1 - 128
+# Of a thread's 255 registers, those that ``grid`` has for weights, a tile's state and sums. The heuristic puts tiles of
+# W_hh there up to the first number, for the compiler needs registers, too. Tuning tries up to the second, and up to the
+# third for the state alone: it sees which configurations spill (tuning/compile_pool.py).
+GRID_REGISTERS, _MOST_GRID_REGISTERS, _MOST_STATE_REGISTERS = 192, 230, 64
+# The same of ``block``: weights, and sums of three gates.
+_MOST_BLOCK_REGISTERS = 210
 
 
 def too_old(device: Device) -> str:
-    """Why no kernel runs on a device whatever the shape; empty if some do."""
+    """Return why no kernel runs on a device whatever the shape; empty if some do."""
     if device.isa == "ptx" and device.compute_capability < 80:
         return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
     return ""
 
 
 def why_not(config: Config, problem: Problem, device: Device) -> str:
-    """Why a configuration cannot run a problem on a device, by what is known before it is compiled; empty if it can.
+    """Return why a configuration cannot run a problem on a device, as far as is known before it is compiled.
 
-    Whatever the numbers in it: configurations come from files, too.
+    Empty if it can. The numbers in the configuration may be any: it may come from a file.
     """
-    if why := too_old(device):
-        return why
     # AMD's matrix unit has products of fp32 numbers.
     ieee = problem.ieee and device.isa != "plain"
-    why = _WHY_NOT[type(config)](config, problem, device, ieee, problem.dtype.itemsize)
-    return why or why_too_large(config, problem)
+    reason = too_old(device) or _REASONS[type(config)](config, problem.on(device), ieee)
+    return reason or why_too_large(config, problem)
 
 
 def _power(number: int, least: int, most: int) -> bool:
     return least <= number <= most and number & (number - 1) == 0
 
 
-def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+def _against_block(config: BlockConfig, shape: Shape, ieee: bool) -> str:
+    device, itemsize = shape.device, shape.itemsize
     if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
         return "units, num_warps and ahead have to be powers of two, to 128, 8 and 8"
     if config.batch not in (2, 8, 16) or (device.isa == "plain" and config.batch < 16):
@@ -50,14 +55,14 @@ def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: 
     if config.batch == 16 and config.tiles > 1 and device.isa == "ptx":
         # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
         return "not the registers for 16 rows and several tiles"
-    if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, problem.hidden_size):
+    if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, shape.hidden_size):
         return "tiles of units are not as many as hold hidden_size, or more than 4"
     if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (ieee and config.register_tiles):
         return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
     if config.num_warps * 16 > config.units:
         return "more warps than rows for them, and each copy of a tile would be stored"
     held = config.register_tiles * config.units**2 * itemsize / 4 + 3 * config.padded_hidden * config.columns
-    if device.isa != "plain" and held > 32 * config.num_warps * 210:
+    if device.isa != "plain" and held > 32 * config.num_warps * _MOST_BLOCK_REGISTERS:
         return "not the registers"
     if config.shared_memory(itemsize, device.isa) > device.shared_memory:
         return "not the shared memory"
@@ -65,41 +70,47 @@ def _why_not_block(config: BlockConfig, problem: Problem, device: Device, ieee: 
 
 
 def _covers(units: int, tiles: int, hidden_size: int) -> bool:
-    """Whether all units have a place, and no tile is empty."""
+    """Return whether all units have a place, and no tile is empty."""
     return units * (tiles - 1) < hidden_size <= units * tiles
 
 
-def _why_not_grid(config: GridConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+def _against_grid(config: GridConfig, shape: Shape, ieee: bool) -> str:
+    device, itemsize = shape.device, shape.itemsize
     if device.isa == "plain":
         return "its programs wait for each other by means of NVIDIA GPUs"
     if not _power(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
         return "units are 16 or 32, batch is 8 or 16, tiles 1 or 2"
     if not _power(config.rows, 1, config.batch) or config.slices not in (4, 8) or config.handover not in HANDOVERS:
         return "rows, slices or handover are none that there are"
-    if not _covers(config.units, config.programs, problem.hidden_size):
+    if not _covers(config.units, config.programs, shape.hidden_size):
         return "programs are not as many as hold hidden_size"
-    if config.directions < 1 or config.copies < 1 or problem.directions % config.directions:
+    if config.directions < 1 or config.copies < 1 or shape.directions % config.directions:
         return "directions and copies do not fit the problem"
     if config.programs * config.copies * config.directions > device.sms:
         return "more programs than multiprocessors, where all have to be on the chip at once"
-    if config.rows < config.batch and (config.rows < problem.batch_size or config.tiles > 1):
+    if config.rows < config.batch and (config.rows < shape.batch_size or config.tiles > 1):
         return "fewer rows than the batch has"
     if not 0 <= config.register_tiles <= config.weight_tiles(itemsize):
         return "there are not so many tiles of W_hh"
     all_fit = config.register_tiles == config.weight_tiles(itemsize) and config.lanes_fit
     if ieee and config.register_tiles and not all_fit:
         return "ordinary products have all tiles of W_hh in registers, if few columns and all fit, or none"
-    if not ieee and (config.registers(itemsize) > 230 or config.state_registers(itemsize) > 64):
+    return lacks_room(config, shape, ieee)
+
+
+def lacks_room(config: GridConfig, shape: Shape, ieee: bool) -> str:
+    """Return what a multiprocessor has too little of for a program of ``grid``; empty if it has enough."""
+    registers, of_state = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
+    if not ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
         return "not the registers"
-    if config.shared_memory(itemsize) > device.shared_memory:
-        return "not the shared memory"
-    return ""
+    return "not the shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
 
 
-def _why_not_step(config: StepConfig, problem: Problem, device: Device, ieee: bool, itemsize: int) -> str:
+def _against_step(config: StepConfig, shape: Shape, ieee: bool) -> str:
+    device, itemsize = shape.device, shape.itemsize
     if not _power(config.units, 16, 32) or not _power(config.batch, 16, 64):
         return "units are 16 or 32, batch is 16, 32 or 64"
-    if not _covers(config.units, config.programs, problem.hidden_size):
+    if not _covers(config.units, config.programs, shape.hidden_size):
         return "programs are not as many as hold hidden_size"
     if not _power(config.depth * itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
         return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
@@ -110,16 +121,14 @@ def _why_not_step(config: StepConfig, problem: Problem, device: Device, ieee: bo
     return ""
 
 
-_WHY_NOT = {BlockConfig: _why_not_block, GridConfig: _why_not_grid, StepConfig: _why_not_step}
+_REASONS = {BlockConfig: _against_block, GridConfig: _against_grid, StepConfig: _against_step}
 
 
 def for_problem(config: Config, problem: Problem, device: Device) -> Config:
-    """A configuration found for another batch, put to use for this problem's."""
-    if not isinstance(config, GridConfig) or config.programs < 1 or config.batch * config.tiles < 1:
+    """Return a configuration found for another batch as it is for this problem's."""
+    if not isinstance(config, GridConfig):
         return config
-    if config.programs > device.sms:
-        return config
-    return placed(config, problem.batch_size, problem.directions, device)
+    return config.placed(problem.batch_size, problem.directions, device.sms)
 
 
 def why_too_large(config: Config, problem: Problem) -> str:

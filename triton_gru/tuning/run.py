@@ -1,5 +1,6 @@
 """Tunes one problem: compiles what may be fastest, times what is right, and concludes."""
 
+import contextlib
 import datetime
 import time
 from collections import Counter
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from ..plan.heuristic import HEURISTICS, heuristic
 from ..plan.planner import choose
 from ..plan.problem import Problem
-from ..plan.tables.entries import Entry, Key
+from ..plan.tables.entries import Entry
 from ..plan.tables.revision import environment
 from .bench import Bench
 from .space import TORCH, Candidate, candidates
@@ -27,7 +28,7 @@ Ranking = tuple[tuple[Candidate, float], ...]
 
 
 class Run:
-    """Of one problem, in about so many ``seconds``."""
+    """The tuning of one problem, in about so many ``seconds``."""
 
     def __init__(self, problem: Problem, bench: Bench, seconds: float, say: Callable[[str], None]):
         self._problem, self._bench, self._say = problem, bench, say
@@ -35,21 +36,21 @@ class Run:
         self._end = self._start + seconds
         self._failed: Counter[str] = Counter()
         self._before = _incumbents(problem, bench)
-        self._untuned = {kernel: Candidate(kernel, config) for kernel, config in _heuristics(problem, bench)}
+        heuristics = {kernel: Candidate(kernel, heuristic(kernel, problem, bench.device)) for kernel in HEURISTICS}
+        self._untuned = {kernel: each for kernel, each in heuristics.items() if not isinstance(each.config, str)}
         # What runs now and what would untuned are measured whatever the time: without them there is nothing to compare.
         here = (*self._before.values(), *self._untuned.values())
         self._first = list(dict.fromkeys(each for each in here if each.config))
 
     def tune(self) -> tuple[Entry, Ranking] | None:
-        """None if nothing serves the problem, or nothing runs."""
+        """Return what was found; None if nothing serves the problem, or nothing runs."""
         rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
         if not self._first:
             self._say("  no kernel serves it")
             return None
         compiled = self._compile(rest)
         with self._bench.opened(self._problem):
-            right = self._judge(compiled)
-            finals = self._time(right)
+            finals = self._time(self._right(compiled))
         if not any(finals.values()):
             self._say(f"  nothing runs: {dict(self._failed)}")
             return None
@@ -58,7 +59,7 @@ class Run:
         # The reasons may have numbers in them: the rarest are not worth their lines.
         failed = dict(self._failed.most_common(20))
         tried = len(self._first) + len(rest)
-        entry = Entry(Key.of(self._problem), winner, results, tried, failed, environment(), now)
+        entry = Entry(self._problem.key(), winner, results, tried, failed, environment(), now)
         medians = {each: times.p50 for each, times in finals[self._bench.modes[-1]].items()}
         return entry, tuple(sorted(medians.items(), key=lambda each: each[1]))
 
@@ -67,11 +68,11 @@ class Run:
         return self._end - time.monotonic()
 
     def _compile(self, rest: list[Candidate]) -> list[Candidate]:
-        """Those that compiled."""
+        """Return the candidates that compiled."""
         compiled, said = [], time.monotonic()
         number = len(self._first) + len(rest)
-        for some, unlimited in ((self._first, True), (rest, False)):
-            seconds = float("inf") if unlimited else _COMPILING * self._left
+        for some in (self._first, rest):
+            seconds = float("inf") if some is self._first else _COMPILING * self._left
             for candidate, why in self._bench.compile(self._problem, some, seconds):
                 if why:
                     self._failed[why] += 1
@@ -85,22 +86,21 @@ class Run:
         self._failed += Counter({_TOO_LATE: number - len(compiled) - self._failed.total()})  # which drops what is zero
         return compiled
 
-    def _judge(self, compiled: list[Candidate]) -> list[Candidate]:
-        """Those that are right; torch's own first where it serves: it can whatever happens."""
-        torchs = [TORCH] if self._problem.reset_after and not self._problem.resets else []
-        must = torchs + [each for each in self._first if each in compiled]
+    def _right(self, compiled: list[Candidate]) -> list[Candidate]:
+        """Return those that are right; torch.nn.GRU, where it serves, and what is there are run whatever the time."""
+        must = [] if self._problem.reason_against_torch else [TORCH]
+        must += [each for each in self._first if each in compiled]
         right = []
-        for candidate in must + [each for each in compiled if each not in self._first]:
-            if candidate not in must and self._left < 0:
-                self._failed[_TOO_LATE] += 1
-            elif why := self._bench.judge(candidate):
+        for candidate in dict.fromkeys(must + compiled):
+            too_late = self._left < 0 and candidate not in must
+            if why := _TOO_LATE if too_late else self._bench.judge(candidate):
                 self._failed[why] += 1
             else:
                 right.append(candidate)
         return right
 
     def _time(self, right: list[Candidate]) -> dict[str, dict[Candidate, Times]]:
-        """The finalists' times by mode, of those that can be timed in all."""
+        """Return the finalists' times by mode, of those that can be timed in all."""
         self._say(f"  timing {len(right)} that are right")
         bench, look = self._bench, {}
         for group in (right[i : i + _AT_ONCE] for i in range(0, len(right), _AT_ONCE)):
@@ -110,39 +110,27 @@ class Run:
             times = bench.times(group, bench.modes[-1], _LOOK, max(1.0, self._left / 4))
             self._failed += Counter({"it could not be timed": len(group) - len(times)})
             look |= times
-        finalists = _finalists({each: quantiles(ms) for each, ms in look.items()}, self._first)
+        # torch.nn.GRU, what is there now, what would be untuned, and the fastest of each kernel.
+        by_time = sorted(look, key=lambda each: quantiles(look[each]).p50)
+        finalists = [each for each in (TORCH, *self._first) if each in look]
+        for kernel in HEURISTICS:
+            finalists += [each for each in by_time if each.kernel == kernel][:_FINALISTS]
+        finalists = list(dict.fromkeys(finalists))
         finals = {mode: bench.times(finalists, mode, _FINALS, max(2.0, self._left / 2)) for mode in bench.modes}
         timed = [each for each in finalists if all(each in times for times in finals.values())]
         return {mode: {each: quantiles(times[each]) for each in timed} for mode, times in finals.items()}
 
 
 def time_left(seconds: float) -> str:
-    """To be appended; empty if nobody knows."""
+    """Return words to append; none if nobody knows."""
     return f", about {seconds:.0f} s left" if seconds < float("inf") else ""
 
 
 def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
-    """What runs now: by kernel, and by "" the kernel that is chosen."""
+    """Return what runs now: by kernel, and by "" the kernel that is chosen."""
     plan = choose(problem, bench.device)
     found = {"": Candidate(plan.kernel, plan.config)}
     for kernel in HEURISTICS:
-        try:
+        with contextlib.suppress(RuntimeError):
             found[kernel] = Candidate(kernel, choose(problem, bench.device, kernel).config)
-        except RuntimeError:
-            continue
     return found
-
-
-def _heuristics(problem: Problem, bench: Bench) -> list[tuple]:
-    """What would run without a table: kernel and configuration."""
-    found = [(kernel, heuristic(kernel, problem, bench.device)) for kernel in HEURISTICS]
-    return [(kernel, config) for kernel, config in found if not isinstance(config, str)]
-
-
-def _finalists(look: dict[Candidate, Times], first: list[Candidate]) -> list[Candidate]:
-    """torch's own, what is there now, what would be untuned, and the fastest of each kernel."""
-    finalists = [each for each in (TORCH, *first) if each in look]
-    for kernel in HEURISTICS:
-        of_kernel = sorted((each for each in look if each.kernel == kernel), key=lambda each: look[each].p50)
-        finalists += of_kernel[:_FINALISTS]
-    return list(dict.fromkeys(finalists))

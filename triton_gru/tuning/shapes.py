@@ -1,6 +1,7 @@
 """Which problems to tune: those of a model, or of a run that was watched."""
 
 import contextlib
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,17 +14,16 @@ from ..call.options import Options
 from ..call.readable import is_plain
 from ..call.torch_state import autocast_dtype, is_wrapping
 from ..modules import GRU, GRUCell
-from ..plan.problem import Problem
-from ..plan.tables.entries import Key
+from ..plan.problem import DTYPES, Key, Problem
 
-_GRUS, _CELLS = (nn.GRU, GRU), (nn.GRUCell, GRUCell)
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_CELLS = nn.GRUCell, GRUCell
+_CLASSES = nn.GRU, GRU, *_CELLS
 
 
 def shapes_of(
     model: nn.Module, batch_sizes: Iterable[int] = (1,), steps: Iterable[int] = (100,), dtype: torch.dtype | None = None
 ) -> list[Problem]:
-    """The problems that the GRUs of a model are, torch's and ours, for batches and numbers of steps to come.
+    """Return the problems that the GRUs of a model, torch's and ours, are for batches and numbers of steps to come.
 
     Args:
         dtype: that the model will run in (autocast, say), if it is not the one of its parameters.
@@ -32,44 +32,44 @@ def shapes_of(
         One for each kind of GRU (a cell has one step), batch size and number of steps; none for float64, which no
         kernel computes in.
     """
-    found = {}
-    batch_sizes, steps = list(batch_sizes), list(steps)
+    found, batch_sizes, steps = [], list(batch_sizes), list(steps)
     for module in model.modules():
-        if isinstance(module, (*_GRUS, *_CELLS)):
-            weight = module.weight_hh if isinstance(module, _CELLS) else module.weight_hh_l0
-            for batch in batch_sizes:
-                for number in steps if isinstance(module, _GRUS) else (1,):
-                    problem = Options.of(module).problem(number, batch, dtype or weight.dtype)
-                    found[problem] = None
-    return [problem for problem in found if problem.dtype in _DTYPES]
+        if not isinstance(module, _CLASSES):
+            continue
+        is_cell = isinstance(module, _CELLS)
+        used = dtype or (module.weight_hh if is_cell else module.weight_hh_l0).dtype
+        sizes = itertools.product(batch_sizes, (1,) if is_cell else steps)
+        found += [Options.of(module).problem(number, batch, used) for batch, number in sizes]
+    return [problem for problem in dict.fromkeys(found) if problem.dtype in DTYPES.values()]
 
 
 class Recorded(Sequence):
-    """The problems that were met, those first that took the most steps in all.
+    """A sequence of the problems that were met, those first that took the most steps in all.
 
-    Of problems that tuning does not tell apart it has the largest batch.
+    Attributes:
+        largest: by key, the problem of the largest batch among those that tuning does not tell apart.
     """
 
     def __init__(self):
         self._calls: Counter[Key] = Counter()
-        self._largest: dict[Key, Problem] = {}
+        self.largest: dict[Key, Problem] = {}
 
     def add(self, problem: Problem) -> None:
-        key = Key.of(problem)
+        key = problem.key()
         self._calls[key] += problem.steps * problem.num_layers
-        if key not in self._largest or problem.batch_size > self._largest[key].batch_size:
-            self._largest[key] = problem
+        if key not in self.largest or problem.batch_size > self.largest[key].batch_size:
+            self.largest[key] = problem
 
     def __getitem__(self, index):
-        return [self._largest[key] for key, _ in self._calls.most_common()][index]
+        return [self.largest[key] for key, _ in self._calls.most_common()][index]
 
     def __len__(self) -> int:
-        return len(self._largest)
+        return len(self.largest)
 
 
 @contextlib.contextmanager
 def record_shapes() -> Iterator[Recorded]:
-    """Watches what the GRUs of this process are called with, torch's own and ours, to be tuned.
+    """Watch what the GRUs of this process are called with, torch's own and ours, to be tuned.
 
         with triton_gru.record_shapes() as shapes:
             serve(model)
@@ -95,7 +95,6 @@ def record_shapes() -> Iterator[Recorded]:
                     del kind.__call__  # nn.Module's own again
 
 
-_CLASSES = (*_GRUS, *_CELLS)
 _recorders: list[Recorded] = []
 _lock = threading.Lock()
 
@@ -109,18 +108,15 @@ def _call_and_record(module, *args, **kwargs):
     # First: what compiles or traces is to see nothing of the rest, and its sizes are symbols.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return output
-    if _runs_forward_of_gru(module) and not (module.training and torch.is_grad_enabled()):
+    # A subclass with a forward of its own may take other arguments than a GRU or cell.
+    is_grus = "forward" not in vars(module) and type(module).forward in [kind.forward for kind in _CLASSES]
+    if is_grus and not (module.training and torch.is_grad_enabled()):
         given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
         problem = _problem_of_call(module, given, output)
-        if problem is not None and problem.dtype in _DTYPES and not problem.is_empty:
+        if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
             for recorded in list(_recorders):
                 recorded.add(problem)
     return output
-
-
-def _runs_forward_of_gru(module) -> bool:
-    """Return whether a call of ``module`` takes the arguments of a GRU or cell: a subclass may take others."""
-    return "forward" not in vars(module) and type(module).forward in [kind.forward for kind in _CLASSES]
 
 
 def _problem_of_call(module, given: dict, output) -> Problem | None:
@@ -142,9 +138,10 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
         steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
     elif is_cell:
         steps, batch = 1, input.size(0) if input.dim() == 2 else 1
+    elif input.dim() == 3:
+        steps, batch = input.shape[1::-1] if module.batch_first else input.shape[:2]
     else:
-        sizes = (*input.shape[:-1],) if input.dim() == 3 else (input.size(0), 1)
-        steps, batch = sizes[::-1] if module.batch_first and input.dim() == 3 else sizes
+        steps, batch = input.size(0), 1
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
     layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
     resets = given.get("resets") is not None

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..plan.config import GRID_CUTS, BlockConfig, Config, GridConfig, StepConfig, cut_grid
+from ..plan.config import BlockConfig, Config, StepConfig
 from ..plan.cost import call_cost
 from ..plan.device import Device
-from ..plan.heuristic import HEURISTICS, heuristic
+from ..plan.heuristic import HEURISTICS, cut_grid, heuristic
 from ..plan.problem import Problem
 from ..plan.validity import why_not
 
@@ -29,24 +29,14 @@ _OUT_OF_THE_QUESTION = 3.0
 
 
 def candidates(problem: Problem, device: Device) -> list[Candidate]:
-    """All that is worth compiling for a problem: each kernel's heuristic first, then what is cheapest by count."""
-    first = [
-        Candidate(kernel, config)
-        for kernel in HEURISTICS
-        if not isinstance(config := heuristic(kernel, problem, device), str)
-    ]
-    costs = {}
-    for kernel in HEURISTICS:
-        for config in _SPACES[kernel](problem, device):
-            if not why_not(config, problem, device):
-                costs[Candidate(kernel, config)] = call_cost(problem, config, device).total
-    limit = _OUT_OF_THE_QUESTION * min((*costs.values(), *_costs(first, problem, device)), default=0.0)
-    rest = [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]
-    return list(dict.fromkeys(first + rest))
-
-
-def _costs(candidates: list[Candidate], problem: Problem, device: Device) -> list[float]:
-    return [call_cost(problem, config, device).total for _, config in candidates]
+    """Return what is worth compiling for a problem: each kernel's heuristic first, then what is cheapest by count."""
+    heuristics = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
+    first = [each for each in heuristics if not isinstance(each.config, str)]
+    found = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]
+    found = first + [each for each in found if not why_not(each.config, problem, device)]
+    costs = {each: call_cost(problem, each.config, device).total for each in found}
+    limit = _OUT_OF_THE_QUESTION * min(costs.values(), default=0.0)
+    return list(dict.fromkeys(first + [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]))
 
 
 def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:
@@ -60,15 +50,6 @@ def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:
         yield replace(start, batch=batch, ahead=ahead, num_warps=number, register_tiles=registers)
 
 
-def _grid_space(problem: Problem, device: Device) -> Iterator[GridConfig]:
-    if device.isa == "plain":
-        return
-    sizes = problem.hidden_size, problem.batch_size, problem.directions
-    numbers = problem.dtype, problem.precision, device
-    for cut in GRID_CUTS:
-        yield from cut_grid(*sizes, cut, *numbers)
-
-
 def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
     batches = [batch for batch in (16, 32, 64) if batch == 16 or batch < 2 * problem.batch_size]
     depths = [size // problem.dtype.itemsize for size in (128, 256, 512)]
@@ -76,4 +57,4 @@ def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
         yield StepConfig(units, -(-problem.hidden_size // units), batch, depth, warps, stages)
 
 
-_SPACES = {"block": _block_space, "grid": _grid_space, "step": _step_space}
+_SPACES = {"block": _block_space, "grid": lambda problem, device: cut_grid(problem.on(device)), "step": _step_space}

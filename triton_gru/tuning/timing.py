@@ -30,11 +30,11 @@ class Times:
 
     @property
     def status(self) -> str:
-        """Of a row that has them."""
+        """Return the status of a row of a report that has these times."""
         return "ok" if self.rel_iqr <= QUIET else "noisy"
 
     def columns(self) -> dict[str, float]:
-        """Under the names they have in a row of a report."""
+        """Return the times under the names they have in a row of a report."""
         times = {"p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "p99_ms": self.p99}
         return {"n": self.n, **times, "rel_iqr": self.rel_iqr}
 
@@ -47,14 +47,10 @@ def quantiles(milliseconds: list[float]) -> Times:
 
 
 def samples(
-    calls: dict[Hashable, list[Callable]],
-    rounds: int,
-    once: Callable[[Callable], float],
-    seconds: float = float("inf"),
-    stop_when_quiet: bool = False,
-    least: int = 0,
-) -> dict[Hashable, list[float]]:
-    """Milliseconds of each of ``calls`` by the clock ``once``, one call of each a round, so that drift falls on all.
+    calls: dict[Hashable, list[Callable]], rounds: int, once: Callable[[Callable], float],
+    seconds: float = float("inf"), stop_when_quiet: bool = False, least: int = 0,
+) -> dict[Hashable, list[float]]:  # fmt: skip
+    """Return the milliseconds of each of ``calls`` by the clock ``once``, one call of each a round: all drift alike.
 
     Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
     A call is a list of functions without arguments, one per rotated input. All are warmed up before time counts. Rounds
@@ -81,7 +77,7 @@ def samples(
 
 
 def gpu_clock(function: Callable) -> float:
-    """From an idle GPU, as the caller of one inference finds it, to the end of its work: the host's part included."""
+    """Time from an idle GPU, as the caller of one inference finds it, to the end of its work, with the host's part."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -92,7 +88,7 @@ def gpu_clock(function: Callable) -> float:
 
 
 def cold_gpu_clock(l2_bytes: int) -> Callable[[Callable], float]:
-    """As `gpu_clock`, after memory twice the size of the L2 has been written."""
+    """Return a clock like `gpu_clock` that first writes memory twice the size of the L2."""
     flushed = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda")
 
     def clock(function: Callable) -> float:
@@ -103,7 +99,7 @@ def cold_gpu_clock(l2_bytes: int) -> Callable[[Callable], float]:
 
 
 def host_clock(function: Callable) -> float:
-    """Until the call returns, with nothing else queued; on a GPU its work goes on after that."""
+    """Time until the call returns, with nothing else queued. On a GPU its work goes on after that."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -112,12 +108,12 @@ def host_clock(function: Callable) -> float:
 
 
 def clock(device: str) -> Callable[[Callable], float]:
-    """That of a whole call on a device that is idle before it."""
+    """Return the clock of a whole call on a device that is idle before it."""
     return gpu_clock if device == "cuda" else host_clock
 
 
 def graphed(function: Callable, pool=None) -> tuple[Callable, object]:
-    """The replay of a CUDA graph of one call of ``function``, and what the call returned, which replays write to.
+    """Return the replay of a CUDA graph of one call of ``function``, and the call's result, which replays write to.
 
     Graphs of one ``pool`` share memory: one's results last until another is replayed.
     """

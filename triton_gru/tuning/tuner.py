@@ -1,5 +1,6 @@
 """Measures which kernel in which configuration is fastest for a problem, torch's own GRU among them, and keeps it."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -12,11 +13,12 @@ import torch
 from ..launch import call_cache
 from ..plan.device import capturing
 from ..plan.planner import forget
-from ..plan.problem import Problem
+from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
-from ..plan.tables.entries import Entry, Key, Result
+from ..plan.tables.entries import Entry, Result
 from .bench import Bench
 from .run import Ranking, Run, time_left
+from .shapes import Recorded
 from .space import Candidate
 
 
@@ -38,7 +40,28 @@ class Tuned:
     known: bool = False
 
     def __str__(self) -> str:
-        return _described(self)
+        """Return a few lines: winner, runner-up, the heuristic, torch.nn.GRU, and what became of the candidates."""
+        entry = self.entry
+        winner = entry.results[entry.winner]
+        lines = [str(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.known else "")]
+        lines.append(_line("winner", entry.winner, winner.ms, winner))
+        others = [each for each in self.ranking if each[0] != Candidate(entry.winner, winner.config)]
+        lines += [_line("runner-up", each.kernel, ms) + f"  {each.config or ''}".rstrip() for each, ms in others[:1]]
+        if winner.heuristic_ms:
+            lines.append(_line("untuned", entry.winner, winner.heuristic_ms))
+        if entry.winner != "torch" and (torchs := entry.results.get("torch")):
+            lines.append(_line("nn.GRU", "torch", torchs.ms, torchs))
+        failed = [f"{number} {why}" for why, number in sorted(entry.failed.items(), key=lambda each: -each[1])]
+        lines.append("; ".join([f"  {entry.candidates} candidates", *failed]))
+        return "\n".join(lines)
+
+
+def _line(role: str, kernel: str, ms: float, result: Result | None = None) -> str:
+    line = f"  {role:11}{kernel:6}{ms:9.4g} ms"
+    if result is None:
+        return line
+    in_graph = f", in a graph {result.graph_ms[1]:.4g} ms" if result.graph_ms else ""
+    return f"{line}  (eager {result.eager_ms[1]:.4g} ms{in_graph})  {result.config or ''}".rstrip()
 
 
 def tune(
@@ -50,7 +73,7 @@ def tune(
     bench: Bench | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Tuned]:
-    """Finds the fastest way to compute each of ``problems`` on a GPU and keeps it, for this process and later ones.
+    """Find the fastest way to compute each of ``problems`` on a GPU and keep it, for this process and later ones.
 
     What is kept is what `GRU` runs from then on with ``backend="auto"``; its own kernels by name take the
     configurations found. What is in the user's table already, and not stale, is left as it is; so a run that was
@@ -77,22 +100,21 @@ def tune(
     """
     if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
-    bench = bench or Bench(_with_index(torch.device(device)))
-    try:
+    with contextlib.closing(bench or Bench(_with_index(torch.device(device)))) as bench:
         return _tune_all(_unique(problems), bench, time.monotonic() + budget, anew, say)
-    finally:
-        bench.close()
 
 
-def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Callable[[str], None]) -> list[Tuned]:
+def _tune_all(
+    problems: dict[Key, Problem], bench: Bench, end: float, anew: bool, say: Callable[[str], None]
+) -> list[Tuned]:
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
     _refuse_unusable(path, bench)
     known = {} if anew else _known(bench)
-    tuned = [Tuned(each, known[key], kept=path, known=True) for each in todo if (key := Key.of(each)) in known]
-    todo = [each for each in todo if Key.of(each) not in known]
+    tuned = [Tuned(each, known[key], kept=path, known=True) for key, each in problems.items() if key in known]
     if tuned:
         say(f"{len(tuned)} are in the table already")
+    todo = [each for key, each in problems.items() if key not in known]
     start = time.monotonic()
     for number, problem in enumerate(todo):
         now = time.monotonic()
@@ -100,11 +122,10 @@ def _tune_all(todo: list[Problem], bench: Bench, end: float, anew: bool, say: Ca
             say(f"{len(todo) - number} left out, the time is over")
             break
         pace = (now - start) / number * (len(todo) - number) if number else float("inf")
-        say(f"[{number + 1}/{len(todo)}] {Key.of(problem)}{time_left(min(pace, end - now))}")
-        found = Run(problem, bench, (end - now) / (len(todo) - number), say).tune()
-        if found is not None:
+        say(f"[{number + 1}/{len(todo)}] {problem.key()}{time_left(min(pace, end - now))}")
+        if found := Run(problem, bench, (end - now) / (len(todo) - number), say).tune():
             entry, ranking = found
-            tuned.append(Tuned(problem, entry, ranking, kept=_keep(entry, bench)))
+            tuned.append(Tuned(problem, entry, ranking, kept=_keep(entry, bench, directory)))
     return tuned
 
 
@@ -116,51 +137,44 @@ def _with_index(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _unique(problems: Iterable[Problem]) -> list[Problem]:
-    """One for each key, that of the largest batch, which the others' configurations have to hold."""
-    largest = {}
+def _unique(problems: Iterable[Problem]) -> dict[Key, Problem]:
+    """Return for each key the problem of the largest batch, which the others' configurations have to hold."""
+    found = Recorded()
     for problem in problems:
         if problem.is_empty:
             raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
         # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
-        problem = dataclasses.replace(problem, obstacle="", resets=False, reverse=False)
-        key = Key.of(problem)
-        if key not in largest or problem.batch_size > largest[key].batch_size:
-            largest[key] = problem
-    return list(largest.values())
+        found.add(dataclasses.replace(problem, obstacle="", resets=False, reverse=False))
+    return found.largest
 
 
 def _known(bench: Bench) -> dict[Key, Entry]:
-    """What the user's tables say that is not stale, or was found in this process."""
+    """Return what the user's tables say that is not stale, or was found in this process."""
     return {
         entry.key: entry
         for source in reversed(lookup.sources(bench.device))
         if source.own
-        for entry, old in zip(source.entries, source.stale)
-        if not old
+        for entry in source.entries
+        if not entry.stale
     }
 
 
 def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
-    """Before minutes are spent on what could not be kept."""
-    if path is None:
-        return
+    """Raise if what would be found could not be kept for a file in the way, before minutes are spent."""
     try:
-        table = store.load(path)
+        if path is not None:
+            store.load(path, bench.device)
     except OSError:
-        return  # there is none, or it cannot be written either, which is not worth an end
+        pass  # there is none, or it cannot be written either, which is not worth an end
     except store.Unusable as error:
         raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
-    if table.device != store.described(bench.device):
-        raise store.Unusable(f"{path} is of another device, {table.device}. Move it away")
 
 
-def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:
-    """The file it is kept in from now on."""
+def _keep(entry: Entry, bench: Bench, directory: pathlib.Path | None) -> pathlib.Path | None:
+    """Keep what was found, and return the file that it is in; None if it cannot be written."""
     lookup.remember(bench.device, [entry])
     forget()
     call_cache.forget()
-    directory = store.user_directory()
     try:
         if directory is None:
             raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
@@ -168,29 +182,3 @@ def _keep(entry: Entry, bench: Bench) -> pathlib.Path | None:
     except (OSError, store.Unusable) as error:
         warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=5)
         return None
-
-
-def _described(tuned: Tuned) -> str:
-    """A few lines: winner, runner-up, the heuristic, torch's own GRU, and what became of the candidates."""
-    entry = tuned.entry
-    lines = [str(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if tuned.known else "")]
-    winner = entry.results[entry.winner]
-    lines.append(_line("winner", entry.winner, winner))
-    runner_up = next((each for each in tuned.ranking if each[0] != Candidate(entry.winner, winner.config)), None)
-    if runner_up:
-        candidate, ms = runner_up
-        lines.append(f"  {'runner-up':11}{candidate.kernel:6}{ms:9.4g} ms  {candidate.config or ''}".rstrip())
-    if winner.heuristic_ms:
-        lines.append(f"  {'untuned':11}{entry.winner:6}{winner.heuristic_ms:9.4g} ms")
-    if "torch" in entry.results and entry.winner != "torch":
-        lines.append(_line("nn.GRU", "torch", entry.results["torch"]))
-    failed = [f"{number} {why}" for why, number in sorted(entry.failed.items(), key=lambda each: -each[1])]
-    lines.append(f"  {entry.candidates} candidates" + "".join(f"; {each}" for each in failed))
-    return "\n".join(lines)
-
-
-def _line(role: str, kernel: str, result: Result) -> str:
-    modes = f"eager {result.eager_ms[1]:.4g} ms"
-    if result.graph_ms:
-        modes += f", in a graph {result.graph_ms[1]:.4g} ms"
-    return f"  {role:11}{kernel:6}{result.ms:9.4g} ms  ({modes})" + (f"  {result.config}" if result.config else "")

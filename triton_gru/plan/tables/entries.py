@@ -1,51 +1,16 @@
 """What a table has of a shape that was tuned, and how that is read without trust."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from ..config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig
-from ..problem import Problem
+from ..problem import Key
+from .revision import stale
 
 CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
-_MOST = 1 << 31
+# What a file may hold at most: the size of a number, the lengths of texts and mappings.
+_MOST = {int: 1 << 31, str: 1000, dict: 100}
 Quantiles = tuple[float, float, float]  # p20, p50, p80
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a measurement holds for.
-
-    Attributes:
-        batch: rows of the batch, up to a power of two.
-        steps: of the sequences that were measured.
-    """
-
-    hidden_size: int
-    input_size: int
-    batch: int
-    steps: int
-    layers: int
-    directions: int
-    dtype: str
-    precision: str
-    reset_after: bool
-    layout: str
-
-    @classmethod
-    def of(cls, problem: Problem) -> "Key":
-        return cls(
-            problem.hidden_size, problem.input_size, 1 << (max(problem.batch_size, 1) - 1).bit_length(), problem.steps,
-            problem.num_layers, problem.directions, str(problem.dtype)[6:], problem.precision, problem.reset_after,
-            problem.layout,
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        precision = f" ({self.precision})" if self.dtype == "float32" else ""
-        words = [f"{self.dtype}{precision} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}"]
-        words += [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
-        words += ["reset before"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
-        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -82,9 +47,15 @@ class Entry:
     env: dict[str, str]
     tuned_at: str
 
+    @property
+    def stale(self) -> str:
+        """Why it may no longer hold; empty if it does."""
+        reasons = (stale(kernel, result.revision, self.env) for kernel, result in self.results.items())
+        return next(filter(None, reasons), "")
+
 
 def entry_of(raw) -> Entry:
-    """Of what JSON has.
+    """Return the entry that was read from JSON, which is not trusted.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError, OverflowError: it is none.
@@ -92,74 +63,66 @@ def entry_of(raw) -> Entry:
     key = _fields(raw["key"], Key)
     if key.layout not in ("dense", "lengths", "packed") or key.precision not in ("tf32", "ieee"):
         raise ValueError("no such layout or precision")
-    results = {name: _result(name, result) for name, result in _mapping(raw["results"]).items()}
+    results = {name: _result(name, result) for name, result in _checked(raw["results"], dict).items()}
     if raw["winner"] not in results:
         raise ValueError("the winner is not among the results")
-    failed = {_text(why): _count(number) for why, number in _mapping(raw["failed"]).items()}
-    env = {_text(name): _text(value) for name, value in _mapping(raw["env"]).items()}
-    return Entry(key, raw["winner"], results, _count(raw["candidates"]), failed, env, _text(raw["tuned_at"]))
+    failed = {_checked(why, str): _checked(number, int) for why, number in _checked(raw["failed"], dict).items()}
+    env = {_checked(name, str): _checked(value, str) for name, value in _checked(raw["env"], dict).items()}
+    candidates, tuned_at = _checked(raw["candidates"], int), _checked(raw["tuned_at"], str)
+    return Entry(key, raw["winner"], results, candidates, failed, env, tuned_at)
+
+
+def config_of(kernel: str, raw: dict) -> Config:
+    """Return a kernel's configuration by the names and values of its fields, which are not trusted.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is none.
+    """
+    config = _fields(raw, CONFIGS[kernel])
+    if isinstance(config, GridConfig) and config.handover not in HANDOVERS:
+        raise ValueError(f"no hand-over {config.handover!r}")
+    return config
 
 
 def _result(name: str, raw: dict) -> Result:
-    if name == "torch":
-        config = None
-    else:
-        config = _fields(raw["config"], CONFIGS[name])
-        if isinstance(config, GridConfig) and config.handover not in HANDOVERS:
-            raise ValueError(f"no hand-over {config.handover!r}")
+    config = None if name == "torch" else config_of(name, raw["config"])
     graph_ms = None if raw["graph_ms"] is None else _quantiles(raw["graph_ms"])
     heuristic_ms = None if raw["heuristic_ms"] is None else _time(raw["heuristic_ms"])
-    return Result(config, _text(raw["revision"]), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms)
+    return Result(config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms)
 
 
 def _fields(raw: dict, kind: type):
-    """An instance of a dataclass of integers from 1 (0 for register_tiles), bools and texts.
+    """Return an instance of a dataclass of integers from 1 (0 for register_tiles), bools and texts.
 
     What has a default may be missing: an earlier version did not have it.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if not required <= set(_mapping(raw)) <= set(fields):
+    if not required <= set(_checked(raw, dict)) <= set(fields):
         raise ValueError(f"not the fields of {kind.__name__}")
     for name, value in raw.items():
-        type_ = fields[name].type
-        if type(value) is not type_:
-            raise TypeError(f"{name} is no {type_.__name__}")
-        if type_ is int and not (0 if name == "register_tiles" else 1) <= value <= _MOST:
-            raise ValueError(f"{name} is {value}")
-        if type_ is str:
-            _text(value)
+        if _checked(value, fields[name].type) == 0 and type(value) is int and name != "register_tiles":
+            raise ValueError(f"{name} is 0")
     return kind(**raw)
 
 
-def _mapping(raw) -> dict:
-    if not isinstance(raw, dict) or len(raw) > 100:
-        raise TypeError("no mapping")
-    return raw
-
-
-def _text(raw) -> str:
-    if not isinstance(raw, str) or len(raw) > 1000:
-        raise TypeError("no text, or a long one")
-    return raw
-
-
-def _count(raw) -> int:
-    if type(raw) is not int or not 0 <= raw <= _MOST:
-        raise TypeError("no count")
+def _checked(raw, kind: type):
+    """Return ``raw`` if it is of this type, and neither negative nor too large."""
+    if type(raw) is not kind:
+        raise TypeError(f"a {type(raw).__name__} where a {kind.__name__} has to be")
+    if kind in _MOST and not 0 <= (raw if kind is int else len(raw)) <= _MOST[kind]:
+        raise ValueError(f"a {kind.__name__} that is negative or too large")
     return raw
 
 
 def _time(raw) -> float:
-    if type(raw) not in (int, float) or not 0 < raw < 1e9 or not math.isfinite(raw):
+    if type(raw) not in (int, float) or not 0 < raw < 1e9:
         raise ValueError("no time")
     return float(raw)
 
 
 def _quantiles(raw) -> Quantiles:
-    if not isinstance(raw, list) or len(raw) != 3:
-        raise TypeError("no quantiles")
-    p20, p50, p80 = (_time(each) for each in raw)
+    p20, p50, p80 = map(_time, raw)
     if not p20 <= p50 <= p80:
         raise ValueError("quantiles that do not ascend")
     return p20, p50, p80

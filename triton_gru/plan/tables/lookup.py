@@ -8,19 +8,17 @@ configuration that the new version cannot compile is replaced when it is first l
 
 import functools
 import math
-import operator
 import pathlib
 import warnings
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..config import Config
 from ..device import Device
-from ..problem import Problem
+from ..problem import Key, Problem
 from ..validity import for_problem, why_not
 from . import store
-from .entries import Entry, Key, Result
-from .revision import stale
+from .entries import Entry, Result
 
 SHIPPED = pathlib.Path(__file__).parent / "data"
 # A verdict holds for as many inputs within this factor: they change the projection alone.
@@ -28,24 +26,20 @@ _INPUTS = 4
 _MOST_FILES = 64
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Entries that came together.
 
     Attributes:
         name: what to call them.
         own: whether they were found by this user.
-        stale: for each entry why it may no longer hold, or nothing.
     """
 
     name: str
     own: bool
-    entries: tuple[Entry, ...]
-    stale: tuple[str, ...]
+    entries: list[Entry]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Which kernel is to be taken and how, the medians of all that were measured beside it, and where that stands."""
 
     winner: str
@@ -55,44 +49,30 @@ class Verdict:
 
 
 # What was found in this process, by device; and what has turned out not to run in it.
-_memory: dict[Device, list[Entry]] = {}
+_memory: dict[Device, dict[Key, Entry]] = {}
 _failing: set[tuple[Device, Config]] = set()
 
 
 def configuration(kernel: str, problem: Problem, device: Device) -> tuple[Config, str] | None:
-    """The configuration measured nearest to a problem for a kernel, and where it stands; None if none holds for it."""
-
-    def distance(key: Key, wanted: Key) -> tuple | None:
-        if (key.steps == 1) != (wanted.steps == 1):
-            return None
-        return *_unlike(key, wanted), _ratio(key.steps, wanted.steps), _ratio(key.input_size, wanted.input_size)
-
-    for entry, source in _nearest(problem, device, distance):
-        if (result := entry.results.get(kernel)) and (config := _runnable(result, problem, device)):
+    """Return a kernel's configuration measured nearest to a problem, and where it stands; None if none holds for it."""
+    for entry, source in _nearest(problem.key(), device):
+        result = entry.results.get(kernel)
+        if result and (config := _runnable(result, problem, device)):
             return config, source
     return None
 
 
 def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdict | None:
-    """Which of ``options`` was fastest for such a problem; None if that was not measured.
-
-    What was measured at T steps holds for longer sequences, and to half of T: below, what a call costs once counts.
-    """
-
-    def distance(key: Key, wanted: Key) -> tuple | None:
-        alike = (key.steps == 1) == (wanted.steps == 1) and key.steps <= 2 * wanted.steps
-        inputs = _ratio(key.input_size, wanted.input_size)
-        holds = alike and inputs <= math.log2(_INPUTS) and not any(_unlike(key, wanted))
-        return (_ratio(key.steps, wanted.steps), inputs) if holds else None
-
-    for entry, source in _nearest(problem, device, distance):
-        if "torch" in options and "torch" not in entry.results:
+    """Return which of ``options`` was fastest for such a problem; None if that was not measured."""
+    wanted = problem.key()
+    for entry, source in _nearest(wanted, device):
+        if not _decides(entry.key, wanted) or ("torch" in options and "torch" not in entry.results):
             continue
         configs = {kernel: _runnable(result, problem, device) for kernel, result in entry.results.items()}
         times = {
-            kernel: result.ms
-            for kernel, result in entry.results.items()
-            if kernel in options and (kernel == "torch" or configs[kernel])
+            kernel: entry.results[kernel].ms
+            for kernel, config in configs.items()
+            if kernel in options and (config or kernel == "torch")
         }
         if times:
             winner = entry.winner if entry.winner in times else min(times, key=times.get)
@@ -101,79 +81,86 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
 
 
 def _runnable(result: Result, problem: Problem, device: Device) -> Config | None:
-    """The result's configuration for this problem, None if it has none or cannot run."""
+    """Return the result's configuration for this problem, None if it has none or cannot run."""
     if result.config is None:
         return None
     config = for_problem(result.config, problem, device)
     return None if why_not(config, problem, device) or (device, config) in _failing else config
 
 
-def _unlike(key: Key, wanted: Key) -> list[bool]:
-    """In what a configuration may differ, but not a verdict."""
-    return [getattr(key, name) != getattr(wanted, name) for name in ("directions", "layout", "layers")]
+def _distance(key: Key, wanted: Key) -> tuple[float, ...]:
+    """Return how far a measurement is from what is wanted, the most important first: no, or by how many powers of two.
+
+    In the first three a configuration may differ, but not a verdict.
+    """
+    unlike = (getattr(key, name) != getattr(wanted, name) for name in ("directions", "layout", "layers"))
+    return *unlike, _ratio(key.steps, wanted.steps), _ratio(key.input_size, wanted.input_size)
 
 
 def _ratio(a: int, b: int) -> float:
-    """How far apart, as a power of two."""
     return abs(math.log2(a / b))
 
 
-def _nearest(problem: Problem, device: Device, distance) -> Iterator[tuple[Entry, str]]:
-    """Entries whose ``distance(key, wanted)`` is not None, with their source: fresh ones first, by source, by it."""
-    found, wanted = [], Key.of(problem)
-    for rank, entry, source in _entries(device).get(_sizes(wanted), ()):
-        if (away := distance(entry.key, wanted)) is not None:
-            found.append(((rank, away), entry, source))
-    for _, entry, source in sorted(found, key=operator.itemgetter(0)):
+def _decides(key: Key, wanted: Key) -> bool:
+    """Return whether a verdict on ``key`` holds.
+
+    What was measured at T steps holds for longer sequences, and to half of T: below, what a call costs once counts.
+    """
+    *unlike, _, inputs = _distance(key, wanted)
+    return not any(unlike) and key.steps <= 2 * wanted.steps and inputs <= math.log2(_INPUTS)
+
+
+def _nearest(wanted: Key, device: Device) -> Iterator[tuple[Entry, str]]:
+    """Yield entries of the same sizes with their source: fresh ones first, by source, by distance."""
+    found = _entries(device).get(_sizes(wanted), ())
+    for _, entry, source in sorted(found, key=lambda each: (each[0], _distance(each[1].key, wanted))):
         yield entry, source
 
 
 def _sizes(key: Key) -> tuple:
-    """What has to be the same."""
-    return key.hidden_size, key.batch, key.dtype, key.precision, key.reset_after
+    """Return what has to be the same."""
+    return key.hidden_size, key.batch, key.dtype, key.precision, key.reset_after, key.steps == 1
 
 
 @functools.lru_cache(maxsize=64)
 def _entries(device: Device) -> dict[tuple, list[tuple[tuple, Entry, str]]]:
-    """All entries by their sizes: (rank of the source, entry, source in words)."""
+    """Return all entries by their sizes: (rank of the source, entry, source in words)."""
     found = {}
     for number, source in enumerate(sources(device)):
-        for entry, old in zip(source.entries, source.stale):
-            words = f"{source.name}, of {entry.tuned_at[:10]}" + (
-                f", stale: {old} (`triton-gru tune` measures it again)" if old else ""
-            )
-            found.setdefault(_sizes(entry.key), []).append(((bool(old), number), entry, words))
+        for entry in source.entries:
+            words, reason = f"{source.name}, of {entry.tuned_at[:10]}", entry.stale
+            if reason:
+                words += f", stale: {reason} (`triton-gru tune` measures it again)"
+            found.setdefault(_sizes(entry.key), []).append(((bool(reason), number), entry, words))
     return found
 
 
 def sources(device: Device) -> list[Source]:
-    """All that there are for a device, in the order in which they count."""
-    memory = [_source("this process", True, _memory[device])] if device in _memory else []
+    """Return all that there are for a device, in the order in which they count."""
+    memory = [Source("this process", True, list(_memory[device].values()))] if device in _memory else []
     return memory + _files(device)
 
 
 @functools.lru_cache(maxsize=64)
 def _files(device: Device) -> list[Source]:
-    """Read once; a file that is no table, or an entry that is none, is left out with one warning."""
+    """Read files once; leave out, with one warning, a file that is no table and an entry that is none."""
     own, others = [], []
     for folder, kind in ((store.user_directory(), "table"), (SHIPPED, "shipped table")):
         for path in _tables_in(folder):
             named = path.name == store.file_name(device)
             try:
-                table = store.load(path)
+                table = store.load(path, device if named else None)
             except (OSError, store.Unusable) as error:
                 if named:  # others are not of our concern
                     _warn(path, f"{error}; it is left alone and not used")
                 continue
             if table.device == store.described(device):
-                own.append(_source(f"{kind} {path}", folder != SHIPPED, table.entries))
+                own.append(Source(f"{kind} {path}", folder != SHIPPED, table.entries))
                 if table.skipped:
                     count = f"{len(table.skipped)} of {len(table.raw)} entries"
                     _warn(path, f"{count} are none that this version understands, and not used: {table.skipped[0]}")
-            elif named:
-                _warn(path, f"it is of {table.device}, not of {store.described(device)}; it is not used")
             elif {**table.device, "name": ""} == {**store.described(device), "name": ""}:
-                others.append(_source(f"{kind} of a like device, {path}", False, table.entries))
+                others.append(Source(f"{kind} of a like device, {path}", False, table.entries))
     return own + others
 
 
@@ -184,34 +171,23 @@ def _tables_in(folder: pathlib.Path | None) -> list[pathlib.Path]:
         return []
 
 
-def _source(name: str, own: bool, entries: list[Entry]) -> Source:
-    return Source(name, own, tuple(entries), tuple(_stale(entry) for entry in entries))
-
-
-def _stale(entry: Entry) -> str:
-    reasons = (stale(kernel, result.revision, entry.env) for kernel, result in entry.results.items())
-    return next(filter(None, reasons), "")
-
-
 def _warn(path: pathlib.Path, what: str) -> None:
     warnings.warn(f"triton_gru's tuned table {path}: {what}", stacklevel=2)
 
 
 def remember(device: Device, entries: list[Entry]) -> None:
-    """They count from now on in this process, before any file; plans have to be made anew."""
-    replaced = {entry.key for entry in entries}
-    kept = [entry for entry in _memory.get(device, []) if entry.key not in replaced]
-    _memory[device] = kept + entries
+    """Let entries count from now on in this process, before any file; plans have to be made anew."""
+    _memory.setdefault(device, {}).update({entry.key: entry for entry in entries})
     _entries.cache_clear()
 
 
 def distrust(device: Device, config: Config) -> None:
-    """A configuration that does not run after all is not used again in this process."""
+    """Do not use a configuration again in this process, as it does not run after all."""
     _failing.add((device, config))
 
 
 def forget() -> None:
-    """Nothing was found in this process, and files are read anew."""
+    """Forget what was found in this process, and read files anew."""
     _memory.clear()
     _failing.clear()
     _files.cache_clear()

@@ -19,7 +19,7 @@ _SCANS = {"block": block, "grid": grid, "step": step}
 
 @functools.cache
 def revision(kernel: str) -> str:
-    """A hash of what a kernel's code does: comments, docstrings and layout are not in it. Empty for torch's GRU."""
+    """Return a hash of a kernel's code without comments, docstrings and layout; empty for torch's GRU."""
     if kernel == "torch":
         return ""
     digest = hashlib.sha256()
@@ -46,7 +46,7 @@ def modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
 
 
 def meaning(source: str) -> str:
-    """Python code without what does not count."""
+    """Return Python code without what does not count."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         match getattr(node, "body", None):
@@ -57,7 +57,7 @@ def meaning(source: str) -> str:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """The versions that times depend on."""
+    """Return the versions that times depend on."""
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return {
         "triton_gru": __version__,
@@ -69,7 +69,7 @@ def environment() -> dict[str, str]:
 
 
 def stale(kernel: str, made_with: str, env: dict[str, str]) -> str:
-    """Why a kernel's result may no longer hold; empty if it does."""
+    """Return why a kernel's result may no longer hold; empty if it does."""
     counts = "torch" if kernel == "torch" else "triton"
     then, now = (minor(each.get(counts, "")) for each in (env, environment()))
     if then != now:

@@ -1,7 +1,7 @@
 """Tables of what was measured: one JSON file a device, read without trust, written without loss.
 
     {"schema": 1, "device": {"name", "cc", "sms"}, "entries": [{
-        "key": {what the measurement holds for, see entries.Key},
+        "key": {what the measurement holds for, see problem.Key},
         "winner": the kernel to take, or "torch",
         "results": {kernel: {"config", "revision", "eager_ms": [p20, p50, p80], "graph_ms", "heuristic_ms"}},
         "candidates": how many were tried, "failed": {why: how many}, "env": {versions}, "tuned_at": when, in UTC
@@ -19,7 +19,6 @@ import pathlib
 import re
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class Unusable(ValueError):
 
 
 def user_directory() -> pathlib.Path | None:
-    """Where this user's tables are: ``TRITON_GRU_CONFIG_DIR``, else in the cache folder; None if there is no home."""
+    """Return this user's folder of tables: ``TRITON_GRU_CONFIG_DIR``, else one in the cache; None without a home."""
     if named := os.environ.get("TRITON_GRU_CONFIG_DIR"):
         return pathlib.Path(named)
     try:
@@ -52,7 +51,7 @@ def file_name(device: Device) -> str:
 
 
 def described(device: Device) -> dict:
-    """A device as a table names it."""
+    """Return a device as a table names it."""
     return {"name": device.name, "cc": device.compute_capability, "sms": device.sms}
 
 
@@ -71,10 +70,12 @@ class Table:
     skipped: list[str]
 
 
-def load(path: pathlib.Path) -> Table:
-    """Raises:
-    Unusable: it is no table of this schema.
-    OSError: it cannot be read.
+def load(path: pathlib.Path, device: Device | None = None) -> Table:
+    """Return what a file holds.
+
+    Raises:
+        Unusable: it is no table of this schema, or not of ``device``, if that is given.
+        OSError: it cannot be read.
     """
     # Not opened before: to open what is no regular file may wait forever.
     if not stat.S_ISREG(path.stat().st_mode):
@@ -85,26 +86,26 @@ def load(path: pathlib.Path) -> Table:
         raise Unusable(f"it has more than {_MOST_BYTES >> 20} MiB")
     try:
         whole = json.loads(data.decode())
-    except RecursionError:
-        raise Unusable("it is nested too deeply") from None
-    except ValueError as error:  # of JSON, of its text, of a number
+    except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
         raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
-    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or isinstance(whole.get("schema"), bool):
+    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
         raise Unusable(f"it is not of schema {SCHEMA}")
-    device, raw = whole.get("device"), whole.get("entries")
-    if not isinstance(device, dict) or not isinstance(raw, list):
+    named, raw = whole.get("device"), whole.get("entries")
+    if not isinstance(named, dict) or not isinstance(raw, list):
         raise Unusable("it names no device or has no list of entries")
+    if device is not None and named != described(device):
+        raise Unusable(f"it is of {named}, not of {described(device)}")
     entries, skipped = [], []
     for number, each in enumerate(raw):
         try:
             entries.append(entry_of(each))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             skipped.append(f"entry {number}: {type(error).__name__} {str(error)[:200]}")
-    return Table(device, raw, entries, skipped)
+    return Table(named, raw, entries, skipped)
 
 
 def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathlib.Path:
-    """Puts the entries into the device's file, in place of those of the same keys; all others stay as they are.
+    """Put entries into the device's file, in place of those of the same keys; all others stay as they are.
 
     The file is written beside the old one and then takes its place; if anything fails, the old one is as it was.
 
@@ -120,17 +121,14 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
     with locked(directory / ".lock"):
         kept = []
         if path.exists():
-            table = load(path)
-            if table.device != described(device):
-                raise Unusable(f"it is of {table.device}, not of {described(device)}")
-            replaced = {_text_of(dataclasses.asdict(entry.key)) for entry in entries}
-            kept = [raw for raw in table.raw if not (isinstance(raw, dict) and _text_of(raw.get("key")) in replaced)]
-        whole = {
-            "schema": SCHEMA,
-            "device": described(device),
-            "entries": kept + [dataclasses.asdict(each) for each in entries],
-        }
-        text = json.dumps(whole, indent=1)
+            # As texts: in Python True is 1.
+            replaced = {json.dumps(dataclasses.asdict(entry.key), sort_keys=True) for entry in entries}
+            kept = [
+                raw for raw in load(path, device).raw
+                if not isinstance(raw, dict) or json.dumps(raw.get("key"), sort_keys=True) not in replaced
+            ]  # fmt: skip
+        kept += [dataclasses.asdict(each) for each in entries]
+        text = json.dumps({"schema": SCHEMA, "device": described(device), "entries": kept}, indent=1)
         if len(text) > _MOST_BYTES:
             raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
         _replace(path, text)
@@ -153,26 +151,19 @@ def _replace(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Inside, no other process has the lock of this name; it goes with the process that holds it.
+    """Hold the lock of this name, which a process loses when it ends, however it ends.
 
     Raises:
-        OSError: there can be no lock here, or another process holds it for longer than `PATIENCE`.
+        TimeoutError: another process holds the lock for longer than `PATIENCE`.
+        OSError: there can be no lock here.
     """
-    import fcntl  # where there is none, nothing is tuned, and the rest works
+    import filelock  # 0.1 s, which only tuning needs
 
-    end = time.monotonic() + PATIENCE
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
-                time.sleep(0.02)
+    try:
+        lock = filelock.FileLock(path, timeout=PATIENCE).acquire()
+    except filelock.Timeout:
+        raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
+    except NotImplementedError as error:  # a file system without locks, to earlier versions of filelock
+        raise OSError(str(error)) from None
+    with lock:
         yield
-
-
-def _text_of(key) -> str:
-    """To be compared by: in Python True is 1."""
-    return json.dumps(key, sort_keys=True)
