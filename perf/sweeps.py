@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from triton_gru.plan.planner import KERNELS
 
 from .case import Case
-from .providers import OURS, STREAMING, YARDSTICK, cudnn
+from .providers import OURS, STREAMING, YARDSTICK, cudnn, stages
 from .providers.ours import GRIDS, LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
@@ -45,7 +45,7 @@ class Sweep:
 def on_cpu(sweep: Sweep) -> Sweep:
     """Return the sweep as a CPU can measure it: in fp32, without graphs, with warm caches."""
     cases = tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in sweep.cases))
-    modes = tuple(mode for mode in sweep.modes if mode != "graph")
+    modes = tuple(mode for mode in sweep.modes if mode != "graph") or ("eager",)
     return dataclasses.replace(sweep, cases=cases, modes=modes, l2="warm")
 
 
@@ -146,6 +146,12 @@ _ALL = (
     Sweep(
         "throughput", "And with batches of hundreds, where the products count?", 120, (OURS, *_CUDNN),
         _cases("fp16 tf32", [512, 256, 1024, 128], [256, 1024], [128]),
+    ),
+    Sweep(
+        "step-breakdown", "Where does a step of grid and block spend its time?", 120,
+        ("triton_gru.grid", "triton_gru.block", *stages.PROVIDERS),
+        _cases("fp16", [256, 512, 1024, 2048], [1, 64], [512]) + _cases("tf32", [512, 1024], [1, 64], [512])
+        + _cases("fp16", [64, 128, 192], [1], [512]) + _cases("tf32", [128], [1], [512]), ("graph",),
     ),
     Sweep(
         "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,

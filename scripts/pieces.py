@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import models
 
-from perf.experiments import stages
 from perf.program import Program
 from perf.record import read, statuses
 from perf.run import owed
@@ -131,12 +130,8 @@ PIECES = (
     *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
     _TUNE,
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
-    *map(_sweep, ("bidirectional", "streaming", "smoke")),
-    _program(
-        "step-breakdown", "-m perf.experiments.stages", "Where does a step of grid and block spend its time?",
-        stages.PROGRAM,
-    ),
-    *map(_sweep, ("hand-overs", "short", "reset-before", "t1-cold", "layers", "cells", "throughput", "large", "long")),
+    *map(_sweep, ("bidirectional", "streaming", "smoke", "step-breakdown", "hand-overs", "short", "reset-before")),
+    *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),
     *map(_sanitize, ("memcheck", "racecheck")),
