@@ -33,7 +33,7 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
     plan = variant.plan(ours, x)
     exact = plan.problem.dtype == torch.float32 and plan.problem.precision == "ieee"
     if exact and kernel == "grid" and stage in _OF_TENSOR_CORES:
-        raise Unavailable(f"{stage} can be left out of grid where tensor cores make its products: in 16 bits and TF32")
+        raise Unavailable(f"{stage}: left out of grid only where tensor cores make its products, in 16 bits and TF32")
     scan = without(kernel, stage)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
