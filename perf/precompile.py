@@ -8,11 +8,11 @@ import torch
 from triton_gru.tuning.compile_pool import compile_candidate, in_parallel
 
 from .case import Case
-from .providers import OURS, make_ready
+from .providers import OURS, make_ready, stages
 from .providers.ours import kernels_of
 
-# Peers whose compilers take seconds to minutes a case, and keep what they compile on disk.
-SLOW = ("torch.compile", "torchrl")
+# Providers that no plan describes, whose compilers take seconds to minutes a case and keep what they compile on disk.
+SLOW = ("torch.compile", "torchrl", *stages.PROVIDERS)
 
 
 def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from . import cost_errors
 from .providers import OURS, YARDSTICK
+from .providers.stages import WITHOUT
 from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
 from .tables import geomean, summarized, text, word
 
@@ -93,6 +94,7 @@ def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> lis
         ("Times faster than each peer, in the same mode", _peers(timed)),
         ("What the second direction adds: time over that of one", _second_direction(timed)),
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
+        ("Where a step's time goes: its microseconds, and how many fewer without a stage", _stages(timed)),
         ("RNN, LSTM, GRU", cells(last)),
         *cost_errors.sections(last, tuned or {}),
     ]
@@ -172,6 +174,18 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
     words = [f"{word(1000 * p50)}, {word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
     table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
     return table[["precision", "H", "B", "layers", *timed["provider"].unique()]]
+
+
+def _stages(timed: pd.DataFrame) -> pd.DataFrame:
+    """Return a line for each kernel and case of a run, a column for each stage that was left out."""
+    same = [*CASE, "run_id", "mode", "whole"]
+    timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], whole=timed["base"].str.split(WITHOUT).str[0])
+    whole = timed.loc[timed["base"] == timed["whole"], [*same, "step"]].drop_duplicates(same, keep="last")
+    parts = timed[timed["base"] != timed["whole"]].merge(whole, on=same, suffixes=("_left", ""))
+    parts = parts.assign(stage=parts["base"].str.split(WITHOUT).str[-1], saved=parts["step"] - parts["step_left"])
+    parts = parts.drop_duplicates([*same, "stage"], keep="last")
+    table = parts.pivot(index=[*same, "kernel", "step"], columns="stage", values="saved").astype(object).fillna("")
+    return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
 
 
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from triton_gru.plan.planner import KERNELS
 
 from .case import Case
-from .providers import OURS, STREAMING, YARDSTICK, cudnn
+from .providers import OURS, STREAMING, YARDSTICK, cudnn, stages
 from .providers.ours import GRIDS, LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
@@ -28,7 +28,7 @@ class Sweep:
         seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
         providers: beside `YARDSTICK`, unless others are named.
         modes: see measure.Conditions; on a CPU there is no "graph".
-        rounds: at least so many of each case, for its 99th percentiles to say something.
+        rounds: at least so many of each case, for its 99th percentiles or small differences to say something.
         l2: see measure.Conditions.
     """
 
@@ -45,7 +45,7 @@ class Sweep:
 def on_cpu(sweep: Sweep) -> Sweep:
     """Return the sweep as a CPU can measure it: in fp32, without graphs, with warm caches."""
     cases = tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in sweep.cases))
-    modes = tuple(mode for mode in sweep.modes if mode != "graph")
+    modes = tuple(mode for mode in sweep.modes if mode != "graph") or ("eager",)
     return dataclasses.replace(sweep, cases=cases, modes=modes, l2="warm")
 
 
@@ -148,6 +148,12 @@ _ALL = (
         _cases("fp16 tf32", [512, 256, 1024, 128], [256, 1024], [128]),
     ),
     Sweep(
+        "step-breakdown", "Where does a step of grid and block spend its time?", 120,
+        ("triton_gru.grid", "triton_gru.block", *stages.PROVIDERS),
+        _cases("fp16", [256, 512, 1024, 2048], [1, 64], [512]) + _cases("tf32", [512, 1024], [1, 64], [512])
+        + _cases("fp16", [64, 128, 192], [1], [512]) + _cases("tf32", [128], [1], [512]), ("graph",), rounds=50,
+    ),
+    Sweep(
         "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
         (OURS, *(variant.name for variant in GRIDS)),
         _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
@@ -163,7 +169,7 @@ SWEEPS = {sweep.name: sweep for sweep in _ALL}
 def described() -> str:
     """Return a line for each sweep."""
     lines = [
-        f"  {sweep.name:14}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
+        f"  {sweep.name:15}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
         for sweep in SWEEPS.values()
     ]
     return "\n".join([*lines, f"All measure {YARDSTICK} as well: it is what others are gated and compared by."])

@@ -7,6 +7,7 @@ the model without us is, eager. Needs what `scripts/test` and `scripts/demo` ins
     TRITON_INTERPRET=1 python scripts/models.py --rehearse     # on a CPU: one of them, eager
 """
 
+import argparse
 import copy
 import functools
 import itertools
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 
 import triton_gru
 from perf.case import Case
+from perf.measure import DeviceLost
 from perf.precompile import in_parallel
-from perf.program import Program
 from perf.providers import OURS, YARDSTICK
-from perf.providers.ours import gave_up
-from perf.record import Row, timed
+from perf.providers.ours import gave_up, is_lost
+from perf.record import BEGUN, Report, Row, cell, machine_name, statuses, timed
+from perf.run import measure_cells
 from tests.models import GTCRN, NSNET2, package_file
 from triton_gru.accuracy import bound
+from triton_gru.plan.device import interpreting
 from triton_gru.tuning.timing import clock, graphed, samples
 
 MODES = ("eager", "graph", "compile", "reduce-overhead")
@@ -44,6 +47,7 @@ CASES = {
 }
 ONNX = {"NSNet2": NSNET2, "GTCRN": GTCRN}
 Cell = tuple[str, str]  # a model and a precision
+KEY = ("variant", "dtype", "precision")  # the columns that tell a cell's rows from those of others
 
 
 def cells(rehearse: bool) -> list[Cell]:
@@ -51,12 +55,26 @@ def cells(rehearse: bool) -> list[Cell]:
     return [("NSNet2, rehearsed", "fp32")] if rehearse else list(itertools.product(list(CASES)[:-1], ("tf32", "fp16")))
 
 
-def case_of(cell: Cell) -> Case:
-    return replace(CASES[cell[0]][0], precision=cell[1])
+def case_of(each: Cell) -> Case:
+    return replace(CASES[each[0]][0], precision=each[1])
 
 
-def row_of(cell: Cell) -> Row:
-    return replace(case_of(cell).row(), variant=cell[0], l2="warm")
+def row_of(each: Cell) -> Row:
+    return replace(case_of(each).row(), variant=each[0], l2="warm")
+
+
+def key_of(each: Cell) -> tuple[str, ...]:
+    return cell(row_of(each), KEY)
+
+
+def owed(rows: list[dict[str, str]], rehearse: bool) -> list[Cell]:
+    """Return the cells that ``rows`` has no results of.
+
+    A cell that was begun and has no end comes last: it may have hung, or taken the process with it.
+    """
+    there = statuses(rows, KEY)
+    todo = [each for each in cells(rehearse) if there.get(key_of(each), BEGUN) == BEGUN]
+    return sorted(todo, key=lambda each: key_of(each) in there)
 
 
 def compile_models(todo: list[Cell]) -> None:
@@ -65,10 +83,10 @@ def compile_models(todo: list[Cell]) -> None:
 
 
 @torch.no_grad()
-def measure(cell: Cell, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
+def measure(each: Cell, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
     """Return a row for each version of the model in each mode, with times unless not wanted."""
     modes = modes or (MODES if device == "cuda" else MODES[:1])
-    name, case, blank = cell[0], case_of(cell), row_of(cell)
+    name, case, blank = each[0], case_of(each), row_of(each)
     torch.compiler.reset()  # what it has compiled of other models counts against a limit
     try:
         model, inputs = load(name)
@@ -165,7 +183,31 @@ def told(rows: list[Row]) -> str:
     )
 
 
-PROGRAM = Program("models", ("variant", "dtype", "precision"), cells, row_of, compile_models, measure, told)
+def main(arguments: list[str] | None = None) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/perf"), help="folder of the CSV")
+    parser.add_argument("--rehearse", action="store_true", help="a small form, on a CPU")
+    options = parser.parse_args(arguments)
+    if options.rehearse and not interpreting():
+        parser.error("--rehearse needs TRITON_INTERPRET=1 in the environment")
+    device = "cpu" if options.rehearse else "cuda"
+    report = Report(options.out / f"models-{machine_name(device)}.csv", device)
+    todo = owed(report.rows(), options.rehearse)
+    if not options.rehearse:
+        compile_models(todo)
+
+    def measure_cell(each: Cell) -> list[Row]:
+        rows = measure(each, device)
+        if is_lost():
+            raise DeviceLost(rows)
+        return rows
+
+    try:
+        measure_cells(report, [(each, row_of(each), functools.partial(measure_cell, each)) for each in todo], told)
+    except DeviceLost:
+        sys.exit("the GPU answers this process no more: the same command goes on in a new one")
+
 
 if __name__ == "__main__":
-    PROGRAM.main(__doc__)
+    main()

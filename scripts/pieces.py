@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import models
 
-from perf.experiments import stages
-from perf.program import Program
 from perf.record import read, statuses
 from perf.run import owed
 from perf.sweeps import SWEEPS, rehearsal
@@ -89,15 +87,15 @@ def _shard(number: int) -> Piece:
     return _tests(f"right-rest-{number}", question, which, f"tests/test_errors.py {shard}")
 
 
-def _program(name: str, how: str, question: str, program: Program) -> Piece:
-    command = f"python3 {how} --out {{out}}"
+def _models() -> Piece:
+    command = "python3 scripts/models.py --out {out}"
     small = f"env TRITON_INTERPRET=1 {command} --rehearse"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
-        cells = len(program.cells(rehearse))
-        return cells - len(program.owed(rows, rehearse)), cells
+        cells = len(models.cells(rehearse))
+        return cells - len(models.owed(rows, rehearse)), cells
 
-    return Piece(name, question, 120, command, small, f"{program.name}-{{gpu}}.*csv", progress)
+    return Piece("models", "How much faster are whole models?", 120, command, small, "models-{gpu}.*csv", progress)
 
 
 def _tune() -> Piece:
@@ -127,16 +125,12 @@ PIECES = (
         "right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/kernels/test_isa.py -n 2"
     ),
     _sweep("heart"),
-    _program("models", "scripts/models.py", "How much faster are whole models?", models.PROGRAM),
+    _models(),
     *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
     _TUNE,
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
-    *map(_sweep, ("bidirectional", "streaming", "smoke")),
-    _program(
-        "step-breakdown", "-m perf.experiments.stages", "Where does a step of grid and block spend its time?",
-        stages.PROGRAM,
-    ),
-    *map(_sweep, ("hand-overs", "short", "reset-before", "t1-cold", "layers", "cells", "throughput", "large", "long")),
+    *map(_sweep, ("bidirectional", "streaming", "smoke", "step-breakdown", "hand-overs", "short", "reset-before")),
+    *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),
     *map(_sanitize, ("memcheck", "racecheck")),

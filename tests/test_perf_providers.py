@@ -155,18 +155,22 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
     assert ours.kernels_of([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []
 
 
-def test_what_a_stream_launches_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):
+def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):
     calls, planned = [], []
     monkeypatch.setattr(precompile, "in_parallel", calls.extend)
     monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
     frame = Case("fp32", hidden=16, batch=2, steps=1, streaming=True)
     sequence = Case("fp32", hidden=16, batch=2, steps=3)
-    names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl"]
+    names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl", "triton_gru.block-without-output"]
     precompile.compile_ahead([(frame, names), (sequence, names)])
     assert planned == [(sequence, names)]
-    assert [call.args for call in calls] == [(frame, "triton_gru.block"), (frame, "torchrl"), (sequence, "torchrl")]
-    calls[0]()
-    assert launched == ["input_projection", "block_scan"]
+    assert [call.args for call in calls] == [(frame, name) for name in names[1:]] + [
+        (sequence, name) for name in names[2:]
+    ]
+    for call in (calls[0], calls[-1]):
+        launched.clear()
+        call()
+        assert launched == ["input_projection", "block_scan"]
 
 
 @pytest.mark.gpu

@@ -164,7 +164,10 @@ def test_sweeps_have_the_values_they_are_to_have():
     assert {case.directions for case in both[::2]} == {2}
     frames = sweeps.SWEEPS["streaming"]
     assert {(case.steps, case.streaming, case.layers) for case in frames.cases} == {(1, True, 1), (1, True, 2)}
-    assert {sweep.name: sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep.rounds} == {"streaming": 1000}
+    rounds = {sweep.name: sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep.rounds}
+    assert rounds == {"streaming": 1000, "step-breakdown": 50}
+    steps = sweeps.SWEEPS["step-breakdown"]
+    assert steps.modes == ("graph",) and {case.steps for case in steps.cases} == {512} and len(steps.cases) == 16
     assert set(sweeps.SWEEPS["tuned"].cases) < set(heart)
     for name, sweep in sweeps.SWEEPS.items():
         assert set(sweep.providers) <= set(providers.STREAMING if sweep is frames else providers.PROVIDERS)
@@ -176,7 +179,7 @@ def test_on_a_cpu_a_sweep_is_in_fp32_and_without_graphs():
     sweep = sweeps.on_cpu(sweeps.SWEEPS["cells"])
     assert {case.precision for case in sweep.cases} == {"fp32"}
     assert len(sweep.cases) == 8
-    assert sweep.modes == ("eager",)
+    assert sweep.modes == sweeps.on_cpu(sweeps.SWEEPS["step-breakdown"]).modes == ("eager",)
 
 
 @pytest.mark.parametrize("arguments, message", [

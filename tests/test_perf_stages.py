@@ -1,54 +1,78 @@
-"""The timing of scans without one of their stages: its rehearsal, its table, and that the library stays as it is."""
+"""Kernels without a stage of a step, timed as providers: the changed kernel runs, and the library stays as it is."""
 
 import dataclasses
 import pathlib
-import sys
 
 import pytest
 
-from perf.experiments import stages
-from perf.experiments.stages_kernel import STAGES, without
-from perf.record import Row
+from perf import measure, report
+from perf.__main__ import main
+from perf.case import Case
+from perf.providers import stages
+from perf.providers.stages_kernel import STAGES, without
+from perf.tables import text
 from triton_gru.kernels import exchange, grid, isa
+from triton_gru.launch import execute
 
-from .perf_calls import read, rows_of
+from .perf_calls import CPU, KNOWN, plant, rows_of
+from .test_perf_report import row, squeezed, table, written
 
-
-def test_a_rehearsal_goes_through_every_stage(tmp_path, capsys):
-    stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    rows = rows_of(tmp_path / "stages-cpu.v4.csv")
-    assert [(row["kernel"], row["variant"], row["status"], row["n"]) for row in rows] == [
-        (kernel, variant, "ok", "0")
-        for kernel in ("grid", "block")
-        for variant in ("whole", *(f"without {stage}" for stage in STAGES[kernel]))
-    ]
-    assert "no times" in capsys.readouterr().out
-    stages.PROGRAM.main("", ["--rehearse", "--out", str(tmp_path)])
-    assert rows_of(tmp_path / "stages-cpu.v4.csv") == rows  # there is nothing left to do
-    assert stages.PROGRAM.owed(rows, True) == []
+pytestmark = pytest.mark.usefixtures("few_calls")
+OF_TENSOR_CORES = {f"triton_gru.grid-without-{stage}" for stage in ("products-but-the-first", "sums", "gate-inputs")}
 
 
-def test_a_cell_that_took_the_process_with_it_comes_last(tmp_path, monkeypatch):
-    measured = []
+@pytest.fixture
+def started(monkeypatch):
+    """The kernels that the library has started."""
+    kernels, start = set(), execute.start
 
-    def measure(cell, device):
-        measured.append(cell[0])
-        return sys.exit("killed") if len(measured) == 1 else stages.measure(cell, device)
+    def noted(launches):
+        for each in launches:
+            kernels.add(each.kernel)
+            yield each
 
-    program = dataclasses.replace(stages.PROGRAM, measure=measure)
-    arguments = ["--rehearse", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit):
-        program.main("", arguments)
-    assert [cell[0] for cell, _ in program.owed(read(tmp_path / "stages-cpu.v4.csv"), True)] == ["block", "grid"]
-    program.main("", arguments)
-    assert measured == ["grid", "block", "grid"]
-    assert program.owed(read(tmp_path / "stages-cpu.v4.csv"), True) == []
+    monkeypatch.setattr(execute, "start", lambda launches: start(noted(launches)))
+    return kernels
 
 
-def test_nothing_else_of_perf_imports_an_experiment():
-    folder = pathlib.Path(stages.__file__).parents[1]
-    core = [path for path in folder.rglob("*.py") if path.parent.name != "experiments"]
-    assert len(core) > 20 and not [path for path in core if "experiments" in path.read_text()]
+@pytest.mark.parametrize("kernel, hidden", [("grid", 40), ("block", 20)])
+def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, started):
+    case = Case("fp16", hidden, batch=2, steps=2)
+    for stage in STAGES[kernel]:
+        started.clear()
+        _, timed = measure.measure(case, [f"triton_gru.{kernel}-without-{stage}"], CPU, KNOWN)
+        assert without(kernel, stage) in started and stages.SCANS[kernel] not in started
+        assert timed.status in ("ok", "noisy") and timed.n and timed.max_abs_err == "", timed
+        assert timed.kernel == kernel and '"units"' in timed.config
+
+
+def test_what_leaves_a_stage_out_computes_something_else(monkeypatch):
+    """A gate that looked at its results would stop it."""
+    name = "triton_gru.grid-without-activations"
+
+    prepare = stages.PROVIDERS[name]
+    plant(monkeypatch, name, lambda gru, x: dataclasses.replace(prepare(gru, x), judged=True))
+    _, timed = measure.measure(Case("fp16", 40, 2, 2), [name], CPU, KNOWN)
+    assert timed.status == "wrong"
+
+
+def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    arguments = ["run", "--sweep", "step-breakdown", "--rehearse", "--out", str(tmp_path), "--seconds", "0.01"]
+    assert main(arguments) == 0
+    rows = {each["provider"]: each for each in rows_of(tmp_path / "step-breakdown-cpu.v4.csv")}
+    assert list(rows) == ["torch.nn.GRU", "triton_gru.grid", "triton_gru.block", *stages.PROVIDERS]
+    assert {name for name, each in rows.items() if each["status"] == "unavailable"} == OF_TENSOR_CORES
+    assert all("in 16 bits and TF32" in rows[name]["error"] for name in OF_TENSOR_CORES)
+    timed = [each for name, each in rows.items() if name not in OF_TENSOR_CORES]
+    assert all(each["status"] in ("ok", "noisy") and each["mode"] == "eager" for each in timed)
+    kernels = [without(*name.removeprefix("triton_gru.").split("-without-")) for name in {*rows} & {*stages.PROVIDERS}]
+    assert len({*kernels} & started) == len(stages.PROVIDERS) - len(OF_TENSOR_CORES)
+
+
+def test_a_kernel_that_does_not_serve_a_case_says_why():
+    _, timed = measure.measure(Case("fp32", 1040, 1, 1), ["triton_gru.grid-without-output"], CPU, KNOWN)
+    assert timed.status == "unavailable" and "65 programs have to be on the chip at once" in timed.error
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():
@@ -60,12 +84,25 @@ def test_the_librarys_own_kernels_stay_as_they_are():
     assert [dict(vars(module)) for module in modules] == before
 
 
-def test_the_table_says_what_each_stage_adds():
+def test_the_report_says_what_each_stage_adds(tmp_path):
+    def of(provider, microseconds, **more):
+        return row(f"{provider}+graph", 512 * microseconds / 1000, kernel="grid", **more)
+
     rows = [
-        Row(variant=variant, T=512, n=1, p50_ms=512 * microseconds / 1000)
-        for variant, microseconds in (("whole", 0.8), ("without sums", 0.7), ("without waiting", 0.3))
-    ]
-    assert stages.table(rows).splitlines() == [
-        "      0.800 us a step", "      0.100 less without sums", "      0.500 less without waiting",
+        of("triton_gru.grid", 0.8), of("triton_gru.grid-without-sums", 0.7), of("triton_gru.grid-without-waiting", 0.3),
+        of("triton_gru.grid", 1.0, B=16), of("triton_gru.grid-without-waiting", 0.75, B=16),
+        of("triton_gru.grid-without-sums", 0.5, B=16, run_id="another"),
     ]  # fmt: skip
-    assert stages.table([Row(variant="whole", status="failed", error="gave up")]) == "    gave up"
+    loaded = report.load([written(tmp_path / "rows.csv", rows)])
+    shown = table(loaded, "Where a step's time goes: its microseconds, and how many fewer without a stage")
+    assert squeezed(text(shown).splitlines()) == [
+        "kernel precision H B T step sums waiting",
+        "grid float16 512 4 512 0.8 0.1 0.5",
+        "grid float16 512 16 512 1 0.25",
+    ]
+
+
+def test_results_of_the_experiment_that_this_was_do_not_stop_a_report(capsys):
+    old = pathlib.Path(report.__file__).with_name("results") / "NVIDIA-H200/first-light/stages-cuda.csv"
+    assert main(["report", str(old)]) == 0
+    assert "triton_gru.grid" in capsys.readouterr().out

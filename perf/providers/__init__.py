@@ -5,7 +5,7 @@ from torch import nn
 from triton_gru.call.options import Options
 
 from ..case import Input
-from . import compiled, cudnn, handwritten, ours, streaming, torch_modules, torchrl
+from . import compiled, cudnn, handwritten, ours, stages, streaming, torch_modules, torchrl
 from .interface import Prepare, Ready, Unavailable
 
 OURS = "triton_gru"  # and what begins so
@@ -14,6 +14,7 @@ YARDSTICK = "torch.nn.GRU"  # measured in every cell: others are gated and compa
 PROVIDERS: dict[str, Prepare] = {
     YARDSTICK: torch_modules.PROVIDERS[YARDSTICK],
     **ours.PROVIDERS,
+    **stages.PROVIDERS,
     **cudnn.PROVIDERS,
     **handwritten.PROVIDERS,
     **compiled.PROVIDERS,

@@ -33,6 +33,7 @@ class Ready:
         reset: takes a `Frame`'s state back to zeros.
         captured: what a CUDA graph captures in place of a `Frame`: its state goes out where it came in.
         refuses_graph: why no graph captures ``call``.
+        judged: False for a call whose results mean nothing by design. No gate looks at them.
     """
 
     call: Call | Frame
@@ -44,6 +45,7 @@ class Ready:
     reset: Callable[[], None] = lambda: None
     captured: Frame | None = None
     refuses_graph: str = ""
+    judged: bool = True
 
 
 # Makes a provider ready for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` is time first and

@@ -2,8 +2,8 @@
 
 import pytest
 
-from perf.experiments.stages import SCANS
-from perf.experiments.stages_kernel import STAGES, without
+from perf.providers.stages import SCANS
+from perf.providers.stages_kernel import STAGES, without
 
 from .harness import KNOWN, Facts, kernel_launches, pretend
 
@@ -13,15 +13,15 @@ COUNTED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
 GRID = {
     "waiting": {"LDG": lambda w: w["LDG"] - 3, "STG": lambda w: w["STG"] - 2},  # when it has waited for long
     "hand-over": {"LDG": lambda w: 3, "STG": lambda w: 1},
-    "products but the first": {"HMMA": lambda w: 6},
+    "products-but-the-first": {"HMMA": lambda w: 6},
     "sums": dict.fromkeys(("LDS", "STS", "BAR"), lambda w: 0),
     "activations": {"MUFU": lambda w: 0},
-    "gate inputs": {"LDG": lambda w: w["LDG"] - 3},
+    "gate-inputs": {"LDG": lambda w: w["LDG"] - 3},
     "output": {"STG": lambda w: w["STG"] - 1},
 }
 BLOCK = {
     "activations": {"MUFU": lambda w: 0},
-    "gate inputs": {"LDG": lambda w: 0},
+    "gate-inputs": {"LDG": lambda w: 0},
     "output": {"STG": lambda w: 0},
 }
 CASES = [("grid", "fp16", 256, GRID), ("block", "tf32", 64, BLOCK)]

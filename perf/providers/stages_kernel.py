@@ -1,7 +1,7 @@
 """The scans with one stage of a step left out, for stages.py to time: what such a kernel computes is no GRU.
 
-Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. They
-take what the others take, and see to it that the compiler does not leave out more: what they do not use is kept.
+Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. These
+take the same arguments, and keep the compiler from leaving out more: what they do not use is kept.
 """
 
 import functools
@@ -13,32 +13,21 @@ import triton
 import triton.language as tl
 
 from triton_gru import kernels
-from triton_gru.kernels import exchange, fragments, isa
+from triton_gru.kernels import exchange, grid
 from triton_gru.plan.device import interpreting
 
 _ON_GPU = tl.constexpr(not interpreting())
 
 
 # What must not be left out is tested for what it never is.
-_TEST_ONE = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
-_TEST_FOUR = tl.constexpr(
-    "{ .reg .pred p; .reg .b32 a; xor.b32 a, $1, $2; xor.b32 a, a, $3; xor.b32 a, a, $4; "
-    "setp.eq.b32 p, a, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }"
-)
+_TEST = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
 
 
 @triton.jit
 def _keep(x):
     """Keep what has 32 bits."""
     if _ON_GPU:
-        tl.inline_asm_elementwise(_TEST_ONE, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
-def _keep_four(a, b, c, d):
-    """Keep what has 32 bits."""
-    if _ON_GPU:
-        tl.inline_asm_elementwise(_TEST_FOUR, "=r,r,r,r,r", [a, b, c, d], dtype=tl.int32, is_pure=False, pack=1)
+        tl.inline_asm_elementwise(_TEST, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -81,17 +70,8 @@ def _first_products(
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr,
 ):  # fmt: skip
     """In place of grid._products_of_slices: of the first of the tuple of words."""
-    products = ()
-    if ISA == "ptx" and PARTS == 4:
-        zero = fragments.zeros(UNITS, BATCH, x[0].shape[0])
-        for gate in tl.static_range(FIRST, END):
-            products = products + (fragments.multiply(w[gate], x[: PARTS * BATCH // 8], zero, DTYPE),)
-    else:
-        value = exchange.values(x[:PARTS], DTYPE, ISA)
-        zero = tl.zeros((value.shape[0], UNITS, BATCH), tl.float32)
-        for gate in tl.static_range(FIRST, END):
-            products = products + (isa.matmul(w[gate], value, zero, PRECISION, ISA),)
-    return products
+    WORDS: tl.constexpr = PARTS * (BATCH // 8) if ISA == "ptx" and PARTS == 4 else PARTS
+    return grid._products_of_slices(w, kept, x[:WORDS], PARTS, FIRST, END, UNITS, BATCH, DTYPE, PRECISION, ISA)
 
 
 @triton.jit
@@ -101,7 +81,10 @@ def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.cons
     for part in tl.static_range(len(parts)):
         if IN_FRAGMENTS:
             for k in tl.static_range(0, len(parts[part]), 4):
-                _keep_four(parts[part][k], parts[part][k + 1], parts[part][k + 2], parts[part][k + 3])
+                bits = parts[part][k].to(tl.int32, bitcast=True)
+                for i in tl.static_range(1, 4):
+                    bits = bits ^ parts[part][k + i].to(tl.int32, bitcast=True)
+                _keep(bits)
         sums = sums + (tl.zeros((BATCH, UNITS), tl.float32),)
     return sums
 
@@ -138,20 +121,20 @@ def _not_stored(pointer, value, mask, ISA: tl.constexpr, THREADS: tl.constexpr =
     pass
 
 
-# By kernel and stage: what is replaced, by what. Of ``grid``'s stages "waiting" is a part of "hand-over".
+# For each kernel and stage, what replaces which function. Of ``grid``'s stages "waiting" is a part of "hand-over".
 STAGES = {
     "grid": {
         "waiting": {"isa.wait_words": _words_as_they_are, "turns.missing": _nothing_is_missing},
         "hand-over": {"isa.wait_words": _words_of_nothing, "turns.missing": _nothing_is_missing, "isa.send": _not_sent},
-        "products but the first": {"grid._products_of_slices": _first_products},
+        "products-but-the-first": {"grid._products_of_slices": _first_products},
         "sums": {"slices.sums": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
-        "gate inputs": {"grid._load_gates": _no_gates_of_grid},
+        "gate-inputs": {"grid._load_gates": _no_gates_of_grid},
         "output": {"isa.store": _not_stored},
     },
     "block": {
         "activations": {"isa.gru_update": _not_activated},
-        "gate inputs": {"block._load_gates": _no_gates_of_block},
+        "gate-inputs": {"block._load_gates": _no_gates_of_block},
         "output": {"isa.store": _not_stored},
     },
 }
