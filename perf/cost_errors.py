@@ -6,33 +6,25 @@ An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
 import json
 import pathlib
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 
-from triton_gru.plan.config import HANDOVERS, Config
+from triton_gru.plan.config import Config
 from triton_gru.plan.cost import call_cost
 from triton_gru.plan.device import KNOWN, Device
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.problem import Problem
-from triton_gru.plan.tables import store
-from triton_gru.plan.tables.entries import CONFIGS, Entry, Key, _fields
-from triton_gru.plan.tables.store import Table
+from triton_gru.plan.problem import Key, Problem
+from triton_gru.plan.tables import entries, store
+from triton_gru.plan.tables.entries import CONFIGS
 
 from .providers import OURS, YARDSTICK
 from .record import KEY, Row
 from .tables import geomean, summarized
 
-Tables = dict[pathlib.Path, Table]
-_DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+Tables = dict[pathlib.Path, store.Table]
 # The library's kernels as it configures them, and torch's own GRU: what there are estimates of.
 _PROVIDERS = (YARDSTICK, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
-_CLOSE = 1.15
-_WORST = 10
-_CELL = ["kernel", "precision", "source"]
-_CHOICE = ["precision", "as tuned", "problem", "device", "chosen", "fastest", "loss"]
 _LOSSES = {"entries": "size", "geomean": geomean, "median": "median", "max": "max"}
 _ERRORS = {
     "cells": "size",
@@ -40,14 +32,12 @@ _ERRORS = {
     "median off by": lambda ratios: np.exp(np.log(ratios).abs().median()),
     "at most off by": lambda ratios: np.exp(np.log(ratios).abs().max()),
 }
+# Columns of a cell, which is a timed kernel: by these cells are grouped, with these `call_cost` is called.
+_CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph"]
 
 
 def load(paths: list[pathlib.Path]) -> Tables:
-    """Read tuned tables.
-
-    Raises:
-        ValueError: a file that is no table.
-    """
+    """Read tuned tables. Raise ValueError for a file that is none."""
     tables = {}
     for path in paths:
         try:
@@ -59,43 +49,37 @@ def load(paths: list[pathlib.Path]) -> Tables:
 
 def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame]]:
     """Return titled tables of rows of which none repeats another, and of tuned tables. Some may be empty."""
-    entries = _entries(tables)
-    cells = pd.DataFrame([*_of_rows(last), *_of_entries(entries)], columns=[*_CELL, "ratio"]).sort_values(_CELL)
-    choices = pd.DataFrame(filter(None, (_choice(*each) for each in entries)), columns=_CHOICE)
+    cells = pd.concat([_cells_of_tables(tables), _cells_of_rows(last)], ignore_index=True)
+    cells = cells.astype({"ms": float, "heuristic_ms": float})  # if there is no cell, too
+    over_tuned = cells.assign(loss=cells["heuristic_ms"] / cells["ms"]).dropna(subset="loss")
+    # An estimate needs a problem that a kernel serves, a device whose rates are known, and a configuration.
+    known = cells[cells["config"].notna() | (cells["kernel"] == "torch")].dropna(subset=["problem", "device"])
+    us = [call_cost(*call).total for call in zip(*(known[name] for name in _CALL))]
+    ratios = known.assign(ratio=us / (1e3 * known["ms"])).sort_values(_CELL)
+    choices = _choices(known.dropna(subset="entry"))
     right = choices["chosen"] == choices["fastest"]
-    worst = choices[~right].sort_values("loss", ascending=False, kind="stable").head(_WORST)
-    over_tuned = pd.DataFrame(
-        (
-            (kernel, result.heuristic_ms / result.ms)
-            for entry, _ in entries
-            for kernel, result in entry.results.items()
-            if result.heuristic_ms is not None
-        ),
-        columns=["kernel", "loss"],
-    )
+    worst = choices[~right].sort_values("loss", ascending=False, kind="stable").head(10)
     counted = {"that kernel": right, "as tuned": choices["as tuned"]}
     return [
         ("Tuned tables", _overview(tables)),
-        ("The cost model against measurement", summarized(cells, _CELL, "ratio", _ERRORS)),
+        ("The cost model against measurement", summarized(ratios, _CELL, "ratio", _ERRORS)),
         ("Which kernel: the heuristic's choice against the fastest measured", _losses(choices, "precision", **counted)),
-        (f"The worst {_WORST} choices of a kernel", worst[_CHOICE[2:]]),
+        ("The worst 10 choices of a kernel", worst[["problem", "device", "chosen", "fastest", "loss"]]),
         ("Heuristic over tuned", _losses(over_tuned, "kernel")),
     ]
 
 
 def _losses(table: pd.DataFrame, by: str, **counted: pd.Series) -> pd.DataFrame:
-    close = {"within 15 %": table["loss"] <= _CLOSE}
+    close = {"within 15 %": table["loss"] <= 1.15}
     return summarized(table.sort_values(by), [by], "loss", _LOSSES, **close, **counted)
 
 
 def problem_of_key(key: Key) -> Problem | None:
-    """Return the problem that a table's key is of, and None if no kernel serves such."""
-    if key.dtype not in _DTYPES or key.directions not in (1, 2):
+    """Return the problem that a key is of, and None if no kernel serves such."""
+    try:
+        return key.problem()
+    except ValueError:
         return None
-    return Problem(
-        key.steps, key.batch, key.input_size, key.hidden_size, key.layers, key.directions == 2, _DTYPES[key.dtype],
-        key.precision, key.reset_after, layout=key.layout,
-    )  # fmt: skip
 
 
 def problem_of_row(row: pd.Series) -> Problem | None:
@@ -108,7 +92,7 @@ def problem_of_row(row: pd.Series) -> Problem | None:
 
 
 def device_of(name: str, sms: str) -> Device | None:
-    """Return the known device that a driver calls so: as a word, for a GH200 is no H200, and all of it, not a part.
+    """Return the known device that a driver names by that word (a GH200 is no H200), if all of it is there.
 
     ``sms`` may be empty, if it is not known how many multiprocessors there are.
     """
@@ -116,7 +100,7 @@ def device_of(name: str, sms: str) -> Device | None:
     return next((device for device in named if sms in ("", str(device.sms))), None)
 
 
-def _device_of_table(table: Table) -> Device | None:
+def _device_of_table(table: store.Table) -> Device | None:
     return device_of(str(table.device.get("name")), str(table.device.get("sms", "")))
 
 
@@ -128,89 +112,67 @@ def config_of(kernel: str, text: str) -> Config | None:
     if dataclass_text := re.fullmatch(rf"{kind.__name__}\((.*)\)", text):  # of schemas 1 to 3
         text = "{" + re.sub(r"(\w+)=", r'"\1": ', dataclass_text[1]).replace("'", '"') + "}"
     try:
-        config = _fields(json.loads(text), kind)
-    except (ValueError, TypeError, RecursionError):
+        return entries.config_of(kernel, json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return None if getattr(config, "handover", HANDOVERS[0]) not in HANDOVERS else config
-
-
-def _entries(tables: Tables) -> list[tuple[Entry, Device | None]]:
-    """Return the last of entries that measure the same on the same device."""
-    found = {}
-    for table in tables.values():
-        for entry in table.entries:
-            found[str(table.device), entry.key] = entry, _device_of_table(table)
-    return list(found.values())
 
 
 def _overview(tables: Tables) -> pd.DataFrame:
     """Return a line for each table, with the device whose rates the estimates are made from."""
     lines = []
     for path, table in tables.items():
-        device = _device_of_table(table)
         named = {name: " ".join(str(table.device.get(name)).split())[:60] for name in ("name", "cc", "sms")}
-        counted = {"entries": len(table.entries), "not understood": len(table.skipped)}
-        lines.append({"table": path.name, **named, "estimated as": device.name if device else "unknown", **counted})
+        known = {"estimated as": getattr(_device_of_table(table), "name", "unknown"), "entries": len(table.entries)}
+        lines.append({"table": path.name, **named, **known, "not understood": len(table.skipped)})
     return pd.DataFrame(lines)
 
 
-def _of_rows(last: pd.DataFrame) -> Iterator[tuple]:
-    """Yield what `_cell` says of each row that can be estimated: of one in a graph if there is one, else eager."""
-    timed = last[last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])]
+def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of a report's rows: of a call in a graph if there is one, else eager."""
+    is_torch = last["base"] == YARDSTICK
     # Where ours falls back to torch's own GRU, that is among the rows by itself.
-    torchs = timed["base"] == YARDSTICK
-    timed = timed.assign(kernel=timed["kernel"].mask(torchs, "torch"))[torchs | timed["kernel"].isin(CONFIGS)]
+    is_timed = last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])
+    timed = last[is_timed & (is_torch | last["kernel"].isin(CONFIGS))]
+    timed = timed.assign(kernel=timed["kernel"].mask(is_torch, "torch"), ms=timed["p50_ms"])
     # Texts of different schemas may be the same configuration.
-    timed["config"] = [config_of(*written) for written in zip(timed["kernel"], timed["config"])]
+    timed["config"] = [*map(config_of, timed["kernel"], timed["config"])]
     # A kernel in a configuration is one cell, whoever asked for it.
-    cell = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
-    timed = timed.sort_values("mode", kind="stable").drop_duplicates(cell, keep="last")  # "graph" comes after "eager"
-    for _, row in timed.iterrows():
-        kernel, config, problem = row["kernel"], row["config"], problem_of_row(row)
-        device = device_of(row["gpu_name"], row["sms"])
-        if problem and device and (config or kernel == "torch"):
-            source = "CSV" if row["l2"] != "cold" else "CSV, cold L2"  # the estimate is of a warm one
-            yield _cell(kernel, source, problem, config, device, row["p50_ms"], row["mode"] == "graph")
+    same = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
+    timed = timed.sort_values("mode", kind="stable").drop_duplicates(same, keep="last")  # "graph" comes after "eager"
+    source = np.where(timed["l2"] == "cold", "CSV, cold L2", "CSV")  # the estimate is of a warm one
+    call = {"problem": [problem_of_row(row) for _, row in timed.iterrows()], "in_graph": timed["mode"] == "graph"}
+    devices = [*map(device_of, timed["gpu_name"], timed["sms"])]
+    return timed.assign(source=source, device=devices, **call)[[*_CELL, *_CALL, "ms"]]
 
 
-def _of_entries(entries: list[tuple[Entry, Device | None]]) -> Iterator[tuple]:
-    for entry, device in entries:
-        if device and (problem := problem_of_key(entry.key)):
-            for kernel, result in entry.results.items():
-                yield _cell(kernel, "table", problem, result.config, device, result.ms, bool(result.graph_ms))
+def _cells_of_tables(tables: Tables) -> pd.DataFrame:
+    """Return the cells of tables' entries. Of entries that measure the same on the same device, the last counts."""
+    last = {(str(table.device), entry.key): (entry, table) for table in tables.values() for entry in table.entries}
+    cells = [
+        (kernel, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
+         problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms), result.ms,
+         result.heuristic_ms, number, str(key))
+        for number, ((_, key), (entry, table)) in enumerate(last.items()) for kernel, result in entry.results.items()
+    ]  # fmt: skip
+    return pd.DataFrame(cells, columns=[*_CELL, *_CALL, "ms", "heuristic_ms", "entry", "key"])
 
 
-def _cell(
-    kernel: str, source: str, problem: Problem, config: Config | None, device: Device, ms: float, in_graph: bool
-) -> tuple:
-    """Return `_CELL`, and the estimate over what was measured."""
-    return kernel, _precision(problem), source, call_cost(problem, config, device, in_graph).total / (1e3 * ms)
-
-
-def _precision(problem: Problem) -> str:
-    """Return the precision as the report names it."""
-    return f"fp32 {problem.precision}" if problem.dtype == torch.float32 else str(problem.dtype)[6:]
-
-
-def _choice(entry: Entry, device: Device | None) -> tuple | None:
-    """Return `_CHOICE`: which of the entry's kernels the model takes, each as the heuristic configures it.
+def _choices(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return of each entry which of its kernels the model takes, each as the heuristic configures it.
 
     The choice is "as tuned" if the heuristic's own configuration was not timed. Then the tuned one's time stands for
-    it. Return None if the model estimates none of the kernels.
+    it. An entry of whose kernels the model estimates none is left out.
     """
-    problem = problem_of_key(entry.key)
-    if problem is None or device is None:
-        return None
-    costs = {}
-    for kernel in entry.results:
+    us = []
+    for kernel, problem, device in cells[["kernel", "problem", "device"]].itertuples(index=False):
         config = None if kernel == "torch" else heuristic(kernel, problem, device)
-        if not isinstance(config, str):
-            costs[kernel] = call_cost(problem, config, device).total
-    if not costs:
-        return None
-    chosen = min(costs, key=costs.get)
-    fastest = min(entry.results, key=lambda kernel: entry.results[kernel].ms)
-    result, best = entry.results[chosen], entry.results[fastest].ms
-    as_tuned = chosen != "torch" and result.heuristic_ms is None
-    loss = (result.heuristic_ms or result.ms) / best
-    return _precision(problem), as_tuned, str(entry.key), device.name, chosen, fastest, loss
+        us.append(np.nan if isinstance(config, str) else call_cost(problem, config, device).total)
+    fastest = cells.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
+    cells = cells.assign(us=us, fastest=fastest["kernel"], least=fastest["ms"]).dropna(subset="us")
+    chosen = cells.sort_values(["entry", "us"]).drop_duplicates("entry")
+    return pd.DataFrame({
+        "precision": chosen["precision"], "problem": chosen["key"], "device": [each.name for each in chosen["device"]],
+        "chosen": chosen["kernel"], "fastest": chosen["fastest"],
+        "loss": chosen["heuristic_ms"].fillna(chosen["ms"]) / chosen["least"],
+        "as tuned": (chosen["kernel"] != "torch") & chosen["heuristic_ms"].isna(),
+    })  # fmt: skip
