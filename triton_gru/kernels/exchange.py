@@ -17,7 +17,7 @@ ways:
 
 No wait is endless. A program that has waited for as long as ``watch`` says takes NaNs for what is missing, so that
 all that depends on it becomes NaN, sets the launch's abort word, so that no other wait is as long, and a word in
-the host's memory (triton_gru/watchdog.py).
+the host's memory (launch/hang.py).
 
 Threads wait, each for its own words, in PTX. There is no portable form: Triton takes what one thread finds for what
 all have found, and the warps of a program that gives up would leave the loop at different times. In the interpreter
