@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
-from triton_gru.launch import call_cache, execute, hang, kernel_launch, route
+from triton_gru.launch import call_cache, execute, hang, kernel_launch, prepared, route
 from triton_gru.plan.device import KNOWN
 
 from .calls import case_id, make_call, make_gru
@@ -373,7 +373,7 @@ def test_what_is_met_once_is_not_prepared(device, monkeypatch):
 
 
 def test_many_launches_are_not_kept(device, bound, monkeypatch):
-    monkeypatch.setattr(call_cache, "LAUNCHES", 3)
+    monkeypatch.setattr(prepared, "LAUNCHES", 3)
     gru = make_gru(7, 16, "fp16", device, "step")
     x = torch.randn(3, 2, 7, device=device).half()
     with torch.no_grad():

@@ -13,10 +13,13 @@ from .call.sequences import Sequences
 from .call.torch_state import autocast_dtype
 from .launch import call_cache, execute, step
 from .launch.kernel_launch import Launch
+from .launch.prepared import Memory, Weights, prepare
 from .launch.scan import Scan
 from .plan.device import capturing, elsewhere, find
 from .plan.planner import Plan, choose
-from .reference import Weights
+from .reference import Weights as Layer
+
+_BY_MODULE = object()  # stands in a stream's cache for frames that the module itself makes
 
 
 class Stream:
@@ -91,10 +94,9 @@ class Stream:
         signature = call_cache.signature_of(gru, x, None), self._parity
         with torch.cuda.device(x.device) if elsewhere(x.device) else contextlib.nullcontext():
             frame = self._cache.find(gru, signature) or self._new_frame(x, signature)
-            if frame is _by_module:
+            if frame is _BY_MODULE:
                 return self._call_module(x)
-            if capturing(x.device):
-                raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")
+            _refuse_capture(x.device)
             output = frame(gru, x, None)
         self._parity ^= 1
         return output
@@ -143,10 +145,9 @@ class Stream:
         """Return what makes a frame like ``x``, and keep it for those to come if it can be made again."""
         plan = self.plan(x)
         if plan.kernel != "step" or plan.problem.dtype != x.dtype:  # autocast may have another dtype
-            frame = _by_module
-        elif capturing(x.device):
-            return self._run  # which is refused
+            frame = _BY_MODULE
         else:
+            _refuse_capture(x.device)
             try:
                 frame = self._prepared(x, plan)
             except Exception as failure:
@@ -158,12 +159,12 @@ class Stream:
     def _prepared(self, x: Tensor, plan: Plan) -> Callable | None:
         """Return the launches of a frame like ``x``; None if they read what was made for this frame alone."""
         gru = self._gru
-        weights, own = weights_of_gru(gru), call_cache.Weights(gru)
+        weights, own = weights_of_gru(gru), Weights(gru)
         if not (own.are_all(gru, weights) and own.hold(gru)):
             return None
         output = x.new_empty(1, x.size(0), gru.hidden_size)
-        memory = call_cache.Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
-        return call_cache.prepare(self._launches(x, plan, weights, output[0], memory.new), own, memory)
+        memory = Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
+        return prepare(self._launches(x, plan, weights, output[0], memory.new), own, memory)
 
     def _run(self, gru, x: Tensor, hx: None) -> Tensor:
         """Make a frame with launches of its own."""
@@ -172,7 +173,7 @@ class Stream:
         return output
 
     def _launches(
-        self, x: Tensor, plan: Plan, weights: list[Weights], output: Tensor, new: Callable[..., Tensor]
+        self, x: Tensor, plan: Plan, weights: list[Layer], output: Tensor, new: Callable[..., Tensor]
     ) -> Iterator[Launch]:
         problem = plan.problem
         scan = Scan(problem, plan.device, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
@@ -185,6 +186,6 @@ class Stream:
             x = out
 
 
-def _by_module(gru, x: Tensor, hx: Tensor | None):
-    """Stand in a stream's cache for `Stream._call_module`."""
-    raise NotImplementedError
+def _refuse_capture(device: torch.device) -> None:
+    if capturing(device):
+        raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")

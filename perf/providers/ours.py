@@ -13,6 +13,7 @@ import triton_gru
 from triton_gru.call.bind import bind_gru
 from triton_gru.call.options import Options
 from triton_gru.launch import call_cache, execute, hang
+from triton_gru.launch.prepared import Prepared
 from triton_gru.plan.config import GRID_CUTS, HANDOVERS, GridConfig
 from triton_gru.plan.device import Device, find
 from triton_gru.plan.heuristic import grid_config
@@ -97,7 +98,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     for _ in range(2):  # a call is prepared at the second of its form
         ours(x)
     found = call_cache.find(ours, x, None)
-    if not isinstance(found, call_cache.Prepared):
+    if not isinstance(found, Prepared):
         raise Unavailable("no launches are kept: torch's own GRU serves the call, or there are too many")
     made = {}
 

@@ -19,7 +19,7 @@ class Sequences:
         steps, batch_size: the longest sequence that there may be, and how many there are.
         lengths: int32 [batch_size], each in [0, steps]; None for dense.
         offsets: int32 [steps], the rows of packed data before each step's; None if it is not packed. They are wrong of
-            more rows than `limits.why_too_many_rows` allows, for which no kernel reads them.
+            more rows than `validity.why_too_many_rows` allows, for which no kernel reads them.
     """
 
     layout: str

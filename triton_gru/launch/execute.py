@@ -14,7 +14,7 @@ from ..plan.config import BlockConfig, Config, GridConfig, StepConfig
 from ..plan.device import Device, capturing, elsewhere
 from ..plan.planner import Plan, choose, forget
 from ..plan.tables import lookup
-from . import block, grid, hang, projection, step, torch_gru
+from . import block, grid, hang, projection, step, without_kernels
 from .kernel_launch import Launch
 from .scan import Scan
 
@@ -29,7 +29,7 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
     """
     if plan.config is None:
-        return torch_gru.run(call, plan.kernel)
+        return without_kernels.run(call, plan.kernel)
     tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
     if records_gradient(tensors):
         return _ForwardOnly.apply(call, plan, *tensors)

@@ -46,9 +46,8 @@ def route_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, r
     is_torchs = lengths is None and resets is None and _is_torchs(gru, input)
     if is_torchs and not _is_in_graph():
         return run_nn_gru
-    # No graph can know the sizes of packed input; and at what torch serves it stops as at any nn.GRU.
-    is_unseen = isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
-    if is_unseen or (is_torchs and not _is_graph_whole()):
+    # At what torch serves a graph stops, as at any nn.GRU.
+    if _is_unknown_to_graph(input) or (is_torchs and not _is_graph_whole()):
         return run_outside_graph
     return operator.run_gru if _is_operator_needed(input) else run_kernels
 
@@ -136,8 +135,7 @@ def _is_torchs(module, input: Tensor | PackedSequence, differentiable: tuple[Ten
     # A trace would not show a kernel; and a model that is compiled in training is to train.
     if options.backend == "torch" or torch.jit.is_tracing() or options.trains:
         return True
-    is_unseen = isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
-    is_left_out = not (_is_operator_needed(input) or is_unseen)
+    is_left_out = not (_is_operator_needed(input) or _is_unknown_to_graph(input))
     if torch.compiler.is_exporting():
         # An accelerated model goes to those who may not have this package.
         return is_as_accelerated(module) or is_left_out
@@ -157,6 +155,11 @@ def _is_operator_needed(input: Tensor | PackedSequence) -> bool:
     if isinstance(input, PackedSequence) or _is_transformed():
         return False
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_unknown_to_graph(input: Tensor | PackedSequence) -> bool:
+    """Return whether a graph is made that cannot know the sizes of the input: packed ones."""
+    return isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
 
 
 def _is_transformed() -> bool:

@@ -1,0 +1,227 @@
+"""The launches of a call as they can be made again: on the same weights, with other addresses for all else."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ..call.bind import flat
+from ..call.readable import materialize, unreadable_reason
+from ..call.sequences import Sequences, as_packed, unpacked
+from ..reference import WEIGHT_NAMES
+from ..reference import Weights as Layer
+from . import hang
+from .kernel_launch import Launch
+
+# Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
+LAUNCHES = 64
+
+
+class Weights:
+    """Which weights a module has, and where they lie.
+
+    Nothing here refers to a weight: it would live on, and torch does not swap parameters that have weak references.
+    """
+
+    def __init__(self, module):
+        self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
+        tensors = self.of(module)
+        self._identities = _identities(tensors)
+        # Elsewhere than in memory a weight has no place.
+        self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else _places(tensors)
+
+    def of(self, module) -> list[Tensor | None]:
+        """Return the weights that are the module's own, in torch's order; None for others and in place of biases."""
+        return list(map(module._parameters.get, self._names))
+
+    def are_all(self, module, used: list[Layer]) -> bool:
+        """Return whether the weights that a call uses are the module's own: none is made anew for each call."""
+        return sum(w is not None for w in self.of(module)) == len(flat(used))
+
+    def hold(self, module) -> bool:
+        """Return whether the module has the same weights yet, and they lie where they did."""
+        now = self.of(module)
+        return _identities(now) == self._identities and self._places is not None and _places(now) == self._places
+
+
+def _identities(tensors: list[Tensor | None]) -> list:
+    """Return what tells tensors from others. One that is gone may leave its id to another, so that the type counts."""
+    return [*map(id, tensors), *map(type, tensors)]
+
+
+def _places(weights: list[Tensor | None]) -> list:
+    """Return where weights lie, and how, which may change in place."""
+    return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
+
+
+# What has another address in each call.
+_INPUT, _HX, _OUTPUT, _H_N, _ROOM, _TABLE = range(6)
+# Between one part of the room and the next: bytes, a multiple of what the allocator itself aligns to for Triton's sake.
+_ALIGNED = 256
+
+
+class _Step(NamedTuple):
+    """A launch, of which some arguments are still open.
+
+    Attributes:
+        start: of `Launch.prepared`, for ``args``.
+        open: (which of them, of which memory, how many bytes from its start).
+        clear: words of the room, from and to, and what they are set to before.
+    """
+
+    start: Callable[..., None]
+    args: list
+    open: list[tuple[int, int, int]]
+    clear: tuple[int, int, int] | None
+
+
+class Prepared:
+    """The launches of a call on a module's ``weights``, and how much memory they take.
+
+    They fill the results, and room for what goes between launches, on ``device``.
+    """
+
+    def __init__(self, steps: list[_Step], weights: Weights, memory: "Memory"):
+        self._steps, self.weights, self.device = steps, weights, memory.device
+        self._held, self._room = memory.held, memory.room
+        self._output, self._h_n = memory.output, memory.h_n
+
+    def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
+        if not isinstance(input, PackedSequence):
+            return self._launched(input, hx)
+        data, hx, sequences = unpacked(module, input, hx)
+        results = self._launched(data, materialize(hx), sequences.offsets.data_ptr())
+        return as_packed(module, input, *results)
+
+    def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
+        hang.raise_if_hung(input.device)
+        results, starts, _held = self.bind(input, hx, table)
+        for start in starts:
+            start()
+        return results
+
+    def bind(self, input: Tensor, hx: Tensor | None, table: int = 0) -> tuple[object, Iterator[Callable], tuple]:
+        """Make memory for a call, and return its results, what starts its launches, and what they need until then.
+
+        ``table`` is the address of what packed input needs: offsets, and lengths behind them.
+        """
+        h_n = input.new_empty(self._h_n)
+        # Packed data has as many rows as it may.
+        output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
+        # Not kept: calls on two streams would share it.
+        room = input.new_empty(self._room, dtype=torch.int64) if self._room else None
+        memory = (
+            input.data_ptr(),
+            0 if hx is None else hx.data_ptr(),
+            output.data_ptr(),
+            h_n.data_ptr(),
+            0 if room is None else room.data_ptr(),
+            table,
+        )
+        return h_n if self._output is None else (output, h_n), self._starts(memory, room), (input, hx, room)
+
+    def _starts(self, memory: tuple[int, ...], room: Tensor | None) -> Iterator[Callable[[], None]]:
+        for start, args, open, clear in self._steps:
+            args = args.copy()
+            for at, which, offset in open:
+                args[at] = memory[which] + offset
+            if clear is not None:
+                yield functools.partial(room[clear[0] : clear[1]].fill_, clear[2])
+            yield functools.partial(start, *args)
+
+
+def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> Prepared | None:
+    """Return launches, for which ``memory`` has made what goes between them, as they can be made again.
+
+    None if there are too many, or they read what was made for this call (a copy of its state, say).
+    """
+    made = list(itertools.islice(launches, LAUNCHES + 1))
+    if len(made) > LAUNCHES:
+        return None
+    steps = [_step(launch, memory) for launch in made]
+    return None if memory.ambiguous or None in steps else Prepared(steps, weights, memory)
+
+
+def _step(launch: Launch, memory: "Memory") -> _Step | None:
+    args, open = list(launch.args), []
+    for at, arg in enumerate(args):
+        if isinstance(arg, Tensor):
+            place = memory.find(arg)
+            if place is None:
+                return None
+            which, offset = place
+            args[at] = offset
+            if which is not None:
+                open.append((at, which, offset))
+    clear = None
+    if launch.clear is not None:
+        words, value = launch.clear
+        first = memory.find(words)[1] // words.itemsize
+        clear = first, first + words.numel(), value
+    return _Step(launch.prepared(), args, open, clear)
+
+
+class Memory:
+    """Tells of what the tensors of a call's launches are part.
+
+    Args:
+        output, h_n: the call's results; one and the same [1, B, H] where the caller gets but one.
+        weights: those that the launches read, and None.
+        held: what else they read, not to be freed.
+
+    Attributes:
+        output, h_n: shapes, of ``output`` without the first dimension, which is the input's; None if there is but one.
+        room: 64-bit words for all that goes between the launches.
+        ambiguous: what lies where another call's input or state may not: it begins where something else does.
+    """
+
+    def __init__(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        output: Tensor,
+        h_n: Tensor,
+        weights: list[Tensor | None],
+        held: list[Tensor],
+    ):
+        single_result = output is h_n
+        self.output, self.h_n = (None, h_n.shape[1:]) if single_result else (output.shape[1:], h_n.shape)
+        self.device, self.held, self.room, self.ambiguous = input.device, held, 0, False
+        fixed = (*held, *(w for w in weights if w is not None))
+        self._starts: dict[int, tuple[int | None, int]] = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
+        given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
+        for tensor, which in given:
+            self.ambiguous |= tensor.data_ptr() in self._starts and tensor is not output
+            self._starts[tensor.data_ptr()] = which, 0
+        self._between: list[tuple[Tensor, int]] = []
+
+    def know_table(self, sequences: Sequences) -> None:
+        """Let launches read what packed input needs."""
+        offsets = sequences.offsets
+        self._starts |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
+
+    def new(self, like: Tensor, *shape: int, **options) -> Tensor:
+        """Make a tensor for what goes between launches, as `Tensor.new_empty` does."""
+        part = like.new_empty(*shape, **options)
+        self._between.append((part, 8 * self.room))
+        self.room += -(-part.nbytes // _ALIGNED) * _ALIGNED // 8
+        return part
+
+    def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
+        """Return of which memory a tensor is part, and how many bytes from its start.
+
+        That is (None, address) of what stays; and None of what is neither.
+        """
+        address = tensor.data_ptr()
+        if tensor.numel() == 0:
+            return None, 0
+        if address in self._starts:
+            return self._starts[address]
+        for part, offset in self._between:
+            if part.data_ptr() <= address < part.data_ptr() + part.nbytes:
+                return _ROOM, offset + address - part.data_ptr()
+        return None
