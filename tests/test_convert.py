@@ -36,7 +36,7 @@ def test_torch_layers_both_ways(options):
     ours = convert.from_torch(theirs)
     back = convert.to_torch(ours)
     assert (type(ours), type(back)) == (triton_gru.GRU, nn.GRU)
-    assert repr(ours) == repr(back) == repr(theirs)
+    assert repr(ours) == f"triton_gru.{theirs!r}" and repr(back) == repr(theirs)
     assert not ours.training and not back.training
     if options.get("device") == "meta":
         assert ours.weight_hh_l0.is_meta and back.weight_hh_l0.is_meta
@@ -153,7 +153,7 @@ def test_gates(T, B, I, H, kind):
     draw, weights = drawer(1), gates(I, H)
     x, h = draw(T, B, I), draw(B, H)
     gru = convert.from_gates([kind(each) for each in weights])
-    assert repr(gru) == f"GRU({I}, {H}, reset_after=False)" and not gru.training
+    assert repr(gru) == f"triton_gru.GRU({I}, {H}, reset_after=False)" and not gru.training
     assert not gru.bias_hh_l0.any()
     output, h_n = gru(tensor(x), tensor(h)[None])
     agree(output, by_hand(x, h, weights))

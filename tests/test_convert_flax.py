@@ -77,7 +77,7 @@ def flax_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
 def test_flax_as_flax_computed(api, wrapped):
     params = arrays(LINEN) if api == "linen" else nnx(arrays(LINEN))
     gru = convert.from_flax({"params": params} if wrapped else params)
-    assert repr(gru) == "GRU(2, 2)" and not gru.training
+    assert repr(gru) == "triton_gru.GRU(2, 2)" and not gru.training
     output, _ = gru(torch.tensor(FLAX_X), torch.tensor(FLAX_H))
     agree(output[:, 0], torch.tensor(FLAX_SAYS[api]))
 

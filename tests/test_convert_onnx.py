@@ -82,7 +82,7 @@ def test_float16_is_kept():
 def test_defaults_spelt_out(opset, activations):
     plain = convert.from_onnx(model(arrays()))
     spelt = convert.from_onnx(model(arrays(), opset=opset, activations=activations, direction="forward"))
-    assert repr(spelt) == repr(plain) == "GRU(3, 4, reset_after=False)"
+    assert repr(spelt) == repr(plain) == "triton_gru.GRU(3, 4, reset_after=False)"
     assert torch.equal(spelt.weight_ih_l0, plain.weight_ih_l0)
     # hidden_size may be left out; it is told by the weights.
     without = model(arrays())

@@ -19,6 +19,7 @@ import triton_gru
 from triton_gru import cli
 from triton_gru.kernels import grid
 from triton_gru.launch import call_cache, execute
+from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import BlockConfig
 from triton_gru.plan.device import INTERPRETER, KNOWN
 from triton_gru.plan.heuristic import heuristic
@@ -453,15 +454,14 @@ def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatc
     stream = triton_gru.GRU(7, 20, backend="step").eval().stream(3)
     frames = torch.randn(3, 3, 7)
     assert stream.plan(frames[0]).config == broken
-    start = execute.start
+    prepared = Launch.prepared
 
-    def fails(launches):
-        for each in launches:
-            if each.constants["num_stages"] == 2:
-                raise RuntimeError("PassManager::run failed")
-            start(iter([each]))
+    def fails(launch):
+        if launch.constants["num_stages"] == 2:
+            raise RuntimeError("PassManager::run failed")
+        return prepared(launch)
 
-    monkeypatch.setattr(execute, "start", fails)
+    monkeypatch.setattr(Launch, "prepared", fails)
     with pytest.warns(UserWarning, match="step does not run as StepConfig"):
         outputs = [stream(frames[0])]
     outputs += [stream(each) for each in frames[1:]]

@@ -8,7 +8,7 @@ from . import assemble
 
 _CELL = ("input_size", "hidden_size", "bias")
 _LAYERS = (*_CELL, "num_layers", "batch_first", "dropout", "bidirectional")
-_OWN = ("reset_after", "reverse", "backend")
+_OWN = {GRU: ("reset_after", "backend", "reverse"), GRUCell: ("reset_after", "backend")}
 
 
 def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
@@ -31,8 +31,7 @@ def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
         RuntimeError: a parameter is not there by its name, as after pruning.
     """
     ours = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
-    own = {name: getattr(module, name) for name in _OWN if hasattr(module, name)}
-    return _copied(module, ours, own)
+    return _copied(module, ours, {name: getattr(module, name) for name in _OWN.get(type(module), ())})
 
 
 def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell:
