@@ -37,7 +37,8 @@ class Options(NamedTuple):
             layers = 1, module.bias, False, 0.0, False
         else:
             layers = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
-        return cls(module.input_size, module.hidden_size, *layers, *own, module.training)
+        # cls(...) is a function in Python.
+        return tuple.__new__(cls, (module.input_size, module.hidden_size, *layers, *own, module.training))
 
     @property
     def directions(self) -> int:

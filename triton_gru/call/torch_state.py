@@ -38,15 +38,16 @@ class TorchState(NamedTuple):
 
         Every call asks, so that no property of torch's in Python is used where there is a function in C.
         """
-        return cls(
+        values = (
             torch.is_grad_enabled(),
             torch._C._get_cudnn_enabled(),
             fp32_precision(),
             autocast_dtype(device) if torch._C._is_any_autocast_enabled() else None,
             torch._C._is_tracing(),
-            is_wrapping(),
+            torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0,
             torch.autograd.forward_ad._current_level >= 0,
         )
+        return tuple.__new__(cls, values)  # cls(...) is a function in Python
 
     def reason_against_kernels(self, backend: str) -> str:
         """Return why no kernel serves a call in this state, whatever its arguments; empty if one can."""

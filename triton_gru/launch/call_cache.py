@@ -79,7 +79,7 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
 
     ``output`` and ``h_n`` as `execute.run` returns them, or one and the same [1, B, H] where the caller gets but one.
     """
-    data = _data(input)
+    data = input.data if isinstance(input, PackedSequence) else input
     if plan.config is None or h_n.numel() == 0 or elsewhere(data.device):
         return
     if records_gradient((data, hx, *flat(call.weights))):
@@ -126,7 +126,7 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
 
     None stands for tensors that are not what they seem, of whose calls nothing is kept.
     """
-    data = _data(input)
+    data = input.data if isinstance(input, PackedSequence) else input
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
     state = TorchState.now(data.device)
@@ -138,10 +138,6 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
         return None
     records = state.grad and records_gradient((data, hx, *module._parameters.values()))
     return options, state, records, layout, None if hx is None else _layout(hx)
-
-
-def _data(input) -> Tensor:
-    return input.data if isinstance(input, PackedSequence) else input
 
 
 def _layout(tensor: Tensor) -> tuple:

@@ -25,9 +25,11 @@ def raise_if_hung(device: torch.device | None = None) -> None:
     Raises:
         RuntimeError: a launch gave up.
     """
-    for each in list(_watchdogs) if device is None else [device]:
-        if each in _watchdogs:
-            _watchdogs[each].check()
+    if device is None:
+        for watchdog in list(_watchdogs.values()):
+            watchdog.check()
+    elif device in _watchdogs:  # every call of a kernel asks
+        _watchdogs[device].check()
 
 
 def check() -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ class Weights:
     def __init__(self, module):
         self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
         tensors = self.of(module)
-        self._identities = _identities(tensors)
+        self._identities = [*map(id, tensors), *map(type, tensors)]
         # Elsewhere than in memory a weight has no place.
         self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else _places(tensors)
 
@@ -44,13 +44,10 @@ class Weights:
 
     def hold(self, module) -> bool:
         """Return whether the module has the same weights yet, and they lie where they did."""
-        now = self.of(module)
-        return _identities(now) == self._identities and self._places is not None and _places(now) == self._places
-
-
-def _identities(tensors: list[Tensor | None]) -> list:
-    """Return what tells tensors from others. One that is gone may leave its id to another, so that the type counts."""
-    return [*map(id, tensors), *map(type, tensors)]
+        now = list(map(module._parameters.get, self._names))
+        # A weight that is gone may leave its id to another, so that the type counts.
+        same = [*map(id, now), *map(type, now)] == self._identities
+        return same and self._places is not None and _places(now) == self._places
 
 
 def _places(weights: list[Tensor | None]) -> list:
@@ -98,17 +95,18 @@ class Prepared:
         return as_packed(module, input, *results)
 
     def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
+        """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
         hang.raise_if_hung(input.device)
-        results, starts, _held = self.bind(input, hx, table)
-        for start in starts:
-            start()
+        memory, room, results = self._make_room(input, hx, table)
+        for start, args, open, clear in self._steps:
+            if clear is not None:
+                first, end, value = clear
+                room[first:end].fill_(value)
+            start(*_filled(args, open, memory))
         return results
 
-    def bind(self, input: Tensor, hx: Tensor | None, table: int = 0) -> tuple[object, Iterator[Callable], tuple]:
-        """Make memory for a call, and return its results, what starts its launches, and what they need until then.
-
-        ``table`` is the address of what packed input needs: offsets, and lengths behind them.
-        """
+    def _make_room(self, input: Tensor, hx: Tensor | None, table: int):
+        """Return where each memory of a call begins, the room, and what the call returns."""
         h_n = input.new_empty(self._h_n)
         # Packed data has as many rows as it may.
         output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
@@ -122,16 +120,28 @@ class Prepared:
             0 if room is None else room.data_ptr(),
             table,
         )
-        return h_n if self._output is None else (output, h_n), self._starts(memory, room), (input, hx, room)
+        return memory, room, h_n if self._output is None else (output, h_n)
 
-    def _starts(self, memory: tuple[int, ...], room: Tensor | None) -> Iterator[Callable[[], None]]:
+    def bind(self, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
+        """Return the results of a call, functions that start its launches, and what has to live as long as they do.
+
+        The functions may be called again. They are for measuring what else a call costs.
+        """
+        memory, room, results = self._make_room(input, hx, 0)
+        starts = []
         for start, args, open, clear in self._steps:
-            args = args.copy()
-            for at, which, offset in open:
-                args[at] = memory[which] + offset
             if clear is not None:
-                yield functools.partial(room[clear[0] : clear[1]].fill_, clear[2])
-            yield functools.partial(start, *args)
+                starts.append(functools.partial(room[clear[0] : clear[1]].fill_, clear[2]))
+            starts.append(functools.partial(start, *_filled(args, open, memory)))
+        return results, starts, (input, hx, room)
+
+
+def _filled(args: list, open: list[tuple[int, int, int]], memory: tuple[int, ...]) -> list:
+    """Return a `_Step`'s arguments, with where the memory of this call begins."""
+    args = args.copy()
+    for at, which, offset in open:
+        args[at] = memory[which] + offset
+    return args
 
 
 def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> Prepared | None:
