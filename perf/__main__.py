@@ -9,6 +9,7 @@ scripts/measure runs all of it in pieces of at most three minutes.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 import time
@@ -18,7 +19,7 @@ import torch
 from . import floors, sweeps
 from .measure import Conditions, DeviceLost
 from .providers import NAMES, YARDSTICK
-from .run import restart_with_resume, run
+from .run import run
 
 _OUT = pathlib.Path("build/perf")
 _ON_A_CPU = ("smoke", "cells")
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except DeviceLost:
-        restart_with_resume(arguments, options.minutes - (time.monotonic() - start) / 60)
+        print("the GPU is lost to this process: going on in a new one", flush=True)
+        left = options.minutes - (time.monotonic() - start) / 60
+        os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, "--resume", "--minutes", str(left)])
     except (OSError, ValueError) as error:
         print(f"perf: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -78,28 +81,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(name: str, rehearse: bool) -> sweeps.Sweep:
-    """Return the sweep ``name``, cut to what can be measured here.
-
-    Raises:
-        ValueError: it cannot be measured here.
-    """
-    sweep = sweeps.SWEEPS[name]
-    if rehearse:
-        return sweeps.rehearsal(sweep)
-    if torch.cuda.is_available():
-        return sweep
-    if name not in _ON_A_CPU:
-        raise ValueError(f"{name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
-    return sweeps.on_cpu(sweep)
-
-
 def _run(options) -> int:
-    sweep = chosen(options.sweep, options.rehearse)
-    device = "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
+    sweep, device = sweeps.SWEEPS[options.sweep], "cuda" if torch.cuda.is_available() else "cpu"
+    if options.rehearse:
+        sweep, device = sweeps.rehearsal(sweep), "cpu"
+    elif device == "cpu":
+        if sweep.name not in _ON_A_CPU:
+            raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
+        sweep = sweeps.on_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
-    providers = options.provider or sweep.providers
-    run(sweep, providers, conditions, options.out, options.resume, options.minutes)
+    run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
     return 0
 
 

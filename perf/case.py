@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
@@ -73,14 +73,6 @@ class Case:
         return sorted([self.steps, *others], reverse=True)
 
     @property
-    def batch_sizes(self) -> list[int]:
-        """Return how many sequences have each of the T steps."""
-        if not self.packed:
-            return [self.batch] * self.steps
-        lengths = self.lengths
-        return [sum(length > step for length in lengths) for step in range(self.steps)]
-
-    @property
     def total_steps(self) -> int:
         """Return the steps of all sequences together."""
         return sum(self.lengths)
@@ -119,9 +111,6 @@ class Case:
         """Return inputs [T, B, I], or packed, to be used in turn. For a stream they are its frames."""
         input_bytes = self.total_steps * self.hidden * self.dtype.itemsize
         number = ROTATED if self.steps < LONG and input_bytes < LARGE else 2
-        shape = (self.total_steps, self.hidden) if self.packed else (self.steps, self.batch, self.hidden)
+        shape = self.steps, self.batch, self.hidden
         inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
-        if not self.packed:
-            return inputs
-        batch_sizes = torch.tensor(self.batch_sizes, device="cpu")
-        return [PackedSequence(x, batch_sizes) for x in inputs]
+        return [pack_padded_sequence(x, self.lengths) for x in inputs] if self.packed else inputs

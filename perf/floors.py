@@ -127,22 +127,21 @@ def _last_run(report: Report) -> list[dict[str, str]]:
 
 
 def _floors(rows: list[dict[str, str]], device: str) -> Floors:
-    # Seconds of one of what was done, by the fast fifth: nothing may be faster than a floor.
-    seconds = [float(row["p20_ms"]) / 1000 / float(row["config"].split()[0]) for row in rows]
-    each = {row["provider"].removeprefix("floor."): second for row, second in zip(rows, seconds)}
-    rates = {name: 1 / each[name] for name in ("memory", "l2")}
-    times = {name: each.get(name, 0.0) for name in ("hop", "step")}
-    launch = {row["mode"]: second for row, second in zip(rows, seconds) if row["provider"] == "floor.launch"}
-    matrix = {
-        (row["dtype"], row["precision"]): 1 / second
-        for row, second in zip(rows, seconds)
-        if row["provider"] == "floor.matrix"
-    }
+    found = {"matrix": {}, "launch": {}}
+    for row in rows:
+        name = row["provider"].removeprefix("floor.")
+        # Seconds of one of what was done, by the fast fifth: nothing may be faster than a floor.
+        seconds = float(row["p20_ms"]) / 1000 / float(row["config"].split()[0])
+        if name == "launch":
+            found[name][row["mode"]] = seconds
+        elif name == "matrix":
+            found[name][row["dtype"], row["precision"]] = 1 / seconds
+        else:
+            found[name] = seconds if name in ("hop", "step") else 1 / seconds
     if device == "cpu":
-        return Floors(**rates, **times, launch=launch, matrix=matrix, l2_bytes=_last_cache_of_the_cpu())
+        return Floors(**found, l2_bytes=_last_cache_of_the_cpu())
     here, l2_bytes = find(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
-    chip = {"multiprocessors": here.sms, "on_chip": here.shared_memory + _REGISTERS, "l2_bytes": l2_bytes}
-    return Floors(**rates, **times, launch=launch, matrix=matrix, **chip)
+    return Floors(**found, multiprocessors=here.sms, on_chip=here.shared_memory + _REGISTERS, l2_bytes=l2_bytes)
 
 
 def _last_cache_of_the_cpu() -> int:
@@ -153,48 +152,45 @@ def _last_cache_of_the_cpu() -> int:
 
 def _measure(device: str) -> Iterator[Row]:
     """Yield a row for each thing measured. ``config`` says how much of it was done in a call's time."""
-    on_gpu = device == "cuda"
 
-    def timed(name: str, amount: int, unit: str, function: Callable, mode: str = "eager", once=None, **about) -> Row:
+    def timed(name: str, amount: int, unit: str, call: Callable, once=None, **about) -> Row:
         once = once or clock(device)
         calls = 20 if name == "launch" else 1  # of which the least counts: a busy host delays most
-        taken = samples({name: [function]}, ROUNDS, lambda f: min(once(f) for _ in range(calls)), seconds=2.0)
-        times = quantiles(taken[name])
-        return Row(provider=f"floor.{name}", config=f"{amount} {unit}", mode=mode, **about, **times.columns())
+        taken = samples({name: [call]}, ROUNDS, lambda call: min(once(call) for _ in range(calls)), seconds=2.0)
+        return Row(provider=f"floor.{name}", config=f"{amount} {unit}", **about, **quantiles(taken[name]).columns())
 
-    size = 2 << 30 if on_gpu else 256 << 20
-    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
-    yield timed("memory", 2 * size, "bytes", lambda: target.copy_(source))
-    del source, target
-    n = 8192 if on_gpu else 1024
-    for case in [Case(precision, 1, 1, 1) for precision in (PRECISIONS if on_gpu else ("fp32",))]:
+    def copy(size: int) -> Callable:
+        source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+        return functools.partial(target.copy_, source)
+
+    size, n, precisions = (2 << 30, 8192, PRECISIONS) if device == "cuda" else (256 << 20, 1024, ("fp32",))
+    yield timed("memory", 2 * size, "bytes", copy(size))
+    for case in [Case(precision, 1, 1, 1) for precision in precisions]:
         # Zeros take the least power, so that the clock stays up.
-        a, b = (torch.zeros(n, n, device=device, dtype=case.dtype) for _ in range(2))
-        about = {"dtype": case.row().dtype, "precision": case.row().precision}
+        multiply = functools.partial(torch.matmul, *torch.zeros(2, n, n, device=device, dtype=case.dtype))
         with case.pinned():
-            row = timed("matrix", 2 * n**3, "FLOPs", functools.partial(torch.matmul, a, b), **about)
+            row = timed("matrix", 2 * n**3, "FLOPs", multiply, dtype=case.row().dtype, precision=case.row().precision)
         yield row
     # A kernel, where zero_() would be a memset: the replay of one takes longer than that of a kernel.
     launch = functools.partial(torch.zeros(32, device=device).fill_, 1.0)
-    if not on_gpu:
-        source, target = (torch.ones(1 << 18, dtype=torch.uint8, device="cpu") for _ in range(2))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
-        yield timed("l2", threads * 2 << 18, "bytes", lambda: target.copy_(source))
-        torch.set_num_threads(threads)
-    else:
+    if device == "cuda":
         numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
-        programs, rounds = 2 * find(numbers.device).sms, 20
+        here, rounds = find(numbers.device), 20
+        programs = 2 * here.sms
         result = torch.zeros(programs, dtype=torch.int32, device=device)
         options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
         read = Launch(read_shared, (programs,), (numbers, result, rounds), options)
         yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read.start)
         assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
         w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
-        options = {"ISA": find(w.device).isa, "num_warps": 1}
-        steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), options)
+        steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), {"ISA": here.isa, "num_warps": 1})
         yield timed("step", 1 << 15, "steps", steps.start)
         yield measure_hop(ROUNDS)
         yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
-    yield timed("launch", 1, "launch", launch, mode="host", once=host_clock)
+    else:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
+        yield timed("l2", threads * 2 << 18, "bytes", copy(1 << 18))
+        torch.set_num_threads(threads)
+    yield timed("launch", 1, "launch", launch, host_clock, mode="host")
     yield timed("launch", 1, "launch", launch)

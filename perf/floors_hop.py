@@ -71,25 +71,21 @@ def measure_hop(rounds: int) -> Row:
     Raises:
         RuntimeError: no hand-over is right.
     """
-    device, calls, judges, reasons = torch.device("cuda"), {}, {}, []
+    device, hops, reasons = torch.device("cuda"), {}, []
     for handover in HANDOVERS:
         launches = [Hops(handover, steps, device, find(device)) for steps in (FEWER_STEPS, STEPS)]
         try:
             replays = [graphed(each.launch.start)[0] for each in launches]
-            judge = functools.partial(map, Hops.is_right, launches, replays)
-            if all(judge()):
-                calls |= {(handover, i): [replay] for i, replay in enumerate(replays)}
-                judges[handover] = judge
-            else:
+            are_right = functools.partial(map, Hops.is_right, launches, replays)
+            if all(are_right()):
+                calls = {i: [replay] for i, replay in enumerate(replays)}
+                taken = samples(calls, rounds, clock("cuda"), seconds=2.0)
+                hops[handover] = quantiles([(b - a) / (STEPS - FEWER_STEPS) for a, b in zip(*taken.values())])
+            if not all(are_right()):
+                hops.pop(handover, None)
                 reasons.append(f"{handover} ends with another answer")
         except RuntimeError as error:
             reasons.append(f"{handover}: {error}")
-    taken = samples(calls, rounds, clock("cuda"), seconds=4.0)
-    hops = {
-        handover: quantiles([(b - a) / (STEPS - FEWER_STEPS) for a, b in zip(taken[handover, 0], taken[handover, 1])])
-        for handover, judge in judges.items()
-        if all(judge())
-    }
     if not hops:
         raise RuntimeError(f"no hand-over works: {reasons}")
     best = min(hops, key=lambda handover: hops[handover].p20)

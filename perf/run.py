@@ -2,9 +2,7 @@
 
 import functools
 import gc
-import os
 import pathlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -128,13 +126,6 @@ def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], st
         if names:
             todo.append((case, names))
     return sorted(todo, key=lambda each: there.get(cell(_first_row(each[0], sweep))) == BEGUN)
-
-
-def restart_with_resume(arguments: list[str], minutes: float) -> None:
-    """Replace this process, whose GPU is lost, by one that goes on for the minutes left."""
-    _say("the GPU is lost to this process: going on in a new one")
-    more = ["--resume", "--minutes", str(minutes)]
-    os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, *more])
 
 
 def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:

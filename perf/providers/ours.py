@@ -83,7 +83,12 @@ class Variant:
             def call(x: Input) -> tuple[Tensor, Tensor]:
                 return execute.run(bind_gru(ours, x, None), plan)
 
-        return Ready(call, plan.kernel, config_text(plan.config), plan.source)
+        return Ready(call, **described(plan))
+
+
+def described(plan: Plan) -> dict[str, str]:
+    """Return the fields of a `Ready` that say what a plan launches."""
+    return {"kernel": plan.kernel, "config": config_text(plan.config), "config_source": plan.source}
 
 
 LAUNCHES = "triton_gru.launches"
@@ -110,7 +115,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
             start()
         return results
 
-    return Ready(call, plan.kernel, config_text(plan.config), plan.source)
+    return Ready(call, **described(plan))
 
 
 GRIDS = [Variant("grid", handover=each) for each in HANDOVERS] + [Variant("grid", cut=each) for each in GRID_CUTS]

@@ -4,30 +4,31 @@ A caller of torch's modules hands the new state to the next call. A CUDA graph r
 that in one the new state is copied to where the old one was.
 """
 
+import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru.plan.planner import KERNELS, Plan
+from triton_gru.plan.planner import KERNELS
 
-from ..record import config_text
 from .interface import Prepare, Ready
-from .ours import Variant
+from .ours import Variant, described
 from .torch_modules import kernel
 
-# (frame, states) -> (output, states)
-_Step = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+# (frame, state) -> (output, state). A state has a part [B, H] for each layer, in one tensor or in a list.
+_State = Tensor | list[Tensor]
+_Step = Callable[[Tensor, _State], tuple[Tensor, _State]]
 
 
 def _torch(gru: nn.GRU, x: Tensor) -> Ready:
-    return _carrying(_step_of(gru), [_zeros(gru, x)], kernel=kernel(gru))
+    return _carrying(gru, _zeros(gru, x), kernel=kernel(gru))
 
 
 def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
     ours, zeros = variant.module(gru), _zeros(gru, x)
-    return _carrying(_step_of(ours), [zeros], **_about(variant.plan(ours, x, zeros)))
+    return _carrying(ours, zeros, **described(variant.plan(ours, x, zeros)))
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
@@ -38,30 +39,29 @@ def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
         cells.append(cell(inputs, gru.hidden_size, device="meta", dtype=x.dtype).eval())
         for name in names:
             setattr(cells[-1], name.removesuffix(f"_l{layer}"), getattr(gru, name))
-    zeros = _zeros(gru, x).unbind()
 
-    def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def step(x: Tensor, states: _State) -> tuple[Tensor, list[Tensor]]:
         after = []
         for cell, state in zip(cells, states):
             x = cell(x, state)
             after.append(x)
         return x, after
 
-    about = {"kernel": "torch"}
+    zeros, about = _zeros(gru, x), {"kernel": "torch"}
     if cell is triton_gru.GRUCell:  # of two cells of one size the plans are the same
-        about = _about(cells[0].plan(x[0], zeros[0]))
-    return _carrying(step, zeros, lay_out=_rows, **about)
+        about = described(cells[0].plan(x[0], zeros[0]))
+    return _carrying(step, [*zeros], lay_out=_rows, **about)
 
 
 def _stream(gru: nn.GRU, x: Tensor) -> Ready:
     stream = Variant("auto").module(gru).stream(x.size(1))
     own = "it replays CUDA graphs of its own"
-    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **_about(stream.plan(x[0])))
+    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **described(stream.plan(x[0])))
 
 
-def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
-    """Make ``step`` ready, with its states kept. ``about`` is what else is known of it."""
-    handed_on, kept = zeros, [zero.clone() for zero in zeros]
+def _carrying(step: _Step, zeros: _State, **about) -> Ready:
+    """Make ``step`` ready, with its state kept. ``about`` is what else is known of it."""
+    handed_on, kept = zeros, copy.deepcopy(zeros)
 
     def call(x: Tensor) -> Tensor:
         nonlocal handed_on
@@ -70,7 +70,7 @@ def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
 
     def captured(x: Tensor) -> Tensor:
         output, after = step(x, kept)
-        for state, new in zip(kept, after):
+        for state, new in zip(kept, after) if isinstance(kept, list) else [(kept, after)]:
             state.copy_(new)
         return output
 
@@ -83,14 +83,6 @@ def _carrying(step: _Step, zeros: Sequence[Tensor], **about) -> Ready:
     return Ready(call, reset=reset, captured=captured, **about)
 
 
-def _step_of(gru: nn.RNNBase) -> _Step:
-    def step(x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        output, state = gru(x, *states)
-        return output, (state,)
-
-    return step
-
-
 def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
     return x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
 
@@ -98,10 +90,6 @@ def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """Return a frame without its dimension of time."""
     return x[0]
-
-
-def _about(plan: Plan) -> dict[str, str]:
-    return {"kernel": plan.kernel, "config": config_text(plan.config), "config_source": plan.source}
 
 
 PROVIDERS: dict[str, Prepare] = {
