@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     start = time.monotonic()
     try:
-        return options.command(options)
+        return options.command(options) or 0
     except DeviceLost:
         print("the GPU is lost to this process: going on in a new one", flush=True)
         left = options.minutes - (time.monotonic() - start) / 60
@@ -81,7 +81,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(options) -> int:
+def _run(options) -> None:
     sweep, device = sweeps.SWEEPS[options.sweep], "cuda" if torch.cuda.is_available() else "cpu"
     if options.rehearse:
         sweep, device = sweeps.rehearsal(sweep), "cpu"
@@ -91,14 +91,12 @@ def _run(options) -> int:
         sweep = sweeps.on_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
     run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
-    return 0
 
 
-def _report(options) -> int:
-    from .report import report  # only these two need pandas
+def _report(options) -> None:
+    from .report import report  # only this and `compare` need pandas
 
     print(report(options.file, options.markdown))
-    return 0
 
 
 def _compare(options) -> int:
@@ -107,10 +105,9 @@ def _compare(options) -> int:
     return compare.main(options.before, options.after)
 
 
-def _floors(options) -> int:
+def _floors(options) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(floors.load_or_measure(options.out, device, anew=True))
-    return 0
 
 
 if __name__ == "__main__":

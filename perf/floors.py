@@ -12,7 +12,7 @@ The floor of a call is
 - steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
   one below has ended: T * layers. Of packed input, T is the longest length.
 - smallest step: one warp's product, two activations and the update one after the other, and the state an operand again.
-- hop: the best hop of one word between two multiprocessors, by any hand-over: see floors_hop.py.
+- hop: the best hop of one word between two multiprocessors, by any hand-over: see `measure_hop`.
 - alone: half of what one multiprocessor, by its share of the matrix rate, takes for the products of one row's step. If
   longer, half of what it takes to read the part of W_hh that it cannot hold.
 
@@ -32,17 +32,21 @@ from dataclasses import dataclass, field
 import torch
 
 from triton_gru.accuracy import PRECISIONS
+from triton_gru.launch import hang
+from triton_gru.launch.grid import Mailbox
 from triton_gru.launch.kernel_launch import Launch
-from triton_gru.plan.device import find
+from triton_gru.plan.config import HANDOVERS, GridConfig
+from triton_gru.plan.device import Device, find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
 from .case import Case
-from .floors_hop import measure_hop
-from .floors_kernel import read_shared, smallest_steps
+from .floors_kernel import hop_steps, read_shared, smallest_steps
 from .record import Report, Row, machine_name
 
 ROUNDS = 30
 PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read
+PROGRAMS, ROW = 2, 8  # of a hop: each program sends four elements of fp16, which are one word
+STEPS, FEWER_STEPS = 1000, 125
 _READ = 128 * 3e9  # bytes a second into a multiprocessor at most: twice the 64 a cycle of NVIDIA GPUs
 _REGISTERS = 256 << 10  # bytes of a multiprocessor's registers, on every NVIDIA GPU since Kepler
 
@@ -80,7 +84,9 @@ class Floors:
         moved, again, flops = self._work(case)
         bandwidth = self.l2 if l2 == "warm" and moved <= self.l2_bytes else self.memory
         steps = case.steps + case.layers - 1 if case.directions == 1 else case.steps * case.layers
-        recurrence = steps * self.step + (steps - 1) * self._exchange(case.hidden, case.dtype.itemsize, rate)
+        w_hh = 3 * case.hidden**2
+        alone = max(2 * w_hh * self.multiprocessors / rate, (w_hh * case.dtype.itemsize - self.on_chip) / _READ) / 2
+        recurrence = steps * self.step + (steps - 1) * min(self.hop, alone)
         return 1000 * (self.launch[mode] + max(moved / bandwidth, again / self.l2, flops / rate, recurrence))
 
     def _work(self, case: Case) -> tuple[int, int, int]:
@@ -97,12 +103,6 @@ class Floors:
         moved = sequences + weights * size + states + times * max(0, beyond - self.l2_bytes)
         return moved, times * beyond, case.total_steps * 2 * weights
 
-    def _exchange(self, hidden: int, size: int, rate: float) -> float:
-        """Bound the seconds between two smallest steps from below."""
-        weights = 3 * hidden**2
-        products = 2 * weights * self.multiprocessors / rate
-        return min(self.hop, max(products, (weights * size - self.on_chip) / _READ) / 2)
-
     def __str__(self) -> str:
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
         words += [f"{dtype} {precision} {rate / 1e12:.2f} TFLOP/s" for (dtype, precision), rate in self.matrix.items()]
@@ -115,7 +115,8 @@ def load_or_measure(out: pathlib.Path, device: str, anew: bool = False) -> Floor
     """Return the floors of this machine that the CSV in the folder ``out`` has, or measure them now and write them."""
     report = Report(out / f"floors-{machine_name(device)}.csv", device)
     if anew or not _last_run(report):
-        report.add_all(_measure(device))
+        for row in _measure(device):
+            report.add(row)
     return _floors(_last_run(report), device)
 
 
@@ -194,3 +195,75 @@ def _measure(device: str) -> Iterator[Row]:
         torch.set_num_threads(threads)
     yield timed("launch", 1, "launch", launch, host_clock, mode="host")
     yield timed("launch", 1, "launch", launch)
+
+
+class Hops:
+    """A launch of ``steps`` hops, and whether it ends with the known answer."""
+
+    def __init__(self, handover: str, steps: int, device: torch.device, described: Device):
+        config = GridConfig(
+            units=ROW // PROGRAMS, programs=PROGRAMS, batch=1, rows=1, tiles=1, copies=1, slices=1, register_tiles=0,
+            handover=handover,
+        )  # fmt: skip
+        mailbox = Mailbox(config, 1, 1, torch.float16)
+        words = torch.empty(mailbox.size(steps), dtype=torch.int64, device=device)
+        self._steps, self._result = steps, torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
+        constants = {"PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "HANDOVER": handover}
+        constants |= {"ISA": described.isa, "num_warps": 1, "num_stages": 1}
+        constants |= {} if described.isa == "interpreter" else {"launch_cooperative_grid": True}
+        arguments = words, hang.of(device).watch, self._result, steps
+        self.launch = Launch(hop_steps, (PROGRAMS,), arguments, constants, mailbox.clear(words, steps))
+
+    def is_right(self, call: Callable[[], object]) -> bool:
+        """Return whether all programs end with the known answer in ``call``, which starts this launch.
+
+        Raises:
+            RuntimeError: a program gave up waiting.
+        """
+        self._result.zero_()
+        call()
+        results = self._result.tolist()  # waits for the device
+        hang.raise_if_hung()
+        return results == [answer(self._steps)] * PROGRAMS
+
+
+@functools.cache
+def answer(steps: int) -> int:
+    """Return what every program of `hop_steps` ends with, computed with nothing handed over."""
+    element = torch.arange(ROW, device="cpu")
+    history = 0
+    for _ in range(steps):
+        halves = (((history >> 12) + (element & 127)) & 1023).half().view(torch.int32)
+        history = (history * 5 + int(halves.sum()) + 2**31) % 2**32 - 2**31
+    return history
+
+
+def measure_hop(rounds: int) -> Row:
+    """Return the row of the fastest hand-over's hop. A hand-over gets a time if it is right before and after.
+
+    A launch of many hops and one of an eighth of them are timed in CUDA graphs, each with the clearing of its mailbox.
+    A hop is the difference of the two over the difference of their steps. So it has no part in what a launch costs
+    once. It includes what a step costs: the sum of what arrived, and for "flag" the clearing of a slot.
+
+    Raises:
+        RuntimeError: no hand-over is right.
+    """
+    device, hops, reasons = torch.device("cuda"), {}, []
+    for handover in HANDOVERS:
+        launches = [Hops(handover, steps, device, find(device)) for steps in (FEWER_STEPS, STEPS)]
+        try:
+            replays = [graphed(each.launch.start)[0] for each in launches]
+            are_right = functools.partial(map, Hops.is_right, launches, replays)
+            if all(are_right()):
+                calls = {i: [replay] for i, replay in enumerate(replays)}
+                taken = samples(calls, rounds, clock("cuda"), seconds=2.0)
+                hops[handover] = quantiles([(b - a) / (STEPS - FEWER_STEPS) for a, b in zip(*taken.values())])
+            if not all(are_right()):
+                hops.pop(handover, None)
+                reasons.append(f"{handover} ends with another answer")
+        except RuntimeError as error:
+            reasons.append(f"{handover}: {error}")
+    if not hops:
+        raise RuntimeError(f"no hand-over works: {reasons}")
+    best = min(hops, key=lambda handover: hops[handover].p20)
+    return Row(provider="floor.hop", config=f"1 hops by {best}", mode="graph", **hops[best].columns())

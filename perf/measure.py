@@ -84,7 +84,11 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
 def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
     """Time the calls of rows that are right, in turn, and put the times into the rows."""
     right = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
-    least, once = conditions.rounds, _clock(conditions)
+    least, once = conditions.rounds, clock(conditions.device)
+    if conditions.modes == ("host",):
+        once = host_clock
+    elif conditions.l2 == "cold":
+        once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
     try:
         taken = samples(right, max(ROUNDS, least), once, conditions.seconds, stop_when_quiet=True, least=least)
     except Exception as failure:  # nobody knows whose
@@ -95,14 +99,6 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
             row.status, row.error = "failed", f"this or another: {error}"
         elif row.provider in right:
             rows[i] = timed(row, taken[row.provider])
-
-
-def _clock(conditions: Conditions) -> Callable[[Callable], float]:
-    if conditions.modes == ("host",):
-        return host_clock
-    if conditions.l2 == "cold":
-        return cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
-    return clock(conditions.device)
 
 
 def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict) -> object:
@@ -116,7 +112,10 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
         _memory()  # what making ready took at its peak does not count
-        results, peak = _tensors(ready.call(inputs[0])), _peak_since(before)
+        results, peak = _tensors(ready.call(inputs[0])), ""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            peak = (torch.cuda.max_memory_allocated() - before) / 1e6  # megabytes
     except Exception as failure:
         return _fail(rows, failure)
     for row in rows:
@@ -190,14 +189,6 @@ def _memory() -> int:
     torch.cuda.empty_cache()  # what failed or other cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
-
-
-def _peak_since(before: int) -> float | str:
-    """Megabytes of GPU memory at the peak above ``before``; empty on a CPU."""
-    if not torch.cuda.is_available():
-        return ""
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 class _Gate:

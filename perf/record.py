@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -93,6 +92,7 @@ class Row:
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
+_HEADER = (",".join(COLUMNS) + "\r\n").encode()
 COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in range(1, SCHEMA + 1)}  # by schema
 
 
@@ -151,24 +151,19 @@ class Report:
         self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
-        if _line(COLUMNS).startswith(text):  # there is nothing yet, or not all of its first line
-            path.write_bytes(_line(COLUMNS))
-            return
-        if not text.startswith(_line(COLUMNS)):
+        if _HEADER.startswith(text):  # there is nothing yet, or not all of its first line
+            path.write_bytes(_HEADER)
+        elif text.startswith(_HEADER):
+            os.truncate(path, text.rfind(b"\n") + 1)  # without a row whose writing was cut off
+        else:
             raise ValueError(f"{path} has other columns than schema {SCHEMA}: name another file or folder")
-        if whole := text.rfind(b"\n") + 1 - len(text):  # a row whose writing was cut off
-            with path.open("r+b") as file:
-                file.truncate(len(text) + whole)
 
-    def add(self, row: Row) -> None:
-        error = " ".join(row.error.split())[:1000]  # a row is a line
-        row = dataclasses.replace(row, **self.environment, timestamp_utc=timestamp(), error=error)
-        with self.path.open("ab") as file:
-            file.write(_line(dataclasses.astuple(row)))
-
-    def add_all(self, rows: Iterable[Row]) -> None:
+    def add(self, *rows: Row) -> None:
         for row in rows:
-            self.add(row)
+            error = " ".join(row.error.split())[:1000]  # a row is a line
+            row = dataclasses.replace(row, **self.environment, timestamp_utc=timestamp(), error=error)
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(dataclasses.astuple(row))
 
     def rows(self) -> list[dict[str, str]]:
         """Return the rows of this run and earlier ones, of all schemas."""
@@ -202,9 +197,3 @@ def cell(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
 def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
     """Return the last status of each `cell` among rows of a CSV."""
     return {tuple(row[name] for name in key): row["status"] for row in rows}
-
-
-def _line(values) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerow(values)
-    return text.getvalue().encode()

@@ -28,8 +28,8 @@ def run(
     out: pathlib.Path,
     resume: bool = False,
     minutes: float = float("inf"),
-) -> pathlib.Path:
-    """Measure the sweep, and return the path of the CSV in the folder ``out``.
+) -> None:
+    """Measure the sweep into a CSV in the folder ``out``.
 
     Args:
         providers: beside `YARDSTICK`.
@@ -41,8 +41,6 @@ def run(
         DeviceLost: after its rows were written; going on with ``resume`` in a new process leaves the culprit out.
     """
     end = time.monotonic() + 60 * minutes
-    # Parameters that are not flattened would cost torch.nn.GRU a copy on every call.
-    warnings.filterwarnings("error", message=_NOT_FLATTENED)
     device = conditions.device
     report = Report(out / f"{sweep.name}-{machine_name(device)}.csv", device)
     todo = owed(sweep, providers, report.measured() if resume else {})
@@ -55,17 +53,13 @@ def run(
 
     def measure_case(case: Case, names: list[str]) -> list[Row]:
         with warnings.catch_warnings():
-            if case.dtype == torch.bfloat16:  # torch 2.11 flattens none of these: the copies are its own affair
-                warnings.filterwarnings("ignore", message=_NOT_FLATTENED)
+            # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch 2.11 flattens
+            # none: there the copies are its own affair.
+            warnings.filterwarnings("ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED)
             return measure(case, names, conditions, floors)
 
-    measure_cells(
-        report,
-        [(case, _first_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in todo],
-        functools.partial(summary, said=set()),
-        end,
-    )
-    return report.path
+    cells = [(case, _first_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in todo]
+    measure_cells(report, cells, functools.partial(summary, said=set()), end)
 
 
 def measure_cells(
@@ -96,9 +90,9 @@ def measure_cells(
         try:
             rows = measure_cell()
         except DeviceLost as lost:
-            report.add_all(lost.rows)
+            report.add(*lost.rows)
             raise
-        report.add_all(rows)
+        report.add(*rows)
         _say(told(rows))
         gc.collect()
     _say(f"wrote {report.path}")

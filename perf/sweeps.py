@@ -64,22 +64,16 @@ def _cases(precisions: str, hidden: list[int], batch: list[int], steps: list[int
     return tuple(Case(precision, h, b, t, **what) for precision, t, h, b in combinations)
 
 
-def _layered(cases: tuple[Case, ...], *layers: int) -> tuple[Case, ...]:
-    return tuple(dataclasses.replace(case, layers=n) for case in cases for n in layers)
+def _each(cases: tuple[Case, ...], **values) -> tuple[Case, ...]:
+    """Return every case with each of the values of one field, next to one another."""
+    ((name, values),) = values.items()
+    return tuple(dataclasses.replace(case, **{name: value}) for case in cases for value in values)
 
 
-_HEART = _cases("fp16 tf32", [512, 1024, 256], [1, 16, 64], [512])
 _SINGLE_STEPS = _cases("fp16 tf32", [512, 1024, 256, 128, 2048], [1, 16, 64], [1])
-# A case next to itself with one direction.
-_DIRECTIONS = tuple(
-    dataclasses.replace(case, directions=directions)
-    for case in _cases("fp16 tf32", [512, 256, 1024, 128], [1, 16, 64], [256])
-    for directions in (2, 1)
-)
-_FRAMES = _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], streaming=True)
 
 
-_ALL = (
+SWEEPS = {sweep.name: sweep for sweep in (
     Sweep(
         "smoke", "Does every provider that can run here work, and the suite itself?", 100,
         (OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
@@ -87,7 +81,8 @@ _ALL = (
     ),
     Sweep(
         "heart", "How fast is one layer where nn.GRU reads its weights at every step?", 120, _PEERS,
-        _HEART + _cases("fp16 tf32", [400], [1, 16], [512]) + _cases("bf16", [512, 1024], [1, 16], [512]),
+        _cases("fp16 tf32", [512, 1024, 256], [1, 16, 64], [512]) + _cases("fp16 tf32", [400], [1, 16], [512])
+        + _cases("bf16", [512, 1024], [1, 16], [512]),
     ),
     Sweep(
         "heart-small", "And where cuDNN has a persistent kernel?", 100, _PEERS,
@@ -110,10 +105,14 @@ _ALL = (
         "packed", "What do sequences of unequal lengths cost, packed?", 110, (OURS, *_KERNELS),
         _cases("fp16 tf32", [512, 256, 1024, 128, 64], [16, 64], [256], packed=True),
     ),
-    Sweep("bidirectional", "What does the second direction add?", 130, (OURS, *_CUDNN), _DIRECTIONS),
+    Sweep(
+        "bidirectional", "What does the second direction add?", 130, (OURS, *_CUDNN),
+        _each(_cases("fp16 tf32", [512, 256, 1024, 128], [1, 16, 64], [256]), directions=(2, 1)),
+    ),
     Sweep(
         "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?", 120,
-        tuple(STREAMING), _FRAMES + _layered(_cases("fp16 tf32", [256, 512], [1], [1], streaming=True), 2), rounds=1000,
+        tuple(STREAMING), _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], streaming=True)
+        + _cases("fp16 tf32", [256, 512], [1], [1], layers=2, streaming=True), rounds=1000,
     ),
     Sweep(
         "overhead", "How long does a call keep the host?", 60,
@@ -132,7 +131,7 @@ _ALL = (
     ),
     Sweep(
         "layers", "What does each further layer cost?", 130, (OURS, *_CUDNN),
-        _layered(_cases("fp16 tf32", [512, 256, 1024], [1, 16, 64], [256]), 2, 4),
+        _each(_cases("fp16 tf32", [512, 256, 1024], [1, 16, 64], [256]), layers=(2, 4)),
     ),
     Sweep(
         "long", "Do thousands of steps cost thousands of times one?", 150,
@@ -162,8 +161,7 @@ _ALL = (
         "tuned", "What does a tuned table bring?", 60, (OURS, *_CUDNN),
         _cases("fp16", [512, 1024, 256], [1, 16], [512]),
     ),
-)  # fmt: skip
-SWEEPS = {sweep.name: sweep for sweep in _ALL}
+)}  # fmt: skip
 
 
 def described() -> str:

@@ -11,10 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from perf import floors, floors_hop
+from perf import floors
 from perf.case import Case
-from perf.floors import Floors
-from perf.floors_hop import Hops
+from perf.floors import Floors, Hops
 from perf.floors_kernel import read_shared, smallest_steps
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.device import INTERPRETER
@@ -234,26 +233,26 @@ def stub_hops(monkeypatch):
         }  # fmt: skip
 
     for name, stub in {"Hops": Stub, "samples": samples, "graphed": lambda call: (call, None)}.items():
-        monkeypatch.setattr(floors_hop, name, stub)
-    monkeypatch.setattr(floors_hop, "find", lambda device: INTERPRETER)
+        monkeypatch.setattr(floors, name, stub)
+    monkeypatch.setattr(floors, "find", lambda device: INTERPRETER)
     return wrong
 
 
 def test_a_hop_is_the_difference_of_two_launches_by_the_fastest_handover_that_is_right(stub_hops):
-    row = floors_hop.measure_hop(5)
+    row = floors.measure_hop(5)
     assert (row.provider, row.config, row.n, row.p20_ms) == ("floor.hop", "1 hops by probe", 5, pytest.approx(0.002))
     stub_hops.append("probe")
-    row = floors_hop.measure_hop(5)
+    row = floors.measure_hop(5)
     assert (row.config, row.p20_ms) == ("1 hops by flag", pytest.approx(0.003))
 
 
 def test_without_a_hop_that_is_right_there_is_no_floor(stub_hops):
     stub_hops += HANDOVERS
     with pytest.raises(RuntimeError, match="flag ends with another answer.*probe ends with another"):
-        floors_hop.measure_hop(5)
+        floors.measure_hop(5)
     stub_hops.append("gives up")
     with pytest.raises(RuntimeError, match="flag: gave up.*probe: gave up"):
-        floors_hop.measure_hop(5)
+        floors.measure_hop(5)
 
 
 @pytest.mark.gpu

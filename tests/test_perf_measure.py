@@ -352,7 +352,7 @@ def test_all_rounds_are_written_in_their_order_and_paired_in_the_report(tmp_path
     monkeypatch.setattr(measure, "samples", lambda calls, *_, **__: {name: planted[name] for name in calls})
     plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
     written = Report(tmp_path / "rows.csv", "cpu")
-    written.add_all(measured(["triton_gru", "wrong"]).values())
+    written.add(*measured(["triton_gru", "wrong"]).values())
     assert [row["samples_ms"] for row in written.rows()] == ["300 2.4691 2e-05", "100 1.2346 1e-05", ""]
     assert against_torch(load([written.path]))["times faster"].tolist() == [2.0]
 

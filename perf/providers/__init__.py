@@ -11,16 +11,9 @@ from .interface import Prepare, Ready, Unavailable
 OURS = "triton_gru"  # and what begins so
 YARDSTICK = "torch.nn.GRU"  # measured in every cell: others are gated and compared by it
 
-PROVIDERS: dict[str, Prepare] = {
-    YARDSTICK: torch_modules.PROVIDERS[YARDSTICK],
-    **ours.PROVIDERS,
-    **stages.PROVIDERS,
-    **cudnn.PROVIDERS,
-    **handwritten.PROVIDERS,
-    **compiled.PROVIDERS,
-    **torchrl.PROVIDERS,
-    **torch_modules.PROVIDERS,
-}
+PROVIDERS: dict[str, Prepare] = {YARDSTICK: torch_modules.PROVIDERS[YARDSTICK]}  # named first
+for _module in (ours, stages, cudnn, handwritten, compiled, torchrl, torch_modules):
+    PROVIDERS |= _module.PROVIDERS
 STREAMING: dict[str, Prepare] = streaming.PROVIDERS
 NAMES = tuple(PROVIDERS | STREAMING)
 

@@ -26,7 +26,12 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
             f"takes time in proportion; layers times directions times steps are {steps}, more than {MOST_STEPS}"
         )
     if not x.is_cuda:
-        _require_cpp_compiler()
+        from torch._inductor.cpp_builder import get_cpp_compiler  # Inductor generates C++ for a CPU
+
+        try:
+            get_cpp_compiler()
+        except RuntimeError as error:
+            raise Unavailable("torch.compile needs a C++ compiler for a CPU: install g++ or set CXX") from error
     # All modules share the code of forward, of which Dynamo keeps 8 versions (recompile_limit) before it gives up.
     torch.compiler.reset()
     # Not the module, whose own call takes some microseconds more.
@@ -36,16 +41,6 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     with torch._dynamo.config.patch(allow_rnn=True):
         call(x)
     return Ready(call, kernel="inductor", config=f"{steps} steps unrolled")
-
-
-def _require_cpp_compiler() -> None:
-    """Raises Unavailable where there is none for Inductor, which generates C++ for a CPU."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise Unavailable("torch.compile needs a C++ compiler for a CPU: install g++ or set CXX") from error
 
 
 PROVIDERS = {"torch.compile": _prepare}

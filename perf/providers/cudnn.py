@@ -265,8 +265,6 @@ def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor) -> Ready:
 
 
 PROVIDERS: dict[str, Prepare] = {
-    "cudnn.standard": functools.partial(_prepare, Algorithm.CUDNN_RNN_ALGO_STANDARD),
-    "cudnn.persist_static": functools.partial(_prepare, Algorithm.CUDNN_RNN_ALGO_PERSIST_STATIC),
-    "cudnn.persist_dynamic": functools.partial(_prepare, Algorithm.CUDNN_RNN_ALGO_PERSIST_DYNAMIC),
-    "cudnn.small_h": functools.partial(_prepare, Algorithm.CUDNN_RNN_ALGO_PERSIST_STATIC_SMALL_H),
+    f"cudnn.{name}": functools.partial(_prepare, algorithm)
+    for name, algorithm in zip(("standard", "persist_static", "persist_dynamic", "small_h"), Algorithm)
 }

@@ -6,6 +6,7 @@ that in one the new state is copied to where the old one was.
 
 import copy
 import functools
+import operator
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .interface import Prepare, Ready
 from .ours import Variant, described
 from .torch_modules import kernel
 
+_without_time = operator.itemgetter(0)  # of a frame
 # (frame, state) -> (output, state). A state has a part [B, H] for each layer, in one tensor or in a list.
 _State = Tensor | list[Tensor]
 _Step = Callable[[Tensor, _State], tuple[Tensor, _State]]
@@ -50,13 +52,13 @@ def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
     zeros, about = _zeros(gru, x), {"kernel": "torch"}
     if cell is triton_gru.GRUCell:  # of two cells of one size the plans are the same
         about = described(cells[0].plan(x[0], zeros[0]))
-    return _carrying(step, [*zeros], lay_out=_rows, **about)
+    return _carrying(step, [*zeros], lay_out=_without_time, **about)
 
 
 def _stream(gru: nn.GRU, x: Tensor) -> Ready:
     stream = Variant("auto").module(gru).stream(x.size(1))
     own = "it replays CUDA graphs of its own"
-    return Ready(stream, lay_out=_rows, reset=stream.reset, refuses_graph=own, **described(stream.plan(x[0])))
+    return Ready(stream, lay_out=_without_time, reset=stream.reset, refuses_graph=own, **described(stream.plan(x[0])))
 
 
 def _carrying(step: _Step, zeros: _State, **about) -> Ready:
@@ -85,11 +87,6 @@ def _carrying(step: _Step, zeros: _State, **about) -> Ready:
 
 def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:
     return x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Return a frame without its dimension of time."""
-    return x[0]
 
 
 PROVIDERS: dict[str, Prepare] = {

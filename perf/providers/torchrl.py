@@ -8,7 +8,6 @@ which it is given its inputs.
 """
 
 import importlib
-import types
 from collections.abc import Callable
 
 import torch
@@ -24,7 +23,10 @@ _LEAST = 16  # hidden units that it computes with
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     require_padded(x)
     require_one_direction(gru)
-    rnn = _imported()
+    try:
+        rnn = importlib.import_module("torchrl.modules.tensordict_module._rnn_triton")
+    except ImportError as error:
+        raise Unavailable(f"TorchRL with a GRU in Triton (0.13.1 or later): pip install torchrl ({error})") from error
     if not x.is_cuda:
         raise Unavailable("TorchRL's GRU in Triton needs a CUDA device")
     if x.dtype not in DTYPES:
@@ -45,18 +47,6 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
 def _batch_first(x: Tensor) -> Tensor:
     """Return [T, B, I] in another layout: batch after batch in memory."""
     return x.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def _imported() -> types.ModuleType:
-    """Return the module of TorchRL that has `gru_triton`, since 0.13.1.
-
-    Raises:
-        Unavailable: there is none.
-    """
-    try:
-        return importlib.import_module("torchrl.modules.tensordict_module._rnn_triton")
-    except ImportError as error:
-        raise Unavailable(f"TorchRL with a GRU in Triton (0.13.1 or later): pip install torchrl ({error})") from error
 
 
 def bind(gru_triton: Callable, gru: nn.GRU, x: Tensor) -> Call:

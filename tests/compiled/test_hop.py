@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from perf.floors_hop import Hops
+from perf.floors import Hops
 from triton_gru.plan.config import HANDOVERS
 
 from .harness import KNOWN, Facts, pretend
