@@ -37,7 +37,7 @@ class Options(NamedTuple):
             layers = 1, module.bias, False, 0.0, False
         else:
             layers = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
-        # cls(...) is a function in Python.
+        # Faster than cls(...), whose __new__ is in Python.
         return tuple.__new__(cls, (module.input_size, module.hidden_size, *layers, *own, module.training))
 
     @property

@@ -47,7 +47,7 @@ class TorchState(NamedTuple):
             torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0,
             torch.autograd.forward_ad._current_level >= 0,
         )
-        return tuple.__new__(cls, values)  # cls(...) is a function in Python
+        return tuple.__new__(cls, values)  # faster than cls(...), whose __new__ is in Python
 
     def reason_against_kernels(self, backend: str) -> str:
         """Return why no kernel serves a call in this state, whatever its arguments; empty if one can."""
