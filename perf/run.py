@@ -110,14 +110,12 @@ def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], st
     """
     todo = []
     for case in sweep.cases:
-        names = []
-        for name in dict.fromkeys((YARDSTICK, *providers)):
-            statuses = [there.get(cell(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
-            if name == YARDSTICK and "failed" in statuses:
-                break
-            if None in statuses or BEGUN in statuses:
-                names.append(name)
-        if names:
+        statuses = {
+            name: [there.get(cell(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
+            for name in (YARDSTICK, *providers)
+        }
+        names = [name for name, of_modes in statuses.items() if None in of_modes or BEGUN in of_modes]
+        if names and "failed" not in statuses[YARDSTICK]:
             todo.append((case, names))
     return sorted(todo, key=lambda each: there.get(cell(_first_row(each[0], sweep))) == BEGUN)
 
