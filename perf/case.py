@@ -52,9 +52,10 @@ class Case:
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision][0]
 
-    def row(self) -> Row:
-        """Return a row with the columns that say what is computed."""
+    def row(self, provider: str = "", mode: str = Row.mode, l2: str = "") -> Row:
+        """Return a row with the columns that say what is computed, by whom and how."""
         return Row(
+            provider=f"{provider}+graph" if mode == "graph" else provider, mode=mode, l2=l2,
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
             I=self.hidden, H=self.hidden, layers=self.layers, directions=self.directions, packed=self.packed,
             variant=STREAMING if self.streaming else Row.variant if self.reset_after else RESET_BEFORE,

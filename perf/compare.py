@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 import pandas as pd
 
 from .report import CASE, SHOWN, latest, load
@@ -34,8 +35,6 @@ def compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     both = before[before["n"] > 0].merge(after, on=key, suffixes=("", "_after"))
     ratio = both["p50_ms_after"] / both["p50_ms"]
     noise = both[["rel_iqr", "rel_iqr_after"]].max(axis=1).clip(lower=NOISE)
-    verdict = pd.Series("same", index=both.index)
-    verdict[ratio > 1 + noise] = "slower"
-    verdict[1 / ratio > 1 + noise] = "faster"
-    verdict[both["n_after"] == 0] = "broken"
+    conditions = [both["n_after"] == 0, ratio > 1 + noise, 1 / ratio > 1 + noise]
+    verdict = np.select(conditions, ["broken", "slower", "faster"], "same")
     return both.assign(before=both["p50_ms"], after=both["p50_ms_after"], ratio=ratio, verdict=verdict)

@@ -1,6 +1,5 @@
 """One case: every provider against float64 first, then those that are right timed in turn."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,11 +50,6 @@ class Conditions:
     rounds: int = 0
 
 
-def blank_row(case: Case, provider: str, mode: str, l2: str, floors: Floors) -> Row:
-    name = f"{provider}+graph" if mode == "graph" else provider
-    return dataclasses.replace(case.row(), provider=name, mode=mode, l2=l2, floor_ms=floors.of(case, mode, l2))
-
-
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
     """Return a row for each provider and mode, that of `YARDSTICK` first whether or not it is among ``providers``.
 
@@ -63,7 +57,9 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
         DeviceLost: a CUDA error that outlives the call.
     """
     names = [YARDSTICK, *(name for name in providers if name != YARDSTICK)]
-    rows = [blank_row(case, name, mode, conditions.l2, floors) for name in names for mode in conditions.modes]
+    rows = [case.row(name, mode, conditions.l2) for name in names for mode in conditions.modes]
+    for row in rows:
+        row.floor_ms = floors.of(case, row.mode, row.l2)
     with case.pinned():
         try:  # the module outside of inference_mode, as its users make it
             gru, inputs = case.module(conditions.device), case.inputs(conditions.device)

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 
 from .case import Case
-from .floors import Floors, load_or_measure
-from .measure import Conditions, DeviceLost, blank_row, measure
+from .floors import load_or_measure
+from .measure import Conditions, DeviceLost, measure
 from .precompile import compile_ahead
 from .providers import YARDSTICK
 from .record import BEGUN, Report, Row, cell, machine_name
@@ -99,7 +99,7 @@ def measure_cells(
 
 
 def _first_row(case: Case, sweep: Sweep) -> Row:
-    return blank_row(case, YARDSTICK, sweep.modes[0], sweep.l2, Floors())
+    return case.row(YARDSTICK, sweep.modes[0], sweep.l2)
 
 
 def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], str]) -> list[tuple[Case, list[str]]]:
@@ -110,14 +110,12 @@ def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], st
     """
     todo = []
     for case in sweep.cases:
-        names = []
-        for name in dict.fromkeys((YARDSTICK, *providers)):
-            statuses = [there.get(cell(blank_row(case, name, mode, sweep.l2, Floors()))) for mode in sweep.modes]
-            if name == YARDSTICK and "failed" in statuses:
-                break
-            if None in statuses or BEGUN in statuses:
-                names.append(name)
-        if names:
+        statuses = {
+            name: [there.get(cell(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
+            for name in (YARDSTICK, *providers)
+        }
+        names = [name for name, of_modes in statuses.items() if None in of_modes or BEGUN in of_modes]
+        if names and "failed" not in statuses[YARDSTICK]:
             todo.append((case, names))
     return sorted(todo, key=lambda each: there.get(cell(_first_row(each[0], sweep))) == BEGUN)
 

@@ -16,8 +16,6 @@ import pytest
 
 from perf import __main__ as cli
 from perf.case import Case
-from perf.floors import Floors
-from perf.measure import blank_row
 from perf.record import Report
 from perf.sweeps import SWEEPS
 
@@ -161,7 +159,7 @@ def test_rows_of_every_schema_count_as_done(tmp_path, monkeypatch):
     for number, case in enumerate(cases):
         assert piece.done(gpu, False) == (number, 2)
         report = Report(gpu / "t1-GPU.csv", "cpu")
-        report.add(blank_row(case, "torch.nn.GRU", "eager", "warm", Floors()))
+        report.add(case.row("torch.nn.GRU", "eager", "warm"))
         if number == 0:
             report.path.rename(gpu / "t1-GPU.csv")
     assert piece.done(gpu, False) == (2, 2)

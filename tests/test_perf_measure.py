@@ -7,7 +7,7 @@ import torch
 
 from perf import measure, providers, sweeps
 from perf.case import Case
-from perf.measure import Conditions, DeviceLost, blank_row
+from perf.measure import Conditions, DeviceLost
 from perf.providers import streaming
 from perf.providers.interface import Ready, Unavailable
 from perf.record import Report
@@ -423,5 +423,5 @@ def test_precision_is_pinned_everywhere_and_put_back():
 
 
 def test_a_row_before_it_is_measured_says_what_it_is_of():
-    row = blank_row(TINY, "handwritten", "graph", "warm", KNOWN)
+    row = TINY.row("handwritten", "graph", "warm")
     assert (row.provider, row.mode, row.l2, row.H, row.floor_ms) == ("handwritten+graph", "graph", "warm", 16, "")

@@ -50,9 +50,9 @@ class Variant:
         ours.backend = self.backend
         return ours
 
-    def plan(self, ours: triton_gru.GRU, x: Input, hx: Tensor | None = None) -> Plan:
+    def plan(self, ours: triton_gru.GRU, x: Input) -> Plan:
         """Return the plan of a call on ``ours``, a `module` of this. Raises what `choose` raises."""
-        call = bind_gru(ours, x, hx)
+        call = bind_gru(ours, x, None)
         return self.choose(call.problem, find(call.input.device))
 
     def choose(self, problem: Problem, device: Device | None) -> Plan:

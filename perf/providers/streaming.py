@@ -29,8 +29,8 @@ def _torch(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
-    ours, zeros = variant.module(gru), _zeros(gru, x)
-    return _carrying(ours, zeros, **described(variant.plan(ours, x, zeros)))
+    ours = variant.module(gru)
+    return _carrying(ours, _zeros(gru, x), **described(variant.plan(ours, x)))
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
