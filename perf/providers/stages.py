@@ -7,7 +7,6 @@ H = 256 in fp16, seven of eight at 2048. tests/compiled asserts what the compile
 
 import functools
 
-import torch
 from torch import Tensor, nn
 
 from triton_gru.call.bind import bind_gru
@@ -31,8 +30,7 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
     variant = Variant(kernel)
     ours = variant.module(gru)
     plan = variant.plan(ours, x)
-    exact = plan.problem.dtype == torch.float32 and plan.problem.precision == "ieee"
-    if exact and kernel == "grid" and stage in _OF_TENSOR_CORES:
+    if plan.problem.ieee and kernel == "grid" and stage in _OF_TENSOR_CORES:
         raise Unavailable(f"{stage}: left out of grid only where tensor cores make its products, in 16 bits and TF32")
     scan = without(kernel, stage)
 

@@ -197,6 +197,11 @@ def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:
     ]
 
 
+def contiguous(weights: list[Weights]) -> list[Weights]:
+    """Return weights that lie in order, copied where they do not."""
+    return [tuple(None if w is None else w.contiguous() for w in layer) for layer in weights]
+
+
 def flat(weights: list[Weights]) -> list[Tensor]:
     """Return weights as torch's flat list, the reverse of `grouped`."""
     return [w for layer in weights for w in layer if w is not None]

@@ -42,9 +42,9 @@ class TorchState(NamedTuple):
             torch.is_grad_enabled(),
             torch._C._get_cudnn_enabled(),
             fp32_precision(),
-            autocast_dtype(device) if torch._C._is_any_autocast_enabled() else None,
+            autocast_dtype(device),
             torch._C._is_tracing(),
-            torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0,
+            is_wrapping(),
             torch.autograd.forward_ad._current_level >= 0,
         )
         return tuple.__new__(cls, values)  # faster than cls(...), whose __new__ is in Python
@@ -74,6 +74,8 @@ def fp32_precision() -> str:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the dtype of torch.autocast on the device, None where autocast is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None  # early: every call asks
     enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..call.bind import Call, flat
+from ..call.bind import Call, contiguous, flat
 from ..call.torch_state import records_gradient
 from ..plan.config import BlockConfig, Config, GridConfig, StepConfig
 from ..plan.device import Device, capturing, elsewhere
@@ -115,7 +115,7 @@ def launches(
     h_n: Tensor,
     new: Callable[..., Tensor] = Tensor.new_empty,
 ) -> Iterator[Launch]:
-    """The launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
+    """Yield the launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
 
     A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
     second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
@@ -126,7 +126,7 @@ def launches(
     problem = call.problem
     if problem.batch_size == 0:
         return
-    weights = [tuple(None if w is None else w.contiguous() for w in layer) for layer in call.weights]
+    weights = contiguous(call.weights)
     layers = [weights[i : i + problem.directions] for i in range(0, len(weights), problem.directions)]
     hx = call.hx
     if hx is not None:
@@ -153,7 +153,8 @@ def launches(
         words = new(output, mailbox.size(chunk), dtype=torch.int64)
         scan_launches = functools.partial(grid.launches, scan, config, mailbox, words)
     else:
-        states = step.States(problem, carry, step.room_for_rounded(carry, output, new), new)
+        rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
+        states = step.States(problem, carry, rounded, new)
         scan_launches = functools.partial(step.launches, scan, config, states)
     if not whole:
         gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)

@@ -44,7 +44,7 @@ class Weights:
 
     def hold(self, module) -> bool:
         """Return whether the module has the same weights yet, and they lie where they did."""
-        now = list(map(module._parameters.get, self._names))
+        now = self.of(module)
         # A weight that is gone may leave its id to another, so that the type counts.
         same = [*map(id, now), *map(type, now)] == self._identities
         return same and self._places is not None and _places(now) == self._places

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
 from ..kernels.step import step_scan, whole_step
@@ -10,11 +9,6 @@ from ..plan.config import StepConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
 from .scan import Scan
-
-
-def room_for_rounded(carry: Tensor, like: Tensor, new: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
-    """Return room for the carry as the operand of a product, in the dtype of ``like``: in float32 the carry itself."""
-    return carry if like.dtype == torch.float32 else new(like, *carry.shape)
 
 
 class States:
