@@ -446,28 +446,33 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
     assert (tables / store.file_name(INTERPRETER)).read_bytes() == before
 
 
-def test_a_stream_goes_on_without_what_does_not_run(tables, launched, monkeypatch):
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_stream_goes_on_without_what_does_not_run(kept, tables, launched, monkeypatch):
+    """Frames are kept unless weights are made anew for each."""
     problem = change(hidden_size=20, input_size=7, batch_size=3, steps=1, dtype=torch.float32, precision="tf32")
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
     broken = dataclasses.replace(heuristic("step", problem, INTERPRETER), num_stages=2)
     saved(tables, entry(problem, "step", step=(broken, 0.5), torch=(None, 1.0)), device=INTERPRETER)
-    stream = triton_gru.GRU(7, 20, backend="step").eval().stream(3)
+    gru = triton_gru.GRU(7, 20, backend="step").eval()
+    if not kept:
+        torch.nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    stream = gru.stream(3)
     frames = torch.randn(3, 3, 7)
     assert stream.plan(frames[0]).config == broken
-    prepared = Launch.prepared
+    prepared, start = Launch.prepared, Launch.start
 
     def fails(launch):
         if launch.constants["num_stages"] == 2:
             raise RuntimeError("PassManager::run failed")
-        return prepared(launch)
+        return (prepared if kept else start)(launch)
 
-    monkeypatch.setattr(Launch, "prepared", fails)
+    monkeypatch.setattr(Launch, "prepared" if kept else "start", fails)
     with pytest.warns(UserWarning, match="step does not run as StepConfig"):
         outputs = [stream(frames[0])]
     outputs += [stream(each) for each in frames[1:]]
     expected = torch.nn.GRU.forward(stream._gru, frames)[0]
     assert torch.allclose(torch.stack(outputs), expected, atol=1e-2)
-    assert launched == ["whole_step"] * 3
+    assert launched == ["whole_step"] * (3 if kept else 4)  # the one that fails is noted as it comes
 
 
 def test_the_tables_come_with_the_package():

@@ -1,12 +1,13 @@
 """A GRU frame by frame: the state is kept, and a frame is a call made again."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from .call.bind import bind_dense, weights_of_gru
+from .call.bind import bind_dense, contiguous, weights_of_gru
 from .call.options import Options
 from .call.readable import materialize
 from .call.sequences import Sequences
@@ -154,7 +155,7 @@ class Stream:
                 frame = self._prepared(x, execute.untuned(plan, failure, x.device))
         if frame is not None and signature[0] is not None:
             self._cache.add(signature, frame)
-        return frame or self._run
+        return frame or functools.partial(self._run, plan)
 
     def _prepared(self, x: Tensor, plan: Plan) -> Callable | None:
         """Return the launches of a frame like ``x``; None if they read what was made for this frame alone."""
@@ -166,10 +167,14 @@ class Stream:
         memory = Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
         return prepare(self._launches(x, plan, weights, output[0], memory.new), own, memory)
 
-    def _run(self, gru, x: Tensor, hx: None) -> Tensor:
+    def _run(self, plan: Plan, gru, x: Tensor, hx: None) -> Tensor:
         """Make a frame with launches of its own."""
-        output = x.new_empty(x.size(0), gru.hidden_size)
-        execute.start(self._launches(x, self.plan(x), weights_of_gru(gru), output, Tensor.new_empty))
+        output, weights = x.new_empty(x.size(0), gru.hidden_size), weights_of_gru(gru)
+        try:
+            execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
+        except Exception as failure:
+            plan = execute.untuned(plan, failure, x.device)
+            execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
         return output
 
     def _launches(
@@ -178,9 +183,9 @@ class Stream:
         problem = plan.problem
         scan = Scan(problem, plan.device, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
         states = step.States(problem, self._carry, self._rounded, new)
-        for layer, of_layer in enumerate(weights):
+        for layer, of_layer in enumerate(contiguous(weights)):
             out = output if layer == len(weights) - 1 else new(output, *output.shape)
-            scan.begin(layer, [tuple(None if w is None else w.contiguous() for w in of_layer)], out)
+            scan.begin(layer, [of_layer], out)
             scan.stay_in_the_middle(self._parity)
             yield from step.whole_launches(scan, x, plan.config, states)
             x = out
