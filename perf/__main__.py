@@ -61,7 +61,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--resume", action="store_true", help=resume)
     command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after that many")
     command.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case; a few are made anyway")
-    command.add_argument("--rehearse", action="store_true", help="a tiny case on the CPU")
+    command.add_argument(
+        "--rehearse", action="store_true", help="a tiny case on the CPU (tests/ptx/rehearse.py lets kernels run)"
+    )
     command.set_defaults(command=_run)
 
     command = commands.add_parser("report", help="what CSVs and tuned tables say, in the terminal or as Markdown")

@@ -32,11 +32,12 @@ from dataclasses import dataclass, field
 import torch
 
 from triton_gru.accuracy import PRECISIONS
+from triton_gru.kernels import exchange
 from triton_gru.launch import hang
 from triton_gru.launch.grid import Mailbox
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import HANDOVERS, GridConfig
-from triton_gru.plan.device import Device, find
+from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
 
 from .case import Case
@@ -184,7 +185,7 @@ def _measure(device: str) -> Iterator[Row]:
         yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read.start)
         assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
         w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
-        steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), {"ISA": here.isa, "num_warps": 1})
+        steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), {"num_warps": 1})
         yield timed("step", 1 << 15, "steps", steps.start)
         yield measure_hop(ROUNDS)
         yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
@@ -200,7 +201,7 @@ def _measure(device: str) -> Iterator[Row]:
 class Hops:
     """A launch of ``steps`` hops, and whether it ends with the known answer."""
 
-    def __init__(self, handover: str, steps: int, device: torch.device, described: Device):
+    def __init__(self, handover: str, steps: int, device: torch.device):
         config = GridConfig(
             units=ROW // PROGRAMS, programs=PROGRAMS, batch=1, rows=1, tiles=1, copies=1, slices=1, register_tiles=0,
             handover=handover,
@@ -208,9 +209,11 @@ class Hops:
         mailbox = Mailbox(config, 1, 1, torch.float16)
         words = torch.empty(mailbox.size(steps), dtype=torch.int64, device=device)
         self._steps, self._result = steps, torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        constants = {"PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "HANDOVER": handover}
-        constants |= {"ISA": described.isa, "num_warps": 1, "num_stages": 1}
-        constants |= {} if described.isa == "interpreter" else {"launch_cooperative_grid": True}
+        received = exchange.Words(BITS=16, PARTS=4, IN_ROW=ROW // 8, CHUNK=4, ROWS=1, PROBE=handover == "probe")
+        constants = {
+            "PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "words": received,
+            "num_warps": 1, "num_stages": 1, "launch_cooperative_grid": True,
+        }  # fmt: skip
         arguments = words, hang.of(device).watch, self._result, steps
         self.launch = Launch(hop_steps, (PROGRAMS,), arguments, constants, mailbox.clear(words, steps))
 
@@ -250,7 +253,7 @@ def measure_hop(rounds: int) -> Row:
     """
     device, hops, reasons = torch.device("cuda"), {}, []
     for handover in HANDOVERS:
-        launches = [Hops(handover, steps, device, find(device)) for steps in (FEWER_STEPS, STEPS)]
+        launches = [Hops(handover, steps, device) for steps in (FEWER_STEPS, STEPS)]
         try:
             replays = [graphed(each.launch.start)[0] for each in launches]
             are_right = functools.partial(map, Hops.is_right, launches, replays)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_gru.kernels import exchange, fragments, isa, turns
+from triton_gru.kernels import exchange, fragments, isa
 
 
 @triton.jit(do_not_specialize=["rounds"])
@@ -29,40 +29,29 @@ def smallest_steps(
     w,  # fp16 [16, 16]
     result,  # fp32 [16, 8]
     steps,
-    ISA: tl.constexpr,
 ):
     """A GRU's steps at their shortest: one warp, 16 units of 8 rows, inputs of zero.
 
     What waits for each other in any GRU: a product, a sigmoid, a tanh, the update, and the way back to an operand.
     """
-    if ISA == "ptx":
-        row, pair = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of each lane
-        pairs = w.to(tl.pointer_type(tl.int32)) + row * 8 + pair
-        weights = (tl.load(pairs), tl.load(pairs + 64), tl.load(pairs + 4), tl.load(pairs + 68))
-        zero = tl.zeros((1, 8, 4), tl.float32)
-        # Of units ``row`` and ``row + 8`` both columns of the pair.
-        h0, h1, h2, h3 = zero + 1.0, zero + 1.0, zero + 1.0, zero + 1.0
-        for _ in range(steps):
-            operand = (_turned(h0, h1), _turned(h2, h3))
-            a = fragments.mma(weights, operand, (zero, zero, zero, zero), tl.float16)
-            h0 = isa.gru_update(zero, zero, zero, a[0], a[0], a[0], h0, tl.float16, ISA)
-            h1 = isa.gru_update(zero, zero, zero, a[1], a[1], a[1], h1, tl.float16, ISA)
-            h2 = isa.gru_update(zero, zero, zero, a[2], a[2], a[2], h2, tl.float16, ISA)
-            h3 = isa.gru_update(zero, zero, zero, a[3], a[3], a[3], h3, tl.float16, ISA)
-        place = result + row * 8 + 2 * pair
-        tl.store(place, h0)
-        tl.store(place + 1, h1)
-        tl.store(place + 64, h2)
-        tl.store(place + 65, h3)
-    else:
-        unit = tl.arange(0, 16)[:, None]
-        weights = tl.load(w + unit * 16 + tl.arange(0, 16)[None, :])
-        zero = tl.zeros((16, 8), tl.float32)
-        h = zero + 1.0
-        for _ in range(steps):
-            a = isa.matmul(weights, h.to(tl.float16), zero, "ieee", ISA)
-            h = isa.gru_update(zero, zero, zero, a, a, a, h, tl.float16, ISA)
-        tl.store(result + unit * 8 + tl.arange(0, 8)[None, :], h)
+    row, pair = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of each lane
+    pairs = w.to(tl.pointer_type(tl.int32)) + row * 8 + pair
+    weights = (tl.load(pairs), tl.load(pairs + 64), tl.load(pairs + 4), tl.load(pairs + 68))
+    zero = tl.zeros((1, 8, 4), tl.float32)
+    # Of units ``row`` and ``row + 8`` both columns of the pair.
+    h0, h1, h2, h3 = zero + 1.0, zero + 1.0, zero + 1.0, zero + 1.0
+    for _ in range(steps):
+        operand = (_turned(h0, h1), _turned(h2, h3))
+        a = fragments.mma(weights, operand, (zero, zero, zero, zero), tl.float16)
+        h0 = isa.gru_update(zero, zero, zero, a[0], a[0], a[0], h0, tl.float16)
+        h1 = isa.gru_update(zero, zero, zero, a[1], a[1], a[1], h1, tl.float16)
+        h2 = isa.gru_update(zero, zero, zero, a[2], a[2], a[2], h2, tl.float16)
+        h3 = isa.gru_update(zero, zero, zero, a[3], a[3], a[3], h3, tl.float16)
+    place = result + row * 8 + 2 * pair
+    tl.store(place, h0)
+    tl.store(place + 1, h1)
+    tl.store(place + 64, h2)
+    tl.store(place + 65, h3)
 
 
 @triton.jit
@@ -74,7 +63,6 @@ def _turned(low, high):
     )  # fmt: skip
 
 
-@turns.in_turns
 @triton.jit(do_not_specialize=["steps"])
 def hop_steps(
     mailbox,  # int64, see exchange; a slot is a tile of BATCH rows of ROW fp16 elements
@@ -85,29 +73,28 @@ def hop_steps(
     ROW: tl.constexpr,  # elements of a row; a program sends the same ROW // PROGRAMS of each
     BATCH: tl.constexpr,  # rows
     SLICES: tl.constexpr,  # one a warp
-    HANDOVER: tl.constexpr,
-    ISA: tl.constexpr,
+    words: tl.constexpr,  # of a tile, an `exchange.Words`
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, 4)
+    LANES: tl.constexpr = exchange.word_lanes(4)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, WORD)
+    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.word_elements(16, 4))
     elements = exchange.elements_of(mailbox, DTYPE)
+    word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+    row = tl.arange(0, BATCH)[None, None, :]
 
     THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
     history = 0
-    exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
+    exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee")
     for _ in tl.range(0, steps):
-        x = exchange.receive(elements, 0, mailbox, watch, 4, ROW // WORD, SLICES, BATCH, BATCH, DTYPE, HANDOVER, ISA)
-        total = tl.zeros((SLICES, exchange.word_lanes(4), BATCH), tl.int32)
+        x = exchange.receive(elements, 0, mailbox, watch, word, row, words)
+        total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
         for c in tl.static_range(len(x)):
             total += x[c]
-        if ISA == "interpreter":
-            total = total.to(tl.int64)  # its sum of 32-bit numbers does not wrap but fails
         history = history * 5 + tl.sum(tl.ravel(total)).to(tl.int32)
         elements += BATCH * ROW
-        exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee", ISA)
+        exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee")
     tl.store(result + tl.program_id(0), history)
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 
 import triton_gru
-from triton_gru.plan.device import interpreting
+from triton_gru.plan.device import find
 from triton_gru.tuning.timing import quantiles
 
 from .stamp import commit, output, timestamp
@@ -102,6 +102,7 @@ def environment(device: str) -> dict[str, object]:
     # What is written here while measuring is not what is measured.
     dirty = "" if told or not sha else str(bool(output("git", "status", "--porcelain", "--", ":!perf/results")))
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
+    emulated = find(torch.device("cpu"))
     here = {
         "run_id": uuid.uuid4().hex[:12],
         "git_sha": sha,
@@ -109,7 +110,7 @@ def environment(device: str) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": version("triton"),
         "triton_gru": triton_gru.__version__,
-        "gpu_name": "none: " + ("Triton's interpreter on " if interpreting() else "") + machine,
+        "gpu_name": "none: " + (f"emulated {emulated.name} on " if emulated else "") + machine,
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

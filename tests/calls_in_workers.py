@@ -30,6 +30,4 @@ def behave(what) -> str | None:
         os._exit(1)
     elif what == "hang":
         time.sleep(600)
-    elif what == "environment":
-        return "TRITON_INTERPRET" if "TRITON_INTERPRET" in os.environ else "no TRITON_INTERPRET"
     return None

@@ -1,6 +1,4 @@
-"""Tests that run kernels do so on the CPU and (marked gpu) on a GPU.
-
-On the CPU the compiled kernels are executed (tests/ptx). Under TRITON_INTERPRET=1 Triton's interpreter runs them.
+"""Tests that run kernels do so on the CPU, where compiled kernels are executed (tests/ptx), and (marked gpu) on a GPU.
 
 Every run draws new random numbers and schedules. A run that fails prints its seed: with TESTS_SEED set to that, the
 next run draws the same.
@@ -16,12 +14,14 @@ import torch
 
 from triton_gru.launch import call_cache, execute
 from triton_gru.launch.kernel_launch import Launch
+from triton_gru.plan import device as devices
 from triton_gru.plan import planner
-from triton_gru.plan.device import KNOWN, interpreting
+from triton_gru.plan.device import KNOWN
 from triton_gru.plan.tables import lookup
 
-from . import gpu_first, quick_interpreter
+from . import gpu_first
 from .launches import Launches
+from .planted import T4
 from .ptx.device import emulating
 
 
@@ -64,12 +64,21 @@ def device(request):
 
 @pytest.fixture
 def kernels_on_cpu(request):
-    """Let kernels run on CPU tensors: as compiled for an H200, or in the interpreter."""
-    if interpreting():
-        yield
-    else:
-        with emulating(KNOWN["H200"], seed_of(request.node)):
-            yield
+    """Let kernels run on CPU tensors, as compiled for an H200; yield the emulated GPU."""
+    with emulating(KNOWN["H200"], seed_of(request.node)) as emulated:
+        yield emulated
+
+
+@pytest.fixture
+def old_gpu_on_cpu(monkeypatch):
+    """Let CPU tensors lie on a GPU without kernels: torch's own GRU serves calls that are planned for a GPU."""
+    monkeypatch.setattr(devices, "on_cpu", T4)
+
+
+@pytest.fixture
+def gpu_of_backend(backend, request):
+    """Let CPU tensors lie on a GPU: an old one where the test's parameter ``backend`` is ``"auto"``."""
+    request.getfixturevalue("old_gpu_on_cpu" if backend == "auto" else "kernels_on_cpu")
 
 
 def seed_of(test) -> int:
@@ -132,14 +141,6 @@ def plain_inductor():
     from torch._inductor import config
 
     with config.patch(options):
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_interpreter():
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        if interpreting():
-            quick_interpreter.install(monkeypatch)
         yield
 
 

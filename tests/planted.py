@@ -1,6 +1,7 @@
 """Tables and benches whose times are planted, over the real space of configurations."""
 
 import contextlib
+import dataclasses
 
 import torch
 
@@ -12,6 +13,7 @@ from triton_gru.plan.tables.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
 
 H200 = KNOWN["H200"]
+T4 = dataclasses.replace(H200, name="T4", arch="sm_75")  # on which no kernel runs
 PROBLEM = Problem(
     steps=100, batch_size=16, input_size=512, hidden_size=512, num_layers=1, bidirectional=False, dtype=torch.float16,
     precision="ieee", reset_after=True,

@@ -10,13 +10,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
 
 import article
 
+from triton_gru.plan.planner import KERNELS
+
 from .oracle import set_precision
 
 
-def test_both_models_on_every_kernel(launched, capsys):
-    article.both_models()
+def test_both_models_on_every_kernel(kernels_on_cpu, launched, capsys):
+    article.both_models(KERNELS)
     printed = capsys.readouterr().out
-    for kernel in ("block", "grid", "step"):
+    for kernel in KERNELS:
         assert printed.count(f"\n    {kernel} ") == 2
     assert set(launched) == {"input_projection", "block_scan", "grid_scan", "step_scan"}
 

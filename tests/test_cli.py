@@ -1,7 +1,6 @@
 """The command line, as a user calls it."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -15,20 +14,13 @@ from triton_gru.plan.device import KNOWN
 from triton_gru.plan.planner import KERNELS
 
 
-def run(*arguments):
-    """In a process of its own, without what the tests have in their environment."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "triton_gru", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_info_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert triton_gru.__version__ in printed
     assert torch.__version__ in printed
-    assert "no GPU: GRUs run as torch's own" in printed
+    assert "there is no GPU for the kernels (kernels run on NVIDIA GPUs): GRUs run as torch's own" in printed
 
 
 def test_info_lists_what_is_served(monkeypatch, capsys):
@@ -84,16 +76,25 @@ def test_usage_errors(arguments, capsys):
 
 
 def test_explain_from_a_shell():
-    done = run("explain", "--hidden", "100", "--dtype", "fp16", "--device", "B200")
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "triton_gru", "explain"]
+    command += ["--hidden", "100", "--dtype", "fp16", "--device", "B200"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("block: ")
     assert not done.stderr
 
 
+def test_check_without_a_gpu_has_checked_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["check"]) == 1
+    why = "there is no GPU for the kernels (kernels run on NVIDIA GPUs)"
+    assert capsys.readouterr().out == f"{why}: nothing was checked\n"
+
+
 def test_check_finds_all_right(device, launched, monkeypatch):
-    # All sizes take the interpreter a minute, and the compiler many where nothing is compiled yet.
-    sizes = {"block": (25,), "grid": (16,), "step": (25,)}
-    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"cpu": sizes, "cuda": sizes})
+    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (25,), "grid": (16,), "step": (25,)})
+    if device == "cpu":
+        monkeypatch.setattr(accuracy, "STEPS", 2)
     results = list(check(device))
     assert {result.precision for result in results} == set(accuracy.PRECISIONS)
     checked = [result for result in results if not result.status.startswith("not served")]
@@ -114,8 +115,9 @@ def test_check_finds_a_wrong_kernel(part, planted, device, monkeypatch, capsys):
         return results
 
     monkeypatch.setattr(triton_gru.launch.execute, "run", run_wrong)
-    sizes = {"block": (16, 25), "grid": (), "step": ()}
-    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"cpu": sizes, "cuda": sizes})
+    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (16, 25), "grid": (), "step": ()})
+    if device == "cpu":
+        monkeypatch.setattr(accuracy, "STEPS", 2)
     monkeypatch.setattr(accuracy, "PRECISIONS", {name: accuracy.PRECISIONS[name] for name in ("tf32", "fp16")})
     before = torch.backends.cudnn.rnn.fp32_precision
     assert cli.main(["check"]) == 1

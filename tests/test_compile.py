@@ -22,6 +22,8 @@ from .pairwise import pairwise
 from .test_errors import WRONG_CALLS
 from .twins import twins
 
+# In tests of a kernel, `kernels_on_cpu` comes after this.
+pytestmark = pytest.mark.usefixtures("old_gpu_on_cpu")
 exactly = {"rtol": 0, "atol": 0}
 # torch.export's of itself.
 quiet = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
@@ -83,7 +85,7 @@ def arguments(gru, given, steps=3, batch=2):
         ("step", "lengths"),
     ],
 )
-def test_compiles_to_one_operator(backend, name, launched):
+def test_compiles_to_one_operator(backend, name, gpu_of_backend, launched):
     options, given = CALLS[name]
     gru = triton_gru.GRU(4, 5, **options, backend=backend).eval()
     call = arguments(gru, given)
@@ -96,7 +98,7 @@ def test_compiles_to_one_operator(backend, name, launched):
 
 
 @pytest.mark.parametrize("backend", ["auto", "step"])
-def test_unbatched_and_cells(backend, launched):
+def test_unbatched_and_cells(backend, gpu_of_backend, launched):
     gru = triton_gru.GRU(4, 5, 2, batch_first=True, backend=backend).eval()
     cell = triton_gru.GRUCell(4, 5, bias=False, backend=backend).eval()
     for module, call in (
@@ -162,7 +164,7 @@ def test_other_sizes_and_weights_need_no_other_graph():
         assert graphs.frame_count == compilations
 
 
-def test_packed_input_parts_the_graph(launched):
+def test_packed_input_parts_the_graph(kernels_on_cpu, launched):
     gru = make_gru(4, 5, "fp32", "cpu")
 
     def forward(x, lengths):
@@ -252,7 +254,7 @@ def test_gradients_of_one_result(which):
     torch.testing.assert_close(actual, gradients(gru(**call)[which : which + 1], gru, call))
 
 
-def test_a_kernel_refuses_backward_when_it_comes(launched):
+def test_a_kernel_refuses_backward_when_it_comes(kernels_on_cpu, launched):
     gru = make_gru(4, 5, "fp32", "cpu")
     run, graphs = compiled(gru)
     x = torch.randn(3, 2, 4)
@@ -404,7 +406,7 @@ def test_exports_for_every_size(strict):
 
 
 @quiet
-def test_a_kernel_serves_the_exported(launched):
+def test_a_kernel_serves_the_exported(kernels_on_cpu, launched):
     model = Both().eval()
     model.dense.backend = model.ended.backend = "block"
     program = exported(model)
@@ -462,7 +464,7 @@ def test_operators(row):
 
 
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS))
-def test_the_operator_on_a_kernel(row, launched):
+def test_the_operator_on_a_kernel(row, kernels_on_cpu, launched):
     torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, False, "block"))
     assert launched.only_by("block")
 
@@ -516,7 +518,7 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
 
 
 @pytest.mark.parametrize("cell", BOOLS)
-def test_autocast(cell, launched):
+def test_autocast(cell, kernels_on_cpu, launched):
     module = (triton_gru.GRUCell if cell else triton_gru.GRU)(4, 5, backend="step").eval()
     x = torch.randn(2, 4) if cell else torch.randn(3, 2, 4)
     run, graphs = compiled(module)
@@ -542,7 +544,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_dispatch_modes_see_the_operator(launched):
+def test_dispatch_modes_see_the_operator(kernels_on_cpu, launched):
     gru = make_gru(4, 5, "fp32", "cpu", batch_first=True)
     cell = triton_gru.GRUCell(4, 5, backend="step").eval()
     x = torch.randn(2, 3, 4)

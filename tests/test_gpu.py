@@ -41,15 +41,6 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
     run_checked(gru, x, None, precision, launched)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-def test_the_portable_form_of_the_kernels_is_right_too(precision, reset_after, launched, monkeypatch):
-    """The form without PTX, which AMD takes: a second opinion by another path of the compiler."""
-    monkeypatch.setattr(triton_gru.launch.route, "find", lambda d: dataclasses.replace(find(d), isa="plain"))
-    gru = make_gru(30, 64, precision, "cuda", reset_after=reset_after)
-    run_checked(gru, torch.randn(50, 20, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
-
-
 def test_offsets_beyond_32_bits():
     """Outputs of 2.1e9 numbers: the last row and step agree with the same sequence alone."""
     torch.manual_seed(0)

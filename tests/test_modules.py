@@ -251,7 +251,7 @@ def test_hx_is_not_returned_nor_written(device):
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference", *KERNELS])
 @pytest.mark.parametrize("kind", ["dense", "batch first", "packed", "unbatched"])
-def test_reverse_is_the_second_direction_of_both(kind, backend):
+def test_reverse_is_the_second_direction_of_both(kind, backend, kernels_on_cpu):
     set_precision("fp32")
     both = nn.GRU(4, 6, bidirectional=True, batch_first=kind == "batch first").eval()
     ours = triton_gru.GRU(4, 6, batch_first=both.batch_first, reverse=True, backend=backend).eval()

@@ -14,12 +14,15 @@ from perf.record import Report
 from perf.report import against_torch, load
 from perf.run import summary
 from triton_gru import accuracy
+from triton_gru.plan.device import limited
 from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
 from .perf_calls import CPU, KNOWN, TINY, plant
+from .planted import H200
+from .ptx.device import emulating
 
-pytestmark = pytest.mark.usefixtures("few_calls")
+pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
 
 
 def measured(names, case=TINY, conditions=CPU):
@@ -123,7 +126,8 @@ def test_what_cannot_be_measured_is_a_row_that_says_why(monkeypatch):
 
     plant(monkeypatch, "missing", unavailable)
     plant(monkeypatch, "failing", failing)
-    rows = measured(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
+    with emulating(limited(H200, 64), 1):
+        rows = measured(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
     assert (rows["missing"].status, rows["missing"].error) == ("unavailable", "the package is not here")
     assert (rows["failing"].status, rows["failing"].error) == ("failed", "ZeroDivisionError: division by zero")
     assert rows["triton_gru.grid"].status == "unavailable"

@@ -59,11 +59,11 @@ def test_compiled_refuses_what_would_take_long():
 
 
 @inductor
-def test_compiled_without_a_compiler(monkeypatch):
+def test_compiled_without_a_compiler():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(Unavailable, match="needs a C\\+\\+ compiler"):
+    # Not by monkeypatch: when that is undone, the option is gone.
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(Unavailable, match="C\\+\\+ compiler"):
         compiled.PROVIDERS["torch.compile"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
@@ -117,8 +117,8 @@ def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, m
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch):
-    """What is compiled for a GPU is for the interpreter."""
+def on_the_cpu(kernels_on_cpu, monkeypatch):
+    """What is compiled for a GPU runs on CPU tensors."""
     for name in ("module", "inputs"):
         method = getattr(Case, name)
         monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +16,7 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.launch import execute
 from triton_gru.plan import device as devices
 from triton_gru.plan.config import BlockConfig
-from triton_gru.plan.device import INTERPRETER, KNOWN, find, limited, most_sms
+from triton_gru.plan.device import KNOWN, find, limited, most_sms
 from triton_gru.plan.heuristic import HEURISTICS, block_config, grid_config, heuristic
 from triton_gru.plan.planner import BACKENDS, KERNELS, choose
 from triton_gru.plan.problem import Problem
@@ -24,19 +27,19 @@ from triton_gru.tuning.example import example
 from triton_gru.tuning.space import candidates
 
 from .pairwise import pairwise
+from .planted import H200, T4
 
 PROBLEM = Problem(
     steps=100, batch_size=4, input_size=32, hidden_size=64, num_layers=1, bidirectional=False,
     dtype=torch.float16, precision="ieee", reset_after=True,
 )  # fmt: skip
-H200 = KNOWN["H200"]
 
 
 def change(**fields):
     return dataclasses.replace(PROBLEM, **fields)
 
 
-@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
 @pytest.mark.parametrize(
     "dtype, hidden",
     [(torch.float32, 25), (torch.float32, 64), (torch.float16, 25), (torch.float16, 128), (torch.bfloat16, 64)],
@@ -70,7 +73,7 @@ def test_auto_goes_to_torch_and_says_why(fields, why):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device", [None, INTERPRETER, *KNOWN.values()], ids=lambda d: d.name if d else "cpu")
+@pytest.mark.parametrize("device", [None, T4, *KNOWN.values()], ids=lambda d: d.name if d else "cpu")
 def test_reset_before(backend, device):
     """As reset after, but that torch has none: where no kernel serves the call, it is the reference."""
     after, before = PROBLEM, change(reset_after=False)
@@ -125,11 +128,43 @@ def test_a_single_step_is_of_dense_input_without_resets(fields, single):
 
 
 def test_cpu_tensors_go_to_torch():
+    assert find(torch.device("cpu")) is None
     assert choose(PROBLEM, None).kernel == "torch"
-    assert choose(PROBLEM, INTERPRETER).kernel == "torch"
-    assert choose(PROBLEM, INTERPRETER, "block").kernel == "block"
-    with pytest.raises(RuntimeError, match="kernels run on a GPU"):
+    with pytest.raises(RuntimeError, match="kernels run on NVIDIA GPUs"):
         choose(PROBLEM, None, "block")
+
+
+def test_rocm_has_no_device(monkeypatch):
+    """There a gfx942 has the compute capability 9.4."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(devices, "_find_gpu", lambda index: dataclasses.replace(H200, arch="sm_94"))
+    assert find(torch.device("cuda", 0)) is None
+
+
+INTERPRETED = """
+import torch, triton_gru
+gru = triton_gru.GRU(3, 4).eval()
+x = torch.randn(2, 1, 3)
+assert torch.equal(gru(x)[0], torch.nn.GRU.forward(gru, x)[0])
+print(gru.plan(x))
+print(triton_gru.plan.device.find(torch.device("cuda", 0)))
+gru.backend = "block"
+try:
+    gru(x)
+except RuntimeError as refusal:
+    print(refusal)
+"""
+
+
+def test_kernels_made_to_be_interpreted_are_not_run():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", INTERPRETED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    plan, found, refusal = done.stdout.partition("\nNone\n")
+    why = "kernels run compiled alone, and TRITON_INTERPRET was set when they were imported: unset it"
+    assert plan.startswith("torch: ") and found
+    assert all(f"not {kernel}: {why}" in plan for kernel in KERNELS)
+    assert refusal.startswith(f"backend='block' cannot serve this call: {why} (T=2 ")
 
 
 def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
@@ -140,23 +175,14 @@ def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
     assert choose(dataclasses.replace(ieee, precision="tf32"), H200).kernel == "block"
 
 
-def test_where_the_kernels_never_ran_auto_does_not_take_them():
-    mi300x = KNOWN["MI300X"]
-    assert choose(PROBLEM, mi300x).kernel == "torch"
-    why = "not proven on MI300X; ask for it by name"
-    assert choose(PROBLEM, mi300x).rejected == (("block", why), ("grid", why), ("step", why))
-    assert choose(PROBLEM, mi300x, "block").config.batch == 16
-    assert choose(PROBLEM, mi300x, "step").config.batch == 16
-    with pytest.raises(RuntimeError, match="by means of NVIDIA GPUs"):
-        choose(PROBLEM, mi300x, "grid")
-
-
 def test_an_old_gpu_is_refused():
-    turing = dataclasses.replace(H200, name="T4", arch="sm_75")
-    plan = choose(PROBLEM, turing)
+    plan = choose(PROBLEM, T4)
     assert plan.kernel == "torch"
     why = "needs compute capability 8.0, T4 has 7.5"
     assert plan.rejected == (("block", why), ("grid", why), ("step", why))
+    for kernel in KERNELS:
+        with pytest.raises(RuntimeError, match=why):
+            choose(PROBLEM, T4, kernel)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +297,7 @@ def test_the_same_chip_with_other_memory_is_planned_alike(kernel):
         assert len({HEURISTICS[kernel](hidden, batch, 1, *numbers, device) for device in devices}) == 1
 
 
-@pytest.mark.parametrize("device", [d for d in KNOWN.values() if d.isa == "ptx"], ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
@@ -388,7 +414,7 @@ def test_a_part_of_the_chip(monkeypatch):
 
 def test_a_gpu_is_found_as_the_part_that_may_be_used(monkeypatch):
     properties = SimpleNamespace(
-        name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, L2_cache_size=60 << 20, gcnArchName=""
+        name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, L2_cache_size=60 << 20
     )
     limits = {"max_shared_mem": 232448, "sm_clock_rate": 1_980_000, "mem_clock_rate": 3_201_000, "mem_bus_width": 6144}
     utils = SimpleNamespace(get_device_properties=lambda index: limits)

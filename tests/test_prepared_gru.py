@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
 from triton_gru.launch import call_cache, execute, hang, kernel_launch, prepared, route
-from triton_gru.plan.device import KNOWN
 
 from .calls import case_id, make_call, make_gru
 from .conftest import poisoned
 from .pairwise import pairwise
+from .planted import H200
 from .twins import twins
 
 
@@ -326,8 +326,8 @@ def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
         assert torch.equal(gru(x, hx)[0], copy.deepcopy(gru)(x, hx)[0])
 
 
-def test_the_mailbox_is_cleared_before_each_launch(monkeypatch):
-    """In the interpreter, whose programs run as often as elsewhere they wait, results would be right without."""
+def test_the_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
+    """Memory that is new may be clear by chance: results would be right without."""
     prepare, seen = kernel_launch.Launch.prepared, []
 
     def looking(self):
@@ -384,14 +384,8 @@ def test_many_launches_are_not_kept(device, bound, monkeypatch):
         assert len(bound) == 3
 
 
-@pytest.fixture
-def torchs(monkeypatch):
-    """On what device no kernel serves ``auto``: torch's own GRU does."""
-    monkeypatch.setattr(route, "find", lambda device: KNOWN["MI300X"])
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_that_torchs_own_serves_is_kept(training, torchs, bound):
+def test_that_torchs_own_serves_is_kept(training, old_gpu_on_cpu, bound):
     theirs, ours = twins(7, 16, 2, batch_first=True)
     x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
     with torch.set_grad_enabled(not training):
@@ -416,7 +410,7 @@ def test_that_torchs_own_serves_is_kept(training, torchs, bound):
             ours(x, hx)
 
 
-def test_that_torchs_own_serves_a_cell_is_kept(torchs, monkeypatch):
+def test_that_torchs_own_serves_a_cell_is_kept(old_gpu_on_cpu, monkeypatch):
     cell = triton_gru.GRUCell(7, 16)
     x = torch.randn(2, 7)
     cell.eval()
@@ -444,7 +438,7 @@ def test_nothing_is_kept_of_a_module_that_is_gone(device):
 @pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
 def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
     """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
-    monkeypatch.setattr(route, "find", lambda device: KNOWN["H200"])
+    monkeypatch.setattr(route, "find", lambda device: H200)
     monkeypatch.setattr(execute, "start", lambda launches: list(launches))
     monkeypatch.setattr(kernel_launch.Launch, "prepared", lambda self: lambda *args: None)
     gru = triton_gru.GRU(16, 512, dtype=torch.float16, backend="grid" if steps > 1 else "step").eval()

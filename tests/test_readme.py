@@ -163,11 +163,11 @@ def test_every_row_is_here():
 @pytest.mark.parametrize("backend", [*KERNELS, "auto"])
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_support(name, backend, launched):
+def test_support(name, backend, gpu_of_backend, launched):
     *cells, otherwise = table()[name]
     assert set(cells) <= {"yes", "no"}
     assert otherwise in ("torch", "reference") or "no" not in cells
-    if backend == "auto":  # on the CPU no kernel, by itself
+    if backend == "auto":
         ROWS[name]("auto")
         assert not launched
         if otherwise:

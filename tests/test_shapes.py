@@ -86,7 +86,7 @@ def fake_call(gru, x):
 
 
 @pytest.mark.parametrize("name", stand_ins())
-def test_a_recorder_leaves_calls_that_stand_for_others_alone(name):
+def test_a_recorder_leaves_calls_that_stand_for_others_alone(name, old_gpu_on_cpu):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracers have much to say
         with triton_gru.record_shapes() as shapes:

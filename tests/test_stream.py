@@ -156,7 +156,7 @@ def test_under_autocast(device):
     assert without.dtype == torch.float32
 
 
-def test_errors():
+def test_errors(kernels_on_cpu):
     with pytest.raises(ValueError, match="a bidirectional GRU needs them all"):
         triton_gru.GRU(4, 5, bidirectional=True).stream(2)
     with pytest.raises(ValueError, match="a reverse GRU needs them all"):

@@ -21,7 +21,7 @@ from triton_gru.kernels import grid
 from triton_gru.launch import call_cache, execute
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import BlockConfig
-from triton_gru.plan.device import INTERPRETER, KNOWN
+from triton_gru.plan.device import KNOWN
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.tables import lookup, revision, store
@@ -263,7 +263,7 @@ def entries_of_the_wrong_kind():
 
 def test_a_configuration_is_read_from_its_fields():
     for kernel in KERNELS:
-        config = heuristic(kernel, PROBLEM, INTERPRETER)
+        config = heuristic(kernel, change(hidden_size=64), H200)
         assert config_of(kernel, dataclasses.asdict(config)) == config
     for wrong in ({"handover": "tag"}, {"units": 0}, {"units": True}, {"units": 1 << 32}, {"more": 1}):
         with pytest.raises((ValueError, TypeError)):
@@ -409,14 +409,14 @@ def test_where_nothing_can_be_kept_it_holds_for_the_process(where, tables, monke
     assert choose(PROBLEM, H200).kernel == "grid"
 
 
-def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launched, monkeypatch):
+def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, kernels_on_cpu, monkeypatch):
     """As after an upgrade of Triton: of the table's configuration the compiler makes nothing any more."""
     problem = change(hidden_size=20, input_size=7, batch_size=3, steps=2, dtype=torch.float32, precision="tf32")
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    config = heuristic("block", problem, INTERPRETER)
+    config = heuristic("block", problem, H200)
     broken = dataclasses.replace(config, batch=16)
-    saved(tables, entry(problem, "block", block=(broken, 0.5), torch=(None, 1.0)), device=INTERPRETER)
-    before = (tables / store.file_name(INTERPRETER)).read_bytes()
+    saved(tables, entry(problem, "block", block=(broken, 0.5), torch=(None, 1.0)), device=H200)
+    before = (tables / store.file_name(H200)).read_bytes()
     gru = triton_gru.GRU(7, 20, backend="block").eval()
     x = torch.randn(2, 3, 7)
     assert gru.plan(x).config == broken
@@ -443,16 +443,16 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, launch
         monkeypatch.setattr(execute, "start", lambda launches: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
         with pytest.raises(RuntimeError, match="a fault of ours"):  # where there is no table to blame
             gru(x)
-    assert (tables / store.file_name(INTERPRETER)).read_bytes() == before
+    assert (tables / store.file_name(H200)).read_bytes() == before
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_stream_goes_on_without_what_does_not_run(kept, tables, launched, monkeypatch):
+def test_a_stream_goes_on_without_what_does_not_run(kept, tables, kernels_on_cpu, launched, monkeypatch):
     """Frames are kept unless weights are made anew for each."""
     problem = change(hidden_size=20, input_size=7, batch_size=3, steps=1, dtype=torch.float32, precision="tf32")
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    broken = dataclasses.replace(heuristic("step", problem, INTERPRETER), num_stages=2)
-    saved(tables, entry(problem, "step", step=(broken, 0.5), torch=(None, 1.0)), device=INTERPRETER)
+    broken = dataclasses.replace(heuristic("step", problem, H200), num_stages=2)
+    saved(tables, entry(problem, "step", step=(broken, 0.5), torch=(None, 1.0)), device=H200)
     gru = triton_gru.GRU(7, 20, backend="step").eval()
     if not kept:
         torch.nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")

@@ -1,16 +1,13 @@
-"""Differences between versions of Triton: the interpreter, the launcher, and versions that nobody tested."""
+"""Differences between versions of Triton: the launcher, and versions that nobody tested."""
 
 import subprocess
 import sys
 
 import pytest
-import torch
 import triton
-import triton.language as tl
 from triton.compiler import CompiledKernel
 
 from triton_gru import triton_versions
-from triton_gru.launch.kernel_launch import Launch
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.7.1", "3.8.0+git1234", "3.9.0", triton.__version__])
@@ -30,22 +27,6 @@ def test_importing_warns_once():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.count("this is Triton 3.10.0") == 1, done.stderr
     assert "<string>:1: UserWarning" in done.stderr, "the warning is to name the line that imports"
-
-
-@triton.jit
-def _copy_if_first(x, y, step, N: tl.constexpr):
-    at = tl.arange(0, N)
-    value = tl.load(x + at, mask=(at < 5) & (step == 0), other=-1.0)
-    tl.store(y + at, value, mask=(at > 0) & (step == 0))
-
-
-def test_masks_of_scalars(device):
-    """The kernels have such masks. Triton 3.9's interpreter refuses them by itself."""
-    x, y = torch.arange(8.0, device=device), torch.zeros(8, device=device)
-    Launch(_copy_if_first, (1,), (x, y, 3), {"N": 8}).start()
-    assert not y.any()
-    Launch(_copy_if_first, (1,), (x, y, 0), {"N": 8}).start()
-    assert y.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
 
 
 def test_the_launcher_is_known():

@@ -28,12 +28,9 @@ PRECISIONS = {
     "fp16": (torch.float16, "ieee"),
     "bf16": (torch.bfloat16, "ieee"),
 }
-# Of a check: what each kernel is for on a GPU, and what the interpreter gets through in a minute.
-HIDDEN_SIZES = {
-    "cuda": {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)},
-    "cpu": {"block": (1, 25, 64, 100, 128), "grid": (1, 25, 100), "step": (1, 25, 100)},
-}
-STEPS = {"cuda": 300, "cpu": 2}
+# Of a check: what each kernel is for.
+HIDDEN_SIZES = {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)}
+STEPS = 300
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
 _NUMBERS_AT_ONCE = 1 << 27  # of the outputs computed in float64 together: what that takes beside them is bounded
 
@@ -182,19 +179,17 @@ class Result:
 def check(device: torch.device | str) -> Iterator[Result]:
     """Run every kernel on fresh random numbers over sizes, precisions and odd shapes, and yield a `Result` for each.
 
-    ``device`` is a GPU, or the CPU under ``TRITON_INTERPRET=1``. torch's precision for recurrent networks is
-    changed while the generator runs, and put back.
+    ``device`` is a GPU. torch's precision for recurrent networks is changed while the generator runs, and put back.
     """
-    kind = torch.device(device).type
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel, precision in itertools.product(KERNELS, PRECISIONS):
             dtype = set_precision(precision)
-            shapes = itertools.product(HIDDEN_SIZES[kind][kernel], ((1, True), (17, True), (17, False)))
+            shapes = itertools.product(HIDDEN_SIZES[kernel], ((1, True), (17, True), (17, False)))
             for hidden_size, (batch_size, reset_after) in shapes:
                 options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
                 gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
-                x = torch.randn(STEPS[kind], batch_size, 40, device=device).to(dtype)
+                x = torch.randn(STEPS, batch_size, 40, device=device).to(dtype)
                 hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
                 yield _check_one(gru, x, hx, precision)
     finally:

@@ -6,7 +6,6 @@ import importlib
 import itertools
 import os
 import platform
-import subprocess
 import sys
 
 import torch
@@ -14,7 +13,7 @@ import triton
 
 from ._version import __version__
 from .accuracy import PRECISIONS, check
-from .plan.device import INTERPRETER, KNOWN, Device, find, interpreting, limited, most_sms
+from .plan.device import KNOWN, Device, find, limited, most_sms, why_none
 from .plan.heuristic import HEURISTICS
 from .plan.planner import BACKENDS, choose
 from .plan.problem import Problem
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="triton-gru", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="devices, what the kernels serve on them, and where configurations come from")
-    commands.add_parser("check", help="run every kernel against float64 on this GPU; without one, in the interpreter")
+    commands.add_parser("check", help="run every kernel against float64 on this GPU")
     form = argparse.ArgumentParser(add_help=False)
     form.add_argument("--precision", choices=("tf32", "ieee"), default="tf32", help="of fp32 products")
     form.add_argument("--bidirectional", action="store_true")
@@ -81,15 +80,24 @@ def _positive(text: str) -> int:
     return value
 
 
+_NONE = "there is no GPU for the kernels"
+
+
+def _place() -> torch.device:
+    """Return where tensors lie for the kernels: on the current GPU, or on the CPU, where one may be emulated."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _here() -> list[Device]:
-    return [find(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    """Return the GPUs on which kernels run."""
+    return [found for i in range(torch.cuda.device_count()) if (found := find(torch.device("cuda", i)))]
 
 
 def _info(options) -> int:
     print(f"triton-gru {__version__}, torch {torch.__version__}, triton {triton.__version__}, {platform.platform()}")
     devices = _here()
     if not devices:
-        print("no GPU: GRUs run as torch's own. `triton-gru check` runs the kernels in Triton's interpreter.")
+        print(f"{_NONE} ({why_none()}): GRUs run as torch's own")
     for device in devices:
         print(f"\n{device.name}: {device.arch}, {device.sms} SMs, {device.shared_memory} bytes of shared memory")
         for kernel in HEURISTICS:
@@ -140,8 +148,7 @@ def _explain(options) -> int:
 def _tune(options) -> int:
     try:
         problems = _problems(options)
-        device = "cpu" if interpreting() and not torch.cuda.is_available() else "cuda"
-        tuned = tune(problems, device=device, budget=options.budget, anew=options.anew, say=_say)
+        tuned = tune(problems, device=_place(), budget=options.budget, anew=options.anew, say=_say)
     except (RuntimeError, ValueError, ImportError, AttributeError, TypeError) as error:
         print(f"triton-gru tune: {error}", file=sys.stderr)
         return 2
@@ -195,17 +202,13 @@ def _say(text: str) -> None:
 
 
 def _check(options) -> int:
-    if torch.cuda.is_available():
-        device, name = "cuda", _here()[0].name
-    elif interpreting():
-        device, name = "cpu", INTERPRETER.name
-    else:
-        print("no GPU: checking the kernels in Triton's interpreter, on the CPU", flush=True)
-        command = [sys.executable, "-m", "triton_gru", "check"]
-        return subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=False).returncode
-    print(f"checking on {name}", flush=True)
+    device = find(_place())
+    if device is None:
+        print(f"{_NONE} ({why_none()}): nothing was checked")
+        return 1
+    print(f"checking on {device.name}", flush=True)
     wrong = 0
-    for result in check(device):
+    for result in check(_place()):
         print(result, flush=True)
         wrong += result.status == "WRONG"
     print(f"{wrong} wrong" if wrong else "all right")

@@ -127,7 +127,7 @@ class Stream:
             raise RuntimeError(
                 f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
             )
-        if gru.backend == "auto" and device is not None and device.isa == "ptx":
+        if gru.backend == "auto" and device is not None:
             try:  # wherever it can
                 return choose(problem, device, "step")
             except RuntimeError:
@@ -181,7 +181,7 @@ class Stream:
         self, x: Tensor, plan: Plan, weights: list[Layer], output: Tensor, new: Callable[..., Tensor]
     ) -> Iterator[Launch]:
         problem = plan.problem
-        scan = Scan(problem, plan.device, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
+        scan = Scan(problem, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
         states = step.States(problem, self._carry, self._rounded, new)
         for layer, of_layer in enumerate(contiguous(weights)):
             out = output if layer == len(weights) - 1 else new(output, *output.shape)

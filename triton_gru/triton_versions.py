@@ -3,12 +3,9 @@
 import functools
 import warnings
 
-import numpy as np
 import triton
-import triton.language as tl
 from triton import knobs
 from triton.compiler import CompiledKernel
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 TESTED = "3.6", "3.7", "3.8", "3.9"
 
@@ -65,22 +62,3 @@ class _Recorder:
 
     def run(self, *args) -> None:
         self.passed = args
-
-
-def mend_interpreter() -> None:
-    """Let Triton's interpreter take a mask made from a comparison of scalars.
-
-    The interpreter spreads the scalar to a block of its operands' type. Triton 3.9 refuses such a block as a mask.
-    """
-    spread = InterpreterBuilder.create_splat
-    truth = TensorHandle(np.array([True]), tl.int32)  # what the interpreter makes of a comparison of int32
-    if spread(InterpreterBuilder(), tl.block_type(tl.int1, [2]), truth).data.dtype == np.bool_:
-        return
-
-    def create_splat(self, ret_ty, arg):
-        block = spread(self, ret_ty, arg)
-        if arg.data.dtype == np.bool_:
-            block.data = block.data.astype(np.bool_)
-        return block
-
-    InterpreterBuilder.create_splat = create_splat

@@ -32,6 +32,8 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
     plan = variant.plan(ours, x)
     if plan.problem.ieee and kernel == "grid" and stage in _OF_TENSOR_CORES:
         raise Unavailable(f"{stage}: left out of grid only where tensor cores make its products, in 16 bits and TF32")
+    if kernel == "block" and stage == "gate-inputs" and plan.config.batch != 2:
+        raise Unavailable(f"{stage}: left out of block only where a program has two rows")
     scan = without(kernel, stage)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,7 @@ import triton
 import triton.language as tl
 
 from triton_gru import kernels
-from triton_gru.kernels import exchange, grid
-from triton_gru.plan.device import interpreting
-
-_ON_GPU = tl.constexpr(not interpreting())
-
+from triton_gru.kernels import grid, isa
 
 # What must not be left out is tested for what it never is.
 _TEST = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
@@ -26,57 +22,57 @@ _TEST = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mo
 @triton.jit
 def _keep(x):
     """Keep what has 32 bits."""
-    if _ON_GPU:
-        tl.inline_asm_elementwise(_TEST, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+    tl.inline_asm_elementwise(_TEST, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def _words_as_they_are(
-    pointer, tail, abort, watch, BITS: tl.constexpr, PARTS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr,
-    PROBE: tl.constexpr, OFFSET: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """In place of isa.wait_words: loaded once, whether they have come or not."""
-    return exchange.load_words(pointer, tail, PARTS, COUNT, STRIDE, HAS_TAIL, ROWS, ROW_STRIDE, OFFSET, "ptx")
-
-
-@triton.jit
-def _words_of_nothing(
-    pointer, tail, abort, watch, BITS: tl.constexpr, PARTS: tl.constexpr, COUNT: tl.constexpr, STRIDE: tl.constexpr,
-    HAS_TAIL: tl.constexpr, ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, NAN: tl.constexpr, PACK: tl.constexpr,
-    PROBE: tl.constexpr, OFFSET: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """In place of isa.wait_words: made of their addresses, which differ from word to word and step to step."""
-    words = ()
-    for i in tl.static_range(COUNT * ROWS * PARTS):
-        words = words + ((pointer + i * STRIDE).to(tl.int64).to(tl.int32),)
-    return words
+def _words_as_they_are(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
+    """Load words once, whether they have come or not: in the place of isa.wait_words."""
+    return tl.inline_asm_elementwise(
+        _loads_text(words, OFFSET),
+        _loads_registers(words),
+        [pointer.to(tl.int64), tail.to(tl.int64)],
+        dtype=(tl.int32,) * words.TENSORS,
+        is_pure=True,
+        pack=words.PACK,
+    )
 
 
 @triton.constexpr_function
-def _nothing_is_missing(words, bits) -> bool:
-    """In place of turns.missing, by which programs wait in the interpreter."""
-    return False
+def _loads_text(words, offset):
+    return "\n".join(isa.wait_loads(words, offset))
+
+
+@triton.constexpr_function
+def _loads_registers(words):
+    pack = words.PACK.value
+    return ",".join(["=&r"] * words.TENSORS.value * pack + ["l"] * 2 * pack)
 
 
 @triton.jit
-def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, ISA: tl.constexpr):
+def _words_of_nothing(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
+    """Make words of their addresses, which differ from step to step: in the place of isa.wait_words."""
+    made = ()
+    for i in tl.static_range(words.TENSORS):
+        made = made + ((pointer + i * words.STRIDE).to(tl.int64).to(tl.int32),)
+    return made
+
+
+@triton.jit
+def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr):
     _keep(value.to(tl.int32))
 
 
 @triton.jit
-def _first_products(
-    w, kept, x, PARTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
-    """In place of grid._products_of_slices: of the first of the tuple of words."""
-    WORDS: tl.constexpr = PARTS * (BATCH // 8) if ISA == "ptx" and PARTS == 4 else PARTS
-    return grid._products_of_slices(w, kept, x[:WORDS], PARTS, FIRST, END, UNITS, BATCH, DTYPE, PRECISION, ISA)
+def _first_products(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
+    """Make those of the first of the tuple of words: in the place of grid._products_of_slices."""
+    WORDS: tl.constexpr = cut.WORDS.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORDS.PARTS
+    return grid._products_of_slices(w, kept, x[:WORDS], FIRST, END, cut)
 
 
 @triton.jit
 def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr):
-    """In place of slices.sums, for products in fragments."""
+    """Keep the products, which are in fragments, and return zeros: in the place of slices.sums."""
     sums = ()
     for part in tl.static_range(len(parts)):
         if IN_FRAGMENTS:
@@ -90,26 +86,22 @@ def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.cons
 
 
 @triton.jit
-def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr, ISA: tl.constexpr):
+def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
     return 0.5 * h + ((g_r.to(tl.float32) + a_r) + (g_z.to(tl.float32) + a_z) + (g_n.to(tl.float32) + a_n))
 
 
 @triton.jit
-def _no_gates_of_grid(
-    gi, in_tile, there, UNITS: tl.constexpr, ROW: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr,
-    SLICES: tl.constexpr, ALONG: tl.constexpr, RESET_AFTER: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
-    """In place of grid._load_gates, but for products by lanes."""
+def _no_gates_of_grid(gi, in_tile, there, cut: tl.constexpr):
+    """Return zeros in the place of grid._load_gates, but for products by lanes."""
     zero = tl.zeros(in_tile.shape, gi.dtype.element_ty)
     return zero, zero, zero
 
 
 @triton.jit
 def _no_gates_of_block(
-    gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr,
-    IN_FRAGMENTS: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
-    """In place of block._load_gates, for two rows in a program."""
+    gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr, IN_FRAGMENTS: tl.constexpr
+):
+    """Return zeros in the place of block._load_gates, for two rows in a program."""
     gates = ()
     for _ in tl.static_range(3 * TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
@@ -117,15 +109,15 @@ def _no_gates_of_block(
 
 
 @triton.jit
-def _not_stored(pointer, value, mask, ISA: tl.constexpr, THREADS: tl.constexpr = 0):
+def _not_stored(pointer, value, mask, THREADS: tl.constexpr = 0):
     pass
 
 
 # For each kernel and stage, what replaces which function. Of ``grid``'s stages "waiting" is a part of "hand-over".
 STAGES = {
     "grid": {
-        "waiting": {"isa.wait_words": _words_as_they_are, "turns.missing": _nothing_is_missing},
-        "hand-over": {"isa.wait_words": _words_of_nothing, "turns.missing": _nothing_is_missing, "isa.send": _not_sent},
+        "waiting": {"isa.wait_words": _words_as_they_are},
+        "hand-over": {"isa.wait_words": _words_of_nothing, "isa.send": _not_sent},
         "products-but-the-first": {"grid._products_of_slices": _first_products},
         "sums": {"slices.sums": _not_summed},
         "activations": {"isa.gru_update": _not_activated},

@@ -48,9 +48,7 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
 
     dtype, fp32_precision = PRECISIONS[precision]
     config = block_config(hidden_size, batch_size, 1, dtype, fp32_precision, device)
-    assert found.shared <= config.shared_memory(dtype.itemsize, device.isa), "the heuristic's estimate was too low"
-    if device.isa != "ptx":
-        return
+    assert found.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
     # Of a single warp the compiler says where the weights stay. Triton 3.8 keeps them in shared memory.
     placed = config.num_warps > 1 or triton.__version__ == PINNED
     # The loop reads from memory the gates of the steps ahead, in pairs of batch rows or where there are but two one by
@@ -95,7 +93,6 @@ def test_sizes_served_per_device():
     assert largest == {
         **dict.fromkeys(("A100", "L40S", "RTX 4090", "RTX 5090"), little),
         **dict.fromkeys(("H200", "H100", "GH200", "B200"), much),
-        "MI300X": {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 128},
     }
 
 

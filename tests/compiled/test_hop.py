@@ -16,7 +16,7 @@ from .harness import KNOWN, Facts, pretend
 def test_it_stays_in_registers_and_sends_before_the_next_wait(device, handover):
     """A wait is marked pure, so only what it depends on keeps it from being moved above the send before it."""
     pretend(device)
-    kernel = Hops(handover, 1, torch.device("cpu"), device).launch.compile()
+    kernel = Hops(handover, 1, torch.device("cpu")).launch.compile()
     found = Facts(kernel)
     assert found.stack == 0 and found.spills == 0, found
     # One wait is many lines, which store too where it gives up.

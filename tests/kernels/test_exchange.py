@@ -7,34 +7,34 @@ import triton.language as tl
 
 from triton_gru.kernels import exchange, isa
 from triton_gru.launch.kernel_launch import Launch
+from triton_gru.launch.scan import triton_type
 from triton_gru.plan.config import HANDOVERS
-from triton_gru.plan.device import interpreting
 
 from ..oracle import PRECISIONS
 
-FORM = "interpreter" if interpreting() else "ptx"
-ROWS, UNITS = 8, 128  # of a tile: words of 8 rows, in chunks of units from two slices
+ROWS, UNITS, SLICES = 8, 128, 2  # of a tile, and warps that take its words by turns
 
 
 @triton.jit
 def _send_and_receive(
-    x, y, mailbox, watch, H: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, HANDOVER: tl.constexpr,
-    ISA: tl.constexpr,
-):  # fmt: skip
-    DTYPE: tl.constexpr = y.dtype.element_ty
-    PARTS: tl.constexpr = 2 if tl.float32 == DTYPE and PRECISION == "ieee" else 4
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, PARTS)
-    DEPTH: tl.constexpr = exchange.word_lanes(PARTS) * WORD
+    x, y, mailbox, watch, H: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, words: tl.constexpr
+):
+    """Send a tile and receive it, into ``y`` as the parts of its words, row by row."""
     elements = exchange.elements_of(mailbox, DTYPE)
-    row, unit = tl.arange(0, ROWS)[None, :], tl.arange(0, H)[:, None]
-    place = exchange.place(unit, row, ROWS, WORD)
-    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, 0, 0, DTYPE, PRECISION, ISA)
-    received = exchange.receive(elements, 0, mailbox, watch, PARTS, H // WORD, 2, ROWS, ROWS, DTYPE, HANDOVER, ISA)
-    k = tl.arange(0, 2)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, :, None]
-    k = exchange.in_order(tl.broadcast_to(k, (2, DEPTH, ROWS)), PARTS, DTYPE)
-    for c in tl.static_range(len(received) // PARTS):
-        value = exchange.values(received[PARTS * c : PARTS * (c + 1)], DTYPE, ISA)
-        tl.store(y + tl.arange(0, ROWS)[None, None, :] * H + c * 2 * DEPTH + k, value)
+    row, unit = tl.arange(0, words.ROWS)[None, :], tl.arange(0, H)[:, None]
+    place = exchange.place(unit, row, words.ROWS, exchange.word_elements(words.BITS, words.PARTS))
+    exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, 0, 0, DTYPE, PRECISION)
+    SLICES: tl.constexpr = words.CHUNK // exchange.word_lanes(words.PARTS)
+    warp = tl.arange(0, SLICES)[:, None, None]
+    if words.PARTS == 4:  # as `fragments` has them
+        word, row = warp * 4 + tl.arange(0, 4)[None, None, :], tl.arange(0, words.ROWS)[None, :, None]
+    else:
+        word, row = warp * 8 + tl.arange(0, 8)[None, :, None], tl.arange(0, words.ROWS)[None, None, :]
+    received = exchange.receive(elements, 0, mailbox, watch, word, row, words)
+    for c in tl.static_range(words.COUNT):
+        for part in tl.static_range(words.PARTS):
+            at = (row * words.IN_ROW + c * words.CHUNK + word) * words.PARTS + part
+            tl.store(y + at, received[c * words.PARTS + part])
 
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 65504.0, 6e-8, 1e-45, -1.0]
@@ -56,11 +56,17 @@ def test_what_is_sent_is_received(precision, handover, device):
     y = torch.full_like(expected, 7.0)
     mailbox = torch.full((16 + ROWS * UNITS,), -1, dtype=torch.int64, device=device)
     watch = torch.tensor([10**10, 0], device=device)
+    bits, parts = 8 * dtype.itemsize, 2 if precision == "fp32" else 4
+    lanes = exchange.word_lanes(parts)
+    words = exchange.Words(
+        BITS=bits, PARTS=parts, IN_ROW=UNITS // exchange.word_elements(bits, parts), CHUNK=SLICES * lanes, ROWS=ROWS,
+        ROWS_APART=8, PACK=2 if parts == 2 else 1, PROBE=handover == "probe",
+    )  # fmt: skip
     constants = {
-        "H": UNITS, "ROWS": ROWS, "PRECISION": "tf32" if precision == "tf32" else "ieee", "HANDOVER": handover,
-        "ISA": FORM, "num_warps": 2,
+        "H": UNITS, "DTYPE": triton_type(dtype), "PRECISION": "tf32" if precision == "tf32" else "ieee", "words": words,
+        "num_warps": SLICES,
     }  # fmt: skip
-    Launch(_send_and_receive, (1,), (x, y, mailbox, watch), constants).start()
+    Launch(_send_and_receive, (1,), (x, y.view(torch.int32), mailbox, watch), constants).start()
     assert torch.equal(y.isnan(), x.isnan())
     assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))
     integers = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
@@ -68,11 +74,9 @@ def test_what_is_sent_is_received(precision, handover, device):
 
 
 @triton.jit
-def _wait(words, y, abort, watch, BITS: tl.constexpr, PROBE: tl.constexpr, NAN: tl.constexpr):
+def _wait(start, y, abort, watch, words: tl.constexpr):
     at = tl.arange(0, 64)[None, :, None]
-    received = isa.wait_words(
-        words + 4 * at, words + 4 * at, abort, watch, BITS, 4, 2, 64, False, 1, 1, NAN, 2, PROBE, 0, False
-    )  # fmt: skip
+    received = isa.wait_words(start + 4 * at, start + 4 * at, abort, watch, 0, words)
     for i in tl.static_range(8):
         tl.store(y + 256 * (i // 4) + 4 * at + i % 4, received[i])
 
@@ -87,12 +91,12 @@ def test_a_wait_for_one_missing_element_gives_up(bits, handover):
     words = elements.to(integer).cuda().view(torch.int32)
     host = torch.zeros(1, dtype=torch.int32).pin_memory()
     abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
-    nan = 0x7FFF7FFF
+    described = exchange.Words(BITS=bits, PARTS=4, IN_ROW=128, CHUNK=64, ROWS=1, PACK=2, PROBE=handover == "probe")
+    nan = described.NAN.value
 
     def waited() -> torch.Tensor:
         y = torch.zeros_like(words)
-        constants = {"BITS": bits, "PROBE": handover == "probe", "NAN": nan, "num_warps": 1}
-        Launch(_wait, (1,), (words, y, abort, watch), constants).start()
+        Launch(_wait, (1,), (words, y, abort, watch), {"words": described, "num_warps": 1}).start()
         torch.cuda.synchronize()
         return y
 

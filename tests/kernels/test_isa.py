@@ -1,4 +1,4 @@
-"""Each primitive by itself, in every form that runs: as PTX and in plain Triton, or as the interpreter takes it."""
+"""Each primitive by itself."""
 
 import itertools
 
@@ -10,19 +10,12 @@ import triton.language as tl
 
 from triton_gru.kernels import isa
 from triton_gru.launch.kernel_launch import Launch
-from triton_gru.plan.device import interpreting
 
 from ..oracle import tf32
 from ..ptx import snippets
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e38, float("inf"), -float("inf"), 1e-38, 88.8, -88.8, 1e-20]
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-def forms(device: str) -> tuple[str, ...]:
-    if device == "cpu" and interpreting():
-        return ("interpreter",)
-    return ("plain",) if torch.version.hip else ("plain", "ptx")
 
 
 def numbers(device: str) -> torch.Tensor:
@@ -32,36 +25,22 @@ def numbers(device: str) -> torch.Tensor:
 
 
 @triton.jit
-def _apply(x, y, WHAT: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr, ISA: tl.constexpr):
+def _apply(x, y, WHAT: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr):
     at = tl.arange(0, N)
     value = tl.load(x + at)
-    if WHAT == "cast":
-        value = isa.cast(value, DTYPE, ISA)
-    elif WHAT == "tf32":
-        value = isa.round_to_tf32(value, ISA)
+    if WHAT == "tf32":
+        value = isa.round_to_tf32(value)
     elif WHAT == "sigmoid":
-        value = isa.sigmoid(value, DTYPE, ISA)
+        value = isa.sigmoid(value, DTYPE)
     else:
-        value = isa.tanh(value, DTYPE, ISA)
+        value = isa.tanh(value, DTYPE)
     tl.store(y + at, value)
 
 
-def apply(what: str, x: torch.Tensor, dtype: torch.dtype, form: str, result: torch.dtype = torch.float32):
-    y = torch.full_like(x, float("nan"), dtype=result)
-    Launch(_apply, (1,), (x, y), {"WHAT": what, "DTYPE": DTYPES[dtype], "N": x.numel(), "ISA": form}).start()
+def apply(what: str, x: torch.Tensor, dtype: torch.dtype):
+    y = torch.full_like(x, float("nan"))
+    Launch(_apply, (1,), (x, y), {"WHAT": what, "DTYPE": DTYPES[dtype], "N": x.numel()}).start()
     return y
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cast_rounds_as_torch_does(dtype, device):
-    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11], device=device)
-    x = torch.cat([numbers(device)[:2044], ties])
-    for form in forms(device):
-        assert torch.equal(apply("cast", x, dtype, form, dtype), x.to(dtype))
-        nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device).view(
-            torch.float32
-        )
-        assert apply("cast", nans, dtype, form, dtype).isnan().all()
 
 
 def test_rounding_to_tf32(device):
@@ -69,16 +48,13 @@ def test_rounding_to_tf32(device):
     # No ties, which torch has not rounded here: they are below.
     x = x[(x.abs() < 3e38) & (x.view(torch.int32) & 0x1FFF != 0x1000)]
     x = x[: 1 << (len(x).bit_length() - 1)]
+    assert torch.equal(apply("tf32", x, torch.float32).double().cpu(), tf32(x.double().cpu()))
     ties = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 2.0], device=device)
+    assert apply("tf32", ties, torch.float32).tolist() == [1 + 2**-10, -1 - 2**-10, 1 + 2**-9, 2.0]
     nans = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF], dtype=torch.int32, device=device).view(torch.float32)
+    assert apply("tf32", nans, torch.float32).isnan().all()
     infinities = torch.tensor([float("inf"), -float("inf")], device=device)
-    for form in forms(device):
-        rounded = apply("tf32", x, torch.float32, form)
-        assert torch.equal(rounded.double().cpu(), tf32(x.double().cpu()))
-        away = apply("tf32", ties, torch.float32, form).tolist()
-        assert away == [1 + 2**-10, -1 - 2**-10, 1 + 2**-9, 2.0]
-        assert apply("tf32", nans, torch.float32, form).isnan().all()
-        assert torch.equal(apply("tf32", infinities, torch.float32, form), infinities)
+    assert torch.equal(apply("tf32", infinities, torch.float32), infinities)
 
 
 @pytest.mark.parametrize("what", ["sigmoid", "tanh"])
@@ -87,22 +63,31 @@ def test_activations(what, dtype, device):
     x = torch.cat([numbers(device), torch.linspace(-12, 12, 2048, device=device)])
     expected = getattr(torch, what)(x.double())
     allowed = 2.5 * 2**-23 if dtype == torch.float32 else 2**-10.9
-    for form in forms(device):
-        y = apply(what, x, dtype, form)
-        assert (y.double() - expected).abs().max() <= allowed
-        assert apply(what, torch.full((16,), float("nan"), device=device), dtype, form).isnan().all()
+    assert (apply(what, x, dtype).double() - expected).abs().max() <= allowed
+    assert apply(what, torch.full((16,), float("nan"), device=device), dtype).isnan().all()
 
 
 @triton.jit
-def _through_gates(
-    gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, ISA: tl.constexpr
-):
+def _load(x, y, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(y + at, isa.load(x + at))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int32, torch.int64, torch.uint8], ids=str)
+def test_load_returns_what_is_there(dtype, device):
+    x = torch.randint(256, (64,), device=device).to(dtype)
+    y = torch.full((64,), -1, device=device).to(torch.int32 if dtype == torch.uint8 else dtype)
+    Launch(_load, (1,), (x, y), {"N": 64}).start()
+    assert torch.equal(y, x.to(y.dtype))
+
+
+@triton.jit
+def _through_gates(gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     DTYPE: tl.constexpr = gi.dtype.element_ty
-    raw = isa.load_gates(gi, OFFSET, GATE, R, C, ISA)
+    raw = isa.load_gates(gi, OFFSET, GATE, R, C)
     at = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
     for gate in tl.static_range(3):
-        value = isa.gates_to_float(raw[gate], DTYPE, R, C, ISA)
-        tl.store(out + gate * R * C + at, value)
+        tl.store(out + gate * R * C + at, isa.gates_to_float(raw[gate], DTYPE, R, C))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,37 +96,34 @@ def test_gates_come_out_where_they_went_in(dtype, device):
     gi = torch.randn(offset + 3 * gate, device=device).to(dtype)
     gi[offset + 5] = float("nan")
     gi[offset + gate + 4] = -float("inf")
-    for form in forms(device):
-        out = torch.full((3, rows, cols), float("nan"), device=device)
-        constants = {"OFFSET": offset, "GATE": gate, "R": rows, "C": cols, "ISA": form}
-        Launch(_through_gates, (1,), (gi, out), constants).start()
-        for g in range(3):
-            expected = gi[offset + g * gate :][: rows * cols].view(rows, cols).float()
-            assert torch.equal(out[g].nan_to_num(7), expected.nan_to_num(7))
+    out = torch.full((3, rows, cols), float("nan"), device=device)
+    Launch(_through_gates, (1,), (gi, out), {"OFFSET": offset, "GATE": gate, "R": rows, "C": cols}).start()
+    for g in range(3):
+        expected = gi[offset + g * gate :][: rows * cols].view(rows, cols).float()
+        assert torch.equal(out[g].nan_to_num(7), expected.nan_to_num(7))
 
 
 @triton.jit
-def _store_some(x, y, N: tl.constexpr, ISA: tl.constexpr):
+def _store_some(x, y, N: tl.constexpr):
     at = tl.arange(0, N)
-    isa.store(y + at, tl.load(x + at), at % 3 == 0, ISA)
+    isa.store(y + at, tl.load(x + at), at % 3 == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_store_writes_what_the_mask_lets_through(dtype, device):
     x = torch.randn(256, device=device).to(dtype)
     wanted = torch.arange(256, device=device) % 3 == 0
-    for form in forms(device):
-        y = torch.full_like(x, float("nan"))
-        Launch(_store_some, (1,), (x, y), {"N": 256, "ISA": form}).start()
-        assert torch.equal(y[wanted], x[wanted])
-        assert y[~wanted].isnan().all()
+    y = torch.full_like(x, float("nan"))
+    Launch(_store_some, (1,), (x, y), {"N": 256}).start()
+    assert torch.equal(y[wanted], x[wanted])
+    assert y[~wanted].isnan().all()
 
 
-@pytest.mark.parametrize("forms", ["_MISSING", "_MISSING_FROM_SM_90"])
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_the_ptx_that_tells_what_has_not_come(bits, forms):
+def test_the_ptx_that_tells_what_has_not_come(bits, capability):
     """Compare on parts of words that are nearly missing, in every combination, with what missing means."""
-    add, conclude = getattr(isa, forms)[bits]
+    add, conclude = isa.missing_text(bits, capability)
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
     parts = [upper << 16 | lower for upper in edges for lower in edges]
     first, second = (np.array(each, np.uint32) for each in zip(*itertools.product(parts, parts)))
@@ -149,8 +131,8 @@ def test_the_ptx_that_tells_what_has_not_come(bits, forms):
         missing = sum((half & 0xFFFF) == 0xFFFF for part in (first, second) for half in (part, part >> 16)) > 0
     else:
         missing = (first == 0xFFFFFFFF) | (second == 0xFFFFFFFF)
-    come = "mov.b32 %r5, 0; " + add.format(a="%r5")
-    both = add.format(a="%a") + add.format(a="%b")
+    come = "mov.b32 %r5, 0; " + add.replace("NEXT", "%r5")
+    both = add.replace("NEXT", "%a") + add.replace("NEXT", "%b")
     # Beside a part that has come, before it and after it.
     for parts in (both, come + both, both + come):
         body = (

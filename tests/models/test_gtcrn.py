@@ -85,7 +85,7 @@ def test_whole(model, frames, expected):
 
 
 def test_kernel(model, frames, expected, device, launched):
-    """From the sixth frame on, so that all states are there: in the interpreter no further."""
+    """From the sixth frame on, so that all states are there: on the CPU no further."""
     end = 6 if device == "cpu" else len(frames)
     module = triton_gru.accelerate(made(model, frames))
     for gru in grus_of(module):

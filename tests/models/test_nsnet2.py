@@ -1,7 +1,5 @@
 """NSNet2 (arXiv:2008.06412; CC-BY-4.0): a noise suppressor of two GRUs of 400 units, reset after."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,9 @@ pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; 
 import onnx
 
 import triton_gru
-from triton_gru.plan.config import StepConfig
 
-from ..calls import configured
 from . import NOISE, NSNET2, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before
 from .onnx_model import grus_of, torch_model
-
-# It takes the interpreter as long for a large tile as for a small one.
-FEW_TILES = StepConfig(units=64, programs=7, batch=16, depth=128, num_warps=4, num_stages=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +48,7 @@ def test_whole(model, sounds):
 @pytest.mark.parametrize(
     "device, kernel",
     [
-        ("interpreter", "step"),
+        ("cpu", "step"),
         pytest.param("gpu", "step", marks=pytest.mark.gpu),
         pytest.param("gpu", "grid", marks=pytest.mark.gpu),
     ],
@@ -67,7 +60,6 @@ def test_kernel(model, sounds, device, kernel, launched):
     module = triton_gru.accelerate(torch_model(model, (torch.from_numpy(sounds),)).eval())
     for gru in grus_of(module):
         gru.backend = kernel
-    with configured("step", FEW_TILES) if device == "cpu" else nullcontext():
-        actual = gains(module, sounds, device)
+    actual = gains(module, sounds, device)
     assert launched.only_by(kernel)
     assert difference(actual, in_onnxruntime(model)((sounds,))[0]) <= NOISE

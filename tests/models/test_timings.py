@@ -61,7 +61,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
     assert models.owed([vars(row)], rehearse=True) == []  # it is not tried again
 
 
-def test_it_goes_on_where_its_results_end(tmp_path, monkeypatch):
+def test_it_goes_on_where_its_results_end(tmp_path, old_gpu_on_cpu, monkeypatch):
     """A model that took the process with it comes last."""
     every, measured = [(name, "fp32") for name in ("NSNet2, rehearsed", "demo, a word", "demo, 64 words")], []
 
@@ -69,7 +69,6 @@ def test_it_goes_on_where_its_results_end(tmp_path, monkeypatch):
         measured.append(each)
         return sys.exit("killed") if measured == every[:2] else [models.row_of(each)]
 
-    monkeypatch.setattr(models, "interpreting", lambda: True)
     monkeypatch.setattr(models, "cells", lambda rehearse: every)
     monkeypatch.setattr(models, "measure", measure)
     arguments = ["--rehearse", "--out", str(tmp_path)]
@@ -82,8 +81,7 @@ def test_it_goes_on_where_its_results_end(tmp_path, monkeypatch):
     assert (tmp_path / "models-cpu.v4.csv").exists()
 
 
-def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "interpreting", lambda: True)
+def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, old_gpu_on_cpu, monkeypatch):
     monkeypatch.setattr(models, "measure", lambda each, device: [models.row_of(each)])
     monkeypatch.setattr(models, "is_lost", lambda: True)
     with pytest.raises(SystemExit, match="answers this process no more"):

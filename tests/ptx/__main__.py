@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from triton_gru.plan.device import KNOWN, interpreting
+from triton_gru.plan.device import KNOWN
 
 from .campaigns import CAMPAIGNS, Skipped
 from .device import emulating
@@ -25,13 +25,11 @@ def main() -> int:
     parser.add_argument("campaign", choices=[*CAMPAIGNS, "count"])
     parser.add_argument("seed", type=int, help="what all cases are drawn from")
     parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to go on (default: 60)")
-    parser.add_argument("--device", default="H200", choices=[name for name, d in KNOWN.items() if d.isa == "ptx"])
+    parser.add_argument("--device", default="H200", choices=KNOWN)
     parser.add_argument("--case", type=int, help="run this case alone")
     parser.add_argument("--error", type=float, default=0.0, metavar="SHARE",
                         help="share of the error that the PTX manual allows an approximation (default: 0)")  # fmt: skip
     options = parser.parse_args()
-    if interpreting():
-        parser.error("TRITON_INTERPRET is set, and compiled kernels are executed here: unset it")
     torch.set_num_threads(1)
     os.environ.setdefault("TESTS_SEED", str(options.seed))
     if options.campaign == "count":

@@ -12,6 +12,7 @@ from triton.runtime.jit import JITFunction
 
 from triton_gru.launch import call_cache, hang
 from triton_gru.launch.kernel_launch import Launch
+from triton_gru.launch.prepared import Prepared
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
 from triton_gru.plan.device import Device
@@ -47,6 +48,7 @@ class Emulated:
         self.most_instructions = 400_000_000
         self.change = lambda kernel, ptx: ptx
         self._draw = random.Random(seed)
+        self._extents: dict[int, int] = {}  # of the input and the output of a call made again: from where to where
 
     def seed(self, seed: int) -> None:
         """Draw the next schedules from ``seed``."""
@@ -64,22 +66,32 @@ class Emulated:
     def prepared(self, launch: Launch) -> Callable[..., None]:
         """Return a function that executes a launch on other arguments, as `Launch.prepared` does.
 
-        An address may come in the place of a tensor. The memory there is taken to have the extent of the launch's own.
+        An address may come in the place of a tensor. The memory there is taken to have the extent of the launch's own,
+        unless it is the input or the output of the call, which may be packed and have other rows.
         """
 
+        # The tensors themselves are let go.
+        sizes = {name: high - low for name, (low, high) in _memory(zip(launch.kernel.arg_names, launch.args)).items()}
+        compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.grid, launch.constants
+
         def start(*args) -> None:
-            compiled = launch.compile()
             arguments, memory = [], {}
-            for name, like, given in zip(launch.kernel.arg_names, launch.args, args):
-                if isinstance(like, torch.Tensor):
-                    low, high = _extent(like)
+            for name, given in zip(names, args):
+                if name in sizes:
                     given = given.data_ptr() if isinstance(given, torch.Tensor) else given
-                    memory[name] = given, given + high - low
+                    memory[name] = given, self._extents.get(given, given + sizes[name])
                 if compiled.src.signature[name] != "constexpr":
                     arguments.append(given)
-            self._execute(compiled, arguments, memory, launch.grid, launch.constants)
+            self._execute(compiled, arguments, memory, grid, constants)
 
         return start
+
+    def make_room(self, prepared: Prepared, input: torch.Tensor, *args):
+        """Do what `Prepared._make_room` does, and note the extents of a call's input and output."""
+        memory, room, results = _make_room(prepared, input, *args)
+        output = results[0] if isinstance(results, tuple) else results
+        self._extents = dict(_extent(each) for each in (input, output) if each.numel())
+        return memory, room, results
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
         """Execute one program of a launch and no other: of launches that are too large to execute."""
@@ -114,7 +126,7 @@ class Emulated:
         )  # fmt: skip
 
 
-_compile = JITFunction.run
+_compile, _make_room = JITFunction.run, Prepared._make_room
 
 
 def _memory(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:
@@ -138,6 +150,7 @@ def emulating(device: Device, seed: int) -> Iterator[Emulated]:
     replacements = (
         (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
         (Launch, "prepared", lambda launch: emulated.prepared(launch)),
+        (Prepared, "_make_room", lambda prepared, *args: emulated.make_room(prepared, *args)),
         (driver, "_active", _Driver(device)),
         (devices, "on_cpu", device),
         # Triton stops at PTX. Its cache on disk keeps these kernels apart from complete ones.

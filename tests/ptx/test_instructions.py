@@ -17,6 +17,9 @@ from . import translate
 from .machine import Fault
 from .snippets import BF16, F16, F32, Format, Operand, compute, fragments, kernel, lanewise, launch, vector
 
+# NaNs and infinities are among the numbers, and numpy says so.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
 # Instructions of one lane, on integers
 
 

@@ -73,6 +73,7 @@ PLANTED = """
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<-1|0>];
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<1024|1023>];
 OUT_OF_BOUNDS: SEND [%d0+<1024|1020>], %x;
+OUT_OF_BOUNDS: <@%lane0|@%never> trap;
 OUT_OF_BOUNDS: mov.b32 %n, <4|0>; @%lane0 ASYNC [%smem], [%d0+1024], 4, %n; COMMIT COPIED
 MISALIGNED: ld.global.v4.b32 {%x,%y,%z,%n}, [%d0+<8|16>];
 MISALIGNED: @%lane0 ASYNC [%smem], [%d0+<8|16>], 16; COMMIT COPIED

@@ -356,6 +356,11 @@ class _Translator:
         self._emit("ret")
         return name in ("ret", "ret.uni")
 
+    def _trap(self, name: str, o: list[str]) -> bool:
+        # Reported as a load from address 0, which is in no tensor.
+        self._emit("load_global", [self._row("_")], [self._row("0", 64)], (4, PLAIN))
+        return name == "trap"
+
     def _bar(self, name: str, o: list[str]) -> bool:
         if name == "bar.warp.sync" and _is_whole_warp(o[0]):
             self._emit("barrier_warp", aligned=True)

@@ -60,11 +60,10 @@ def block_scan(
     HAS_HX: tl.constexpr,
     HAS_RESETS: tl.constexpr,
     WARPS: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
-    # How the matrix unit gets its operands. No other backend has this form, nor have products on the fp32 units.
-    IN_FRAGMENTS: tl.constexpr = isa.in_fragments(DTYPE, PRECISION, WARPS, ISA)
+    # How the matrix unit gets its operands. Products on the fp32 units have no such form.
+    IN_FRAGMENTS: tl.constexpr = _in_fragments(DTYPE, PRECISION, WARPS)
     batch_tiles = tl.cdiv(batch, BATCH)
     direction = tl.program_id(0) // batch_tiles
     backward = sequences.goes_backward(direction, REVERSE)
@@ -78,7 +77,7 @@ def block_scan(
     state += direction.to(tl.int64)
     hx += state * hx_l + first_row.to(tl.int64) * hx_b
     state = (state * batch + first_row) * H
-    length = sequences.length(lengths, first_row + row, batch, total, LAYOUT, ISA)
+    length = sequences.length(lengths, first_row + row, batch, total, LAYOUT)
     out += direction * H
     out_row = sequences.row_place(length, row, backward, out_t, out_b, LAYOUT)
     out_s = sequences.stride(backward, out_t, LAYOUT)
@@ -89,11 +88,11 @@ def block_scan(
     for i in tl.static_range(TILES):
         j = i * UNITS + unit
         live = row_live & (j < H)
-        h_i = isa.load_where(carry + state + row * H + j, live & (start != 0), False, ISA)
+        h_i = isa.load_where(carry + state + row * H + j, live & (start != 0), False)
         if HAS_HX:
-            h_i += isa.load_where(hx + row.to(tl.int64) * hx_b + j, live & (start == 0), True, ISA).to(tl.float32)
+            h_i += isa.load_where(hx + row.to(tl.int64) * hx_b + j, live & (start == 0), True).to(tl.float32)
         if IN_FRAGMENTS:
-            b_n = b_n + (_bias_of_sums(b_hh, i, H, UNITS, BATCH, WARPS, HAS_BIAS and RESET_AFTER, ISA),)
+            b_n = b_n + (_bias_of_sums(b_hh, i, H, UNITS, BATCH, WARPS, HAS_BIAS and RESET_AFTER),)
         else:
             bias = tl.zeros(unit.shape, tl.float32) + tl.zeros(row.shape, tl.float32)
             if HAS_BIAS and RESET_AFTER:
@@ -120,35 +119,35 @@ def block_scan(
     if IN_FRAGMENTS:
         memory = _own_memory(unit, row, UNITS, TILES, BATCH, REGISTER_TILES, WARPS, DTYPE)
         w = _load_fragments(
-            memory, w_hh, H, UNITS, TILES, REGISTER_TILES, RESET_AFTER, WARPS, PRECISION, ISA
+            memory, w_hh, H, UNITS, TILES, REGISTER_TILES, RESET_AFTER, WARPS, PRECISION
         )  # fmt: skip
     elif START == 0:
-        w = _load_all(w_hh, H, UNITS, TILES, RESET_AFTER, PRECISION, ISA)
+        w = _load_all(w_hh, H, UNITS, TILES, RESET_AFTER, PRECISION)
     else:
         # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
         # it the compiler keeps none in registers.
-        first_gates = _load_gates(gi, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS, ISA)
+        first_gates = _load_gates(gi, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS)
         if HAS_RESETS:
-            at_first = sequences.restarts(resets, start, length, first_row + row, batch, total, LAYOUT, ISA)
+            at_first = sequences.restarts(resets, start, length, first_row + row, batch, total)
             h = _zero_where(at_first, h, TILES)
         new, w = _advance(
             h, w, w_hh, memory, 0, b_n, first_gates, 0, True,
-            DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, WARPS, ISA,
+            DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, WARPS,
         )  # fmt: skip
         going_on = sequences.going_on(start, length, row_live, LAYOUT)
         h = new if LAYOUT == "dense" else _select(going_on, new, h, TILES)
-        place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, LAYOUT, ISA)
-        _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, unit, ISA)
+        place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, LAYOUT)
+        _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, unit)
         out += out_s
     ahead = ()
     forget = ()
     for s in tl.static_range(AHEAD):
         ahead = ahead + _load_gates(
-            gi + tl.minimum(START + s, steps - 1) * gi_t, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS, ISA
+            gi + tl.minimum(START + s, steps - 1) * gi_t, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS
         )
         if HAS_RESETS:
             step = start + START + s
-            forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total, LAYOUT, ISA),)
+            forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total),)
     for t in tl.range(START, steps, AHEAD):
         now = ahead
         ahead = ()
@@ -156,37 +155,41 @@ def block_scan(
         forget = ()
         for s in tl.static_range(AHEAD):
             ahead = ahead + _load_gates(
-                gi + tl.minimum(t + AHEAD + s, steps - 1) * gi_t, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS, ISA
+                gi + tl.minimum(t + AHEAD + s, steps - 1) * gi_t, UNITS, TILES, BATCH, WARPS, IN_FRAGMENTS
             )
             if HAS_RESETS:
                 step = start + t + AHEAD + s
-                forget = forget + (
-                    sequences.restarts(resets, step, length, first_row + row, batch, total, LAYOUT, ISA),
-                )
+                forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total),)
         for s in tl.static_range(AHEAD):
             step = start + t + s
             going_on = sequences.going_on(step, length, row_live, LAYOUT)
             if AHEAD > 1:  # the last iteration may run past the end
                 going_on = going_on & (t + s < steps)
-            place = out_row + sequences.looked_up(step, length, backward, offsets, out_t, LAYOUT, ISA)
+            place = out_row + sequences.looked_up(step, length, backward, offsets, out_t, LAYOUT)
             if HAS_RESETS:
                 h = _zero_where(forget_now[s] & (t + s < steps), h, TILES)
             new, _ = _advance(
                 h, w, w_hh, memory, s % 2 if AHEAD % 2 == 0 else t % 2, b_n, now, s, False,
-                DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, WARPS, ISA,
+                DTYPE, H, UNITS, TILES, BATCH, REGISTER_TILES, RESET_AFTER, PRECISION, WARPS,
             )  # fmt: skip
             if LAYOUT == "dense" and AHEAD == 1:
                 h = new
             else:
                 h = _select(going_on, new, h, TILES)
-            _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, unit, ISA)
+            _store_state(out + place, h, going_on, DTYPE, H, UNITS, TILES, unit)
             out += out_s
 
     for i in tl.static_range(TILES):
         j = i * UNITS + unit
         live = row_live & (j < H)
-        isa.store(carry + state + row * H + j, h[i], live & (last == 0), ISA)
-        isa.store(h_n + state + row * H + j, isa.cast(h[i], DTYPE, ISA), live & (last != 0), ISA)
+        isa.store(carry + state + row * H + j, h[i], live & (last == 0))
+        isa.store(h_n + state + row * H + j, h[i].to(DTYPE), live & (last != 0))
+
+
+@triton.constexpr_function
+def _in_fragments(dtype, precision, warps):
+    """Return whether products are made as kernels/fragments.py says: by the matrix unit, of more than a warp."""
+    return (dtype != tl.float32 or precision == "tf32") and warps > 1
 
 
 # What follows a product is made of its results, [UNITS, BATCH] or of two batch rows [UNITS // 2, 4]. Each row has two
@@ -244,24 +247,24 @@ def _columns(x, UNITS: tl.constexpr, BATCH: tl.constexpr):
 @triton.jit
 def _load_gates(
     gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr,
-    IN_FRAGMENTS: tl.constexpr, ISA: tl.constexpr,
+    IN_FRAGMENTS: tl.constexpr,
 ):  # fmt: skip
     """One step's gate inputs: r, z, n of each tile of units."""
     gates = ()
     for i in tl.static_range(TILES):
         if BATCH == 2:
             for gate in tl.static_range(3):
-                gates = gates + (isa.load_number(gi + (gate * TILES + i) * UNITS, ISA),)
+                gates = gates + (isa.load(gi + (gate * TILES + i) * UNITS),)
         elif IN_FRAGMENTS:
             gates = gates + fragments.load_pairs(gi, i * UNITS * BATCH, TILES * UNITS * BATCH, UNITS, BATCH, WARPS)
         else:
-            gates = gates + isa.load_gates(gi, i * UNITS * BATCH, TILES * UNITS * BATCH, UNITS, BATCH, ISA)
+            gates = gates + isa.load_gates(gi, i * UNITS * BATCH, TILES * UNITS * BATCH, UNITS, BATCH)
     return gates
 
 
 @triton.jit
 def _gate(
-    raw, DTYPE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr, ISA: tl.constexpr
+    raw, DTYPE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr
 ):  # fmt: skip
     """Return in fp32 what `_load_gates` has of one gate and tile."""
     if BATCH == 2:
@@ -269,7 +272,7 @@ def _gate(
     elif IN_FRAGMENTS:
         return fragments.pairs_to_float(raw, DTYPE)
     else:
-        return isa.gates_to_float(raw, DTYPE, UNITS, BATCH, ISA)
+        return isa.gates_to_float(raw, DTYPE, UNITS, BATCH)
 
 
 @triton.constexpr_function
@@ -301,14 +304,13 @@ def _advance(
     RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     WARPS: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """The state after one step, from step ``s`` of the prefetched ``gates``, and the weights' tiles ``w``.
 
     With ``LOAD_TILES`` each tile is loaded right where it is first used, so that no more than one at a time
     waits in registers for its place in shared memory. ``turn``, 0 or 1, changes from step to step.
     """
-    IN_FRAGMENTS: tl.constexpr = isa.in_fragments(DTYPE, PRECISION, WARPS, ISA)
+    IN_FRAGMENTS: tl.constexpr = _in_fragments(DTYPE, PRECISION, WARPS)
     # Of ordinary fp32 products the right operand takes many registers: that of h is not kept beside that of r h.
     Z_WITH_R: tl.constexpr = not LOAD_TILES and DTYPE == tl.float32 and PRECISION == "ieee"
     if IN_FRAGMENTS:
@@ -316,7 +318,7 @@ def _advance(
     else:
         zero = tl.zeros((UNITS, max(BATCH, 8)), tl.float32)
     # To reset before, the state has one place and r h the other: between two states all threads have passed r h.
-    x = _operands(h, memory, turn if RESET_AFTER else 0, UNITS, TILES, BATCH, DTYPE, PRECISION, WARPS, ISA)
+    x = _operands(h, memory, turn if RESET_AFTER else 0, UNITS, TILES, BATCH, DTYPE, PRECISION, WARPS)
     x_n = x
     z = ()
     # The first gate whose products are made of each tile by itself, right before its update.
@@ -328,23 +330,23 @@ def _advance(
             for k in tl.static_range(TILES):
                 if LOAD_TILES:
                     tile = _load_tile(
-                        w_hh, 0, i, k, _place(0, i, k, TILES, RESET_AFTER) < REGISTER_TILES, H, UNITS, PRECISION, ISA
+                        w_hh, 0, i, k, _place(0, i, k, TILES, RESET_AFTER) < REGISTER_TILES, H, UNITS, PRECISION
                     )
                     w = w + (tile,)
                 a_r = _multiply(
-                    w, memory, _place(0, i, k, TILES, RESET_AFTER), x[k], a_r, UNITS, WARPS, DTYPE, PRECISION, ISA
+                    w, memory, _place(0, i, k, TILES, RESET_AFTER), x[k], a_r, UNITS, WARPS, DTYPE, PRECISION
                 )  # fmt: skip
                 if Z_WITH_R:
-                    a_z = isa.matmul(w[_place(1, i, k, TILES, RESET_AFTER)], x[k], a_z, PRECISION, ISA)
-            z = z + (isa.by_now(a_z, ISA) if Z_WITH_R else a_z,)
-            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, IN_FRAGMENTS, ISA)
-            r_h = isa.reset_state(g_r, _results(a_r, UNITS, BATCH, IN_FRAGMENTS), h[i], DTYPE, ISA)
+                    a_z = tl.dot(w[_place(1, i, k, TILES, RESET_AFTER)], x[k], acc=a_z, input_precision=PRECISION)
+            z = z + (isa.by_now(a_z) if Z_WITH_R else a_z,)
+            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, IN_FRAGMENTS)
+            r_h = isa.reset_state(g_r, _results(a_r, UNITS, BATCH, IN_FRAGMENTS), h[i], DTYPE)
             if TILES * UNITS != H:
                 r_h = tl.where(
                     i * UNITS + _units(UNITS, BATCH, WARPS, IN_FRAGMENTS) < H, r_h, 0.0
                 )  # as the state below
             reset = reset + (r_h,)
-        x_n = _operands(reset, memory, 1, UNITS, TILES, BATCH, DTYPE, PRECISION, WARPS, ISA)
+        x_n = _operands(reset, memory, 1, UNITS, TILES, BATCH, DTYPE, PRECISION, WARPS)
     new = ()
     for i in tl.static_range(TILES):
         a = (zero, zero if RESET_AFTER else z[i], b_n[i])
@@ -354,24 +356,24 @@ def _advance(
                 if LOAD_TILES:
                     tile = _load_tile(
                         w_hh, gate, i, k, _place(gate, i, k, TILES, RESET_AFTER) < REGISTER_TILES,
-                        H, UNITS, PRECISION, ISA,
+                        H, UNITS, PRECISION,
                     )  # fmt: skip
                     w = w + (tile,)
                 sums = sums + (
                     _multiply(
                         w, memory, _place(gate, i, k, TILES, RESET_AFTER), x_n[k] if gate == 2 else x[k], a[gate],
-                        UNITS, WARPS, DTYPE, PRECISION, ISA,
+                        UNITS, WARPS, DTYPE, PRECISION,
                     ),
                 )  # fmt: skip
             a = sums
-        g_z = _gate(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, IN_FRAGMENTS, ISA)
-        g_n = _gate(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, IN_FRAGMENTS, ISA)
+        g_z = _gate(gates[3 * (s * TILES + i) + 1], DTYPE, UNITS, BATCH, IN_FRAGMENTS)
+        g_n = _gate(gates[3 * (s * TILES + i) + 2], DTYPE, UNITS, BATCH, IN_FRAGMENTS)
         a_z, a_n = _results(a[1], UNITS, BATCH, IN_FRAGMENTS), _results(a[2], UNITS, BATCH, IN_FRAGMENTS)
         if RESET_AFTER:
-            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, IN_FRAGMENTS, ISA)
-            h_i = isa.gru_update(g_r, g_z, g_n, _results(a[0], UNITS, BATCH, IN_FRAGMENTS), a_z, a_n, h[i], DTYPE, ISA)
+            g_r = _gate(gates[3 * (s * TILES + i)], DTYPE, UNITS, BATCH, IN_FRAGMENTS)
+            h_i = isa.gru_update(g_r, g_z, g_n, _results(a[0], UNITS, BATCH, IN_FRAGMENTS), a_z, a_n, h[i], DTYPE)
         else:
-            h_i = isa.next_state(g_z, g_n, a_z, a_n, h[i], DTYPE, ISA)
+            h_i = isa.next_state(g_z, g_n, a_z, a_n, h[i], DTYPE)
         if TILES * UNITS != H:
             # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
             h_i = tl.where(i * UNITS + _units(UNITS, BATCH, WARPS, IN_FRAGMENTS) < H, h_i, 0.0)
@@ -382,10 +384,10 @@ def _advance(
 @triton.jit
 def _multiply(
     w, memory, index: tl.constexpr, x, sums, UNITS: tl.constexpr, WARPS: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, ISA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return ``sums`` and the product of tile ``index`` of W_hh with a tile of the state."""
-    if isa.in_fragments(DTYPE, PRECISION, WARPS, ISA):
+    if _in_fragments(DTYPE, PRECISION, WARPS):
         CHUNKS: tl.constexpr = fragments.chunks(UNITS, DTYPE)
         if index < len(w):
             tile = w[index]
@@ -397,7 +399,7 @@ def _multiply(
             sums = fragments.multiply(of_chunk, words, sums, DTYPE)
         return sums
     else:
-        return isa.matmul(w[index], x, sums, PRECISION, ISA)
+        return tl.dot(w[index], x, acc=sums, input_precision=PRECISION)
 
 
 @triton.jit
@@ -411,16 +413,15 @@ def _operands(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     WARPS: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """Return the state, or r h, as right operands: of each tile."""
     x = ()
-    if isa.in_fragments(DTYPE, PRECISION, WARPS, ISA):
+    if _in_fragments(DTYPE, PRECISION, WARPS):
         BITS: tl.constexpr = DTYPE.primitive_bitwidth
         OFFSET: tl.constexpr = fragments.state_room(BATCH, UNITS, BITS)
         other = turn * fragments.state_room(BATCH, UNITS * TILES, BITS)
         for k in tl.static_range(TILES):
-            fragments.share(memory[1] + other, isa.rounded(tiles[k], DTYPE, PRECISION, ISA), k * OFFSET)
+            fragments.share(memory[1] + other, isa.rounded(tiles[k], DTYPE, PRECISION), k * OFFSET)
         tl.debug_barrier()
         CHUNKS: tl.constexpr = fragments.chunks(UNITS, DTYPE)
         words = fragments.shared_words(memory[2] + other, TILES * CHUNKS, BATCH)
@@ -428,7 +429,7 @@ def _operands(
             x = x + (words[len(words) // TILES * k : len(words) // TILES * (k + 1)],)
     else:
         for k in tl.static_range(TILES):
-            x = x + (isa.operand(_columns(tiles[k], UNITS, BATCH), DTYPE, PRECISION, ISA),)
+            x = x + (isa.operand(_columns(tiles[k], UNITS, BATCH), DTYPE, PRECISION),)
     return x
 
 
@@ -453,7 +454,7 @@ def _own_memory(
 @triton.jit
 def _bias_of_sums(
     b_hh, tile: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr,
-    IS_THERE: tl.constexpr, ISA: tl.constexpr,
+    IS_THERE: tl.constexpr,
 ):  # fmt: skip
     """Return b_hn of a tile as sums to begin with."""
     first = tl.zeros((WARPS, 8, 4), tl.float32)
@@ -464,8 +465,8 @@ def _bias_of_sums(
             unit = tile * UNITS + (m * WARPS + tl.arange(0, WARPS)[:, None, None]) * 16 + tl.arange(0, 8)[None, :, None]
             unit = unit + tl.zeros((WARPS, 8, 4), tl.int32)
             b_hn = b_hh + 2 * H
-            first = isa.load_number(b_hn + tl.minimum(unit, H - 1), ISA).to(tl.float32)
-            second = isa.load_number(b_hn + tl.minimum(unit + 8, H - 1), ISA).to(tl.float32)
+            first = isa.load(b_hn + tl.minimum(unit, H - 1)).to(tl.float32)
+            second = isa.load(b_hn + tl.minimum(unit + 8, H - 1)).to(tl.float32)
         for _ in tl.static_range((BATCH + 7) // 8):
             sums = sums + (first, first, second, second)
     return sums
@@ -482,23 +483,22 @@ def _load_fragments(
     RESET_AFTER: tl.constexpr,
     WARPS: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """Return the tiles of W_hh that stay in registers, in the order of `_place`. The others go to shared memory."""
     for index in tl.static_range(REGISTER_TILES, 3 * TILES * TILES):
-        tile = _load_fragments_of(w_hh, index, H, UNITS, TILES, RESET_AFTER, WARPS, PRECISION, ISA)
+        tile = _load_fragments_of(w_hh, index, H, UNITS, TILES, RESET_AFTER, WARPS, PRECISION)
         fragments.keep(memory[0], tile, index - REGISTER_TILES, WARPS)
     # Last: what passes through registers needs some itself.
     w = ()
     for index in tl.static_range(REGISTER_TILES):
-        w = w + (_load_fragments_of(w_hh, index, H, UNITS, TILES, RESET_AFTER, WARPS, PRECISION, ISA),)
+        w = w + (_load_fragments_of(w_hh, index, H, UNITS, TILES, RESET_AFTER, WARPS, PRECISION),)
     return w
 
 
 @triton.jit
 def _load_fragments_of(
     w_hh, index: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr, RESET_AFTER: tl.constexpr,
-    WARPS: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr,
+    WARPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the tile of W_hh that `_place` puts at ``index``."""
     CHUNKS: tl.constexpr = fragments.chunks(UNITS, w_hh.dtype.element_ty)
@@ -509,7 +509,7 @@ def _load_fragments_of(
     for c in tl.static_range(CHUNKS):
         word = (COLUMN * CHUNKS + c) * 4 + tl.arange(0, 4)[None, None, :]
         tile = tile + fragments.load_tile(
-            w_hh, _tile_at(index, TILES, RESET_AFTER, 0), unit, word, UNITS // WARPS, 16 * WARPS, H, PRECISION, ISA
+            w_hh, _tile_at(index, TILES, RESET_AFTER, 0), unit, word, UNITS // WARPS, 16 * WARPS, H, PRECISION
         )  # fmt: skip
     return tile
 
@@ -532,18 +532,17 @@ def _load_all(
     TILES: tl.constexpr,
     RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """All tiles of W_hh, in the order of `_place`, to stay in shared memory."""
     w = ()
     if not RESET_AFTER:
         for i in tl.static_range(TILES):
             for k in tl.static_range(TILES):
-                w = w + (_load_tile(w_hh, 0, i, k, False, H, UNITS, PRECISION, ISA),)
+                w = w + (_load_tile(w_hh, 0, i, k, False, H, UNITS, PRECISION),)
     for i in tl.static_range(TILES):
         for k in tl.static_range(TILES):
             for gate in tl.static_range(0 if RESET_AFTER else 1, 3):
-                w = w + (_load_tile(w_hh, gate, i, k, False, H, UNITS, PRECISION, ISA),)
+                w = w + (_load_tile(w_hh, gate, i, k, False, H, UNITS, PRECISION),)
     return w
 
 
@@ -557,7 +556,6 @@ def _load_tile(
     H: tl.constexpr,
     UNITS: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """Tile [UNITS, UNITS] of one gate's W_hh, rows from ``i * UNITS`` and columns from ``k * UNITS``; zero beyond H."""
     row = i * UNITS + tl.arange(0, UNITS)[:, None]
@@ -567,7 +565,7 @@ def _load_tile(
     else:
         tile = tl.load(w_hh + (gate * H + row) * H + col, mask=(row < H) & (col < H), other=0.0)
     if PRECISION == "tf32":
-        tile = isa.round_to_tf32(tile, ISA)
+        tile = isa.round_to_tf32(tile)
     elif IN_REGISTERS:
         tile += 0.0  # what comes straight from a load, the compiler keeps in shared memory
     return tile
@@ -599,8 +597,7 @@ def _store_state(
     UNITS: tl.constexpr,
     TILES: tl.constexpr,
     unit,
-    ISA: tl.constexpr,
 ):
     for i in tl.static_range(TILES):
         j = i * UNITS + unit
-        isa.store(address + j, isa.cast(h[i], DTYPE, ISA), live & (j < H), ISA)
+        isa.store(address + j, h[i].to(DTYPE), live & (j < H))

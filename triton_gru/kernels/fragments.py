@@ -12,37 +12,17 @@ as long as both operands have the same one.
 The instructions are those of the PTX ISA, "Matrix multiply-accumulate operation using mma instruction".
 """
 
-import hashlib
-import pathlib
-
 import triton
 import triton.language as tl
 
 from . import isa
 
-# As in isa.py.
-_SOURCE = tl.constexpr(hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest())
-
-# By the type of the operands.
-_INSTRUCTIONS = {
-    "fp16": "m16n8k16.row.col.f32.f16.f16.f32",
-    "bf16": "m16n8k16.row.col.f32.bf16.bf16.f32",
-    "fp32": "m16n8k8.row.col.f32.tf32.tf32.f32",
-}
-
 
 @triton.jit
 def load_tile(
-    w_hh,
-    gate: tl.constexpr,
-    unit,
-    word,
-    ROWS: tl.constexpr,
-    APART: tl.constexpr,
-    H: tl.constexpr,
+    w_hh, gate: tl.constexpr, unit, word, ROWS: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
+):  # fmt: skip
     """Return a left operand: of ``ROWS`` rows of a gate of W_hh the words ``word``, zero beyond H.
 
     The first eight rows are ``unit``, the next eight follow. From sixteen to sixteen there are ``APART`` rows.
@@ -52,34 +32,39 @@ def load_tile(
     tile = ()
     for sixteen in tl.static_range(ROWS // 16):
         row = unit + sixteen * APART
-        upper = _load_row(w_hh, gate, row, column, H, PRECISION, ISA)
-        lower = _load_row(w_hh, gate, row + 8, column, H, PRECISION, ISA)
+        upper = _load_row(w_hh, gate, row, column, H, PRECISION)
+        lower = _load_row(w_hh, gate, row + 8, column, H, PRECISION)
         for part in tl.static_range(4):
             tile = tile + (upper[part], lower[part])
     return tile
 
 
 @triton.jit
-def _load_row(
-    w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION: tl.constexpr, ISA: tl.constexpr
-):  # fmt: skip
+def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the four parts of the word at ``column`` of a gate's row, whose elements are zero beyond H."""
+    BITS: tl.constexpr = w_hh.dtype.element_ty.primitive_bitwidth
     there = tl.where(row < H, H - column, 0)
-    WHOLE: tl.constexpr = H * w_hh.dtype.element_ty.primitive_bitwidth % 128 == 0
-    parts = _load_word(w_hh + (gate * H + row) * H + column, there, WHOLE, _SOURCE)
+    address = w_hh + (gate * H + row) * H + column
+    parts = tl.inline_asm_elementwise(
+        _load_text(BITS, H * BITS % 128 == 0),
+        "=&r,=&r,=&r,=&r,l,r",
+        [address.to(tl.int64), there],
+        dtype=(tl.int32,) * 4,
+        is_pure=True,
+        pack=1,
+    )
     if PRECISION == "tf32":
         rounded = ()
         for part in tl.static_range(4):
-            number = isa.round_to_tf32(parts[part].to(tl.float32, bitcast=True), ISA)
+            number = isa.round_to_tf32(parts[part].to(tl.float32, bitcast=True))
             rounded = rounded + (number.to(tl.int32, bitcast=True),)
         parts = rounded
     return parts
 
 
-@tl.core.extern
-def _load_word(pointer, there, whole, source, _semantic=None):
-    """Return the four parts of a word of which so many elements are there: all or none, if ``whole``."""
-    whole = tl.core._unwrap_if_constexpr(whole)
-    bits = pointer.dtype.element_ty.primitive_bitwidth
+@triton.constexpr_function
+def _load_text(bits, whole):
+    """Return the load of a word of which so many elements are there: all or none, if ``whole``."""
     size = bits // 8
     asm = ["{ .reg .pred p, there, even; .reg .b64 low; .reg .b16 e0, e1, e2, e3, e4, e5, e6, e7;"]
     asm.append("mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;")
@@ -97,15 +82,7 @@ def _load_word(pointer, there, whole, source, _semantic=None):
         if element % 2:
             pair = f"mov.b32 ${element // 2}, {{e{element - 1}, e{element}}};"
             asm.append(f"@p {pair}" if whole else pair)
-    return tl.inline_asm_elementwise(
-        "\n".join([*asm, "}"]),
-        "=&r,=&r,=&r,=&r,l,r",
-        [pointer.to(tl.int64, _semantic=_semantic), there],
-        dtype=(tl.int32,) * 4,
-        is_pure=True,
-        pack=1,
-        _semantic=_semantic,
-    )
+    return "\n".join([*asm, "}"])
 
 
 @triton.constexpr_function
@@ -123,23 +100,16 @@ def room(tiles, rows, warps):
 @triton.jit
 def place(offset, SIZE: tl.constexpr):
     """Return addresses in the ``SIZE`` bytes of shared memory that are a kernel's own."""
-    return _place(offset, SIZE, _SOURCE)
+    return tl.inline_asm_elementwise(_place_text(SIZE), "=&r,r", [offset], dtype=tl.int32, is_pure=True, pack=1)
 
 
-@tl.core.extern
-def _place(offset, size, source, _semantic=None):
-    size = tl.core._unwrap_if_constexpr(size)
+@triton.constexpr_function
+def _place_text(size):
     # The compiler's own use of shared memory comes before. What comes after it is asked for by `reserve.own_memory`.
-    return tl.inline_asm_elementwise(
+    return (
         "{ .reg .b32 all; mov.u32 $0, global_smem; mov.u32 all, %dynamic_smem_size; add.u32 $0, $0, all;\n"
         f"sub.u32 $0, $0, {size}; // kept in shared memory\n"
-        "add.u32 $0, $0, $1; }",
-        "=&r,r",
-        [offset],
-        dtype=tl.int32,
-        is_pure=True,
-        pack=1,
-        _semantic=_semantic,
+        "add.u32 $0, $0, $1; }"
     )
 
 
@@ -166,24 +136,19 @@ def keep(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
     ``place`` is each thread's, 16 bytes from one to the next.
     """
     for word in tl.static_range(len(tile) // 4):
-        _keep(
-            place, tile[4 * word], tile[4 * word + 1], tile[4 * word + 2], tile[4 * word + 3],
-            (INDEX * (len(tile) // 4) + word) * WARPS * 512, _SOURCE,
-        )  # fmt: skip
+        tl.inline_asm_elementwise(
+            _keep_text((INDEX * (len(tile) // 4) + word) * WARPS * 512),
+            "=r,r,r,r,r,r",
+            [place, tile[4 * word], tile[4 * word + 1], tile[4 * word + 2], tile[4 * word + 3]],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
-@tl.core.extern
-def _keep(place, a, b, c, d, offset, source, _semantic=None):
-    offset = tl.core._unwrap_if_constexpr(offset)
-    return tl.inline_asm_elementwise(
-        f"st.shared.v4.b32 [$1+{offset}], {{$2, $3, $4, $5}}; mov.b32 $0, 0;",
-        "=r,r,r,r,r,r",
-        [place, a, b, c, d],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-        _semantic=_semantic,
-    )
+@triton.constexpr_function
+def _keep_text(offset):
+    return f"st.shared.v4.b32 [$1+{offset}], {{$2, $3, $4, $5}}; mov.b32 $0, 0;"
 
 
 @triton.jit
@@ -191,22 +156,26 @@ def kept(place, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
     """Return a left operand of so many words of a thread that `keep` has put away."""
     tile = ()
     for word in tl.static_range(WORDS):
-        tile = tile + _read_word(place, (INDEX * WORDS + word) * WARPS * 512, _SOURCE)
+        tile = tile + _read_word(place, (INDEX * WORDS + word) * WARPS * 512)
     return tile
 
 
-@tl.core.extern
-def _read_word(place, offset, source, _semantic=None):
-    offset = tl.core._unwrap_if_constexpr(offset)
+@triton.jit
+def _read_word(place, OFFSET: tl.constexpr):
+    """Return the parts of a word of shared memory."""
     return tl.inline_asm_elementwise(
-        f"ld.shared.v4.b32 {{$0, $1, $2, $3}}, [$4+{offset}];",
+        _read_text(OFFSET),
         "=r,=r,=r,=r,r",
         [place],
         dtype=(tl.int32,) * 4,
         is_pure=False,  # else what is kept would be read once, before the loop, into registers
         pack=1,
-        _semantic=_semantic,
     )
+
+
+@triton.constexpr_function
+def _read_text(offset):
+    return f"ld.shared.v4.b32 {{$0, $1, $2, $3}}, [$4+{offset}];"
 
 
 @triton.constexpr_function
@@ -235,22 +204,20 @@ def _place_of_word(chunk, word, row, ROWS: tl.constexpr):
 @triton.jit
 def share(place, x, OFFSET: tl.constexpr):
     """Put elements of a state into shared memory, ``OFFSET`` bytes from their `place`."""
-    _share(place, x, OFFSET, _SOURCE)
-
-
-@tl.core.extern
-def _share(place, x, offset, source, _semantic=None):
-    offset = tl.core._unwrap_if_constexpr(offset)
-    bits = x.dtype.primitive_bitwidth
-    return tl.inline_asm_elementwise(
-        f"st.shared.b{bits} [$1+{offset}], $2; mov.b32 $0, 0;",
-        f"=r,r,{'h' if bits == 16 else 'r'}",
+    BITS: tl.constexpr = x.dtype.primitive_bitwidth
+    tl.inline_asm_elementwise(
+        _share_text(BITS, OFFSET),
+        "=r,r,h" if BITS == 16 else "=r,r,r",
         [place, x],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
-        _semantic=_semantic,
     )
+
+
+@triton.constexpr_function
+def _share_text(bits, offset):
+    return f"st.shared.b{bits} [$1+{offset}], $2; mov.b32 $0, 0;"
 
 
 @triton.jit
@@ -269,7 +236,7 @@ def shared_words(place, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
     words = ()
     for chunk in tl.static_range(CHUNKS):
         for eight in tl.static_range((ROWS + 7) // 8):
-            words = words + _read_word(place, (chunk * ROWS + eight * 8) * 64, _SOURCE)
+            words = words + _read_word(place, (chunk * ROWS + eight * 8) * 64)
     return words
 
 
@@ -305,29 +272,32 @@ def multiply(tile, words, sums, DTYPE: tl.constexpr):
 @triton.jit
 def mma(a, b, c, DTYPE: tl.constexpr):
     """Return ``c`` and the product of four words of a left operand and two of a right one: one instruction."""
-    return _mma(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3], DTYPE, _SOURCE)
-
-
-@tl.core.extern
-def _mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, dtype, source, _semantic=None):
-    instruction = _INSTRUCTIONS[str(tl.core._unwrap_if_constexpr(dtype))]
     return tl.inline_asm_elementwise(
-        f"mma.sync.aligned.{instruction} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{$10, $11, $12, $13}};",
+        _mma_text(DTYPE),
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3],
+        [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]],
         dtype=(tl.float32,) * 4,
         is_pure=True,
         pack=1,
-        _semantic=_semantic,
     )
 
 
+@triton.constexpr_function
+def _mma_text(dtype):
+    instruction = {
+        "fp16": "m16n8k16.row.col.f32.f16.f16.f32",
+        "bf16": "m16n8k16.row.col.f32.bf16.bf16.f32",
+        "fp32": "m16n8k8.row.col.f32.tf32.tf32.f32",
+    }[str(dtype)]
+    return f"mma.sync.aligned.{instruction} {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, {{$10, $11, $12, $13}};"
+
+
 @triton.jit
-def by_now(sums, ISA: tl.constexpr):
+def by_now(sums):
     """Return sums, made before the wait that follows, as `isa.by_now` does."""
     made = ()
     for i in tl.static_range(len(sums)):
-        made = made + (isa.by_now(sums[i], ISA),)
+        made = made + (isa.by_now(sums[i]),)
     return made
 
 

@@ -1,25 +1,136 @@
 """The ``grid`` scan: hidden units split over the whole chip, the weights on chip, the state handed over in the L2.
 
-A program owns a few hidden units, for all three gates, and works on a few tiles of the batch at a time. Every step
-it needs the whole state of a tile, which the programs of the other units hand it through a mailbox (see exchange);
-so all programs of a launch have to be on the chip at once, which a cooperative launch guarantees.
+A program owns a few hidden units, for all three gates, and works on a few tiles of the batch at a time. Each of its
+warps has a slice of the sum over all units. What a program does, for one tile:
 
-Units are rows and batch rows are columns, as in ``block``. Each warp has a slice of the sum over all units: it
-waits for its own slice of the state alone and reads it straight into the layout of the matrix unit's right operand;
-its slice of ``W_hh`` stays in registers as the left operand, or in shared memory. The slices' sums meet in shared
-memory once a step.
+    load my rows of W_hh                            # once: they stay in registers, or in shared memory
+    send h_0 of my units to the mailbox
+    for t in steps:
+        load the gate inputs of step t + 1          # they are there when they are wanted
+        x = wait for h_t of all units               # each warp its own slice of them, from the mailbox
+        r, z, n = W_hh x                            # each warp its own slice of the sums
+        r, z, n = the sums of all warps             # through shared memory, once a step
+        h = gru_update(gate inputs of t, r, z, n, h)
+        send h of my units; store it in out
 
-Where r comes before the recurrent product (``RESET_AFTER`` is not), there are two such hand-overs in a step: the state,
-of which r and z are made, and r h, of which n is.
+With several tiles, one is computed while the others are handed over. The programs of a tile wait for each other, so all
+programs of a launch have to be on the chip at once: it is a cooperative launch. No other is ever waited for, and no
+wait is endless (see exchange).
+
+Where r comes before the recurrent product (``RESET_AFTER`` is not), a step has two hand-overs: the state, of which r
+and z are made, and r h, of which n is.
+
+Units are rows and batch rows are columns, as in ``block``. A product is made in one of three ways:
+
+- by the matrix unit, of operands that stay where `fragments` puts them;
+- in fp32 without TF32 by the ordinary units, with W_hh in registers (see lanes);
+- where registers have no room for W_hh in fp32, by ``tl.dot``, with W_hh in shared memory.
 """
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 
-from . import exchange, fragments, isa, lanes, reserve, sequences, slices, turns
+from . import exchange, fragments, isa, lanes, reserve, sequences, slices
+from .constants import Constants, derived
 
 
-@turns.in_turns
+@dataclass(frozen=True, eq=False, repr=False)
+class Cut(Constants):
+    """What `grid_scan` is compiled for, beside the form of a call."""
+
+    DTYPE: tl.dtype  # of all tensors but the carry
+    PRECISION: str  # of products: "tf32" or "ieee"
+    RESET_AFTER: bool
+    H: int
+    UNITS: int  # hidden units of a program
+    BATCH: int  # batch rows of a tile, as the matrix unit takes them; of products by lanes ROWS
+    ROWS: int  # of them, how many there are: all, or no fewer than the batch has
+    TILES: int  # tiles of the batch that are in flight in a program
+    SLICES: int  # of the sum over units, one a warp
+    REGISTER_TILES: int  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
+    ALONG: int  # where lanes make the products, how many of them share a slice (see lanes); else 0
+    PROBE: bool  # how a program waits (see exchange)
+
+    @derived
+    def PROGRAMS(self):
+        """Programs that own all hidden units."""
+        return -(-self.H.value // self.UNITS.value)
+
+    @derived
+    def ROW(self):
+        """Units of all programs."""
+        return self.PROGRAMS.value * self.UNITS.value
+
+    @derived
+    def TILE(self):
+        """Elements of a tile of the state, and of a gate's inputs."""
+        return self.ROWS.value * self.ROW.value
+
+    @derived
+    def BY_LANES(self):
+        return self.ALONG.value > 0
+
+    @derived
+    def IEEE(self):
+        """Products are ordinary fp32 ones: they are made without the matrix unit."""
+        return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
+
+    @derived
+    def IN_FRAGMENTS(self):
+        return not self.IEEE.value
+
+    @derived
+    def THREADS(self):
+        """What `isa.first_holders` returns for a tile."""
+        return isa.first_holders(self.UNITS.value * self.BATCH.value, self.SLICES.value)
+
+    @derived
+    def WORD(self):
+        """Elements of a word of the mailbox."""
+        return exchange.word_elements(self.DTYPE.value.primitive_bitwidth, self.WORDS.value.PARTS.value)
+
+    @derived
+    def DEPTH(self):
+        """Units of a slice's chunk."""
+        return exchange.word_lanes(self.WORDS.value.PARTS.value) * self.WORD.value
+
+    @derived
+    def CHUNKS(self):
+        """Parts of the sum that all slices take at a time."""
+        return -(-self.ROW.value // (self.SLICES.value * self.DEPTH.value))
+
+    @derived
+    def WORDS(self):
+        """What a thread receives of a tile of the state."""
+        bits, parts = self.DTYPE.value.primitive_bitwidth, 2 if self.IEEE.value else 4
+        rows, warps = self.ROWS.value, self.SLICES.value
+        of_tile = {
+            "BITS": bits, "PARTS": parts, "IN_ROW": self.ROW.value // exchange.word_elements(bits, parts),
+            "ROWS": rows, "PROBE": self.PROBE.value,
+        }  # fmt: skip
+        if self.BY_LANES.value:
+            return lanes.words(self, **of_tile)
+        if self.IN_FRAGMENTS.value:
+            return exchange.Words(CHUNK=4 * warps, ROWS_EACH=-(-rows // 8), ROWS_APART=8, **of_tile)
+        width = exchange.word_lanes(parts)
+        return exchange.Words(CHUNK=width * warps, PACK=-(-width * self.BATCH.value // 32), **of_tile)
+
+    @derived
+    def R_Z(self):
+        """Tensors of the inputs of r and z, where lanes make the products."""
+        return lanes.words_of_gates(2, self.UNITS.value, self.ROWS.value, self.SLICES.value)
+
+    @derived
+    def GATES(self):
+        """Tensors of all gate inputs of a tile."""
+        if not self.BY_LANES.value:
+            return 3
+        apart = (3,) if self.RESET_AFTER.value else (2, 1)
+        return sum(lanes.words_of_gates(n, self.UNITS.value, self.ROWS.value, self.SLICES.value) for n in apart)
+
+
 @reserve.own_memory
 @triton.jit(
     do_not_specialize=[
@@ -56,131 +167,79 @@ def grid_scan(
     out_b,
     hx_l,
     hx_b,
-    H: tl.constexpr,
-    UNITS: tl.constexpr,  # hidden units of a program
-    BATCH: tl.constexpr,  # batch rows of a tile, as the matrix unit takes them; of products by lanes ROWS
-    ROWS: tl.constexpr,  # of them, how many there are: all, or no fewer than the batch has
-    TILES: tl.constexpr,  # tiles of the batch that are in flight in a program
-    SLICES: tl.constexpr,  # of the sum over units, one a warp
-    REGISTER_TILES: tl.constexpr,  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
-    ALONG: tl.constexpr,  # where lanes make the products, how many of them share a slice (see lanes); else 0
-    HANDOVER: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RESET_AFTER: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_HX: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
-    ISA: tl.constexpr,
+    cut: tl.constexpr,  # a `Cut`
+    form: tl.constexpr,  # a `constants.Form`
 ):
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
-    ROW: tl.constexpr = PROGRAMS * UNITS
-    # Of ordinary fp32 products the right operand takes many registers: it is not kept from one use to another.
-    Z_WITH_R: tl.constexpr = DTYPE == tl.float32 and PRECISION == "ieee"
-    PARTS: tl.constexpr = 2 if Z_WITH_R else 4  # of a word of the mailbox, see exchange
-    WORD: tl.constexpr = exchange.word_elements(DTYPE, PARTS)
-    DEPTH: tl.constexpr = exchange.word_lanes(PARTS) * WORD  # of a slice of a chunk
-    THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
-    CHUNKS: tl.constexpr = (ROW + SLICES * DEPTH - 1) // (SLICES * DEPTH)
-    BY_LANES: tl.constexpr = ALONG > 0
-    # How the matrix unit gets its operands. The interpreter has none.
-    IN_FRAGMENTS: tl.constexpr = ISA == "ptx" and not Z_WITH_R
-    # Tensors of a tile's gate inputs: three, or what lanes take, to reset before those of r and z first.
-    R_Z_N: tl.constexpr = lanes.words_of_gates(3, UNITS, ROWS, SLICES) if BY_LANES else 3
-    R_Z: tl.constexpr = lanes.words_of_gates(2, UNITS, ROWS, SLICES)
-    R_Z_AND_N: tl.constexpr = R_Z + lanes.words_of_gates(1, UNITS, ROWS, SLICES)
-
-    in_launch = tl.program_id(0) // PROGRAMS // copies
+    in_launch = tl.program_id(0) // cut.PROGRAMS // copies
     direction = first_direction + in_launch
-    backward = sequences.goes_backward(direction, REVERSE)
+    backward = sequences.goes_backward(direction, form.REVERSE)
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
-    first_unit = tl.program_id(0) % PROGRAMS * UNITS
-    w = ()
-    kept = 0
-    if BY_LANES:
-        w = lanes.load_weights(w_hh, first_unit, H, UNITS, ROW, SLICES, ALONG, ISA)
-    elif IN_FRAGMENTS:
-        ROOM: tl.constexpr = fragments.room(3 * CHUNKS - REGISTER_TILES, UNITS, SLICES)
-        kept = fragments.place(16 * fragments.thread(SLICES), ROOM)
-        for i in tl.static_range(min(REGISTER_TILES, 3 * CHUNKS)):
-            w = w + (_load_fragments(w_hh, i, first_unit, H, UNITS, SLICES, PRECISION, ISA),)
-        for i in tl.static_range(REGISTER_TILES, 3 * CHUNKS):
-            weights = _load_fragments(w_hh, i, first_unit, H, UNITS, SLICES, PRECISION, ISA)
-            fragments.keep(kept, weights, i - REGISTER_TILES, SLICES)
-    else:
-        for i in tl.static_range(3 * CHUNKS):
-            weights = _load_tile(w_hh, i % 3, first_unit, i // 3, H, UNITS, SLICES, DEPTH, PARTS, DTYPE)
-            w = w + (isa.left_operand(weights, BATCH, i < REGISTER_TILES, PRECISION, ISA),)
-    unit = tl.arange(0, UNITS)[None, :]
-    b = tl.arange(0, BATCH)[:, None]
-    unit_live = first_unit + unit < H
-    b_n = tl.zeros((BATCH, UNITS), tl.float32)
-    if HAS_BIAS and RESET_AFTER:
-        b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * H
+    first_unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS
+    w, kept = _load_weights(w_hh, first_unit, cut)
+    unit = tl.arange(0, cut.UNITS)[None, :]
+    b = tl.arange(0, cut.BATCH)[:, None]
+    unit_live = first_unit + unit < cut.H
+    b_n = tl.zeros((cut.BATCH, cut.UNITS), tl.float32)
+    if form.HAS_BIAS and cut.RESET_AFTER:
+        b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * cut.H
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
-    tiles = tl.cdiv(batch, BATCH)
-    groups = tl.cdiv(tiles, TILES)
-    elements = exchange.elements_of(mailbox, DTYPE)
+    tiles = tl.cdiv(batch, cut.BATCH)
+    groups = tl.cdiv(tiles, cut.TILES)
+    elements = exchange.elements_of(mailbox, cut.DTYPE)
     # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
-    TILE: tl.constexpr = ROWS * ROW
-    slot_size = tl.cast(directions * groups, tl.int64) * (TILES * TILE)
-    elements += tl.cast(in_launch * groups, tl.int64) * (TILES * TILE)
-    row = tl.minimum(b, ROWS - 1)
-    in_tile = row * ROW + unit
-    if BY_LANES:
-        own = lanes.place(first_unit + unit, row, UNITS, ROWS)
+    slot_size = tl.cast(directions * groups, tl.int64) * (cut.TILES * cut.TILE)
+    elements += tl.cast(in_launch * groups, tl.int64) * (cut.TILES * cut.TILE)
+    row = tl.minimum(b, cut.ROWS - 1)
+    in_tile = row * cut.ROW + unit
+    if cut.BY_LANES:
+        own = lanes.place(first_unit + unit, row, cut)
     else:
-        own = exchange.place(first_unit + unit, row, ROWS, WORD)
+        own = exchange.place(first_unit + unit, row, cut.ROWS, cut.WORD)
     # Rows that are not there repeat the last one, and are not sent.
-    sent = b < ROWS
-    in_state = b * H + unit
-    gi_t = tl.cast(tiles, tl.int64) * (3 * TILE)
+    sent = b < cut.ROWS
+    in_state = b * cut.H + unit
+    gi_t = tl.cast(tiles, tl.int64) * (3 * cut.TILE)
     gi += tl.cast(direction, tl.int64) * steps * gi_t + first_unit
-    out += direction * H + first_unit
-    out_s = sequences.stride(backward, out_t, LAYOUT)
+    out += direction * cut.H + first_unit
+    out_s = sequences.stride(backward, out_t, form.LAYOUT)
     out += start.to(tl.int64) * out_s
     state += tl.cast(direction, tl.int64)
     hx += state * hx_l + first_unit
-    state = state * batch * H + first_unit
+    state = state * batch * cut.H + first_unit
     last = start + steps == total
-    for group in tl.range(tl.program_id(0) // PROGRAMS % copies, groups, copies):
-        first_tile = group * TILES
-        box = elements + tl.cast(first_tile, tl.int64) * TILE
+    for group in tl.range(tl.program_id(0) // cut.PROGRAMS % copies, groups, copies):
+        first_tile = group * cut.TILES
+        box = elements + tl.cast(first_tile, tl.int64) * cut.TILE
         h = ()
         gates = ()
         length = ()
         out_rows = ()
         end = 0
-        for i in tl.static_range(TILES):
-            first_row = (first_tile + i) * BATCH
+        for i in tl.static_range(cut.TILES):
+            first_row = (first_tile + i) * cut.BATCH
             live = unit_live & (first_row + b < batch)
-            from_carry = carry_in + state + tl.cast(first_row, tl.int64) * H
+            from_carry = carry_in + state + tl.cast(first_row, tl.int64) * cut.H
             h_i = tl.load(from_carry + in_state, mask=live & (start != 0), other=0.0)
-            if HAS_HX:
+            if form.HAS_HX:
                 from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + b.to(tl.int64) * hx_b
                 h_i += tl.load(from_hx + unit, mask=live & (start == 0), other=0.0).to(tl.float32)
-            length_i = sequences.length(lengths, first_row + b, batch, total, LAYOUT, ISA)
+            length_i = sequences.length(lengths, first_row + b, batch, total, form.LAYOUT)
             length = length + (length_i,)
-            end = tl.maximum(end, sequences.longest(length_i, total, LAYOUT))
-            if HAS_RESETS:
-                at_first = sequences.restarts(resets, start, length_i, first_row + b, batch, total, LAYOUT, ISA)
+            end = tl.maximum(end, sequences.longest(length_i, total, form.LAYOUT))
+            if form.HAS_RESETS:
+                at_first = sequences.restarts(resets, start, length_i, first_row + b, batch, total)
                 h_i = tl.where(at_first, 0.0, h_i)
             h = h + (h_i,)
-            out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, LAYOUT) + unit,)
-            exchange.send(box + own, h_i, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
+            out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, form.LAYOUT) + unit,)
+            _send(box + own, h_i, sent, i, cut)
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
-            gates = gates + _load_gates(
-                gi + tl.cast(tile, tl.int64) * (3 * TILE), in_tile, sent, UNITS, ROW, ROWS, BATCH, SLICES, ALONG,
-                RESET_AFTER, ISA,
-            )  # fmt: skip
+            gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * cut.TILE), in_tile, sent, cut)
         # A group stops at its own longest row.
-        group_steps = steps if LAYOUT == "dense" else tl.minimum(steps, end - start)
-        if BY_LANES and LAYOUT != "dense":
-            group_steps = isa.of_warp(group_steps, ISA)
+        group_steps = steps if form.LAYOUT == "dense" else tl.minimum(steps, end - start)
+        if cut.BY_LANES and form.LAYOUT != "dense":
+            group_steps = isa.of_warp(group_steps)
         ahead = gi
         for t in tl.range(0, group_steps):
             now = gates
@@ -188,209 +247,219 @@ def grid_scan(
             new = ()
             ahead += tl.where(t + 1 < steps, gi_t, 0)
             forget = ()
-            for i in tl.static_range(TILES):
+            for i in tl.static_range(cut.TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
-                gates = gates + _load_gates(
-                    ahead + tl.cast(tile, tl.int64) * (3 * TILE), in_tile, sent, UNITS, ROW, ROWS, BATCH, SLICES, ALONG,
-                    RESET_AFTER, ISA,
-                )  # fmt: skip
-                if HAS_RESETS:
-                    row_i = (first_tile + i) * BATCH + b
+                gates = gates + _load_gates(ahead + tl.cast(tile, tl.int64) * (3 * cut.TILE), in_tile, sent, cut)
+                if form.HAS_RESETS:
+                    row_i = (first_tile + i) * cut.BATCH + b
                     # Before the first step of a later launch, too, which does so again.
-                    forget = forget + (
-                        sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total, LAYOUT, ISA),
-                    )
-            z_of_slices = ()
-            if not RESET_AFTER:
-                for i in tl.static_range(TILES):
-                    x = _receive(
-                        box, i * TILE, mailbox, watch, PARTS, ROW, UNITS, SLICES, ROWS, BATCH, ALONG, DTYPE, HANDOVER,
-                        ISA,
-                    )  # fmt: skip
-                    if BY_LANES:
-                        g = now[R_Z_AND_N * i : R_Z_AND_N * i + R_Z]
-                        r, z = lanes.products(w, x, g, 0, 2, UNITS, ROWS, SLICES, ALONG, ISA)
-                        r_h = isa.reset_state(r, -0.0, h[i], DTYPE, ISA)
-                    else:
-                        if Z_WITH_R:
-                            r, z = _products_of_slices(w, kept, x, PARTS, 0, 2, UNITS, BATCH, DTYPE, PRECISION, ISA)
-                            z = isa.by_now(z, ISA)
-                        else:
-                            (r,) = _products_of_slices(w, kept, x, PARTS, 0, 1, UNITS, BATCH, DTYPE, PRECISION, ISA)
-                        (r,) = slices.sums((r,), SLICES, UNITS, BATCH, IN_FRAGMENTS)
-                        r_h = isa.reset_state(now[3 * i], r, h[i], DTYPE, ISA)
-                    if ROW != H:
+                    forget = forget + (sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total),)
+            z = ()
+            if not cut.RESET_AFTER:
+                for i in tl.static_range(cut.TILES):
+                    x = _receive(box, i, mailbox, watch, cut)
+                    r_h, z_i = _reset(w, kept, x, now[cut.GATES * i : cut.GATES * (i + 1)], h[i], cut)
+                    if cut.ROW != cut.H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
-                    exchange.send(box + slot_size + own, r_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
-                    if not Z_WITH_R:  # but while r h is on its way
-                        (z,) = _products_of_slices(w, kept, x, PARTS, 1, 2, UNITS, BATCH, DTYPE, PRECISION, ISA)
-                        z = fragments.by_now(z, ISA) if IN_FRAGMENTS else isa.by_now(z, ISA)
-                    z_of_slices = z_of_slices + (z,)
+                    _send(box + slot_size + own, r_h, sent, i, cut)
+                    if not cut.IEEE:  # but while r h is on its way
+                        (z_i,) = _products_of_slices(w, kept, x, 1, 2, cut)
+                        z_i = fragments.by_now(z_i)
+                    z = z + (z_i,)
                 box += slot_size
-            for i in tl.static_range(TILES):
-                first_row = (first_tile + i) * BATCH
-                going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), LAYOUT)
-                place = out_rows[i] + sequences.looked_up(
-                    start + t, length[i], backward, offsets, out_t, LAYOUT, ISA
-                )  # fmt: skip
+            for i in tl.static_range(cut.TILES):
+                first_row = (first_tile + i) * cut.BATCH
+                going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), form.LAYOUT)
+                place = out_rows[i] + sequences.looked_up(start + t, length[i], backward, offsets, out_t, form.LAYOUT)
                 place += tl.cast(t, tl.int64) * out_s
-                place += tl.cast(first_row, tl.int64) * (out_t if LAYOUT == "packed" else out_b)
-                x = _receive(
-                    box, i * TILE, mailbox, watch, PARTS, ROW, UNITS, SLICES, ROWS, BATCH, ALONG, DTYPE, HANDOVER, ISA
-                )  # fmt: skip
-                if BY_LANES and RESET_AFTER:
-                    g = now[R_Z_N * i : R_Z_N * (i + 1)]
-                    r, z, n, g_n = lanes.products(w, x, g, 0, 3, UNITS, ROWS, SLICES, ALONG, ISA)
-                    h_i = isa.gru_update(r, z, g_n, -0.0, -0.0, n + b_n, h[i], DTYPE, ISA)
-                elif BY_LANES:
-                    g = now[R_Z_AND_N * i + R_Z : R_Z_AND_N * (i + 1)]
-                    n, g_n = lanes.products(w, x, g, 2, 3, UNITS, ROWS, SLICES, ALONG, ISA)
-                    h_i = isa.next_state(z_of_slices[i], g_n, -0.0, n, h[i], DTYPE, ISA)
-                elif RESET_AFTER:
-                    r, z, n = _products_of_slices(w, kept, x, PARTS, 0, 3, UNITS, BATCH, DTYPE, PRECISION, ISA)
-                    r, z, n = slices.sums((r, z, n), SLICES, UNITS, BATCH, IN_FRAGMENTS)
-                    h_i = isa.gru_update(now[3 * i], now[3 * i + 1], now[3 * i + 2], r, z, n + b_n, h[i], DTYPE, ISA)
-                else:
-                    (n,) = _products_of_slices(w, kept, x, PARTS, 2, 3, UNITS, BATCH, DTYPE, PRECISION, ISA)
-                    z, n = slices.sums((z_of_slices[i], n), SLICES, UNITS, BATCH, IN_FRAGMENTS)
-                    h_i = isa.next_state(now[3 * i + 1], now[3 * i + 2], z, n, h[i], DTYPE, ISA)
-                if LAYOUT != "dense":
+                place += tl.cast(first_row, tl.int64) * (out_t if form.LAYOUT == "packed" else out_b)
+                x = _receive(box, i, mailbox, watch, cut)
+                z_i = () if cut.RESET_AFTER else z[i]
+                h_i = _update(w, kept, x, z_i, now[cut.GATES * i : cut.GATES * (i + 1)], b_n, h[i], cut)
+                if form.LAYOUT != "dense":
                     h_i = tl.where(going_on, h_i, h[i])
-                if ROW != H:
+                if cut.ROW != cut.H:
                     # Units beyond H stay zero: an infinite state would make NaN of their zero weights.
                     h_i = tl.where(unit_live, h_i, 0.0)
                 next_h = h_i
-                if HAS_RESETS:
+                if form.HAS_RESETS:
                     next_h = tl.where(forget[i], 0.0, h_i)
-                exchange.send(box + slot_size + own, next_h, sent, i * TILE, THREADS, DTYPE, PRECISION, ISA)
-                isa.store(out + place, isa.cast(h_i, DTYPE, ISA), going_on, ISA, THREADS)
+                _send(box + slot_size + own, next_h, sent, i, cut)
+                isa.store(out + place, h_i.to(cut.DTYPE), going_on, cut.THREADS)
                 new = new + (next_h,)
             h = new
             box += slot_size
 
-        for i in tl.static_range(TILES):
-            first_row = (first_tile + i) * BATCH
+        for i in tl.static_range(cut.TILES):
+            first_row = (first_tile + i) * cut.BATCH
             live = unit_live & (first_row + b < batch)
-            at = state + tl.cast(first_row, tl.int64) * H
+            at = state + tl.cast(first_row, tl.int64) * cut.H
             tl.store(carry_out + at + in_state, h[i], mask=live & (last == 0))
-            tl.store(h_n + at + in_state, isa.cast(h[i], DTYPE, ISA), mask=live & (last != 0))
+            tl.store(h_n + at + in_state, h[i].to(cut.DTYPE), mask=live & (last != 0))
 
 
 @triton.jit
-def _load_fragments(
-    w_hh, index: tl.constexpr, first_unit, H: tl.constexpr, UNITS: tl.constexpr, SLICES: tl.constexpr,
-    PRECISION: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
+def _load_weights(w_hh, first_unit, cut: tl.constexpr):
+    """Return the program's rows of W_hh that stay in registers, and where each thread finds those in shared memory."""
+    w = ()
+    kept = 0
+    if cut.BY_LANES:
+        w = lanes.load_weights(w_hh, first_unit, cut)
+    elif cut.IN_FRAGMENTS:
+        ROOM: tl.constexpr = fragments.room(3 * cut.CHUNKS - cut.REGISTER_TILES, cut.UNITS, cut.SLICES)
+        kept = fragments.place(16 * fragments.thread(cut.SLICES), ROOM)
+        for i in tl.static_range(min(cut.REGISTER_TILES, 3 * cut.CHUNKS)):
+            w = w + (_load_fragments(w_hh, i, first_unit, cut),)
+        for i in tl.static_range(cut.REGISTER_TILES, 3 * cut.CHUNKS):
+            fragments.keep(kept, _load_fragments(w_hh, i, first_unit, cut), i - cut.REGISTER_TILES, cut.SLICES)
+    else:
+        for i in tl.static_range(3 * cut.CHUNKS):
+            w = w + (_load_tile(w_hh, i % 3, first_unit, i // 3, cut),)
+    return w, kept
+
+
+@triton.jit
+def _load_fragments(w_hh, index: tl.constexpr, first_unit, cut: tl.constexpr):
     """Return a tile of a program's rows of W_hh: those of a gate, of a chunk after all gates of the one before."""
     unit = first_unit + tl.arange(0, 8)[None, :, None]
-    word = (index // 3 * SLICES + tl.arange(0, SLICES)[:, None, None]) * 4 + tl.arange(0, 4)[None, None, :]
-    return fragments.load_tile(w_hh, index % 3, unit, word, UNITS, 16, H, PRECISION, ISA)
+    slice_ = index // 3 * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]
+    word = slice_ * 4 + tl.arange(0, 4)[None, None, :]
+    return fragments.load_tile(w_hh, index % 3, unit, word, cut.UNITS, 16, cut.H, cut.PRECISION)
 
 
 @triton.jit
-def _load_tile(
-    w_hh,
-    gate: tl.constexpr,
-    first_unit,
-    chunk: tl.constexpr,
-    H: tl.constexpr,
-    UNITS: tl.constexpr,
-    SLICES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """Tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, columns in the order of `exchange.values`; else zero."""
-    unit = first_unit + tl.arange(0, UNITS)[None, :, None]
-    k = (chunk * SLICES + tl.arange(0, SLICES)[:, None, None]) * DEPTH + tl.arange(0, DEPTH)[None, None, :]
-    address = w_hh + (gate * H + unit) * H + k
-    if H % UNITS == 0 and (chunk + 1) * SLICES * DEPTH <= H:
-        tile = tl.load(address)
+def _load_tile(w_hh, gate: tl.constexpr, first_unit, chunk: tl.constexpr, cut: tl.constexpr):
+    """Return a tile [SLICES, UNITS, DEPTH] of one gate's rows of W_hh, zero beyond H."""
+    unit = first_unit + tl.arange(0, cut.UNITS)[None, :, None]
+    slice_ = chunk * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]
+    k = slice_ * cut.DEPTH + tl.arange(0, cut.DEPTH)[None, None, :]
+    address = w_hh + (gate * cut.H + unit) * cut.H + k
+    if cut.H % cut.UNITS == 0 and (chunk + 1) * cut.SLICES * cut.DEPTH <= cut.H:
+        return tl.load(address)
     else:
-        tile = tl.load(address, mask=(unit < H) & (k < H), other=0.0)
-    return tl.permute(exchange.in_order(tl.permute(tile, (0, 2, 1)), PARTS, DTYPE), (0, 2, 1))
+        return tl.load(address, mask=(unit < cut.H) & (k < cut.H), other=0.0)
 
 
 @triton.jit
-def _load_gates(
-    gi, in_tile, there, UNITS: tl.constexpr, ROW: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr,
-    SLICES: tl.constexpr, ALONG: tl.constexpr, RESET_AFTER: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
+def _load_gates(gi, in_tile, there, cut: tl.constexpr):
     """Return the inputs of r, z and n from the tile at ``gi``. Of rows that are not ``there`` none are read."""
-    GATE: tl.constexpr = ROWS * ROW
-    if ALONG > 0 and RESET_AFTER:
-        return lanes.load_gates(gi, 0, 3, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
-    elif ALONG > 0:
-        of_r_and_z = lanes.load_gates(gi, 0, 2, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
-        return of_r_and_z + lanes.load_gates(gi, 2, 3, UNITS, ROW, ROWS, SLICES, ALONG, ISA)
-    elif ROWS == BATCH:
+    if cut.BY_LANES and cut.RESET_AFTER:
+        return lanes.load_gates(gi, 0, 3, cut)
+    elif cut.BY_LANES:
+        of_r_and_z = lanes.load_gates(gi, 0, 2, cut)
+        return of_r_and_z + lanes.load_gates(gi, 2, 3, cut)
+    elif cut.ROWS == cut.BATCH:
         gi += in_tile
-        return tl.load(gi), tl.load(gi + GATE), tl.load(gi + 2 * GATE)
+        return tl.load(gi), tl.load(gi + cut.TILE), tl.load(gi + 2 * cut.TILE)
     else:
         gi += in_tile
         return (
-            tl.load(gi, mask=there, other=0.0), tl.load(gi + GATE, mask=there, other=0.0),
-            tl.load(gi + 2 * GATE, mask=there, other=0.0),
+            tl.load(gi, mask=there, other=0.0), tl.load(gi + cut.TILE, mask=there, other=0.0),
+            tl.load(gi + 2 * cut.TILE, mask=there, other=0.0),
         )  # fmt: skip
 
 
 @triton.jit
-def _receive(
-    box, OFFSET: tl.constexpr, abort, watch, PARTS: tl.constexpr, ROW: tl.constexpr, UNITS: tl.constexpr,
-    SLICES: tl.constexpr, ROWS: tl.constexpr, BATCH: tl.constexpr, ALONG: tl.constexpr, DTYPE: tl.constexpr,
-    HANDOVER: tl.constexpr, ISA: tl.constexpr,
-):  # fmt: skip
-    """Return a tile when it has come, where its products want it."""
-    if ALONG > 0:
-        return lanes.receive(box, OFFSET, abort, watch, ROW, UNITS, SLICES, ALONG, ROWS, DTYPE, HANDOVER, ISA)
-    elif ISA == "ptx" and PARTS == 4:
-        WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, PARTS)
-        return exchange.receive_fragments(
-            box, OFFSET, abort, watch, WORDS, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA
-        )  # fmt: skip
+def _send(element, x, mask, tile: tl.constexpr, cut: tl.constexpr):
+    """Send what this program has of a tile in flight, to its place ``element`` in the first tile."""
+    exchange.send(element, x, mask, tile * cut.TILE, cut.THREADS, cut.DTYPE, cut.PRECISION)
+
+
+@triton.jit
+def _receive(box, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
+    """Return a tile in flight when it has come, where its products want it. ``box`` is where the first one lies."""
+    if cut.BY_LANES:
+        return exchange.receive(box, tile * cut.TILE, mailbox, watch, lanes.word(cut), 0, cut.WORDS)
+    elif cut.IN_FRAGMENTS:
+        word = tl.arange(0, cut.SLICES)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+        row = tl.minimum(tl.arange(0, 8)[None, :, None], cut.ROWS - 1)
+        x = exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORDS)
+        if cut.WORDS.ROWS_EACH < cut.BATCH // 8:
+            # Two eights of columns, of which only the first are there.
+            repeated = ()
+            for i in tl.static_range(len(x) // 4):
+                repeated = repeated + x[4 * i : 4 * i + 4] + x[4 * i : 4 * i + 4]
+            x = repeated
+        return x
     else:
-        WORDS: tl.constexpr = ROW // exchange.word_elements(DTYPE, PARTS)
-        return exchange.receive(box, OFFSET, abort, watch, PARTS, WORDS, SLICES, ROWS, BATCH, DTYPE, HANDOVER, ISA)
+        LANES: tl.constexpr = exchange.word_lanes(2)
+        row = tl.minimum(tl.arange(0, cut.BATCH)[None, None, :], cut.ROWS - 1)
+        word = tl.arange(0, cut.SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
+        return exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORDS)
 
 
 @triton.jit
-def _products_of_slices(
-    w,
-    kept,
-    x,
-    PARTS: tl.constexpr,
-    FIRST: tl.constexpr,
-    END: tl.constexpr,
-    UNITS: tl.constexpr,
-    BATCH: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
-):
+def _reset(w, kept, x, gates, h, cut: tl.constexpr):
+    """Return r h, of the state ``x``, and what of z comes with r: where no matrix unit makes them."""
+    if cut.BY_LANES:
+        r, z = lanes.products(w, x, gates[: cut.R_Z], 0, 2, cut)
+        return isa.reset_state(r, -0.0, h, cut.DTYPE), z
+    elif cut.IEEE:
+        # The right operand takes many registers: it is not kept from one use to another.
+        r, z = _products_of_slices(w, kept, x, 0, 2, cut)
+        z = isa.by_now(z)
+        (r,) = slices.sums((r,), cut.SLICES, cut.UNITS, cut.BATCH, False)
+        return isa.reset_state(gates[0], r, h, cut.DTYPE), z
+    else:
+        (r,) = _products_of_slices(w, kept, x, 0, 1, cut)
+        (r,) = slices.sums((r,), cut.SLICES, cut.UNITS, cut.BATCH, True)
+        return isa.reset_state(gates[0], r, h, cut.DTYPE), ()
+
+
+@triton.jit
+def _update(w, kept, x, z, gates, b_n, h, cut: tl.constexpr):
+    """Return the state after the step, of ``x``: the state before it, or r h. ``z`` is made already in that case."""
+    if cut.BY_LANES and cut.RESET_AFTER:
+        r, z, n, g_n = lanes.products(w, x, gates, 0, 3, cut)
+        return isa.gru_update(r, z, g_n, -0.0, -0.0, n + b_n, h, cut.DTYPE)
+    elif cut.BY_LANES:
+        n, g_n = lanes.products(w, x, gates[cut.R_Z :], 2, 3, cut)
+        return isa.next_state(z, g_n, -0.0, n, h, cut.DTYPE)
+    elif cut.RESET_AFTER:
+        r, z, n = _products_of_slices(w, kept, x, 0, 3, cut)
+        r, z, n = slices.sums((r, z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
+        return isa.gru_update(gates[0], gates[1], gates[2], r, z, n + b_n, h, cut.DTYPE)
+    else:
+        (n,) = _products_of_slices(w, kept, x, 2, 3, cut)
+        z, n = slices.sums((z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
+        return isa.next_state(gates[1], gates[2], z, n, h, cut.DTYPE)
+
+
+@triton.jit
+def _products_of_slices(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
     """Return of the gates ``FIRST`` to before ``END`` each slice's products by itself, for `slices.sums`.
 
     ``x`` are the words of the state, or of r h.
     """
-    IN_FRAGMENTS: tl.constexpr = ISA == "ptx" and PARTS == 4
     sums = ()
     for _ in tl.static_range(FIRST, END):
-        if IN_FRAGMENTS:
-            sums = sums + (fragments.zeros(UNITS, BATCH, x[0].shape[0]),)
+        if cut.IN_FRAGMENTS:
+            sums = sums + (fragments.zeros(cut.UNITS, cut.BATCH, cut.SLICES),)
         else:
-            sums = sums + (tl.zeros((x[0].shape[0], UNITS, BATCH), tl.float32),)
-    WORDS: tl.constexpr = PARTS * (BATCH // 8) if IN_FRAGMENTS else PARTS
+            sums = sums + (tl.zeros((cut.SLICES, cut.UNITS, cut.BATCH), tl.float32),)
+    WORDS: tl.constexpr = cut.WORDS.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORDS.PARTS
     for c in tl.static_range(len(x) // WORDS):
         words = x[WORDS * c : WORDS * (c + 1)]
-        if not IN_FRAGMENTS:
-            value = exchange.values(words, DTYPE, ISA)
+        if not cut.IN_FRAGMENTS:
+            value = _values(words)
         added = ()
         for gate in tl.static_range(FIRST, END):
-            if IN_FRAGMENTS and 3 * c + gate < len(w):
-                added = added + (fragments.multiply(w[3 * c + gate], words, sums[gate - FIRST], DTYPE),)
-            elif IN_FRAGMENTS:
-                tile = fragments.kept(kept, 3 * c + gate - len(w), UNITS // 8, x[0].shape[0])
-                added = added + (fragments.multiply(tile, words, sums[gate - FIRST], DTYPE),)
+            if cut.IN_FRAGMENTS and 3 * c + gate < len(w):
+                added = added + (fragments.multiply(w[3 * c + gate], words, sums[gate - FIRST], cut.DTYPE),)
+            elif cut.IN_FRAGMENTS:
+                tile = fragments.kept(kept, 3 * c + gate - len(w), cut.UNITS // 8, cut.SLICES)
+                added = added + (fragments.multiply(tile, words, sums[gate - FIRST], cut.DTYPE),)
             else:
-                added = added + (isa.matmul(w[3 * c + gate], value, sums[gate - FIRST], PRECISION, ISA),)
+                added = added + (tl.dot(w[3 * c + gate], value, acc=sums[gate - FIRST], input_precision="ieee"),)
         sums = added
     return sums
+
+
+@triton.jit
+def _values(words):
+    """Return words of two parts [S, lanes, N] as their fp32 elements [S, units, N]."""
+    S: tl.constexpr = words[0].shape[0]
+    L: tl.constexpr = words[0].shape[1]
+    N: tl.constexpr = words[0].shape[2]
+    elements = tl.join(words[0], words[1]).to(tl.float32, bitcast=True)
+    return tl.reshape(tl.permute(elements, (0, 1, 3, 2)), (S, L * 2, N))

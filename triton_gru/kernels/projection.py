@@ -48,7 +48,6 @@ def input_projection(
     RESET_AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = gi.dtype.element_ty
     batch_tiles = tl.cdiv(batch, BATCH)
@@ -67,11 +66,11 @@ def input_projection(
     tile = col // BATCH
     step = tile // batch_tiles
     b = (tile % batch_tiles) * BATCH + col % BATCH
-    length = sequences.length(lengths, b, batch, total, LAYOUT, ISA)
+    length = sequences.length(lengths, b, batch, total, LAYOUT)
     col_live = sequences.going_on(start + step, length, (step < steps) & (b < batch), LAYOUT)
     place = sequences.row_place(length, b, backward, x_t, x_b, LAYOUT)
     place += (start + step).to(tl.int64) * sequences.stride(backward, x_t, LAYOUT)
-    place += sequences.looked_up(start + step, length, backward, offsets, x_t, LAYOUT, ISA)
+    place += sequences.looked_up(start + step, length, backward, offsets, x_t, LAYOUT)
     x_row = x + place * X_UNIT
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -88,9 +87,9 @@ def input_projection(
         w_tile = tl.load(w_row[:, None] + k[None, :], mask=w_mask, other=0.0)
         x_tile = tl.load(x_row[:, None] + k[None, :].to(tl.int64) * x_i, mask=x_mask, other=0.0)
         if PRECISION == "tf32":
-            w_tile = isa.round_to_tf32(w_tile, ISA)
-            x_tile = isa.round_to_tf32(x_tile, ISA)
-        acc = isa.matmul(w_tile, tl.trans(x_tile), acc, PRECISION, ISA)
+            w_tile = isa.round_to_tf32(w_tile)
+            x_tile = isa.round_to_tf32(x_tile)
+        acc = tl.dot(w_tile, tl.trans(x_tile), acc=acc, input_precision=PRECISION)
 
     if HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
@@ -104,4 +103,4 @@ def input_projection(
     address = (
         gi + tile.to(tl.int64)[None, :] * (3 * PADDED_H * BATCH) + at[:, None] + (col % BATCH * ROWS_APART)[None, :]
     )
-    tl.store(address, isa.cast(acc, DTYPE, ISA), mask=(gate < 3)[:, None] & (step < steps)[None, :])
+    tl.store(address, acc.to(DTYPE), mask=(gate < 3)[:, None] & (step < steps)[None, :])

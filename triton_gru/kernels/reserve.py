@@ -4,7 +4,6 @@ import re
 from collections import defaultdict
 
 from triton.compiler.compiler import make_backend
-from triton.runtime.interpreter import InterpretedFunction
 
 _SIZE = re.compile(r"sub\.u32 %r\d+, %r\d+, (\d+); // kept in shared memory")
 _PRODUCT = 'elementwise_inline_asm "mma.sync'
@@ -12,12 +11,7 @@ _OPERANDS = re.compile(_PRODUCT.replace(".", r"\.") + r'[^"]*".*?tensor<(\d+)x8x
 
 
 def own_memory(kernel):
-    """Return ``kernel``, whose launches have the shared memory that `fragments.place` calls for.
-
-    An interpreted kernel comes back as it is.
-    """
-    if isinstance(kernel, InterpretedFunction):
-        return kernel
+    """Return ``kernel``, whose launches have the shared memory that `fragments.place` calls for."""
 
     def create_binder():
         made = type(kernel).create_binder(kernel)

@@ -21,12 +21,12 @@ def goes_backward(direction, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def length(lengths, row, batch, total, LAYOUT: tl.constexpr, ISA: tl.constexpr):
+def length(lengths, row, batch, total, LAYOUT: tl.constexpr):
     """Of the sequences in rows ``row`` of the batch; in place of rows beyond it, the last one's."""
     if LAYOUT == "dense":
         return total
     else:
-        return isa.load_index(lengths + tl.minimum(row, batch - 1), ISA)
+        return isa.load(lengths + tl.minimum(row, batch - 1))
 
 
 @triton.jit
@@ -72,18 +72,18 @@ def stride(backward, stride_t, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def looked_up(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr, ISA: tl.constexpr):
+def looked_up(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr):
     """Where it is not: from the first step to step ``step``."""
     if LAYOUT == "packed":
         time = tl.where(backward != 0, lengths - 1 - step, step)
         time = tl.minimum(tl.maximum(time, 0), tl.maximum(lengths - 1, 0))  # of a row that has ended, any of its own
-        return isa.load_index(offsets + time, ISA).to(tl.int64) * stride_t
+        return isa.load(offsets + time).to(tl.int64) * stride_t
     else:
         return 0
 
 
 @triton.jit
-def restarts(resets, step, lengths, row, batch, total, LAYOUT: tl.constexpr, ISA: tl.constexpr):
+def restarts(resets, step, lengths, row, batch, total):
     """Which of the rows are to forget their state before step ``step``: never one that has ended. None but forward."""
     at = tl.cast(tl.minimum(step, total - 1), tl.int64) * batch + tl.minimum(row, batch - 1)
-    return (isa.load_flag(resets + at, ISA) != 0) & (step < lengths)
+    return (isa.load(resets + at) != 0) & (step < lengths)

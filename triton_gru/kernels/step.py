@@ -57,7 +57,6 @@ def step_scan(
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
     HAS_RESETS: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
     PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
@@ -69,11 +68,11 @@ def step_scan(
     first_row = tile * BATCH
     row = first_row + tl.arange(0, BATCH)[:, None]
     now = start + step
-    length = sequences.length(lengths, row, batch, total, LAYOUT, ISA)
+    length = sequences.length(lengths, row, batch, total, LAYOUT)
     live = sequences.going_on(now, length, row < batch, LAYOUT)
     remembered = live
     if HAS_RESETS:
-        remembered = live & (sequences.restarts(resets, now, length, row, batch, total, LAYOUT, ISA) == 0)
+        remembered = live & (sequences.restarts(resets, now, length, row, batch, total) == 0)
     end = H
     if LAYOUT != "dense":
         end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, H)
@@ -89,7 +88,7 @@ def step_scan(
         h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
     sums = _recurrent_products(
         sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
-        now == 0, end, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
+        now == 0, end, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX,
     )  # fmt: skip
     if SLICES == 1:
         g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
@@ -99,22 +98,22 @@ def step_scan(
     if PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
-    length = sequences.length(lengths, row_b, batch, total, LAYOUT, ISA)
+    length = sequences.length(lengths, row_b, batch, total, LAYOUT)
     live = sequences.going_on(now, length, there, LAYOUT)
     before = h
     if HAS_RESETS:
-        before = tl.where(sequences.restarts(resets, now, length, row_b, batch, total, LAYOUT, ISA), 0.0, h)
+        before = tl.where(sequences.restarts(resets, now, length, row_b, batch, total), 0.0, h)
     if PART == "reset":
-        _leave_reset(g, a, before, reset_state, row_b, unit, there, H, DTYPE, ISA)
+        _leave_reset(g, a, before, reset_state, row_b, unit, there, H, DTYPE)
     else:
-        new = _update(g, a, before, PART, DTYPE, ISA)
+        new = _update(g, a, before, PART, DTYPE)
         h = new if LAYOUT == "dense" else tl.where(live, new, h)
         place = sequences.row_place(length, row_b, backward, out_t, out_b, LAYOUT)
         place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
-        place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT, ISA)
-        isa.store(out + direction * H + place + unit, isa.cast(h, DTYPE, ISA), live, ISA)
+        place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT)
+        isa.store(out + direction * H + place + unit, h.to(DTYPE), live)
         _leave(
-            h, carry_out, rounded_out, h_n, row_b, unit, there, now == total - 1, state, batch, H, DTYPE, ISA
+            h, carry_out, rounded_out, h_n, row_b, unit, there, now == total - 1, state, batch, H, DTYPE
         )  # fmt: skip
 
 
@@ -154,7 +153,6 @@ def whole_step(
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     DTYPE: tl.constexpr = out.dtype.element_ty
     direction = tl.program_id(1)
@@ -174,7 +172,7 @@ def whole_step(
     sums = _products(
         _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES),
         tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I, _first_gate(PART),
-        I, H, DEPTH, SLICES, PRECISION, ISA,
+        I, H, DEPTH, SLICES, PRECISION,
     )  # fmt: skip
     of_x = ()
     if PART == "all":  # r goes between n's two products
@@ -182,7 +180,7 @@ def whole_step(
         sums = sums[:2] + _zeros(1, UNITS, BATCH, SLICES)
     sums = _recurrent_products(
         sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
-        start == 0, H, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX, ISA,
+        start == 0, H, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX,
     )  # fmt: skip
     if SLICES == 1:
         biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
@@ -192,15 +190,15 @@ def whole_step(
     for i in tl.static_range(len(sums)):
         g = g + (sums[i] + biases[i],)
     if PART == "reset":
-        _leave_reset(g, (0.0,), h, reset_state, row_b, unit, there, H, DTYPE, ISA)
+        _leave_reset(g, (0.0,), h, reset_state, row_b, unit, there, H, DTYPE)
     else:
         if PART == "all":
-            h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, DTYPE, ISA)
+            h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, DTYPE)
         else:
-            h = isa.next_state(g[0], g[1], 0.0, 0.0, h, DTYPE, ISA)
-        isa.store(out + direction * H + row_b * out_b + unit, isa.cast(h, DTYPE, ISA), there, ISA)
+            h = isa.next_state(g[0], g[1], 0.0, 0.0, h, DTYPE)
+        isa.store(out + direction * H + row_b * out_b + unit, h.to(DTYPE), there)
         _leave(
-            h, carry_out, rounded_out, h_n, row_b, unit, there, start == total - 1, state, batch, H, DTYPE, ISA
+            h, carry_out, rounded_out, h_n, row_b, unit, there, start == total - 1, state, batch, H, DTYPE
         )  # fmt: skip
 
 
@@ -247,7 +245,6 @@ def _recurrent_products(
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
     HAS_HX: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """Return ``sums`` of ``PART``'s gates and the products of rows ``row`` [BATCH, 1] with their rows of ``w``.
 
@@ -263,10 +260,9 @@ def _recurrent_products(
     if PART == "rest":
         of_r_h = _products(
             (sums[1],), w, reset_state + row * H, 1, row < batch, unit, end, 2, H, H, DEPTH, SLICES, PRECISION,
-            ISA,
         )  # fmt: skip
         sums = (sums[0],)
-    sums = _products(sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, DEPTH, SLICES, PRECISION, ISA)
+    sums = _products(sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, DEPTH, SLICES, PRECISION)
     return sums + of_r_h if PART == "rest" else sums
 
 
@@ -285,7 +281,6 @@ def _products(
     DEPTH: tl.constexpr,
     SLICES: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """Return ``sums`` of gates from ``FIRST`` on, and rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
 
@@ -302,25 +297,21 @@ def _products(
     OWN: tl.constexpr = K > 4 * DEPTH
     for k0 in tl.range(0, end, DEPTH):
         k = k0 + in_chunk
-        if ISA == "plain":
-            x = tl.trans(_load(source + k.to(tl.int64) * apart, row_live, k, K, DEPTH))
-        else:
-            # Turned before it is loaded: Triton 3.8 has what is turned afterwards go through shared memory again. AMD's
-            # compiler takes no pointers that are turned.
-            turned = tl.trans(k)
-            x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, DEPTH)
+        # Turned before it is loaded: Triton 3.8 has what is turned afterwards go through shared memory again.
+        turned = tl.trans(k)
+        x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, DEPTH)
         weights = ()
         if AT_ONCE:
             for i in tl.static_range(len(sums)):
-                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION, ISA),)
+                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION),)
         added = ()
         for i in tl.static_range(len(sums)):
             if AT_ONCE:
                 of_gate = weights[i]
             else:
-                of_gate = _weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION, ISA)
-            x_i = isa.round_to_tf32(x, ISA, i if OWN else 0) if PRECISION == "tf32" else x
-            added = added + (isa.matmul(of_gate, x_i, sums[i], PRECISION, ISA),)
+                of_gate = _weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION)
+            x_i = isa.round_to_tf32(x, i if OWN else 0) if PRECISION == "tf32" else x
+            added = added + (tl.dot(of_gate, x_i, acc=sums[i], input_precision=PRECISION),)
         sums = added
     return sums
 
@@ -335,10 +326,9 @@ def _weights(
     H: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     value = _load(w + gate * H * K + k, unit < H, k, K, DEPTH)
-    return isa.round_to_tf32(value, ISA) if PRECISION == "tf32" else value
+    return isa.round_to_tf32(value) if PRECISION == "tf32" else value
 
 
 @triton.jit
@@ -411,19 +401,19 @@ def _state(hx, carry_in, row, unit, there, first, state, batch, H: tl.constexpr,
 
 
 @triton.jit
-def _update(g, a, h, PART: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
+def _update(g, a, h, PART: tl.constexpr, DTYPE: tl.constexpr):
     """The state after the step, of ``PART``'s gate inputs and products."""
     if PART == "rest":
-        return isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE, ISA)
+        return isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE)
     else:
-        return isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE, ISA)
+        return isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE)
 
 
 @triton.jit
-def _leave_reset(g, a, h, reset_state, row, unit, there, H: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
+def _leave_reset(g, a, h, reset_state, row, unit, there, H: tl.constexpr, DTYPE: tl.constexpr):
     """r h for the rest of the step, of what there is of r alone."""
-    r_h = isa.reset_state(g[0], a[0], h, DTYPE, ISA)
-    tl.store(reset_state + row * H + unit, isa.cast(r_h, DTYPE, ISA), mask=there)
+    r_h = isa.reset_state(g[0], a[0], h, DTYPE)
+    tl.store(reset_state + row * H + unit, r_h.to(DTYPE), mask=there)
 
 
 @triton.jit
@@ -440,11 +430,10 @@ def _leave(
     batch,
     H: tl.constexpr,
     DTYPE: tl.constexpr,
-    ISA: tl.constexpr,
 ):
     """The state after the step, for the next one or the caller."""
     at = state * batch * H + row * H + unit
-    rounded = isa.cast(h, DTYPE, ISA)
+    rounded = h.to(DTYPE)
     tl.store(carry_out + at, h, mask=there & (last == 0))
     if DTYPE != tl.float32:
         tl.store(rounded_out + at, rounded, mask=there & (last == 0))

@@ -23,7 +23,7 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
             "BATCH": config.batch,
             "AHEAD": config.ahead,
             "REGISTER_TILES": config.register_tiles,
-            "RESET_AFTER": scan.reset_after,
+            "RESET_AFTER": scan.problem.reset_after,
             "WARPS": config.num_warps,
             "num_warps": config.num_warps,
             "num_stages": 1,

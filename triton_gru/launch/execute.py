@@ -140,7 +140,7 @@ def launches(
         targets = [target.transpose(0, 1) for target in targets]
     # The state comes from outside and goes there in the one step of a whole call.
     carry = new(output, 2, *((0,) if whole else h_n.shape), dtype=torch.float32)
-    scan = Scan(problem, device, call.sequences, hx, carry, h_n, call.resets)
+    scan = Scan(problem, call.sequences, hx, carry, h_n, call.resets)
 
     tiles = -(-problem.batch_size // config.rows)
     gate_inputs = problem.directions * tiles * config.rows * 3 * config.padded_hidden  # numbers of a time step

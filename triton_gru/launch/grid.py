@@ -1,16 +1,20 @@
 """What ``grid`` is launched with, and the memory through which its programs hand the state over."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..kernels.exchange import HEADER
-from ..kernels.grid import grid_scan
+from ..kernels.grid import Cut, grid_scan
 from ..plan.config import GridConfig
+from ..plan.problem import Problem
 from . import hang
 from .kernel_launch import Clear, Launch
-from .scan import Scan
+from .scan import Scan, triton_type
+
+_cut = functools.lru_cache(Cut)
 
 # Cap on the mailbox of a call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -50,25 +54,16 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
 
     ``words``, int64, is the memory of ``mailbox``.
     """
-    by_lanes = scan.ieee and config.register_tiles > 0
-    constants = scan.constants | {
-        "UNITS": config.units,
-        "BATCH": config.rows if by_lanes else config.batch,
-        "ROWS": config.rows,
-        "TILES": config.tiles,
-        "SLICES": config.slices,
-        "REGISTER_TILES": config.register_tiles,
-        "ALONG": config.along if by_lanes else 0,
-        "HANDOVER": config.handover,
-        "RESET_AFTER": scan.reset_after,
+    constants = {
+        "cut": cut(config, scan.problem),
+        "form": scan.form,
         "num_warps": config.slices,
         "num_stages": 1,
         # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
         # stops short of them here and there, and spills.
         "maxnreg": 255,
-    }  # fmt: skip
-    if scan.shared["ISA"] != "interpreter":
-        constants["launch_cooperative_grid"] = True
+        "launch_cooperative_grid": True,
+    }
     for first_direction in range(0, len(scan.weights), config.directions):
         yield Launch(
             grid_scan,
@@ -83,3 +78,22 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
             mailbox.clear(words, scan.steps),
         )  # fmt: skip
     scan.parity ^= 1
+
+
+def cut(config: GridConfig, problem: Problem) -> Cut:
+    """Return what the kernel is compiled for."""
+    by_lanes = problem.ieee and config.register_tiles > 0
+    return _cut(
+        DTYPE=triton_type(problem.dtype),
+        PRECISION=problem.precision,
+        RESET_AFTER=problem.reset_after,
+        H=problem.hidden_size,
+        UNITS=config.units,
+        BATCH=config.rows if by_lanes else config.batch,
+        ROWS=config.rows,
+        TILES=config.tiles,
+        SLICES=config.slices,
+        REGISTER_TILES=config.register_tiles,
+        ALONG=config.along if by_lanes else 0,
+        PROBE=config.handover == "probe",
+    )

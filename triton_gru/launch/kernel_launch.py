@@ -1,10 +1,8 @@
 """One launch of a kernel as a value: started, compiled, or made ready to be started again on other memory."""
 
-import ctypes
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -32,7 +30,7 @@ class Launch(NamedTuple):
     clear: Clear | None = None
 
     def start(self):
-        """As Triton's own launch does, returns the compiled kernel; nothing in the interpreter."""
+        """As Triton's own launch does, returns the compiled kernel."""
         if self.clear is not None:
             self.clear.words.fill_(self.clear.value)
         return self.kernel[self.grid](*self.args, **self.constants, **COMPILER_OPTIONS)
@@ -46,8 +44,6 @@ class Launch(NamedTuple):
 
         It does not ask what they are: an address is to be as much of a multiple of 16 as the tensor's is.
         """
-        if self.constants["ISA"] == "interpreter":
-            return _interpreted(self)
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
         grid = (*self.grid, 1, 1)[:3]
         compiled = self.compile()
@@ -65,20 +61,3 @@ class Launch(NamedTuple):
                 run(*grid, stream(device), function, metadata, None, None, None, *args, *constants)
 
         return start
-
-
-def _interpreted(launch: Launch) -> Callable[..., None]:
-    """As `Launch.prepared`: the interpreter takes no addresses, but asks a tensor for nothing else than its dtype."""
-    kernel, constants = launch.kernel[launch.grid], launch.constants
-    dtypes = [arg.dtype if isinstance(arg, Tensor) else None for arg in launch.args]
-
-    def start(*args) -> None:
-        kernel(*(_tensor_at(arg, dtype) if dtype else arg for arg, dtype in zip(args, dtypes)), **constants)
-
-    return start
-
-
-def _tensor_at(address: int, dtype: torch.dtype) -> Tensor:
-    if address == 0:
-        return torch.empty(0, dtype=dtype, device="cpu")
-    return torch.frombuffer((ctypes.c_byte * dtype.itemsize).from_address(address), dtype=dtype)

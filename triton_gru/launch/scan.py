@@ -1,18 +1,25 @@
 """What every scan kernel is told of a call, one layer and one chunk of time steps at a time."""
 
+import functools
+
+import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..call.sequences import Sequences
-from ..plan.device import Device
+from ..kernels.constants import Form
 from ..plan.problem import Problem
 from ..reference import Weights
+
+# Constants are made once: a launch is found among those that Triton has compiled by what they are.
+_form = functools.lru_cache(Form)
 
 
 class Scan:
     """The recurrence of a call: begun for each layer, moved on for each chunk of its steps.
 
     Attributes:
-        shared: constants of every kernel of the call.
+        problem: what is computed.
         gi: the gate inputs of the chunk [directions, at least steps, ...], tile by tile as the configuration cuts the
             batch.
         weights: of the layer, for each direction. A bias that is not there is a placeholder, which no kernel reads.
@@ -20,30 +27,26 @@ class Scan:
         carry: fp32 [2, layers * directions, B, H], the state between launches. It comes in at ``parity`` and goes out
             at the other, or where it came in if the kernel says so.
         out: where the layer's states go, time first or packed.
-        reverse, reset_after: as in `Problem`.
         start, steps, total: the chunk's first step, how many they are, and of how many.
     """
 
     def __init__(
         self,
         problem: Problem,
-        device: Device,
         sequences: Sequences,
         hx: Tensor | None,
         carry: Tensor,
         h_n: Tensor,
         resets: Tensor | None = None,
     ):
-        self.shared = {"H": problem.hidden_size, "PRECISION": problem.precision, "ISA": device.isa}
+        self.problem = problem
+        self.shared = {"H": problem.hidden_size, "PRECISION": problem.precision}
         self.layout, self.total, self.batch = sequences.layout, sequences.steps, sequences.batch_size
-        self._directions = problem.directions
-        self.ieee = problem.ieee
         self.hx, self.carry, self.h_n = hx, carry, h_n
         nothing = h_n  # a placeholder for tensors that are not there
         self.lengths = nothing if sequences.lengths is None else sequences.lengths
         self.offsets = nothing if sequences.offsets is None else sequences.offsets
         self._resets = nothing if resets is None else resets
-        self.reverse, self.reset_after = problem.reverse, problem.reset_after
         self._has_resets = resets is not None
 
     def begin(self, layer: int, weights: list[Weights], out: Tensor) -> None:
@@ -54,7 +57,7 @@ class Scan:
             for w_ih, w_hh, b_ih, b_hh in weights
         ]
         self.out, self.parity = out, 0
-        self.first_state = layer * self._directions
+        self.first_state = layer * self.problem.directions
         self.start = 0
 
     def go_on(self, gi: Tensor, start: int, steps: int) -> None:
@@ -78,11 +81,16 @@ class Scan:
         return self.lengths, self.offsets, self._resets
 
     @property
+    def form(self) -> Form:
+        """Return what every scan is compiled for, whatever the configuration."""
+        return _form(self.layout, self.problem.reverse, self.has_bias, self.hx is not None, self._has_resets)
+
+    @property
     def constants(self) -> dict:
         """Return what every scan is compiled for."""
         return self.shared | {
             "LAYOUT": self.layout,
-            "REVERSE": self.reverse,
+            "REVERSE": self.problem.reverse,
             "HAS_BIAS": self.has_bias,
             "HAS_HX": self.hx is not None,
             "HAS_RESETS": self._has_resets,
@@ -96,3 +104,8 @@ class Scan:
     @property
     def hx_strides(self) -> tuple[int, int]:
         return (0, 0) if self.hx is None else (self.hx.stride(0), self.hx.stride(1))
+
+
+def triton_type(dtype: torch.dtype) -> tl.dtype:
+    """Return Triton's name of a torch dtype."""
+    return getattr(tl, str(dtype).removeprefix("torch."))

@@ -69,7 +69,7 @@ def whole_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) ->
 
 def _parts(scan: Scan) -> list[dict]:
     """Return the launches of a step. The second one's product is of what all programs of the first have made."""
-    return [{"PART": part} for part in (("all",) if scan.reset_after else ("reset", "rest"))]
+    return [{"PART": part} for part in (("all",) if scan.problem.reset_after else ("reset", "rest"))]
 
 
 def _cut(config: StepConfig) -> dict:

@@ -52,7 +52,7 @@ class BlockConfig:
         """Return the programs of a launch, by dimension."""
         return (-(-batch_size // self.batch) * directions,)
 
-    def shared_memory(self, itemsize: int, isa: str) -> int:
+    def shared_memory(self, itemsize: int) -> int:
         """Return the most bytes of shared memory that the compiled kernel takes."""
         # What goes to registers may pass through as well, one tile at a time, before the others come.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
@@ -60,8 +60,7 @@ class BlockConfig:
         # layouts.
         of_unit = max(2 * self.batch * itemsize, self.columns * (6 if itemsize == 4 else itemsize))
         state = max(self.padded_hidden * of_unit + 128, 1280)
-        # AMD's compiler lets the two share their room where no weights stay there.
-        return max(weights, state) if isa == "plain" else weights + state
+        return weights + state
 
 
 HANDOVERS = ("flag", "probe")

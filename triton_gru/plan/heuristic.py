@@ -43,7 +43,7 @@ def block_config(shape: Shape) -> BlockConfig | str:
     config, device = _cut_block(shape), shape.device
     if config is None:
         return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
-    needed = config.shared_memory(shape.itemsize, device.isa)
+    needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
         has = f"of shared memory in one program, {device.name} has {device.shared_memory}"
         return _too_large(shape, f"W_hh in {shape.numbers} needs {needed} bytes {has}")
@@ -62,12 +62,9 @@ def block_config(shape: Shape) -> BlockConfig | str:
 
 
 def _cut_block(shape: Shape) -> BlockConfig | None:
-    """Return how W_hh is cut for 8 batch rows in a program (16 on AMD); None if no program keeps it."""
+    """Return how W_hh is cut for 8 batch rows in a program; None if no program keeps it."""
     padded = max(16, 1 << (shape.hidden_size - 1).bit_length())
     warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
-    if shape.device.isa == "plain":
-        # AMD's matrix unit needs 16 columns, and has fp32 products of its own.
-        return BlockConfig(padded, 1, 16, ahead=1, register_tiles=3, num_warps=warps) if padded <= 128 else None
     tiles = -(-shape.hidden_size // 64)
     if shape.ieee:
         # Products on the ordinary fp32 units read W_hh from shared memory.
@@ -95,8 +92,6 @@ def grid_config(
     ``cuts`` and ``handovers`` are those of `cut_grid`.
     """
     device = shape.device
-    if device.isa == "plain":
-        return f"its programs wait for each other by means of NVIDIA GPUs, {device.name} is none"
     least = -(-shape.hidden_size // 16)
     if least > device.sms:
         has = f"{device.name} has {device.sms} multiprocessors"
@@ -149,7 +144,7 @@ def _with_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     if shape.ieee:
         # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
         is_narrow = (config.units, config.batch, config.tiles, config.slices) == (16, 8, 1, 8)
-        if not is_narrow or lacks_room(config, shape, shape.ieee):
+        if not is_narrow or lacks_room(config, shape):
             return None
         by_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
         return by_lanes if by_lanes.lanes_fit else config
@@ -161,7 +156,7 @@ def _with_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     spare = budget - config.registers(itemsize)
     room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
     config = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))
-    return None if lacks_room(config, shape, shape.ieee) else config
+    return None if lacks_room(config, shape) else config
 
 
 @_of_fields

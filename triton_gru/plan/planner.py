@@ -12,7 +12,7 @@ import torch
 from ..triton_versions import copies_shared_operands
 from .config import Config, StepConfig
 from .cost import Cost, call_cost
-from .device import Device
+from .device import Device, why_none
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
 from .tables import lookup
@@ -72,7 +72,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
     """
     check_backend(backend)
     if backend != "auto":
-        option = _option(backend, problem, device, by_name=True)
+        option = _option(backend, problem, device)
         if isinstance(option, str):
             raise RuntimeError(
                 f"backend={backend!r} cannot serve this call: {option} ({problem}). backend='auto' serves every call"
@@ -80,7 +80,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Pl
         return Plan(problem, device, backend, *option[:2], "asked for by name", (), option[2])
     options, rejected = {}, {}
     for kernel in (*KERNELS, "torch"):
-        option = _option(kernel, problem, device, by_name=False)
+        option = _option(kernel, problem, device)
         (rejected if isinstance(option, str) else options)[kernel] = option
     if not options:
         reason = "the only implementation of this variant that serves the call"
@@ -134,9 +134,7 @@ def forget() -> None:
     choose.cache_clear()
 
 
-def _option(
-    kernel: str, problem: Problem, device: Device | None, by_name: bool
-) -> tuple[Config | None, str, bool] | str:
+def _option(kernel: str, problem: Problem, device: Device | None) -> tuple[Config | None, str, bool] | str:
     """A kernel's configuration (None if it has none to choose), its source and whether it is tuned; or why it cannot
     serve."""
     if kernel == "reference":
@@ -146,10 +144,7 @@ def _option(
     if problem.obstacle:
         return problem.obstacle
     if device is None:
-        return "kernels run on a GPU (on CPU tensors only under TRITON_INTERPRET=1)"
-    if not by_name and device.isa != "ptx":
-        # The interpreter is for tests, and on AMD the kernels have been compiled but never run.
-        return f"not proven on {device.name}; ask for it by name"
+        return why_none()
     if min(problem.input_size, problem.hidden_size) < 1:  # which nn.GRUCell allows
         return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):

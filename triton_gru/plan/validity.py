@@ -24,7 +24,7 @@ _MOST_BLOCK_REGISTERS = 210
 
 def too_old(device: Device) -> str:
     """Return why no kernel runs on a device whatever the shape; empty if some do."""
-    if device.isa == "ptx" and device.compute_capability < 80:
+    if device.compute_capability < 80:
         return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
     return ""
 
@@ -34,37 +34,33 @@ def why_not(config: Config, problem: Problem, device: Device) -> str:
 
     Empty if it can. The numbers in the configuration may be any: it may come from a file.
     """
-    # AMD's matrix unit has products of fp32 numbers.
-    ieee = problem.ieee and device.isa != "plain"
-    reason = too_old(device) or _REASONS[type(config)](config, problem.on(device), ieee)
-    return reason or why_too_large(config, problem)
+    return too_old(device) or _REASONS[type(config)](config, problem.on(device)) or why_too_large(config, problem)
 
 
 def _power(number: int, least: int, most: int) -> bool:
     return least <= number <= most and number & (number - 1) == 0
 
 
-def _against_block(config: BlockConfig, shape: Shape, ieee: bool) -> str:
-    device, itemsize = shape.device, shape.itemsize
+def _against_block(config: BlockConfig, shape: Shape) -> str:
     if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
         return "units, num_warps and ahead have to be powers of two, to 128, 8 and 8"
-    if config.batch not in (2, 8, 16) or (device.isa == "plain" and config.batch < 16):
-        return "batch is 2, 8 (neither on AMD) or 16"
-    if config.batch == 2 and ieee:
+    if config.batch not in (2, 8, 16):
+        return "batch is 2, 8 or 16"
+    if config.batch == 2 and shape.ieee:
         return "ordinary products are not made for several columns of one row"
-    if config.batch == 16 and config.tiles > 1 and device.isa == "ptx":
+    if config.batch == 16 and config.tiles > 1:
         # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
         return "not the registers for 16 rows and several tiles"
     if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, shape.hidden_size):
         return "tiles of units are not as many as hold hidden_size, or more than 4"
-    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (ieee and config.register_tiles):
+    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (shape.ieee and config.register_tiles):
         return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
     if config.num_warps * 16 > config.units:
         return "more warps than rows for them, and each copy of a tile would be stored"
-    held = config.register_tiles * config.units**2 * itemsize / 4 + 3 * config.padded_hidden * config.columns
-    if device.isa != "plain" and held > 32 * config.num_warps * _MOST_BLOCK_REGISTERS:
+    held = config.register_tiles * config.units**2 * shape.itemsize / 4 + 3 * config.padded_hidden * config.columns
+    if held > 32 * config.num_warps * _MOST_BLOCK_REGISTERS:
         return "not the registers"
-    if config.shared_memory(itemsize, device.isa) > device.shared_memory:
+    if config.shared_memory(shape.itemsize) > shape.device.shared_memory:
         return "not the shared memory"
     return ""
 
@@ -74,10 +70,7 @@ def _covers(units: int, tiles: int, hidden_size: int) -> bool:
     return units * (tiles - 1) < hidden_size <= units * tiles
 
 
-def _against_grid(config: GridConfig, shape: Shape, ieee: bool) -> str:
-    device, itemsize = shape.device, shape.itemsize
-    if device.isa == "plain":
-        return "its programs wait for each other by means of NVIDIA GPUs"
+def _against_grid(config: GridConfig, shape: Shape) -> str:
     if not _power(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
         return "units are 16 or 32, batch is 8 or 16, tiles 1 or 2"
     if not _power(config.rows, 1, config.batch) or config.slices not in (4, 8) or config.handover not in HANDOVERS:
@@ -86,37 +79,36 @@ def _against_grid(config: GridConfig, shape: Shape, ieee: bool) -> str:
         return "programs are not as many as hold hidden_size"
     if config.directions < 1 or config.copies < 1 or shape.directions % config.directions:
         return "directions and copies do not fit the problem"
-    if config.programs * config.copies * config.directions > device.sms:
+    if config.programs * config.copies * config.directions > shape.device.sms:
         return "more programs than multiprocessors, where all have to be on the chip at once"
     if config.rows < config.batch and (config.rows < shape.batch_size or config.tiles > 1):
         return "fewer rows than the batch has"
-    if not 0 <= config.register_tiles <= config.weight_tiles(itemsize):
+    if not 0 <= config.register_tiles <= config.weight_tiles(shape.itemsize):
         return "there are not so many tiles of W_hh"
-    all_fit = config.register_tiles == config.weight_tiles(itemsize) and config.lanes_fit
-    if ieee and config.register_tiles and not all_fit:
+    all_fit = config.register_tiles == config.weight_tiles(shape.itemsize) and config.lanes_fit
+    if shape.ieee and config.register_tiles and not all_fit:
         return "ordinary products have all tiles of W_hh in registers, if few columns and all fit, or none"
-    return lacks_room(config, shape, ieee)
+    return lacks_room(config, shape)
 
 
-def lacks_room(config: GridConfig, shape: Shape, ieee: bool) -> str:
+def lacks_room(config: GridConfig, shape: Shape) -> str:
     """Return what a multiprocessor has too little of for a program of ``grid``; empty if it has enough."""
     registers, of_state = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
-    if not ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
+    if not shape.ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
         return "not the registers"
     return "not the shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
 
 
-def _against_step(config: StepConfig, shape: Shape, ieee: bool) -> str:
-    device, itemsize = shape.device, shape.itemsize
+def _against_step(config: StepConfig, shape: Shape) -> str:
     if not _power(config.units, 16, 32) or not _power(config.batch, 16, 64):
         return "units are 16 or 32, batch is 16, 32 or 64"
     if not _covers(config.units, config.programs, shape.hidden_size):
         return "programs are not as many as hold hidden_size"
-    if not _power(config.depth * itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
+    if not _power(config.depth * shape.itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
         return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
-    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and device.isa == "ptx" and not ieee:
+    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.ieee:
         return "several warps would make the same products"
-    if not 1 <= config.num_stages <= 5 or config.shared_memory(itemsize) > device.shared_memory:
+    if not 1 <= config.num_stages <= 5 or config.shared_memory(shape.itemsize) > shape.device.shared_memory:
         return "not the shared memory"
     return ""
 

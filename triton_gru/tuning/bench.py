@@ -13,7 +13,7 @@ from torch import nn
 from ..accuracy import PRECISIONS, Judge
 from ..call.bind import bind_gru
 from ..launch import call_cache, execute, hang
-from ..plan.device import Device, find
+from ..plan.device import Device, find, why_none
 from ..plan.planner import Plan
 from ..plan.problem import Problem
 from ..plan.tables import store
@@ -27,7 +27,9 @@ _JUDGED_STEPS = 64
 
 
 class Bench:
-    """A GPU to tune for. Under ``TRITON_INTERPRET=1`` a CPU, where nothing is compiled and there are no CUDA graphs.
+    """A GPU to tune for.
+
+    It may be emulated on the CPU. There nothing is compiled ahead of time and there are no CUDA graphs.
 
     The tuner asks it for nothing but its public names, so that a planted bench can take its place.
 
@@ -41,16 +43,14 @@ class Bench:
     def __init__(self, device: torch.device):
         described = find(device)
         if described is None:
-            raise RuntimeError(
-                f"no kernel runs on {device} (on the CPU only under TRITON_INTERPRET=1): nothing to tune"
-            )
+            raise RuntimeError(f"no kernel runs on {device}: {why_none()}")
         self.device, self._place = described, device
         self._pool = Pool()
         self.modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
 
     def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
         """Yield each candidate that is done within ``seconds``, with the reason why it is out, empty if it is in."""
-        if self.device.isa == "interpreter":
+        if self._place.type == "cpu":
             return ((each, "") for each in candidates)
         calls = [functools.partial(compile_candidate, problem, self.device, each) for each in candidates]
         return ((call.args[-1], why) for call, why in self._pool.run(calls, seconds))

@@ -37,9 +37,7 @@ class AbsentDriver:
         self.device = device
 
     def get_current_target(self) -> GPUTarget:
-        if self.device.isa == "ptx":
-            return GPUTarget("cuda", self.device.compute_capability, 32)
-        return GPUTarget("hip", self.device.arch, 64)
+        return GPUTarget("cuda", self.device.compute_capability, 32)
 
     def get_current_device(self) -> str:
         return self.device.name
@@ -101,7 +99,7 @@ def in_parallel(calls: Iterable[Callable[[], object]]) -> None:
 class Pool:
     """Processes that make calls, each within ``seconds_each``, until closed.
 
-    They have the modules and GPUs of this process, but not TRITON_INTERPRET. One that dies or is late is replaced.
+    They have the modules and GPUs of this process. One that dies or is late is replaced.
     """
 
     def __init__(self, seconds_each: int = 120):  # the compiler may explode, and others wait
@@ -179,7 +177,6 @@ class _Worker:
 
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-        environment.pop("TRITON_INTERPRET", None)
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         self._connection, theirs = Pipe()
         with theirs:

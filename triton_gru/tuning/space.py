@@ -41,7 +41,7 @@ def candidates(problem: Problem, device: Device) -> list[Candidate]:
 
 def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:
     start = heuristic("block", problem, device)
-    if isinstance(start, str) or device.isa == "plain":
+    if isinstance(start, str):
         return
     all_tiles = 3 * start.tiles**2
     in_registers = sorted({0, start.register_tiles, *((3, 6, 9) if start.tiles > 1 else (all_tiles,))})

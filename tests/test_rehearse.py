@@ -1,0 +1,36 @@
+"""tests/ptx/rehearse.py: programs that find an emulated GPU."""
+
+import sys
+
+import pytest
+import torch
+
+from triton_gru.plan.device import find
+
+from .ptx import rehearse
+
+PROGRAM = """
+import sys, torch
+from triton_gru.plan.device import find
+import beside
+if __name__ == "__main__":
+    print(find(torch.device("cpu")).name, *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_program_finds_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "beside.py").touch()
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", [str(tmp_path)] * by_name + sys.path)
+    program = ["-m", "program"] if by_name else [str(tmp_path / "program.py")]
+    rehearse.main([*program, "--words", "7"])
+    assert capsys.readouterr().out == "H200 --words 7\n"
+    assert find(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m"]])
+def test_without_a_program_it_says_how_it_is_called(arguments):
+    with pytest.raises(SystemExit, match="usage"):
+        rehearse.main(arguments)
