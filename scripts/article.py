@@ -1,23 +1,23 @@
 """The GRU as articles teach it, by triton_gru: written out by hand, as nn.GRU + nn.Linear, and compared in numbers.
 
-Without a GPU the kernels run in Triton's interpreter, in a process of its own, as they are either compiled or
-interpreted.
+Without a GPU the compiled kernels are executed on the CPU (tests/ptx), which needs gcc.
 """
 
 import argparse
-import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # the timings' code is not installed
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # perf and the tests are not installed
 
 import torch
 from torch import Tensor, nn
 
 import triton_gru
+from tests.ptx.device import emulating
 from triton_gru.accuracy import set_precision
-from triton_gru.plan.device import interpreting
+from triton_gru.plan.device import KNOWN
 from triton_gru.plan.planner import KERNELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -91,8 +91,8 @@ class GRUModel(nn.Module):
 
 
 @torch.no_grad()
-def both_models() -> None:
-    """Each by triton_gru against itself in plain torch, on whatever serves it and on each kernel by name."""
+def both_models(backends: tuple[str, ...]) -> None:
+    """Compare each by triton_gru, on each of ``backends``, with itself in plain torch."""
     set_precision("fp32")
     torch.manual_seed(0)
     steps, batch, inputs, hidden, outputs = (35, 32, 28, 256, 28) if GPU else (4, 3, 28, 32, 28)
@@ -101,7 +101,7 @@ def both_models() -> None:
     X, H = torch.randn(steps, batch, inputs, device=DEVICE), torch.randn(batch, hidden, device=DEVICE)
     model = ByHand(parameters)
     expected = gru_by_hand(X, H, parameters)
-    for backend in backends():
+    for backend in backends:
         model.gru.backend = backend
         compare(model.gru.plan(X, H[None]).kernel, model(X, H), expected)
 
@@ -110,16 +110,9 @@ def both_models() -> None:
     x = X.transpose(0, 1)
     expected = model(x)
     triton_gru.accelerate(model)
-    for backend in backends():
+    for backend in backends:
         model.gru.backend = backend
         compare(model.gru.plan(x).kernel, [model(x)], [expected])
-
-
-def backends() -> list[str]:
-    """In the interpreter the kernels by name; elsewhere what is chosen, and on a GPU the others for this size."""
-    if interpreting():
-        return list(KERNELS)
-    return ["auto", "grid", "step"] if GPU else ["auto"]
 
 
 def compare(kernel: str, actual, expected) -> None:
@@ -157,12 +150,13 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: a minute on a GPU, or 3")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder of what is measured")
     options = parser.parse_args()
-    both_models()
-    if interpreting():
-        return
-    if not GPU:
-        print("\nthe kernels, in Triton's interpreter")
-        subprocess.run([sys.executable, "-u", __file__], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    both_models(("auto", "grid", "step") if GPU else ("auto",))
+    if not GPU and shutil.which("gcc"):
+        print("\nthe kernels, as compiled for an H200 and executed on the CPU")
+        with emulating(KNOWN["H200"], seed=0):
+            both_models(KERNELS)
+    elif not GPU:
+        print("\nthe kernels are left out: to execute them on the CPU needs gcc, which is missing")
     print()
     comparison(options.measure, options.out.resolve())
 

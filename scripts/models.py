@@ -3,8 +3,8 @@
 The demo's model, NSNet2 and GTCRN, trained, in fp32 as TF32 and in fp16. What is timed is about as close to float64 as
 the model without us is, eager. Needs what `scripts/test` and `scripts/demo` install.
 
-    python scripts/models.py [--out build/perf]                # goes on where its CSV ends
-    TRITON_INTERPRET=1 python scripts/models.py --rehearse     # on a CPU: one of them, eager
+    python scripts/models.py [--out build/perf]                        # goes on where its CSV ends
+    python -m tests.ptx.rehearse scripts/models.py --rehearse          # on a CPU: one of them, eager
 """
 
 import argparse
@@ -31,7 +31,7 @@ from perf.record import BEGUN, Report, Row, cell, machine_name, statuses, timed
 from perf.run import measure_cells
 from tests.models import GTCRN, NSNET2, package_file
 from triton_gru.accuracy import bound
-from triton_gru.plan.device import interpreting
+from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, samples
 
 MODES = ("eager", "graph", "compile", "reduce-overhead")
@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/perf"), help="folder of the CSV")
     parser.add_argument("--rehearse", action="store_true", help="a small form, on a CPU")
     options = parser.parse_args(arguments)
-    if options.rehearse and not interpreting():
-        parser.error("--rehearse needs TRITON_INTERPRET=1 in the environment")
+    if options.rehearse and find(torch.device("cpu")) is None:
+        parser.error("--rehearse needs an emulated GPU: python -m tests.ptx.rehearse scripts/models.py --rehearse")
     device = "cpu" if options.rehearse else "cuda"
     report = Report(options.out / f"models-{machine_name(device)}.csv", device)
     todo = owed(report.rows(), options.rehearse)

@@ -16,6 +16,7 @@ from perf.sweeps import SWEEPS, rehearsal
 
 SHARDS = 6  # of the tests that are not among the first
 _PARALLEL = "-n 12 --maxschedchunk 2"  # of pytest-xdist: processes on the one GPU, which take tests two by two
+_REHEARSE = "python3 -m tests.ptx.rehearse"  # with kernels executed on the CPU
 _FIRST = f"tests -m 'gpu and first' {_PARALLEL}"
 
 Rows = list[dict]
@@ -54,14 +55,14 @@ class Piece:
 
 
 def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piece:
-    command = f"python3 -m perf run --sweep {name} --out {{out}} --resume --minutes {{minutes}}"
+    command = f"-m perf run --sweep {name} --out {{out}} --resume --minutes {{minutes}}"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         sweep = rehearsal(SWEEPS[name]) if rehearse else SWEEPS[name]
         return len(sweep.cases) - len(owed(sweep, sweep.providers, statuses(rows))), len(sweep.cases)
 
-    small = f"env TRITON_INTERPRET=1 {command} --rehearse --seconds 0.01"
-    command = f"{environment}{command} --seconds 0.6"
+    small = f"{_REHEARSE} {command} --rehearse --seconds 0.01"
+    command = f"{environment}python3 {command} --seconds 0.6"
     return Piece(
         name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.*csv", progress, after
     )
@@ -71,13 +72,14 @@ def _tests(name: str, question: str, which: str, small: str, before: str = "") -
     """Return tests chosen by pytest's arguments ``which``, or for a CPU by ``small``; ``before`` is a prefix."""
     options = f"-p tests.outcomes --outcomes {{out}}/{name}-{{gpu}}.csv --seconds {{seconds}} -q --no-summary"
     command = f"python3 -m pytest {options} -p no:cacheprovider -W default"
-    small = f"env TRITON_INTERPRET=1 {command} {small}"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         outcomes = {row["test"]: row["outcome"] for row in rows}
         return sum(outcome != "owed" for outcome in outcomes.values()), len(outcomes) or 1
 
-    return Piece(name, question, 150, f"{before}{command} {which}", small, f"{name}-{{gpu}}.csv", progress)
+    return Piece(
+        name, question, 150, f"{before}{command} {which}", f"{command} {small}", f"{name}-{{gpu}}.csv", progress
+    )
 
 
 def _shard(number: int) -> Piece:
@@ -88,20 +90,22 @@ def _shard(number: int) -> Piece:
 
 
 def _models() -> Piece:
-    command = "python3 scripts/models.py --out {out}"
-    small = f"env TRITON_INTERPRET=1 {command} --rehearse"
+    command = "scripts/models.py --out {out}"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         cells = len(models.cells(rehearse))
         return cells - len(models.owed(rows, rehearse)), cells
 
-    return Piece("models", "How much faster are whole models?", 120, command, small, "models-{gpu}.*csv", progress)
+    return Piece(
+        "models", "How much faster are whole models?", 120, f"python3 {command}", f"{_REHEARSE} {command} --rehearse",
+        "models-{gpu}.*csv", progress,
+    )  # fmt: skip
 
 
 def _tune() -> Piece:
-    tune = "env TRITON_GRU_CONFIG_DIR={out}/tables python3 -m triton_gru tune --dtype fp16 "
-    command = f"{tune} --hidden 512 1024 256 --batch 1 16 --steps 512 --budget {{seconds}}"
-    small = f"env TRITON_INTERPRET=1 {tune} --hidden 4 --batch 1 --steps 2 --budget 1"
+    tables, tune = "env TRITON_GRU_CONFIG_DIR={out}/tables", "-m triton_gru tune --dtype fp16"
+    command = f"{tables} python3 {tune} --hidden 512 1024 256 --batch 1 16 --steps 512 --budget {{seconds}}"
+    small = f"{tables} {_REHEARSE} {tune} --hidden 4 --batch 1 --steps 2 --budget 1"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         return len(rows), 1 if rehearse else 6

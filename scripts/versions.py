@@ -21,31 +21,21 @@ import xml.etree.ElementTree as xml
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERSIONS = "3.6.0", "3.7.1", "3.8.0", "3.9.0"
 WORKERS = 2  # processes that run tests
-# The tests of a column, as arguments of pytest, and their environment. With nothing compiled before, all of them take
-# less than ten minutes on two slow cores: so there are kernels of every kind, but not in every configuration.
+# The tests of a column, as arguments of pytest. With nothing compiled before, all of them take less than ten minutes on
+# two slow cores: so there are kernels of every kind, but not in every configuration.
 PARTS = {
-    "compiled": (
-        [
-            "tests/compiled",
-            "-k",
-            "H200 and (B1] or B64]) and not (H1500 or H2048) or launcher or hop or floors or tuning or reserve",
-        ],
-        {},
-    ),
-    "ptx": (["tests/ptx"], {}),
-    "kernels": (
-        ["tests/kernels", "-k", "every_way_to_cut or every_handover or packed_as_lengths or exchange or isa or limits"],
-        {},
-    ),
-    "interpreted": (
-        [
-            "tests/kernels",
-            "tests/test_triton_versions.py",
-            "-k",
-            "test_step or test_grid or exchange or isa or versions",
-        ],
-        {"TRITON_INTERPRET": "1"},
-    ),
+    "compiled": [
+        "tests/compiled",
+        "-k",
+        "H200 and (B1] or B64]) and not (H1500 or H2048) or launcher or hop or floors or tuning or reserve",
+    ],
+    "ptx": ["tests/ptx"],
+    "kernels": [
+        "tests/kernels",
+        "tests/test_triton_versions.py",
+        "-k",
+        "every_way_to_cut or every_handover or packed_as_lengths or exchange or isa or limits or versions",
+    ],
 }
 
 
@@ -68,10 +58,10 @@ def install(version: str) -> pathlib.Path | None:
     return folder
 
 
-def run(folder: pathlib.Path | None, tests: list[str], environment: dict[str, str]) -> str:
+def run(folder: pathlib.Path | None, tests: list[str]) -> str:
     """Run tests with the Triton in ``folder``, and return how they end: ``"3 fail, 27 pass"``."""
     paths = [str(folder)] * (folder is not None) + [os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with tempfile.TemporaryDirectory() as temporary:
         report = pathlib.Path(temporary) / "report.xml"
         options = ["-q", "-n", str(WORKERS), "--dist", "worksteal", f"--junitxml={report}"]
@@ -110,10 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     for version in (VERSIONS[-1] if version == "newest" else version for version in versions):
         folder = install(version)
         results[version] = {}
-        for part, (tests, environment) in PARTS.items():
+        for part, tests in PARTS.items():
             print(f"== Triton {version}: {part}", flush=True)
             start = time.monotonic()
-            results[version][part] = run(folder, tests, environment)
+            results[version][part] = run(folder, tests)
             print(f"== {results[version][part]}, {time.monotonic() - start:.0f} s", flush=True)
     print()
     print_table(results)
