@@ -98,12 +98,10 @@ def _no_gates_of_grid(gi, in_tile, there, cut: tl.constexpr):
 
 
 @triton.jit
-def _no_gates_of_block(
-    gi, UNITS: tl.constexpr, TILES: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr, IN_FRAGMENTS: tl.constexpr
-):
+def _no_gates_of_block(gi, cut: tl.constexpr):
     """Return zeros in the place of block._load_gates, for two rows in a program."""
     gates = ()
-    for _ in tl.static_range(3 * TILES):
+    for _ in tl.static_range(3 * cut.TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
     return gates
 

@@ -1,11 +1,15 @@
 """What ``block`` is launched with."""
 
+import functools
 from collections.abc import Iterator
 
-from ..kernels.block import block_scan
+from ..kernels.block import Cut, block_scan
 from ..plan.config import BlockConfig
+from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan
+from .scan import Scan, triton_type
+
+_cut = functools.lru_cache(Cut)
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
@@ -17,15 +21,21 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
             scan.gi, *scan.of_both(1, 3), scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
             scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
         ),
-        scan.constants | {
-            "UNITS": config.units,
-            "TILES": config.tiles,
-            "BATCH": config.batch,
-            "AHEAD": config.ahead,
-            "REGISTER_TILES": config.register_tiles,
-            "RESET_AFTER": scan.problem.reset_after,
-            "WARPS": config.num_warps,
-            "num_warps": config.num_warps,
-            "num_stages": 1,
-        },
+        {"cut": cut(config, scan.problem), "form": scan.form, "num_warps": config.num_warps, "num_stages": 1},
     )  # fmt: skip
+
+
+def cut(config: BlockConfig, problem: Problem) -> Cut:
+    """Return what the kernel is compiled for."""
+    return _cut(
+        DTYPE=triton_type(problem.dtype),
+        PRECISION=problem.precision,
+        RESET_AFTER=problem.reset_after,
+        H=problem.hidden_size,
+        UNITS=config.units,
+        TILES=config.tiles,
+        BATCH=config.batch,
+        AHEAD=config.ahead,
+        REGISTER_TILES=config.register_tiles,
+        WARPS=config.num_warps,
+    )
