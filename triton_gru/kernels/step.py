@@ -1,7 +1,15 @@
 """The ``step`` scan: one launch a time step, which is what hands the state over.
 
-``W_hh`` is streamed from memory through a loop over the sum, every step anew: for weights beyond what the chip
-holds, and for a single step, where nothing can be kept. No program waits for another, so any size runs anywhere.
+What a program does, for a few hidden units and batch rows:
+
+    r, z, n = 0                              # sums in registers
+    for k in parts of all hidden units:      # W_hh is streamed from memory, every step anew
+        r, z, n += W_hh[:, k] h[k]           # h as the launch before has left it in memory
+    h = gru_update(gate inputs, r, z, n, h of my units)
+    store h in out, and where the next launch finds it
+
+It serves weights beyond what the chip holds, and a single step, where nothing can be kept. No program waits for
+another, so any size runs anywhere.
 
 `step_scan` makes a step of a sequence whose inputs have been projected; `whole_step` makes all of one, the projection
 included, where there is no more than one.
@@ -10,10 +18,46 @@ Where r comes before the recurrent product, a step takes two launches: n's produ
 ``"reset"`` in the one that makes r h, ``"rest"`` in the other, and ``"all"`` to reset after.
 """
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
 from . import isa, sequences, slices
+from .constants import Constants, derived
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cut(Constants):
+    """What both kernels are compiled for, beside what there is of a call."""
+
+    DTYPE: tl.dtype  # of all tensors but the carry
+    PRECISION: str  # of products: "tf32" or "ieee"
+    PART: str
+    H: int
+    UNITS: int  # hidden units of a program
+    BATCH: int  # batch rows of a program
+    DEPTH: int  # of the sum, an iteration
+    SLICES: int  # of the depth, one a warp
+
+    @derived
+    def PROGRAMS(self):
+        """Programs that own all hidden units."""
+        return -(-self.H.value // self.UNITS.value)
+
+    @derived
+    def PADDED_H(self):
+        return self.PROGRAMS.value * self.UNITS.value
+
+    @derived
+    def FIRST(self):
+        """The first gate of a launch."""
+        return 1 if self.PART.value == "rest" else 0
+
+    @derived
+    def END(self):
+        """The gate after the last one."""
+        return 1 if self.PART.value == "reset" else 3
 
 
 @triton.jit(
@@ -45,76 +89,71 @@ def step_scan(
     batch,
     out_t,
     out_b,
-    H: tl.constexpr,
-    UNITS: tl.constexpr,  # hidden units of a program
-    BATCH: tl.constexpr,  # batch rows of a program
-    DEPTH: tl.constexpr,  # of the sum, an iteration
-    SLICES: tl.constexpr,  # of the depth, one a warp
-    LAYOUT: tl.constexpr,
-    REVERSE: tl.constexpr,
-    PART: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_HX: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
+    cut: tl.constexpr,  # a `Cut`
+    form: tl.constexpr,  # a `constants.Form`
 ):
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    PADDED_H: tl.constexpr = (H + UNITS - 1) // UNITS * UNITS
     direction = tl.program_id(1)
-    backward = sequences.goes_backward(direction, REVERSE)
+    backward = sequences.goes_backward(direction, form.REVERSE)
     state += direction.to(tl.int64)
-    reset_state += direction.to(tl.int64) * batch * H
-    tile, unit = _part(H, UNITS)
-    first_row = tile * BATCH
-    row = first_row + tl.arange(0, BATCH)[:, None]
+    reset_state += direction.to(tl.int64) * batch * cut.H
+    tile, unit = _part(cut)
+    first_row = tile * cut.BATCH
+    row = first_row + tl.arange(0, cut.BATCH)[:, None]
     now = start + step
-    length = sequences.length(lengths, row, batch, total, LAYOUT)
-    live = sequences.going_on(now, length, row < batch, LAYOUT)
+    length = sequences.length(lengths, row, batch, total, form.LAYOUT)
+    live = sequences.going_on(now, length, row < batch, form.LAYOUT)
     remembered = live
-    if HAS_RESETS:
+    if form.HAS_RESETS:
         remembered = live & (sequences.restarts(resets, now, length, row, batch, total) == 0)
-    end = H
-    if LAYOUT != "dense":
-        end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, H)
+    end = cut.H
+    if form.LAYOUT != "dense":
+        end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, cut.H)
     b_hn = tl.where(direction != 0, b_hh_back, b_hh)
-    gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, BATCH) + tile) * (3 * BATCH * PADDED_H)
-    row_b = first_row + tl.arange(0, BATCH)[None, :]
-    there = (row_b < batch) & (unit < H)
-    sums = _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES)
+    gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, cut.BATCH) + tile) * (3 * cut.BATCH * cut.PADDED_H)
+    row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
+    there = (row_b < batch) & (unit < cut.H)
     # What the gates take beside the products is on its way while those are made, where a thread has registers for it.
-    if SLICES > 1:
-        g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
-        b_n = _bias(b_hn, 2, unit, H, HAS_BIAS and PART == "all")
-        h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
+    if cut.SLICES > 1:
+        g = _gate_inputs(gi, unit, cut)
+        b_n = _bias(b_hn, 2, unit, form.HAS_BIAS and cut.PART == "all", cut)
+        first = now == 0
+        at = state * batch * cut.H + row_b * cut.H + unit
+        h = _state(hx, carry_in, at, there, first, form.HAS_HX)
+    w = tl.where(direction != 0, w_hh_back, w_hh)
+    source = carry_in if cut.DTYPE == tl.float32 else rounded_in
+    if form.HAS_HX:
+        source = tl.where(now == 0, hx, source)
+    else:
+        remembered = remembered & ((now == 0) == 0)
+    source = source + state * batch * cut.H + row * cut.H
     sums = _recurrent_products(
-        sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, remembered, unit,
-        now == 0, end, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX,
-    )  # fmt: skip
-    if SLICES == 1:
-        g = _gate_inputs(gi, unit, BATCH, PADDED_H, PART)
-        b_n = _bias(b_hn, 2, unit, H, HAS_BIAS and PART == "all")
-        h = _state(hx, carry_in, row_b, unit, there, now == 0, state, batch, H, HAS_HX)
-    a = _over_slices(sums, UNITS, BATCH, SLICES)
-    if PART == "all":
+        _zeros(cut.END - cut.FIRST, cut), w, source, remembered, reset_state + row * cut.H, row < batch, unit, end, cut
+    )
+    if cut.SLICES == 1:
+        g = _gate_inputs(gi, unit, cut)
+        b_n = _bias(b_hn, 2, unit, form.HAS_BIAS and cut.PART == "all", cut)
+        first = now == 0
+        at = state * batch * cut.H + row_b * cut.H + unit
+        h = _state(hx, carry_in, at, there, first, form.HAS_HX)
+    a = _over_slices(sums, cut)
+    if cut.PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
-    length = sequences.length(lengths, row_b, batch, total, LAYOUT)
-    live = sequences.going_on(now, length, there, LAYOUT)
+    length = sequences.length(lengths, row_b, batch, total, form.LAYOUT)
+    live = sequences.going_on(now, length, there, form.LAYOUT)
     before = h
-    if HAS_RESETS:
+    if form.HAS_RESETS:
         before = tl.where(sequences.restarts(resets, now, length, row_b, batch, total), 0.0, h)
-    if PART == "reset":
-        _leave_reset(g, a, before, reset_state, row_b, unit, there, H, DTYPE)
+    if cut.PART == "reset":
+        _leave_reset(g[0], a[0], before, reset_state, row_b, unit, there, cut)
     else:
-        new = _update(g, a, before, PART, DTYPE)
-        h = new if LAYOUT == "dense" else tl.where(live, new, h)
-        place = sequences.row_place(length, row_b, backward, out_t, out_b, LAYOUT)
-        place += now.to(tl.int64) * sequences.stride(backward, out_t, LAYOUT)
-        place += sequences.looked_up(now, length, backward, offsets, out_t, LAYOUT)
-        isa.store(out + direction * H + place + unit, h.to(DTYPE), live)
-        _leave(
-            h, carry_out, rounded_out, h_n, row_b, unit, there, now == total - 1, state, batch, H, DTYPE
-        )  # fmt: skip
+        new = _update(g, a, before, cut)
+        h = new if form.LAYOUT == "dense" else tl.where(live, new, h)
+        place = sequences.row_place(length, row_b, backward, out_t, out_b, form.LAYOUT)
+        place += now.to(tl.int64) * sequences.stride(backward, out_t, form.LAYOUT)
+        place += sequences.looked_up(now, length, backward, offsets, out_t, form.LAYOUT)
+        isa.store(out + direction * cut.H + place + unit, h.to(cut.DTYPE), live)
+        _leave(h, carry_out, rounded_out, h_n, at, there, now == total - 1, cut)
 
 
 @triton.jit(do_not_specialize=["start", "total", "state", "batch"])
@@ -144,205 +183,142 @@ def whole_step(
     x_i,
     out_b,
     I: tl.constexpr,
-    H: tl.constexpr,
-    UNITS: tl.constexpr,
-    BATCH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SLICES: tl.constexpr,
-    PART: tl.constexpr,
-    PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_HX: tl.constexpr,
+    cut: tl.constexpr,  # a `Cut`
 ):
-    DTYPE: tl.constexpr = out.dtype.element_ty
     direction = tl.program_id(1)
     state += direction.to(tl.int64)
-    reset_state += direction.to(tl.int64) * batch * H
-    tile, unit = _part(H, UNITS)
-    first_row = tile * BATCH
-    row = first_row + tl.arange(0, BATCH)[:, None]
+    reset_state += direction.to(tl.int64) * batch * cut.H
+    tile, unit = _part(cut)
+    first_row = tile * cut.BATCH
+    row = first_row + tl.arange(0, cut.BATCH)[:, None]
     b_ih = tl.where(direction != 0, b_ih_back, b_ih)
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-    row_b = first_row + tl.arange(0, BATCH)[None, :]
-    there = (row_b < batch) & (unit < H)
+    row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
+    there = (row_b < batch) & (unit < cut.H)
     # As in `step_scan`.
-    if SLICES > 1:
-        biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
-        h = _state(hx, carry_in, row_b, unit, there, start == 0, state, batch, H, HAS_HX)
-    sums = _products(
-        _zeros(_end_gate(PART) - _first_gate(PART), UNITS, BATCH, SLICES),
-        tl.where(direction != 0, w_ih_back, w_ih), x + row * x_b, x_i, row < batch, unit, I, _first_gate(PART),
-        I, H, DEPTH, SLICES, PRECISION,
-    )  # fmt: skip
+    if cut.SLICES > 1:
+        biases = _biases(b_ih, b_hh, unit, HAS_BIAS, cut)
+        first = start == 0
+        at = state * batch * cut.H + row_b * cut.H + unit
+        h = _state(hx, carry_in, at, there, first, HAS_HX)
+    sums = _zeros(cut.END - cut.FIRST, cut)
+    w = tl.where(direction != 0, w_ih_back, w_ih)
+    sums = _products(sums, w, x + row * x_b, x_i, row < batch, unit, I, cut.FIRST, I, cut)
     of_x = ()
-    if PART == "all":  # r goes between n's two products
+    if cut.PART == "all":  # r goes between n's two products
         of_x = (sums[2],)
-        sums = sums[:2] + _zeros(1, UNITS, BATCH, SLICES)
-    sums = _recurrent_products(
-        sums, tl.where(direction != 0, w_hh_back, w_hh), hx, carry_in, rounded_in, reset_state, row, row < batch, unit,
-        start == 0, H, state, batch, H, DEPTH, SLICES, DTYPE, PART, PRECISION, HAS_HX,
-    )  # fmt: skip
-    if SLICES == 1:
-        biases = _biases(b_ih, b_hh, unit, H, PART, HAS_BIAS)
-        h = _state(hx, carry_in, row_b, unit, there, start == 0, state, batch, H, HAS_HX)
-    sums = _over_slices(sums[:2] + of_x + sums[2:], UNITS, BATCH, SLICES)
+        sums = sums[:2] + _zeros(1, cut)
+    w = tl.where(direction != 0, w_hh_back, w_hh)
+    source = carry_in if cut.DTYPE == tl.float32 else rounded_in
+    remembered = row < batch
+    if HAS_HX:
+        source = tl.where(start == 0, hx, source)
+    else:
+        remembered = remembered & ((start == 0) == 0)
+    source = source + state * batch * cut.H + row * cut.H
+    sums = _recurrent_products(sums, w, source, remembered, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
+    if cut.SLICES == 1:
+        biases = _biases(b_ih, b_hh, unit, HAS_BIAS, cut)
+        first = start == 0
+        at = state * batch * cut.H + row_b * cut.H + unit
+        h = _state(hx, carry_in, at, there, first, HAS_HX)
+    sums = _over_slices(sums[:2] + of_x + sums[2:], cut)
     g = ()
     for i in tl.static_range(len(sums)):
         g = g + (sums[i] + biases[i],)
-    if PART == "reset":
-        _leave_reset(g, (0.0,), h, reset_state, row_b, unit, there, H, DTYPE)
+    if cut.PART == "reset":
+        _leave_reset(g[0], 0.0, h, reset_state, row_b, unit, there, cut)
     else:
-        if PART == "all":
-            h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, DTYPE)
+        if cut.PART == "all":
+            h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, cut.DTYPE)
         else:
-            h = isa.next_state(g[0], g[1], 0.0, 0.0, h, DTYPE)
-        isa.store(out + direction * H + row_b * out_b + unit, h.to(DTYPE), there)
-        _leave(
-            h, carry_out, rounded_out, h_n, row_b, unit, there, start == total - 1, state, batch, H, DTYPE
-        )  # fmt: skip
+            h = isa.next_state(g[0], g[1], 0.0, 0.0, h, cut.DTYPE)
+        isa.store(out + direction * cut.H + row_b * out_b + unit, h.to(cut.DTYPE), there)
+        _leave(h, carry_out, rounded_out, h_n, at, there, start == total - 1, cut)
 
 
 @triton.jit
-def _part(H: tl.constexpr, UNITS: tl.constexpr):
+def _part(cut: tl.constexpr):
     """Return this program's tile of the batch, as 64-bit integer, and its units [UNITS, 1].
 
     Both are counted in one dimension of the launch, units first: the other dimensions take 65,535 programs at most.
     """
-    PROGRAMS: tl.constexpr = (H + UNITS - 1) // UNITS
-    unit = tl.program_id(0) % PROGRAMS * UNITS + tl.arange(0, UNITS)[:, None]
-    return (tl.program_id(0) // PROGRAMS).to(tl.int64), unit
-
-
-@triton.constexpr_function
-def _first_gate(part):
-    return 1 if part == "rest" else 0
-
-
-@triton.constexpr_function
-def _end_gate(part):
-    return 1 if part == "reset" else 3
+    unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS + tl.arange(0, cut.UNITS)[:, None]
+    return (tl.program_id(0) // cut.PROGRAMS).to(tl.int64), unit
 
 
 @triton.jit
-def _recurrent_products(
-    sums,
-    w,
-    hx,
-    carry_in,
-    rounded_in,
-    reset_state,
-    row,
-    remembered,
-    unit,
-    first,
-    end,
-    state,
-    batch,
-    H: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SLICES: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PART: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HAS_HX: tl.constexpr,
-):
-    """Return ``sums`` of ``PART``'s gates and the products of rows ``row`` [BATCH, 1] with their rows of ``w``.
+def _recurrent_products(sums, w, source, remembered, r_h, row_there, unit, end, cut: tl.constexpr):
+    """Return ``sums`` of a launch's gates and the products of rows of the batch with their rows of ``w``.
 
-    They are of the state before the step, which is zero where a row is not ``remembered``. In the second part of a step
-    n's product is of r h. A state of zeros is multiplied like any other: a weight that is NaN or infinite makes it NaN.
+    The products are of the state at ``source``, which is zero where a row is not ``remembered``. In the second part of
+    a step n's product is of r h. A state of zeros is multiplied like any other: a weight that is NaN makes it NaN.
     """
-    before = carry_in if DTYPE == tl.float32 else rounded_in
-    if HAS_HX:
-        before = tl.where(first, hx, before)
-    else:
-        remembered = remembered & (first == 0)
-    source = before + state * batch * H + row * H
-    if PART == "rest":
-        of_r_h = _products(
-            (sums[1],), w, reset_state + row * H, 1, row < batch, unit, end, 2, H, H, DEPTH, SLICES, PRECISION,
-        )  # fmt: skip
+    if cut.PART == "rest":
+        of_r_h = _products((sums[1],), w, r_h, 1, row_there, unit, end, 2, cut.H, cut)
         sums = (sums[0],)
-    sums = _products(sums, w, source, 1, remembered, unit, end, _first_gate(PART), H, H, DEPTH, SLICES, PRECISION)
-    return sums + of_r_h if PART == "rest" else sums
+    sums = _products(sums, w, source, 1, remembered, unit, end, cut.FIRST, cut.H, cut)
+    return sums + of_r_h if cut.PART == "rest" else sums
 
 
 @triton.jit
-def _products(
-    sums,
-    w,
-    source,
-    apart,
-    row_live,
-    unit,
-    end,
-    FIRST: tl.constexpr,
-    K: tl.constexpr,
-    H: tl.constexpr,
-    DEPTH: tl.constexpr,
-    SLICES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _products(sums, w, source, apart, row_live, unit, end, FIRST: tl.constexpr, K: tl.constexpr, cut: tl.constexpr):
     """Return ``sums`` of gates from ``FIRST`` on, and rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
 
     The sums end at ``end`` of K. With several slices they are [SLICES, UNITS, BATCH], each warp's part by itself.
     """
-    in_chunk = tl.arange(0, DEPTH // SLICES)[None, :]
-    if SLICES > 1:
-        in_chunk = tl.arange(0, SLICES)[:, None, None] * (DEPTH // SLICES) + in_chunk
+    in_chunk = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
+    if cut.SLICES > 1:
+        in_chunk = tl.arange(0, cut.SLICES)[:, None, None] * (cut.DEPTH // cut.SLICES) + in_chunk
     w += unit.to(tl.int64) * K
     # One iteration is no loop, and its loads are not made ahead of it: they go before the first product.
-    AT_ONCE: tl.constexpr = K <= DEPTH
+    AT_ONCE: tl.constexpr = K <= cut.DEPTH
     # With Triton 3.8 an operand that several products share goes through shared memory again, so each gets its own. The
     # assembler unrolls a loop of up to four iterations, unless it gets longer by that.
-    OWN: tl.constexpr = K > 4 * DEPTH
-    for k0 in tl.range(0, end, DEPTH):
+    OWN: tl.constexpr = K > 4 * cut.DEPTH
+    for k0 in tl.range(0, end, cut.DEPTH):
         k = k0 + in_chunk
         # Turned before it is loaded: Triton 3.8 has what is turned afterwards go through shared memory again.
         turned = tl.trans(k)
-        x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, DEPTH)
+        x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, cut)
         weights = ()
         if AT_ONCE:
             for i in tl.static_range(len(sums)):
-                weights = weights + (_weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION),)
+                weights = weights + (_weights(w, FIRST + i, unit, k, K, cut),)
         added = ()
         for i in tl.static_range(len(sums)):
             if AT_ONCE:
                 of_gate = weights[i]
             else:
-                of_gate = _weights(w, FIRST + i, unit, k, K, H, DEPTH, PRECISION)
-            x_i = isa.round_to_tf32(x, i if OWN else 0) if PRECISION == "tf32" else x
-            added = added + (tl.dot(of_gate, x_i, acc=sums[i], input_precision=PRECISION),)
+                of_gate = _weights(w, FIRST + i, unit, k, K, cut)
+            x_i = isa.round_to_tf32(x, i if OWN else 0) if cut.PRECISION == "tf32" else x
+            added = added + (tl.dot(of_gate, x_i, acc=sums[i], input_precision=cut.PRECISION),)
         sums = added
     return sums
 
 
 @triton.jit
-def _weights(
-    w,
-    gate: tl.constexpr,
-    unit,
-    k,
-    K: tl.constexpr,
-    H: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    value = _load(w + gate * H * K + k, unit < H, k, K, DEPTH)
-    return isa.round_to_tf32(value) if PRECISION == "tf32" else value
+def _weights(w, gate: tl.constexpr, unit, k, K: tl.constexpr, cut: tl.constexpr):
+    """Load a gate's rows ``unit`` of ``w`` at the columns k, as the left operand of a product."""
+    value = _load(w + gate * cut.H * K + k, unit < cut.H, k, K, cut)
+    return isa.round_to_tf32(value) if cut.PRECISION == "tf32" else value
 
 
 @triton.jit
-def _load(address, row_live, k, K: tl.constexpr, DEPTH: tl.constexpr):
-    """[rows, DEPTH] of an operand of the product; zero where ``row_live`` is not, and beyond K."""
+def _load(address, row_live, k, K: tl.constexpr, cut: tl.constexpr):
+    """Load an operand of a product, zero where ``row_live`` is not, and beyond K."""
     live = row_live
-    if K % DEPTH != 0:
+    if K % cut.DEPTH != 0:
         live = row_live & (k < K)
     return tl.load(address, mask=live, other=0.0)
 
 
 @triton.jit
-def _zeros(COUNT: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES: tl.constexpr):
-    zero = tl.zeros((UNITS, BATCH) if SLICES == 1 else (SLICES, UNITS, BATCH), tl.float32)
+def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
+    """Return so many sums to begin with."""
+    zero = tl.zeros((cut.UNITS, cut.BATCH) if cut.SLICES == 1 else (cut.SLICES, cut.UNITS, cut.BATCH), tl.float32)
     sums = ()
     for _ in tl.static_range(COUNT):
         sums = sums + (zero,)
@@ -350,40 +326,42 @@ def _zeros(COUNT: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES
 
 
 @triton.jit
-def _over_slices(sums, UNITS: tl.constexpr, BATCH: tl.constexpr, SLICES: tl.constexpr):
+def _over_slices(sums, cut: tl.constexpr):
     """Return each of the sums [SLICES, UNITS, BATCH] over all slices, [UNITS, BATCH]."""
-    if SLICES == 1:
+    if cut.SLICES == 1:
         return sums
     else:
         turned = ()
-        summed = slices.sums(sums, SLICES, UNITS, BATCH)
+        summed = slices.sums(sums, cut.SLICES, cut.UNITS, cut.BATCH)
         for i in tl.static_range(len(sums)):
             turned = turned + (tl.trans(summed[i]),)
         return turned
 
 
 @triton.jit
-def _gate_inputs(gi, unit, BATCH: tl.constexpr, PADDED_H: tl.constexpr, PART: tl.constexpr):
-    gi += tl.arange(0, BATCH)[None, :] * PADDED_H + unit
+def _gate_inputs(gi, unit, cut: tl.constexpr):
+    """Load the gate inputs of a launch's gates."""
+    gi += tl.arange(0, cut.BATCH)[None, :] * cut.PADDED_H + unit
     g = ()
-    for gate in tl.static_range(_first_gate(PART), _end_gate(PART)):
-        g = g + (tl.load(gi + gate * BATCH * PADDED_H),)
+    for gate in tl.static_range(cut.FIRST, cut.END):
+        g = g + (tl.load(gi + gate * cut.BATCH * cut.PADDED_H),)
     return g
 
 
 @triton.jit
-def _bias(b, gate: tl.constexpr, unit, H: tl.constexpr, THERE: tl.constexpr):
-    return tl.load(b + gate * H + unit, mask=unit < H, other=0.0).to(tl.float32) if THERE else 0.0
+def _bias(b, gate: tl.constexpr, unit, THERE: tl.constexpr, cut: tl.constexpr):
+    """Load a gate's bias in fp32, if it is there."""
+    return tl.load(b + gate * cut.H + unit, mask=unit < cut.H, other=0.0).to(tl.float32) if THERE else 0.0
 
 
 @triton.jit
-def _biases(b_ih, b_hh, unit, H: tl.constexpr, PART: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Return the biases of ``PART``'s gates. n's two are apart where r goes between them."""
+def _biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
+    """Load the biases of a launch's gates. n's two are apart where r goes between them."""
     biases = ()
-    for gate in tl.static_range(_first_gate(PART), _end_gate(PART)):
-        of_x = _bias(b_ih, gate, unit, H, HAS_BIAS)
-        of_h = _bias(b_hh, gate, unit, H, HAS_BIAS)
-        if gate == 2 and PART == "all":
+    for gate in tl.static_range(cut.FIRST, cut.END):
+        of_x = _bias(b_ih, gate, unit, HAS_BIAS, cut)
+        of_h = _bias(b_hh, gate, unit, HAS_BIAS, cut)
+        if gate == 2 and cut.PART == "all":
             biases = biases + (of_x, of_h)
         else:
             biases = biases + (of_x + of_h,)
@@ -391,50 +369,35 @@ def _biases(b_ih, b_hh, unit, H: tl.constexpr, PART: tl.constexpr, HAS_BIAS: tl.
 
 
 @triton.jit
-def _state(hx, carry_in, row, unit, there, first, state, batch, H: tl.constexpr, HAS_HX: tl.constexpr):
-    """The state before the step, fp32."""
-    at = state * batch * H + row * H + unit
-    h = tl.load(carry_in + at, mask=there & (first == 0), other=0.0)
+def _state(hx, carry, at, there, first, HAS_HX: tl.constexpr):
+    """Load the state before the step in fp32: from ``hx`` if the step is the ``first``, else from ``carry``."""
+    h = tl.load(carry + at, mask=there & (first == 0), other=0.0)
     if HAS_HX:
         h += tl.load(hx + at, mask=there & (first != 0), other=0.0).to(tl.float32)
     return h
 
 
 @triton.jit
-def _update(g, a, h, PART: tl.constexpr, DTYPE: tl.constexpr):
-    """The state after the step, of ``PART``'s gate inputs and products."""
-    if PART == "rest":
-        return isa.next_state(g[0], g[1], a[0], a[1], h, DTYPE)
+def _update(g, a, h, cut: tl.constexpr):
+    """Return the state after the step, of the gate inputs and products of a launch's gates."""
+    if cut.PART == "rest":
+        return isa.next_state(g[0], g[1], a[0], a[1], h, cut.DTYPE)
     else:
-        return isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, DTYPE)
+        return isa.gru_update(g[0], g[1], g[2], a[0], a[1], a[2], h, cut.DTYPE)
 
 
 @triton.jit
-def _leave_reset(g, a, h, reset_state, row, unit, there, H: tl.constexpr, DTYPE: tl.constexpr):
-    """r h for the rest of the step, of what there is of r alone."""
-    r_h = isa.reset_state(g[0], a[0], h, DTYPE)
-    tl.store(reset_state + row * H + unit, r_h.to(DTYPE), mask=there)
+def _leave_reset(g_r, a_r, h, reset_state, row, unit, there, cut: tl.constexpr):
+    """Store r h for the rest of the step, of what there is of r alone."""
+    r_h = isa.reset_state(g_r, a_r, h, cut.DTYPE)
+    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=there)
 
 
 @triton.jit
-def _leave(
-    h,
-    carry_out,
-    rounded_out,
-    h_n,
-    row,
-    unit,
-    there,
-    last,
-    state,
-    batch,
-    H: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """The state after the step, for the next one or the caller."""
-    at = state * batch * H + row * H + unit
-    rounded = h.to(DTYPE)
-    tl.store(carry_out + at, h, mask=there & (last == 0))
-    if DTYPE != tl.float32:
-        tl.store(rounded_out + at, rounded, mask=there & (last == 0))
-    tl.store(h_n + at, rounded, mask=there & (last != 0))
+def _leave(h, carry, rounded, h_n, at, there, last, cut: tl.constexpr):
+    """Store the state after the step: in ``carry`` and ``rounded`` for the next one, or in ``h_n`` for the caller."""
+    result = h.to(cut.DTYPE)
+    tl.store(carry + at, h, mask=there & (last == 0))
+    if cut.DTYPE != tl.float32:
+        tl.store(rounded + at, result, mask=there & (last == 0))
+    tl.store(h_n + at, result, mask=there & (last != 0))

@@ -1,14 +1,17 @@
 """What ``step`` is launched with: a launch a time step, or all of a call of one step."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from ..kernels.step import step_scan, whole_step
+from ..kernels.step import Cut, step_scan, whole_step
 from ..plan.config import StepConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan
+from .scan import Scan, triton_type
+
+_cut = functools.lru_cache(Cut)
 
 
 class States:
@@ -34,9 +37,9 @@ class States:
 
 def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]:
     """Yield the launches of a chunk of steps. Parities change from step to step."""
-    constants = scan.constants | _cut(config)
+    cuts = [cut(config, scan.problem, part) for part in _parts(scan)]
     for step in range(scan.steps):
-        for part in _parts(scan):
+        for each in cuts:
             yield Launch(
                 step_scan,
                 config.launch_grid(scan.batch, len(scan.weights)),
@@ -45,7 +48,10 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
                     scan.out, scan.h_n, *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state,
                     scan.batch, *scan.out_strides,
                 ),
-                constants | part,
+                {
+                    "cut": each, "form": scan.form,
+                    "num_warps": config.num_warps, "num_stages": config.num_stages,
+                },
             )  # fmt: skip
         scan.parity ^= 1
 
@@ -53,7 +59,6 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
 def whole_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) -> Iterator[Launch]:
     """Yield all of a step, the projection of ``x`` [B, I] included: one launch, or two to reset before."""
     batch, inputs = x.shape
-    constants = scan.shared | _cut(config) | {"I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None}
     for part in _parts(scan):
         yield Launch(
             whole_step,
@@ -63,21 +68,28 @@ def whole_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) ->
                 scan.out, scan.h_n, scan.start, scan.total, scan.first_state, batch,
                 x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
             ),
-            constants | part,
+            {
+                "I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None,
+                "cut": cut(config, scan.problem, part),
+                "num_warps": config.num_warps, "num_stages": config.num_stages,
+            },
         )  # fmt: skip
 
 
-def _parts(scan: Scan) -> list[dict]:
+def _parts(scan: Scan) -> tuple[str, ...]:
     """Return the launches of a step. The second one's product is of what all programs of the first have made."""
-    return [{"PART": part} for part in (("all",) if scan.problem.reset_after else ("reset", "rest"))]
+    return ("all",) if scan.problem.reset_after else ("reset", "rest")
 
 
-def _cut(config: StepConfig) -> dict:
-    return {
-        "UNITS": config.units,
-        "BATCH": config.batch,
-        "DEPTH": config.depth,
-        "SLICES": config.slices,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-    }
+def cut(config: StepConfig, problem: Problem, part: str) -> Cut:
+    """Return what the kernel is compiled for."""
+    return _cut(
+        DTYPE=triton_type(problem.dtype),
+        PRECISION=problem.precision,
+        PART=part,
+        H=problem.hidden_size,
+        UNITS=config.units,
+        BATCH=config.batch,
+        DEPTH=config.depth,
+        SLICES=config.slices,
+    )
