@@ -40,7 +40,6 @@ class Scan:
         resets: Tensor | None = None,
     ):
         self.problem = problem
-        self.shared = {"H": problem.hidden_size, "PRECISION": problem.precision}
         self.layout, self.total, self.batch = sequences.layout, sequences.steps, sequences.batch_size
         self.hx, self.carry, self.h_n = hx, carry, h_n
         nothing = h_n  # a placeholder for tensors that are not there
@@ -84,17 +83,6 @@ class Scan:
     def form(self) -> Form:
         """Return what every scan is compiled for, whatever the configuration."""
         return _form(self.layout, self.problem.reverse, self.has_bias, self.hx is not None, self._has_resets)
-
-    @property
-    def constants(self) -> dict:
-        """Return what every scan is compiled for."""
-        return self.shared | {
-            "LAYOUT": self.layout,
-            "REVERSE": self.problem.reverse,
-            "HAS_BIAS": self.has_bias,
-            "HAS_HX": self.hx is not None,
-            "HAS_RESETS": self._has_resets,
-        }
 
     @property
     def out_strides(self) -> tuple[int, int]:
