@@ -4,6 +4,7 @@ Nothing is allocated. That kernels find their places in memory is for tests/kern
 tests/ptx/test_limits.py.
 """
 
+import dataclasses
 import itertools
 import math
 
@@ -57,7 +58,9 @@ def check_launch(each):
     grid = (*each.grid, 1, 1)[:3]
     assert all(0 < size <= most for size, most in zip(grid, LAUNCH_GRID)), each
     assert math.prod(grid) < 2**31, each  # Triton would start nothing
+    cut = each.constants["cut"]
     given = dict(zip(each.kernel.arg_names, each.args)) | each.constants
+    given |= {field.name: getattr(cut, field.name).value for field in dataclasses.fields(cut)}
     numbers = {name: value for name, value in given.items() if isinstance(value, int)}
     apart = {"x_t", "x_b", "x_i", "out_t", "out_b", "hx_l", "hx_b"}
     assert all(-(2**31) <= value < 2**31 for name, value in numbers.items() if name not in apart), numbers

@@ -149,7 +149,7 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
         ("dense", 2, 2, 2),
         ("dense", 1, 1, 1),
     ]
-    inputs = [constants["I"] for kernel, constants in compiled_for[3] if kernel == "input_projection"]
+    inputs = [constants["cut"].I.value for kernel, constants in compiled_for[3] if kernel == "input_projection"]
     assert inputs == [20, 40]
     assert compiled_for[2] != compiled_for[0]
     assert ours.kernels_of([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []

@@ -424,7 +424,7 @@ def test_what_does_not_run_after_all_is_replaced_with_one_warning(tables, kernel
 
     def fails(launches):
         for each in launches:
-            if each.constants.get("BATCH") == 16:
+            if each.constants["cut"].BATCH.value == 16:
                 raise RuntimeError("PassManager::run failed")
             start(iter([each]))
 

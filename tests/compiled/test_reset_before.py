@@ -88,7 +88,7 @@ def test_a_single_step_is_two_launches(precision, hidden_size):
     launches = kernel_launches(
         "step", H200, precision, hidden_size, 3, steps=1, inputs=hidden_size, hx=True, reset_after=False
     )
-    assert [each.constants["PART"] for each in launches] == ["reset", "rest"]
+    assert [each.constants["cut"].PART.value for each in launches] == ["reset", "rest"]
     for launch in launches:
         found = Facts(launch.compile())
         # Where a step needs no loop, its loads go before its products, and a word goes to the stack and back.

@@ -283,16 +283,16 @@ def _columns(x, cut: tl.constexpr):
 @triton.jit
 def _load_gates(gi, cut: tl.constexpr):
     """Load one step's gate inputs: r, z, n of each tile of units. `_gate` makes numbers of them."""
+    TILE: tl.constexpr = cut.UNITS * cut.BATCH
     gates = ()
     for i in tl.static_range(cut.TILES):
         if cut.BATCH == 2:
             for gate in tl.static_range(3):
                 gates = gates + (isa.load(gi + (gate * cut.TILES + i) * cut.UNITS),)
         elif cut.IN_FRAGMENTS:
-            TILE: tl.constexpr = cut.UNITS * cut.BATCH
             gates = gates + fragments.load_pairs(gi, i * TILE, cut.GI_GATE, cut.UNITS, cut.BATCH, cut.WARPS)
         else:
-            gates = gates + isa.load_gates(gi, i * cut.UNITS * cut.BATCH, cut.GI_GATE, cut.UNITS, cut.BATCH)
+            gates = gates + isa.load_gates(gi, i * TILE, cut.GI_GATE, cut.UNITS, cut.BATCH)
     return gates
 
 

@@ -15,7 +15,11 @@ class Constants:
     """Values for a kernel's argument ``cut: tl.constexpr``, whose functions read ``cut.UNITS`` and so on.
 
     A subclass is a dataclass with a field for each value, and `derived` properties for what follows from them. Objects
-    of the same values are equal. Their text has all values: Triton's cache on disk tells kernels apart by that.
+    of the same values are equal.
+
+    Triton's cache on disk tells kernels apart by the text of these objects, and by the source of jitted functions. The
+    source of properties is not in it. So the text has what is derived, too: when a later version derives another value,
+    no kernel of an earlier one is taken for its own.
     """
 
     def __post_init__(self):

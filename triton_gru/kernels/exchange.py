@@ -6,21 +6,27 @@ for ever. How:
 - **The data is the flag.** The mailbox is filled with -1 before the launch. An element, one unit of one batch row, is
   missing while it is -1. As a floating-point number that is a NaN, and `_encode` never makes it. So nothing has to
   arrive in order, and a hand-over takes one trip through memory.
-- **A slot for every hand-over.** There is one for the state before each time step, and, where r comes before the
-  recurrent product, one for r h by turns with it. No slot is written twice, so no program overtakes another's reading.
+- **A slot for every hand-over.** There is one for each state, from that before the first step to that after the last,
+  and, where r comes before the recurrent product, one for r h between two states. No slot is written twice, so no
+  program overtakes another's reading.
 - **Words.** An element goes out as one store and comes in as part of a word of 128 bits. A word holds neighbouring
   units of one row, and the words of the same units of all rows lie side by side: what a warp reads at once, and what a
-  program sends, is one piece of memory. For ordinary fp32 products words have 64 bits.
+  program sends, is one piece of memory. For ordinary fp32 products words have 64 bits, and where lanes make these
+  products, a program's words of one row lie side by side.
 - **Two ways to wait.** With ``"flag"`` a thread reads all of its words until all have come. With ``"probe"`` it reads
   one until that has come, and then all: a trip through memory more, but where many programs wait, they leave what
   memory can deliver to those that need not.
-- **An end to waiting.** All programs of a launch are on the chip at once (it is a cooperative one), so each that is
-  waited for goes on. If one does not come for as long as ``watch`` says, the program that waits takes NaNs for what is
-  missing, and all that depends on it becomes NaN. It sets the launch's abort word, so that no other wait is as long,
-  and a word in the host's memory (launch/hang.py).
+- **No deadlock.** A program sends its own part of a slot before it waits for that slot, and never waits for room to
+  send. All programs of a launch are on the chip at once (it is a cooperative one), so each that is waited for goes on.
+- **An end to waiting.** If something does not come for as long as ``watch`` says, a thread takes NaNs for all of its
+  words, and what depends on them becomes NaN. It sets the launch's abort word, so that no other wait is as long, and a
+  word in the host's memory (launch/hang.py).
 
-The mailbox is a header, then slots. A slot has all tiles of the batch, and a tile an element for each unit of each row.
-Threads wait in PTX, each for its own words: Triton's own loops take what one thread finds for what all have found.
+The mailbox is a header, then slots. The header begins with the abort word, which is 1 when a wait has given up. A slot
+has all tiles of the batch in all directions of the launch, and a tile an element for each unit of each row.
+
+The loop that waits is PTX. The condition of a loop in Triton is one for all threads of a program. Here each thread goes
+on when its own words have come, or each warp does where its lanes exchange them (``WHOLE``).
 """
 
 from dataclasses import dataclass
@@ -37,7 +43,7 @@ HEADER = tl.constexpr(16)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Words(Constants):
-    """Which words of a tile a thread receives: in every chunk of a row's words one, of some of the rows."""
+    """Which words of a tile a thread receives: of every chunk of a row's words one, in some of the rows."""
 
     BITS: int  # of an element, 16 or 32
     PARTS: int  # of 32 bits in a word, 2 or 4
@@ -49,11 +55,11 @@ class Words(Constants):
     TOGETHER: int = 1  # words of a row that lie side by side, before those of the next row
     PACK: int = 1  # words of a thread in each tensor
     WHOLE: bool = False  # a warp waits as a whole, for its lanes to exchange what they have next
-    PROBE: bool = False
+    PROBE: bool = False  # wait for one word, then read all
 
     @derived
     def COUNT(self):
-        """Chunks."""
+        """How many chunks a row has."""
         return -(-self.IN_ROW.value // self.CHUNK.value)
 
     @derived
@@ -73,7 +79,7 @@ class Words(Constants):
 
     @derived
     def TENSORS(self):
-        """What `receive` returns: by chunk, row and part."""
+        """How many tensors `receive` returns: one by chunk, row and part."""
         return self.COUNT.value * self.ROWS_EACH.value * self.PARTS.value
 
     @derived

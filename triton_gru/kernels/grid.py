@@ -13,18 +13,21 @@ warps has a slice of the sum over all units. What a program does, for one tile:
         h = gru_update(gate inputs of t, r, z, n, h)
         send h of my units; store it in out
 
-With several tiles, one is computed while the others are handed over. The programs of a tile wait for each other, so all
-programs of a launch have to be on the chip at once: it is a cooperative launch. No other is ever waited for, and no
-wait is endless (see exchange).
+With several tiles, a group, one is computed while the others are handed over.
+
+The programs of a group wait for each other. They do not deadlock: each sends its part of a state before it waits for
+the whole, nobody waits for room to send, and all of them are on the chip at once, as the launch is a cooperative one.
+If one is missing all the same, the others give up after a while (see exchange).
 
 Where r comes before the recurrent product (``RESET_AFTER`` is not), a step has two hand-overs: the state, of which r
 and z are made, and r h, of which n is.
 
-Units are rows and batch rows are columns, as in ``block``. A product is made in one of three ways:
+In a product units are rows and batch rows are columns, as in ``block``. The state that is made of it is [BATCH, UNITS].
+A product is made in one of three ways:
 
 - by the matrix unit, of operands that stay where `fragments` puts them;
 - in fp32 without TF32 by the ordinary units, with W_hh in registers (see lanes);
-- where registers have no room for W_hh in fp32, by ``tl.dot``, with W_hh in shared memory.
+- where registers have no room for W_hh in fp32, by ``tl.dot``, whose left operand the compiler keeps in shared memory.
 """
 
 from dataclasses import dataclass
@@ -45,13 +48,13 @@ class Cut(Constants):
     RESET_AFTER: bool
     H: int
     UNITS: int  # hidden units of a program
-    BATCH: int  # batch rows of a tile, as the matrix unit takes them; of products by lanes ROWS
-    ROWS: int  # of them, how many there are: all, or no fewer than the batch has
+    BATCH: int  # columns of a product: batch rows of a tile as the matrix unit takes them, 8 or 16. By lanes: ROWS
+    ROWS: int  # batch rows of a tile that have memory and are sent: BATCH, or fewer for a batch that is smaller
     TILES: int  # tiles of the batch that are in flight in a program
     SLICES: int  # of the sum over units, one a warp
     REGISTER_TILES: int  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
     ALONG: int  # where lanes make the products, how many of them share a slice (see lanes); else 0
-    PROBE: bool  # how a program waits (see exchange)
+    PROBE: bool  # wait for one word before all are read: the hand-over "probe" (see exchange)
 
     @derived
     def PROGRAMS(self):
@@ -60,7 +63,7 @@ class Cut(Constants):
 
     @derived
     def ROW(self):
-        """Units of all programs."""
+        """Elements of a row of a tile: the units of all programs."""
         return self.PROGRAMS.value * self.UNITS.value
 
     @derived
@@ -83,7 +86,7 @@ class Cut(Constants):
 
     @derived
     def THREADS(self):
-        """What `isa.first_holders` returns for a tile."""
+        """How many threads have an element of the state first, or 0 where none has a copy (see isa.first_holders)."""
         return isa.first_holders(self.UNITS.value * self.BATCH.value, self.SLICES.value)
 
     @derived
@@ -93,12 +96,12 @@ class Cut(Constants):
 
     @derived
     def DEPTH(self):
-        """Units of a slice's chunk."""
+        """Units of a slice in a chunk of the sum."""
         return exchange.word_lanes(self.WORDS.value.PARTS.value) * self.WORD.value
 
     @derived
     def CHUNKS(self):
-        """Parts of the sum that all slices take at a time."""
+        """How many chunks the sum has: all slices take one at a time."""
         return -(-self.ROW.value // (self.SLICES.value * self.DEPTH.value))
 
     @derived
@@ -119,12 +122,12 @@ class Cut(Constants):
 
     @derived
     def R_Z(self):
-        """Tensors of the inputs of r and z, where lanes make the products."""
+        """How many tensors have the inputs of r and z, where lanes make the products."""
         return lanes.words_of_gates(2, self.UNITS.value, self.ROWS.value, self.SLICES.value)
 
     @derived
     def GATES(self):
-        """Tensors of all gate inputs of a tile."""
+        """How many tensors have all gate inputs of a tile."""
         if not self.BY_LANES.value:
             return 3
         apart = (3,) if self.RESET_AFTER.value else (2, 1)
@@ -154,14 +157,14 @@ def grid_scan(
     offsets,  # int32 [time], see sequences
     resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
     mailbox,  # int64, see exchange; a slot is [directions, groups * TILES] tiles of PROGRAMS * UNITS by ROWS
-    watch,  # int64 [2], see exchange
+    watch,  # int64 [2]: how long to wait, and where to say that it was too long; see launch/hang.py
     steps,  # of this launch
     start,  # the first of them
     total,  # of all launches
     copies,  # how many times over the PROGRAMS of a direction are launched
     first_direction,  # of this launch: 0 forward, 1 backward
     directions,  # of this launch
-    state,  # the layer's first in hx, carry and h_n
+    state,  # index of the layer's first state in hx, carry and h_n
     batch,
     out_t,
     out_b,
@@ -170,6 +173,7 @@ def grid_scan(
     cut: tl.constexpr,  # a `Cut`
     form: tl.constexpr,  # a `constants.Form`
 ):
+    # Which direction and units are mine. The PROGRAMS of a direction come ``copies`` times, with groups of their own.
     in_launch = tl.program_id(0) // cut.PROGRAMS // copies
     direction = first_direction + in_launch
     backward = sequences.goes_backward(direction, form.REVERSE)
@@ -184,10 +188,11 @@ def grid_scan(
         b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * cut.H
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
+    # Where everything lies. 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of
+    # out far apart.
     tiles = tl.cdiv(batch, cut.BATCH)
     groups = tl.cdiv(tiles, cut.TILES)
     elements = exchange.elements_of(mailbox, cut.DTYPE)
-    # 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of out far apart.
     slot_size = tl.cast(directions * groups, tl.int64) * (cut.TILES * cut.TILE)
     elements += tl.cast(in_launch * groups, tl.int64) * (cut.TILES * cut.TILE)
     row = tl.minimum(b, cut.ROWS - 1)
@@ -210,6 +215,7 @@ def grid_scan(
     last = start + steps == total
     for group in tl.range(tl.program_id(0) // cut.PROGRAMS % copies, groups, copies):
         first_tile = group * cut.TILES
+        # ``box`` is the group's part of the slot that the next state is received from. The first one gets h_0.
         box = elements + tl.cast(first_tile, tl.int64) * cut.TILE
         h = ()
         gates = ()
@@ -245,28 +251,30 @@ def grid_scan(
             now = gates
             gates = ()
             new = ()
-            ahead += tl.where(t + 1 < steps, gi_t, 0)
             forget = ()
+            # The gate inputs of the next step are loaded, to be there when they are wanted.
+            ahead += tl.where(t + 1 < steps, gi_t, 0)
             for i in tl.static_range(cut.TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
                 gates = gates + _load_gates(ahead + tl.cast(tile, tl.int64) * (3 * cut.TILE), in_tile, sent, cut)
                 if form.HAS_RESETS:
                     row_i = (first_tile + i) * cut.BATCH + b
-                    # Before the first step of a later launch, too, which does so again.
+                    # Also where the next step is a later launch's, which forgets once more.
                     forget = forget + (sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total),)
             z = ()
-            if not cut.RESET_AFTER:
+            if not cut.RESET_AFTER:  # the hand-over of r h
                 for i in tl.static_range(cut.TILES):
                     x = _receive(box, i, mailbox, watch, cut)
                     r_h, z_i = _reset(w, kept, x, now[cut.GATES * i : cut.GATES * (i + 1)], h[i], cut)
                     if cut.ROW != cut.H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     _send(box + slot_size + own, r_h, sent, i, cut)
-                    if not cut.IEEE:  # but while r h is on its way
+                    if not cut.IEEE:  # z is made while r h is on its way
                         (z_i,) = _products_of_slices(w, kept, x, 1, 2, cut)
                         z_i = fragments.by_now(z_i)
                     z = z + (z_i,)
                 box += slot_size
+            # The hand-over of the state.
             for i in tl.static_range(cut.TILES):
                 first_row = (first_tile + i) * cut.BATCH
                 going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), form.LAYOUT)
@@ -300,7 +308,7 @@ def grid_scan(
 
 @triton.jit
 def _load_weights(w_hh, first_unit, cut: tl.constexpr):
-    """Return the program's rows of W_hh that stay in registers, and where each thread finds those in shared memory."""
+    """Return the tiles of the program's rows of W_hh, and where each thread finds those it put into shared memory."""
     w = ()
     kept = 0
     if cut.BY_LANES:
@@ -320,7 +328,7 @@ def _load_weights(w_hh, first_unit, cut: tl.constexpr):
 
 @triton.jit
 def _load_fragments(w_hh, index: tl.constexpr, first_unit, cut: tl.constexpr):
-    """Return a tile of a program's rows of W_hh: those of a gate, of a chunk after all gates of the one before."""
+    """Return tile ``index`` of the program's rows of W_hh: r, z and n of the first chunk, then of the next one."""
     unit = first_unit + tl.arange(0, 8)[None, :, None]
     slice_ = index // 3 * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]
     word = slice_ * 4 + tl.arange(0, 4)[None, None, :]
@@ -367,7 +375,10 @@ def _send(element, x, mask, tile: tl.constexpr, cut: tl.constexpr):
 
 @triton.jit
 def _receive(box, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
-    """Return a tile in flight when it has come, where its products want it. ``box`` is where the first one lies."""
+    """Return a tile in flight when it has come, where its products want it. ``box`` is where the first one lies.
+
+    The mailbox begins with the launch's abort word.
+    """
     if cut.BY_LANES:
         return exchange.receive(box, tile * cut.TILE, mailbox, watch, lanes.word(cut), 0, cut.WORDS)
     elif cut.IN_FRAGMENTS:

@@ -294,7 +294,7 @@ def reset_state(g_r, a_r, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def sigmoid(x, DTYPE: tl.constexpr):
-    """Return 1 / (1 + e^-x): finite at both infinities. As exact as ``DTYPE`` needs."""
+    """Return 1 / (1 + e^-x), finite at both infinities. For 16-bit results it is made of `tanh`, at half its error."""
     if DTYPE == tl.float32:
         return _reciprocal(1.0 + _exp2(x * -LOG2_E))
     else:
@@ -303,7 +303,7 @@ def sigmoid(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def tanh(x, DTYPE: tl.constexpr):
-    """Return the hyperbolic tangent. 16-bit results take the hardware's (2^-11 relative), below their own rounding."""
+    """Return the hyperbolic tangent. For 16-bit results the hardware's: 2^-11 relative, as much as fp16's rounding."""
     if DTYPE == tl.float32:
         return 2.0 * _reciprocal(1.0 + _exp2(x * (-2.0 * LOG2_E))) - 1.0
     else:
@@ -330,15 +330,18 @@ def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.cons
     They begin ``OFFSET`` words after ``pointer``; those of the last chunk after ``tail``, if that chunk is not whole.
     An element that is -1 has not come.
 
-    The wait ends at the latest when the launch's ``abort`` word is 1, or when the time in ``watch[0]`` is over. Then it
-    sets the abort word, and the host's word at ``watch[1]``, and each part is a NaN.
+    No wait is endless. Every 64th time round a thread looks at the ``abort`` word: if it is 1, the thread gives up. It
+    also gives up when the nanoseconds in ``watch[0]`` are over, and sets the abort word and the host's word at
+    ``watch[1]``. After giving up each part is a NaN.
     """
     return tl.inline_asm_elementwise(
         _wait_text(words, OFFSET, _capability()),
         _wait_registers(words),
         [pointer.to(tl.int64), tail.to(tl.int64), abort.to(tl.int64), watch.to(tl.int64)],
         dtype=(tl.int32,) * words.TENSORS,
-        is_pure=True,  # else it would wait once for each layout that its words are wanted in
+        # Else it would wait once for each layout that its words are wanted in. That the compiler leaves it behind the
+        # send that it waits for, tests/compiled read in the PTX.
+        is_pure=True,
         pack=words.PACK,
     )
 

@@ -11,7 +11,7 @@ from ..kernels.constants import Form
 from ..plan.problem import Problem
 from ..reference import Weights
 
-# Constants are made once: a launch is found among those that Triton has compiled by what they are.
+# Constants are made once, here and for each kernel. A launch is found among those that Triton has compiled by them.
 _form = functools.lru_cache(Form)
 
 
