@@ -130,14 +130,21 @@ STAGES = {
 }
 
 
+def load_anew(name: str, kernel: str) -> types.ModuleType:
+    """Return a kernel's module in a copy of the package of kernels, which is called ``name``."""
+    for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+        del sys.modules[each]
+    package = types.ModuleType(name)
+    package.__path__ = list(kernels.__path__)
+    sys.modules[name] = package
+    return importlib.import_module(f"{name}.{kernel}")
+
+
 @functools.cache
 def without(kernel: str, stage: str):
     """Return the scan of a kernel without one of its `STAGES`."""
     name = f"{__name__}.{kernel} without {stage}"
-    package = types.ModuleType(name)
-    package.__path__ = list(kernels.__path__)
-    sys.modules[name] = package
-    module = importlib.import_module(f"{name}.{kernel}")
+    module = load_anew(name, kernel)
     for replaced, replacement in STAGES[kernel][stage].items():
         owner, attribute = replaced.split(".")
         owner = sys.modules[f"{name}.{owner}"]

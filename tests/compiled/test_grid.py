@@ -1,15 +1,12 @@
 """What the compiler makes of every configuration of ``grid`` that the heuristic can choose."""
 
 import dataclasses
-import importlib
 import re
-import sys
-import types
 
 import pytest
 import triton
 
-from triton_gru import kernels
+from perf.providers.stages_kernel import load_anew
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.heuristic import grid_config
@@ -147,23 +144,12 @@ def test_other_lengths_and_batches_add_no_compile(hx):
 @pytest.mark.parametrize("text", ["isa._store_text", "isa._wait_text", "isa.missing_text", "fragments._mma_text"])
 def test_compiled_kernels_are_cached_by_the_assembly_in_them(text):
     """Else Triton's cache would go on serving kernels compiled with an earlier version's assembly."""
-    before = kernels_anew("grid").grid_scan.cache_key
-    assert kernels_anew("grid").grid_scan.cache_key == before
+    before = load_anew("kernels in a copy", "grid").grid_scan.cache_key
+    assert load_anew("kernels in a copy", "grid").grid_scan.cache_key == before
     owner, name = text.split(".")
-    changed = kernels_anew("grid")
+    changed = load_anew("kernels in a copy", "grid")
     setattr(getattr(changed, owner), name, triton.constexpr_function(_nothing))
     assert changed.grid_scan.cache_key != before
-
-
-def kernels_anew(module):
-    """Return a module of the kernels in a copy of their package."""
-    name = "kernels in a copy"
-    for each in [each for each in sys.modules if each.startswith(name)]:
-        del sys.modules[each]
-    package = types.ModuleType(name)
-    package.__path__ = list(kernels.__path__)
-    sys.modules[name] = package
-    return importlib.import_module(f"{name}.{module}")
 
 
 def _nothing(*arguments):

@@ -31,17 +31,14 @@ import triton
 import triton.language as tl
 
 from . import fragments, isa, reserve, sequences
-from .constants import Constants, derived
+from .constants import Numbers, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Constants):
+class Cut(Numbers):
     """What `block_scan` is compiled for, beside the form of a call."""
 
-    DTYPE: tl.dtype  # of all tensors but the carry
-    PRECISION: str  # of products: "tf32" or "ieee"
     RESET_AFTER: bool
-    H: int
     UNITS: int  # hidden units of a tile, a power of two
     TILES: int  # tiles of units; TILES * UNITS >= H
     BATCH: int  # batch rows of a program: 2, or the columns of a product, 8 or 16
@@ -59,18 +56,9 @@ class Cut(Constants):
         return max(self.BATCH.value, 8)
 
     @derived
-    def IEEE(self):
-        """Products are ordinary fp32 ones: they are made without the matrix unit."""
-        return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
-
-    @derived
     def IN_FRAGMENTS(self):
         """Products are made of operands that stay where `fragments` puts them. Of one warp they are not."""
         return not self.IEEE.value and self.WARPS.value > 1
-
-    @derived
-    def BITS(self):
-        return self.DTYPE.value.primitive_bitwidth
 
     @derived
     def CHUNKS(self):

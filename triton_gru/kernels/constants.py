@@ -1,5 +1,6 @@
 """Named values that kernels are compiled for, as one argument in the place of many."""
 
+import functools
 from dataclasses import dataclass, fields
 
 import triton.language as tl
@@ -28,6 +29,12 @@ class Constants:
         for each, value in zip(fields(self), values):
             object.__setattr__(self, each.name, tl.constexpr(value))
 
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(cls, **values):
+        """Return the one object of these values: a launch is found among those that are compiled by what it is."""
+        return cls(**values)
+
     def __eq__(self, other):
         return type(self) is type(other) and self._values == other._values
 
@@ -38,6 +45,24 @@ class Constants:
         names = [each.name for each in fields(self)]
         names += sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name).value!r}' for name in names)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Numbers(Constants):
+    """What every kernel is told of the numbers of a call."""
+
+    DTYPE: tl.dtype  # of all tensors of floating-point numbers but the carry
+    PRECISION: str  # of products: "tf32" or "ieee"
+    H: int
+
+    @derived
+    def BITS(self):
+        return self.DTYPE.value.primitive_bitwidth
+
+    @derived
+    def IEEE(self):
+        """Products are ordinary fp32 ones: they are made without the matrix unit."""
+        return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -36,17 +36,14 @@ import triton
 import triton.language as tl
 
 from . import exchange, fragments, isa, lanes, reserve, sequences, slices
-from .constants import Constants, derived
+from .constants import Numbers, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Constants):
+class Cut(Numbers):
     """What `grid_scan` is compiled for, beside the form of a call."""
 
-    DTYPE: tl.dtype  # of all tensors but the carry
-    PRECISION: str  # of products: "tf32" or "ieee"
     RESET_AFTER: bool
-    H: int
     UNITS: int  # hidden units of a program
     BATCH: int  # columns of a product: batch rows of a tile as the matrix unit takes them, 8 or 16. By lanes: ROWS
     ROWS: int  # batch rows of a tile that have memory and are sent: BATCH, or fewer for a batch that is smaller
@@ -76,11 +73,6 @@ class Cut(Constants):
         return self.ALONG.value > 0
 
     @derived
-    def IEEE(self):
-        """Products are ordinary fp32 ones: they are made without the matrix unit."""
-        return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
-
-    @derived
     def IN_FRAGMENTS(self):
         return not self.IEEE.value
 
@@ -92,7 +84,7 @@ class Cut(Constants):
     @derived
     def WORD(self):
         """Elements of a word of the mailbox."""
-        return exchange.word_elements(self.DTYPE.value.primitive_bitwidth, self.WORDS.value.PARTS.value)
+        return exchange.word_elements(self.BITS.value, self.WORDS.value.PARTS.value)
 
     @derived
     def DEPTH(self):
@@ -107,7 +99,7 @@ class Cut(Constants):
     @derived
     def WORDS(self):
         """What a thread receives of a tile of the state."""
-        bits, parts = self.DTYPE.value.primitive_bitwidth, 2 if self.IEEE.value else 4
+        bits, parts = self.BITS.value, 2 if self.IEEE.value else 4
         rows, warps = self.ROWS.value, self.SLICES.value
         of_tile = {
             "BITS": bits, "PARTS": parts, "IN_ROW": self.ROW.value // exchange.word_elements(bits, parts),

@@ -12,21 +12,18 @@ import triton
 import triton.language as tl
 
 from . import isa, sequences
-from .constants import Constants
+from .constants import Numbers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Constants):
+class Cut(Numbers):
     """What `input_projection` is compiled for."""
 
-    DTYPE: tl.dtype  # of all tensors
-    PRECISION: str  # of products: "tf32" or "ieee"
     RESET_AFTER: bool
     LAYOUT: str  # see sequences
     REVERSE: bool  # an only direction goes backward
     HAS_BIAS: bool
     I: int
-    H: int
     PADDED_H: int
     BATCH: int  # batch rows of a tile of gi
     UNITS_APART: int  # elements from one unit to the next in gi: BATCH, or 1

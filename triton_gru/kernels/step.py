@@ -24,17 +24,14 @@ import triton
 import triton.language as tl
 
 from . import isa, sequences, slices
-from .constants import Constants, derived
+from .constants import Numbers, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Constants):
+class Cut(Numbers):
     """What both kernels are compiled for, beside what there is of a call."""
 
-    DTYPE: tl.dtype  # of all tensors but the carry
-    PRECISION: str  # of products: "tf32" or "ieee"
     PART: str
-    H: int
     UNITS: int  # hidden units of a program
     BATCH: int  # batch rows of a program
     DEPTH: int  # of the sum, an iteration
@@ -120,11 +117,7 @@ def step_scan(
         at = state * batch * cut.H + row_b * cut.H + unit
         h = _state(hx, carry_in, at, there, first, form.HAS_HX)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source = carry_in if cut.DTYPE == tl.float32 else rounded_in
-    if form.HAS_HX:
-        source = tl.where(now == 0, hx, source)
-    else:
-        remembered = remembered & ((now == 0) == 0)
+    source, remembered = _before(hx, carry_in, rounded_in, remembered, now == 0, form.HAS_HX, cut)
     source = source + state * batch * cut.H + row * cut.H
     sums = _recurrent_products(
         _zeros(cut.END - cut.FIRST, cut), w, source, remembered, reset_state + row * cut.H, row < batch, unit, end, cut
@@ -211,12 +204,7 @@ def whole_step(
         of_x = (sums[2],)
         sums = sums[:2] + _zeros(1, cut)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source = carry_in if cut.DTYPE == tl.float32 else rounded_in
-    remembered = row < batch
-    if HAS_HX:
-        source = tl.where(start == 0, hx, source)
-    else:
-        remembered = remembered & ((start == 0) == 0)
+    source, remembered = _before(hx, carry_in, rounded_in, row < batch, start == 0, HAS_HX, cut)
     source = source + state * batch * cut.H + row * cut.H
     sums = _recurrent_products(sums, w, source, remembered, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
     if cut.SLICES == 1:
@@ -247,6 +235,17 @@ def _part(cut: tl.constexpr):
     """
     unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS + tl.arange(0, cut.UNITS)[:, None]
     return (tl.program_id(0) // cut.PROGRAMS).to(tl.int64), unit
+
+
+@triton.jit
+def _before(hx, carry, rounded, remembered, first, HAS_HX: tl.constexpr, cut: tl.constexpr):
+    """Return where the states before the step begin, as operands, and which rows of them are ``remembered``."""
+    source = carry if cut.DTYPE == tl.float32 else rounded
+    if HAS_HX:
+        source = tl.where(first, hx, source)
+    else:
+        remembered = remembered & (first == 0)
+    return source, remembered
 
 
 @triton.jit

@@ -1,15 +1,12 @@
 """What ``block`` is launched with."""
 
-import functools
 from collections.abc import Iterator
 
 from ..kernels.block import Cut, block_scan
 from ..plan.config import BlockConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan, triton_type
-
-_cut = functools.lru_cache(Cut)
+from .scan import Scan, numbers_of
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
@@ -27,11 +24,9 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
 
 def cut(config: BlockConfig, problem: Problem) -> Cut:
     """Return what the kernel is compiled for."""
-    return _cut(
-        DTYPE=triton_type(problem.dtype),
-        PRECISION=problem.precision,
+    return Cut.of(
+        **numbers_of(problem),
         RESET_AFTER=problem.reset_after,
-        H=problem.hidden_size,
         UNITS=config.units,
         TILES=config.tiles,
         BATCH=config.batch,

@@ -1,6 +1,5 @@
 """What ``grid`` is launched with, and the memory through which its programs hand the state over."""
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -12,9 +11,7 @@ from ..plan.config import GridConfig
 from ..plan.problem import Problem
 from . import hang
 from .kernel_launch import Clear, Launch
-from .scan import Scan, triton_type
-
-_cut = functools.lru_cache(Cut)
+from .scan import Scan, numbers_of
 
 # Cap on the mailbox of a call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -83,11 +80,9 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
 def cut(config: GridConfig, problem: Problem) -> Cut:
     """Return what the kernel is compiled for."""
     by_lanes = problem.ieee and config.register_tiles > 0
-    return _cut(
-        DTYPE=triton_type(problem.dtype),
-        PRECISION=problem.precision,
+    return Cut.of(
+        **numbers_of(problem),
         RESET_AFTER=problem.reset_after,
-        H=problem.hidden_size,
         UNITS=config.units,
         BATCH=config.rows if by_lanes else config.batch,
         ROWS=config.rows,

@@ -1,15 +1,11 @@
 """What the input projection is launched with."""
 
-import functools
-
 from torch import Tensor
 
 from ..kernels.projection import Cut, input_projection
 from ..plan.config import BlockConfig, Config, projection_config
 from .kernel_launch import Launch
-from .scan import Scan, triton_type
-
-_cut = functools.lru_cache(Cut)
+from .scan import Scan, numbers_of
 
 
 def launch(x: Tensor, scan: Scan, config: Config) -> Launch:
@@ -31,15 +27,13 @@ def launch(x: Tensor, scan: Scan, config: Config) -> Launch:
             scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
         ),
         {
-            "cut": _cut(
-                DTYPE=triton_type(x.dtype),
-                PRECISION=problem.precision,
+            "cut": Cut.of(
+                **numbers_of(problem),
                 RESET_AFTER=problem.reset_after,
                 LAYOUT=scan.layout,
                 REVERSE=problem.reverse,
                 HAS_BIAS=scan.has_bias,
                 I=inputs,
-                H=problem.hidden_size,
                 PADDED_H=config.padded_hidden,
                 BATCH=config.rows,
                 UNITS_APART=config.rows if isinstance(config, BlockConfig) else 1,

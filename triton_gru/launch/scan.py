@@ -1,7 +1,5 @@
 """What every scan kernel is told of a call, one layer and one chunk of time steps at a time."""
 
-import functools
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -10,9 +8,6 @@ from ..call.sequences import Sequences
 from ..kernels.constants import Form
 from ..plan.problem import Problem
 from ..reference import Weights
-
-# Constants are made once, here and for each kernel. A launch is found among those that Triton has compiled by them.
-_form = functools.lru_cache(Form)
 
 
 class Scan:
@@ -82,7 +77,13 @@ class Scan:
     @property
     def form(self) -> Form:
         """Return what every scan is compiled for, whatever the configuration."""
-        return _form(self.layout, self.problem.reverse, self.has_bias, self.hx is not None, self._has_resets)
+        return Form.of(
+            LAYOUT=self.layout,
+            REVERSE=self.problem.reverse,
+            HAS_BIAS=self.has_bias,
+            HAS_HX=self.hx is not None,
+            HAS_RESETS=self._has_resets,
+        )
 
     @property
     def out_strides(self) -> tuple[int, int]:
@@ -92,6 +93,11 @@ class Scan:
     @property
     def hx_strides(self) -> tuple[int, int]:
         return (0, 0) if self.hx is None else (self.hx.stride(0), self.hx.stride(1))
+
+
+def numbers_of(problem: Problem) -> dict:
+    """Return the values of `constants.Numbers`."""
+    return {"DTYPE": triton_type(problem.dtype), "PRECISION": problem.precision, "H": problem.hidden_size}
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:

@@ -1,6 +1,5 @@
 """What ``step`` is launched with: a launch a time step, or all of a call of one step."""
 
-import functools
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -9,9 +8,7 @@ from ..kernels.step import Cut, step_scan, whole_step
 from ..plan.config import StepConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan, triton_type
-
-_cut = functools.lru_cache(Cut)
+from .scan import Scan, numbers_of
 
 
 class States:
@@ -83,11 +80,9 @@ def _parts(scan: Scan) -> tuple[str, ...]:
 
 def cut(config: StepConfig, problem: Problem, part: str) -> Cut:
     """Return what the kernel is compiled for."""
-    return _cut(
-        DTYPE=triton_type(problem.dtype),
-        PRECISION=problem.precision,
+    return Cut.of(
+        **numbers_of(problem),
         PART=part,
-        H=problem.hidden_size,
         UNITS=config.units,
         BATCH=config.batch,
         DEPTH=config.depth,
