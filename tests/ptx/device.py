@@ -2,12 +2,14 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator
 from unittest import mock
 
 import torch
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import JITFunction
 
 from triton_gru.launch import call_cache, hang
@@ -38,6 +40,7 @@ class Emulated:
         fixed: the fields of `Schedule` that are the same for every launch. The others are drawn for each launch.
         most_instructions: how many a launch may execute before it is taken to be endless.
         change: a function of a kernel's name and PTX that returns the PTX to execute.
+        forgiven: as in `machine.execute`.
     """
 
     def __init__(self, device: Device, seed: int):
@@ -47,6 +50,7 @@ class Emulated:
         self.fixed: dict = {}
         self.most_instructions = 400_000_000
         self.change = lambda kernel, ptx: ptx
+        self.forgiven: Collection[str] = ()
         self._draw = random.Random(seed)
         self._extents: dict[int, int] = {}  # of the input and the output of a call made again: from where to where
 
@@ -60,6 +64,7 @@ class Emulated:
         if not warmup:
             given = dict(zip(function.arg_names, args)) | options
             arguments = [given[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
+            grid = grid(given) if callable(grid) else grid
             self._execute(compiled, arguments, _memory(given.items()), grid, options)
         return compiled
 
@@ -110,7 +115,9 @@ class Emulated:
             self._execute(compiled, arguments, memory, (1, 1, 1), launch.constants)
 
     def _execute(self, compiled, arguments: list, memory: dict, grid: tuple, options: dict) -> None:
-        values = [each.data_ptr() if isinstance(each, torch.Tensor) else int(each) for each in arguments]
+        if compiled.metadata.shared > self.device.shared_memory:
+            raise OutOfResources(compiled.metadata.shared, self.device.shared_memory, "shared memory")
+        values = [_bits(each) for each in arguments]
         seed = self.fixed.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
@@ -121,12 +128,19 @@ class Emulated:
             execute(
                 self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, memory | host_words,
                 (*grid, 1, 1)[:3], compiled.metadata.num_warps, compiled.metadata.shared, schedule,
-                self.most_instructions,
+                self.most_instructions, self.forgiven,
             )
         )  # fmt: skip
 
 
 _compile, _make_room = JITFunction.run, Prepared._make_room
+
+
+def _bits(argument: torch.Tensor | float) -> int:
+    """Return what a kernel finds in an argument: an address, an integer, or the bits of an fp32 number."""
+    if isinstance(argument, torch.Tensor):
+        return argument.data_ptr()
+    return struct.unpack("<I", struct.pack("<f", argument))[0] if isinstance(argument, float) else int(argument)
 
 
 def _memory(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ import pathlib
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
 """.split()
 # Kinds that are reported but do not fail a launch. STORED_TWICE: two warps store the same value at the same address.
 NOTES = {"STORED_TWICE"}
+RACES = {"RACE_BETWEEN_CTAS", "RACE_IN_CTA"}
 
 # What an instruction finds undefined: one of its sources, its predicate, or a register of a wgmma that is under way.
 UNDEFINED = ["SOURCE", "PREDICATE", "ACCUMULATOR", "REGISTER_OF_A_PENDING_WGMMA"]
@@ -44,7 +45,10 @@ class Schedule:
         quantum: how many instructions a warp executes at a time, at most.
         delay: how late relaxed stores arrive. With 0 they arrive at once.
         sleeps: whether warps may fall far behind.
-        reconverge_late: whether diverged lanes of a warp go on in any order. Otherwise the lowest place goes first.
+        reconverge_late: whether diverged lanes of a warp go on in any order. Otherwise the lowest place goes first, but
+            in one turn of 16.
+        reconverge_early: whether the lowest place goes first in every turn, so that lanes meet where their paths do. A
+            warp whose lanes wait for each other may never end so.
         resident: how many CTAs run at a time, or 0 for all.
         ns_per_instruction: how far ``%globaltimer`` goes with each instruction of a warp.
         error: the share of the error that the PTX manual allows an approximation.
@@ -55,6 +59,7 @@ class Schedule:
     delay: int = 0
     sleeps: bool = False
     reconverge_late: bool = False
+    reconverge_early: bool = False
     resident: int = 0
     ns_per_instruction: float = 1.0
     error: float = 0.0
@@ -119,9 +124,12 @@ class Outcome:
         busiest: ``made`` of the warp with the most instructions.
         by_warp: the instructions of each warp of a CTA in ``made``, the most of any CTA.
         most_read: the bytes that one CTA has read and received, at most.
+        exchanges: how often a warp received after it had sent, the most of any warp. To send is a relaxed store or an
+            atomic addition, and to receive a relaxed or acquire load, each of global memory.
         memory: what became of each argument's memory, by its name. Arguments that overlap have one `Traffic`, of both.
-        notes: the reports of `NOTES`, as (kind, line of source).
+        notes: the reports of `NOTES` and of forgiven faults, as (kind, line of source).
         executed: the instructions of all warps, waits included.
+        length: the instructions of the kernel itself.
     """
 
     kernel: str
@@ -132,9 +140,11 @@ class Outcome:
     busiest: Counts
     by_warp: tuple[int, ...]
     most_read: int
+    exchanges: int
     memory: dict[str, Traffic]
     notes: list[tuple[str, str]]
     executed: int
+    length: int
 
 
 def execute(
@@ -146,6 +156,7 @@ def execute(
     shared: int,
     schedule: Schedule,
     most_instructions: int = 400_000_000,
+    forgiven: Collection[str] = (),
 ) -> Outcome:
     """Executes the kernel of a PTX ``text`` on memory of this process.
 
@@ -154,12 +165,15 @@ def execute(
         memory: (first address, end) of what the kernel may touch, by names of the caller's.
         shared: bytes of shared memory of a CTA.
         most_instructions: how many instructions all warps may execute before the launch is taken to be endless.
+        forgiven: kinds of `FAULTS` that are noted and fail no launch. With races between CTAs among them, acquire loads
+            and atomic additions are executed, too: what they order is not modelled.
 
     Raises:
         Fault: the launch did what it must not.
         translate.Unknown: the PTX contains what the machine cannot execute.
     """
-    loaded = _load(text)
+    loaded = _load(text, "RACE_BETWEEN_CTAS" in forgiven)
+    noted = NOTES.union(forgiven)
     program = loaded.program
     ctas = grid[0] * grid[1] * grid[2]
     if ctas >= 0xFFFF:
@@ -180,12 +194,12 @@ def execute(
         grid=(ctypes.c_int32 * 3)(*grid), n_warps=num_warps, shared_bytes=shared,
         n_ranges=len(extents), ranges=ctypes.addressof(ranges),
         most_instructions=most_instructions, most_reports=len(reports), reports=ctypes.addressof(reports),
-        by_warp=ctypes.addressof(by_warp),
+        by_warp=ctypes.addressof(by_warp), forgiven=sum(1 << FAULTS.index(kind) for kind in noted),
         **dataclasses.asdict(schedule),
     )  # fmt: skip
     _machine().run(ctypes.byref(launch))
     found = [_explain(each, program, extents) for each in reports[: launch.n_reports]]
-    faults = [f"{kind} in {program.name}, {what}" for kind, _, what in found if kind not in NOTES]
+    faults = [f"{kind} in {program.name}, {what}" for kind, _, what in found if kind not in noted]
     if faults:
         raise Fault("\n".join([*faults[:6], str(schedule)]))
 
@@ -196,9 +210,10 @@ def execute(
     return Outcome(
         program.name, ctas, num_warps,
         *(Counts(*(getattr(each, name) for name, _ in each._fields_)) for each in launch.counts()),
-        tuple(by_warp), launch.most_read,
+        tuple(by_warp), launch.most_read, launch.exchanges,
         {name: traffic_at(first) for name, (first, end) in memory.items() if first < end},
         [(kind, where) for kind, where, _ in found], launch.executed,
+        len(program.instructions),
     )  # fmt: skip
 
 
@@ -239,8 +254,8 @@ def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 class _Loaded:
     """A program in the arrays that the machine reads."""
 
-    def __init__(self, text: str):
-        self.program = program = translate(text)
+    def __init__(self, text: str, peers: bool):
+        self.program = program = translate(text, peers)
         loops = {}
         for first, last in waits(program):
             loops |= dict.fromkeys(range(first, last + 1), (first, last))
@@ -291,10 +306,11 @@ class _Launch(ctypes.Structure):
         ("grid", _I * 3), ("n_warps", _I), ("shared_bytes", _I), ("n_ranges", _I), ("ranges", _P),
         ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_int64),
         ("ns_per_instruction", ctypes.c_double), ("error", ctypes.c_double),
-        ("resident", _I), ("reconverge_late", _I), ("quantum", _I), ("delay", _I), ("sleeps", _I),
+        ("resident", _I), ("reconverge_late", _I), ("reconverge_early", _I),
+        ("quantum", _I), ("delay", _I), ("sleeps", _I), ("forgiven", ctypes.c_uint64),
         ("n_reports", _I), ("most_reports", _I), ("reports", _P), ("executed", ctypes.c_int64),
         ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_read", ctypes.c_int64),
-        ("by_warp", _P),
+        ("exchanges", ctypes.c_int64), ("by_warp", _P),
     ]  # fmt: skip
 
     def counts(self) -> tuple[_Counts, _Counts, _Counts]:

@@ -91,12 +91,13 @@ def compute(body: str, out: type, *sources: np.ndarray, **schedule) -> np.ndarra
     return results[:size].astype(out)
 
 
-def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), **schedule) -> Outcome:
+def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), forgiven=(), **schedule) -> Outcome:
     """Executes a `kernel` under a schedule that torch's seed chooses.
 
     Args:
         arguments: of the kernel. Of an array that is its address, and the kernel may touch all of it.
         ranges: (first address, end) of the memory that it may touch instead.
+        forgiven: as in `execute`.
         schedule: fields of `Schedule` that are fixed.
     """
     arrays = [each for each in arguments if isinstance(each, np.ndarray)]
@@ -105,7 +106,7 @@ def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), 
     ranges = ranges or [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
     drawn = Schedule.draw(int(torch.randint(1 << 31, ())), cooperative=False, **schedule)
     memory = {f"range {i}": each for i, each in enumerate(ranges)}
-    return execute(text, values, memory, grid, warps, shared, drawn)
+    return execute(text, values, memory, grid, warps, shared, drawn, forgiven=forgiven)
 
 
 def _in_memory(of: type) -> np.dtype:

@@ -208,6 +208,18 @@ for _operation, _define in _DEFINED.items():
             _also = _HALFWAY if (_operation, _type) == ("fma", "bf16") else ()
             _case(f"{_operation}{_mode}.{_type}{_pair}", _source.bits, _sources, _expect, also=_also)
 
+
+def _flushed(number: float) -> float:
+    return math.copysign(0, number) if abs(number) < 2.0**F32.least else number
+
+
+for _name, _arguments, _define in (("fma.rn.ftz.f32", 3, F32.fma), ("abs.ftz.f32", 1, abs)):
+
+    def _expect(*values, define=_define):
+        return F32.encode(_flushed(define(*(_flushed(F32.decode(each)) for each in values))))
+
+    _case(_name, 32, [_float(F32)] * _arguments, _expect)
+
 # Moves between registers of different widths, immediates, and guards
 
 for _body, _bits, _widths, _define in [
@@ -541,6 +553,37 @@ def test_moves_through_memory(bits, count):
     assert (out[:32] == source[:32].reshape(16, 2, size)[:, ::-1].reshape(32, size)).all()
 
 
+PAIRS = kernel(
+    """mad.wide.u32 %d10, %lane, 4, %d0; mad.wide.u32 %d11, %lane, 4, %d1; mad.lo.s32 %r5, %lane, 4, %smem;
+    ld.global.v4.b8 {%h1, %h2, %h3, %h4}, [%d11]; st.shared.v4.b8 [%r5], {%h2, %h1, %h4, %h3}; bar.warp.sync -1;
+    xor.b32 %r5, %r5, 4; ld.shared.v2.b8 {%h5, %h6}, [%r5]; ld.shared.b16 %h7, [%r5+2];
+    st.global.b16 [%d10], %h5; st.global.b16 [%d10+2], %h7;""", 2,
+)  # fmt: skip
+
+
+def test_moves_bytes_through_shared_memory_in_pairs():
+    source, out = _random(32, 32), np.zeros((32, 2), np.uint16)
+    launch(PAIRS, out, source, shared=128)
+    swapped = source.view(np.uint8).reshape(16, 2, 2, 2)[:, ::-1, :, ::-1].reshape(32, 4)  # of neighbours and of pairs
+    assert np.array_equal(out[:, 0], swapped[:, 0])
+    assert np.array_equal(out[:, 1], swapped[:, 2] + swapped[:, 3] * np.uint16(256))
+
+
+BYTES = kernel(
+    """add.s32 %r5, %lane, %smem; xor.b32 %r6, %lane, 1; mad.wide.u32 %d10, %lane, 2, %d0; add.s32 %r6, %r6, %smem;
+    cvt.u16.u32 %h1, %lane; st.shared.b8 [%r5], %h1; bar.warp.sync -1; ld.shared.b8 %h2, [%r6];
+    st.global.b16 [%d10], %h2;""", 1,
+)  # fmt: skip
+
+
+def test_moves_bytes_through_shared_memory():
+    out = np.zeros(32, np.uint16)
+    with pytest.raises(translate.Unknown, match="st.shared.b8"):
+        launch(BYTES, out, shared=32)
+    launch(BYTES, out, shared=32, forgiven={"RACE_BETWEEN_CTAS"})
+    assert np.array_equal(out, np.arange(32) ^ 1)
+
+
 CLOCK = kernel("mov.u64 %d10, %globaltimer; mov.u64 %d11, %globaltimer; st.global.v2.b64 [%d0], {%d10, %d11};", 1)
 
 
@@ -821,11 +864,12 @@ def _texts() -> list[str]:
     texts += [_shared_text(*each) for each in WIDTHS]
     texts += [_group(*each, 64)[0] for each in GROUPS]
     texts.append(kernel(CHOSEN[32].replace("KIND", "b32"), 3))
-    return [*texts, CLOCK, BARRIER, *ASYNC.values(), *TILES.values(), *MMA.values()]
+    atom = kernel("atom.global.gpu.relaxed.add.u32 %r1, [%d0], 1;", 1)  # in test_machine.py
+    return [*texts, CLOCK, BARRIER, PAIRS, atom, *ASYNC.values(), *TILES.values(), *MMA.values()]
 
 
 def test_covers_every_operation():
-    used = {each.operation for text in _texts() for each in translate.translate(text).instructions}
+    used = {each.operation for text in _texts() for each in translate.translate(text, peers=True).instructions}
     assert {translate.OPERATIONS[each] for each in used} == set(translate.OPERATIONS)
 
 

@@ -12,11 +12,12 @@ from typing import NamedTuple
 # The machine's operations, in the order in which machine.py numbers them for the C compiler.
 OPERATIONS = """
 nop bra ret barrier barrier_warp clock fence_async
-load_parameter load_global store_global load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
+load_parameter load_global store_global atom_add load_shared store_shared ldmatrix stmatrix cp_async cp_commit cp_wait
 mma wgmma wgmma_commit wgmma_wait shuffle movmatrix redux mov unpack pack selp setp
 add sub mul mad mul_hi_u mul_hi_s mul_wide_u mul_wide_s mad_wide_u mad_wide_s div_s div_u rem_s rem_u
 min_s min_u max_s max_u max_u16x2 max_relu_s neg and or xor not shl shr_u shr_s bfe_u bfe_s prmt extend_s extend_u
 add_f32 sub_f32 mul_f32 fma_f32 add_f32x2 sub_f32x2 mul_f32x2 fma_f32x2 div_f32 ex2 ex2_ftz rcp_ftz tanh
+fma_ftz abs_ftz
 add_f16 add_f16x2 add_bf16 add_bf16x2 fma_f16 fma_f16x2 fma_bf16 fma_bf16x2
 add_f32_f16 add_f32_bf16
 f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_tf32 u32_to_f16
@@ -78,6 +79,8 @@ _COMPUTING = [
     ("ex2.approx.ftz.f32", "ex2_ftz", "32"),
     ("rcp.approx.ftz.f32", "rcp_ftz", "32"),
     ("tanh.approx.f32", "tanh", "32"),
+    ("fma.rn.ftz.f32", "fma_ftz", "32 32 32"),
+    ("abs.ftz.f32", "abs_ftz", "32"),
     ("cvt.f32.f16", "f16_to_f32", "16"),
     ("cvt.f32.bf16", "bf16_to_f32", "16"),
     ("cvt.rn.f16.f32", "f32_to_f16", "32"),
@@ -167,13 +170,17 @@ class Program:
     constants: dict[int, tuple] = field(default_factory=dict)
 
 
-def translate(text: str) -> Program:
+def translate(text: str, peers: bool = False) -> Program:
     """Return the program of the PTX's one kernel.
+
+    Args:
+        peers: whether that is known, too, which kernels of ours have not: acquire loads, atomic additions, and single
+            bytes of shared memory. What they order and race with is not modelled.
 
     Raises:
         Unknown: it contains what the machine cannot execute.
     """
-    return _Translator(text).translate()
+    return _Translator(text, peers).translate()
 
 
 _SPACE = re.compile(r"\s+|//[^\n]*")
@@ -184,8 +191,8 @@ _ADDRESS = re.compile(r"\[ ?([%\w]+) ?(?:\+ ?(-?\w+))? ?\]")
 
 
 class _Translator:
-    def __init__(self, text: str):
-        self._text = text
+    def __init__(self, text: str, peers: bool):
+        self._text, self._peers = text, peers
         self._rows: dict[tuple, int] = {}
         self._scopes: list[tuple[int, set]] = []  # of braces: a number, and the registers declared inside
         self._labels: dict[tuple[int, str], int] = {}
@@ -384,15 +391,26 @@ class _Translator:
                 row = self._row_of(("parameter", self._parameters[where]))
                 self._emit(f"extend_{'s' if match[1] == 's' else 'u'}", [self._row(o[0])], [row], (bits, 64))
             return True
-        space, order, bits = _read_access(name)
+        if self._peers:
+            name = name.replace("ld.global.gpu.acquire.", "ld.relaxed.gpu.global.")
+        space, order, bits = _read_access(name, self._peers)
         base, offset = self._address(o[1])
         self._emit(f"load_{space}", self._vector(o[0], bits), [base], (bits // 8, order, offset))
         return True
 
     def _st(self, name: str, o: list[str]) -> bool:
-        space, order, bits = _read_access(name)
+        space, order, bits = _read_access(name, self._peers)
         base, offset = self._address(o[0])
         self._emit(f"store_{space}", [], [base, *self._vector(o[1], bits)], (bits // 8, order, offset))
+        return True
+
+    def _atom(self, name: str, o: list[str]) -> bool:
+        match = re.fullmatch(r"atom\.global\.gpu\.(?:relaxed|acquire|release|acq_rel)\.add\.[su](32|64)", name)
+        if not (match and self._peers):
+            raise Unknown(name)
+        base, offset = self._address(o[1])
+        into, bits = [base, self._row(o[2], int(match[1]))], int(match[1])
+        self._emit("atom_add", [self._row(o[0])], into, (bits // 8, RELAXED, offset))
         return True
 
     def _ldmatrix(self, name: str, o: list[str]) -> bool:
@@ -487,7 +505,7 @@ class _Translator:
 
 
 @functools.cache
-def _read_access(name: str) -> tuple[str, int, int]:
+def _read_access(name: str, peers: bool) -> tuple[str, int, int]:
     """Return the memory that a load or store accesses, its order, and the bits of an element."""
     match = re.fullmatch(
         r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
@@ -496,7 +514,8 @@ def _read_access(name: str) -> tuple[str, int, int]:
     )
     if not match:
         raise Unknown(name)
-    if match["bits"] == "8" and (name.startswith("st") or match["space"] == "shared"):
+    is_known = peers or ".v" in name if match["space"] == "shared" else name.startswith("ld")
+    if match["bits"] == "8" and not is_known:
         raise Unknown(name)  # what is known of accesses is known of two bytes at a time
     order = RELAXED if match["relaxed"] else CONSTANT if match["cached"] == ".nc" else PLAIN
     return match["space"], order, int(match["bits"])

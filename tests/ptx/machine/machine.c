@@ -56,6 +56,7 @@ static void end_cta(Launch *o, Cta *c) {
     add_counts(&o->made, &w->made);
     add_counts(&o->waited, &w->waited);
     read += w->made.read + w->made.received;
+    if (w->exchanges > o->exchanges) o->exchanges = w->exchanges;
     if (w->made.instructions > o->busiest.instructions) o->busiest = w->made;
     if (w->made.instructions > o->by_warp[w->index]) o->by_warp[w->index] = w->made.instructions;
     free(w->rows); free(w->defined); free(w->fences);

@@ -47,13 +47,15 @@ typedef struct {
   i64 most_instructions;
   double ns_per_instruction, error;  // of approximations: the share that is made of what the PTX manual allows
   i32 resident;       // CTAs at a time
-  i32 reconverge_late, quantum, delay, sleeps;
+  i32 reconverge_late, reconverge_early, quantum, delay, sleeps;
+  u64 forgiven;       // a bit for each kind of fault: these are noted alone
   // Answers.
   i32 n_reports, most_reports;
   Report *reports;
   i64 executed;
   Counts made, waited, busiest;      // of all warps, waits apart, and of the warp with the most instructions
   i64 most_read;                     // by one CTA
+  i64 exchanges;                     // of the warp with most
   i64 *by_warp;                      // instructions of each warp of a CTA, waits apart: the most of any CTA
 } Launch;
 
@@ -82,6 +84,9 @@ typedef struct Warp {
   // Of a loop that waits, the best pass counts as made and the others as waited.
   Counts made, waited, pass, best;
   i32 waiting, failed, loop_first, loop_last;
+  // How often it has received after it had sent; and whether it has sent since.
+  i64 exchanges;
+  i32 sent;
 } Warp;
 
 typedef struct Cta {
@@ -122,7 +127,7 @@ static inline u32 draw_below(Machine *m, u32 n) { return (u32)(((draw(m) >> 32) 
 // Adds a report, or counts it if the same has been reported of the same place. `other`: another place, or a detail.
 static void report(Machine *m, int kind, const Warp *w, int place, int lane, u64 address, int other) {
   Launch *o = m->launch;
-  if (kind == FAULT_STORED_TWICE && o->n_reports >= o->most_reports / 2) return;  // leave room for faults
+  if (o->forgiven >> kind & 1 && o->n_reports >= o->most_reports / 2) return;  // leave room for faults
   for (int i = 0; i < o->n_reports; i++) {
     Report *r = o->reports + i;
     if (r->kind == kind && r->place == place && r->other == other) { r->count++; return; }

@@ -90,6 +90,12 @@ static void shared_store(Machine *m, Origin o, u64 address, u64 value, int bytes
   memcpy(shared_at(o.warp->cta, address), &value, bytes);
 }
 
+// Of two bytes it is not known who touched which: with one of them both are written, and nobody races for them.
+static void shared_store_byte(Origin o, u64 address, u64 value) {
+  *touch_of(o.warp->cta, address) = (SharedTouch){o.warp->index * 32 + o.lane, o.place, .by_store = 1};
+  *shared_at(o.warp->cta, address) = (u8)value;
+}
+
 static void begin_copy(Machine *m, Origin o, Copy c) {
   touch_shared_write(m, o, c.to, c.bytes, 0, 0);
   APPENDED(o.warp->copies, o.warp->n_copies, o.warp->room_for_copies) = c;

@@ -88,7 +88,7 @@ static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *i
       return w->defined[in[2]] & ((chosen & w->defined[in[0]]) | (~chosen & w->defined[in[1]]));
     }
     case OP_load_parameter: case OP_load_global: case OP_store_global: case OP_load_shared: case OP_store_shared:
-    case OP_ldmatrix: case OP_stmatrix: case OP_cp_async: case OP_mma: case OP_wgmma:
+    case OP_ldmatrix: case OP_stmatrix: case OP_cp_async: case OP_mma: case OP_wgmma: case OP_atom_add:
       for (int k = 0; k < i->n_in && mask & ~all; k++) {
         u32 missing = mask & ~w->defined[in[k]];
         // Each matrix takes the addresses of eight lanes.
@@ -147,6 +147,27 @@ static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *ou
       w->rows[out[k]][l] = there ? peek(address + k * bytes, bytes) : 0xDEADDEADDEADDEADull;
   }
   for (int k = 0; k < i->n_out; k++) w->defined[out[k]] |= mask;
+  if (order == RELAXED) { w->exchanges += w->sent; w->sent = 0; }
+}
+
+// Adds to memory and finds what was there, once all stores that are under way have arrived.
+static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
+  int bytes = i->extra[0];
+  Sectors sectors = {0};
+  while (m->n_stores) arrive(m, 0);
+  EACH {
+    Origin o = {w, w->place, l};
+    u64 address = w->rows[in[0]][l] + (i64)i->extra[2];
+    check_aligned(m, o, address, bytes);
+    if (!check_global(m, o, address, bytes, RELAXED, 1, 0)) continue;
+    count_sectors(m, &sectors, address, bytes, 1, n);
+    n->written += bytes; m->last_range->written += bytes;
+    u64 found = peek(address, bytes);
+    poke(address, found + w->rows[in[1]][l], bytes);
+    w->rows[out[0]][l] = found;
+  }
+  w->defined[out[0]] |= mask;
+  w->sent = 1;
 }
 
 static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
@@ -166,6 +187,7 @@ static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *i
       if (order == PLAIN) poke(at, value, bytes); else send(m, w, at, value, bytes);
     }
   }
+  if (order != PLAIN) w->sent = 1;
 }
 
 static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
@@ -188,7 +210,11 @@ static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *i
     u64 address = (u32)(w->rows[in[0]][l] + i->extra[2]);
     if (!check_shared(m, o, address, bytes * (i->n_in - 1))) continue;
     n->shared_written += bytes * (i->n_in - 1);
-    for (int k = 1; k < i->n_in; k++) shared_store(m, o, address + (k - 1) * bytes, w->rows[in[k]][l], bytes);
+    if (bytes == 1 && i->n_in == 2) shared_store_byte(o, address, w->rows[in[1]][l]);
+    else if (bytes == 1) for (int k = 1; k < i->n_in; k += 2)
+      shared_store(m, o, address + k - 1, low(w->rows[in[k]][l], 8) | low(w->rows[in[k + 1]][l], 8) << 8, 2);
+    else for (int k = 1; k < i->n_in; k++)
+      shared_store(m, o, address + (k - 1) * bytes, w->rows[in[k]][l], bytes);
   }
 }
 
@@ -244,7 +270,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
   const Launch *launch = m->launch;
   Cta *cta = w->cta;
   // Now and then any lanes go on: those at the lowest place may wait for the others.
-  int any = launch->reconverge_late || draw_below(m, 16) == 0;
+  int any = launch->reconverge_late || (draw_below(m, 16) == 0 && !launch->reconverge_early);
   if (w->live != w->mask) choose_lanes(m, w, any);
   for (int done = 0; done < most; done++) {
     if (w->live != w->mask && should_choose(m, w, done, any)) { remember_places(w); choose_lanes(m, w, any); }
@@ -308,6 +334,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_load_parameter: load_parameter(m, w, i, out, in, mask); break;
       case OP_load_global: load_global(m, w, i, out, in, mask, count); break;
       case OP_store_global: store_global(m, w, i, in, mask, count); break;
+      case OP_atom_add: add_atomically(m, w, i, out, in, mask, count); break;
       case OP_load_shared: load_shared(m, w, i, out, in, mask, count); break;
       case OP_store_shared: store_shared(m, w, i, in, mask, count); break;
       case OP_ldmatrix:
@@ -423,6 +450,11 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_sub_f32: FLOATS(of_f32(x - y)); break;
       case OP_mul_f32: FLOATS(of_f32(x * y)); break;
       case OP_fma_f32: count->fma++; FLOATS(of_f32(__builtin_fmaf(x, y, z))); break;
+      case OP_fma_ftz:
+        count->fma++;
+        FLOATS(of_f32(flushed(__builtin_fmaf(flushed(x), flushed(y), flushed(z)))));
+        break;
+      case OP_abs_ftz: FLOATS(of_f32(fabsf(flushed(x)))); break;
       case OP_add_f32x2: FLOATS(pair(x + y, as_f32(a >> 32) + as_f32(b >> 32))); break;
       case OP_sub_f32x2: FLOATS(pair(x - y, as_f32(a >> 32) - as_f32(b >> 32))); break;
       case OP_mul_f32x2: FLOATS(pair(x * y, as_f32(a >> 32) * as_f32(b >> 32))); break;
