@@ -17,12 +17,11 @@ from triton_gru.plan.device import KNOWN
 
 from .campaigns import CAMPAIGNS, Skipped
 from .device import emulating
-from .test_counts import print_counts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__.splitlines()[0])
-    parser.add_argument("campaign", choices=[*CAMPAIGNS, "count"])
+    parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("seed", type=int, help="what all cases are drawn from")
     parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to go on (default: 60)")
     parser.add_argument("--device", default="H200", choices=KNOWN)
@@ -32,8 +31,6 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("TESTS_SEED", str(options.seed))
-    if options.campaign == "count":
-        return 0 if print_counts(KNOWN[options.device], options.seconds) else 1
     end = time.monotonic() + options.seconds
     tally, case, instructions = collections.Counter(), options.case or 0, 0
     while time.monotonic() < end:

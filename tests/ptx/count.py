@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -18,10 +19,12 @@ from triton_gru.plan.heuristic import HEURISTICS
 
 from ..calls import PRECISIONS, make_gru
 from .device import Emulated
+from .machine import Outcome
 
 # One step is half of the difference between calls of so many steps. More where the loop makes several at a time.
 FEWER, MORE = 2, 4
-SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "reconverge_late": False, "resident": 0}
+SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "resident": 0}
+SCHEDULE |= {"reconverge_late": False, "reconverge_early": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +61,21 @@ class Case:
         return HEURISTICS[self.backend](self.hidden, self.batch, 1 + self.both, *PRECISIONS[self.precision], device)
 
 
-def count_step(gpu: Emulated, case: Case) -> Counter:
+def count_step(gpu: Emulated, case: Case, config: Config | None = None) -> Counter:
     """Execute calls of a few steps and return what one more of them takes, in all programs, its projection left out.
 
-    Of programs that do the same, one is executed. All that it would wait for is there.
+    Of programs that do the same, one is executed. All that it would wait for is there. ``config`` is the kernel's
+    configuration, or None for what the heuristic chooses.
 
     Returns:
-        Numbers by name. Of all programs: ``"matrix"`` and ``"flops"`` of the matrix unit; ``"fma"``, fused
-        multiply-adds of fp32, each of a thread; ``"shared"``, ``"read"``, ``"received"`` and ``"written"``, bytes, the
-        last three of each argument, too, as ``"read gi"``. Of a program: ``"busiest"`` and ``"idlest"``, instructions
-        of the warps with most and fewest; ``"barriers"``. ``"twice"``: lines of source that store something twice.
+        Numbers by name. Of the step: ``"launches"``. Of a launch: ``"programs"``, and ``"warps"`` of a program. Of all
+        programs: ``"matrix"`` and ``"flops"`` of the matrix unit; ``"fma"``, fused multiply-adds of fp32, each of a
+        thread; ``"shared"``, ``"read"``, ``"received"`` and ``"written"``, bytes, the last three of each argument, too,
+        as ``"read gi"``. Of a program: ``"busiest"`` and ``"idlest"``, instructions of the warps with most and fewest;
+        ``"barriers"``; ``"exchanges"``, as in `Outcome`. ``"twice"``: lines of source that store something twice.
     """
     gpu.fixed = dict(SCHEDULE)
-    config = case.config(gpu.device)
+    config = config or case.config(gpu.device)
     assert not isinstance(config, str), config
     gru = make_gru(
         case.hidden if case.kernel == "whole" else 16, case.hidden, case.precision, "cpu", case.backend,
@@ -79,10 +84,42 @@ def count_step(gpu: Emulated, case: Case) -> Counter:
     if case.kernel == "whole":
         return _count(gpu, case, config, gru, 1)
     steps = max(MORE - FEWER, getattr(config, "ahead", 1))
-    fewer, more = (_count(gpu, case, config, gru, n) for n in (FEWER, FEWER + steps))
-    step = Counter({name: (more[name] - fewer[name]) / steps for name in more})
-    step["twice"] = more["twice"]
+    return _one_more(lambda n: _count(gpu, case, config, gru, n), FEWER, FEWER + steps)
+
+
+def count_calls(gpu: Emulated, call: Callable[[int], object], fewer: int, more: int) -> Counter:
+    """Execute all that ``call(steps)`` launches, for two numbers of steps, and return what `count_step` does."""
+    gpu.fixed = dict(SCHEDULE)
+
+    def count(steps: int) -> Counter:
+        counted, first = Counter(), len(gpu.outcomes)
+        call(steps)
+        for outcome in gpu.outcomes[first:]:
+            _add(counted, outcome, 1, outcome.ctas)
+        return counted
+
+    return _one_more(count, fewer, more)
+
+
+def _one_more(count: Callable[[int], Counter], fewer: int, more: int) -> Counter:
+    less, all_ = count(fewer), count(more)
+    step = Counter({name: (all_[name] - less[name]) / (more - fewer) for name in all_})
+    step.update({name: all_[name] - step[name] for name in ("twice", "programs", "warps")})  # not by step
     return step
+
+
+def _add(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
+    """Add what a launch of so many programs does. Its outcome is that of all of them, or ``times`` that of one."""
+    made, busiest = outcome.made, outcome.busiest
+    counted.update({"busiest": max(outcome.by_warp), "idlest": min(outcome.by_warp), "barriers": busiest.barriers})
+    counted.update({"twice": len(outcome.notes), "launches": 1, "exchanges": outcome.exchanges})
+    counted["programs"], counted["warps"] = max(counted["programs"], programs), outcome.warps
+    all_ = {"matrix": made.matrix, "flops": made.flops, "fma": 32 * made.fma}
+    all_["shared"] = made.shared_read + made.shared_written
+    for name, traffic in (("", made), *outcome.memory.items()):
+        for what in ("read", "received", "written"):
+            all_[f"{what} {name}".strip()] = getattr(traffic, what)
+    counted.update({name: times * n for name, n in all_.items()})
 
 
 def _count(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> Counter:
@@ -95,17 +132,8 @@ def _count(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> Counte
             gpu.run_program(scan, (0, 0, 0))
         else:
             gpu.prepared(scan)(*scan.args)
-        outcome = gpu.outcomes[-1]
-        times = math.prod(scan.grid) if alike else 1
-        made, busiest = outcome.made, outcome.busiest
-        counted.update({"busiest": max(outcome.by_warp), "idlest": min(outcome.by_warp), "barriers": busiest.barriers})
-        counted.update({"twice": len(outcome.notes)})
-        all_ = {"matrix": made.matrix, "flops": made.flops, "fma": 32 * made.fma}
-        all_["shared"] = made.shared_read + made.shared_written
-        for name, traffic in (("", made), *outcome.memory.items()):
-            for what in ("read", "received", "written"):
-                all_[f"{what} {name}".strip()] = getattr(traffic, what)
-        counted.update({name: times * n for name, n in all_.items()})
+        outcome, programs = gpu.outcomes[-1], math.prod(scan.grid)
+        _add(counted, outcome, programs if alike else 1, programs)
         assert not any(dataclasses.astuple(outcome.waited)), "a program waited"
     return counted
 
