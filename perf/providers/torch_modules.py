@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Input
-from .interface import Ready
+from .interface import Call, Ready
 
 
 def _gru(gru: nn.RNNBase, x: Input) -> Ready:
@@ -15,16 +15,21 @@ def _gru(gru: nn.RNNBase, x: Input) -> Ready:
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
-    """Make a cell of the same sizes ready, with weights of its own, which is compared with itself in float64."""
+    """Make a cell of the same sizes ready, which is compared with itself in float64."""
+    module, expected = cell_like(cell, gru)
+    return Ready(_first_state(module), kernel=kernel(gru), expected=expected)
+
+
+def cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
+    """Return a cell of the same sizes with weights of its own, and its call in float64."""
     with torch.inference_mode(False):
         sizes = gru.input_size, gru.hidden_size, gru.num_layers
         like = gru.weight_hh_l0
         module = cell(*sizes, bidirectional=gru.bidirectional, device=like.device, dtype=like.dtype).eval()
-        exact = copy.deepcopy(module).double()
-    return Ready(_first_state(module), kernel=kernel(gru), expected=_first_state(exact))
+        return module, _first_state(copy.deepcopy(module).double())
 
 
-def _first_state(module: nn.RNNBase):
+def _first_state(module: nn.RNNBase) -> Call:
     """Return a call that gives the first state alone: an LSTM has two."""
 
     def call(x: Input) -> tuple[Input, Tensor]:
