@@ -174,7 +174,7 @@ def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatc
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("provider", ["torch.compile", "torchrl"])
+@pytest.mark.parametrize("provider", ["torch.compile", "torch.compile.cells", "torchrl"])
 @pytest.mark.parametrize("hidden, layers", [(64, 2), (400, 1)])
 @pytest.mark.parametrize(
     "dtype, precision, atol",
