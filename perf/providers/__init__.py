@@ -5,16 +5,16 @@ from torch import nn
 from triton_gru.call.options import Options
 
 from ..case import Input
-from . import compiled, cudnn, handwritten, ours, stages, streaming, torch_modules, torchrl
+from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, stages, torch_modules, torchrl
 from .interface import Prepare, Ready, Unavailable
+from .streaming import PROVIDERS as STREAMING
 
 OURS = "triton_gru"  # and what begins so
 YARDSTICK = "torch.nn.GRU"  # measured in every cell: others are gated and compared by it
 
 PROVIDERS: dict[str, Prepare] = {YARDSTICK: torch_modules.PROVIDERS[YARDSTICK]}  # named first
-for _module in (ours, stages, cudnn, handwritten, compiled, torchrl, torch_modules):
+for _module in (ours, stages, cudnn, handwritten, compiled, torchrl, gru_qat, flashrnn, flax_scan, torch_modules):
     PROVIDERS |= _module.PROVIDERS
-STREAMING: dict[str, Prepare] = streaming.PROVIDERS
 NAMES = tuple(PROVIDERS | STREAMING)
 
 

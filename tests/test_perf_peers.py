@@ -1,0 +1,340 @@
+"""Peers from other packages: each is handed `nn.GRU`'s weights as its formula wants them, or says why it cannot serve.
+
+None of them is installed here. A stand-in computes a peer's documented formula in plain torch from what it is handed.
+"""
+
+import contextlib
+import sys
+import types
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from perf import providers
+from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
+from perf.providers.interface import Unavailable
+from perf.providers.torch_modules import cell_like
+
+LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, False)])
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def tf32():
+    """Allow products of float32 in TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.allow_tf32 = True
+    yield
+    matmul.allow_tf32 = False
+    matmul.fp32_precision = before
+
+
+@pytest.fixture
+def cases(layers, bias):
+    """Return a GRU and an input, whose sizes all differ."""
+    return nn.GRU(7, 20, layers, bias=bias).eval(), torch.randn(5, 3, 7)
+
+
+def on_a_gpu(dtype=torch.float32):
+    return types.SimpleNamespace(is_cuda=True, dtype=dtype)
+
+
+# --- What they share
+
+
+def test_a_peer_that_is_not_installed(monkeypatch):
+    for module in ("gru_qat", "flashrnn", "jax"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("gru_qat.scan", "gru_qat.persistent", "flashrnn", "flashrnn.lstm", "flax.scan"):
+        with pytest.raises(Unavailable, match=r"cannot be imported: pip install (gru-qat|flashrnn|jax)"):
+            providers.make_ready(name, nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=False)
+
+
+def test_a_peer_on_a_gpu_is_asked_only_what_it_serves():
+    served = partial(interface.import_gpu_peer, "json", "nothing", nn.GRU(4, 4))
+    assert served(on_a_gpu()).__name__ == "json"
+    with pytest.raises(Unavailable, match="json needs a CUDA device, the input is on cpu"):
+        served(torch.zeros(1, 1, 4))
+    with pytest.raises(Unavailable, match=r"computes in torch.float32 here, not in torch.float16"):
+        served(on_a_gpu(torch.float16), (torch.float32,))
+    with pytest.raises(Unavailable, match="one direction"):
+        interface.import_gpu_peer("json", "nothing", nn.GRU(4, 4, bidirectional=True), on_a_gpu())
+    with pytest.raises(Unavailable, match="not with packed ones"):
+        served(nn.utils.rnn.pack_sequence([torch.zeros(2, 4)]))
+
+
+@LAYERS
+def test_the_handwritten_loop_with_and_without_biases(cases):
+    gru, x = cases
+    torch.testing.assert_close(handwritten.PROVIDERS["handwritten"](gru, x).call(x), gru(x))
+
+
+# --- gru-qat
+
+
+def scan(gi, h0, Wh_cat, bh_cat, **sizes):
+    """Stand for gru-qat's two forward functions: gates in the order r, z, n, b_hn inside of the reset."""
+    assert all(tensor.is_contiguous() for tensor in (gi, h0, Wh_cat, bh_cat))
+    h, outputs = h0, []
+    for gates in gi:
+        (i_r, i_z, i_n), (h_r, h_z, h_n) = gates.chunk(3, 1), (h @ Wh_cat.T + bh_cat).chunk(3, 1)
+        r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
+        h = (1 - z) * torch.tanh(i_n + r * h_n) + z * h
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+@LAYERS
+def test_gru_qat_is_handed_the_weights(cases):
+    gru, x = cases
+    torch.testing.assert_close(gru_qat.bind(scan, gru, x)(x), gru(x))
+
+
+def test_gru_qat_tunes_anew_for_each_case_and_takes_the_fastest_blocks(monkeypatch, tf32):
+    kernel = types.SimpleNamespace(cache={"of another H": "BLOCK_B: 32"})
+
+    def tuning(*arguments):
+        kernel.cache["of this"] = "BLOCK_B: 16"
+        return scan(*arguments)
+
+    peer = types.SimpleNamespace(
+        gru_scan_forward=tuning, gru_scan_forward_persistent=scan, gru_scan_fwd_kernel=kernel
+    )  # fmt: skip
+    monkeypatch.setattr(gru_qat, "import_gpu_peer", lambda *_: peer)
+    chip = types.SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
+    monkeypatch.setattr(gru_qat, "samples", lambda calls, *_: {name: [9.0 - i] for i, name in enumerate(calls)})
+    gru, x = nn.GRU(7, 64), torch.randn(5, 3, 7)
+    ready = providers.make_ready("gru_qat.scan", gru, x, streaming=False)
+    assert (ready.kernel, ready.config, ready.config_source) == ("scan", "BLOCK_B: 16", "autotuned")
+    torch.testing.assert_close(ready.call(x), gru(x))
+    ready = providers.make_ready("gru_qat.persistent", gru, x, streaming=False)
+    assert (ready.kernel, ready.config) == ("persistent", "{'block_b': 8, 'block_oh': 64, 'block_k': 32}")
+    torch.testing.assert_close(ready.call(x), gru(x))
+    chip.multi_processor_count = 0
+    with pytest.raises(Unavailable, match="more than 0 processors"):
+        providers.make_ready("gru_qat.persistent", gru, x, streaming=False)
+
+
+def test_gru_qat_has_no_products_in_ieee(monkeypatch):
+    monkeypatch.setattr(gru_qat, "import_gpu_peer", lambda *_: None)
+    for prepare in gru_qat.PROVIDERS.values():
+        with pytest.raises(Unavailable, match="in TF32, the case asks for IEEE"):
+            prepare(nn.GRU(4, 4), torch.zeros(1, 1, 4))
+
+
+def test_blocks_of_gru_qat_fit_and_are_powers_of_two():
+    assert gru_qat.blocks(16, 512, 132) == [
+        {"block_b": 8, "block_oh": units, "block_k": 32} for units in (16, 32, 64, 128)
+    ]
+    assert gru_qat.blocks(1, 20, 132) == [{"block_b": 8, "block_oh": 16, "block_k": 16}]
+    assert [(each["block_b"], each["block_oh"]) for each in gru_qat.blocks(1024, 512, 132)] == [(64, 64), (32, 128)]
+    assert gru_qat.blocks(4096, 4096, 132) == []
+
+
+# --- FlashRNN
+
+
+# Its own layouts (flashrnn/flashrnn.py): what comes in another is transposed in each call.
+INTERNAL = {"cuda": ("TBHGD", "HPGD", "HGD", "STBHD"), "cuda_fused": ("TBHDG", "HDGP", "HDG", "STBHD")}
+SHAPES = "input_shape", "recurrent_shape", "bias_shape", "output_shape"
+
+
+class FlashRNNConfig(types.SimpleNamespace):
+    """Stands for FlashRNN's of that name, which turns from the fused kernel to the alternating one for a GRU."""
+
+    def __init__(self, backend, function, **others):
+        backend = "cuda" if function == "gru" else backend
+        super().__init__(backend=backend, function=function, num_states=1 if function == "gru" else 2, **others)
+
+
+def stand_in(Wx, R, b, states, config):
+    """Compute FlashRNN's formulas (flashrnn/vanilla) with one head, from arguments in the layouts of ``config``."""
+    assert tuple(getattr(config, name) for name in SHAPES) == INTERNAL[config.backend]
+    assert all(tensor.is_contiguous() for tensor in (Wx, R, b, states))
+    inputs, recurrent, biases = (
+        tensor.permute([shape.index(axis) for axis in axes]).squeeze(axes.index("H"))
+        for tensor, shape, axes in zip((Wx, R, b), INTERNAL[config.backend], ("TGHBD", "GHPD", "GHD"))
+    )  # inputs [T, G, B, D], recurrent [G, P, D], biases [G, D]
+    all_states, state = [], [*states[:, 0, :, 0]]
+    for w in inputs:
+        y = state[0] @ recurrent
+        if config.function == "gru":
+            r, z = torch.sigmoid(w[0] + y[1] + biases[1]), torch.sigmoid(w[1] + y[2] + biases[2])
+            n = torch.tanh(w[2] + biases[3] + r * (y[0] + biases[0]))
+            state = [z * state[0] + (1 - z) * n]
+        else:
+            i, f, g, o = w + y + biases[:, None]
+            c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+            state = [o.sigmoid() * c.tanh(), c]
+        all_states.append(torch.stack(state))
+    h = torch.stack(all_states, 1).unsqueeze(3)
+    return h, h[:, -1:]
+
+
+@LAYERS
+@pytest.mark.parametrize("function", ["gru", "lstm"])
+def test_flashrnn_is_handed_the_weights(cases, function, monkeypatch, tf32):
+    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=stand_in)
+    monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
+    gru, x = cases
+    ready = providers.make_ready("flashrnn" if function == "gru" else "flashrnn.lstm", gru, x, streaming=False)
+    assert ready.kernel == ("alternating" if function == "gru" else "fused")
+    got = "cuda, float32 in IEEE" if function == "gru" else "cuda_fused"
+    assert ready.config == f"asked for cuda_fused, got {got}"
+    assert bool(ready.refuses_graph) == (function == "gru")
+    if function == "gru":
+        torch.testing.assert_close(ready.call(x), gru(x))
+    else:
+        torch.testing.assert_close(ready.call(x), tuple(each.float() for each in ready.expected(x.double())))
+
+
+@pytest.mark.parametrize("backend", flashrnn.KERNELS)
+def test_both_kernels_of_flashrnn_would_serve_an_lstm_with_biases(backend):
+    lstm, _ = cell_like(nn.LSTM, nn.GRU(7, 20, 2))
+    config = FlashRNNConfig(backend, "lstm", output_shape="STBHD", **flashrnn.KERNELS[backend][1])
+    x = torch.randn(5, 3, 7)
+    output, (h_n, _) = lstm(x)
+    torch.testing.assert_close(flashrnn.bind(stand_in, config, lstm, x)(x), (output, h_n))
+
+
+def test_flashrnn_says_what_it_lacks(monkeypatch):
+    def none_fits(*_, **__):
+        raise ValueError("No working solution")
+
+    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=none_fits)
+    monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    gru, x = nn.GRU(4, 4), torch.zeros(1, 1, 4)
+    with pytest.raises(Unavailable, match="no nvcc"):
+        flashrnn.PROVIDERS["flashrnn"](gru, x)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
+    with pytest.raises(Unavailable, match="finds no alternating kernel of these sizes: No working"):
+        flashrnn.PROVIDERS["flashrnn"](gru, x)
+    with pytest.raises(Unavailable, match="in TF32, the case asks for IEEE"):
+        flashrnn.PROVIDERS["flashrnn.lstm"](gru, x)
+
+
+# --- Flax
+
+
+class Cell:
+    """Stands for `nnx.GRUCell`: no bias of the recurrent product unless it is given one."""
+
+    def __init__(self, inputs, hidden, recurrent_kernel_init, rngs):
+        self.dense_i, self.dense_h = Dense(use_bias=True), Dense(use_bias=False)
+
+    def __call__(self, h, x):
+        (i_r, i_z, i_n), (h_r, h_z, h_n) = (each.chunk(3, -1) for each in (self.dense_i(x), self.dense_h(h)))
+        r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
+        h = (1 - z) * torch.tanh(i_n + r * h_n) + z * h
+        return h, h
+
+
+class Dense:
+    def __init__(self, use_bias):
+        self.use_bias, self.bias = use_bias, None
+
+    def __call__(self, x):
+        assert self.use_bias == (self.bias is not None)
+        return x @ self.kernel + (self.bias if self.use_bias else 0)
+
+
+class Jax:
+    """Stands for the module: arrays are tensors. ``waited`` counts calls that wait."""
+
+    numpy = torch
+
+    def __init__(self):
+        self.waited, self.precisions = 0, []
+        self.lax = types.SimpleNamespace(scan=self.scan)
+
+    def devices(self, platform):
+        if platform != "cpu":
+            raise RuntimeError(f"Unknown backend {platform}")
+
+    def jit(self, function):
+        return function
+
+    def default_matmul_precision(self, precision):
+        @contextlib.contextmanager
+        def recorded():
+            self.precisions.append(precision)
+            yield
+
+        return recorded()
+
+    def scan(self, function, carry, inputs, reverse=False):
+        outputs = []
+        for x in inputs.flip(0) if reverse else inputs:
+            carry, output = function(carry, x)
+            outputs.append(output)
+        return carry, torch.stack(outputs[::-1] if reverse else outputs)
+
+    def block_until_ready(self, arrays):
+        self.waited += 1
+        return arrays
+
+
+@pytest.fixture
+def jax(monkeypatch):
+    nnx = types.ModuleType("flax.nnx")
+    nnx.GRUCell, nnx.Rngs, nnx.Param = Cell, lambda seed: None, lambda array: array
+    nnx.initializers = types.SimpleNamespace(zeros=None)
+    nnx.split, nnx.merge = lambda cell: (None, cell), lambda graph, cell: cell
+    planted = {"jax": Jax(), "flax": types.ModuleType("flax"), "flax.nnx": nnx}
+    for name, module in planted.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "as set")
+    return planted["jax"]
+
+
+@LAYERS
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_flax_is_handed_the_weights_and_waited_for(layers, bias, bidirectional, jax):
+    gru = nn.GRU(7, 20, layers, bias=bias, bidirectional=bidirectional)
+    x = torch.randn(5, 3, 7)
+    ready = providers.make_ready("flax.scan", gru, x, streaming=False)
+    torch.testing.assert_close(ready.call(ready.lay_out(x)), gru(x))
+    assert (jax.waited, jax.precisions) == (1, ["highest"])
+    assert "stream of its own" in ready.refuses_graph
+
+
+def test_flax_follows_the_precision_and_has_the_device(jax, tf32):
+    assert flax_scan.PROVIDERS["flax.scan"](nn.GRU(4, 4), torch.zeros(1, 1, 4)).config == "precision tensorfloat32"
+    with pytest.raises(Unavailable, match=r"JAX finds no meta device: pip install jax\[cuda12\]"):
+        flax_scan.PROVIDERS["flax.scan"](nn.GRU(4, 4), torch.zeros(1, 1, 4, device="meta"))
+
+
+# --- torch.compile
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # Inductor imports it
+def test_one_compiled_step_serves_all(plain_inductor):
+    gru = nn.GRU(3, 5, 2).eval()
+    ready = compiled.PROVIDERS["torch.compile.cells"](gru, torch.randn(2, 3, 3))
+    assert (ready.kernel, ready.config) == ("inductor", "one step compiled")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for steps in (1, 2, 7):
+            x = torch.randn(steps, 3, 3)
+            torch.testing.assert_close(ready.call(x), gru(x))
+
+
+def test_dynamo_keeps_what_it_has_compiled_for_every_case(monkeypatch):
+    monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    cases = [nn.GRU(3, hidden).eval() for hidden in range(1, 11)]  # more than Dynamo's limit of 8
+    x = torch.randn(1, 2, 3)
+    ready = [(gru, prepare(gru, x).call) for gru in cases for prepare in compiled.PROVIDERS.values()]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for gru, call in ready:
+            torch.testing.assert_close(call(x), gru(x))
