@@ -4,6 +4,8 @@ None of them is installed here. A stand-in computes a peer's documented formula 
 """
 
 import contextlib
+import itertools
+import pathlib
 import sys
 import types
 from functools import partial
@@ -12,10 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from perf import providers
+import triton_gru
+from perf import measure, providers
 from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
-from perf.providers.interface import Unavailable
+from perf.providers.interface import Ready, Unavailable
 from perf.providers.torch_modules import cell_like
+
+from .perf_calls import CPU, KNOWN, TINY
 
 LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, False)])
 
@@ -338,3 +343,104 @@ def test_dynamo_keeps_what_it_has_compiled_for_every_case(monkeypatch):
     with torch.compiler.set_stance("fail_on_recompile"):
         for gru, call in ready:
             torch.testing.assert_close(call(x), gru(x))
+
+
+# --- Providers from elsewhere
+
+
+@pytest.fixture
+def brought(tmp_path, monkeypatch):
+    """Put a module on the path, with a plain call, a Ready, a wrong one, and what is no function."""
+    (tmp_path / "brought_peers.py").write_text(
+        "from perf.providers.interface import Ready\n"
+        "plain = lambda gru, x: lambda x: gru(x)\n"
+        "ready = lambda gru, x: Ready(gru, kernel='mine')\n"
+        "wrong = lambda gru, x: lambda x: [1 + part for part in gru(x)]\n"
+        "number = 3\n"
+    )
+    (tmp_path / "broken_peers.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "brought_peers"
+    sys.modules.pop("brought_peers", None)
+
+
+@pytest.mark.usefixtures("few_calls")
+def test_a_provider_from_elsewhere_is_gated_and_timed_under_its_name(brought):
+    names = [f"{brought}:{name}" for name in ("plain", "ready", "wrong")]
+    providers.require_known([*names, "triton_gru", "torchrl"])
+    rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN)}
+    assert list(rows) == ["torch.nn.GRU", *names]
+    assert all(rows[name].n > 0 and rows[name].max_abs_err < 1e-5 for name in names[:2])
+    assert [rows[name].kernel for name in names] == ["", "mine", ""]
+    assert rows[names[2]].status == "wrong"
+    with pytest.raises(Unavailable, match="not called here frame by frame"):
+        providers.make_ready(names[0], nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=True)
+
+
+def test_a_ready_from_elsewhere_is_taken_as_it_is(monkeypatch):
+    ready = Ready(lambda x: x, refuses_graph="a reason")
+    monkeypatch.setitem(sys.modules, "elsewhere", types.SimpleNamespace(peer=lambda gru, x: ready))
+    assert providers.make_ready("elsewhere:peer", nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=False) is ready
+
+
+def batch_first_gru(wx, recurrent, bias, initial, cell):
+    """Stand for FlashRNN2's recurrence: [B, T, G, H, D], R [G, H, D, P], bias [G, H, D], states [S, B, T, H, D]."""
+    config = FlashRNNConfig("cuda", cell, **dict(zip(SHAPES, INTERNAL["cuda"])))
+    arranged = wx.permute(1, 0, 3, 2, 4), recurrent.permute(1, 3, 0, 2), bias.transpose(0, 1), initial.transpose(1, 2)
+    return [each.transpose(1, 2) for each in stand_in(*(each.contiguous() for each in arranged), config)]
+
+
+def xma_gru(input, weight, forget_input, forget_weight, reset_input, reset_weight):
+    """Stand for XMA's functional GRU, which resets before the product: [B, S, N, H] and weights [N, H, H]."""
+    h, outputs = torch.zeros_like(input[:, 0]), []
+    for x, x_f, x_r in zip(*(each.unbind(1) for each in (input, forget_input, reset_input))):
+        f, r = (
+            torch.sigmoid(torch.einsum("bnh,nhk->bnk", h, w) + x)
+            for w, x in ((forget_weight, x_f), (reset_weight, x_r))
+        )
+        h = f * h + (1 - f) * torch.tanh(torch.einsum("bnh,nhk->bnk", h * r, weight) + x)
+        outputs.append(h)
+    return torch.stack(outputs, 1), h
+
+
+def flag_gems_gru(
+    input, hx, params, has_biases=True, num_layers=1, dropout=0.0, train=False, bidirectional=False, batch_first=False
+):
+    """Stand for FlagGems' function of that name."""
+    return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+
+
+@LAYERS
+def test_the_examples_of_the_readme(layers, bias, monkeypatch):
+    planted = {
+        "flag_gems": {"gru": flag_gems_gru}, "xma.layers.gru": {"gru": xma_gru},
+        "flashrnn.flashrnn2.triton_basic": {"recurrence": batch_first_gru},
+    }  # fmt: skip
+    for name, functions in planted.items():
+        for parent in itertools.accumulate(name.split("."), "{}.{}".format):
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        vars(sys.modules[name]).update(functions)
+    readme = pathlib.Path(providers.__file__).parents[1] / "README.md"
+    examples = {}
+    exec(readme.read_text().split("```python\n")[1].split("```")[0], examples)
+    for name in ("flag_gems", "flashrnn2", "xma"):
+        gru = triton_gru.GRU(7, 20, layers, bias=bias, reset_after=name != "xma", backend="reference").eval()
+        x = torch.randn(5, 3, 7)
+        torch.testing.assert_close(examples[name](gru, x)(x), gru(x))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("torch.compil", r"no provider 'torch.compil': give torch.compile or .* as module:callable"),
+        ("zzzzzz", r"no provider 'zzzzzz': give one of torch.nn.GRU, triton_gru, "),
+        ("no_such_module:peer", r"'no_such_module:peer' cannot be imported: ModuleNotFoundError: No module named"),
+        ("brought_peers:absent", r"cannot be imported: AttributeError: .* no attribute 'absent'"),
+        ("broken_peers:peer", r"cannot be imported: ZeroDivisionError: division by zero"),
+        ("brought_peers:number", r"'brought_peers:number' must be callable with a GRU and an input, got 3"),
+        ("brought_peers:", r"cannot be imported: AttributeError"),
+    ],
+)
+def test_a_name_that_is_no_providers(name, message, brought):
+    with pytest.raises(ValueError, match=message):
+        providers.require_known(["triton_gru", name])

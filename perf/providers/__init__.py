@@ -1,4 +1,11 @@
-"""Everything that computes a GRU and can be timed, by name. A provider is a file here that names its `PROVIDERS`."""
+"""Everything that computes a GRU and can be timed, by name. A provider is a file here that names its `PROVIDERS`.
+
+A name ``module:callable`` is a provider from elsewhere. ``callable(gru, x)`` returns a `Ready` or a `Call`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -18,12 +25,36 @@ for _module in (ours, stages, cudnn, handwritten, compiled, torchrl, gru_qat, fl
 NAMES = tuple(PROVIDERS | STREAMING)
 
 
+def require_known(names: Iterable[str]) -> None:
+    """Raise ValueError if a name is no provider's. A ``module:callable`` is imported."""
+    for name in names:
+        if ":" in name:
+            _from_elsewhere(name)
+        elif name not in NAMES:
+            close = " or ".join(difflib.get_close_matches(name, NAMES)) or f"one of {', '.join(NAMES)}"
+            raise ValueError(f"there is no provider {name!r}: give {close}, or a function of yours as module:callable")
+
+
+def _from_elsewhere(name: str) -> Prepare:
+    module, _, attribute = name.partition(":")
+    try:
+        prepare = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may raise anything
+        raise ValueError(f"provider {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(prepare):
+        raise ValueError(f"provider {name!r} must be callable with a GRU and an input, got {prepare!r}")
+    return prepare
+
+
 def make_ready(name: str, gru: nn.GRU, x: Input, streaming: bool) -> Ready:
     """Make the provider ready for whole sequences, or for frames of a stream.
 
     Raises:
         Unavailable: it cannot serve them.
     """
+    if ":" in name and not streaming:
+        made = _from_elsewhere(name)(gru, x)
+        return made if isinstance(made, Ready) else Ready(made)
     prepare = (STREAMING if streaming else PROVIDERS).get(name)
     if prepare is None:
         raise Unavailable("it is not called here " + ("frame by frame" if streaming else "but frame by frame"))
