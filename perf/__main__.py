@@ -4,11 +4,13 @@
     python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
+    python -m perf count                                  # work of a time step, counted on a CPU: no time
 
 scripts/measure runs all of it in pieces of at most three minutes.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
@@ -16,7 +18,11 @@ import time
 
 import torch
 
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.plan.device import KNOWN
+
 from . import floors, sweeps
+from .case import Case
 from .measure import Conditions, DeviceLost
 from .providers import NAMES, YARDSTICK
 from .run import run
@@ -46,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(required=True, metavar="run|report|compare|floors")
+    commands = parser.add_subparsers(required=True, metavar="run|report|compare|floors|count")
 
     command = commands.add_parser(
         "run", help="measure a sweep", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
@@ -80,6 +86,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = commands.add_parser("floors", help="what this machine can do at most, measured anew")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
     command.set_defaults(command=_floors)
+
+    counted = "what one time step makes a GPU do, as counted in the compiled PTX: work, not time. It needs no GPU"
+    command = commands.add_parser("count", help=counted, description=f"Counts {counted}: perf/README.md says more.")
+    command.add_argument("--hidden", type=int, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
+    command.add_argument("--batch", type=int, nargs="+", default=[1, 16], metavar="B")
+    command.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32"])
+    command.add_argument("--device", choices=KNOWN, default="H200", help="what is compiled for (default: H200)")
+    command.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="these, not all that can be counted")
+    command.add_argument("--most", type=int, default=100_000_000, help="instructions that a launch may execute")
+    command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
+    command.add_argument("--resume", action="store_true", help="leave out what its CSV has rows of")
+    command.add_argument("--markdown", action="store_true")
+    command.set_defaults(command=_count)
     return parser.parse_args(arguments)
 
 
@@ -110,6 +129,16 @@ def _compare(options) -> int:
 def _floors(options) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(floors.load_or_measure(options.out, device, anew=True))
+
+
+def _count(options) -> None:
+    from . import count, tables
+
+    shapes = itertools.product(options.precision, options.hidden, options.batch)
+    cases = [Case(*shape, steps=1) for shape in shapes]
+    rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
+    form = "pipe" if options.markdown else "plain"
+    print(f"{count.TITLE.format(options.device)}\n\n{tables.text(count.table(rows), form)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,231 @@
+"""`python -m perf count`: rows say what a step takes, once the results are right, or why they do not."""
+
+import dataclasses
+import functools
+import sys
+import types
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch.nn.functional import linear
+
+from perf import count
+from perf.__main__ import main
+from perf.providers.interface import Unavailable
+from triton_gru.plan.device import KNOWN
+
+from .perf_calls import read
+from .ptx import providers
+from .ptx.count import Case, count_step
+from .ptx.device import emulating
+from .ptx.providers import Peer, count_peer
+
+# Of the work and the warps of a program, for the library that is planted here to choose from.
+CONFIGS = [triton.Config({"TIMES": 3}, num_warps=1), triton.Config({"TIMES": 1}, num_warps=1)]
+CONFIGS += [triton.Config({"TIMES": 4}, num_warps=2)]
+
+
+@triton.jit
+def _planted_kernel(gi, h0, w, b, out, T, scale, H: tl.constexpr, TIMES: tl.constexpr):
+    row, rows, unit = tl.program_id(0), tl.num_programs(0), tl.arange(0, H)
+    h = tl.load(h0 + row * H + unit)
+    for t in range(T):
+        for _ in tl.static_range(TIMES):
+            tile = w + unit[:, None] * H + unit[None, :]
+            r = tl.sum(tl.load(tile) * h[None, :], 1) + tl.load(b + unit)
+            z = tl.sum(tl.load(tile + H * H) * h[None, :], 1) + tl.load(b + H + unit)
+            n = tl.sum(tl.load(tile + 2 * H * H) * h[None, :], 1) + tl.load(b + 2 * H + unit)
+            gate = gi + (t * rows + row) * 3 * H + unit
+            n = 2 * tl.sigmoid(2 * (tl.load(gate + 2 * H) + tl.sigmoid(tl.load(gate) + r) * n)) - 1
+            new = n + tl.sigmoid(tl.load(gate + H) + z) * (h - n)
+            tl.store(out + (t * rows + row) * H + unit, new * scale)
+        h = new
+
+
+_tuned_kernel = triton.autotune(CONFIGS, key=["T"])(_planted_kernel)
+
+
+def _scan(gi, h0, w_hh, b_hh, kernel=_tuned_kernel, scale=1.0, **config):
+    """Return the output of a GRU, by code that runs on a GPU alone."""
+    if not gi.is_cuda:
+        raise ValueError("not on a GPU")
+    out = torch.empty(*gi.shape[:2], w_hh.size(1))
+    kernel[lambda named: (named["out"].size(1),)](gi, h0, w_hh, b_hh, out, len(gi), scale, H=w_hh.size(1), **config)
+    return out
+
+
+def _step_by_step(gi, h, w_hh, b_hh):
+    outputs = []
+    for each in gi.split(1):
+        outputs.append(_scan(each, h, w_hh, b_hh, _planted_kernel, TIMES=1, num_warps=1))
+        h = outputs[-1][0]
+    return torch.cat(outputs)
+
+
+def _prepare(scan, case, gru, x):
+    w_ih, w_hh, b_ih, b_hh = (each.detach() for each in gru.parameters())
+    return lambda x: scan(linear(x, w_ih, b_ih), x.new_zeros(case.batch, case.hidden), w_hh, b_hh)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    def plant(scan, prepare=_prepare):
+        peer = Peer("triton", ("w",), functools.partial(prepare, scan))
+        monkeypatch.setitem(providers.PROVIDERS, "planted", functools.partial(count_peer, peer))
+
+    return plant
+
+
+def run(folder, *arguments, provider="planted", precision="fp32"):
+    """Return the rows of the CSV after a case of 16 hidden units and two sequences."""
+    case = ["--hidden", "16", "--batch", "2", "--precision", precision, "--provider", provider]
+    assert main(["count", *case, "--out", str(folder), *arguments]) == 0
+    return read(folder / "counts-H200.csv")
+
+
+@pytest.mark.parametrize("device, hidden, exchanges", [("H200", 256, "1"), ("RTX 5090", 64, "0")])
+def test_a_row_of_ours_is_what_is_counted_and_says_that_it_is_no_time(
+    device, hidden, exchanges, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GIT_SHA", "f" * 40)
+    shape = ["--hidden", str(hidden), "--batch", "16", "--precision", "tf32", "--provider", "triton_gru", "--markdown"]
+    assert main(["count", *shape, "--out", str(tmp_path), "--device", device]) == 0
+    (row,) = read(tmp_path / f"counts-{device.replace(' ', '-')}.csv")
+    with emulating(KNOWN[device], 1) as gpu:
+        step = count_step(gpu, Case(row["kernel"], hidden, 16, "tf32"))
+    assert row["status"] == "ok" and 0 < float(row["max_abs_err"]) < 1e-2
+    assert (row["device"], row["git_sha"], row["triton"]) == (device, "f" * 40, triton.__version__)
+    assert (row["dtype"], row["precision"], row["H"], row["B"]) == ("float32", "tf32", str(hidden), "16")
+    assert float(row["read"]) == step["read"] + step["received"] > 0
+    for name in ("programs", "warps", "written", "busiest", "matrix", "fma", "barriers"):
+        assert float(row[name]) == step[name] > 0, name
+    assert (row["launches"], row["exchanges"], row["read_w_hh"]) == ("0", exchanges, "0")
+    printed = capsys.readouterr().out
+    assert "not time" in printed and f"| tf32 {hidden}, 16 | triton_gru |" in printed
+
+
+def test_a_peer_is_counted_in_the_configuration_with_the_fewest_instructions(tmp_path, plant):
+    plant(_scan)
+    (row,) = run(tmp_path)
+    assert row["status"] == "ok" and 0 < float(row["max_abs_err"]) < 1e-5
+    assert (row["kernel"], row["version"]) == ("_planted_kernel", triton.__version__)
+    assert row["config"].startswith("best of 3: TIMES: 1, num_warps: 1")
+    expected = {"launches": 0, "programs": 2, "warps": 1, "matrix": 0, "exchanges": 0}
+    assert {name: float(row[name]) for name in expected} == expected
+    weights = 2 * 3 * 16 * 16 * 4
+    assert float(row["written"]) == 2 * 16 * 4 and float(row["read_w_hh"]) == weights
+    assert float(row["read"]) - weights == 2 * 3 * 16 * 4 * 2  # gate inputs and a bias
+    assert 100 < float(row["busiest"]) < 1000 and float(row["fma"]) > 0
+
+
+def test_a_launch_for_each_step_is_an_exchange(tmp_path, plant):
+    plant(_step_by_step)
+    (row,) = run(tmp_path)
+    assert (row["status"], row["launches"], row["exchanges"], row["config"]) == ("ok", "1", "1", "")
+
+
+@pytest.mark.parametrize("limit", ["LONG", "MANY"])
+def test_of_a_long_kernel_a_configuration_of_most_warps_is_counted_alone(limit, tmp_path, plant, monkeypatch):
+    plant(_scan)
+    monkeypatch.setattr(providers, limit, 50)
+    (row,) = run(tmp_path)
+    assert row["config"].startswith("most warps of 3: TIMES: 4, num_warps: 2")
+
+
+def test_configurations_that_do_not_fit_are_left_out(tmp_path, plant, monkeypatch):
+    plant(_scan)
+    for limit, status in ((0, "unavailable"), (1 << 17, "ok")):
+        monkeypatch.setitem(KNOWN, "H200", dataclasses.replace(KNOWN["H200"], shared_memory=limit))
+        assert run(tmp_path)[-1]["status"] == status
+
+
+def test_what_is_wrong_is_not_counted(tmp_path, plant):
+    plant(functools.partial(_scan, scale=1.5))
+    (row,) = run(tmp_path)
+    assert row["status"] == "wrong" and float(row["max_abs_err"]) > 0.05
+    assert not any(row[name] for name in count.COUNTS)
+
+
+def test_what_reads_memory_that_nothing_has_written_is_wrong(tmp_path, plant):
+    plant(lambda *args: _scan(*args) + 0 * torch.empty(1))
+    assert run(tmp_path)[0]["status"] == "wrong"
+
+
+@pytest.mark.parametrize("error, status", [(Unavailable("no such"), "unavailable"), (ValueError("no such"), "failed")])
+def test_what_serves_no_case_says_why(error, status, tmp_path, plant):
+    def refuse(*args):
+        raise error
+
+    plant(None, refuse)
+    (row,) = run(tmp_path)
+    assert row["status"] == status and row["error"].endswith("no such")
+    assert not any(row[name] for name in count.COUNTS)
+
+
+def test_what_launches_nothing_is_unavailable(tmp_path, plant):
+    plant(lambda gi, h0, w, b: gi[..., : h0.size(1)])
+    assert run(tmp_path)[0]["status"] == "wrong"
+    plant(None, lambda scan, case, gru, x: lambda x: gru(x)[0])
+    assert run(tmp_path)[1]["error"] == "it launches no kernel"
+
+
+def test_a_launch_that_is_too_long_is_given_up(tmp_path, plant):
+    plant(_scan)
+    (row,) = run(tmp_path, "--most", "1000")
+    assert row["status"] == "failed" and "ENDLESS" in row["error"]
+
+
+@pytest.mark.parametrize(
+    "name, module", [("torchrl", "torchrl"), ("gru-qat", "gru_qat"), ("gru-qat.persistent", "gru_qat")]
+)
+def test_a_peer_that_is_not_installed_is_unavailable(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    (row,) = run(tmp_path, provider=name, precision="tf32")
+    assert row["status"] == "unavailable" and module in row["error"]
+
+
+def test_gru_qat_is_called(tmp_path, monkeypatch):
+    for name in ("gru_qat", "gru_qat.triton_kernels"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    scans = types.SimpleNamespace(gru_scan_forward=_scan, gru_scan_forward_persistent=_step_by_step)
+    monkeypatch.setitem(sys.modules, "gru_qat.triton_kernels.scan", scans)
+    monkeypatch.setattr(providers, "version", {"gru-qat": "1.2"}.get)
+    run(tmp_path, provider="gru-qat", precision="tf32")
+    run(tmp_path, provider="gru-qat.persistent", precision="tf32")
+    rows = run(tmp_path, provider="gru-qat", precision="fp16")
+    assert [row["status"] for row in rows] == ["ok", "ok", "unavailable"]
+    assert [row["launches"] for row in rows] == ["0", "1", ""] and rows[0]["version"] == "1.2"
+
+
+def test_rows_are_kept_and_one_that_was_cut_off_is_dropped(tmp_path, plant, capsys):
+    plant(_scan)
+    (first,) = run(tmp_path)
+    assert len(run(tmp_path)) == 2
+    assert run(tmp_path, "--resume")[0] == first
+    assert len(run(tmp_path, "--resume", precision="tf32")) == 3
+    path = tmp_path / "counts-H200.csv"
+    path.write_bytes(path.read_bytes()[:-5])
+    rows = run(tmp_path)
+    assert rows[0] == first and [row["precision"] for row in rows] == ["ieee"] * 3
+    path.write_text("some,other\ntable,1")
+    assert main(["count", "--out", str(tmp_path)]) == 2
+    assert path.read_text() == "some,other\ntable,1" and "other columns" in capsys.readouterr().err
+
+
+def test_a_provider_that_is_not_known_is_an_error(tmp_path, capsys):
+    assert main(["count", "--out", str(tmp_path), "--provider", "nobody"]) == 2
+    assert "cannot count nobody: name some of triton_gru, torchrl" in capsys.readouterr().err
+
+
+def test_the_table_has_ratios_to_ours(tmp_path, plant):
+    plant(_scan)
+    run(tmp_path, precision="tf32")
+    run(tmp_path, provider="triton_gru", precision="tf32")
+    table = count.table(count.load(tmp_path / "counts-H200.csv"))
+    theirs, ours = (table[table["provider"] == name].iloc[0] for name in ("planted", "triton_gru"))
+    assert theirs["H, B"] == ours["H, B"] == "tf32 16, 2"
+    assert ours["KB x"] == ours["busiest x"] == 1
+    assert theirs["KB x"] == theirs["KB"] / ours["KB"] and theirs["busiest x"] == theirs["busiest"] / ours["busiest"]
+    assert theirs["W_hh"] == 6 and theirs["KB"] == 6.75
