@@ -178,14 +178,19 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
 
 def _stages(timed: pd.DataFrame) -> pd.DataFrame:
     """Return a line for each kernel and case of a run, a column for each stage that was left out."""
+    parts, same = stages(timed), [*CASE, "run_id", "mode", "whole", "kernel", "step"]
+    table = parts.pivot(index=same, columns="stage", values="saved").astype(object).fillna("")
+    return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
+
+
+def stages(timed: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without a stage, with the microseconds of the whole ``step`` and how many are ``saved``."""
     same = [*CASE, "run_id", "mode", "whole"]
     timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], whole=timed["base"].str.split(WITHOUT).str[0])
     whole = timed.loc[timed["base"] == timed["whole"], [*same, "step"]].drop_duplicates(same, keep="last")
     parts = timed[timed["base"] != timed["whole"]].merge(whole, on=same, suffixes=("_left", ""))
     parts = parts.assign(stage=parts["base"].str.split(WITHOUT).str[-1], saved=parts["step"] - parts["step_left"])
-    parts = parts.drop_duplicates([*same, "stage"], keep="last")
-    table = parts.pivot(index=[*same, "kernel", "step"], columns="stage", values="saved").astype(object).fillna("")
-    return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
+    return parts.drop_duplicates([*same, "stage"], keep="last")
 
 
 def _machines(rows: pd.DataFrame) -> pd.DataFrame:
