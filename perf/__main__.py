@@ -3,6 +3,7 @@
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
     python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
+    python -m perf plot build/perf/smoke-cpu.csv          # figures, as PNG and SVG
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
     python -m perf count                                  # work of a time step, counted on a CPU: no time
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(required=True, metavar="run|report|compare|floors|count")
+    commands = parser.add_subparsers(required=True, metavar="run|report|compare|plot|count|floors")
 
     command = commands.add_parser(
         "run", help="measure a sweep", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
@@ -82,6 +83,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("before", type=pathlib.Path)
     command.add_argument("after", type=pathlib.Path)
     command.set_defaults(command=_compare)
+
+    command = commands.add_parser("plot", help="figures of what CSVs say, as PNG and SVG")
+    command.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep or of `count`")
+    before = "CSVs of before a change, to draw what became slower in the others"
+    command.add_argument("--before", type=pathlib.Path, nargs="+", default=[], help=before, metavar="FILE")
+    command.add_argument("--out", type=pathlib.Path, default=_OUT / "figures", help="folder of the figures")
+    command.set_defaults(command=_plot)
 
     command = commands.add_parser("floors", help="what this machine can do at most, measured anew")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
@@ -115,7 +123,7 @@ def _run(options) -> None:
 
 
 def _report(options) -> None:
-    from .report import report  # only this and `compare` need pandas
+    from .report import report  # only this, `compare` and `plot` need pandas
 
     print(report(options.file, options.markdown))
 
@@ -124,6 +132,14 @@ def _compare(options) -> int:
     from . import compare
 
     return compare.main(options.before, options.after)
+
+
+def _plot(options) -> None:
+    try:
+        from . import plot
+    except ModuleNotFoundError as error:
+        raise ValueError(f"plot needs {error.name}: pip install -e .[perf]") from error
+    plot.main(options.file, options.out, options.before)
 
 
 def _floors(options) -> None:

@@ -1,0 +1,289 @@
+"""Figures say what the rows say: read back from what is drawn of planted timings and counts."""
+
+import csv
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("matplotlib", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+
+from matplotlib.colors import to_hex
+
+from perf import compare, plot, report
+from perf.__main__ import main
+
+from .test_perf_report import row, sampled, written
+
+COUNTED = [
+    "git_sha", "git_dirty", "device", "triton", "provider", "dtype", "precision", "H", "B", "read", "read_w_hh",
+    "busiest", "status", "error",
+]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Return a function that draws a kind of figure of planted rows, and returns the figures by their words."""
+
+    def drawn(draw, rows, before=()):
+        loaded, older = (report.load([written(tmp_path / "rows.csv", each)]) for each in (rows, before))
+        draw(compare.compared(older, loaded) if draw is plot.before_after else loaded, figures := {})
+        return figures
+
+    return drawn
+
+
+def only(figures):
+    """Return the axes of the only figure, by their titles."""
+    (figure,) = figures.values()
+    return {axes.get_title(): axes for axes in figure.axes}
+
+
+def line(axes, label):
+    """Return the points of the line of this label."""
+    (found,) = (each for each in axes.lines if each.get_label() == label)
+    return [list(map(float, data)) for data in found.get_data()]
+
+
+def cells(axes):
+    """Return the text of each cell by its place, and whether the cell is hatched."""
+    downs, acrosses = ([each.get_text() for each in of.get_ticklabels()] for of in (axes.yaxis, axes.xaxis))
+    hatched = {patch.get_xy(): bool(patch.get_hatch()) for patch in axes.patches}
+    places = [(int(x), int(y)) for x, y in (text.get_position() for text in axes.texts)]
+    return {(downs[y], acrosses[x]): (text.get_text(), hatched[x, y]) for (x, y), text in zip(places, axes.texts)}
+
+
+def test_step_over_hidden(drawn):
+    rows = [row("torch.nn.GRU", 5.12, H=h, floor_ms=0.512) for h in (1024, 64)]
+    rows += [row("triton_gru", 1.024, H=64, floor_ms=0.256), row("triton_gru", 2.048, H=1024), row("a", 1.0, B=8)]
+    rows += [
+        row("triton_gru.grid", "failed"),
+        row("a", 9.0, T=1),
+        row("a", 9.0, directions=2),
+        row("a", 9.0, mode="host"),
+    ]
+    rows += [row("triton_gru.grid-without-sums", 1.0)]
+    panels = only(drawn(plot.step_over_hidden, rows))
+    assert list(panels) == ["float16, B = 4", "float16, B = 8"]
+    axes = panels["float16, B = 4"]
+    assert line(axes, "torch.nn.GRU") == [[64, 1024], pytest.approx([10, 10])]
+    assert line(axes, "triton_gru") == [[64, 1024], pytest.approx([2, 4])]
+    assert line(axes, "lower bound") == [[64, 1024], pytest.approx([0.5, 1])]
+    assert len(axes.lines) == 3 and axes.get_xscale() == axes.get_yscale() == "log"
+    assert [line.get_label() for line in panels["float16, B = 8"].lines if len(line.get_xdata())] == ["a"]
+
+
+def test_figures_are_apart_by_all_that_a_panel_does_not_say(drawn):
+    others = [{}, {"layers": 2}, {"T": 64}, {"l2": "cold"}, {"gpu_name": "another GPU"}]
+    rows = [row(name, 1.0, **other) for other in others for name in ("torch.nn.GRU", "triton_gru", "triton_gru+graph")]
+    figures = drawn(plot.step_over_hidden, rows)
+    assert len(figures) == 10 and "T = 512, layers = 2, l2 = warm, mode = eager GPU" in figures
+    assert sum("another GPU" in words for words in figures) == 2
+    assert len(drawn(plot.speedup, rows)) == 5
+
+
+def test_a_loss_is_hatched_and_one_that_noise_explains_in_brackets(drawn):
+    around = [0.94, 1.06, 0.96, 1.04, 0.95, 1.05, 0.97, 1.03, 0.98, 1.02, 1.0]
+    rows = [row("torch.nn.GRU", 3.0, H=64), row("triton_gru", 2.0, H=64), row("torch.nn.GRU+graph", 1.0, H=64)]
+    rows += [row("torch.nn.GRU", 3.0, B=16), row("triton_gru", 1.0, B=16)]
+    rows += [sampled("torch.nn.GRU", [0.99 * each for each in around]), sampled("triton_gru", [1.0] * 11)]
+    panels = only(drawn(plot.speedup, rows))
+    assert cells(panels["float16, mode = eager"]) == {
+        ("64", "4"): ("0.50", True), ("512", "4"): ("(0.99)", True), ("512", "16"): ("3.00", False),
+    }  # fmt: skip
+
+
+def test_step_breakdown(drawn):
+    rows = [row("triton_gru.grid", 5.12, kernel="grid"), row("triton_gru.block", 2.56, kernel="block", H=64)]
+    rows += [row("triton_gru.grid-without-hand-over", 2.56, kernel="grid")]
+    rows += [row("triton_gru.grid-without-output", 5.632, kernel="grid")]
+    rows += [row("triton_gru.block-without-output", 1.28, kernel="block", H=64)]
+    (axes,) = only(drawn(plot.step_breakdown, rows)).values()
+    grid, block = "float16, H = 512, B = 4, grid: 10.00 µs", "float16, H = 64, B = 4, block: 5.00 µs"
+    assert cells(axes) == {
+        (grid, "hand\nover"): ("5.00 (50%)", False), (grid, "output"): ("-1.00 (-10%)", True),
+        (block, "output"): ("2.50 (50%)", False),
+    }  # fmt: skip
+
+
+def test_streaming(drawn):
+    frame = {"T": 1, "variant": "streaming"}
+    slow, fast = [0.04] * 90 + [0.08] * 10, [0.01] * 99 + [0.02]
+    rows = [sampled("torch.nn.GRU", slow, **frame), sampled("triton_gru.stream", fast, **frame)]
+    rows += [row("triton_gru", 0.05, **frame), sampled("triton_gru", [0.05], T=1)]
+    (axes,) = only(drawn(plot.streaming, rows)).values()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["torch.nn.GRU", "triton_gru.stream"]
+    for patch, samples in zip(axes.patches, (slow, fast)):
+        tops, edges, baseline = patch.get_data()
+        heights = (tops - baseline) / 0.7
+        bins = [np.searchsorted(edges, 1000 * each) - 1 for each in (min(samples), max(samples))]
+        assert heights[bins] == pytest.approx([1.0, samples.count(max(samples)) / samples.count(min(samples))])
+        assert np.count_nonzero(heights > 1e-9) == 2
+    p50, p99 = ([segment[0][0] for segment in lines.get_segments()] for lines in axes.collections)
+    assert (p50, p99) == (pytest.approx([40, 10]), pytest.approx([120, 30]))  # `row` plants a p99 of thrice the median
+
+
+def test_before_and_after(drawn):
+    before = [row("triton_gru", 2.0, H=h) for h in (64, 128, 256)] + [row("torch.nn.GRU", 4.0), row("a", 1.0)]
+    after = [row("triton_gru", 3.0, H=64), row("triton_gru", 2.0, H=128), row("triton_gru", "failed", H=256)]
+    figures = drawn(plot.before_after, [*after, row("torch.nn.GRU", 2.0)], before)
+    (axes,) = only(figures).values()
+    assert line(axes, "triton_gru") == [[2, 2], [1.5, 1]] and line(axes, "torch.nn.GRU") == [[4], [0.5]]
+    assert [text.get_text().split()[:4] for text in axes.texts] == [["1.50", "triton_gru", "H=64", "B=4"]]
+    assert axes.texts[0].xy == (2, 1.5)
+    (band,) = axes.patches
+    assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx([1 / 1.03, 1.03])
+
+
+def test_of_many_slower_ones_the_worst_are_named_each_at_a_place_of_its_own(drawn):
+    before = [row("triton_gru", 1.0, H=h) for h in range(1, 21)]
+    (axes,) = only(
+        drawn(plot.before_after, [row("triton_gru", 1 + h / 10, H=h) for h in range(1, 21)], before)
+    ).values()
+    assert [text.get_text().split()[2] for text in axes.texts] == [f"H={h}" for h in range(20, 8, -1)]
+    heights = [text.xyann[1] for text in axes.texts]
+    assert heights == sorted(heights, reverse=True) and len(set(heights)) == 12 and heights[-1] > 0
+
+
+def counted(provider, read=0, of_w_hh=0, busiest=0, **more):
+    """Return a row of `count`."""
+    numbers = {"read": read, "read_w_hh": of_w_hh, "busiest": busiest}
+    row = {"git_sha": "0123456789", "git_dirty": "True", "device": "NVIDIA H100", "triton": "3.6.0", "H": 64, "B": 1}
+    return (
+        dict.fromkeys(COUNTED, "") | row | {"provider": provider, "dtype": "float16", "status": "ok"} | numbers | more
+    )
+
+
+def counts_written(path, rows):
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def counts(tmp_path):
+    def counts(rows):
+        path = counts_written(tmp_path / "counts.csv", rows)
+        counted = pd.read_csv(path, dtype=str, keep_default_na=False)
+        plot.counts(pd.concat([report.load([]), counted]), figures := {})
+        return figures
+
+    return counts
+
+
+def test_counts(counts):
+    rows = [counted("triton_gru", 9, 9, 9), counted("triton_gru", 1000, 0, 50), counted("torchrl", 4000, 3000, 200)]
+    rows += [counted("triton_gru", 2000, 0, 60, H=256), counted("torchrl", "", "", "", H=256, status="failed")]
+    panels = only(counts(rows))
+    assert list(panels) == ["bytes read, B = 1", "instructions, busiest warp, B = 1"]
+    ours, theirs = (plot.style(name)[0].lower() for name in ("triton_gru", "torchrl"))
+    for axes, heights, times in zip(panels.values(), ([0, 3000, 1000, 2000, 4000], [50, 60, 200] * 2), ("4x", "4x")):
+        bars = [(bar.get_height(), to_hex(bar.get_facecolor()), bar.get_x() > 0.5) for bar in axes.patches]
+        assert sorted(height for height, _, _ in bars if height) == sorted(each for each in heights if each)
+        assert {colour for height, colour, _ in bars if height in (1000, 2000, 50, 60)} == {ours}
+        assert {colour for height, colour, _ in bars if height in (3000, 4000, 200)} == {theirs}
+        assert {height for height, _, second in bars if second} <= {0, 2000, 60}
+        assert [text.get_text() for text in axes.texts if text.get_text()] == [times]
+        assert list(axes.get_xticks()) == [0, 1]
+        low, high = axes.get_ylim()
+        assert axes.get_yscale() == "log" and low < min(each for each in heights if each) and high > max(heights)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "256"]  # beneath the lower panel
+
+
+def test_counts_are_apart_by_device_and_precision(counts):
+    others = [
+        {},
+        {"dtype": "float32", "precision": "tf32"},
+        {"dtype": "float32", "precision": "ieee"},
+        {"device": "B200"},
+    ]
+    figures = counts([counted("triton_gru", 10, 0, 10, **other) for other in others])
+    assert set(figures) == {
+        "precision = float16 NVIDIA H100", "precision = fp32 tf32 NVIDIA H100", "precision = fp32 ieee NVIDIA H100",
+        "precision = float16 B200",
+    }  # fmt: skip
+
+
+def test_a_provider_looks_the_same_in_every_figure_and_unlike_the_others(drawn):
+    names = list(plot._STYLES)
+    rows = [row(name, 1.0, H=h) for name in [*names, "unknown"] for h in (64, 128)]
+    axes = {
+        draw: next(iter(only(drawn(draw, rows, rows)).values())) for draw in (plot.step_over_hidden, plot.before_after)
+    }
+    for name in [*names, "unknown"]:
+        looks = [
+            (each.get_color(), each.get_marker())
+            for ax in axes.values()
+            for each in ax.lines
+            if each.get_label() == name
+        ]
+        assert looks == [plot.style(name)[:2]] * 2
+    assert len({plot.style(name)[:2] for name in names}) == len({plot.style(name)[2] for name in names}) == len(names)
+
+
+def test_the_caption_says_which_gpu_commits_and_versions(drawn):
+    about = {"gpu_name": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0"}
+    rows = [
+        row("triton_gru", 1.0, git_sha="a" * 40, git_dirty="True", **about),
+        row("a", 1.0, git_sha="b" * 40, **about),
+    ]
+    (figure,) = drawn(plot.step_over_hidden, rows).values()
+    built = ["commit aaaaaaa (dirty), torch 2.11.0, triton 3.6.0", "commit bbbbbbb, torch 2.11.0, triton 3.6.0"]
+    assert "\n".join(["NVIDIA H200", *built]) in [text.get_text() for text in figure.texts]
+    after = row("a", 1.0, git_sha="c" * 40, **about | {"torch": "2.13.0"})
+    (figure,) = drawn(plot.before_after, [after], rows).values()
+    built = [built[1], "after: commit ccccccc, torch 2.13.0, triton 3.6.0"]
+    assert "\n".join(["NVIDIA H200", *built]) in [text.get_text() for text in figure.texts]
+
+
+def test_files_of_all_figures_are_written_and_the_same_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(plot._LOOK, "figure.dpi", 40)
+    frame = {"T": 1, "variant": "streaming"}
+    rows = [row("torch.nn.GRU", 4.0), row("triton_gru", 8.0), sampled("triton_gru.stream", [0.01, 0.02], **frame)]
+    rows += [row("triton_gru.grid", 5.12, kernel="grid"), row("triton_gru.grid-without-sums", 4.0, kernel="grid")]
+    rows = written(tmp_path / "rows.csv", rows)
+    before = written(tmp_path / "before.csv", [row("triton_gru", 2.0)])
+    counts = counts_written(tmp_path / "counts.csv", [counted("triton_gru", 10, 0, 5), counted("torchrl", 90, 80, 7)])
+    assert main(["plot", str(rows), str(counts), "--before", str(before), "--out", str(tmp_path / "1")]) == 0
+    files = sorted((tmp_path / "1").iterdir())
+    assert sorted(capsys.readouterr().out.splitlines()) == [str(path) for path in files]
+    assert {path.stem for path in files} == {
+        "step-over-hidden-T-512-layers-1-l2-warm-mode-eager-GPU", "speedup-T-512-layers-1-l2-warm-GPU",
+        "step-breakdown-GPU", "streaming-T-1-form-streaming-layers-1-l2-warm-B-4-GPU", "before-after-GPU",
+        "counts-precision-float16-NVIDIA-H100",
+    }  # fmt: skip
+    assert {path.suffix for path in files} == {".png", ".svg"} and len(files) == 12
+    assert main(["plot", str(counts), "--out", str(tmp_path / "2")]) == 0
+    again = list((tmp_path / "2").iterdir())
+    assert len(again) == 2 and all(path.read_bytes() == (tmp_path / "1" / path.name).read_bytes() for path in again)
+    for path in files:
+        assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
+
+
+def test_figures_without_rows_are_said(tmp_path, capsys):
+    assert main(["plot", str(written(tmp_path / "rows.csv", [row("a", 1.0)])), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    missing = [line.split(":")[0] for line in lines if "not drawn" in line]
+    assert missing == ["speedup", "step-breakdown", "streaming", "before-after", "counts"]
+    assert all(line.endswith(".") for line in lines if "not drawn" in line) and len(lines) == 7
+
+
+def test_a_csv_of_something_else_is_refused(tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    with other.open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b"], [1, 2]])
+    counts = counts_written(tmp_path / "counts.csv", [counted("triton_gru", 1, 0, 1)])
+    for files in ([other], [other, counts]):
+        assert main(["plot", *map(str, files), "--out", str(tmp_path / "out")]) == 2
+        assert "no CSV of a sweep" in (error := capsys.readouterr().err) and "other.csv" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_it_says_how_to_install_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [name for name in sys.modules if name.startswith("matplotlib.")] + ["perf.plot"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("perf.plot")
+    assert main(["plot", str(tmp_path / "rows.csv")]) == 2
+    assert re.search(r"plot needs matplotlib.*: pip install -e \.\[perf\]", capsys.readouterr().err)
