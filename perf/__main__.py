@@ -1,7 +1,8 @@
 """Compare the timings of GRU implementations, as CSV. Each command's --help says more.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
-    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses; tuned tables, too
+    python -m perf run --hidden 256 --input 80 --batch 8 --steps 200 --dtype fp16    # a shape of one's own
+    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf plot build/perf/smoke-cpu.csv          # figures, as PNG and SVG
     python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
@@ -22,10 +23,10 @@ import torch
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.plan.device import KNOWN
 
-from . import floors, sweeps
+from . import floors, shapes, sweeps
 from .case import Case
 from .measure import Conditions, DeviceLost
-from .providers import NAMES, YARDSTICK
+from .providers import NAMES, YARDSTICK, require_known
 from .run import run
 
 _OUT = pathlib.Path("build/perf")
@@ -56,13 +57,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="run|report|compare|plot|count|floors")
 
     command = commands.add_parser(
-        "run", help="measure a sweep", formatter_class=raw, description="Measures a sweep:\n" + sweeps.described(),
+        "run", help="measure a sweep, or one's own shape", formatter_class=raw,
+        description="Measures a shape of one's own, the GRUs of a model, or a sweep:\n" + sweeps.described(),
         epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.\n"
-        f"providers: {', '.join(NAMES)}",
+        f"providers: {', '.join(NAMES)}; or a function of yours, as module:callable",
     )  # fmt: skip
-    command.add_argument("--sweep", choices=sweeps.SWEEPS, required=True)
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sweep", choices=sweeps.SWEEPS)
+    what.add_argument("--hidden", type=shapes.positive, nargs="+", metavar="H", help="hidden sizes of one's own shape")
+    called = "a function that calls a model: its GRUs are timed at the shapes seen"
+    what.add_argument("--model", metavar="MODULE:FUNCTION", help=called)
+    shapes.add_arguments(command)
     these = f"these and {YARDSTICK}, not those of the sweep"
-    command.add_argument("--provider", choices=NAMES, nargs="+", help=these, metavar="NAME")
+    command.add_argument("--provider", nargs="+", default=[], help=these, metavar="NAME")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
     resume = "leave out what its CSV has rows of, failures too, instead of measuring it again"
     command.add_argument("--resume", action="store_true", help=resume)
@@ -73,9 +80,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     command.set_defaults(command=_run)
 
-    command = commands.add_parser("report", help="what CSVs and tuned tables say, in the terminal or as Markdown")
-    files = "a CSV of a sweep, or a tuned table (.json) to hold the cost model and the heuristic against"
-    command.add_argument("file", type=pathlib.Path, nargs="+", help=files)
+    command = commands.add_parser("report", help="what CSVs say, in the terminal or as Markdown")
+    command.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep")
     command.add_argument("--markdown", action="store_true")
     command.set_defaults(command=_report)
 
@@ -97,8 +103,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     counted = "what one time step makes a GPU do, as counted in the compiled PTX: work, not time. It needs no GPU"
     command = commands.add_parser("count", help=counted, description=f"Counts {counted}: perf/README.md says more.")
-    command.add_argument("--hidden", type=int, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
-    command.add_argument("--batch", type=int, nargs="+", default=[1, 16], metavar="B")
+    command.add_argument("--hidden", type=shapes.positive, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
+    command.add_argument("--batch", type=shapes.positive, nargs="+", default=[1, 16], metavar="B")
     command.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32"])
     command.add_argument("--device", choices=KNOWN, default="H200", help="what is compiled for (default: H200)")
     command.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="these, not all that can be counted")
@@ -111,12 +117,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options) -> None:
-    sweep, device = sweeps.SWEEPS[options.sweep], "cuda" if torch.cuda.is_available() else "cpu"
+    require_known(options.provider)
+    sweep = shapes.sweep_of(options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.rehearse:
         sweep, device = sweeps.rehearsal(sweep), "cpu"
     elif device == "cpu":
-        if sweep.name not in _ON_A_CPU:
+        if options.sweep and sweep.name not in _ON_A_CPU:
             raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
+        if not options.sweep and {case.precision for case in sweep.cases} - {"fp32", "tf32"}:
+            raise ValueError("on a CPU only fp32 is timed: leave --dtype out, or --rehearse")
         sweep = sweeps.on_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
     run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
@@ -150,8 +160,8 @@ def _floors(options) -> None:
 def _count(options) -> None:
     from . import count, tables
 
-    shapes = itertools.product(options.precision, options.hidden, options.batch)
-    cases = [Case(*shape, steps=1) for shape in shapes]
+    sizes = itertools.product(options.precision, options.hidden, options.batch)
+    cases = [Case(*each, steps=1) for each in sizes]
     rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
     form = "pipe" if options.markdown else "plain"
     print(f"{count.TITLE.format(options.device)}\n\n{tables.text(count.table(rows), form)}")

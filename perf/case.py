@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ from triton_gru.accuracy import PRECISIONS
 
 from .record import RESET_BEFORE, STREAMING, Row
 
-Input = Tensor | PackedSequence
+
+class Ragged(NamedTuple):
+    """Sequences [T, B, I] that end at ``lengths`` [B], the longest first. What lies behind an end is not read."""
+
+    padded: Tensor
+    lengths: Tensor
+
+    def double(self) -> "Ragged":
+        return self._replace(padded=self.padded.double())
+
+
+Input = Tensor | PackedSequence | Ragged
+LAYOUTS = ("dense", "lengths", "packed")
 ROTATED = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
@@ -22,11 +35,12 @@ LONG, LARGE = 1024, 1 << 28
 
 @dataclass(frozen=True)
 class Case:
-    """A GRU with as many inputs as hidden units.
+    """A GRU and the shape of its input.
 
     Attributes:
         precision: one of triton_gru.accuracy.
-        packed: the input is a PackedSequence of sequences as long as `lengths` says.
+        layout: of `LAYOUTS`. "packed" is a PackedSequence and "lengths" a `Ragged`, of sequences as long as `lengths`.
+        input_size: None for as many inputs as hidden units.
         streaming: a call is a frame, a step whose state is that of the call before.
         reset_after: False is the GRU that resets before the recurrent product, which torch has not.
     """
@@ -37,16 +51,23 @@ class Case:
     steps: int
     layers: int = 1
     directions: int = 1
-    packed: bool = False
+    layout: str = "dense"
     streaming: bool = False
     reset_after: bool = True
+    input_size: int | None = None
 
     def __str__(self) -> str:
         words = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
+        words += [f"I={self.inputs}"] * (self.inputs != self.hidden)
         words += [f"{name}={n}" for name, n in (("layers", self.layers), ("directions", self.directions)) if n > 1]
-        said = {"packed": self.packed, "streaming": self.streaming, "reset before": not self.reset_after}
-        words += [word for word, so in said.items() if so]
+        words += [self.layout] * (self.layout != "dense") + ["streaming"] * self.streaming
+        words += ["reset before"] * (not self.reset_after)
         return " ".join(words)
+
+    @property
+    def inputs(self) -> int:
+        """Return the input size."""
+        return self.hidden if self.input_size is None else self.input_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,17 +78,17 @@ class Case:
         return Row(
             provider=f"{provider}+graph" if mode == "graph" else provider, mode=mode, l2=l2,
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
-            I=self.hidden, H=self.hidden, layers=self.layers, directions=self.directions, packed=self.packed,
+            I=self.inputs, H=self.hidden, layers=self.layers, directions=self.directions, layout=self.layout,
             variant=STREAMING if self.streaming else Row.variant if self.reset_after else RESET_BEFORE,
         )  # fmt: skip
 
     @property
     def lengths(self) -> list[int]:
-        """Return the steps of each sequence, the longest first, which has T. Packed, others have a quarter of T to T.
+        """Return the steps of each sequence, the longest first, which has T. Others have a quarter of T to T.
 
-        They are the same for all providers and runs.
+        In the layout "dense" all have T. The lengths are the same for all providers and runs.
         """
-        if not self.packed:
+        if self.layout == "dense":
             return [self.steps] * self.batch
         drawn = random.Random(0)
         others = [drawn.randint(-(-self.steps // 4), self.steps) for _ in range(self.batch - 1)]
@@ -101,17 +122,23 @@ class Case:
             products.fp32_precision = before[1]
 
     def module(self, device: str) -> nn.GRU:
-        """Return a fresh GRU in eval(): torch's, its weights flattened as cuDNN likes them, or ours in plain torch."""
+        """Return a fresh GRU in eval(): torch's, or in plain torch ours that resets before.
+
+        torch flattens its weights as cuDNN likes them, but for bf16: there it compacts them anew on every call.
+        """
         options = {"bidirectional": self.directions == 2, "device": device, "dtype": self.dtype}
         if not self.reset_after:
             options |= {"reset_after": False, "backend": "reference"}
         gru = nn.GRU if self.reset_after else triton_gru.GRU
-        return gru(self.hidden, self.hidden, self.layers, **options).eval()
+        return gru(self.inputs, self.hidden, self.layers, **options).eval()
 
-    def inputs(self, device: str) -> list[Input]:
-        """Return inputs [T, B, I], or packed, to be used in turn. For a stream they are its frames."""
-        input_bytes = self.total_steps * self.hidden * self.dtype.itemsize
+    def draw(self, device: str) -> list[Input]:
+        """Draw inputs of the case's layout, to be used in turn. For a stream they are its frames."""
+        input_bytes = self.total_steps * self.inputs * self.dtype.itemsize
         number = ROTATED if self.steps < LONG and input_bytes < LARGE else 2
-        shape = self.steps, self.batch, self.hidden
-        inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
-        return [pack_padded_sequence(x, self.lengths) for x in inputs] if self.packed else inputs
+        shape = self.steps, self.batch, self.inputs
+        drawn = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
+        if self.layout == "packed":
+            return [pack_padded_sequence(x, self.lengths) for x in drawn]
+        lengths = torch.tensor(self.lengths, device=device)
+        return [Ragged(x, lengths) for x in drawn] if self.layout == "lengths" else drawn

@@ -93,11 +93,11 @@ class Floors:
     def _work(self, case: Case) -> tuple[int, int, int]:
         """Count the bytes moved, those read again, and the FLOPs."""
         size, directions = case.dtype.itemsize, case.directions
-        inputs = [case.hidden] + [directions * case.hidden] * (case.layers - 1)
+        inputs = [case.inputs] + [directions * case.hidden] * (case.layers - 1)
         weights = directions * sum(3 * case.hidden * (of_layer + case.hidden) for of_layer in inputs)
         cells = case.layers * directions
         states = cells * case.batch * case.hidden * size * (2 if case.streaming else 1)
-        sequences = (1 + directions) * case.total_steps * case.hidden * size
+        sequences = (case.inputs + directions * case.hidden) * case.total_steps * size
         beyond = 3 * case.hidden**2 * size - self.multiprocessors * self.on_chip
         beyond = max(0, beyond) if self.on_chip else 0
         times = (case.steps - 1) // 2 * cells

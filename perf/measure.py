@@ -1,5 +1,6 @@
 """One case: every provider against float64 first, then those that are right timed in turn."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import triton_gru
 from triton_gru.accuracy import Judge
 from triton_gru.launch import hang
 from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, samples
 
-from .case import Case, Input
+from .case import Case, Input, Ragged
 from .floors import Floors
-from .providers import OURS, YARDSTICK, make_ready
+from .providers import YARDSTICK, is_ours, make_ready
 from .providers.interface import Ready, Unavailable
 from .providers.ours import gave_up, is_lost
 from .record import Row, timed
@@ -62,7 +64,7 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
         row.floor_ms = floors.of(case, row.mode, row.l2)
     with case.pinned():
         try:  # the module outside of inference_mode, as its users make it
-            gru, inputs = case.module(conditions.device), case.inputs(conditions.device)
+            gru, inputs = case.module(conditions.device), case.draw(conditions.device)
             with torch.inference_mode():
                 gate = _Gate(case, gru, inputs)
         except Exception as failure:  # not enough memory for the case, say
@@ -91,7 +93,7 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
         return _fail([row for row in rows if row.provider in right], failure)
     error = gave_up()
     for i, row in enumerate(rows):
-        if error and row.provider in right and row.provider.startswith(OURS):  # its times are worth nothing
+        if error and row.provider in right and is_ours(row.provider):  # its times are worth nothing
             row.status, row.error = "failed", f"this or another: {error}"
         elif row.provider in right:
             rows[i] = timed(row, taken[row.provider])
@@ -192,8 +194,12 @@ class _Gate:
 
     def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
         self.streaming, self._precision = case.streaming, case.precision
-        self._x = torch.cat(inputs) if case.streaming else inputs[0]
-        self._judge = Judge.of(gru, self._x, None, case.precision)
+        self._x = x = torch.cat(inputs) if case.streaming else inputs[0]
+        if isinstance(x, Ragged):
+            ours = triton_gru.accelerate(copy.copy(gru))  # torch's takes no lengths
+            self._judge = Judge.of(ours, x.padded, None, case.precision, lengths=x.lengths)
+        else:
+            self._judge = Judge.of(gru, x, None, case.precision)
 
     def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float | str]:
         """Return whether the results are "ok" or "wrong", and their largest error."""
@@ -202,5 +208,5 @@ class _Gate:
         judge = self._judge
         if ready.expected is not None:  # of another cell, without a baseline: only NaN is wrong
             judge = Judge(_tensors(ready.expected(self._x.double())), results, self._precision)
-        error, right = judge(results, slack=1 if name.startswith(OURS) else PEERS_SLACK)
+        error, right = judge(results, slack=1 if is_ours(name) else PEERS_SLACK)
         return ("ok" if right else "wrong"), error

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from .compare import NOISE, compared
 from .providers import OURS, YARDSTICK
-from .providers.stages import WITHOUT
 from .record import STREAMING
-from .report import against_torch, latest, load, stages
+from .report import WITHOUT, against_torch, latest, load, stages
 
 _LOOK = {"axes.titlesize": 8, "figure.dpi": 200, "svg.hashsalt": OURS, "axes.formatter.min_exponent": 15}
 _LOOK |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "lines.markersize": 4.5}
@@ -23,7 +22,7 @@ _STYLES = {  # of a provider: colour (Okabe and Ito's, or grey), marker, hatch
     "cudnn.small_h": ("#009E73", "P", "xx"), "gru_qat.scan": ("#E69F00", ">", "...."),
     "gru_qat.persistent": ("#009E73", "<", "xxxx"),
 }  # fmt: skip
-_SETTING = ["T", "form", "layers", "l2"]  # each has figures of its own
+_SETTING = ["T", "input", "form", "layers", "l2"]  # each has figures of its own
 
 
 def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path]) -> None:
@@ -80,7 +79,7 @@ def step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     words = [f"{saved:.2f} ({part:.0%})" for saved, part in zip(rows["saved"], share)]
     down = [f"{row.precision}, H = {row.H}, B = {row.B}, {row.kernel}: {row.step:.2f} µs" for row in rows.itertuples()]
     rows = rows.assign(shade=2 * share, word=words, marked=share < 0, down=down, across=across)
-    title = "Microseconds that a step has less without a stage. Stages overlap: sums mean nothing. Hatched: more"
+    title = "Microseconds that a step has less without a stage. Stages overlap: sums mean nothing. Hatched: it has more"
     _heat(_panels(figures, rows, [], ("mode", "l2"), (8, 0.6 + 0.2 * len(set(down))), (title, "without", "")))
 
 
@@ -121,13 +120,14 @@ def counts(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     numbers, case = ["H", "B", "read", "read_w_hh", "busiest"], ["gpu_name", "precision", "H", "B", "kind"]
     rows = rows[rows["status"] == "ok"]
     precision = (rows["dtype"].replace("float32", "fp32") + " " + rows["precision"]).str.strip()
-    rows = rows.assign(precision=precision, gpu_name=rows["device"], **rows[numbers].apply(pd.to_numeric))
+    rows = rows.assign(precision=precision, gpu_name=rows["device"] + ", emulated")
+    rows[numbers] = rows[numbers].apply(pd.to_numeric)
     kinds = {"bytes read": ("read", "read_w_hh"), "instructions, busiest warp": ("busiest", "busiest")}
     rows = pd.concat([rows.assign(kind=kind, all=rows[a], part=rows[b]) for kind, (a, b) in kinds.items()])
     rows = rows.drop_duplicates([*case, "provider"], keep="last").sort_values("H", kind="stable")
     rows = rows.merge(rows.loc[rows["provider"] == OURS, [*case, "all"]], "left", case, suffixes=("", "_ours"))
-    texts = ("Work counted, not time. Solid: W_hh, light: other bytes. Numbers: times ours", "hidden size H", "")
-    for axes, panel in _panels(figures, rows, ["precision"], ("kind", "B"), (3.5, 1.5), texts):
+    title = "Work of a step, counted: not time. Bytes of W_hh are solid, others light. Numbers: times ours"
+    for axes, panel in _panels(figures, rows, ["precision"], ("kind", "B"), (3.5, 1.5), (title, "hidden size H", "")):
         sizes, every = sorted(panel["H"].unique()), list(panel.groupby("provider", sort=False))
         for place, (name, bars) in enumerate(every):
             (colour, _, hatch), wide = style(name), 0.84 / len(every)
@@ -135,9 +135,9 @@ def counts(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
             axes.bar(x, bars["all"], wide, color=(colour, 0.3), edgecolor=colour, lw=0.4)
             axes.bar(x, bars["part"], wide, color=colour, hatch=hatch, edgecolor="white", lw=0, label=name)
             for at, top, times in zip(x, bars["all"], bars["all"] / bars["all_ours"]):
-                word = f"{times:.3g}x" if name != OURS and times > 0 else ""
+                word = f"{float(f'{times:.2g}'):g}x" if name != OURS and times > 0 else ""
                 axes.text(at, top * 1.2, word, ha="center", va="bottom", rotation=90)
-        axes.set(yscale="log", ymargin=0.3, xticks=range(len(sizes)), xticklabels=sizes)
+        axes.set(yscale="log", ymargin=0.5, xticks=range(len(sizes)), xticklabels=sizes)
         axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
 
 

@@ -8,11 +8,15 @@ import torch
 from triton_gru.tuning.compile_pool import compile_candidate, in_parallel
 
 from .case import Case
-from .providers import OURS, make_ready, stages
+from .providers import OURS, make_ready
 from .providers.ours import kernels_of
 
 # Providers that no plan describes, whose compilers take seconds to minutes a case and keep what they compile on disk.
-SLOW = ("torch.compile", "torchrl", *stages.PROVIDERS)
+# Those that are brought as module:callable are taken to be such, too.
+SLOW = (
+    "torch.compile", "torch.compile.cells", "torchrl", "gru_qat.scan", "gru_qat.persistent", "flashrnn",
+    "flashrnn.lstm",
+)  # fmt: skip
 
 
 def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
@@ -24,14 +28,14 @@ def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
         functools.partial(_call, case, name)
         for case, names in wanted
         for name in names
-        if name in SLOW or (case.streaming and name.startswith(OURS))
+        if name in SLOW or ":" in name or (case.streaming and name.startswith(OURS))
     ]
     # The slow ones first, so as not to be waited for last.
     in_parallel(called + [functools.partial(compile_candidate, *each) for each in kernels])
 
 
 def _call(case: Case, name: str) -> None:
-    gru, x = case.module("cuda"), case.inputs("cuda")[0]
+    gru, x = case.module("cuda"), case.draw("cuda")[0]
     with case.pinned(), torch.inference_mode():
         ready = make_ready(name, gru, x, case.streaming)
         ready.call(ready.lay_out(x))

@@ -19,16 +19,15 @@ from triton_gru.tuning.timing import quantiles
 
 from .stamp import commit, output, timestamp
 
-SCHEMA = 4  # since 4, `config` of our kernels is JSON; before, it was ``str`` of the dataclass
-_SINCE = {"p99_ms": 2, "samples_ms": 3}  # the schema that brought the column; all others are as old as 1
+SCHEMA = 5  # of the columns; a CSV of another schema is refused
 BEGUN = "begun"  # the status of a row that says no more than that its case was begun
 # Variants beside "reset_after".
 STREAMING = "streaming"  # one frame a call, from the state that the call before has left
 RESET_BEFORE = "reset_before"  # the reset gate before the recurrent product
 # What a measurement is of; rows that agree in these are comparable, or one repeats the other.
 KEY = (
-    "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "batch_first", "packed",
-    "variant", "mode", "l2",
+    "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "layout", "variant",
+    "mode", "l2",
 )  # fmt: skip
 
 
@@ -67,8 +66,7 @@ class Row:
     H: int = 0
     layers: int = 1
     directions: int = 1
-    batch_first: bool = False
-    packed: bool = False
+    layout: str = "dense"
     variant: str = "reset_after"
     mode: str = "eager"
     l2: str = ""
@@ -93,7 +91,6 @@ class Row:
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
 _HEADER = (",".join(COLUMNS) + "\r\n").encode()
-COLUMNS_OF = {n: [name for name in COLUMNS if _SINCE.get(name, 1) <= n] for n in range(1, SCHEMA + 1)}  # by schema
 
 
 def environment(device: str) -> dict[str, object]:
@@ -138,17 +135,12 @@ def config_text(config) -> str:
 class Report:
     """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
 
-    Args:
-        path: names the report. Its rows of schemas 1 to 3 are in this file and stay there. New rows are written to a
-            file beside it, whose suffix has the schema.
-
     Raises:
-        ValueError: the file for new rows is there, and is none of these reports.
+        ValueError: the file is there, and has other columns.
     """
 
     def __init__(self, path: pathlib.Path, device: str):
-        self._every_schema = f"{path.stem}.*csv"
-        self.path = path = path.with_suffix(f".v{SCHEMA}.csv")
+        self.path = path
         self.environment = environment(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
@@ -157,7 +149,7 @@ class Report:
         elif text.startswith(_HEADER):
             os.truncate(path, text.rfind(b"\n") + 1)  # without a row whose writing was cut off
         else:
-            raise ValueError(f"{path} has other columns than schema {SCHEMA}: name another file or folder")
+            raise ValueError(f"{path} has other columns than those of schema {SCHEMA}: name another folder")
 
     def add(self, *rows: Row) -> None:
         for row in rows:
@@ -167,8 +159,8 @@ class Report:
                 csv.writer(file).writerow(dataclasses.astuple(row))
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows of this run and earlier ones, of all schemas."""
-        return read(self.path.parent, self._every_schema)
+        """Return the rows of this run and earlier ones."""
+        return read(self.path.parent, self.path.name)
 
     def measured(self) -> dict[tuple[str, ...], str]:
         """Return the last status of each `cell` of which there is a row of this machine."""
@@ -182,7 +174,7 @@ def timed(row: Row, milliseconds: list[float]) -> Row:
 
 
 def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
-    """Return the rows of all CSVs in the folder that match, those of older schemas first."""
+    """Return the rows of all CSVs in the folder that match."""
     rows = []
     for path in sorted(folder.glob(pattern)):
         with path.open(newline="") as file:

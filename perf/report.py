@@ -1,7 +1,5 @@
 """The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the floor, and where it loses.
 
-What CSVs and tuned tables say of the cost model is in cost_errors.py.
-
 All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
 torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios are of medians.
 """
@@ -13,42 +11,39 @@ import sys
 import numpy as np
 import pandas as pd
 
-from . import cost_errors
 from .providers import OURS, YARDSTICK
-from .providers.stages import WITHOUT
-from .record import BEGUN, COLUMNS, COLUMNS_OF, KEY, STREAMING, Row
-from .tables import geomean, summarized, text, word
+from .providers.cudnn import FLAT
+from .record import BEGUN, COLUMNS, KEY, STREAMING, Row
+from .tables import geomean, summarized, together, word
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
+WITHOUT = "-without-"  # in the names of providers in perf/experiments/stages.py, before the stage
 _STATUSES = ["ok", "noisy", "wrong", "failed", "unavailable"]
-SHOWN = ["precision", "H", "B", "T", "layers", "form", "l2"]
+SHOWN = ["precision", "H", "I", "B", "T", "layers", "form", "l2"]
 
 
 def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
-    """Return the report on these CSVs and tuned tables (.json), for a terminal or in Markdown."""
-    of_tables = [path for path in paths if path.suffix == ".json"]
-    rows = load([path for path in paths if path not in of_tables])
-    titled, form = ("**{}**\n\n{}", "pipe") if markdown else ("{}\n{}", "plain")
-    tables = sections(rows, cost_errors.load(of_tables))
-    return "\n\n".join(titled.format(title, text(table, form)) for title, table in tables)
+    """Return the report on these CSVs, for a terminal or in Markdown."""
+    return together(sections(load(paths)), markdown)
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     """Read the rows of all CSVs, and say on stderr which of them are other files than sweeps'.
 
-    ``base`` is the provider without its mode. ``form`` says whether a case is bidirectional, packed or streaming.
+    ``base`` is the provider without its mode. ``form`` says whether a case is bidirectional, packed or streaming, and
+    ``input`` how many inputs it has if not as many as hidden units.
 
     Raises:
         ValueError: no file is a sweep's.
     """
     frames = {path: pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths}
-    others = [path for path, frame in frames.items() if list(frame) not in COLUMNS_OF.values()]
+    others = [path for path, frame in frames.items() if list(frame) != COLUMNS]
     if others:
         print(f"left out, as these have not the columns of a report: {', '.join(map(str, others))}", file=sys.stderr)
     if 0 < len(paths) == len(others):
         raise ValueError("no CSV of a sweep is left")
     known = [frame for path, frame in frames.items() if path not in others]
-    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *known], ignore_index=True).fillna("")
+    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *known], ignore_index=True)
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
     times = ["p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"]
     rows[times] = rows[times].apply(pd.to_numeric, errors="coerce")
@@ -56,7 +51,8 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
     rows["base"] = rows["provider"].str.removesuffix("+graph")
-    rows["form"] = [_form(*shape) for shape in zip(rows["directions"], rows["packed"], rows["variant"])]
+    rows["input"] = rows["I"].astype(str).mask(rows["I"] == rows["H"], "")
+    rows["form"] = [_form(*shape) for shape in zip(rows["directions"], rows["layout"], rows["variant"])]
     rows["regime"] = [_regime(*shape) for shape in zip(rows["H"], rows["B"], rows["T"], rows["form"])]
     return rows
 
@@ -66,8 +62,8 @@ def latest(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
 
-def _form(directions: int, packed: str, variant: str) -> str:
-    words = {"bidirectional": directions == 2, "packed": packed == "True", variant: variant != Row.variant}
+def _form(directions: int, layout: str, variant: str) -> str:
+    words = {"bidirectional": directions == 2, layout: layout != Row.layout, variant: variant != Row.variant}
     return ", ".join(word for word, so in words.items() if so)
 
 
@@ -77,7 +73,7 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
     return ", ".join(filter(None, words))
 
 
-def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> list[tuple[str, pd.DataFrame]]:
+def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return titled tables that have rows. Exception: the one of losses is there whenever torch is."""
     last, timed, speedups = latest(rows), rows[rows["n"] > 0], against_torch(rows)
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
@@ -87,7 +83,7 @@ def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> lis
         ("What was measured, where", _machines(rows)),
         ("What became of each provider's cases", _outcomes(last)),
         (
-            "Times faster than the faster of torch.nn.GRU eager and in a graph",
+            f"Times faster than the faster of torch.nn.GRU eager and in a graph (bf16: or of {FLAT})",
             _ratios(speedups, by_regime, speedups["times faster"], **own_kernel),
         ),
         ("Time over the floor", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
@@ -96,7 +92,6 @@ def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> lis
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
         ("Where a step's time goes: its microseconds, and how many fewer without a stage", _stages(timed)),
         ("RNN, LSTM, GRU", cells(last)),
-        *cost_errors.sections(last, tuned or {}),
     ]
     tables = [(title, table) for title, table in tables if len(table)]
     if len(speedups):
@@ -113,11 +108,14 @@ def sections(rows: pd.DataFrame, tuned: cost_errors.Tables | None = None) -> lis
 def against_torch(rows: pd.DataFrame) -> pd.DataFrame:
     """Find how many times faster ours is, in each mode, than the faster of torch's two, of the same run.
 
+    In bf16 torch copies its weights on every call, so that `cudnn.FLAT` counts as torch's there.
+
     The ratio is the median of those of the rounds, from ``low`` to ``high`` with 95 % confidence. That holds if the
     noise of one round says nothing of the next. Without samples the ratio is that of the medians, with no interval.
     """
     timed, same = rows[rows["n"] > 0], [*CASE, "run_id"]
-    theirs = timed[timed["base"] == YARDSTICK]
+    flat = (timed["base"] == FLAT) & (timed["dtype"] == "bfloat16")
+    theirs = timed[(timed["base"] == YARDSTICK) | flat]
     theirs = theirs.loc[theirs.groupby(same)["p50_ms"].idxmin()]
     ours = latest(timed[timed["base"] == OURS]).merge(theirs, on=same, suffixes=("", "_theirs"))
     pairs = zip(ours["samples_ms_theirs"], ours["samples_ms"], ours["p50_ms_theirs"] / ours["p50_ms"])
@@ -178,18 +176,19 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
 
 def _stages(timed: pd.DataFrame) -> pd.DataFrame:
     """Return a line for each kernel and case of a run, a column for each stage that was left out."""
-    parts, same = stages(timed), [*CASE, "run_id", "mode", "whole", "kernel", "step"]
+    parts, same = stages(timed), [*CASE, "run_id", "mode", "kernel", "step"]
     table = parts.pivot(index=same, columns="stage", values="saved").astype(object).fillna("")
     return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
 
 
 def stages(timed: pd.DataFrame) -> pd.DataFrame:
     """Return the rows without a stage, with the microseconds of the whole ``step`` and how many are ``saved``."""
-    same = [*CASE, "run_id", "mode", "whole"]
-    timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], whole=timed["base"].str.split(WITHOUT).str[0])
-    whole = timed.loc[timed["base"] == timed["whole"], [*same, "step"]].drop_duplicates(same, keep="last")
-    parts = timed[timed["base"] != timed["whole"]].merge(whole, on=same, suffixes=("_left", ""))
-    parts = parts.assign(stage=parts["base"].str.split(WITHOUT).str[-1], saved=parts["step"] - parts["step_left"])
+    same, stage = [*CASE, "run_id", "mode", "kernel"], timed["base"].str.extract(f"{WITHOUT}(.+)", expand=False)
+    timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], stage=stage)
+    whole = timed.loc[timed["base"] == OURS + "." + timed["kernel"], [*same, "step"]]
+    parts = timed[timed["stage"].notna()]
+    parts = parts.merge(whole.drop_duplicates(same, keep="last"), on=same, suffixes=("_left", ""))
+    parts = parts.assign(saved=parts["step"] - parts["step_left"])
     return parts.drop_duplicates([*same, "stage"], keep="last")
 
 

@@ -53,8 +53,8 @@ def run(
 
     def measure_case(case: Case, names: list[str]) -> list[Row]:
         with warnings.catch_warnings():
-            # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch 2.11 flattens
-            # none: there the copies are its own affair.
+            # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none:
+            # there `cudnn.FLAT` stands beside it.
             warnings.filterwarnings("ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED)
             return measure(case, names, conditions, floors)
 

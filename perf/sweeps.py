@@ -7,16 +7,33 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
+from triton_gru.plan.config import GRID_CUTS, HANDOVERS
 from triton_gru.plan.planner import KERNELS
 
 from .case import Case
-from .providers import OURS, STREAMING, YARDSTICK, cudnn, stages
-from .providers.ours import GRIDS, LAUNCHES
+from .providers import OURS, STREAMING, YARDSTICK, cudnn
+from .providers.ours import LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
 _CUDNN = tuple(cudnn.PROVIDERS)
 _PEERS = (OURS, *_CUDNN, "torchrl")
+# What others have made, or one may make oneself in torch. "cells" is a loop over time of a compiled step.
+_OTHERS = (
+    "torchrl", "gru_qat.scan", "gru_qat.persistent", "flashrnn", "flax.scan", "handwritten", "torch.compile",
+    "torch.compile.cells",
+)  # fmt: skip
+EVERYONE = (OURS, *_CUDNN, *_OTHERS)
+_CUTS = ["x".join(map(str, cut)) for cut in GRID_CUTS]
+_STAGES = [
+    f"perf.experiments.stages:{kernel}-without-{stage}"
+    for kernel, stages in {
+        "grid": "waiting hand-over products-but-the-first sums activations gate-inputs output",
+        "block": "activations gate-inputs output",
+    }.items()
+    for stage in stages.split()
+]
+_ANCHORS = ("torch.nn.LSTM", "flashrnn.lstm")  # cells with a third more work in a step
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,8 @@ def rehearsal(sweep: Sweep) -> Sweep:
     first = {}
     for case in sweep.cases:
         first.setdefault(case.directions, case)
-    cases = (dataclasses.replace(case, hidden=16, batch=2, steps=min(case.steps, 3)) for case in first.values())
+    tiny = {"hidden": 16, "batch": 2, "input_size": None}
+    cases = (dataclasses.replace(case, steps=min(case.steps, 3), **tiny) for case in first.values())
     return on_cpu(dataclasses.replace(sweep, cases=tuple(cases), rounds=0))
 
 
@@ -76,8 +94,11 @@ _SINGLE_STEPS = _cases("fp16 tf32", [512, 1024, 256, 128, 2048], [1, 16, 64], [1
 SWEEPS = {sweep.name: sweep for sweep in (
     Sweep(
         "smoke", "Does every provider that can run here work, and the suite itself?", 100,
-        (OURS, *_KERNELS, *_CUDNN, "handwritten", "torch.compile", "torchrl"),
-        _cases("tf32 fp16", [64], [1, 4], [4, 1]),
+        (*EVERYONE, *_KERNELS, *_ANCHORS), _cases("tf32 fp16", [64], [1, 4], [4, 1]),
+    ),
+    Sweep(
+        "peers", "How fast is everyone who computes a GRU, side by side?", 170, EVERYONE,
+        _cases("fp16 tf32", [128, 512], [1, 16], [64]) + _cases("bf16 fp32", [512], [16], [64]),
     ),
     Sweep(
         "heart", "How fast is one layer where nn.GRU reads its weights at every step?", 120, _PEERS,
@@ -102,8 +123,12 @@ SWEEPS = {sweep.name: sweep for sweep in (
         l2="cold",
     ),
     Sweep(
-        "packed", "What do sequences of unequal lengths cost, packed?", 110, (OURS, *_KERNELS),
-        _cases("fp16 tf32", [512, 256, 1024, 128, 64], [16, 64], [256], packed=True),
+        "packed", "What do sequences of unequal lengths cost, packed?", 120, (OURS, *_KERNELS, "cudnn.standard"),
+        _cases("fp16 tf32", [512, 256, 1024, 128, 64], [16, 64], [256], layout="packed"),
+    ),
+    Sweep(
+        "lengths", "And padded, with lengths beside them?", 90, (OURS, *_KERNELS),
+        _cases("fp16 tf32", [512, 256, 1024, 128], [16, 64], [256], layout="lengths"),
     ),
     Sweep(
         "bidirectional", "What does the second direction add?", 130, (OURS, *_CUDNN),
@@ -116,7 +141,7 @@ SWEEPS = {sweep.name: sweep for sweep in (
     ),
     Sweep(
         "overhead", "How long does a call keep the host?", 60,
-        (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torchrl"),
+        (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torch.compile.cells", "torchrl"),
         _cases("fp16 tf32", [128, 512], [1], [1, 16]), HOST,
     ),
     Sweep(
@@ -125,9 +150,10 @@ SWEEPS = {sweep.name: sweep for sweep in (
         _cases("fp16 tf32", [128, 256, 512, 1024], [1, 64], [128]),
     ),
     Sweep(
-        "reset-before", "What does a reset before the recurrent product cost, beside nn.GRU's after it?", 120,
+        "reset-before", "What does a reset before the recurrent product cost, beside nn.GRU's after it?", 150,
         (OURS, *_KERNELS, "handwritten"),
-        _cases("fp16 tf32", [512, 256, 1024, 128, 96], [1, 16], [512], reset_after=False),
+        _cases("fp16", [512, 1024, 256, 128, 2048, 192, 64, 96], [1, 16, 64], [512], reset_after=False)
+        + _cases("tf32", [512, 256, 1024, 128], [1, 16], [512], reset_after=False),
     ),
     Sweep(
         "layers", "What does each further layer cost?", 130, (OURS, *_CUDNN),
@@ -148,14 +174,34 @@ SWEEPS = {sweep.name: sweep for sweep in (
     ),
     Sweep(
         "step-breakdown", "Where does a step of grid and block spend its time?", 120,
-        ("triton_gru.grid", "triton_gru.block", *stages.PROVIDERS),
+        ("triton_gru.grid", "triton_gru.block", *_STAGES),
         _cases("fp16", [256, 512, 1024, 2048], [1, 64], [512]) + _cases("tf32", [512, 1024], [1, 64], [512])
         + _cases("fp16", [64, 128, 192], [1], [512]) + _cases("tf32", [128], [1], [512]), ("graph",), rounds=50,
     ),
     Sweep(
         "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
-        (OURS, *(variant.name for variant in GRIDS)),
+        (OURS, *(f"perf.experiments.hand_overs:{each}" for each in (*HANDOVERS, *_CUTS))),
         _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
+    ),
+    Sweep(
+        # FlashRNN2 reports 1.4 to 1.6 times cuDNN with flat weights for a classifier of four such layers on an H100.
+        "anchor-flashrnn2", "How fast are four small layers, where FlashRNN2 has published figures?", 100,
+        (OURS, *_CUDNN), _each(_cases("fp16", [64], [1, 4, 16, 32, 64], [32], layers=4), layout=("dense", "packed")),
+    ),
+    Sweep(
+        # For cuDNN's persistent LSTM 1.96 us a step were published.
+        "anchor-768", "How fast is H = 768, where a persistent LSTM has published figures?", 60,
+        (OURS, *_KERNELS, *_CUDNN, "flashrnn", *_ANCHORS), _cases("fp16 bf16", [768], [16], [1024]),
+    ),
+    Sweep(
+        "anchor-24", "How fast are 24 hidden units in batches of 400, fp32 without TF32, as a user has them?", 60,
+        (*EVERYONE, *_KERNELS), _cases("fp32", [24], [400], [100]),
+    ),
+    Sweep(
+        # rnn_problems.h of DeepBench: its GRUs for training and for servers.
+        "deepbench", "How fast are DeepBench's GRUs?", 170, (OURS, *_CUDNN),
+        _cases("fp16", [1024], [32, 64], [1500]) + _cases("fp16", [2816, 2048, 1536, 2560], [32, 1], [187])
+        + _cases("fp16", [512], [32, 1], [1]) + _cases("fp16", [2816, 2048, 1536], [32], [1500]),
     ),
     Sweep(
         "tuned", "What does a tuned table bring?", 60, (OURS, *_CUDNN),
@@ -167,7 +213,7 @@ SWEEPS = {sweep.name: sweep for sweep in (
 def described() -> str:
     """Return a line for each sweep."""
     lines = [
-        f"  {sweep.name:15}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
+        f"  {sweep.name:18}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
         for sweep in SWEEPS.values()
     ]
     return "\n".join([*lines, f"All measure {YARDSTICK} as well: it is what others are gated and compared by."])

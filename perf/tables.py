@@ -27,6 +27,12 @@ def geomean(ratios: pd.Series) -> float:
     return np.exp(np.log(ratios).mean())
 
 
+def together(titled: Iterable[tuple[str, pd.DataFrame]], markdown: bool = False) -> str:
+    """Return titled tables one below the other, for a terminal or in Markdown."""
+    title, form = ("**{}**\n\n{}", "pipe") if markdown else ("{}\n{}", "plain")
+    return "\n\n".join(title.format(name, text(table, form)) for name, table in titled)
+
+
 def text(table: pd.DataFrame, form: str = "plain") -> str:
     """Return the table in a form of tabulate, "plain" or "pipe" (Markdown), with words left and numbers right."""
     if table.empty:

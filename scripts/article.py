@@ -131,13 +131,13 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
     from perf.report import cells, latest, load
     from perf.tables import text
 
-    pattern = f"cells-{machine_name(DEVICE)}.*csv"
-    csvs = list((ROOT / "perf/results").glob(pattern))
-    if measured_here or not csvs:
+    name = f"cells-{machine_name(DEVICE)}.csv"
+    path = ROOT / "perf/results" / name
+    if measured_here or not path.exists():
         command = [sys.executable, "-m", "perf", "run", "--sweep", "cells", "--out", str(out)]
         subprocess.run(command, cwd=ROOT, check=True)
-        csvs = list(out.glob(pattern))
-    rows = load(sorted(csvs))
+        path = out / name
+    rows = load([path])
     where = ", ".join(name.removeprefix("none: ") for name in rows["gpu_name"].unique())
     print(f"RNN, LSTM and GRU, measured on: {where}")
     if DEVICE == "cpu":

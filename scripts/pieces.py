@@ -64,7 +64,7 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
     small = f"{_REHEARSE} {command} --rehearse --seconds 0.01"
     command = f"{environment}python3 {command} --seconds 0.6"
     return Piece(
-        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.*csv", progress, after
+        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.csv", progress, after
     )
 
 
@@ -98,7 +98,7 @@ def _models() -> Piece:
 
     return Piece(
         "models", "How much faster are whole models?", 120, f"python3 {command}", f"{_REHEARSE} {command} --rehearse",
-        "models-{gpu}.*csv", progress,
+        "models-{gpu}.csv", progress,
     )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ PIECES = (
     *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
     _TUNE,
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
-    *map(_sweep, ("bidirectional", "streaming", "smoke", "step-breakdown", "hand-overs", "short", "reset-before")),
+    *map(_sweep, ("bidirectional", "streaming", "smoke", "peers", "step-breakdown", "hand-overs", "short")),
+    *map(_sweep, ("reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench")),
     *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from perf.record import SCHEMA, Report, Row, cell, config_text, environment
+from perf.record import COLUMNS, Report, Row, cell, config_text, environment
 from triton_gru.plan.config import StepConfig
 from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
 
@@ -49,27 +49,12 @@ def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
 
 
 def test_a_file_that_is_no_report_is_left_alone(tmp_path):
-    path = tmp_path / f"mine.v{SCHEMA}.csv"
-    path.write_text("some,other\ntable,1\n")
-    with pytest.raises(ValueError, match="other columns"):
-        Report(tmp_path / "mine.csv", "cpu")
-    assert path.read_text() == "some,other\ntable,1\n"
-
-
-def test_a_file_of_an_older_schema_is_read_and_not_added_to(tmp_path):
-    """Schema 3 has the columns of today, and another text for configurations."""
-    new = Report(tmp_path / "report.csv", "cpu")
-    new.add(Row(provider="a", status="noisy"))
-    old = new.path.rename(tmp_path / "report.csv")
-    before = old.read_bytes()
-    report = Report(old, "cpu")
-    assert report.path == tmp_path / "report.v4.csv"
-    assert report.measured() == {cell(Row(provider="a")): "noisy"}
-    for row in (Row(provider="a", status="failed"), Row(provider="b")):
-        report.add(row)
-    assert report.measured() == {cell(Row(provider="a")): "failed", cell(Row(provider="b")): "ok"}
-    assert old.read_bytes() == before
-    assert Report(tmp_path / "repo.csv", "cpu").rows() == []
+    path = tmp_path / "mine.csv"
+    for text in ("some,other\ntable,1\n", ",".join(COLUMNS).replace("layout", "packed") + "\r\n"):
+        path.write_bytes(text.encode())
+        with pytest.raises(ValueError, match="other columns than those of schema 5: name another folder"):
+            Report(path, "cpu")
+        assert path.read_bytes() == text.encode()
 
 
 def test_a_configuration_is_written_as_json():
@@ -80,10 +65,10 @@ def test_a_configuration_is_written_as_json():
 
 def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
     report = Report(tmp_path / "report.csv", "cpu")
-    row = Row(provider="a", dtype="float32", T=3, B=2, batch_first=False, p50_ms=1.0, n=3)
+    row = Row(provider="a", dtype="float32", T=3, B=2, layout="dense", p50_ms=1.0, n=3)
     report.add(row)
     assert cell(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.measured()
-    for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"batch_first": True}):
+    for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"layout": "packed"}):
         assert cell(dataclasses.replace(row, **other)) not in report.measured()
     report.environment["gpu_name"] = "another"
     assert report.measured() == {}

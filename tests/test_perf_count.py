@@ -178,7 +178,7 @@ def test_a_launch_that_is_too_long_is_given_up(tmp_path, plant):
 
 
 @pytest.mark.parametrize(
-    "name, module", [("torchrl", "torchrl"), ("gru-qat", "gru_qat"), ("gru-qat.persistent", "gru_qat")]
+    "name, module", [("torchrl", "torchrl"), ("gru_qat.scan", "gru_qat"), ("gru_qat.persistent", "gru_qat")]
 )
 def test_a_peer_that_is_not_installed_is_unavailable(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
@@ -192,9 +192,9 @@ def test_gru_qat_is_called(tmp_path, monkeypatch):
     scans = types.SimpleNamespace(gru_scan_forward=_scan, gru_scan_forward_persistent=_step_by_step)
     monkeypatch.setitem(sys.modules, "gru_qat.triton_kernels.scan", scans)
     monkeypatch.setattr(providers, "version", {"gru-qat": "1.2"}.get)
-    run(tmp_path, provider="gru-qat", precision="tf32")
-    run(tmp_path, provider="gru-qat.persistent", precision="tf32")
-    rows = run(tmp_path, provider="gru-qat", precision="fp16")
+    run(tmp_path, provider="gru_qat.scan", precision="tf32")
+    run(tmp_path, provider="gru_qat.persistent", precision="tf32")
+    rows = run(tmp_path, provider="gru_qat.scan", precision="fp16")
     assert [row["status"] for row in rows] == ["ok", "ok", "unavailable"]
     assert [row["launches"] for row in rows] == ["0", "1", ""] and rows[0]["version"] == "1.2"
 

@@ -9,7 +9,7 @@ from ctypes import CFUNCTYPE, byref, c_int, c_size_t, c_uint, c_void_p
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from perf.measure import PEERS_SLACK
 from perf.providers import cudnn
@@ -126,26 +126,30 @@ class Fake:
         kind, (where, total) = DTYPES[dtype], self._weights(rnn)
         weights = memory(space, kind, total)
         last = memory(hy, kind, *self.alive[state][3])
-        outputs = memory(x, kind, steps, batch, inputs).float()
+        lengths = torch.tensor(self.alive[x_like][6])
+        there = torch.arange(steps).unsqueeze(1) < lengths  # of packed data, in its order
+        outputs = torch.zeros(steps, batch, inputs)
+        outputs[there] = memory(x, kind, int(there.sum()), inputs).float()
         ways = 1 + self.alive[rnn][4]
         for layer in range(len(last)):
             way = layer % ways
             if not way:
                 below, of_layer = outputs, []
             h, outputs = torch.zeros(last[0].shape), []
-            for step in below.flip(0) if way else below:
+            for step, goes_on in zip(below.flip(0), there.flip(0)) if way else zip(below, there):
                 of = []
                 for number, source in enumerate([step] * 3 + [h] * 3):
                     at, rows, columns, to_bias = where[layer, number]
                     bias = 0 if to_bias is None else weights[to_bias:][:rows].float()
                     of.append(source @ weights[at:][: rows * columns].view(rows, columns).float().t() + bias)
                 reset, update = torch.sigmoid(of[0] + of[3]), torch.sigmoid(of[1] + of[4])
-                h = (1 - update) * torch.tanh(of[2] + reset * of[5]) + update * h
+                new = (1 - update) * torch.tanh(of[2] + reset * of[5]) + update * h
+                h = torch.where(goes_on.unsqueeze(1), new, h)
                 outputs.append(h)
-            last[layer] = outputs[-1]
+            last[layer] = h
             of_layer.append(torch.stack(outputs[::-1] if way else outputs))
             outputs = torch.cat(of_layer, dim=2)
-        memory(y, kind, *outputs.shape).copy_(outputs)
+        memory(y, kind, int(there.sum()), outputs.size(2)).copy_(outputs[there])
 
 
 def made(fake: Fake, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FMA_MATH, layers=2, **more):
@@ -204,9 +208,30 @@ def test_two_directions(algorithm, layers):
     assert fake.alive[state][3:] == [[2 * layers, 2, 3], [6, 3, 1]]
 
 
-def test_packed_input_is_refused():
-    with pytest.raises(Unavailable, match="not with packed ones"):
-        cudnn.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), pack_sequence([torch.zeros(4, 5)]))
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("algorithm", [STANDARD, STATIC])
+def test_packed_input(algorithm, bidirectional):
+    """What comes back is the packed data, and the last state of each sequence."""
+    fake = Fake()
+    torch.manual_seed(0)
+    gru = nn.GRU(5, 3, 2, bidirectional=bidirectional).eval()
+    x = pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])
+    with torch.inference_mode():
+        call = Gru(Handle(Library(fake), lambda: 0), gru, x, algorithm, Math.CUDNN_FMA_MATH)
+        output, h_n = call(x.data)
+        theirs, their_h_n = gru(x)
+    torch.testing.assert_close((output, h_n), (theirs.data, their_h_n))
+    _, _, _, _, x_like, _, y_like, *_ = fake.named("cudnnRNNForward")[0]
+    assert fake.alive[x_like] == ["RNNDataDescriptor", 0, 1, 4, 3, 5, [4, 2, 1], None]
+    assert fake.alive[y_like][5:7] == [3 + 3 * bidirectional, [4, 2, 1]]
+
+
+def test_a_provider_hands_on_the_data_of_packed_input(monkeypatch):
+    monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(Fake()), lambda: 0))
+    gru, x = nn.GRU(5, 3).eval(), pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])
+    with torch.inference_mode():
+        ready = cudnn.PROVIDERS["cudnn.standard"](gru, x)
+        torch.testing.assert_close(ready.call(ready.lay_out(x))[0], gru(x)[0].data)
 
 
 def test_a_call_s_arguments():

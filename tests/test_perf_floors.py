@@ -96,7 +96,7 @@ def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
     assert seconds(slow, both) == pytest.approx(10 * 2 * 2 * 2 * weights / 1e3)
     assert seconds(QUICK, both) == pytest.approx(20 * 10e-9 + 19 * 19.2e-9)
 
-    packed = Case("fp16", hidden=20, batch=12, steps=10, packed=True)
+    packed = Case("fp16", hidden=20, batch=12, steps=10, layout="packed")
     steps = sum(packed.lengths)
     assert 10 * 12 > steps > 10
     moved = 2 * (2 * steps * 20 + 2 * 1200 + 12 * 20)
@@ -161,7 +161,7 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     assert 1e7 < first.l2 < 1e14
     assert 1e7 < first.matrix["float32", "ieee"] < 1e15
     assert 0 < first.launch["eager"] < 1
-    path = tmp_path / "floors-cpu.v4.csv"
+    path = tmp_path / "floors-cpu.csv"
     written = path.read_bytes()
     assert floors.load_or_measure(tmp_path, "cpu") == first
     assert path.read_bytes() == written

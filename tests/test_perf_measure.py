@@ -8,7 +8,7 @@ import torch
 from perf import measure, providers, sweeps
 from perf.case import Case
 from perf.measure import Conditions, DeviceLost
-from perf.providers import streaming
+from perf.providers import streaming, torch_modules
 from perf.providers.interface import Ready, Unavailable
 from perf.record import Report
 from perf.report import against_torch, load
@@ -31,7 +31,7 @@ def measured(names, case=TINY, conditions=CPU):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_every_kernel_goes_through_gate_and_clock(precision, launched):
-    names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "triton_gru.grid.probe"]
+    names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "perf.experiments.hand_overs:probe"]
     rows = measured(names, dataclasses.replace(TINY, precision=precision))
     assert list(rows) == ["torch.nn.GRU", *names]
     assert [row.kernel for row in rows.values()] == ["torch", "torch", *KERNELS, "grid"]
@@ -42,7 +42,7 @@ def test_every_kernel_goes_through_gate_and_clock(precision, launched):
         assert row.n >= 3
         assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
         assert 0 <= row.max_abs_err < 0.01
-    assert '"handover": "probe"' in rows["triton_gru.grid.probe"].config
+    assert '"handover": "probe"' in rows["perf.experiments.hand_overs:probe"].config
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -196,33 +196,35 @@ def test_a_provider_is_given_inputs_as_it_lays_them_out(monkeypatch):
 
 
 BOTH_WAYS = dataclasses.replace(TINY, steps=2, directions=2)
-PACKED = dataclasses.replace(TINY, batch=3, packed=True)
+PACKED = dataclasses.replace(TINY, batch=3, layout="packed")
+RAGGED = dataclasses.replace(PACKED, layout="lengths", input_size=5)
 
 
-@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
-def test_every_kernel_goes_both_ways_and_through_packed_sequences(case, launched):
-    names = ["triton_gru", "triton_gru.block", "triton_gru.grid.probe", "triton_gru.grid.16x8x1", "triton_gru.step"]
+@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED, RAGGED, dataclasses.replace(RAGGED, reset_after=False)])
+def test_every_kernel_goes_both_ways_and_through_sequences_of_unequal_lengths(case, launched):
+    names = ["triton_gru", "triton_gru.block", "perf.experiments.hand_overs:probe", "triton_gru.step"]
     rows = measured([*names, "torch.nn.RNN", "torch.nn.LSTM"], case)
     assert {f"{kernel}_scan" for kernel in KERNELS} <= set(launched)
     for row in rows.values():
         assert row.status in ("ok", "noisy"), row.error
-        assert (row.directions, row.packed, row.layers, row.T) == (
-            case.directions,
-            case.packed,
-            case.layers,
-            case.steps,
-        )
+        assert (row.directions, row.layout, row.layers, row.T, row.I) == (
+            case.directions, case.layout, case.layers, case.steps, case.inputs,
+        )  # fmt: skip
         assert row.n > 0 and row.max_abs_err < 1e-5
 
 
-@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED])
+@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED, dataclasses.replace(RAGGED, input_size=None)])
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, wrong, case, monkeypatch):
+def test_a_wrong_number_is_found_in_either_direction_and_behind_the_ends(part, wrong, case, monkeypatch):
+    """The last number of the output is, padded, behind the end of the shortest sequence: a zero."""
+
     def prepare(gru, x):
+        torchs = torch_modules.PROVIDERS["torch.nn.GRU"](gru, x)
+
         def call(x):
-            output, h_n = gru(x)
-            results = [(output.data if case.packed else output).clone(), h_n.clone()]
+            output, h_n = torchs.call(torchs.lay_out(x))
+            results = [output.data.clone(), h_n.clone()]
             results[part].view(-1)[-1] += spoilt
             return tuple(results)
 
@@ -235,10 +237,12 @@ def test_a_wrong_number_is_found_in_either_direction_and_in_packed_data(part, wr
     assert measured(["another"], case)["another"].n > 0
 
 
-def test_packed_input_is_refused_by_those_that_do_not_take_it():
-    names = ["handwritten", "torch.compile", "torchrl", "cudnn.standard", "cudnn.persist_static"]
-    rows = measured(names, PACKED)
-    assert {(rows[name].status, "packed" in rows[name].error) for name in names} == {("unavailable", True)}
+def test_sequences_of_unequal_lengths_are_refused_by_those_that_do_not_take_them():
+    names = ["handwritten", "torch.compile", "torchrl"]
+    for case, refusing in ((PACKED, names), (RAGGED, [*names, "cudnn.standard", "cudnn.persist_static"])):
+        rows = measured(refusing, case)
+        for name in refusing:
+            assert (rows[name].status, "of one length" in rows[name].error) == ("unavailable", True)
     names = ["handwritten", "torchrl"]
     rows = measured(names, BOTH_WAYS)
     assert {(rows[name].status, "one direction" in rows[name].error) for name in names} == {("unavailable", True)}
@@ -402,7 +406,7 @@ def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-@pytest.mark.parametrize("name", ["packed", "bidirectional", "streaming", "reset-before"])
+@pytest.mark.parametrize("name", ["packed", "lengths", "bidirectional", "streaming", "reset-before"])
 def test_the_other_sweeps_on_a_gpu(name, precision):
     """A case of each, made small, in both modes: what is timed is right, and nothing fails."""
     sweep = sweeps.SWEEPS[name]

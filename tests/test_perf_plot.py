@@ -76,12 +76,13 @@ def test_step_over_hidden(drawn):
 
 
 def test_figures_are_apart_by_all_that_a_panel_does_not_say(drawn):
-    others = [{}, {"layers": 2}, {"T": 64}, {"l2": "cold"}, {"gpu_name": "another GPU"}]
+    others = [{}, {"layers": 2}, {"T": 64}, {"I": 80}, {"l2": "cold"}, {"gpu_name": "another GPU"}]
     rows = [row(name, 1.0, **other) for other in others for name in ("torch.nn.GRU", "triton_gru", "triton_gru+graph")]
     figures = drawn(plot.step_over_hidden, rows)
-    assert len(figures) == 10 and "T = 512, layers = 2, l2 = warm, mode = eager GPU" in figures
+    assert len(figures) == 12 and "T = 512, input = 80, layers = 1, l2 = warm, mode = graph GPU" in figures
+    assert "T = 512, layers = 2, l2 = warm, mode = eager GPU" in figures
     assert sum("another GPU" in words for words in figures) == 2
-    assert len(drawn(plot.speedup, rows)) == 5
+    assert len(drawn(plot.speedup, rows)) == 6
 
 
 def test_a_loss_is_hatched_and_one_that_noise_explains_in_brackets(drawn):
@@ -200,9 +201,9 @@ def test_counts_are_apart_by_device_and_precision(counts):
     ]
     figures = counts([counted("triton_gru", 10, 0, 10, **other) for other in others])
     assert set(figures) == {
-        "precision = float16 NVIDIA H100", "precision = fp32 tf32 NVIDIA H100", "precision = fp32 ieee NVIDIA H100",
-        "precision = float16 B200",
-    }  # fmt: skip
+        f"precision = {each}, emulated"
+        for each in ("float16 NVIDIA H100", "fp32 tf32 NVIDIA H100", "fp32 ieee NVIDIA H100", "float16 B200")
+    }
 
 
 def test_a_provider_looks_the_same_in_every_figure_and_unlike_the_others(drawn):
@@ -241,7 +242,10 @@ def test_files_of_all_figures_are_written_and_the_same_again(monkeypatch, tmp_pa
     monkeypatch.setitem(plot._LOOK, "figure.dpi", 40)
     frame = {"T": 1, "variant": "streaming"}
     rows = [row("torch.nn.GRU", 4.0), row("triton_gru", 8.0), sampled("triton_gru.stream", [0.01, 0.02], **frame)]
-    rows += [row("triton_gru.grid", 5.12, kernel="grid"), row("triton_gru.grid-without-sums", 4.0, kernel="grid")]
+    rows += [
+        row("triton_gru.grid", 5.12, kernel="grid"),
+        row("perf.experiments.stages:grid-without-sums", 4.0, kernel="grid"),
+    ]
     rows = written(tmp_path / "rows.csv", rows)
     before = written(tmp_path / "before.csv", [row("triton_gru", 2.0)])
     counts = counts_written(tmp_path / "counts.csv", [counted("triton_gru", 10, 0, 5), counted("torchrl", 90, 80, 7)])
@@ -251,7 +255,7 @@ def test_files_of_all_figures_are_written_and_the_same_again(monkeypatch, tmp_pa
     assert {path.stem for path in files} == {
         "step-over-hidden-T-512-layers-1-l2-warm-mode-eager-GPU", "speedup-T-512-layers-1-l2-warm-GPU",
         "step-breakdown-GPU", "streaming-T-1-form-streaming-layers-1-l2-warm-B-4-GPU", "before-after-GPU",
-        "counts-precision-float16-NVIDIA-H100",
+        "counts-precision-float16-NVIDIA-H100-emulated",
     }  # fmt: skip
     assert {path.suffix for path in files} == {".png", ".svg"} and len(files) == 12
     assert main(["plot", str(counts), "--out", str(tmp_path / "2")]) == 0

@@ -119,7 +119,7 @@ def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, m
 @pytest.fixture
 def on_the_cpu(kernels_on_cpu, monkeypatch):
     """What is compiled for a GPU runs on CPU tensors."""
-    for name in ("module", "inputs"):
+    for name in ("module", "draw"):
         method = getattr(Case, name)
         monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))
 
@@ -132,7 +132,7 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
         Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)) or compiled
     )
     case = Case("fp16", hidden=20, batch=3, steps=9)
-    both, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, packed=True)
+    both, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, layout="packed")
     same = [dataclasses.replace(case, **of) for of in ({"batch": 2}, {"steps": 50}, {"layers": 3})]
     cases = [case, both, packed, *same, dataclasses.replace(both, layers=2), dataclasses.replace(case, steps=1)]
     kernels, compiled_for = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases]), []
@@ -161,7 +161,7 @@ def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatc
     monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
     frame = Case("fp32", hidden=16, batch=2, steps=1, streaming=True)
     sequence = Case("fp32", hidden=16, batch=2, steps=3)
-    names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl", "triton_gru.block-without-output"]
+    names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl", "perf.experiments.stages:block-without-output"]
     precompile.compile_ahead([(frame, names), (sequence, names)])
     assert planned == [(sequence, names)]
     assert [call.args for call in calls] == [(frame, name) for name in names[1:]] + [

@@ -50,6 +50,9 @@ def test_the_problems_of_a_run():
         (4, 5, 1, "dense", "bfloat16"),
     ])  # fmt: skip
     assert len(shapes) == 8 and all(isinstance(each, Problem) for each in shapes)
+    ((most, calls),) = shapes.seen.most_common(1)
+    assert (most.hidden_size, most.steps, calls) == (5, 100, 3)
+    assert sorted(p.steps for p in shapes.seen) == [1, 1, 7, 7, 7, 10, 10, 100]
     both.train()
     with triton_gru.record_shapes() as shapes:
         both(torch.randn(2, 10, 8))

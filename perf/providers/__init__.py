@@ -12,17 +12,22 @@ from torch import nn
 from triton_gru.call.options import Options
 
 from ..case import Input
-from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, stages, torch_modules, torchrl
+from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, torch_modules, torchrl
 from .interface import Prepare, Ready, Unavailable
 from .streaming import PROVIDERS as STREAMING
 
 OURS = "triton_gru"  # and what begins so
+EXPERIMENTS = "perf.experiments."  # modules of ours, too
 YARDSTICK = "torch.nn.GRU"  # measured in every cell: others are gated and compared by it
 
 PROVIDERS: dict[str, Prepare] = {YARDSTICK: torch_modules.PROVIDERS[YARDSTICK]}  # named first
-for _module in (ours, stages, cudnn, handwritten, compiled, torchrl, gru_qat, flashrnn, flax_scan, torch_modules):
+for _module in (ours, cudnn, handwritten, compiled, torchrl, gru_qat, flashrnn, flax_scan, torch_modules):
     PROVIDERS |= _module.PROVIDERS
 NAMES = tuple(PROVIDERS | STREAMING)
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith((OURS, EXPERIMENTS))
 
 
 def require_known(names: Iterable[str]) -> None:

@@ -8,16 +8,19 @@ import contextlib
 import ctypes
 import enum
 import functools
+import operator
 import weakref
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_void_p
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .interface import Prepare, Ready, Unavailable, require_padded
 
 LIBRARY = "libcudnn.so.9"
+FLAT = "cudnn.standard"  # the algorithm that torch picks, with flat weights in bf16, too
 
 
 class Algorithm(enum.IntEnum):
@@ -134,11 +137,12 @@ def math_type(dtype: torch.dtype) -> Math:
 
 
 class Gru:
-    """A call of cuDNN for inputs like ``x`` ([T, B, I], contiguous) and a copy of ``gru``'s weights.
+    """A call of cuDNN for inputs like ``x`` ([T, B, I], contiguous, or packed) and a copy of ``gru``'s weights.
 
-    The first state is zeros. A call gives output [T, B, D * H] and h_n [D * layers, B, H] with D directions, the same
-    tensors every time. A CUDA graph that has captured one reads this object's memory. It must not be replayed when the
-    object is gone.
+    The copy is flat in bf16, too, where torch compacts its weights on every call. The first state is zeros. A call
+    takes the input, or the data [N, I] of a packed one. It gives output [T, B, D * H] or [N, D * H] and h_n
+    [D * layers, B, H] with D directions, the same tensors every time. A CUDA graph that has captured one reads this
+    object's memory. It must not be replayed when the object is gone.
 
     Attributes:
         maybe_standard: another algorithm was asked for, but the workspace is that of the standard one, which cuDNN then
@@ -148,12 +152,13 @@ class Gru:
         CudnnError: cuDNN refuses, in calls, too.
     """
 
-    def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor, algorithm: Algorithm, math: Math):
-        steps, batch, inputs = x.shape
+    def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor | PackedSequence, algorithm: Algorithm, math: Math):
+        lengths, x = _lengths(x), x.data
+        batch, inputs = len(lengths), x.size(-1)
         hidden, layers, directions = gru.hidden_size, gru.num_layers, 1 + gru.bidirectional
         if x.dtype not in DATA_TYPES or not x.is_contiguous():
             raise CudnnError(f"the input must be contiguous, and fp32, fp16 or bf16; it is {x.dtype}")
-        if max(steps, inputs, layers, batch * hidden) >= 2**31:
+        if max(lengths[0], inputs, layers, batch * hidden) >= 2**31:
             raise CudnnError("cuDNN's sizes and strides are 32 bits wide")
         self._handle, self._library, self._type = handle, handle.library, DATA_TYPES[x.dtype]
         handle.follow()
@@ -178,14 +183,14 @@ class Gru:
                 call("cudnnGetRNNTempSpaceSizes", handle.pointer, rnn, no_training, x_like, byref(size), None)
                 return rnn, size
 
-            x_like, y_like = (self._sequences(steps, batch, width, undo) for width in (inputs, directions * hidden))
+            x_like, y_like = (self._sequences(lengths, width, undo) for width in (inputs, directions * hidden))
             state = self._create("TensorDescriptor", undo)
             sizes, strides = (directions * layers, batch, hidden), (batch * hidden, hidden, 1)
             call("cudnnSetTensorNdDescriptor", state, self._type, 3, (c_int * 3)(*sizes), (c_int * 3)(*strides))
             rnn, size = network(algorithm)
             # cuDNN 9 does not say so when it has no persistent kernel for bf16 or for a newer GPU. It shows in this.
             self.maybe_standard = algorithm != standard and size.value == network(standard)[1].value
-            self._results = x.new_empty(steps, batch, directions * hidden), x.new_empty(sizes)
+            self._results = x.new_empty(*x.shape[:-1], directions * hidden), x.new_empty(sizes)
             self._weights = self._weight_space(gru, rnn, x)
             self._workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
             self._x = c_void_p()  # of a call's arguments only this changes
@@ -212,11 +217,11 @@ class Gru:
         undo.callback(self._library.call, f"cudnnDestroy{kind}", descriptor)
         return descriptor
 
-    def _sequences(self, steps: int, batch: int, width: int, undo: contextlib.ExitStack) -> c_void_p:
-        """Describe a tensor [T, B, width]. All sequences are as long: packed, there is no padding to look after."""
-        data = self._create("RNNDataDescriptor", undo)
-        layout, lengths, fill = CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED, (c_int * batch)(*[steps] * batch), None
-        self._library.call("cudnnSetRNNDataDescriptor", data, self._type, layout, steps, batch, width, lengths, fill)
+    def _sequences(self, lengths: list[int], width: int, undo: contextlib.ExitStack) -> c_void_p:
+        """Describe packed data of that width: of sequences of one length it is the tensor [T, B, width]."""
+        data, batch = self._create("RNNDataDescriptor", undo), len(lengths)
+        layout, each, fill = CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED, (c_int * batch)(*lengths), None
+        self._library.call("cudnnSetRNNDataDescriptor", data, self._type, layout, lengths[0], batch, width, each, fill)
         return data
 
     def _weight_space(self, gru: nn.GRU, rnn: c_void_p, x: Tensor) -> Tensor:
@@ -252,16 +257,24 @@ class Gru:
         space[offset:][: block.numel()].view_as(block).copy_(block)
 
 
-def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor) -> Ready:
-    require_padded(x)
-    math = math_type(x.dtype)
-    handle = handle_of(x.device)
+def _lengths(x: Tensor | PackedSequence) -> list[int]:
+    """Return the steps of each sequence in the order of its rows, the longest first."""
+    if isinstance(x, Tensor):
+        return [x.size(0)] * x.size(1)
+    return [int((x.batch_sizes > i).sum()) for i in range(x.batch_sizes[0])]
+
+
+def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor | PackedSequence) -> Ready:
+    if not isinstance(x, PackedSequence):
+        require_padded(x)
+    math = math_type(x.data.dtype)
+    handle = handle_of(x.data.device)
     call = Gru(handle, gru, x, algorithm, math)
-    call(x)  # some refusals come no sooner
+    call(x.data)  # some refusals come no sooner
     config = f"algo={algorithm.name} math={math.name} cudnn={handle.library.version}"
     if call.maybe_standard:
         config += " (its workspace is CUDNN_RNN_ALGO_STANDARD's, which may run in its place)"
-    return Ready(call, "cudnn", config, "forced")
+    return Ready(call, "cudnn", config, "forced", lay_out=operator.attrgetter("data"))
 
 
 PROVIDERS: dict[str, Prepare] = {

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..case import Input
+from ..case import Input, Ragged
 
 # x [T, B, I] -> (output [T, B, D * H], h_n [D * layers, B, H]) with D directions, from a state of zeros. For a
-# PackedSequence the output is one, too, or its data.
+# PackedSequence the output is one, too, or its data. For a `Ragged` it is zeros behind the ends of sequences.
 Call = Callable[[Input], tuple[Input, Tensor]]
 # A frame [1, B, I] -> its output [1, B, H] or [B, H], from the state that the call before has left.
 Frame = Callable[[Tensor], Tensor]
@@ -51,17 +51,17 @@ class Ready:
     judged: bool = True
 
 
-# Makes a provider ready for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` is time first and
-# in eval(), and its weights are flattened; torch's settings of precision are those of the case, for recurrent networks
-# (torch.backends.cudnn.rnn) and for matrix products (torch.backends.cuda.matmul). Called under inference_mode. Raises
-# Unavailable.
+# Makes a provider ready for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` is what
+# `Case.module` makes, time first and in eval(). torch's settings of precision are those of the case, for recurrent
+# networks (torch.backends.cudnn.rnn) and for matrix products (torch.backends.cuda.matmul). Called under inference_mode.
+# Raises Unavailable.
 Prepare = Callable[[nn.GRU, Input], Ready]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_padded(x: Input) -> None:
-    if isinstance(x, PackedSequence):
-        raise Unavailable("it is called here with sequences of one length, not with packed ones")
+    if isinstance(x, (PackedSequence, Ragged)):
+        raise Unavailable("it is called here with sequences of one length")
 
 
 def require_one_direction(gru: nn.GRU) -> None:

@@ -1,48 +1,40 @@
-"""The library: as it chooses, each kernel by name, and ``grid`` in forms that no plan chooses; and what they launch."""
+"""The library: as it chooses, and each kernel by name; and what they launch."""
 
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 import triton_gru
-from triton_gru.call.bind import bind_gru
+from triton_gru.call.bind import Call, bind_gru
 from triton_gru.call.options import Options
-from triton_gru.launch import call_cache, execute, hang
+from triton_gru.launch import call_cache, hang
 from triton_gru.launch.prepared import Prepared
-from triton_gru.plan.config import GRID_CUTS, HANDOVERS, GridConfig
+from triton_gru.plan.config import GridConfig
 from triton_gru.plan.device import Device, find
-from triton_gru.plan.heuristic import grid_config
 from triton_gru.plan.planner import KERNELS, Plan, choose
 from triton_gru.plan.problem import Problem
 from triton_gru.tuning.example import shortest
 from triton_gru.tuning.space import Candidate
 
-from ..case import Case, Input
+from ..case import Case, Input, Ragged
 from ..record import config_text
 from .interface import Ready, Unavailable, require_padded
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A backend, and what is to differ from the library's plan for it.
-
-    Attributes:
-        handover, cut: in place of the configuration's; empty for what the plan says.
-    """
+    """The library by one of its backends."""
 
     backend: str
-    handover: str = ""
-    cut: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        parts = ("triton_gru", self.backend.removeprefix("auto"), self.handover, "x".join(map(str, self.cut)))
-        return ".".join(filter(None, parts))
+        return "triton_gru" if self.backend == "auto" else f"triton_gru.{self.backend}"
 
     def module(self, gru: nn.GRU) -> triton_gru.GRU:
         """Return the library's, with ``gru``'s own Parameters where they are: graphs of ``gru`` read them there."""
@@ -52,7 +44,7 @@ class Variant:
 
     def plan(self, ours: triton_gru.GRU, x: Input) -> Plan:
         """Return the plan of a call on ``ours``, a `module` of this. Raises what `choose` raises."""
-        call = bind_gru(ours, x, None)
+        call = bind(ours, x)
         return self.choose(call.problem, find(call.input.device))
 
     def choose(self, problem: Problem, device: Device | None) -> Plan:
@@ -62,28 +54,20 @@ class Variant:
             Unavailable: the variant cannot serve it.
         """
         try:
-            plan = choose(problem, device, self.backend)
+            return choose(problem, device, self.backend)
         except RuntimeError as refusal:
             raise Unavailable(str(refusal)) from refusal
-        if self.cut or self.handover:
-            shape = problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision
-            cuts = (self.cut,) if self.cut else GRID_CUTS
-            config = grid_config(*shape, plan.device, cuts, (self.handover,) if self.handover else ())
-            if isinstance(config, str):
-                raise Unavailable(config)
-            plan = dataclasses.replace(plan, config=config)
-        return plan
 
     def prepare(self, gru: nn.GRU, x: Input) -> Ready:
         ours = self.module(gru)
         plan = self.plan(ours, x)
-        call: Callable = ours
-        if self.handover or self.cut:  # bound on each call as others are, but not planned
+        if isinstance(x, Ragged):
+            return Ready(lambda x: ours(x.padded, lengths=x.lengths), **described(plan))
+        return Ready(ours, **described(plan))
 
-            def call(x: Input) -> tuple[Tensor, Tensor]:
-                return execute.run(bind_gru(ours, x, None), plan)
 
-        return Ready(call, **described(plan))
+def bind(ours: triton_gru.GRU, x: Input) -> Call:
+    return bind_gru(ours, x.padded, None, x.lengths) if isinstance(x, Ragged) else bind_gru(ours, x, None)
 
 
 def described(plan: Plan) -> dict[str, str]:
@@ -118,8 +102,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     return Ready(call, **described(plan))
 
 
-GRIDS = [Variant("grid", handover=each) for each in HANDOVERS] + [Variant("grid", cut=each) for each in GRID_CUTS]
-VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)] + GRIDS
+VARIANTS = [Variant(backend) for backend in ("auto", *KERNELS)]
 PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: launches}
 
 
@@ -128,8 +111,8 @@ def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Probl
     device, found = find(torch.device("cuda")), {}
     for case, names in wanted:
         with case.pinned():
-            layout = "packed" if case.packed else "dense"
-            problem = Options.of(case.module("meta")).problem(case.steps, case.batch, case.dtype, layout=layout)
+            options = Options.of(case.module("meta"))
+            problem = options.problem(case.steps, case.batch, case.dtype, layout=case.layout)
         for variant in (variant for variant in VARIANTS if variant.name in names):
             with contextlib.suppress(Unavailable):  # the run says why
                 plan = variant.choose(problem, device)

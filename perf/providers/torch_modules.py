@@ -4,20 +4,24 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..case import Input
+from ..case import Input, Ragged
 from .interface import Call, Ready
 
 
 def _gru(gru: nn.RNNBase, x: Input) -> Ready:
     """Make ``gru`` ready. Exception: where it resets before, which torch has not, torch's own of the same sizes."""
-    return Ready(gru, kernel=kernel(gru)) if type(gru) is nn.GRU else _other_cell(nn.GRU, gru, x)
+    if type(gru) is not nn.GRU:
+        return _other_cell(nn.GRU, gru, x)
+    call = _called(gru) if isinstance(x, Ragged) else gru
+    return Ready(call, kernel=kernel(gru), lay_out=_with_lengths_on_cpu)
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
     """Make a cell of the same sizes ready, which is compared with itself in float64."""
     module, expected = cell_like(cell, gru)
-    return Ready(_first_state(module), kernel=kernel(gru), expected=expected)
+    return Ready(_called(module), kernel=kernel(gru), expected=expected, lay_out=_with_lengths_on_cpu)
 
 
 def cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
@@ -26,17 +30,23 @@ def cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
         sizes = gru.input_size, gru.hidden_size, gru.num_layers
         like = gru.weight_hh_l0
         module = cell(*sizes, bidirectional=gru.bidirectional, device=like.device, dtype=like.dtype).eval()
-        return module, _first_state(copy.deepcopy(module).double())
+        return module, _called(copy.deepcopy(module).double())
 
 
-def _first_state(module: nn.RNNBase) -> Call:
-    """Return a call that gives the first state alone: an LSTM has two."""
+def _called(module: nn.RNNBase) -> Call:
+    """Return a call that gives the first state alone, as an LSTM has two. A `Ragged` is packed for it, and padded."""
 
     def call(x: Input) -> tuple[Input, Tensor]:
-        output, state = module(x)
-        return output, state[0] if isinstance(state, tuple) else state
+        is_ragged = isinstance(x, Ragged)
+        output, state = module(pack_padded_sequence(x.padded, x.lengths.cpu()) if is_ragged else x)
+        return pad_packed_sequence(output)[0] if is_ragged else output, state[0] if isinstance(state, tuple) else state
 
     return call
+
+
+def _with_lengths_on_cpu(x: Input) -> Input:
+    """Return the input, its lengths where torch's packing wants them."""
+    return x._replace(lengths=x.lengths.cpu()) if isinstance(x, Ragged) else x
 
 
 def kernel(gru: nn.GRU) -> str:

@@ -6,7 +6,7 @@ import re
 import pytest
 import triton
 
-from perf.providers.stages_kernel import load_anew
+from perf.experiments.stages_kernel import load_anew
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.heuristic import grid_config

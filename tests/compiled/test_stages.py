@@ -2,8 +2,8 @@
 
 import pytest
 
-from perf.providers.stages import SCANS
-from perf.providers.stages_kernel import STAGES, without
+from perf.experiments.stages import SCANS
+from perf.experiments.stages_kernel import STAGES, without
 
 from .harness import KNOWN, Facts, kernel_launches, pretend
 

@@ -78,7 +78,7 @@ def test_it_goes_on_where_its_results_end(tmp_path, old_gpu_on_cpu, monkeypatch)
     for _ in range(2):
         models.main(arguments)
         assert measured == [*every[:2], every[2], every[1]]
-    assert (tmp_path / "models-cpu.v4.csv").exists()
+    assert (tmp_path / "models-cpu.csv").exists()
 
 
 def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, old_gpu_on_cpu, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, old_gp
     monkeypatch.setattr(models, "is_lost", lambda: True)
     with pytest.raises(SystemExit, match="answers this process no more"):
         models.main(["--rehearse", "--out", str(tmp_path)])
-    assert models.owed(read(tmp_path, "models-cpu.v4.csv"), rehearse=True) == []
+    assert models.owed(read(tmp_path, "models-cpu.csv"), rehearse=True) == []
 
 
 def test_gpus_get_every_model_in_two_precisions():

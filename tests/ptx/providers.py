@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import itertools
+import os
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from triton import Config
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import OutOfResources
@@ -24,7 +24,7 @@ from triton.runtime.errors import OutOfResources
 import triton_gru
 from perf.case import Case
 from perf.measure import PEERS_SLACK
-from perf.providers import OURS, ours, torchrl
+from perf.providers import OURS, gru_qat, ours, torchrl
 from perf.providers.interface import Unavailable
 from perf.record import config_text
 from triton_gru.accuracy import Judge
@@ -102,8 +102,8 @@ def _gru_qat(entry: str, case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor
     if case.precision != "tf32":
         raise Unavailable("it computes in fp32, with products in TF32 alone")
     scan = getattr(importlib.import_module("gru_qat.triton_kernels.scan"), entry)
-    w_ih, w_hh, b_ih, b_hh = (each.detach() for each in gru.parameters())
-    return lambda x: scan(linear(x, w_ih, b_ih), x.new_zeros(case.batch, case.hidden), w_hh, b_hh)
+    call = gru_qat.bind(scan, gru, x)
+    return lambda x: call(x)[0]
 
 
 def count_peer(peer: Peer, gpu: Emulated, case: Case) -> tuple[Counter, dict]:
@@ -167,6 +167,7 @@ def hosting(gpu: Emulated, at: int = 0) -> Iterator[list[Config]]:
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=(major, minor)),
         mock.patch.object(gpu, "forgiven", RACES),
+        mock.patch.dict(os.environ, {"TRITON_DEFAULT_FP_FUSION": "1"}),  # Triton 3.9 warns where it is not said
     ):
         yield configs
 
@@ -177,6 +178,6 @@ PROVIDERS: dict[str, Callable[[Emulated, Case], tuple[Counter, dict]]] = {
     OURS: count_ours,
     "torchrl": functools.partial(count_peer, Peer("torchrl", ("w_r_ptr", "w_z_ptr", "w_n_ptr"), _torchrl)),
 }
-for _name, _entry in {"gru-qat": _QAT, "gru-qat.persistent": f"{_QAT}_persistent"}.items():
+for _name, _entry in {"gru_qat.scan": _QAT, "gru_qat.persistent": f"{_QAT}_persistent"}.items():
     _peer = Peer("gru-qat", ("Wh_ptr",), functools.partial(_gru_qat, _entry))
     PROVIDERS[_name] = functools.partial(count_peer, _peer)

@@ -1,6 +1,7 @@
 """Which problems to tune: those of a model, or of a run that was watched."""
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 from collections import Counter
@@ -44,13 +45,15 @@ def shapes_of(
 
 
 class Recorded(Sequence):
-    """A sequence of the problems that were met, those first that took the most steps in all.
+    """A sequence of the problems to tune, those first that took the most steps in all.
 
     Attributes:
+        seen: the problems as they were, and how often each was called.
         largest: by key, the problem of the largest batch among those that tuning does not tell apart.
     """
 
     def __init__(self):
+        self.seen: Counter[Problem] = Counter()
         self._calls: Counter[Key] = Counter()
         self.largest: dict[Key, Problem] = {}
 
@@ -75,7 +78,8 @@ def record_shapes() -> Iterator[Recorded]:
             serve(model)
         triton_gru.tune(shapes, budget=300)
 
-    Steps are recorded as powers of two (up to the next), as T is what varies most and decides least. Not recorded are
+    Steps are those of the next power of two, as T is what varies most and decides least. ``shapes.seen`` counts the
+    calls as they were. Not recorded are
     calls of float64 or in training with grad enabled, and those of subclasses whose `forward` is their own. Nor are
     calls that only stand for others: inside torch.compile, export or a trace, under a dispatch mode or a transform of
     torch.func, of fake tensors and other subclasses, and on the meta device.
@@ -114,8 +118,10 @@ def _call_and_record(module, *args, **kwargs):
         given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
         problem = _problem_of_call(module, given, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
+            rounded = dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length())
             for recorded in list(_recorders):
-                recorded.add(problem)
+                recorded.seen[problem] += 1
+                recorded.add(rounded)
     return output
 
 
@@ -145,5 +151,4 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
     layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
     resets = given.get("resets") is not None
-    steps = 1 << (steps - 1).bit_length()
     return Options.of(module).problem(steps, batch, dtype, layout=layout, resets=resets)

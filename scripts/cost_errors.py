@@ -1,15 +1,25 @@
-"""How far the cost model, and the heuristic that goes by it, are from what was measured: in CSVs and in tuned tables.
+"""Says how far the cost model, and the heuristic that goes by it, are from what was measured.
+
+    python scripts/cost_errors.py CSV... TABLE.json...     # of sweeps; of `triton-gru tune`
 
 An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
 """
 
+import argparse
 import json
 import pathlib
 import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # perf is not installed
 
 import numpy as np
 import pandas as pd
 
+from perf import report
+from perf.providers import OURS, YARDSTICK
+from perf.record import KEY, Row
+from perf.tables import geomean, summarized, together
 from triton_gru.plan.config import Config
 from triton_gru.plan.cost import call_cost
 from triton_gru.plan.device import KNOWN, Device
@@ -17,10 +27,6 @@ from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Key, Problem
 from triton_gru.plan.tables import entries, store
 from triton_gru.plan.tables.entries import CONFIGS
-
-from .providers import OURS, YARDSTICK
-from .record import KEY, Row
-from .tables import geomean, summarized
 
 Tables = dict[pathlib.Path, store.Table]
 # The library's kernels as it configures them, and torch's own GRU: what there are estimates of.
@@ -34,6 +40,23 @@ _ERRORS = {
 }
 # Columns of a cell, which is a timed kernel: by these cells are grouped, with these `call_cost` is called.
 _CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables. Return 2 if a file is neither a CSV of a sweep nor a tuned table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep, or a tuned table (.json)")
+    parser.add_argument("--markdown", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        tables = load([path for path in options.file if path.suffix == ".json"])
+        rows = report.load([path for path in options.file if path.suffix != ".json"])
+    except (OSError, ValueError) as error:
+        print(f"cost_errors: {error}", file=sys.stderr)
+        return 2
+    found = [(title, table) for title, table in sections(report.latest(rows), tables) if len(table)]
+    print(together(found, options.markdown) or "nothing that the cost model has an estimate of")
+    return 0
 
 
 def load(paths: list[pathlib.Path]) -> Tables:
@@ -87,8 +110,8 @@ def problem_of_row(row: pd.Series) -> Problem | None:
     if row["variant"] != Row.variant:
         return None
     precision = "tf32" if row["precision"] == "fp32 tf32" else "ieee"
-    layout = "packed" if row["packed"] == "True" else "dense"
-    return problem_of_key(Key(*row[["H", "I", "B", "T", "layers", "directions", "dtype"]], precision, True, layout))
+    sizes = row[["H", "I", "B", "T", "layers", "directions", "dtype"]]
+    return problem_of_key(Key(*sizes, precision, True, row["layout"]))
 
 
 def device_of(name: str, sms: str) -> Device | None:
@@ -105,12 +128,9 @@ def _device_of_table(table: store.Table) -> Device | None:
 
 
 def config_of(kernel: str, text: str) -> Config | None:
-    """Read the configuration of a row of any schema. Return None if the text is none of the kernel's."""
+    """Read the configuration of a row. Return None if the text is none of the kernel's."""
     if kernel == "torch":
         return None
-    kind = CONFIGS[kernel]
-    if dataclass_text := re.fullmatch(rf"{kind.__name__}\((.*)\)", text):  # of schemas 1 to 3
-        text = "{" + re.sub(r"(\w+)=", r'"\1": ', dataclass_text[1]).replace("'", '"') + "}"
     try:
         return entries.config_of(kernel, json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -134,7 +154,6 @@ def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
     is_timed = last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])
     timed = last[is_timed & (is_torch | last["kernel"].isin(CONFIGS))]
     timed = timed.assign(kernel=timed["kernel"].mask(is_torch, "torch"), ms=timed["p50_ms"])
-    # Texts of different schemas may be the same configuration.
     timed["config"] = [*map(config_of, timed["kernel"], timed["config"])]
     # A kernel in a configuration is one cell, whoever asked for it.
     same = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
@@ -176,3 +195,7 @@ def _choices(cells: pd.DataFrame) -> pd.DataFrame:
         "loss": chosen["heuristic_ms"].fillna(chosen["ms"]) / chosen["least"],
         "as tuned": (chosen["kernel"] != "torch") & chosen["heuristic_ms"].isna(),
     })  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

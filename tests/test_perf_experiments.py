@@ -1,15 +1,17 @@
-"""Kernels without a stage of a step, timed as providers: the changed kernel runs, and the library stays as it is."""
+"""Kernels without a stage of a step, hand-overs and cuts, timed as providers: the changed kernel runs, and no other."""
 
 import dataclasses
+import json
 import pathlib
+import re
 
 import pytest
 
-from perf import measure, report
+from perf import measure, report, sweeps
 from perf.__main__ import main
 from perf.case import Case
-from perf.providers import stages
-from perf.providers.stages_kernel import STAGES, without
+from perf.experiments import hand_overs, stages
+from perf.experiments.stages_kernel import STAGES, without
 from perf.tables import text
 from triton_gru.kernels import exchange, grid, isa
 from triton_gru.launch import execute
@@ -22,10 +24,11 @@ from .test_perf_report import row, squeezed, table, written
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
 # What is not left out of kernels in fp32 without TF32, and what is said of it.
+STAGE = "perf.experiments.stages:"
 NOT_LEFT_OUT = {
-    f"triton_gru.grid-without-{stage}": "in 16 bits and TF32"
-    for stage in ("products-but-the-first", "sums", "gate-inputs")
-} | {"triton_gru.block-without-gate-inputs": "where a program has two rows"}
+    f"{STAGE}grid-without-{stage}": "in 16 bits and TF32" for stage in ("products-but-the-first", "sums", "gate-inputs")
+} | {f"{STAGE}block-without-gate-inputs": "where a program has two rows"}
+NAMES = [STAGE + name for name in stages.PROVIDERS]
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, 
     case = Case("fp16", hidden, batch=2, steps=2)
     for stage in STAGES[kernel]:
         started.clear()
-        _, timed = measure.measure(case, [f"triton_gru.{kernel}-without-{stage}"], CPU, KNOWN)
+        _, timed = measure.measure(case, [f"{STAGE}{kernel}-without-{stage}"], CPU, KNOWN)
         assert without(kernel, stage) in started and stages.SCANS[kernel] not in started
         assert timed.status in ("ok", "noisy") and timed.n and timed.max_abs_err == "", timed
         assert timed.kernel == kernel and '"units"' in timed.config
@@ -55,11 +58,10 @@ def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, 
 
 def test_what_leaves_a_stage_out_computes_something_else(monkeypatch):
     """A gate that looked at its results would stop it."""
-    name = "triton_gru.grid-without-activations"
-
+    name = "grid-without-activations"
     prepare = stages.PROVIDERS[name]
-    plant(monkeypatch, name, lambda gru, x: dataclasses.replace(prepare(gru, x), judged=True))
-    _, timed = measure.measure(Case("fp16", 40, 2, 2), [name], CPU, KNOWN)
+    plant(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), judged=True))
+    _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN)
     assert timed.status == "wrong"
 
 
@@ -67,19 +69,19 @@ def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
     arguments = ["run", "--sweep", "step-breakdown", "--rehearse", "--out", str(tmp_path), "--seconds", "0.01"]
     assert main(arguments) == 0
-    rows = {each["provider"]: each for each in rows_of(tmp_path / "step-breakdown-cpu.v4.csv")}
-    assert list(rows) == ["torch.nn.GRU", "triton_gru.grid", "triton_gru.block", *stages.PROVIDERS]
+    rows = {each["provider"]: each for each in rows_of(tmp_path / "step-breakdown-cpu.csv")}
+    assert list(rows) == ["torch.nn.GRU", "triton_gru.grid", "triton_gru.block", *NAMES]
     assert {name for name, each in rows.items() if each["status"] == "unavailable"} == {*NOT_LEFT_OUT}
     assert all(why in rows[name]["error"] for name, why in NOT_LEFT_OUT.items())
     timed = [each for name, each in rows.items() if name not in NOT_LEFT_OUT]
     assert all(each["status"] in ("ok", "noisy") and each["mode"] == "eager" for each in timed)
-    kernels = [without(*name.removeprefix("triton_gru.").split("-without-")) for name in {*rows} & {*stages.PROVIDERS}]
-    assert len({*kernels} & started) == len(stages.PROVIDERS) - len(NOT_LEFT_OUT)
+    kernels = [without(*name.removeprefix(STAGE).split("-without-")) for name in NAMES]
+    assert len({*kernels} & started) == len(NAMES) - len(NOT_LEFT_OUT)
 
 
 def test_a_kernel_that_does_not_serve_a_case_says_why():
     with emulating(limited(H200, 64), 1):
-        _, timed = measure.measure(Case("fp32", 1040, 1, 1), ["triton_gru.grid-without-output"], CPU, KNOWN)
+        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN)
     assert timed.status == "unavailable" and "65 programs have to be on the chip at once" in timed.error
 
 
@@ -97,9 +99,9 @@ def test_the_report_says_what_each_stage_adds(tmp_path):
         return row(f"{provider}+graph", 512 * microseconds / 1000, kernel="grid", **more)
 
     rows = [
-        of("triton_gru.grid", 0.8), of("triton_gru.grid-without-sums", 0.7), of("triton_gru.grid-without-waiting", 0.3),
-        of("triton_gru.grid", 1.0, B=16), of("triton_gru.grid-without-waiting", 0.75, B=16),
-        of("triton_gru.grid-without-sums", 0.5, B=16, run_id="another"),
+        of("triton_gru.grid", 0.8), of(f"{STAGE}grid-without-sums", 0.7), of(f"{STAGE}grid-without-waiting", 0.3),
+        of("triton_gru.grid", 1.0, B=16), of(f"{STAGE}grid-without-waiting", 0.75, B=16),
+        of(f"{STAGE}grid-without-sums", 0.5, B=16, run_id="another"), of("triton_gru", 0.1),
     ]  # fmt: skip
     loaded = report.load([written(tmp_path / "rows.csv", rows)])
     shown = table(loaded, "Where a step's time goes: its microseconds, and how many fewer without a stage")
@@ -110,7 +112,20 @@ def test_the_report_says_what_each_stage_adds(tmp_path):
     ]
 
 
-def test_results_of_the_experiment_that_this_was_do_not_stop_a_report(capsys):
-    old = pathlib.Path(report.__file__).with_name("results") / "NVIDIA-H200/first-light/stages-cuda.csv"
-    assert main(["report", str(old)]) == 0
-    assert "triton_gru.grid" in capsys.readouterr().out
+@pytest.mark.parametrize("name", hand_overs.PROVIDERS)
+def test_a_hand_over_or_a_cut_is_what_runs(name, launched):
+    _, timed = measure.measure(Case("fp16", 40, 3, 3), [f"perf.experiments.hand_overs:{name}"], CPU, KNOWN)
+    assert timed.status in ("ok", "noisy") and timed.kernel == "grid", timed
+    config = json.loads(timed.config)
+    cut = "x".join(str(config[field]) for field in ("units", "batch", "tiles"))
+    assert name in (config["handover"], cut) and "grid_scan" in launched
+
+
+def test_the_sweeps_name_every_experiment():
+    """By their names alone: no other file of perf/ imports them."""
+    assert [*sweeps.SWEEPS["step-breakdown"].providers] == ["triton_gru.grid", "triton_gru.block", *NAMES]
+    expected = [f"perf.experiments.hand_overs:{name}" for name in hand_overs.PROVIDERS]
+    assert [*sweeps.SWEEPS["hand-overs"].providers] == ["triton_gru", *expected]
+    perf = pathlib.Path(report.__file__).parent
+    files = [path for path in perf.rglob("*.py") if path.parent.name != "experiments"]
+    assert not any(re.search(r"import .*experiments|from .*experiments", path.read_text()) for path in files)

@@ -1,8 +1,9 @@
-"""``grid`` and ``block`` with one stage of a step left out. They compute no GRU: their times say what a stage adds.
+"""Where does a step spend its time? ``grid`` and ``block`` with one stage of a step left out, each as a provider.
 
-That is the difference to the whole kernel. Stages that overlap add less than they take, so that the sum of what they
-add may differ from the whole. Of ``grid``'s products all but those of its first words are left out: half of them at
-H = 256 in fp16, seven of eight at 2048. tests/compiled asserts what the compiler leaves of each kernel.
+They compute no GRU. Their times in the sweep `step-breakdown` say what a stage adds, by the difference to the whole.
+Stages that overlap add less than they take, so that the sum of what they add may differ from the whole. Of ``grid``'s
+products all but those of its first words are left out: half of them at H = 256 in fp16, seven of eight at 2048.
+tests/compiled asserts what the compiler leaves of each kernel. The answer says which term of the cost model to mend.
 """
 
 import functools
@@ -15,13 +16,11 @@ from triton_gru.kernels.grid import grid_scan
 from triton_gru.launch import execute
 
 from ..case import Input
-from ..record import config_text
-from .interface import Ready, Unavailable, require_padded
-from .ours import Variant
+from ..providers.interface import Ready, Unavailable, require_padded
+from ..providers.ours import Variant, described
 from .stages_kernel import STAGES, without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
-WITHOUT = "-without-"  # in a provider's name, between the kernel's and the stage's
 _OF_TENSOR_CORES = ("products-but-the-first", "sums", "gate-inputs")  # stages of grid
 
 
@@ -43,11 +42,12 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
         execute.start(each._replace(kernel=scan) if each.kernel is SCANS[kernel] else each for each in launches)
         return results
 
-    return Ready(call, plan.kernel, config_text(plan.config), plan.source, judged=False)
+    return Ready(call, **described(plan), judged=False)
 
 
 PROVIDERS = {
-    f"{Variant(kernel).name}{WITHOUT}{stage}": functools.partial(_prepare, kernel, stage)
+    f"{kernel}-without-{stage}": functools.partial(_prepare, kernel, stage)
     for kernel, stages in STAGES.items()
     for stage in stages
 }
+globals().update(PROVIDERS)  # each is called as perf.experiments.stages:NAME
