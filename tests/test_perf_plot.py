@@ -1,6 +1,7 @@
 """Figures say what the rows say: read back from what is drawn of planted timings and counts."""
 
 import csv
+import pathlib
 import re
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 
 from matplotlib.colors import to_hex
+from matplotlib.image import imread
 
 from perf import compare, plot, report
 from perf.__main__ import main
@@ -291,3 +293,15 @@ def test_without_matplotlib_it_says_how_to_install_it(monkeypatch, tmp_path, cap
     monkeypatch.delattr("perf.plot")
     assert main(["plot", str(tmp_path / "rows.csv")]) == 2
     assert re.search(r"plot needs matplotlib.*: pip install -e \.\[perf\]", capsys.readouterr().err)
+
+
+def test_the_readmes_picture_is_what_the_command_draws_of_a_committed_csv(tmp_path):
+    """To draw it anew: ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
+    perf = pathlib.Path(plot.__file__).parent
+    assert main(["plot", str(perf / "results/counts-H200.csv"), "--out", str(tmp_path)]) == 0
+    pictures = list((perf / "figures").iterdir())
+    named = re.findall(r"\((perf/figures/.*?)\)", (perf.parent / "README.md").read_text())
+    assert named and {pathlib.Path(name).name for name in named} <= {path.name for path in pictures}
+    for path in pictures:
+        drawn, committed = (imread(each / path.name) for each in (tmp_path, path.parent))
+        assert drawn.shape == committed.shape and abs(drawn - committed).max() < 0.1, path.name
