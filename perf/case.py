@@ -27,7 +27,6 @@ class Ragged(NamedTuple):
 
 
 Input = Tensor | PackedSequence | Ragged
-LAYOUTS = ("dense", "lengths", "packed")
 ROTATED = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
@@ -39,7 +38,7 @@ class Case:
 
     Attributes:
         precision: one of triton_gru.accuracy.
-        layout: of `LAYOUTS`. "packed" is a PackedSequence and "lengths" a `Ragged`, of sequences as long as `lengths`.
+        layout: as in `Problem`: "packed" is a PackedSequence, "lengths" a `Ragged`, of sequences as `lengths` says.
         input_size: None for as many inputs as hidden units.
         streaming: a call is a frame, a step whose state is that of the call before.
         reset_after: False is the GRU that resets before the recurrent product, which torch has not.

@@ -1,17 +1,17 @@
 """One's own shapes: of the command line's sizes, or of the GRUs that a model calls."""
 
 import argparse
-import importlib
 import itertools
-import os
 import sys
 
 import torch
 
 import triton_gru
-from triton_gru.plan.problem import Problem
+from triton_gru.accuracy import PRECISIONS
+from triton_gru.cli import imported, positive
+from triton_gru.plan.problem import LAYOUTS, Problem
 
-from .case import LAYOUTS, Case
+from .case import Case
 from .sweeps import EVERYONE, SWEEPS, Sweep
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -47,12 +47,6 @@ def sweep_of(options: argparse.Namespace) -> Sweep:
     return SWEEPS[options.sweep] if options.sweep else own(options)
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
 def own(options: argparse.Namespace) -> Sweep:
     """Return the sweep of the cases that ``--hidden`` and the options beside it, or ``--model``, are of.
 
@@ -82,10 +76,8 @@ def _called_by(name: str) -> list[Case]:
     Raises:
         ValueError: see `own`.
     """
-    module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
     try:
-        call = getattr(importlib.import_module(module), function)
+        call = imported(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--model {name}: {error}; it has to be MODULE:FUNCTION") from error
     with torch.no_grad(), triton_gru.record_shapes() as shapes:
@@ -105,9 +97,9 @@ def _called_by(name: str) -> list[Case]:
 def _case(problem: Problem) -> Case | None:
     if problem.resets or problem.reverse:
         return None
-    fp32 = {"tf32": "tf32", "ieee": "fp32"}[problem.precision]
-    precision = {torch.float32: fp32, torch.float16: "fp16", torch.bfloat16: "bf16"}[problem.dtype]
+    names = {of: name for name, of in PRECISIONS.items()}
     return Case(
-        precision, problem.hidden_size, problem.batch_size, problem.steps, problem.num_layers, problem.directions,
-        problem.layout, reset_after=problem.reset_after, input_size=problem.input_size,
+        names[problem.dtype, problem.precision], problem.hidden_size, problem.batch_size, problem.steps,
+        problem.num_layers, problem.directions, problem.layout, reset_after=problem.reset_after,
+        input_size=problem.input_size,
     )  # fmt: skip

@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import pad_packed_sequence
 from perf import measure, providers, sweeps
 from perf import run as perf_run
 from perf.__main__ import main
-from perf.case import LAYOUTS, Case, Ragged
+from perf.case import Case, Ragged
 from perf.measure import Conditions
 from perf.report import load
+from triton_gru.plan.problem import LAYOUTS
 
 from .perf_calls import KNOWN, TINY, plant, read, rows_of
 

@@ -16,13 +16,12 @@ from .accuracy import PRECISIONS, check
 from .plan.device import KNOWN, Device, find, limited, most_sms, why_none
 from .plan.heuristic import HEURISTICS
 from .plan.planner import BACKENDS, choose
-from .plan.problem import Problem
+from .plan.problem import LAYOUTS, Problem
 from .plan.tables import lookup, store
 from .tuning.shapes import shapes_of
 from .tuning.tuner import tune
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-LAYOUTS = ("dense", "lengths", "packed")
 TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
 
 
@@ -39,15 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     explain = commands.add_parser(
         "explain", parents=[form], help="the plan for a shape: kernel, configuration, and why"
     )
-    explain.add_argument("--hidden", type=_positive, required=True, metavar="H", help="hidden_size")
-    explain.add_argument("--input", type=_positive, metavar="I", help="input_size (default: hidden_size)")
-    explain.add_argument("--batch", type=_positive, default=1, metavar="B")
-    explain.add_argument("--steps", type=_positive, default=100, metavar="T")
-    explain.add_argument("--layers", type=_positive, default=1)
+    explain.add_argument("--hidden", type=positive, required=True, metavar="H", help="hidden_size")
+    explain.add_argument("--input", type=positive, metavar="I", help="input_size (default: hidden_size)")
+    explain.add_argument("--batch", type=positive, default=1, metavar="B")
+    explain.add_argument("--steps", type=positive, default=100, metavar="T")
+    explain.add_argument("--layers", type=positive, default=1)
     explain.add_argument("--dtype", choices=DTYPES, default="fp32")
     explain.add_argument("--backend", choices=BACKENDS, default="auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
-    explain.add_argument("--max-sms", type=_positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
+    explain.add_argument("--max-sms", type=positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
     tune = commands.add_parser(
         "tune",
         parents=[form],
@@ -56,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         "given, or for the GRUs of a model, and keeps what is fastest where GRUs find it from then on. What is in the "
         "table already is not measured again, so a run that was interrupted goes on where it was.",
     )
-    tune.add_argument("--hidden", type=_positive, nargs="+", default=[], metavar="H", help="hidden sizes")
-    tune.add_argument("--input", type=_positive, nargs="+", metavar="I", help="input sizes (default: the hidden size)")
+    tune.add_argument("--hidden", type=positive, nargs="+", default=[], metavar="H", help="hidden sizes")
+    tune.add_argument("--input", type=positive, nargs="+", metavar="I", help="input sizes (default: the hidden size)")
     tune.add_argument("--model", metavar="MODULE:FUNCTION", help="the GRUs of what this function returns, an nn.Module")
-    tune.add_argument("--batch", type=_positive, nargs="+", default=[1], metavar="B", help="up to a power of two each")
-    tune.add_argument("--steps", type=_positive, nargs="+", default=[1, 100], metavar="T", help="default: 1 100")
-    tune.add_argument("--layers", type=_positive, nargs="+", default=[1])
+    tune.add_argument("--batch", type=positive, nargs="+", default=[1], metavar="B", help="up to a power of two each")
+    tune.add_argument("--steps", type=positive, nargs="+", default=[1, 100], metavar="T", help="default: 1 100")
+    tune.add_argument("--layers", type=positive, nargs="+", default=[1])
     tune.add_argument("--dtype", choices=TUNED_DTYPES, nargs="+", help="default: fp32, or the model's")
     tune.add_argument(
         "--budget", type=float, default=float("inf"), metavar="SECONDS", help="in all (default: no limit)"
@@ -73,11 +72,23 @@ def main(arguments: list[str] | None = None) -> int:
     return {"info": _info, "check": _check, "explain": _explain, "tune": _tune}[options.command](options)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a number of the command line that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return value
+
+
+def imported(name: str):
+    """Return what ``module:attribute`` names. The module may be in the current folder.
+
+    Raises what importing it raises, or AttributeError.
+    """
+    module, _, attribute = name.partition(":")
+    if sys.path[0] != (here := os.getcwd()):
+        sys.path.insert(0, here)
+    return getattr(importlib.import_module(module), attribute)
 
 
 _NONE = "there is no GPU for the kernels"
@@ -166,9 +177,7 @@ def _problems(options) -> list[Problem]:
     """Those of "tune", in the order of the command line."""
     dtypes = [DTYPES[name] for name in options.dtype or ()]
     if options.model:
-        module, _, function = options.model.partition(":")
-        sys.path.insert(0, os.getcwd())
-        model = getattr(importlib.import_module(module), function)()
+        model = imported(options.model)()
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"{options.model} returned no nn.Module but {type(model).__name__}")
         found = [each for dtype in dtypes or [None] for each in shapes_of(model, options.batch, options.steps, dtype)]

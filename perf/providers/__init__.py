@@ -4,12 +4,12 @@ A name ``module:callable`` is a provider from elsewhere. ``callable(gru, x)`` re
 """
 
 import difflib
-import importlib
 from collections.abc import Iterable
 
 from torch import nn
 
 from triton_gru.call.options import Options
+from triton_gru.cli import imported
 
 from ..case import Input
 from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, torch_modules, torchrl
@@ -41,9 +41,8 @@ def require_known(names: Iterable[str]) -> None:
 
 
 def _from_elsewhere(name: str) -> Prepare:
-    module, _, attribute = name.partition(":")
     try:
-        prepare = getattr(importlib.import_module(module), attribute)
+        prepare = imported(name)
     except Exception as error:  # a module may raise anything
         raise ValueError(f"provider {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(prepare):

@@ -9,6 +9,7 @@ from .device import Device
 
 # The dtypes that kernels compute in, by their names.
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+LAYOUTS = ("dense", "lengths", "packed")  # of `Problem`
 
 
 @dataclass(frozen=True)
