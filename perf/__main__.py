@@ -21,6 +21,7 @@ import time
 import torch
 
 from triton_gru.accuracy import PRECISIONS
+from triton_gru.cli import positive
 from triton_gru.plan.device import KNOWN
 
 from . import floors, shapes, sweeps
@@ -64,7 +65,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--sweep", choices=sweeps.SWEEPS)
-    what.add_argument("--hidden", type=shapes.positive, nargs="+", metavar="H", help="hidden sizes of one's own shape")
+    what.add_argument("--hidden", type=positive, nargs="+", metavar="H", help="hidden sizes of one's own shape")
     called = "a function that calls a model: its GRUs are timed at the shapes seen"
     what.add_argument("--model", metavar="MODULE:FUNCTION", help=called)
     shapes.add_arguments(command)
@@ -103,8 +104,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     counted = "what one time step makes a GPU do, as counted in the compiled PTX: work, not time. It needs no GPU"
     command = commands.add_parser("count", help=counted, description=f"Counts {counted}: perf/README.md says more.")
-    command.add_argument("--hidden", type=shapes.positive, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
-    command.add_argument("--batch", type=shapes.positive, nargs="+", default=[1, 16], metavar="B")
+    command.add_argument("--hidden", type=positive, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
+    command.add_argument("--batch", type=positive, nargs="+", default=[1, 16], metavar="B")
     command.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32"])
     command.add_argument("--device", choices=KNOWN, default="H200", help="what is compiled for (default: H200)")
     command.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="these, not all that can be counted")
@@ -163,8 +164,7 @@ def _count(options) -> None:
     sizes = itertools.product(options.precision, options.hidden, options.batch)
     cases = [Case(*each, steps=1) for each in sizes]
     rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
-    form = "pipe" if options.markdown else "plain"
-    print(f"{count.TITLE.format(options.device)}\n\n{tables.text(count.table(rows), form)}")
+    print(tables.together([(count.TITLE.format(options.device), count.table(rows))], options.markdown))
 
 
 if __name__ == "__main__":

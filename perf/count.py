@@ -15,7 +15,7 @@ from triton_gru.plan.device import KNOWN
 from .case import Case
 from .providers import OURS
 from .providers.interface import Unavailable
-from .record import environment
+from .record import Growing, environment, one_line
 from .stamp import timestamp
 
 CASE = ["device", "provider", "dtype", "precision", "H", "B"]
@@ -41,13 +41,8 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
 
     if unknown := {*names} - {*PROVIDERS}:
         raise ValueError(f"cannot count {', '.join(sorted(unknown))}: name some of {', '.join(PROVIDERS)}")
-    path, header = out / f"counts-{device.replace(' ', '-')}.csv", ",".join(COLUMNS) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.read_text() if path.exists() else ""
-    if not (written.startswith(header) or header.startswith(written)):
-        raise ValueError(f"{path} has other columns: name another folder")
-    path.write_text(written[: written.rfind("\n") + 1] or header)  # without a row whose writing was cut off
-    done = load(path)[CASE].to_numpy().tolist() if resume else []
+    counted = Growing(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
+    done = load(counted.path)[CASE].to_numpy().tolist() if resume else []
     same, todo = environment("cpu"), list(itertools.product(cases, names or PROVIDERS))
     for at, (case, name) in enumerate(todo, 1):
         row = {column: getattr(case.row(name), column, "") for column in COLUMNS} | {"device": device}
@@ -68,12 +63,12 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
             row |= {"status": "wrong", "max_abs_err": wrong.args[0]}
         except Exception as failure:
             row |= {"status": "failed", "error": f"{type(failure).__name__}: {failure}"}
-        row |= {"timestamp_utc": timestamp(), "error": " ".join(row["error"].split())[:500]}
-        pd.DataFrame([row]).to_csv(path, mode="a", header=False, index=False)
+        row |= {"timestamp_utc": timestamp(), "error": one_line(row["error"])}
+        counted.append(row[column] for column in COLUMNS)
         result = f"{row['busiest']} instructions" if row["status"] == "ok" else f"{row['status']} {row['error'][:60]}"
         shape = f"{case.precision} H={case.hidden} B={case.batch}"
         print(f"[{at}/{len(todo)}] {shape} {name}: {result}, {time.monotonic() - begun:.1f} s", flush=True)
-    return load(path).drop_duplicates(CASE, keep="last")
+    return load(counted.path).drop_duplicates(CASE, keep="last")
 
 
 def load(path: pathlib.Path) -> pd.DataFrame:

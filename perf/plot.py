@@ -9,6 +9,7 @@ from matplotlib import colormaps, patches, rc_context, ticker
 from matplotlib.figure import Figure
 
 from .compare import NOISE, compared
+from .count import load as load_counts
 from .providers import OURS, YARDSTICK
 from .record import STREAMING
 from .report import WITHOUT, against_torch, latest, load, stages
@@ -27,7 +28,7 @@ _SETTING = ["T", "input", "form", "layers", "l2"]  # each has figures of its own
 
 def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path]) -> None:
     """Draw every figure that the CSVs have rows for. Print the paths written, and which figures have no rows."""
-    counted = {path: rows for path in paths if "busiest" in (rows := pd.read_csv(path, dtype=str).fillna(""))}
+    counted = {path: load_counts(path) for path in paths if "busiest" in pd.read_csv(path, nrows=0)}
     rows = load([path for path in paths if path not in counted])
     drawn = dict.fromkeys((step_over_hidden, speedup, step_breakdown, streaming), rows)
     drawn |= {before_after: compared(load(before), rows), counts: pd.concat([rows[:0], *counted.values()])}

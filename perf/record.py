@@ -90,7 +90,6 @@ class Row:
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Row)]
-_HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
 def environment(device: str) -> dict[str, object]:
@@ -127,36 +126,50 @@ def machine_name(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
+def one_line(error: str) -> str:
+    """Return an error as a row has it: a row is a line."""
+    return " ".join(error.split())[:1000]
+
+
 def config_text(config) -> str:
     """Return the JSON of a configuration's fields, and nothing for None."""
     return json.dumps(dataclasses.asdict(config)) if config else ""
 
 
-class Report:
+class Growing:
     """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
 
     Raises:
-        ValueError: the file is there, and has other columns.
+        ValueError: the file is there, and has other columns than those ``of`` names.
     """
 
-    def __init__(self, path: pathlib.Path, device: str):
-        self.path = path
-        self.environment = environment(device)
+    def __init__(self, path: pathlib.Path, columns: list[str], of: str):
+        self.path, header = path, (",".join(columns) + "\r\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
-        if _HEADER.startswith(text):  # there is nothing yet, or not all of its first line
-            path.write_bytes(_HEADER)
-        elif text.startswith(_HEADER):
+        if header.startswith(text):  # there is nothing yet, or not all of its first line
+            path.write_bytes(header)
+        elif text.startswith(header):
             os.truncate(path, text.rfind(b"\n") + 1)  # without a row whose writing was cut off
         else:
-            raise ValueError(f"{path} has other columns than those of schema {SCHEMA}: name another folder")
+            raise ValueError(f"{path} has other columns than those of {of}: name another folder")
+
+    def append(self, values: Iterable[object]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(values)
+
+
+class Report(Growing):
+    """The CSV of a sweep, of this machine and others. Raises what `Growing` raises."""
+
+    def __init__(self, path: pathlib.Path, device: str):
+        super().__init__(path, COLUMNS, f"schema {SCHEMA}")
+        self.environment = environment(device)
 
     def add(self, *rows: Row) -> None:
         for row in rows:
-            error = " ".join(row.error.split())[:1000]  # a row is a line
-            row = dataclasses.replace(row, **self.environment, timestamp_utc=timestamp(), error=error)
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(dataclasses.astuple(row))
+            about = self.environment | {"timestamp_utc": timestamp(), "error": one_line(row.error)}
+            self.append(dataclasses.astuple(dataclasses.replace(row, **about)))
 
     def rows(self) -> list[dict[str, str]]:
         """Return the rows of this run and earlier ones."""
