@@ -124,6 +124,12 @@ def poisoned():
 
 
 @pytest.fixture
+def inference_mode():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
 def few_calls(monkeypatch):
     """The perf suite times next to nothing."""
     monkeypatch.setattr("perf.case.ROTATED", 2)

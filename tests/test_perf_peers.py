@@ -16,30 +16,22 @@ from torch import nn
 
 import triton_gru
 from perf import measure, providers
+from perf.case import Case
 from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
 from perf.providers.interface import Ready, Unavailable
 from perf.providers.torch_modules import cell_like
 
 from .perf_calls import CPU, KNOWN, TINY
 
+pytestmark = pytest.mark.usefixtures("inference_mode")
 LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, False)])
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture
 def tf32():
     """Allow products of float32 in TF32."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.allow_tf32 = True
-    yield
-    matmul.allow_tf32 = False
-    matmul.fp32_precision = before
+    with Case("tf32", 1, 1, 1).pinned():
+        yield
 
 
 @pytest.fixture

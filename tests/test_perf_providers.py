@@ -19,14 +19,9 @@ from triton_gru.tuning.compile_pool import compile_candidate
 TORCHRL_MODULES = [
     "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("inference_mode")
 # Inductor imports what torch 2.13 has deprecated.
 inductor = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

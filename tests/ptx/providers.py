@@ -5,7 +5,6 @@ A kernel that its library tunes is counted in the configuration whose busiest wa
 
 import contextlib
 import functools
-import importlib
 import itertools
 import os
 import types
@@ -25,7 +24,7 @@ import triton_gru
 from perf.case import Case
 from perf.measure import PEERS_SLACK
 from perf.providers import OURS, gru_qat, ours, torchrl
-from perf.providers.interface import Unavailable
+from perf.providers.interface import Unavailable, import_peer
 from perf.record import config_text
 from triton_gru.accuracy import Judge
 from triton_gru.call.options import Options
@@ -93,7 +92,7 @@ class Peer(NamedTuple):
 
 
 def _torchrl(case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
-    rnn = importlib.import_module("torchrl.modules.tensordict_module._rnn_triton")
+    rnn = import_peer("torchrl.modules.tensordict_module._rnn_triton", "torchrl")
     call = torchrl.bind(rnn.gru_triton, gru, x)
     return lambda x: call(x)[0]
 
@@ -101,7 +100,7 @@ def _torchrl(case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
 def _gru_qat(entry: str, case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
     if case.precision != "tf32":
         raise Unavailable("it computes in fp32, with products in TF32 alone")
-    scan = getattr(importlib.import_module("gru_qat.triton_kernels.scan"), entry)
+    scan = getattr(import_peer("gru_qat.triton_kernels.scan", "gru-qat"), entry)
     call = gru_qat.bind(scan, gru, x)
     return lambda x: call(x)[0]
 
@@ -110,8 +109,7 @@ def count_peer(peer: Peer, gpu: Emulated, case: Case) -> tuple[Counter, dict]:
     """Return what a step takes, and columns that say of which kernel.
 
     Raises:
-        ImportError: the library is not installed.
-        Unavailable: it does not serve the case.
+        Unavailable: the library is not installed, or does not serve the case.
         Wrong: what it computes is wrong.
     """
     gru, x = case.module("cpu"), torch.randn(MORE, case.batch, case.hidden).to(case.dtype)
