@@ -1,5 +1,8 @@
 """The problems of a model, and of a run that was recorded, which nothing of the recorder may disturb."""
 
+import dataclasses
+import json
+import os
 import warnings
 
 import pytest
@@ -9,6 +12,9 @@ from torch._subclasses import FakeTensorMode
 
 import triton_gru
 from triton_gru.plan.problem import Problem
+from triton_gru.tuning.shapes import Recorded
+
+from .planted import PROBLEM
 
 
 def test_the_problems_of_a_model():
@@ -125,3 +131,101 @@ def test_a_recorder_leaves_inputs_that_a_hook_replaces_alone(given, hook, batche
     with torch.no_grad(), triton_gru.record_shapes() as shapes:
         assert gru(*given)[0].shape == (3, 2, 6)
     assert [each.batch_size for each in shapes] == batches
+
+
+def recording() -> Recorded:
+    """Of problems that differ in everything a problem can, called unequally often."""
+    recorded = Recorded()
+    recorded.see(PROBLEM, 3)
+    for number, change in enumerate([
+        {"steps": 7}, {"steps": 7, "batch_size": 9}, {"dtype": torch.float32, "precision": "tf32"},
+        {"dtype": torch.float32}, {"dtype": torch.bfloat16, "num_layers": 2}, {"bidirectional": True},
+        {"layout": "packed"}, {"layout": "lengths", "resets": True}, {"reset_after": False}, {"reverse": True},
+    ]):  # fmt: skip
+        recorded.see(dataclasses.replace(PROBLEM, **change), 1 + number * number)
+    return recorded
+
+
+def test_a_recording_comes_back_as_it_was(tmp_path):
+    recorded = recording()
+    recorded.save(tmp_path / "shapes.json")
+    loaded = Recorded.load(tmp_path / "shapes.json")
+    assert loaded.seen == recorded.seen and list(loaded.seen) == list(recorded.seen)
+    assert list(loaded) == list(recorded)
+    loaded.save(str(tmp_path / "again.json"))
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "shapes.json").read_text()
+
+
+def test_a_run_is_saved(tmp_path):
+    gru = nn.GRU(4, 6).eval()
+    with torch.no_grad(), triton_gru.record_shapes() as shapes:
+        for steps in (3, 9, 9):
+            gru(torch.randn(steps, 2, 4))
+        shapes.save(tmp_path / "shapes.json")
+    written = json.loads((tmp_path / "shapes.json").read_text())["problems"]
+    assert [(each["steps"], each["calls"]) for each in written] == [(3, 1), (9, 2)]
+    assert [each.steps for each in Recorded.load(tmp_path / "shapes.json")] == [16, 4]
+
+
+def test_a_recording_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "shapes.json"
+    recording().save(path)
+    before = path.read_text()
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        Recorded().save(path)
+    assert path.read_text() == before and [each.name for each in tmp_path.iterdir()] == ["shapes.json"]
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda whole: whole.update(schema=2), "it is not of schema 1"),
+        (lambda whole: whole.update(schema=True), "it is not of schema 1"),
+        (lambda whole: whole.pop("problems"), "it has no list of problems"),
+        (lambda whole: whole.update(problems={}), "it has no list of problems"),
+        (lambda whole: whole["problems"].insert(1, 5), "problem 1: it has to have steps, batch_size"),
+        (lambda whole: whole["problems"][2].pop("calls"), "problem 2: it has to have"),
+        (lambda whole: whole["problems"][2].update(more=1), "problem 2: it has to have"),
+        (lambda whole: whole["problems"][0].update(steps=0), "problem 0: steps may not be '0'"),
+        (lambda whole: whole["problems"][0].update(steps=True), "steps may not be 'True'"),
+        (lambda whole: whole["problems"][0].update(batch_size=2.0), "batch_size may not be '2.0'"),
+        (lambda whole: whole["problems"][0].update(hidden_size=1 << 40), "hidden_size may not be"),
+        (lambda whole: whole["problems"][0].update(input_size="5"), "input_size may not be '5'"),
+        (lambda whole: whole["problems"][0].update(calls=-1), "calls may not be '-1'"),
+        (lambda whole: whole["problems"][0].update(dtype="float64"), "dtype may not be 'float64'"),
+        (lambda whole: whole["problems"][0].update(dtype=["float16"]), "dtype may not be"),
+        (lambda whole: whole["problems"][0].update(bidirectional=1), "bidirectional may not be '1'"),
+        (lambda whole: whole["problems"][0].update(layout="ragged"), "layout may not be 'ragged'"),
+        (lambda whole: whole["problems"][0].update(precision=None), "precision may not be 'None'"),
+    ],
+)
+def test_a_file_that_is_no_recording_is_refused(change, why, tmp_path):
+    path = tmp_path / "shapes.json"
+    recording().save(path)
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError) as refused:
+        Recorded.load(path)
+    assert str(refused.value).startswith(f"{path} is no file that record_shapes' save() wrote: ")
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100000, "null"])
+def test_a_text_that_is_no_recording_is_refused(text, tmp_path):
+    (tmp_path / "shapes.json").write_text(text)
+    with pytest.raises(ValueError, match=r"shapes\.json is no file that record_shapes' save\(\) wrote: it is no"):
+        Recorded.load(tmp_path / "shapes.json")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="it is no file"):
+        Recorded.load(tmp_path / "fifo")
+    with pytest.raises(FileNotFoundError):
+        Recorded.load(tmp_path / "none")

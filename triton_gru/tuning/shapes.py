@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
+import json
+import os
+import pathlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +18,8 @@ from ..call.options import Options
 from ..call.readable import is_plain
 from ..call.torch_state import autocast_dtype, is_wrapping
 from ..modules import GRU, GRUCell
-from ..plan.problem import DTYPES, Key, Problem
+from ..plan.problem import DTYPES, LAYOUTS, Key, Problem
+from ..plan.tables import store
 
 _CELLS = nn.GRUCell, GRUCell
 _CLASSES = nn.GRU, GRU, *_CELLS
@@ -57,11 +61,52 @@ class Recorded(Sequence):
         self._calls: Counter[Key] = Counter()
         self.largest: dict[Key, Problem] = {}
 
-    def add(self, problem: Problem) -> None:
+    def see(self, problem: Problem, calls: int = 1) -> None:
+        """Count calls of a problem. Its steps are tuned as those of the next power of two."""
+        self.seen[problem] += calls
+        self.add(dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length()), calls)
+
+    def add(self, problem: Problem, calls: int = 1) -> None:
+        """Put a problem among those to tune, as so many calls of it."""
         key = problem.key()
-        self._calls[key] += problem.steps * problem.num_layers
+        self._calls[key] += calls * problem.steps * problem.num_layers
         if key not in self.largest or problem.batch_size > self.largest[key].batch_size:
             self.largest[key] = problem
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the problems as they were seen, with their counts, to a small JSON file in place of what is there.
+
+        ``triton-gru tune --recorded FILE`` tunes them, on this machine or another; `load` reads the file.
+
+        Raises:
+            OSError: it cannot be written. A file that was there is as it was.
+        """
+        seen = [_as_json(problem) | {"calls": calls} for problem, calls in self.seen.items()]
+        store.replace_file(pathlib.Path(path), json.dumps({"schema": SCHEMA, "problems": seen}, indent=1))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Recorded":
+        """Return what `save` has written. The file is not trusted.
+
+        Raises:
+            ValueError: it is no file of recorded shapes.
+            OSError: it cannot be read.
+        """
+        recorded = cls()
+        try:
+            whole = store.read_json(pathlib.Path(path), _MOST_BYTES)
+            if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
+                raise ValueError(f"it is not of schema {SCHEMA}")
+            if not isinstance(whole.get("problems"), list):
+                raise ValueError("it has no list of problems")
+            for number, raw in enumerate(whole["problems"]):
+                try:
+                    recorded.see(*_from_json(raw))
+                except ValueError as error:
+                    raise ValueError(f"problem {number}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is no file that record_shapes' save() wrote: {error}") from None
+        return recorded
 
     def __getitem__(self, index):
         return [self.largest[key] for key, _ in self._calls.most_common()][index]
@@ -70,19 +115,58 @@ class Recorded(Sequence):
         return len(self.largest)
 
 
+# Of a file of recorded problems: the number of its form, and its most bytes, for some 300000 problems.
+SCHEMA = 1
+_MOST_BYTES = 64 << 20
+# Of what is no size: what a file may say.
+_CHOICES = {
+    "dtype": (*DTYPES,), "precision": ("tf32", "ieee"), "layout": LAYOUTS,
+    **dict.fromkeys(("bidirectional", "reset_after", "reverse", "resets"), (False, True)),
+}  # fmt: skip
+_SIZES = ("steps", "batch_size", "input_size", "hidden_size", "num_layers")
+
+
+def _as_json(problem: Problem) -> dict:
+    values = {name: getattr(problem, name) for name in (*_SIZES, *_CHOICES)}
+    return values | {"dtype": str(problem.dtype)[6:]}
+
+
+def _from_json(raw) -> tuple[Problem, int]:
+    """Return a problem and its number of calls. Raise ValueError if they are not what `_as_json` makes, and calls."""
+    if not isinstance(raw, dict) or set(raw) != {*_SIZES, *_CHOICES, "calls"}:
+        raise ValueError(f"it has to have {', '.join((*_SIZES, *_CHOICES))} and calls, nothing else")
+    for name, value in raw.items():
+        most = (1 << 53) if name == "calls" else (1 << 31)
+        if name in _CHOICES:
+            right = any(type(value) is type(choice) and value == choice for choice in _CHOICES[name])
+        else:
+            right = type(value) is int and 1 <= value <= most
+        if not right:
+            raise ValueError(f"{name} may not be {str(value)[:100]!r}")
+    sizes = {name: value for name, value in raw.items() if name != "calls"}
+    return Problem(**sizes | {"dtype": DTYPES[raw["dtype"]]}), raw["calls"]
+
+
 @contextlib.contextmanager
 def record_shapes() -> Iterator[Recorded]:
     """Watch what the GRUs of this process are called with, torch's own and ours, to be tuned.
 
         with triton_gru.record_shapes() as shapes:
             serve(model)
-        triton_gru.tune(shapes, budget=300)
+        shapes.save("shapes.json")
+
+    and then, on this machine or another one with such a GPU, when it has nothing else to do:
+
+        triton-gru tune --recorded shapes.json
+
+    `tune` takes ``shapes``, too.
 
     Steps are those of the next power of two, as T is what varies most and decides least. ``shapes.seen`` counts the
-    calls as they were. Not recorded are
-    calls of float64 or in training with grad enabled, and those of subclasses whose `forward` is their own. Nor are
-    calls that only stand for others: inside torch.compile, export or a trace, under a dispatch mode or a transform of
-    torch.func, of fake tensors and other subclasses, and on the meta device.
+    calls as they were.
+
+    Not recorded are calls of float64 or in training with grad enabled, and those of subclasses whose `forward` is their
+    own. Nor are calls that only stand for others: inside torch.compile, export or a trace, under a dispatch mode or a
+    transform of torch.func, of fake tensors and other subclasses, and on the meta device.
     """
     recorded = Recorded()
     with _lock:
@@ -118,10 +202,8 @@ def _call_and_record(module, *args, **kwargs):
         given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
         problem = _problem_of_call(module, given, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
-            rounded = dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length())
             for recorded in list(_recorders):
-                recorded.seen[problem] += 1
-                recorded.add(rounded)
+                recorded.see(problem)
     return output
 
 

@@ -70,6 +70,26 @@ class Table:
     skipped: list[str]
 
 
+def read_json(path: pathlib.Path, most_bytes: int = _MOST_BYTES):
+    """Return what a JSON file holds, which is not trusted.
+
+    Raises:
+        Unusable: it is no JSON file, or has more bytes than that.
+        OSError: it cannot be read.
+    """
+    # Not opened before: to open what is no regular file may wait forever.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Unusable("it is no file")
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise Unusable(f"it has more than {most_bytes >> 20} MiB")
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
+        raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
+
+
 def load(path: pathlib.Path, device: Device | None = None) -> Table:
     """Return what a file holds.
 
@@ -77,17 +97,7 @@ def load(path: pathlib.Path, device: Device | None = None) -> Table:
         Unusable: it is no table of this schema, or not of ``device``, if that is given.
         OSError: it cannot be read.
     """
-    # Not opened before: to open what is no regular file may wait forever.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise Unusable("it is no file")
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise Unusable(f"it has more than {_MOST_BYTES >> 20} MiB")
-    try:
-        whole = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
-        raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
+    whole = read_json(path)
     if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
         raise Unusable(f"it is not of schema {SCHEMA}")
     named, raw = whole.get("device"), whole.get("entries")
@@ -131,11 +141,16 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
         text = json.dumps({"schema": SCHEMA, "device": described(device), "entries": kept}, indent=1)
         if len(text) > _MOST_BYTES:
             raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
-        _replace(path, text)
+        replace_file(path, text)
     return path
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def replace_file(path: pathlib.Path, text: str) -> None:
+    """Write a file beside ``path``, which then takes its place; if anything fails, the old one is as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "w") as file:
