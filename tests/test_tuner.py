@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import subprocess
-import sys
 import types
 from collections import defaultdict
 
@@ -163,7 +161,7 @@ def test_nothing_runs(tables):
     planted = PlantedBench(torch_takes(lambda candidate: 0.5), out=lambda candidate: "no compiler")
     before = dataclasses.replace(PROBLEM, reset_after=False)
     assert triton_gru.tune([before], bench=planted, say=said.append) == []
-    assert any("nothing runs" in line and "no compiler" in line for line in said)
+    assert any("nothing runs" in str(line) and "no compiler" in str(line) for line in said)
     assert not list(tables.iterdir())
     ((found,), _) = tune(PROBLEM, ms=torch_takes(lambda candidate: 0.5), out=lambda candidate: "no compiler")
     assert found.entry.winner == "torch"
@@ -327,62 +325,3 @@ def test_candidates_are_compiled_in_processes_of_their_own(tmp_path, monkeypatch
         assert found[block] == "" and found[never]
         assert any(tmp_path.rglob("*.cubin"))
         assert dict(of_h200.compile(problem, [block], 0)) == {}
-
-
-@pytest.fixture
-def planted(monkeypatch):
-    """What the command line measures with, and that there is a GPU."""
-    made = PlantedBench(torch_takes(lambda candidate: 0.5))
-    monkeypatch.setattr(tuner, "Bench", lambda device: made)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    return made
-
-
-def test_the_command(tables, planted, capsys):
-    arguments = ["tune", "--hidden", "512", "--batch", "1", "16", "--budget", "120"]
-    assert cli.main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "[4/4] float32 (tf32) H=512 I=512 B<=16 T=100, about" in printed and "s left" in printed
-    assert printed.count("  winner  ") == printed.count("  nn.GRU  ") == printed.count(" candidates") == 4
-    assert printed.splitlines()[-1] == f"4 of 4 shapes tuned, kept in {tables / 'H200.json'}"
-    assert cli.main(arguments) == 0
-    assert "4 are in the table already" in capsys.readouterr().out
-    assert len(planted.problems) == 4
-    assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 0
-    assert "grid: measured 0.5 ms, and no other" in capsys.readouterr().out
-
-
-def test_the_command_for_a_model(tables, planted, tmp_path, monkeypatch, capsys):
-    (tmp_path / "built.py").write_text(
-        "from torch import nn\ndef build():\n    return nn.GRU(8, 96, 2)\nnumber = int\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["tune", "--model", "built:build", "--batch", "4", "--steps", "50", "--dtype", "fp16", "bf16"]) == 0
-    assert [(str(p.dtype)[6:], p.num_layers, p.batch_size) for p in planted.problems] == [
-        ("float16", 2, 4), ("bfloat16", 2, 4),
-    ]  # fmt: skip
-    said = {"built:nothing": "no attribute", "built:number": "returned no nn.Module but int", "no:x": "No module"}
-    for model, why in said.items():
-        assert cli.main(["tune", "--model", model]) == 2
-        assert why in capsys.readouterr().err
-
-
-def test_the_command_says_what_is_in_the_way(tables, planted, capsys):
-    (tables / "H200.json").write_text("my notes")
-    assert cli.main(["tune", "--hidden", "512"]) == 2
-    assert "H200.json: it is not JSON" in capsys.readouterr().err
-    assert (tables / "H200.json").read_text() == "my notes"
-    (tables / "H200.json").unlink()
-    planted._stop_at = 1
-    assert cli.main(["tune", "--hidden", "512"]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert len(store.load(tables / "H200.json").entries) == 1
-
-
-def test_the_command_without_a_gpu():
-    command = [sys.executable, "-m", "triton_gru", "tune", "--hidden", "512"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "triton-gru tune: no kernel runs on cpu: kernels run on NVIDIA GPUs\n"

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import time
 from collections import Counter
-from collections.abc import Callable
 
 from ..plan.heuristic import HEURISTICS, heuristic
 from ..plan.planner import choose
@@ -12,16 +11,16 @@ from ..plan.problem import Problem
 from ..plan.tables.entries import Entry
 from ..plan.tables.revision import environment
 from .bench import Bench
+from .progress import Tracker
 from .space import TORCH, Candidate, candidates
 from .timing import Times, quantiles
 from .verdict import conclude
 
 # Rounds of a first look at all that compiled, of so many in turn, and of the finals between the fastest of each kernel.
 _LOOK, _AT_ONCE, _FINALS, _FINALISTS = 10, 16, 60, 4
-# Of the time that there is, for compiling.
-_COMPILING = 0.7
+# Of the time that there is, for compiling; and of the work when all are judged.
+_COMPILING, _JUDGED = 0.7, 0.85
 _TOO_LATE = "not tried: the time was over"
-_SAID_EVERY = 2.0  # seconds
 
 # (candidate, median milliseconds in the mode that counts), the fastest first.
 Ranking = tuple[tuple[Candidate, float], ...]
@@ -30,10 +29,9 @@ Ranking = tuple[tuple[Candidate, float], ...]
 class Run:
     """The tuning of one problem, in about so many ``seconds``."""
 
-    def __init__(self, problem: Problem, bench: Bench, seconds: float, say: Callable[[str], None]):
-        self._problem, self._bench, self._say = problem, bench, say
-        self._start = time.monotonic()
-        self._end = self._start + seconds
+    def __init__(self, problem: Problem, bench: Bench, seconds: float, progress: Tracker):
+        self._problem, self._bench, self._progress = problem, bench, progress
+        self._end = time.monotonic() + seconds
         self._failed: Counter[str] = Counter()
         self._before = _incumbents(problem, bench)
         heuristics = {kernel: Candidate(kernel, heuristic(kernel, problem, bench.device)) for kernel in HEURISTICS}
@@ -46,13 +44,13 @@ class Run:
         """Return what was found; None if nothing serves the problem, or nothing runs."""
         rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
         if not self._first:
-            self._say("  no kernel serves it")
+            self._progress.say(f"{self._problem.key()}: no kernel serves it")
             return None
         compiled = self._compile(rest)
         with self._bench.opened(self._problem):
             finals = self._time(self._right(compiled))
         if not any(finals.values()):
-            self._say(f"  nothing runs: {dict(self._failed)}")
+            self._progress.say(f"{self._problem.key()}: nothing runs: {dict(self._failed)}")
             return None
         winner, results = conclude(self._before, self._untuned, finals)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -69,7 +67,7 @@ class Run:
 
     def _compile(self, rest: list[Candidate]) -> list[Candidate]:
         """Return the candidates that compiled."""
-        compiled, said = [], time.monotonic()
+        compiled = []
         number = len(self._first) + len(rest)
         for some in (self._first, rest):
             seconds = float("inf") if some is self._first else _COMPILING * self._left
@@ -78,11 +76,8 @@ class Run:
                     self._failed[why] += 1
                 else:
                     compiled.append(candidate)
-                if time.monotonic() - said > _SAID_EVERY:
-                    said = time.monotonic()
-                    done = len(compiled) + self._failed.total()
-                    pace = (said - self._start) / done * (number - done)
-                    self._say(f"  compiled {done} of {number}{time_left(min(pace, max(0.0, _COMPILING * self._left)))}")
+                done = len(compiled) + self._failed.total()
+                self._progress.at(f"compiling {done} of {number}", _COMPILING * done / number)
         self._failed += Counter({_TOO_LATE: number - len(compiled) - self._failed.total()})  # which drops what is zero
         return compiled
 
@@ -91,7 +86,10 @@ class Run:
         must = [] if self._problem.reason_against_torch else [TORCH]
         must += [each for each in self._first if each in compiled]
         right = []
-        for candidate in dict.fromkeys(must + compiled):
+        todo = list(dict.fromkeys(must + compiled))
+        for done, candidate in enumerate(todo):
+            share = _COMPILING + (_JUDGED - _COMPILING) * done / len(todo)
+            self._progress.at(f"checking {done} of {len(todo)}", share)
             too_late = self._left < 0 and candidate not in must
             if why := _TOO_LATE if too_late else self._bench.judge(candidate):
                 self._failed[why] += 1
@@ -101,9 +99,9 @@ class Run:
 
     def _time(self, right: list[Candidate]) -> dict[str, dict[Candidate, Times]]:
         """Return the finalists' times by mode, of those that can be timed in all."""
-        self._say(f"  timing {len(right)} that are right")
         bench, look = self._bench, {}
         for group in (right[i : i + _AT_ONCE] for i in range(0, len(right), _AT_ONCE)):
+            self._progress.at(f"timing {len(right)} that are right", _JUDGED + (1 - _JUDGED) * len(look) / len(right))
             if look and self._left < 0:
                 self._failed[_TOO_LATE] += len(group)
                 continue
@@ -116,14 +114,10 @@ class Run:
         for kernel in HEURISTICS:
             finalists += [each for each in by_time if each.kernel == kernel][:_FINALISTS]
         finalists = list(dict.fromkeys(finalists))
+        self._progress.at(f"timing the {len(finalists)} fastest", _JUDGED)
         finals = {mode: bench.times(finalists, mode, _FINALS, max(2.0, self._left / 2)) for mode in bench.modes}
         timed = [each for each in finalists if all(each in times for times in finals.values())]
         return {mode: {each: quantiles(times[each]) for each in timed} for mode, times in finals.items()}
-
-
-def time_left(seconds: float) -> str:
-    """Return words to append; none if nobody knows."""
-    return f", about {seconds:.0f} s left" if seconds < float("inf") else ""
 
 
 def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,11 @@ from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Result
 from .bench import Bench
-from .run import Ranking, Run, time_left
+from .progress import Say, Tracker, shape_words, three_digits
+from .run import Ranking, Run
 from .shapes import Recorded
-from .space import Candidate
+from .space import Candidate, candidates
+from .untuned import untuned
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Tuned:
         ranking: what was timed to the end, the fastest first: (candidate, median milliseconds in the last mode).
         kept: the table's file, None where it could not be written: then it holds for this process.
         known: it was there already, and nothing was measured.
+        untuned: the kernel that a plan would take without any table, or ``"torch"``.
     """
 
     problem: Problem
@@ -38,6 +41,35 @@ class Tuned:
     ranking: Ranking = ()
     kept: pathlib.Path | None = None
     known: bool = False
+    untuned: str = ""
+
+    @property
+    def ms(self) -> float:
+        """The winner's median, in the mode that configurations are compared by."""
+        return self.entry.results[self.entry.winner].ms
+
+    @property
+    def over_untuned(self) -> float | None:
+        """How many times faster the winner is than what a plan would take without any table; None if not measured."""
+        result = self.entry.results.get(self.untuned)
+        ms = result and (result.ms if self.untuned == "torch" else result.heuristic_ms)
+        return ms and ms / self.ms
+
+    @property
+    def over_torch(self) -> float | None:
+        """How many times faster the winner is than torch.nn.GRU; None if that was not measured."""
+        result = self.entry.results.get("torch")
+        return result and result.ms / self.ms
+
+    @property
+    def line(self) -> str:
+        """The winner, and by how much it won, in a line."""
+        words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.ms)} ms"]
+        if self.over_untuned:
+            words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({self.untuned})")
+        if self.over_torch and self.entry.winner != "torch":
+            words.append(f"{three_digits(self.over_torch)} times as fast as nn.GRU")
+        return ", ".join(words)
 
     def __str__(self) -> str:
         """Return a few lines: winner, runner-up, the heuristic, torch.nn.GRU, and what became of the candidates."""
@@ -71,7 +103,7 @@ def tune(
     budget: float = float("inf"),
     anew: bool = False,
     bench: Bench | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda said: None,
 ) -> list[Tuned]:
     """Find the fastest way to compute each of ``problems`` on a GPU and keep it, for this process and later ones.
 
@@ -86,7 +118,7 @@ def tune(
             for is left out.
         anew: measures what is in the table, too.
         bench: what compiles and times, in place of the GPU.
-        say: told of the progress, a line at a time.
+        say: told of the progress: a `Progress`, whose text is a line, or a line of what was found. `print` will do.
 
     Returns:
         What was found, for each problem that there was time for.
@@ -101,32 +133,38 @@ def tune(
     if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
     with contextlib.closing(bench or Bench(_with_index(torch.device(device)))) as bench:
-        return _tune_all(_unique(problems), bench, time.monotonic() + budget, anew, say)
+        return _tune_all(unique(problems), bench, time.monotonic() + budget, anew, say)
 
 
-def _tune_all(
-    problems: dict[Key, Problem], bench: Bench, end: float, anew: bool, say: Callable[[str], None]
-) -> list[Tuned]:
+def _tune_all(problems: dict[Key, Problem], bench: Bench, end: float, anew: bool, say: Say) -> list[Tuned]:
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
     _refuse_unusable(path, bench)
     known = {} if anew else _known(bench)
-    tuned = [Tuned(each, known[key], kept=path, known=True) for key, each in problems.items() if key in known]
+    tuned = [
+        Tuned(each, known[key], (), path, True, _untuned(each, bench)) for key, each in problems.items() if key in known
+    ]
     if tuned:
-        say(f"{len(tuned)} are in the table already")
+        say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
     todo = [each for key, each in problems.items() if key not in known]
-    start = time.monotonic()
+    tracker = Tracker({each.key(): len(candidates(each, bench.device)) for each in todo}, end, say)
     for number, problem in enumerate(todo):
         now = time.monotonic()
         if now >= end and number > 0:
-            say(f"{len(todo) - number} left out, the time is over")
+            say(f"{len(todo) - number} of {len(problems)} shapes are left out: the time is over")
             break
-        pace = (now - start) / number * (len(todo) - number) if number else float("inf")
-        say(f"[{number + 1}/{len(todo)}] {problem.key()}{time_left(min(pace, end - now))}")
-        if found := Run(problem, bench, (end - now) / (len(todo) - number), say).tune():
+        tracker.begin()
+        if found := Run(problem, bench, (end - now) / (len(todo) - number), tracker).tune():
             entry, ranking = found
-            tuned.append(Tuned(problem, entry, ranking, kept=_keep(entry, bench, directory)))
+            kept = _keep(entry, bench, directory)
+            tuned.append(Tuned(problem, entry, ranking, kept, untuned=_untuned(problem, bench)))
+            say(tuned[-1].line)
     return tuned
+
+
+def _untuned(problem: Problem, bench: Bench) -> str:
+    found = untuned(problem, bench.device)
+    return found.kernel if found else ""
 
 
 def _with_index(device: torch.device) -> torch.device:
@@ -137,8 +175,12 @@ def _with_index(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
-def _unique(problems: Iterable[Problem]) -> dict[Key, Problem]:
-    """Return for each key the problem of the largest batch, which the others' configurations have to hold."""
+def unique(problems: Iterable[Problem]) -> dict[Key, Problem]:
+    """Return for each key the problem of the largest batch, which the others' configurations have to hold.
+
+    Raises:
+        ValueError: a size is 0.
+    """
     found = Recorded()
     for problem in problems:
         if problem.is_empty:

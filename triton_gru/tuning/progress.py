@@ -1,0 +1,112 @@
+"""How far a tuning run is, and how long it will take."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..accuracy import PRECISIONS
+from ..plan.problem import Key
+
+INTERVAL = 1.0  # seconds from one report to the next about the same shape
+_NAMES = {(str(dtype)[6:], precision): name for name, (dtype, precision) in PRECISIONS.items()}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a tuning run is. Its text is a line.
+
+    Attributes:
+        number, shapes: which shape is at work, from 1, and how many there are.
+        key: the shape.
+        doing: what is done with it.
+        share: of all candidates of all shapes, those that are done, from 0 to 1.
+        seconds_left: the estimated rest of the run; None if nobody knows.
+    """
+
+    number: int
+    shapes: int
+    key: Key
+    doing: str
+    share: float
+    seconds_left: float | None
+
+    @property
+    def left(self) -> str:
+        """The time left in words, empty if nobody knows."""
+        return "" if self.seconds_left is None else f"about {duration(self.seconds_left)} left"
+
+    def __str__(self) -> str:
+        words = ", ".join(filter(None, [self.doing, self.left]))
+        return f"[{self.number}/{self.shapes}] {shape_words(self.key)}: {words}"
+
+
+Say = Callable[[Progress | str], object]
+
+
+class Tracker:
+    """Counts candidates that are done, and says so: at the start of each shape, and then from time to time.
+
+    Args:
+        candidates: of each shape, in the order of tuning, how many there are.
+        end: the time by `time.monotonic` when the budget is over.
+        say: told of `Progress`, and of lines that are none.
+    """
+
+    def __init__(self, candidates: dict[Key, int], end: float, say: Say):
+        self._keys, self._counts = list(candidates), [max(1, number) for number in candidates.values()]
+        self._start, self._end = time.monotonic(), end
+        self._number, self._said = 0, 0.0
+        self.say = say
+
+    def begin(self) -> None:
+        """Report the next shape."""
+        self._number += 1
+        self._report(f"{self._counts[self._number - 1]} candidates", 0.0)
+
+    def at(self, doing: str, share: float) -> None:
+        """Report what is done with the shape, and the share of its work that is done; at most once in `INTERVAL`."""
+        if time.monotonic() - self._said >= INTERVAL:
+            self._report(doing, share)
+
+    def _report(self, doing: str, share: float) -> None:
+        self._said = time.monotonic()
+        at = self._number - 1
+        done = sum(self._counts[:at]) + share * self._counts[at]
+        total = sum(self._counts)
+        # The pace is the one so far. No run takes longer than its budget, about.
+        elapsed = self._said - self._start
+        pace = elapsed / done * (total - done) if done else float("inf")
+        left = min(pace, max(0.0, self._end - self._said))
+        self.say(
+            Progress(
+                self._number,
+                len(self._keys),
+                self._keys[at],
+                doing,
+                done / total,
+                None if left == float("inf") else left,
+            )
+        )
+
+
+def shape_words(key: Key) -> str:
+    """Return a shape in as few words as tell it apart: inputs are said only where they are not as many as H."""
+    precision = _NAMES.get((key.dtype, key.precision), key.dtype)
+    words = [precision, f"H={key.hidden_size}"]
+    words += [f"I={key.input_size}"] * (key.input_size != key.hidden_size)
+    words += [f"B<={key.batch}", f"T={key.steps}"]
+    words += [f"layers={key.layers}"] * (key.layers > 1) + ["bidirectional"] * (key.directions == 2)
+    words += ["reset before"] * (not key.reset_after) + [key.layout] * (key.layout != "dense")
+    return " ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that a person thinks in."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def three_digits(number: float) -> str:
+    """Return a number with three significant digits, and none of its whole ones lost."""
+    return f"{number:#.3g}" if number < 99.95 else f"{number:.0f}"
