@@ -21,7 +21,7 @@ import time
 import torch
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.cli import positive
+from triton_gru.commands.arguments import positive
 from triton_gru.plan.device import KNOWN
 
 from . import floors, shapes, sweeps

@@ -8,7 +8,7 @@ import torch
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.cli import imported, positive
+from triton_gru.commands.arguments import imported, positive
 from triton_gru.plan.problem import LAYOUTS, Problem
 
 from .case import Case

@@ -67,7 +67,7 @@ def test_explain_for_a_part_of_the_chip_that_is_none(capsys, monkeypatch):
     assert "TRITON_GRU_MAX_SMS must be a whole number above 0, got 'all'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [(), ("explain",), ("explain", "--hidden", "0"), ("tune",)])
+@pytest.mark.parametrize("arguments", [(), ("explain",), ("explain", "--hidden", "0"), ("tune", "--batch", "1")])
 def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(list(arguments))

@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "triton_gru"
 LAYERS = """
 __init__ __main__
 cli
+commands
 tuning
 accuracy convert swap
 modules

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from triton_gru.call.options import Options
-from triton_gru.cli import imported
+from triton_gru.commands.arguments import imported
 
 from ..case import Input
 from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, torch_modules, torchrl

@@ -1,0 +1,356 @@
+"""``triton-gru tune``, with planted times; what it is killed in the middle of; and its rehearsal."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from triton_gru import cli
+from triton_gru.commands import rehearsal, screen
+from triton_gru.commands.tune import seconds
+from triton_gru.plan import device as devices
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables import store
+from triton_gru.tuning import tuner
+from triton_gru.tuning.progress import Progress
+from triton_gru.tuning.shapes import Recorded
+from triton_gru.tuning.standard import standard
+
+from .planted import H200, PROBLEM, T4, PlantedBench, torch_takes
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """What the command measures with, on a GPU that is not there."""
+    made = PlantedBench(torch_takes(lambda candidate: 0.5))
+    monkeypatch.setattr(tuner, "Bench", lambda device: made)
+    monkeypatch.setattr(devices, "on_cpu", H200)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return made
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_it_tunes_sizes_once(tables, planted, capsys):
+    arguments = ["tune", "--hidden", "512", "--batch", "1", "16", "--budget", "120"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[4/4] tf32 H=512 B<=16 T=100: 11 candidates, about " in printed and " s left\n" in printed
+    assert printed.count(" as fast as untuned (") == 4
+    assert "\n4 of 4 shapes tuned in " in printed
+    assert f"\nkept in {tables / 'H200.json'}\n" in printed
+    assert "TRITON_GRU_CONFIG_DIR names there" in printed and "  triton-gru table export FILE" in printed
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 4 shapes are in the table already, and not measured again\n" in printed
+    assert "0 of 4 shapes tuned in 0 s, 4 were in the table already" in printed
+    assert len(planted.problems) == 4
+    assert cli.main([*arguments, "--anew"]) == 0
+    assert len(planted.problems) == 8
+    capsys.readouterr()
+    assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 0
+    assert "grid: measured 0.5 ms, and no other" in capsys.readouterr().out
+
+
+def test_without_arguments_it_tunes_the_standard_shapes(tables, planted, capsys):
+    assert cli.main(["tune"]) == 0
+    assert planted.problems == standard(H200)
+    printed = capsys.readouterr().out
+    last = printed[printed.rindex("  kernel  ") :].splitlines()
+    assert len(last) <= 24
+    assert last[11] == f"and {len(standard(H200)) - 10} more, which gained less"
+    # torch takes 1 ms and all of ours 0.5 ms: two shapes gain, which untuned would go to torch.
+    assert [line.split()[-2:] for line in last[1:3]] == [["2.00", "2.00"]] * 2
+    assert "2 of 68 are faster than untuned by more than 3 %: at most 2.00 times, tf32 H=2048 B<=1 T=64" in last
+    assert max(map(len, last)) <= 120
+
+
+def test_the_table_is_a_row_for_each_shape(tables, planted, capsys):
+    planted._ms = torch_takes(lambda candidate: 0.0123456 if candidate.kernel == "grid" else 1.0)
+    assert cli.main(["tune", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--steps", "64", "1"]) == 0
+    table = capsys.readouterr().out.split("\n\n")[-2].splitlines()
+    assert table[0].split("  ")[-1].strip() == "x nn.GRU"
+    assert [line.split() for line in table[1:]] == [
+        ["fp16", "H=512", "B<=16", "T=64", "grid", "0.0123", "1.00", "81.0"],
+        ["fp16", "H=512", "B<=16", "T=1", "grid", "0.0123", "81.0", "81.0"],  # untuned it is step
+    ]
+
+
+def test_a_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
+    recorded = Recorded()
+    recorded.see(PROBLEM, calls=2)
+    recorded.see(Problem(5, 3, 8, 96, 1, True, torch.bfloat16, "ieee", True), calls=1000)
+    recorded.save(tmp_path / "shapes.json")
+    assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 0
+    assert [(each.hidden_size, each.steps) for each in planted.problems] == [(96, 8), (512, 128)]
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (None, "No such file"),
+        ("my notes", "shapes.json is no file that record_shapes' save() wrote: it is not JSON"),
+        ('{"schema": 1, "problems": []}', "there is no shape in"),
+    ],
+)
+def test_what_is_no_recording_is_refused(text, why, tables, planted, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "shapes.json").write_text(text)
+    assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 2
+    assert why in capsys.readouterr().err
+    assert not planted.compiled
+
+
+def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsys):
+    (tmp_path / "built.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.GRU(8, 96, 2)\nnumber = int\nnone = nn.Identity\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tune", "--model", "built:build", "--batch", "4", "--steps", "50", "--dtype", "fp16", "bf16"]) == 0
+    assert [(str(p.dtype)[6:], p.num_layers, p.batch_size) for p in planted.problems] == [
+        ("float16", 2, 4), ("bfloat16", 2, 4),
+    ]  # fmt: skip
+    reasons = {
+        "built:nothing": "no attribute", "built:number": "returned no nn.Module but int", "no:x": "No module",
+        "built:none": "there is no shape in built:none",
+    }  # fmt: skip
+    for model, why in reasons.items():
+        assert cli.main(["tune", "--model", model]) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        ("--hidden 8 --model a:b", "not allowed with argument"),
+        ("--hidden 8 --recorded a", "not allowed with argument"),
+        ("--list --rehearse", "not allowed with argument"),
+        ("--batch 4 --layers 2", "--batch, --layers: only with --hidden or --model"),
+        ("--bidirectional", "--bidirectional: only with --hidden or --model"),
+        ("--layout packed --recorded a", "--layout: not with --recorded, whose file says all sizes"),
+        ("--model a:b --batch 4 --input 3 --reset-before", "--input, --reset-before: not with --model"),
+        ("--device A100", "--device is for --list here: there is a GPU, H200"),
+        ("--device A100 --rehearse", "--device: not with --rehearse"),
+        ("--hidden 0", "must be 1 or more"),
+        ("--budget 10x", "must be a time above 0, such as 90, 90s, 10m or 2h, got '10x'"),
+        ("--budget 0", "must be a time above 0"),
+        ("--budget -5", "must be a time above 0"),
+        ("--dtype fp64 --hidden 8", "invalid choice"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments, why, tables, planted, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["tune", *arguments.split()])
+    assert exit.value.code == 2
+    assert why in capsys.readouterr().err
+    assert not planted.compiled
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("90", 90), ("1.5", 1.5), ("90s", 90), ("10m", 600), ("2h", 7200), ("0.5h", 1800)]
+)
+def test_a_budget_is_a_time(text, expected):
+    assert seconds(text) == expected
+
+
+def test_it_says_what_is_in_the_way(tables, planted, capsys):
+    (tables / "H200.json").write_text("my notes")
+    assert cli.main(["tune"]) == 2
+    assert "H200.json: it is not JSON" in capsys.readouterr().err
+    assert (tables / "H200.json").read_text() == "my notes"
+
+
+def test_an_interrupt_keeps_what_was_found(tables, planted, capsys):
+    planted._stop_at = 1
+    assert cli.main(["tune"]) == 130
+    assert "what was found is kept, and the same command goes on" in capsys.readouterr().err
+    assert len(store.load(tables / "H200.json").entries) == 1
+
+
+def test_where_nothing_can_be_kept_it_fails(tables, planted, monkeypatch, capsys):
+    monkeypatch.setattr(tuner, "_keep", lambda *_: None)
+    assert cli.main(["tune", "--hidden", "512", "--steps", "64"]) == 1
+    assert "nothing could be kept" in capsys.readouterr().out
+
+
+def test_where_nothing_runs_it_fails(tables, planted, capsys):
+    planted._out = lambda candidate: "no compiler"
+    assert cli.main(["tune", "--hidden", "512", "--steps", "64", "--reset-before"]) == 1
+    printed = capsys.readouterr().out
+    assert "nothing runs" in printed and "0 of 1 shapes tuned" in printed
+
+
+def test_a_gpu_that_no_kernel_serves_is_refused(tables, planted, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "on_cpu", T4)
+    assert cli.main(["tune"]) == 2
+    assert "no kernel serves the standard shapes on T4: needs compute capability 8.0" in capsys.readouterr().err
+
+
+KILLED = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from tests.planted import H200, PlantedBench, torch_takes
+from triton_gru import cli
+from triton_gru.plan import device
+from triton_gru.tuning import tuner
+
+class Bench(PlantedBench):
+    def times(self, *arguments):
+        if len(self.problems) == int(sys.argv[1]):
+            print("in the middle", flush=True)
+            time.sleep(1000)
+        return super().times(*arguments)
+
+bench = Bench(torch_takes(lambda candidate: 0.5))
+device.on_cpu, tuner.Bench = H200, lambda place: bench
+status = cli.main("tune --hidden 512 --batch 1 4 16 64 --steps 64 --dtype fp16".split())
+print("measured", [each.batch_size for each in bench.problems])
+sys.exit(status)
+"""
+
+
+def test_killed_in_a_shape_it_loses_that_one_alone(tables):
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen([*command, "3"], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "in the middle" in line:
+                process.kill()
+    assert process.returncode == -9
+    assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4]
+    again = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert "2 of 4 shapes are in the table already" in again.stdout and "measured [16, 64]\n" in again.stdout
+    assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4, 16, 64]
+
+
+# What is shown.
+
+
+def progress(number=12, doing="compiling 34 of 80"):
+    return Progress(number, 64, PROBLEM.key(), doing, 0.4, 540.0)
+
+
+def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "95")
+    with screen.shown() as say:
+        say(progress())
+        say("found")
+        say(progress(13, doing="x" * 100))
+    out, err = capsys.readouterr()
+    assert out == "found\n"
+    assert "\n" not in err
+    first, cleared, cut, last = err.split("\r")[1:]
+    assert first == "[#####.........] 12/64  fp16 H=512 B<=16 T=100  compiling 34 of 80  about 9 min left\x1b[K"
+    assert cleared == last == "\x1b[K"
+    assert len(cut.removesuffix("\x1b[K")) == 94
+
+
+def test_elsewhere_lines_are_few(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    with screen.shown() as say:
+        for number in (1, 2):
+            for second in range(25):
+                now[0] += 1
+                say(progress(number, f"at {second}"))
+        say("found")
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"\[(\d+)/64\].*: at (\d+),", line).groups() for line in lines[:-1]] == [
+        (number, second) for number in "12" for second in ("0", "10", "20")
+    ]
+    assert lines[-1] == "found"
+
+
+def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
+    assert cli.main(["tune"]) == 2
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "`triton-gru tune` on H200, in this order:"
+    assert [line.split()[0] for line in lines[2:-1]] == [str(number) for number in range(1, 69)]
+    assert lines[2].split() == ["1", "fp16", "H=512", "B<=1", "T=64", "9", "grid", "0.0543"]
+    assert err == (
+        "triton-gru tune: there is no GPU here (kernels run on NVIDIA GPUs): nothing was tuned; "
+        "`triton-gru tune --rehearse` goes through it on a CPU\n"
+    )
+    assert cli.main(["tune", "--hidden", "64", "--device", "A100", "--steps", "9", "--dtype", "fp16"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert "on A100" in lines[0] and "fp16 H=64 B<=1 T=9" in lines[2] and len(lines) == 4
+    assert not list(tables.iterdir())
+
+
+def test_a_list_is_of_what_the_table_does_not_change(tables, planted, capsys):
+    arguments = ["--hidden", "512", "--steps", "64"]
+    assert cli.main(["tune", "--list", *arguments]) == 0
+    before = capsys.readouterr()
+    assert "on H200" in before.out and not before.err and not planted.compiled
+    planted._ms = torch_takes(lambda candidate: 1.5)
+    assert cli.main(["tune", *arguments]) == 0
+    capsys.readouterr()
+    assert cli.main(["tune", "--list", *arguments]) == 0
+    assert capsys.readouterr().out == before.out
+    assert cli.main(["tune", "--list", "--device", "A100"]) == 0
+    assert "on A100" in capsys.readouterr().out
+
+
+# The rehearsal.
+
+
+def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("TRITON_GRU_CONFIG_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["tune", "--rehearse"]) == 0
+    sizes = {(each.hidden_size, each.input_size, each.batch_size, each.steps) for each in planted.problems}
+    assert sizes == {(16, 16, batch, steps) for batch in (1, 2) for steps in (1, 3)}
+    keys = [each.key() for each in planted.problems]
+    assert len(keys) == len(set(keys)) == 16
+    assert {each.layout for each in planted.problems} == {"dense", "packed"}
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing, nothing was kept"
+    assert "kept in" not in printed and not list(tmp_path.iterdir())
+    assert cli.main(["tune", "--rehearse", "--hidden", "4", "--steps", "2", "--layers", "2"]) == 0
+    assert (planted.problems[-1].hidden_size, planted.problems[-1].num_layers) == (4, 2)
+
+
+def test_a_rehearsal_keeps_the_table_in_a_folder_that_is_named(tables, planted, capsys):
+    assert cli.main(["tune", "--rehearse"]) == 0
+    assert len(store.load(tables / "H200.json").entries) == 16
+    assert f"the table is in {tables}, which TRITON_GRU_CONFIG_DIR names: delete it" in capsys.readouterr().out
+
+
+def test_a_rehearsal_needs_a_checkout(no_gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(rehearsal, "_CHECKOUT", tmp_path)
+    assert cli.main(["tune", "--rehearse"]) == 2
+    assert "--rehearse needs a checkout: the emulator, tests/ptx, is not in" in capsys.readouterr().err
+
+
+def test_a_rehearsal_from_a_shell(tmp_path):
+    """From a folder with tests of its own, which are not the emulator's, and a file that is named from there."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/__init__.py").touch()
+    recorded = Recorded()
+    recorded.see(Problem(2, 1, 4, 4, 1, False, torch.float16, "ieee", True))
+    recorded.save(tmp_path / "shapes.json")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_GRU_CONFIG_DIR"}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "triton_gru", "tune", "--rehearse", "--recorded", "shapes.json", "--budget", "5"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fp16 H=4 B<=1 T=2: " in done.stdout and "1 of 1 shapes tuned" in done.stdout
+    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing, nothing was kept\n")
+    assert not (tmp_path / "cache/triton_gru/H200.json").exists()
+
+
+def test_every_gpu_can_be_listed_for(no_gpu, capsys):
+    for name in KNOWN:
+        assert cli.main(["tune", "--list", "--device", name]) == 0
+        assert f"on {name}, in this order" in capsys.readouterr().out

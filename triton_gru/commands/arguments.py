@@ -1,0 +1,65 @@
+"""What the commands of ``triton-gru`` have in common: options, and what is made of them."""
+
+import argparse
+import importlib
+import os
+import sys
+
+import torch
+
+from ..plan.problem import LAYOUTS, Problem
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
+
+
+def form_parser() -> argparse.ArgumentParser:
+    """Return a parser, to be a parent of others, of the options of a problem that are no sizes. Unset ones are None."""
+    form = argparse.ArgumentParser(add_help=False)
+    form.add_argument("--precision", choices=("tf32", "ieee"), help="of fp32 products (default: tf32)")
+    form.add_argument("--bidirectional", action="store_true", default=None)
+    form.add_argument("--reset-before", action="store_true", default=None, help="reset before the recurrent product")
+    form.add_argument("--layout", choices=LAYOUTS, help="of the sequences (default: dense)")
+    return form
+
+
+def problem_of(
+    options, dtype: torch.dtype, hidden: int, batch: int, steps: int, layers: int, inputs: int | None
+) -> Problem:
+    """Return the problem of these sizes, in the form that the options of `form_parser` say."""
+    return Problem(
+        steps=steps,
+        batch_size=batch,
+        input_size=inputs or hidden,
+        hidden_size=hidden,
+        num_layers=layers,
+        bidirectional=bool(options.bidirectional),
+        dtype=dtype,
+        precision=(options.precision or "tf32") if dtype == torch.float32 else "ieee",
+        reset_after=not options.reset_before,
+        layout=options.layout or "dense",
+    )
+
+
+def positive(text: str) -> int:
+    """Return a number of the command line that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def imported(name: str):
+    """Return what ``module:attribute`` names. The module may be in the current folder.
+
+    Raises what importing it raises, or AttributeError.
+    """
+    module, _, attribute = name.partition(":")
+    if sys.path[0] != (here := os.getcwd()):
+        sys.path.insert(0, here)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def place() -> torch.device:
+    """Return where tensors lie for the kernels: on the current GPU, or on the CPU, where one may be emulated."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
