@@ -1,5 +1,6 @@
 """scripts/measure: pieces that fail, die or hang cost themselves alone; what is done is not done again."""
 
+import argparse
 import csv
 import dataclasses
 import os
@@ -18,6 +19,8 @@ from perf import __main__ as cli
 from perf.case import Case
 from perf.record import Report
 from perf.sweeps import SWEEPS
+from triton_gru.commands import tune
+from triton_gru.commands.arguments import form_parser
 
 from .planted_pieces import DIES, FAILS, GOOD, HANGS, LAST, ROOT, ROW, measure, planted
 
@@ -146,6 +149,11 @@ def test_the_pieces_name_what_there_is(tmp_path):
                 options = cli.parse(words[words.index("run") :])
                 assert options.sweep == each.name and options.resume and options.minutes == 0.15
             assert all(pathlib.Path(ROOT, word).exists() for word in words if word.startswith(("tests/", "scripts/")))
+            if "tune" in words:
+                parser = argparse.ArgumentParser()
+                tune.add_parser(parser.add_subparsers(), form_parser())
+                options = parser.parse_args(words[words.index("tune") :])
+                assert not options.hidden and options.budget == (5 if options.rehearse else 9)
         done, of = each.done(tmp_path, False)
         assert done == 0 < of
 

@@ -32,7 +32,7 @@ class Progress:
 
     @property
     def left(self) -> str:
-        """The time left in words, empty if nobody knows."""
+        """Return the time left in words, empty if nobody knows."""
         return "" if self.seconds_left is None else f"about {duration(self.seconds_left)} left"
 
     def __str__(self) -> str:

@@ -45,25 +45,25 @@ class Tuned:
 
     @property
     def ms(self) -> float:
-        """The winner's median, in the mode that configurations are compared by."""
+        """Return the winner's median, in the mode that configurations are compared by."""
         return self.entry.results[self.entry.winner].ms
 
     @property
     def over_untuned(self) -> float | None:
-        """How many times faster the winner is than what a plan would take without any table; None if not measured."""
+        """Return how many times faster the winner is than what a plan takes without any table; None if not measured."""
         result = self.entry.results.get(self.untuned)
         ms = result and (result.ms if self.untuned == "torch" else result.heuristic_ms)
         return ms and ms / self.ms
 
     @property
     def over_torch(self) -> float | None:
-        """How many times faster the winner is than torch.nn.GRU; None if that was not measured."""
+        """Return how many times faster the winner is than torch.nn.GRU; None if that was not measured."""
         result = self.entry.results.get("torch")
         return result and result.ms / self.ms
 
     @property
     def line(self) -> str:
-        """The winner, and by how much it won, in a line."""
+        """Return the winner, and by how much it won, in a line."""
         words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.ms)} ms"]
         if self.over_untuned:
             words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({self.untuned})")
