@@ -2,6 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
+import pathlib
+import subprocess
+import sys
 
 import torch
 
@@ -66,3 +71,33 @@ def entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry
 def torch_takes(ms):
     """Times that are 1 for torch's own GRU, ``ms(candidate)`` for others, in all modes."""
     return lambda candidate, mode: 1.0 if candidate == TORCH else ms(candidate)
+
+
+def process(code: str, *arguments, **options) -> subprocess.Popen:
+    """Start Python code that can import from here, with arguments as texts."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def fill_disk(monkeypatch, step: str, writes_before: int = 0) -> None:
+    """Let the ``"write"`` or the ``"fsync"`` of a table fail as on a full disk, after some that do not."""
+    left = [writes_before]
+
+    def fail(_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+        return
+    opened = pathlib.Path.open
+
+    def open_to_fail(path, mode="r", *arguments, **options):
+        file = opened(path, mode, *arguments, **options)
+        if "x" in mode:
+            file.write = fail
+        return file
+
+    monkeypatch.setattr(pathlib.Path, "open", open_to_fail)

@@ -1,13 +1,12 @@
 """Tuned tables: what is found in them for a call, and that nothing a file can hold or a machine can do loses one."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import resource
 import signal
-import subprocess
-import sys
 import time
 import warnings
 
@@ -29,7 +28,7 @@ from triton_gru.plan.tables.entries import config_of
 from triton_gru.plan.validity import why_not
 from triton_gru.tuning.space import candidates
 
-from .planted import H200, ONE, OTHER, PROBLEM, PlantedBench, entry, torch_takes
+from .planted import H200, ONE, OTHER, PROBLEM, PlantedBench, entry, fill_disk, process, torch_takes
 
 GRID = heuristic("grid", PROBLEM, H200)
 
@@ -202,6 +201,9 @@ NO_TABLES = {
     "nested": b'{"schema": 1, "entries": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "a number of 5000 digits": json.dumps(table()).replace("132", "1" * 5000).encode(),
     "17 MiB": json.dumps(table()).encode() + b" " * (17 << 20),
+    "a device of a later version": json.dumps(table(device=store.described(H200) | {"mig": 1})).encode(),
+    "a device without a name": json.dumps(table(device=store.described(H200) | {"name": "../"})).encode(),
+    "a device of a text": json.dumps(table(device=store.described(H200) | {"sms": "132"})).encode(),
     "another device": json.dumps(table(device={"name": "A100", "cc": 80, "sms": 108})).encode(),
 }
 
@@ -222,6 +224,27 @@ def test_what_is_no_table_is_said_once_and_left_alone(name, tables):
     with pytest.raises(store.Unusable):
         store.save([], H200, tables)
     assert path.read_bytes() == NO_TABLES[name]
+
+
+def test_a_table_of_a_later_version_is_said_to_be_one(tables):
+    path = tables / "H200.json"
+    path.write_text(json.dumps({"schema": 7, "made_by": "a later version"}))
+    before = path.read_bytes()
+    words = (
+        "it is of schema 7, this version knows schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
+    )
+    with pytest.raises(store.Newer) as of_load:
+        store.load(path)
+    assert str(of_load.value) == words
+    with pytest.warns(UserWarning, match=f"{words}; it is left alone and not used"):
+        assert choose(PROBLEM, H200).source == "heuristic"
+    with pytest.raises(store.Newer) as of_tune:
+        triton_gru.tune([PROBLEM], bench=PlantedBench(torch_takes(lambda candidate: 0.5)))
+    assert str(of_tune.value) == f"{path}: {words}"
+    with pytest.raises(store.Newer) as of_save:
+        store.save([], H200, tables)
+    assert str(of_save.value) == f"{path}: {words}"
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "endless"])
@@ -257,6 +280,7 @@ def entries_of_the_wrong_kind():
         (("results", "grid", "graph_ms"), [-1.0, 1.0, 2.0]), (("results", "grid", "heuristic_ms"), "fast"),
         (("results", "grid", "revision"), {}), (("failed",), {"spills": -1}), (("candidates",), 1.5),
         (("env",), {"triton": 3.6}), (("tuned_at",), 2026), (("tuned_at",), "x" * 10_000),
+        (("power",), 300), (("key", "power"), 300), (("results", "grid", "power"), 300),
     ):  # fmt: skip
         yield changed(at, value)
 
@@ -321,18 +345,12 @@ for steps in range(first, last):
 """
 
 
-def process(*arguments, code=SAVES, **options):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    root = pathlib.Path(__file__).parents[1]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
 def test_two_at_once_lose_nothing_and_one_that_is_killed_breaks_nothing(tables):
-    both = [process(first, first + 15, tables) for first in (1, 16)]
+    both = [process(SAVES, first, first + 15, tables) for first in (1, 16)]
     assert [each.wait() for each in both] == [0, 0], [each.stderr.read() for each in both]
     path = tables / "H200.json"
     assert sorted(each.key.steps for each in store.load(path).entries) == list(range(1, 31))
-    killed = process(100, 100_000, tables)
+    killed = process(SAVES, 100, 100_000, tables)
     assert killed.stdout.readline() == "ready\n"
     before = path.stat().st_mtime_ns
     while path.stat().st_mtime_ns == before:
@@ -350,7 +368,7 @@ def test_a_lock_that_another_holds_is_not_waited_for_for_ever(tables, monkeypatc
     path = saved(tables, entry(PROBLEM, "torch", grid=(ONE, 2.0), torch=(None, 1.0)))
     before = path.read_bytes()
     code = "import sys, time, fcntl; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('ready', flush=True); "
-    holder = process(tables / ".lock", code=code + "time.sleep(1000)")
+    holder = process(code + "time.sleep(1000)", tables / ".lock")
     assert holder.stdout.readline() == "ready\n"
     monkeypatch.setattr(store, "PATIENCE", 0.2)
     with pytest.warns(UserWarning, match="this process alone.* another process holds"):
@@ -383,11 +401,84 @@ def test_a_full_disk_leaves_the_old_table(tables):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 
-    done = process(100, 101, tables, preexec_fn=full)
+    done = process(SAVES, 100, 101, tables, preexec_fn=full)
     _, errors = done.communicate()
     assert done.returncode == 1 and "OSError" in errors and "File too large" in errors
     assert path.read_bytes() == before
     assert {each.name for each in tables.iterdir()} == {"H200.json", ".lock"}, "nothing half-written stays"
+
+
+SLEEPS_IN_A_WRITE = """
+import os, pathlib, sys, time
+from tests.planted import H200, ONE, PROBLEM, entry
+from triton_gru.plan.tables import store
+os.fsync = lambda handle: (print("ready", flush=True), time.sleep(1000))
+store.save([entry(PROBLEM, "torch", grid=(ONE, 2.0), torch=(None, 1.0))], H200, pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_what_is_left_of_a_process_that_is_killed_while_it_writes(tables):
+    path = saved(tables, entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0)))
+    before = path.read_bytes()
+    writer = process(SLEEPS_IN_A_WRITE, tables)
+    assert writer.stdout.readline() == "ready\n"
+    writer.kill()
+    writer.communicate()
+    (left_over,) = tables.glob("*.tmp")
+    assert json.loads(left_over.read_text())["entries"][0]["winner"] == "torch"
+    assert path.read_bytes() == before
+    assert choose(PROBLEM, H200).config == ONE, "what is left over is no table"
+    saved(tables, entry(change(batch_size=1), "torch", grid=(ONE, 2.0), torch=(None, 1.0)))
+    assert {each.name for each in tables.iterdir()} == {"H200.json", ".lock"}
+    assert len(store.load(path).entries) == 2
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_all_tables_are_replaced_or_none(step, tables, monkeypatch):
+    """The disk is full for the second of two."""
+    a100 = KNOWN["A100"]
+    paths = [saved(tables, entry(PROBLEM, "grid", grid=(ONE, 0.5)), device=device) for device in (H200, a100)]
+    before = [path.read_bytes() for path in paths]
+    fill_disk(monkeypatch, step, writes_before=1)
+    rules = [(store.described(device), lambda old: old * 2) for device in (H200, a100)]
+    with pytest.raises(OSError, match="No space left on device; it is left as it was: .*A100.json"):
+        store.rewrite(rules, tables)
+    assert [path.read_bytes() for path in paths] == before
+    assert {each.name for each in tables.iterdir()} == {"H200.json", "A100.json", ".lock"}
+    monkeypatch.undo()
+    store.rewrite(rules, tables)
+    assert [len(store.load(path).raw) for path in paths] == [2, 2]
+
+
+def test_a_table_keeps_its_permissions(tables):
+    path = saved(tables, entry(PROBLEM, "grid", grid=(ONE, 0.5)))
+    before = os.umask(0)
+    os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~before, "who serves may read what another has tuned"
+    path.chmod(0o640)
+    saved(tables, entry(PROBLEM, "grid", grid=(OTHER, 0.4)))
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_table_that_is_protected_is_not_replaced(tables, monkeypatch):
+    path = saved(tables, entry(PROBLEM, "grid", grid=(ONE, 0.5)))
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # as root has all rights
+    with pytest.raises(PermissionError, match=f"Permission denied; it is left as it was: '{path}'"):
+        store.save([entry(PROBLEM, "grid", grid=(OTHER, 0.4))], H200, tables)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("depth", [100, *range(900, 1000, 10), 3000, 9000])
+def test_an_entry_that_cannot_be_written_again_stays(depth, tables):
+    """Python may read more brackets within each other than it writes."""
+    path = saved(tables, entry(PROBLEM, "grid", grid=(ONE, 0.5)))
+    path.write_text(json.dumps(table(entries=["deep"])).replace('"deep"', "[" * depth + "]" * depth))
+    before = path.read_bytes()
+    with contextlib.suppress(store.Unusable):
+        store.save([entry(PROBLEM, "grid", grid=(OTHER, 0.4))], H200, tables)
+    assert path.read_text().count("[") > depth
+    assert (path.read_bytes() != before) or depth > 100
 
 
 @pytest.mark.parametrize("where", ["read-only", "a file", "no home"])

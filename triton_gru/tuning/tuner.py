@@ -208,6 +208,8 @@ def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
             store.load(path, bench.device)
     except OSError:
         pass  # there is none, or it cannot be written either, which is not worth an end
+    except store.Newer as error:
+        raise store.Newer(f"{path}: {error}") from None
     except store.Unusable as error:
         raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
 

@@ -60,6 +60,7 @@ def entry_of(raw) -> Entry:
     Raises:
         ValueError, TypeError, KeyError, AttributeError, OverflowError: it is none.
     """
+    _refuse_unknown(raw, Entry)
     key = _fields(raw["key"], Key)
     if key.layout not in ("dense", "lengths", "packed") or key.precision not in ("tf32", "ieee"):
         raise ValueError("no such layout or precision")
@@ -85,10 +86,17 @@ def config_of(kernel: str, raw: dict) -> Config:
 
 
 def _result(name: str, raw: dict) -> Result:
+    _refuse_unknown(raw, Result)
     config = None if name == "torch" else config_of(name, raw["config"])
     graph_ms = None if raw["graph_ms"] is None else _quantiles(raw["graph_ms"])
     heuristic_ms = None if raw["heuristic_ms"] is None else _time(raw["heuristic_ms"])
     return Result(config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms)
+
+
+def _refuse_unknown(raw: dict, kind: type) -> None:
+    """Raise ValueError for fields that this version does not know, for they may change what the others mean."""
+    if unknown := _checked(raw, dict).keys() - {field.name for field in dataclasses.fields(kind)}:
+        raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(map(repr, sorted(unknown)))}")
 
 
 def _fields(raw: dict, kind: type):
@@ -98,8 +106,9 @@ def _fields(raw: dict, kind: type):
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if not required <= set(_checked(raw, dict)) <= set(fields):
-        raise ValueError(f"not the fields of {kind.__name__}")
+    _refuse_unknown(raw, kind)
+    if missing := required - set(raw):
+        raise ValueError(f"missing fields of {kind.__name__}: {', '.join(sorted(missing))}")
     for name, value in raw.items():
         if _checked(value, fields[name].type) == 0 and type(value) is int and name != "register_tiles":
             raise ValueError(f"{name} is 0")

@@ -13,13 +13,15 @@ included.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import re
+import secrets
+import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..device import Device
@@ -29,10 +31,15 @@ SCHEMA = 1
 # No table comes near these; whoever wrote more did not mean well.
 _MOST_BYTES = 16 << 20
 PATIENCE = 60.0  # seconds
+Rule = Callable[[list], list]  # from a table's raw entries to those that take their place
 
 
 class Unusable(ValueError):
     """A file that is no table."""
+
+
+class Newer(Unusable):
+    """A table whose schema only a later version knows."""
 
 
 def user_directory() -> pathlib.Path | None:
@@ -47,7 +54,12 @@ def user_directory() -> pathlib.Path | None:
 
 
 def file_name(device: Device) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", device.name).strip("-") + ".json"
+    return file_name_of(device.name)
+
+
+def file_name_of(name: str) -> str:
+    """Return the name of the file for a device of this name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") + ".json"
 
 
 def described(device: Device) -> dict:
@@ -97,52 +109,114 @@ def load(path: pathlib.Path, device: Device | None = None) -> Table:
         Unusable: it is no table of this schema, or not of ``device``, if that is given.
         OSError: it cannot be read.
     """
-    whole = read_json(path)
-    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
-        raise Unusable(f"it is not of schema {SCHEMA}")
-    named, raw = whole.get("device"), whole.get("entries")
-    if not isinstance(named, dict) or not isinstance(raw, list):
-        raise Unusable("it names no device or has no list of entries")
+    named, raw = _device_and_entries(read_json(path))
     if device is not None and named != described(device):
         raise Unusable(f"it is of {named}, not of {described(device)}")
     entries, skipped = [], []
     for number, each in enumerate(raw):
-        try:
-            entries.append(entry_of(each))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            skipped.append(f"entry {number}: {type(error).__name__} {str(error)[:200]}")
+        entry = understood(each)
+        if isinstance(entry, str):
+            skipped.append(f"entry {number}: {entry}")
+        else:
+            entries.append(entry)
     return Table(named, raw, entries, skipped)
+
+
+def _device_and_entries(whole) -> tuple[dict, list]:
+    schema = whole.get("schema") if isinstance(whole, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        raise Newer(
+            f"it is of schema {schema}, this version knows schema {SCHEMA}: upgrade triton_gru, or tune into another "
+            "TRITON_GRU_CONFIG_DIR"
+        )
+    if type(schema) is not int or schema != SCHEMA:
+        raise Unusable(f"it is not of schema {SCHEMA}")
+    named, raw = whole.get("device"), whole.get("entries")
+    if not isinstance(named, dict) or not isinstance(raw, list):
+        raise Unusable("it names no device or has no list of entries")
+    kinds = {"name": str, "cc": int, "sms": int}
+    if {name: type(value) for name, value in named.items()} != kinds:
+        raise Unusable("its device is not a name, cc and sms")
+    if file_name_of(named["name"]) == ".json" or not (0 < named["cc"] < 1 << 31 and 0 < named["sms"] < 1 << 31):
+        raise Unusable("its device has no name, or a cc or sms that cannot be")
+    return {name: named[name] for name in kinds}, raw
+
+
+def understood(raw) -> Entry | str:
+    """Return an entry as it was read from JSON, or why this version does not understand it."""
+    try:
+        return entry_of(raw)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        return f"{type(error).__name__} {str(error)[:200]}"
+
+
+def key_text(raw) -> str | None:
+    """Return the key of a raw entry as a text, which unlike Python's values tells 1 from true; None without a key."""
+    return json.dumps(raw["key"], sort_keys=True) if isinstance(raw, dict) and "key" in raw else None
 
 
 def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathlib.Path:
     """Put entries into the device's file, in place of those of the same keys; all others stay as they are.
 
-    The file is written beside the old one and then takes its place; if anything fails, the old one is as it was.
+    So do those that this version does not understand, whatever their keys.
 
     Returns:
         The file's path.
 
     Raises:
-        Unusable: there is a file that is no table or another device's, or it would be too large. It is left alone.
-        OSError: it cannot be written.
+        Unusable, OSError: as `rewrite` does.
+    """
+    new = [dataclasses.asdict(each) for each in entries]
+    replaced = {key_text(each) for each in new}
+
+    def rule(raw: list) -> list:
+        return [each for each in raw if key_text(each) not in replaced or isinstance(understood(each), str)] + new
+
+    return rewrite([(described(device), rule)], directory)[0]
+
+
+def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pathlib.Path]:
+    """Replace the entries of some devices' files in a folder by what a rule for each makes of them.
+
+    New files are written beside the old ones, and take their places once all are written. If anything fails before,
+    the old ones are as they were. A file that a rule does not change is not written.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        Unusable: a file is no table or another device's, or it would be too large. All files are left alone.
+        OSError: a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / file_name(device)
-    with locked(directory / ".lock"):
-        kept = []
-        if path.exists():
-            # As texts: in Python True is 1.
-            replaced = {json.dumps(dataclasses.asdict(entry.key), sort_keys=True) for entry in entries}
-            kept = [
-                raw for raw in load(path, device).raw
-                if not isinstance(raw, dict) or json.dumps(raw.get("key"), sort_keys=True) not in replaced
-            ]  # fmt: skip
-        kept += [dataclasses.asdict(each) for each in entries]
-        text = json.dumps({"schema": SCHEMA, "device": described(device), "entries": kept}, indent=1)
-        if len(text) > _MOST_BYTES:
-            raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
-        replace_file(path, text)
-    return path
+    with locked(directory / ".lock"), contextlib.ExitStack() as stack:
+        texts = {}
+        for device, rule in rules:
+            path = directory / file_name_of(device["name"])
+            if path in texts:
+                raise Unusable(f"{path}: it would be of two devices, one of them {device}")
+            texts[path] = _changed(path, device, rule)
+            for left_over in directory.glob(f"{path.name}.*.tmp"):
+                with contextlib.suppress(OSError):
+                    left_over.unlink()
+        written = {path: stack.enter_context(_beside(path, text)) for path, text in texts.items() if text}
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+    return list(texts)
+
+
+def write(table: Table, path: pathlib.Path) -> None:
+    """Write a table to a file of any name, as a whole or not at all.
+
+    Raises:
+        Unusable: it would be too large.
+        OSError: it cannot be written.
+    """
+    try:
+        text = _text(table.device, table.raw)
+    except RecursionError:
+        raise Unusable("an entry is nested too deeply to be written again") from None
+    replace_file(path, text)
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
@@ -151,17 +225,59 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-    try:
-        with open(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with _beside(path, text) as temporary:
         os.replace(temporary, path)
-    except BaseException:
+
+
+def _changed(path: pathlib.Path, device: dict, rule: Rule) -> str:
+    """Return the new text of a file of which this process holds the lock. Return "" if it stays as it is."""
+    try:
+        old = load(path) if path.exists() else None
+        if old and old.device != device:
+            raise Unusable(f"it is of {old.device}, not of {device}")
+        text = _text(device, rule(old.raw if old else []))
+        return "" if old and text == _text(device, old.raw) else text
+    except Unusable as error:
+        raise type(error)(f"{path}: {error}") from None
+    except RecursionError:
+        raise Unusable(f"{path}: an entry is nested too deeply to be written again") from None
+
+
+def _text(device: dict, raw: list) -> str:
+    text = json.dumps({"schema": SCHEMA, "device": device, "entries": raw}, indent=1)
+    if len(text) > _MOST_BYTES:
+        raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
+    return text
+
+
+@contextlib.contextmanager
+def _beside(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
+    """Write a text to a new file beside ``path``, with the permissions of that. Delete what is left of it at the end.
+
+    Only a process that is killed leaves such a file. No table has its name, and `rewrite` deletes it.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            _write(temporary, text, path)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; it is left as it was", str(path)) from None
+        yield temporary
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+            temporary.unlink()
+
+
+def _write(temporary: pathlib.Path, text: str, path: pathlib.Path) -> None:
+    # A new file can take the place of one that is protected against writing.
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with temporary.open("x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(OSError):  # there is no file yet, or the file system has no permissions
+        shutil.copymode(path, temporary)
 
 
 @contextlib.contextmanager
