@@ -10,7 +10,7 @@ import triton
 
 from ._version import __version__
 from .accuracy import PRECISIONS, check
-from .commands import tune
+from .commands import table, tune
 from .commands.arguments import DTYPES, form_parser, place, positive, problem_of
 from .plan.device import KNOWN, Device, find, limited, most_sms, why_none
 from .plan.heuristic import HEURISTICS
@@ -37,9 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
     explain.add_argument("--max-sms", type=positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
     tune.add_parser(commands, form)
+    table.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
-    return {"info": _info, "check": _check, "explain": _explain, "tune": tune.run}[options.command](options)
+    run = {"info": _info, "check": _check, "explain": _explain, "tune": tune.run, "table": table.run}
+    return run[options.command](options)
 
 
 _NONE = "there is no GPU for the kernels"

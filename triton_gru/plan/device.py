@@ -75,6 +75,11 @@ def find(device: torch.device) -> Device | None:
     return _find_gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def gpus() -> list[Device]:
+    """Return this machine's GPUs on which kernels run."""
+    return [found for i in range(torch.cuda.device_count()) if (found := find(torch.device("cuda", i)))]
+
+
 def why_none() -> str:
     """Return why there may be no `Device` behind a torch device."""
     if _INTERPRETED:

@@ -1,0 +1,539 @@
+"""`triton-gru table`: what it shows, and that nothing which was measured is lost on the way to another machine."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+
+from triton_gru import cli
+from triton_gru.commands import table
+from triton_gru.plan.device import KNOWN
+from triton_gru.plan.tables import lookup, store
+from triton_gru.plan.tables.merge import Merge
+
+from .planted import H200, ONE, PROBLEM, entry, fill_disk, process
+
+A100 = KNOWN["A100"]
+CHIP = dataclasses.replace(H200, name="Chip X")
+NEWER = "it is of schema 7, this version knows schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
+JANUARY, FEBRUARY = "2026-01-02T03:04:05+00:00", "2026-02-01T00:00:00+00:00"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    on_machine(monkeypatch)
+
+
+def on_machine(monkeypatch, *devices):
+    monkeypatch.setattr(table, "gpus", lambda: list(devices))
+
+
+@pytest.fixture
+def run(tables, capsys):
+    """Run the command. Return its exit status, and what it printed to stdout and to stderr."""
+
+    def run(*arguments):
+        status = cli.main(["table", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def measured(steps=100, ms=0.5, config=ONE, tuned_at=JANUARY, triton=None, heuristic_ms=None):
+    found = entry(dataclasses.replace(PROBLEM, steps=steps), "grid", grid=(config, ms, heuristic_ms), torch=(None, 1.0))
+    return dataclasses.replace(found, tuned_at=tuned_at, env=found.env | ({"triton": triton} if triton else {}))
+
+
+def raw(*arguments, **fields):
+    return json.loads(json.dumps(dataclasses.asdict(measured(*arguments, **fields))))
+
+
+def written(path, *entries, **fields):
+    """Write a table of raw entries, by default of an H200."""
+    whole = {"schema": 1, "device": store.described(H200), "entries": list(entries)} | fields
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole))
+    return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def milliseconds(path):
+    return {each["key"]["steps"]: each["results"]["grid"]["eager_ms"][1] for each in store.load(path).raw}
+
+
+# Show and check.
+
+
+def test_show(run, tables, monkeypatch):
+    monkeypatch.setattr(lookup, "SHIPPED", tables / "shipped")
+    old = raw(1000, ms=123.4, triton="3.5.1", tuned_at="2025-12-01T00:00:00+00:00")
+    not_understood = raw(7) | {"power": 300}
+    path = written(tables / "H200.json", old, raw(ms=0.41234, heuristic_ms=0.613), not_understood)
+    shipped = written(tables / "shipped" / "A100.json", device=store.described(A100))
+    status, printed, errors = run("show")
+    assert (status, errors) == (0, "")
+    assert printed.splitlines() == [
+        f"{path}: H200 (cc 9.0, 132 SMs)",
+        "2 shapes, 1 stale, 1 not understood",
+        "not understood: entry 2: ValueError unknown fields of Entry: 'power'",
+        "shape                             winner     ms  x untuned  x nn.GRU  date",
+        "float16 H=512 I=512 B<=16 T=100   grid    0.412       1.49      2.43  2026-01-02",
+        "float16 H=512 I=512 B<=16 T=1000  grid      123          -   0.00810  2025-12-01  "
+        "stale: made with triton 3.5, this is 3.6",
+        "",
+        f"{shipped}: A100 (cc 8.0, 108 SMs)",
+        "0 shapes, 0 stale, 0 not understood",
+        "",
+    ]
+    assert run("show", shipped)[1] == "\n".join(printed.splitlines()[-3:]) + "\n"
+
+
+def test_show_says_what_is_in_force_on_this_machine(run, tables, monkeypatch):
+    for device in (H200, A100, dataclasses.replace(H200, name="H200 NVL")):
+        store.save([measured()], device, tables)
+    on_machine(monkeypatch, H200)
+    heads = [line for line in run("show")[1].splitlines() if "json: " in line]
+    assert [line.partition("SMs)")[2] for line in heads] == [
+        "",
+        ", in force here for what the tables of H200 do not have",
+        ", in force here",
+    ]
+
+
+def test_show_without_any_table(run, tables):
+    none = f"there are no tables in {tables}, and none come with the package\n"
+    assert run("show") == run("check") == (0, none, "")
+
+
+def test_show_of_what_is_no_table_shows_the_others(run, tables):
+    good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
+    status, printed, errors = run("show", tables / "nothing.json", newer, good)
+    assert status == 2 and "1 shapes" in printed
+    assert errors == (
+        f"triton-gru table: {tables / 'nothing.json'} is no table: No such file or directory\n"
+        f"triton-gru table: {newer} is no table: {NEWER}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tables):
+    evil = "\x1b]0;evil\x07\n"
+    one = raw() | {"tuned_at": evil}
+    one["key"]["dtype"] = evil
+    other = raw() | {evil: 1}
+    path = written(tables / "H200.json", one, other, device=store.described(H200) | {"name": f"H200 {evil}"})
+    _, printed, errors = run(command, path)
+    assert "evil" in printed and "\x1b" not in printed and "\x07" not in printed + errors
+
+
+@pytest.mark.parametrize(
+    "entries, status, words",
+    [
+        ([raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
+        (
+            [raw(), raw(16, triton="3.5.1")],
+            1,
+            "1 in force, 1 stale, 0 not understood\n"
+            "  stale: float16 H=512 I=512 B<=16 T=16: made with triton 3.5, this is 3.6\n",
+        ),
+        (
+            [raw() | {"power": 300}],
+            1,
+            "0 in force, 0 stale, 1 not understood\n"
+            "  not understood: entry 0: ValueError unknown fields of Entry: 'power'\n",
+        ),
+        (
+            [raw(config=dataclasses.replace(ONE, programs=31))],
+            1,
+            "1 in force, 0 stale, 0 not understood\n"
+            "  cannot run: float16 H=512 I=512 B<=16 T=100: grid: programs are not as many as hold hidden_size\n",
+        ),
+    ],
+)
+def test_check(entries, status, words, run, tables):
+    path = written(tables / "H200.json", *entries)
+    assert run("check") == run("check", path) == (status, f"{path}: H200 (cc 9.0, 132 SMs): {words}", "")
+
+
+def test_check_of_what_is_no_table(run, tables):
+    good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
+    status, printed, _ = run("check", newer, good)
+    assert status == 2
+    assert printed == (
+        f"{newer}: no table: {NEWER}\n{good}: H200 (cc 9.0, 132 SMs): 1 in force, 0 stale, 0 not understood\n"
+    )
+    assert run("check", tables / "nothing.json") == (
+        2,
+        f"{tables / 'nothing.json'}: no table: No such file or directory\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    "device, known",
+    [
+        (dataclasses.replace(H200, name="NVIDIA H200"), True),
+        (dataclasses.replace(H200, name="NVIDIA GH200 480GB"), True),
+        (dataclasses.replace(H200, name="NVIDIA H200", sms=66), False),
+        (dataclasses.replace(H200, name="NVIDIA H2000"), False),
+        (CHIP, False),
+    ],
+)
+def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatch):
+    store.save([measured(config=dataclasses.replace(ONE, programs=31))], device, tables)
+    not_known = "whether configurations can run on that device is not known here"
+    status, printed, _ = run("check")
+    assert (status, "cannot run" in printed, not_known in printed) == (known, known, not known)
+    on_machine(monkeypatch, device)
+    status, printed, _ = run("check")
+    assert (status, "cannot run" in printed, not_known in printed) == (1, True, False)
+
+
+def test_check_of_numbers_that_mean_harm(run, tables):
+    harm = [raw(config=dataclasses.replace(ONE, **{field.name: 1 << 31})) for field in dataclasses.fields(ONE)
+            if type(getattr(ONE, field.name)) is int]  # fmt: skip
+    sizes = [raw() for _ in range(4)]
+    for each, name in zip(sizes, ("hidden_size", "input_size", "batch", "steps")):
+        each["key"][name] = 1 << 31
+    others = [raw(), raw()]
+    others[0]["key"]["directions"], others[1]["key"]["dtype"] = 3, "float8"
+    status, printed, _ = run("check", written(tables / "H200.json", *harm, *sizes, *others))
+    assert status == 1 and f"{len(harm) + 6} in force" in printed
+    assert "no kernel serves float16 in 3 directions" in printed and "no kernel serves float8" in printed
+
+
+# Export.
+
+
+def test_export_writes_every_entry_as_it_stands(run, tables, tmp_path_factory):
+    entries = [raw(), 5, None, {"key": 1}, raw(16) | {"power": 300}, raw(17, triton="3.5.1")]
+    written(tables / "H200.json", *entries)
+    file = tmp_path_factory.mktemp("other") / "h200.json"
+    status, printed, errors = run("export", file, "--device", "H200")
+    assert (status, errors) == (0, "")
+    assert printed == (
+        f"{file}: H200 (cc 9.0, 132 SMs), 6 entries\n"
+        "On the other machine, one of:\n"
+        "  triton-gru table merge h200.json\n"
+        "  cp h200.json FOLDER/H200.json  # and TRITON_GRU_CONFIG_DIR=FOLDER\n"
+    )
+    assert json.loads(file.read_text()) == {"schema": 1, "device": store.described(H200), "entries": entries}
+    assert [each.name for each in file.parent.iterdir()] == ["h200.json"]
+
+
+def test_export_takes_the_table_of_the_gpu_that_there_is(run, tables, monkeypatch):
+    for device in (H200, A100):
+        store.save([measured()], device, tables)
+    on_machine(monkeypatch, A100, A100)
+    assert run("export", tables / "here")[0] == 0
+    assert store.load(tables / "here").device == store.described(A100)
+
+
+@pytest.mark.parametrize(
+    "here, arguments, words",
+    [
+        ([], [], "there is no GPU here whose table could be meant. Name a device by --device, of 'A100', 'H200'"),
+        ([CHIP], [], "there is no table of 'Chip X' in FOLDER. Name a device by --device, of 'A100', 'H200'"),
+        ([H200, A100], [], "there are 2 tables of 'A100', 'H200' in FOLDER. Name a device by --device"),
+        ([H200], ["--device", "B200"], "there is no table of 'B200' in FOLDER. Name a device by --device"),
+    ],
+)
+def test_export_of_which_table(here, arguments, words, run, tables, monkeypatch):
+    for device in (H200, A100):
+        store.save([measured()], device, tables)
+    on_machine(monkeypatch, *here)
+    status, printed, errors = run("export", tables / "out", *arguments)
+    assert (status, printed) == (2, "") and errors.startswith(
+        f"triton-gru table: {words}".replace("FOLDER", str(tables))
+    )
+    assert not (tables / "out").exists()
+
+
+def test_export_where_there_is_no_table(run, tables):
+    newer = written(tables / "newer.json", schema=7)
+    _, _, errors = run("export", tables / "out")
+    assert errors.endswith(f"There are no others; {newer.name} is no table: {NEWER}\n")
+
+
+def test_export_overwrites_only_what_it_may(run, tables):
+    own = written(tables / "H200.json", raw())
+    there, newer, folder = tables / "there", written(tables / "newer", schema=7), tables / "folder"
+    there.write_text("something else")
+    folder.mkdir()
+    before = {path: path.read_bytes() for path in (own, there, newer)}
+
+    def refused(file, *arguments):
+        status, _, errors = run("export", file, "--device", "H200", *arguments)
+        assert status == 2 and {path: path.read_bytes() for path in before} == before
+        return errors.removeprefix("triton-gru table: ").removesuffix("\n")
+
+    assert refused(there) == f"{there} is there already: name another file, or overwrite it by --force"
+    assert refused(own, "--force") == f"{own} is that table itself: name another file"
+    assert refused(newer, "--force") == f"{newer} is not overwritten: {NEWER}"
+    assert refused(folder, "--force") == f"{folder} is no file: name another file"
+    assert refused(tables / "no" / "out") == f"there is no folder {tables / 'no'} to write out into"
+    assert run("export", there, "--device", "H200", "--force")[0] == 0
+    assert store.load(there) == store.load(own)
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+@pytest.mark.parametrize("force", [False, True])
+def test_export_to_a_full_disk(step, force, run, tables, monkeypatch):
+    written(tables / "H200.json", raw())
+    if force:
+        (tables / "out").write_text("something else")
+    before = contents(tables)
+    fill_disk(monkeypatch, step)
+    status, printed, errors = run("export", tables / "out", "--device", "H200", *(["--force"] * force))
+    reason = "No space left on device; it is left as it was"
+    assert (status, printed, errors) == (2, "", f"triton-gru table: cannot write {tables / 'out'}: {reason}\n")
+    assert contents(tables) == before
+
+
+# Merge.
+
+NOT_UNDERSTOOD = raw() | {"power": 300}
+
+
+@pytest.mark.parametrize(
+    "old, new, result, counts",
+    [
+        ([], [raw()], [raw()], {"added": 1}),
+        ([raw()], [raw()], [raw()], {"kept": 1}),
+        ([raw()], [raw(16)], [raw(), raw(16)], {"added": 1}),
+        ([raw(16), raw()], [raw(16, 0.7, tuned_at=FEBRUARY)],
+         [raw(16, 0.7, tuned_at=FEBRUARY), raw()], {"replaced": 1}),
+        ([raw(tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(tuned_at=FEBRUARY)], {"kept": 1}),
+        ([raw()], [raw(ms=0.7)], [raw()], {"kept": 1}),  # of the same time
+        # 01:00 in Tokyo is the day before in Greenwich; a date without a time zone is in UTC.
+        ([raw(tuned_at="2026-01-01T23:00:00+00:00")], [raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
+         [raw(tuned_at="2026-01-01T23:00:00+00:00")], {"kept": 1}),
+        ([raw(tuned_at="2026-01-02T01:00:00+09:00")], [raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")],
+         [raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")], {"replaced": 1}),
+        ([raw(tuned_at="2026-01-02T01:00:00+09:00")], [raw(ms=0.7, tuned_at="2026-01-01T23:00:00")],
+         [raw(ms=0.7, tuned_at="2026-01-01T23:00:00")], {"replaced": 1}),
+        ([raw(tuned_at="2026-01-01T23:00:00")], [raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
+         [raw(tuned_at="2026-01-01T23:00:00")], {"kept": 1}),
+        ([raw(tuned_at="soon")], [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")],
+         [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")], {"replaced": 1}),
+        ([raw()], [raw(ms=0.7, tuned_at="tomorrow")], [raw()], {"kept": 1}),
+        # What is stale.
+        ([raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(ms=0.7)], {"replaced": 1}),
+        ([raw()], [raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw()], {"kept": 1}),
+        ([raw(triton="3.5.1")], [raw(triton="3.4.0", tuned_at=FEBRUARY)],
+         [raw(triton="3.4.0", tuned_at=FEBRUARY)], {"replaced": 1}),
+        # What is not understood.
+        ([], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"added": 1, "not understood": 1}),
+        ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"kept": 1}),
+        ([raw()], [NOT_UNDERSTOOD], [raw()], {"kept": 1}),
+        ([NOT_UNDERSTOOD], [raw()], [NOT_UNDERSTOOD, raw()], {"added": 1}),
+        ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD | {"power": 400}], [NOT_UNDERSTOOD], {"kept": 1}),
+        ([5, {"a": 1}], [5, True, 1, None, {"a": 1}, {"a": True}],
+         [5, {"a": 1}, True, 1, None, {"a": True}], {"kept": 2, "added": 4, "not understood": 4}),
+        # A file that has a key twice.
+        ([raw(), raw(tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at="2026-01-20T00:00:00+00:00")],
+         [raw(), raw(tuned_at=FEBRUARY)], {"kept": 1}),
+        ([], [raw(), raw(ms=0.7, tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at=FEBRUARY)], {"added": 1, "replaced": 1}),
+    ],
+)  # fmt: skip
+def test_which_entry_wins(old, new, result, counts):
+    before, merge = json.dumps(old), Merge(old)
+    for each in new:
+        merge.take(each)
+    # As texts: in Python True is 1.
+    assert [json.dumps(each) for each in merge.entries] == [json.dumps(each) for each in result]
+    assert merge.counts == counts
+    assert json.dumps(old) == before
+    again = Merge(merge.entries)
+    for each in new:
+        again.take(each)
+    assert json.dumps(again.entries) == json.dumps(merge.entries), "a second time changes nothing"
+    assert again.counts == {"kept": len(new)}
+
+
+def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_factory):
+    own = written(tables / "H200.json", raw(ms=0.9), raw(1000), 5)
+    other = tmp_path_factory.mktemp("other")
+    files = [
+        written(other / "1", raw(16), raw(ms=0.4, tuned_at=FEBRUARY), raw(1000, ms=7), {"later": 1}),
+        written(other / "2", raw(), raw(16), device=dict(reversed(store.described(A100).items()))),
+        written(other / "3", raw(17)),
+    ]
+    before = contents(other)
+    assert run("merge", *files) == (
+        0,
+        f"{own}: H200 (cc 9.0, 132 SMs): 3 added, 1 replaced, 1 kept as they were; 1 added are not understood here\n"
+        f"{tables / 'A100.json'}: A100 (cc 8.0, 108 SMs): 2 added, 0 replaced, 0 kept as they were\n",
+        "",
+    )
+    assert store.load(own).raw == [raw(ms=0.4, tuned_at=FEBRUARY), raw(1000), 5, raw(16), {"later": 1}, raw(17)]
+    assert milliseconds(tables / "A100.json") == {100: 0.5, 16: 0.5}
+    merged = contents(tables)
+    status, printed, _ = run("merge", *files, own)
+    assert status == 0 and printed.count("0 added, 0 replaced, ") == 2
+    assert contents(tables) == merged, "a second time changes nothing, nor does the table itself"
+    assert contents(other) == before
+
+
+def test_merge_of_the_table_itself_writes_nothing(run, tables):
+    own = written(tables / "H200.json", raw(), raw(), NOT_UNDERSTOOD, 5)  # in another format than ours
+    before = own.read_bytes(), own.stat().st_ino
+    assert run("merge", own) == (0, f"{own}: H200 (cc 9.0, 132 SMs): 0 added, 0 replaced, 4 kept as they were\n", "")
+    assert (own.read_bytes(), own.stat().st_ino) == before
+
+
+def test_merge_into_another_folder(run, tables):
+    own = written(tables / "H200.json", raw())
+    folder = tables / "new" / "folder"
+    status, printed, _ = run("merge", own, "--into", folder)
+    assert status == 0 and printed.startswith(f"{folder / 'H200.json'}: ")
+    assert store.load(folder / "H200.json") == store.load(own)
+
+
+def broken_files(folder):
+    yield folder / "nothing", "is no table: No such file or directory. Nothing was merged"
+    yield written(folder / "newer", schema=7), f"is no table: {NEWER}. Nothing was merged"
+    yield folder, "is no table: it is no file. Nothing was merged"
+    (folder / "text").write_text("{")
+    yield folder / "text", "is no table: it is not JSON: "
+
+
+def test_merge_reads_all_files_before_it_writes_one(run, tables, tmp_path_factory):
+    own = written(tables / "H200.json", raw())
+    other = tmp_path_factory.mktemp("other")
+    good = written(other / "good", raw(16))
+    for broken, words in broken_files(other):
+        before = contents(tables)
+        status, printed, errors = run("merge", good, broken)
+        assert (status, printed) == (2, "") and errors.startswith(f"triton-gru table: {broken} {words}")
+        assert contents(tables) == before
+    # A table in the way is found before the other is written, too.
+    newer = written(tables / "A100.json", schema=7)
+    before = contents(tables)
+    status, _, errors = run("merge", good, written(other / "a100", raw(), device=store.described(A100)))
+    assert (status, errors) == (2, f"triton-gru table: {newer}: {NEWER}\n")
+    assert contents(tables) == before
+    assert own.exists()
+
+
+def test_merge_of_two_devices_that_share_a_file_name(run, tables):
+    part = dataclasses.replace(H200, sms=66)
+    written(tables / "H200.json", raw())
+    before = contents(tables)
+    other = written(tables / "other" / "1", raw(), device=store.described(part))
+    status, _, errors = run("merge", other)
+    assert status == 2 and f"{tables / 'H200.json'}: it is of {store.described(H200)}, not of" in errors
+    status, _, errors = run("merge", other, tables / "H200.json", "--into", tables / "new")
+    assert status == 2 and f"{tables / 'new' / 'H200.json'}: it would be of two devices" in errors
+    assert (tables / "H200.json").read_bytes() == before["H200.json"]
+    assert not (tables / "new" / "H200.json").exists()
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+@pytest.mark.parametrize("writes_before", [0, 1])
+def test_merge_to_a_full_disk(step, writes_before, run, tables, tmp_path_factory, monkeypatch):
+    written(tables / "H200.json", raw())
+    other = tmp_path_factory.mktemp("other")
+    files = [written(other / "1", raw(16)), written(other / "2", raw(), device=store.described(A100))]
+    before = contents(tables)
+    fill_disk(monkeypatch, step, writes_before)
+    status, printed, errors = run("merge", *files)
+    path = tables / ("A100.json" if writes_before else "H200.json")
+    assert (status, printed) == (2, "")
+    assert errors == (
+        f"triton-gru table: cannot merge into {tables}: [Errno 28] No space left on device; "
+        f"it is left as it was: '{path}'\n"
+    )
+    assert contents(tables) == before
+
+
+@contextlib.contextmanager
+def another_user():
+    """Yield whether this process can act as one who owns nothing, and let it."""
+    if os.geteuid() != 0:
+        yield False
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield True
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_merge_into_a_table_of_another_user(run, monkeypatch):
+    """Neither a folder nor a file that one may not write."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are its user's alone
+    try:
+        monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(folder))
+        path = written(folder / "H200.json", raw())
+        file = written(folder / "other" / "1", raw(16))
+        before = path.read_bytes()
+        for mode_of_folder, mode_of_file in ((0o755, 0o666), (0o777, 0o644)):
+            folder.chmod(mode_of_folder), path.chmod(mode_of_file)
+            with another_user() as acts:
+                if not acts:
+                    pytest.skip("needs to be root, to be another user")
+                status, printed, errors = run("merge", file)
+            assert (status, printed) == (2, "")
+            assert (
+                errors.startswith(f"triton-gru table: cannot merge into {folder}: ") and "Permission denied" in errors
+            )
+            assert path.read_bytes() == before and not list(folder.glob("*.tmp"))
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_merge_without_a_home(run, tables, monkeypatch):
+    file = written(tables / "1", raw())
+    monkeypatch.setattr(store, "user_directory", lambda: None)
+    words = "triton-gru table: there is no home: name a folder in TRITON_GRU_CONFIG_DIR\n"
+    assert run("merge", file) == run("export", tables / "out") == (2, "", words)
+    assert run("merge", file, "--into", tables / "new")[0] == 0
+    assert run("show")[0] == 0
+
+
+MERGES = """
+import sys
+from triton_gru import cli
+files, folder = sys.argv[1:-1], sys.argv[-1]
+print("ready", flush=True)
+for file in files:
+    assert cli.main(["table", "merge", file, "--into", folder]) == 0
+"""
+SAVES = """
+import dataclasses, pathlib, sys
+from tests.planted import H200, ONE, PROBLEM, entry
+from triton_gru.plan.tables import store
+print("ready", flush=True)
+for steps in range(1, 31):
+    problem = dataclasses.replace(PROBLEM, steps=steps)
+    store.save([entry(problem, "grid", grid=(ONE, 0.5), torch=(None, 1.0))], H200, pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_merging_and_tuning_at_once_lose_nothing(tables, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    files = [written(other / str(steps), raw(steps), {"later": steps}) for steps in range(101, 131)]
+    both = [process(MERGES, *files, tables), process(SAVES, tables)]
+    outputs = [each.communicate() for each in both]
+    assert [each.returncode for each in both] == [0, 0], outputs
+    whole = store.load(tables / "H200.json")
+    assert sorted(each.key.steps for each in whole.entries) == [*range(1, 31), *range(101, 131)]
+    assert sorted(each["later"] for each in whole.raw if "later" in each) == list(range(101, 131))
+    assert {each.name for each in tables.iterdir()} == {"H200.json", ".lock"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("merge",), ("export",)])
+def test_usage_errors(arguments, run, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(*arguments)
+    assert exit.value.code == 2
+    assert "usage: triton-gru table" in capsys.readouterr().err
