@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 
 import pytest
 
@@ -138,6 +139,8 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
     "entries, status, words",
     [
         ([raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
+        # Copies are of the batch, not of the table.
+        ([raw(config=dataclasses.replace(ONE, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
         (
             [raw(), raw(16, triton="3.5.1")],
             1,
@@ -233,8 +236,9 @@ def test_export_takes_the_table_of_the_gpu_that_there_is(run, tables, monkeypatc
     for device in (H200, A100):
         store.save([measured()], device, tables)
     on_machine(monkeypatch, A100, A100)
-    assert run("export", tables / "here")[0] == 0
-    assert store.load(tables / "here").device == store.described(A100)
+    assert run("export", tables / "here.json")[0] == 0
+    assert store.load(tables / "here.json").device == store.described(A100)
+    assert run("export", tables / "again.json")[0] == 0, "what was exported is not taken for what was tuned"
 
 
 @pytest.mark.parametrize(
@@ -300,6 +304,17 @@ def test_export_to_a_full_disk(step, force, run, tables, monkeypatch):
 
 # Merge.
 
+
+@pytest.fixture
+def in_tokyo(monkeypatch):
+    """Let the machine's time zone not be UTC."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 NOT_UNDERSTOOD = raw() | {"power": 300}
 
 
@@ -344,7 +359,7 @@ NOT_UNDERSTOOD = raw() | {"power": 300}
         ([], [raw(), raw(ms=0.7, tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at=FEBRUARY)], {"added": 1, "replaced": 1}),
     ],
 )  # fmt: skip
-def test_which_entry_wins(old, new, result, counts):
+def test_which_entry_wins(old, new, result, counts, in_tokyo):
     before, merge = json.dumps(old), Merge(old)
     for each in new:
         merge.take(each)
@@ -364,8 +379,8 @@ def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_fac
     other = tmp_path_factory.mktemp("other")
     files = [
         written(other / "1", raw(16), raw(ms=0.4, tuned_at=FEBRUARY), raw(1000, ms=7), {"later": 1}),
-        written(other / "2", raw(), raw(16), device=dict(reversed(store.described(A100).items()))),
-        written(other / "3", raw(17)),
+        written(other / "2", raw(), raw(16), device=store.described(A100)),
+        written(other / "3", raw(17), device=dict(reversed(store.described(H200).items()))),
     ]
     before = contents(other)
     assert run("merge", *files) == (

@@ -14,7 +14,6 @@ from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
 from ..plan.validity import for_problem, why_not
 
-Tables = dict[pathlib.Path, store.Table]
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 
 
@@ -241,25 +240,27 @@ def _table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
     """Return the user's table of a device, by default of this machine's GPU."""
     folder = _user_directory()
     loaded = {path: _load(path) for path in _files_in(folder)}
-    tables = {path: table for path, table in loaded.items() if not isinstance(table, str)}
     names = {name} if name else {device.name for device in gpus()}
-    found = [(path, table) for path, table in tables.items() if table.device["name"] in names]
+    # Another file there may be of the same device, such as one that was exported.
+    tuned = {path: table for path, table in loaded.items() if not isinstance(table, str) and _is_tuned(path, table)}
+    found = [(path, table) for path, table in tuned.items() if table.device["name"] in names]
     if len(found) == 1:
         return found[0]
-    raise store.Unusable(f"{_why_none_to_export(names, len(found), folder)}. {_choice(loaded)}")
+    unusable = "".join(f"; {path.name} is no table: {why}" for path, why in loaded.items() if isinstance(why, str))
+    there = [table.device["name"] for table in tuned.values()]
+    choice = f"Name a device by --device, of {_listed(there)}" if there else "There are no others"
+    raise store.Unusable(f"{_why_none_to_export(names, len(found), folder)}. {choice}{unusable}")
+
+
+def _is_tuned(path: pathlib.Path, table: store.Table) -> bool:
+    """Return whether a file has the name that tuning gives it."""
+    return path.name == store.file_name_of(table.device["name"])
 
 
 def _why_none_to_export(names: set[str], number: int, folder: pathlib.Path) -> str:
     if not names:
         return "there is no GPU here whose table could be meant"
     return f"there {'is no table' if number == 0 else f'are {number} tables'} of {_listed(names)} in {folder}"
-
-
-def _choice(loaded: dict[pathlib.Path, store.Table | str]) -> str:
-    """Return what `--device` may name, and which files are no tables."""
-    names = [table.device["name"] for table in loaded.values() if not isinstance(table, str)]
-    unusable = [f"; {path.name} is no table: {table}" for path, table in loaded.items() if isinstance(table, str)]
-    return (f"Name a device by --device, of {_listed(names)}" if names else "There are no others") + "".join(unusable)
 
 
 def _listed(names) -> str:

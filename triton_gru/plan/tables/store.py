@@ -261,7 +261,7 @@ def _beside(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
         try:
             _write(temporary, text, path)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; it is left as it was", str(path)) from None
+            raise OSError(error.errno, f"{error.strerror or error}; it is left as it was", str(path)) from None
         yield temporary
     finally:
         with contextlib.suppress(OSError):
