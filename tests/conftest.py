@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from triton_gru.launch import call_cache, execute
-from triton_gru.launch.kernel_launch import Launch
+from triton_gru.launch.kernel_launch import Launch, Product
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
 from triton_gru.plan.device import KNOWN
@@ -27,6 +27,7 @@ from .ptx.device import emulating
 
 def pytest_configure(config):
     os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for memory that is `poisoned`
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
@@ -95,7 +96,7 @@ def launched(monkeypatch) -> Launches:
     def record(launches):
         def named():
             for each in launches:
-                names.append(each.kernel.__name__)
+                names.append("cublas" if isinstance(each, Product) else each.kernel.__name__)
                 yield each
 
         start(named())
@@ -121,6 +122,16 @@ def poisoned():
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def matmul():
+    """Yield torch's settings of matrix products, and put them back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision, matmul.allow_fp16_accumulation
+    yield matmul
+    matmul.allow_tf32 = False
+    matmul.fp32_precision, matmul.allow_fp16_accumulation = before
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ import triton_gru
 from triton_gru.accuracy import set_precision
 from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
+from triton_gru.launch.kernel_launch import Launch
+from triton_gru.plan.config import CUBLAS
 from triton_gru.plan.device import KNOWN
 from triton_gru.plan.planner import KERNELS, choose
-from triton_gru.plan.validity import LARGEST, LAUNCH_GRID
+from triton_gru.plan.validity import LARGEST, LAUNCH_GRID, why_no_projection
 
 from .pairwise import pairwise
 
@@ -47,10 +49,11 @@ def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense",
         return bind_gru(gru, x, None, lengths)
 
 
-def first_launches(call, plan):
+def first_launches(call, plan, projection=None):
     """Of steps by the thousand million the first few."""
-    made = execute.launches(call, plan.config, plan.device, *execute.allocate(call))
-    return list(itertools.islice(made, 4))
+    results = execute.allocate(call)
+    made = execute.launches(call, plan.config, plan.device, *results, projection=projection)
+    return [each for each in itertools.islice(made, 4) if isinstance(each, Launch)]
 
 
 def check_launch(each):
@@ -69,7 +72,7 @@ def check_launch(each):
     last = given.get("total", 1) + 16, rows, tile, given["H"] + 32, given.get("I", 0) + 128
     assert max(last) < 2**31, given
     name = each.kernel.__name__
-    if name == "input_projection":
+    if name in ("input_projection", "arrange_products"):
         assert grid[0] * given["BLOCK_N"] < 2**31 and grid[1] * given["BLOCK_M"] < 2**31, given
     elif name in ("block_scan", "grid_scan"):
         assert 3 * given["H"] ** 2 < 2**31, given
@@ -91,8 +94,10 @@ def test_sizes_are_served_within_the_limits_or_refused(device):
                 continue
             if plan.config is not None:
                 served.add(sizes)
-                for each in first_launches(call, plan):
-                    check_launch(each)
+                by_cublas = why_no_projection(CUBLAS, plan.config, call.problem, device) == ""
+                for projection in (None, CUBLAS) if by_cublas else (None,):
+                    for each in first_launches(call, plan, projection):
+                        check_launch(each)
     assert len(served) > 10 and len(refused) > 10
     assert all("too large" in why for why in refused.values())
 

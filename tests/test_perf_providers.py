@@ -24,16 +24,6 @@ pytestmark = pytest.mark.usefixtures("inference_mode")
 inductor = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
-@pytest.fixture
-def matmul():
-    """torch's settings of matrix products, put back afterwards."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    yield matmul
-    matmul.allow_tf32 = False
-    matmul.fp32_precision = before
-
-
 @inductor
 @pytest.mark.parametrize("precision, layers", [("ieee", 2), ("tf32", 1)])
 def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(plain_inductor, matmul, precision, layers):

@@ -196,7 +196,7 @@ def test_an_old_gpu_is_refused():
         ({"hidden_size": 160, "dtype": torch.float32, "precision": "tf32"}, "grid"),
         ({"hidden_size": 512, "batch_size": 1, "dtype": torch.float32, "precision": "ieee"}, "grid"),
         (
-            {"hidden_size": 512, "input_size": 512, "batch_size": 16, "dtype": torch.float32, "precision": "ieee"},
+            {"hidden_size": 512, "input_size": 512, "batch_size": 64, "dtype": torch.float32, "precision": "ieee"},
             "torch",
         ),
         ({"hidden_size": 1024, "batch_size": 256}, "torch"),

@@ -14,7 +14,7 @@ from triton_gru.call.bind import Call, bind_gru
 from triton_gru.call.options import Options
 from triton_gru.launch import call_cache, hang
 from triton_gru.launch.prepared import Prepared
-from triton_gru.plan.config import GridConfig
+from triton_gru.plan.config import GridConfig, ProjectionConfig
 from triton_gru.plan.device import Device, find
 from triton_gru.plan.planner import KERNELS, Plan, choose
 from triton_gru.plan.problem import Problem
@@ -72,7 +72,10 @@ def bind(ours: triton_gru.GRU, x: Input) -> Call:
 
 def described(plan: Plan) -> dict[str, str]:
     """Return the fields of a `Ready` that say what a plan launches."""
-    return {"kernel": plan.kernel, "config": config_text(plan.config), "config_source": plan.source}
+    config = config_text(plan.config)
+    if isinstance(plan.projection, ProjectionConfig):
+        config += f" {config_text(plan.projection)}"
+    return {"kernel": plan.implementation, "config": config, "config_source": plan.source}
 
 
 LAUNCHES = "triton_gru.launches"
@@ -93,7 +96,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
 
     def call(x: Input) -> tuple[Tensor, Tensor]:
         if x.data_ptr() not in made:
-            made[x.data_ptr()] = found.bind(x, None)
+            made[x.data_ptr()] = found.bind(ours, x, None)
         results, starts, _ = made[x.data_ptr()]
         for start in starts:
             start()
@@ -120,7 +123,7 @@ def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Probl
                 if isinstance(config, GridConfig):
                     config = dataclasses.replace(config, copies=1)  # how many are launched is not compiled
                 if config:
-                    found[short, device, Candidate(plan.kernel, config)] = None
+                    found[short, device, Candidate(plan.kernel, config, plan.projection)] = None
     return [*found]
 
 

@@ -93,10 +93,10 @@ class Emulated:
 
     def make_room(self, prepared: Prepared, input: torch.Tensor, *args):
         """Do what `Prepared._make_room` does, and note the extents of a call's input and output."""
-        memory, room, results = _make_room(prepared, input, *args)
+        starts, tensors, results = _make_room(prepared, input, *args)
         output = results[0] if isinstance(results, tuple) else results
         self._extents = dict(_extent(each) for each in (input, output) if each.numel())
-        return memory, room, results
+        return starts, tensors, results
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
         """Execute one program of a launch and no other: of launches that are too large to execute."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..plan.problem import Problem
-from .torch_state import fp32_precision
+from .torch_state import cublas_obstacle, fp32_precision
 
 # Attributes that torch's modules do not have. `accelerate` sets none of them.
 OWN = ("backend", "reset_after", "reverse")
@@ -58,6 +58,7 @@ class Options(NamedTuple):
 
     def problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
         """Return the problem that a call is. ``ends`` are ``layout``, ``resets`` and ``obstacle`` of `Problem`."""
+        precision = fp32_precision() if dtype == torch.float32 else "ieee"
         return Problem(
             steps=steps,
             batch_size=batch_size,
@@ -66,9 +67,10 @@ class Options(NamedTuple):
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dtype=dtype,
-            precision=fp32_precision() if dtype == torch.float32 else "ieee",
+            precision=precision,
             reset_after=self.reset_after,
             reverse=self.reverse,
+            cublas_obstacle=cublas_obstacle(dtype, precision),
             **ends,
         )
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 # NVIDIA's libraries never use TF32 if this variable is 0, whatever torch asks for. They read it once as well.
 _TF32_FORBIDDEN = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+# Memory with which cuBLAS gives the same result in every run. Without, torch refuses it where that is asked for. cuBLAS
+# reads the variable once as well.
+_DETERMINISTIC_CUBLAS = ":4096:8", ":16:8"
 
 
 class TorchState(NamedTuple):
@@ -18,6 +21,7 @@ class TorchState(NamedTuple):
         grad: grad mode.
         cudnn: `torch.backends.cudnn.enabled`.
         fp32_precision: as `fp32_precision`.
+        matmul_precision, matmul_sums_in_fp16, is_cublas_refused: what else `cublas_obstacle` asks for.
         autocast: as `autocast_dtype`.
         tracing: whether torch.jit.trace is active.
         wrapped: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
@@ -27,6 +31,9 @@ class TorchState(NamedTuple):
     grad: bool
     cudnn: bool
     fp32_precision: str
+    matmul_precision: str
+    matmul_sums_in_fp16: bool
+    is_cublas_refused: bool
     autocast: torch.dtype | None
     tracing: bool
     wrapped: bool
@@ -42,6 +49,9 @@ class TorchState(NamedTuple):
             torch.is_grad_enabled(),
             torch._C._get_cudnn_enabled(),
             fp32_precision(),
+            torch._C._get_fp32_precision_getter("cuda", "matmul"),
+            torch._C._get_cublas_allow_fp16_accumulation(),
+            torch._C._get_deterministic_algorithms() and _is_cublas_refused(),
             autocast_dtype(device),
             torch._C._is_tracing(),
             is_wrapping(),
@@ -70,6 +80,27 @@ def fp32_precision() -> str:
     if _TF32_FORBIDDEN:
         return "ieee"
     return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
+
+
+def cublas_obstacle(dtype: torch.dtype, precision: str) -> str:
+    """Return why torch's settings keep cuBLAS from the input projection; empty if they do not.
+
+    ``precision`` is that of fp32 products in the recurrent network.
+    """
+    if torch._C._get_deterministic_algorithms() and _is_cublas_refused():
+        return "torch.use_deterministic_algorithms is on, and CUBLAS_WORKSPACE_CONFIG is not :4096:8"
+    if dtype == torch.float16 and torch._C._get_cublas_allow_fp16_accumulation():
+        return "torch.backends.cuda.matmul.allow_fp16_accumulation is True"
+    asked = torch._C._get_fp32_precision_getter("cuda", "matmul")
+    of_matrices = "tf32" if asked == "tf32" and not _TF32_FORBIDDEN else "ieee"
+    if dtype == torch.float32 and of_matrices != precision:
+        return f"torch multiplies matrices in {of_matrices}, and in recurrent networks in {precision}"
+    return ""
+
+
+def _is_cublas_refused() -> bool:
+    """Return whether torch refuses cuBLAS where results have to be the same in every run."""
+    return os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in _DETERMINISTIC_CUBLAS
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

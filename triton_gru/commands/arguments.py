@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from ..call.torch_state import cublas_obstacle
 from ..plan.problem import LAYOUTS, Problem
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -27,6 +28,7 @@ def problem_of(
     options, dtype: torch.dtype, hidden: int, batch: int, steps: int, layers: int, inputs: int | None
 ) -> Problem:
     """Return the problem of these sizes, in the form that the options of `form_parser` say."""
+    precision = (options.precision or "tf32") if dtype == torch.float32 else "ieee"
     return Problem(
         steps=steps,
         batch_size=batch,
@@ -35,9 +37,10 @@ def problem_of(
         num_layers=layers,
         bidirectional=bool(options.bidirectional),
         dtype=dtype,
-        precision=(options.precision or "tf32") if dtype == torch.float32 else "ieee",
+        precision=precision,
         reset_after=not options.reset_before,
         layout=options.layout or "dense",
+        cublas_obstacle=cublas_obstacle(dtype, precision),
     )
 
 

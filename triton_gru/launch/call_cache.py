@@ -103,7 +103,7 @@ def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tenso
     memory = Memory(data, hx, output, h_n, weights.of(module), held)
     if call.sequences.layout == "packed":
         memory.know_table(call.sequences)
-    made = launches(call, plan.config, plan.device, output, h_n, memory.new)
+    made = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
     cache.add(signature, prepare(made, weights, memory) if weights.hold(module) else None)
 
 

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ..call.bind import Call, contiguous, flat
 from ..call.torch_state import records_gradient
-from ..plan.config import BlockConfig, Config, GridConfig, StepConfig
+from ..plan.config import CUBLAS, BlockConfig, Config, GridConfig, Projection, StepConfig
 from ..plan.device import Device, capturing, elsewhere
 from ..plan.planner import Plan, choose, forget
 from ..plan.tables import lookup
-from . import block, grid, hang, projection, step, without_kernels
-from .kernel_launch import Launch
+from . import block, grid, hang, step, without_kernels
+from . import projection as inputs
+from .kernel_launch import Launch, Product
 from .scan import Scan
 
 # Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
-# one), so that memory does not grow with T, and what the scan reads was written a moment ago, into the L2.
+# one), so that memory does not grow with T, and what is read was written a moment ago, into the L2.
 WORKSPACE_BYTES = 32 << 20
 
 
@@ -58,10 +59,10 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     output, h_n = allocate(call)
     with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
         try:
-            start(launches(call, plan.config, plan.device, output, h_n))
+            start(launches(call, plan.config, plan.device, output, h_n, projection=plan.projection))
         except Exception as failure:
             plan = untuned(plan, failure, device)
-            start(launches(call, plan.config, plan.device, output, h_n))
+            start(launches(call, plan.config, plan.device, output, h_n, projection=plan.projection))
     return output, h_n
 
 
@@ -101,7 +102,7 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
     return new(*((second, first) if call.batch_first else (first, second)), features), h_n
 
 
-def start(launches: Iterable[Launch]) -> None:
+def start(launches: Iterable[Launch | Product]) -> None:
     """Start launches one by one, as they come."""
     for each in launches:
         each.start()
@@ -114,7 +115,8 @@ def launches(
     output: Tensor,
     h_n: Tensor,
     new: Callable[..., Tensor] = Tensor.new_empty,
-) -> Iterator[Launch]:
+    projection: Projection | None = None,
+) -> Iterator[Launch | Product]:
     """Yield the launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
 
     A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
@@ -144,7 +146,12 @@ def launches(
 
     tiles = -(-problem.batch_size // config.rows)
     gate_inputs = problem.directions * tiles * config.rows * 3 * config.padded_hidden  # numbers of a time step
-    chunk = max(1, min(problem.steps, WORKSPACE_BYTES // (gate_inputs * output.itemsize)))
+    multiplied = copied = 0
+    if projection == CUBLAS:  # whose products are laid out anew, and whose input may be copied first
+        multiplied = problem.directions * problem.batch_size * 3 * problem.hidden_size
+        if not call.input.is_contiguous():
+            copied = problem.batch_size * max(w_ih.size(1) for w_ih, *_ in weights)
+    chunk = max(1, min(problem.steps, WORKSPACE_BYTES // ((gate_inputs + multiplied + copied) * output.itemsize)))
     if isinstance(config, BlockConfig):
         scan_launches = functools.partial(block.launches, scan, config)
     elif isinstance(config, GridConfig):
@@ -158,6 +165,7 @@ def launches(
         scan_launches = functools.partial(step.launches, scan, config, states)
     if not whole:
         gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
+        products = new(output, chunk * multiplied) if multiplied else None
     source = call.input
     for index, layer in enumerate(layers):
         out = targets[index % len(targets)]
@@ -167,7 +175,7 @@ def launches(
         else:
             for first in range(0, problem.steps, chunk):
                 scan.go_on(gi, first, min(chunk, problem.steps - first))
-                yield projection.launch(source, scan, config)
+                yield from inputs.launches(source, scan, config, projection, products)
                 yield from scan_launches()
         source = out
 

@@ -1,8 +1,9 @@
-"""One launch of a kernel as a value: started, compiled, or made ready to be started again on other memory."""
+"""What a call starts on the GPU, as values: started, compiled, or made ready to be started again on other memory."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -15,6 +16,26 @@ class Clear(NamedTuple):
 
     words: Tensor
     value: int
+
+
+class Product(NamedTuple):
+    """``out = x w^T`` by cuBLAS, in the place of a launch.
+
+    Attributes:
+        x: [..., ..., I], its rows in the order of ``out``. They are copied first where they are not evenly apart.
+        w: [N, I]
+        out: [rows, N], contiguous.
+    """
+
+    x: Tensor
+    w: Tensor
+    out: Tensor
+
+    def start(self) -> None:
+        torch.mm(self.x.reshape(-1, self.x.size(-1)), self.w.t(), out=self.out)
+
+    def compile(self) -> None:
+        """There is nothing to compile."""
 
 
 class Launch(NamedTuple):

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..call.sequences import Sequences, as_packed, unpacked
 from ..reference import WEIGHT_NAMES
 from ..reference import Weights as Layer
 from . import hang
-from .kernel_launch import Launch
+from .kernel_launch import Launch, Product
 
 # Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
 LAUNCHES = 64
@@ -30,6 +30,7 @@ class Weights:
     def __init__(self, module):
         self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
         tensors = self.of(module)
+        self._there = [name for name, tensor in zip(self._names, tensors) if tensor is not None]
         self._identities = [*map(id, tensors), *map(type, tensors)]
         # Elsewhere than in memory a weight has no place.
         self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else _places(tensors)
@@ -37,6 +38,12 @@ class Weights:
     def of(self, module) -> list[Tensor | None]:
         """Return the weights that are the module's own, in torch's order; None for others and in place of biases."""
         return list(map(module._parameters.get, self._names))
+
+    def name_of(self, weight: Tensor) -> str | None:
+        """Return the name of the weight that lies where ``weight`` does; None if there is none."""
+        places = self._places or []
+        found = (name for name, place in zip(self._there, places) if [place] == _places([weight]))
+        return next(found, None)
 
     def are_all(self, module, used: list[Layer]) -> bool:
         """Return whether the weights that a call uses are the module's own: none is made anew for each call."""
@@ -61,19 +68,79 @@ _INPUT, _HX, _OUTPUT, _H_N, _ROOM, _TABLE = range(6)
 _ALIGNED = 256
 
 
-class _Step(NamedTuple):
+# Where each memory of a call begins, in that order; and the same as tensors, None for what only has an address.
+_Starts = tuple[int, ...]
+_Tensors = tuple[Tensor | None, ...]
+
+
+class _Kernel(NamedTuple):
     """A launch, of which some arguments are still open.
 
     Attributes:
-        start: of `Launch.prepared`, for ``args``.
+        begin: of `Launch.prepared`, for ``args``.
         open: (which of them, of which memory, how many bytes from its start).
         clear: words of the room, from and to, and what they are set to before.
     """
 
-    start: Callable[..., None]
+    begin: Callable[..., None]
     args: list
     open: list[tuple[int, int, int]]
     clear: tuple[int, int, int] | None
+
+    def start(self, starts: _Starts, tensors: _Tensors, module) -> None:
+        """Do what the launch does, at once: every call waits for this."""
+        begin, args, open, clear = self
+        if clear is not None:
+            first, end, value = clear
+            tensors[_ROOM][first:end].fill_(value)
+        begin(*_filled(args, open, starts))
+
+    def functions(self, starts: _Starts, tensors: _Tensors, module) -> Iterator[Callable[[], object]]:
+        """Yield functions that do what the launch does, in order."""
+        if self.clear is not None:
+            first, end, value = self.clear
+            yield functools.partial(tensors[_ROOM][first:end].fill_, value)
+        yield functools.partial(self.begin, *_filled(self.args, self.open, starts))
+
+
+def _filled(args: list, open: list[tuple[int, int, int]], starts: _Starts) -> list:
+    """Return a `_Kernel`'s arguments, with where the memory of a call begins."""
+    args = args.copy()
+    for at, which, offset in open:
+        args[at] = starts[which] + offset
+    return args
+
+
+class _View(NamedTuple):
+    """A tensor as part of a memory: how many bytes from its start, and how it lies."""
+
+    which: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def of(self, tensors: _Tensors) -> Tensor:
+        whole = tensors[self.which]
+        whole = whole if whole.dtype == self.dtype else whole.view(self.dtype)
+        return whole.as_strided(self.shape, self.stride, whole.storage_offset() + self.offset // self.dtype.itemsize)
+
+
+class _Product(NamedTuple):
+    """A `Product` of the weight of this name."""
+
+    x: _View
+    weight: str
+    out: _View
+
+    def start(self, starts: _Starts, tensors: _Tensors, module) -> None:
+        """Do what the product does, at once."""
+        for function in self.functions(starts, tensors, module):
+            function()
+
+    def functions(self, starts: _Starts, tensors: _Tensors, module) -> Iterator[Callable[[], object]]:
+        """Yield a function that does what the product does."""
+        yield Product(self.x.of(tensors), module._parameters[self.weight], self.out.of(tensors)).start
 
 
 class Prepared:
@@ -82,37 +149,34 @@ class Prepared:
     They fill the results, and room for what goes between launches, on ``device``.
     """
 
-    def __init__(self, steps: list[_Step], weights: Weights, memory: "Memory"):
+    def __init__(self, steps: list[_Kernel | _Product], weights: Weights, memory: "Memory"):
         self._steps, self.weights, self.device = steps, weights, memory.device
         self._held, self._room = memory.held, memory.room
         self._output, self._h_n = memory.output, memory.h_n
 
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
         if not isinstance(input, PackedSequence):
-            return self._launched(input, hx)
+            return self._launched(module, input, hx)
         data, hx, sequences = unpacked(module, input, hx)
-        results = self._launched(data, materialize(hx), sequences.offsets.data_ptr())
+        results = self._launched(module, data, materialize(hx), sequences.offsets.data_ptr())
         return as_packed(module, input, *results)
 
-    def _launched(self, input: Tensor, hx: Tensor | None, table: int = 0):
+    def _launched(self, module, input: Tensor, hx: Tensor | None, table: int = 0):
         """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
         hang.raise_if_hung(input.device)
-        memory, room, results = self._make_room(input, hx, table)
-        for start, args, open, clear in self._steps:
-            if clear is not None:
-                first, end, value = clear
-                room[first:end].fill_(value)
-            start(*_filled(args, open, memory))
+        starts, tensors, results = self._make_room(input, hx, table)
+        for step in self._steps:
+            step.start(starts, tensors, module)
         return results
 
     def _make_room(self, input: Tensor, hx: Tensor | None, table: int):
-        """Return where each memory of a call begins, the room, and what the call returns."""
+        """Return where each memory of a call begins, the memories themselves, and what the call returns."""
         h_n = input.new_empty(self._h_n)
         # Packed data has as many rows as it may.
         output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
         # Not kept: calls on two streams would share it.
         room = input.new_empty(self._room, dtype=torch.int64) if self._room else None
-        memory = (
+        starts = (
             input.data_ptr(),
             0 if hx is None else hx.data_ptr(),
             output.data_ptr(),
@@ -120,31 +184,19 @@ class Prepared:
             0 if room is None else room.data_ptr(),
             table,
         )
-        return memory, room, h_n if self._output is None else (output, h_n)
+        return starts, (input, hx, output, h_n, room, None), h_n if self._output is None else (output, h_n)
 
-    def bind(self, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
+    def bind(self, module, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
         """Return the results of a call, functions that start its launches, and what has to live as long as they do.
 
         The functions may be called again. They are for measuring what else a call costs.
         """
-        memory, room, results = self._make_room(input, hx, 0)
-        starts = []
-        for start, args, open, clear in self._steps:
-            if clear is not None:
-                starts.append(functools.partial(room[clear[0] : clear[1]].fill_, clear[2]))
-            starts.append(functools.partial(start, *_filled(args, open, memory)))
-        return results, starts, (input, hx, room)
+        starts, tensors, results = self._make_room(input, hx, 0)
+        functions = [each for step in self._steps for each in step.functions(starts, tensors, module)]
+        return results, functions, tensors
 
 
-def _filled(args: list, open: list[tuple[int, int, int]], memory: tuple[int, ...]) -> list:
-    """Return a `_Step`'s arguments, with where the memory of this call begins."""
-    args = args.copy()
-    for at, which, offset in open:
-        args[at] = memory[which] + offset
-    return args
-
-
-def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> Prepared | None:
+def prepare(launches: Iterable[Launch | Product], weights: Weights, memory: "Memory") -> Prepared | None:
     """Return launches, for which ``memory`` has made what goes between them, as they can be made again.
 
     None if there are too many, or they read what was made for this call (a copy of its state, say).
@@ -152,11 +204,24 @@ def prepare(launches: Iterable[Launch], weights: Weights, memory: "Memory") -> P
     made = list(itertools.islice(launches, LAUNCHES + 1))
     if len(made) > LAUNCHES:
         return None
-    steps = [_step(launch, memory) for launch in made]
+    steps = [_product(each, weights, memory) if isinstance(each, Product) else _kernel(each, memory) for each in made]
     return None if memory.ambiguous or None in steps else Prepared(steps, weights, memory)
 
 
-def _step(launch: Launch, memory: "Memory") -> _Step | None:
+def _product(product: Product, weights: Weights, memory: "Memory") -> _Product | None:
+    weight = weights.name_of(product.w)
+    x, out = (_view(each, memory) for each in (product.x, product.out))
+    return None if None in (weight, x, out) else _Product(x, weight, out)
+
+
+def _view(tensor: Tensor, memory: "Memory") -> _View | None:
+    place = memory.find(tensor)
+    if place is None or place[0] is None:
+        return None
+    return _View(*place, tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _kernel(launch: Launch, memory: "Memory") -> _Kernel | None:
     args, open = list(launch.args), []
     for at, arg in enumerate(args):
         if isinstance(arg, Tensor):
@@ -172,7 +237,7 @@ def _step(launch: Launch, memory: "Memory") -> _Step | None:
         words, value = launch.clear
         first = memory.find(words)[1] // words.itemsize
         clear = first, first + words.numel(), value
-    return _Step(launch.prepared(), args, open, clear)
+    return _Kernel(launch.prepared(), args, open, clear)
 
 
 class Memory:
@@ -207,6 +272,7 @@ class Memory:
         for tensor, which in given:
             self.ambiguous |= tensor.data_ptr() in self._starts and tensor is not output
             self._starts[tensor.data_ptr()] = which, 0
+        self._given = [(tensor.data_ptr(), _end(tensor), which) for tensor, which in given]
         self._between: list[tuple[Tensor, int]] = []
 
     def know_table(self, sequences: Sequences) -> None:
@@ -234,4 +300,13 @@ class Memory:
         for part, offset in self._between:
             if part.data_ptr() <= address < part.data_ptr() + part.nbytes:
                 return _ROOM, offset + address - part.data_ptr()
+        for start, end, which in self._given:
+            if start <= address < end:
+                return which, address - start
         return None
+
+
+def _end(tensor: Tensor) -> int:
+    """Return the address behind a tensor's last byte."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr() + (last + 1) * tensor.element_size()

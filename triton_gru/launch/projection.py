@@ -1,15 +1,29 @@
-"""What the input projection is launched with."""
+"""What makes the gate inputs of a scan: one launch of ours, or products of cuBLAS and a launch that lays them out."""
+
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..kernels.projection import Cut, input_projection
-from ..plan.config import BlockConfig, Config, projection_config
-from .kernel_launch import Launch
+from ..kernels.projection import Arranged, Cut, arrange_products, input_projection
+from ..plan.config import ARRANGED, CUBLAS, BlockConfig, Config, Projection, projection_config
+from .kernel_launch import Launch, Product
 from .scan import Scan, numbers_of
 
 
-def launch(x: Tensor, scan: Scan, config: Config) -> Launch:
-    """Return the launch that fills the gate inputs of ``scan`` from ``x``, which is as in `Call`."""
+def launches(
+    x: Tensor, scan: Scan, config: Config, projection: Projection | None, products: Tensor | None
+) -> Iterator[Launch | Product]:
+    """Yield what fills the gate inputs of ``scan`` from ``x``, which is as in `Call`.
+
+    cuBLAS leaves what it multiplies in ``products``, one-dimensional.
+    """
+    if projection == CUBLAS:
+        yield from _by_cublas(x, scan, config, products)
+    else:
+        yield _by_kernel(x, scan, config, projection)
+
+
+def _by_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
     problem, inputs = scan.problem, x.size(-1)
     # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
     x_t = x.stride(0) if x.size(0) > 1 else 0
@@ -17,8 +31,18 @@ def launch(x: Tensor, scan: Scan, config: Config) -> Launch:
     vector = 16 // x.element_size()
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
     aligned = unit > 1 and x.stride(-1) == 1
-    tile = projection_config(problem.hidden_size, x.dtype, problem.precision, aligned=aligned)
+    if tile is None or not aligned:  # tiles are tuned for rows that are
+        tile = projection_config(problem.hidden_size, x.dtype, problem.precision, aligned=aligned)
     cols = scan.steps * scan.gi.size(2) * config.rows
+    cut = Cut.of(
+        **_numbers_of(scan, config),
+        LAYOUT=scan.layout,
+        I=inputs,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.cols,
+        BLOCK_K=tile.depth,
+        X_UNIT=unit,
+    )
     return Launch(
         input_projection,
         tile.launch_grid(cols, config.padded_hidden, len(scan.weights)),
@@ -26,23 +50,38 @@ def launch(x: Tensor, scan: Scan, config: Config) -> Launch:
             x, *scan.of_both(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
             scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
         ),
-        {
-            "cut": Cut.of(
-                **numbers_of(problem),
-                RESET_AFTER=problem.reset_after,
-                LAYOUT=scan.layout,
-                REVERSE=problem.reverse,
-                HAS_BIAS=scan.has_bias,
-                I=inputs,
-                PADDED_H=config.padded_hidden,
-                BATCH=config.rows,
-                UNITS_APART=config.rows if isinstance(config, BlockConfig) else 1,
-                BLOCK_M=tile.rows,
-                BLOCK_N=tile.cols,
-                BLOCK_K=tile.depth,
-                X_UNIT=unit,
-            ),
-            "num_warps": tile.num_warps,
-            "num_stages": tile.num_stages,
-        },
+        {"cut": cut, "num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )  # fmt: skip
+
+
+def _by_cublas(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
+    rows, gates = scan.steps * scan.batch, 3 * scan.problem.hidden_size
+    products = products[: len(scan.weights) * rows * gates].view(-1, rows, gates)
+    # Where sequences lie one after the other, rows are multiplied in that order: they are not copied, if they are all
+    # of x.
+    batch_first = x.stride(0) < x.stride(1) and scan.batch > 1
+    for direction, (w_ih, *_) in enumerate(scan.weights):
+        backward = direction == 1 or scan.problem.reverse
+        first = scan.total - scan.start - scan.steps if backward else scan.start
+        part = x[first : first + scan.steps]
+        yield Product(part.transpose(0, 1) if batch_first else part, w_ih, products[direction])
+    cut = Arranged.of(**_numbers_of(scan, config), BLOCK_M=ARRANGED.rows, BLOCK_N=ARRANGED.cols)
+    product_t, product_b = (1, scan.steps) if batch_first else (scan.batch, 1)
+    yield Launch(
+        arrange_products,
+        ARRANGED.launch_grid(scan.steps * scan.gi.size(2) * config.rows, config.padded_hidden, len(scan.weights)),
+        (products, *scan.of_both(2, 3), scan.gi, scan.steps, scan.batch, product_t, product_b),
+        {"cut": cut, "num_warps": ARRANGED.num_warps, "num_stages": ARRANGED.num_stages},
+    )
+
+
+def _numbers_of(scan: Scan, config: Config) -> dict:
+    """Return the values of `kernels.projection.GateInputs`."""
+    return numbers_of(scan.problem) | {
+        "RESET_AFTER": scan.problem.reset_after,
+        "REVERSE": scan.problem.reverse,
+        "HAS_BIAS": scan.has_bias,
+        "PADDED_H": config.padded_hidden,
+        "BATCH": config.rows,
+        "UNITS_APART": config.rows if isinstance(config, BlockConfig) else 1,
+    }

@@ -223,7 +223,7 @@ Config = BlockConfig | GridConfig | StepConfig
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """Tile of the input projection: ``rows`` gate units by ``cols`` (step, batch row) pairs, ``depth`` inputs."""
+    """Tile of our own input projection: ``rows`` gate units by ``cols`` (step, batch row) pairs, ``depth`` inputs."""
 
     rows: int
     cols: int
@@ -235,13 +235,44 @@ class ProjectionConfig:
         """Return the programs of a launch for so many (step, batch row) pairs."""
         return -(-pairs // self.cols), -(-3 * padded_hidden // self.rows), directions
 
+    def shared_memory(self, itemsize: int) -> int:
+        """Return the most bytes of shared memory that the compiled kernel takes."""
+        loads = self.num_stages * (self.rows + self.cols) * self.depth * itemsize
+        return max(loads, self.rows * self.cols * itemsize) + 1024  # and the results, on their way to memory
+
+
+@dataclass(frozen=True)
+class CublasConfig:
+    """The input projection by cuBLAS, which tiles as it likes."""
+
+    def __str__(self) -> str:
+        return "cuBLAS"
+
+
+CUBLAS = CublasConfig()
+Projection = ProjectionConfig | CublasConfig
+# What laying out cuBLAS's products takes at a time: gate units by (step, batch row) pairs.
+ARRANGED = ProjectionConfig(64, 64, depth=0, num_warps=4, num_stages=1)
+_BY_CUBLAS = "+cublas"
+
+
+def implementation(kernel: str, projection: Projection | None) -> str:
+    """Return what a scan with such a projection is called where implementations are compared: ``"grid+cublas"``."""
+    return kernel + _BY_CUBLAS if projection == CUBLAS else kernel
+
+
+def parts(implementation: str) -> tuple[str, Projection | None]:
+    """Return the kernel and `CUBLAS` or None: the reverse of `implementation`, but for a tile."""
+    kernel = implementation.removesuffix(_BY_CUBLAS)
+    return kernel, None if kernel == implementation else CUBLAS
+
 
 # Units of a program, batch rows of a tile and tiles in flight: each the fastest for some shape on an H200.
 GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 16, 2))
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
-    """Return the tile of the projection, the same for all scans.
+    """Return the tile of our own projection where none was measured, the same for all scans.
 
     Rows that are not ``aligned`` to 16 bytes are loaded number by number, each with an address of its own.
     """

@@ -6,10 +6,20 @@ report`` prints how far the estimates are from what was measured.
 """
 
 import functools
+import math
 import operator
 from typing import NamedTuple
 
-from .config import BlockConfig, Config, GridConfig, StepConfig
+from .config import (
+    CUBLAS,
+    BlockConfig,
+    Config,
+    GridConfig,
+    Projection,
+    ProjectionConfig,
+    StepConfig,
+    projection_config,
+)
 from .device import Device
 from .problem import Problem, Shape
 
@@ -84,7 +94,13 @@ _REACHED = 0.5  # of the rates above, by a product of middling size
 _IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary units
 
 
-def call_cost(problem: Problem, config: Config | None, device: Device, in_graph: bool = False) -> Cost:
+def call_cost(
+    problem: Problem,
+    config: Config | None,
+    device: Device,
+    in_graph: bool = False,
+    projection: Projection | None = None,
+) -> Cost:
     """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if that is None.
 
     In a CUDA graph no step waits for the host.
@@ -93,7 +109,13 @@ def call_cost(problem: Problem, config: Config | None, device: Device, in_graph:
         return _torchs_cost(problem, device, in_graph)
     layers, steps = problem.num_layers, problem.steps
     step = step_cost(config, problem.on(device), problem.reset_after)
-    work = step * (steps * layers) + _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
+    work = step * (steps * layers)
+    if projection == CUBLAS:
+        work += _projection(problem, device) + _arranging(problem, config, device)
+    elif isinstance(config, StepConfig) and problem.single_step:
+        work += _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
+    else:
+        work += _own_projection(problem, config, device, projection)
     if not isinstance(config, StepConfig):
         # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
@@ -253,24 +275,60 @@ def _stays_in_l2(size: int, device: Device) -> bool:
 
 def _flops(problem: Problem, device: Device) -> float:
     """Return what products get done, in FLOPs a microsecond."""
+    return _REACHED * _flops_of_cycle(problem, device) * device.sms * device.clock_ghz * 1e3
+
+
+def _flops_of_cycle(problem: Problem, device: Device) -> float:
+    """Return the FLOPs a cycle that a multiprocessor makes at its best."""
     if problem.ieee:
-        each = _ORDINARY_FLOPS
-    else:
-        each = _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
-    return _REACHED * each * device.sms * device.clock_ghz * 1e3
+        return _ORDINARY_FLOPS
+    return _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
+
+
+def _input_sizes(problem: Problem) -> list[int]:
+    """Return the inputs of each layer."""
+    return [problem.input_size] + [problem.directions * problem.hidden_size] * (problem.num_layers - 1)
+
+
+def _own_projection(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
+    """Return the cost of our own projection, in tiles as they are usual if ``tile`` is None.
+
+    Multiprocessors without a tile have nothing to do, as with many inputs of few sequences.
+    """
+    pairs = problem.steps * -(-problem.batch_size // config.rows) * config.rows
+    cycles = 0.0
+    for inputs in _input_sizes(problem):
+        aligned = inputs * problem.dtype.itemsize % 16 == 0
+        used = tile or projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
+        programs = math.prod(used.launch_grid(pairs, config.padded_hidden, problem.directions))
+        flops = 2 * used.rows * used.cols * used.depth * -(-inputs // used.depth)
+        cycles += -(-programs // device.sms) * flops / (_REACHED * _flops_of_cycle(problem, device))
+    least = _projection(problem, device).total
+    return Cost(projection=max(_microseconds(cycles * (_IEEE_PROJECTION if problem.ieee else 1), device), least))
 
 
 def _projection(problem: Problem, device: Device) -> Cost:
-    """Return the cost of W_ih x, of all steps and layers."""
+    """Return the cost of W_ih x, of all steps and layers, where all multiprocessors have as much of it to do."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
-    for layer in range(problem.num_layers):
-        inputs = problem.input_size if layer == 0 else problem.directions * problem.hidden_size
+    for inputs in _input_sizes(problem):
         gates = 3 * problem.hidden_size * problem.directions
         flops = 2 * rows * inputs * gates / _flops(problem, device)
         moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
         microseconds += max(flops, _from_l2_or_memory(moved, device))
     return Cost(projection=microseconds)
+
+
+def _arranging(problem: Problem, config: Config, device: Device) -> Cost:
+    """Return the cost of laying out what cuBLAS has multiplied, and of what it takes beside our one launch a layer.
+
+    That is a launch more for each direction. The products are read and written while they are in the L2.
+    """
+    read = problem.batch_size * problem.hidden_size
+    written = -(-problem.batch_size // config.rows) * config.rows * config.padded_hidden
+    numbers = problem.num_layers * problem.directions * problem.steps * 3 * (read + written)
+    moved = _from_l2(numbers * problem.dtype.itemsize, device)
+    return Cost(launch=_LAUNCH * problem.num_layers * problem.directions, projection=moved)
 
 
 def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:

@@ -4,19 +4,21 @@ By what was measured on such a device where there is a tuned table (triton_gru/t
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ..triton_versions import copies_shared_operands
-from .config import Config, StepConfig
+from .config import CUBLAS, Config, Projection, StepConfig, implementation
 from .cost import Cost, call_cost
 from .device import Device, why_none
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
 from .tables import lookup
 from .tables.lookup import Verdict
+from .validity import why_no_projection
 
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
@@ -35,6 +37,8 @@ class Plan:
         tuned: whether it comes from a table.
         reason: why this kernel.
         others: what `rejected` says of the others, and is put into words when it is asked.
+        projection: how the input projection is made; None by a kernel of ours with its usual tile.
+        other_projection: what is to be said of the other way, ours or cuBLAS's, put into words when it is asked.
     """
 
     problem: Problem
@@ -45,6 +49,13 @@ class Plan:
     reason: str
     others: tuple[tuple[str, object], ...]
     tuned: bool = False
+    projection: Projection | None = None
+    other_projection: object = ""
+
+    @property
+    def implementation(self) -> str:
+        """Return what it is called where implementations are compared: ``"grid+cublas"``."""
+        return implementation(self.kernel, self.projection)
 
     @property
     def rejected(self) -> tuple[tuple[str, str], ...]:
@@ -56,6 +67,11 @@ class Plan:
         lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {device}"]
         if self.config is not None:
             lines.append(f"  config    {self.config} from {self.source}")
+            if self.other_projection:
+                taken, other = self.projection or "our kernel in its usual tile", CUBLAS
+                if taken == CUBLAS:
+                    other = "our kernel"
+                lines.append(f"  inputs    {taken}; not {other}: {self.other_projection}")
             if words := _shortcoming(self.config, self.problem):
                 lines.append(f"  Triton    {words}")
         lines += [f"  not {kernel}: {why}" for kernel, why in self.rejected]
@@ -63,65 +79,98 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, device: Device | None, backend: str = "auto") -> Plan:
+def choose(problem: Problem, device: Device | None, backend: str = "auto", use_tables: bool = True) -> Plan:
     """The plan for a problem on a device (None: one where no kernel runs).
+
+    Without ``use_tables`` it is what there would be without any table.
 
     Raises:
         ValueError: ``backend`` names no backend.
         RuntimeError: ``backend`` names one that cannot serve this problem. ``"auto"`` never raises.
     """
     check_backend(backend)
-    if backend != "auto":
-        option = _option(backend, problem, device)
-        if isinstance(option, str):
-            raise RuntimeError(
-                f"backend={backend!r} cannot serve this call: {option} ({problem}). backend='auto' serves every call"
-            )
-        return Plan(problem, device, backend, *option[:2], "asked for by name", (), option[2])
     options, rejected = {}, {}
-    for kernel in (*KERNELS, "torch"):
-        option = _option(kernel, problem, device)
-        (rejected if isinstance(option, str) else options)[kernel] = option
+    for kernel in (*KERNELS, "torch") if backend == "auto" else (backend,):
+        for name, option in _options(kernel, problem, device, use_tables).items():
+            (rejected if isinstance(option, str) else options)[name] = option
+    if backend != "auto" and backend not in options:
+        raise RuntimeError(
+            f"backend={backend!r} cannot serve this call: {rejected[backend]} ({problem}). "
+            "backend='auto' serves every call"
+        )
     if not options:
         reason = "the only implementation of this variant that serves the call"
         return Plan(problem, device, "reference", None, "", reason, tuple(rejected.items()))
-    others = tuple(rejected.items())
-    if len(options) > 1 and (verdict := lookup.verdict(problem, device, options)):
-        return _measured(problem, device, verdict, options, others)
-    if len(options) > 1:
-        kernel, slower = _cheapest(options, problem, device)
-        reason = _REASONS.get(kernel, "no kernel is expected to be clearly faster than torch's own GRU")
+    verdict = lookup.verdict(problem, device, options) if use_tables and len(options) > 1 else None
+    # Of a kernel asked for by name the nearest measurement counts, unless one tells its projections apart.
+    if verdict and (backend == "auto" or options.keys() <= verdict.milliseconds.keys()):
+        name, reason, slower = _measured(verdict, options)
+        options[name] = options[name]._replace(
+            config=verdict.config, projection=verdict.projection, source=verdict.source, tuned=bool(verdict.config)
+        )
+    elif len(options) > 1:
+        name, slower = _cheapest(options, problem, device)
+        reason = _REASONS.get(options[name].kernel, "no kernel is expected to be clearly faster than torch's own GRU")
     else:
-        (kernel,), slower = options, ()
-        reason = _REASONS.get(kernel, "torch's own GRU serves everything else")
-    config, source, tuned = options[kernel]
-    return Plan(problem, device, kernel, config, source, reason, others + slower, tuned)
+        (name,), slower = options, {}
+        reason = _REASONS.get(name, "torch's own GRU serves everything else")
+    kernel, config, projection, source, tuned = options[name]
+    if backend != "auto":
+        reason = "asked for by name"
+    # Of the kernels that are not taken, that with our own projection says enough.
+    others = rejected | slower
+    same = others.get(implementation(kernel, None if projection == CUBLAS else CUBLAS), "")
+    others = tuple((each, why) for each, why in others.items() if each in BACKENDS and each != kernel)
+    return Plan(problem, device, kernel, config, source, reason, others, tuned, projection, same)
+
+
+class _Option(NamedTuple):
+    """What may serve a call.
+
+    Attributes:
+        config: None if the kernel has none to choose.
+        source, tuned: of `Plan`.
+    """
+
+    kernel: str
+    config: Config | None = None
+    projection: Projection | None = None
+    source: str = ""
+    tuned: bool = False
 
 
 # What is estimated to be less than a tenth faster may as well be slower.
 _CLEARLY = 0.9
 
 
-def _cheapest(options: dict, problem: Problem, device: Device) -> tuple[str, tuple]:
-    """By count, and what is to be said of the others. Ours have to be clearly faster than torch's own GRU.
+def _cheapest(options: dict[str, _Option], problem: Problem, device: Device) -> tuple[str, dict]:
+    """Return the cheapest by count, and what is to be said of the others.
 
-    Several steps are compared as in a CUDA graph, where torch's launches cost least.
+    cuBLAS has to be clearly faster than our own projection, and we clearly faster than torch's own GRU. Several steps
+    are compared as in a CUDA graph, where torch's launches cost least.
     """
     in_graph = problem.steps > 1
-    costs = {kernel: call_cost(problem, option[0], device, in_graph) for kernel, option in options.items()}
-    kernel = min(costs, key=lambda kernel: costs[kernel].total * (_CLEARLY if kernel == "torch" else 1))
-    return kernel, tuple((each, _Slower(costs[each], kernel, costs[kernel])) for each in costs if each != kernel)
+    costs = {
+        name: call_cost(problem, option.config, device, in_graph, option.projection) for name, option in options.items()
+    }
+
+    def weighed(name: str) -> float:
+        option = options[name]
+        if option.projection == CUBLAS and costs[name].total > _CLEARLY * costs[option.kernel].total:
+            return math.inf
+        return costs[name].total * (_CLEARLY if name == "torch" else 1)
+
+    taken = min(costs, key=weighed)
+    return taken, {name: _Slower(costs[name], taken, costs[taken]) for name in costs if name != taken}
 
 
-def _measured(problem: Problem, device: Device, verdict: Verdict, options: dict, others: tuple) -> Plan:
-    """The plan where one of ``options`` was measured to be the fastest."""
-    measured = {kernel: f"measured {ms:.4g} ms" for kernel, ms in verdict.milliseconds.items()}
-    slower = ((kernel, measured.get(kernel, "not measured")) for kernel in options if kernel != verdict.winner)
+def _measured(verdict: Verdict, options: dict) -> tuple[str, str, dict]:
+    """Return which of ``options`` was measured to be the fastest, the reason to take it, and what others took."""
+    measured = {name: f"measured {ms:.4g} ms" for name, ms in verdict.milliseconds.items()}
+    slower = {name: measured.get(name, "not measured") for name in options if name != verdict.winner}
     ours = "no other is clearly faster, nor torch's own GRU in any mode"
     why = "no kernel is as fast both eager and in a graph" if verdict.winner == "torch" else ours
-    reason = f"{measured[verdict.winner]}, and {why} ({verdict.source})"
-    tuned = verdict.config is not None
-    return Plan(problem, device, verdict.winner, verdict.config, verdict.source, reason, (*others, *slower), tuned)
+    return verdict.winner, f"{measured[verdict.winner]}, and {why} ({verdict.source})", slower
 
 
 def check_backend(backend: str) -> None:
@@ -134,13 +183,32 @@ def forget() -> None:
     choose.cache_clear()
 
 
-def _option(kernel: str, problem: Problem, device: Device | None) -> tuple[Config | None, str, bool] | str:
-    """A kernel's configuration (None if it has none to choose), its source and whether it is tuned; or why it cannot
-    serve."""
+def _options(kernel: str, problem: Problem, device: Device | None, use_tables: bool) -> dict[str, _Option | str]:
+    """Return by name how a kernel may serve a problem, with our own projection and with cuBLAS's; or why it cannot."""
     if kernel == "reference":
-        return None, "", False
+        return {kernel: _Option(kernel)}
     if kernel == "torch":
-        return problem.reason_against_torch or (None, "", False)
+        return {kernel: problem.reason_against_torch or _Option(kernel)}
+    if reason := _obstacle(problem, device):
+        return {kernel: reason}
+    config = heuristic(kernel, problem, device)
+    if isinstance(config, str):
+        return {kernel: config}
+    options = {}
+    is_whole = isinstance(config, StepConfig) and problem.single_step
+    for projection in (None,) if is_whole else (None, CUBLAS):
+        name = implementation(kernel, projection)
+        if reason := why_no_projection(projection, config, problem, device):
+            options[name] = reason
+        elif found := use_tables and lookup.configuration(name, problem, device):
+            options[name] = _Option(kernel, *found, tuned=True)
+        else:
+            options[name] = _Option(kernel, config, projection, "heuristic")
+    return options
+
+
+def _obstacle(problem: Problem, device: Device | None) -> str:
+    """Return why no kernel can serve a problem; empty if one may."""
     if problem.obstacle:
         return problem.obstacle
     if device is None:
@@ -149,12 +217,7 @@ def _option(kernel: str, problem: Problem, device: Device | None) -> tuple[Confi
         return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"no kernel for {str(problem.dtype)[6:]}"
-    config = heuristic(kernel, problem, device)
-    if isinstance(config, str):
-        return config
-    if found := lookup.configuration(kernel, problem, device):
-        return *found, True
-    return config, "heuristic", False
+    return ""
 
 
 _REASONS = {

@@ -22,6 +22,7 @@ class Problem:
         resets: whether sequences restart on the way.
         precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
         obstacle: why no kernel can serve the call, by what is not said here (grad mode, ...); empty if nothing.
+        cublas_obstacle: why cuBLAS cannot make the input projection, by torch's settings; empty if nothing.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Problem:
     layout: str = "dense"
     resets: bool = False
     obstacle: str = ""
+    cublas_obstacle: str = ""
 
     @property
     def directions(self) -> int:

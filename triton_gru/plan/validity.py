@@ -4,7 +4,18 @@ Sizes are limited by what a launch takes, and by what the 32-bit numbers hold th
 are no limit: kernels find them in 64 bits, whatever the strides.
 """
 
-from .config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig, projection_config
+from .config import (
+    ARRANGED,
+    CUBLAS,
+    HANDOVERS,
+    BlockConfig,
+    Config,
+    GridConfig,
+    Projection,
+    ProjectionConfig,
+    StepConfig,
+    projection_config,
+)
 from .device import Device
 from .problem import Problem, Shape
 
@@ -20,6 +31,8 @@ LARGEST = 2**31 - 1 - 128
 GRID_REGISTERS, _MOST_GRID_REGISTERS, _MOST_STATE_REGISTERS = 192, 230, 64
 # The same of ``block``: weights, and sums of three gates.
 _MOST_BLOCK_REGISTERS = 210
+# The same of our own projection, for sums.
+_MOST_TILE_REGISTERS = 128
 
 
 def too_old(device: Device) -> str:
@@ -116,6 +129,30 @@ def _against_step(config: StepConfig, shape: Shape) -> str:
 _REASONS = {BlockConfig: _against_block, GridConfig: _against_grid, StepConfig: _against_step}
 
 
+def why_no_projection(projection: Projection | None, config: Config, problem: Problem, device: Device) -> str:
+    """Return why a scan's projection cannot be made so; empty if it can. None stands for the usual tile."""
+    if isinstance(config, StepConfig) and problem.single_step:
+        return "" if projection is None else "there is no projection: a single step is made as a whole"
+    if projection is None:
+        return ""
+    if projection == CUBLAS:
+        if problem.layout != "dense":
+            return "sequences of unequal lengths: cuBLAS would multiply what is behind their ends, too"
+        return problem.cublas_obstacle or _why_too_large_projection(ARRANGED, config, problem)
+    return _against_tile(projection, config, problem, device) or _why_too_large_projection(projection, config, problem)
+
+
+def _against_tile(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
+    itemsize = problem.dtype.itemsize
+    if not (_power(tile.rows, 16, 256) and _power(tile.cols, max(16, config.rows), 256)):
+        return "a tile has 16 to 256 rows and columns, powers of two, and whole tiles of the scan's"
+    if not _power(tile.depth * itemsize, 32, 256) or not _power(tile.num_warps, 1, 8) or tile.num_stages > 5:
+        return "a tile is 32 to 256 bytes deep, of up to 8 warps and 5 stages"
+    if tile.rows * tile.cols > 32 * tile.num_warps * _MOST_TILE_REGISTERS:
+        return "not the registers"
+    return "not the shared memory" if tile.shared_memory(itemsize) > device.shared_memory else ""
+
+
 def for_problem(config: Config, problem: Problem, device: Device) -> Config:
     """Return a configuration found for another batch as it is for this problem's."""
     if not isinstance(config, GridConfig):
@@ -128,12 +165,16 @@ def why_too_large(config: Config, problem: Problem) -> str:
     for name in ("steps", "batch_size", "input_size", "hidden_size"):
         if (size := getattr(problem, name)) > LARGEST:
             return f"{name} {size} is too large: kernels count in 32 bits, to {LARGEST}"
-    rows = -(-problem.batch_size // config.rows) * config.rows
-    grids = [config.launch_grid(problem.batch_size, problem.directions)]
-    for aligned in (True, False):
-        tile = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
-        grids.append(tile.launch_grid(rows, config.padded_hidden, problem.directions))  # several steps are fewer
-    return next(filter(None, map(_why_no_launch, grids)), "")
+    usual = (projection_config(problem.hidden_size, problem.dtype, problem.precision, each) for each in (True, False))
+    reasons = (_why_too_large_projection(tile, config, problem) for tile in usual)
+    scan = _why_no_launch(config.launch_grid(problem.batch_size, problem.directions))
+    return scan or next(filter(None, reasons), "")
+
+
+def _why_too_large_projection(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
+    """Return why a step's projection is too large to be launched. Several steps are at once only if they are small."""
+    pairs = -(-problem.batch_size // config.rows) * config.rows
+    return _why_no_launch(tile.launch_grid(pairs, config.padded_hidden, problem.directions))
 
 
 def _why_no_launch(grid: tuple[int, ...]) -> str:

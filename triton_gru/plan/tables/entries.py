@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import HANDOVERS, BlockConfig, Config, GridConfig, StepConfig
+from ..config import HANDOVERS, BlockConfig, Config, GridConfig, ProjectionConfig, StepConfig, parts
 from ..problem import Key
 from .revision import stale
 
@@ -15,12 +15,13 @@ Quantiles = tuple[float, float, float]  # p20, p50, p80
 
 @dataclass(frozen=True)
 class Result:
-    """A kernel in its best configuration, or torch's own GRU.
+    """An implementation (see `config.implementation`) in its best configuration; torch's own GRU has none.
 
     Attributes:
         revision: of the kernel's code (see `revision`), empty for torch.
         eager_ms, graph_ms: quantiles of a call; graph_ms is None where there are no graphs.
         heuristic_ms: the median of the kernel as it would be without the table, in the mode of ``ms``; None if unknown.
+        tile: of our own input projection, None where it is the usual one, or there is none of ours.
     """
 
     config: Config | None
@@ -28,6 +29,7 @@ class Result:
     eager_ms: Quantiles
     graph_ms: Quantiles | None
     heuristic_ms: float | None = None
+    tile: ProjectionConfig | None = None
 
     @property
     def ms(self) -> float:
@@ -50,8 +52,10 @@ class Entry:
     @property
     def stale(self) -> str:
         """Why it may no longer hold; empty if it does."""
-        reasons = (stale(kernel, result.revision, self.env) for kernel, result in self.results.items())
-        return next(filter(None, reasons), "")
+        kernels = {parts(name)[0]: result.revision for name, result in self.results.items()}
+        if any(parts(name)[1] for name in self.results):  # cuBLAS comes with torch
+            kernels["torch"] = ""
+        return next(filter(None, (stale(kernel, revision, self.env) for kernel, revision in kernels.items())), "")
 
 
 def entry_of(raw) -> Entry:
@@ -87,10 +91,13 @@ def config_of(kernel: str, raw: dict) -> Config:
 
 def _result(name: str, raw: dict) -> Result:
     _refuse_unknown(raw, Result)
-    config = None if name == "torch" else config_of(name, raw["config"])
+    kernel, projection = parts(name)
+    config = None if name == "torch" else config_of(kernel, raw["config"])
     graph_ms = None if raw["graph_ms"] is None else _quantiles(raw["graph_ms"])
     heuristic_ms = None if raw["heuristic_ms"] is None else _time(raw["heuristic_ms"])
-    return Result(config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms)
+    # An earlier version had no tiles.
+    tile = None if projection or raw.get("tile") is None else _fields(raw["tile"], ProjectionConfig)
+    return Result(config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms, tile)
 
 
 def _refuse_unknown(raw: dict, kind: type) -> None:

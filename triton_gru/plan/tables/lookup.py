@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-from ..config import Config
+from ..config import Config, Projection, parts
 from ..device import Device
 from ..problem import Key, Problem
-from ..validity import for_problem, why_not
+from ..validity import for_problem, why_no_projection, why_not
 from . import store
 from .entries import Entry, Result
 
@@ -40,10 +40,11 @@ class Source(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Which kernel is to be taken and how, the medians of all that were measured beside it, and where that stands."""
+    """Which implementation is to be taken and how, the medians of all that were measured, and where that stands."""
 
     winner: str
     config: Config | None
+    projection: Projection | None
     milliseconds: dict[str, float]
     source: str
 
@@ -53,12 +54,20 @@ _memory: dict[Device, dict[Key, Entry]] = {}
 _failing: set[tuple[Device, Config]] = set()
 
 
-def configuration(kernel: str, problem: Problem, device: Device) -> tuple[Config, str] | None:
-    """Return a kernel's configuration measured nearest to a problem, and where it stands; None if none holds for it."""
-    for entry, source in _nearest(problem.key(), device):
-        result = entry.results.get(kernel)
+def configuration(name: str, problem: Problem, device: Device) -> tuple[Config, Projection | None, str] | None:
+    """Return how an implementation was fastest nearest to a problem, and where that stands; None if none holds for it.
+
+    Where cuBLAS's projection was not measured, the scan is configured as with ours. A tile of our own holds where a
+    verdict does.
+    """
+    wanted = problem.key()
+    kernel, projection = parts(name)
+    for entry, source in _nearest(wanted, device):
+        result = entry.results.get(name) or entry.results.get(kernel)
         if result and (config := _runnable(result, problem, device)):
-            return config, source
+            if projection is None and _decides(entry.key, wanted):
+                projection = _tile(result, config, problem, device)
+            return config, projection, source
     return None
 
 
@@ -68,15 +77,17 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
     for entry, source in _nearest(wanted, device):
         if not _decides(entry.key, wanted) or ("torch" in options and "torch" not in entry.results):
             continue
-        configs = {kernel: _runnable(result, problem, device) for kernel, result in entry.results.items()}
+        configs = {name: _runnable(result, problem, device) for name, result in entry.results.items()}
         times = {
-            kernel: entry.results[kernel].ms
-            for kernel, config in configs.items()
-            if kernel in options and (config or kernel == "torch")
+            name: entry.results[name].ms
+            for name, config in configs.items()
+            if name in options and (config or name == "torch")
         }
         if times:
             winner = entry.winner if entry.winner in times else min(times, key=times.get)
-            return Verdict(winner, configs[winner], times, source)
+            result, config = entry.results[winner], configs[winner]
+            projection = parts(winner)[1] or (config and _tile(result, config, problem, device))
+            return Verdict(winner, config, projection, times, source)
     return None
 
 
@@ -86,6 +97,11 @@ def _runnable(result: Result, problem: Problem, device: Device) -> Config | None
         return None
     config = for_problem(result.config, problem, device)
     return None if why_not(config, problem, device) or (device, config) in _failing else config
+
+
+def _tile(result: Result, config: Config, problem: Problem, device: Device) -> Projection | None:
+    """Return the result's tile of the projection, None if it has none or cannot run."""
+    return None if why_no_projection(result.tile, config, problem, device) else result.tile
 
 
 def _distance(key: Key, wanted: Key) -> tuple[float, ...]:
