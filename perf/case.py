@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
+from triton_gru.tuning.example import pinned
 
 from .record import RESET_BEFORE, STREAMING, Row
 
@@ -102,23 +102,9 @@ class Case:
     def _fp32_precision(self) -> str | None:
         return PRECISIONS[self.precision][1] if self.dtype == torch.float32 else None
 
-    @contextlib.contextmanager
-    def pinned(self) -> Iterator[None]:
-        """Set torch's precision of fp32 products to the case's, in recurrent networks and everywhere else.
-
-        In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores
-        for bf16, too.
-        """
-        precision = self._fp32_precision or "tf32"
-        recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-        before = recurrent.fp32_precision, products.fp32_precision
-        recurrent.fp32_precision = precision
-        products.allow_tf32 = precision == "tf32"  # sets fp32_precision, too; where they differ reading this one raises
-        try:
-            yield
-        finally:
-            recurrent.fp32_precision, products.allow_tf32 = before[0], before[1] == "tf32"
-            products.fp32_precision = before[1]
+    def pinned(self) -> contextlib.AbstractContextManager:
+        """Set torch's precision of fp32 products to the case's, in recurrent networks and everywhere else."""
+        return pinned(*PRECISIONS[self.precision])
 
     def module(self, device: str) -> nn.GRU:
         """Return a fresh GRU in eval(): torch's, or in plain torch ours that resets before.

@@ -1,13 +1,16 @@
 """Calls of a kernel by name, checked against float64, with proof that it was the kernel that ran."""
 
 import contextlib
+import dataclasses
+from unittest import mock
 
 import torch
 
 import triton_gru
-from triton_gru.launch import call_cache
+from triton_gru.launch import call_cache, route
 from triton_gru.plan import planner
 from triton_gru.plan.heuristic import HEURISTICS
+from triton_gru.plan.planner import choose
 
 from .conftest import poisoned
 from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
@@ -95,3 +98,12 @@ def configured(kernel, config):
         HEURISTICS[kernel] = heuristic
         planner.forget()
         call_cache.forget()
+
+
+@contextlib.contextmanager
+def projected(projection):
+    """Inside, calls of kernels have this projection, whatever they are."""
+    call_cache.forget()
+    with mock.patch.object(route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)):
+        yield
+    call_cache.forget()

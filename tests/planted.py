@@ -42,9 +42,10 @@ class PlantedBench:
 
     @contextlib.contextmanager
     def opened(self, problem):
-        if self._stop_at is not None and len(self.problems) == self._stop_at:
-            raise KeyboardInterrupt
-        self.problems.append(problem)
+        if problem not in self.problems[-1:]:  # each is opened twice
+            if len(self.problems) == self._stop_at:
+                raise KeyboardInterrupt
+            self.problems.append(problem)
         yield
 
     def judge(self, candidate):

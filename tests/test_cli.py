@@ -24,7 +24,7 @@ def test_info_without_a_gpu(monkeypatch, capsys):
 
 
 def test_info_lists_what_is_served(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_here", lambda: [KNOWN["H200"], dataclasses.replace(KNOWN["A100"], arch="sm_75")])
+    monkeypatch.setattr(cli, "gpus", lambda: [KNOWN["H200"], dataclasses.replace(KNOWN["A100"], arch="sm_75")])
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "block fp16  hidden_size up to 192" in printed

@@ -111,5 +111,5 @@ def test_it_has_an_answer_for_every_configuration(device):
     for hidden, batch in ((1, 1), (64, 3), (200, 100), (1024, 16), (5000, 1)):
         for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
             problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
-            for _, config in candidates(problem, device):
+            for _, config, _ in candidates(problem, device):
                 assert 0 < call_cost(problem, config, device).total < 1e7

@@ -154,7 +154,7 @@ def test_what_no_longer_fits_is_passed_over(tables):
 
 
 def test_info_says_what_is_in_force_and_what_is_stale(tables, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_here", lambda: [H200])
+    monkeypatch.setattr(cli, "gpus", lambda: [H200])
     assert cli.main(["info"]) == 0
     assert "for other shapes, the heuristic" in capsys.readouterr().out
     fresh = entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0))

@@ -12,7 +12,7 @@ from ._version import __version__
 from .accuracy import PRECISIONS, check
 from .commands import table, tune
 from .commands.arguments import DTYPES, form_parser, place, positive, problem_of
-from .plan.device import KNOWN, Device, find, limited, most_sms, why_none
+from .plan.device import KNOWN, Device, find, gpus, limited, most_sms, why_none
 from .plan.heuristic import HEURISTICS
 from .plan.planner import BACKENDS, choose
 from .plan.tables import lookup, store
@@ -47,14 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 _NONE = "there is no GPU for the kernels"
 
 
-def _here() -> list[Device]:
-    """Return the GPUs on which kernels run."""
-    return [found for i in range(torch.cuda.device_count()) if (found := find(torch.device("cuda", i)))]
-
-
 def _info(options) -> int:
     print(f"triton-gru {__version__}, torch {torch.__version__}, triton {triton.__version__}, {platform.platform()}")
-    devices = _here()
+    devices = gpus()
     if not devices:
         print(f"{_NONE} ({why_none()}): GRUs run as torch's own")
     for device in devices:
@@ -63,7 +58,7 @@ def _info(options) -> int:
             for precision, (dtype, fp32_precision) in PRECISIONS.items():
                 print(f"  {kernel:5} {precision:5} {_served(kernel, device, dtype, fp32_precision)}")
         print(_tables(device))
-    print(f"\ntables of this user: {store.user_directory() or 'nowhere, there is no home'}")
+    print(f"\ntables of this user: {store.user_directory() or 'nowhere, there is no home'} (`triton-gru table show`)")
     return 0
 
 
@@ -95,7 +90,7 @@ def _explain(options) -> int:
     dtype = DTYPES[options.dtype]
     problem = problem_of(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
-        device = KNOWN[options.device] if options.device else next(iter(_here()), None)
+        device = KNOWN[options.device] if options.device else next(iter(gpus()), None)
         device = device and limited(device, options.max_sms or most_sms())
         print(choose(problem, device, options.backend))
     except (RuntimeError, ValueError) as refusal:

@@ -8,7 +8,7 @@ import torch
 from triton_gru.launch import execute
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
-from triton_gru.tuning.compile_pool import MOST_STACK, compile_candidate, compile_scan, stack_bytes
+from triton_gru.tuning.compile_pool import MOST_STACK, compile_call, compile_candidate, stack_bytes
 from triton_gru.tuning.example import example
 from triton_gru.tuning.space import Candidate
 
@@ -24,7 +24,7 @@ def test_it_is_the_same_as_of_a_call(fields):
     problem = dataclasses.replace(PROBLEM, **fields)
     kernel = "step" if problem.steps == 1 else "grid"
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
-    found = compile_scan(problem, candidate, device)
+    found = compile_call(problem, candidate, device)[-1]
     with example(problem, "cpu") as each:  # whose tensors have addresses
         made = list(execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)))
     kernels = [each.kernel for each in made]

@@ -16,11 +16,13 @@ import triton_gru
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute, grid, hang
-from triton_gru.plan.config import HANDOVERS, BlockConfig, GridConfig, StepConfig
-from triton_gru.plan.planner import KERNELS
+from triton_gru.plan.config import HANDOVERS, BlockConfig, GridConfig, Projection, StepConfig
+from triton_gru.plan.planner import KERNELS, choose
+from triton_gru.plan.problem import Problem
 from triton_gru.plan.validity import why_not
+from triton_gru.tuning.space import projections
 
-from ..calls import LAYOUTS, check_results, configured, make_call, make_gru, run_checked
+from ..calls import LAYOUTS, check_results, configured, make_call, make_gru, projected, run_checked
 from ..conftest import poisoned
 from .device import Emulated
 
@@ -74,6 +76,9 @@ def matrix(draw: random.Random, gpu: Emulated) -> str:
             if reason:
                 raise Skipped(reason)
             stack.enter_context(configured(kernel, config))
+        projection = _draw_projection(draw, gru, bind_gru(gru, call[0], hx, **call[1]).problem, gpu)
+        stack.enter_context(projected(projection))
+        described += f", {projection}"
         _check_call(gpu, gru, x, hx, precision, ends, *call)
         if draw.random() < 0.3:  # the next call of the same kind is prepared
             _check_call(gpu, gru, x, hx, precision, ends, *call)
@@ -115,6 +120,16 @@ def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
     if "resets" in ends:
         options["resets"] = torch.rand(x.shape[:2]) < 0.3
     return x, options
+
+
+def _draw_projection(draw: random.Random, gru, problem: Problem, gpu: Emulated) -> Projection | None:
+    """Return how the inputs are projected: half of the time the usual way, else by cuBLAS or in another tile."""
+    try:
+        config = choose(problem, gpu.device, gru.backend).config
+    except RuntimeError:
+        return None
+    ways = projections(problem, config, gpu.device)
+    return draw.choice([None, None, *ways[:1], *([draw.choice(ways)] if ways else [])])
 
 
 def _draw_config(draw: random.Random, kernel: str, hidden: int, batch: int, precision: str, directions: str):

@@ -6,14 +6,15 @@ import re
 import pytest
 import torch
 
-from triton_gru.plan.config import GridConfig
+from triton_gru.plan.config import CUBLAS, BlockConfig, GridConfig
 
-from ..calls import configured, make_call, run_checked
+from ..calls import configured, make_call, projected, run_checked
 from .machine import Fault
 
 # For each kernel the call that executes it: backend, precision, hidden size, batch, steps, input size.
 CALLS = {
     "input_projection": ("block", "fp16", 64, 9, 3, 130),
+    "arrange_products": ("block", "tf32", 64, 17, 3, 16),  # tiles of 16 rows, through shared memory
     "block_scan": ("block", "tf32", 100, 17, 3, 16),
     "grid_scan": ("grid", "fp16", 64, 9, 4, 16),
     "step_scan": ("step", "bf16", 264, 9, 3, 16),
@@ -37,6 +38,14 @@ FAULTS = {
     "projection: copies are not waited for": ("input_projection", *COPIED, 0, "SHARED_NOT_WAITED_FOR"),
     "projection: products are not waited for": ("input_projection", r"wgmma\.wait_group\S+ 0;", "", 0, "UNDEFINED"),
     "projection: wgmma is not fenced": ("input_projection", r"fence\.proxy\.async\S*;", "", 0, "SHARED_NOT_FENCED"),
+    "arranging: a barrier is gone": ("arrange_products", *BARRIER, -1, "SHARED"),
+    "arranging: an index of the products": (
+        "arrange_products", r"(ld\.global\S* \{.*?\}, \[ ?%rd\d+) \+ 0", r"\1 + 16", 0, f"OUT_OF|{WRONG}",
+    ),
+    "arranging: an index of the result": (
+        "arrange_products", r"(st\.global\S* \[ ?%rd\d+) \+ 0", r"\1 + 16", 0, f"OUT_OF|{WRONG}",
+    ),
+    "arranging: a guard is negated": ("arrange_products", r"@(%p\d+ st\.global)", r"@!\1", 0, WRONG),
     "block: a barrier is gone": ("block_scan", *BARRIER, 1, "SHARED"),
     "block: the last barrier is gone": ("block_scan", *BARRIER, -1, "SHARED"),
     "block: an index of the gates": ("block_scan", r"(ld\.global\.nc\.b32 %r\d+, \[%rd\d+)\]", r"\1+4]", 2, WRONG),
@@ -84,7 +93,12 @@ def call(gpu, kernel: str) -> None:
     """Execute the kernel, and check what comes out."""
     backend, precision, hidden, batch, steps, inputs = CALLS[kernel]
     config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, "flag")
-    with configured("grid", config) if backend == "grid" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if backend == "grid":
+            stack.enter_context(configured("grid", config))
+        elif kernel == "arrange_products":
+            stack.enter_context(configured("block", BlockConfig(64, 1, 16, 1, 3, 4)))
+            stack.enter_context(projected(CUBLAS))
         gru, x, hx = make_call(
             backend, hidden, batch, steps, precision, "time_first", True, 1, True, True, "cpu", inputs=inputs
         )

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 
+from ..plan.cost import call_cost
 from ..plan.device import Device
+from ..plan.planner import choose
 from ..plan.problem import Problem
 from ..tuning.progress import Progress, Say, duration, shape_words, three_digits
 from ..tuning.space import candidates
 from ..tuning.tuner import Tuned
-from ..tuning.untuned import untuned
 
 _BAR = 14  # characters
 _EVERY = 10.0  # seconds between two lines about the same shape
@@ -77,15 +78,18 @@ def listing(problems: list[Problem], device: Device) -> str:
         _columns("", "shape", "candidates", "untuned", "ms"),
     ]
     for number, problem in enumerate(problems, 1):
-        plan = untuned(problem, device)
-        kernel, ms = (plan.kernel, three_digits(plan.ms)) if plan else ("none", "")
+        plan = choose(problem, device, use_tables=False)
+        ms = ""
+        if plan.kernel != "reference":
+            cost = call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
+            ms = three_digits(cost.total / 1000)
         tried = len(candidates(problem, device))
-        lines.append(_columns(str(number), shape_words(problem.key()), str(tried), kernel, ms))
+        lines.append(_columns(str(number), shape_words(problem.key()), str(tried), plan.implementation, ms))
     return "\n".join([*lines, "ms: of a call untuned, estimated by count"])
 
 
 def _columns(number: str, shape: str, tried: str, kernel: str, ms: str) -> str:
-    return f"{number:>4}  {shape:40} {tried:>10}  {kernel:8} {ms:>7}"
+    return f"{number:>4}  {shape:40} {tried:>10}  {kernel:12} {ms:>7}"
 
 
 def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> str:

@@ -12,7 +12,8 @@ from ..plan.device import KNOWN, Device, gpus
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
-from ..plan.validity import for_problem, why_not
+from ..plan.validity import for_problem, why_no_projection, why_not
+from ..tuning.progress import three_digits
 
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 
@@ -143,17 +144,13 @@ _TITLES = ["shape", "winner", "ms", "x untuned", "x nn.GRU", "date", ""]
 def _row(entry: Entry) -> list[str]:
     winner, torchs = entry.results[entry.winner], entry.results.get("torch")
     return [
-        str(entry.key), entry.winner, _three_digits(winner.ms), _times(winner.heuristic_ms, winner.ms),
+        str(entry.key), entry.winner, three_digits(winner.ms), _times(winner.heuristic_ms, winner.ms),
         _times(torchs and torchs.ms, winner.ms), entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
     ]  # fmt: skip
 
 
 def _times(slower: float | None, faster: float) -> str:
-    return _three_digits(slower / faster) if slower else "-"
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 99.95 else f"{number:#.3g}"
+    return three_digits(slower / faster) if slower else "-"
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
@@ -213,8 +210,11 @@ def _cannot_run(entry: Entry, device: Device) -> list[str]:
         problem = entry.key.problem()
     except ValueError as error:
         return [f"{entry.key}: {error}"]
-    configs = {name: result.config for name, result in entry.results.items() if result.config}
-    reasons = {name: why_not(for_problem(each, problem, device), problem, device) for name, each in configs.items()}
+    reasons = {}
+    for name, result in entry.results.items():
+        if result.config:
+            config = for_problem(result.config, problem, device)
+            reasons[name] = why_not(config, problem, device) or why_no_projection(result.tile, config, problem, device)
     return [f"{entry.key}: {name}: {why}" for name, why in reasons.items() if why]
 
 

@@ -126,7 +126,7 @@ class Bench:
 
 
 def _plan(device: Device, candidate: Candidate, problem: Problem) -> Plan:
-    return Plan(problem, device, *candidate, "", "", ())
+    return Plan(problem, device, candidate.kernel, candidate.config, "", "", (), projection=candidate.projection)
 
 
 def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable:

@@ -58,17 +58,23 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
     """
     pretend(device)
     try:
-        stack = stack_bytes(compile_scan(problem, candidate, device))
+        *projection, scan = compile_call(problem, candidate, device)
+        chosen = [scan, *projection] if candidate.projection else [scan]
+        stack = max(map(stack_bytes, chosen))
     finally:
         driver.set_active(None)  # the GPU that is there
     return "it spills registers" if stack > MOST_STACK else ""
 
 
-def compile_scan(problem: Problem, candidate: Candidate, device: Device):
-    """Compile all that a call launches, for the GPU that Triton takes for its own; return the compiled scan."""
+def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list:
+    """Compile all that a call launches, for the GPU that Triton takes for its own; return what is compiled, in order.
+
+    What is done by cuBLAS is left out.
+    """
     with example(shortest(problem), "meta") as each:
-        launches = execute.launches(each.call, candidate.config, device, *execute.allocate(each.call))
-        return [launch.compile() for launch in launches][-1]
+        results = execute.allocate(each.call)
+        launches = execute.launches(each.call, candidate.config, device, *results, projection=candidate.projection)
+        return [compiled for launch in launches if (compiled := launch.compile()) is not None]
 
 
 def stack_bytes(kernel) -> int:

@@ -30,14 +30,28 @@ class Example:
 
 @contextlib.contextmanager
 def example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
-    """Make an example. Inside, torch's precision of fp32 products in recurrent networks is the problem's."""
-    before = torch.backends.cudnn.rnn.fp32_precision
-    # With "ieee" torch forbids cuDNN the tensor cores in 16 bits, too.
-    torch.backends.cudnn.rnn.fp32_precision = problem.precision if problem.dtype == torch.float32 else "tf32"
-    try:
+    """Make an example. Inside, torch's precision of fp32 products is the problem's."""
+    with pinned(problem.dtype, problem.precision):
         yield _example(problem, device)
+
+
+@contextlib.contextmanager
+def pinned(dtype: torch.dtype, precision: str) -> Iterator[None]:
+    """Set torch's precision of fp32 products, in recurrent networks and everywhere else.
+
+    In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores for
+    bf16, too.
+    """
+    precision = precision if dtype == torch.float32 else "tf32"
+    recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = recurrent.fp32_precision, products.fp32_precision
+    recurrent.fp32_precision = precision
+    products.allow_tf32 = precision == "tf32"  # sets fp32_precision, too; where they differ reading this one raises
+    try:
+        yield
     finally:
-        torch.backends.cudnn.rnn.fp32_precision = before
+        recurrent.fp32_precision, products.allow_tf32 = before[0], before[1] == "tf32"
+        products.fp32_precision = before[1]
 
 
 def shortest(problem: Problem) -> Problem:

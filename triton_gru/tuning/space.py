@@ -5,25 +5,45 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..plan.config import BlockConfig, Config, StepConfig
+from ..plan.config import (
+    CUBLAS,
+    BlockConfig,
+    Config,
+    Projection,
+    ProjectionConfig,
+    StepConfig,
+    implementation,
+    projection_config,
+)
 from ..plan.cost import call_cost
 from ..plan.device import Device
 from ..plan.heuristic import HEURISTICS, cut_grid, heuristic
 from ..plan.problem import Problem
-from ..plan.validity import why_not
+from ..plan.validity import why_no_projection, why_not
 
 
 class Candidate(NamedTuple):
-    """A kernel in a configuration; ``"torch"``, torch's own GRU, has none."""
+    """A kernel in a configuration; ``"torch"``, torch's own GRU, has none.
+
+    Attributes:
+        projection: how the inputs are projected; None with the usual tile of our own.
+    """
 
     kernel: str
     config: Config | None
+    projection: Projection | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what it is called where implementations are compared."""
+        return implementation(self.kernel, self.projection)
 
     def __str__(self) -> str:
-        return str(self.config or self.kernel)
+        return " ".join(str(each) for each in (self.config or self.kernel, self.projection) if each)
 
 
 TORCH = Candidate("torch", None)
+IMPLEMENTATIONS = [implementation(kernel, projection) for kernel in HEURISTICS for projection in (None, CUBLAS)]
 # By count so many times slower than the cheapest: not tried.
 _OUT_OF_THE_QUESTION = 3.0
 
@@ -37,6 +57,30 @@ def candidates(problem: Problem, device: Device) -> list[Candidate]:
     costs = {each: call_cost(problem, each.config, device).total for each in found}
     limit = _OUT_OF_THE_QUESTION * min(costs.values(), default=0.0)
     return list(dict.fromkeys(first + [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]))
+
+
+def projections(problem: Problem, config: Config, device: Device) -> list[Projection]:
+    """Return the ways to project the inputs of a scan that are worth a try beside the usual one: cuBLAS, and tiles."""
+    tiles = (
+        ProjectionConfig(rows, cols, depth // problem.dtype.itemsize, warps, stages)
+        for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.ieee else _TILES)
+    )
+    usual = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
+    # Rows that are not aligned to 16 bytes have but one tile. Of the layers above the first all are, or none.
+    sizes = [problem.input_size] + [problem.directions * problem.hidden_size] * (problem.num_layers > 1)
+    if all(size * problem.dtype.itemsize % 16 for size in sizes):
+        tiles = ()
+    found = (each for each in (CUBLAS, *tiles) if each != usual)
+    return [each for each in found if not why_no_projection(each, config, problem, device)]
+
+
+# Rows, columns, bytes of depth, warps, stages: from what suits a few sequences' steps to what suits thousands.
+_TILES = (
+    (64, 16, 256, 4, 4), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 64, 128, 4, 3), (128, 64, 128, 4, 4),
+    (64, 128, 128, 4, 3), (128, 128, 128, 4, 3), (128, 128, 128, 8, 3), (128, 128, 64, 4, 4), (256, 64, 128, 8, 3),
+    (128, 256, 128, 8, 3), (256, 128, 128, 8, 3),
+)  # fmt: skip
+_IEEE_TILES = ((32, 32, 64, 4, 2), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2), (128, 64, 64, 8, 2), (64, 32, 128, 4, 2))
 
 
 def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:

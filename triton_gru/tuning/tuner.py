@@ -12,16 +12,18 @@ import torch
 
 from ..launch import call_cache
 from ..plan.device import capturing
-from ..plan.planner import forget
+from ..plan.planner import choose, forget
 from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Result
 from .bench import Bench
 from .progress import Say, Tracker, shape_words, three_digits
-from .run import Ranking, Run
+from .run import TOO_LATE, Ranking, Run
 from .shapes import Recorded
-from .space import Candidate, candidates
-from .untuned import untuned
+from .space import candidates
+
+# Where there is little time, the first shapes get so many seconds each, and others none. But so many shapes get some.
+_ENOUGH, _SHAPES_AT_LEAST = 20.0, 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Tuned:
         ranking: what was timed to the end, the fastest first: (candidate, median milliseconds in the last mode).
         kept: the table's file, None where it could not be written: then it holds for this process.
         known: it was there already, and nothing was measured.
-        untuned: the kernel that a plan would take without any table, or ``"torch"``.
+        untuned: the implementation that a plan would take without any table.
     """
 
     problem: Problem
@@ -77,8 +79,8 @@ class Tuned:
         winner = entry.results[entry.winner]
         lines = [str(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.known else "")]
         lines.append(_line("winner", entry.winner, winner.ms, winner))
-        others = [each for each in self.ranking if each[0] != Candidate(entry.winner, winner.config)]
-        lines += [_line("runner-up", each.kernel, ms) + f"  {each.config or ''}".rstrip() for each, ms in others[:1]]
+        others = [each for each in self.ranking if (each[0].name, each[0].config) != (entry.winner, winner.config)]
+        lines += [_line("runner-up", each.name, ms) + f"  {each}".rstrip() for each, ms in others[:1]]
         if winner.heuristic_ms:
             lines.append(_line("untuned", entry.winner, winner.heuristic_ms))
         if entry.winner != "torch" and (torchs := entry.results.get("torch")):
@@ -89,11 +91,11 @@ class Tuned:
 
 
 def _line(role: str, kernel: str, ms: float, result: Result | None = None) -> str:
-    line = f"  {role:11}{kernel:6}{ms:9.4g} ms"
+    line = f"  {role:11}{kernel:12}{ms:9.4g} ms"
     if result is None:
         return line
     in_graph = f", in a graph {result.graph_ms[1]:.4g} ms" if result.graph_ms else ""
-    return f"{line}  (eager {result.eager_ms[1]:.4g} ms{in_graph})  {result.config or ''}".rstrip()
+    return f"{line}  (eager {result.eager_ms[1]:.4g} ms{in_graph})  {result.config or ''} {result.tile or ''}".rstrip()
 
 
 def tune(
@@ -114,8 +116,8 @@ def tune(
     Args:
         problems: see `shapes_of`, `record_shapes`; or of a call, ``gru.plan(x).problem``. The most important first.
         device: the GPU.
-        budget: seconds, in all. What it cuts short is tuned with fewer candidates; a problem that it leaves no time
-            for is left out.
+        budget: seconds, in all. What it cuts short is tuned with fewer candidates, and once more after all others by
+            the next run. A problem that it leaves no time for is left out.
         anew: measures what is in the table, too.
         bench: what compiles and times, in place of the GPU.
         say: told of the progress: a `Progress`, whose text is a line, or a line of what was found. `print` will do.
@@ -133,20 +135,23 @@ def tune(
     if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
     with contextlib.closing(bench or Bench(_with_index(torch.device(device)))) as bench:
-        return _tune_all(unique(problems), bench, time.monotonic() + budget, anew, say)
+        return _tune_all(unique(problems), bench, budget, anew, say)
 
 
-def _tune_all(problems: dict[Key, Problem], bench: Bench, end: float, anew: bool, say: Say) -> list[Tuned]:
+def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: bool, say: Say) -> list[Tuned]:
+    end = time.monotonic() + budget
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
     _refuse_unusable(path, bench)
     known = {} if anew else _known(bench)
+    done = {key for key, entry in known.items() if TOO_LATE not in entry.failed}
     tuned = [
-        Tuned(each, known[key], (), path, True, _untuned(each, bench)) for key, each in problems.items() if key in known
+        Tuned(each, known[key], (), path, True, _untuned(each, bench)) for key, each in problems.items() if key in done
     ]
     if tuned:
         say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
-    todo = [each for key, each in problems.items() if key not in known]
+    todo = [each for key, each in problems.items() if key not in done]
+    todo.sort(key=lambda each: each.key() in known)  # last those for which the time was too short
     tracker = Tracker({each.key(): len(candidates(each, bench.device)) for each in todo}, end, say)
     for number, problem in enumerate(todo):
         now = time.monotonic()
@@ -154,7 +159,8 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, end: float, anew: bool
             say(f"{len(todo) - number} of {len(problems)} shapes are left out: the time is over")
             break
         tracker.begin()
-        if found := Run(problem, bench, (end - now) / (len(todo) - number), tracker).tune():
+        seconds = max((end - now) / (len(todo) - number), min(budget / _SHAPES_AT_LEAST, _ENOUGH))
+        if found := Run(problem, bench, seconds, tracker).tune():
             entry, ranking = found
             kept = _keep(entry, bench, directory)
             tuned.append(Tuned(problem, entry, ranking, kept, untuned=_untuned(problem, bench)))
@@ -163,8 +169,7 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, end: float, anew: bool
 
 
 def _untuned(problem: Problem, bench: Bench) -> str:
-    found = untuned(problem, bench.device)
-    return found.kernel if found else ""
+    return choose(problem, bench.device, use_tables=False).implementation
 
 
 def _with_index(device: torch.device) -> torch.device:
@@ -185,8 +190,9 @@ def unique(problems: Iterable[Problem]) -> dict[Key, Problem]:
     for problem in problems:
         if problem.is_empty:
             raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
-        # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart.
-        found.add(dataclasses.replace(problem, obstacle="", resets=False, reverse=False))
+        # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart. Settings
+        # in the way of cuBLAS are another matter: there its result is passed over.
+        found.add(dataclasses.replace(problem, obstacle="", cublas_obstacle="", resets=False, reverse=False))
     return found.largest
 
 

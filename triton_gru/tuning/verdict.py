@@ -1,9 +1,9 @@
 """Which of what was timed is to be taken."""
 
-from ..plan.heuristic import HEURISTICS
+from ..plan.config import CUBLAS
 from ..plan.tables.entries import Result
 from ..plan.tables.revision import revision
-from .space import TORCH, Candidate
+from .space import IMPLEMENTATIONS, TORCH, Candidate
 from .timing import Times
 
 # What is not faster by this, or by the noise of the two if that is more (up to a tenth), is not faster.
@@ -18,33 +18,45 @@ def clearly_faster(a: Times, b: Times) -> bool:
 def conclude(
     before: dict[str, Candidate], untuned: dict[str, Candidate], finals: dict[str, dict[Candidate, Times]]
 ) -> tuple[str, dict[str, Result]]:
-    """Return the kernel to take, or ``"torch"``, and the best of each kernel.
+    """Return the implementation to take, or ``"torch"``, and the best of each.
 
-    What is there stays unless something is clearly faster: tuning again does not change tables to and fro. Ours is
-    taken where torch's own GRU serves, too, only if it is not clearly slower in any mode.
+    What is there stays unless something is clearly faster: tuning again does not change tables to and fro.
+
+    torch's calls keep the host for another time than our launches do. So ours is taken where torch's own GRU serves,
+    too, only if it is not clearly slower in any mode; and cuBLAS's projection only if it is not so beside our own.
 
     Args:
-        before: what runs now, by kernel; by "" what is chosen now.
-        untuned: what would run without a table, by kernel.
+        before: what runs now, by implementation; by "" what is chosen now.
+        untuned: what would run without a table, by implementation, where it is no other than by kernel.
         finals: times by mode, in the order of `Bench.modes`; of the same candidates in each.
     """
     compared = list(finals.values())[-1]
     best, results = {}, {}
-    for kernel in HEURISTICS:
-        if of_kernel := [each for each in compared if each.kernel == kernel]:
-            best[kernel] = _fastest(of_kernel, before.get(kernel), compared)
-            results[kernel] = _result(best[kernel], finals, compared.get(untuned.get(kernel)))
+    for name in IMPLEMENTATIONS:
+        if same := [each for each in compared if each.name == name]:
+            best[name] = _fastest(same, before.get(name), compared)
+            results[name] = _result(best[name], finals, compared.get(untuned.get(name, untuned.get(best[name].kernel))))
     if TORCH in compared:
         results["torch"] = _result(TORCH, finals)
     if not best:
         return "torch", results
-    ours = _fastest(list(best.values()), best.get(before[""].kernel), compared)
+    taken = {
+        name: each
+        for name, each in best.items()
+        if each.projection != CUBLAS or not _is_faster_somewhere(best.get(each.kernel), each, finals)
+    }
+    ours = _fastest(list(taken.values()), taken.get(before[""].name), compared)
     if TORCH in compared:
-        slower = any(clearly_faster(times[TORCH], times[ours]) for times in finals.values())
-        faster = any(clearly_faster(times[ours], times[TORCH]) for times in finals.values())
+        slower = _is_faster_somewhere(TORCH, ours, finals)
+        faster = _is_faster_somewhere(ours, TORCH, finals)
         if slower or (not faster and before[""] == TORCH):
             return "torch", results
-    return ours.kernel, results
+    return ours.name, results
+
+
+def _is_faster_somewhere(a: Candidate | None, b: Candidate, finals: dict[str, dict[Candidate, Times]]) -> bool:
+    """Return whether ``a`` is clearly faster than ``b`` in a mode."""
+    return a is not None and any(clearly_faster(times[a], times[b]) for times in finals.values())
 
 
 def _fastest(candidates: list[Candidate], there: Candidate | None, compared: dict[Candidate, Times]) -> Candidate:
@@ -55,4 +67,6 @@ def _fastest(candidates: list[Candidate], there: Candidate | None, compared: dic
 
 def _result(candidate: Candidate, finals: dict[str, dict[Candidate, Times]], untuned: Times | None = None) -> Result:
     ms = {mode: (times[candidate].p20, times[candidate].p50, times[candidate].p80) for mode, times in finals.items()}
-    return Result(candidate.config, revision(candidate.kernel), ms["eager"], ms.get("graph"), untuned and untuned.p50)
+    tile = None if candidate.projection == CUBLAS else candidate.projection
+    heuristic_ms = untuned and untuned.p50
+    return Result(candidate.config, revision(candidate.kernel), ms["eager"], ms.get("graph"), heuristic_ms, tile)
