@@ -138,7 +138,7 @@ def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
             said.add((row.provider, row.status))
             reason = row.error or f"error {row.max_abs_err:.2g}"
             without.append(f"    {row.provider} {row.status}: {reason[:200]}")
-    lines = [f"    {name:23} {kernel:10}" + "  ".join(words) for name, (kernel, *words) in timed.items()]
+    lines = [f"    {name:23} {kernel:13} " + "  ".join(words) for name, (kernel, *words) in timed.items()]
     return "\n".join(lines + without + [f"    {status}: {', '.join(names)}" for status, names in again.items()])
 
 

@@ -33,6 +33,7 @@ _STAGES = [
     }.items()
     for stage in stages.split()
 ]
+_PROJECTIONS = [f"perf.experiments.projections:{each}" for each in ("ours", "cublas", "ours-alone", "cublas-alone")]
 _ANCHORS = ("torch.nn.LSTM", "flashrnn.lstm")  # cells with a third more work in a step
 
 
@@ -182,6 +183,11 @@ SWEEPS = {sweep.name: sweep for sweep in (
         "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
         (OURS, *(f"perf.experiments.hand_overs:{each}" for each in (*HANDOVERS, *_CUTS))),
         _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
+    ),
+    Sweep(
+        "projection", "Our kernel or cuBLAS for the inputs' products, in a call and alone, where I is not H?", 150,
+        (OURS, "cudnn.standard", *_PROJECTIONS),
+        _each(_cases("fp16 tf32 fp32", [512], [16], [512, 16, 1]), input_size=(4096, 512, 80)),
     ),
     Sweep(
         # FlashRNN2 reports 1.4 to 1.6 times cuDNN with flat weights for a classifier of four such layers on an H100.

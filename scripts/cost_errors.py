@@ -20,13 +20,14 @@ from perf import report
 from perf.providers import OURS, YARDSTICK
 from perf.record import KEY, Row
 from perf.tables import geomean, summarized, together
-from triton_gru.plan.config import Config
+from triton_gru.plan.config import Config, parts
 from triton_gru.plan.cost import call_cost
 from triton_gru.plan.device import KNOWN, Device
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Key, Problem
 from triton_gru.plan.tables import entries, store
 from triton_gru.plan.tables.entries import CONFIGS
+from triton_gru.tuning.space import IMPLEMENTATIONS
 
 Tables = dict[pathlib.Path, store.Table]
 # The library's kernels as it configures them, and torch's own GRU: what there are estimates of.
@@ -39,7 +40,7 @@ _ERRORS = {
     "at most off by": lambda ratios: np.exp(np.log(ratios).abs().max()),
 }
 # Columns of a cell, which is a timed kernel: by these cells are grouped, with these `call_cost` is called.
-_CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph"]
+_CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph", "projection"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,7 +133,7 @@ def config_of(kernel: str, text: str) -> Config | None:
     if kernel == "torch":
         return None
     try:
-        return entries.config_of(kernel, json.loads(text))
+        return entries.config_of(parts(kernel)[0], json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -152,7 +153,7 @@ def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
     is_torch = last["base"] == YARDSTICK
     # Where ours falls back to torch's own GRU, that is among the rows by itself.
     is_timed = last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])
-    timed = last[is_timed & (is_torch | last["kernel"].isin(CONFIGS))]
+    timed = last[is_timed & (is_torch | last["kernel"].isin(IMPLEMENTATIONS))]
     timed = timed.assign(kernel=timed["kernel"].mask(is_torch, "torch"), ms=timed["p50_ms"])
     timed["config"] = [*map(config_of, timed["kernel"], timed["config"])]
     # A kernel in a configuration is one cell, whoever asked for it.
@@ -160,6 +161,7 @@ def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
     timed = timed.sort_values("mode", kind="stable").drop_duplicates(same, keep="last")  # "graph" comes after "eager"
     source = np.where(timed["l2"] == "cold", "CSV, cold L2", "CSV")  # the estimate is of a warm one
     call = {"problem": [problem_of_row(row) for _, row in timed.iterrows()], "in_graph": timed["mode"] == "graph"}
+    call["projection"] = [parts(kernel)[1] for kernel in timed["kernel"]]
     devices = [*map(device_of, timed["gpu_name"], timed["sms"])]
     return timed.assign(source=source, device=devices, **call)[[*_CELL, *_CALL, "ms"]]
 
@@ -169,8 +171,8 @@ def _cells_of_tables(tables: Tables) -> pd.DataFrame:
     last = {(str(table.device), entry.key): (entry, table) for table in tables.values() for entry in table.entries}
     cells = [
         (kernel, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
-         problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms), result.ms,
-         result.heuristic_ms, number, str(key))
+         problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms), parts(kernel)[1],
+         result.ms, result.heuristic_ms, number, str(key))
         for number, ((_, key), (entry, table)) in enumerate(last.items()) for kernel, result in entry.results.items()
     ]  # fmt: skip
     return pd.DataFrame(cells, columns=[*_CELL, *_CALL, "ms", "heuristic_ms", "entry", "key"])
@@ -184,8 +186,10 @@ def _choices(cells: pd.DataFrame) -> pd.DataFrame:
     """
     us = []
     for kernel, problem, device in cells[["kernel", "problem", "device"]].itertuples(index=False):
-        config = None if kernel == "torch" else heuristic(kernel, problem, device)
-        us.append(np.nan if isinstance(config, str) else call_cost(problem, config, device).total)
+        name, projection = parts(kernel)
+        config = None if name == "torch" else heuristic(name, problem, device)
+        is_served = not isinstance(config, str)
+        us.append(call_cost(problem, config, device, projection=projection).total if is_served else np.nan)
     fastest = cells.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
     cells = cells.assign(us=us, fastest=fastest["kernel"], least=fastest["ms"]).dropna(subset="us")
     chosen = cells.sort_values(["entry", "us"]).drop_duplicates("entry")

@@ -135,7 +135,7 @@ PIECES = (
     _TUNE,
     _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
     *map(_sweep, ("bidirectional", "streaming", "smoke", "peers", "step-breakdown", "hand-overs", "short")),
-    *map(_sweep, ("reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench")),
+    *map(_sweep, ("projection", "reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench")),
     *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
     _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),

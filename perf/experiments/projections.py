@@ -1,0 +1,75 @@
+"""Is the input projection better made by our kernel or by cuBLAS? Calls with each, and each alone, as providers.
+
+What is alone leaves the gate inputs of a scan that is not run. The answer says which terms of the cost model to mend.
+"""
+
+import functools
+
+from torch import Tensor, nn
+
+from triton_gru.call.bind import bind_gru
+from triton_gru.launch import execute
+from triton_gru.launch.kernel_launch import Launch, Product
+from triton_gru.plan.config import CUBLAS, Projection
+from triton_gru.plan.planner import KERNELS, Plan
+from triton_gru.plan.validity import why_no_projection
+
+from ..case import Input
+from ..providers.interface import Ready, Unavailable, require_padded
+from ..providers.ours import Variant, described
+
+WAYS = {"ours": None, "cublas": CUBLAS}
+_OF_A_PROJECTION = "input_projection", "arrange_products"
+
+
+def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Input) -> Ready:
+    require_padded(x)
+    variant, plan = _planned(projection, gru, x)
+    ours = variant.module(gru)
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        bound = bind_gru(ours, x, None)
+        results = execute.allocate(bound)
+        launches = execute.launches(bound, plan.config, plan.device, *results, projection=projection)
+        execute.start(filter(_is_projection, launches) if is_alone else launches)
+        return results
+
+    words = described(plan)
+    return Ready(call, **words | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, judged=not is_alone)
+
+
+def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[Variant, Plan]:
+    """Return what is chosen for the call, or of the kernels the first that can have such a projection."""
+    reasons = {}
+    for backend in ("auto", *KERNELS):
+        variant = Variant(backend)
+        try:
+            plan = variant.plan(variant.module(gru), x)
+        except RuntimeError as refusal:
+            reasons[backend] = str(refusal)
+            continue
+        if plan.config is None:
+            reasons[backend] = f"{plan.kernel} serves the call"
+        elif _is_whole(plan):
+            reasons[backend] = "a single step of it has no projection"
+        elif reason := why_no_projection(projection, plan.config, plan.problem, plan.device):
+            reasons[backend] = reason
+        else:
+            return variant, plan
+    raise Unavailable("; ".join(f"{backend}: {reason}" for backend, reason in reasons.items()))
+
+
+def _is_whole(plan: Plan) -> bool:
+    return plan.kernel == "step" and plan.problem.single_step
+
+
+def _is_projection(launch: Launch | Product) -> bool:
+    return isinstance(launch, Product) or launch.kernel.__name__ in _OF_A_PROJECTION
+
+
+PROVIDERS = {
+    f"{way}{'-alone' * is_alone}": functools.partial(_prepare, projection, is_alone)
+    for way, projection in WAYS.items()
+    for is_alone in (False, True)
+}
+globals().update(PROVIDERS)  # each is called as perf.experiments.projections:NAME
