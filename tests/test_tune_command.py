@@ -11,6 +11,7 @@ import torch
 
 from triton_gru import cli
 from triton_gru.commands import rehearsal, screen
+from triton_gru.commands import tune as tune_command
 from triton_gru.commands.tune import seconds
 from triton_gru.plan import device as devices
 from triton_gru.plan.device import KNOWN
@@ -173,8 +174,32 @@ def test_it_says_what_is_in_the_way(tables, planted, capsys):
 def test_an_interrupt_keeps_what_was_found(tables, planted, capsys):
     planted._stop_at = 1
     assert cli.main(["tune"]) == 130
-    assert "what was found is kept, and the same command goes on" in capsys.readouterr().err
+    assert "what was found is kept (`triton-gru table show`), and the same" in capsys.readouterr().err
     assert len(store.load(tables / "H200.json").entries) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, named, kept",
+    [
+        ([], False, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
+        (["--anew"], False, "; what was found is kept (`triton-gru table show`)"),
+        (["--list"], False, ""),
+        (["--rehearse"], False, ""),
+        (["--rehearse"], True, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(arguments, named, kept, tables, planted, monkeypatch, capsys):
+    planted._stop_at = 0
+    if "--list" in arguments:
+        monkeypatch.setattr(tune_command, "listing", interrupt)
+    if "--rehearse" in arguments and not named:
+        monkeypatch.delenv("TRITON_GRU_CONFIG_DIR")
+    assert cli.main(["tune", *arguments]) == 130
+    assert capsys.readouterr().err == f"triton-gru tune: interrupted{kept}\n"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_where_nothing_can_be_kept_it_fails(tables, planted, monkeypatch, capsys):
@@ -315,7 +340,8 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
     assert len(keys) == len(set(keys)) == 16
     assert {each.layout for each in planted.problems} == {"dense", "packed"}
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing, nothing was kept"
+    assert printed.startswith("rehearsing on an emulated GPU, 16 shapes in small, in about 60 s\n")
+    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing, and nothing was kept"
     assert "kept in" not in printed and not list(tmp_path.iterdir())
     assert cli.main(["tune", "--rehearse", "--hidden", "4", "--steps", "2", "--layers", "2"]) == 0
     assert (planted.problems[-1].hidden_size, planted.problems[-1].num_layers) == (4, 2)
@@ -324,7 +350,7 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
 def test_a_rehearsal_keeps_the_table_in_a_folder_that_is_named(tables, planted, capsys):
     assert cli.main(["tune", "--rehearse"]) == 0
     assert len(store.load(tables / "H200.json").entries) == 16
-    assert f"the table is in {tables}, which TRITON_GRU_CONFIG_DIR names: delete it" in capsys.readouterr().out
+    assert f"delete the table in {tables}, which TRITON_GRU_CONFIG_DIR names, before" in capsys.readouterr().out
 
 
 def test_a_rehearsal_needs_a_checkout(no_gpu, monkeypatch, tmp_path, capsys):
@@ -346,8 +372,30 @@ def test_a_rehearsal_from_a_shell(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "fp16 H=4 B<=1 T=2: " in done.stdout and "1 of 1 shapes tuned" in done.stdout
-    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing, nothing was kept\n")
+    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing, and nothing was kept\n")
     assert not (tmp_path / "cache/triton_gru/H200.json").exists()
+
+
+def test_who_ends_a_rehearsal_ends_the_emulator(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_GRU_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "triton_gru", "tune", "--rehearse", "--hidden", "16", "--budget", "100"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("[1/"):
+                process.kill()
+                break
+        process.communicate(timeout=20)  # which waits for all who hold the pipe
+
+
+def test_an_interrupt_while_the_emulator_loads_is_no_traceback(tmp_path):
+    (tmp_path / "tests/ptx").mkdir(parents=True)
+    (tmp_path / "tests/__init__.py").touch()
+    (tmp_path / "tests/ptx/rehearse.py").write_text("raise KeyboardInterrupt")
+    code = "import pathlib, sys; from triton_gru.commands import rehearsal\n"
+    code += "rehearsal._CHECKOUT = pathlib.Path(sys.argv[1]); rehearsal.run_in_emulator(['tune', '--rehearse'])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "triton-gru tune: interrupted\n")
 
 
 def test_every_gpu_can_be_listed_for(no_gpu, capsys):

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 from unittest import mock
 
 import torch
@@ -17,12 +17,29 @@ from ..plan import device as devices
 from ..plan import planner
 from ..plan.problem import Problem
 from ..plan.tables import lookup
+from ..tuning.progress import duration
 from ..tuning.tuner import unique
 
 _BUDGET = 60.0  # seconds
-_PATIENCE = 10.0  # seconds for the emulator to end after an interrupt
 _FOLDER = "TRITON_GRU_CONFIG_DIR"
 _CHECKOUT = pathlib.Path(__file__).parents[2]
+INTERRUPTED = 130  # exit status
+# Runs in the folder of the caller, whose files the arguments name. But the checkout's tests come before the caller's.
+_EMULATOR = f"""
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+try:
+    from tests.ptx.rehearse import main
+    main(sys.argv[1:])
+except KeyboardInterrupt:  # before the command itself catches it
+    print("triton-gru tune: interrupted", file=sys.stderr)
+    sys.exit({INTERRUPTED})
+"""
+
+
+def keeps() -> bool:
+    """Return whether a rehearsal keeps its table, in the folder that the environment names."""
+    return bool(os.environ.get(_FOLDER))
 
 
 def is_emulated() -> bool:
@@ -30,35 +47,29 @@ def is_emulated() -> bool:
     return devices.on_cpu is not None
 
 
-def run_in_emulator(arguments: list[str]) -> int:
-    """Run ``triton-gru`` with these arguments in a process where a GPU is emulated; return its exit status.
+def run_in_emulator(arguments: list[str]) -> NoReturn:
+    """Go on as ``triton-gru`` with these arguments, in this process, where a GPU is emulated.
 
     Raises:
         RuntimeError: the emulator is not there.
     """
     if not (_CHECKOUT / "tests/ptx/rehearse.py").is_file():
         raise RuntimeError(f"--rehearse needs a checkout: the emulator, tests/ptx, is not in {_CHECKOUT}")
-    # In the folder of the caller, whose files the arguments name; but the checkout's tests come before the caller's.
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from tests.ptx.rehearse import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(_CHECKOUT), "-m", "triton_gru", *arguments]
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # which the emulator gets, too
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(_PATIENCE)
-            process.kill()
-            raise
+    # Not in a child: whoever ends this process ends the emulator.
+    os.execv(sys.executable, [sys.executable, "-c", _EMULATOR, str(_CHECKOUT), "-m", "triton_gru", *arguments])
 
 
 def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     """Tune small forms of ``problems`` on the CPU by ``tune(problems, device, options)``; return what it returns."""
     options.budget = options.budget or _BUDGET
     small = list(unique(map(_small, problems)).values())
+    print(
+        f"rehearsing on an emulated GPU, {len(small)} shapes in small, in about {duration(options.budget)}", flush=True
+    )
     with _folder() as folder:
         status = tune(small, torch.device("cpu"), options)
-    kept = f"the table is in {folder}, which {_FOLDER} names: delete it before a service reads it"
-    print(f"rehearsed: times are the emulator's and mean nothing, {kept if folder else 'nothing was kept'}")
+    kept = f"delete the table in {folder}, which {_FOLDER} names, before a service reads it"
+    print(f"rehearsed: times are the emulator's and mean nothing, {kept if folder else 'and nothing was kept'}")
     return status
 
 

@@ -22,7 +22,6 @@ from .screen import listing, shown, summary
 _BESIDE_A_MODEL = ("batch", "steps", "dtype")
 _FORM = ("input", "layers", "precision", "bidirectional", "reset_before", "layout")
 _ASSUMED = "H200"  # where there is no GPU
-_INTERRUPTED = 130
 
 
 def add_parser(commands, form: argparse.ArgumentParser) -> None:
@@ -52,7 +51,7 @@ def add_parser(commands, form: argparse.ArgumentParser) -> None:
         "--budget", type=seconds, metavar="TIME",
         help="in all: seconds, or 90s, 10m, 2h (default: no limit; of a rehearsal, 60s)",
     )  # fmt: skip
-    parser.add_argument("--anew", action="store_true", help="what is in the table, too")
+    parser.add_argument("--anew", action="store_true", help="measure again what is in the table, too")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--list", action="store_true", help="only say what would be tuned, in order")
     how.add_argument(
@@ -78,7 +77,7 @@ def run(options) -> int:
     _check(options)
     try:
         if options.rehearse and not rehearsal.is_emulated():
-            return rehearsal.run_in_emulator(options.arguments)
+            rehearsal.run_in_emulator(options.arguments)
         device = find(torch.device("cpu") if options.rehearse else place())
         if device is not None and options.device and not options.list:
             options.refuse(f"--device is for --list here: there is a GPU, {device.name}, and that is tuned for")
@@ -90,9 +89,16 @@ def run(options) -> int:
         print(f"triton-gru tune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "" if options.rehearse else "; what was found is kept, and the same command goes on"
-        print(f"triton-gru tune: interrupted{goes_on}", file=sys.stderr)
-        return _INTERRUPTED
+        print(f"triton-gru tune: interrupted{_what_is_kept(options)}", file=sys.stderr)
+        return rehearsal.INTERRUPTED
+
+
+def _what_is_kept(options) -> str:
+    """Return what to say of a run that was interrupted."""
+    if options.list or (options.rehearse and not rehearsal.keeps()):
+        return ""
+    kept = "; what was found is kept (`triton-gru table show`)"
+    return kept if options.anew else f"{kept}, and the same command goes on"
 
 
 def _check(options) -> None:
