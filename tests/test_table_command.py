@@ -10,10 +10,13 @@ import tempfile
 import time
 
 import pytest
+import torch
 
 from triton_gru import cli
 from triton_gru.commands import table
 from triton_gru.plan.device import KNOWN
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import choose
 from triton_gru.plan.tables import lookup, store
 from triton_gru.plan.tables.merge import Merge
 
@@ -85,9 +88,9 @@ def test_show(run, tables, monkeypatch):
         f"{path}: H200 (cc 9.0, 132 SMs)",
         "2 shapes, 1 stale, 1 not understood",
         "not understood: entry 2: ValueError unknown fields of Entry: 'power'",
-        "shape                             winner     ms  x untuned  x nn.GRU  date",
-        "float16 H=512 I=512 B<=16 T=100   grid    0.412       1.49      2.43  2026-01-02",
-        "float16 H=512 I=512 B<=16 T=1000  grid      123          -   0.00810  2025-12-01  "
+        "shape                    winner     ms  x untuned  x nn.GRU  date",
+        "fp16 H=512 B<=16 T=100   grid    0.412       1.49      2.43  2026-01-02",
+        "fp16 H=512 B<=16 T=1000  grid      123          -   0.00810  2025-12-01  "
         "stale: made with triton 3.5, this is 3.6",
         "",
         f"{shipped}: A100 (cc 8.0, 108 SMs)",
@@ -95,6 +98,15 @@ def test_show(run, tables, monkeypatch):
         "",
     ]
     assert run("show", shipped)[1] == "\n".join(printed.splitlines()[-3:]) + "\n"
+
+
+def test_show_compares_with_what_is_taken_without_a_table(run, tables):
+    """As the screen of tuning does: not with the winning kernel alone, which may be another one."""
+    problem = dataclasses.replace(PROBLEM, hidden_size=2048, dtype=torch.float32, precision="tf32", steps=64)
+    assert choose(problem, H200, use_tables=False).implementation == "torch"
+    step = heuristic("step", problem, H200), 0.5, 0.6
+    path = store.save([entry(problem, "step", step=step, torch=(None, 1.0))], H200, tables)
+    assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00", "2.00"]
 
 
 def test_show_says_what_is_in_force_on_this_machine(run, tables, monkeypatch):
@@ -264,7 +276,7 @@ def test_export_of_which_table(here, arguments, words, run, tables, monkeypatch)
 def test_export_where_there_is_no_table(run, tables):
     newer = written(tables / "newer.json", schema=7)
     _, _, errors = run("export", tables / "out")
-    assert errors.endswith(f"There are no others; {newer.name} is no table: {NEWER}\n")
+    assert errors.endswith(f"There are no tables in {tables}; {newer.name} is no table: {NEWER}\n")
 
 
 def test_export_overwrites_only_what_it_may(run, tables):

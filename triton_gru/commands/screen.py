@@ -103,8 +103,8 @@ def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> s
 
 
 def _row_of(tuned: Tuned) -> str:
-    ratios = [three_digits(each) if each else "" for each in (tuned.over_untuned, tuned.over_torch)]
-    return _row(shape_words(tuned.entry.key), tuned.entry.winner, three_digits(tuned.ms), *ratios)
+    ratios = [three_digits(each) if each else "" for each in (tuned.over_untuned, tuned.entry.over_torch)]
+    return _row(shape_words(tuned.entry.key), tuned.entry.winner, three_digits(tuned.entry.ms), *ratios)
 
 
 def _row(shape: str, kernel: str, ms: str, over_untuned: str, over_torch: str) -> str:

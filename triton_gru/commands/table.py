@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 
 from ..plan.device import KNOWN, Device, gpus
+from ..plan.planner import choose
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
 from ..plan.validity import for_problem, why_no_projection, why_not
-from ..tuning.progress import three_digits
+from ..tuning.progress import shape_words, three_digits
 
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 
@@ -125,7 +126,8 @@ def _shown(path: pathlib.Path, table: store.Table) -> list[str]:
     counts = f"{len(table.entries)} shapes, {stale} stale, {len(table.skipped)} not understood"
     lines = [f"{path}: {_in_words(table.device)}{_use_here(table.device)}", counts]
     lines += [f"not understood: {why}" for why in table.skipped]
-    rows = [_row(entry) for entry in sorted(table.entries, key=lambda entry: dataclasses.astuple(entry.key))]
+    device = _device_of(table.device)
+    rows = [_row(entry, device) for entry in sorted(table.entries, key=lambda entry: dataclasses.astuple(entry.key))]
     return [*lines, *(_in_columns([_TITLES, *rows]) if rows else []), ""]
 
 
@@ -141,16 +143,24 @@ def _use_here(device: dict) -> str:
 _TITLES = ["shape", "winner", "ms", "x untuned", "x nn.GRU", "date", ""]
 
 
-def _row(entry: Entry) -> list[str]:
-    winner, torchs = entry.results[entry.winner], entry.results.get("torch")
+def _row(entry: Entry, device: Device | None) -> list[str]:
+    over_untuned = entry.over_untuned(_untuned(entry, device))
     return [
-        str(entry.key), entry.winner, three_digits(winner.ms), _times(winner.heuristic_ms, winner.ms),
-        _times(torchs and torchs.ms, winner.ms), entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
+        shape_words(entry.key), entry.winner, three_digits(entry.ms), _times(over_untuned), _times(entry.over_torch),
+        entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
     ]  # fmt: skip
 
 
-def _times(slower: float | None, faster: float) -> str:
-    return three_digits(slower / faster) if slower else "-"
+def _untuned(entry: Entry, device: Device | None) -> str:
+    """Return the implementation that a plan takes without any table, empty if that is not known here."""
+    try:
+        return choose(entry.key.problem(), device, use_tables=False).implementation if device else ""
+    except ValueError:  # no kernel serves such a key
+        return ""
+
+
+def _times(ratio: float | None) -> str:
+    return three_digits(ratio) if ratio else "-"
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
@@ -248,7 +258,7 @@ def _table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
         return found[0]
     unusable = "".join(f"; {path.name} is no table: {why}" for path, why in loaded.items() if isinstance(why, str))
     there = [table.device["name"] for table in tuned.values()]
-    choice = f"Name a device by --device, of {_listed(there)}" if there else "There are no others"
+    choice = f"Name a device by --device, of {_listed(there)}" if there else f"There are no tables in {folder}"
     raise store.Unusable(f"{_why_none_to_export(names, len(found), folder)}. {choice}{unusable}")
 
 

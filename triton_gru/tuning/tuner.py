@@ -46,31 +46,18 @@ class Tuned:
     untuned: str = ""
 
     @property
-    def ms(self) -> float:
-        """Return the winner's median, in the mode that configurations are compared by."""
-        return self.entry.results[self.entry.winner].ms
-
-    @property
     def over_untuned(self) -> float | None:
         """Return how many times faster the winner is than what a plan takes without any table; None if not measured."""
-        result = self.entry.results.get(self.untuned)
-        ms = result and (result.ms if self.untuned == "torch" else result.heuristic_ms)
-        return ms and ms / self.ms
-
-    @property
-    def over_torch(self) -> float | None:
-        """Return how many times faster the winner is than torch.nn.GRU; None if that was not measured."""
-        result = self.entry.results.get("torch")
-        return result and result.ms / self.ms
+        return self.entry.over_untuned(self.untuned)
 
     @property
     def line(self) -> str:
         """Return the winner, and by how much it won, in a line."""
-        words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.ms)} ms"]
+        words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.entry.ms)} ms"]
         if self.over_untuned:
             words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({self.untuned})")
-        if self.over_torch and self.entry.winner != "torch":
-            words.append(f"{three_digits(self.over_torch)} times as fast as nn.GRU")
+        if self.entry.over_torch and "torch" not in (self.entry.winner, self.untuned):
+            words.append(f"{three_digits(self.entry.over_torch)} times as fast as nn.GRU")
         return ", ".join(words)
 
     def __str__(self) -> str:

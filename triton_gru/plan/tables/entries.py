@@ -50,6 +50,26 @@ class Entry:
     tuned_at: str
 
     @property
+    def ms(self) -> float:
+        """The winner's median, in the mode that configurations are compared by."""
+        return self.results[self.winner].ms
+
+    @property
+    def over_torch(self) -> float | None:
+        """How many times faster the winner is than torch.nn.GRU; None if that was not measured."""
+        result = self.results.get("torch")
+        return result and result.ms / self.ms
+
+    def over_untuned(self, untuned: str) -> float | None:
+        """Return how many times faster the winner is than ``untuned`` without a table; None if that was not measured.
+
+        ``untuned`` is the implementation that a plan takes without any table.
+        """
+        result = self.results.get(untuned)
+        ms = result and (result.ms if untuned == "torch" else result.heuristic_ms)
+        return ms and ms / self.ms
+
+    @property
     def stale(self) -> str:
         """Why it may no longer hold; empty if it does."""
         kernels = {parts(name)[0]: result.revision for name, result in self.results.items()}
