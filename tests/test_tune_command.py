@@ -1,5 +1,6 @@
 """``triton-gru tune``, with planted times; what it is killed in the middle of; and its rehearsal."""
 
+import errno
 import os
 import pathlib
 import re
@@ -22,7 +23,7 @@ from triton_gru.tuning.progress import Progress
 from triton_gru.tuning.shapes import Recorded
 from triton_gru.tuning.standard import standard
 
-from .planted import H200, PROBLEM, T4, PlantedBench, torch_takes
+from .planted import H200, PROBLEM, T4, PlantedBench, fill_disk, torch_takes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -202,10 +203,70 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_where_nothing_can_be_kept_it_fails(tables, planted, monkeypatch, capsys):
-    monkeypatch.setattr(tuner, "_keep", lambda *_: None)
-    assert cli.main(["tune", "--hidden", "512", "--steps", "64"]) == 1
-    assert "nothing could be kept" in capsys.readouterr().out
+def test_where_nothing_can_be_kept_it_does_not_begin(tables, planted, monkeypatch, capsys):
+    (tables / "file").touch()
+    monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tables / "file"))
+    assert cli.main(["tune"]) == 2
+    words = f"nothing could be kept in {tables / 'file'}: it is no folder. Mend that, or name a folder in TRITON_GRU_"
+    assert words in capsys.readouterr().err
+    monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tables / "folder"))
+    with monkeypatch.context() as full:
+        fill_disk(full, "fsync")
+        assert cli.main(["tune"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not planted.compiled and not list((tables / "folder").iterdir())
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_could_not_be_kept_is_said_in_a_line_and_kept_later(tables, planted, monkeypatch, capsys):
+    arguments = ["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]
+    saved, calls = store.save, []
+
+    def save(entries, *more):
+        calls.append(len(entries))
+        if len(calls) in fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return saved(entries, *more)
+
+    monkeypatch.setattr(store, "save", save)
+    fails = [1, 2]
+    assert cli.main(arguments) == 0
+    assert calls == [1, 2, 3] and len(store.load(tables / "H200.json").entries) == 3
+    out, err = capsys.readouterr()
+    assert "\nwarning: what was tuned holds for this process alone, it cannot be kept: [Errno 28] No space" in out
+    assert not err and "could not be kept" not in out
+    calls.clear()
+    fails = [2, 3]
+    assert cli.main([*arguments, "--anew"]) == 1
+    out = capsys.readouterr().out
+    assert "\n2 could not be kept, as was warned: mend that" in out and "\nkept in " in out
+
+
+def test_a_shape_that_does_not_fit_into_memory_is_left_out(tables, planted, capsys):
+    opened = planted.opened
+
+    def open_if_small(problem):
+        if problem.batch_size == 4:
+            raise torch.OutOfMemoryError("no memory")
+        return opened(problem)
+
+    planted.opened = open_if_small
+    assert cli.main(["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]) == 0
+    out = capsys.readouterr().out
+    assert "fp16 H=512 B<=4 T=64: left out, its tensors do not fit into the GPU's memory\n" in out
+    assert "2 of 3 shapes tuned" in out and len(store.load(tables / "H200.json").entries) == 2
+
+
+def test_too_little_time_is_said(tables, planted, monkeypatch, capsys):
+    arguments = ["tune", "--hidden", "512", "--batch", "1", "4", "--steps", "64", "--dtype", "fp16"]
+    with monkeypatch.context() as late:
+        late.setattr(planted, "compile", lambda problem, todo, seconds: ((each, "") for each in todo[:2]))
+        assert cli.main(arguments) == 0
+    assert "\n2 had too little time for all candidates: the same command measures" in capsys.readouterr().out
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 of 2 shapes had too little time before, and are measured again, last\n")
+    assert "2 of 2 shapes tuned" in out and "had too little time for all" not in out
 
 
 def test_where_nothing_runs_it_fails(tables, planted, capsys):

@@ -115,6 +115,12 @@ def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
     known = sum(each.known for each in tuned)
     lines = [f"{len(tuned) - known} of {shapes} shapes tuned in {duration(seconds)}"]
     lines[0] += f", {known} were in the table already" * bool(known)
+    if cut := sum(each.is_cut_short for each in tuned):
+        lines.append(
+            f"{cut} had too little time for all candidates: the same command measures them again"
+        )
+    if lost := sum(not each.kept for each in tuned):
+        lines.append(f"{lost} could not be kept, as was warned: mend that, and the same command measures them again")
     gained = [each for each in tuned if (each.over_untuned or 0.0) > _FASTER]
     if gained:
         best = max(gained, key=lambda each: each.over_untuned)
@@ -129,7 +135,7 @@ def _kept(tuned: list[Tuned]) -> list[str]:
     """Return where the table is, and how to ship it."""
     files = sorted({str(each.kept) for each in tuned if each.kept})
     if not files:
-        return ["nothing could be kept: name a folder in TRITON_GRU_CONFIG_DIR"] * bool(tuned)
+        return []
     return [
         f"kept in {', '.join(files)}",
         "GRUs of this user find it from now on. To ship it to a service with such a GPU, either",

@@ -5,12 +5,14 @@ import itertools
 import re
 import sys
 import time
+import warnings
 
 import torch
 
 from ..plan.device import KNOWN, Device, find, limited, most_sms, why_none
 from ..plan.heuristic import heuristic
 from ..plan.problem import Problem
+from ..plan.tables import store
 from ..tuning.shapes import Recorded, shapes_of
 from ..tuning.standard import standard
 from ..tuning.tuner import tune, unique
@@ -167,9 +169,24 @@ def _list(options, device: Device | None) -> int:
 
 
 def _tune(problems: list[Problem], on: torch.device, options) -> int:
+    _refuse_what_cannot_be_kept()
     start = time.monotonic()
-    with shown() as say:
+    with shown() as say, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         budget = options.budget or float("inf")
         tuned = tune(problems, device=on, budget=budget, anew=options.anew, say=say)
     print(f"\n{summary(tuned, len(problems), time.monotonic() - start, not options.rehearse)}")
     return 0 if tuned and all(each.kept for each in tuned) else 1
+
+
+def _refuse_what_cannot_be_kept() -> None:
+    """Raise OSError if nothing could be kept: then what was found would be gone with this process."""
+    folder, another = store.user_directory(), "a folder in TRITON_GRU_CONFIG_DIR"
+    if folder is None:
+        raise OSError(f"there is no home to keep what is found: name {another}")
+    try:
+        store.try_to_write(folder)
+    except OSError as error:
+        raise OSError(
+            f"nothing could be kept in {folder}: {error.strerror or error}. Mend that, or name {another}"
+        ) from None

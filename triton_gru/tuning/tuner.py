@@ -46,6 +46,11 @@ class Tuned:
     untuned: str = ""
 
     @property
+    def is_cut_short(self) -> bool:
+        """Return whether the time was too short for all candidates."""
+        return TOO_LATE in self.entry.failed
+
+    @property
     def over_untuned(self) -> float | None:
         """Return how many times faster the winner is than what a plan takes without any table; None if not measured."""
         return self.entry.over_untuned(self.untuned)
@@ -117,7 +122,8 @@ def tune(
         RuntimeError: no kernel runs on the device or there is none, or a CUDA graph is being captured.
         triton_gru.plan.tables.store.Unusable: the user's table is none, or another device's: it would be in the way.
 
-    Where the table cannot be written, a warning says so, and what was found holds for this process.
+    Where the table cannot be written, a warning says so, and what was found holds for this process. It is written with
+    what is found next, if that can be.
     """
     if torch.cuda.is_available() and capturing(torch.device("cuda")):
         raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
@@ -139,18 +145,25 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
         say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
     todo = [each for key, each in problems.items() if key not in done]
     todo.sort(key=lambda each: each.key() in known)  # last those for which the time was too short
+    if again := sum(each.key() in known for each in todo):
+        say(f"{again} of {len(problems)} shapes had too little time before, and are measured again, last")
     tracker = Tracker({each.key(): len(candidates(each, bench.device)) for each in todo}, end, say)
     for number, problem in enumerate(todo):
         now = time.monotonic()
         if now >= end and number > 0:
-            say(f"{len(todo) - number} of {len(problems)} shapes are left out: the time is over")
+            say(f"the time is over: {len(todo) - number} of {len(problems)} shapes are left to the next run")
             break
         tracker.begin()
         seconds = max((end - now) / (len(todo) - number), min(budget / _SHAPES_AT_LEAST, _ENOUGH))
-        if found := Run(problem, bench, seconds, tracker).tune():
+        try:
+            found = Run(problem, bench, seconds, tracker).tune()
+        except torch.OutOfMemoryError:
+            say(f"{shape_words(problem.key())}: left out, its tensors do not fit into the GPU's memory")
+            continue
+        if found:
             entry, ranking = found
-            kept = _keep(entry, bench, directory)
-            tuned.append(Tuned(problem, entry, ranking, kept, untuned=_untuned(problem, bench)))
+            tuned.append(Tuned(problem, entry, ranking, untuned=_untuned(problem, bench)))
+            tuned = _keep(tuned, bench, directory)
             say(tuned[-1].line)
     return tuned
 
@@ -207,15 +220,16 @@ def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
         raise store.Unusable(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
 
 
-def _keep(entry: Entry, bench: Bench, directory: pathlib.Path | None) -> pathlib.Path | None:
-    """Keep what was found, and return the file that it is in; None if it cannot be written."""
-    lookup.remember(bench.device, [entry])
+def _keep(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
+    """Keep what was found last, and what could not be written before; return all, with the file that it is in."""
+    lookup.remember(bench.device, [tuned[-1].entry])
     forget()
     call_cache.forget()
     try:
         if directory is None:
             raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
-        return store.save([entry], bench.device, directory)
+        path = store.save([each.entry for each in tuned if not each.kept], bench.device, directory)
     except (OSError, store.Unusable) as error:
-        warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=5)
-        return None
+        warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=4)
+        return tuned
+    return [dataclasses.replace(each, kept=path) for each in tuned]

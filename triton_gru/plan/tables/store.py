@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from .entries import Entry, entry_of
 SCHEMA = 1
 # No table comes near these; whoever wrote more did not mean well.
 _MOST_BYTES = 16 << 20
+_FEW = 16 << 10  # bytes, of some shapes
 PATIENCE = 60.0  # seconds
 Rule = Callable[[list], list]  # from a table's raw entries to those that take their place
 
@@ -188,7 +190,7 @@ def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pat
         Unusable: a file is no table or another device's, or it would be too large. All files are left alone.
         OSError: a file cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    _make(directory)
     with locked(directory / ".lock"), contextlib.ExitStack() as stack:
         texts = {}
         for device, rule in rules:
@@ -278,6 +280,25 @@ def _write(temporary: pathlib.Path, text: str, path: pathlib.Path) -> None:
         os.fsync(file.fileno())
     with contextlib.suppress(OSError):  # there is no file yet, or the file system has no permissions
         shutil.copymode(path, temporary)
+
+
+def try_to_write(directory: pathlib.Path) -> None:
+    """Write a few bytes into a folder of tables, which is made, and delete them.
+
+    Raises:
+        OSError: no table can be written there.
+    """
+    _make(directory)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(_FEW))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make(directory: pathlib.Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
