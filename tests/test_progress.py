@@ -45,7 +45,7 @@ def test_the_time_left_is_by_the_pace_of_candidates_and_no_more_than_the_budgets
     assert said[-1].seconds_left == 30
     clock.now += 60
     tracker.begin()
-    assert said[-1].seconds_left == 0
+    assert said[-1].seconds_left == 0 and said[-1].left == "about 1 s left"
 
 
 def test_it_is_said_from_time_to_time(clock):

@@ -88,6 +88,27 @@ def test_the_table_is_a_row_for_each_shape(tables, planted, capsys):
     ]
 
 
+def test_long_shapes_stay_in_their_column(tables, planted, capsys):
+    sizes = ["--hidden", "2048", "64", "--input", "1000", "--layers", "2", "--bidirectional", "--layout", "packed"]
+    assert cli.main(["tune", "--list", *sizes, "--steps", "1000"]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:-1]
+    assert cli.main(["tune", *sizes, "--steps", "1000"]) == 0
+    assert len({len(line) for line in listed}) == 1
+    assert len({len(line) for line in capsys.readouterr().out.split("\n\n")[-2].splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    "sizes, ms, is_said",
+    [("--steps 64", 0.1, True), ("--steps 64 --dtype fp16", 0.1, False), ("--steps 64", 0.9, False)],
+)
+def test_it_says_where_cublas_is_taken_in_tf32(sizes, ms, is_said, tables, planted, capsys):
+    planted._ms = torch_takes(lambda candidate: ms if candidate.name == "grid+cublas" else 0.5)
+    assert cli.main(["tune", "--hidden", "512", *sizes.split()]) == 0
+    out = capsys.readouterr().out
+    assert is_said == ("taken only with torch.backends.cuda.matmul.fp32_precision = " in out)
+    assert (ms == 0.1) == (" grid+cublas " in out)
+
+
 def test_a_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
     recorded = Recorded()
     recorded.see(PROBLEM, calls=2)
@@ -102,7 +123,7 @@ def test_a_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, cap
     [
         (None, "No such file"),
         ("my notes", "shapes.json is no file that record_shapes' save() wrote: it is not JSON"),
-        ('{"schema": 1, "problems": []}', "there is no shape in"),
+        ('{"schema": 1, "problems": []}', "shapes.json: no call was recorded"),
     ],
 )
 def test_what_is_no_recording_is_refused(text, why, tables, planted, tmp_path, capsys):
@@ -116,6 +137,7 @@ def test_what_is_no_recording_is_refused(text, why, tables, planted, tmp_path, c
 def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsys):
     (tmp_path / "built.py").write_text(
         "from torch import nn\ndef build():\n    return nn.GRU(8, 96, 2)\nnumber = int\nnone = nn.Identity\n"
+        "def fails():\n    {}['path']\n"
     )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tune", "--model", "built:build", "--batch", "4", "--steps", "50", "--dtype", "fp16", "bf16"]) == 0
@@ -124,7 +146,8 @@ def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, c
     ]  # fmt: skip
     reasons = {
         "built:nothing": "no attribute", "built:number": "returned no nn.Module but int", "no:x": "No module",
-        "built:none": "there is no shape in built:none",
+        "built:none": "there is no shape in built:none: it has no GRU", "built": "named as MODULE:FUNCTION",
+        "built:fails": f"built:fails failed with KeyError: 'path' ({tmp_path / 'built.py'}:7)\n",
     }  # fmt: skip
     for model, why in reasons.items():
         assert cli.main(["tune", "--model", model]) == 2
@@ -143,7 +166,8 @@ def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, c
         ("--model a:b --batch 4 --input 3 --reset-before", "--input, --reset-before: not with --model"),
         ("--device A100", "--device is for --list here: there is a GPU, H200"),
         ("--device A100 --rehearse", "--device: not with --rehearse"),
-        ("--hidden 0", "must be 1 or more"),
+        ("--hidden 0", "must be a whole number of 1 or more, got '0'"),
+        ("--hidden many", "must be a whole number of 1 or more, got 'many'"),
         ("--budget 10x", "must be a time above 0, such as 90, 90s, 10m or 2h, got '10x'"),
         ("--budget 0", "must be a time above 0"),
         ("--budget -5", "must be a time above 0"),
@@ -365,8 +389,8 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     assert [line.split()[0] for line in lines[2:-1]] == [str(number) for number in range(1, 69)]
     assert lines[2].split() == ["1", "fp16", "H=512", "B<=1", "T=64", "9", "grid", "0.0543"]
     assert err == (
-        "triton-gru tune: there is no GPU here (kernels run on NVIDIA GPUs): nothing was tuned; "
-        "`triton-gru tune --rehearse` goes through it on a CPU\n"
+        "triton-gru tune: there is no GPU here (kernels run on NVIDIA GPUs): nothing was tuned. The list is for one "
+        "H200, another is named by --device; `triton-gru tune --rehearse` goes through it in small on this CPU\n"
     )
     assert cli.main(["tune", "--hidden", "64", "--device", "A100", "--steps", "9", "--dtype", "fp16"]) == 2
     lines = capsys.readouterr().out.splitlines()

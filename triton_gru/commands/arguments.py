@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import os
+import re
 import sys
+import traceback
 
 import torch
 
@@ -46,10 +48,9 @@ def problem_of(
 
 def positive(text: str) -> int:
     """Return a number of the command line that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    if not re.fullmatch(r"0*[1-9]\d*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
 
 
 def imported(name: str):
@@ -61,6 +62,24 @@ def imported(name: str):
     if sys.path[0] != (here := os.getcwd()):
         sys.path.insert(0, here)
     return getattr(importlib.import_module(module), attribute)
+
+
+def made_by(name: str):
+    """Return what the function ``module:function`` returns.
+
+    Raises:
+        ValueError: that is not how a function is named.
+        RuntimeError: it cannot be imported or called, or fails.
+    """
+    if not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError(f"a function is named as MODULE:FUNCTION, such as mypackage.model:build, got {name!r}")
+    try:
+        return imported(name)()
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        is_theirs = last.filename != __file__ and not last.filename.startswith("<")  # frozen: Python's import
+        where = f" ({last.filename}:{last.lineno})" * is_theirs
+        raise RuntimeError(f"{name} failed with {type(error).__name__}: {error}{where}") from None
 
 
 def place() -> torch.device:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from ..plan.config import CUBLAS, parts
 from ..plan.cost import call_cost
 from ..plan.device import Device
 from ..plan.planner import choose
@@ -18,6 +19,9 @@ _BAR = 14  # characters
 _EVERY = 10.0  # seconds between two lines about the same shape
 _ROWS, _BEST = 15, 10  # of the last table: at most, and if there are more
 _FASTER = 1.03  # what is faster by less may be noise
+_TF32_BY_CUBLAS = (
+    '+cublas in TF32 is taken only with torch.backends.cuda.matmul.fp32_precision = "tf32", which is not the default'
+)
 
 
 @contextlib.contextmanager
@@ -73,10 +77,7 @@ def bar(progress: Progress) -> str:
 
 def listing(problems: list[Problem], device: Device) -> str:
     """Return what would be tuned, a line for each shape, with what runs without a table and its estimated time."""
-    lines = [
-        f"`triton-gru tune` on {device.name}, in this order:",
-        _columns("", "shape", "candidates", "untuned", "ms"),
-    ]
+    rows = [("", "shape", "candidates", "untuned", "ms")]
     for number, problem in enumerate(problems, 1):
         plan = choose(problem, device, use_tables=False)
         ms = ""
@@ -84,31 +85,34 @@ def listing(problems: list[Problem], device: Device) -> str:
             cost = call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
             ms = three_digits(cost.total / 1000)
         tried = len(candidates(problem, device))
-        lines.append(_columns(str(number), shape_words(problem.key()), str(tried), plan.implementation, ms))
-    return "\n".join([*lines, "ms: of a call untuned, estimated by count"])
-
-
-def _columns(number: str, shape: str, tried: str, kernel: str, ms: str) -> str:
-    return f"{number:>4}  {shape:40} {tried:>10}  {kernel:12} {ms:>7}"
+        rows.append((str(number), shape_words(problem.key()), str(tried), plan.implementation, ms))
+    width = max(len(shape) for _, shape, *_ in rows)
+    lines = [f"`triton-gru tune` on {device.name}, in this order:"]
+    for number, shape, tried, kernel, ms in rows:
+        lines.append(f"{number:>4}  {shape:{width}}  {tried:>10}  {kernel:12} {ms:>7}")
+    lines.append(
+        "candidates: scans to measure, before projections; untuned: without a table; ms: estimated for one call"
+    )
+    return "\n".join(lines)
 
 
 def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> str:
     """Return what was found, on one screen; ``shapes`` were asked for. ``to_ship`` adds where it is kept."""
     found = sorted(tuned, key=lambda each: each.over_untuned or 0.0, reverse=True) if len(tuned) > _ROWS else tuned
     rows = found[: _BEST if len(tuned) > _ROWS else _ROWS]
-    lines = [_row("", "kernel", "ms", "x untuned", "x nn.GRU")] * bool(rows) + [_row_of(each) for each in rows]
+    columns = [_row_of(each) for each in rows]
+    if rows:
+        columns.insert(0, ("", "kernel", "ms", "x untuned", "x nn.GRU"))
+    width = max((len(shape) for shape, *_ in columns), default=0)
+    lines = [f"{shape:{width}}  {kernel:12} {ms:>8}  {a:>9}  {b:>8}" for shape, kernel, ms, a, b in columns]
     if len(rows) < len(tuned):
         lines.append(f"and {len(tuned) - len(rows)} more, which gained less")
     return "\n".join([*lines, "", *_sums(tuned, shapes, seconds), *(_kept(tuned) if to_ship else ())])
 
 
-def _row_of(tuned: Tuned) -> str:
+def _row_of(tuned: Tuned) -> tuple[str, ...]:
     ratios = [three_digits(each) if each else "" for each in (tuned.over_untuned, tuned.entry.over_torch)]
-    return _row(shape_words(tuned.entry.key), tuned.entry.winner, three_digits(tuned.entry.ms), *ratios)
-
-
-def _row(shape: str, kernel: str, ms: str, over_untuned: str, over_torch: str) -> str:
-    return f"{shape:40}  {kernel:12} {ms:>8}  {over_untuned:>9}  {over_torch:>8}"
+    return shape_words(tuned.entry.key), tuned.entry.winner, three_digits(tuned.entry.ms), *ratios
 
 
 def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
@@ -116,11 +120,11 @@ def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
     lines = [f"{len(tuned) - known} of {shapes} shapes tuned in {duration(seconds)}"]
     lines[0] += f", {known} were in the table already" * bool(known)
     if cut := sum(each.is_cut_short for each in tuned):
-        lines.append(
-            f"{cut} had too little time for all candidates: the same command measures them again"
-        )
+        lines.append(f"{cut} had too little time for all candidates: the same command measures them again")
     if lost := sum(not each.kept for each in tuned):
         lines.append(f"{lost} could not be kept, as was warned: mend that, and the same command measures them again")
+    if any(map(_is_tf32_by_cublas, tuned)):
+        lines.append(_TF32_BY_CUBLAS)
     gained = [each for each in tuned if (each.over_untuned or 0.0) > _FASTER]
     if gained:
         best = max(gained, key=lambda each: each.over_untuned)
@@ -129,6 +133,11 @@ def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
     elif tuned:
         lines.append(f"none of {len(tuned)} is faster than untuned by more than 3 %")
     return lines
+
+
+def _is_tf32_by_cublas(tuned: Tuned) -> bool:
+    key, (_, projection) = tuned.entry.key, parts(tuned.entry.winner)
+    return projection == CUBLAS and (key.dtype, key.precision) == ("float32", "tf32")
 
 
 def _kept(tuned: list[Tuned]) -> list[str]:

@@ -17,7 +17,7 @@ from ..tuning.shapes import Recorded, shapes_of
 from ..tuning.standard import standard
 from ..tuning.tuner import tune, unique
 from . import rehearsal
-from .arguments import DTYPES, TUNED_DTYPES, imported, place, positive, problem_of
+from .arguments import DTYPES, TUNED_DTYPES, made_by, place, positive, problem_of
 from .screen import listing, shown, summary
 
 # What is said of a shape, and of it what a model does not say itself.
@@ -87,7 +87,7 @@ def run(options) -> int:
             return _list(options, device)
         problems = _problems(options, device)
         return rehearsal.rehearse(problems, _tune, options) if options.rehearse else _tune(problems, place(), options)
-    except (RuntimeError, ValueError, ImportError, AttributeError, TypeError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
         print(f"triton-gru tune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -134,12 +134,13 @@ def _problems(options, device: Device) -> list[Problem]:
                 f"no kernel serves the standard shapes on {device.name}: {heuristic('step', problem, device)}"
             )
     if not found:
-        raise ValueError(f"there is no shape in {options.recorded or options.model}: it has no GRU that kernels serve")
+        none = "no call was recorded" if options.recorded else "it has no GRU, or none of a dtype that kernels serve"
+        raise ValueError(f"there is no shape in {options.recorded or options.model}: {none}")
     return list(unique(found).values())
 
 
 def _problems_of_model(options) -> list[Problem]:
-    model = imported(options.model)()
+    model = made_by(options.model)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{options.model} returned no nn.Module but {type(model).__name__}")
     sizes = options.batch or [1], options.steps or [1, 100]
@@ -163,8 +164,9 @@ def _list(options, device: Device | None) -> int:
     print(listing(_problems(options, planned), planned))
     if options.list:
         return 0
-    rehearses = "`triton-gru tune --rehearse` goes through it on a CPU"
-    print(f"triton-gru tune: there is no GPU here ({why_none()}): nothing was tuned; {rehearses}", file=sys.stderr)
+    words = f"nothing was tuned. The list is for one {planned.name}, another is named by --device"
+    rehearses = "`triton-gru tune --rehearse` goes through it in small on this CPU"
+    print(f"triton-gru tune: there is no GPU here ({why_none()}): {words}; {rehearses}", file=sys.stderr)
     return 2
 
 

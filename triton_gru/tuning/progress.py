@@ -33,7 +33,7 @@ class Progress:
     @property
     def left(self) -> str:
         """Return the time left in words, empty if nobody knows."""
-        return "" if self.seconds_left is None else f"about {duration(self.seconds_left)} left"
+        return "" if self.seconds_left is None else f"about {duration(max(1.0, self.seconds_left))} left"
 
     def __str__(self) -> str:
         words = ", ".join(filter(None, [self.doing, self.left]))
