@@ -426,7 +426,7 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
     assert {each.layout for each in planted.problems} == {"dense", "packed"}
     printed = capsys.readouterr().out
     assert printed.startswith("rehearsing on an emulated GPU, 16 shapes in small, in about 60 s\n")
-    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing, and nothing was kept"
+    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing; nothing was kept"
     assert "kept in" not in printed and not list(tmp_path.iterdir())
     assert cli.main(["tune", "--rehearse", "--hidden", "4", "--steps", "2", "--layers", "2"]) == 0
     assert (planted.problems[-1].hidden_size, planted.problems[-1].num_layers) == (4, 2)
@@ -457,7 +457,7 @@ def test_a_rehearsal_from_a_shell(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "fp16 H=4 B<=1 T=2: " in done.stdout and "1 of 1 shapes tuned" in done.stdout
-    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing, and nothing was kept\n")
+    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing; nothing was kept\n")
     assert not (tmp_path / "cache/triton_gru/H200.json").exists()
 
 

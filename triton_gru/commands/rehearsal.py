@@ -68,8 +68,8 @@ def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     )
     with _folder() as folder:
         status = tune(small, torch.device("cpu"), options)
-    kept = f"delete the table in {folder}, which {_FOLDER} names, before a service reads it"
-    print(f"rehearsed: times are the emulator's and mean nothing, {kept if folder else 'and nothing was kept'}")
+    table = f"delete the table in {folder}, which {_FOLDER} names, before a service reads it"
+    print(f"rehearsed: times are the emulator's and mean nothing; {table if folder else 'nothing was kept'}")
     return status
 
 

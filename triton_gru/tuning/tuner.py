@@ -59,7 +59,9 @@ class Tuned:
     def line(self) -> str:
         """Return the winner, and by how much it won, in a line."""
         words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.entry.ms)} ms"]
-        if self.over_untuned:
+        if self.entry.winner == self.untuned == "torch":
+            words.append("as untuned")
+        elif self.over_untuned:
             words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({self.untuned})")
         if self.entry.over_torch and "torch" not in (self.entry.winner, self.untuned):
             words.append(f"{three_digits(self.entry.over_torch)} times as fast as nn.GRU")
