@@ -360,9 +360,9 @@ def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
     assert out == "found\n"
     assert "\n" not in err
     first, cleared, cut, last = err.split("\r")[1:]
-    assert first == "[#####.........] 12/64  fp16 H=512 B<=16 T=100  compiling 34 of 80  about 9 min left\x1b[K"
+    assert first == "[#####.........] 12/64  about 9 min left  fp16 H=512 B<=16 T=100  compiling 34 of 80\x1b[K"
     assert cleared == last == "\x1b[K"
-    assert len(cut.removesuffix("\x1b[K")) == 94
+    assert len(cut.removesuffix("\x1b[K")) == 94 and "13/64  about 9 min left  fp16" in cut
 
 
 def test_elsewhere_lines_are_few(monkeypatch, capsys):

@@ -69,10 +69,10 @@ class Lines:
 
 
 def bar(progress: Progress) -> str:
-    """Return progress as a bar, with words."""
+    """Return progress as a bar, with words: first those that a narrow terminal is not to cut off."""
     full = int(_BAR * progress.share)
-    words = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", shape_words(progress.key)]
-    return "  ".join(filter(None, [*words, progress.doing, progress.left]))
+    words = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", progress.left]
+    return "  ".join(filter(None, [*words, shape_words(progress.key), progress.doing]))
 
 
 def listing(problems: list[Problem], device: Device) -> str:
