@@ -22,7 +22,7 @@ from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
 from triton_gru.tuning.verdict import clearly_faster
 
-from .planted import H200, PROBLEM, PlantedBench, torch_takes
+from .planted import H200, PROBLEM, PlantedBench, fill_disk, torch_takes
 
 SMALL = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64)
 
@@ -179,6 +179,17 @@ def test_an_interrupted_run_goes_on_where_it_was(tables):
     assert [each.batch_size for each in planted.problems] == [4, 16]
     _, planted = tune(*three, ms=torch_takes(lambda candidate: 0.5))
     assert planted.problems == []
+
+
+def test_what_could_not_be_written_is_written_by_the_next_run(tables, monkeypatch):
+    with monkeypatch.context() as full:
+        fill_disk(full, "fsync")
+        with pytest.warns(UserWarning, match="cannot be kept: .*No space left on device"):
+            (found,), _ = tune(PROBLEM, ms=torch_takes(lambda candidate: 0.5))
+    assert found.kept is None and not (tables / "H200.json").exists()
+    (found,), planted = tune(PROBLEM, ms=torch_takes(lambda candidate: 0.5))
+    assert found.known and found.kept == tables / "H200.json" and not planted.problems
+    assert [each.key for each in store.load(found.kept).entries] == [PROBLEM.key()]
 
 
 def test_a_budget_leaves_out_candidates_then_problems(tables):

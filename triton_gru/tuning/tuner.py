@@ -137,12 +137,16 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
     end = time.monotonic() + budget
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
-    _refuse_unusable(path, bench)
+    written = _written(path, bench)
     known = {} if anew else _known(bench)
     done = {key for key, entry in known.items() if TOO_LATE not in entry.failed}
     tuned = [
-        Tuned(each, known[key], (), path, True, _untuned(each, bench)) for key, each in problems.items() if key in done
+        Tuned(each, known[key], (), path if key in written else None, True, _untuned(each, bench))
+        for key, each in problems.items()
+        if key in done
     ]
+    if not all(each.kept for each in tuned):
+        tuned = _keep(tuned, bench, directory)
     if tuned:
         say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
     todo = [each for key, each in problems.items() if key not in done]
@@ -165,6 +169,9 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
         if found:
             entry, ranking = found
             tuned.append(Tuned(problem, entry, ranking, untuned=_untuned(problem, bench)))
+            lookup.remember(bench.device, [entry])
+            forget()
+            call_cache.forget()
             tuned = _keep(tuned, bench, directory)
             say(tuned[-1].line)
     return tuned
@@ -209,13 +216,12 @@ def _known(bench: Bench) -> dict[Key, Entry]:
     }
 
 
-def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
-    """Raise if what would be found could not be kept for a file in the way, before minutes are spent."""
+def _written(path: pathlib.Path | None, bench: Bench) -> set[Key]:
+    """Return what is in the user's table; raise if that would be in the way, before minutes are spent."""
     try:
-        if path is not None:
-            store.load(path, bench.device)
+        return {entry.key for entry in store.load(path, bench.device).entries} if path is not None else set()
     except OSError:
-        pass  # there is none, or it cannot be written either, which is not worth an end
+        return set()  # there is none, or it cannot be written either, which is not worth an end
     except store.Newer as error:
         raise store.Newer(f"{path}: {error}") from None
     except store.Unusable as error:
@@ -223,10 +229,7 @@ def _refuse_unusable(path: pathlib.Path | None, bench: Bench) -> None:
 
 
 def _keep(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
-    """Keep what was found last, and what could not be written before; return all, with the file that it is in."""
-    lookup.remember(bench.device, [tuned[-1].entry])
-    forget()
-    call_cache.forget()
+    """Write what is not kept yet; return all, with the file that it is in."""
     try:
         if directory is None:
             raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
