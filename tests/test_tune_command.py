@@ -15,7 +15,9 @@ from triton_gru.commands import rehearsal, screen
 from triton_gru.commands import tune as tune_command
 from triton_gru.commands.tune import seconds
 from triton_gru.plan import device as devices
+from triton_gru.plan.cost import call_cost
 from triton_gru.plan.device import KNOWN
+from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.tuning import tuner
@@ -387,7 +389,12 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     lines = out.splitlines()
     assert lines[0] == "`triton-gru tune` on H200, in this order:"
     assert [line.split()[0] for line in lines[2:-1]] == [str(number) for number in range(1, 69)]
-    assert lines[2].split() == ["1", "fp16", "H=512", "B<=1", "T=64", "9", "grid", "0.0543"]
+    *first, ms = lines[2].split()
+    assert first == ["1", "fp16", "H=512", "B<=1", "T=64", "9", "grid"]
+    first = standard(H200)[0]
+    assert float(ms) == pytest.approx(
+        call_cost(first, heuristic("grid", first, H200), H200, True).total / 1000, rel=0.01
+    )
     assert err == (
         "triton-gru tune: there is no GPU here (kernels run on NVIDIA GPUs): nothing was tuned. The list is for one "
         "H200, another is named by --device; `triton-gru tune --rehearse` goes through it in small on this CPU\n"

@@ -22,7 +22,7 @@ from triton_gru.tuning.space import TORCH, Candidate, candidates
 from triton_gru.tuning.timing import quantiles
 from triton_gru.tuning.verdict import clearly_faster
 
-from .planted import H200, PROBLEM, PlantedBench, fill_disk, torch_takes
+from .planted import H200, PROBLEM, PlantedBench, entry, fill_disk, torch_takes
 
 SMALL = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64)
 
@@ -190,6 +190,30 @@ def test_what_could_not_be_written_is_written_by_the_next_run(tables, monkeypatc
     (found,), planted = tune(PROBLEM, ms=torch_takes(lambda candidate: 0.5))
     assert found.known and found.kept == tables / "H200.json" and not planted.problems
     assert [each.key for each in store.load(found.kept).entries] == [PROBLEM.key()]
+
+
+def test_what_another_tuner_has_measured_meanwhile_is_not_measured_again(tables):
+    """Two that have the same list share it: each shape is measured by who comes to it first."""
+    three = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (1, 4, 16)]
+    planted, said = PlantedBench(torch_takes(lambda candidate: 0.5)), []
+    opened = planted.opened
+
+    def with_another_at_work(problem):
+        if problem == three[0] and len(planted.problems) == 0:  # the other one begins at the end
+            theirs = entry(three[2], "grid", grid=(heuristic("grid", three[2], H200), 0.25), torch=(None, 1.0))
+            store.save([theirs], H200, tables)
+        return opened(problem)
+
+    planted.opened = with_another_at_work
+    found = triton_gru.tune(three, bench=planted, say=said.append)
+    assert [each.batch_size for each in planted.problems] == [1, 4]
+    assert [each.known for each in found] == [False, False, True]
+    assert any("B<=16 T=100: another tuner has measured it meanwhile" in str(line) for line in said)
+    assert "measured 0.25 ms" in choose(three[2], H200).reason
+    assert [each.ms for each in store.load(tables / "H200.json").entries] == [0.25, 0.5, 0.5]
+    planted.problems.clear()
+    triton_gru.tune(three, bench=planted, anew=True)
+    assert len(planted.problems) == 3
 
 
 def test_a_budget_leaves_out_candidates_then_problems(tables):

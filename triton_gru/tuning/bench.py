@@ -19,6 +19,7 @@ from ..plan.problem import Problem
 from ..plan.tables import store
 from .compile_pool import Pool, compile_candidate, in_a_line
 from .example import Example, example
+from .progress import shape_words
 from .space import TORCH, Candidate
 from .timing import clock, graphed, samples
 
@@ -103,7 +104,8 @@ class Bench:
                 call = _as_called(self.device, candidate, self._timed)
                 calls[candidate] = [graphed(call, pool)[0] if mode == "graph" else call]
             except Exception as failure:  # what is judged is shorter than what is timed: memory may not do
-                warnings.warn(f"cannot be timed, {mode}: {candidate}: {failure}", stacklevel=2)
+                shape = shape_words(self._timed.call.problem.key())
+                warnings.warn(f"{shape}: {candidate} cannot be timed, {mode}: {in_a_line(failure)}", stacklevel=2)
         taken = samples(calls, rounds, clock(self._place.type), seconds)
         hang.raise_if_hung()
         return taken

@@ -12,7 +12,7 @@ from ..plan.problem import Problem
 from ..plan.tables.entries import Entry
 from ..plan.tables.revision import environment
 from .bench import Bench
-from .progress import Tracker
+from .progress import Tracker, shape_words
 from .space import IMPLEMENTATIONS, TORCH, Candidate, candidates, projections
 from .timing import Times, quantiles
 from .verdict import conclude
@@ -53,7 +53,7 @@ class Run:
         key = self._problem.key()
         rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
         if not self._first:
-            self._progress.say(f"{key}: no kernel serves it")
+            self._progress.say(f"{shape_words(key)}: no kernel serves it")
             return None
         compiled = self._compile(self._first, math.inf, 0.0, 0.0)
         must = ([] if self._problem.reason_against_torch else [TORCH]) + compiled
@@ -68,7 +68,8 @@ class Run:
             look |= self._look(self._right([], compiled, _COMPILED, _JUDGED), _JUDGED, _TIMED)
             finals = self._finals(look)
         if not any(finals.values()):
-            self._progress.say(f"{key}: nothing runs: {dict(self._failed)}")
+            reasons = "; ".join(f"{number} {why}" for why, number in self._failed.most_common(3))
+            self._progress.say(f"{shape_words(key)}: nothing runs: {reasons}")
             return None
         winner, results = conclude(self._before, self._untuned, finals)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -118,7 +119,7 @@ class Run:
         bench, look = self._bench, {}
         for first in range(0, len(right), _AT_ONCE):
             group = right[first : first + _AT_ONCE]
-            self._at(f"timing {len(right)} that are right", first / len(right), start, end)
+            self._at(f"timing {first} of {len(right)}", first / len(right), start, end)
             if first > 0 and self._left < 0:
                 self._failed[TOO_LATE] += len(group)
                 continue

@@ -139,14 +139,13 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
     path = directory and directory / store.file_name(bench.device)
     written = _written(path, bench)
     known = {} if anew else _known(bench)
-    done = {key for key, entry in known.items() if TOO_LATE not in entry.failed}
+    done = {key for key, entry in known.items() if _is_done(entry)}
     tuned = [
         Tuned(each, known[key], (), path if key in written else None, True, _untuned(each, bench))
         for key, each in problems.items()
         if key in done
     ]
-    if not all(each.kept for each in tuned):
-        tuned = _keep(tuned, bench, directory)
+    tuned = _keep(tuned, bench, directory)
     if tuned:
         say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
     todo = [each for key, each in problems.items() if key not in done]
@@ -160,16 +159,21 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
             say(f"the time is over: {len(todo) - number} of {len(problems)} shapes are left to the next run")
             break
         tracker.begin()
-        seconds = max((end - now) / (len(todo) - number), min(budget / _SHAPES_AT_LEAST, _ENOUGH))
-        try:
-            found = Run(problem, bench, seconds, tracker).tune()
-        except torch.OutOfMemoryError:
-            say(f"{shape_words(problem.key())}: left out, its tensors do not fit into the GPU's memory")
-            continue
+        shape = shape_words(problem.key())
+        entry = None if anew else _written(path, bench).get(problem.key())
+        if entry and entry != known.get(entry.key) and _is_done(entry):
+            say(f"{shape}: another tuner has measured it meanwhile")
+            found, kept = (entry, ()), path
+        else:
+            seconds = max((end - now) / (len(todo) - number), min(budget / _SHAPES_AT_LEAST, _ENOUGH))
+            try:
+                found, kept = Run(problem, bench, seconds, tracker).tune(), None
+            except torch.OutOfMemoryError:
+                say(f"{shape}: left out, its tensors do not fit into the GPU's memory")
+                continue
         if found:
-            entry, ranking = found
-            tuned.append(Tuned(problem, entry, ranking, untuned=_untuned(problem, bench)))
-            lookup.remember(bench.device, [entry])
+            tuned.append(Tuned(problem, *found, kept, known=kept is not None, untuned=_untuned(problem, bench)))
+            lookup.remember(bench.device, [tuned[-1].entry])
             forget()
             call_cache.forget()
             tuned = _keep(tuned, bench, directory)
@@ -216,12 +220,17 @@ def _known(bench: Bench) -> dict[Key, Entry]:
     }
 
 
-def _written(path: pathlib.Path | None, bench: Bench) -> set[Key]:
+def _is_done(entry: Entry) -> bool:
+    """Return whether an entry holds, and there was time for all of it."""
+    return not entry.stale and TOO_LATE not in entry.failed
+
+
+def _written(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry]:
     """Return what is in the user's table; raise if that would be in the way, before minutes are spent."""
     try:
-        return {entry.key for entry in store.load(path, bench.device).entries} if path is not None else set()
+        return {entry.key: entry for entry in store.load(path, bench.device).entries} if path is not None else {}
     except OSError:
-        return set()  # there is none, or it cannot be written either, which is not worth an end
+        return {}  # there is none, or it cannot be written either, which is not worth an end
     except store.Newer as error:
         raise store.Newer(f"{path}: {error}") from None
     except store.Unusable as error:
@@ -230,6 +239,8 @@ def _written(path: pathlib.Path | None, bench: Bench) -> set[Key]:
 
 def _keep(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
     """Write what is not kept yet; return all, with the file that it is in."""
+    if all(each.kept for each in tuned):
+        return tuned
     try:
         if directory is None:
             raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
