@@ -8,7 +8,6 @@ An estimate that is off by a factor of 1.3 is 30 % too high or as far too low.
 import argparse
 import json
 import pathlib
-import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # perf is not installed
@@ -22,7 +21,7 @@ from perf.record import KEY, Row
 from perf.tables import geomean, summarized, together
 from triton_gru.plan.config import Config, parts
 from triton_gru.plan.cost import call_cost
-from triton_gru.plan.device import KNOWN, Device
+from triton_gru.plan.device import Device, known
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Key, Problem
 from triton_gru.plan.tables import entries, store
@@ -116,16 +115,12 @@ def problem_of_row(row: pd.Series) -> Problem | None:
 
 
 def device_of(name: str, sms: str) -> Device | None:
-    """Return the known device that a driver names by that word (a GH200 is no H200), if all of it is there.
-
-    ``sms`` may be empty, if it is not known how many multiprocessors there are.
-    """
-    named = (device for device in KNOWN.values() if re.search(rf"\b{device.name}\b", name))
-    return next((device for device in named if sms in ("", str(device.sms))), None)
+    """Return the known device of a row of `report.load`, whose ``sms`` may be empty."""
+    return known(name, int(sms) if sms else None)
 
 
 def _device_of_table(table: store.Table) -> Device | None:
-    return device_of(str(table.device.get("name")), str(table.device.get("sms", "")))
+    return known(table.device["name"], table.device["sms"])
 
 
 def config_of(kernel: str, text: str) -> Config | None:

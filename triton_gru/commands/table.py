@@ -4,11 +4,10 @@ import argparse
 import dataclasses
 import functools
 import pathlib
-import re
 import sys
 from collections import Counter
 
-from ..plan.device import KNOWN, Device, gpus
+from ..plan.device import Device, gpus, known
 from ..plan.planner import choose
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry
@@ -205,13 +204,8 @@ def _checked(path: pathlib.Path, table: store.Table | str) -> int:
 def _device_of(described: dict) -> Device | None:
     """Return what is known of a table's device: it is in this machine, or its name names one that others have."""
     here = next((device for device in gpus() if store.described(device) == described), None)
-    if here:
-        return here
-    for device in KNOWN.values():
-        named = re.search(rf"\b{re.escape(device.name)}\b", described["name"])
-        if named and described == {**store.described(device), "name": described["name"]}:
-            return device
-    return None
+    device = here or known(described["name"], described["sms"])
+    return device if device and device.compute_capability == described["cc"] else None
 
 
 def _cannot_run(entry: Entry, device: Device) -> list[str]:

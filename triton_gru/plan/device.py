@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,15 @@ KNOWN = {
         Device("RTX 5090", "sm_120", 170, 101376, clock_ghz=2.41, memory_gbs=1792, l2_bytes=96 << 20),
     )
 }
+
+
+def known(name: str, sms: int | None = None) -> Device | None:
+    """Return the device of `KNOWN` that a driver names by that word (a GH200 is no H200), if all of it is there.
+
+    ``sms`` is None if it is not known how many multiprocessors there are.
+    """
+    named = (device for device in KNOWN.values() if re.search(rf"\b{re.escape(device.name)}\b", name))
+    return next((device for device in named if sms in (None, device.sms)), None)
 
 
 # Whether Triton was told to interpret the kernels, in place of compiling them, when they were made.
