@@ -12,7 +12,7 @@ from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch, Product
 from triton_gru.plan.config import CUBLAS, Projection
 from triton_gru.plan.planner import KERNELS, Plan
-from triton_gru.plan.validity import why_no_projection
+from triton_gru.plan.validity import is_whole_step, why_no_projection
 
 from ..case import Input
 from ..providers.interface import Ready, Unavailable, require_padded
@@ -50,17 +50,13 @@ def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[Var
             continue
         if plan.config is None:
             reasons[backend] = f"{plan.kernel} serves the call"
-        elif _is_whole(plan):
+        elif is_whole_step(plan.config, plan.problem):
             reasons[backend] = "a single step of it has no projection"
         elif reason := why_no_projection(projection, plan.config, plan.problem, plan.device):
             reasons[backend] = reason
         else:
             return variant, plan
     raise Unavailable("; ".join(f"{backend}: {reason}" for backend, reason in reasons.items()))
-
-
-def _is_whole(plan: Plan) -> bool:
-    return plan.kernel == "step" and plan.problem.single_step
 
 
 def _is_projection(launch: Launch | Product) -> bool:

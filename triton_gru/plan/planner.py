@@ -18,7 +18,7 @@ from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
 from .tables import lookup
 from .tables.lookup import Verdict
-from .validity import why_no_projection
+from .validity import is_whole_step, why_no_projection
 
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
@@ -195,8 +195,7 @@ def _options(kernel: str, problem: Problem, device: Device | None, use_tables: b
     if isinstance(config, str):
         return {kernel: config}
     options = {}
-    is_whole = isinstance(config, StepConfig) and problem.single_step
-    for projection in (None,) if is_whole else (None, CUBLAS):
+    for projection in (None,) if is_whole_step(config, problem) else (None, CUBLAS):
         name = implementation(kernel, projection)
         if reason := why_no_projection(projection, config, problem, device):
             options[name] = reason

@@ -129,9 +129,14 @@ def _against_step(config: StepConfig, shape: Shape) -> str:
 _REASONS = {BlockConfig: _against_block, GridConfig: _against_grid, StepConfig: _against_step}
 
 
+def is_whole_step(config: Config, problem: Problem) -> bool:
+    """Return whether a call is a single step that ``step`` makes as a whole, without a projection before it."""
+    return isinstance(config, StepConfig) and problem.single_step
+
+
 def why_no_projection(projection: Projection | None, config: Config, problem: Problem, device: Device) -> str:
     """Return why a scan's projection cannot be made so; empty if it can. None stands for the usual tile."""
-    if isinstance(config, StepConfig) and problem.single_step:
+    if is_whole_step(config, problem):
         return "" if projection is None else "there is no projection: a single step is made as a whole"
     if projection is None:
         return ""
