@@ -225,6 +225,14 @@ def test_check_of_numbers_that_mean_harm(run, tables):
     assert "no kernel serves float16 in 3 directions" in printed and "no kernel serves float8" in printed
 
 
+def test_show_of_as_many_layers_as_a_file_may_say(run, tables):
+    """What runs without a table is estimated, once for all layers that are alike."""
+    deep = raw()
+    deep["key"]["layers"] = 1 << 31
+    status, printed, _ = run("show", written(tables / "H200.json", deep))
+    assert status == 0 and f"layers={1 << 31}" in printed
+
+
 # Export.
 
 

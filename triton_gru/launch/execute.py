@@ -14,6 +14,7 @@ from ..plan.config import CUBLAS, BlockConfig, Config, GridConfig, Projection, S
 from ..plan.device import Device, capturing, elsewhere
 from ..plan.planner import Plan, choose, forget
 from ..plan.tables import lookup
+from ..plan.validity import is_whole_step
 from . import block, grid, hang, step, without_kernels
 from . import projection as inputs
 from .kernel_launch import Launch, Product
@@ -133,7 +134,7 @@ def launches(
     hx = call.hx
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
-    whole = isinstance(config, StepConfig) and problem.single_step
+    whole = is_whole_step(config, problem)
     targets = [output]
     if (problem.bidirectional or whole) and len(layers) > 1:
         other = new(output, *output.shape)
@@ -150,7 +151,7 @@ def launches(
     if projection == CUBLAS:  # whose products are laid out anew, and whose input may be copied first
         multiplied = problem.directions * problem.batch_size * 3 * problem.hidden_size
         if not call.input.is_contiguous():
-            copied = problem.batch_size * max(w_ih.size(1) for w_ih, *_ in weights)
+            copied = problem.batch_size * max(size for size, _ in problem.input_sizes)
     chunk = max(1, min(problem.steps, WORKSPACE_BYTES // ((gate_inputs + multiplied + copied) * output.itemsize)))
     if isinstance(config, BlockConfig):
         scan_launches = functools.partial(block.launches, scan, config)

@@ -22,6 +22,7 @@ from .config import (
 )
 from .device import Device
 from .problem import Problem, Shape
+from .validity import is_whole_step
 
 
 class Cost(NamedTuple):
@@ -112,7 +113,7 @@ def call_cost(
     work = step * (steps * layers)
     if projection == CUBLAS:
         work += _projection(problem, device) + _arranging(problem, config, device)
-    elif isinstance(config, StepConfig) and problem.single_step:
+    elif is_whole_step(config, problem):
         work += _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
     else:
         work += _own_projection(problem, config, device, projection)
@@ -285,11 +286,6 @@ def _flops_of_cycle(problem: Problem, device: Device) -> float:
     return _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
 
 
-def _input_sizes(problem: Problem) -> list[int]:
-    """Return the inputs of each layer."""
-    return [problem.input_size] + [problem.directions * problem.hidden_size] * (problem.num_layers - 1)
-
-
 def _own_projection(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
     """Return the cost of our own projection, in tiles as they are usual if ``tile`` is None.
 
@@ -297,12 +293,12 @@ def _own_projection(problem: Problem, config: Config, device: Device, tile: Proj
     """
     pairs = problem.steps * -(-problem.batch_size // config.rows) * config.rows
     cycles = 0.0
-    for inputs in _input_sizes(problem):
+    for inputs, layers in problem.input_sizes:
         aligned = inputs * problem.dtype.itemsize % 16 == 0
         used = tile or projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
         programs = math.prod(used.launch_grid(pairs, config.padded_hidden, problem.directions))
         flops = 2 * used.rows * used.cols * used.depth * -(-inputs // used.depth)
-        cycles += -(-programs // device.sms) * flops / (_REACHED * _flops_of_cycle(problem, device))
+        cycles += layers * -(-programs // device.sms) * flops / (_REACHED * _flops_of_cycle(problem, device))
     least = _projection(problem, device).total
     return Cost(projection=max(_microseconds(cycles * (_IEEE_PROJECTION if problem.ieee else 1), device), least))
 
@@ -311,11 +307,11 @@ def _projection(problem: Problem, device: Device) -> Cost:
     """Return the cost of W_ih x, of all steps and layers, where all multiprocessors have as much of it to do."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
-    for inputs in _input_sizes(problem):
+    for inputs, layers in problem.input_sizes:
         gates = 3 * problem.hidden_size * problem.directions
         flops = 2 * rows * inputs * gates / _flops(problem, device)
         moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
-        microseconds += max(flops, _from_l2_or_memory(moved, device))
+        microseconds += layers * max(flops, _from_l2_or_memory(moved, device))
     return Cost(projection=microseconds)
 
 

@@ -45,6 +45,12 @@ class Problem:
         return 2 if self.bidirectional else 1
 
     @property
+    def input_sizes(self) -> list[tuple[int, int]]:
+        """Sizes of layers' inputs, and how many layers have such: above the first they are outputs of the one below."""
+        above = self.num_layers - 1
+        return [(self.input_size, 1)] + [(self.directions * self.hidden_size, above)] * (above > 0)
+
+    @property
     def ieee(self) -> bool:
         """Whether products are of fp32 numbers as they are."""
         return self.dtype == torch.float32 and self.precision == "ieee"

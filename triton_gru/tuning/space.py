@@ -66,9 +66,8 @@ def projections(problem: Problem, config: Config, device: Device) -> list[Projec
         for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.ieee else _TILES)
     )
     usual = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
-    # Rows that are not aligned to 16 bytes have but one tile. Of the layers above the first all are, or none.
-    sizes = [problem.input_size] + [problem.directions * problem.hidden_size] * (problem.num_layers > 1)
-    if all(size * problem.dtype.itemsize % 16 for size in sizes):
+    # Rows that are not aligned to 16 bytes have but one tile.
+    if all(size * problem.dtype.itemsize % 16 for size, _ in problem.input_sizes):
         tiles = ()
     found = (each for each in (CUBLAS, *tiles) if each != usual)
     return [each for each in found if not why_no_projection(each, config, problem, device)]
