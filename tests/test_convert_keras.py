@@ -334,5 +334,5 @@ def test_refused_arrays(source, options, error, text):
 
 
 def test_the_default_is_to_reset_after():
-    """As README's table says."""
+    """As the table in triton_gru/convert/README.md says."""
     assert layers.GRU(2).reset_after and layers.GRUCell(2).reset_after

@@ -1,4 +1,4 @@
-"""README's table of whose GRU is what, row by row: weights that lie as it says convert to the GRU that it says."""
+"""The table in triton_gru/convert/README.md of whose GRU is what: weights laid out as a row says convert to its GRU."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_gru import convert, reference
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+README = pathlib.Path(__file__).parent.parent / "triton_gru/convert/README.md"
 INPUTS, HIDDEN = 4, 5
 SIZES = {"I": INPUTS, "H": HIDDEN, "3H": 3 * HIDDEN, "6H": 6 * HIDDEN, "D": 1, "2": 2}
 
