@@ -107,7 +107,7 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize("gpu", [T4, None])
 def test_isinstance_in_a_compiled_forward(gpu, monkeypatch):
-    """It is what README says: False in a graph that has the operator, which torch.compile would not look into else."""
+    """False in a graph with the operator, as triton_gru/SUPPORT.md says: torch.compile looks into no `nn.GRU`."""
     monkeypatch.setattr(devices, "on_cpu", gpu)
     model, x, expected = accelerated(Asks)
     torch._dynamo.reset()

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(device):
 
 
 def test_sizes_served_per_device():
-    """The README's table of hidden sizes."""
+    """The table of hidden sizes in triton_gru/SUPPORT.md."""
     largest = {
         device.name: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
         for device in KNOWN.values()

@@ -32,7 +32,7 @@ def chosen(device, precision, hidden_size, batch_size):
 
 
 def test_sizes_served_per_device():
-    """The README's table of hidden sizes, of which 16 each take as many programs."""
+    """The table of hidden sizes in triton_gru/SUPPORT.md. Any 16 sizes take as many programs."""
     largest = {
         device.name: {
             precision: next((h for h in range(2512, 0, -16) if not isinstance(chosen(device, precision, h, 1), str)), 0)

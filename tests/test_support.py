@@ -1,4 +1,4 @@
-"""README's table of what is supported, cell by cell."""
+"""The table of what is supported in triton_gru/SUPPORT.md, cell by cell."""
 
 import pathlib
 import warnings
@@ -12,7 +12,7 @@ from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+SUPPORT = pathlib.Path(__file__).parent.parent / "triton_gru/SUPPORT.md"
 x, hx = torch.randn(2, 3, 4), torch.randn(1, 3, 20)
 
 
@@ -22,7 +22,7 @@ class Subclass(torch.Tensor):
 
 def table() -> dict[str, list[str]]:
     """The cells of each row, by its first."""
-    lines = README.read_text().split("| otherwise |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    lines = SUPPORT.read_text().split("| otherwise |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name: cells for name, *cells in rows}
 
