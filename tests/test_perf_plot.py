@@ -295,12 +295,13 @@ def test_without_matplotlib_it_says_how_to_install_it(monkeypatch, tmp_path, cap
     assert re.search(r"plot needs matplotlib.*: pip install -e \.\[perf\]", capsys.readouterr().err)
 
 
-def test_the_readmes_picture_is_what_the_command_draws_of_a_committed_csv(tmp_path):
-    """To draw it anew: ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
+def test_the_pictures_of_documents_are_what_the_command_draws_of_a_committed_csv(tmp_path):
+    """To draw them again: ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
     perf = pathlib.Path(plot.__file__).parent
     assert main(["plot", str(perf / "results/counts-H200.csv"), "--out", str(tmp_path)]) == 0
     pictures = list((perf / "figures").iterdir())
-    named = re.findall(r"\((perf/figures/.*?)\)", (perf.parent / "README.md").read_text())
+    documents = "".join((folder / "README.md").read_text() for folder in (perf, perf.parent))
+    named = re.findall(r"\]\(((?:perf/)?figures/.*?)\)", documents)
     assert named and {pathlib.Path(name).name for name in named} <= {path.name for path in pictures}
     for path in pictures:
         drawn, committed = (imread(each / path.name) for each in (tmp_path, path.parent))
