@@ -1,5 +1,8 @@
 """`GRU` and `GRUCell`: what torch.nn's modules of those names are, on the kernels of this package."""
 
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -74,8 +77,8 @@ class GRU(StandIn, nn.RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device=None,
-        dtype=None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
         reverse: bool = False,
@@ -92,13 +95,29 @@ class GRU(StandIn, nn.RNNBase):
         self.reverse = reverse
         self.backend = backend
 
+    if TYPE_CHECKING:  # nn.Module declares the results of a call as Any
+
+        @overload
+        def __call__(
+            self,
+            input: Tensor,
+            hx: Tensor | None = None,
+            lengths: Tensor | None = None,
+            resets: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def __call__(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ):
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output, h_n``; shapes as in the class's docstring."""
         if lengths is None and resets is None and (known := route.known_gru(self, input, hx)) is not None:
             return known(self, input, hx)
@@ -148,8 +167,8 @@ class GRUCell(StandIn, nn.RNNCellBase):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
         backend: str = "auto",
@@ -158,6 +177,10 @@ class GRUCell(StandIn, nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
         self.reset_after = reset_after
         self.backend = backend
+
+    if TYPE_CHECKING:  # nn.Module declares the results of a call as Any
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""

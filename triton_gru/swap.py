@@ -1,6 +1,7 @@
 """`accelerate` and `restore`: change the GRUs inside a model to this package's, and back."""
 
 import warnings
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -9,11 +10,13 @@ from .call.options import OWN, Options
 from .modules import GRU, GRUCell
 from .stand_in import StandIn
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
 _OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 
 
-def accelerate(model: nn.Module) -> nn.Module:
+def accelerate(model: _Model) -> _Model:
     """Let every `nn.GRU` and `nn.GRUCell` of ``model``, and ``model`` itself, run on this package's kernels.
 
         model = torch.nn.Sequential(torch.nn.GRU(8, 16)).eval()
@@ -40,7 +43,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     return model
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: _Model) -> _Model:
     """The reverse of `accelerate`: every `GRU` and `GRUCell` of ``model`` becomes torch's own again, in place.
 
     One with ``reset_after=False`` or ``reverse=True`` has no counterpart in torch. A warning names it, and it stays.

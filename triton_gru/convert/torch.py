@@ -1,5 +1,7 @@
 """torch.nn's GRU and GRUCell, both ways."""
 
+from typing import overload
+
 from torch import nn
 
 from ..call.options import Options
@@ -9,6 +11,14 @@ from . import assemble
 _CELL = ("input_size", "hidden_size", "bias")
 _LAYERS = (*_CELL, "num_layers", "batch_first", "dropout", "bidirectional")
 _OWN = {GRU: ("reset_after", "backend", "reverse"), GRUCell: ("reset_after", "backend")}
+
+
+@overload
+def from_torch(module: nn.GRU | GRU) -> GRU: ...
+
+
+@overload
+def from_torch(module: nn.GRUCell | GRUCell) -> GRUCell: ...
 
 
 def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
@@ -32,6 +42,14 @@ def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
     """
     ours = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
     return _copied(module, ours, {name: getattr(module, name) for name in _OWN.get(type(module), ())})
+
+
+@overload
+def to_torch(module: nn.GRU | GRU) -> nn.GRU: ...
+
+
+@overload
+def to_torch(module: nn.GRUCell | GRUCell) -> nn.GRUCell: ...
 
 
 def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell:

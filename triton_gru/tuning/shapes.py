@@ -9,6 +9,7 @@ import pathlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def shapes_of(
     return [problem for problem in dict.fromkeys(found) if problem.dtype in DTYPES.values()]
 
 
-class Recorded(Sequence):
+class Recorded(Sequence[Problem]):
     """A sequence of the problems to tune, those first that took the most steps in all.
 
     Attributes:
@@ -56,7 +57,7 @@ class Recorded(Sequence):
         largest: by key, the problem of the largest batch among those that tuning does not tell apart.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seen: Counter[Problem] = Counter()
         self._calls: Counter[Key] = Counter()
         self.largest: dict[Key, Problem] = {}
@@ -107,6 +108,12 @@ class Recorded(Sequence):
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is no file that record_shapes' save() wrote: {error}") from None
         return recorded
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
 
     def __getitem__(self, index):
         return [self.largest[key] for key, _ in self._calls.most_common()][index]
