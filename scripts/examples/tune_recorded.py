@@ -1,0 +1,55 @@
+"""Record the shapes that a service calls its GRUs with, and tune the kernels for them.
+
+Without a GPU it says which command to run on the machine that has one. The shapes are kept in a small JSON file:
+
+    python scripts/examples/tune_recorded.py [FILE.json [SECONDS]]
+"""
+
+import random
+import sys
+
+import torch
+from torch import nn
+
+import triton_gru
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@torch.no_grad()
+def serve(model: nn.GRU, requests: int, longest: int) -> None:
+    """Stand in for your service: answer requests of many lengths, some of them in batches."""
+    draw = random.Random(0)
+    for _ in range(requests):
+        batch, steps = draw.choice((1, 1, 1, 8)), draw.randint(1 + longest // 3, longest)
+        model(torch.randn(steps, batch, model.input_size, device=model.weight_hh_l0.device))
+
+
+def main(
+    path: str = "shapes.json",
+    seconds: float = 120,
+    device: str = DEVICE,
+    requests: int = 50,
+    longest: int = 64,
+    hidden: int = 256,
+) -> None:
+    torch.manual_seed(0)
+    gru = triton_gru.accelerate(nn.GRU(40, hidden, device=device).eval())
+    with triton_gru.record_shapes() as shapes:  # everything in here, in any module
+        serve(gru, requests, longest)
+    shapes.save(path)
+    assert sum(shapes.seen.values()) == requests
+    print(f"{requests} calls of {len(shapes.seen)} shapes, {len(shapes)} to tune, kept in {path}:")
+    for problem in shapes:  # those that took the most steps first
+        print(f"  up to {problem.steps} steps, batches up to {problem.batch_size}, H = {problem.hidden_size}")
+
+    if gru.plan(torch.randn(1, 1, 40, device=device)).device is None:
+        print("served by: nn.GRU, as there is no GPU here. On the machine that has one, run:")
+        print(f"  triton-gru tune --recorded {path}")
+        return
+    for tuned in triton_gru.tune(shapes, device=device, budget=seconds, say=print):
+        print(f"{tuned}\n  kept in {tuned.kept}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(float, sys.argv[2:3]))

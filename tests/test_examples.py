@@ -1,0 +1,102 @@
+"""The programs in scripts/examples, as their README shows them and on kernels."""
+
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from triton_gru.plan.planner import KERNELS
+from triton_gru.tuning import run
+from triton_gru.tuning.space import candidates
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts/examples"))
+
+import ragged
+import streaming
+import tune_recorded
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = ROOT / "scripts/examples"
+README = (FOLDER / "README.md").read_text()
+NAMES = "ragged", "streaming", "from_onnx", "tune_recorded"
+
+
+def shown_output(name: str) -> str:
+    """Return the output that the README shows of a program: the first block of text after its command."""
+    return README.split(f"\npython scripts/examples/{name}.py\n")[1].split("```text\n")[1].split("```")[0]
+
+
+def without_measurements(text: str) -> str:
+    """Return a program's output without the digits of its differences, which are other ones on another CPU."""
+    return re.sub(r"\d\.\de[+-]\d\d", "#", text)
+
+
+def test_the_readme_is_about_every_program():
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(NAMES)
+    assert re.findall(r"^## `(\w+)\.py`", README, re.MULTILINE) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_cpu_it_prints_what_the_readme_shows(name, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert without_measurements(done.stdout) == without_measurements(shown_output(name))
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_ragged_on_a_kernel(device, launched, capsys):
+    ragged.main(device, **{} if device == "cuda" else {"lengths": (4, 2, 1), "hidden": 64})
+    assert launched.scans
+    assert "(a Triton kernel)" in capsys.readouterr().out
+
+
+def test_streaming_on_a_kernel(device, launched, capsys):
+    frames, small = (200, {}) if device == "cuda" else (6, {"frames": 6, "batch": 2, "hidden": 64})
+    streaming.main(device, **small)
+    assert launched.only_by("step") and launched.scans == 2 * (1 + frames)  # of two layers, after one frame to warm up
+    printed = capsys.readouterr().out
+    assert "served by: step (a Triton kernel)" in printed
+    assert (" us a frame" in printed) == (device == "cuda")
+
+
+@pytest.fixture
+def from_onnx():
+    pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+    return importlib.import_module("from_onnx")
+
+
+def test_from_onnx_on_a_kernel(from_onnx, device, launched, capsys):
+    from_onnx.main(device=device, **{} if device == "cuda" else {"steps": 4, "hidden": 64})
+    assert launched.scans
+    assert "(a Triton kernel)" in capsys.readouterr().out
+
+
+def test_from_onnx_takes_a_file(from_onnx, tmp_path, capsys):
+    from_onnx.onnx.save(from_onnx.make_model(3, 5), tmp_path / "model.onnx")
+    from_onnx.main(str(tmp_path / "model.onnx"), "encoder", "cpu")
+    printed = capsys.readouterr().out
+    assert printed.startswith("triton_gru.GRU(3, 5, reset_after=False)\n") and "ONNX:" not in printed
+
+
+def test_tune_recorded_on_kernels(device, tables, launched, monkeypatch, tmp_path, capsys):
+    """A few candidates of each kernel, each timed once."""
+    for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._LOOK"):
+        monkeypatch.setattr(f"triton_gru.tuning.{name}", 1)
+
+    def few(problem, described):
+        found = candidates(problem, described)
+        return [next(each for each in found if each.kernel == kernel) for kernel in KERNELS]
+
+    monkeypatch.setattr(run, "candidates", few)
+    tune_recorded.main(str(tmp_path / "recorded"), 20, device, requests=1, longest=3, hidden=16)
+    assert {"block_scan", "grid_scan", "step_scan"} <= set(launched)
+    assert (tmp_path / "recorded").is_file()
+    printed = capsys.readouterr().out
+    (table,) = tables.glob("*.json")
+    assert f"  kept in {table}\n" in printed and "  winner " in printed
