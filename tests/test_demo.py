@@ -1,6 +1,7 @@
-"""The demo's model and bookkeeping, on made-up weights."""
+"""The demo's model, bookkeeping and story, on made-up weights."""
 
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import triton_gru
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
 
+import demo
 import g2p
 
 
@@ -21,6 +23,66 @@ def model():
     for part in ("enc", "dec"):
         shapes |= {f"{part}_w_ih": (15, 6), f"{part}_w_hh": (15, 5), f"{part}_b_ih": (15,), f"{part}_b_hh": (15,)}
     return g2p.Pronouncer({name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}).eval()
+
+
+@pytest.fixture
+def dictionary():
+    words = "word", "gate", "cell", "unit", "step", "grid", "a", "ab", "abc", "bc", "ca", "abcdefghijklmnopqrstuvwxyz"
+    return {word: [("AA1", "B", "CH", "D")[: 1 + len(word) % 4]] for word in words}
+
+
+def assert_fits_a_screen(story: str) -> None:
+    lines = story.splitlines()
+    assert len(lines) <= 38 and max(map(len, lines)) <= 100  # beside two lines of the installation
+    assert "\r" not in story
+
+
+@pytest.mark.parametrize("gcc", ["/usr/bin/gcc", None])
+def test_the_story_without_a_gpu(gcc, model, dictionary, monkeypatch, capsys):
+    monkeypatch.setattr(demo.shutil, "which", lambda name: gcc)
+    demo.tell(model, dictionary, 12, "cpu")
+    story = capsys.readouterr().out
+    assert_fits_a_screen(story)
+    assert "no GPU: times below are nn.GRU's" in story and "Why nn.GRU? " in story
+    assert story.count("  accelerate() -> nn.GRU        fp32            12                12 ") == 1
+    executed = re.findall(r"  grid \+ step, executed on CPU  (\w+) ", story)
+    assert executed == (["fp32", "tf32", "fp16", "bf16"] if gcc else [])
+    meaning = " ".join(story.split("What it means: ")[1].split())
+    assert (demo.EXECUTED in meaning, demo.NO_GCC in meaning) == (bool(gcc), not gcc)
+
+
+def test_the_story_on_a_gpu(model, dictionary, device, launched, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "PASSES", 1)
+    demo.tell(model.to(device), dictionary, 12, device)
+    story = capsys.readouterr().out
+    assert_fits_a_screen(story)
+    assert launched.scans
+    assert "GPU: " in story and "no GPU" not in story
+    assert re.findall(r"  accelerate\(\) -> .* (\w+) +12 +\d+ +\d+\n", story) == ["fp32", "tf32", "fp16", "bf16"]
+    assert "of 12 words. words/s are the whole model's" in " ".join(story.split())
+
+
+def test_of_the_words_that_differ_three_are_shown(capsys):
+    words = [letter * 30 for letter in "abcde"]
+    expected = demo.Pronounced("fp32", {word: (("AA1",) * 20, 0.1 * i) for i, word in enumerate(words)}, 0.0)
+    other = demo.Pronounced("fp16", dict.fromkeys(words[1:], (("B",) * 20, 0.0)), 0.0)
+    demo.report_disagreements([expected, other], expected)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(":")[0].split() for line in lines[1:]] == [[f"{0.1 * i:.4f}", words[i]] for i in (4, 3, 2)]
+    assert max(map(len, lines)) <= 100
+    with pytest.raises(AssertionError, match="4 words pronounced otherwise than nn.GRU does"):
+        demo.must_agree(other, expected)
+    demo.must_agree(expected, expected)
+
+
+def test_a_terminal_shows_progress_in_one_line(monkeypatch, capsys):
+    demo.show_progress("1 of 2 words")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    demo.show_progress("1 of 2 words")
+    demo.show_progress("2 of 2 words")
+    demo.say("a row")
+    assert capsys.readouterr().out == "\r\x1b[K1 of 2 words\r\x1b[K2 of 2 words\r\x1b[Ka row\n"
 
 
 def test_the_model_says_the_same_on_the_kernels(model, device, launched):
