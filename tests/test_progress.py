@@ -8,7 +8,7 @@ import torch
 
 import triton_gru
 from triton_gru.tuning import progress
-from triton_gru.tuning.progress import Progress, Tracker, duration, shape_words, three_digits
+from triton_gru.tuning.progress import Progress, Tracker, shape_words
 
 from .planted import PROBLEM, PlantedBench, torch_takes
 
@@ -56,22 +56,6 @@ def test_it_is_said_from_time_to_time(clock):
         clock.now += 0.1
         tracker.at(f"compiling {number} of 100", number / 100)
     assert 9 <= len(said) <= 11
-
-
-@pytest.mark.parametrize(
-    "seconds, words",
-    [(0, "0 s"), (59.6, "60 s"), (99, "99 s"), (100, "2 min"), (540, "9 min"), (5940, "99 min"), (6000, "1.7 h")],
-)
-def test_times_are_in_the_unit_one_thinks_in(seconds, words):
-    assert duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    "number, words",
-    [(0.012345, "0.0123"), (1, "1.00"), (9.999, "10.0"), (99.94, "99.9"), (99.96, "100"), (1234.5, "1234")],
-)
-def test_numbers_have_three_digits(number, words):
-    assert three_digits(number) == words
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from ..plan import device as devices
 from ..plan import planner
 from ..plan.problem import Problem
 from ..plan.tables import lookup
-from ..tuning.progress import duration
 from ..tuning.tuner import unique
+from ..units import duration
 
 _BUDGET = 60.0  # seconds
 _FOLDER = "TRITON_GRU_CONFIG_DIR"

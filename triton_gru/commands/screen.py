@@ -11,9 +11,10 @@ from ..plan.cost import call_cost
 from ..plan.device import Device
 from ..plan.planner import choose
 from ..plan.problem import Problem
-from ..tuning.progress import Progress, Say, duration, shape_words, three_digits
+from ..tuning.progress import Progress, Say, shape_words
 from ..tuning.space import candidates
 from ..tuning.tuner import Tuned
+from ..units import duration, three_digits
 
 _BAR = 14  # characters
 _EVERY = 10.0  # seconds between two lines about the same shape

@@ -13,7 +13,8 @@ from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
 from ..plan.validity import for_problem, why_no_projection, why_not
-from ..tuning.progress import shape_words, three_digits
+from ..tuning.progress import shape_words
+from ..units import three_digits
 
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 

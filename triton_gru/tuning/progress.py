@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..accuracy import PRECISIONS
 from ..plan.problem import Key
+from ..units import duration
 
 INTERVAL = 1.0  # seconds from one report to the next about the same shape
 _NAMES = {(str(dtype)[6:], precision): name for name, (dtype, precision) in PRECISIONS.items()}
@@ -98,15 +99,3 @@ def shape_words(key: Key) -> str:
     words += [f"layers={key.layers}"] * (key.layers > 1) + ["bidirectional"] * (key.directions == 2)
     words += ["reset before"] * (not key.reset_after) + [key.layout] * (key.layout != "dense")
     return " ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit that a person thinks in."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def three_digits(number: float) -> str:
-    """Return a number with three significant digits, and none of its whole ones lost."""
-    return f"{number:#.3g}" if number < 99.95 else f"{number:.0f}"

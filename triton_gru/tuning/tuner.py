@@ -16,8 +16,9 @@ from ..plan.planner import choose, forget
 from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Result
+from ..units import three_digits
 from .bench import Bench
-from .progress import Say, Tracker, shape_words, three_digits
+from .progress import Say, Tracker, shape_words
 from .run import TOO_LATE, Ranking, Run
 from .shapes import Recorded
 from .space import candidates

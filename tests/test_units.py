@@ -1,0 +1,51 @@
+"""Numbers with their units, as reports print them."""
+
+import pytest
+
+from triton_gru.units import byte_size, call_time, counted, duration, three_digits, two_digits
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (0.0000123456, "0.0000123"), (0.012345, "0.0123"), (1, "1.00"), (9.999, "10.0"), (99.94, "99.9"),
+        (99.96, "100"), (1234.5, "1234"), (0, "0.00"),
+    ],
+)  # fmt: skip
+def test_three_digits(number, words):
+    assert three_digits(number) == words
+
+
+@pytest.mark.parametrize("number, words", [(0.0456, "0.046"), (2, "2"), (7.54, "7.5"), (38.9, "39"), (249.0, "250")])
+def test_two_digits(number, words):
+    assert two_digits(number) == words
+
+
+@pytest.mark.parametrize(
+    "microseconds, words",
+    [
+        (0.25, "0.250 us"), (81.24, "81.2 us"), (999.4, "999 us"), (999.6, "1.00 ms"), (46312, "46.3 ms"),
+        (2.5e6, "2.50 s"), (1e9, "16.7 min"), (1e12, "278 h"),
+    ],
+)  # fmt: skip
+def test_a_call_takes_a_time_in_the_unit_one_thinks_in(microseconds, words):
+    assert call_time(microseconds) == words
+
+
+@pytest.mark.parametrize(
+    "size, words", [(7, "7 bytes"), (232448, "227 KiB"), (1540224, "1.47 MiB"), (1 << 40, "1024 GiB")]
+)
+def test_memory_has_a_size(size, words):
+    assert byte_size(size) == words
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0, "0 s"), (59.6, "60 s"), (99, "99 s"), (100, "2 min"), (540, "9 min"), (5940, "99 min"), (6000, "1.7 h")],
+)
+def test_a_run_has_a_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_things_are_counted():
+    assert [counted(number, "shape") for number in (0, 1, 2)] == ["0 shapes", "1 shape", "2 shapes"]

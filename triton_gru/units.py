@@ -1,0 +1,56 @@
+"""Numbers as every report prints them: three significant digits, in the unit that a person thinks in."""
+
+from decimal import Decimal
+
+# Microseconds of each unit of a call's time, and bytes of each unit of memory.
+_TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6, "min": 6e7, "h": 3.6e9}
+_SIZES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_NEXT = 999.5  # rounds to four digits
+
+
+def three_digits(number: float) -> str:
+    """Return a number with three significant digits, and none of its whole ones lost."""
+    return _without_exponent(f"{number:#.3g}") if number < 99.95 else f"{number:.0f}"
+
+
+def two_digits(number: float) -> str:
+    """Return a number rounded to two significant digits, as is enough for a part of a sum."""
+    return _without_exponent(f"{number:.2g}")
+
+
+def _without_exponent(text: str) -> str:
+    return f"{Decimal(text):f}"
+
+
+def time_unit(microseconds: float) -> tuple[str, float]:
+    """Return the unit for such a time, and how many microseconds it is."""
+    return _unit(microseconds, _TIMES)
+
+
+def call_time(microseconds: float) -> str:
+    """Return the time of a call: ``"81.2 us"``."""
+    unit, size = time_unit(microseconds)
+    return f"{three_digits(microseconds / size)} {unit}"
+
+
+def byte_size(size: int) -> str:
+    """Return a size in memory: ``"227 KiB"``."""
+    unit, scale = _unit(size, _SIZES)
+    return f"{size if scale == 1 else three_digits(size / scale)} {unit}"
+
+
+def _unit(value: float, units: dict[str, float]) -> tuple[str, float]:
+    """Return the first of ``units``, ascending, in which the value has three digits before the point; or the last."""
+    return next(((unit, size) for unit, size in units.items() if value / size < _NEXT), list(units.items())[-1])
+
+
+def duration(seconds: float) -> str:
+    """Return how long a run takes, to whole seconds or minutes."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: ``"1 shape"``, ``"2 shapes"``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
