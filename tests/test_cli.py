@@ -20,7 +20,7 @@ def test_info_without_a_gpu(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert triton_gru.__version__ in printed
     assert torch.__version__ in printed
-    assert "there is no GPU for the kernels (kernels run on NVIDIA GPUs): GRUs run as torch's own" in printed
+    assert "there is no GPU for the kernels (the kernels need an NVIDIA GPU of compute capability 8.0" in printed
 
 
 def test_info_lists_what_is_served(monkeypatch, capsys):
@@ -37,17 +37,17 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (("--hidden", "64", "--dtype", "fp16", "--device", "H200"), "block: all of W_hh fits"),
-        (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "not block: hidden_size 2048 is too large"),
+        (("--hidden", "64", "--dtype", "fp16", "--device", "H200"), "block: W_hh fits in one program"),
+        (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "not block  hidden_size 2048 is too large"),
         (("--hidden", "2048", "--dtype", "fp16", "--device", "H200"), "grid: W_hh fits the chip"),
-        (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "not grid: hidden_size 4096 is too large"),
+        (("--hidden", "4096", "--dtype", "fp16", "--device", "H200"), "not grid   hidden_size 4096 is too large"),
         (("--hidden", "512", "--steps", "1", "--dtype", "fp16", "--device", "H200"), "step: "),
-        (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block: no kernel for float64"),
-        (("--hidden", "64", "--bidirectional", "--device", "A100"), "bidirectional, float32"),
-        (("--hidden", "64", "--reset-before", "--device", "A100"), "reset before"),
+        (("--hidden", "64", "--dtype", "fp64", "--device", "A100"), "not block, grid, step  no kernel for float64"),
+        (("--hidden", "64", "--bidirectional", "--device", "A100"), "1 layer, bidirectional, float32 (TF32)\n"),
+        (("--hidden", "64", "--reset-before", "--device", "A100"), "float32 (TF32), reset_after=False\n"),
         (("--hidden", "64", "--reset-before", "--dtype", "fp64", "--device", "A100"), "reference: "),
         (("--hidden", "64", "--precision", "ieee", "--backend", "block", "--device", "H200"), "register_tiles=0"),
-        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "torch: no kernel is expected to be clearly"),
+        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "torch: nn.GRU serves the call"),
         (("--hidden", "1024", "--dtype", "fp16", "--device", "H200", "--max-sms", "64"), "H200, 64 SMs"),
     ],
 )
@@ -87,7 +87,7 @@ def test_explain_from_a_shell():
 def test_check_without_a_gpu_has_checked_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["check"]) == 1
-    why = "there is no GPU for the kernels (kernels run on NVIDIA GPUs)"
+    why = "there is no GPU for the kernels (the kernels need an NVIDIA GPU of compute capability 8.0 or later)"
     assert capsys.readouterr().out == f"{why}: nothing was checked\n"
 
 

@@ -105,7 +105,7 @@ def test_a_failure_is_printed_whole_and_at_once(run, tmp_path):
     said = run()
     assert said.index("FAILED") < said.index("of all tests so far: 1 failed; 1 of 1 ran")
     for text in (said, (tmp_path / "right.csv").read_text()):
-        assert "a bad number" in text and "plan of the last call" in text and "BlockConfig(" in text
+        assert "a bad number" in text and "plan of the last call" in text and "units=16" in text
 
 
 def test_to_find_all_done_is_no_failure_and_to_find_no_test_is_one(run):

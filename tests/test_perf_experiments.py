@@ -82,7 +82,7 @@ def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
 def test_a_kernel_that_does_not_serve_a_case_says_why():
     with emulating(limited(H200, 64), 1):
         _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN)
-    assert timed.status == "unavailable" and "65 programs have to be on the chip at once" in timed.error
+    assert timed.status == "unavailable" and "it takes 65 programs at once" in timed.error
 
 
 def test_the_librarys_own_kernels_stay_as_they_are():

@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_a_row_that_says_why(monkeypatch):
     assert (rows["missing"].status, rows["missing"].error) == ("unavailable", "the package is not here")
     assert (rows["failing"].status, rows["failing"].error) == ("failed", "ZeroDivisionError: division by zero")
     assert rows["triton_gru.grid"].status == "unavailable"
-    assert "65 programs have to be on the chip at once" in rows["triton_gru.grid"].error
+    assert "it takes 65 programs at once" in rows["triton_gru.grid"].error
     said = set()
     assert "the package is not here" in summary(list(rows.values()), said)
     assert "unavailable: missing, triton_gru.grid" in summary(list(rows.values()), said)

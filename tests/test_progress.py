@@ -66,7 +66,7 @@ def test_it_is_said_from_time_to_time(clock):
         ({"dtype": torch.float32, "bidirectional": True}, "fp32 H=512 B<=16 T=100 bidirectional"),
         (
             {"dtype": torch.bfloat16, "num_layers": 2, "reset_after": False, "layout": "packed"},
-            "bf16 H=512 B<=16 T=100 layers=2 reset before packed",
+            "bf16 H=512 B<=16 T=100 2 layers reset_after=False packed",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_another_triton_makes_an_entry_stale_and_the_plan_says_so(made_with, is_
     plan = choose(PROBLEM, H200)
     assert (plan.kernel, plan.config, plan.tuned) == ("grid", ONE, True)
     words = f"stale: made with triton {made_with[:-2] or 'unknown'}, this is 3.9 (`triton-gru tune` measures it again)"
-    assert (words in plan.reason) == (words in plan.source) == (words in str(plan)) == is_stale
+    assert (words in plan.source) == (words in str(plan)) == is_stale
     saved(tables, whole)  # which `triton-gru tune` would do
     assert choose(PROBLEM, H200).source == f"table {tables / 'H200.json'}, of 2026-01-02"
 
@@ -495,7 +495,7 @@ def test_where_nothing_can_be_kept_it_holds_for_the_process(where, tables, monke
         (found,) = triton_gru.tune([PROBLEM], bench=PlantedBench(torch_takes(lambda candidate: 1.5)))
     assert len(caught) == 1 and found.kept is None
     assert choose(PROBLEM, H200).kernel == "torch"
-    assert "this process" in choose(PROBLEM, H200).reason
+    assert "this process" in choose(PROBLEM, H200).source
     forget()
     assert choose(PROBLEM, H200).kernel == "grid"
 
@@ -579,4 +579,4 @@ def test_a_block_configuration_for_another_chip_is_refused():
     config = BlockConfig(64, 3, 8, 1, 6, 4)
     problem = change(hidden_size=192)
     assert why_not(config, problem, H200) == ""
-    assert why_not(config, problem, KNOWN["RTX 5090"]) == "not the shared memory"
+    assert why_not(config, problem, KNOWN["RTX 5090"]) == "too little shared memory"

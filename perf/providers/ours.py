@@ -91,7 +91,7 @@ def launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
         ours(x)
     found = call_cache.find(ours, x, None)
     if not isinstance(found, Prepared):
-        raise Unavailable("no launches are kept: torch's own GRU serves the call, or there are too many")
+        raise Unavailable("no launches are kept: nn.GRU serves the call, or there are too many")
     made = {}
 
     def call(x: Input) -> tuple[Tensor, Tensor]:

@@ -261,6 +261,11 @@ def implementation(kernel: str, projection: Projection | None) -> str:
     return kernel + _BY_CUBLAS if projection == CUBLAS else kernel
 
 
+def report_name(implementation: str) -> str:
+    """Return what a person calls an implementation: ``"nn.GRU"`` for ``"torch"``, others as they are."""
+    return "nn.GRU" if implementation == "torch" else implementation
+
+
 def parts(implementation: str) -> tuple[str, Projection | None]:
     """Return the kernel and `CUBLAS` or None: the reverse of `implementation`, but for a tile."""
     kernel = implementation.removesuffix(_BY_CUBLAS)

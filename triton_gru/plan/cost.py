@@ -1,7 +1,7 @@
-"""What a call should take, by count: the heuristic where nothing was measured, and the order in which tuning tries.
+"""An estimate of the time of a call, for the heuristic where nothing was measured, and for the order of tuning.
 
-Counts are of instructions, bytes, FLOPs and hand-overs; the rates are the device's own. The constants come from
-compiled code, and are fitted to what an H200 took for a thousand configurations (perf/NOTES.md): ``python -m perf
+It counts instructions, bytes, FLOPs and hand-overs; the rates are the device's own. The constants come from compiled
+code, and are fitted to what an H200 took for a thousand configurations (perf/NOTES.md): ``python -m perf
 report`` prints how far the estimates are from what was measured.
 """
 
@@ -10,6 +10,7 @@ import math
 import operator
 from typing import NamedTuple
 
+from ..units import call_time, time_unit, two_digits
 from .config import (
     CUBLAS,
     BlockConfig,
@@ -54,8 +55,10 @@ class Cost(NamedTuple):
         return Cost(*(times * each for each in self))
 
     def __str__(self) -> str:
-        terms = self._asdict().items()
-        return f"{self.total:.3g} us ({', '.join(f'{name} {us:.2g}' for name, us in terms if us >= self.total / 100)})"
+        _, unit = time_unit(self.total)
+        terms = sorted(self._asdict().items(), key=lambda term: -term[1])
+        words = [f"{name} {two_digits(us / unit)}" for name, us in terms if us >= self.total / 100]
+        return f"{call_time(self.total)}: {', '.join(words)}"
 
 
 # Cycles: of a step that computes nothing (barriers, a load of the state, three activations one after the other); of an

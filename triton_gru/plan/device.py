@@ -93,8 +93,10 @@ def gpus() -> list[Device]:
 def why_none() -> str:
     """Return why there may be no `Device` behind a torch device."""
     if _INTERPRETED:
-        return "kernels run compiled alone, and TRITON_INTERPRET was set when they were imported: unset it"
-    return "kernels run on NVIDIA GPUs"
+        return "the kernels run compiled only, and TRITON_INTERPRET was set when they were imported: unset it"
+    if torch.version.hip:
+        return "the kernels need an NVIDIA GPU, and this PyTorch is for AMD GPUs"
+    return "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
 
 
 def elsewhere(device: torch.device) -> bool:

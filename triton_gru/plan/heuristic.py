@@ -1,4 +1,4 @@
-"""Which configuration a kernel takes where none was measured: of those known to compile well, the cheapest by count.
+"""Which configuration a kernel takes where none was measured: the one estimated cheapest, of those that compile well.
 
 What is known of them was read from compiled code: none spills, on any architecture named in ``tests/compiled``. Tuning
 (triton_gru/tuning) looks further, and replaces the estimate by measurement.
@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from ..units import byte_size
 from .config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig
 from .cost import step_cost
 from .device import Device
@@ -45,8 +46,8 @@ def block_config(shape: Shape) -> BlockConfig | str:
         return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
     needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
-        has = f"of shared memory in one program, {device.name} has {device.shared_memory}"
-        return _too_large(shape, f"W_hh in {shape.numbers} needs {needed} bytes {has}")
+        has = f"of shared memory in one program, {device.name} has {byte_size(device.shared_memory)}"
+        return _too_large(shape, f"W_hh in {shape.numbers} needs {byte_size(needed)} {has}")
     configs = [config]
     if config.batch == 8 and not shape.ieee:
         # Two batch rows in a program, where products are of eight columns: for a quarter of what follows them. There,
@@ -79,7 +80,7 @@ def _cut_block(shape: Shape) -> BlockConfig | None:
     return BlockConfig(64, tiles, 8, ahead=1, register_tiles=in_registers, num_warps=4)
 
 
-# Times the least cost by count: what costs no more is as good.
+# Times the least estimated cost: what costs no more is as good.
 _AS_GOOD = 1.05
 
 
@@ -94,12 +95,12 @@ def grid_config(
     device = shape.device
     least = -(-shape.hidden_size // 16)
     if least > device.sms:
-        has = f"{device.name} has {device.sms} multiprocessors"
-        return _too_large(shape, f"{least} programs have to be on the chip at once, {has}")
+        has = f"{device.name} has {device.sms}"
+        return _too_large(shape, f"it takes {least} programs at once, one on each multiprocessor, {has}")
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
-        room = f"the registers and the shared memory for W_hh in {shape.numbers}"
-        return _too_large(shape, f"{least} programs on {device.name} have not {room}")
+        room = f"the registers and shared memory of {least} programs on {device.name}"
+        return _too_large(shape, f"W_hh in {shape.numbers} does not fit {room}")
     # Of as good as equals the one of fewest programs, in which fewer read the state and wait for each other. Where
     # estimates differ by so little, that was the faster one on an H200.
     least_time = _AS_GOOD * step_cost(_cheapest(configs, shape), shape).total

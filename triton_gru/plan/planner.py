@@ -1,17 +1,20 @@
 """Which kernel serves a call, in which configuration, and why not the others.
 
-By what was measured on such a device where there is a tuned table (triton_gru/tuning), else by count (cost.py).
+What was measured on such a device decides if there is a tuned table (triton_gru/tuning), else an estimate (cost.py).
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ..triton_versions import copies_shared_operands
-from .config import CUBLAS, Config, Projection, StepConfig, implementation
+from ..units import call_time
+from .config import CUBLAS, Config, Projection, ProjectionConfig, StepConfig, implementation
 from .cost import Cost, call_cost
 from .device import Device, why_none
 from .heuristic import HEURISTICS, heuristic
@@ -24,21 +27,56 @@ KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
 
 
+class CannotServe(RuntimeError):
+    """The error of a backend that cannot serve a call; ``reason`` says why."""
+
+    reason = ""  # no argument of a constructor: pickle makes errors of their message alone
+
+
+class Estimate(NamedTuple):
+    """The time of a call by the cost model. Its text is made when it is asked for."""
+
+    cost: Cost
+
+    def __str__(self) -> str:
+        return f"estimated {self.cost}"
+
+
+class Measurement(NamedTuple):
+    """The time of a call by a table.
+
+    Attributes:
+        milliseconds: the median; None if it was not measured.
+        how: in words, each after a space, how it was measured: ``" in a CUDA graph at T=64"``.
+    """
+
+    milliseconds: float | None
+    how: str = ""
+
+    @property
+    def time(self) -> str:
+        return call_time(1000 * self.milliseconds)
+
+    def __str__(self) -> str:
+        return "not measured" if self.milliseconds is None else f"measured {self.time}"
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The answer of `choose`.
+    """The answer of `choose`. Its text is a report.
 
     Attributes:
         device: where the call would run, None where no kernel runs.
-        kernel: ``"block"``, ``"grid"``, ``"step"``, ``"torch"`` (torch's own GRU) or ``"reference"`` (plain torch,
-            one step at a time).
+        kernel: ``"block"``, ``"grid"``, ``"step"``, ``"torch"`` (nn.GRU) or ``"reference"`` (plain torch, one step at a
+            time).
         config: the kernel's configuration, None where it has none.
         source: where the configuration comes from: ``"heuristic"``, or a table and how it was found.
         tuned: whether it comes from a table.
         reason: why this kernel.
-        others: what `rejected` says of the others, and is put into words when it is asked.
+        others: as `rejected`, but for the texts, which are made when they are asked for.
         projection: how the input projection is made; None by a kernel of ours with its usual tile.
-        other_projection: what is to be said of the other way, ours or cuBLAS's, put into words when it is asked.
+        other_projection: the time with the other projection, ours or cuBLAS's, or why it cannot be; empty if neither.
+        time: the estimated or measured time; None if there is neither.
     """
 
     problem: Problem
@@ -47,10 +85,11 @@ class Plan:
     config: Config | None
     source: str
     reason: str
-    others: tuple[tuple[str, object], ...]
+    others: tuple[tuple[str, str | Estimate | Measurement], ...]
     tuned: bool = False
     projection: Projection | None = None
-    other_projection: object = ""
+    other_projection: str | Estimate | Measurement = ""
+    time: Estimate | Measurement | None = None
 
     @property
     def implementation(self) -> str:
@@ -63,19 +102,59 @@ class Plan:
         return tuple((kernel, str(why)) for kernel, why in self.others)
 
     def __str__(self) -> str:
-        device = self.device.name if self.device else "no device that runs kernels"
-        lines = [f"{self.kernel}: {self.reason}", f"  problem   {self.problem}", f"  device    {device}"]
+        rows = [f"  {label:9}  {words}" for label, words in self._rows()]
+        return "\n".join([f"{self.kernel}: {self.reason}", *rows])
+
+    def _rows(self) -> Iterator[tuple[str, object]]:
+        yield "call", self.problem
+        yield "GPU", self.device.name if self.device else "none that runs kernels"
         if self.config is not None:
-            lines.append(f"  config    {self.config} from {self.source}")
-            if self.other_projection:
-                taken, other = self.projection or "our kernel in its usual tile", CUBLAS
-                if taken == CUBLAS:
-                    other = "our kernel"
-                lines.append(f"  inputs    {taken}; not {other}: {self.other_projection}")
-            if words := _shortcoming(self.config, self.problem):
-                lines.append(f"  Triton    {words}")
-        lines += [f"  not {kernel}: {why}" for kernel, why in self.rejected]
-        return "\n".join(lines)
+            yield "config", f"{_field_words(self.config)}{self._origin}"
+        if self.other_projection:
+            yield "inputs", f"projected by {self._projector}; {self._other_projector}"
+        if isinstance(self.time, Estimate):
+            yield "estimated", self.time.cost
+        elif self.time:
+            yield "measured", f"{self.time.time}{self.time.how} ({self.source})"
+        if words := self.config and _shortcoming(self.config, self.problem):
+            yield "Triton", words
+        kernels: dict[str, list[str]] = {}
+        for kernel, why in self.rejected:
+            kernels.setdefault(why, []).append(kernel)
+        for why, alike in kernels.items():
+            yield f"not {', '.join(alike)}", why
+
+    @property
+    def _origin(self) -> str:
+        """Return in words where the configuration comes from. The table of a measured time is named with that."""
+        if self.source == "heuristic":
+            return " (chosen by the heuristic, not tuned)"
+        if not self.tuned:
+            return ""
+        return " (tuned)" if isinstance(self.time, Measurement) else f" (tuned: {self.source})"
+
+    @property
+    def _projector(self) -> str:
+        if isinstance(self.projection, ProjectionConfig):
+            return f"our kernel, {_field_words(self.projection)}"
+        return "cuBLAS" if self.projection == CUBLAS else "our kernel"
+
+    @property
+    def _other_projector(self) -> str:
+        """Return in words why the other projection is not taken."""
+        name, other = "our kernel" if self.projection == CUBLAS else "cuBLAS", self.other_projection
+        if isinstance(other, Measurement):
+            return f"{name} was {other}" + " in all" * (other.milliseconds is not None)
+        if not isinstance(other, Estimate):
+            return f"not by {name}: {other}"
+        is_faster = isinstance(self.time, Estimate) and other.cost.total < self.time.cost.total
+        words = f"less than {_CLEARLY_PERCENT} % faster" if is_faster else "no faster"
+        return f"{name} is estimated {words}: {call_time(other.cost.total)} in all"
+
+
+def _field_words(config: Config | ProjectionConfig) -> str:
+    """Return the fields of a configuration: ``"units=16, programs=32"``."""
+    return ", ".join(f"{field.name}={getattr(config, field.name)}" for field in dataclasses.fields(config))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -86,7 +165,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto", use_t
 
     Raises:
         ValueError: ``backend`` names no backend.
-        RuntimeError: ``backend`` names one that cannot serve this problem. ``"auto"`` never raises.
+        CannotServe: ``backend`` names one that cannot serve this problem. ``"auto"`` never raises.
     """
     check_backend(backend)
     options, rejected = {}, {}
@@ -94,34 +173,41 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto", use_t
         for name, option in _options(kernel, problem, device, use_tables).items():
             (rejected if isinstance(option, str) else options)[name] = option
     if backend != "auto" and backend not in options:
-        raise RuntimeError(
+        error = CannotServe(
             f"backend={backend!r} cannot serve this call: {rejected[backend]} ({problem}). "
             "backend='auto' serves every call"
         )
+        error.reason = rejected[backend]
+        raise error
     if not options:
-        reason = "the only implementation of this variant that serves the call"
+        reason = "plain PyTorch serves the call step by step, as neither a kernel nor nn.GRU can"
         return Plan(problem, device, "reference", None, "", reason, tuple(rejected.items()))
     verdict = lookup.verdict(problem, device, options) if use_tables and len(options) > 1 else None
     # Of a kernel asked for by name the nearest measurement counts, unless one tells its projections apart.
     if verdict and (backend == "auto" or options.keys() <= verdict.milliseconds.keys()):
-        name, reason, slower = _measured(verdict, options)
+        name, reason, times = _measured(verdict, problem, options)
         options[name] = options[name]._replace(
             config=verdict.config, projection=verdict.projection, source=verdict.source, tuned=bool(verdict.config)
         )
     elif len(options) > 1:
-        name, slower = _cheapest(options, problem, device)
-        reason = _REASONS.get(options[name].kernel, "no kernel is expected to be clearly faster than torch's own GRU")
+        name, times = _cheapest(options, problem, device)
+        reason = f"nn.GRU serves the call, as no kernel is estimated to be faster by {_CLEARLY_PERCENT} % or more"
+        if name != "torch":
+            reason = _advantage(options[name].kernel, problem)
     else:
-        (name,), slower = options, {}
-        reason = _REASONS.get(name, "torch's own GRU serves everything else")
+        ((name, option),) = options.items()
+        is_kernel = option.config is not None
+        times = {name: _estimate(option, problem, device)} if is_kernel else {}
+        reason = _advantage(name, problem) if is_kernel else _why_torch(problem, device)
     kernel, config, projection, source, tuned = options[name]
     if backend != "auto":
         reason = "asked for by name"
+    time = times.pop(name, None)
     # Of the kernels that are not taken, that with our own projection says enough.
-    others = rejected | slower
-    same = others.get(implementation(kernel, None if projection == CUBLAS else CUBLAS), "")
+    others = rejected | times
+    other_projection = others.get(implementation(kernel, None if projection == CUBLAS else CUBLAS), "")
     others = tuple((each, why) for each, why in others.items() if each in BACKENDS and each != kernel)
-    return Plan(problem, device, kernel, config, source, reason, others, tuned, projection, same)
+    return Plan(problem, device, kernel, config, source, reason, others, tuned, projection, other_projection, time)
 
 
 class _Option(NamedTuple):
@@ -139,20 +225,23 @@ class _Option(NamedTuple):
     tuned: bool = False
 
 
-# What is estimated to be less than a tenth faster may as well be slower.
-_CLEARLY = 0.9
+# What is estimated to be faster by less than these percent may as well be slower.
+_CLEARLY_PERCENT = 10
+_CLEARLY = 1 - _CLEARLY_PERCENT / 100
 
 
-def _cheapest(options: dict[str, _Option], problem: Problem, device: Device) -> tuple[str, dict]:
-    """Return the cheapest by count, and what is to be said of the others.
+def _estimate(option: _Option, problem: Problem, device: Device) -> Estimate:
+    """Return the estimated time. Several steps are taken to be in a CUDA graph, where nn.GRU's launches cost least."""
+    return Estimate(call_cost(problem, option.config, device, problem.steps > 1, option.projection))
 
-    cuBLAS has to be clearly faster than our own projection, and we clearly faster than torch's own GRU. Several steps
-    are compared as in a CUDA graph, where torch's launches cost least.
+
+def _cheapest(options: dict[str, _Option], problem: Problem, device: Device) -> tuple[str, dict[str, Estimate]]:
+    """Return the option that is estimated to be the fastest, and all estimates.
+
+    cuBLAS has to be clearly faster than our own projection, and a kernel clearly faster than nn.GRU.
     """
-    in_graph = problem.steps > 1
-    costs = {
-        name: call_cost(problem, option.config, device, in_graph, option.projection) for name, option in options.items()
-    }
+    estimates = {name: _estimate(option, problem, device) for name, option in options.items()}
+    costs = {name: estimate.cost for name, estimate in estimates.items()}
 
     def weighed(name: str) -> float:
         option = options[name]
@@ -160,17 +249,24 @@ def _cheapest(options: dict[str, _Option], problem: Problem, device: Device) -> 
             return math.inf
         return costs[name].total * (_CLEARLY if name == "torch" else 1)
 
-    taken = min(costs, key=weighed)
-    return taken, {name: _Slower(costs[name], taken, costs[taken]) for name in costs if name != taken}
+    return min(costs, key=weighed), estimates
 
 
-def _measured(verdict: Verdict, options: dict) -> tuple[str, str, dict]:
-    """Return which of ``options`` was measured to be the fastest, the reason to take it, and what others took."""
-    measured = {name: f"measured {ms:.4g} ms" for name, ms in verdict.milliseconds.items()}
-    slower = {name: measured.get(name, "not measured") for name in options if name != verdict.winner}
-    ours = "no other is clearly faster, nor torch's own GRU in any mode"
-    why = "no kernel is as fast both eager and in a graph" if verdict.winner == "torch" else ours
-    return verdict.winner, f"{measured[verdict.winner]}, and {why} ({verdict.source})", slower
+def _measured(verdict: Verdict, problem: Problem, options: dict) -> tuple[str, str, dict[str, Measurement]]:
+    """Return which of ``options`` was measured to be the fastest, the reason to take it, and the times of all."""
+    how, wanted = " in a CUDA graph" * verdict.in_graph, problem.key()
+    differing = [
+        f"{letter}={getattr(verdict.key, name)}"
+        for letter, name in (("T", "steps"), ("I", "input_size"))
+        if getattr(verdict.key, name) != getattr(wanted, name)
+    ]
+    how += f" at {' '.join(differing)}" if differing else ""
+    times = {name: Measurement(verdict.milliseconds.get(name), how) for name in options}
+    if verdict.winner == "torch":
+        reason = "nn.GRU serves the call, as no kernel was measured to be as fast both eager and in a CUDA graph"
+    else:
+        reason = "no other was clearly faster when measured, nor was nn.GRU, eager or in a CUDA graph"
+    return verdict.winner, reason, times
 
 
 def check_backend(backend: str) -> None:
@@ -219,11 +315,24 @@ def _obstacle(problem: Problem, device: Device | None) -> str:
     return ""
 
 
-_REASONS = {
-    "block": "all of W_hh fits one program, which keeps it on chip for the whole sequence",
-    "grid": "W_hh fits the chip, which keeps it for the whole sequence, hidden units split over its multiprocessors",
-    "step": "it streams W_hh once a step, in one launch a step: for a single one, or where no chip keeps W_hh",
-}
+def _advantage(kernel: str, problem: Problem) -> str:
+    """Return how a kernel goes about the problem, which is why it may be the fastest."""
+    if kernel == "block":
+        return "W_hh fits in one program, and stays on chip for the whole sequence"
+    if kernel == "grid":
+        where = "its hidden units split over the multiprocessors"
+        return f"W_hh fits the chip, {where}, and stays there for the whole sequence"
+    if problem.single_step:
+        return "a single step is one launch, which reads W_hh once"
+    return "W_hh is read again at every step, which is a launch"
+
+
+def _why_torch(problem: Problem, device: Device | None) -> str:
+    """Return why nn.GRU serves a problem that no kernel can serve."""
+    is_without_gpu = device is None and not problem.obstacle
+    return "nn.GRU serves the call, as " + (
+        "there is no GPU here that runs the kernels" if is_without_gpu else "no kernel can"
+    )
 
 
 def _shortcoming(config: Config, problem: Problem) -> str:
@@ -235,14 +344,4 @@ def _shortcoming(config: Config, problem: Problem) -> str:
     if not (isinstance(config, StepConfig) and is_tf32 and copies_shared_operands()):
         return ""
     is_short = problem.hidden_size <= 4 * config.depth
-    return "this version makes a sixth more instructions of it than 3.6, 3.7 or 3.9" if is_short else ""
-
-
-class _Slower(NamedTuple):
-    cost: Cost
-    kernel: str
-    kernels_cost: Cost
-
-    def __str__(self) -> str:
-        clearly = "clearly faster" if self.kernel == "torch" else "faster"
-        return f"not expected to be {clearly}, by count: {self.cost}, {self.kernel} {self.kernels_cost}"
+    return "this version compiles it to a sixth more instructions than 3.6, 3.7 or 3.9 do" if is_short else ""

@@ -5,11 +5,17 @@ from typing import NamedTuple
 
 import torch
 
+from ..units import counted
 from .device import Device
 
 # The dtypes that kernels compute in, by their names.
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 LAYOUTS = ("dense", "lengths", "packed")  # of `Problem`
+
+
+def dtype_words(dtype: str, precision: str) -> str:
+    """Return a dtype by its name, with the precision of products where there is a choice: ``"float32 (TF32)"``."""
+    return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if dtype == "float32" else dtype
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,8 @@ class Problem:
     def reason_against_torch(self) -> str:
         """Why `torch.nn.GRU` cannot serve the call; empty if it can."""
         if not self.reset_after:
-            return "torch.nn.GRU resets after the recurrent product, always"
-        return "torch.nn.GRU does not restart within a sequence" if self.resets else ""
+            return "nn.GRU always resets after the recurrent product"
+        return "nn.GRU does not restart within a sequence" if self.resets else ""
 
     def on(self, device: Device) -> "Shape":
         """Return what configurations depend on."""
@@ -84,15 +90,14 @@ class Problem:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        precision = f" ({self.precision})" if self.dtype == torch.float32 else ""
         parts = [
             f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}",
-            f"layers={self.num_layers}",
-            "bidirectional" if self.bidirectional else "reverse" if self.reverse else "",
-            self.layout if self.layout != "dense" else "",
-            "resets" if self.resets else "",
-            f"{str(self.dtype)[6:]}{precision}",
-            f"reset {'after' if self.reset_after else 'before'}",
+            counted(self.num_layers, "layer"),
+            "bidirectional" if self.bidirectional else "reverse=True" if self.reverse else "",
+            {"lengths": "with lengths", "packed": "packed"}.get(self.layout, ""),
+            "with resets" if self.resets else "",
+            dtype_words(str(self.dtype)[6:], self.precision),
+            "" if self.reset_after else "reset_after=False",
         ]
         return ", ".join(filter(None, parts))
 
@@ -118,7 +123,7 @@ class Shape(NamedTuple):
 
     @property
     def numbers(self) -> str:
-        return f"{str(self.dtype)[6:]} ({self.precision})"
+        return dtype_words(str(self.dtype)[6:], self.precision)
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,12 @@ class Key:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        precision = f" ({self.precision})" if self.dtype == "float32" else ""
-        words = [f"{self.dtype}{precision} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}"]
-        words += [f"layers={self.layers}"] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
-        words += ["reset before"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
-        return " ".join(words)
+        numbers = dtype_words(self.dtype, self.precision)
+        return f"{numbers} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}{self.form}"
+
+    @property
+    def form(self) -> str:
+        """Return in words, each after a space, what is not the default: ``" 2 layers bidirectional"``."""
+        words = [counted(self.layers, "layer")] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
+        words += ["reset_after=False"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
+        return "".join(f" {word}" for word in words)

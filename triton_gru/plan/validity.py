@@ -38,7 +38,7 @@ _MOST_TILE_REGISTERS = 128
 def too_old(device: Device) -> str:
     """Return why no kernel runs on a device whatever the shape; empty if some do."""
     if device.compute_capability < 80:
-        return f"needs compute capability 8.0, {device.name} has {device.compute_capability / 10}"
+        return f"needs compute capability 8.0 or later, {device.name} has {device.compute_capability / 10}"
     return ""
 
 
@@ -56,25 +56,25 @@ def _power(number: int, least: int, most: int) -> bool:
 
 def _against_block(config: BlockConfig, shape: Shape) -> str:
     if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
-        return "units, num_warps and ahead have to be powers of two, to 128, 8 and 8"
+        return "units, num_warps and ahead must be powers of two, at most 128, 8 and 8"
     if config.batch not in (2, 8, 16):
-        return "batch is 2, 8 or 16"
+        return "batch must be 2, 8 or 16"
     if config.batch == 2 and shape.ieee:
-        return "ordinary products are not made for several columns of one row"
+        return "batch=2 takes the matrix unit, which does not multiply float32 (ieee)"
     if config.batch == 16 and config.tiles > 1:
         # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
-        return "not the registers for 16 rows and several tiles"
+        return "too few registers for 16 rows and several tiles"
     if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, shape.hidden_size):
-        return "tiles of units are not as many as hold hidden_size, or more than 4"
+        return "tiles must be 1 to 4, and as many as hold hidden_size"
     if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (shape.ieee and config.register_tiles):
-        return "there are not so many tiles of W_hh, or ordinary products cannot have them in registers"
+        return "register_tiles must be at most the tiles of W_hh, and 0 in float32 (ieee)"
     if config.num_warps * 16 > config.units:
-        return "more warps than rows for them, and each copy of a tile would be stored"
+        return "num_warps must be at most units / 16"
     held = config.register_tiles * config.units**2 * shape.itemsize / 4 + 3 * config.padded_hidden * config.columns
     if held > 32 * config.num_warps * _MOST_BLOCK_REGISTERS:
-        return "not the registers"
+        return "too few registers"
     if config.shared_memory(shape.itemsize) > shape.device.shared_memory:
-        return "not the shared memory"
+        return "too little shared memory"
     return ""
 
 
@@ -85,11 +85,11 @@ def _covers(units: int, tiles: int, hidden_size: int) -> bool:
 
 def _against_grid(config: GridConfig, shape: Shape) -> str:
     if not _power(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
-        return "units are 16 or 32, batch is 8 or 16, tiles 1 or 2"
+        return "units must be 16 or 32, batch 8 or 16, tiles 1 or 2"
     if not _power(config.rows, 1, config.batch) or config.slices not in (4, 8) or config.handover not in HANDOVERS:
-        return "rows, slices or handover are none that there are"
+        return "unsupported rows, slices or handover"
     if not _covers(config.units, config.programs, shape.hidden_size):
-        return "programs are not as many as hold hidden_size"
+        return "programs must be as many as hold hidden_size"
     if config.directions < 1 or config.copies < 1 or shape.directions % config.directions:
         return "directions and copies do not fit the problem"
     if config.programs * config.copies * config.directions > shape.device.sms:
@@ -97,10 +97,10 @@ def _against_grid(config: GridConfig, shape: Shape) -> str:
     if config.rows < config.batch and (config.rows < shape.batch_size or config.tiles > 1):
         return "fewer rows than the batch has"
     if not 0 <= config.register_tiles <= config.weight_tiles(shape.itemsize):
-        return "there are not so many tiles of W_hh"
+        return "register_tiles must be at most the tiles of W_hh"
     all_fit = config.register_tiles == config.weight_tiles(shape.itemsize) and config.lanes_fit
     if shape.ieee and config.register_tiles and not all_fit:
-        return "ordinary products have all tiles of W_hh in registers, if few columns and all fit, or none"
+        return "register_tiles in float32 (ieee) must be 0, or all tiles of W_hh if they fit"
     return lacks_room(config, shape)
 
 
@@ -108,21 +108,21 @@ def lacks_room(config: GridConfig, shape: Shape) -> str:
     """Return what a multiprocessor has too little of for a program of ``grid``; empty if it has enough."""
     registers, of_state = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
     if not shape.ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
-        return "not the registers"
-    return "not the shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
+        return "too few registers"
+    return "too little shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
 
 
 def _against_step(config: StepConfig, shape: Shape) -> str:
     if not _power(config.units, 16, 32) or not _power(config.batch, 16, 64):
-        return "units are 16 or 32, batch is 16, 32 or 64"
+        return "units must be 16 or 32, batch 16, 32 or 64"
     if not _covers(config.units, config.programs, shape.hidden_size):
-        return "programs are not as many as hold hidden_size"
+        return "programs must be as many as hold hidden_size"
     if not _power(config.depth * shape.itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
-        return "a step of the loop is 64 to 512 bytes deep, of 2 to 8 warps"
+        return "depth must be 64 to 512 bytes, num_warps 2 to 8"
     if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.ieee:
         return "several warps would make the same products"
     if not 1 <= config.num_stages <= 5 or config.shared_memory(shape.itemsize) > shape.device.shared_memory:
-        return "not the shared memory"
+        return "too little shared memory"
     return ""
 
 
@@ -137,12 +137,12 @@ def is_whole_step(config: Config, problem: Problem) -> bool:
 def why_no_projection(projection: Projection | None, config: Config, problem: Problem, device: Device) -> str:
     """Return why a scan's projection cannot be made so; empty if it can. None stands for the usual tile."""
     if is_whole_step(config, problem):
-        return "" if projection is None else "there is no projection: a single step is made as a whole"
+        return "" if projection is None else "a single step is one launch, without a projection"
     if projection is None:
         return ""
     if projection == CUBLAS:
         if problem.layout != "dense":
-            return "sequences of unequal lengths: cuBLAS would multiply what is behind their ends, too"
+            return "the sequences have unequal lengths, and cuBLAS would multiply beyond their ends"
         return problem.cublas_obstacle or _why_too_large_projection(ARRANGED, config, problem)
     return _against_tile(projection, config, problem, device) or _why_too_large_projection(projection, config, problem)
 
@@ -150,12 +150,12 @@ def why_no_projection(projection: Projection | None, config: Config, problem: Pr
 def _against_tile(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
     itemsize = problem.dtype.itemsize
     if not (_power(tile.rows, 16, 256) and _power(tile.cols, max(16, config.rows), 256)):
-        return "a tile has 16 to 256 rows and columns, powers of two, and whole tiles of the scan's"
+        return "a tile's rows and cols must be powers of two, 16 to 256, and cols a multiple of the scan's rows"
     if not _power(tile.depth * itemsize, 32, 256) or not _power(tile.num_warps, 1, 8) or tile.num_stages > 5:
-        return "a tile is 32 to 256 bytes deep, of up to 8 warps and 5 stages"
+        return "a tile's depth must be 32 to 256 bytes, num_warps at most 8, num_stages at most 5"
     if tile.rows * tile.cols > 32 * tile.num_warps * _MOST_TILE_REGISTERS:
-        return "not the registers"
-    return "not the shared memory" if tile.shared_memory(itemsize) > device.shared_memory else ""
+        return "too few registers"
+    return "too little shared memory" if tile.shared_memory(itemsize) > device.shared_memory else ""
 
 
 def for_problem(config: Config, problem: Problem, device: Device) -> Config:
@@ -187,8 +187,8 @@ def _why_no_launch(grid: tuple[int, ...]) -> str:
     if all(size <= most for size, most in zip((x, y, z), LAUNCH_GRID)) and x * y * z <= PROGRAMS:
         return ""
     return (
-        f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and takes "
-        f"{' x '.join(map(str, LAUNCH_GRID))} and {PROGRAMS} in all"
+        f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and may have "
+        f"{' x '.join(map(str, LAUNCH_GRID))}, at most {PROGRAMS} in all"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..accuracy import PRECISIONS
 from ..plan.problem import Key
-from ..units import duration
+from ..units import counted, duration
 
 INTERVAL = 1.0  # seconds from one report to the next about the same shape
 _NAMES = {(str(dtype)[6:], precision): name for name, (dtype, precision) in PRECISIONS.items()}
@@ -62,7 +62,7 @@ class Tracker:
     def begin(self) -> None:
         """Report the next shape."""
         self._number += 1
-        self._report(f"{self._counts[self._number - 1]} candidates", 0.0)
+        self._report(counted(self._counts[self._number - 1], "candidate"), 0.0)
 
     def at(self, doing: str, share: float) -> None:
         """Report what is done with the shape, and the share of its work that is done; at most once in `INTERVAL`."""
@@ -91,11 +91,9 @@ class Tracker:
 
 
 def shape_words(key: Key) -> str:
-    """Return a shape in as few words as tell it apart: inputs are said only where they are not as many as H."""
+    """Return a shape in as few words as tell it apart. The inputs are left out if they are as many as H."""
     precision = _NAMES.get((key.dtype, key.precision), key.dtype)
     words = [precision, f"H={key.hidden_size}"]
     words += [f"I={key.input_size}"] * (key.input_size != key.hidden_size)
     words += [f"B<={key.batch}", f"T={key.steps}"]
-    words += [f"layers={key.layers}"] * (key.layers > 1) + ["bidirectional"] * (key.directions == 2)
-    words += ["reset before"] * (not key.reset_after) + [key.layout] * (key.layout != "dense")
-    return " ".join(words)
+    return " ".join(words) + key.form

@@ -1,4 +1,4 @@
-"""The configurations that tuning tries: all that can run on a device, and are not out of the question by count."""
+"""The configurations that tuning tries: all that can run on a device, and are not estimated to be far too slow."""
 
 import itertools
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ _OUT_OF_THE_QUESTION = 3.0
 
 
 def candidates(problem: Problem, device: Device) -> list[Candidate]:
-    """Return what is worth compiling for a problem: each kernel's heuristic first, then what is cheapest by count."""
+    """Return what is worth compiling for a problem: each kernel's heuristic first, then what is estimated cheapest."""
     heuristics = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
     first = [each for each in heuristics if not isinstance(each.config, str)]
     found = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]

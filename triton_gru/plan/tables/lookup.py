@@ -40,13 +40,21 @@ class Source(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Which implementation is to be taken and how, the medians of all that were measured, and where that stands."""
+    """Which implementation is to be taken and how, and where that stands.
+
+    Attributes:
+        milliseconds: the median of each implementation that was measured.
+        key: of the measurement, whose T and I may differ from the problem's.
+        in_graph: whether that is of calls in a CUDA graph.
+    """
 
     winner: str
     config: Config | None
     projection: Projection | None
     milliseconds: dict[str, float]
     source: str
+    key: Key
+    in_graph: bool
 
 
 # What was found in this process, by device; and what has turned out not to run in it.
@@ -87,7 +95,7 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
             winner = entry.winner if entry.winner in times else min(times, key=times.get)
             result, config = entry.results[winner], configs[winner]
             projection = parts(winner)[1] or (config and _tile(result, config, problem, device))
-            return Verdict(winner, config, projection, times, source)
+            return Verdict(winner, config, projection, times, source, entry.key, bool(result.graph_ms))
     return None
 
 
