@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import torch
 
+from triton_gru.units import call_time
+
 from .case import Case
 from .floors import load_or_measure
 from .measure import Conditions, DeviceLost, measure
@@ -129,7 +131,7 @@ def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
     timed, without, again = {}, [], {}
     for row in rows:
         if row.n:
-            words = f"{row.mode} {row.p50_ms:.4g} ms{' (noisy)' * (row.status == 'noisy')}"
+            words = f"{row.mode} {call_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
             words += f", {min(yardstick) / row.p50_ms:.2f}x" if yardstick else ""
             timed.setdefault(row.base, [row.kernel]).append(words)
         elif (row.provider, row.status) in said:

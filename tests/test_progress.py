@@ -79,13 +79,13 @@ def test_a_caller_is_told_progress_and_lines(tables, capsys):
     triton_gru.tune([PROBLEM], bench=PlantedBench(torch_takes(lambda candidate: 0.5)), say=said.append)
     assert [type(each) for each in said] == [Progress, str]
     assert said[1] == (
-        "fp16 H=512 B<=16 T=100: grid 0.500 ms, 1.00 times as fast as untuned (grid), 2.00 times as fast as nn.GRU"
+        "fp16 H=512 B<=16 T=100: grid 500 us, 1.00 times as fast as untuned (grid), 2.00 times as fast as nn.GRU"
     )
     large = dataclasses.replace(PROBLEM, hidden_size=2048, dtype=torch.float32, precision="tf32", steps=64)
     triton_gru.tune([large], bench=PlantedBench(torch_takes(lambda candidate: 2.0)), say=said.append)
     triton_gru.tune([large], bench=PlantedBench(torch_takes(lambda candidate: 0.5)), anew=True, say=said.append)
     assert [said[3].partition(": ")[2], said[5].partition(": ")[2]] == [
-        "torch 1.00 ms, as untuned", "step 0.500 ms, 2.00 times as fast as untuned (torch)",
+        "nn.GRU 1.00 ms, as untuned", "step 500 us, 2.00 times as fast as untuned (nn.GRU)",
     ]  # fmt: skip
     triton_gru.tune([PROBLEM], bench=PlantedBench(None), say=print)
-    assert capsys.readouterr().out == "1 of 1 shapes are in the table already, and not measured again\n"
+    assert capsys.readouterr().out == "1 of 1 shape already in the table, and not measured again\n"

@@ -24,6 +24,7 @@ from .planted import H200, ONE, PROBLEM, entry, fill_disk, process
 
 A100 = KNOWN["A100"]
 CHIP = dataclasses.replace(H200, name="Chip X")
+OF_H200, OF_A100 = "H200 (sm_90, 132 multiprocessors)", "A100 (sm_80, 108 multiprocessors)"
 NEWER = "it is of schema 7, this version knows schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
 JANUARY, FEBRUARY = "2026-01-02T03:04:05+00:00", "2026-02-01T00:00:00+00:00"
 
@@ -85,15 +86,15 @@ def test_show(run, tables, monkeypatch):
     status, printed, errors = run("show")
     assert (status, errors) == (0, "")
     assert printed.splitlines() == [
-        f"{path}: H200 (cc 9.0, 132 SMs)",
+        f"{path}: {OF_H200}",
         "2 shapes, 1 stale, 1 not understood",
         "not understood: entry 2: ValueError unknown fields of Entry: 'power'",
-        "shape                    winner     ms  x untuned  x nn.GRU  date",
-        "fp16 H=512 B<=16 T=100   grid    0.412       1.49      2.43  2026-01-02",
-        "fp16 H=512 B<=16 T=1000  grid      123          -   0.00810  2025-12-01  "
+        "shape                    fastest    time  vs untuned  vs nn.GRU  tuned",
+        "fp16 H=512 B<=16 T=100   grid     412 us       1.49x      2.43x  2026-01-02",
+        "fp16 H=512 B<=16 T=1000  grid     123 ms           -   0.00810x  2025-12-01  "
         "stale: made with triton 3.5, this is 3.6",
         "",
-        f"{shipped}: A100 (cc 8.0, 108 SMs)",
+        f"{shipped}: {OF_A100}",
         "0 shapes, 0 stale, 0 not understood",
         "",
     ]
@@ -106,7 +107,7 @@ def test_show_compares_with_what_is_taken_without_a_table(run, tables):
     assert choose(problem, H200, use_tables=False).implementation == "torch"
     step = heuristic("step", problem, H200), 0.5, 0.6
     path = store.save([entry(problem, "step", step=step, torch=(None, 1.0))], H200, tables)
-    assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00", "2.00"]
+    assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00x", "2.00x"]
 
 
 def test_show_says_what_is_in_force_on_this_machine(run, tables, monkeypatch):
@@ -114,7 +115,7 @@ def test_show_says_what_is_in_force_on_this_machine(run, tables, monkeypatch):
         store.save([measured()], device, tables)
     on_machine(monkeypatch, H200)
     heads = [line for line in run("show")[1].splitlines() if "json: " in line]
-    assert [line.partition("SMs)")[2] for line in heads] == [
+    assert [line.partition("multiprocessors)")[2] for line in heads] == [
         "",
         ", in force here for what the tables of H200 do not have",
         ", in force here",
@@ -129,7 +130,7 @@ def test_show_without_any_table(run, tables):
 def test_show_of_what_is_no_table_shows_the_others(run, tables):
     good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
     status, printed, errors = run("show", tables / "nothing.json", newer, good)
-    assert status == 2 and "1 shapes" in printed
+    assert status == 2 and "1 shape, 0 stale" in printed
     assert errors == (
         f"triton-gru table: {tables / 'nothing.json'} is no table: No such file or directory\n"
         f"triton-gru table: {newer} is no table: {NEWER}\n"
@@ -157,7 +158,7 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
             [raw(), raw(16, triton="3.5.1")],
             1,
             "1 in force, 1 stale, 0 not understood\n"
-            "  stale: float16 H=512 I=512 B<=16 T=16: made with triton 3.5, this is 3.6\n",
+            "  stale: fp16 H=512 B<=16 T=16: made with triton 3.5, this is 3.6\n",
         ),
         (
             [raw() | {"power": 300}],
@@ -169,22 +170,20 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
             [raw(config=dataclasses.replace(ONE, programs=31))],
             1,
             "1 in force, 0 stale, 0 not understood\n"
-            "  cannot run: float16 H=512 I=512 B<=16 T=100: grid: programs must be as many as hold hidden_size\n",
+            "  cannot run: fp16 H=512 B<=16 T=100: grid: programs must be as many as hold hidden_size\n",
         ),
     ],
 )
 def test_check(entries, status, words, run, tables):
     path = written(tables / "H200.json", *entries)
-    assert run("check") == run("check", path) == (status, f"{path}: H200 (cc 9.0, 132 SMs): {words}", "")
+    assert run("check") == run("check", path) == (status, f"{path}: {OF_H200}: {words}", "")
 
 
 def test_check_of_what_is_no_table(run, tables):
     good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
     status, printed, _ = run("check", newer, good)
     assert status == 2
-    assert printed == (
-        f"{newer}: no table: {NEWER}\n{good}: H200 (cc 9.0, 132 SMs): 1 in force, 0 stale, 0 not understood\n"
-    )
+    assert printed == (f"{newer}: no table: {NEWER}\n{good}: {OF_H200}: 1 in force, 0 stale, 0 not understood\n")
     assert run("check", tables / "nothing.json") == (
         2,
         f"{tables / 'nothing.json'}: no table: No such file or directory\n",
@@ -204,7 +203,7 @@ def test_check_of_what_is_no_table(run, tables):
 )
 def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatch):
     store.save([measured(config=dataclasses.replace(ONE, programs=31))], device, tables)
-    not_known = "whether configurations can run on that device is not known here"
+    not_known = "not checked: whether configurations can run on that device"
     status, printed, _ = run("check")
     assert (status, "cannot run" in printed, not_known in printed) == (known, known, not known)
     on_machine(monkeypatch, device)
@@ -243,7 +242,7 @@ def test_export_writes_every_entry_as_it_stands(run, tables, tmp_path_factory):
     status, printed, errors = run("export", file, "--device", "H200")
     assert (status, errors) == (0, "")
     assert printed == (
-        f"{file}: H200 (cc 9.0, 132 SMs), 6 entries\n"
+        f"{file}: {OF_H200}, 6 shapes\n"
         "On the other machine, one of:\n"
         "  triton-gru table merge h200.json\n"
         "  cp h200.json FOLDER/H200.json  # and TRITON_GRU_CONFIG_DIR=FOLDER\n"
@@ -405,8 +404,8 @@ def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_fac
     before = contents(other)
     assert run("merge", *files) == (
         0,
-        f"{own}: H200 (cc 9.0, 132 SMs): 3 added, 1 replaced, 1 kept as they were; 1 added are not understood here\n"
-        f"{tables / 'A100.json'}: A100 (cc 8.0, 108 SMs): 2 added, 0 replaced, 0 kept as they were\n",
+        f"{own}: {OF_H200}: 3 added, 1 replaced, 1 kept as they were; not understood by this version: 1\n"
+        f"{tables / 'A100.json'}: {OF_A100}: 2 added, 0 replaced, 0 kept as they were\n",
         "",
     )
     assert store.load(own).raw == [raw(ms=0.4, tuned_at=FEBRUARY), raw(1000), 5, raw(16), {"later": 1}, raw(17)]
@@ -421,7 +420,11 @@ def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_fac
 def test_merge_of_the_table_itself_writes_nothing(run, tables):
     own = written(tables / "H200.json", raw(), raw(), NOT_UNDERSTOOD, 5)  # in another format than ours
     before = own.read_bytes(), own.stat().st_ino
-    assert run("merge", own) == (0, f"{own}: H200 (cc 9.0, 132 SMs): 0 added, 0 replaced, 4 kept as they were\n", "")
+    assert run("merge", own) == (
+        0,
+        f"{own}: {OF_H200}: 0 added, 0 replaced, 4 kept as they were\n",
+        "",
+    )
     assert (own.read_bytes(), own.stat().st_ino) == before
 
 

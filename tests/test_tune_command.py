@@ -56,8 +56,8 @@ def test_it_tunes_sizes_once(tables, planted, capsys):
     assert "TRITON_GRU_CONFIG_DIR names there" in printed and "  triton-gru table export FILE" in printed
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "4 of 4 shapes are in the table already, and not measured again\n" in printed
-    assert "0 of 4 shapes tuned in 0 s, 4 were in the table already" in printed
+    assert "4 of 4 shapes already in the table, and not measured again\n" in printed
+    assert "0 of 4 shapes tuned in 0 s; already in the table: 4" in printed
     assert len(planted.problems) == 4
     assert cli.main([*arguments, "--anew"]) == 0
     assert len(planted.problems) == 8
@@ -70,12 +70,12 @@ def test_without_arguments_it_tunes_the_standard_shapes(tables, planted, capsys)
     assert cli.main(["tune"]) == 0
     assert planted.problems == standard(H200)
     printed = capsys.readouterr().out
-    last = printed[printed.rindex("  kernel  ") :].splitlines()
+    last = printed[printed.rindex("  fastest  ") :].splitlines()
     assert len(last) <= 24
     assert last[11] == f"and {len(standard(H200)) - 10} more, which gained less"
     # torch takes 1 ms and all of ours 0.5 ms: two shapes gain, which untuned would go to torch.
-    assert [line.split()[-2:] for line in last[1:3]] == [["2.00", "2.00"]] * 2
-    assert "2 of 68 are faster than untuned by more than 3 %: at most 2.00 times, tf32 H=2048 B<=1 T=64" in last
+    assert [line.split()[-2:] for line in last[1:3]] == [["2.00x", "2.00x"]] * 2
+    assert "2 of 68 faster than untuned by more than 3 %: at most 2.00x, tf32 H=2048 B<=1 T=64" in last
     assert max(map(len, last)) <= 120
 
 
@@ -83,17 +83,17 @@ def test_the_table_is_a_row_for_each_shape(tables, planted, capsys):
     planted._ms = torch_takes(lambda candidate: 0.0123456 if candidate.kernel == "grid" else 1.0)
     assert cli.main(["tune", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--steps", "64", "1"]) == 0
     table = capsys.readouterr().out.split("\n\n")[-2].splitlines()
-    assert table[0].split("  ")[-1].strip() == "x nn.GRU"
+    assert table[0].split("  ")[-1].strip() == "vs nn.GRU"
     assert [line.split() for line in table[1:]] == [
-        ["fp16", "H=512", "B<=16", "T=64", "grid", "0.0123", "1.00", "81.0"],
-        ["fp16", "H=512", "B<=16", "T=1", "grid", "0.0123", "81.0", "81.0"],  # untuned it is step
+        ["fp16", "H=512", "B<=16", "T=64", "grid", "12.3", "us", "1.00x", "81.0x"],
+        ["fp16", "H=512", "B<=16", "T=1", "grid", "12.3", "us", "81.0x", "81.0x"],  # untuned it is step
     ]
 
 
 def test_long_shapes_stay_in_their_column(tables, planted, capsys):
     sizes = ["--hidden", "2048", "64", "--input", "1000", "--layers", "2", "--bidirectional", "--layout", "packed"]
     assert cli.main(["tune", "--list", *sizes, "--steps", "1000"]) == 0
-    listed = capsys.readouterr().out.splitlines()[1:-1]
+    listed = capsys.readouterr().out.splitlines()[1:-2]
     assert cli.main(["tune", *sizes, "--steps", "1000"]) == 0
     assert len({len(line) for line in listed}) == 1
     assert len({len(line) for line in capsys.readouterr().out.split("\n\n")[-2].splitlines()}) == 1
@@ -260,12 +260,12 @@ def test_what_could_not_be_kept_is_said_in_a_line_and_kept_later(tables, planted
     assert calls == [1, 2, 3] and len(store.load(tables / "H200.json").entries) == 3
     out, err = capsys.readouterr()
     assert "\nwarning: what was tuned holds for this process alone, it cannot be kept: [Errno 28] No space" in out
-    assert not err and "could not be kept" not in out
+    assert not err and "as warned" not in out
     calls.clear()
     fails = [2, 3]
     assert cli.main([*arguments, "--anew"]) == 1
     out = capsys.readouterr().out
-    assert "\n2 could not be kept, as was warned: mend that" in out and "\nkept in " in out
+    assert "\nnot written to the table, as warned: 2 shapes. Mend that" in out and "\nkept in " in out
 
 
 def test_a_shape_that_does_not_fit_into_memory_is_left_out(tables, planted, capsys):
@@ -288,24 +288,29 @@ def test_too_little_time_is_said(tables, planted, monkeypatch, capsys):
     with monkeypatch.context() as late:
         late.setattr(planted, "compile", lambda problem, todo, seconds: ((each, "") for each in todo[:2]))
         assert cli.main(arguments) == 0
-    assert "\n2 had too little time for all candidates: the same command measures" in capsys.readouterr().out
+    assert (
+        "\ntoo little time for all candidates: 2 shapes, measured again by the same command\n"
+        in capsys.readouterr().out
+    )
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 of 2 shapes had too little time before, and are measured again, last\n")
-    assert "2 of 2 shapes tuned" in out and "had too little time for all" not in out
+    assert out.startswith("2 of 2 shapes had too little time before, and measured again, last\n")
+    assert "2 of 2 shapes tuned" in out and "too little time for all" not in out
 
 
 def test_where_nothing_runs_it_fails(tables, planted, capsys):
     planted._out = lambda candidate: "no compiler"
     assert cli.main(["tune", "--hidden", "512", "--steps", "64", "--reset-before"]) == 1
     printed = capsys.readouterr().out
-    assert "nothing runs" in printed and "0 of 1 shapes tuned" in printed
+    assert "nothing runs" in printed and "0 of 1 shape tuned" in printed
 
 
 def test_a_gpu_that_no_kernel_serves_is_refused(tables, planted, monkeypatch, capsys):
     monkeypatch.setattr(devices, "on_cpu", T4)
     assert cli.main(["tune"]) == 2
-    assert "no kernel serves the standard shapes on T4: needs compute capability 8.0 or" in capsys.readouterr().err
+    assert (
+        "no kernel serves the standard shapes on T4: needs compute capability 8.0 or later" in capsys.readouterr().err
+    )
 
 
 KILLED = f"""
@@ -340,7 +345,7 @@ def test_killed_in_a_shape_it_loses_that_one_alone(tables):
     assert process.returncode == -9
     assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4]
     again = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
-    assert "2 of 4 shapes are in the table already" in again.stdout and "measured [16, 64]\n" in again.stdout
+    assert "2 of 4 shapes already in the table" in again.stdout and "measured [16, 64]\n" in again.stdout
     assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4, 16, 64]
 
 
@@ -388,21 +393,20 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == "`triton-gru tune` on H200, in this order:"
-    assert [line.split()[0] for line in lines[2:-1]] == [str(number) for number in range(1, 69)]
-    *first, ms = lines[2].split()
+    assert [line.split()[0] for line in lines[2:-2]] == [str(number) for number in range(1, 69)]
+    *first, us, unit = lines[2].split()
     assert first == ["1", "fp16", "H=512", "B<=1", "T=64", "9", "grid"]
     first = standard(H200)[0]
-    assert float(ms) == pytest.approx(
-        call_cost(first, heuristic("grid", first, H200), H200, True).total / 1000, rel=0.01
-    )
+    cost = call_cost(first, heuristic("grid", first, H200), H200, True)
+    assert (float(us), unit) == (pytest.approx(cost.total, rel=0.01), "us")
     assert err == (
-        "triton-gru tune: there is no GPU here (the kernels need an NVIDIA GPU of compute capability 8.0 or later): "
-        "nothing was tuned. The list is for one H200, another is named by --device; "
-        "`triton-gru tune --rehearse` goes through it in small on this CPU\n"
+        "triton-gru tune: nothing was tuned here: the kernels need an NVIDIA GPU of compute capability 8.0 or later. "
+        "The list is for the GPU H200; --device names another. `triton-gru tune --rehearse` goes through it in small "
+        "sizes on this CPU\n"
     )
     assert cli.main(["tune", "--hidden", "64", "--device", "A100", "--steps", "9", "--dtype", "fp16"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert "on A100" in lines[0] and "fp16 H=64 B<=1 T=9" in lines[2] and len(lines) == 4
+    assert "on A100" in lines[0] and "fp16 H=64 B<=1 T=9" in lines[2] and len(lines) == 5
     assert not list(tables.iterdir())
 
 
@@ -433,8 +437,8 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
     assert len(keys) == len(set(keys)) == 16
     assert {each.layout for each in planted.problems} == {"dense", "packed"}
     printed = capsys.readouterr().out
-    assert printed.startswith("rehearsing on an emulated GPU, 16 shapes in small, in about 60 s\n")
-    assert printed.splitlines()[-1] == "rehearsed: times are the emulator's and mean nothing; nothing was kept"
+    assert printed.startswith("rehearsing 16 shapes in small sizes on an emulated GPU, in about 60 s\n")
+    assert printed.splitlines()[-1] == "Rehearsed. The times are the emulator's and mean nothing. Nothing was kept."
     assert "kept in" not in printed and not list(tmp_path.iterdir())
     assert cli.main(["tune", "--rehearse", "--hidden", "4", "--steps", "2", "--layers", "2"]) == 0
     assert (planted.problems[-1].hidden_size, planted.problems[-1].num_layers) == (4, 2)
@@ -443,7 +447,7 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
 def test_a_rehearsal_keeps_the_table_in_a_folder_that_is_named(tables, planted, capsys):
     assert cli.main(["tune", "--rehearse"]) == 0
     assert len(store.load(tables / "H200.json").entries) == 16
-    assert f"delete the table in {tables}, which TRITON_GRU_CONFIG_DIR names, before" in capsys.readouterr().out
+    assert f"Delete the table in {tables}, which TRITON_GRU_CONFIG_DIR names, before" in capsys.readouterr().out
 
 
 def test_a_rehearsal_needs_a_checkout(no_gpu, monkeypatch, tmp_path, capsys):
@@ -464,8 +468,8 @@ def test_a_rehearsal_from_a_shell(tmp_path):
     command = [sys.executable, "-m", "triton_gru", "tune", "--rehearse", "--recorded", "shapes.json", "--budget", "5"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "fp16 H=4 B<=1 T=2: " in done.stdout and "1 of 1 shapes tuned" in done.stdout
-    assert done.stdout.endswith("rehearsed: times are the emulator's and mean nothing; nothing was kept\n")
+    assert "fp16 H=4 B<=1 T=2: " in done.stdout and "1 of 1 shape tuned" in done.stdout
+    assert done.stdout.endswith("Rehearsed. The times are the emulator's and mean nothing. Nothing was kept.\n")
     assert not (tmp_path / "cache/triton_gru/H200.json").exists()
 
 

@@ -18,7 +18,7 @@ from ..plan import planner
 from ..plan.problem import Problem
 from ..plan.tables import lookup
 from ..tuning.tuner import unique
-from ..units import duration
+from ..units import counted, duration
 
 _BUDGET = 60.0  # seconds
 _FOLDER = "TRITON_GRU_CONFIG_DIR"
@@ -63,13 +63,12 @@ def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     """Tune small forms of ``problems`` on the CPU by ``tune(problems, device, options)``; return what it returns."""
     options.budget = options.budget or _BUDGET
     small = list(unique(map(_small, problems)).values())
-    print(
-        f"rehearsing on an emulated GPU, {len(small)} shapes in small, in about {duration(options.budget)}", flush=True
-    )
+    shapes = counted(len(small), "shape")
+    print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {duration(options.budget)}", flush=True)
     with _folder() as folder:
         status = tune(small, torch.device("cpu"), options)
-    table = f"delete the table in {folder}, which {_FOLDER} names, before a service reads it"
-    print(f"rehearsed: times are the emulator's and mean nothing; {table if folder else 'nothing was kept'}")
+    table = f"Delete the table in {folder}, which {_FOLDER} names, before a service reads it"
+    print(f"Rehearsed. The times are the emulator's and mean nothing. {table if folder else 'Nothing was kept'}.")
     return status
 
 

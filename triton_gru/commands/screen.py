@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from ..plan.config import CUBLAS, parts
+from ..plan.config import CUBLAS, parts, report_name
 from ..plan.cost import call_cost
 from ..plan.device import Device
 from ..plan.planner import choose
@@ -14,7 +14,7 @@ from ..plan.problem import Problem
 from ..tuning.progress import Progress, Say, shape_words
 from ..tuning.space import candidates
 from ..tuning.tuner import Tuned
-from ..units import duration, three_digits
+from ..units import call_time, counted, duration, three_digits
 
 _BAR = 14  # characters
 _EVERY = 10.0  # seconds between two lines about the same shape
@@ -78,22 +78,23 @@ def bar(progress: Progress) -> str:
 
 def listing(problems: list[Problem], device: Device) -> str:
     """Return what would be tuned, a line for each shape, with what runs without a table and its estimated time."""
-    rows = [("", "shape", "candidates", "untuned", "ms")]
+    rows = [("", "shape", "candidates", "untuned", "estimated")]
     for number, problem in enumerate(problems, 1):
         plan = choose(problem, device, use_tables=False)
-        ms = ""
+        time = ""
         if plan.kernel != "reference":
             cost = call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
-            ms = three_digits(cost.total / 1000)
+            time = call_time(cost.total)
         tried = len(candidates(problem, device))
-        rows.append((str(number), shape_words(problem.key()), str(tried), plan.implementation, ms))
+        rows.append((str(number), shape_words(problem.key()), str(tried), report_name(plan.implementation), time))
     width = max(len(shape) for _, shape, *_ in rows)
     lines = [f"`triton-gru tune` on {device.name}, in this order:"]
-    for number, shape, tried, kernel, ms in rows:
-        lines.append(f"{number:>4}  {shape:{width}}  {tried:>10}  {kernel:12} {ms:>7}")
-    lines.append(
-        "candidates: scans to measure, before projections; untuned: without a table; ms: estimated for one call"
-    )
+    for number, shape, tried, kernel, time in rows:
+        lines.append(f"{number:>4}  {shape:{width}}  {tried:>10}  {kernel:12} {time:>9}")
+    lines += [
+        "candidates: configurations to measure; the fastest are measured with other input projections, too",
+        "untuned: what serves a call without a table, and the estimated time of one call",
+    ]
     return "\n".join(lines)
 
 
@@ -103,36 +104,37 @@ def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> s
     rows = found[: _BEST if len(tuned) > _ROWS else _ROWS]
     columns = [_row_of(each) for each in rows]
     if rows:
-        columns.insert(0, ("", "kernel", "ms", "x untuned", "x nn.GRU"))
+        columns.insert(0, ("shape", "fastest", "time", "vs untuned", "vs nn.GRU"))
     width = max((len(shape) for shape, *_ in columns), default=0)
-    lines = [f"{shape:{width}}  {kernel:12} {ms:>8}  {a:>9}  {b:>8}" for shape, kernel, ms, a, b in columns]
+    lines = [f"{shape:{width}}  {kernel:12} {time:>8}  {a:>10}  {b:>9}" for shape, kernel, time, a, b in columns]
     if len(rows) < len(tuned):
         lines.append(f"and {len(tuned) - len(rows)} more, which gained less")
     return "\n".join([*lines, "", *_sums(tuned, shapes, seconds), *(_kept(tuned) if to_ship else ())])
 
 
 def _row_of(tuned: Tuned) -> tuple[str, ...]:
-    ratios = [three_digits(each) if each else "" for each in (tuned.over_untuned, tuned.entry.over_torch)]
-    return shape_words(tuned.entry.key), tuned.entry.winner, three_digits(tuned.entry.ms), *ratios
+    entry = tuned.entry
+    ratios = [f"{three_digits(each)}x" if each else "" for each in (tuned.over_untuned, entry.over_torch)]
+    return shape_words(entry.key), report_name(entry.winner), call_time(1000 * entry.ms), *ratios
 
 
 def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
     known = sum(each.known for each in tuned)
-    lines = [f"{len(tuned) - known} of {shapes} shapes tuned in {duration(seconds)}"]
-    lines[0] += f", {known} were in the table already" * bool(known)
+    lines = [f"{len(tuned) - known} of {counted(shapes, 'shape')} tuned in {duration(seconds)}"]
+    lines[0] += f"; already in the table: {known}" * bool(known)
     if cut := sum(each.is_cut_short for each in tuned):
-        lines.append(f"{cut} had too little time for all candidates: the same command measures them again")
+        lines.append(f"too little time for all candidates: {counted(cut, 'shape')}, measured again by the same command")
     if lost := sum(not each.kept for each in tuned):
-        lines.append(f"{lost} could not be kept, as was warned: mend that, and the same command measures them again")
+        lines.append(f"not written to the table, as warned: {counted(lost, 'shape')}. Mend that and tune again")
     if any(map(_is_tf32_by_cublas, tuned)):
         lines.append(_TF32_BY_CUBLAS)
     gained = [each for each in tuned if (each.over_untuned or 0.0) > _FASTER]
     if gained:
         best = max(gained, key=lambda each: each.over_untuned)
-        largest = f"at most {three_digits(best.over_untuned)} times, {shape_words(best.entry.key)}"
-        lines.append(f"{len(gained)} of {len(tuned)} are faster than untuned by more than 3 %: {largest}")
+        largest = f"at most {three_digits(best.over_untuned)}x, {shape_words(best.entry.key)}"
+        lines.append(f"{len(gained)} of {len(tuned)} faster than untuned by more than 3 %: {largest}")
     elif tuned:
-        lines.append(f"none of {len(tuned)} is faster than untuned by more than 3 %")
+        lines.append(f"none of {len(tuned)} faster than untuned by more than 3 %")
     return lines
 
 

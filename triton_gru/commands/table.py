@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections import Counter
 
+from ..plan.config import report_name
 from ..plan.device import Device, gpus, known
 from ..plan.planner import choose
 from ..plan.tables import lookup, store
@@ -14,7 +15,7 @@ from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
 from ..plan.validity import for_problem, why_no_projection, why_not
 from ..tuning.progress import shape_words
-from ..units import three_digits
+from ..units import call_time, counted, three_digits
 
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 
@@ -103,7 +104,7 @@ def _loaded(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table |
 
 
 def _in_words(device: dict) -> str:
-    return f"{device['name']} (cc {device['cc'] // 10}.{device['cc'] % 10}, {device['sms']} SMs)"
+    return f"{device['name']} (sm_{device['cc']}, {counted(device['sms'], 'multiprocessor')})"
 
 
 # Show.
@@ -123,7 +124,7 @@ def _show(options) -> int:
 
 def _shown(path: pathlib.Path, table: store.Table) -> list[str]:
     stale = sum(bool(entry.stale) for entry in table.entries)
-    counts = f"{len(table.entries)} shapes, {stale} stale, {len(table.skipped)} not understood"
+    counts = f"{counted(len(table.entries), 'shape')}, {stale} stale, {len(table.skipped)} not understood"
     lines = [f"{path}: {_in_words(table.device)}{_use_here(table.device)}", counts]
     lines += [f"not understood: {why}" for why in table.skipped]
     device = _device_of(table.device)
@@ -140,14 +141,14 @@ def _use_here(device: dict) -> str:
     return f", in force here for what the tables of {like[0]} do not have" if like else ""
 
 
-_TITLES = ["shape", "winner", "ms", "x untuned", "x nn.GRU", "date", ""]
+_TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
 
 
 def _row(entry: Entry, device: Device | None) -> list[str]:
     over_untuned = entry.over_untuned(_untuned(entry, device))
     return [
-        shape_words(entry.key), entry.winner, three_digits(entry.ms), _times(over_untuned), _times(entry.over_torch),
-        entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
+        shape_words(entry.key), report_name(entry.winner), call_time(1000 * entry.ms), _times(over_untuned),
+        _times(entry.over_torch), entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
     ]  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def _untuned(entry: Entry, device: Device | None) -> str:
 
 
 def _times(ratio: float | None) -> str:
-    return three_digits(ratio) if ratio else "-"
+    return f"{three_digits(ratio)}x" if ratio else "-"
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
@@ -188,7 +189,7 @@ def _checked(path: pathlib.Path, table: store.Table | str) -> int:
     if isinstance(table, str):
         _say(f"{path}: no table: {table}")
         return 2
-    stale = [f"stale: {entry.key}: {entry.stale}" for entry in table.entries if entry.stale]
+    stale = [f"stale: {shape_words(entry.key)}: {entry.stale}" for entry in table.entries if entry.stale]
     device = _device_of(table.device)
     broken = [f"cannot run: {why}" for entry in table.entries for why in _cannot_run(entry, device)] if device else []
     fresh = len(table.entries) - len(stale)
@@ -196,7 +197,7 @@ def _checked(path: pathlib.Path, table: store.Table | str) -> int:
         f"{path}: {_in_words(table.device)}: {fresh} in force, {len(stale)} stale, {len(table.skipped)} not understood"
     )
     if device is None:
-        _say("  whether configurations can run on that device is not known here")
+        _say("  not checked: whether configurations can run on that device, which is not known here")
     for line in [*stale, *(f"not understood: {why}" for why in table.skipped), *broken]:
         _say(f"  {line}")
     return 1 if stale or table.skipped or broken else 0
@@ -214,13 +215,13 @@ def _cannot_run(entry: Entry, device: Device) -> list[str]:
     try:
         problem = entry.key.problem()
     except ValueError as error:
-        return [f"{entry.key}: {error}"]
+        return [f"{shape_words(entry.key)}: {error}"]
     reasons = {}
     for name, result in entry.results.items():
         if result.config:
             config = for_problem(result.config, problem, device)
             reasons[name] = why_not(config, problem, device) or why_no_projection(result.tile, config, problem, device)
-    return [f"{entry.key}: {name}: {why}" for name, why in reasons.items() if why]
+    return [f"{shape_words(entry.key)}: {name}: {why}" for name, why in reasons.items() if why]
 
 
 # Export.
@@ -234,7 +235,7 @@ def _export(options) -> int:
     except OSError as error:
         raise OSError(f"cannot write {options.file}: {error.strerror or error}") from None
     name = table.device["name"]
-    _say(f"{options.file}: {_in_words(table.device)}, {len(table.raw)} entries")
+    _say(f"{options.file}: {_in_words(table.device)}, {counted(len(table.raw), 'shape')}")
     _say("On the other machine, one of:")
     _say(f"  triton-gru table merge {options.file.name}")
     _say(f"  cp {options.file.name} FOLDER/{store.file_name_of(name)}  # and TRITON_GRU_CONFIG_DIR=FOLDER")
@@ -321,4 +322,4 @@ def _merge(options) -> int:
 
 def _outcome(counts: Counter) -> str:
     words = f"{counts['added']} added, {counts['replaced']} replaced, {counts['kept']} kept as they were"
-    return words + f"; {counts['not understood']} added are not understood here" * bool(counts["not understood"])
+    return words + f"; not understood by this version: {counts['not understood']}" * bool(counts["not understood"])

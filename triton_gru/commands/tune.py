@@ -32,7 +32,7 @@ def add_parser(commands, form: argparse.ArgumentParser) -> None:
         "tune",
         parents=[form],
         help="measure what is fastest on this GPU, and keep it",
-        description="Measures every kernel's configurations and torch's own GRU, and keeps what is fastest where GRUs "
+        description="Measures every kernel's configurations and nn.GRU, and keeps what is fastest where GRUs "
         "find it from then on. Without --hidden, --model or --recorded it tunes a standard list of shapes, the most "
         "valuable first. What is in the table already is not measured again: the same command goes on where it was.",
     )
@@ -55,7 +55,7 @@ def add_parser(commands, form: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--anew", action="store_true", help="measure again what is in the table, too")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--list", action="store_true", help="only say what would be tuned, in order")
+    how.add_argument("--list", action="store_true", help="only list what would be tuned, in order")
     how.add_argument(
         "--rehearse", action="store_true",
         help="go through it in a small form on the CPU, from a checkout. The table is thrown away, unless "
@@ -164,9 +164,9 @@ def _list(options, device: Device | None) -> int:
     print(listing(_problems(options, planned), planned))
     if options.list:
         return 0
-    words = f"nothing was tuned. The list is for one {planned.name}, another is named by --device"
-    rehearses = "`triton-gru tune --rehearse` goes through it in small on this CPU"
-    print(f"triton-gru tune: there is no GPU here ({why_none()}): {words}; {rehearses}", file=sys.stderr)
+    listed = f"The list is for the GPU {planned.name}; --device names another"
+    rehearses = "`triton-gru tune --rehearse` goes through it in small sizes on this CPU"
+    print(f"triton-gru tune: nothing was tuned here: {why_none()}. {listed}. {rehearses}", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""Measures which kernel in which configuration is fastest for a problem, torch's own GRU among them, and keeps it."""
+"""Measures which kernel in which configuration is fastest for a problem, nn.GRU among them, and keeps it."""
 
 import contextlib
 import dataclasses
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from ..launch import call_cache
+from ..plan.config import report_name
 from ..plan.device import capturing
 from ..plan.planner import choose, forget
 from ..plan.problem import Key, Problem
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry, Result
-from ..units import three_digits
+from ..units import call_time, counted, three_digits
 from .bench import Bench
 from .progress import Say, Tracker, shape_words
 from .run import TOO_LATE, Ranking, Run
@@ -59,38 +60,40 @@ class Tuned:
     @property
     def line(self) -> str:
         """Return the winner, and by how much it won, in a line."""
-        words = [f"{shape_words(self.entry.key)}: {self.entry.winner} {three_digits(self.entry.ms)} ms"]
+        winner = f"{report_name(self.entry.winner)} {call_time(1000 * self.entry.ms)}"
+        words = [f"{shape_words(self.entry.key)}: {winner}"]
         if self.entry.winner == self.untuned == "torch":
             words.append("as untuned")
         elif self.over_untuned:
-            words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({self.untuned})")
+            words.append(f"{three_digits(self.over_untuned)} times as fast as untuned ({report_name(self.untuned)})")
         if self.entry.over_torch and "torch" not in (self.entry.winner, self.untuned):
             words.append(f"{three_digits(self.entry.over_torch)} times as fast as nn.GRU")
         return ", ".join(words)
 
     def __str__(self) -> str:
-        """Return a few lines: winner, runner-up, the heuristic, torch.nn.GRU, and what became of the candidates."""
+        """Return a few lines: winner, runner-up, the heuristic, nn.GRU, and what became of the candidates."""
         entry = self.entry
         winner = entry.results[entry.winner]
-        lines = [str(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.known else "")]
+        lines = [shape_words(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.known else "")]
         lines.append(_line("winner", entry.winner, winner.ms, winner))
         others = [each for each in self.ranking if (each[0].name, each[0].config) != (entry.winner, winner.config)]
         lines += [_line("runner-up", each.name, ms) + f"  {each}".rstrip() for each, ms in others[:1]]
         if winner.heuristic_ms:
             lines.append(_line("untuned", entry.winner, winner.heuristic_ms))
         if entry.winner != "torch" and (torchs := entry.results.get("torch")):
-            lines.append(_line("nn.GRU", "torch", torchs.ms, torchs))
+            lines.append(_line("baseline", "torch", torchs.ms, torchs))
         failed = [f"{number} {why}" for why, number in sorted(entry.failed.items(), key=lambda each: -each[1])]
-        lines.append("; ".join([f"  {entry.candidates} candidates", *failed]))
+        lines.append("; ".join([f"  {counted(entry.candidates, 'candidate')}", *failed]))
         return "\n".join(lines)
 
 
 def _line(role: str, kernel: str, ms: float, result: Result | None = None) -> str:
-    line = f"  {role:11}{kernel:12}{ms:9.4g} ms"
+    line = f"  {role:11}{report_name(kernel):12}{call_time(1000 * ms):>9}"
     if result is None:
         return line
-    in_graph = f", in a graph {result.graph_ms[1]:.4g} ms" if result.graph_ms else ""
-    return f"{line}  (eager {result.eager_ms[1]:.4g} ms{in_graph})  {result.config or ''} {result.tile or ''}".rstrip()
+    in_graph = f", in a CUDA graph {call_time(1000 * result.graph_ms[1])}" if result.graph_ms else ""
+    times = f"(eager {call_time(1000 * result.eager_ms[1])}{in_graph})"
+    return f"{line}  {times}  {result.config or ''} {result.tile or ''}".rstrip()
 
 
 def tune(
@@ -135,7 +138,7 @@ def tune(
 
 
 def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: bool, say: Say) -> list[Tuned]:
-    end = time.monotonic() + budget
+    end, shapes = time.monotonic() + budget, counted(len(problems), "shape")
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
     written = _written(path, bench)
@@ -148,16 +151,16 @@ def _tune_all(problems: dict[Key, Problem], bench: Bench, budget: float, anew: b
     ]
     tuned = _keep(tuned, bench, directory)
     if tuned:
-        say(f"{len(tuned)} of {len(problems)} shapes are in the table already, and not measured again")
+        say(f"{len(tuned)} of {shapes} already in the table, and not measured again")
     todo = [each for key, each in problems.items() if key not in done]
     todo.sort(key=lambda each: each.key() in known)  # last those for which the time was too short
     if again := sum(each.key() in known for each in todo):
-        say(f"{again} of {len(problems)} shapes had too little time before, and are measured again, last")
+        say(f"{again} of {shapes} had too little time before, and measured again, last")
     tracker = Tracker({each.key(): len(candidates(each, bench.device)) for each in todo}, end, say)
     for number, problem in enumerate(todo):
         now = time.monotonic()
         if now >= end and number > 0:
-            say(f"the time is over: {len(todo) - number} of {len(problems)} shapes are left to the next run")
+            say(f"the budget is spent: {len(todo) - number} of {shapes} left to the next run")
             break
         tracker.begin()
         shape = shape_words(problem.key())
