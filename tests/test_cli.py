@@ -87,8 +87,8 @@ def test_explain_from_a_shell():
 def test_check_without_a_gpu_has_checked_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["check"]) == 1
-    why = "there is no GPU for the kernels (the kernels need an NVIDIA GPU of compute capability 8.0 or later)"
-    assert capsys.readouterr().out == f"{why}: nothing was checked\n"
+    why = "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    assert capsys.readouterr().out == f"Nothing was checked: {why}.\n"
 
 
 def test_check_finds_all_right(device, launched, monkeypatch):
@@ -122,7 +122,8 @@ def test_check_finds_a_wrong_kernel(part, planted, device, monkeypatch, capsys):
     before = torch.backends.cudnn.rnn.fp32_precision
     assert cli.main(["check"]) == 1
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == "6 wrong"
+    assert printed[1].split() == ["kernel", "precision", "shape", "reset_after", "error", "nn.GRU"]
+    assert printed[-1] == "6 wrong of 12 checked"
     assert sum("WRONG" in line for line in printed) == 6
     assert all("H=25 " in line for line in printed if "WRONG" in line)
     assert torch.backends.cudnn.rnn.fp32_precision == before

@@ -1,4 +1,4 @@
-"""Whether the kernels are right on this machine: each against float64, with torch's own GRU as the yardstick.
+"""Whether the kernels are right on this machine: each against float64, with nn.GRU as the baseline.
 
 A kernel may be wronger than torch in the same precision by `MARGIN` units of the last place of 1.0, the scale of
 a GRU's outputs, and no more. The margin is what the kernels' own activations cost: fp32 ones are good to 2.5
@@ -19,7 +19,7 @@ from . import reference
 from .call.options import Options
 from .call.sequences import as_packed
 from .modules import GRU
-from .plan.planner import KERNELS
+from .plan.planner import KERNELS, CannotServe
 
 # name: (dtype, torch.backends.cudnn.rnn.fp32_precision)
 PRECISIONS = {
@@ -89,7 +89,7 @@ def bound(torchs_error: float, precision: str, scale: float = 1.0, summed: int =
     """Return the largest error allowed.
 
     Args:
-        torchs_error: torch's own in the same precision.
+        torchs_error: that of nn.GRU in the same precision.
         scale: how large the numbers are.
         summed: how many products a sum has, if torch may have added them in another order. The kernels add fp32
             products one after another. Each addition rounds by half a unit of the sum so far at most, at random, and
@@ -136,7 +136,7 @@ def exact(
 
 
 def torchs_own(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
-    """Return the results of the call by torch's own GRU; where it has no such GRU, `by_reference`."""
+    """Return the results of the call by nn.GRU. Exception: `by_reference` for what nn.GRU cannot serve."""
     if Options.of(gru).beyond_torch or any(each is not None for each in ends.values()):
         return by_reference(gru, x, hx, **ends)
     return nn.GRU.forward(gru, x, hx)
@@ -156,7 +156,10 @@ def by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | 
 
 @dataclass(frozen=True)
 class Result:
-    """One shape checked. ``status`` is "right", "WRONG", or why the kernel does not serve the shape."""
+    """One shape checked. Its text is a row of the table whose titles are `COLUMNS`.
+
+    ``status`` is "right", "WRONG", or why the kernel does not serve the shape.
+    """
 
     kernel: str
     reset_after: bool
@@ -169,11 +172,19 @@ class Result:
     status: str
 
     def __str__(self) -> str:
-        kind = f"{self.kernel:6} reset {'after' if self.reset_after else 'before':6} {self.precision:5}"
-        shape = f"H={self.hidden_size:<4} B={self.batch_size:<4} T={self.steps:<4}"
-        judged = self.status in ("right", "WRONG")
-        errors = f"error {self.error:.1e}, torch {self.torchs_error:.1e}" if judged else ""
-        return f"{kind} {shape} {errors:32} {self.status}"
+        shape = f"H={self.hidden_size:<4} B={self.batch_size:<2} T={self.steps}"
+        errors = [f"{error:.1e}" if self.is_judged else "" for error in (self.error, self.torchs_error)]
+        reset_after = "" if self.reset_after else "False"
+        return _ROW.format(self.kernel, self.precision, shape, reset_after, *errors, self.status)
+
+    @property
+    def is_judged(self) -> bool:
+        return self.status in ("right", "WRONG")
+
+
+_ROW = "{:6}  {:9}  {:18}  {:11}  {:>7}  {:>7}  {}"
+# The last one is the error of plain PyTorch where nn.GRU has no such GRU: with reset_after=False.
+COLUMNS = _ROW.format("kernel", "precision", "shape", "reset_after", "error", "nn.GRU", "").rstrip()
 
 
 def check(device: torch.device | str) -> Iterator[Result]:
@@ -200,8 +211,8 @@ def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> Result:
     shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
-    except RuntimeError as refusal:
-        return Result(*shape, math.nan, math.nan, f"not served: {refusal}")
+    except CannotServe as refusal:
+        return Result(*shape, math.nan, math.nan, f"not served: {refusal.reason}")
     judge = Judge.of(gru, x, hx, precision)
     with torch.no_grad():
         error, right = judge(gru(x, hx))

@@ -9,7 +9,7 @@ import torch
 import triton
 
 from ._version import __version__
-from .accuracy import PRECISIONS, check
+from .accuracy import COLUMNS, PRECISIONS, check
 from .commands import table, tune
 from .commands.arguments import DTYPES, form_parser, place, positive, problem_of
 from .plan.device import KNOWN, Device, find, gpus, limited, most_sms, why_none
@@ -44,14 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     return run[options.command](options)
 
 
-_NONE = "there is no GPU for the kernels"
-
-
 def _info(options) -> int:
     print(f"triton-gru {__version__}, torch {torch.__version__}, triton {triton.__version__}, {platform.platform()}")
     devices = gpus()
     if not devices:
-        print(f"{_NONE} ({why_none()}): GRUs run as torch's own")
+        print(f"there is no GPU for the kernels ({why_none()}): GRUs run as torch's own")
     for device in devices:
         print(f"\n{device.name}: {device.arch}, {device.sms} SMs, {device.shared_memory} bytes of shared memory")
         for kernel in HEURISTICS:
@@ -102,12 +99,16 @@ def _explain(options) -> int:
 def _check(options) -> int:
     device = find(place())
     if device is None:
-        print(f"{_NONE} ({why_none()}): nothing was checked")
+        print(f"Nothing was checked: {why_none()}.")
         return 1
-    print(f"checking on {device.name}", flush=True)
-    wrong = 0
+    print(f"Largest errors against float64 on {device.name}, ours and nn.GRU's (plain PyTorch's if reset_after=False)")
+    print(COLUMNS, flush=True)
+    results = []
     for result in check(place()):
         print(result, flush=True)
-        wrong += result.status == "WRONG"
-    print(f"{wrong} wrong" if wrong else "all right")
+        results.append(result)
+    checked = [result for result in results if result.is_judged]
+    wrong = sum(result.status == "WRONG" for result in checked)
+    unserved = f"; {len(results) - len(checked)} not served" * (len(checked) < len(results))
+    print(f"{f'{wrong} wrong of' if wrong else 'all right:'} {len(checked)} checked{unserved}")
     return 1 if wrong else 0
