@@ -10,28 +10,120 @@ import torch
 import triton_gru
 from triton_gru import accuracy, cli
 from triton_gru.accuracy import check
-from triton_gru.plan.device import KNOWN
-from triton_gru.plan.planner import KERNELS
+from triton_gru.plan import device as devices
+from triton_gru.plan.device import limited
+from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import KERNELS, choose, forget
+from triton_gru.plan.problem import Problem
+from triton_gru.plan.tables import lookup, store
+
+from .planted import H200, PROBLEM, T4, entry
+
+EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
+
+
+def info_of(monkeypatch, capsys, *devices):
+    """Return the lines of ``triton-gru info`` on a machine with these GPUs, but for the first, the versions."""
+    monkeypatch.setattr(cli, "gpus", lambda: list(devices))
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"triton-gru {triton_gru.__version__} (torch {torch.__version__}, Triton ")
+    assert all(len(line) <= 120 for line in printed.splitlines() if not line.startswith("Tuned: table /"))
+    return printed.splitlines()[1:]
 
 
 def test_info_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert cli.main(["info"]) == 0
-    printed = capsys.readouterr().out
-    assert triton_gru.__version__ in printed
-    assert torch.__version__ in printed
-    assert "there is no GPU for the kernels (the kernels need an NVIDIA GPU of compute capability 8.0" in printed
+    assert info_of(monkeypatch, capsys) == [
+        "",
+        "No GPU that runs the kernels: they need an NVIDIA GPU of compute capability 8.0 or later.",
+        "triton_gru.accelerate(model) works here and changes nothing: every call goes to nn.GRU.",
+        "",
+        "Next",
+        f"  what an H200 would run      {EXPLAIN} --device H200",
+        "  what tuning would measure   triton-gru tune --list --device H200",
+    ]
 
 
-def test_info_lists_what_is_served(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "gpus", lambda: [KNOWN["H200"], dataclasses.replace(KNOWN["A100"], arch="sm_75")])
-    assert cli.main(["info"]) == 0
-    printed = capsys.readouterr().out
-    assert "block fp16  hidden_size up to 192" in printed
-    assert "block fp32  hidden_size up to 128" in printed
-    assert "grid  bf16  hidden_size up to 2112" in printed
-    assert "step  tf32  any hidden_size" in printed
-    assert "needs compute capability 8.0" in printed
+@pytest.mark.parametrize(
+    "interpreted, hip, words",
+    [(True, None, "TRITON_INTERPRET was set"), (False, "6.4", "this PyTorch is for AMD GPUs")],
+)
+def test_info_says_what_is_in_the_way_of_kernels(interpreted, hip, words, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "_INTERPRETED", interpreted)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert words in info_of(monkeypatch, capsys)[1]
+
+
+def test_info_says_what_serves_a_call_and_what_to_do_next(tables, monkeypatch, capsys):
+    lines = info_of(monkeypatch, capsys, H200)
+    assert lines[:4] == [
+        "",
+        "H200: sm_90, 132 multiprocessors, 227 KiB of shared memory each",
+        "",
+        "In eval(), your GRUs run here as follows: 100 steps; last, a single step (GRUCell, stream) in fp16, B=1",
+    ]
+    assert lines[4].split("  ")[1] == "H" and len(lines) <= 30
+    problem = Problem(100, 64, 2048, 2048, 1, False, torch.float16, "ieee", True)
+    assert choose(problem, H200).kernel == "torch"
+    rows = [line.split() for line in lines[5:12]]
+    assert [row[0] for row in rows] == ["64", "128", "256", "512", "1024", "2048", "4096"]
+    assert rows[0][1:] == ["block"] * 4 + ["step"]
+    assert rows[5][:3] == ["2048", "grid", "nn.GRU"]
+    assert lines[12:] == [
+        "fp32 is TF32 here (torch.backends.cudnn.rnn.fp32_precision). Training and float64 go to nn.GRU.",
+        "Largest H in 16 bits, TF32, ieee: block 192, 128, 128; grid 2112, 1664, 1024; step any.",
+        "",
+        "Tuned: nothing yet, so all of this is estimated.",
+        "",
+        "Next",
+        "  1. is it right here?        triton-gru check",
+        "  2. tune it                  triton-gru tune --budget 10m",
+        f"  3. one GRU in detail        {EXPLAIN}",
+    ]
+
+
+def test_info_of_tables(tables, monkeypatch, capsys):
+    """What was measured decides, and what is stale is to be measured again."""
+    problem = Problem(100, 1, 64, 64, 1, False, torch.float16, "ieee", True)
+    fresh = entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
+    old = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
+    path = store.save([fresh], H200, tables)
+    lines = info_of(monkeypatch, capsys, H200)
+    assert lines[5].split()[:3] == ["64", "nn.GRU", "block"]
+    assert lines[15:17] == [f"Tuned: table {path}: 1 shape", "All other shapes are estimated."]
+    assert lines[-3:] == [
+        "  1. is it right here?        triton-gru check",
+        f"  2. one GRU in detail        {EXPLAIN}",
+        "  3. what was tuned           triton-gru table show",
+    ]
+    store.save([old], H200, tables)
+    lookup.forget()
+    forget()
+    lines = info_of(monkeypatch, capsys, H200)
+    assert lines[15].startswith(f"Tuned: table {path}: 2 shapes, 1 of them stale (made with triton 3.5, this is ")
+    assert "  2. tune again what is stale  triton-gru tune --budget 10m" in lines
+
+
+def test_info_of_several_gpus(tables, monkeypatch, capsys):
+    lines = info_of(monkeypatch, capsys, H200, T4, H200)
+    heads = [line for line in lines if ": sm_" in line]
+    assert heads == [
+        "2 x H200: sm_90, 132 multiprocessors, 227 KiB of shared memory each",
+        "T4: sm_75, 132 multiprocessors, 227 KiB of shared memory each",
+    ]
+    why = "No kernel runs on it: each needs compute capability 8.0 or later, T4 has 7.5."
+    assert lines[lines.index(heads[1]) + 1] == why
+    alone = info_of(monkeypatch, capsys, T4)
+    assert alone[2] == why and alone[3].endswith("every call goes to nn.GRU.")
+    assert "triton-gru tune --list --device H200" in alone[-1]
+
+
+def test_info_of_a_part_of_the_chip_that_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(devices, "find", lambda device: limited(H200, devices.most_sms()))
+    monkeypatch.setenv("TRITON_GRU_MAX_SMS", "all")
+    assert cli.main(["info"]) == 1
+    assert "TRITON_GRU_MAX_SMS must be a whole number above 0, got 'all'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -47,7 +139,10 @@ def test_info_lists_what_is_served(monkeypatch, capsys):
         (("--hidden", "64", "--reset-before", "--device", "A100"), "float32 (TF32), reset_after=False\n"),
         (("--hidden", "64", "--reset-before", "--dtype", "fp64", "--device", "A100"), "reference: "),
         (("--hidden", "64", "--precision", "ieee", "--backend", "block", "--device", "H200"), "register_tiles=0"),
-        (("--hidden", "64", "--precision", "ieee", "--device", "H200"), "torch: nn.GRU serves the call"),
+        (
+            ("--hidden", "64", "--precision", "ieee", "--device", "H200"),
+            "torch: nn.GRU serves the call",
+        ),
         (("--hidden", "1024", "--dtype", "fp16", "--device", "H200", "--max-sms", "64"), "H200, 64 SMs"),
     ],
 )

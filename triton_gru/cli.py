@@ -1,27 +1,34 @@
-"""The command ``triton-gru``: what this machine can do, what a shape would run, whether it is right; and tuning."""
+"""The command ``triton-gru``: what runs on this machine and why, whether it is right, and tuning."""
 
 import argparse
 import bisect
+import functools
 import platform
 import sys
+from collections import Counter
 
 import torch
 import triton
 
 from ._version import __version__
 from .accuracy import COLUMNS, PRECISIONS, check
+from .call.options import Options
+from .call.torch_state import fp32_precision
 from .commands import table, tune
 from .commands.arguments import DTYPES, form_parser, place, positive, problem_of
+from .plan.config import report_name
 from .plan.device import KNOWN, Device, find, gpus, limited, most_sms, why_none
 from .plan.heuristic import HEURISTICS
 from .plan.planner import BACKENDS, choose
-from .plan.tables import lookup, store
+from .plan.tables import lookup
+from .plan.validity import too_old
+from .units import byte_size, counted
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="triton-gru", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="devices, what the kernels serve on them, and where configurations come from")
+    commands.add_parser("info", help="what runs on this machine's GPUs, what is tuned, and what to do next")
     commands.add_parser("check", help="run every kernel against float64 on this GPU")
     form = form_parser()
     explain = commands.add_parser(
@@ -44,43 +51,110 @@ def main(arguments: list[str] | None = None) -> int:
     return run[options.command](options)
 
 
+# Of the table that `info` prints: the rows, and the columns' titles, dtypes, batch sizes and steps.
+_HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+_CALLS = {
+    "fp16 B=1": (torch.float16, 1, 100),
+    "fp16 B=64": (torch.float16, 64, 100),
+    "fp32 B=1": (torch.float32, 1, 100),
+    "fp32 B=64": (torch.float32, 64, 100),
+    "one step": (torch.float16, 1, 1),
+}
+_LARGEST = 4096  # hidden units: the heuristic knows no limit beyond a few thousand
+
+
 def _info(options) -> int:
-    print(f"triton-gru {__version__}, torch {torch.__version__}, triton {triton.__version__}, {platform.platform()}")
-    devices = gpus()
+    python = ".".join(platform.python_version_tuple()[:2])
+    versions = f"torch {torch.__version__}, Triton {triton.__version__}, Python {python}, {platform.system()}"
+    print(f"triton-gru {__version__} ({versions})")
+    try:
+        devices = Counter(gpus())
+    except ValueError as error:  # TRITON_GRU_MAX_SMS
+        print(f"\n{error}")
+        return 1
+    for device, number in devices.items():
+        print(f"\n{_device_words(device, number)}")
+        old = too_old(device)
+        print(f"No kernel runs on it: each {old}." if old else _served(device))
+    served = [device for device in devices if not too_old(device)]
     if not devices:
-        print(f"there is no GPU for the kernels ({why_none()}): GRUs run as torch's own")
-    for device in devices:
-        print(f"\n{device.name}: {device.arch}, {device.sms} SMs, {device.shared_memory} bytes of shared memory")
-        for kernel in HEURISTICS:
-            for precision, (dtype, fp32_precision) in PRECISIONS.items():
-                print(f"  {kernel:5} {precision:5} {_served(kernel, device, dtype, fp32_precision)}")
-        print(_tables(device))
-    print(f"\ntables of this user: {store.user_directory() or 'nowhere, there is no home'} (`triton-gru table show`)")
+        print(f"\nNo GPU that runs the kernels: {why_none().replace('the kernels', 'they', 1)}.")
+    if not served:
+        print("triton_gru.accelerate(model) works here and changes nothing: every call goes to nn.GRU.")
+    print("\nNext")
+    for what, command in _next_steps(served):
+        print(f"  {what:26}  triton-gru {command}")
     return 0
 
 
-def _tables(device: Device) -> str:
-    """The tuned tables of a device, in the order in which they count, and what is stale in them."""
+def _device_words(device: Device, number: int) -> str:
+    name = device.name if number == 1 else f"{number} x {device.name}"
+    memory = byte_size(device.shared_memory)
+    return f"{name}: {device.arch}, {device.sms} multiprocessors, {memory} of shared memory each"
+
+
+def _served(device: Device) -> str:
+    """Return what serves calls on a device."""
+    rows = [["H", *_CALLS]]
+    for hidden in _HIDDEN_SIZES:
+        problems = (Options(hidden, hidden).problem(steps, batch, dtype) for dtype, batch, steps in _CALLS.values())
+        rows.append([str(hidden), *(report_name(choose(problem, device).implementation) for problem in problems)])
+    precision = "TF32" if fp32_precision() == "tf32" else "ieee"
+    sizes = "; ".join(f"{kernel} {_largest_sizes(kernel, device)}" for kernel in HEURISTICS)
+    setting = "torch.backends.cudnn.rnn.fp32_precision"
+    lines = [
+        "",
+        "In eval(), your GRUs run here as follows: 100 steps; last, a single step (GRUCell, stream) in fp16, B=1",
+        *(f"  {row[0]:6}" + "".join(f"{cell:14}" for cell in row[1:]).rstrip() for row in rows),
+        f"fp32 is {precision} here ({setting}). Training and float64 go to nn.GRU.",
+        f"Largest H in 16 bits, TF32, ieee: {sizes}.",
+        "",
+        *_tables(device),
+    ]
+    return "\n".join(lines)
+
+
+def _largest_sizes(kernel: str, device: Device) -> str:
+    """Return the largest hidden sizes that a kernel serves in fp16, TF32 and ieee."""
+    largest = []
+    for precision in ("fp16", "tf32", "fp32"):
+        configure = functools.partial(_is_refused, kernel, device, *PRECISIONS[precision])
+        largest.append(bisect.bisect(range(1, _LARGEST + 1), False, key=configure))
+    return "any" if set(largest) == {_LARGEST} else ", ".join(map(str, largest))
+
+
+def _is_refused(kernel: str, device: Device, dtype: torch.dtype, precision: str, hidden_size: int) -> bool:
+    return isinstance(HEURISTICS[kernel](hidden_size, 1, 1, dtype, precision, device), str)
+
+
+def _tables(device: Device) -> list[str]:
+    """Return lines about the tuned tables of a device, in the order in which they count."""
     lines = []
-    for source in lookup.sources(device):
-        old = [each.stale for each in source.entries if each.stale]
-        lines.append(
-            f"  {source.name}: {len(source.entries)} shapes, {len(old)} of them stale" + f" ({old[0]})" * bool(old)
-        )
-    return "\n".join(["configurations:", *lines, "  for other shapes, the heuristic (by count)"])
+    for source in filter(lambda source: source.entries, lookup.sources(device)):
+        stale = [entry.stale for entry in source.entries if entry.stale]
+        words = f", {len(stale)} of them stale ({stale[0]})" if stale else ""
+        lines.append(f"Tuned: {source.name}: {counted(len(source.entries), 'shape')}{words}")
+    return [*lines, "All other shapes are estimated." if lines else "Tuned: nothing yet, so all of this is estimated."]
 
 
-def _served(kernel: str, device: Device, dtype: torch.dtype, precision: str) -> str:
-    """The hidden sizes a kernel serves, or why none; the heuristic knows no limit beyond a few thousand."""
-
-    def refusal(hidden_size: int) -> str:
-        answer = HEURISTICS[kernel](hidden_size, 1, 1, dtype, precision, device)
-        return answer if isinstance(answer, str) else ""
-
-    served = bisect.bisect(range(1, 4097), False, key=lambda hidden_size: bool(refusal(hidden_size)))
-    if served == 0:
-        return refusal(1)
-    return "any hidden_size" if served == 4096 else f"hidden_size up to {served}"
+def _next_steps(devices: list[Device]) -> list[tuple[str, str]]:
+    """Return what to do next, each with its command. ``devices`` are those on which kernels run."""
+    explain = "explain --hidden 512 --batch 16 --dtype fp16"
+    if not devices:
+        return [
+            ("what an H200 would run", f"{explain} --device H200"),
+            ("what tuning would measure", "tune --list --device H200"),
+        ]
+    tuned = [[entry for source in lookup.sources(each) if source.own for entry in source.entries] for each in devices]
+    steps = [("is it right here?", "check")]
+    if not all(tuned):
+        steps.append(("tune it", "tune --budget 10m"))
+    elif any(entry.stale for entries in tuned for entry in entries):
+        steps.append(("tune again what is stale", "tune --budget 10m"))
+    steps.append(("one GRU in detail", explain))
+    if any(tuned):
+        steps.append(("what was tuned", "table show"))
+    return [(f"{number}. {what}", command) for number, (what, command) in enumerate(steps, 1)]
 
 
 def _explain(options) -> int:
