@@ -84,10 +84,10 @@ class StandIn:
             RuntimeError: torch has no such module, or a kernel is asked for by name.
         """
         if own := Options.of(self).beyond_torch:
-            raise RuntimeError(f"torch.jit.script compiles torch's own GRU, which has no {own}: leave the module out")
+            raise RuntimeError(f"torch.jit.script compiles nn.GRU, which has no {own}: leave the module out")
         if self.backend not in ("auto", "torch"):
             raise RuntimeError(
-                f"backend={self.backend!r} cannot serve torch.jit.script, which compiles torch's own GRU: set "
+                f"backend={self.backend!r} cannot serve torch.jit.script, which compiles nn.GRU: set "
                 "backend='auto' or restore() the model"
             )
         made = object.__new__(self.torch_class)
