@@ -176,10 +176,13 @@ def test_what_is_no_plain_gru_is_left_alone_and_reported():
     assert all(type(model[name]) is kind for name, kind in types.items())
 
 
-def test_a_model_without_grus_warns_of_nothing():
+def test_a_model_without_a_gru_is_told_so_once():
+    with pytest.warns(UserWarning, match="accelerate found no nn.GRU or nn.GRUCell in LSTM"):
+        model = triton_gru.accelerate(nn.LSTM(2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        triton_gru.restore(triton_gru.accelerate(nn.Linear(2, 2)))
+        triton_gru.restore(model)
+        triton_gru.accelerate(triton_gru.accelerate(nn.GRU(2, 2)))
 
 
 @pytest.mark.parametrize("own", ["reset_after=False", "reverse=True"])

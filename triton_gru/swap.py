@@ -25,7 +25,7 @@ def accelerate(model: _Model) -> _Model:
     In place, and only the class changes: each module stays the same object with the same Parameters, buffers,
     hooks and attributes, so whatever shares or refers to it goes on doing so, and nothing is copied. A module
     whose type is a subclass of the two (a parametrized one too), or that has a `forward` of its own set on the
-    instance, is left unchanged, with a warning that names its path in the model.
+    instance, is left unchanged, with a warning that names its path in the model. A model without a GRU gets one, too.
 
     ``isinstance(module, nn.GRU)`` stays True. ``type(module)`` is this package's class: what looks types up in a table,
     as `torch.ao.quantization.quantize_dynamic` does, passes over the module. Call `restore` before. Where torch.compile
@@ -36,10 +36,15 @@ def accelerate(model: _Model) -> _Model:
     another call; so is the model itself after `torch.jit.script`, which puts what it compiles into it. Exception: a
     module on which an attribute of `GRU` was set afterwards (``backend``, say) is pickled and exported as it is.
 
+    An accelerated `nn.GRU` takes ``lengths`` and ``resets``, which torch's does not: a model that passes them raises
+    TypeError once it is restored, or unpickled and not accelerated again.
+
     Returns:
         ``model``.
     """
     _change_classes(model, _OURS, "accelerate")
+    if not any(isinstance(module, (*_OURS, StandIn)) for module in model.modules()):
+        warnings.warn(f"triton_gru.accelerate found no nn.GRU or nn.GRUCell in {type(model).__name__}", stacklevel=2)
     return model
 
 
