@@ -30,7 +30,7 @@ def cost(kernel, problem=PROBLEM, device=H200, **options):
 def test_costs_add_up():
     assert Cost(1, 2) + Cost(1, hop=3) == Cost(2, 2, 0, 3)
     assert 2.5 * Cost(2).total == (Cost(2) * 2.5).total == 5
-    assert str(Cost(launch=2, hop=1)) == "3.00 us: launch 2, hop 1"
+    assert str(Cost(launch=2, hop=1)) == "3.00 us: launch 2 us, hop 1 us"
 
 
 # Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light). The

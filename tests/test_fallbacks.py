@@ -271,7 +271,7 @@ def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device
     torch.testing.assert_close(actual, expected, rtol=0, atol=4e-3)
 
 
-def test_transforms_and_tracing_go_to_torch():
+def test_transforms_and_tracing_go_to_torch(old_gpu_on_cpu):
     theirs, ours = (m.eval() for m in twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():

@@ -369,26 +369,28 @@ def test_programs_get_wider_only_when_the_device_is_full():
 
 
 FIELDS = "units=16, programs=32, batch=8, rows=8, tiles=1, copies=2, slices=4, register_tiles=12, handover=flag"
-HAS = "of shared memory in one program, H200 has 227 KiB"
+HAS = "of shared memory beside the registers of one program, H200 has 227 KiB"
 TOO_LARGE = f"hidden_size 512 is too large: W_hh in float16 needs 1.47 MiB {HAS}"
 ESTIMATED = f"""\
 grid: W_hh fits the chip, its hidden units split over the multiprocessors, and stays there for the whole sequence
   call       T=100 B=16 I=512 H=512, 1 layer, float16
   GPU        H200
   config     {FIELDS}, directions=1 (chosen by the heuristic, not tuned)
-  inputs     projected by our kernel; cuBLAS is estimated no faster: 106 us in all
-  estimated  103 us: instructions 39, hop 27, bytes 23, launch 7.5, projection 6.2
+  inputs     projected by our kernel; with cuBLAS the call is estimated to take 106 us
+  estimated  103 us: instructions 39 us, hop 27 us, bytes 23 us, launch 7.5 us, projection 6.2 us
   not block  {TOO_LARGE}
-  not step   estimated 368 us: launch 250, bytes 64, instructions 45, projection 6.2
-  not torch  estimated 460 us: launch 420, bytes 36, projection 4.7"""
+  not step   estimated 368 us: launch 250 us, bytes 64 us, instructions 45 us, projection 6.2 us
+  not torch  estimated 460 us: launch 420 us, bytes 36 us, projection 4.7 us
+  estimates  are as in a CUDA graph, by a model fitted to an H200; `triton-gru tune` measures"""
 BY_NAME = """\
 step: asked for by name
   call       T=1 B=16 I=512 H=512, 2 layers, bidirectional, float32 (TF32), reset_after=False
   GPU        A100
   config     units=16, programs=32, batch=16, depth=128, num_warps=8, num_stages=3 (chosen by the heuristic, not tuned)
-  estimated  29.3 us: bytes 11, launch 10, projection 6.7, instructions 1.9"""
+  estimated  29.3 us: bytes 11 us, launch 10 us, projection 6.7 us, instructions 1.9 us
+  estimates  are without the host (nn.GRU: eager), by a model fitted to an H200; `triton-gru tune` measures"""
 WITHOUT_GPU = """\
-torch: nn.GRU serves the call, as there is no GPU here that runs the kernels
+torch: nn.GRU serves the call, which is on no GPU that runs the kernels
   call       T=100 B=16 I=512 H=512, 1 layer, float16
   GPU        none that runs kernels
   not block, grid, step  the kernels need an NVIDIA GPU of compute capability 8.0 or later"""
@@ -396,10 +398,11 @@ FALLBACK = f"""\
 torch: nn.GRU serves the call, as no kernel is estimated to be faster by 10 % or more
   call       T=1000 B=256 I=64 H=4096, 1 layer, with lengths, float16
   GPU        H200
-  estimated  59.6 ms: bytes 54, launch 4, projection 1.5
+  estimated  59.6 ms: bytes 54 ms, launch 4 ms, projection 1.5 ms
   not block  hidden_size 4096 is too large: W_hh in float16 needs 96.1 MiB {HAS}
   not grid   hidden_size 4096 is too large: it takes 256 programs at once, one on each multiprocessor, H200 has 132
-  not step   estimated 252 ms: bytes 250"""
+  not step   estimated 252 ms: bytes 250 ms
+  estimates  are as in a CUDA graph, by a model fitted to an H200; `triton-gru tune` measures"""
 REFERENCE = """\
 reference: plain PyTorch serves the call step by step, as neither a kernel nor nn.GRU can
   call       T=100 B=16 I=512 H=512, 1 layer, reverse=True, packed, with resets, float64
@@ -434,7 +437,7 @@ grid: no other was clearly faster when measured, nor was nn.GRU, eager or in a C
   call       T=100 B=16 I=512 H=512, 1 layer, float16
   GPU        H200
   config     {fields} (tuned)
-  inputs     projected by our kernel; cuBLAS was not measured
+  inputs     projected by our kernel; with cuBLAS the call was not measured
   measured   81.2 us in a CUDA graph (table {path}, of 2026-01-02)
   not block  {TOO_LARGE}
   not step   not measured

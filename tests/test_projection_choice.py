@@ -57,7 +57,7 @@ def test_cublas_is_taken_where_it_is_estimated_to_be_clearly_faster(tables):
     """In fp32 without TF32 our own projection counts three times what a library takes, by a fit to an H200."""
     plan = choose(IEEE, H200)
     assert (plan.kernel, plan.projection, plan.implementation) == ("grid", CUBLAS, "grid+cublas")
-    assert "inputs     projected by cuBLAS; our kernel is estimated no faster: " in str(plan)
+    assert "inputs     projected by cuBLAS; with our kernel the call is estimated to take " in str(plan)
     for kernel in ("grid", "step"):
         assert choose(IEEE, H200, kernel).projection == CUBLAS
     ours, cublas = (call_cost(IEEE, plan.config, H200, True, projection) for projection in (None, CUBLAS))
@@ -160,7 +160,7 @@ def test_the_faster_by_measurement_is_taken(tables):
     for backend in ("auto", "grid"):
         plan = choose(PROBLEM, H200, backend)
         assert (plan.kernel, plan.config, plan.projection, plan.tuned) == ("grid", ONE, CUBLAS, True)
-        assert "inputs     projected by cuBLAS; our kernel was measured 600 us in all\n" in str(plan)
+        assert "inputs     projected by cuBLAS; with our kernel the call was measured 600 us\n" in str(plan)
     assert choose(PROBLEM, H200).time.milliseconds == 0.5
     save(tables, measured(PROBLEM, "grid", grid=0.5, grid_cublas=0.6, torch=1.0))
     assert choose(PROBLEM, H200).projection is choose(PROBLEM, H200, "grid").projection is None
@@ -175,7 +175,7 @@ def test_a_tile_holds_where_a_verdict_does(tables):
     ):  # fmt: skip
         plan = choose(change(**fields), H200, "grid")
         assert plan.tuned and plan.projection == (TILE if holds else None), fields
-    words = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; cuBLAS is estimated"
+    words = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; with cuBLAS the call is estimated"
     assert f"inputs     projected by {words}" in str(choose(PROBLEM, H200, "grid"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from triton_gru.units import byte_size, call_time, counted, duration, three_digits, two_digits
+from triton_gru.units import byte_size, call_time, counted, duration, rough_time, three_digits
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,12 @@ def test_three_digits(number, words):
     assert three_digits(number) == words
 
 
-@pytest.mark.parametrize("number, words", [(0.0456, "0.046"), (2, "2"), (7.54, "7.5"), (38.9, "39"), (249.0, "250")])
-def test_two_digits(number, words):
-    assert two_digits(number) == words
+@pytest.mark.parametrize(
+    "microseconds, words",
+    [(0.0456, "0.046 us"), (2, "2 us"), (38.9, "39 us"), (249.0, "250 us"), (996, "1000 us"), (1049, "1 ms")],
+)
+def test_a_part_of_a_time_is_rough(microseconds, words):
+    assert rough_time(microseconds) == words
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,20 @@ def three_digits(number: float) -> str:
     return _without_exponent(f"{number:#.3g}") if number < 99.95 else f"{number:.0f}"
 
 
-def two_digits(number: float) -> str:
-    """Return a number rounded to two significant digits, as is enough for a part of a sum."""
-    return _without_exponent(f"{number:.2g}")
-
-
 def _without_exponent(text: str) -> str:
     return f"{Decimal(text):f}"
 
 
-def time_unit(microseconds: float) -> tuple[str, float]:
-    """Return the unit for such a time, and how many microseconds it is."""
-    return _unit(microseconds, _TIMES)
-
-
 def call_time(microseconds: float) -> str:
     """Return the time of a call: ``"81.2 us"``."""
-    unit, size = time_unit(microseconds)
+    unit, size = _unit(microseconds, _TIMES)
     return f"{three_digits(microseconds / size)} {unit}"
+
+
+def rough_time(microseconds: float) -> str:
+    """Return a time to two significant digits, as is enough for a part of a sum: ``"81 us"``."""
+    unit, size = _unit(microseconds, _TIMES)
+    return f"{_without_exponent(f'{microseconds / size:.2g}')} {unit}"
 
 
 def byte_size(size: int) -> str:

@@ -10,7 +10,7 @@ import math
 import operator
 from typing import NamedTuple
 
-from ..units import call_time, time_unit, two_digits
+from ..units import call_time, rough_time
 from .config import (
     CUBLAS,
     BlockConfig,
@@ -55,9 +55,8 @@ class Cost(NamedTuple):
         return Cost(*(times * each for each in self))
 
     def __str__(self) -> str:
-        _, unit = time_unit(self.total)
         terms = sorted(self._asdict().items(), key=lambda term: -term[1])
-        words = [f"{name} {two_digits(us / unit)}" for name, us in terms if us >= self.total / 100]
+        words = [f"{name} {rough_time(us)}" for name, us in terms if us >= self.total / 100]
         return f"{call_time(self.total)}: {', '.join(words)}"
 
 

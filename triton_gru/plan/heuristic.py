@@ -46,8 +46,9 @@ def block_config(shape: Shape) -> BlockConfig | str:
         return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
     needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
-        has = f"of shared memory in one program, {device.name} has {byte_size(device.shared_memory)}"
-        return _too_large(shape, f"W_hh in {shape.numbers} needs {byte_size(needed)} {has}")
+        room = byte_size(device.shared_memory)
+        memory = f"{byte_size(needed)} of shared memory beside the registers of one program, {device.name} has {room}"
+        return _too_large(shape, f"W_hh in {shape.numbers} needs {memory}")
     configs = [config]
     if config.batch == 8 and not shape.ieee:
         # Two batch rows in a program, where products are of eight columns: for a quarter of what follows them. There,

@@ -106,7 +106,8 @@ class Plan:
         return "\n".join([f"{self.kernel}: {self.reason}", *rows])
 
     def _rows(self) -> Iterator[tuple[str, object]]:
-        yield "call", self.problem
+        # Where no kernel runs, the precision of the kernels' products is nobody's.
+        yield "call", self.problem if self.device else dataclasses.replace(self.problem, precision="")
         yield "GPU", self.device.name if self.device else "none that runs kernels"
         if self.config is not None:
             yield "config", f"{_field_words(self.config)}{self._origin}"
@@ -123,6 +124,9 @@ class Plan:
             kernels.setdefault(why, []).append(kernel)
         for why, alike in kernels.items():
             yield f"not {', '.join(alike)}", why
+        if isinstance(self.time, Estimate):
+            mode = "as in a CUDA graph" if self.problem.steps > 1 else "without the host (nn.GRU: eager)"
+            yield "estimates", f"are {mode}, by a model fitted to an H200; `triton-gru tune` measures"
 
     @property
     def _origin(self) -> str:
@@ -144,12 +148,10 @@ class Plan:
         """Return in words why the other projection is not taken."""
         name, other = "our kernel" if self.projection == CUBLAS else "cuBLAS", self.other_projection
         if isinstance(other, Measurement):
-            return f"{name} was {other}" + " in all" * (other.milliseconds is not None)
+            return f"with {name} the call was {other}"
         if not isinstance(other, Estimate):
             return f"not by {name}: {other}"
-        is_faster = isinstance(self.time, Estimate) and other.cost.total < self.time.cost.total
-        words = f"less than {_CLEARLY_PERCENT} % faster" if is_faster else "no faster"
-        return f"{name} is estimated {words}: {call_time(other.cost.total)} in all"
+        return f"with {name} the call is estimated to take {call_time(other.cost.total)}"
 
 
 def _field_words(config: Config | ProjectionConfig) -> str:
@@ -304,10 +306,10 @@ def _options(kernel: str, problem: Problem, device: Device | None, use_tables: b
 
 def _obstacle(problem: Problem, device: Device | None) -> str:
     """Return why no kernel can serve a problem; empty if one may."""
-    if problem.obstacle:
-        return problem.obstacle
     if device is None:
         return why_none()
+    if problem.obstacle:
+        return problem.obstacle
     if min(problem.input_size, problem.hidden_size) < 1:  # which nn.GRUCell allows
         return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -330,9 +332,8 @@ def _advantage(kernel: str, problem: Problem) -> str:
 def _why_torch(problem: Problem, device: Device | None) -> str:
     """Return why nn.GRU serves a problem that no kernel can serve."""
     is_without_gpu = device is None and not problem.obstacle
-    return "nn.GRU serves the call, as " + (
-        "there is no GPU here that runs the kernels" if is_without_gpu else "no kernel can"
-    )
+    why = ", which is on no GPU that runs the kernels" if is_without_gpu else ", as no kernel can"
+    return f"nn.GRU serves the call{why}"
 
 
 def _shortcoming(config: Config, problem: Problem) -> str:

@@ -15,7 +15,8 @@ LAYOUTS = ("dense", "lengths", "packed")  # of `Problem`
 
 def dtype_words(dtype: str, precision: str) -> str:
     """Return a dtype by its name, with the precision of products where there is a choice: ``"float32 (TF32)"``."""
-    return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if dtype == "float32" else dtype
+    is_told = dtype == "float32" and precision
+    return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if is_told else dtype
 
 
 @dataclass(frozen=True)
