@@ -36,7 +36,7 @@ def test_info_without_a_gpu(monkeypatch, capsys):
     assert info_of(monkeypatch, capsys) == [
         "",
         "No GPU that runs the kernels: they need an NVIDIA GPU of compute capability 8.0 or later.",
-        "triton_gru.accelerate(model) works here and changes nothing: every call goes to nn.GRU.",
+        "triton_gru.accelerate(model) works here, and every call goes to nn.GRU, as fast as before.",
         "",
         "Next",
         f"  what an H200 would run      {EXPLAIN} --device H200",
@@ -114,7 +114,7 @@ def test_info_of_several_gpus(tables, monkeypatch, capsys):
     why = "No kernel runs on it: each needs compute capability 8.0 or later, T4 has 7.5."
     assert lines[lines.index(heads[1]) + 1] == why
     alone = info_of(monkeypatch, capsys, T4)
-    assert alone[2] == why and alone[3].endswith("every call goes to nn.GRU.")
+    assert alone[2] == why and alone[3].endswith("every call goes to nn.GRU, as fast as before.")
     assert "triton-gru tune --list --device H200" in alone[-1]
 
 
@@ -168,6 +168,14 @@ def test_usage_errors(arguments, capsys):
         cli.main(list(arguments))
     assert exit.value.code == 2
     assert "usage: triton-gru" in capsys.readouterr().err
+
+
+def test_explain_without_a_gpu_says_how_to_name_one(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "gpus", list)
+    assert cli.main(["explain", "--hidden", "512"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("torch: nn.GRU serves the call, which is on no GPU")
+    assert printed.endswith("name its GPU: --device H200\n")
 
 
 def test_explain_from_a_shell():

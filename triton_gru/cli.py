@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     explain.add_argument("--hidden", type=positive, required=True, metavar="H", help="hidden_size")
     explain.add_argument("--input", type=positive, metavar="I", help="input_size (default: hidden_size)")
-    explain.add_argument("--batch", type=positive, default=1, metavar="B")
-    explain.add_argument("--steps", type=positive, default=100, metavar="T")
-    explain.add_argument("--layers", type=positive, default=1)
-    explain.add_argument("--dtype", choices=DTYPES, default="fp32")
-    explain.add_argument("--backend", choices=BACKENDS, default="auto")
+    explain.add_argument("--batch", type=positive, default=1, metavar="B", help="batch size (default: 1)")
+    explain.add_argument("--steps", type=positive, default=100, metavar="T", help="time steps (default: 100)")
+    explain.add_argument("--layers", type=positive, default=1, metavar="N", help="default: 1")
+    explain.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
+    explain.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
     explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
     explain.add_argument("--max-sms", type=positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
     tune.add_parser(commands, form)
@@ -80,7 +80,7 @@ def _info(options) -> int:
     if not devices:
         print(f"\nNo GPU that runs the kernels: {why_none().replace('the kernels', 'they', 1)}.")
     if not served:
-        print("triton_gru.accelerate(model) works here and changes nothing: every call goes to nn.GRU.")
+        print("triton_gru.accelerate(model) works here, and every call goes to nn.GRU, as fast as before.")
     print("\nNext")
     for what, command in _next_steps(served):
         print(f"  {what:26}  triton-gru {command}")
@@ -167,6 +167,8 @@ def _explain(options) -> int:
     except (RuntimeError, ValueError) as refusal:
         print(refusal)
         return 1
+    if device is None:
+        print("To see what another machine would run, name its GPU: --device H200")
     return 0
 
 

@@ -54,7 +54,10 @@ def run_in_emulator(arguments: list[str]) -> NoReturn:
         RuntimeError: the emulator is not there.
     """
     if not (_CHECKOUT / "tests/ptx/rehearse.py").is_file():
-        raise RuntimeError(f"--rehearse needs a checkout: the emulator, tests/ptx, is not in {_CHECKOUT}")
+        raise RuntimeError(
+            f"--rehearse needs the package of a checkout, beside which is the emulator (tests/ptx), and this one is in "
+            f"{_CHECKOUT}. From the root of a checkout: python -m triton_gru tune --rehearse"
+        )
     # Not in a child: whoever ends this process ends the emulator.
     os.execv(sys.executable, [sys.executable, "-c", _EMULATOR, str(_CHECKOUT), "-m", "triton_gru", *arguments])
 
@@ -64,11 +67,12 @@ def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     options.budget = options.budget or _BUDGET
     small = list(unique(map(_small, problems)).values())
     shapes = counted(len(small), "shape")
-    print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {duration(options.budget)}", flush=True)
+    print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {duration(options.budget)}")
+    print("All times below are the emulator's and mean nothing.", flush=True)
     with _folder() as folder:
         status = tune(small, torch.device("cpu"), options)
     table = f"Delete the table in {folder}, which {_FOLDER} names, before a service reads it"
-    print(f"Rehearsed. The times are the emulator's and mean nothing. {table if folder else 'Nothing was kept'}.")
+    print(f"Rehearsed. {table if folder else 'Nothing was kept'}.")
     return status
 
 

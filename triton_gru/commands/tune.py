@@ -76,7 +76,7 @@ def seconds(text: str) -> float:
 
 def run(options) -> int:
     """Return 0 if something was tuned or listed, 1 if nothing was found or kept, 2 if it could not be begun."""
-    _check(options)
+    refuse_contradictions(options)
     try:
         if options.rehearse and not rehearsal.is_emulated():
             rehearsal.run_in_emulator(options.arguments)
@@ -103,7 +103,7 @@ def _what_is_kept(options) -> str:
     return kept if options.anew else f"{kept}, and the same command goes on"
 
 
-def _check(options) -> None:
+def refuse_contradictions(options) -> None:
     """End with a usage error if options contradict each other."""
     given = [name for name in (*_BESIDE_A_MODEL, *_FORM) if getattr(options, name) is not None]
     named = [f"--{name.replace('_', '-')}" for name in given]
@@ -165,7 +165,7 @@ def _list(options, device: Device | None) -> int:
     if options.list:
         return 0
     listed = f"The list is for the GPU {planned.name}; --device names another"
-    rehearses = "`triton-gru tune --rehearse` goes through it in small sizes on this CPU"
+    rehearses = "From a checkout, `python -m triton_gru tune --rehearse` goes through it in small sizes on this CPU"
     print(f"triton-gru tune: nothing was tuned here: {why_none()}. {listed}. {rehearses}", file=sys.stderr)
     return 2
 

@@ -95,5 +95,5 @@ def shape_words(key: Key) -> str:
     precision = _NAMES.get((key.dtype, key.precision), key.dtype)
     words = [precision, f"H={key.hidden_size}"]
     words += [f"I={key.input_size}"] * (key.input_size != key.hidden_size)
-    words += [f"B<={key.batch}", f"T={key.steps}"]
+    words += [f"B<={key.batch}" if key.batch > 1 else "B=1", f"T={key.steps}"]
     return " ".join(words) + key.form
