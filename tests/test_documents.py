@@ -1,0 +1,275 @@
+"""What READMEs promise: Python blocks run, command lines parse, links lead somewhere, figures are those of the CSVs."""
+
+import argparse
+import contextlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+
+import perf.__main__
+import tests.ptx.__main__
+from perf.report import latest, load
+from triton_gru import cli
+from triton_gru.commands import tune
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+# NOTES.md is a record of what was found, whose commands belong to their time.
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in (".", "triton_gru", "tests", "perf", "scripts")
+    for path in sorted((ROOT / folder).glob("*.md" if folder == "." else "**/*.md"))
+    if path.name != "NOTES.md"
+}
+LONGEST_README = 180  # lines
+
+
+class Block(NamedTuple):
+    """A fenced block of a document, with the line on which its text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(document: str) -> list[Block]:
+    blocks, fence, start = [], None, 0
+    lines = DOCUMENTS[document].splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("```"):
+            continue
+        if fence is None:
+            fence, start = line[3:].strip(), number
+        else:
+            blocks.append(Block(fence, "\n".join(lines[start : number - 1]), start + 1))
+            fence = None
+    assert fence is None, f"{document}:{start}: a block that does not end"
+    return blocks
+
+
+def prose_of(document: str) -> str:
+    return re.sub(r"^```.*?^```", "", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
+
+
+# Python.
+
+
+WITH_PYTHON = [document for document in DOCUMENTS if any(block.language == "python" for block in blocks_of(document))]
+
+
+def test_the_readme_has_examples():
+    assert "README.md" in WITH_PYTHON
+    languages = {block.language for document in DOCUMENTS for block in blocks_of(document)}
+    assert languages == {"python", "sh", "text"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # Keras's
+@pytest.mark.parametrize("document", WITH_PYTHON)
+def test_python_blocks_run(document, kernels_on_cpu, launched, tables, monkeypatch):
+    """Run the blocks one after the other, as one who pastes them. The text block after one is what it prints."""
+    monkeypatch.chdir(tables)
+    for printed, expected in run_blocks(document, lambda text: text.replace('"cuda"', '"cpu"')):
+        assert expected is None or printed.rstrip() == expected.text, f"{document}:{expected.line}"
+    assert launched.scans or document == "perf/README.md"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("document", [document for document in WITH_PYTHON if '"cuda"' in DOCUMENTS[document]])
+def test_python_blocks_run_on_a_gpu(document, launched, tables, monkeypatch):
+    monkeypatch.chdir(tables)
+    for _ in run_blocks(document, str):
+        pass
+    assert launched.scans
+
+
+def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str, Block | None]]:
+    """Run the Python blocks in one namespace. Yield what each has printed, and the text block after it, if any."""
+    blocks = blocks_of(document)
+    names = {"__name__": "pasted"}
+    for block, following in zip(blocks, [*blocks[1:], None]):
+        if block.language == "python":
+            code = compile("\n" * (block.line - 1) + adapt(block.text), ROOT / document, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, names)
+            yield printed.getvalue(), following if following and following.language == "text" else None
+
+
+# Command lines.
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{document}:{number}")
+    for document in DOCUMENTS
+    for block in blocks_of(document)
+    if block.language == "sh"
+    for number, line in enumerate(block.text.splitlines(), block.line)
+    if line.strip() and not line.startswith("#")
+]
+# Those within a sentence, of the README alone: elsewhere they may be patterns.
+COMMANDS += [
+    pytest.param(line) for line in re.findall(r"`((?:triton-gru|python|pip|scripts/) ?[^`]*)`", prose_of("README.md"))
+]
+MARKERS = {"gpu", "first", "alone"}
+TOOLS = {"cd", "cp", "git", "tar"}  # not ours to check
+
+
+class Parsed(Exception):
+    """A real parser has taken the arguments."""
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line):
+    words = shlex.split(line, comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    check_command(words)
+
+
+def check_command(words: list[str]) -> None:
+    program, *arguments = words
+    if program in ("python", ".venv/bin/python"):
+        check_python(arguments)
+    elif program == "triton-gru":
+        options = parsed(cli.main, arguments)
+        if options.command == "tune":
+            tune.refuse_contradictions(options)
+    elif program.startswith("scripts/"):
+        check_script(program, arguments)
+    elif program in ("pip", "pytest"):
+        {"pip": check_pip, "pytest": check_pytest}[program](arguments)
+    else:
+        assert program in TOOLS, f"nobody checks the arguments of {program!r}"
+
+
+def check_python(arguments: list[str]) -> None:
+    flag, name, *rest = arguments if arguments[0] == "-m" else ("", *arguments)
+    if flag and name == "pip":
+        check_pip(rest)
+    elif flag and name == "tests.ptx.rehearse":
+        check_python(rest)
+    elif flag and name == "tests.ptx.hashes":
+        assert all(word.endswith(".json") for word in rest)
+    elif flag:
+        main = {"perf": perf.__main__.main, "tests.ptx": tests.ptx.__main__.main, "triton_gru": cli.main}[name]
+        parsed(main, rest, sys_argv=name == "tests.ptx")
+        for path in rest:
+            assert not path.startswith("perf/") or not path.endswith(".csv") or list(ROOT.glob(path)), path
+    else:
+        check_script(name, rest)
+
+
+def check_script(name: str, arguments: list[str]) -> None:
+    path = ROOT / name
+    assert path.is_file(), f"there is no {name}"
+    if name == "scripts/test":
+        check_pytest(arguments)
+        return
+    if path.parent.name == "examples":  # whose arguments are those of a function: tests/test_examples.py
+        return
+    python = (
+        path if path.read_text().startswith('"""') or "python" in path.read_text()[:30] else path.with_suffix(".py")
+    )
+    if not python.exists():
+        assert not arguments, f"{name} takes no arguments"
+        return
+    loader = importlib.machinery.SourceFileLoader(f"documented_{python.stem}", str(python))
+    script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    with mock.patch.object(sys, "path", [str(python.parent), *sys.path]):
+        loader.exec_module(script)
+    parsed(script.main, arguments, sys_argv=True)
+
+
+def parsed(main: Callable, arguments: list[str], sys_argv: bool = False) -> argparse.Namespace:
+    """Return what the parser of ``main`` makes of the arguments, without running any further."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *given) -> None:
+        raise Parsed(parse_args(parser, *given))
+
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
+        mock.patch.object(sys, "argv", ["program", *arguments]),
+        pytest.raises(Parsed) as caught,
+    ):
+        main() if sys_argv else main(arguments)
+    return caught.value.args[0]
+
+
+def check_pip(arguments: list[str]) -> None:
+    assert arguments[0] in ("install", "wheel")
+    extras = importlib.metadata.metadata("triton-gru").get_all("Provides-Extra")
+    for name in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+        assert set(name.split(",")) <= set(extras)
+
+
+def check_pytest(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("paths", nargs="*")
+    for flag in ("-m", "-k", "-n", "-p", "--dist"):
+        parser.add_argument(flag)
+    for flag in ("-q", "-x"):
+        parser.add_argument(flag, action="store_true")
+    options = parser.parse_args(arguments)
+    for path in options.paths:
+        assert (ROOT / path.split("::")[0]).exists(), path
+    assert set(re.findall(r"\w+", options.m or "")) <= MARKERS | {"and", "or", "not"}
+
+
+# Text.
+
+
+def anchors_of(document: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (ROOT / document).parent / path if path else ROOT / document
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors_of(str(found.resolve().relative_to(ROOT))), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_stands_in_fences(document):
+    """Code that is only indented would be checked by nobody."""
+    indented = re.findall(r"(?<=\n\n)    (?! )\S.*", prose_of(document))
+    assert not [line for line in indented if not re.match(r"\s+([-*]|\d+\.)", line)]
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= LONGEST_README
+
+
+TIMES = re.compile(r"^\| (float16|TF32)(, packed)? \| (\d+) \| (\d+)((?: \| [\d.]+){4}) \|$", re.MULTILINE)
+
+
+def test_the_readmes_times_are_those_of_the_csvs():
+    folder = ROOT / "perf/results/NVIDIA-H200/second-light"
+    rows = latest(load([folder / f"{name}-NVIDIA-H200.csv" for name in ("heart", "packed")]))
+    rows = rows[rows["status"].isin(["ok", "noisy"])].set_index(["precision", "form", "H", "B", "mode", "base"])[
+        "p50_ms"
+    ]
+    table = TIMES.findall(README.read_text())
+    assert len(table) >= 5
+    for precision, packed, hidden, batch, stated in table:
+        case = {"TF32": "fp32 tf32"}.get(precision, precision), packed.strip(", "), int(hidden), int(batch)
+        columns = itertools.product(("eager", "graph"), ("torch.nn.GRU", "triton_gru"))
+        assert stated.split(" | ")[1:] == [f"{rows[(*case, *column)]:#.3g}" for column in columns], case
