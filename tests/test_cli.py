@@ -10,6 +10,7 @@ import torch
 import triton_gru
 from triton_gru import accuracy, cli
 from triton_gru.accuracy import check
+from triton_gru.commands import info
 from triton_gru.plan import device as devices
 from triton_gru.plan.device import limited
 from triton_gru.plan.heuristic import heuristic
@@ -24,7 +25,7 @@ EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
 
 def info_of(monkeypatch, capsys, *devices):
     """Return the lines of ``triton-gru info`` on a machine with these GPUs, but for the first, the versions."""
-    monkeypatch.setattr(cli, "gpus", lambda: list(devices))
+    monkeypatch.setattr(info, "gpus", lambda: list(devices))
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"triton-gru {triton_gru.__version__} (torch {torch.__version__}, Triton ")

@@ -16,6 +16,7 @@ import torch
 
 import triton_gru
 from triton_gru import cli
+from triton_gru.commands import info
 from triton_gru.kernels import grid
 from triton_gru.launch import call_cache, execute
 from triton_gru.launch.kernel_launch import Launch
@@ -154,7 +155,7 @@ def test_what_no_longer_fits_is_passed_over(tables):
 
 
 def test_info_says_what_is_in_force_and_what_is_stale(tables, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "gpus", lambda: [H200])
+    monkeypatch.setattr(info, "gpus", lambda: [H200])
     fresh = entry(PROBLEM, "grid", grid=(ONE, 0.5), torch=(None, 1.0))
     changed = dataclasses.replace(fresh.results["grid"], revision="0123456789ab")
     key = dataclasses.replace(fresh.key, batch=1)
