@@ -22,6 +22,7 @@ import torch
 import triton_gru
 from tests.ptx.device import emulating
 from triton_gru.accuracy import PRECISIONS, set_precision
+from triton_gru.plan.config import report_name
 from triton_gru.plan.device import KNOWN, find
 
 BATCH = 64  # words
@@ -111,13 +112,13 @@ class Demo:
     def kernels(self, precision: str = "fp32") -> str:
         """Return who serves the encoder and who serves the decoder: ``"grid + step"``."""
         served = dict.fromkeys(plan.kernel for plan in plans(in_precision(self.model, precision), self.device))
-        return " + ".join("nn.GRU" if kernel == "torch" else kernel for kernel in served)
+        return " + ".join(map(report_name, served))
 
     def why(self) -> str:
         """Return why the encoder is served as it is."""
         plan = plans(in_precision(self.model, "fp32"), self.device)[0]
         reason = plan.reason if plan.kernel != "torch" or not plan.rejected else plan.rejected[0][1]
-        return f"Why {plan.kernel.replace('torch', 'nn.GRU')}? model.encoder.plan(x) says: {reason}."
+        return f"Why {report_name(plan.kernel)}? model.encoder.plan(x) says: {reason}."
 
     def pronounce(self, who: str, precision: str, expected: Pronounced | None = None) -> Pronounced:
         """Pronounce all words, time it, and print a row of the table."""

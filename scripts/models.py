@@ -33,6 +33,7 @@ from tests.models import GTCRN, NSNET2, package_file
 from triton_gru.accuracy import bound
 from triton_gru.plan.device import find
 from triton_gru.tuning.timing import clock, graphed, samples
+from triton_gru.units import call_time
 
 MODES = ("eager", "graph", "compile", "reduce-overhead")
 ROUNDS, SECONDS = 200, 2.0  # of a model in a precision
@@ -178,7 +179,7 @@ def errors(actual, exact) -> list[float]:
 def told(rows: list[Row]) -> str:
     """Return a line for each row: its time, or why it has none."""
     return "\n".join(
-        f"    {row.provider:16}{row.mode:16}{f'{row.p50_ms:.4g} ms' if row.n else f'{row.status} {row.error}'}"
+        f"    {row.provider:16}{row.mode:16}{call_time(1000 * row.p50_ms) if row.n else f'{row.status} {row.error}'}"
         for row in rows
     )
 

@@ -24,7 +24,6 @@ from triton_gru import cli
 from triton_gru.commands import tune
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = ROOT / "README.md"
 # NOTES.md is a record of what was found, whose commands belong to their time.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -255,7 +254,7 @@ def test_code_stands_in_fences(document):
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= LONGEST_README
+    assert len(DOCUMENTS["README.md"].splitlines()) <= LONGEST_README
 
 
 TIMES = re.compile(r"^\| (float16|TF32)(, packed)? \| (\d+) \| (\d+)((?: \| [\d.]+){4}) \|$", re.MULTILINE)
@@ -267,7 +266,7 @@ def test_the_readmes_times_are_those_of_the_csvs():
     rows = rows[rows["status"].isin(["ok", "noisy"])].set_index(["precision", "form", "H", "B", "mode", "base"])[
         "p50_ms"
     ]
-    table = TIMES.findall(README.read_text())
+    table = TIMES.findall(DOCUMENTS["README.md"])
     assert len(table) >= 5
     for precision, packed, hidden, batch, stated in table:
         case = {"TF32": "fp32 tf32"}.get(precision, precision), packed.strip(", "), int(hidden), int(batch)
