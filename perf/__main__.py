@@ -21,13 +21,13 @@ import time
 import torch
 
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.commands.arguments import positive
-from triton_gru.plan.device import KNOWN
+from triton_gru.commands.arguments import parse_positive_int
+from triton_gru.plan.device import KNOWN_DEVICES
 
 from . import floors, shapes, sweeps
 from .case import Case
 from .measure import Conditions, DeviceLost
-from .providers import NAMES, YARDSTICK, require_known
+from .providers import BASELINE, NAMES, require_known
 from .run import run
 
 _OUT = pathlib.Path("build/perf")
@@ -59,17 +59,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     command = commands.add_parser(
         "run", help="measure a sweep, or one's own shape", formatter_class=raw,
-        description="Measures a shape of one's own, the GRUs of a model, or a sweep:\n" + sweeps.described(),
+        description="Measures a shape of one's own, the GRUs of a model, or a sweep:\n" + sweeps.describe_sweeps(),
         epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.\n"
         f"providers: {', '.join(NAMES)}; or a function of yours, as module:callable",
     )  # fmt: skip
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--sweep", choices=sweeps.SWEEPS)
-    what.add_argument("--hidden", type=positive, nargs="+", metavar="H", help="hidden sizes of one's own shape")
+    what.add_argument(
+        "--hidden", type=parse_positive_int, nargs="+", metavar="H", help="hidden sizes of one's own shape"
+    )
     called = "a function that calls a model: its GRUs are timed at the shapes seen"
     what.add_argument("--model", metavar="MODULE:FUNCTION", help=called)
     shapes.add_arguments(command)
-    these = f"these and {YARDSTICK}, not those of the sweep"
+    these = f"these and {BASELINE}, not those of the sweep"
     command.add_argument("--provider", nargs="+", default=[], help=these, metavar="NAME")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
     resume = "leave out what its CSV has rows of, failures too, instead of measuring it again"
@@ -104,10 +106,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     counted = "what one time step makes a GPU do, as counted in the compiled PTX: work, not time. It needs no GPU"
     command = commands.add_parser("count", help=counted, description=f"Counts {counted}: perf/README.md says more.")
-    command.add_argument("--hidden", type=positive, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
-    command.add_argument("--batch", type=positive, nargs="+", default=[1, 16], metavar="B")
+    command.add_argument("--hidden", type=parse_positive_int, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
+    command.add_argument("--batch", type=parse_positive_int, nargs="+", default=[1, 16], metavar="B")
     command.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32"])
-    command.add_argument("--device", choices=KNOWN, default="H200", help="what is compiled for (default: H200)")
+    command.add_argument("--device", choices=KNOWN_DEVICES, default="H200", help="what is compiled for (default: H200)")
     command.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="these, not all that can be counted")
     command.add_argument("--most", type=int, default=100_000_000, help="instructions that a launch may execute")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
@@ -119,16 +121,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options) -> None:
     require_known(options.provider)
-    sweep = shapes.sweep_of(options)
+    sweep = shapes.choose_sweep(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.rehearse:
-        sweep, device = sweeps.rehearsal(sweep), "cpu"
+        sweep, device = sweeps.shrink_sweep(sweep), "cpu"
     elif device == "cpu":
         if options.sweep and sweep.name not in _ON_A_CPU:
             raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
         if not options.sweep and {case.precision for case in sweep.cases} - {"fp32", "tf32"}:
             raise ValueError("on a CPU only fp32 is timed: leave --dtype out, or --rehearse")
-        sweep = sweeps.on_cpu(sweep)
+        sweep = sweeps.fit_to_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
     run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
 
@@ -155,7 +157,7 @@ def _plot(options) -> None:
 
 def _floors(options) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(floors.load_or_measure(options.out, device, anew=True))
+    print(floors.load_or_measure(options.out, device, remeasure=True))
 
 
 def _count(options) -> None:
@@ -164,7 +166,7 @@ def _count(options) -> None:
     sizes = itertools.product(options.precision, options.hidden, options.batch)
     cases = [Case(*each, steps=1) for each in sizes]
     rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
-    print(tables.together([(count.TITLE.format(options.device), count.table(rows))], options.markdown))
+    print(tables.join_tables([(count.TITLE.format(options.device), count.table(rows))], options.markdown))
 
 
 if __name__ == "__main__":

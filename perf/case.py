@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.tuning.example import pinned
+from triton_gru.tuning.example import pin_fp32_precision
 
 from .record import RESET_BEFORE, STREAMING, Row
 
@@ -27,7 +27,7 @@ class Ragged(NamedTuple):
 
 
 Input = Tensor | PackedSequence | Ragged
-ROTATED = 4
+INPUT_COUNT = 4
 # Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
 LONG, LARGE = 1024, 1 << 28
 
@@ -40,7 +40,7 @@ class Case:
         precision: one of triton_gru.accuracy.
         layout: as in `Problem`: "packed" is a PackedSequence, "lengths" a `Ragged`, of sequences as `lengths` says.
         input_size: None for as many inputs as hidden units.
-        streaming: a call is a frame, a step whose state is that of the call before.
+        is_streaming: a call is a frame, a step whose state is that of the call before.
         reset_after: False is the GRU that resets before the recurrent product, which torch has not.
     """
 
@@ -51,7 +51,7 @@ class Case:
     layers: int = 1
     directions: int = 1
     layout: str = "dense"
-    streaming: bool = False
+    is_streaming: bool = False
     reset_after: bool = True
     input_size: int | None = None
 
@@ -59,7 +59,7 @@ class Case:
         words = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
         words += [f"I={self.inputs}"] * (self.inputs != self.hidden)
         words += [f"{name}={n}" for name, n in (("layers", self.layers), ("directions", self.directions)) if n > 1]
-        words += [self.layout] * (self.layout != "dense") + ["streaming"] * self.streaming
+        words += [self.layout] * (self.layout != "dense") + ["streaming"] * self.is_streaming
         words += ["reset before"] * (not self.reset_after)
         return " ".join(words)
 
@@ -78,7 +78,7 @@ class Case:
             provider=f"{provider}+graph" if mode == "graph" else provider, mode=mode, l2=l2,
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
             I=self.inputs, H=self.hidden, layers=self.layers, directions=self.directions, layout=self.layout,
-            variant=STREAMING if self.streaming else Row.variant if self.reset_after else RESET_BEFORE,
+            variant=STREAMING if self.is_streaming else Row.variant if self.reset_after else RESET_BEFORE,
         )  # fmt: skip
 
     @property
@@ -104,7 +104,7 @@ class Case:
 
     def pinned(self) -> contextlib.AbstractContextManager:
         """Set torch's precision of fp32 products to the case's, in recurrent networks and everywhere else."""
-        return pinned(*PRECISIONS[self.precision])
+        return pin_fp32_precision(*PRECISIONS[self.precision])
 
     def module(self, device: str) -> nn.GRU:
         """Return a fresh GRU in eval(): torch's, or in plain torch ours that resets before.
@@ -120,7 +120,7 @@ class Case:
     def draw(self, device: str) -> list[Input]:
         """Draw inputs of the case's layout, to be used in turn. For a stream they are its frames."""
         input_bytes = self.total_steps * self.inputs * self.dtype.itemsize
-        number = ROTATED if self.steps < LONG and input_bytes < LARGE else 2
+        number = INPUT_COUNT if self.steps < LONG and input_bytes < LARGE else 2
         shape = self.steps, self.batch, self.inputs
         drawn = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
         if self.layout == "packed":

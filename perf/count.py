@@ -10,12 +10,12 @@ import time
 import pandas as pd
 import torch
 
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
 from .case import Case
 from .providers import OURS
 from .providers.interface import Unavailable
-from .record import Growing, environment, one_line
+from .record import GrowingCsv, environment, one_line
 from .stamp import timestamp
 
 CASE = ["device", "provider", "dtype", "precision", "H", "B"]
@@ -36,12 +36,12 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
     Raises:
         ValueError: the CSV has other columns, or a provider is unknown.
     """
-    from tests.ptx.device import emulating  # tests are not there where only the library is installed
-    from tests.ptx.providers import PROVIDERS, Wrong
+    from tests.ptx.device import emulate_gpu  # tests are not there where only the library is installed
+    from tests.ptx.providers import PROVIDERS, WrongResult
 
     if unknown := {*names} - {*PROVIDERS}:
         raise ValueError(f"cannot count {', '.join(sorted(unknown))}: name some of {', '.join(PROVIDERS)}")
-    counted = Growing(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
+    counted = GrowingCsv(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
     done = load(counted.path)[CASE].to_numpy().tolist() if resume else []
     same, todo = environment("cpu"), list(itertools.product(cases, names or PROVIDERS))
     for at, (case, name) in enumerate(todo, 1):
@@ -52,14 +52,14 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
         begun = time.monotonic()
         torch.manual_seed(0)
         try:
-            with emulating(KNOWN[device], seed=1) as gpu, case.pinned(), torch.no_grad():
-                gpu.most_instructions = most
+            with emulate_gpu(KNOWN_DEVICES[device], seed=1) as gpu, case.pinned(), torch.no_grad():
+                gpu.max_instructions = most
                 step, columns = PROVIDERS[name](gpu, case)
             step.update({"read": step["received"], "exchanges": step["launches"]})  # added
             row |= columns | {count: f"{step[count]:.10g}" for count in COUNTS}
         except (Unavailable, ImportError) as reason:
             row |= {"status": "unavailable", "error": str(reason)}
-        except Wrong as wrong:
+        except WrongResult as wrong:
             row |= {"status": "wrong", "max_abs_err": wrong.args[0]}
         except Exception as failure:
             row |= {"status": "failed", "error": f"{type(failure).__name__}: {failure}"}

@@ -37,12 +37,12 @@ from triton_gru.launch import hang
 from triton_gru.launch.grid import Mailbox
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import HANDOVERS, GridConfig
-from triton_gru.plan.device import find
-from triton_gru.tuning.timing import clock, graphed, host_clock, quantiles, samples
+from triton_gru.plan.device import find_device
+from triton_gru.tuning.timing import capture_graph, clock, host_clock, quantiles, samples
 
 from .case import Case
 from .floors_kernel import hop_steps, read_shared, smallest_steps
-from .record import Report, Row, machine_name
+from .record import Row, TimingsCsv, machine_name
 
 ROUNDS = 30
 PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read
@@ -74,7 +74,7 @@ class Floors:
     on_chip: int = 0
     l2_bytes: int = 0
 
-    def of(self, case: Case, mode: str, l2: str) -> float | str:
+    def compute_floor_ms(self, case: Case, mode: str, l2: str) -> float | str:
         """Return the milliseconds of a call; in mode "host", of the host's part; empty where a rate is missing."""
         row = case.row()
         if mode not in self.launch or (row.dtype, row.precision) not in self.matrix:
@@ -96,7 +96,7 @@ class Floors:
         inputs = [case.inputs] + [directions * case.hidden] * (case.layers - 1)
         weights = directions * sum(3 * case.hidden * (of_layer + case.hidden) for of_layer in inputs)
         cells = case.layers * directions
-        states = cells * case.batch * case.hidden * size * (2 if case.streaming else 1)
+        states = cells * case.batch * case.hidden * size * (2 if case.is_streaming else 1)
         sequences = (case.inputs + directions * case.hidden) * case.total_steps * size
         beyond = 3 * case.hidden**2 * size - self.multiprocessors * self.on_chip
         beyond = max(0, beyond) if self.on_chip else 0
@@ -112,16 +112,16 @@ class Floors:
         return ", ".join(words)
 
 
-def load_or_measure(out: pathlib.Path, device: str, anew: bool = False) -> Floors:
+def load_or_measure(out: pathlib.Path, device: str, remeasure: bool = False) -> Floors:
     """Return the floors of this machine that the CSV in the folder ``out`` has, or measure them now and write them."""
-    report = Report(out / f"floors-{machine_name(device)}.csv", device)
-    if anew or not _last_run(report):
+    report = TimingsCsv(out / f"floors-{machine_name(device)}.csv", device)
+    if remeasure or not _last_run(report):
         for row in _measure(device):
             report.add(row)
     return _floors(_last_run(report), device)
 
 
-def _last_run(report: Report) -> list[dict[str, str]]:
+def _last_run(report: TimingsCsv) -> list[dict[str, str]]:
     """Return the rows of the last run on this GPU that came to its end, which is the eager launch."""
     rows = [row for row in report.rows() if row["gpu_name"] == report.environment["gpu_name"]]
     ended = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
@@ -142,7 +142,7 @@ def _floors(rows: list[dict[str, str]], device: str) -> Floors:
             found[name] = seconds if name in ("hop", "step") else 1 / seconds
     if device == "cpu":
         return Floors(**found, l2_bytes=_last_cache_of_the_cpu())
-    here, l2_bytes = find(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
+    here, l2_bytes = find_device(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
     return Floors(**found, multiprocessors=here.sms, on_chip=here.shared_memory + _REGISTERS, l2_bytes=l2_bytes)
 
 
@@ -177,7 +177,7 @@ def _measure(device: str) -> Iterator[Row]:
     launch = functools.partial(torch.zeros(32, device=device).fill_, 1.0)
     if device == "cuda":
         numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
-        here, rounds = find(numbers.device), 20
+        here, rounds = find_device(numbers.device), 20
         programs = 2 * here.sms
         result = torch.zeros(programs, dtype=torch.int32, device=device)
         options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
@@ -188,7 +188,7 @@ def _measure(device: str) -> Iterator[Row]:
         steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), {"num_warps": 1})
         yield timed("step", 1 << 15, "steps", steps.start)
         yield measure_hop(ROUNDS)
-        yield timed("launch", 1, "launch", graphed(launch)[0], mode="graph")
+        yield timed("launch", 1, "launch", capture_graph(launch)[0], mode="graph")
     else:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
@@ -209,12 +209,14 @@ class Hops:
         mailbox = Mailbox(config, 1, 1, torch.float16)
         words = torch.empty(mailbox.size(steps), dtype=torch.int64, device=device)
         self._steps, self._result = steps, torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        received = exchange.Words(BITS=16, PARTS=4, IN_ROW=ROW // 8, CHUNK=4, ROWS=1, PROBE=handover == "probe")
+        received = exchange.WordLayout(
+            BITS=16, PARTS=4, WORDS_PER_ROW=ROW // 8, WORDS_PER_CHUNK=4, ROWS=1, PROBE=handover == "probe"
+        )
         constants = {
             "PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "words": received,
             "num_warps": 1, "num_stages": 1, "launch_cooperative_grid": True,
         }  # fmt: skip
-        arguments = words, hang.of(device).watch, self._result, steps
+        arguments = words, hang.get_watchdog(device).watch, self._result, steps
         self.launch = Launch(hop_steps, (PROGRAMS,), arguments, constants, mailbox.clear(words, steps))
 
     def is_right(self, call: Callable[[], object]) -> bool:
@@ -255,7 +257,7 @@ def measure_hop(rounds: int) -> Row:
     for handover in HANDOVERS:
         launches = [Hops(handover, steps, device) for steps in (FEWER_STEPS, STEPS)]
         try:
-            replays = [graphed(each.launch.start)[0] for each in launches]
+            replays = [capture_graph(each.launch.start)[0] for each in launches]
             are_right = functools.partial(map, Hops.is_right, launches, replays)
             if all(are_right()):
                 calls = {i: [replay] for i, replay in enumerate(replays)}

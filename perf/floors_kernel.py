@@ -73,18 +73,18 @@ def hop_steps(
     ROW: tl.constexpr,  # elements of a row; a program sends the same ROW // PROGRAMS of each
     BATCH: tl.constexpr,  # rows
     SLICES: tl.constexpr,  # one a warp
-    words: tl.constexpr,  # of a tile, an `exchange.Words`
+    words: tl.constexpr,  # of a tile, an `exchange.WordLayout`
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    LANES: tl.constexpr = exchange.word_lanes(4)
+    LANES: tl.constexpr = exchange.words_per_slice(4)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = exchange.place(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.word_elements(16, 4))
-    elements = exchange.elements_of(mailbox, DTYPE)
+    own = exchange.element_offset(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.elements_per_word(16, 4))
+    elements = exchange.element_pointer(mailbox, DTYPE)
     word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
     row = tl.arange(0, BATCH)[None, None, :]
 
-    THREADS: tl.constexpr = isa.first_holders(UNITS * BATCH, SLICES)
+    THREADS: tl.constexpr = isa.count_storing_threads(UNITS * BATCH, SLICES)
     history = 0
     exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee")
     for _ in tl.range(0, steps):

@@ -12,14 +12,14 @@ from torch.nn.utils.rnn import PackedSequence
 import triton_gru
 from triton_gru.accuracy import Judge
 from triton_gru.launch import hang
-from triton_gru.tuning.timing import clock, cold_gpu_clock, graphed, host_clock, samples
+from triton_gru.tuning.timing import capture_graph, clock, cold_gpu_clock, host_clock, samples
 
 from .case import Case, Input, Ragged
 from .floors import Floors
-from .providers import YARDSTICK, is_ours, make_ready
+from .providers import BASELINE, is_ours, make_ready
 from .providers.interface import Ready, Unavailable
-from .providers.ours import gave_up, is_lost
-from .record import Row, timed
+from .providers.ours import get_hang_error, is_lost
+from .record import Row, add_times
 
 # A peer may be this many times as far from float64 as the library's tests allow its kernels to be: the gate is for
 # wrong answers, not for another rounding. How far it was stands in its row.
@@ -53,15 +53,15 @@ class Conditions:
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """Return a row for each provider and mode, that of `YARDSTICK` first whether or not it is among ``providers``.
+    """Return a row for each provider and mode, that of `BASELINE` first whether or not it is among ``providers``.
 
     Raises:
         DeviceLost: a CUDA error that outlives the call.
     """
-    names = [YARDSTICK, *(name for name in providers if name != YARDSTICK)]
+    names = [BASELINE, *(name for name in providers if name != BASELINE)]
     rows = [case.row(name, mode, conditions.l2) for name in names for mode in conditions.modes]
     for row in rows:
-        row.floor_ms = floors.of(case, row.mode, row.l2)
+        row.floor_ms = floors.compute_floor_ms(case, row.mode, row.l2)
     with case.pinned():
         try:  # the module outside of inference_mode, as its users make it
             gru, inputs = case.module(conditions.device), case.draw(conditions.device)
@@ -91,12 +91,12 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
         taken = samples(right, max(ROUNDS, least), once, conditions.seconds, stop_when_quiet=True, least=least)
     except Exception as failure:  # nobody knows whose
         return _fail([row for row in rows if row.provider in right], failure)
-    error = gave_up()
+    error = get_hang_error()
     for i, row in enumerate(rows):
         if error and row.provider in right and is_ours(row.provider):  # its times are worth nothing
             row.status, row.error = "failed", f"this or another: {error}"
         elif row.provider in right:
-            rows[i] = timed(row, taken[row.provider])
+            rows[i] = add_times(row, taken[row.provider])
 
 
 def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict) -> object:
@@ -106,7 +106,7 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
     """
     before = _memory()
     try:
-        ready = make_ready(name, gru, inputs[0], gate.streaming)
+        ready = make_ready(name, gru, inputs[0], gate.is_streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
         _memory()  # what making ready took at its peak does not count
@@ -121,10 +121,10 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
         row.peak_mem_mb = peak
         try:
             if row.mode == "graph":
-                results, calls[row.provider] = _graphs(ready, inputs, gate.streaming)
+                results, calls[row.provider] = _graphs(ready, inputs, gate.is_streaming)
             else:
                 calls[row.provider] = [functools.partial(ready.call, x) for x in inputs]
-                if gate.streaming:
+                if gate.is_streaming:
                     results = _of_frames(ready, calls[row.provider])
             row.status, row.max_abs_err = gate.judge(name, ready, results)
             hang.raise_if_hung()
@@ -145,19 +145,19 @@ def _of_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
     return [torch.stack([frame.view(frame.shape[-2:]) for frame in frames])]
 
 
-def _graphs(ready: Ready, inputs: list[Input], streaming: bool) -> tuple[list[Tensor], list[Callable]]:
+def _graphs(ready: Ready, inputs: list[Input], is_streaming: bool) -> tuple[list[Tensor], list[Callable]]:
     """Return what the replay for the first input writes, or those for all of a stream; and a replay for each input."""
-    if ready.refuses_graph:
-        raise Unavailable(ready.refuses_graph)
+    if ready.no_graph_reason:
+        raise Unavailable(ready.no_graph_reason)
     pool = torch.cuda.graph_pool_handle()
     calls = [functools.partial(ready.captured or ready.call, x) for x in inputs]
-    judged = len(calls) if streaming else 1
-    graphs = [graphed(call, pool) for call in calls[:judged]]
+    judged = len(calls) if is_streaming else 1
+    graphs = [capture_graph(call, pool) for call in calls[:judged]]
     replayed = [functools.partial(_replayed, *graph) for graph in graphs]
-    results = _of_frames(ready, replayed) if streaming else replayed[0]()
+    results = _of_frames(ready, replayed) if is_streaming else replayed[0]()
     replays = [replay for replay, _ in graphs]
     del graphs, replayed  # what is captured now shares their memory
-    return results, replays + [graphed(call, pool)[0] for call in calls[judged:]]
+    return results, replays + [capture_graph(call, pool)[0] for call in calls[judged:]]
 
 
 def _replayed(replay: Callable, returned) -> list[Tensor]:
@@ -193,17 +193,17 @@ class _Gate:
     """A judge of every provider's results for the first input; or of its outputs for all, if they are a stream's."""
 
     def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
-        self.streaming, self._precision = case.streaming, case.precision
-        self._x = x = torch.cat(inputs) if case.streaming else inputs[0]
+        self.is_streaming, self._precision = case.is_streaming, case.precision
+        self._x = x = torch.cat(inputs) if case.is_streaming else inputs[0]
         if isinstance(x, Ragged):
             ours = triton_gru.accelerate(copy.copy(gru))  # torch's takes no lengths
-            self._judge = Judge.of(ours, x.padded, None, case.precision, lengths=x.lengths)
+            self._judge = Judge.for_call(ours, x.padded, None, case.precision, lengths=x.lengths)
         else:
-            self._judge = Judge.of(gru, x, None, case.precision)
+            self._judge = Judge.for_call(gru, x, None, case.precision)
 
     def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float | str]:
         """Return whether the results are "ok" or "wrong", and their largest error."""
-        if not ready.judged:
+        if not ready.is_judged:
             return "ok", ""
         judge = self._judge
         if ready.expected is not None:  # of another cell, without a baseline: only NaN is wrong

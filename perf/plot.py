@@ -8,17 +8,17 @@ import pandas as pd
 from matplotlib import colormaps, patches, rc_context, ticker
 from matplotlib.figure import Figure
 
-from .compare import NOISE, compared
+from .compare import NOISE, compare_rows
 from .count import load as load_counts
-from .providers import OURS, YARDSTICK
+from .providers import BASELINE, OURS
 from .record import STREAMING
-from .report import WITHOUT, against_torch, latest, load, stages
+from .report import STAGE_MARK, compare_stages, compare_with_nn_gru, keep_latest, load
 
 _LOOK = {"axes.titlesize": 8, "figure.dpi": 200, "svg.hashsalt": OURS, "axes.formatter.min_exponent": 15}
 _LOOK |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "lines.markersize": 4.5}
 _STYLES = {  # of a provider: colour (Okabe and Ito's, or grey), marker, hatch
     OURS: ("#0072B2", "o", ""), f"{OURS}.block": ("#56B4E9", "s", "oo"), f"{OURS}.grid": ("#56B4E9", "d", "**"),
-    YARDSTICK: ("#000000", "s", "---"), "cudnn.standard": ("#777777", "v", "|||"), "torchrl": ("#D55E00", "X", "////"),
+    BASELINE: ("#000000", "s", "---"), "cudnn.standard": ("#777777", "v", "|||"), "torchrl": ("#D55E00", "X", "////"),
     "cudnn.persist_static": ("#E69F00", "^", "++"), "cudnn.persist_dynamic": ("#CC79A7", "D", "..."),
     "cudnn.small_h": ("#009E73", "P", "xx"), "gru_qat.scan": ("#E69F00", ">", "...."),
     "gru_qat.persistent": ("#009E73", "<", "xxxx"),
@@ -31,7 +31,7 @@ def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path
     counted = {path: load_counts(path) for path in paths if "busiest" in pd.read_csv(path, nrows=0)}
     rows = load([path for path in paths if path not in counted])
     drawn = dict.fromkeys((step_over_hidden, speedup, step_breakdown, streaming), rows)
-    drawn |= {before_after: compared(load(before), rows), counts: pd.concat([rows[:0], *counted.values()])}
+    drawn |= {before_after: compare_rows(load(before), rows), counts: pd.concat([rows[:0], *counted.values()])}
     out.mkdir(parents=True, exist_ok=True)
     with rc_context(_LOOK):
         for draw, rows in drawn.items():
@@ -50,7 +50,7 @@ def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path
 def step_over_hidden(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     """Draw the time of a step over H by provider, and its lower bound: of plain sequences with T > 1."""
     rows = rows[(rows["n"] > 0) & (rows["T"] > 1) & (rows["form"] == "") & (rows["mode"] != "host")]
-    rows = latest(rows[~rows["base"].str.contains(WITHOUT)]).sort_values("H", kind="stable")
+    rows = keep_latest(rows[~rows["base"].str.contains(STAGE_MARK)]).sort_values("H", kind="stable")
     rows = rows.assign(us=1000 * rows["p50_ms"] / rows["T"], bound=1000 * rows["floor_ms"] / rows["T"])
     texts = ("Microseconds a step", "hidden size H", "µs a step")
     for axes, panel in _panels(figures, rows, [*_SETTING, "mode"], ("precision", "B"), (1.9, 1.8), texts):
@@ -65,7 +65,7 @@ def step_over_hidden(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 def speedup(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     """Draw how many times faster ours is than the faster of nn.GRU eager and in a graph, of the same run."""
-    rows = against_torch(rows)
+    rows = compare_with_nn_gru(rows)
     ratio, even = rows["times faster"], (rows["low"] <= 1) & (rows["high"] >= 1)
     words = [f"({each:.2f})" if so else f"{each:.2f}" for each, so in zip(ratio, even)]
     rows = rows.assign(shade=(np.log2(ratio) + 1) / 4, word=words, marked=ratio < 1, down=rows["H"], across=rows["B"])
@@ -75,7 +75,7 @@ def speedup(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 def step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     """Draw how many microseconds a step has less without each stage of a kernel, from sweep step-breakdown."""
-    rows = stages(rows[rows["n"] > 0])
+    rows = compare_stages(rows[rows["n"] > 0])
     share, across = rows["saved"] / rows["step"], rows["stage"].str.replace("-", "\n")
     words = [f"{saved:.2f} ({part:.0%})" for saved, part in zip(rows["saved"], share)]
     down = [f"{row.precision}, H = {row.H}, B = {row.B}, {row.kernel}: {row.step:.2f} µs" for row in rows.itertuples()]
@@ -86,7 +86,7 @@ def step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 def streaming(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
     """Draw the histogram of the times of each provider's frames, with p50 and p99: of streams with samples."""
-    rows = latest(rows[(rows["variant"] == STREAMING) & (rows["n"] > 0) & (rows["samples_ms"] != "")])
+    rows = keep_latest(rows[(rows["variant"] == STREAMING) & (rows["n"] > 0) & (rows["samples_ms"] != "")])
     rows = rows.assign(place=rows["provider"].rank(method="dense", ascending=False))
     texts = ("Times of frames. Solid line: p50. Dotted: p99", "µs a frame", "")
     for axes, panel in _panels(figures, rows, [*_SETTING, "B"], ("precision", "H"), (1.9, 2.2), texts):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from triton_gru.tuning.compile_pool import compile_candidate, in_parallel
+from triton_gru.tuning.compile_pool import compile_candidate, run_in_parallel
 
 from .case import Case
 from .providers import OURS, make_ready
@@ -22,20 +22,20 @@ SLOW = (
 def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
     """Compile what the cases' providers launch on a GPU."""
     # What a stream launches is known when it is called.
-    kernels = kernels_of([(case, names) for case, names in wanted if not case.streaming])
+    kernels = kernels_of([(case, names) for case, names in wanted if not case.is_streaming])
     print(f"compiling {len(kernels)} of our kernels", flush=True)
     called = [
         functools.partial(_call, case, name)
         for case, names in wanted
         for name in names
-        if name in SLOW or ":" in name or (case.streaming and name.startswith(OURS))
+        if name in SLOW or ":" in name or (case.is_streaming and name.startswith(OURS))
     ]
     # The slow ones first, so as not to be waited for last.
-    in_parallel(called + [functools.partial(compile_candidate, *each) for each in kernels])
+    run_in_parallel(called + [functools.partial(compile_candidate, *each) for each in kernels])
 
 
 def _call(case: Case, name: str) -> None:
     gru, x = case.module("cuda"), case.draw("cuda")[0]
     with case.pinned(), torch.inference_mode():
-        ready = make_ready(name, gru, x, case.streaming)
+        ready = make_ready(name, gru, x, case.is_streaming)
         ready.call(ready.lay_out(x))

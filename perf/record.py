@@ -14,10 +14,10 @@ from importlib.metadata import version
 import torch
 
 import triton_gru
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.tuning.timing import quantiles
 
-from .stamp import commit, output, timestamp
+from .stamp import read_commit, read_output, timestamp
 
 SCHEMA = 5  # of the columns; a CSV of another schema is refused
 BEGUN = "begun"  # the status of a row that says no more than that its case was begun
@@ -36,7 +36,7 @@ class Row:
     """Times in milliseconds per call, of the GPU's work and the host's, or in mode "host" of the host's alone.
 
     ``precision`` is that of fp32 products, "ieee" or "tf32". ``status`` is "ok"; "noisy" (timed, but with a spread
-    above timing.QUIET); or, without a time, "wrong" (further from float64 than it may be), "failed" or "unavailable"
+    above timing.MAX_QUIET_SPREAD); or, without a time, "wrong" (further from float64 than it may be), "failed" or "unavailable"
     (see ``error``). ``samples_ms`` has the times of all rounds in their order. Rows of one case and run share rounds.
     """
 
@@ -94,11 +94,11 @@ COLUMNS = [field.name for field in dataclasses.fields(Row)]
 
 def environment(device: str) -> dict[str, object]:
     """Return what is the same for all rows of a run: machine, versions, revision."""
-    sha, told = commit(), os.environ.get("GIT_SHA")
+    sha, told = read_commit(), os.environ.get("GIT_SHA")
     # What is written here while measuring is not what is measured.
-    dirty = "" if told or not sha else str(bool(output("git", "status", "--porcelain", "--", ":!perf/results")))
+    dirty = "" if told or not sha else str(bool(read_output("git", "status", "--porcelain", "--", ":!perf/results")))
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
-    emulated = find(torch.device("cpu"))
+    emulated = find_device(torch.device("cpu"))
     here = {
         "run_id": uuid.uuid4().hex[:12],
         "git_sha": sha,
@@ -114,7 +114,7 @@ def environment(device: str) -> dict[str, object]:
             "gpu_name": properties.name,
             "cc": f"{properties.major}.{properties.minor}",
             "sms": str(properties.multi_processor_count),
-            "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": read_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cuda": torch.version.cuda or "",
             "cudnn": str(torch.backends.cudnn.version()),
         }
@@ -136,7 +136,7 @@ def config_text(config) -> str:
     return json.dumps(dataclasses.asdict(config)) if config else ""
 
 
-class Growing:
+class GrowingCsv:
     """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
 
     Raises:
@@ -159,8 +159,8 @@ class Growing:
             csv.writer(file).writerow(values)
 
 
-class Report(Growing):
-    """The CSV of a sweep, of this machine and others. Raises what `Growing` raises."""
+class TimingsCsv(GrowingCsv):
+    """The CSV of a sweep, of this machine and others. Raises what `GrowingCsv` raises."""
 
     def __init__(self, path: pathlib.Path, device: str):
         super().__init__(path, COLUMNS, f"schema {SCHEMA}")
@@ -175,12 +175,12 @@ class Report(Growing):
         """Return the rows of this run and earlier ones."""
         return read(self.path.parent, self.path.name)
 
-    def measured(self) -> dict[tuple[str, ...], str]:
-        """Return the last status of each `cell` of which there is a row of this machine."""
+    def last_statuses(self) -> dict[tuple[str, ...], str]:
+        """Return the last status of each `row_key` of which there is a row of this machine."""
         return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
 
 
-def timed(row: Row, milliseconds: list[float]) -> Row:
+def add_times(row: Row, milliseconds: list[float]) -> Row:
     """Return the row with what was taken, round by round, and its quantiles."""
     times, each = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
     return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
@@ -195,11 +195,11 @@ def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
     return rows
 
 
-def cell(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
+def row_key(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
     """Return what ``row`` is a measurement of, on whatever machine."""
     return tuple(str(getattr(row, name)) for name in key)
 
 
 def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
-    """Return the last status of each `cell` among rows of a CSV."""
+    """Return the last status of each `row_key` among rows of a CSV."""
     return {tuple(row[name] for name in key): row["status"] for row in rows}

@@ -1,7 +1,7 @@
 """The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the floor, and where it loses.
 
 All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
-torch.nn.GRU it is taken round by round, see `against_torch`; all other ratios are of medians.
+torch.nn.GRU it is taken round by round, see `compare_with_nn_gru`; all other ratios are of medians.
 """
 
 import functools
@@ -11,20 +11,20 @@ import sys
 import numpy as np
 import pandas as pd
 
-from .providers import OURS, YARDSTICK
-from .providers.cudnn import FLAT
+from .providers import BASELINE, OURS
+from .providers.cudnn import STANDARD_PROVIDER
 from .record import BEGUN, COLUMNS, KEY, STREAMING, Row
-from .tables import geomean, summarized, together, word
+from .tables import format_value, geomean, join_tables, summarize_groups
 
 CASE = [name for name in KEY if name not in ("provider", "mode")]
-WITHOUT = "-without-"  # in the names of providers in perf/experiments/stages.py, before the stage
+STAGE_MARK = "-without-"  # in the names of providers in perf/experiments/stages.py, before the stage
 _STATUSES = ["ok", "noisy", "wrong", "failed", "unavailable"]
 SHOWN = ["precision", "H", "I", "B", "T", "layers", "form", "l2"]
 
 
 def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
     """Return the report on these CSVs, for a terminal or in Markdown."""
-    return together(sections(load(paths)), markdown)
+    return join_tables(sections(load(paths)), markdown)
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     return rows
 
 
-def latest(rows: pd.DataFrame) -> pd.DataFrame:
+def keep_latest(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the last of rows that measure the same."""
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
@@ -75,7 +75,7 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
 
 def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return titled tables that have rows. Exception: the one of losses is there whenever torch is."""
-    last, timed, speedups = latest(rows), rows[rows["n"] > 0], against_torch(rows)
+    last, timed, speedups = keep_latest(rows), rows[rows["n"] > 0], compare_with_nn_gru(rows)
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
     own_kernel = {"by own kernel": speedups["kernel"] != "torch"}
     by_regime = ["precision", "regime", "mode"]
@@ -83,7 +83,7 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         ("What was measured, where", _machines(rows)),
         ("What became of each provider's cases", _outcomes(last)),
         (
-            f"Times faster than the faster of torch.nn.GRU eager and in a graph (bf16: or of {FLAT})",
+            f"Times faster than the faster of torch.nn.GRU eager and in a graph (bf16: or of {STANDARD_PROVIDER})",
             _ratios(speedups, by_regime, speedups["times faster"], **own_kernel),
         ),
         ("Time over the floor", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
@@ -105,19 +105,19 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return tables
 
 
-def against_torch(rows: pd.DataFrame) -> pd.DataFrame:
+def compare_with_nn_gru(rows: pd.DataFrame) -> pd.DataFrame:
     """Find how many times faster ours is, in each mode, than the faster of torch's two, of the same run.
 
-    In bf16 torch copies its weights on every call, so that `cudnn.FLAT` counts as torch's there.
+    In bf16 torch copies its weights on every call, so that `cudnn.STANDARD_PROVIDER` counts as torch's there.
 
     The ratio is the median of those of the rounds, from ``low`` to ``high`` with 95 % confidence. That holds if the
     noise of one round says nothing of the next. Without samples the ratio is that of the medians, with no interval.
     """
     timed, same = rows[rows["n"] > 0], [*CASE, "run_id"]
-    flat = (timed["base"] == FLAT) & (timed["dtype"] == "bfloat16")
-    theirs = timed[(timed["base"] == YARDSTICK) | flat]
+    flat = (timed["base"] == STANDARD_PROVIDER) & (timed["dtype"] == "bfloat16")
+    theirs = timed[(timed["base"] == BASELINE) | flat]
     theirs = theirs.loc[theirs.groupby(same)["p50_ms"].idxmin()]
-    ours = latest(timed[timed["base"] == OURS]).merge(theirs, on=same, suffixes=("", "_theirs"))
+    ours = keep_latest(timed[timed["base"] == OURS]).merge(theirs, on=same, suffixes=("", "_theirs"))
     pairs = zip(ours["samples_ms_theirs"], ours["samples_ms"], ours["p50_ms_theirs"] / ours["p50_ms"])
     ours[["times faster", "low", "high"]] = np.array([_paired(*pair) for pair in pairs]).reshape(-1, 3)
     words = [f"{low:#.3g} to {high:#.3g}" if low > 0 else "" for low, high in zip(ours["low"], ours["high"])]
@@ -142,7 +142,7 @@ def _middles(n: int) -> np.ndarray:
 
 def _ratios(rows: pd.DataFrame, by: list[str], ratio: pd.Series, **counted: pd.Series) -> pd.DataFrame:
     statistics = {"cases": "size", "geomean": geomean, "min": "min", "max": "max"}
-    return summarized(rows.assign(ratio=ratio), by, "ratio", statistics, **counted)
+    return summarize_groups(rows.assign(ratio=ratio), by, "ratio", statistics, **counted)
 
 
 def _peers(timed: pd.DataFrame) -> pd.DataFrame:
@@ -162,28 +162,30 @@ def _second_direction(timed: pd.DataFrame) -> pd.DataFrame:
     """Find for each provider by what its time grows where both were measured in one run."""
     same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
     one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
-    both = latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
+    both = keep_latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
     return _ratios(both, ["base", "precision", "mode"], both["p50_ms"] / both["p50_ms_of_one"])
 
 
 def _frames(last: pd.DataFrame) -> pd.DataFrame:
     """Return a line for each case of streams, a column for each provider."""
     timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
-    words = [f"{word(1000 * p50)}, {word(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])]
+    words = [
+        f"{format_value(1000 * p50)}, {format_value(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])
+    ]
     table = timed.assign(us=words).pivot(index=CASE, columns="provider", values="us").fillna("").reset_index()
     return table[["precision", "H", "B", "layers", *timed["provider"].unique()]]
 
 
 def _stages(timed: pd.DataFrame) -> pd.DataFrame:
     """Return a line for each kernel and case of a run, a column for each stage that was left out."""
-    parts, same = stages(timed), [*CASE, "run_id", "mode", "kernel", "step"]
+    parts, same = compare_stages(timed), [*CASE, "run_id", "mode", "kernel", "step"]
     table = parts.pivot(index=same, columns="stage", values="saved").astype(object).fillna("")
     return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
 
 
-def stages(timed: pd.DataFrame) -> pd.DataFrame:
+def compare_stages(timed: pd.DataFrame) -> pd.DataFrame:
     """Return the rows without a stage, with the microseconds of the whole ``step`` and how many are ``saved``."""
-    same, stage = [*CASE, "run_id", "mode", "kernel"], timed["base"].str.extract(f"{WITHOUT}(.+)", expand=False)
+    same, stage = [*CASE, "run_id", "mode", "kernel"], timed["base"].str.extract(f"{STAGE_MARK}(.+)", expand=False)
     timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], stage=stage)
     whole = timed.loc[timed["base"] == OURS + "." + timed["kernel"], [*same, "step"]]
     parts = timed[timed["stage"].notna()]

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import torch
 
-from triton_gru.units import call_time
+from triton_gru.units import format_time
 
 from .case import Case
 from .floors import load_or_measure
 from .measure import Conditions, DeviceLost, measure
 from .precompile import compile_ahead
-from .providers import YARDSTICK
-from .record import BEGUN, Report, Row, cell, machine_name
+from .providers import BASELINE
+from .record import BEGUN, Row, TimingsCsv, machine_name, row_key
 from .sweeps import Sweep
 
 _NOT_FLATTENED = "RNN module weights are not part of single contiguous chunk"
@@ -34,7 +34,7 @@ def run(
     """Measure the sweep into a CSV in the folder ``out``.
 
     Args:
-        providers: beside `YARDSTICK`.
+        providers: beside `BASELINE`.
         resume: leave out what there are rows of. Otherwise all is measured again, and the last rows count.
         minutes: no case is begun after them.
 
@@ -44,8 +44,8 @@ def run(
     """
     end = time.monotonic() + 60 * minutes
     device = conditions.device
-    report = Report(out / f"{sweep.name}-{machine_name(device)}.csv", device)
-    todo = owed(sweep, providers, report.measured() if resume else {})
+    report = TimingsCsv(out / f"{sweep.name}-{machine_name(device)}.csv", device)
+    todo = find_owed(sweep, providers, report.last_statuses() if resume else {})
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(out, device)
@@ -56,16 +56,16 @@ def run(
     def measure_case(case: Case, names: list[str]) -> list[Row]:
         with warnings.catch_warnings():
             # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none:
-            # there `cudnn.FLAT` stands beside it.
+            # there `cudnn.STANDARD_PROVIDER` stands beside it.
             warnings.filterwarnings("ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED)
             return measure(case, names, conditions, floors)
 
     cells = [(case, _first_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in todo]
-    measure_cells(report, cells, functools.partial(summary, said=set()), end)
+    measure_cells(report, cells, functools.partial(summarize_rows, said=set()), end)
 
 
 def measure_cells(
-    report: Report,
+    report: TimingsCsv,
     todo: list[tuple[object, Row, Callable[[], list[Row]]]],
     told: Callable[[list[Row]], str],
     end: float = float("inf"),
@@ -101,38 +101,40 @@ def measure_cells(
 
 
 def _first_row(case: Case, sweep: Sweep) -> Row:
-    return case.row(YARDSTICK, sweep.modes[0], sweep.l2)
+    return case.row(BASELINE, sweep.modes[0], sweep.l2)
 
 
-def owed(sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], str]) -> list[tuple[Case, list[str]]]:
-    """Return cases and the providers of each that ``there``, the statuses by `record.cell`, lacks.
+def find_owed(
+    sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], str]
+) -> list[tuple[Case, list[str]]]:
+    """Return cases and the providers of each that ``there``, the statuses by `record.row_key`, lacks.
 
-    A case whose yardstick has failed is done with then: there is nothing to gate the others by. One that was begun and
+    A case whose baseline has failed is done with then: there is nothing to gate the others by. One that was begun and
     has no end comes last: it may have hung, or taken the process with it.
     """
     todo = []
     for case in sweep.cases:
         statuses = {
-            name: [there.get(cell(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
-            for name in (YARDSTICK, *providers)
+            name: [there.get(row_key(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
+            for name in (BASELINE, *providers)
         }
         names = [name for name, of_modes in statuses.items() if None in of_modes or BEGUN in of_modes]
-        if names and "failed" not in statuses[YARDSTICK]:
+        if names and "failed" not in statuses[BASELINE]:
             todo.append((case, names))
-    return sorted(todo, key=lambda each: there.get(cell(_first_row(each[0], sweep))) == BEGUN)
+    return sorted(todo, key=lambda each: there.get(row_key(_first_row(each[0], sweep))) == BEGUN)
 
 
-def summary(rows: list[Row], said: set[tuple[str, str]]) -> str:
-    """Return a line for each provider: its kernel, each mode's median, and how much faster than the yardstick's best.
+def summarize_rows(rows: list[Row], said: set[tuple[str, str]]) -> str:
+    """Return a line for each provider: its kernel, each mode's median, and how much faster than the baseline's best.
 
     Providers without a time come last, with the reason unless their status is in ``said``, to which it is added.
     """
-    yardstick = [row.p50_ms for row in rows if row.base == YARDSTICK and row.n]
+    baseline = [row.p50_ms for row in rows if row.base == BASELINE and row.n]
     timed, without, again = {}, [], {}
     for row in rows:
         if row.n:
-            words = f"{row.mode} {call_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
-            words += f", {min(yardstick) / row.p50_ms:.2f}x" if yardstick else ""
+            words = f"{row.mode} {format_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
+            words += f", {min(baseline) / row.p50_ms:.2f}x" if baseline else ""
             timed.setdefault(row.base, [row.kernel]).append(words)
         elif (row.provider, row.status) in said:
             again.setdefault(row.status, []).append(row.provider)

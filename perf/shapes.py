@@ -8,7 +8,7 @@ import torch
 
 import triton_gru
 from triton_gru.accuracy import PRECISIONS
-from triton_gru.commands.arguments import imported, positive
+from triton_gru.commands.arguments import import_attribute, parse_positive_int
 from triton_gru.plan.problem import LAYOUTS, Problem
 
 from .case import Case
@@ -19,13 +19,13 @@ DTYPES = ("fp32", "fp16", "bf16")
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options that a shape is made of to ``perf run``."""
-    size = {"type": positive, "nargs": "+"}
+    size = {"type": parse_positive_int, "nargs": "+"}
     group = command.add_argument_group("beside --hidden", "All combinations of the sizes are timed.")
     added = [
         group.add_argument("--input", metavar="I", help="input sizes (default: the hidden size)", **size),
         group.add_argument("--batch", metavar="B", help="default: 1", **size),
         group.add_argument("--steps", metavar="T", help="default: 100", **size),
-        group.add_argument("--layers", metavar="N", type=positive),
+        group.add_argument("--layers", metavar="N", type=parse_positive_int),
         group.add_argument("--bidirectional", action="store_true"),
         group.add_argument("--reset-before", action="store_true", help="reset before the recurrent product"),
         group.add_argument("--layout", choices=LAYOUTS, help="lengths are drawn: T / 4 to T (default: dense)"),
@@ -35,19 +35,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.set_defaults(beside_hidden=[action.dest for action in added])
 
 
-def sweep_of(options: argparse.Namespace) -> Sweep:
+def choose_sweep(options: argparse.Namespace) -> Sweep:
     """Return the sweep that ``--sweep`` names, or one's own.
 
     Raises:
-        ValueError: options that go with ``--hidden`` are without it, or see `own`.
+        ValueError: options that go with ``--hidden`` are without it, or see `build_sweep`.
     """
     given = [f"--{name.replace('_', '-')}" for name in options.beside_hidden if getattr(options, name)]
     if given and not options.hidden:
         raise ValueError(f"{' '.join(given)} would be of no effect: they go with --hidden")
-    return SWEEPS[options.sweep] if options.sweep else own(options)
+    return SWEEPS[options.sweep] if options.sweep else build_sweep(options)
 
 
-def own(options: argparse.Namespace) -> Sweep:
+def build_sweep(options: argparse.Namespace) -> Sweep:
     """Return the sweep of the cases that ``--hidden`` and the options beside it, or ``--model``, are of.
 
     Raises:
@@ -74,10 +74,10 @@ def _called_by(name: str) -> list[Case]:
     """Call ``module:function`` and return a case for each kind of call that it makes of GRUs, the most frequent first.
 
     Raises:
-        ValueError: see `own`.
+        ValueError: see `build_sweep`.
     """
     try:
-        call = imported(name)
+        call = import_attribute(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--model {name}: {error}; it has to be MODULE:FUNCTION") from error
     with torch.no_grad(), triton_gru.record_shapes() as shapes:

@@ -10,12 +10,12 @@ def timestamp() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def commit() -> str:
+def read_commit() -> str:
     """Return what GIT_SHA says of a copy, whatever repository it may lie in, else the repository's; or nothing."""
-    return os.environ.get("GIT_SHA") or output("git", "rev-parse", "HEAD")
+    return os.environ.get("GIT_SHA") or read_output("git", "rev-parse", "HEAD")
 
 
-def output(*command: str) -> str:
+def read_output(*command: str) -> str:
     """Return what the command prints, nothing where there is no such command or it does not apply."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -11,7 +11,7 @@ from triton_gru.plan.config import GRID_CUTS, HANDOVERS
 from triton_gru.plan.planner import KERNELS
 
 from .case import Case
-from .providers import OURS, STREAMING, YARDSTICK, cudnn
+from .providers import BASELINE, OURS, STREAMING_PROVIDERS, cudnn
 from .providers.ours import LAUNCHES
 
 EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
@@ -44,7 +44,7 @@ class Sweep:
     Attributes:
         question: in a line.
         seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
-        providers: beside `YARDSTICK`, unless others are named.
+        providers: beside `BASELINE`, unless others are named.
         modes: see measure.Conditions; on a CPU there is no "graph".
         rounds: at least so many of each case, for its 99th percentiles or small differences to say something.
         l2: see measure.Conditions.
@@ -60,21 +60,21 @@ class Sweep:
     l2: str = "warm"
 
 
-def on_cpu(sweep: Sweep) -> Sweep:
+def fit_to_cpu(sweep: Sweep) -> Sweep:
     """Return the sweep as a CPU can measure it: in fp32, without graphs, with warm caches."""
     cases = tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in sweep.cases))
     modes = tuple(mode for mode in sweep.modes if mode != "graph") or ("eager",)
     return dataclasses.replace(sweep, cases=cases, modes=modes, l2="warm")
 
 
-def rehearsal(sweep: Sweep) -> Sweep:
+def shrink_sweep(sweep: Sweep) -> Sweep:
     """Return the sweep with a tiny case of a few steps; with two where some have one direction and some two."""
     first = {}
     for case in sweep.cases:
         first.setdefault(case.directions, case)
     tiny = {"hidden": 16, "batch": 2, "input_size": None}
     cases = (dataclasses.replace(case, steps=min(case.steps, 3), **tiny) for case in first.values())
-    return on_cpu(dataclasses.replace(sweep, cases=tuple(cases), rounds=0))
+    return fit_to_cpu(dataclasses.replace(sweep, cases=tuple(cases), rounds=0))
 
 
 def _cases(precisions: str, hidden: list[int], batch: list[int], steps: list[int], **what) -> tuple[Case, ...]:
@@ -137,8 +137,8 @@ SWEEPS = {sweep.name: sweep for sweep in (
     ),
     Sweep(
         "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?", 120,
-        tuple(STREAMING), _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], streaming=True)
-        + _cases("fp16 tf32", [256, 512], [1], [1], layers=2, streaming=True), rounds=1000,
+        tuple(STREAMING_PROVIDERS), _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], is_streaming=True)
+        + _cases("fp16 tf32", [256, 512], [1], [1], layers=2, is_streaming=True), rounds=1000,
     ),
     Sweep(
         "overhead", "How long does a call keep the host?", 60,
@@ -216,10 +216,10 @@ SWEEPS = {sweep.name: sweep for sweep in (
 )}  # fmt: skip
 
 
-def described() -> str:
+def describe_sweeps() -> str:
     """Return a line for each sweep."""
     lines = [
         f"  {sweep.name:18}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
         for sweep in SWEEPS.values()
     ]
-    return "\n".join([*lines, f"All measure {YARDSTICK} as well: it is what others are gated and compared by."])
+    return "\n".join([*lines, f"All measure {BASELINE} as well: it is what others are gated and compared by."])

@@ -9,7 +9,7 @@ import tabulate
 tabulate.MIN_PADDING = 0  # columns are no wider than what is in them
 
 
-def summarized(
+def summarize_groups(
     rows: pd.DataFrame, by: Iterable[str], column: str, statistics: dict[str, str | Callable], **counted: pd.Series
 ) -> pd.DataFrame:
     """Return a line for each group of ``rows``, in the order of their first rows.
@@ -27,21 +27,21 @@ def geomean(ratios: pd.Series) -> float:
     return np.exp(np.log(ratios).mean())
 
 
-def together(titled: Iterable[tuple[str, pd.DataFrame]], markdown: bool = False) -> str:
+def join_tables(titled: Iterable[tuple[str, pd.DataFrame]], markdown: bool = False) -> str:
     """Return titled tables one below the other, for a terminal or in Markdown."""
     title, form = ("**{}**\n\n{}", "pipe") if markdown else ("{}\n{}", "plain")
-    return "\n\n".join(title.format(name, text(table, form)) for name, table in titled)
+    return "\n\n".join(title.format(name, format_table(table, form)) for name, table in titled)
 
 
-def text(table: pd.DataFrame, form: str = "plain") -> str:
+def format_table(table: pd.DataFrame, form: str = "plain") -> str:
     """Return the table in a form of tabulate, "plain" or "pipe" (Markdown), with words left and numbers right."""
     if table.empty:
         return "none"
     sides = ["right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table]
-    return table.map(word).to_markdown(index=False, tablefmt=form, colalign=sides, disable_numparse=True)
+    return table.map(format_value).to_markdown(index=False, tablefmt=form, colalign=sides, disable_numparse=True)
 
 
-def word(value) -> str:
+def format_value(value) -> str:
     """Return a cell's text: of a number its three leading digits, or all of its whole part."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import triton_gru
-from tests.ptx.device import emulating
+from tests.ptx.device import emulate_gpu
 from triton_gru.accuracy import set_precision
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.planner import KERNELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -128,8 +128,8 @@ def compare(kernel: str, actual, expected) -> None:
 def comparison(measured_here: bool, out: pathlib.Path) -> None:
     """Gates, parameters, FLOPs and bytes a step, and time, from the sweep ``cells`` of perf/."""
     from perf.record import machine_name
-    from perf.report import cells, latest, load
-    from perf.tables import text
+    from perf.report import cells, keep_latest, load
+    from perf.tables import format_table
 
     name = f"cells-{machine_name(DEVICE)}.csv"
     path = ROOT / "perf/results" / name
@@ -142,7 +142,7 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
     print(f"RNN, LSTM and GRU, measured on: {where}")
     if DEVICE == "cpu":
         print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
-    print(text(cells(latest(rows))))
+    print(format_table(cells(keep_latest(rows))))
 
 
 def main() -> None:
@@ -153,7 +153,7 @@ def main() -> None:
     both_models(("auto", "grid", "step") if GPU else ("auto",))
     if not GPU and shutil.which("gcc"):
         print("\nthe kernels, as compiled for an H200 and executed on the CPU")
-        with emulating(KNOWN["H200"], seed=0):
+        with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):
             both_models(KERNELS)
     elif not GPU:
         print("\nthe kernels are left out: to execute them on the CPU needs gcc, which is missing")

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from perf import report
-from perf.providers import OURS, YARDSTICK
+from perf.providers import BASELINE, OURS
 from perf.record import KEY, Row
-from perf.tables import geomean, summarized, together
-from triton_gru.plan.config import Config, parts
-from triton_gru.plan.cost import call_cost
-from triton_gru.plan.device import Device, known
+from perf.tables import geomean, join_tables, summarize_groups
+from triton_gru.plan.config import Config, split_implementation
+from triton_gru.plan.cost import estimate_call_cost
+from triton_gru.plan.device import Device, match_device
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Key, Problem
 from triton_gru.plan.tables import entries, store
@@ -30,7 +30,7 @@ from triton_gru.tuning.space import IMPLEMENTATIONS
 
 Tables = dict[pathlib.Path, store.Table]
 # The library's kernels as it configures them, and torch's own GRU: what there are estimates of.
-_PROVIDERS = (YARDSTICK, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
+_PROVIDERS = (BASELINE, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
 _LOSSES = {"entries": "size", "geomean": geomean, "median": "median", "max": "max"}
 _ERRORS = {
     "cells": "size",
@@ -38,7 +38,7 @@ _ERRORS = {
     "median off by": lambda ratios: np.exp(np.log(ratios).abs().median()),
     "at most off by": lambda ratios: np.exp(np.log(ratios).abs().max()),
 }
-# Columns of a cell, which is a timed kernel: by these cells are grouped, with these `call_cost` is called.
+# Columns of a cell, which is a timed kernel: by these cells are grouped, with these `estimate_call_cost` is called.
 _CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph", "projection"]
 
 
@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"cost_errors: {error}", file=sys.stderr)
         return 2
-    found = [(title, table) for title, table in sections(report.latest(rows), tables) if len(table)]
-    print(together(found, options.markdown) or "nothing that the cost model has an estimate of")
+    found = [(title, table) for title, table in sections(report.keep_latest(rows), tables) if len(table)]
+    print(join_tables(found, options.markdown) or "nothing that the cost model has an estimate of")
     return 0
 
 
@@ -65,7 +65,7 @@ def load(paths: list[pathlib.Path]) -> Tables:
     for path in paths:
         try:
             tables[path] = store.load(path)
-        except store.Unusable as error:
+        except store.UnusableTableError as error:
             raise ValueError(f"{path} is no tuned table: {error}") from None
     return tables
 
@@ -77,7 +77,7 @@ def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame
     over_tuned = cells.assign(loss=cells["heuristic_ms"] / cells["ms"]).dropna(subset="loss")
     # An estimate needs a problem that a kernel serves, a device whose rates are known, and a configuration.
     known = cells[cells["config"].notna() | (cells["kernel"] == "torch")].dropna(subset=["problem", "device"])
-    us = [call_cost(*call).total for call in zip(*(known[name] for name in _CALL))]
+    us = [estimate_call_cost(*call).total for call in zip(*(known[name] for name in _CALL))]
     ratios = known.assign(ratio=us / (1e3 * known["ms"])).sort_values(_CELL)
     choices = _choices(known.dropna(subset="entry"))
     right = choices["chosen"] == choices["fastest"]
@@ -85,7 +85,7 @@ def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame
     counted = {"that kernel": right, "as tuned": choices["as tuned"]}
     return [
         ("Tuned tables", _overview(tables)),
-        ("The cost model against measurement", summarized(ratios, _CELL, "ratio", _ERRORS)),
+        ("The cost model against measurement", summarize_groups(ratios, _CELL, "ratio", _ERRORS)),
         ("Which kernel: the heuristic's choice against the fastest measured", _losses(choices, "precision", **counted)),
         ("The worst 10 choices of a kernel", worst[["problem", "device", "chosen", "fastest", "loss"]]),
         ("Heuristic over tuned", _losses(over_tuned, "kernel")),
@@ -94,13 +94,13 @@ def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame
 
 def _losses(table: pd.DataFrame, by: str, **counted: pd.Series) -> pd.DataFrame:
     close = {"within 15 %": table["loss"] <= 1.15}
-    return summarized(table.sort_values(by), [by], "loss", _LOSSES, **close, **counted)
+    return summarize_groups(table.sort_values(by), [by], "loss", _LOSSES, **close, **counted)
 
 
 def problem_of_key(key: Key) -> Problem | None:
     """Return the problem that a key is of, and None if no kernel serves such."""
     try:
-        return key.problem()
+        return key.to_problem()
     except ValueError:
         return None
 
@@ -116,11 +116,11 @@ def problem_of_row(row: pd.Series) -> Problem | None:
 
 def device_of(name: str, sms: str) -> Device | None:
     """Return the known device of a row of `report.load`, whose ``sms`` may be empty."""
-    return known(name, int(sms) if sms else None)
+    return match_device(name, int(sms) if sms else None)
 
 
 def _device_of_table(table: store.Table) -> Device | None:
-    return known(table.device["name"], table.device["sms"])
+    return match_device(table.device["name"], table.device["sms"])
 
 
 def config_of(kernel: str, text: str) -> Config | None:
@@ -128,7 +128,7 @@ def config_of(kernel: str, text: str) -> Config | None:
     if kernel == "torch":
         return None
     try:
-        return entries.config_of(parts(kernel)[0], json.loads(text))
+        return entries.parse_config(split_implementation(kernel)[0], json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -145,7 +145,7 @@ def _overview(tables: Tables) -> pd.DataFrame:
 
 def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of a report's rows: of a call in a graph if there is one, else eager."""
-    is_torch = last["base"] == YARDSTICK
+    is_torch = last["base"] == BASELINE
     # Where ours falls back to torch's own GRU, that is among the rows by itself.
     is_timed = last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])
     timed = last[is_timed & (is_torch | last["kernel"].isin(IMPLEMENTATIONS))]
@@ -156,7 +156,7 @@ def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
     timed = timed.sort_values("mode", kind="stable").drop_duplicates(same, keep="last")  # "graph" comes after "eager"
     source = np.where(timed["l2"] == "cold", "CSV, cold L2", "CSV")  # the estimate is of a warm one
     call = {"problem": [problem_of_row(row) for _, row in timed.iterrows()], "in_graph": timed["mode"] == "graph"}
-    call["projection"] = [parts(kernel)[1] for kernel in timed["kernel"]]
+    call["projection"] = [split_implementation(kernel)[1] for kernel in timed["kernel"]]
     devices = [*map(device_of, timed["gpu_name"], timed["sms"])]
     return timed.assign(source=source, device=devices, **call)[[*_CELL, *_CALL, "ms"]]
 
@@ -166,7 +166,7 @@ def _cells_of_tables(tables: Tables) -> pd.DataFrame:
     last = {(str(table.device), entry.key): (entry, table) for table in tables.values() for entry in table.entries}
     cells = [
         (kernel, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
-         problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms), parts(kernel)[1],
+         problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms), split_implementation(kernel)[1],
          result.ms, result.heuristic_ms, number, str(key))
         for number, ((_, key), (entry, table)) in enumerate(last.items()) for kernel, result in entry.results.items()
     ]  # fmt: skip
@@ -181,10 +181,10 @@ def _choices(cells: pd.DataFrame) -> pd.DataFrame:
     """
     us = []
     for kernel, problem, device in cells[["kernel", "problem", "device"]].itertuples(index=False):
-        name, projection = parts(kernel)
+        name, projection = split_implementation(kernel)
         config = None if name == "torch" else heuristic(name, problem, device)
         is_served = not isinstance(config, str)
-        us.append(call_cost(problem, config, device, projection=projection).total if is_served else np.nan)
+        us.append(estimate_call_cost(problem, config, device, projection=projection).total if is_served else np.nan)
     fastest = cells.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
     cells = cells.assign(us=us, fastest=fastest["kernel"], least=fastest["ms"]).dropna(subset="us")
     chosen = cells.sort_values(["entry", "us"]).drop_duplicates("entry")

@@ -20,10 +20,10 @@ import g2p
 import torch
 
 import triton_gru
-from tests.ptx.device import emulating
+from tests.ptx.device import emulate_gpu
 from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.plan.config import report_name
-from triton_gru.plan.device import KNOWN, find
+from triton_gru.plan.device import KNOWN_DEVICES, find_device
 
 BATCH = 64  # words
 PASSES = 3  # over all words: the fastest counts
@@ -39,7 +39,7 @@ EXECUTED = (
     "that the results are right, and nothing about speed."
 )
 NO_GCC = "Executing the kernels on this CPU needs gcc, which is missing."
-WHOLE = f"words/s are the whole model's, which calls its decoder {g2p.LONGEST} times a batch."
+WHOLE = f"words/s are the whole model's, which calls its decoder {g2p.MAX_PHONEMES} times a batch."
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 @torch.no_grad()
 def tell(model: g2p.Pronouncer, dictionary: dict, number: int, device: str) -> None:
     """Tell the whole story of a model on ``device``: spelt words, a table of who computes, and what it means."""
-    gpu = find(torch.device(device))
+    gpu = find_device(torch.device(device))
     where = f"GPU: {gpu.name}" if gpu else "no GPU: times below are nn.GRU's on this CPU, not the kernels'"
     say(wrapped(f"triton-gru {triton_gru.__version__}, torch {torch.__version__}, {where}.") + "\n")
     demo = Demo(model, g2p.phoneme_names(dictionary), sample(dictionary, number), device)
@@ -73,7 +73,7 @@ def tell(model: g2p.Pronouncer, dictionary: dict, number: int, device: str) -> N
         for precision in list(PRECISIONS)[1:]:
             after.append(demo.pronounce(f"accelerate() -> {demo.kernels(precision)}", precision, before))
     elif shutil.which("gcc"):
-        with emulating(KNOWN["H200"], seed=0):
+        with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):
             after += demo.pronounce_few(before)
         must_agree(after[1], before)
     report_disagreements(after, before)
@@ -117,7 +117,7 @@ class Demo:
     def why(self) -> str:
         """Return why the encoder is served as it is."""
         plan = plans(in_precision(self.model, "fp32"), self.device)[0]
-        reason = plan.reason if plan.kernel != "torch" or not plan.rejected else plan.rejected[0][1]
+        reason = plan.reason if plan.kernel != "torch" or not plan.rejection_reasons else plan.rejection_reasons[0][1]
         return f"Why {report_name(plan.kernel)}? model.encoder.plan(x) says: {reason}."
 
     def pronounce(self, who: str, precision: str, expected: Pronounced | None = None) -> Pronounced:

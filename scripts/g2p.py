@@ -16,11 +16,11 @@ from torch import Tensor, nn
 LETTERS = ["<pad>", "<unk>", "</s>", *string.ascii_lowercase]
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 START, END = SPECIAL.index("<s>"), SPECIAL.index("</s>")
-LONGEST = 20  # phonemes of a pronunciation, as the model was made
+MAX_PHONEMES = 20  # phonemes of a pronunciation, as the model was made
 
 
 class Pronouncer(nn.Module):
-    """Letters [B, L] to phonemes [B, LONGEST], greedily.
+    """Letters [B, L] to phonemes [B, MAX_PHONEMES], greedily.
 
     Built on torch's own modules, so that there is something to accelerate.
     """
@@ -40,11 +40,11 @@ class Pronouncer(nn.Module):
         self.load_state_dict({name: torch.from_numpy(arrays[array]) for name, array in names.items()})
 
     def forward(self, letters: Tensor) -> tuple[Tensor, Tensor]:
-        """Phonemes [B, LONGEST], and how far ahead each one's logit was of the next best [B, LONGEST]."""
+        """Phonemes [B, MAX_PHONEMES], and how far ahead each one's logit was of the next best [B, MAX_PHONEMES]."""
         h = self.encoder(self.letters(letters))[1][0]
         phoneme = torch.full_like(letters[:, 0], START)
         phonemes, gaps = [], []
-        for _ in range(LONGEST):
+        for _ in range(MAX_PHONEMES):
             h = self.decoder(self.phonemes(phoneme), h)
             best = self.out(h).topk(2)
             phoneme = best.indices[:, 0]

@@ -24,16 +24,16 @@ from torch import Tensor, nn
 import triton_gru
 from perf.case import Case
 from perf.measure import DeviceLost
-from perf.precompile import in_parallel
-from perf.providers import OURS, YARDSTICK
-from perf.providers.ours import gave_up, is_lost
-from perf.record import BEGUN, Report, Row, cell, machine_name, statuses, timed
+from perf.precompile import run_in_parallel
+from perf.providers import BASELINE, OURS
+from perf.providers.ours import get_hang_error, is_lost
+from perf.record import BEGUN, Row, TimingsCsv, add_times, machine_name, row_key, statuses
 from perf.run import measure_cells
 from tests.models import GTCRN, NSNET2, package_file
-from triton_gru.accuracy import bound
-from triton_gru.plan.device import find
-from triton_gru.tuning.timing import clock, graphed, samples
-from triton_gru.units import call_time
+from triton_gru.accuracy import compute_error_bound
+from triton_gru.plan.device import find_device
+from triton_gru.tuning.timing import capture_graph, clock, samples
+from triton_gru.units import format_time
 
 MODES = ("eager", "graph", "compile", "reduce-overhead")
 ROUNDS, SECONDS = 200, 2.0  # of a model in a precision
@@ -65,10 +65,10 @@ def row_of(each: Cell) -> Row:
 
 
 def key_of(each: Cell) -> tuple[str, ...]:
-    return cell(row_of(each), KEY)
+    return row_key(row_of(each), KEY)
 
 
-def owed(rows: list[dict[str, str]], rehearse: bool) -> list[Cell]:
+def find_owed(rows: list[dict[str, str]], rehearse: bool) -> list[Cell]:
     """Return the cells that ``rows`` has no results of.
 
     A cell that was begun and has no end comes last: it may have hung, or taken the process with it.
@@ -80,7 +80,7 @@ def owed(rows: list[dict[str, str]], rehearse: bool) -> list[Cell]:
 
 def compile_models(todo: list[Cell]) -> None:
     """Leave on disk what compilers keep there."""
-    in_parallel(functools.partial(measure, each, "cuda", (mode,), timing=False) for each in todo for mode in MODES)
+    run_in_parallel(functools.partial(measure, each, "cuda", (mode,), timing=False) for each in todo for mode in MODES)
 
 
 @torch.no_grad()
@@ -100,11 +100,11 @@ def measure(each: Cell, device: str, modes: tuple[str, ...] = (), timing: bool =
     rows, calls = [], {}
     with case.pinned():
         allowed = [
-            CLOSE * bound(error, case.precision, y.abs().max().item())
+            CLOSE * compute_error_bound(error, case.precision, y.abs().max().item())
             for error, y in zip(errors(model(*inputs), exact), exact)
         ]
-        versions = {YARDSTICK: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
-        kernels = {YARDSTICK: "", OURS: kernels_of(versions[OURS], inputs)}
+        versions = {BASELINE: model, OURS: triton_gru.accelerate(copy.deepcopy(model))}
+        kernels = {BASELINE: "", OURS: kernels_of(versions[OURS], inputs)}
         for (provider, version), mode in itertools.product(versions.items(), modes):
             row = replace(blank, provider=provider, kernel=kernels[provider], mode=mode)
             try:
@@ -118,9 +118,9 @@ def measure(each: Cell, device: str, modes: tuple[str, ...] = (), timing: bool =
                 row.status, row.error = "failed", f"{type(failure).__name__}: {failure}"
             rows.append(row)
         times = samples(calls, ROUNDS, clock(device), SECONDS, stop_when_quiet=True) if timing else {}
-    if error := gave_up():
+    if error := get_hang_error():
         return [replace(row, status="failed", error=error) for row in rows]
-    return [timed(row, times[key]) if (key := (row.provider, row.mode)) in times else row for row in rows]
+    return [add_times(row, times[key]) if (key := (row.provider, row.mode)) in times else row for row in rows]
 
 
 def load(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -160,7 +160,7 @@ def in_dtype(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ..
 def caller(model: nn.Module, inputs: tuple[Tensor, ...], mode: str) -> tuple[Callable, list[Tensor]]:
     """Return what runs the model once, and what a run of it has given."""
     if mode == "graph":
-        replay, outputs = graphed(lambda: model(*inputs))
+        replay, outputs = capture_graph(lambda: model(*inputs))
         for each in outputs:
             each.zero_()
         replay()
@@ -179,7 +179,7 @@ def errors(actual, exact) -> list[float]:
 def told(rows: list[Row]) -> str:
     """Return a line for each row: its time, or why it has none."""
     return "\n".join(
-        f"    {row.provider:16}{row.mode:16}{call_time(1000 * row.p50_ms) if row.n else f'{row.status} {row.error}'}"
+        f"    {row.provider:16}{row.mode:16}{format_time(1000 * row.p50_ms) if row.n else f'{row.status} {row.error}'}"
         for row in rows
     )
 
@@ -190,11 +190,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/perf"), help="folder of the CSV")
     parser.add_argument("--rehearse", action="store_true", help="a small form, on a CPU")
     options = parser.parse_args(arguments)
-    if options.rehearse and find(torch.device("cpu")) is None:
+    if options.rehearse and find_device(torch.device("cpu")) is None:
         parser.error("--rehearse needs an emulated GPU: python -m tests.ptx.rehearse scripts/models.py --rehearse")
     device = "cpu" if options.rehearse else "cuda"
-    report = Report(options.out / f"models-{machine_name(device)}.csv", device)
-    todo = owed(report.rows(), options.rehearse)
+    report = TimingsCsv(options.out / f"models-{machine_name(device)}.csv", device)
+    todo = find_owed(report.rows(), options.rehearse)
     if not options.rehearse:
         compile_models(todo)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import models
 
 from perf.record import read, statuses
-from perf.run import owed
-from perf.sweeps import SWEEPS, rehearsal
+from perf.run import find_owed
+from perf.sweeps import SWEEPS, shrink_sweep
 
 SHARDS = 6  # of the tests that are not among the first
 _PARALLEL = "-n 12 --maxschedchunk 2"  # of pytest-xdist: processes on the one GPU, which take tests two by two
@@ -44,7 +44,7 @@ class Piece:
     progress: Callable[[Rows, bool], tuple[int, int]]
     after: "Piece | None" = None
 
-    def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
+    def count_done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
         """Return how much of the piece is done in the folder ``out``, and of how much."""
         pattern = self.file.format(gpu=out.name)
         if pattern.endswith(".json"):
@@ -58,8 +58,8 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
     command = f"-m perf run --sweep {name} --out {{out}} --resume --minutes {{minutes}}"
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
-        sweep = rehearsal(SWEEPS[name]) if rehearse else SWEEPS[name]
-        return len(sweep.cases) - len(owed(sweep, sweep.providers, statuses(rows))), len(sweep.cases)
+        sweep = shrink_sweep(SWEEPS[name]) if rehearse else SWEEPS[name]
+        return len(sweep.cases) - len(find_owed(sweep, sweep.providers, statuses(rows))), len(sweep.cases)
 
     small = f"{_REHEARSE} {command} --rehearse --seconds 0.01"
     command = f"{environment}python3 {command} --seconds 0.6"
@@ -94,7 +94,7 @@ def _models() -> Piece:
 
     def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
         cells = len(models.cells(rehearse))
-        return cells - len(models.owed(rows, rehearse)), cells
+        return cells - len(models.find_owed(rows, rehearse)), cells
 
     return Piece(
         "models", "How much faster are whole models?", 120, f"python3 {command}", f"{_REHEARSE} {command} --rehearse",

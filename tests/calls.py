@@ -12,8 +12,8 @@ from triton_gru.plan import planner
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.plan.planner import choose
 
-from .conftest import poisoned
-from .oracle import PRECISIONS, check, exact, set_precision, torchs_own
+from .conftest import poison_memory
+from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_exact, set_precision
 
 LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
 # What a pairwise cover of calls varies beside their sizes: precision, layout, bias, layers, whether an initial state is
@@ -70,40 +70,40 @@ def run_checked(gru, x, hx, precision, launched, **ends):
     ``ends`` are lengths and resets.
     """
     before = len(launched)
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         output, h_n = gru(x, hx, **ends)
-    assert type(launched)(launched[before:]).only_by(gru.backend)
+    assert type(launched)(launched[before:]).has_only(gru.backend)
     check_results(gru, x, hx, precision, output, h_n, **ends)
     return output, h_n
 
 
 def check_results(gru, x, hx, precision, output, h_n, **ends):
     """Assert that a call's results are right. ``x`` is padded, and so is ``output``."""
-    exact_output, exact_h_n = exact(gru, x, hx, **ends)
-    torch_output, torch_h_n = torchs_own(gru, x, hx, precision, **ends)
-    check(output, torch_output, exact_output, precision)
-    check(h_n, torch_h_n, exact_h_n, precision)
+    exact_output, exact_h_n = compute_exact(gru, x, hx, **ends)
+    torch_output, torch_h_n = compute_baseline(gru, x, hx, precision, **ends)
+    assert_accurate(output, torch_output, exact_output, precision)
+    assert_accurate(h_n, torch_h_n, exact_h_n, precision)
 
 
 @contextlib.contextmanager
-def configured(kernel, config):
+def use_config(kernel, config):
     """Inside, the kernel has this configuration whatever the call."""
     heuristic = HEURISTICS[kernel]
     HEURISTICS[kernel] = lambda *args: config
-    planner.forget()
-    call_cache.forget()
+    planner.clear_plan_cache()
+    call_cache.clear_call_cache()
     try:
         yield
     finally:
         HEURISTICS[kernel] = heuristic
-        planner.forget()
-        call_cache.forget()
+        planner.clear_plan_cache()
+        call_cache.clear_call_cache()
 
 
 @contextlib.contextmanager
-def projected(projection):
+def use_projection(projection):
     """Inside, calls of kernels have this projection, whatever they are."""
-    call_cache.forget()
+    call_cache.clear_call_cache()
     with mock.patch.object(route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)):
         yield
-    call_cache.forget()
+    call_cache.clear_call_cache()

@@ -16,18 +16,18 @@ from triton_gru.launch import call_cache, execute
 from triton_gru.launch.kernel_launch import Launch, Product
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.tables import lookup
 
 from . import gpu_first
 from .launches import Launches
 from .planted import T4
-from .ptx.device import emulating
+from .ptx.device import emulate_gpu
 
 
 def pytest_configure(config):
     os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for memory that is `poisoned`
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for memory that is `poison_memory`
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
@@ -66,14 +66,14 @@ def device(request):
 @pytest.fixture
 def kernels_on_cpu(request):
     """Let kernels run on CPU tensors, as compiled for an H200; yield the emulated GPU."""
-    with emulating(KNOWN["H200"], seed_of(request.node)) as emulated:
+    with emulate_gpu(KNOWN_DEVICES["H200"], seed_of(request.node)) as emulated:
         yield emulated
 
 
 @pytest.fixture
 def old_gpu_on_cpu(monkeypatch):
     """Let CPU tensors lie on a GPU without kernels: torch's own GRU serves calls that are planned for a GPU."""
-    monkeypatch.setattr(devices, "on_cpu", T4)
+    monkeypatch.setattr(devices, "emulated_device", T4)
 
 
 @pytest.fixture
@@ -102,18 +102,18 @@ def launched(monkeypatch) -> Launches:
         start(named())
 
     monkeypatch.setattr(execute, "start", record)
-    prepared = Launch.prepared
+    prepared = Launch.make_starter
 
     def recording(self):
         again = prepared(self)
         return lambda *args: names.append(self.kernel.__name__) or again(*args)
 
-    monkeypatch.setattr(Launch, "prepared", recording)
+    monkeypatch.setattr(Launch, "make_starter", recording)
     return names
 
 
 @contextlib.contextmanager
-def poisoned():
+def poison_memory():
     """Memory allocated inside is filled with NaN, so that what a kernel does not write shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -143,7 +143,7 @@ def inference_mode():
 @pytest.fixture
 def few_calls(monkeypatch):
     """The perf suite times next to nothing."""
-    monkeypatch.setattr("perf.case.ROTATED", 2)
+    monkeypatch.setattr("perf.case.INPUT_COUNT", 2)
     monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
 
@@ -179,9 +179,9 @@ def tables(tmp_path, monkeypatch):
 
 
 def _forget_tables():
-    lookup.forget()
-    planner.forget()
-    call_cache.forget()
+    lookup.clear_table_cache()
+    planner.clear_plan_cache()
+    call_cache.clear_call_cache()
 
 
 @pytest.fixture(autouse=True)

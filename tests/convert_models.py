@@ -8,7 +8,7 @@ import torch
 SHAPES = [(7, 3, 5, 25), (1, 1, 4, 1), (7, 1, 3, 96), (1, 3, 2, 25)]  # T, B, I, H
 
 
-def drawer(seed: int = 0):
+def make_draw(seed: int = 0):
     """A function that draws an array of normal numbers."""
     generator = np.random.default_rng(seed)
 
@@ -26,13 +26,13 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def agree(actual, expected, atol: float = 5e-6) -> None:
+def assert_agree(actual, expected, atol: float = 5e-6) -> None:
     actual, expected = (torch.as_tensor(each).detach().cpu() for each in (actual, expected))
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 @contextlib.contextmanager
-def one_thread():
+def use_one_thread():
     """At these sizes threads compute nothing faster, and on a busy machine they wait for each other for long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

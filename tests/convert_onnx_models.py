@@ -6,11 +6,11 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .convert_models import drawer
+from .convert_models import make_draw
 
 
 def arrays(I: int = 3, H: int = 4, D: int = 1, bias: bool = True) -> dict[str, np.ndarray]:
-    draw = drawer()
+    draw = make_draw()
     shapes = {"W": (D, 3 * H, I), "R": (D, 3 * H, H), **({"B": (D, 6 * H)} if bias else {})}
     return {name: draw(*shape, scale=H**-0.5) for name, shape in shapes.items()}
 
@@ -44,14 +44,14 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
-def ort(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+def run_onnxruntime(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feed)
 
 
-def as_onnx(output: torch.Tensor, h_n: torch.Tensor, layout: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def to_onnx_layout(output: torch.Tensor, h_n: torch.Tensor, layout: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Ours as Y and Y_h, as the docstring of from_onnx says."""
     Y = output.unflatten(2, (h_n.size(0), h_n.size(2)))
     return (Y, h_n.transpose(0, 1)) if layout else (Y.transpose(1, 2), h_n)
@@ -65,7 +65,7 @@ def functions(proto: onnx.ModelProto, *texts: str) -> onnx.ModelProto:
     return proto
 
 
-def through(*nodes: str, **weights: np.ndarray) -> tuple[list, dict[str, np.ndarray]]:
+def parse_nodes(*nodes: str, **weights: np.ndarray) -> tuple[list, dict[str, np.ndarray]]:
     """Nodes in onnx's text form, and the initializers they take."""
     graph = onnx.parser.parse_graph("g (float[1] unused) => (float[1] W) {" + "\n".join(nodes) + "}")
     return list(graph.node), weights

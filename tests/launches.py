@@ -8,10 +8,10 @@ class Launches(list):
     """Names of the kernels started, in order."""
 
     @property
-    def scans(self) -> int:
+    def scan_count(self) -> int:
         return sum(name not in PROJECTIONS for name in self)
 
-    def only_by(self, kernel: str) -> bool:
+    def has_only(self, kernel: str) -> bool:
         """Whether there were some, and no scans of another kernel."""
         own = {"step_scan", "whole_step"} if kernel == "step" else {f"{kernel}_scan"}
-        return self.scans > 0 and set(self) <= own | PROJECTIONS
+        return self.scan_count > 0 and set(self) <= own | PROJECTIONS

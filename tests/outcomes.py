@@ -17,7 +17,7 @@ from collections import Counter
 
 import pytest
 
-from perf.stamp import commit, timestamp
+from perf.stamp import read_commit, timestamp
 
 FIELDS = ("timestamp_utc", "git_sha", "test", "outcome", "seconds", "error")
 _ORDER = {"owed": 0, "failed": 1, "begun": 2}
@@ -100,7 +100,7 @@ class _Recorder:
         self._say = config.pluginmanager.getplugin("terminalreporter").write_line
         self._path = path = config.option.outcomes
         self._all = read(path)
-        self._sha = commit()
+        self._sha = read_commit()
         path.parent.mkdir(parents=True, exist_ok=True)
         if not self._all:
             with path.open("w", newline="") as file:

@@ -8,7 +8,9 @@ from perf.floors import Floors
 from perf.measure import Conditions
 
 CPU = Conditions("cpu", ("eager",), "warm", seconds=0.05)
-KNOWN = Floors(memory=1e10, l2=1e11, matrix={("float32", "ieee"): 1e11}, launch={"eager": 1e-6}, l2_bytes=1 << 20)
+KNOWN_FLOORS = Floors(
+    memory=1e10, l2=1e11, matrix={("float32", "ieee"): 1e11}, launch={"eager": 1e-6}, l2_bytes=1 << 20
+)
 TINY = Case("fp32", hidden=16, batch=2, steps=3)
 
 

@@ -11,20 +11,20 @@ import sys
 import torch
 
 from triton_gru.plan.config import Config
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.problem import Problem
-from triton_gru.plan.tables.entries import Entry, Result
+from triton_gru.plan.tables.entries import Entry, TimedResult
 from triton_gru.plan.tables.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
 
-H200 = KNOWN["H200"]
+H200 = KNOWN_DEVICES["H200"]
 T4 = dataclasses.replace(H200, name="T4", arch="sm_75")  # on which no kernel runs
 PROBLEM = Problem(
     steps=100, batch_size=16, input_size=512, hidden_size=512, num_layers=1, bidirectional=False, dtype=torch.float16,
     precision="ieee", reset_after=True,
 )  # fmt: skip
 # Two configurations for it that no heuristic chooses.
-ONE, OTHER = [each.config for each in candidates(PROBLEM, H200) if each.kernel == "grid"][-2:]
+ONE_CONFIG, OTHER_CONFIG = [each.config for each in candidates(PROBLEM, H200) if each.kernel == "grid"][-2:]
 
 
 class PlantedBench:
@@ -41,7 +41,7 @@ class PlantedBench:
             yield candidate, self._out(candidate)
 
     @contextlib.contextmanager
-    def opened(self, problem):
+    def open_problem(self, problem):
         if problem not in self.problems[-1:]:  # each is opened twice
             if len(self.problems) == self._stop_at:
                 raise KeyboardInterrupt
@@ -51,30 +51,30 @@ class PlantedBench:
     def judge(self, candidate):
         return ""
 
-    def times(self, candidates, mode, rounds, seconds):
+    def time_candidates(self, candidates, mode, rounds, seconds):
         return {each: [self._ms(each, mode) * (1 + 0.001 * (i % 3 - 1)) for i in range(rounds)] for each in candidates}
 
     def close(self):
         self.closed = True
 
 
-def result(kernel: str, config: Config | None, ms: float, heuristic_ms=None) -> Result:
+def make_result(kernel: str, config: Config | None, ms: float, heuristic_ms=None) -> TimedResult:
     quantiles = (0.99 * ms, ms, 1.01 * ms)
-    return Result(config, revision(kernel), quantiles, quantiles, heuristic_ms)
+    return TimedResult(config, revision(kernel), quantiles, quantiles, heuristic_ms)
 
 
-def entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry:
+def make_entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry:
     """Of this version, with (configuration, milliseconds) for each kernel."""
-    found = {kernel: result(kernel, *each) for kernel, each in results.items()}
+    found = {kernel: make_result(kernel, *each) for kernel, each in results.items()}
     return Entry(problem.key(), winner, found, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
 
 
-def torch_takes(ms):
+def plant_times(ms):
     """Times that are 1 for torch's own GRU, ``ms(candidate)`` for others, in all modes."""
     return lambda candidate, mode: 1.0 if candidate == TORCH else ms(candidate)
 
 
-def process(code: str, *arguments, **options) -> subprocess.Popen:
+def start_python(code: str, *arguments, **options) -> subprocess.Popen:
     """Start Python code that can import from here, with arguments as texts."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = pathlib.Path(__file__).parents[1]

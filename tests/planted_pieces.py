@@ -27,20 +27,20 @@ class Planted:
     def question(self) -> str:
         return f"Is {self.name}?"
 
-    def done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
+    def count_done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
         path = out / f"{self.name}.csv"
         return len(path.read_text().splitlines()) if path.exists() else 0, self.of
 
 
-def planted(name: str, program: str, of: int = 1) -> Planted:
+def plant_piece(name: str, program: str, of: int = 1) -> Planted:
     """Return a piece whose Python program adds lines to its file."""
     program = f"import os, sys, time; file = open('{{out}}/{name}.csv', 'a', buffering=1); {program}"
     return Planted(name, f"python3 -c {shlex.quote(program)}", of)
 
 
 ROW = r"file.write('1\n')"
-GOOD = planted("good", f"print('how it was'); {ROW}")
-FAILS = planted("fails", "sys.exit(3)")
-DIES = planted("dies", "os.kill(os.getpid(), 9)")
-HANGS = planted("hangs", "os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '1001'); time.sleep(1000)")
-LAST = planted("last", ROW)
+GOOD = plant_piece("good", f"print('how it was'); {ROW}")
+FAILS = plant_piece("fails", "sys.exit(3)")
+DIES = plant_piece("dies", "os.kill(os.getpid(), 9)")
+HANGS = plant_piece("hangs", "os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '1001'); time.sleep(1000)")
+LAST = plant_piece("last", ROW)

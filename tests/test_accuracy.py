@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
 from triton_gru import accuracy
-from triton_gru.accuracy import Judge, bound, exact
+from triton_gru.accuracy import Judge, compute_error_bound, compute_exact
 
 LENGTHS = torch.tensor([3, 5, 5])
 
@@ -38,7 +38,7 @@ def copies(results):
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
 def test_a_wrong_number_anywhere_is_found(kind, batch_first):
     gru, x, hx, ends = called(kind, batch_first)
-    judge = Judge.of(gru, x, hx, "fp32", **ends)
+    judge = Judge.for_call(gru, x, hx, "fp32", **ends)
     results = gru(x, hx, **ends)
     error, right = judge(results)
     assert right and 0 < error <= judge.allowed
@@ -67,7 +67,7 @@ def test_no_other_shape_is_right():
 def test_what_is_allowed_is_the_baselines_error_and_the_margin():
     zeros = torch.zeros(2, 3)
     judge = Judge([zeros.double()], [zeros + 0.5], "fp16", scale=2.0)
-    assert (judge.torchs_error, judge.allowed) == (0.5, bound(0.5, "fp16", scale=2.0))
+    assert (judge.baseline_error, judge.allowed) == (0.5, compute_error_bound(0.5, "fp16", scale=2.0))
     at = judge.allowed
     assert judge([zeros.double() + at]) == (at, True)
     assert judge([zeros.double() + 2 * at]) == (2 * at, False)
@@ -79,14 +79,14 @@ def test_what_is_allowed_is_the_baselines_error_and_the_margin():
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
 def test_a_large_batch_is_computed_in_parts_which_make_no_difference(kind, monkeypatch):
     gru, x, hx, ends = called(kind)
-    whole = copies(exact(gru, x, hx, **ends))
+    whole = copies(compute_exact(gru, x, hx, **ends))
     calls = []
-    compute = accuracy.reference.gru
+    compute = accuracy.reference.compute_gru
     monkeypatch.setattr(
         accuracy.reference, "gru", lambda x, *more, **ends: calls.append(x) or compute(x, *more, **ends)
     )
     monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 2 * 5 * 6 * (1 + gru.bidirectional))  # two rows
-    parts = exact(gru, x, hx, **ends)
+    parts = compute_exact(gru, x, hx, **ends)
     assert [each.size(1) for each in calls] == [2, 1]
     torch.testing.assert_close(copies(parts), whole, rtol=0, atol=1e-15)
     assert parts[0].data.dtype == torch.double
@@ -98,4 +98,4 @@ def test_packed_input_is_compared_with_torchs_own_in_float64(sorted):
     lengths = LENGTHS.flip(0) if sorted else LENGTHS
     x = pack_padded_sequence(torch.randn(5, 3, 4).double(), lengths, enforce_sorted=sorted)
     hx = torch.randn(4, 3, 6).double()
-    torch.testing.assert_close(copies(exact(theirs, x, hx)), copies(theirs(x, hx)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(copies(compute_exact(theirs, x, hx)), copies(theirs(x, hx)), rtol=0, atol=1e-14)

@@ -9,23 +9,23 @@ import torch
 
 import triton_gru
 from triton_gru import accuracy, cli
-from triton_gru.accuracy import check
+from triton_gru.accuracy import check_kernels
 from triton_gru.commands import info
 from triton_gru.plan import device as devices
-from triton_gru.plan.device import limited
+from triton_gru.plan.device import limit_sms
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.planner import KERNELS, choose, forget
+from triton_gru.plan.planner import KERNELS, choose, clear_plan_cache
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import lookup, store
 
-from .planted import H200, PROBLEM, T4, entry
+from .planted import H200, PROBLEM, T4, make_entry
 
 EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
 
 
 def info_of(monkeypatch, capsys, *devices):
     """Return the lines of ``triton-gru info`` on a machine with these GPUs, but for the first, the versions."""
-    monkeypatch.setattr(info, "gpus", lambda: list(devices))
+    monkeypatch.setattr(info, "list_gpus", lambda: list(devices))
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"triton-gru {triton_gru.__version__} (torch {torch.__version__}, Triton ")
@@ -86,7 +86,7 @@ def test_info_says_what_serves_a_call_and_what_to_do_next(tables, monkeypatch, c
 def test_info_of_tables(tables, monkeypatch, capsys):
     """What was measured decides, and what is stale is to be measured again."""
     problem = Problem(100, 1, 64, 64, 1, False, torch.float16, "ieee", True)
-    fresh = entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
+    fresh = make_entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
     old = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
     path = store.save([fresh], H200, tables)
     lines = info_of(monkeypatch, capsys, H200)
@@ -98,8 +98,8 @@ def test_info_of_tables(tables, monkeypatch, capsys):
         "  3. what was tuned           triton-gru table show",
     ]
     store.save([old], H200, tables)
-    lookup.forget()
-    forget()
+    lookup.clear_table_cache()
+    clear_plan_cache()
     lines = info_of(monkeypatch, capsys, H200)
     assert lines[15].startswith(f"Tuned: table {path}: 2 shapes, 1 of them stale (made with triton 3.5, this is ")
     assert "  2. tune again what is stale  triton-gru tune --budget 10m" in lines
@@ -121,7 +121,7 @@ def test_info_of_several_gpus(tables, monkeypatch, capsys):
 
 def test_info_of_a_part_of_the_chip_that_is_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(devices, "find", lambda device: limited(H200, devices.most_sms()))
+    monkeypatch.setattr(devices, "find_device", lambda device: limit_sms(H200, devices.read_max_sms()))
     monkeypatch.setenv("TRITON_GRU_MAX_SMS", "all")
     assert cli.main(["info"]) == 1
     assert "TRITON_GRU_MAX_SMS must be a whole number above 0, got 'all'" in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_usage_errors(arguments, capsys):
 
 
 def test_explain_without_a_gpu_says_how_to_name_one(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "gpus", list)
+    monkeypatch.setattr(cli, "list_gpus", list)
     assert cli.main(["explain", "--hidden", "512"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("torch: nn.GRU serves the call, which is on no GPU")
@@ -199,7 +199,7 @@ def test_check_finds_all_right(device, launched, monkeypatch):
     monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (25,), "grid": (16,), "step": (25,)})
     if device == "cpu":
         monkeypatch.setattr(accuracy, "STEPS", 2)
-    results = list(check(device))
+    results = list(check_kernels(device))
     assert {result.precision for result in results} == set(accuracy.PRECISIONS)
     checked = [result for result in results if not result.status.startswith("not served")]
     assert [result.status for result in checked] == ["right"] * len(checked)

@@ -20,7 +20,7 @@ from triton_gru.plan import device as devices
 from .calls import make_gru
 from .pairwise import pairwise
 from .test_errors import WRONG_CALLS
-from .twins import twins
+from .twins import make_twins
 
 # In tests of a kernel, `kernels_on_cpu` comes after this.
 pytestmark = pytest.mark.usefixtures("old_gpu_on_cpu")
@@ -92,7 +92,7 @@ def test_compiles_to_one_operator(backend, name, gpu_of_backend, launched):
     run, graphs = compiled(gru)
     with torch.no_grad():
         actual = run(**call)
-        assert launched.only_by(backend) if backend != "auto" else not launched
+        assert launched.has_only(backend) if backend != "auto" else not launched
         torch.testing.assert_close(actual, gru(**call), **({} if backend == "auto" else exactly))
     assert_one_operator(graphs)
 
@@ -111,7 +111,7 @@ def test_unbatched_and_cells(backend, gpu_of_backend, launched):
         run, graphs = compiled(module)
         with torch.no_grad():
             actual = run(*call)
-            assert launched.only_by(backend) if backend != "auto" else not launched
+            assert launched.has_only(backend) if backend != "auto" else not launched
             torch.testing.assert_close(actual, module(*call), **exactly)
         assert_one_operator(graphs)
 
@@ -174,7 +174,7 @@ def test_packed_input_parts_the_graph(kernels_on_cpu, launched):
     call = torch.randn(3, 2, 4), torch.tensor([1, 3])
     with torch.no_grad():
         actual = torch.compile(forward, backend="eager")(*call)
-        assert launched.only_by("block")
+        assert launched.has_only("block")
         torch.testing.assert_close(actual, forward(*call), **exactly)
 
 
@@ -259,7 +259,7 @@ def test_a_kernel_refuses_backward_when_it_comes(kernels_on_cpu, launched):
     run, graphs = compiled(gru)
     x = torch.randn(3, 2, 4)
     output, _ = run(x)
-    assert launched.only_by("block")
+    assert launched.has_only("block")
     assert_one_operator(graphs)
     torch.testing.assert_close(output, gru(x)[0], **exactly)
     with pytest.raises(RuntimeError, match="cudnn RNN backward can only be called in training mode"):
@@ -312,7 +312,7 @@ def traced_nodes(model, steps, fullgraph):
 @pytest.mark.parametrize("training", [True, False])
 def test_graphs_of_what_torch_serves_are_those_of_a_model_with_torchs(training, monkeypatch):
     """Whatever the steps; where the graph may have no gap, it has the operator."""
-    monkeypatch.setattr(devices, "on_cpu", None)
+    monkeypatch.setattr(devices, "emulated_device", None)
     model = Tagger().train(training)
     torchs = traced_nodes(model, 3, fullgraph=False)
     triton_gru.accelerate(model)
@@ -327,7 +327,7 @@ def test_graphs_of_what_torch_serves_are_those_of_a_model_with_torchs(training, 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_gru_by_itself_is_left_out_of_graphs_where_torch_serves_it(training, monkeypatch):
-    monkeypatch.setattr(devices, "on_cpu", None)
+    monkeypatch.setattr(devices, "emulated_device", None)
     gru = triton_gru.accelerate(nn.GRU(4, 5).train(training))
     graphs = CompileCounterWithBackend("aot_eager")
     call = arguments(gru, ("hx",))
@@ -337,7 +337,7 @@ def test_a_gru_by_itself_is_left_out_of_graphs_where_torch_serves_it(training, m
 
 
 def test_a_cell_is_torchs_own_graph_where_there_are_no_kernels(monkeypatch):
-    monkeypatch.setattr(devices, "on_cpu", None)
+    monkeypatch.setattr(devices, "emulated_device", None)
     cell, x = triton_gru.accelerate(nn.GRUCell(4, 5).eval()), torch.randn(2, 4)
     run, graphs = compiled(cell)
     with torch.no_grad():
@@ -413,7 +413,7 @@ def test_a_kernel_serves_the_exported(kernels_on_cpu, launched):
     assert not launched
     with torch.no_grad():
         actual = program.module()(*LARGER)
-        assert launched.only_by("block")
+        assert launched.has_only("block")
         torch.testing.assert_close(actual, model(*LARGER), **exactly)
 
 
@@ -466,12 +466,12 @@ def test_operators(row):
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS))
 def test_the_operator_on_a_kernel(row, kernels_on_cpu, launched):
     torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, False, "block"))
-    assert launched.only_by("block")
+    assert launched.has_only("block")
 
 
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, BOOLS, BOOLS))
 def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
-    monkeypatch.setattr(devices, "on_cpu", None)
+    monkeypatch.setattr(devices, "emulated_device", None)
     bias, bidirectional, batch_first, with_hx = row
     theirs = nn.GRU(4, 5, 2, bias, batch_first, bidirectional=bidirectional).requires_grad_(False)
     call = arguments(theirs, ("hx",) * with_hx)
@@ -488,7 +488,7 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
     for asks_for_the_gpu in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
         monkeypatch.setattr(f"torch.nn.{asks_for_the_gpu}", lambda self: None)
     monkeypatch.delattr(triton_gru.launch.operator, "choose")
-    monkeypatch.delattr(triton_gru.launch.operator, "find")
+    monkeypatch.delattr(triton_gru.launch.operator, "find_device")
     monkeypatch.delattr(triton_gru.launch.route, "choose")
     options = {"device": "cuda", "dtype": torch.float16}
     with torch.no_grad(), FakeTensorMode():
@@ -527,7 +527,7 @@ def test_autocast(cell, kernels_on_cpu, launched):
     for a, b in zip(*((result,) if cell else result for result in (actual, expected))):
         assert a.dtype == torch.bfloat16
         assert torch.equal(a, b)
-    assert launched.only_by("step")
+    assert launched.has_only("step")
     assert_one_operator(graphs)
 
 
@@ -555,7 +555,7 @@ def test_dispatch_modes_see_the_operator(kernels_on_cpu, launched):
             actual = gru(x), cell(x[0])
     torch.testing.assert_close(actual, expected, **exactly)
     assert recorder.seen.count("triton_gru.gru.default") == 2
-    assert launched.scans == 2
+    assert launched.scan_count == 2
 
 
 def test_gradients_in_a_dispatch_mode():
@@ -573,9 +573,9 @@ def test_gradients_in_a_dispatch_mode():
 
 
 def test_a_dispatch_mode_sees_torchs_own_where_no_kernel_runs(monkeypatch):
-    monkeypatch.setattr(triton_gru.launch.route, "find", lambda device: None)
+    monkeypatch.setattr(triton_gru.launch.route, "find_device", lambda device: None)
     seen = []
-    for module in twins(4, 5, 2):
+    for module in make_twins(4, 5, 2):
         with torch.no_grad(), Recorder() as recorder:
             module.eval()(BOTH[0])
         seen.append(recorder.seen)

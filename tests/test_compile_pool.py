@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from triton_gru.tuning.compile_pool import Pool, in_parallel
+from triton_gru.tuning.compile_pool import Pool, run_in_parallel
 
 from .calls_in_workers import Unreadable, behave
 
@@ -67,19 +67,19 @@ def test_closing_midway_ends_the_processes(pool):
 
 def test_calls_in_parallel_go_on_where_one_fails(tmp_path):
     calls = [functools.partial(pathlib.Path.touch, tmp_path / name) for name in ("missing/a", "b", "c")]
-    in_parallel(calls)
+    run_in_parallel(calls)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 
 
 PROGRAM = """
 import functools, pathlib, sys
-from triton_gru.tuning.compile_pool import in_parallel
+from triton_gru.tuning.compile_pool import run_in_parallel
 
 def touch(name):
     pathlib.Path(name).touch()
 
 if __name__ == "__main__":
-    in_parallel([functools.partial(touch, sys.argv[1])])
+    run_in_parallel([functools.partial(touch, sys.argv[1])])
 """
 
 

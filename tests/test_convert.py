@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 import triton_gru
 from triton_gru import convert
 
-from .convert_models import SHAPES, agree, drawer, sigmoid, tensor
+from .convert_models import SHAPES, assert_agree, make_draw, sigmoid, tensor
 
 # ---- torch, both ways
 
@@ -45,7 +45,7 @@ def test_torch_layers_both_ways(options):
     x = torch.randn(5, 5, 4, dtype=theirs.weight_hh_l0.dtype)
     for a, b, c in zip(ours(x), back(x), theirs(x)):
         assert torch.equal(b, c)
-        agree(a, c)
+        assert_agree(a, c)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -56,8 +56,8 @@ def test_torch_cells_both_ways(bias):
     assert (type(ours), type(back)) == (triton_gru.GRUCell, nn.GRUCell)
     assert same_parameters(ours, theirs) and same_parameters(back, ours)
     x, h = torch.randn(3, 4), torch.randn(3, 6)
-    agree(ours(x, h), theirs(x, h))
-    agree(back(x, h), theirs(x, h))
+    assert_agree(ours(x, h), theirs(x, h))
+    assert_agree(back(x, h), theirs(x, h))
 
 
 def test_torch_mode_and_requires_grad():
@@ -132,7 +132,7 @@ def test_to_torch_refuses_what_torch_does_not_have(module, text):
 
 
 def gates(I: int = 3, H: int = 4) -> list[np.ndarray]:
-    draw = drawer()
+    draw = make_draw()
     return [draw(*shape, scale=H**-0.5) for _ in range(3) for shape in ((I, H), (H, H), (H,))]
 
 
@@ -150,14 +150,14 @@ def by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_gates(T, B, I, H, kind):
-    draw, weights = drawer(1), gates(I, H)
+    draw, weights = make_draw(1), gates(I, H)
     x, h = draw(T, B, I), draw(B, H)
     gru = convert.from_gates([kind(each) for each in weights])
     assert repr(gru) == f"triton_gru.GRU({I}, {H}, reset_after=False)" and not gru.training
     assert not gru.bias_hh_l0.any()
     output, h_n = gru(tensor(x), tensor(h)[None])
-    agree(output, by_hand(x, h, weights))
-    agree(h_n[0], output[-1])
+    assert_agree(output, by_hand(x, h, weights))
+    assert_agree(h_n[0], output[-1])
 
 
 @pytest.mark.parametrize(

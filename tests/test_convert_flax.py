@@ -8,7 +8,7 @@ import torch
 
 from triton_gru import convert
 
-from .convert_models import SHAPES, agree, drawer, sigmoid, tensor
+from .convert_models import SHAPES, assert_agree, make_draw, sigmoid, tensor
 
 # What flax.linen.GRUCell and flax.nnx.GRUCell of Flax 0.12.8 (jax 0.10.2) compute of these numbers. Flax itself is
 # too large to install for a test.
@@ -50,7 +50,7 @@ def nnx(linen: dict) -> dict:
 
 
 def linen(I: int, H: int) -> dict:
-    draw = drawer()
+    draw = make_draw()
     params = {
         f"{side}{gate}": {"kernel": draw(n, H, scale=H**-0.5)} for side, n in (("i", I), ("h", H)) for gate in "rzn"
     }
@@ -79,16 +79,16 @@ def test_flax_as_flax_computed(api, wrapped):
     gru = convert.from_flax({"params": params} if wrapped else params)
     assert repr(gru) == "triton_gru.GRU(2, 2)" and not gru.training
     output, _ = gru(torch.tensor(FLAX_X), torch.tensor(FLAX_H))
-    agree(output[:, 0], torch.tensor(FLAX_SAYS[api]))
+    assert_agree(output[:, 0], torch.tensor(FLAX_SAYS[api]))
 
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 def test_flax_shapes(T, B, I, H):
-    draw, params = drawer(1), linen(I, H)
+    draw, params = make_draw(1), linen(I, H)
     x, h = draw(T, B, I), draw(B, H)
-    agree(convert.from_flax(params)(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+    assert_agree(convert.from_flax(params)(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
     del params["hn"]["bias"]
-    agree(convert.from_flax(nnx(params))(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+    assert_agree(convert.from_flax(nnx(params))(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
 
 
 def without(params: dict, name: str, key: str) -> dict:

@@ -16,7 +16,7 @@ import keras
 import triton_gru
 from triton_gru import convert
 
-from .convert_models import SHAPES, agree, drawer, one_thread, tensor
+from .convert_models import SHAPES, assert_agree, make_draw, tensor, use_one_thread
 
 # Keras 3.15's get_weights() on torch, with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -44,14 +44,14 @@ def sigmoid(x):
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu():
-    with keras.device("cpu"), one_thread():
+    with keras.device("cpu"), use_one_thread():
         yield
 
 
 def built(layer, I: int, B: int | None = None):
     """The layer with random weights, none of them zero."""
     layer.build((B, None, I))
-    draw = drawer()
+    draw = make_draw()
     H = layer.get_weights()[1].shape[0]
     layer.set_weights([draw(*each.shape, scale=H**-0.5) for each in layer.get_weights()])
     return layer
@@ -66,7 +66,7 @@ def call(layer, x, **arguments) -> list[torch.Tensor]:
 
 
 def case(layer, T, B, I, H, directions: int = 1):
-    draw = drawer(1)
+    draw = make_draw(1)
     return built(layer, I), draw(B, T, I), draw(directions, B, H)
 
 
@@ -80,8 +80,8 @@ def test_layer(T, B, I, H, reset_after, use_bias, go_backwards):
     assert isinstance(ours, triton_gru.GRU) and ours.batch_first and not ours.training
     sequence, state = call(layer, x, initial_state=tensor(h[0]))
     output, h_n = ours(tensor(x), tensor(h))
-    agree(output.flip(1) if go_backwards else output, sequence)
-    agree(h_n[0], state)
+    assert_agree(output.flip(1) if go_backwards else output, sequence)
+    assert_agree(h_n[0], state)
     of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after, go_backwards=go_backwards)
     assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
 
@@ -96,8 +96,8 @@ def test_bidirectional(T, B, I, H, reset_after, use_bias, merge_mode):
     ours = convert.from_keras(layer)
     *sequences, forward, backward = call(layer, x, initial_state=list(map(tensor, h)))
     output, h_n = ours(tensor(x), tensor(h))
-    agree(output, torch.cat(sequences, 2))
-    agree(h_n, torch.stack([forward, backward]))
+    assert_agree(output, torch.cat(sequences, 2))
+    assert_agree(h_n, torch.stack([forward, backward]))
     of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after)
     assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
 
@@ -106,9 +106,9 @@ def test_bidirectional(T, B, I, H, reset_after, use_bias, merge_mode):
 def test_the_last_output_alone(go_backwards):
     """What the docstring says of return_sequences=False."""
     layer, x, _ = case(layers.GRU(5, go_backwards=go_backwards), 4, 2, 3, 5)
-    agree(convert.from_keras(layer)(tensor(x))[1][0], layer(x))
+    assert_agree(convert.from_keras(layer)(tensor(x))[1][0], layer(x))
     both, x, _ = case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
-    agree(torch.cat([*convert.from_keras(both)(tensor(x))[1]], 1), both(x))
+    assert_agree(torch.cat([*convert.from_keras(both)(tensor(x))[1]], 1), both(x))
 
 
 @pytest.mark.parametrize("go_backwards", [True, False])
@@ -120,12 +120,12 @@ def test_masks_are_lengths(go_backwards, zero_output_for_mask):
     mask = np.arange(T) < np.array([[6], [1], [4], [3]])
     sequence, state = call(layer, x, initial_state=tensor(h[0]), mask=tensor(mask))
     output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
-    agree(h_n[0], state)
+    assert_agree(h_n[0], state)
     sequence = sequence.flip(1) if go_backwards else sequence
-    agree(output[mask], sequence[mask])
+    assert_agree(output[mask], sequence[mask])
     assert not output[~mask].any()
     if zero_output_for_mask:
-        agree(output, sequence)
+        assert_agree(output, sequence)
 
 
 def test_masks_are_lengths_in_both_directions():
@@ -134,8 +134,8 @@ def test_masks_are_lengths_in_both_directions():
     mask = np.arange(T) < np.array([[6], [1], [4], [3]])
     sequence, *states = call(layer, x, initial_state=list(map(tensor, h)), mask=tensor(mask))
     output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
-    agree(output, sequence)
-    agree(h_n, torch.stack(states))
+    assert_agree(output, sequence)
+    assert_agree(h_n, torch.stack(states))
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -143,21 +143,21 @@ def test_masks_are_lengths_in_both_directions():
 def test_cell_alone_and_in_an_rnn(reset_after, use_bias):
     cell = layers.GRUCell(5, reset_after=reset_after, use_bias=use_bias)
     rnn, x, h = case(layers.RNN(cell, return_sequences=True, go_backwards=True), 4, 2, 3, 5)
-    agree(convert.from_keras(rnn)(tensor(x))[0].flip(1), rnn(x))
+    assert_agree(convert.from_keras(rnn)(tensor(x))[0].flip(1), rnn(x))
     ours = convert.from_keras(cell)
     assert isinstance(ours, triton_gru.GRUCell) and not ours.training
-    agree(ours(tensor(x[:, 0]), tensor(h[0])), cell(x[:, 0], [tensor(h[0])])[0])
+    assert_agree(ours(tensor(x[:, 0]), tensor(h[0])), cell(x[:, 0], [tensor(h[0])])[0])
 
 
 def test_what_does_not_matter_to_inference():
     """Dropout (whose seeds are variables too) and a kept state are not carried over."""
     layer = built(layers.GRU(5, dropout=0.5, recurrent_dropout=0.5, stateful=True), 3, B=2)
-    x = drawer(1)(2, 4, 3)
+    x = make_draw(1)(2, 4, 3)
     first, second = layer(x), layer(x)
     ours = convert.from_keras(layer)
     _, h_n = ours(tensor(x))
-    agree(h_n[0], first)
-    agree(ours(tensor(x), h_n)[1][0], second)
+    assert_agree(h_n[0], first)
+    assert_agree(ours(tensor(x), h_n)[1][0], second)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -165,7 +165,7 @@ def test_the_dtype_of_the_variables_is_kept(dtype):
     layer = built(layers.GRU(5, dtype=dtype, recurrent_initializer="zeros"), 3)
     parameter = convert.from_keras(layer).weight_hh_l0
     assert parameter.dtype == getattr(torch, dtype)
-    agree(parameter[5:10].T.double(), tensor(layer.get_weights()[1][:, :5].astype(np.float64)))
+    assert_agree(parameter[5:10].T.double(), tensor(layer.get_weights()[1][:, :5].astype(np.float64)))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_time_major_of_keras_2(monkeypatch, keras_2):
     layer, x, _ = case(gru(5, activation=own_tanh, recurrent_activation=sigmoid), 4, 2, 3, 5)
     monkeypatch.setattr(layers.GRU, "time_major", True, raising=False)
     ours = convert.from_keras(layer)
-    agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
+    assert_agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
 
 
 def test_activations_are_those_of_the_layers_own_keras(keras_2):
@@ -192,7 +192,7 @@ def test_activations_are_those_of_the_layers_own_keras(keras_2):
 @pytest.mark.parametrize("given", ["tanh", keras.activations.tanh, keras.ops.tanh])
 def test_an_activation_by_its_name_and_by_the_function(given):
     layer, x, _ = case(gru(5, activation=given), 4, 2, 3, 5)
-    agree(convert.from_keras(layer)(tensor(x))[0], call(layer, x)[0])
+    assert_agree(convert.from_keras(layer)(tensor(x))[0], call(layer, x)[0])
 
 
 def test_arrays_may_be_tensors():

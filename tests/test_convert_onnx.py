@@ -16,13 +16,13 @@ from onnx.reference import ReferenceEvaluator
 
 from triton_gru import convert
 
-from .convert_models import SHAPES, agree, drawer, one_thread, tensor
-from .convert_onnx_models import arrays, as_onnx, functions, model, ort, through
+from .convert_models import SHAPES, assert_agree, make_draw, tensor, use_one_thread
+from .convert_onnx_models import arrays, functions, model, parse_nodes, run_onnxruntime, to_onnx_layout
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    with one_thread():
+    with use_one_thread():
         yield
 
 
@@ -35,7 +35,7 @@ DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lengths", [True, False])
 def test_node(T, B, I, H, direction, linear_before_reset, bias, lengths):
-    draw, D = drawer(1), DIRECTIONS[direction]
+    draw, D = make_draw(1), DIRECTIONS[direction]
     feed = {"X": draw(T, B, I), "initial_h": draw(D, B, H)}
     if lengths:
         feed["sequence_lens"] = np.array([T, max(1, T // 2), 1][:B], np.int32)
@@ -45,8 +45,8 @@ def test_node(T, B, I, H, direction, linear_before_reset, bias, lengths):
     ours = convert.from_onnx(proto)
     assert not ours.batch_first and not ours.training
     output, h_n = ours(tensor(feed["X"]), tensor(feed["initial_h"]), lengths=tensor(feed.get("sequence_lens")))
-    for actual, expected in zip(as_onnx(output, h_n), ort(proto, feed)):
-        agree(actual, tensor(expected))
+    for actual, expected in zip(to_onnx_layout(output, h_n), run_onnxruntime(proto, feed)):
+        assert_agree(actual, tensor(expected))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -56,7 +56,7 @@ def test_node(T, B, I, H, direction, linear_before_reset, bias, lengths):
 def test_node_as_the_reference_computes_it(direction, linear_before_reset, layout, dtype):
     """Batch first and float64, which onnxruntime does not have."""
     T, B, I, H, D = 5, 2, 3, 4, DIRECTIONS[direction]
-    draw = drawer(1)
+    draw = make_draw(1)
     X, h = draw(T, B, I).astype(dtype), draw(D, B, H).astype(dtype)
     given = {name: each.astype(dtype) for name, each in arrays(I, H, D).items()}
     options = {"direction": direction, "linear_before_reset": linear_before_reset, "layout": layout}
@@ -66,9 +66,9 @@ def test_node_as_the_reference_computes_it(direction, linear_before_reset, layou
     assert ours.batch_first == bool(layout)
     assert ours.weight_hh_l0.dtype == tensor(X).dtype
     for actual, expected in zip(
-        as_onnx(*ours(tensor(feed["X"]), tensor(h)), layout), ReferenceEvaluator(proto).run(None, feed)
+        to_onnx_layout(*ours(tensor(feed["X"]), tensor(h)), layout), ReferenceEvaluator(proto).run(None, feed)
     ):
-        agree(actual, tensor(expected))
+        assert_agree(actual, tensor(expected))
 
 
 def test_float16_is_kept():
@@ -95,51 +95,53 @@ def test_defaults_spelt_out(opset, activations):
 
 W = arrays()["W"]
 CHAINS = {
-    "Identity": through("W = Identity(a)", a=W),
-    "Constant, Cast": through("W = Cast<to=1>(a)", a=W.astype(np.float64)),
-    "Transpose": through("W = Transpose<perm=[2, 1, 0]>(a)", a=W.T.copy()),
-    "Slice, Concat": through(
+    "Identity": parse_nodes("W = Identity(a)", a=W),
+    "Constant, Cast": parse_nodes("W = Cast<to=1>(a)", a=W.astype(np.float64)),
+    "Transpose": parse_nodes("W = Transpose<perm=[2, 1, 0]>(a)", a=W.T.copy()),
+    "Slice, Concat": parse_nodes(
         "n = Constant<value_ints=[4]>()", "two = Constant<value_ints=[2]>()", "m = Mul(n, two)",
         "o = Constant<value_ints=[0]>()", "one = Constant<value_ints=[1]>()", "end = Constant<value_ints=[99]>()",
         "r = Slice(a, o, n, one)", "z = Slice(a, n, m, one)", "h = Slice(a, m, end, one)",
         "W = Concat<axis=1>(z, r, h)",
         a=np.concatenate([W[:, 4:8], W[:, :4], W[:, 8:]], 1),
     ),
-    "Split, Unsqueeze, Squeeze": through(
+    "Split, Unsqueeze, Squeeze": parse_nodes(
         "z, r, h = Split<axis=0, num_outputs=3>(a)", "i = Concat<axis=0>(r, z, h)",
         "axis = Constant<value_ints=[0]>()", "u = Unsqueeze(i, axis)", "v = Unsqueeze(u, axis)", "W = Squeeze(v, axis)",
         a=np.concatenate([W[0, 4:8], W[0, :4], W[0, 8:]]),
     ),
-    "Reshape, Gather": through(
+    "Reshape, Gather": parse_nodes(
         "shape = Constant<value_ints=[1, 12, 3]>()", "g = Gather<axis=0>(a, b)", "W = Reshape(g, shape)",
         a=W[0, ::-1].copy(), b=np.arange(12)[::-1].copy(),
     ),
-    "Shape": through("s = Shape(a)", "W = Reshape(b, s)", a=W, b=W.ravel()),
-    "Expand, Tile": through(
+    "Shape": parse_nodes("s = Shape(a)", "W = Reshape(b, s)", a=W, b=W.ravel()),
+    "Expand, Tile": parse_nodes(
         "tall = Expand(zero, s)", "wide = Tile(tall, n)", "t = Shape(wide)", "W = Reshape(b, t)",
         b=W.ravel(), zero=np.zeros((1, 1, 1), np.float32), s=np.array([1, 12, 1]), n=np.array([1, 1, 3]),
     ),
-    "DequantizeLinear": through("W = DequantizeLinear(a, s)", a=np.round(W * 64).astype(np.int8), s=np.float32(1 / 64)),
-    "weight norm": through("n = ReduceL2(a, axes)", "d = Div(a, n)", "W = Mul(d, g)",
+    "DequantizeLinear": parse_nodes("W = DequantizeLinear(a, s)", a=np.round(W * 64).astype(np.int8), s=np.float32(1 / 64)),
+    "weight norm": parse_nodes("n = ReduceL2(a, axes)", "d = Div(a, n)", "W = Mul(d, g)",
                            a=W, axes=np.array([2]), g=W[:, :, :1]),
-    "low rank": through("d = MatMul(a, b)", "t = Tanh(d)", "n = Neg(t)", "z = Relu(d)", "W = Where(c, n, z)",
+    "low rank": parse_nodes("d = MatMul(a, b)", "t = Tanh(d)", "n = Neg(t)", "z = Relu(d)", "W = Where(c, n, z)",
                         a=W[:, :, :2], b=W[:, :2], c=W > 0),
-    "Pad": through("W = Pad(a, p)", a=W[:, :, 1:], p=np.array([0, 0, 1, 0, 0, 0])),
-    "If": through(
+    "Pad": parse_nodes("W = Pad(a, p)", a=W[:, :, 1:], p=np.array([0, 0, 1, 0, 0, 0])),
+    "If": parse_nodes(
         "W = If(c) <then_branch = t () => (float[1,12,3] p) { b = Identity(a) p = Exp(b) }, "
         "else_branch = e () => (float[1,12,3] q) { q = Neg(a) }>",
         a=W, c=np.array(True),
     ),
-    "sequence": through("s = SequenceConstruct(a, b)", "W = ConcatFromSequence<axis=1>(s)", a=W[:, :5], b=W[:, 5:]),
-    "deep": through("n0 = Identity(a)", *(f"n{i + 1} = Neg(n{i})" for i in range(1500)), "W = Identity(n1500)", a=W),
+    "sequence": parse_nodes("s = SequenceConstruct(a, b)", "W = ConcatFromSequence<axis=1>(s)", a=W[:, :5], b=W[:, 5:]),
+    "deep": parse_nodes("n0 = Identity(a)", *(f"n{i + 1} = Neg(n{i})" for i in range(1500)), "W = Identity(n1500)", a=W),
     # Without its memory the evaluator would run 2^40 nodes.
-    "shared": through("n0 = Identity(a)", *(f"n{i + 1} = Mean(n{i}, n{i})" for i in range(40)), "W = Neg(n40)", a=W),
+    "shared": parse_nodes("n0 = Identity(a)", *(f"n{i + 1} = Mean(n{i}, n{i})" for i in range(40)), "W = Neg(n40)", a=W),
 }  # fmt: skip
 
 
 def check_against_onnxruntime(proto: onnx.ModelProto, name: str | None = None) -> None:
-    X = drawer(1)(5, 2, 3)
-    agree(as_onnx(*convert.from_onnx(proto, name)(tensor(X)))[0], tensor(ort(proto, {"X": X})[0]))
+    X = make_draw(1)(5, 2, 3)
+    assert_agree(
+        to_onnx_layout(*convert.from_onnx(proto, name)(tensor(X)))[0], tensor(run_onnxruntime(proto, {"X": X})[0])
+    )
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -153,7 +155,7 @@ def test_weights_computed_of_constants(chain):
 def test_operators_are_those_of_the_models_opset(opset):
     """The axes of Squeeze were an attribute before opset 13."""
     given = "W = Squeeze<axes=[0]>(a)" if opset == 12 else "W = Squeeze(a, axes)"
-    nodes, weights = through(given, a=W[None], axes=np.array([0]))
+    nodes, weights = parse_nodes(given, a=W[None], axes=np.array([0]))
     check_against_onnxruntime(model({**weights, "R": arrays()["R"]}, nodes=nodes, opset=opset))
 
 
@@ -195,15 +197,15 @@ FUNCTIONS = {
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_weights_computed_by_functions(case):
     nodes, texts = FUNCTIONS[case]
-    nodes, weights = through(*nodes, a=W)
+    nodes, weights = parse_nodes(*nodes, a=W)
     check_against_onnxruntime(functions(model({**weights, "R": arrays()["R"]}, nodes=nodes), *texts))
 
 
 def test_a_function_named_as_an_operator_of_onnx():
-    nodes, weights = through("W = Neg(a)", a=W)
+    nodes, weights = parse_nodes("W = Neg(a)", a=W)
     proto = model({**weights, "R": arrays()["R"]}, nodes=nodes)
     proto.functions.append(onnx.parser.parse_function('<opset_import: ["": 22]> Neg(w) => (o) { o = Exp(w) }'))
-    agree(convert.from_onnx(proto).weight_ih_l0[4:8], np.exp(W[0, :4]))
+    assert_agree(convert.from_onnx(proto).weight_ih_l0[4:8], np.exp(W[0, :4]))
 
 
 def test_a_node_in_a_function():
@@ -231,8 +233,8 @@ def test_what_torch_exports(folding, bidirectional, bias):
     expected, h_n = theirs(x)
     output, h_first = first(x)
     output, h_second = second(output)
-    agree(output, expected)
-    agree(torch.cat([h_first, h_second]), h_n)
+    assert_agree(output, expected)
+    assert_agree(torch.cat([h_first, h_second]), h_n)
 
 
 def test_paths_and_external_data(tmp_path):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_gru import convert
 
-from .convert_onnx_models import arrays, functions, model, through
+from .convert_onnx_models import arrays, functions, model, parse_nodes
 
 W = arrays()["W"]
 
@@ -75,7 +75,7 @@ NO_W = {"R": arrays()["R"]}
 
 def computed(*nodes: str, inputs: tuple[str, ...] = ("X",), opset: int = 22, **constants) -> onnx.ModelProto:
     """A model whose W is made by nodes, of the constant ``a`` among others."""
-    made, weights = through(*nodes, a=W, **NO_W, **constants)
+    made, weights = parse_nodes(*nodes, a=W, **NO_W, **constants)
     return model(weights, inputs, made, opset)
 
 
@@ -83,7 +83,7 @@ def in_a_body() -> onnx.ModelProto:
     """A GRU in the body of a Loop, with weights that change from turn to turn and have the name of an initializer."""
     body = """W = Loop(n, , a) <body = b (int64 i, bool go, float[1] W) => (bool more, float[1] o, float[1] Y) {
         more = Identity(go) o = Neg(W) [gru] Y = GRU<hidden_size = 4>(X, W, R) }>"""
-    proto = model(arrays(), nodes=through(body)[0])
+    proto = model(arrays(), nodes=parse_nodes(body)[0])
     del proto.graph.node[1]
     return proto
 
@@ -125,7 +125,7 @@ ALL_OF_IT = {"activation_alpha": [1.0], "activation_beta": [1.0]}
         (computed("c = Constant<value_int=1>()", "W = If(c) <then_branch = t () => (float[1] p) { p = Neg(a) }, "
                   "else_branch = e () => (float[1] q) { q = Bernoulli(a) }>"), "Bernoulli 'q' draws random"),
         (in_a_body(), "W is not constant: it comes from the input 'W'"),
-        (other_domain(*through("W = Identity(a)")[0], a=W, **NO_W), "W cannot be computed: onnx's .* Identity 'W'"),
+        (other_domain(*parse_nodes("W = Identity(a)")[0], a=W, **NO_W), "W cannot be computed: onnx's .* Identity 'W'"),
         (computed("W = NoSuchOperator(a)"), "W cannot be computed: onnx's evaluator refuses NoSuchOperator 'W'"),
         (computed("W = MatMul(a, a)"), "W cannot be computed: onnx's evaluator refuses MatMul 'W'"),
         (computed("W = Loop(n, , a) <body = b (int64 i, bool go, float[1] v) => (bool m, float[1] o) "

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from triton_gru import convert
 
-from .convert_models import agree, drawer, tensor
-from .convert_onnx_models import arrays, as_onnx, model, ort, through
+from .convert_models import assert_agree, make_draw, tensor
+from .convert_onnx_models import arrays, model, parse_nodes, run_onnxruntime, to_onnx_layout
 
 T, B, I, H = 5, 2, 3, 4
 STATE, ZERO = np.ones((1, B, H), np.float32), np.zeros((1, B, H), np.float32)
@@ -25,7 +25,7 @@ def made(
     what: str, *nodes: str, inputs: tuple[str, ...] = (), steps: int | None = None, **constants
 ) -> onnx.ModelProto:
     """A model whose GRU takes ``what``, made by ``nodes`` of constants and of X and other inputs."""
-    nodes, constants = through(*nodes, **constants)
+    nodes, constants = parse_nodes(*nodes, **constants)
     types = {"lengths": TensorProto.INT32}
     proto = model({**arrays(), **constants}, ("X", what), nodes)
     del proto.graph.input[1]
@@ -70,20 +70,20 @@ WITHOUT = {
 
 @pytest.mark.parametrize("case", WITHOUT)
 def test_what_changes_nothing_is_left_out(case):
-    X = drawer(1)(T, B, I)
-    agree(
-        as_onnx(*convert.from_onnx(WITHOUT[case])(tensor(X)))[0],
-        tensor(ort(WITHOUT[case], {"X": X})[0]),
+    X = make_draw(1)(T, B, I)
+    assert_agree(
+        to_onnx_layout(*convert.from_onnx(WITHOUT[case])(tensor(X)))[0],
+        tensor(run_onnxruntime(WITHOUT[case], {"X": X})[0]),
     )
 
 
 def test_an_initial_state_that_the_caller_has_and_the_model_moves():
     proto = initial_h("t = Transpose<perm=[1, 0, 2]>(state)", "initial_h = Gather<axis=0>(t, one)",
                       inputs=("state",), one=np.array([1]))  # fmt: skip
-    X, state = drawer(1)(T, B, I), drawer(2)(B, 2, H)
+    X, state = make_draw(1)(T, B, I), make_draw(2)(B, 2, H)
     output = convert.from_onnx(proto)(tensor(X), tensor(state[None, :, 1]))
-    for actual, expected in zip(as_onnx(*output), ort(proto, {"X": X, "state": state})):
-        agree(actual, tensor(expected))
+    for actual, expected in zip(to_onnx_layout(*output), run_onnxruntime(proto, {"X": X, "state": state})):
+        assert_agree(actual, tensor(expected))
 
 
 def test_an_initial_state_of_another_gru():
@@ -92,16 +92,16 @@ def test_an_initial_state_of_another_gru():
                       "initial_h = Slice(states, at_1, at_2)", inputs=("cache",), at=np.array([[1]]),
                       at_1=np.array([1]), at_2=np.array([2]))  # fmt: skip
     encoder, decoder = (convert.from_onnx(proto, name) for name in ("E", "Y"))
-    X = drawer(1)(T, B, I)
-    actual, _ = as_onnx(*decoder(tensor(X), encoder(tensor(X))[1]))
-    agree(actual, tensor(ort(proto, {"X": X, "cache": np.zeros((2, B, H), np.float32)})[0]))
+    X = make_draw(1)(T, B, I)
+    actual, _ = to_onnx_layout(*decoder(tensor(X), encoder(tensor(X))[1]))
+    assert_agree(actual, tensor(run_onnxruntime(proto, {"X": X, "cache": np.zeros((2, B, H), np.float32)})[0]))
 
 
 def test_lengths_that_the_caller_has():
-    proto, X = lengths("sequence_lens = Identity(lengths)", inputs=("lengths",)), drawer(1)(T, B, I)
+    proto, X = lengths("sequence_lens = Identity(lengths)", inputs=("lengths",)), make_draw(1)(T, B, I)
     given = np.array([2, T], np.int32)
-    actual = as_onnx(*convert.from_onnx(proto)(tensor(X), lengths=tensor(given)))[0]
-    agree(actual, tensor(ort(proto, {"X": X, "lengths": given})[0]))
+    actual = to_onnx_layout(*convert.from_onnx(proto)(tensor(X), lengths=tensor(given)))[0]
+    assert_agree(actual, tensor(run_onnxruntime(proto, {"X": X, "lengths": given})[0]))
 
 
 OTHER = "initial_h is a constant other than zero: set it to none and pass its value as hx"
@@ -148,7 +148,7 @@ def test_what_would_be_lost_is_refused(proto, text):
 
 def test_a_state_of_a_loop_is_the_callers():
     """The GRU is in the body of a Loop, its state the body's input, of the name of a constant outside."""
-    proto = model(arrays(bias=False), ("X",), through(
+    proto = model(arrays(bias=False), ("X",), parse_nodes(
         "h = Exp(W)", "L = Loop(n, , h0) <body = b (int64 i, bool go, float[1,2,4] h) => (bool more, float[1,2,4] o) "
         "{ more = Identity(go) V, o = GRU<hidden_size=4>(X, W, R, , , h) }>")[0])  # fmt: skip
     assert torch.equal(convert.from_onnx(proto, "V").weight_hh_l0, convert.from_onnx(model(arrays())).weight_hh_l0)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from triton_gru.plan.config import StepConfig
-from triton_gru.plan.cost import Cost, call_cost, step_cost
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.cost import Cost, estimate_call_cost, estimate_time_step_cost
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import choose
 from triton_gru.plan.problem import Problem
 from triton_gru.tuning.space import candidates
 
-H200 = KNOWN["H200"]
+H200 = KNOWN_DEVICES["H200"]
 PROBLEM = Problem(100, 16, 512, 512, 1, False, torch.float16, "ieee", True)
 KERNELS = ("block", "grid", "step")
 
@@ -24,7 +24,7 @@ def change(**fields):
 
 def cost(kernel, problem=PROBLEM, device=H200, **options):
     config = None if kernel == "torch" else heuristic(kernel, problem, device)
-    return call_cost(problem, config, device, **options)
+    return estimate_call_cost(problem, config, device, **options)
 
 
 def test_costs_add_up():
@@ -51,7 +51,7 @@ def test_it_says_what_was_measured_or_somewhat_less(case):
     plan = choose(problem, H200)
     assert plan.kernel == ("block" if hidden <= 128 else "grid")
     config = dataclasses.replace(plan.config, batch=8) if plan.kernel == "block" else plan.config
-    estimate = call_cost(problem, config, H200, in_graph=True).total / 512
+    estimate = estimate_call_cost(problem, config, H200, in_graph=True).total / 512
     assert 0.65 <= estimate / MEASURED[case] <= 1.25
 
 
@@ -84,7 +84,7 @@ def test_each_term_is_for_its_cause():
     # More of the batch than is on the chip at once goes through all steps one part after the other.
     config = heuristic("grid", change(batch_size=1), H200)
     more = dataclasses.replace(config, rows=8, copies=1)
-    parts = [step_cost(more, change(batch_size=batch).on(H200)) for batch in (8, 16)]
+    parts = [estimate_time_step_cost(more, change(batch_size=batch).shape_on(H200)) for batch in (8, 16)]
     assert parts[1].instructions == 2 * parts[0].instructions and parts[1].hop == 2 * parts[0].hop
     # cuDNN is persistent for small hidden sizes, but not of packed input.
     small = change(hidden_size=64)
@@ -102,14 +102,16 @@ def test_step_waits_for_what_is_on_its_way_as_an_h200_did(hidden, units, depth, 
     """In fp16 at B = 1, in a graph; perf/results/NVIDIA-H200/second-light/space.csv."""
     config = StepConfig(units, hidden // units, 16, depth, 4, stages)
     problem = change(hidden_size=hidden, input_size=hidden, batch_size=1, steps=100)
-    whole, half = (call_cost(dataclasses.replace(problem, steps=n), config, H200, True).total for n in (100, 50))
+    whole, half = (
+        estimate_call_cost(dataclasses.replace(problem, steps=n), config, H200, True).total for n in (100, 50)
+    )
     assert 0.8 < (whole - half) / 50 / microseconds < 1.25
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 def test_it_has_an_answer_for_every_configuration(device):
     for hidden, batch in ((1, 1), (64, 3), (200, 100), (1024, 16), (5000, 1)):
         for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
             problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
             for _, config, _ in candidates(problem, device):
-                assert 0 < call_cost(problem, config, device).total < 1e7
+                assert 0 < estimate_call_cost(problem, config, device).total < 1e7

@@ -12,12 +12,12 @@ from perf import report
 from perf.case import Case
 from perf.record import config_text
 from triton_gru.plan.config import GridConfig
-from triton_gru.plan.cost import call_cost
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.cost import estimate_call_cost
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
-from triton_gru.plan.tables.entries import Entry, Result
+from triton_gru.plan.tables.entries import Entry, TimedResult
 
 from .test_perf_report import row, squeezed, written
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
 import cost_errors
 from cost_errors import main
 
-H200, A100 = KNOWN["H200"], KNOWN["A100"]
+H200, A100 = KNOWN_DEVICES["H200"], KNOWN_DEVICES["A100"]
 GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # what `row` makes rows of
 UNKNOWN = dataclasses.replace(H200, name="NVIDIA Unheard-of", sms=7)
 
@@ -42,13 +42,13 @@ def config_of(kernel, problem=GRID, device=H200):
 
 def estimate(kernel, problem=GRID, device=H200, in_graph=True):
     """Milliseconds."""
-    return call_cost(problem, config_of(kernel, problem, device), device, in_graph).total / 1000
+    return estimate_call_cost(problem, config_of(kernel, problem, device), device, in_graph).total / 1000
 
 
 def result(kernel, ms, problem=GRID, heuristic_ms=None):
     """Timed so in a graph, and three times as long eager."""
     times = [(0.9 * each, each, 1.1 * each) for each in (3 * ms, ms)]
-    return Result(config_of(kernel, problem), "revision", *times, heuristic_ms)
+    return TimedResult(config_of(kernel, problem), "revision", *times, heuristic_ms)
 
 
 def entry(problem=GRID, **results):
@@ -78,7 +78,7 @@ def timed(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
 def said(*tables, rows=None):
     """The sections by their titles."""
     rows = report.load([]) if rows is None else rows
-    return dict(cost_errors.sections(report.latest(rows), cost_errors.load(tables)))
+    return dict(cost_errors.sections(report.keep_latest(rows), cost_errors.load(tables)))
 
 
 @pytest.fixture
@@ -165,12 +165,12 @@ def test_what_cannot_be_estimated_is_left_out(more, errors):
     "name, sms, device",
     [
         ("NVIDIA H200", "132", H200), ("NVIDIA A100-SXM4-80GB", "108", A100), ("NVIDIA A100-SXM4-80GB", "", A100),
-        ("NVIDIA GeForce RTX 5090", "170", KNOWN["RTX 5090"]), ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
+        ("NVIDIA GeForce RTX 5090", "170", KNOWN_DEVICES["RTX 5090"]), ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "42", None), ("NVIDIA GB200", "148", None),
-        ("NVIDIA H100 80GB HBM3", "132", KNOWN["H100"]), ("NVIDIA H100 PCIe", "114", None),
-        ("NVIDIA GH200 480GB", "132", KNOWN["GH200"]), ("NVIDIA H800", "132", None),
-        ("NVIDIA GeForce RTX 4090", "128", KNOWN["RTX 4090"]), ("NVIDIA GeForce RTX 4090 D", "114", None),
-        ("NVIDIA L40S", "142", KNOWN["L40S"]), ("NVIDIA L40", "142", None),
+        ("NVIDIA H100 80GB HBM3", "132", KNOWN_DEVICES["H100"]), ("NVIDIA H100 PCIe", "114", None),
+        ("NVIDIA GH200 480GB", "132", KNOWN_DEVICES["GH200"]), ("NVIDIA H800", "132", None),
+        ("NVIDIA GeForce RTX 4090", "128", KNOWN_DEVICES["RTX 4090"]), ("NVIDIA GeForce RTX 4090 D", "114", None),
+        ("NVIDIA L40S", "142", KNOWN_DEVICES["L40S"]), ("NVIDIA L40", "142", None),
     ],
 )  # fmt: skip
 def test_devices_are_known_by_what_drivers_call_them(name, sms, device):

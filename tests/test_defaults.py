@@ -14,7 +14,7 @@ from triton_gru import accuracy
 from triton_gru.launch import hang
 from triton_gru.plan.problem import Problem
 from triton_gru.tuning import timing
-from triton_gru.tuning.example import example
+from triton_gru.tuning.example import open_example
 
 from .calls import make_gru
 
@@ -84,8 +84,8 @@ def test_the_tuner_and_the_check_work_under_other_defaults(other, layout):
     problem = Problem(4, 3, 5, 16, 1, False, torch.float16, "ieee", True, layout=layout)
     with OTHERS[other](), torch.no_grad():
         assert timing.quantiles([1.0, 2.0, 3.0]).p50 == 2.0
-        with example(problem, "cpu") as made:
+        with open_example(problem, "cpu") as made:
             assert made.call.problem == problem
         gru = triton_gru.GRU(5, 16, device="cpu", dtype=torch.float32)
         x = torch.randn(2, 3, 5, device="cpu", dtype=torch.float32)
-        assert accuracy.exact(gru, x, None)[0].dtype == torch.float64
+        assert accuracy.compute_exact(gru, x, None)[0].dtype == torch.float64

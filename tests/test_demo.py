@@ -56,7 +56,7 @@ def test_the_story_on_a_gpu(model, dictionary, device, launched, monkeypatch, ca
     demo.tell(model.to(device), dictionary, 12, device)
     story = capsys.readouterr().out
     assert_fits_a_screen(story)
-    assert launched.scans
+    assert launched.scan_count
     assert "GPU: " in story and "no GPU" not in story
     assert re.findall(r"  accelerate\(\) -> .* (\w+) +12 +\d+ +\d+\n", story) == ["fp32", "tf32", "fp16", "bf16"]
     assert "of 12 words. words/s are the whole model's" in " ".join(story.split())
@@ -91,12 +91,12 @@ def test_the_model_says_the_same_on_the_kernels(model, device, launched):
     letters = g2p.encode(["word", "gate"], device)
     with torch.no_grad():
         phonemes, gaps = model(letters)
-        assert phonemes.shape == gaps.shape == (2, g2p.LONGEST)
+        assert phonemes.shape == gaps.shape == (2, g2p.MAX_PHONEMES)
         assert (gaps >= 0).all()
         triton_gru.accelerate(model)
         model.encoder.backend = model.decoder.backend = "block"
         kernels_phonemes, kernels_gaps = model(letters)
-    assert launched.scans == 1 + g2p.LONGEST
+    assert launched.scan_count == 1 + g2p.MAX_PHONEMES
     assert torch.equal(kernels_phonemes, phonemes)
     torch.testing.assert_close(kernels_gaps, gaps, rtol=0, atol=1e-4)
 

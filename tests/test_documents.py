@@ -19,7 +19,7 @@ import pytest
 
 import perf.__main__
 import tests.ptx.__main__
-from perf.report import latest, load
+from perf.report import keep_latest, load
 from triton_gru import cli
 from triton_gru.commands import tune
 
@@ -80,7 +80,7 @@ def test_python_blocks_run(document, kernels_on_cpu, launched, tables, monkeypat
     monkeypatch.chdir(tables)
     for printed, expected in run_blocks(document, lambda text: text.replace('"cuda"', '"cpu"')):
         assert expected is None or printed.rstrip() == expected.text, f"{document}:{expected.line}"
-    assert launched.scans or document == "perf/README.md"
+    assert launched.scan_count or document == "perf/README.md"
 
 
 @pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_python_blocks_run_on_a_gpu(document, launched, tables, monkeypatch):
     monkeypatch.chdir(tables)
     for _ in run_blocks(document, str):
         pass
-    assert launched.scans
+    assert launched.scan_count
 
 
 def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str, Block | None]]:
@@ -262,7 +262,7 @@ TIMES = re.compile(r"^\| (float16|TF32)(, packed)? \| (\d+) \| (\d+)((?: \| [\d.
 
 def test_the_readmes_times_are_those_of_the_csvs():
     folder = ROOT / "perf/results/NVIDIA-H200/second-light"
-    rows = latest(load([folder / f"{name}-NVIDIA-H200.csv" for name in ("heart", "packed")]))
+    rows = keep_latest(load([folder / f"{name}-NVIDIA-H200.csv" for name in ("heart", "packed")]))
     rows = rows[rows["status"].isin(["ok", "noisy"])].set_index(["precision", "form", "H", "B", "mode", "base"])[
         "p50_ms"
     ]

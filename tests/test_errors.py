@@ -6,7 +6,7 @@ from torch import nn
 
 import triton_gru
 
-from .twins import twins
+from .twins import make_twins
 
 x3, x2 = torch.randn(3, 2, 4), torch.randn(3, 4)
 WRONG_CALLS = {
@@ -46,7 +46,7 @@ def assert_raises_alike(theirs, ours, call, clearer: str | None):
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
 @pytest.mark.parametrize("name", [*WRONG_CALLS, *CLEARER])
 def test_errors(name, backend, launched):
-    theirs, ours = twins(4, 5, 2)
+    theirs, ours = make_twins(4, 5, 2)
     ours.eval().backend = backend
     clearer = None if name in WRONG_CALLS else name.split()[1].replace("elsewhere", "device")
     assert_raises_alike(theirs, ours, (WRONG_CALLS | CLEARER)[name], clearer)

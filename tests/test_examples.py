@@ -52,14 +52,16 @@ def test_on_a_cpu_it_prints_what_the_readme_shows(name, tmp_path):
 
 def test_ragged_on_a_kernel(device, launched, capsys):
     ragged.main(device, **{} if device == "cuda" else {"lengths": (4, 2, 1), "hidden": 64})
-    assert launched.scans
+    assert launched.scan_count
     assert "(a Triton kernel)" in capsys.readouterr().out
 
 
 def test_streaming_on_a_kernel(device, launched, capsys):
     frames, small = (200, {}) if device == "cuda" else (6, {"frames": 6, "batch": 2, "hidden": 64})
     streaming.main(device, **small)
-    assert launched.only_by("step") and launched.scans == 2 * (1 + frames)  # of two layers, after one frame to warm up
+    assert launched.has_only("step") and launched.scan_count == 2 * (
+        1 + frames
+    )  # of two layers, after one frame to warm up
     printed = capsys.readouterr().out
     assert "served by: step (a Triton kernel)" in printed
     assert (" us a frame" in printed) == (device == "cuda")
@@ -73,7 +75,7 @@ def from_onnx():
 
 def test_from_onnx_on_a_kernel(from_onnx, device, launched, capsys):
     from_onnx.main(device=device, **{} if device == "cuda" else {"steps": 4, "hidden": 64})
-    assert launched.scans
+    assert launched.scan_count
     assert "(a Triton kernel)" in capsys.readouterr().out
 
 
@@ -86,7 +88,7 @@ def test_from_onnx_takes_a_file(from_onnx, tmp_path, capsys):
 
 def test_tune_recorded_on_kernels(device, tables, launched, monkeypatch, tmp_path, capsys):
     """A few candidates of each kernel, each timed once."""
-    for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._LOOK"):
+    for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._SCREENING_ROUNDS"):
         monkeypatch.setattr(f"triton_gru.tuning.{name}", 1)
 
     def few(problem, described):

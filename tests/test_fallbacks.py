@@ -12,25 +12,25 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import triton_gru
 from triton_gru.call.bind import bind_cell, bind_gru
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.planner import choose
 
 from .calls import make_gru
-from .oracle import exact
-from .twins import twins
+from .oracle import compute_exact
+from .twins import make_twins
 
 
 def rejection(plan):
-    return dict(plan.rejected).get("block", "")
+    return dict(plan.rejection_reasons).get("block", "")
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
-    theirs, ours = (m.eval() for m in twins(4, 5))
+    theirs, ours = (m.eval() for m in make_twins(4, 5))
     cell = triton_gru.GRUCell(4, 5).eval()
     x = torch.randn(3, 2, 4)
     call = pack_padded_sequence(x, torch.tensor([3, 1])) if packed else x
-    monkeypatch.setattr(triton_gru.launch.route, "find", lambda device: None)
+    monkeypatch.setattr(triton_gru.launch.route, "find_device", lambda device: None)
     assert ours.plan(call).kernel == cell.plan(x[0]).kernel == "torch"
     expected = cell(x[0])
     monkeypatch.delattr(triton_gru.launch.route, "choose")
@@ -39,7 +39,7 @@ def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
 
 
 def test_packed_with_the_wrong_width():
-    theirs, ours = twins(4, 5)
+    theirs, ours = make_twins(4, 5)
     packed = pack_sequence([torch.randn(3, 7)])
     with pytest.raises(RuntimeError) as expected:
         theirs(packed)
@@ -49,7 +49,7 @@ def test_packed_with_the_wrong_width():
 
 
 def test_training_goes_to_torch_and_trains(device, launched):
-    theirs, ours = (m.to(device) for m in twins(4, 5, 2))
+    theirs, ours = (m.to(device) for m in make_twins(4, 5, 2))
     x = torch.randn(3, 2, 4, device=device)
     assert rejection(ours.plan(x)).startswith("the module is in training mode with grad enabled")
     for module in (theirs, ours):
@@ -66,7 +66,7 @@ def test_training_mode_without_grad_runs_the_kernel(device, launched):
     gru = make_gru(4, 5, "fp32", device).train()
     with torch.no_grad():
         gru(torch.randn(3, 2, 4, device=device))
-    assert launched.scans == 1
+    assert launched.scan_count == 1
 
 
 def test_dropout_in_training_goes_to_torch(device):
@@ -86,7 +86,7 @@ def test_eval_with_grad_runs_the_kernel_and_refuses_backward(device, launched):
         assert result.requires_grad
         with pytest.raises(RuntimeError, match="cudnn RNN backward can only be called in training mode"):
             result.sum().backward()
-    assert launched.scans == 2
+    assert launched.scan_count == 2
     for parameter in gru.parameters():
         parameter.requires_grad_(False)
     assert not gru(torch.randn(3, 2, 4, device=device))[0].requires_grad
@@ -122,12 +122,12 @@ def test_auto_leaves_to_torch_what_torch_differentiates(kind, dtype, training, m
         empty = bind(module, x[..., :0, :], hx[..., :0, :]).problem
         module.reset_after = False
         before = bind(module, x, hx).problem
-    assert bool(empty.obstacle) == ((mode == "enable" and training) or records)
-    assert bool(before.obstacle) == (mode == "enable" and training)
+    assert bool(empty.unsupported_reason) == ((mode == "enable" and training) or records)
+    assert bool(before.unsupported_reason) == (mode == "enable" and training)
     without_cudnn = kind == "cell" or dtype == torch.bfloat16
     to_torch = (mode == "enable" and training) or (records and without_cudnn)
-    assert bool(problem.obstacle) == to_torch
-    assert not to_torch or choose(problem, KNOWN["H200"]).kernel == "torch"
+    assert bool(problem.unsupported_reason) == to_torch
+    assert not to_torch or choose(problem, KNOWN_DEVICES["H200"]).kernel == "torch"
 
 
 def test_a_cell_in_eval_has_the_gradients_of_torchs(device, launched):
@@ -160,11 +160,11 @@ def test_inference_mode(device, launched):
         output, h_n = gru(torch.randn(3, 2, 4, device=device))
     assert output.is_inference()
     assert h_n.is_inference()
-    assert launched.scans == 1
+    assert launched.scan_count == 1
 
 
 def test_float64_goes_to_torch(device):
-    theirs, ours = (m.to(device).eval() for m in twins(4, 5, dtype=torch.float64))
+    theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     assert torch.equal(ours(x)[0], theirs(x)[0])
     ours.backend = "block"
@@ -214,11 +214,11 @@ def test_autocast_computes_in_its_dtype(cell, device, launched):
             assert a.dtype == torch.bfloat16
             assert torch.equal(a, b)
     assert all(p.dtype == torch.float32 for p in module.parameters())
-    assert launched.only_by(module.backend)
+    assert launched.has_only(module.backend)
 
 
 def test_autocast_leaves_float64_to_torch(device):
-    theirs, ours = (m.to(device).eval() for m in twins(4, 5, dtype=torch.float64))
+    theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
         assert ours(x)[0].dtype == theirs(x)[0].dtype
@@ -228,7 +228,7 @@ def test_autocast_leaves_float64_to_torch(device):
 
 
 def test_autocast_on_the_cpu_is_torchs():
-    theirs, ours = (m.eval() for m in twins(4, 5))
+    theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         expected, actual = theirs(x)[0], ours(x)[0]
@@ -244,7 +244,7 @@ def test_functional_call_uses_the_weights_given(device, launched):
         swapped = torch.func.functional_call(gru, dict(other.named_parameters()), (x,))
         assert torch.equal(swapped[0], other(x)[0])
         assert not torch.equal(swapped[0], gru(x)[0])
-    assert launched.scans == 3
+    assert launched.scan_count == 3
 
 
 def replaced_by_functional_call(module, x, weights):
@@ -262,7 +262,7 @@ def replaced_by_registration(module, x, weights):
 @pytest.mark.parametrize("call", [replaced_by_functional_call, replaced_by_registration])
 def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device):
     """torch's list of weights, which `check_input` asks for the dtype, has the old ones yet."""
-    theirs, ours = (module.to(device).eval() for module in twins(4, 16))
+    theirs, ours = (module.to(device).eval() for module in make_twins(4, 16))
     ours.backend = backend
     x = torch.randn(3, 2, 4, device=device).half()
     weights = {name: weight.detach().half() for name, weight in theirs.named_parameters()}
@@ -272,7 +272,7 @@ def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device
 
 
 def test_transforms_and_tracing_go_to_torch(old_gpu_on_cpu):
-    theirs, ours = (m.eval() for m in twins(4, 5))
+    theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing torch's own GRU warns as much
@@ -292,7 +292,7 @@ def test_transforms_and_tracing_go_to_torch(old_gpu_on_cpu):
 
 
 def test_compiles_whole():
-    theirs, ours = (m.eval() for m in twins(4, 5))
+    theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -309,9 +309,9 @@ def test_reset_before_runs_on_the_reference(bidirectional, batch_first):
     x = torch.randn(3, 6, 4, dtype=torch.float64)
     plan = gru.plan(x)
     assert plan.kernel == "reference"
-    assert "always" in dict(plan.rejected)["torch"]
+    assert "always" in dict(plan.rejection_reasons)["torch"]
     output, h_n = gru(x)
-    expected_output, expected_h_n = exact(gru, x, None)
+    expected_output, expected_h_n = compute_exact(gru, x, None)
     torch.testing.assert_close(output, expected_output)
     torch.testing.assert_close(h_n, expected_h_n)
     output.sum().backward()
@@ -325,7 +325,7 @@ def test_reset_before_runs_on_the_reference(bidirectional, batch_first):
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_packed_on_the_reference(enforce_sorted, batch_first):
-    theirs, ours = twins(4, 5, 2, bidirectional=True, batch_first=batch_first)
+    theirs, ours = make_twins(4, 5, 2, bidirectional=True, batch_first=batch_first)
     ours.backend = "reference"
     lengths = [5, 3, 3, 1] if enforce_sorted else [3, 1, 5, 3]
     packed = pack_padded_sequence(torch.randn(5, 4, 4), torch.tensor(lengths), enforce_sorted=enforce_sorted)
@@ -341,5 +341,5 @@ def test_reset_before_cell():
     cell = triton_gru.GRUCell(4, 5, reset_after=False)
     x, h = torch.randn(3, 4), torch.randn(3, 5)
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    assert torch.equal(cell(x, h), triton_gru.reference.step(x, h, weights, reset_after=False))
-    assert not torch.equal(cell(x, h), triton_gru.reference.step(x, h, weights))
+    assert torch.equal(cell(x, h), triton_gru.reference.compute_step(x, h, weights, reset_after=False))
+    assert not torch.equal(cell(x, h), triton_gru.reference.compute_step(x, h, weights))

@@ -12,8 +12,8 @@ import triton_gru
 from triton_gru import accuracy
 from triton_gru.plan.planner import KERNELS
 
-from .conftest import poisoned
-from .oracle import PRECISIONS, check, set_precision, torchs_own
+from .conftest import poison_memory
+from .oracle import PRECISIONS, assert_accurate, compute_baseline, set_precision
 
 pytest.importorskip("hypothesis", reason="a machine lent for its GPU may not have it; scripts/test installs it")
 from hypothesis import HealthCheck, given, settings
@@ -81,7 +81,7 @@ def test_calls_by_turns(kernel, cell, device, launched):
             for way in ways:
                 launched.clear()
                 batch = _call_checked(module, precision, *form, *way)
-                assert launched.only_by(kernel) if batch else not launched
+                assert launched.has_only(kernel) if batch else not launched
 
     run()
 
@@ -120,7 +120,7 @@ def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, 
         given, given_hx = given[0], None if hx is None else hx[0]
     if kind == "unbatched":
         given, given_hx = given.squeeze(0 if cell else 1 - time), None if hx is None else given_hx.squeeze(-2)
-    with MODES[mode](), poisoned(), torch.no_grad() if mode == "autocast" else contextlib.nullcontext():
+    with MODES[mode](), poison_memory(), torch.no_grad() if mode == "autocast" else contextlib.nullcontext():
         result = module(given, given_hx, **({} if kind == "packed" else ends))
         recorded = torch.is_grad_enabled() and any(w.requires_grad for w in _weights(module).values())
     output, h_n = (result, result) if cell else result
@@ -134,12 +134,12 @@ def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, 
         output, h_n = output.unsqueeze(0), h_n.unsqueeze(0)
     dtype, precision = (torch.bfloat16, "bf16") if mode == "autocast" else (weight.dtype, precision)
     x, hx = x.to(dtype), None if hx is None else hx.to(dtype)
-    torchs = torchs_own(_plain(module, dtype), x, hx, precision, **ends)
+    torchs = compute_baseline(_plain(module, dtype), x, hx, precision, **ends)
     with torch.no_grad():
         double = _plain(module, dtype).double()
-        exactly = accuracy.torchs_own(double, x.double(), None if hx is None else hx.double(), **ends)
+        exactly = accuracy.compute_baseline(double, x.double(), None if hx is None else hx.double(), **ends)
     for each in zip((output, h_n), torchs, exactly):
-        check(*each, precision)
+        assert_accurate(*each, precision)
     return batch
 
 

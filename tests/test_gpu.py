@@ -9,10 +9,10 @@ import torch
 import triton_gru
 from triton_gru.launch import call_cache, execute, grid
 from triton_gru.plan import device as devices
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import HEURISTICS, block_config
 
-from .calls import configured, make_gru, run_checked
+from .calls import make_gru, run_checked, use_config
 from .oracle import PRECISIONS
 
 pytestmark = pytest.mark.gpu
@@ -34,7 +34,7 @@ def no_synchronisation():
 def test_full_sizes(precision, hidden, batch, reset_after, launched):
     gru = make_gru(hidden, hidden, precision, "cuda", reset_after=reset_after)
     x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
-    if isinstance(block_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device)), str):
+    if isinstance(block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(x.device)), str):
         gru.backend = "auto"  # the largest sizes: how large, the compile tests say
         assert gru.plan(x).kernel != "block"
         return
@@ -100,7 +100,7 @@ def test_graph_replays_see_new_inputs(precision, kernel, hidden, steps, warm_up)
         with torch.cuda.stream(stream):
             for _ in range(warm_up):
                 gru(x)
-        assert (call_cache.find(gru, x, None) is not None) == (warm_up > 1)
+        assert (call_cache.find_route(gru, x, None) is not None) == (warm_up > 1)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -121,7 +121,7 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
     """``grid`` launches that together exceed the chip take turns; neither waits for the other's programs."""
     gru = make_gru(64, hidden, "fp16", "cuda", kernel)
     inputs = [torch.randn(steps, batch, 64, device="cuda").half() for _ in range(2)]
-    if isinstance(HEURISTICS[kernel](hidden, batch, 1, torch.float16, "ieee", find(inputs[0].device)), str):
+    if isinstance(HEURISTICS[kernel](hidden, batch, 1, torch.float16, "ieee", find_device(inputs[0].device)), str):
         pytest.skip("this GPU is too small for it")
     with torch.no_grad():
         expected = [gru(x)[0] for x in inputs]
@@ -140,9 +140,9 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
 def test_a_wider_batch_tile_gives_the_same(launched):
     gru = make_gru(16, 32, "bf16", "cuda")
     x = torch.randn(20, 20_000, 16, device="cuda").bfloat16()
-    narrow = block_config(32, 8, 1, torch.bfloat16, "ieee", find(x.device))
+    narrow = block_config(32, 8, 1, torch.bfloat16, "ieee", find_device(x.device))
     assert narrow.batch == 8
-    with configured("block", dataclasses.replace(narrow, batch=16, ahead=1)):
+    with use_config("block", dataclasses.replace(narrow, batch=16, ahead=1)):
         wide, _ = run_checked(gru, x, None, "bf16", launched)
     torch.testing.assert_close(wide[:, :8], gru(x[:, :8])[0], rtol=0, atol=2e-2)
 
@@ -160,7 +160,7 @@ def test_reduce_overhead(launched):
             output = run(x)[0].clone()
             torch.testing.assert_close(output, model(x)[0], rtol=0, atol=8e-3)
     # The eager call's alone: a replay starts its kernels without Python.
-    assert launched.scans == 1
+    assert launched.scan_count == 1
 
 
 @pytest.mark.parametrize("first", ["gru", "other"])

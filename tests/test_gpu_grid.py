@@ -9,11 +9,11 @@ import torch
 import triton_gru
 from triton_gru.launch import call_cache, execute, grid, hang
 from triton_gru.plan.config import HANDOVERS
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import grid_config
 
-from .calls import configured, make_gru, run_checked
-from .conftest import poisoned
+from .calls import make_gru, run_checked, use_config
+from .conftest import poison_memory
 from .oracle import PRECISIONS
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
     steps = 64 if precision == "fp32" else 512 if batch <= 64 else 128
     x = torch.randn(steps, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
     hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
-    refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find(x.device))
+    refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find_device(x.device))
     if isinstance(refusal, str):  # how large is served, the compile tests say
         assert "too large" in refusal
         return
@@ -41,9 +41,9 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
 @pytest.mark.parametrize("tiles", [1, 2])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_every_handover(precision, handover, tiles, reset_after, launched):
-    config = grid_config(200, 33, 1, *PRECISIONS[precision], find(torch.device("cuda")))
+    config = grid_config(200, 33, 1, *PRECISIONS[precision], find_device(torch.device("cuda")))
     config = dataclasses.replace(config, handover=handover, tiles=tiles, register_tiles=0)
-    with configured("grid", config):
+    with use_config("grid", config):
         gru = make_gru(30, 200, precision, "cuda", "grid", num_layers=2, reset_after=reset_after)
         run_checked(gru, torch.randn(70, 33, 30, device="cuda").to(gru.weight_hh_l0.dtype), None, precision, launched)
 
@@ -69,17 +69,17 @@ launches = grid.launches
 
 def one_program_too_few(*args):
     for each in launches(*args):
-        yield each._replace(grid=(each.grid[0] - 1,))
+        yield each._replace(programs=(each.programs[0] - 1,))
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, impatient, monkeypatch):
-    here = find(torch.device("cuda"))
+    here = find_device(torch.device("cuda"))
     config = dataclasses.replace(
         grid_config(512, 4, 1, *PRECISIONS[precision], here), handover=handover, register_tiles=0
     )
-    with configured("grid", config), torch.no_grad(), poisoned():
+    with use_config("grid", config), torch.no_grad(), poison_memory():
         gru = make_gru(16, 512, precision, "cuda", "grid")
         x = torch.randn(100, 4, 16, device="cuda").to(gru.weight_hh_l0.dtype)
         right, _ = gru(x)
@@ -90,7 +90,7 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
             output, h_n = gru(x)
             torch.cuda.synchronize()
             assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waits, or none"
-        call_cache.forget()  # the second call of a form is what later ones repeat
+        call_cache.clear_call_cache()  # the second call of a form is what later ones repeat
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 1 s"):
@@ -106,7 +106,7 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
 
     def a_hundred_times_over(*args):
         for each in launches(*args):
-            yield each._replace(grid=(each.grid[0] * 100,))
+            yield each._replace(programs=(each.programs[0] * 100,))
 
     with torch.no_grad():
         right, _ = gru(x)
@@ -119,8 +119,8 @@ def test_an_oversized_grid_fails_at_launch(monkeypatch):
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 def test_ten_thousand_replays_see_new_inputs(handover):
-    config = grid_config(512, 12, 1, torch.float16, "ieee", find(torch.device("cuda")))
-    with configured("grid", dataclasses.replace(config, handover=handover)), torch.no_grad():
+    config = grid_config(512, 12, 1, torch.float16, "ieee", find_device(torch.device("cuda")))
+    with use_config("grid", dataclasses.replace(config, handover=handover)), torch.no_grad():
         gru = make_gru(16, 512, "fp16", "cuda", "grid", num_layers=2)
         inputs = torch.randn(7, 20, 12, 16, device="cuda").half()
         expected = [gru(x)[0] for x in inputs]
@@ -228,7 +228,7 @@ def test_step_of_more_tiles_of_the_batch_than_65535(steps, launched):
     assert x.size(1) > 65_535 * gru.plan(x).config.batch
     with torch.no_grad():
         output, h_n = gru(x)
-        assert launched.only_by("step")
+        assert launched.has_only("step")
         for rows in (slice(200), slice(-200, None)):
             some, some_h_n = gru(x[:, rows].contiguous())
             torch.testing.assert_close(output[:, rows], some, rtol=0, atol=8e-3)

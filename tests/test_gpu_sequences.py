@@ -10,12 +10,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
 from triton_gru.call import sequences
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru, run_checked
-from .oracle import PRECISIONS, check
+from .oracle import PRECISIONS, assert_accurate
 from .test_gpu import EACH_KERNEL, no_synchronisation
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +55,7 @@ def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
 )
 def test_full_sizes(kind, kernel, hidden, batch, precision, launched):
     gru, x, hx, ends = make(kind, kernel, hidden, precision, 100, max(batch, 4), layers=1)
-    refusal = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find(x.device))
+    refusal = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find_device(x.device))
     if isinstance(refusal, str):  # on smaller GPUs, the largest sizes
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx, **ends)
@@ -78,9 +78,9 @@ def test_packed_full_sizes(kernel, hidden, precision, bidirectional, launched):
         actual, h_n = gru(packed)
         theirs, their_h_n = nn.GRU.forward(gru, packed)
         expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
-    assert launched.only_by(kernel)
-    check(actual.data, theirs.data, expected.data, precision)
-    check(h_n, their_h_n, expected_h_n, precision)
+    assert launched.has_only(kernel)
+    assert_accurate(actual.data, theirs.data, expected.data, precision)
+    assert_accurate(h_n, their_h_n, expected_h_n, precision)
 
 
 @EACH_KERNEL
@@ -95,7 +95,7 @@ def test_nothing_synchronises(kind, kernel, hidden, launched):
         on_cpu = ends["lengths"].cpu()
         with torch.no_grad(), no_synchronisation():
             gru(x, hx, lengths=on_cpu)
-    assert launched.only_by(kernel)
+    assert launched.has_only(kernel)
 
 
 @EACH_KERNEL
@@ -214,7 +214,7 @@ def test_autocast_as_torch_does(cell, precision, launched):
     for a, b, c in zip(*((r,) if cell else r for r in (actual, expected, exactly))):
         assert a.dtype == dtype
         assert b.dtype == dtype or not cell  # cuDNN's GRU computes in float16 whatever autocast's dtype (torch 2.11)
-        check(a, b, c.cpu(), precision)
+        assert_accurate(a, b, c.cpu(), precision)
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])

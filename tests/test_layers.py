@@ -18,7 +18,7 @@ launch
 call
 plan
 kernels
-reference triton_versions units _version
+reference triton_versions units deprecated _version
 """
 DEPTH = {room: depth for depth, line in enumerate(LAYERS.split("\n")) for room in line.split()}
 

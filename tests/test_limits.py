@@ -18,19 +18,19 @@ from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import CUBLAS
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.planner import KERNELS, choose
-from triton_gru.plan.validity import LARGEST, LAUNCH_GRID, why_no_projection
+from triton_gru.plan.validity import MAX_LAUNCH_GRID, MAX_SIZE, unsupported_projection_reason
 
 from .pairwise import pairwise
 
-H200 = KNOWN["H200"]
+H200 = KNOWN_DEVICES["H200"]
 # On both sides of: the programs of a dimension; weights of 2**31 numbers; the numbers of a tile of gate inputs.
 SIZES = pairwise(
-    (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, LARGEST, LARGEST + 1, 2**31),  # batch
+    (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, MAX_SIZE, MAX_SIZE + 1, 2**31),  # batch
     (1, 32, 128, 512, 26_752, 33_024, 16 * 65_535, 16 * 65_535 + 1, 32 * 65_535 + 1, 12_000_000),  # hidden
-    (1, 80, 32_768, LARGEST + 1),  # inputs
-    (1, 2, LARGEST, LARGEST + 1),  # steps
+    (1, 80, 32_768, MAX_SIZE + 1),  # inputs
+    (1, 2, MAX_SIZE, MAX_SIZE + 1),  # steps
     (False, True),  # both directions
     ("dense", "lengths"),
     ("fp16", "fp32"),
@@ -58,8 +58,8 @@ def first_launches(call, plan, projection=None):
 
 def check_launch(each):
     """Assert that a launch can start, and that what its kernel counts in 32 bits fits."""
-    grid = (*each.grid, 1, 1)[:3]
-    assert all(0 < size <= most for size, most in zip(grid, LAUNCH_GRID)), each
+    grid = (*each.programs, 1, 1)[:3]
+    assert all(0 < size <= most for size, most in zip(grid, MAX_LAUNCH_GRID)), each
     assert math.prod(grid) < 2**31, each  # Triton would start nothing
     cut = each.constants["cut"]
     given = dict(zip(each.kernel.arg_names, each.args)) | each.constants
@@ -78,7 +78,7 @@ def check_launch(each):
         assert 3 * given["H"] ** 2 < 2**31, given
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
 def test_sizes_are_served_within_the_limits_or_refused(device):
     served, refused = set(), {}
     for sizes in SIZES:
@@ -94,7 +94,7 @@ def test_sizes_are_served_within_the_limits_or_refused(device):
                 continue
             if plan.config is not None:
                 served.add(sizes)
-                by_cublas = why_no_projection(CUBLAS, plan.config, call.problem, device) == ""
+                by_cublas = unsupported_projection_reason(CUBLAS, plan.config, call.problem, device) == ""
                 for projection in (None, CUBLAS) if by_cublas else (None,):
                     for each in first_launches(call, plan, projection):
                         check_launch(each)
@@ -104,7 +104,7 @@ def test_sizes_are_served_within_the_limits_or_refused(device):
 
 @pytest.mark.parametrize("hidden", [32, 128, 512])
 def test_batches_of_nodes_are_served(hidden):
-    for batch, steps, backend in itertools.product((4_300_000, 111_059_956, LARGEST), (1, 3), KERNELS):
+    for batch, steps, backend in itertools.product((4_300_000, 111_059_956, MAX_SIZE), (1, 3), KERNELS):
         call = make_call(batch, hidden, hidden, steps)
         if backend == "block" and hidden > 256:
             continue
@@ -117,7 +117,7 @@ def test_batches_of_nodes_are_served(hidden):
 @pytest.mark.parametrize(
     "sizes, reason",
     [
-        ((2**31, 1, 1, 1), f"batch_size {2**31} is too large: kernels count in 32 bits, to {LARGEST}"),
+        ((2**31, 1, 1, 1), f"batch_size {2**31} is too large: kernels count in 32 bits, to {MAX_SIZE}"),
         ((1, 1, 1, 2**31), f"steps {2**31} is too large"),
         ((1, 1, 2**31, 1), f"input_size {2**31} is too large"),
         ((1, 1_500_000, 1, 1), r"would have 1 x \d{5} x 1 programs, and may have 2147483647 x 65535 x 65535"),

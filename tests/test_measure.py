@@ -17,12 +17,12 @@ import pytest
 
 from perf import __main__ as cli
 from perf.case import Case
-from perf.record import Report
+from perf.record import TimingsCsv
 from perf.sweeps import SWEEPS
 from triton_gru.commands import tune
-from triton_gru.commands.arguments import form_parser
+from triton_gru.commands.arguments import make_problem_parser
 
-from .planted_pieces import DIES, FAILS, GOOD, HANGS, LAST, ROOT, ROW, measure, planted
+from .planted_pieces import DIES, FAILS, GOOD, HANGS, LAST, ROOT, ROW, measure, plant_piece
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -65,8 +65,8 @@ def test_what_fails_dies_or_hangs_costs_itself_alone(bench, tmp_path, capsys, mo
         assert {"GPU/good.csv", "GPU/last.csv", "GPU/pieces.csv", "GPU/logs/hangs.log"} <= set(file.getnames())
 
     # Again: nothing that is done, and first what has not failed before.
-    mended = planted("dies", ROW)
-    new = planted("new", ROW)
+    mended = plant_piece("dies", ROW)
+    new = plant_piece("new", ROW)
     assert bench.measure([FAILS, GOOD, mended, new, LAST], False, time.monotonic() + 100) == 1
     assert journal(bench.folder)[5:] == [("new", "done"), ("fails", "failed with exit status 3"), ("dies", "done")]
     assert bench.measure([GOOD, mended], False, time.monotonic() + 100) == 0
@@ -89,7 +89,7 @@ def test_a_piece_waits_for_the_one_whose_results_it_needs(bench, capsys):
 
 
 def test_a_piece_is_told_its_time(bench, monkeypatch):
-    told = planted("told", f"print('{{seconds}}', '{{minutes}}'); {ROW}")
+    told = plant_piece("told", f"print('{{seconds}}', '{{minutes}}'); {ROW}")
     bench.measure([told], False, time.monotonic() + 40)
     seconds, minutes = (bench.folder / "logs/told.log").read_text().split()
     assert int(seconds) in (28, 29, 30) and float(minutes) == pytest.approx(int(seconds) / 60, abs=0.02)
@@ -98,8 +98,8 @@ def test_a_piece_is_told_its_time(bench, monkeypatch):
 DRIVER = """
 import pathlib, sys, time
 sys.path.insert(0, "{root}")
-from tests.planted_pieces import GOOD, LAST, ROW, measure, planted
-slow = planted("slow", ROW + "; time.sleep(float(os.environ['PAUSE'])); " + ROW, of=2)
+from tests.planted_pieces import GOOD, LAST, ROW, measure, plant_piece
+slow = plant_piece("slow", ROW + "; time.sleep(float(os.environ['PAUSE'])); " + ROW, of=2)
 sys.exit(measure.Bench(pathlib.Path("{folder}/GPU"), False).measure([GOOD, slow, LAST], False, time.monotonic() + 100))
 """
 
@@ -151,10 +151,10 @@ def test_the_pieces_name_what_there_is(tmp_path):
             assert all(pathlib.Path(ROOT, word).exists() for word in words if word.startswith(("tests/", "scripts/")))
             if "tune" in words:
                 parser = argparse.ArgumentParser()
-                tune.add_parser(parser.add_subparsers(), form_parser())
+                tune.add_parser(parser.add_subparsers(), make_problem_parser())
                 options = parser.parse_args(words[words.index("tune") :])
                 assert not options.hidden and options.budget == (5 if options.rehearse else 9)
-        done, of = each.done(tmp_path, False)
+        done, of = each.count_done(tmp_path, False)
         assert done == 0 < of
 
 
@@ -165,12 +165,12 @@ def test_rows_of_every_schema_count_as_done(tmp_path, monkeypatch):
     monkeypatch.setitem(SWEEPS, "t1", sweep)
     (piece,) = measure.chosen(PIECES, ["t1"])
     for number, case in enumerate(cases):
-        assert piece.done(gpu, False) == (number, 2)
-        report = Report(gpu / "t1-GPU.csv", "cpu")
+        assert piece.count_done(gpu, False) == (number, 2)
+        report = TimingsCsv(gpu / "t1-GPU.csv", "cpu")
         report.add(case.row("torch.nn.GRU", "eager", "warm"))
         if number == 0:
             report.path.rename(gpu / "t1-GPU.csv")
-    assert piece.done(gpu, False) == (2, 2)
+    assert piece.count_done(gpu, False) == (2, 2)
 
 
 def test_pieces_are_chosen_by_name_or_by_its_beginning():

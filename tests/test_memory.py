@@ -12,7 +12,7 @@ import triton_gru
 from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
-from .twins import twins
+from .twins import make_twins
 
 
 def negated(tensor):
@@ -86,7 +86,7 @@ def test_the_values_of_input_and_state_count(make_view, device, launched):
                     assert torch.equal(mine, its), name
         for _ in range(3):
             assert torch.equal(cell(x[0], hx[0]), cell(plain[0][0], plain[1][0]))
-    assert launched.only_by("block")
+    assert launched.has_only("block")
 
 
 def test_the_values_of_frames_and_their_state_count(device):
@@ -132,7 +132,7 @@ def test_no_kernel_reads_a_weight_that_is_not_its_memory(name, device, launched)
         setattr(module, weight, nn.Parameter(value, requires_grad=False))
         with torch.no_grad():
             plan = module.plan(x)
-            assert plan.kernel == "torch" and re.search(reason, dict(plan.rejected)["block"])
+            assert plan.kernel == "torch" and re.search(reason, dict(plan.rejection_reasons)["block"])
             mine = results_or_error(module, x)
             for kernel in KERNELS:
                 module.backend = kernel
@@ -148,7 +148,7 @@ def test_no_kernel_reads_a_weight_that_is_not_its_memory(name, device, launched)
 
 
 def test_a_sparse_input_raises_what_torch_raises(device):
-    theirs, ours = (module.to(device).eval() for module in twins(4, 16))
+    theirs, ours = (module.to(device).eval() for module in make_twins(4, 16))
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
         for _ in range(3):

@@ -13,8 +13,15 @@ import triton_gru
 from triton_gru.plan.planner import KERNELS
 
 from .calls import make_gru
-from .oracle import check, exact, in_double, set_precision, summed, torchs_own
-from .twins import twins
+from .oracle import (
+    assert_accurate,
+    compute_baseline,
+    compute_exact,
+    compute_in_double,
+    count_summed_products,
+    set_precision,
+)
+from .twins import make_twins
 
 OPTIONS = [
     {},
@@ -129,7 +136,7 @@ def test_copies(module):
 
 
 def test_state_dicts_go_both_ways():
-    theirs, ours = twins(4, 6, 2, bidirectional=True)
+    theirs, ours = make_twins(4, 6, 2, bidirectional=True)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
 
@@ -145,9 +152,9 @@ def test_casts(cast, device, launched):
     if cast == "double":
         assert not launched
     else:
-        assert launched.scans == 1
+        assert launched.scan_count == 1
         precision = {"half": "fp16", "bfloat16": "bf16", "float": "fp32"}[cast]
-        check(output, torchs_own(gru, x, None, precision)[0], exact(gru, x, None)[0], precision)
+        assert_accurate(output, compute_baseline(gru, x, None, precision)[0], compute_exact(gru, x, None)[0], precision)
 
 
 def test_reset_parameters_draws_anew():
@@ -167,7 +174,7 @@ def test_reset_parameters_draws_anew():
 @pytest.mark.parametrize("with_hx", [True, False])
 def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launched):
     set_precision("fp32")
-    theirs, ours = (m.to(device).eval() for m in twins(4, 10, 2, batch_first=batch_first))
+    theirs, ours = (m.to(device).eval() for m in make_twins(4, 10, 2, batch_first=batch_first))
     ours.backend = backend
     batch, steps = 3, 64 if device == "cuda" else 5  # "auto" leaves fewer steps to torch
     x, hx = torch.randn(steps, 4, device=device), torch.randn(2, 10, device=device)
@@ -178,8 +185,8 @@ def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launc
         hx = None
     with torch.no_grad():
         expected, actual = theirs(x, hx), ours(x, hx)
-    for a, b, exactly in zip(actual, expected, in_double(theirs, x, hx)):
-        check(a, b, exactly, "fp32", summed(theirs))
+    for a, b, exactly in zip(actual, expected, compute_in_double(theirs, x, hx)):
+        assert_accurate(a, b, exactly, "fp32", count_summed_products(theirs))
     assert bool(launched) == (ours.plan(x, hx).kernel in KERNELS)  # on a GPU "auto" may take any: see test_plan.py
 
 
@@ -197,7 +204,7 @@ def test_cell_shapes_and_values(backend, batched, with_hx, device, launched):
     with torch.no_grad():
         expected, actual = theirs(x, hx), ours(x, hx)
         assert bool(launched) == (ours.plan(x, hx).kernel in KERNELS)
-    check(actual, expected, in_double(theirs, x, hx), "fp32", summed(theirs))
+    assert_accurate(actual, expected, compute_in_double(theirs, x, hx), "fp32", count_summed_products(theirs))
 
 
 @pytest.mark.parametrize("backend", ["auto", "block"])

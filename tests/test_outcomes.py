@@ -34,11 +34,11 @@ def test_teardown(no_end): pass
 
 ON_A_KERNEL = """
 import torch, triton_gru
-from tests.ptx.device import emulating
-from triton_gru.plan.device import KNOWN
+from tests.ptx.device import emulate_gpu
+from triton_gru.plan.device import KNOWN_DEVICES
 
 def test_wrong():
-    with emulating(KNOWN["H200"], 1), torch.no_grad():
+    with emulate_gpu(KNOWN_DEVICES["H200"], 1), torch.no_grad():
         triton_gru.GRU(5, 6, backend="block").eval()(torch.randn(3, 2, 5))
     assert False, "a bad number"
 """

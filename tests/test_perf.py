@@ -8,19 +8,19 @@ import types
 import pytest
 import torch
 
-from perf.record import COLUMNS, Report, Row, cell, config_text, environment
+from perf.record import COLUMNS, Row, TimingsCsv, config_text, environment, row_key
 from triton_gru.plan.config import StepConfig
-from triton_gru.tuning.timing import ENOUGH_ROUNDS, LEAST_ROUNDS, host_clock, quantiles, samples
+from triton_gru.tuning.timing import LEAST_ROUNDS, QUIET_CHECK_ROUNDS, host_clock, quantiles, samples
 
 from .perf_calls import read
 
 
 def test_a_report_grows_row_by_row(tmp_path):
     path = tmp_path / "folder" / "report.csv"
-    first = Report(path, "cpu")
+    first = TimingsCsv(path, "cpu")
     first.add(Row(provider="a", T=3, p50_ms=1.5, error='quotes " and, commas\nand lines'))
     assert len(read(first.path)) == 1
-    Report(path, "cpu").add(Row(provider="b"))
+    TimingsCsv(path, "cpu").add(Row(provider="b"))
     rows = read(first.path)
     assert rows == first.rows()
     assert [row["provider"] for row in rows] == ["a", "b"]
@@ -33,7 +33,7 @@ def test_a_report_grows_row_by_row(tmp_path):
 
 
 def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
-    report = Report(tmp_path / "report.csv", "cpu")
+    report = TimingsCsv(tmp_path / "report.csv", "cpu")
     path = report.path
     report.add(Row(provider="a"))
     report.add(Row(provider="b", error="why"))
@@ -41,9 +41,9 @@ def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
     for cut in range(0, len(whole), 5):
         path.write_bytes(whole[:cut])
         kept = max(0, whole[:cut].count(b"\n") - 1)
-        again = Report(tmp_path / "report.csv", "cpu")
+        again = TimingsCsv(tmp_path / "report.csv", "cpu")
         assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
-        assert len(again.measured()) == kept
+        assert len(again.last_statuses()) == kept
     again.add(Row(provider="c"))
     assert [row["provider"] for row in read(path)] == ["a", "c"]
 
@@ -53,7 +53,7 @@ def test_a_file_that_is_no_report_is_left_alone(tmp_path):
     for text in ("some,other\ntable,1\n", ",".join(COLUMNS).replace("layout", "packed") + "\r\n"):
         path.write_bytes(text.encode())
         with pytest.raises(ValueError, match="other columns than those of schema 5: name another folder"):
-            Report(path, "cpu")
+            TimingsCsv(path, "cpu")
         assert path.read_bytes() == text.encode()
 
 
@@ -64,14 +64,14 @@ def test_a_configuration_is_written_as_json():
 
 
 def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
-    report = Report(tmp_path / "report.csv", "cpu")
+    report = TimingsCsv(tmp_path / "report.csv", "cpu")
     row = Row(provider="a", dtype="float32", T=3, B=2, layout="dense", p50_ms=1.0, n=3)
     report.add(row)
-    assert cell(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.measured()
+    assert row_key(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.last_statuses()
     for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"layout": "packed"}):
-        assert cell(dataclasses.replace(row, **other)) not in report.measured()
+        assert row_key(dataclasses.replace(row, **other)) not in report.last_statuses()
     report.environment["gpu_name"] = "another"
-    assert report.measured() == {}
+    assert report.last_statuses() == {}
 
 
 def test_a_copy_is_told_its_commit(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_slow_call_takes_its_warm_up_and_the_seconds_or_the_least_rounds(monke
 
     monkeypatch.setattr("triton_gru.tuning.timing.time", types.SimpleNamespace(perf_counter=lambda: now))
     calls = {"slow": [lambda: take(0.09)] * 4, "fast": [lambda: take(0.01)] * 4}
-    for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, ENOUGH_ROUNDS)):
+    for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, QUIET_CHECK_ROUNDS)):
         start = now
         taken = samples(calls, 200, host_clock, seconds, stop_when_quiet=True)
         assert [len(each) for each in taken.values()] == [rounds, rounds]
@@ -130,11 +130,11 @@ def test_no_call_always_comes_after_the_same_one():
     assert min(before_a.count("b"), before_a.count("c")) > 10
 
 
-@pytest.mark.parametrize("spread, rounds", [(0.01, ENOUGH_ROUNDS), (0.1, 3 * ENOUGH_ROUNDS)])
+@pytest.mark.parametrize("spread, rounds", [(0.01, QUIET_CHECK_ROUNDS), (0.1, 3 * QUIET_CHECK_ROUNDS)])
 def test_rounds_end_when_all_are_quiet(spread, rounds):
     """Calls whose times go up and down by half of the spread: the one within 2 % ends early, the other does not."""
     ticks = iter(range(10_000))
     clock = lambda function: 1 + spread * (next(ticks) // 2 % 2)  # noqa: E731
-    taken = samples({"a": [int], "b": [int]}, 3 * ENOUGH_ROUNDS, clock, stop_when_quiet=True)
+    taken = samples({"a": [int], "b": [int]}, 3 * QUIET_CHECK_ROUNDS, clock, stop_when_quiet=True)
     assert {len(each) for each in taken.values()} == {rounds}
     assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)

@@ -14,12 +14,12 @@ from torch.nn.functional import linear
 from perf import count
 from perf.__main__ import main
 from perf.providers.interface import Unavailable
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
 from .perf_calls import read
 from .ptx import providers
 from .ptx.count import Case, count_step
-from .ptx.device import emulating
+from .ptx.device import emulate_gpu
 from .ptx.providers import Peer, count_peer
 
 # Of the work and the warps of a program, for the library that is planted here to choose from.
@@ -93,7 +93,7 @@ def test_a_row_of_ours_is_what_is_counted_and_says_that_it_is_no_time(
     shape = ["--hidden", str(hidden), "--batch", "16", "--precision", "tf32", "--provider", "triton_gru", "--markdown"]
     assert main(["count", *shape, "--out", str(tmp_path), "--device", device]) == 0
     (row,) = read(tmp_path / f"counts-{device.replace(' ', '-')}.csv")
-    with emulating(KNOWN[device], 1) as gpu:
+    with emulate_gpu(KNOWN_DEVICES[device], 1) as gpu:
         step = count_step(gpu, Case(row["kernel"], hidden, 16, "tf32"))
     assert row["status"] == "ok" and 0 < float(row["max_abs_err"]) < 1e-2
     assert (row["device"], row["git_sha"], row["triton"]) == (device, "f" * 40, triton.__version__)
@@ -137,7 +137,7 @@ def test_of_a_long_kernel_a_configuration_of_most_warps_is_counted_alone(limit, 
 def test_configurations_that_do_not_fit_are_left_out(tmp_path, plant, monkeypatch):
     plant(_scan)
     for limit, status in ((0, "unavailable"), (1 << 17, "ok")):
-        monkeypatch.setitem(KNOWN, "H200", dataclasses.replace(KNOWN["H200"], shared_memory=limit))
+        monkeypatch.setitem(KNOWN_DEVICES, "H200", dataclasses.replace(KNOWN_DEVICES["H200"], shared_memory=limit))
         assert run(tmp_path)[-1]["status"] == status
 
 

@@ -15,7 +15,7 @@ from perf.measure import PEERS_SLACK
 from perf.providers import cudnn
 from perf.providers.cudnn import PROTOTYPES, Algorithm, CudnnError, Gru, Handle, Library, Math, math_type
 from perf.providers.interface import Unavailable
-from triton_gru.accuracy import PRECISIONS, bound, exact, set_precision
+from triton_gru.accuracy import PRECISIONS, compute_error_bound, compute_exact, set_precision
 
 NOT_SUPPORTED = 3000
 WORKSPACE = 96  # bytes of the standard algorithm's
@@ -192,7 +192,7 @@ def test_weights_lie_where_cudnn_wants_them(precision, algorithm, bias, layers):
         theirs = gru(x)
     for ours, expected in zip(call(x), theirs):
         assert ours.shape == expected.shape
-        torch.testing.assert_close(ours, expected, rtol=0, atol=bound(0, precision))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=compute_error_bound(0, precision))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -411,8 +411,8 @@ def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, bat
         return
 
     def check(results, x):
-        for ours, theirs, expected in zip(results, gru(x), exact(gru, x, None)):
-            allowed = PEERS_SLACK * bound((theirs.double() - expected).abs().max().item(), precision)
+        for ours, theirs, expected in zip(results, gru(x), compute_exact(gru, x, None)):
+            allowed = PEERS_SLACK * compute_error_bound((theirs.double() - expected).abs().max().item(), precision)
             assert (ours.double() - expected).abs().max().item() <= allowed
 
     check(call(x), x)

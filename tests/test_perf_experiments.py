@@ -11,15 +11,15 @@ from perf import measure, report, sweeps
 from perf.__main__ import main
 from perf.case import Case
 from perf.experiments import hand_overs, stages
-from perf.experiments.stages_kernel import STAGES, without
-from perf.tables import text
+from perf.experiments.stages_kernel import STAGES, load_scan_without
+from perf.tables import format_table
 from triton_gru.kernels import exchange, grid, isa
 from triton_gru.launch import execute
-from triton_gru.plan.device import limited
+from triton_gru.plan.device import limit_sms
 
-from .perf_calls import CPU, KNOWN, plant, rows_of
+from .perf_calls import CPU, KNOWN_FLOORS, plant, rows_of
 from .planted import H200
-from .ptx.device import emulating
+from .ptx.device import emulate_gpu
 from .test_perf_report import row, squeezed, table, written
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
@@ -50,8 +50,8 @@ def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, 
     case = Case("fp16", hidden, batch=2, steps=2)
     for stage in STAGES[kernel]:
         started.clear()
-        _, timed = measure.measure(case, [f"{STAGE}{kernel}-without-{stage}"], CPU, KNOWN)
-        assert without(kernel, stage) in started and stages.SCANS[kernel] not in started
+        _, timed = measure.measure(case, [f"{STAGE}{kernel}-without-{stage}"], CPU, KNOWN_FLOORS)
+        assert load_scan_without(kernel, stage) in started and stages.SCANS[kernel] not in started
         assert timed.status in ("ok", "noisy") and timed.n and timed.max_abs_err == "", timed
         assert timed.kernel == kernel and '"units"' in timed.config
 
@@ -60,13 +60,13 @@ def test_what_leaves_a_stage_out_computes_something_else(monkeypatch):
     """A gate that looked at its results would stop it."""
     name = "grid-without-activations"
     prepare = stages.PROVIDERS[name]
-    plant(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), judged=True))
-    _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN)
+    plant(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
+    _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN_FLOORS)
     assert timed.status == "wrong"
 
 
 def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
-    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
     arguments = ["run", "--sweep", "step-breakdown", "--rehearse", "--out", str(tmp_path), "--seconds", "0.01"]
     assert main(arguments) == 0
     rows = {each["provider"]: each for each in rows_of(tmp_path / "step-breakdown-cpu.csv")}
@@ -75,13 +75,13 @@ def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
     assert all(why in rows[name]["error"] for name, why in NOT_LEFT_OUT.items())
     timed = [each for name, each in rows.items() if name not in NOT_LEFT_OUT]
     assert all(each["status"] in ("ok", "noisy") and each["mode"] == "eager" for each in timed)
-    kernels = [without(*name.removeprefix(STAGE).split("-without-")) for name in NAMES]
+    kernels = [load_scan_without(*name.removeprefix(STAGE).split("-without-")) for name in NAMES]
     assert len({*kernels} & started) == len(NAMES) - len(NOT_LEFT_OUT)
 
 
 def test_a_kernel_that_does_not_serve_a_case_says_why():
-    with emulating(limited(H200, 64), 1):
-        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN)
+    with emulate_gpu(limit_sms(H200, 64), 1):
+        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN_FLOORS)
     assert timed.status == "unavailable" and "it takes 65 programs at once" in timed.error
 
 
@@ -89,7 +89,7 @@ def test_the_librarys_own_kernels_stay_as_they_are():
     modules = (exchange, grid, isa)
     before = [dict(vars(module)) for module in modules]
     for kernel, of_kernel in STAGES.items():
-        scans = {stages.SCANS[kernel], *(without(kernel, stage) for stage in of_kernel)}
+        scans = {stages.SCANS[kernel], *(load_scan_without(kernel, stage) for stage in of_kernel)}
         assert len(scans) == 1 + len(of_kernel)
     assert [dict(vars(module)) for module in modules] == before
 
@@ -105,7 +105,7 @@ def test_the_report_says_what_each_stage_adds(tmp_path):
     ]  # fmt: skip
     loaded = report.load([written(tmp_path / "rows.csv", rows)])
     shown = table(loaded, "Where a step's time goes: its microseconds, and how many fewer without a stage")
-    assert squeezed(text(shown).splitlines()) == [
+    assert squeezed(format_table(shown).splitlines()) == [
         "kernel precision H B T step sums waiting",
         "grid float16 512 4 512 0.8 0.1 0.5",
         "grid float16 512 16 512 1 0.25",
@@ -114,7 +114,7 @@ def test_the_report_says_what_each_stage_adds(tmp_path):
 
 @pytest.mark.parametrize("name", hand_overs.PROVIDERS)
 def test_a_hand_over_or_a_cut_is_what_runs(name, launched):
-    _, timed = measure.measure(Case("fp16", 40, 3, 3), [f"perf.experiments.hand_overs:{name}"], CPU, KNOWN)
+    _, timed = measure.measure(Case("fp16", 40, 3, 3), [f"perf.experiments.hand_overs:{name}"], CPU, KNOWN_FLOORS)
     assert timed.status in ("ok", "noisy") and timed.kernel == "grid", timed
     config = json.loads(timed.config)
     cut = "x".join(str(config[field]) for field in ("units", "batch", "tiles"))

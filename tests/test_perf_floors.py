@@ -29,7 +29,7 @@ QUICK = dataclasses.replace(CHIP, memory=1e14, launch={"eager": 0.0})  # to read
 
 
 def seconds(chip, case, mode="eager", l2="cold"):
-    return chip.of(case, mode, l2) / 1000
+    return chip.compute_floor_ms(case, mode, l2) / 1000
 
 
 def test_the_floor_counts_launch_and_work():
@@ -41,7 +41,7 @@ def test_the_floor_counts_launch_and_work():
     assert seconds(CHIP, case, "host") == pytest.approx(4e-6)
     busy = dataclasses.replace(CHIP, matrix={("float16", ""): 1e6})
     assert seconds(busy, case) == pytest.approx(5e-6 + 10 * 2 * (2 * 6 * 64) / 1e6)
-    assert CHIP.of(dataclasses.replace(case, precision="bf16"), "eager", "warm") == ""
+    assert CHIP.compute_floor_ms(dataclasses.replace(case, precision="bf16"), "eager", "warm") == ""
 
 
 def test_one_multiprocessor_makes_a_small_step_without_a_hop():
@@ -104,7 +104,7 @@ def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
     assert seconds(slow, packed) == pytest.approx(steps * 4 * 1200 / 1e3)
     assert seconds(QUICK, packed) == pytest.approx(10 * 10e-9 + 9 * 120e-9)
 
-    frame = Case("fp16", hidden=8, batch=2, steps=1, streaming=True)  # the state comes and goes
+    frame = Case("fp16", hidden=8, batch=2, steps=1, is_streaming=True)  # the state comes and goes
     assert seconds(still, frame) == pytest.approx(2 * (2 * 16 + 2 * 192 + 2 * 16) / 1e9)
 
 
@@ -169,7 +169,7 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     path.write_bytes(b"".join(lines[:-1]))  # killed before its end: not to be relied on
     assert floors.load_or_measure(tmp_path, "cpu").memory > 0
     assert len(read(path)) == 2 * len(lines) - 3
-    assert floors.load_or_measure(tmp_path, "cpu", anew=True).memory > 0
+    assert floors.load_or_measure(tmp_path, "cpu", remeasure=True).memory > 0
 
 
 def test_what_floors_are_measured_by_does_what_it_says(kernels_on_cpu):
@@ -223,9 +223,9 @@ def stub_hops(monkeypatch):
             for name, [(handover, steps)] in calls.items()
         }  # fmt: skip
 
-    for name, stub in {"Hops": Stub, "samples": samples, "graphed": lambda call: (call, None)}.items():
+    for name, stub in {"Hops": Stub, "samples": samples, "capture_graph": lambda call: (call, None)}.items():
         monkeypatch.setattr(floors, name, stub)
-    monkeypatch.setattr(floors, "find", lambda device: H200)
+    monkeypatch.setattr(floors, "find_device", lambda device: H200)
     return wrong
 
 

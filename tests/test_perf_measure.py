@@ -10,23 +10,23 @@ from perf.case import Case
 from perf.measure import Conditions, DeviceLost
 from perf.providers import streaming, torch_modules
 from perf.providers.interface import Ready, Unavailable
-from perf.record import Report
-from perf.report import against_torch, load
-from perf.run import summary
+from perf.record import TimingsCsv
+from perf.report import compare_with_nn_gru, load
+from perf.run import summarize_rows
 from triton_gru import accuracy
-from triton_gru.plan.device import limited
+from triton_gru.plan.device import limit_sms
 from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
-from .perf_calls import CPU, KNOWN, TINY, plant
+from .perf_calls import CPU, KNOWN_FLOORS, TINY, plant
 from .planted import H200
-from .ptx.device import emulating
+from .ptx.device import emulate_gpu
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
 
 
 def measured(names, case=TINY, conditions=CPU):
-    return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN)}
+    return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN_FLOORS)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
@@ -126,15 +126,15 @@ def test_what_cannot_be_measured_is_a_row_that_says_why(monkeypatch):
 
     plant(monkeypatch, "missing", unavailable)
     plant(monkeypatch, "failing", failing)
-    with emulating(limited(H200, 64), 1):
+    with emulate_gpu(limit_sms(H200, 64), 1):
         rows = measured(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
     assert (rows["missing"].status, rows["missing"].error) == ("unavailable", "the package is not here")
     assert (rows["failing"].status, rows["failing"].error) == ("failed", "ZeroDivisionError: division by zero")
     assert rows["triton_gru.grid"].status == "unavailable"
     assert "it takes 65 programs at once" in rows["triton_gru.grid"].error
     said = set()
-    assert "the package is not here" in summary(list(rows.values()), said)
-    assert "unavailable: missing, triton_gru.grid" in summary(list(rows.values()), said)
+    assert "the package is not here" in summarize_rows(list(rows.values()), said)
+    assert "unavailable: missing, triton_gru.grid" in summarize_rows(list(rows.values()), said)
 
 
 def test_a_provider_that_fails_while_it_is_timed_leaves_no_times(monkeypatch):
@@ -158,7 +158,7 @@ def test_a_provider_that_fails_while_it_is_timed_leaves_no_times(monkeypatch):
 def test_a_graph_is_judged_by_what_its_replay_writes(monkeypatch):
     """One that captured nothing, as on another stream than torch's, is wrong though the call was right."""
 
-    def graphed(function, pool=None):
+    def capture_graph(function, pool=None):
         result = tuple(each.clone() for each in function())
 
         def replay():
@@ -167,7 +167,7 @@ def test_a_graph_is_judged_by_what_its_replay_writes(monkeypatch):
 
         return replay, result
 
-    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setattr(measure, "capture_graph", capture_graph)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     both = dataclasses.replace(CPU, modes=("eager", "graph"))
     captures_nothing = False
@@ -248,7 +248,7 @@ def test_sequences_of_unequal_lengths_are_refused_by_those_that_do_not_take_them
     assert {(rows[name].status, "one direction" in rows[name].error) for name in names} == {("unavailable", True)}
 
 
-FRAMES = dataclasses.replace(TINY, steps=1, layers=2, streaming=True)
+FRAMES = dataclasses.replace(TINY, steps=1, layers=2, is_streaming=True)
 
 
 def _stream(forgetful=False, resets=True):
@@ -266,15 +266,15 @@ def _stream(forgetful=False, resets=True):
             nonlocal state
             state = None if resets else state
 
-        return Ready(call, reset=reset, refuses_graph="it has its own")
+        return Ready(call, reset=reset, no_graph_reason="it has its own")
 
     return prepare
 
 
 def test_a_stream_is_judged_from_its_reset_on_and_by_the_state_it_keeps(monkeypatch):
-    monkeypatch.setitem(providers.STREAMING, "right", _stream())
-    monkeypatch.setitem(providers.STREAMING, "forgetful", _stream(forgetful=True))
-    monkeypatch.setitem(providers.STREAMING, "not reset", _stream(resets=False))
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "right", _stream())
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "forgetful", _stream(forgetful=True))
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "not reset", _stream(resets=False))
     rows = measured(["right", "forgetful", "not reset"], FRAMES)
     assert {name: row.status for name, row in rows.items() if not row.n} == {
         "forgetful": "wrong", "not reset": "wrong",
@@ -292,7 +292,7 @@ def test_nan_is_wrong_in_a_frame_and_of_another_cell_too(monkeypatch):
         ready = providers.PROVIDERS["torch.nn.RNN"](gru, x)
         return dataclasses.replace(ready, call=lambda x: (ready.call(x)[0], ready.call(x)[1] * torch.nan))
 
-    monkeypatch.setitem(providers.STREAMING, "frames", of_a_stream)
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "frames", of_a_stream)
     plant(monkeypatch, "cell", of_a_cell)
     assert measured(["frames"], FRAMES)["frames"].status == "wrong"
     assert measured(["cell"])["cell"].status == "wrong"
@@ -300,8 +300,8 @@ def test_nan_is_wrong_in_a_frame_and_of_another_cell_too(monkeypatch):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_frames_by_every_provider_of_streams(layers, launched):
-    rows = measured(providers.STREAMING, dataclasses.replace(FRAMES, layers=layers))
-    assert list(rows) == list(providers.STREAMING)
+    rows = measured(providers.STREAMING_PROVIDERS, dataclasses.replace(FRAMES, layers=layers))
+    assert list(rows) == list(providers.STREAMING_PROVIDERS)
     assert {f"{kernel}_scan" for kernel in ("block", "grid")} <= set(launched)
     for row in rows.values():
         assert row.status in ("ok", "noisy"), row.error
@@ -323,13 +323,13 @@ def test_streams_and_whole_sequences_are_not_taken_for_each_other():
 def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
     """Its replays are judged one after the other; one whose state stays behind is wrong."""
 
-    def graphed(function, pool=None):
+    def capture_graph(function, pool=None):
         result = function().clone()
         return (lambda: result.copy_(function())), result
 
-    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setattr(measure, "capture_graph", capture_graph)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
-    monkeypatch.setitem(providers.STREAMING, "own graph", _stream())
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "own graph", _stream())
     both = dataclasses.replace(CPU, modes=("eager", "graph"))
     names = ["torch.nn.GRUCell", "triton_gru", "own graph"]
     rows = measured(names, FRAMES, both)
@@ -341,7 +341,7 @@ def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
         zeros = x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
         return dataclasses.replace(ready, captured=lambda x: gru(x, zeros)[0])
 
-    monkeypatch.setitem(providers.STREAMING, "left behind", left_behind)
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "left behind", left_behind)
     rows = measured(["left behind"], FRAMES, both)
     assert (rows["left behind"].n > 0, rows["left behind+graph"].status) == (True, "wrong")
 
@@ -359,10 +359,10 @@ def test_all_rounds_are_written_in_their_order_and_paired_in_the_report(tmp_path
     planted = {"torch.nn.GRU": [300.0, 2.469134, 0.00002], "triton_gru": [100.0, 1.234567, 0.00001]}
     monkeypatch.setattr(measure, "samples", lambda calls, *_, **__: {name: planted[name] for name in calls})
     plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
-    written = Report(tmp_path / "rows.csv", "cpu")
+    written = TimingsCsv(tmp_path / "rows.csv", "cpu")
     written.add(*measured(["triton_gru", "wrong"]).values())
     assert [row["samples_ms"] for row in written.rows()] == ["300 2.4691 2e-05", "100 1.2346 1e-05", ""]
-    assert against_torch(load([written.path]))["times faster"].tolist() == [2.0]
+    assert compare_with_nn_gru(load([written.path]))["times faster"].tolist() == [2.0]
 
 
 def test_rounds_asked_for_are_taken_though_all_is_quiet():

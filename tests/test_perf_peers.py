@@ -19,9 +19,9 @@ from perf import measure, providers
 from perf.case import Case
 from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
 from perf.providers.interface import Ready, Unavailable
-from perf.providers.torch_modules import cell_like
+from perf.providers.torch_modules import make_cell_like
 
-from .perf_calls import CPU, KNOWN, TINY
+from .perf_calls import CPU, KNOWN_FLOORS, TINY
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, False)])
@@ -52,7 +52,7 @@ def test_a_peer_that_is_not_installed(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     for name in ("gru_qat.scan", "gru_qat.persistent", "flashrnn", "flashrnn.lstm", "flax.scan"):
         with pytest.raises(Unavailable, match=r"cannot be imported: pip install (gru-qat|flashrnn|jax)"):
-            providers.make_ready(name, nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=False)
+            providers.make_ready(name, nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=False)
 
 
 def test_a_peer_on_a_gpu_is_asked_only_what_it_serves():
@@ -110,15 +110,15 @@ def test_gru_qat_tunes_anew_for_each_case_and_takes_the_fastest_blocks(monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
     monkeypatch.setattr(gru_qat, "samples", lambda calls, *_: {name: [9.0 - i] for i, name in enumerate(calls)})
     gru, x = nn.GRU(7, 64), torch.randn(5, 3, 7)
-    ready = providers.make_ready("gru_qat.scan", gru, x, streaming=False)
+    ready = providers.make_ready("gru_qat.scan", gru, x, is_streaming=False)
     assert (ready.kernel, ready.config, ready.config_source) == ("scan", "BLOCK_B: 16", "autotuned")
     torch.testing.assert_close(ready.call(x), gru(x))
-    ready = providers.make_ready("gru_qat.persistent", gru, x, streaming=False)
+    ready = providers.make_ready("gru_qat.persistent", gru, x, is_streaming=False)
     assert (ready.kernel, ready.config) == ("persistent", "{'block_b': 8, 'block_oh': 64, 'block_k': 32}")
     torch.testing.assert_close(ready.call(x), gru(x))
     chip.multi_processor_count = 0
     with pytest.raises(Unavailable, match="more than 0 processors"):
-        providers.make_ready("gru_qat.persistent", gru, x, streaming=False)
+        providers.make_ready("gru_qat.persistent", gru, x, is_streaming=False)
 
 
 def test_gru_qat_has_no_products_in_ieee(monkeypatch):
@@ -184,11 +184,11 @@ def test_flashrnn_is_handed_the_weights(cases, function, monkeypatch, tf32):
     monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
     gru, x = cases
-    ready = providers.make_ready("flashrnn" if function == "gru" else "flashrnn.lstm", gru, x, streaming=False)
+    ready = providers.make_ready("flashrnn" if function == "gru" else "flashrnn.lstm", gru, x, is_streaming=False)
     assert ready.kernel == ("alternating" if function == "gru" else "fused")
     got = "cuda, float32 in IEEE" if function == "gru" else "cuda_fused"
     assert ready.config == f"asked for cuda_fused, got {got}"
-    assert bool(ready.refuses_graph) == (function == "gru")
+    assert bool(ready.no_graph_reason) == (function == "gru")
     if function == "gru":
         torch.testing.assert_close(ready.call(x), gru(x))
     else:
@@ -197,7 +197,7 @@ def test_flashrnn_is_handed_the_weights(cases, function, monkeypatch, tf32):
 
 @pytest.mark.parametrize("backend", flashrnn.KERNELS)
 def test_both_kernels_of_flashrnn_would_serve_an_lstm_with_biases(backend):
-    lstm, _ = cell_like(nn.LSTM, nn.GRU(7, 20, 2))
+    lstm, _ = make_cell_like(nn.LSTM, nn.GRU(7, 20, 2))
     config = FlashRNNConfig(backend, "lstm", output_shape="STBHD", **flashrnn.KERNELS[backend][1])
     x = torch.randn(5, 3, 7)
     output, (h_n, _) = lstm(x)
@@ -300,10 +300,10 @@ def jax(monkeypatch):
 def test_flax_is_handed_the_weights_and_waited_for(layers, bias, bidirectional, jax):
     gru = nn.GRU(7, 20, layers, bias=bias, bidirectional=bidirectional)
     x = torch.randn(5, 3, 7)
-    ready = providers.make_ready("flax.scan", gru, x, streaming=False)
+    ready = providers.make_ready("flax.scan", gru, x, is_streaming=False)
     torch.testing.assert_close(ready.call(ready.lay_out(x)), gru(x))
     assert (jax.waited, jax.precisions) == (1, ["highest"])
-    assert "stream of its own" in ready.refuses_graph
+    assert "stream of its own" in ready.no_graph_reason
 
 
 def test_flax_follows_the_precision_and_has_the_device(jax, tf32):
@@ -360,19 +360,19 @@ def brought(tmp_path, monkeypatch):
 def test_a_provider_from_elsewhere_is_gated_and_timed_under_its_name(brought):
     names = [f"{brought}:{name}" for name in ("plain", "ready", "wrong")]
     providers.require_known([*names, "triton_gru", "torchrl"])
-    rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN)}
+    rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN_FLOORS)}
     assert list(rows) == ["torch.nn.GRU", *names]
     assert all(rows[name].n > 0 and rows[name].max_abs_err < 1e-5 for name in names[:2])
     assert [rows[name].kernel for name in names] == ["", "mine", ""]
     assert rows[names[2]].status == "wrong"
     with pytest.raises(Unavailable, match="not called here frame by frame"):
-        providers.make_ready(names[0], nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=True)
+        providers.make_ready(names[0], nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=True)
 
 
 def test_a_ready_from_elsewhere_is_taken_as_it_is(monkeypatch):
-    ready = Ready(lambda x: x, refuses_graph="a reason")
+    ready = Ready(lambda x: x, no_graph_reason="a reason")
     monkeypatch.setitem(sys.modules, "elsewhere", types.SimpleNamespace(peer=lambda gru, x: ready))
-    assert providers.make_ready("elsewhere:peer", nn.GRU(4, 4), torch.zeros(1, 1, 4), streaming=False) is ready
+    assert providers.make_ready("elsewhere:peer", nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=False) is ready
 
 
 def batch_first_gru(wx, recurrent, bias, initial, cell):

@@ -31,7 +31,7 @@ def drawn(tmp_path):
 
     def drawn(draw, rows, before=()):
         loaded, older = (report.load([written(tmp_path / "rows.csv", each)]) for each in (rows, before))
-        draw(compare.compared(older, loaded) if draw is plot.before_after else loaded, figures := {})
+        draw(compare.compare_rows(older, loaded) if draw is plot.before_after else loaded, figures := {})
         return figures
 
     return drawn

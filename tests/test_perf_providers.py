@@ -13,7 +13,7 @@ from perf.case import Case
 from perf.providers import compiled, ours, torchrl
 from perf.providers.interface import Unavailable
 from triton_gru.launch.kernel_launch import Launch
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.tuning.compile_pool import compile_candidate
 
 TORCHRL_MODULES = [
@@ -112,7 +112,7 @@ def on_the_cpu(kernels_on_cpu, monkeypatch):
 def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypatch):
     noted = []
     compiled = types.SimpleNamespace(asm={})
-    monkeypatch.setattr(ours, "find", lambda device: KNOWN["H200"])
+    monkeypatch.setattr(ours, "find_device", lambda device: KNOWN_DEVICES["H200"])
     monkeypatch.setattr(
         Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)) or compiled
     )
@@ -142,9 +142,9 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
 
 def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):
     calls, planned = [], []
-    monkeypatch.setattr(precompile, "in_parallel", calls.extend)
+    monkeypatch.setattr(precompile, "run_in_parallel", calls.extend)
     monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
-    frame = Case("fp32", hidden=16, batch=2, steps=1, streaming=True)
+    frame = Case("fp32", hidden=16, batch=2, steps=1, is_streaming=True)
     sequence = Case("fp32", hidden=16, batch=2, steps=3)
     names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl", "perf.experiments.stages:block-without-output"]
     precompile.compile_ahead([(frame, names), (sequence, names)])
@@ -184,15 +184,15 @@ def test_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
 @pytest.mark.parametrize("kernel, steps", [("block", 3), ("grid", 3), ("step", 1)])
 def test_launches_alone_compute_the_same(kernel, steps, device, launched):
     gru = nn.GRU(4, 20, device=device).eval()
-    ready = ours.launches(gru, torch.randn(steps, 3, 4, device=device), kernel)
+    ready = ours.prepare_launches(gru, torch.randn(steps, 3, 4, device=device), kernel)
     inputs = torch.randn(2, steps, 3, 4, device=device)
-    expected = [ours.Variant(kernel).module(gru)(x) for x in inputs]
+    expected = [ours.BackendProvider(kernel).module(gru)(x) for x in inputs]
     for _ in range(2):
         launched.clear()
         for x, (output, h_n) in zip(inputs, expected):
             actual = ready.call(x)
             assert torch.equal(actual[0], output) and torch.equal(actual[1], h_n)
-        assert launched.only_by(kernel)
+        assert launched.has_only(kernel)
     assert ready.call(inputs[0])[0] is ready.call(inputs[0])[0], "nothing is made for a call"
     with pytest.raises(Unavailable, match="nn.GRU serves the call"):
-        ours.launches(gru, inputs[0], "torch")
+        ours.prepare_launches(gru, inputs[0], "torch")

@@ -15,7 +15,7 @@ import torch
 from perf import compare, report
 from perf.__main__ import main
 from perf.record import COLUMNS, Row
-from perf.tables import text
+from perf.tables import format_table
 
 RESULTS = pathlib.Path(report.__file__).with_name("results")
 BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512, l2="warm")
@@ -94,7 +94,7 @@ def paired(loaded):
     """Return the ratio of two rows of samples, and the ends of its interval."""
 
     def paired(theirs, ours):
-        speedups = report.against_torch(loaded([sampled("torch.nn.GRU", theirs), sampled("triton_gru", ours)]))
+        speedups = report.compare_with_nn_gru(loaded([sampled("torch.nn.GRU", theirs), sampled("triton_gru", ours)]))
         return speedups.loc[0, ["times faster", "low", "high"]].tolist()
 
     return paired
@@ -321,14 +321,14 @@ def test_the_report_in_both_forms(tmp_path, capsys):
 
 def test_words_are_to_the_left_and_numbers_of_three_digits_to_the_right():
     frame = pd.DataFrame({"a word": ["x|y", "1.23456"], "n": [1, 12345], "ratio": [0.0123456, 12345.6]})
-    assert text(frame).splitlines() == [
+    assert format_table(frame).splitlines() == [
         "a word       n   ratio", "x/y          1  0.0123", "1.23456  12345   12346",
     ]  # fmt: skip
-    assert text(frame, "pipe").splitlines() == [
+    assert format_table(frame, "pipe").splitlines() == [
         "| a word  |     n |  ratio |", "|:--------|------:|-------:|", "| x/y     |     1 | 0.0123 |",
         "| 1.23456 | 12345 |  12346 |",
     ]  # fmt: skip
-    assert text(frame[:0]) == "none"
+    assert format_table(frame[:0]) == "none"
 
 
 def test_a_report_without_rows(tmp_path, capsys):
@@ -387,5 +387,5 @@ def test_compare_takes_the_last_of_each(tmp_path):
     again = [row("a", 1.0), row("a", 2.0, run_id="2")]
     assert compared(tmp_path, again, [row("a", 2.0)]) == 0
     assert isinstance(
-        compare.compared(report.load([tmp_path / "0.csv"]), report.load([tmp_path / "1.csv"])), pd.DataFrame
+        compare.compare_rows(report.load([tmp_path / "0.csv"]), report.load([tmp_path / "1.csv"])), pd.DataFrame
     )

@@ -19,13 +19,13 @@ from perf.measure import Conditions
 from perf.report import load
 from triton_gru.plan.problem import LAYOUTS
 
-from .perf_calls import KNOWN, TINY, plant, read, rows_of
+from .perf_calls import KNOWN_FLOORS, TINY, plant, read, rows_of
 
 pytestmark = pytest.mark.usefixtures("few_calls")
 
 
 def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, monkeypatch):
-    """The culprit is left out there; a case whose yardstick is the culprit altogether."""
+    """The culprit is left out there; a case whose baseline is the culprit altogether."""
     started = []
     monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
     monkeypatch.setattr(measure, "is_lost", lambda: True)
@@ -51,7 +51,7 @@ def two_cases(monkeypatch):
     cases = TINY, dataclasses.replace(TINY, batch=3)
     sweep = sweeps.Sweep("smoke", "?", 1, ("handwritten",), cases)
     monkeypatch.setitem(sweeps.SWEEPS, "smoke", sweep)
-    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
 
 
 def run(out, *more):
@@ -150,7 +150,7 @@ def test_sweeps_have_the_values_they_are_to_have():
     assert both[1::2] == tuple(dataclasses.replace(case, directions=1) for case in both[::2])
     assert {case.directions for case in both[::2]} == {2}
     frames = sweeps.SWEEPS["streaming"]
-    assert {(case.steps, case.streaming, case.layers) for case in frames.cases} == {(1, True, 1), (1, True, 2)}
+    assert {(case.steps, case.is_streaming, case.layers) for case in frames.cases} == {(1, True, 1), (1, True, 2)}
     rounds = {sweep.name: sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep.rounds}
     assert rounds == {"streaming": 1000, "step-breakdown": 50}
     steps = sweeps.SWEEPS["step-breakdown"]
@@ -160,16 +160,16 @@ def test_sweeps_have_the_values_they_are_to_have():
         if any(case.precision == "bf16" for case in sweep.cases):
             assert "cudnn.standard" in sweep.providers, "torch compacts bf16 weights on every call"
         providers.require_known(sweep.providers)
-        assert sweep is not frames or set(sweep.providers) <= set(providers.STREAMING)
+        assert sweep is not frames or set(sweep.providers) <= set(providers.STREAMING_PROVIDERS)
         assert len(set(sweep.cases)) == len(sweep.cases) <= 48 and sweep.seconds <= 170
-        assert f"  {name} " in sweeps.described()
+        assert f"  {name} " in sweeps.describe_sweeps()
 
 
 def test_on_a_cpu_a_sweep_is_in_fp32_and_without_graphs():
-    sweep = sweeps.on_cpu(sweeps.SWEEPS["cells"])
+    sweep = sweeps.fit_to_cpu(sweeps.SWEEPS["cells"])
     assert {case.precision for case in sweep.cases} == {"fp32"}
     assert len(sweep.cases) == 8
-    assert sweep.modes == sweeps.on_cpu(sweeps.SWEEPS["step-breakdown"]).modes == ("eager",)
+    assert sweep.modes == sweeps.fit_to_cpu(sweeps.SWEEPS["step-breakdown"]).modes == ("eager",)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -200,7 +200,7 @@ def test_sequences_are_as_long_as_the_case_says(layout):
 
 
 def test_what_a_case_is_of_stands_in_its_name_and_row():
-    case = Case("fp16", 8, 2, 1, layers=2, directions=2, layout="packed", streaming=True, input_size=5)
+    case = Case("fp16", 8, 2, 1, layers=2, directions=2, layout="packed", is_streaming=True, input_size=5)
     assert str(case) == "fp16 H=8 B=2 T=1 I=5 layers=2 directions=2 packed streaming"
     row = case.row()
     assert (row.I, row.layers, row.directions, row.layout, row.variant) == (5, 2, 2, "packed", "streaming")
@@ -230,7 +230,7 @@ def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch)
 
 
 def test_every_sweep_can_be_rehearsed(tmp_path, kernels_on_cpu, monkeypatch):
-    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
     for name in sweeps.SWEEPS:
         provider = REHEARSED_BY.get(name, "handwritten")
         options = ["--out", str(tmp_path), "--rehearse", "--seconds", "0.02", "--provider", provider]
@@ -254,7 +254,7 @@ def test_no_gru_may_be_timed_whose_weights_torch_copies_but_in_bfloat16(precisio
         return []
 
     monkeypatch.setattr("perf.run.measure", measure)
-    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
     sweep = sweeps.Sweep("smoke", "?", 1, (), (dataclasses.replace(TINY, precision=precision),))
     conditions = Conditions("cpu", ("eager",), "warm", 0.01)
     with ends_in:

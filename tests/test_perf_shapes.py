@@ -11,14 +11,14 @@ import triton_gru
 from perf.__main__ import main, parse
 from perf.case import Case
 from perf.providers import PROVIDERS
-from perf.shapes import own
+from perf.shapes import build_sweep
 from perf.sweeps import EVERYONE
 
-from .perf_calls import KNOWN, rows_of
+from .perf_calls import KNOWN_FLOORS, rows_of
 
 
 def cases(*arguments):
-    return own(parse(["run", *map(str, arguments)])).cases
+    return build_sweep(parse(["run", *map(str, arguments)])).cases
 
 
 def test_a_shape_is_what_the_options_say():
@@ -48,12 +48,12 @@ def test_what_is_no_shape_is_refused(arguments, capsys):
 def test_everyone_is_asked():
     assert {"triton_gru", "cudnn.standard", "torchrl", "gru_qat.scan", "flashrnn", "flax.scan"} <= set(EVERYONE)
     assert set(EVERYONE) <= set(PROVIDERS)
-    assert own(parse(["run", "--hidden", "8"])).providers == EVERYONE
+    assert build_sweep(parse(["run", "--hidden", "8"])).providers == EVERYONE
 
 
 @pytest.fixture
 def run_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN)
+    monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
 
     def run_own(*arguments):
         options = ["--seconds", "0.02", "--out", str(tmp_path), "--provider", "triton_gru"]

@@ -17,14 +17,14 @@ from triton_gru.accuracy import PRECISIONS
 from triton_gru.launch import execute
 from triton_gru.plan import device as devices
 from triton_gru.plan.config import BlockConfig
-from triton_gru.plan.device import KNOWN, find, limited, most_sms
+from triton_gru.plan.device import KNOWN_DEVICES, find_device, limit_sms, read_max_sms
 from triton_gru.plan.heuristic import HEURISTICS, block_config, grid_config, heuristic
-from triton_gru.plan.planner import BACKENDS, KERNELS, choose, forget
+from triton_gru.plan.planner import BACKENDS, KERNELS, choose, clear_plan_cache
 from triton_gru.plan.problem import LAYOUTS, Problem
 from triton_gru.plan.tables import lookup, store
-from triton_gru.plan.validity import for_problem, why_not
+from triton_gru.plan.validity import adapt_config, unsupported_config_reason
 from triton_gru.triton_versions import copies_shared_operands
-from triton_gru.tuning.example import example
+from triton_gru.tuning.example import open_example
 from triton_gru.tuning.space import candidates
 
 from . import planted
@@ -41,7 +41,7 @@ def change(**fields):
     return dataclasses.replace(PROBLEM, **fields)
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
 @pytest.mark.parametrize(
     "dtype, hidden",
     [(torch.float32, 25), (torch.float32, 64), (torch.float16, 25), (torch.float16, 128), (torch.bfloat16, 64)],
@@ -51,8 +51,8 @@ def test_auto_takes_block_where_it_is_faster(device, dtype, hidden):
     assert plan.kernel == "block"
     assert plan.config.padded_hidden >= hidden
     assert plan.source == "heuristic"
-    assert {kernel for kernel, _ in plan.rejected} == {"grid", "step", "torch"}
-    assert all(why.startswith("estimated ") for _, why in plan.rejected)
+    assert {kernel for kernel, _ in plan.rejection_reasons} == {"grid", "step", "torch"}
+    assert all(why.startswith("estimated ") for _, why in plan.rejection_reasons)
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,22 @@ def test_auto_takes_block_where_it_is_faster(device, dtype, hidden):
             "hidden_size 4096 is too large: W_hh in float16 needs 96.1 MiB ",
         ),
         ({"dtype": torch.float64}, "no kernel for float64"),
-        ({"obstacle": "autocast is on strike"}, "autocast"),
+        ({"unsupported_reason": "autocast is on strike"}, "autocast"),
     ],
 )
 def test_auto_goes_to_torch_and_says_why(fields, why):
     plan = choose(change(**fields), H200)
     assert plan.kernel == "torch"
     assert plan.config is None
-    assert plan.rejected[0][0] == "block"
-    assert plan.rejected[0][1].startswith(why)
+    assert plan.rejection_reasons[0][0] == "block"
+    assert plan.rejection_reasons[0][1].startswith(why)
     assert why in str(plan)
     with pytest.raises(RuntimeError, match="cannot serve this call"):
         choose(change(**fields), H200, "block")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device", [None, T4, *KNOWN.values()], ids=lambda d: d.name if d else "cpu")
+@pytest.mark.parametrize("device", [None, T4, *KNOWN_DEVICES.values()], ids=lambda d: d.name if d else "cpu")
 def test_reset_before(backend, device):
     """As reset after, but that torch has none: where no kernel serves the call, it is the reference."""
     after, before = PROBLEM, change(reset_after=False)
@@ -118,10 +118,10 @@ def test_a_key_is_of_the_largest_problem_that_it_holds_for():
     )
     key = problem.key()
     assert key.batch == 64 and change(batch_size=0).key().batch == 1
-    assert key.problem() == dataclasses.replace(problem, batch_size=64) and key.problem().key() == key
+    assert key.to_problem() == dataclasses.replace(problem, batch_size=64) and key.to_problem().key() == key
     for fields in ({"dtype": "float64"}, {"dtype": "nonsense"}, {"directions": 3}):
         with pytest.raises(ValueError, match="no kernel serves"):
-            dataclasses.replace(key, **fields).problem()
+            dataclasses.replace(key, **fields).to_problem()
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_a_key_is_of_the_largest_problem_that_it_holds_for():
     [({}, True), ({"steps": 2}, False), ({"layout": "lengths"}, False), ({"resets": True}, False)],
 )
 def test_a_single_step_is_of_dense_input_without_resets(fields, single):
-    assert change(**{"steps": 1, **fields}).single_step == single
+    assert change(**{"steps": 1, **fields}).is_single_step == single
 
 
 def test_cpu_tensors_go_to_torch():
-    assert find(torch.device("cpu")) is None
+    assert find_device(torch.device("cpu")) is None
     assert choose(PROBLEM, None).kernel == "torch"
     with pytest.raises(RuntimeError, match="the kernels need an NVIDIA GPU"):
         choose(PROBLEM, None, "block")
@@ -143,7 +143,7 @@ def test_rocm_has_no_device(monkeypatch):
     """There a gfx942 has the compute capability 9.4."""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(devices, "_find_gpu", lambda index: dataclasses.replace(H200, arch="sm_94"))
-    assert find(torch.device("cuda", 0)) is None
+    assert find_device(torch.device("cuda", 0)) is None
 
 
 INTERPRETED = """
@@ -152,7 +152,7 @@ gru = triton_gru.GRU(3, 4).eval()
 x = torch.randn(2, 1, 3)
 assert torch.equal(gru(x)[0], torch.nn.GRU.forward(gru, x)[0])
 print(gru.plan(x))
-print(triton_gru.plan.device.find(torch.device("cuda", 0)))
+print(triton_gru.plan.device.find_device(torch.device("cuda", 0)))
 gru.backend = "block"
 try:
     gru(x)
@@ -175,7 +175,7 @@ def test_kernels_made_to_be_interpreted_are_not_run():
 def test_auto_leaves_to_torch_what_is_expected_to_be_slower():
     ieee = change(dtype=torch.float32, hidden_size=128, batch_size=512)
     assert choose(ieee, H200).kernel == "torch"
-    assert dict(choose(ieee, H200).rejected)["block"].startswith("estimated ")
+    assert dict(choose(ieee, H200).rejection_reasons)["block"].startswith("estimated ")
     assert choose(ieee, H200, "block").kernel == "block"
     assert choose(dataclasses.replace(ieee, precision="tf32"), H200).kernel == "block"
 
@@ -184,7 +184,7 @@ def test_an_old_gpu_is_refused():
     plan = choose(PROBLEM, T4)
     assert plan.kernel == "torch"
     why = "needs compute capability 8.0 or later, T4 has 7.5"
-    assert plan.rejected == (("block", why), ("grid", why), ("step", why))
+    assert plan.rejection_reasons == (("block", why), ("grid", why), ("step", why))
     for kernel in KERNELS:
         with pytest.raises(RuntimeError, match=why) as refused:
             choose(PROBLEM, T4, kernel)
@@ -217,7 +217,7 @@ def test_an_old_gpu_is_refused():
 def test_auto_above_what_one_program_holds(fields, kernel):
     plan = choose(change(**fields), H200)
     assert plan.kernel == kernel
-    why = dict(plan.rejected)
+    why = dict(plan.rejection_reasons)
     assert "too large" in why["block"] or why["block"].startswith("estimated ")
     assert set(why) == {"block", "grid", "step", "torch"} - {kernel}
 
@@ -241,14 +241,14 @@ def test_both_directions_share_the_chip_where_it_has_room():
         config = choose(change(hidden_size=hidden, batch_size=batch, bidirectional=True), H200).config
         assert (config.directions, config.copies) == (at_once, copies), hidden
         assert config.directions * config.copies * config.programs <= H200.sms
-        assert config.rounds(batch, 2) == 2 // at_once
+        assert config.count_rounds(batch, 2) == 2 // at_once
     # What no longer fits beside the other direction is cut into fewer programs of more units.
     assert grid_config(1024, 16, 1, torch.float16, "ieee", H200).units == 16
     assert grid_config(1024, 16, 2, torch.float16, "ieee", H200).units == 32
 
 
 def test_auto_leaves_to_torch_what_reads_too_much_of_the_state():
-    reasons = dict(choose(change(hidden_size=2048, batch_size=64), H200).rejected)
+    reasons = dict(choose(change(hidden_size=2048, batch_size=64), H200).rejection_reasons)
     assert re.search(r"estimated .* bytes \d", reasons["grid"])
 
 
@@ -276,7 +276,7 @@ def test_rows_that_are_not_there_are_not_handed_over():
 @pytest.mark.parametrize("rows, batch, kept", [(2, 1, 2), (4, 1, 1), (8, 4, 8), (4, 4, 4), (1, 3, 4), (8, 9, 8)])
 def test_a_tuned_configuration_keeps_its_rows_for_the_batch_it_was_found_for(rows, batch, kept):
     config = dataclasses.replace(grid_config(512, 1, 1, torch.float16, "ieee", H200), rows=rows)
-    assert for_problem(config, change(hidden_size=512, batch_size=batch), H200).rows == kept
+    assert adapt_config(config, change(hidden_size=512, batch_size=batch), H200).rows == kept
 
 
 def test_many_programs_wait_for_one_word_of_a_tile():
@@ -290,20 +290,22 @@ def test_many_programs_wait_for_one_word_of_a_tile():
 def test_16_rows_and_several_tiles_are_too_much_for_block():
     """They spill, and such a kernel has accessed memory that is not there, on an H200."""
     problem = change(hidden_size=192, batch_size=64)
-    assert "too few registers" in why_not(BlockConfig(64, 3, 16, 1, 3, 4), problem, H200)
-    assert why_not(BlockConfig(64, 3, 8, 1, 3, 4), problem, H200) == ""
-    assert why_not(BlockConfig(128, 1, 16, 1, 3, 8), change(hidden_size=128, batch_size=64), H200) == ""
+    assert "too few registers" in unsupported_config_reason(BlockConfig(64, 3, 16, 1, 3, 4), problem, H200)
+    assert unsupported_config_reason(BlockConfig(64, 3, 8, 1, 3, 4), problem, H200) == ""
+    assert (
+        unsupported_config_reason(BlockConfig(128, 1, 16, 1, 3, 8), change(hidden_size=128, batch_size=64), H200) == ""
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_same_chip_with_other_memory_is_planned_alike(kernel):
     """Up to 4096 hidden units. So what is compiled for an H200 is proven for all three."""
-    devices = [dataclasses.replace(KNOWN[name], name="a Hopper") for name in ("H200", "H100", "GH200")]
+    devices = [dataclasses.replace(KNOWN_DEVICES[name], name="a Hopper") for name in ("H200", "H100", "GH200")]
     for hidden, batch, numbers in itertools.product((25, 128, 512, 2048, 4096), (1, 64, 1000), PRECISIONS.values()):
         assert len({HEURISTICS[kernel](hidden, batch, 1, *numbers, device) for device in devices}) == 1
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_grid_is_never_larger_than_the_chip(device, dtype, precision):
@@ -326,7 +328,7 @@ ANYHOW = pairwise(
 )
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
 def test_any_size_is_planned_launched_and_tuned(device):
     for (batch, steps, hidden), how in zip(ANY_SIZE, itertools.cycle(ANYHOW)):
         inputs, layers, bidirectional, precision, reset_after, layout = how
@@ -338,17 +340,17 @@ def test_any_size_is_planned_launched_and_tuned(device):
         )
         assert choose(problem, device).kernel in BACKENDS
         for candidate in candidates(problem, device):
-            assert why_not(candidate.config, problem, device) == "", candidate
-        with example(problem, "meta") as each:
+            assert unsupported_config_reason(candidate.config, problem, device) == "", candidate
+        with open_example(problem, "meta") as each:
             for kernel in KERNELS:
                 config = heuristic(kernel, problem, device)
                 if isinstance(config, str):
                     continue
                 assert choose(problem, device, kernel).config == config
-                assert why_not(config, problem, device) == "", config
+                assert unsupported_config_reason(config, problem, device) == "", config
                 made = list(execute.launches(each.call, config, device, *execute.allocate(each.call)))
                 assert (len(made) > 0) == (batch > 0)
-                assert all(min(started.grid) > 0 for started in made)
+                assert all(min(started.programs) > 0 for started in made)
 
 
 def test_no_kernel_is_taken_for_a_cell_without_features():
@@ -365,7 +367,7 @@ def test_programs_get_wider_only_when_the_device_is_full():
     assert block_config(128, 8 * 132, 1, torch.float16, "ieee", H200).batch == 8
     assert block_config(128, 8 * 132 + 1, 1, torch.float16, "ieee", H200).batch == 16
     assert block_config(128, 1 << 20, 1, torch.float32, "tf32", H200).batch == 8
-    assert block_config(128, 1 << 20, 1, torch.float16, "ieee", KNOWN["B200"]).batch == 8
+    assert block_config(128, 1 << 20, 1, torch.float16, "ieee", KNOWN_DEVICES["B200"]).batch == 8
 
 
 FIELDS = "units=16, programs=32, batch=8, rows=8, tiles=1, copies=2, slices=4, register_tiles=12, handover=flag"
@@ -420,7 +422,7 @@ RESTARTED = dataclasses.replace(USUAL, dtype=torch.float64, resets=True, reverse
 @pytest.mark.parametrize(
     "problem, device, backend, text",
     [
-        (USUAL, H200, "auto", ESTIMATED), (OTHER, KNOWN["A100"], "step", BY_NAME), (USUAL, None, "auto", WITHOUT_GPU),
+        (USUAL, H200, "auto", ESTIMATED), (OTHER, KNOWN_DEVICES["A100"], "step", BY_NAME), (USUAL, None, "auto", WITHOUT_GPU),
         (LARGE, H200, "auto", FALLBACK), (RESTARTED, H200, "auto", REFERENCE),
     ],
     ids=["estimated", "by name", "without a GPU", "fallback", "reference"],
@@ -430,8 +432,10 @@ def test_a_plan_reads_as_a_report(problem, device, backend, text, tables):
 
 
 def test_a_measured_plan_reads_as_a_report(tables):
-    fields = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(planted.ONE).items())
-    path = store.save([planted.entry(USUAL, "grid", grid=(planted.ONE, 0.08123), torch=(None, 1.2))], H200, tables)
+    fields = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(planted.ONE_CONFIG).items())
+    path = store.save(
+        [planted.make_entry(USUAL, "grid", grid=(planted.ONE_CONFIG, 0.08123), torch=(None, 1.2))], H200, tables
+    )
     expected = f"""\
 grid: no other was clearly faster when measured, nor was nn.GRU, eager or in a CUDA graph
   call       T=100 B=16 I=512 H=512, 1 layer, float16
@@ -448,9 +452,9 @@ grid: no other was clearly faster when measured, nor was nn.GRU, eager or in a C
     # The configuration alone holds for other layers.
     other = str(choose(dataclasses.replace(USUAL, num_layers=2), H200, "grid"))
     assert f"(tuned: table {path}, of 2026-01-02)\n" in other and "\n  estimated  " in other
-    store.save([planted.entry(USUAL, "torch", grid=(planted.ONE, 2.0), torch=(None, 1.2))], H200, tables)
-    lookup.forget()
-    forget()
+    store.save([planted.make_entry(USUAL, "torch", grid=(planted.ONE_CONFIG, 2.0), torch=(None, 1.2))], H200, tables)
+    lookup.clear_table_cache()
+    clear_plan_cache()
     assert (
         str(choose(USUAL, H200))
         == f"""\
@@ -475,7 +479,9 @@ def test_every_plan_has_numbers_for_people():
             resets=drawn.random() < 0.2,
         )  # fmt: skip
         try:
-            text = str(choose(problem, drawn.choice([None, T4, *KNOWN.values()]), drawn.choice(("auto", *KERNELS))))
+            text = str(
+                choose(problem, drawn.choice([None, T4, *KNOWN_DEVICES.values()]), drawn.choice(("auto", *KERNELS)))
+            )
         except RuntimeError as refusal:
             text = str(refusal)
         assert not re.search(r"\de[+-]|16 \(ieee\)|64 \(ieee\)|by count|torch's|\(tf32\)|nan|\binf\b", text), text
@@ -494,7 +500,7 @@ def test_the_module_plans_what_it_runs(device):
     x = torch.randn(100, 4, 32, device=device, dtype=torch.float16)
     plan = gru.plan(x)
     assert plan.problem == PROBLEM
-    assert plan.config == block_config(64, 4, 1, torch.float16, "ieee", find(x.device))
+    assert plan.config == block_config(64, 4, 1, torch.float16, "ieee", find_device(x.device))
     assert isinstance(plan.config, BlockConfig)
     cell = triton_gru.GRUCell(32, 64, device=device, dtype=torch.float16, backend="block").eval()
     assert cell.plan(x[0]).problem == change(steps=1)
@@ -515,21 +521,21 @@ def test_precision_follows_torchs_setting_for_recurrent_networks(setting, precis
 
 def test_a_part_of_the_chip(monkeypatch):
     """It is a device of its own to plans, to tables and to their files."""
-    part = limited(H200, 64)
+    part = limit_sms(H200, 64)
     plan = choose(change(hidden_size=1024, batch_size=64), part, "grid")
     assert plan.config.programs * plan.config.copies <= 64
     assert "H200, 64 SMs" in str(plan)
-    assert store.described(part) == {"name": "H200, 64 SMs", "cc": 90, "sms": 64}
+    assert store.describe_device(part) == {"name": "H200, 64 SMs", "cc": 90, "sms": 64}
     assert store.file_name(part) == "H200-64-SMs.json"
-    assert limited(H200, 132) is limited(H200, 500) is limited(H200, None) is H200
-    assert isinstance(heuristic("grid", change(hidden_size=2048), limited(H200, 100)), str)
+    assert limit_sms(H200, 132) is limit_sms(H200, 500) is limit_sms(H200, None) is H200
+    assert isinstance(heuristic("grid", change(hidden_size=2048), limit_sms(H200, 100)), str)
     for text, sms in (("", None), ("64", 64), (" 7 ", 7)):
         monkeypatch.setenv("TRITON_GRU_MAX_SMS", text)
-        assert most_sms() == sms
+        assert read_max_sms() == sms
     for text in ("0", "-1", "half", "1.5"):
         monkeypatch.setenv("TRITON_GRU_MAX_SMS", text)
         with pytest.raises(ValueError, match=re.escape(f"a whole number above 0, got {text!r}: unset it to use all")):
-            most_sms()
+            read_max_sms()
 
 
 def test_a_gpu_is_found_as_the_part_that_may_be_used(monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 import triton_gru
 from triton_gru.launch import route
 
-from .conftest import poisoned
+from .conftest import poison_memory
 from .oracle import PRECISIONS, set_precision
 
 
@@ -40,7 +40,7 @@ def test_the_third_call_is_the_first(precision, bias, with_hx, reset_after, devi
     hx = hx if with_hx else None
     with torch.no_grad():
         first, second = cell(x, hx), cell(x, hx)
-        with poisoned():
+        with poison_memory():
             third = cell(x, hx)
         assert len(bound) == 2
         assert launched == ["whole_step"] * (3 if reset_after else 6)
@@ -60,7 +60,7 @@ def test_by_the_other_kernels(backend, device, launched, bound):
     with torch.no_grad():
         first, *_ = (cell(x, hx) for _ in range(3))
         assert len(bound) == 2
-        assert launched.only_by(backend)
+        assert launched.has_only(backend)
         again = cell(2 * x, hx)
         assert torch.equal(first, cell(x, hx))
         assert len(bound) == 2

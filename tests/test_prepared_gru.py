@@ -20,10 +20,10 @@ import triton_gru
 from triton_gru.launch import call_cache, execute, hang, kernel_launch, prepared, route
 
 from .calls import case_id, make_call, make_gru
-from .conftest import poisoned
+from .conftest import poison_memory
 from .pairwise import pairwise
 from .planted import H200
-from .twins import twins
+from .twins import make_twins
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_third_call_is_the_first(
         elif layout == "odd_offset":
             other = torch.cat([other.flatten()[:1], other.flatten()])[1:].view(x.shape)
         launched.clear()
-        with poisoned():
+        with poison_memory():
             third = gru(other, other_hx)
         assert len(bound) == 2
         assert launched == names
@@ -134,7 +134,7 @@ def changes():
         "another backend": lambda gru, x, hx: setattr(gru, "backend", "step"),
         "where r comes": lambda gru, x, hx: setattr(gru, "reset_after", False),
         "training": lambda gru, x, hx: gru.train() and None,
-        "plans": lambda gru, x, hx: call_cache.forget(),
+        "plans": lambda gru, x, hx: call_cache.clear_call_cache(),
     }
 
 
@@ -147,7 +147,7 @@ def test_what_is_different_is_seen(name, device, bound):
         arguments = changes()[name](gru, x, hx) or (x, hx)
         actual = gru(*arguments)
         assert len(bound) == 3
-        call_cache.forget()
+        call_cache.clear_call_cache()
         for mine, its in zip(actual, gru(*arguments)):
             assert torch.equal(mine, its)
 
@@ -188,7 +188,7 @@ def test_modes_are_seen(device, bound):
         for _ in range(3):
             assert torch.equal(gru(x, hx)[0], before)
         bound.clear()
-        hang.of(x.device)._seen.value = 1
+        hang.get_watchdog(x.device)._seen.value = 1
         with pytest.raises(RuntimeError, match="gave up"):
             gru(x, hx)
         assert not bound
@@ -328,7 +328,7 @@ def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
 
 def test_the_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
     """Memory that is new may be clear by chance: results would be right without."""
-    prepare, seen = kernel_launch.Launch.prepared, []
+    prepare, seen = kernel_launch.Launch.make_starter, []
 
     def looking(self):
         start = prepare(self)
@@ -341,15 +341,15 @@ def test_the_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
 
         return start if self.clear is None else look
 
-    monkeypatch.setattr(kernel_launch.Launch, "prepared", looking)
+    monkeypatch.setattr(kernel_launch.Launch, "make_starter", looking)
     gru, x, hx = make("cpu", "grid", num_layers=2, bidirectional=False)
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         gru(x, hx)
     assert seen == [True, True]
 
 
 def test_forms_are_bounded(device, bound, monkeypatch):
-    monkeypatch.setattr(call_cache, "SIGNATURES", 3)
+    monkeypatch.setattr(call_cache, "MAX_SIGNATURES", 3)
     gru, x, hx = make(device, num_layers=1, bidirectional=False)
     with torch.no_grad():
         for steps in (1, 2, 3, 4):
@@ -357,7 +357,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
             gru(x, hx)
             gru(x, hx)
         assert len(bound) == 8  # of two steps it was prepared
-        assert len(call_cache._caches[gru].served) == 3
+        assert len(call_cache._caches[gru].routes) == 3
         gru(x, hx)
         assert len(bound) == 8
         gru(x[:2], hx)
@@ -373,7 +373,7 @@ def test_what_is_met_once_is_not_prepared(device, monkeypatch):
 
 
 def test_many_launches_are_not_kept(device, bound, monkeypatch):
-    monkeypatch.setattr(prepared, "LAUNCHES", 3)
+    monkeypatch.setattr(prepared, "MAX_LAUNCHES", 3)
     gru = make_gru(7, 16, "fp16", device, "step")
     x = torch.randn(3, 2, 7, device=device).half()
     with torch.no_grad():
@@ -386,7 +386,7 @@ def test_many_launches_are_not_kept(device, bound, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_that_torchs_own_serves_is_kept(training, old_gpu_on_cpu, bound):
-    theirs, ours = twins(7, 16, 2, batch_first=True)
+    theirs, ours = make_twins(7, 16, 2, batch_first=True)
     x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
     with torch.set_grad_enabled(not training):
         for module in (theirs.train(training), ours.train(training)):
@@ -438,9 +438,9 @@ def test_nothing_is_kept_of_a_module_that_is_gone(device):
 @pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
 def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
     """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
-    monkeypatch.setattr(route, "find", lambda device: H200)
+    monkeypatch.setattr(route, "find_device", lambda device: H200)
     monkeypatch.setattr(execute, "start", lambda launches: list(launches))
-    monkeypatch.setattr(kernel_launch.Launch, "prepared", lambda self: lambda *args: None)
+    monkeypatch.setattr(kernel_launch.Launch, "make_starter", lambda self: lambda *args: None)
     gru = triton_gru.GRU(16, 512, dtype=torch.float16, backend="grid" if steps > 1 else "step").eval()
     x, hx = torch.randn(steps, 1, 16).half(), torch.randn(1, 1, 512).half()
     calls = []
@@ -458,7 +458,7 @@ def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
             gru(x, hx)
         finally:
             sys.setprofile(before)
-    assert "Prepared.__call__" in calls
+    assert "PreparedCall.__call__" in calls
     assert len(calls) < most, calls
 
 
@@ -492,7 +492,7 @@ def test_packed_input_of_other_lengths_is_prepared(
         assert len(bound) == 2
         for lengths in ((3, 3, 1) if in_order else (1, 3, 3), *[(3, 3, 3)] * (not by_turns)):
             launched.clear()
-            with poisoned():
+            with poison_memory():
                 output, h_n = gru(pack(*lengths), hx)
             assert len(bound) == 2
             names = list(launched)
@@ -516,7 +516,7 @@ def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
     with torch.no_grad():
         for _ in range(3):
             right, _ = gru(packed)
-        assert call_cache.find(gru, packed, None) is not None
+        assert call_cache.find_route(gru, packed, None) is not None
         packed.batch_sizes[1:3] = torch.tensor([1, 2])
         with pytest.raises(ValueError, match="must not grow"):
             gru(packed)

@@ -9,18 +9,25 @@ import torch
 
 import triton_gru
 from triton_gru.accuracy import set_precision
-from triton_gru.call.torch_state import cublas_obstacle
-from triton_gru.plan.config import CUBLAS, ProjectionConfig, StepConfig, implementation, parts, projection_config
-from triton_gru.plan.cost import call_cost
+from triton_gru.call.torch_state import cublas_unsupported_reason
+from triton_gru.plan.config import (
+    CUBLAS,
+    ProjectionConfig,
+    StepConfig,
+    implementation_name,
+    projection_config,
+    split_implementation,
+)
+from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.planner import KERNELS, choose, forget
+from triton_gru.plan.planner import KERNELS, choose, clear_plan_cache
 from triton_gru.plan.tables import lookup, store
 from triton_gru.plan.tables.entries import Entry
 from triton_gru.plan.tables.revision import environment
-from triton_gru.plan.validity import why_no_projection
+from triton_gru.plan.validity import unsupported_projection_reason
 from triton_gru.tuning.space import TORCH, Candidate, projections
 
-from .planted import H200, ONE, PROBLEM, PlantedBench, entry, result, torch_takes
+from .planted import H200, ONE_CONFIG, PROBLEM, PlantedBench, make_entry, make_result, plant_times
 
 TILE = ProjectionConfig(128, 128, 64, 4, 3)
 IEEE = dataclasses.replace(PROBLEM, dtype=torch.float32, precision="ieee", input_size=1024)
@@ -32,8 +39,8 @@ def change(problem=PROBLEM, **fields):
 
 def save(tables, *entries):
     path = store.save(list(entries), H200, tables)
-    lookup.forget()
-    forget()
+    lookup.clear_table_cache()
+    clear_plan_cache()
     return path
 
 
@@ -42,9 +49,9 @@ def measured(problem, winner, **ms):
     results = {}
     for name, each in ms.items():
         kernel, _, projected = name.partition("_")
-        found = result(kernel, None if kernel == "torch" else ONE, each)
+        found = make_result(kernel, None if kernel == "torch" else ONE_CONFIG, each)
         tile = TILE if projected == "tile" else None
-        results[implementation(kernel, CUBLAS if projected == "cublas" else None)] = dataclasses.replace(
+        results[implementation_name(kernel, CUBLAS if projected == "cublas" else None)] = dataclasses.replace(
             found, tile=tile
         )
     return Entry(problem.key(), winner, results, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
@@ -60,13 +67,13 @@ def test_cublas_is_taken_where_it_is_estimated_to_be_clearly_faster(tables):
     assert "inputs     projected by cuBLAS; with our kernel the call is estimated to take " in str(plan)
     for kernel in ("grid", "step"):
         assert choose(IEEE, H200, kernel).projection == CUBLAS
-    ours, cublas = (call_cost(IEEE, plan.config, H200, True, projection) for projection in (None, CUBLAS))
+    ours, cublas = (estimate_call_cost(IEEE, plan.config, H200, True, projection) for projection in (None, CUBLAS))
     assert cublas.total < 0.9 * ours.total and cublas.launch > ours.launch
     # Where it gains less than a tenth, it is not worth a second kernel.
     little = change(IEEE, input_size=16)
     assert choose(little, H200).projection is None
     assert choose(PROBLEM, H200).projection is None, "as fast as ours in 16 bits, and laid out anew"
-    assert set(dict(choose(PROBLEM, H200).rejected)) == {"block", "step", "torch"}
+    assert set(dict(choose(PROBLEM, H200).rejection_reasons)) == {"block", "step", "torch"}
 
 
 def test_multiprocessors_without_a_tile_cost_time():
@@ -74,7 +81,7 @@ def test_multiprocessors_without_a_tile_cost_time():
 
     def cost(projection, **fields):
         problem = change(input_size=4096, **fields)
-        return call_cost(problem, choose(problem, H200, "grid").config, H200, True, projection).projection
+        return estimate_call_cost(problem, choose(problem, H200, "grid").config, H200, True, projection).projection
 
     assert cost(None, steps=16) == cost(None, steps=8), "as many tiles as there are multiprocessors take no longer"
     assert cost(CUBLAS, steps=16) == pytest.approx(2 * cost(CUBLAS, steps=8))
@@ -89,7 +96,7 @@ def test_multiprocessors_without_a_tile_cost_time():
     [
         ({"layout": "lengths"}, "unequal lengths"),
         ({"layout": "packed"}, "unequal lengths"),
-        ({"cublas_obstacle": "it is on strike"}, "it is on strike"),
+        ({"cublas_unsupported_reason": "it is on strike"}, "it is on strike"),
     ],
 )
 def test_where_cublas_cannot_be_ours_is_taken_and_the_plan_says_why(fields, words, tables):
@@ -99,7 +106,7 @@ def test_where_cublas_cannot_be_ours_is_taken_and_the_plan_says_why(fields, word
         assert plan.projection is None and words in str(plan)
     save(tables, measured(problem, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     plan = choose(problem, H200)
-    assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE)
+    assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE_CONFIG)
     assert plan.time.milliseconds == 0.6
 
 
@@ -116,20 +123,20 @@ def test_where_cublas_cannot_be_ours_is_taken_and_the_plan_says_why(fields, word
 )
 def test_products_of_another_precision_are_not_taken(dtype, precision, setting, value, words, matmul):
     matmul.fp32_precision = precision
-    assert cublas_obstacle(dtype, precision) == ""
+    assert cublas_unsupported_reason(dtype, precision) == ""
     setattr(matmul, setting, value)
-    assert words in cublas_obstacle(dtype, precision)
-    assert cublas_obstacle(torch.bfloat16, "ieee") == ""
+    assert words in cublas_unsupported_reason(dtype, precision)
+    assert cublas_unsupported_reason(torch.bfloat16, "ieee") == ""
 
 
 def test_cublas_is_not_called_where_torch_would_refuse_it(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    assert cublas_obstacle(torch.float16, "ieee") == ""
+    assert cublas_unsupported_reason(torch.float16, "ieee") == ""
     torch.use_deterministic_algorithms(True)
     try:
-        assert "use_deterministic_algorithms" in cublas_obstacle(torch.float16, "ieee")
+        assert "use_deterministic_algorithms" in cublas_unsupported_reason(torch.float16, "ieee")
         monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        assert cublas_obstacle(torch.float16, "ieee") == ""
+        assert cublas_unsupported_reason(torch.float16, "ieee") == ""
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -140,8 +147,8 @@ def test_a_setting_that_changes_between_calls_counts_at_once(kernels_on_cpu, lau
     x = torch.randn(4, 3, 32)
     problem = gru.plan(x).problem
     config = heuristic("block", problem, H200)
-    results = {"block": result("block", config, 0.6), "block+cublas": result("block", config, 0.5)}
-    whole = entry(problem, "torch", torch=(None, 1.0))
+    results = {"block": make_result("block", config, 0.6), "block+cublas": make_result("block", config, 0.5)}
+    whole = make_entry(problem, "torch", torch=(None, 1.0))
     save(tables, dataclasses.replace(whole, winner="block+cublas", results=whole.results | results))
     with torch.no_grad():
         for precision in ("ieee", "tf32", "ieee"):
@@ -159,7 +166,7 @@ def test_the_faster_by_measurement_is_taken(tables):
     save(tables, measured(PROBLEM, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     for backend in ("auto", "grid"):
         plan = choose(PROBLEM, H200, backend)
-        assert (plan.kernel, plan.config, plan.projection, plan.tuned) == ("grid", ONE, CUBLAS, True)
+        assert (plan.kernel, plan.config, plan.projection, plan.is_tuned) == ("grid", ONE_CONFIG, CUBLAS, True)
         assert "inputs     projected by cuBLAS; with our kernel the call was measured 600 us\n" in str(plan)
     assert choose(PROBLEM, H200).time.milliseconds == 0.5
     save(tables, measured(PROBLEM, "grid", grid=0.5, grid_cublas=0.6, torch=1.0))
@@ -174,7 +181,7 @@ def test_a_tile_holds_where_a_verdict_does(tables):
         ({"steps": 20}, False), ({"input_size": 4096}, False), ({"num_layers": 2}, False),
     ):  # fmt: skip
         plan = choose(change(**fields), H200, "grid")
-        assert plan.tuned and plan.projection == (TILE if holds else None), fields
+        assert plan.is_tuned and plan.projection == (TILE if holds else None), fields
     words = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; with cuBLAS the call is estimated"
     assert f"inputs     projected by {words}" in str(choose(PROBLEM, H200, "grid"))
 
@@ -190,7 +197,7 @@ def test_a_tile_holds_where_a_verdict_does(tables):
 def test_a_tile_that_cannot_run_is_passed_over(fields, tables):
     """The usual one is taken: the file may come from anywhere."""
     bad = dataclasses.replace(TILE, **fields)
-    assert why_no_projection(bad, ONE, PROBLEM, H200)
+    assert unsupported_projection_reason(bad, ONE_CONFIG, PROBLEM, H200)
     whole = measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
     save(
         tables,
@@ -199,7 +206,7 @@ def test_a_tile_that_cannot_run_is_passed_over(fields, tables):
         ),
     )
     plan = choose(PROBLEM, H200)
-    assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE)
+    assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE_CONFIG)
 
 
 def test_a_tile_that_is_none_makes_no_entry(tables):
@@ -220,13 +227,17 @@ def test_another_torch_makes_cublas_stale(tables):
     for winner, is_stale in (("grid+cublas", True), ("grid", False)):
         whole = measured(before, winner, **{winner.replace("+", "_"): 0.5})
         old = dataclasses.replace(whole, env={**environment(), "torch": "1.13.0"})
-        assert bool(old.stale) == is_stale
+        assert bool(old.stale_reason) == is_stale
 
 
 def test_names_of_implementations():
     for kernel in (*KERNELS, "torch"):
-        assert parts(implementation(kernel, None)) == (kernel, None) == parts(implementation(kernel, TILE))
-        assert parts(implementation(kernel, CUBLAS)) == (kernel, CUBLAS)
+        assert (
+            split_implementation(implementation_name(kernel, None))
+            == (kernel, None)
+            == split_implementation(implementation_name(kernel, TILE))
+        )
+        assert split_implementation(implementation_name(kernel, CUBLAS)) == (kernel, CUBLAS)
 
 
 # By tuning.
@@ -246,22 +257,22 @@ def test_tuning_finds_a_faster_projection_and_keeps_it(by, precision, tables):
             return 1.0
         return 0.5 if candidate.projection == by else 0.7
 
-    bench = PlantedBench(torch_takes(ms))
+    bench = PlantedBench(plant_times(ms))
     (found,) = triton_gru.tune([problem], bench=bench)
     winner = found.entry.results[found.entry.winner]
-    assert found.entry.winner == implementation("grid", by)
+    assert found.entry.winner == implementation_name("grid", by)
     assert (winner.config, winner.tile) == (config, None if by == CUBLAS else by)
     assert winner.heuristic_ms == pytest.approx(
         0.5 if choose(problem, H200, use_tables=False).projection == by else 0.7
     )
     assert len(set(bench.compiled)) == len(bench.compiled) == found.entry.candidates
-    lookup.forget()
-    forget()
+    lookup.clear_table_cache()
+    clear_plan_cache()
     for backend in ("auto", "grid"):
         assert choose(problem, H200, backend).projection == by
     # Tuned again with times that differ by noise, it stays.
-    again = PlantedBench(torch_takes(lambda candidate: 0.5 if candidate.projection == by else 0.49))
-    triton_gru.tune([problem], bench=again, anew=True)
+    again = PlantedBench(plant_times(lambda candidate: 0.5 if candidate.projection == by else 0.49))
+    triton_gru.tune([problem], bench=again, remeasure=True)
     assert choose(problem, H200).projection == by
 
 
@@ -284,24 +295,24 @@ def test_projections_are_tried_with_scans_in_reach_alone(tables):
     tried = {}
     for slow in (1.2, 1.4):  # times as long as the fastest scan
         bench = PlantedBench(
-            torch_takes(lambda candidate, slow=slow: 0.5 * (slow if candidate.kernel == "step" else 1))
+            plant_times(lambda candidate, slow=slow: 0.5 * (slow if candidate.kernel == "step" else 1))
         )
-        triton_gru.tune([PROBLEM], bench=bench, anew=True)
+        triton_gru.tune([PROBLEM], bench=bench, remeasure=True)
         tried[slow] = {each.kernel for each in bench.compiled if each.projection}
     assert tried == {1.2: {"grid", "step"}, 1.4: {"grid"}}
 
 
 def test_what_has_no_projection_is_tried_without(tables):
     single = change(steps=1)
-    bench = PlantedBench(torch_takes(lambda candidate: 0.5 if isinstance(candidate.config, StepConfig) else 0.9))
+    bench = PlantedBench(plant_times(lambda candidate: 0.5 if isinstance(candidate.config, StepConfig) else 0.9))
     triton_gru.tune([single], bench=bench)
     assert {each.projection for each in bench.compiled} == {None} and TORCH not in bench.compiled
 
 
 def test_rows_that_are_not_aligned_have_no_other_tile():
-    assert projections(change(input_size=13), ONE, H200) == [CUBLAS]
-    assert len(projections(change(input_size=13, num_layers=2), ONE, H200)) > 1, "the layer above has 512 inputs"
-    assert projections(change(input_size=13, layout="packed"), ONE, H200) == []
+    assert projections(change(input_size=13), ONE_CONFIG, H200) == [CUBLAS]
+    assert len(projections(change(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1, "the layer above has 512 inputs"
+    assert projections(change(input_size=13, layout="packed"), ONE_CONFIG, H200) == []
 
 
 @pytest.mark.parametrize("hidden", [32, 512])

@@ -8,7 +8,7 @@ from torch import nn
 
 from triton_gru import reference
 
-from .oracle import bound, exact, in_order_linear, tf32
+from .oracle import compute_error_bound, compute_exact, in_order_linear, tf32
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -20,7 +20,7 @@ def test_agrees_with_torch_in_float64(layers, bidirectional, bias, batch_first):
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     hx = torch.randn(layers * (2 if bidirectional else 1), 4 if batch_first else 3, 7, dtype=torch.float64)
     for state in (hx, None):
-        for a, b in zip(exact(gru, x, state), gru(x, state)):
+        for a, b in zip(compute_exact(gru, x, state), gru(x, state)):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
 
 
@@ -30,7 +30,7 @@ def test_sums_in_order_need_what_the_bound_allows_them():
     products = 4096
     x, w = torch.randn(16, products), (2 * torch.rand(256, products) - 1) / products**0.5
     error = (in_order_linear(x, w, None).double().tanh() - (x.double() @ w.double().T).tanh()).abs().max().item()
-    assert bound(0.0, "fp32") < error < bound(0.0, "fp32", summed=products)
+    assert compute_error_bound(0.0, "fp32") < error < compute_error_bound(0.0, "fp32", num_products=products)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -59,7 +59,7 @@ def test_one_step_by_hand(reset_after, bias):
         recurrent = r[i] * (dot(w_hh[j], h) + add(b_hh, j)) if reset_after else dot(w_hh[j], reset) + add(b_hh, j)
         expected.append((1 - z[i]) * math.tanh(inner + recurrent) + z[i] * h[i])
     arguments = torch.tensor([x], dtype=torch.float64), torch.tensor([h], dtype=torch.float64)
-    actual = reference.step(*arguments, (w_ih, w_hh, b_ih, b_hh), reset_after=reset_after)
+    actual = reference.compute_step(*arguments, (w_ih, w_hh, b_ih, b_hh), reset_after=reset_after)
     assert actual[0].tolist() == pytest.approx(expected, abs=1e-14)
 
 
@@ -67,11 +67,11 @@ def test_dropout_falls_between_layers_only():
     gru = nn.GRU(3, 4, 2)
     weights = [tuple(getattr(gru, name) for name in names) for names in gru._all_weights]
     x, hx = torch.randn(5, 2, 3), torch.zeros(2, 2, 4)
-    output, h_n = reference.gru(x, hx, weights, dropout=1.0)
-    plain, plain_h_n = reference.gru(x, hx, weights)
+    output, h_n = reference.compute_gru(x, hx, weights, dropout=1.0)
+    plain, plain_h_n = reference.compute_gru(x, hx, weights)
     assert torch.equal(h_n[0], plain_h_n[0])
     assert not torch.equal(output, plain)
-    torch.testing.assert_close(output, reference.scan(torch.zeros(5, 2, 4), hx[1], weights[1])[0])
+    torch.testing.assert_close(output, reference.compute_scan(torch.zeros(5, 2, 4), hx[1], weights[1])[0])
 
 
 def test_tf32_rounding_of_the_oracle():

@@ -5,16 +5,16 @@ import sys
 import pytest
 import torch
 
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 
 from .ptx import rehearse
 
 PROGRAM = """
 import sys, torch
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 import beside
 if __name__ == "__main__":
-    print(find(torch.device("cpu")).name, *sys.argv[1:])
+    print(find_device(torch.device("cpu")).name, *sys.argv[1:])
 """
 
 
@@ -27,7 +27,7 @@ def test_a_program_finds_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch,
     program = ["-m", "program"] if by_name else [str(tmp_path / "program.py")]
     rehearse.main([*program, "--words", "7"])
     assert capsys.readouterr().out == "H200 --words 7\n"
-    assert find(torch.device("cpu")) is None
+    assert find_device(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("arguments", [[], ["-m"]])

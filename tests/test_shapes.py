@@ -136,13 +136,13 @@ def test_a_recorder_leaves_inputs_that_a_hook_replaces_alone(given, hook, batche
 def recording() -> Recorded:
     """Of problems that differ in everything a problem can, called unequally often."""
     recorded = Recorded()
-    recorded.see(PROBLEM, 3)
+    recorded.count_call(PROBLEM, 3)
     for number, change in enumerate([
         {"steps": 7}, {"steps": 7, "batch_size": 9}, {"dtype": torch.float32, "precision": "tf32"},
         {"dtype": torch.float32}, {"dtype": torch.bfloat16, "num_layers": 2}, {"bidirectional": True},
         {"layout": "packed"}, {"layout": "lengths", "resets": True}, {"reset_after": False}, {"reverse": True},
     ]):  # fmt: skip
-        recorded.see(dataclasses.replace(PROBLEM, **change), 1 + number * number)
+        recorded.count_call(dataclasses.replace(PROBLEM, **change), 1 + number * number)
     return recorded
 
 

@@ -108,7 +108,7 @@ class Asks(nn.Module):
 @pytest.mark.parametrize("gpu", [T4, None])
 def test_isinstance_in_a_compiled_forward(gpu, monkeypatch):
     """False in a graph with the operator, as triton_gru/SUPPORT.md says: torch.compile looks into no `nn.GRU`."""
-    monkeypatch.setattr(devices, "on_cpu", gpu)
+    monkeypatch.setattr(devices, "emulated_device", gpu)
     model, x, expected = accelerated(Asks)
     torch._dynamo.reset()
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_parametrizations_come_and_go(options, device, launched):
         parametrizations.weight_norm(gru, "weight_hh_l0")
         launched.clear()
         actual = gru(x)[0]
-        assert launched.only_by("block")
+        assert launched.has_only("block")
         torch.testing.assert_close(actual, expected)
         assert type(copy.deepcopy(gru)) is type(gru)
         parametrize.remove_parametrizations(gru, "weight_hh_l0")
@@ -325,7 +325,7 @@ def test_fx_takes_a_call_whole(backend, device, launched):
         launched.clear()
         torch.testing.assert_close(traced(*call), expected, rtol=0, atol=0)
     if backend == "block":
-        assert launched.only_by("block")
+        assert launched.has_only("block")
 
 
 # ---- what it costs on a CPU
@@ -344,7 +344,7 @@ def python_calls(function, *arguments) -> int:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_an_accelerated_cell_is_two_calls_more_where_there_are_no_kernels(training, monkeypatch):
-    monkeypatch.setattr(devices, "on_cpu", None)
+    monkeypatch.setattr(devices, "emulated_device", None)
     theirs = nn.GRUCell(4, 6).train(training)
     ours = triton_gru.accelerate(copy.deepcopy(theirs))
     call = torch.randn(2, 4), torch.randn(2, 6)

@@ -12,7 +12,7 @@ import triton_gru
 from triton_gru.stream import Stream
 
 from .calls import make_gru
-from .oracle import PRECISIONS, bound, check, exact, torchs_own
+from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_error_bound, compute_exact
 
 
 def frames(gru, x, stream=None):
@@ -30,10 +30,10 @@ def test_agrees_with_the_sequence(precision, layers, bias, reset_after, device, 
     output, stream = frames(gru, x)
     a_frame = layers if reset_after else 2 * layers
     assert launched.count("whole_step") == 6 * a_frame
-    expected, expected_h_n = exact(gru, x, None)
-    theirs, their_h_n = torchs_own(gru, x, None, precision)
-    check(output, theirs, expected, precision)
-    check(stream.state, their_h_n, expected_h_n, precision)
+    expected, expected_h_n = compute_exact(gru, x, None)
+    theirs, their_h_n = compute_baseline(gru, x, None, precision)
+    assert_accurate(output, theirs, expected, precision)
+    assert_accurate(stream.state, their_h_n, expected_h_n, precision)
     assert not output.requires_grad and output.dtype == x.dtype
     assert stream.state.dtype == torch.float32
 
@@ -46,11 +46,11 @@ def test_a_thousand_frames(precision, device):
     steps = 1000 if device == "cuda" else 200 if precision == "fp16" else 40
     x = torch.randn(steps, 2, 4, device=device).to(gru.weight_hh_l0.dtype)
     output, _ = frames(gru, x)
-    expected = exact(gru, x, None)[0]
-    theirs = torchs_own(gru, x, None, precision)[0].double().cpu()
+    expected = compute_exact(gru, x, None)[0]
+    theirs = compute_baseline(gru, x, None, precision)[0].double().cpu()
     for part in (slice(0, steps // 10), slice(-steps // 10, None)):
         error, allowed = (output.double().cpu() - expected)[part].abs().max(), (theirs - expected).abs().max().item()
-        assert error <= bound(allowed, precision)
+        assert error <= compute_error_bound(allowed, precision)
 
 
 def test_state_and_reset(device):
@@ -110,7 +110,7 @@ def test_weights_made_anew_for_each_frame_are_read(device, launched):
         for factor in (1, 3):
             gru.parametrizations.weight_hh_l0.original0.mul_(factor)
             torch.testing.assert_close(frames(gru, x)[0], gru(x)[0], rtol=0, atol=1e-5)
-    assert launched.only_by("step")
+    assert launched.has_only("step")
 
 
 def test_the_odd_modules(device, launched):
@@ -129,7 +129,7 @@ def test_the_odd_modules(device, launched):
         expected = gru(x.transpose(0, 1))[0].transpose(0, 1)
     stream.reset()
     torch.testing.assert_close(frames(gru, x, stream)[0], expected, rtol=0, atol=1e-3)
-    assert launched.only_by("step") or device == "cuda"
+    assert launched.has_only("step") or device == "cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -253,4 +253,4 @@ def test_frames_of_any_layout_are_read(device, launched):
     assert torch.equal(torch.stack([stream(frame) for frame in given]), expected)
     stream.reset()
     assert torch.equal(torch.stack([stream(frame) for frame in given]), expected)
-    assert launched.only_by("step")
+    assert launched.has_only("step")

@@ -174,7 +174,7 @@ def test_support(name, backend, gpu_of_backend, launched):
             ROWS[name](otherwise)
     elif cells[KERNELS.index(backend)] == "yes":
         ROWS[name](backend)
-        assert launched.only_by(backend)
+        assert launched.has_only(backend)
     else:
         with pytest.raises(RuntimeError, match="cannot serve"):
             ROWS[name](backend)

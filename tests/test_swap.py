@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 import triton_gru
 
-from .oracle import check, exact, set_precision, summed
+from .oracle import assert_accurate, compute_exact, count_summed_products, set_precision
 
 
 class Tagger(nn.Module):
@@ -67,8 +67,8 @@ def test_a_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
         if isinstance(module, triton_gru.GRU | triton_gru.GRUCell):
             module.backend = "block"
     assert torch.is_grad_enabled()
-    check(model(tokens), expected, exactly, "fp32", summed(model.encoder["second"]))
-    assert launched.scans == 1 + 2 + 1
+    assert_accurate(model(tokens), expected, exactly, "fp32", count_summed_products(model.encoder["second"]))
+    assert launched.scan_count == 1 + 2 + 1
     triton_gru.restore(model)
     assert not any("backend" in module.__dict__ for module in model.modules())
     launched.clear()
@@ -85,7 +85,7 @@ def test_a_call_leaves_the_weights_where_they_are(device, launched):
     before = [parameter.data_ptr() for parameter in theirs.parameters()]
     with mock.patch.object(nn.RNNBase, "flatten_parameters") as moved, torch.no_grad():  # which does nothing on a CPU
         ours(torch.randn(3, 2, 4, device=device))
-    assert launched.only_by("block")
+    assert launched.has_only("block")
     assert not moved.called
     assert [parameter.data_ptr() for parameter in theirs.parameters()] == before
 
@@ -208,5 +208,5 @@ def test_old_style_weight_norm_keeps_working(device):
             expected = gru(x)[0]
             triton_gru.accelerate(gru)
             gru.backend = "block"
-            check(gru(x)[0], expected, exact(gru, x, None)[0], "fp32", summed(gru))
+            assert_accurate(gru(x)[0], expected, compute_exact(gru, x, None)[0], "fp32", count_summed_products(gru))
             triton_gru.restore(gru)

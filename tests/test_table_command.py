@@ -14,15 +14,15 @@ import torch
 
 from triton_gru import cli
 from triton_gru.commands import table
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import choose
 from triton_gru.plan.tables import lookup, store
 from triton_gru.plan.tables.merge import Merge
 
-from .planted import H200, ONE, PROBLEM, entry, fill_disk, process
+from .planted import H200, ONE_CONFIG, PROBLEM, fill_disk, make_entry, start_python
 
-A100 = KNOWN["A100"]
+A100 = KNOWN_DEVICES["A100"]
 CHIP = dataclasses.replace(H200, name="Chip X")
 OF_H200, OF_A100 = "H200 (sm_90, 132 multiprocessors)", "A100 (sm_80, 108 multiprocessors)"
 NEWER = "it is of schema 7, this version knows schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
@@ -35,7 +35,7 @@ def _no_gpu(monkeypatch):
 
 
 def on_machine(monkeypatch, *devices):
-    monkeypatch.setattr(table, "gpus", lambda: list(devices))
+    monkeypatch.setattr(table, "list_gpus", lambda: list(devices))
 
 
 @pytest.fixture
@@ -49,8 +49,10 @@ def run(tables, capsys):
     return run
 
 
-def measured(steps=100, ms=0.5, config=ONE, tuned_at=JANUARY, triton=None, heuristic_ms=None):
-    found = entry(dataclasses.replace(PROBLEM, steps=steps), "grid", grid=(config, ms, heuristic_ms), torch=(None, 1.0))
+def measured(steps=100, ms=0.5, config=ONE_CONFIG, tuned_at=JANUARY, triton=None, heuristic_ms=None):
+    found = make_entry(
+        dataclasses.replace(PROBLEM, steps=steps), "grid", grid=(config, ms, heuristic_ms), torch=(None, 1.0)
+    )
     return dataclasses.replace(found, tuned_at=tuned_at, env=found.env | ({"triton": triton} if triton else {}))
 
 
@@ -60,7 +62,7 @@ def raw(*arguments, **fields):
 
 def written(path, *entries, **fields):
     """Write a table of raw entries, by default of an H200."""
-    whole = {"schema": 1, "device": store.described(H200), "entries": list(entries)} | fields
+    whole = {"schema": 1, "device": store.describe_device(H200), "entries": list(entries)} | fields
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole))
     return path
@@ -78,11 +80,11 @@ def milliseconds(path):
 
 
 def test_show(run, tables, monkeypatch):
-    monkeypatch.setattr(lookup, "SHIPPED", tables / "shipped")
+    monkeypatch.setattr(lookup, "SHIPPED_DIRECTORY", tables / "shipped")
     old = raw(1000, ms=123.4, triton="3.5.1", tuned_at="2025-12-01T00:00:00+00:00")
     not_understood = raw(7) | {"power": 300}
     path = written(tables / "H200.json", old, raw(ms=0.41234, heuristic_ms=0.613), not_understood)
-    shipped = written(tables / "shipped" / "A100.json", device=store.described(A100))
+    shipped = written(tables / "shipped" / "A100.json", device=store.describe_device(A100))
     status, printed, errors = run("show")
     assert (status, errors) == (0, "")
     assert printed.splitlines() == [
@@ -106,7 +108,7 @@ def test_show_compares_with_what_is_taken_without_a_table(run, tables):
     problem = dataclasses.replace(PROBLEM, hidden_size=2048, dtype=torch.float32, precision="tf32", steps=64)
     assert choose(problem, H200, use_tables=False).implementation == "torch"
     step = heuristic("step", problem, H200), 0.5, 0.6
-    path = store.save([entry(problem, "step", step=step, torch=(None, 1.0))], H200, tables)
+    path = store.save([make_entry(problem, "step", step=step, torch=(None, 1.0))], H200, tables)
     assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00x", "2.00x"]
 
 
@@ -143,7 +145,7 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
     one = raw() | {"tuned_at": evil}
     one["key"]["dtype"] = evil
     other = raw() | {evil: 1}
-    path = written(tables / "H200.json", one, other, device=store.described(H200) | {"name": f"H200 {evil}"})
+    path = written(tables / "H200.json", one, other, device=store.describe_device(H200) | {"name": f"H200 {evil}"})
     _, printed, errors = run(command, path)
     assert "evil" in printed and "\x1b" not in printed and "\x07" not in printed + errors
 
@@ -153,7 +155,7 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
     [
         ([raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
         # Copies are of the batch, not of the table.
-        ([raw(config=dataclasses.replace(ONE, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
+        ([raw(config=dataclasses.replace(ONE_CONFIG, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
         (
             [raw(), raw(16, triton="3.5.1")],
             1,
@@ -167,7 +169,7 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
             "  not understood: entry 0: ValueError unknown fields of Entry: 'power'\n",
         ),
         (
-            [raw(config=dataclasses.replace(ONE, programs=31))],
+            [raw(config=dataclasses.replace(ONE_CONFIG, programs=31))],
             1,
             "1 in force, 0 stale, 0 not understood\n"
             "  cannot run: fp16 H=512 B<=16 T=100: grid: programs must be as many as hold hidden_size\n",
@@ -202,7 +204,7 @@ def test_check_of_what_is_no_table(run, tables):
     ],
 )
 def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatch):
-    store.save([measured(config=dataclasses.replace(ONE, programs=31))], device, tables)
+    store.save([measured(config=dataclasses.replace(ONE_CONFIG, programs=31))], device, tables)
     not_known = "not checked: whether configurations can run on that device"
     status, printed, _ = run("check")
     assert (status, "cannot run" in printed, not_known in printed) == (known, known, not known)
@@ -212,8 +214,8 @@ def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatc
 
 
 def test_check_of_numbers_that_mean_harm(run, tables):
-    harm = [raw(config=dataclasses.replace(ONE, **{field.name: 1 << 31})) for field in dataclasses.fields(ONE)
-            if type(getattr(ONE, field.name)) is int]  # fmt: skip
+    harm = [raw(config=dataclasses.replace(ONE_CONFIG, **{field.name: 1 << 31})) for field in dataclasses.fields(ONE_CONFIG)
+            if type(getattr(ONE_CONFIG, field.name)) is int]  # fmt: skip
     sizes = [raw() for _ in range(4)]
     for each, name in zip(sizes, ("hidden_size", "input_size", "batch", "steps")):
         each["key"][name] = 1 << 31
@@ -247,7 +249,7 @@ def test_export_writes_every_entry_as_it_stands(run, tables, tmp_path_factory):
         "  triton-gru table merge h200.json\n"
         "  cp h200.json FOLDER/H200.json  # and TRITON_GRU_CONFIG_DIR=FOLDER\n"
     )
-    assert json.loads(file.read_text()) == {"schema": 1, "device": store.described(H200), "entries": entries}
+    assert json.loads(file.read_text()) == {"schema": 1, "device": store.describe_device(H200), "entries": entries}
     assert [each.name for each in file.parent.iterdir()] == ["h200.json"]
 
 
@@ -256,7 +258,7 @@ def test_export_takes_the_table_of_the_gpu_that_there_is(run, tables, monkeypatc
         store.save([measured()], device, tables)
     on_machine(monkeypatch, A100, A100)
     assert run("export", tables / "here.json")[0] == 0
-    assert store.load(tables / "here.json").device == store.described(A100)
+    assert store.load(tables / "here.json").device == store.describe_device(A100)
     assert run("export", tables / "again.json")[0] == 0, "what was exported is not taken for what was tuned"
 
 
@@ -398,8 +400,8 @@ def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_fac
     other = tmp_path_factory.mktemp("other")
     files = [
         written(other / "1", raw(16), raw(ms=0.4, tuned_at=FEBRUARY), raw(1000, ms=7), {"later": 1}),
-        written(other / "2", raw(), raw(16), device=store.described(A100)),
-        written(other / "3", raw(17), device=dict(reversed(store.described(H200).items()))),
+        written(other / "2", raw(), raw(16), device=store.describe_device(A100)),
+        written(other / "3", raw(17), device=dict(reversed(store.describe_device(H200).items()))),
     ]
     before = contents(other)
     assert run("merge", *files) == (
@@ -456,7 +458,7 @@ def test_merge_reads_all_files_before_it_writes_one(run, tables, tmp_path_factor
     # A table in the way is found before the other is written, too.
     newer = written(tables / "A100.json", schema=7)
     before = contents(tables)
-    status, _, errors = run("merge", good, written(other / "a100", raw(), device=store.described(A100)))
+    status, _, errors = run("merge", good, written(other / "a100", raw(), device=store.describe_device(A100)))
     assert (status, errors) == (2, f"triton-gru table: {newer}: {NEWER}\n")
     assert contents(tables) == before
     assert own.exists()
@@ -466,9 +468,9 @@ def test_merge_of_two_devices_that_share_a_file_name(run, tables):
     part = dataclasses.replace(H200, sms=66)
     written(tables / "H200.json", raw())
     before = contents(tables)
-    other = written(tables / "other" / "1", raw(), device=store.described(part))
+    other = written(tables / "other" / "1", raw(), device=store.describe_device(part))
     status, _, errors = run("merge", other)
-    assert status == 2 and f"{tables / 'H200.json'}: it is of {store.described(H200)}, not of" in errors
+    assert status == 2 and f"{tables / 'H200.json'}: it is of {store.describe_device(H200)}, not of" in errors
     status, _, errors = run("merge", other, tables / "H200.json", "--into", tables / "new")
     assert status == 2 and f"{tables / 'new' / 'H200.json'}: it would be of two devices" in errors
     assert (tables / "H200.json").read_bytes() == before["H200.json"]
@@ -480,7 +482,7 @@ def test_merge_of_two_devices_that_share_a_file_name(run, tables):
 def test_merge_to_a_full_disk(step, writes_before, run, tables, tmp_path_factory, monkeypatch):
     written(tables / "H200.json", raw())
     other = tmp_path_factory.mktemp("other")
-    files = [written(other / "1", raw(16)), written(other / "2", raw(), device=store.described(A100))]
+    files = [written(other / "1", raw(16)), written(other / "2", raw(), device=store.describe_device(A100))]
     before = contents(tables)
     fill_disk(monkeypatch, step, writes_before)
     status, printed, errors = run("merge", *files)
@@ -548,19 +550,19 @@ for file in files:
 """
 SAVES = """
 import dataclasses, pathlib, sys
-from tests.planted import H200, ONE, PROBLEM, entry
+from tests.planted import H200, ONE_CONFIG, PROBLEM, make_entry
 from triton_gru.plan.tables import store
 print("ready", flush=True)
 for steps in range(1, 31):
     problem = dataclasses.replace(PROBLEM, steps=steps)
-    store.save([entry(problem, "grid", grid=(ONE, 0.5), torch=(None, 1.0))], H200, pathlib.Path(sys.argv[1]))
+    store.save([make_entry(problem, "grid", grid=(ONE_CONFIG, 0.5), torch=(None, 1.0))], H200, pathlib.Path(sys.argv[1]))
 """
 
 
 def test_merging_and_tuning_at_once_lose_nothing(tables, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     files = [written(other / str(steps), raw(steps), {"later": steps}) for steps in range(101, 131)]
-    both = [process(MERGES, *files, tables), process(SAVES, tables)]
+    both = [start_python(MERGES, *files, tables), start_python(SAVES, tables)]
     outputs = [each.communicate() for each in both]
     assert [each.returncode for each in both] == [0, 0], outputs
     whole = store.load(tables / "H200.json")

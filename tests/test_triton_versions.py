@@ -30,7 +30,7 @@ def test_importing_warns_once():
 
 
 def test_the_launcher_is_known():
-    """`Launch.prepared` takes the fast way with every version that was tested."""
+    """`Launch.make_starter` takes the fast way with every version that was tested."""
     assert triton_versions.is_launcher_known()
 
 

@@ -15,17 +15,17 @@ from triton_gru.commands import rehearsal, screen
 from triton_gru.commands import tune as tune_command
 from triton_gru.commands.tune import seconds
 from triton_gru.plan import device as devices
-from triton_gru.plan.cost import call_cost
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.cost import estimate_call_cost
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.tuning import tuner
 from triton_gru.tuning.progress import Progress
 from triton_gru.tuning.shapes import Recorded
-from triton_gru.tuning.standard import standard
+from triton_gru.tuning.standard import standard_problems
 
-from .planted import H200, PROBLEM, T4, PlantedBench, fill_disk, torch_takes
+from .planted import H200, PROBLEM, T4, PlantedBench, fill_disk, plant_times
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,9 +33,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture
 def planted(monkeypatch):
     """What the command measures with, on a GPU that is not there."""
-    made = PlantedBench(torch_takes(lambda candidate: 0.5))
+    made = PlantedBench(plant_times(lambda candidate: 0.5))
     monkeypatch.setattr(tuner, "Bench", lambda device: made)
-    monkeypatch.setattr(devices, "on_cpu", H200)
+    monkeypatch.setattr(devices, "emulated_device", H200)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return made
 
@@ -59,7 +59,7 @@ def test_it_tunes_sizes_once(tables, planted, capsys):
     assert "4 of 4 shapes already in the table, and not measured again\n" in printed
     assert "0 of 4 shapes tuned in 0 s; already in the table: 4" in printed
     assert len(planted.problems) == 4
-    assert cli.main([*arguments, "--anew"]) == 0
+    assert cli.main([*arguments, "--remeasure"]) == 0
     assert len(planted.problems) == 8
     capsys.readouterr()
     assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 0
@@ -68,11 +68,11 @@ def test_it_tunes_sizes_once(tables, planted, capsys):
 
 def test_without_arguments_it_tunes_the_standard_shapes(tables, planted, capsys):
     assert cli.main(["tune"]) == 0
-    assert planted.problems == standard(H200)
+    assert planted.problems == standard_problems(H200)
     printed = capsys.readouterr().out
     last = printed[printed.rindex("  fastest  ") :].splitlines()
     assert len(last) <= 24
-    assert last[11] == f"and {len(standard(H200)) - 10} more, which gained less"
+    assert last[11] == f"and {len(standard_problems(H200)) - 10} more, which gained less"
     # torch takes 1 ms and all of ours 0.5 ms: two shapes gain, which untuned would go to torch.
     assert [line.split()[-2:] for line in last[1:3]] == [["2.00x", "2.00x"]] * 2
     assert "2 of 68 faster than untuned by more than 3 %: at most 2.00x, tf32 H=2048 B=1 T=64" in last
@@ -80,7 +80,7 @@ def test_without_arguments_it_tunes_the_standard_shapes(tables, planted, capsys)
 
 
 def test_the_table_is_a_row_for_each_shape(tables, planted, capsys):
-    planted._ms = torch_takes(lambda candidate: 0.0123456 if candidate.kernel == "grid" else 1.0)
+    planted._ms = plant_times(lambda candidate: 0.0123456 if candidate.kernel == "grid" else 1.0)
     assert cli.main(["tune", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--steps", "64", "1"]) == 0
     table = capsys.readouterr().out.split("\n\n")[-2].splitlines()
     assert table[0].split("  ")[-1].strip() == "vs nn.GRU"
@@ -104,7 +104,7 @@ def test_long_shapes_stay_in_their_column(tables, planted, capsys):
     [("--steps 64", 0.1, True), ("--steps 64 --dtype fp16", 0.1, False), ("--steps 64", 0.9, False)],
 )
 def test_it_says_where_cublas_is_taken_in_tf32(sizes, ms, is_said, tables, planted, capsys):
-    planted._ms = torch_takes(lambda candidate: ms if candidate.name == "grid+cublas" else 0.5)
+    planted._ms = plant_times(lambda candidate: ms if candidate.name == "grid+cublas" else 0.5)
     assert cli.main(["tune", "--hidden", "512", *sizes.split()]) == 0
     out = capsys.readouterr().out
     assert is_said == ("taken only with torch.backends.cuda.matmul.fp32_precision = " in out)
@@ -113,8 +113,8 @@ def test_it_says_where_cublas_is_taken_in_tf32(sizes, ms, is_said, tables, plant
 
 def test_a_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
     recorded = Recorded()
-    recorded.see(PROBLEM, calls=2)
-    recorded.see(Problem(5, 3, 8, 96, 1, True, torch.bfloat16, "ieee", True), calls=1000)
+    recorded.count_call(PROBLEM, calls=2)
+    recorded.count_call(Problem(5, 3, 8, 96, 1, True, torch.bfloat16, "ieee", True), calls=1000)
     recorded.save(tmp_path / "shapes.json")
     assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 0
     assert [(each.hidden_size, each.steps) for each in planted.problems] == [(96, 8), (512, 128)]
@@ -209,7 +209,7 @@ def test_an_interrupt_keeps_what_was_found(tables, planted, capsys):
     "arguments, named, kept",
     [
         ([], False, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
-        (["--anew"], False, "; what was found is kept (`triton-gru table show`)"),
+        (["--remeasure"], False, "; what was found is kept (`triton-gru table show`)"),
         (["--list"], False, ""),
         (["--rehearse"], False, ""),
         (["--rehearse"], True, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
@@ -218,7 +218,7 @@ def test_an_interrupt_keeps_what_was_found(tables, planted, capsys):
 def test_an_interrupt_says_what_is_kept(arguments, named, kept, tables, planted, monkeypatch, capsys):
     planted._stop_at = 0
     if "--list" in arguments:
-        monkeypatch.setattr(tune_command, "listing", interrupt)
+        monkeypatch.setattr(tune_command, "format_listing", interrupt)
     if "--rehearse" in arguments and not named:
         monkeypatch.delenv("TRITON_GRU_CONFIG_DIR")
     assert cli.main(["tune", *arguments]) == 130
@@ -269,14 +269,14 @@ def test_what_could_not_be_kept_is_said_in_a_line_and_kept_later(tables, planted
 
 
 def test_a_shape_that_does_not_fit_into_memory_is_left_out(tables, planted, capsys):
-    opened = planted.opened
+    opened = planted.open_problem
 
     def open_if_small(problem):
         if problem.batch_size == 4:
             raise torch.OutOfMemoryError("no memory")
         return opened(problem)
 
-    planted.opened = open_if_small
+    planted.open_problem = open_if_small
     assert cli.main(["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]) == 0
     out = capsys.readouterr().out
     assert "fp16 H=512 B<=4 T=64: left out, its tensors do not fit into the GPU's memory\n" in out
@@ -306,7 +306,7 @@ def test_where_nothing_runs_it_fails(tables, planted, capsys):
 
 
 def test_a_gpu_that_no_kernel_serves_is_refused(tables, planted, monkeypatch, capsys):
-    monkeypatch.setattr(devices, "on_cpu", T4)
+    monkeypatch.setattr(devices, "emulated_device", T4)
     assert cli.main(["tune"]) == 2
     assert (
         "no kernel serves the standard shapes on T4: needs compute capability 8.0 or later" in capsys.readouterr().err
@@ -316,20 +316,20 @@ def test_a_gpu_that_no_kernel_serves_is_refused(tables, planted, monkeypatch, ca
 KILLED = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from tests.planted import H200, PlantedBench, torch_takes
+from tests.planted import H200, PlantedBench, plant_times
 from triton_gru import cli
 from triton_gru.plan import device
 from triton_gru.tuning import tuner
 
 class Bench(PlantedBench):
-    def times(self, *arguments):
+    def time_candidates(self, *arguments):
         if len(self.problems) == int(sys.argv[1]):
             print("in the middle", flush=True)
             time.sleep(1000)
-        return super().times(*arguments)
+        return super().time_candidates(*arguments)
 
-bench = Bench(torch_takes(lambda candidate: 0.5))
-device.on_cpu, tuner.Bench = H200, lambda place: bench
+bench = Bench(plant_times(lambda candidate: 0.5))
+device.emulated_device, tuner.Bench = H200, lambda place: bench
 status = cli.main("tune --hidden 512 --batch 1 4 16 64 --steps 64 --dtype fp16".split())
 print("measured", [each.batch_size for each in bench.problems])
 sys.exit(status)
@@ -359,7 +359,7 @@ def progress(number=12, doing="compiling 34 of 80"):
 def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "95")
-    with screen.shown() as say:
+    with screen.show_progress() as say:
         say(progress())
         say("found")
         say(progress(13, doing="x" * 100))
@@ -375,7 +375,7 @@ def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
 def test_elsewhere_lines_are_few(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
-    with screen.shown() as say:
+    with screen.show_progress() as say:
         for number in (1, 2):
             for second in range(25):
                 now[0] += 1
@@ -396,8 +396,8 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     assert [line.split()[0] for line in lines[2:-2]] == [str(number) for number in range(1, 69)]
     *first, us, unit = lines[2].split()
     assert first == ["1", "fp16", "H=512", "B=1", "T=64", "9", "grid"]
-    first = standard(H200)[0]
-    cost = call_cost(first, heuristic("grid", first, H200), H200, True)
+    first = standard_problems(H200)[0]
+    cost = estimate_call_cost(first, heuristic("grid", first, H200), H200, True)
     assert (float(us), unit) == (pytest.approx(cost.total, rel=0.01), "us")
     assert err == (
         "triton-gru tune: nothing was tuned here: the kernels need an NVIDIA GPU of compute capability 8.0 or later. "
@@ -415,7 +415,7 @@ def test_a_list_is_of_what_the_table_does_not_change(tables, planted, capsys):
     assert cli.main(["tune", "--list", *arguments]) == 0
     before = capsys.readouterr()
     assert "on H200" in before.out and not before.err and not planted.compiled
-    planted._ms = torch_takes(lambda candidate: 1.5)
+    planted._ms = plant_times(lambda candidate: 1.5)
     assert cli.main(["tune", *arguments]) == 0
     capsys.readouterr()
     assert cli.main(["tune", "--list", *arguments]) == 0
@@ -461,7 +461,7 @@ def test_a_rehearsal_from_a_shell(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
     recorded = Recorded()
-    recorded.see(Problem(2, 1, 4, 4, 1, False, torch.float16, "ieee", True))
+    recorded.count_call(Problem(2, 1, 4, 4, 1, False, torch.float16, "ieee", True))
     recorded.save(tmp_path / "shapes.json")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_GRU_CONFIG_DIR"}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -496,6 +496,6 @@ def test_an_interrupt_while_the_emulator_loads_is_no_traceback(tmp_path):
 
 
 def test_every_gpu_can_be_listed_for(no_gpu, capsys):
-    for name in KNOWN:
+    for name in KNOWN_DEVICES:
         assert cli.main(["tune", "--list", "--device", name]) == 0
         assert f"on {name}, in this order" in capsys.readouterr().out

@@ -15,11 +15,11 @@ def gave_up(device):
     here = torch.device(device, 0) if device == "cuda" else torch.device(device)
 
     def plant():
-        hang.of(here)._word.fill_(1)
+        hang.get_watchdog(here)._word.fill_(1)
 
-    plant.seconds = hang.of(here)._seconds
+    plant.seconds = hang.get_watchdog(here)._seconds
     yield plant
-    hang.of(here)._word.zero_()
+    hang.get_watchdog(here)._word.zero_()
 
 
 def test_it_raises_once(gave_up):

@@ -49,7 +49,7 @@ class Gates:
     def run(self, x: torch.Tensor, reset_after: bool) -> torch.Tensor:
         """By the oracle, in torch's order."""
         weights = tuple(torch.cat([self.of[g][name] for g in "rzn"]) for name in ("ih", "hh", "b_ih", "b_hh"))
-        return reference.gru(x, torch.zeros(1, x.size(1), HIDDEN), [weights], reset_after=reset_after)[0]
+        return reference.compute_gru(x, torch.zeros(1, x.size(1), HIDDEN), [weights], reset_after=reset_after)[0]
 
 
 def from_torch(gates: Gates, reset_after: bool):

@@ -5,7 +5,7 @@ from torch import nn
 import triton_gru
 
 
-def twins(*args, **kwargs):
+def make_twins(*args, **kwargs):
     theirs, ours = nn.GRU(*args, **kwargs), triton_gru.GRU(*args, **kwargs)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import reference
 from .call.options import Options
-from .call.sequences import as_packed
+from .call.sequences import pack_results
 from .modules import GRU
 from .plan.planner import KERNELS, CannotServe
 
@@ -49,23 +49,28 @@ class Judge:
 
     Args:
         exact, baseline: results in float64, and as close to them as the precision is known to come.
-        scale, summed: as in `bound`.
+        scale, num_products: as in `compute_error_bound`.
 
     Attributes:
-        torchs_error: the largest error of the baseline.
+        baseline_error: the largest error of the baseline.
         allowed: the largest error of results that are right.
     """
 
-    def __init__(self, exact: Results, baseline: Results, precision: str, scale: float = 1.0, summed: int = 0):
+    def __init__(self, exact: Results, baseline: Results, precision: str, scale: float = 1.0, num_products: int = 0):
         self._exact = [each.data for each in exact]
-        self.torchs_error = self._error(baseline)
-        self.allowed = bound(self.torchs_error, precision, scale, summed)
+        self.baseline_error = self._error(baseline)
+        self.allowed = compute_error_bound(self.baseline_error, precision, scale, num_products)
 
     @classmethod
-    def of(cls, gru: nn.RNNBase, x: Input, hx: Tensor | None, precision: str, **ends: Tensor) -> "Judge":
+    def for_call(cls, gru: nn.RNNBase, x: Input, hx: Tensor | None, precision: str, **ends: Tensor) -> "Judge":
         """Return the judge of ``gru(x, hx, **ends)``; ``ends`` are lengths and resets."""
         with torch.no_grad():
-            return cls(exact(gru, x, hx, **ends), torchs_own(gru, x, hx, **ends), precision, summed=summed(gru))
+            return cls(
+                compute_exact(gru, x, hx, **ends),
+                compute_baseline(gru, x, hx, **ends),
+                precision,
+                num_products=count_summed_products(gru),
+            )
 
     def __call__(self, results: Results, slack: float = 1.0) -> tuple[float, bool]:
         """Return the largest error of ``results``, and whether they are right.
@@ -85,49 +90,49 @@ class Judge:
         return torch.stack([(each - exactly).abs_().max() for each, exactly in pairs]).max().item()
 
 
-def bound(torchs_error: float, precision: str, scale: float = 1.0, summed: int = 0) -> float:
+def compute_error_bound(baseline_error: float, precision: str, scale: float = 1.0, num_products: int = 0) -> float:
     """Return the largest error allowed.
 
     Args:
-        torchs_error: that of nn.GRU in the same precision.
+        baseline_error: that of nn.GRU in the same precision.
         scale: how large the numbers are.
-        summed: how many products a sum has, if torch may have added them in another order. The kernels add fp32
+        num_products: how many products a sum has, if torch may have added them in another order. The kernels add fp32
             products one after another. Each addition rounds by half a unit of the sum so far at most, at random, and
             five standard deviations of K of them are eps sqrt(K) of the whole sum S. An activation f passes on at
             most half of that, as |S| f'(S) < 0.45. In TF32 and 16 bits the operands' rounding is far larger.
     """
     unit = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
-    order = math.sqrt(summed) / 2 if precision == "fp32" else 0.0
-    return torchs_error + (MARGIN[precision] + order) * unit * max(scale, 1.0)
+    order = math.sqrt(num_products) / 2 if precision == "fp32" else 0.0
+    return baseline_error + (MARGIN[precision] + order) * unit * max(scale, 1.0)
 
 
-def summed(gru: nn.RNNBase) -> int:
+def count_summed_products(gru: nn.RNNBase) -> int:
     """Return how many products the longest sum of a step has."""
     return max(weight.size(1) for weight in gru.parameters() if weight.dim() == 2)
 
 
-def exact(
+def compute_exact(
     gru: nn.RNNBase, x: Input, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Input, Tensor]:
     """Return ``gru(x, hx, lengths, resets)`` in float64 by the reference, on the device of ``x``, which has a batch."""
     if isinstance(x, PackedSequence):
         hx = None if hx is None else gru.permute_hidden(hx, x.sorted_indices)
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes), gru.batch_first)
-        output, h_n = exact(gru, padded, hx, lengths.to(padded.device))
-        return as_packed(gru, x, pack_padded_sequence(output, lengths, gru.batch_first).data, h_n)
+        output, h_n = compute_exact(gru, padded, hx, lengths.to(padded.device))
+        return pack_results(gru, x, pack_padded_sequence(output, lengths, gru.batch_first).data, h_n)
     weights = [
         (*(getattr(gru, name).detach().double() for name in names), None, None)[:4] for names in gru._all_weights
     ]
     if gru.batch_first:
         x, resets = x.transpose(0, 1), None if resets is None else resets.transpose(0, 1)
-    options, (steps, batch, _) = Options.of(gru), x.shape
+    options, (steps, batch, _) = Options.from_module(gru), x.shape
     if hx is None:
         hx = x.new_zeros(len(weights), batch, gru.hidden_size)
     output = x.new_empty(steps, batch, gru.hidden_size * (1 + gru.bidirectional), dtype=torch.double)
     h_n = torch.empty_like(hx, dtype=torch.double)
     at_once = max(1, _NUMBERS_AT_ONCE // (steps * output.size(2)))
     for rows in (slice(first, first + at_once) for first in range(0, batch, at_once)):
-        output[:, rows], h_n[:, rows] = reference.gru(
+        output[:, rows], h_n[:, rows] = reference.compute_gru(
             x[:, rows].double(), hx[:, rows].double(), weights,
             reset_after=options.reset_after, bidirectional=options.bidirectional, reverse=options.reverse,
             lengths=None if lengths is None else lengths[rows], resets=None if resets is None else resets[:, rows],
@@ -135,14 +140,14 @@ def exact(
     return output.transpose(0, 1) if gru.batch_first else output, h_n
 
 
-def torchs_own(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
-    """Return the results of the call by nn.GRU. Exception: `by_reference` for what nn.GRU cannot serve."""
-    if Options.of(gru).beyond_torch or any(each is not None for each in ends.values()):
-        return by_reference(gru, x, hx, **ends)
+def compute_baseline(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
+    """Return the results of the call by nn.GRU. Exception: `compute_by_reference` for what nn.GRU cannot serve."""
+    if Options.from_module(gru).unsupported_by_nn_gru or any(each is not None for each in ends.values()):
+        return compute_by_reference(gru, x, hx, **ends)
     return nn.GRU.forward(gru, x, hx)
 
 
-def by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
+def compute_by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
     """Return the results of the call by plain torch, in the same precision."""
     plain = copy.copy(gru)
     plain.backend = "reference"
@@ -155,8 +160,8 @@ def by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | 
 
 
 @dataclass(frozen=True)
-class Result:
-    """One shape checked. Its text is a row of the table whose titles are `COLUMNS`.
+class CheckResult:
+    """One shape checked. Its text is a row of the table whose titles are `RESULT_HEADER`.
 
     ``status`` is "right", "WRONG", or why the kernel does not serve the shape.
     """
@@ -168,12 +173,12 @@ class Result:
     batch_size: int
     steps: int
     error: float
-    torchs_error: float
+    baseline_error: float
     status: str
 
     def __str__(self) -> str:
         shape = f"H={self.hidden_size:<4} B={self.batch_size:<2} T={self.steps}"
-        errors = [f"{error:.1e}" if self.is_judged else "" for error in (self.error, self.torchs_error)]
+        errors = [f"{error:.1e}" if self.is_judged else "" for error in (self.error, self.baseline_error)]
         reset_after = "" if self.reset_after else "False"
         return _ROW.format(self.kernel, self.precision, shape, reset_after, *errors, self.status)
 
@@ -184,11 +189,11 @@ class Result:
 
 _ROW = "{:6}  {:9}  {:18}  {:11}  {:>7}  {:>7}  {}"
 # The last one is the error of plain PyTorch where nn.GRU has no such GRU: with reset_after=False.
-COLUMNS = _ROW.format("kernel", "precision", "shape", "reset_after", "error", "nn.GRU", "").rstrip()
+RESULT_HEADER = _ROW.format("kernel", "precision", "shape", "reset_after", "error", "nn.GRU", "").rstrip()
 
 
-def check(device: torch.device | str) -> Iterator[Result]:
-    """Run every kernel on fresh random numbers over sizes, precisions and odd shapes, and yield a `Result` for each.
+def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
+    """Run every kernel on fresh random numbers over sizes, precisions and odd shapes, and yield a `CheckResult` for each.
 
     ``device`` is a GPU. torch's precision for recurrent networks is changed while the generator runs, and put back.
     """
@@ -207,13 +212,13 @@ def check(device: torch.device | str) -> Iterator[Result]:
         torch.backends.cudnn.rnn.fp32_precision = before
 
 
-def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> Result:
+def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> CheckResult:
     shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
     except CannotServe as refusal:
-        return Result(*shape, math.nan, math.nan, f"not served: {refusal.reason}")
-    judge = Judge.of(gru, x, hx, precision)
+        return CheckResult(*shape, math.nan, math.nan, f"not served: {refusal.reason}")
+    judge = Judge.for_call(gru, x, hx, precision)
     with torch.no_grad():
         error, right = judge(gru(x, hx))
-    return Result(*shape, error, judge.torchs_error, "right" if right else "WRONG")
+    return CheckResult(*shape, error, judge.baseline_error, "right" if right else "WRONG")

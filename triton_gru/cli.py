@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from .accuracy import COLUMNS, check
+from .accuracy import RESULT_HEADER, check_kernels
 from .commands import info, table, tune
-from .commands.arguments import DTYPES, form_parser, place, positive, problem_of
-from .plan.device import KNOWN, find, gpus, limited, most_sms, why_none
+from .commands.arguments import DTYPES, build_problem, choose_device, make_problem_parser, parse_positive_int
+from .plan.device import KNOWN_DEVICES, find_device, limit_sms, list_gpus, no_device_reason, read_max_sms
 from .plan.planner import BACKENDS, choose
 
 
@@ -15,19 +15,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     info.add_parser(commands)
     commands.add_parser("check", help="run every kernel against float64 on this GPU")
-    form = form_parser()
+    form = make_problem_parser()
     explain = commands.add_parser(
         "explain", parents=[form], help="the plan for a shape: kernel, configuration, and why"
     )
-    explain.add_argument("--hidden", type=positive, required=True, metavar="H", help="hidden_size")
-    explain.add_argument("--input", type=positive, metavar="I", help="input_size (default: hidden_size)")
-    explain.add_argument("--batch", type=positive, default=1, metavar="B", help="batch size (default: 1)")
-    explain.add_argument("--steps", type=positive, default=100, metavar="T", help="time steps (default: 100)")
-    explain.add_argument("--layers", type=positive, default=1, metavar="N", help="default: 1")
+    explain.add_argument("--hidden", type=parse_positive_int, required=True, metavar="H", help="hidden_size")
+    explain.add_argument("--input", type=parse_positive_int, metavar="I", help="input_size (default: hidden_size)")
+    explain.add_argument("--batch", type=parse_positive_int, default=1, metavar="B", help="batch size (default: 1)")
+    explain.add_argument("--steps", type=parse_positive_int, default=100, metavar="T", help="time steps (default: 100)")
+    explain.add_argument("--layers", type=parse_positive_int, default=1, metavar="N", help="default: 1")
     explain.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
     explain.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
-    explain.add_argument("--device", choices=KNOWN, help="plan for this GPU (default: the one in this machine)")
-    explain.add_argument("--max-sms", type=positive, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
+    explain.add_argument("--device", choices=KNOWN_DEVICES, help="plan for this GPU (default: the one in this machine)")
+    explain.add_argument("--max-sms", type=parse_positive_int, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
     tune.add_parser(commands, form)
     table.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _explain(options) -> int:
     dtype = DTYPES[options.dtype]
-    problem = problem_of(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
+    problem = build_problem(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
-        device = KNOWN[options.device] if options.device else next(iter(gpus()), None)
-        device = device and limited(device, options.max_sms or most_sms())
+        device = KNOWN_DEVICES[options.device] if options.device else next(iter(list_gpus()), None)
+        device = device and limit_sms(device, options.max_sms or read_max_sms())
         print(choose(problem, device, options.backend))
     except (RuntimeError, ValueError) as refusal:
         print(refusal)
@@ -52,14 +52,14 @@ def _explain(options) -> int:
 
 
 def _check(options) -> int:
-    device = find(place())
+    device = find_device(choose_device())
     if device is None:
-        print(f"Nothing was checked: {why_none()}.")
+        print(f"Nothing was checked: {no_device_reason()}.")
         return 1
     print(f"Largest errors against float64 on {device.name}, ours and nn.GRU's (plain PyTorch's if reset_after=False)")
-    print(COLUMNS, flush=True)
+    print(RESULT_HEADER, flush=True)
     results = []
-    for result in check(place()):
+    for result in check_kernels(choose_device()):
         print(result, flush=True)
         results.append(result)
     checked = [result for result in results if result.is_judged]

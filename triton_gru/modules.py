@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .call.bind import bind_cell, bind_gru
-from .call.checks import BOTH_AND_REVERSE
+from .call.checks import REVERSE_BIDIRECTIONAL_ERROR
 from .call.options import Options
 from .launch import route
 from .plan.planner import Plan, check_backend
@@ -86,7 +86,7 @@ class GRU(StandIn, nn.RNNBase):
     ) -> None:
         check_backend(backend)
         if reverse and bidirectional:
-            raise ValueError(BOTH_AND_REVERSE)
+            raise ValueError(REVERSE_BIDIRECTIONAL_ERROR)
         super().__init__(
             "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             device=device, dtype=dtype,
@@ -119,7 +119,7 @@ class GRU(StandIn, nn.RNNBase):
         resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output, h_n``; shapes as in the class's docstring."""
-        if lengths is None and resets is None and (known := route.known_gru(self, input, hx)) is not None:
+        if lengths is None and resets is None and (known := route.find_gru_route(self, input, hx)) is not None:
             return known(self, input, hx)
         return route.route_gru(self, input, hx, lengths, resets)(self, input, hx, lengths, resets)
 
@@ -134,7 +134,7 @@ class GRU(StandIn, nn.RNNBase):
 
         Prints well. Raises what the call itself would raise; launches no GRU.
         """
-        return route.plan_of(bind_gru(self, input, hx, lengths, resets))
+        return route.plan_call(bind_gru(self, input, hx, lengths, resets))
 
     def stream(self, batch_size: int) -> Stream:
         """A `Stream`: this GRU frame by frame, on ``batch_size`` sequences whose state it keeps."""
@@ -184,19 +184,19 @@ class GRUCell(StandIn, nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state; shapes as in the class's docstring."""
-        if (known := route.known_cell(self, input, hx)) is not None:
+        if (known := route.find_cell_route(self, input, hx)) is not None:
             return known(self, input, hx)
         return route.route_cell(self, input, hx)(self, input, hx)
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
         """What ``self(input, hx)`` would run, as `GRU.plan`."""
-        return route.plan_of(bind_cell(self, input, hx))
+        return route.plan_call(bind_cell(self, input, hx))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _own_repr(self)
 
 
 def _own_repr(module: GRU | GRUCell) -> str:
-    own = Options.of(module).beyond_torch
+    own = Options.from_module(module).unsupported_by_nn_gru
     text = f", {own}" if own else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H]
+LayerWeights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H]
 WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's, in that order
 
 
-def step(x: Tensor, h: Tensor, weights: Weights, *, reset_after: bool = True) -> Tensor:
+def compute_step(x: Tensor, h: Tensor, weights: LayerWeights, *, reset_after: bool = True) -> Tensor:
     """One time step: x [B, I], h [B, H] -> [B, H]."""
     w_ih, w_hh, b_ih, b_hh = weights
     i_r, i_z, i_n = F.linear(x, w_ih, b_ih).chunk(3, dim=1)
@@ -40,10 +40,10 @@ def step(x: Tensor, h: Tensor, weights: Weights, *, reset_after: bool = True) ->
     return (1 - z) * n + z * h
 
 
-def scan(
+def compute_scan(
     x: Tensor,
     h: Tensor,
-    weights: Weights,
+    weights: LayerWeights,
     *,
     reset_after: bool = True,
     reverse: bool = False,
@@ -58,7 +58,7 @@ def scan(
     outputs = [h] * len(x)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         before = h if resets is None else torch.where(resets[t].bool().unsqueeze(1), 0, h)
-        new = outputs[t] = step(x[t], before, weights, reset_after=reset_after)
+        new = outputs[t] = compute_step(x[t], before, weights, reset_after=reset_after)
         if lengths is None:
             h = new
         else:
@@ -67,10 +67,10 @@ def scan(
     return torch.stack(outputs), h
 
 
-def gru(
+def compute_gru(
     x: Tensor,
     hx: Tensor,
-    weights: list[Weights],
+    weights: list[LayerWeights],
     *,
     reset_after: bool = True,
     bidirectional: bool = False,
@@ -84,7 +84,7 @@ def gru(
     ``weights`` holds layer 0 forward, layer 0 reverse (if bidirectional), layer 1 forward, and so on. With ``reverse``
     and one direction, all layers go backward in time.
     ``dropout`` is the probability with which outputs of all layers but the last are zeroed. ``lengths`` [B] and
-    ``resets`` [T, B]: see `scan`.
+    ``resets`` [T, B]: see `compute_scan`.
     """
     directions = 2 if bidirectional else 1
     ends = {"lengths": lengths, "resets": resets}
@@ -95,7 +95,9 @@ def gru(
         outputs = []
         for d in range(directions):
             backward = reverse or d == 1
-            output, h = scan(x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=backward, **ends)
+            output, h = compute_scan(
+                x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=backward, **ends
+            )
             outputs.append(output)
             h_n.append(h)
         x = torch.cat(outputs, dim=2)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._guards import CompileContext
 
-from .call.options import OWN, Options, is_as_accelerated
+from .call.options import EXTRA_ATTRIBUTES, Options, has_only_nn_gru_attributes
 
 _set_class = object.__dict__["__class__"].__set__
 
@@ -40,8 +40,8 @@ class StandIn:
         if compiling and StandIn._passes_for is _passes_for:
             # The answer is another one while torch.compile asks: it is not to be found out in a compiled frame.
             StandIn._passes_for = torch.compiler.disable(_passes_for)
-        beyond_torch = not self.reset_after or self.reverse
-        if issubclass(kind, self.torch_class) or beyond_torch or (compiling and not self._stops_compiler()):
+        unsupported_by_nn_gru = not self.reset_after or self.reverse
+        if issubclass(kind, self.torch_class) or unsupported_by_nn_gru or (compiling and not self._stops_compiler()):
             return kind
         return _both(kind)
 
@@ -73,7 +73,7 @@ class StandIn:
         """
         kind = type(self)
         make = (kind, self._empty) if "_empty" in vars(kind) else (object.__new__, (kind,))
-        if is_as_accelerated(self):
+        if has_only_nn_gru_attributes(self):
             make = self.torch_class, self._empty_torch_class
         return *make, getattr(self, "__getstate__", self._state)()
 
@@ -83,7 +83,7 @@ class StandIn:
         Raises:
             RuntimeError: torch has no such module, or a kernel is asked for by name.
         """
-        if own := Options.of(self).beyond_torch:
+        if own := Options.from_module(self).unsupported_by_nn_gru:
             raise RuntimeError(f"torch.jit.script compiles nn.GRU, which has no {own}: leave the module out")
         if self.backend not in ("auto", "torch"):
             raise RuntimeError(
@@ -91,7 +91,7 @@ class StandIn:
                 "backend='auto' or restore() the model"
             )
         made = object.__new__(self.torch_class)
-        made.__dict__ = {name: value for name, value in vars(self).items() if name not in OWN}
+        made.__dict__ = {name: value for name, value in vars(self).items() if name not in EXTRA_ATTRIBUTES}
         return made
 
     def _get_name(self) -> str:

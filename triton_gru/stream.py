@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .call.bind import bind_dense, contiguous, weights_of_gru
+from .call.bind import bind_dense, make_weights_contiguous, weights_of_gru
 from .call.options import Options
 from .call.readable import materialize
 from .call.sequences import Sequences
 from .call.torch_state import autocast_dtype
 from .launch import call_cache, execute, step
 from .launch.kernel_launch import Launch
-from .launch.prepared import Memory, Weights, prepare
+from .launch.prepared import Memory, ModuleWeights, prepare
 from .launch.scan import Scan
-from .plan.device import capturing, elsewhere, find
+from .plan.device import find_device, is_capturing, is_on_other_gpu
 from .plan.planner import Plan, choose
-from .reference import Weights as Layer
+from .reference import LayerWeights as Layer
 
 _BY_MODULE = object()  # stands in a stream's cache for frames that the module itself makes
 
@@ -56,7 +56,7 @@ class Stream:
             self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
             self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
         self._parity = 0
-        self._cache = call_cache.Cache()
+        self._cache = call_cache.RouteCache()
 
     @property
     def state(self) -> Tensor:
@@ -93,7 +93,7 @@ class Stream:
         x = materialize(x.to(self._rounded.dtype))  # of another dtype under autocast alone
         gru = self._gru
         signature = call_cache.signature_of(gru, x, None), self._parity
-        with torch.cuda.device(x.device) if elsewhere(x.device) else contextlib.nullcontext():
+        with torch.cuda.device(x.device) if is_on_other_gpu(x.device) else contextlib.nullcontext():
             frame = self._cache.find(gru, signature) or self._new_frame(x, signature)
             if frame is _BY_MODULE:
                 return self._call_module(x)
@@ -120,9 +120,9 @@ class Stream:
     @torch.no_grad()
     def plan(self, x: Tensor) -> Plan:
         """Return what a frame like ``x`` runs, as `GRU.plan`: ``"step"``, or another by the module itself."""
-        gru, device = self._gru, find(x.device)
+        gru, device = self._gru, find_device(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
-        problem = bind_dense(Options.of(gru), frame, None, weights_of_gru(gru)).problem
+        problem = bind_dense(Options.from_module(gru), frame, None, weights_of_gru(gru)).problem
         if gru.backend not in ("auto", "torch", "reference", "step"):
             raise RuntimeError(
                 f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
@@ -152,7 +152,7 @@ class Stream:
             try:
                 frame = self._prepared(x, plan)
             except Exception as failure:
-                frame = self._prepared(x, execute.untuned(plan, failure, x.device))
+                frame = self._prepared(x, execute.replace_failing_plan(plan, failure, x.device))
         if frame is not None and signature[0] is not None:
             self._cache.add(signature, frame)
         return frame or functools.partial(self._run, plan)
@@ -160,8 +160,8 @@ class Stream:
     def _prepared(self, x: Tensor, plan: Plan) -> Callable | None:
         """Return the launches of a frame like ``x``; None if they read what was made for this frame alone."""
         gru = self._gru
-        weights, own = weights_of_gru(gru), Weights(gru)
-        if not (own.are_all(gru, weights) and own.hold(gru)):
+        weights, own = weights_of_gru(gru), ModuleWeights(gru)
+        if not (own.has_all(gru, weights) and own.is_unchanged(gru)):
             return None
         output = x.new_empty(1, x.size(0), gru.hidden_size)
         memory = Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
@@ -173,7 +173,7 @@ class Stream:
         try:
             execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
         except Exception as failure:
-            plan = execute.untuned(plan, failure, x.device)
+            plan = execute.replace_failing_plan(plan, failure, x.device)
             execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
         return output
 
@@ -183,14 +183,14 @@ class Stream:
         problem = plan.problem
         scan = Scan(problem, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
         states = step.States(problem, self._carry, self._rounded, new)
-        for layer, of_layer in enumerate(contiguous(weights)):
+        for layer, of_layer in enumerate(make_weights_contiguous(weights)):
             out = output if layer == len(weights) - 1 else new(output, *output.shape)
-            scan.begin(layer, [of_layer], out)
-            scan.stay_in_the_middle(self._parity)
-            yield from step.whole_launches(scan, x, plan.config, states)
+            scan.begin_layer(layer, [of_layer], out)
+            scan.set_middle_step(self._parity)
+            yield from step.fused_step_launches(scan, x, plan.config, states)
             x = out
 
 
 def _refuse_capture(device: torch.device) -> None:
-    if capturing(device):
+    if is_capturing(device):
         raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")

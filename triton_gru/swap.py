@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .call.options import OWN, Options
+from .call.options import EXTRA_ATTRIBUTES, Options
 from .modules import GRU, GRUCell
 from .stand_in import StandIn
 
@@ -68,7 +68,7 @@ def _change_classes(model: nn.Module, classes: dict[type, type], called: str) ->
             unchanged.append(f"{path!r} ({reason})" if path else f"the model itself ({reason})")
         elif new_class is not None:
             module.__class__ = new_class
-            for own in OWN:
+            for own in EXTRA_ATTRIBUTES:
                 module.__dict__.pop(own, None)
     if unchanged:
         warnings.warn(f"triton_gru.{called} left these modules unchanged: {', '.join(unchanged)}", stacklevel=3)
@@ -85,5 +85,5 @@ def _reason_against(module: nn.Module, new_class: type | None, classes: dict[typ
         return f"{kind.__name__} is a subclass of {'nn.' * (bases[0] in _OURS)}{bases[0].__name__}{way_out}"
     if "forward" in module.__dict__:
         return "its forward has been replaced"
-    own = Options.of(module).beyond_torch
+    own = Options.from_module(module).unsupported_by_nn_gru
     return f"{own}, which torch does not have" if own else ""

@@ -7,22 +7,22 @@ import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
 
-TESTED = "3.6", "3.7", "3.8", "3.9"
+TESTED_VERSIONS = "3.6", "3.7", "3.8", "3.9"
 
 # Options of every launch. The kernels need fused multiply-adds, which Triton will not make by default from 3.10 on.
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 
-def minor(version: str) -> str:
+def get_minor_version(version: str) -> str:
     """Return the part of a version that tells features: ``"3.9"`` of ``"3.9.0+git"``."""
     return ".".join(version.split(".")[:2])
 
 
 def warn_if_untested(version: str = triton.__version__) -> None:
     """Warn the importer of this package if it was not tested with a version of Triton."""
-    if minor(version) not in TESTED:
+    if get_minor_version(version) not in TESTED_VERSIONS:
         warnings.warn(
-            f"triton_gru was tested with Triton {TESTED[0]} to {TESTED[-1]}, and this is Triton {version}. Its kernels "
+            f"triton_gru was tested with Triton {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[-1]}, and this is Triton {version}. Its kernels "
             "may fail or be slow: run `triton-gru check`, or install a Triton that was tested",
             stacklevel=3,
         )
@@ -30,7 +30,7 @@ def warn_if_untested(version: str = triton.__version__) -> None:
 
 def copies_shared_operands(version: str = triton.__version__) -> bool:
     """Return whether an operand of several products goes through shared memory for each of them but the first."""
-    return minor(version) == "3.8"
+    return get_minor_version(version) == "3.8"
 
 
 @functools.cache

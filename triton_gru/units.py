@@ -8,7 +8,7 @@ _SIZES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NEXT = 999.5  # rounds to four digits
 
 
-def three_digits(number: float) -> str:
+def format_number(number: float) -> str:
     """Return a number with three significant digits, and none of its whole ones lost."""
     return _without_exponent(f"{number:#.3g}") if number < 99.95 else f"{number:.0f}"
 
@@ -17,22 +17,22 @@ def _without_exponent(text: str) -> str:
     return f"{Decimal(text):f}"
 
 
-def call_time(microseconds: float) -> str:
+def format_time(microseconds: float) -> str:
     """Return the time of a call: ``"81.2 us"``."""
     unit, size = _unit(microseconds, _TIMES)
-    return f"{three_digits(microseconds / size)} {unit}"
+    return f"{format_number(microseconds / size)} {unit}"
 
 
-def rough_time(microseconds: float) -> str:
+def format_rough_time(microseconds: float) -> str:
     """Return a time to two significant digits, as is enough for a part of a sum: ``"81 us"``."""
     unit, size = _unit(microseconds, _TIMES)
     return f"{_without_exponent(f'{microseconds / size:.2g}')} {unit}"
 
 
-def byte_size(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a size in memory: ``"227 KiB"``."""
     unit, scale = _unit(size, _SIZES)
-    return f"{size if scale == 1 else three_digits(size / scale)} {unit}"
+    return f"{size if scale == 1 else format_number(size / scale)} {unit}"
 
 
 def _unit(value: float, units: dict[str, float]) -> tuple[str, float]:
@@ -40,13 +40,13 @@ def _unit(value: float, units: dict[str, float]) -> tuple[str, float]:
     return next(((unit, size) for unit, size in units.items() if value / size < _NEXT), list(units.items())[-1])
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return how long a run takes, to whole seconds or minutes."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Return a number of things: ``"1 shape"``, ``"2 shapes"``."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -16,9 +16,9 @@ from triton_gru.plan.heuristic import grid_config
 
 from ..case import Input
 from ..providers.interface import Ready, Unavailable
-from ..providers.ours import Variant, bind, described
+from ..providers.ours import BackendProvider, bind, describe_plan
 
-_GRID = Variant("grid")
+_GRID = BackendProvider("grid")
 
 
 def _prepare(handover: str, cut: tuple[int, ...], gru: nn.GRU, x: Input) -> Ready:
@@ -35,7 +35,7 @@ def _prepare(handover: str, cut: tuple[int, ...], gru: nn.GRU, x: Input) -> Read
     def call(x: Input) -> tuple[Tensor, Tensor]:
         return execute.run(bind(ours, x), plan)  # bound on each call as others are, but not planned
 
-    return Ready(call, **described(plan))
+    return Ready(call, **describe_plan(plan))
 
 
 PROVIDERS: dict[str, Callable] = {each: functools.partial(_prepare, each, ()) for each in HANDOVERS}

@@ -12,11 +12,11 @@ from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch, Product
 from triton_gru.plan.config import CUBLAS, Projection
 from triton_gru.plan.planner import KERNELS, Plan
-from triton_gru.plan.validity import is_whole_step, why_no_projection
+from triton_gru.plan.validity import is_fused_step, unsupported_projection_reason
 
 from ..case import Input
 from ..providers.interface import Ready, Unavailable, require_padded
-from ..providers.ours import Variant, described
+from ..providers.ours import BackendProvider, describe_plan
 
 WAYS = {"ours": None, "cublas": CUBLAS}
 _OF_A_PROJECTION = "input_projection", "arrange_products"
@@ -34,15 +34,15 @@ def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Inpu
         execute.start(filter(_is_projection, launches) if is_alone else launches)
         return results
 
-    words = described(plan)
-    return Ready(call, **words | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, judged=not is_alone)
+    words = describe_plan(plan)
+    return Ready(call, **words | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, is_judged=not is_alone)
 
 
-def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[Variant, Plan]:
+def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[BackendProvider, Plan]:
     """Return what is chosen for the call, or of the kernels the first that can have such a projection."""
     reasons = {}
     for backend in ("auto", *KERNELS):
-        variant = Variant(backend)
+        variant = BackendProvider(backend)
         try:
             plan = variant.plan(variant.module(gru), x)
         except RuntimeError as refusal:
@@ -50,9 +50,9 @@ def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[Var
             continue
         if plan.config is None:
             reasons[backend] = f"{plan.kernel} serves the call"
-        elif is_whole_step(plan.config, plan.problem):
+        elif is_fused_step(plan.config, plan.problem):
             reasons[backend] = "a single step of it has no projection"
-        elif reason := why_no_projection(projection, plan.config, plan.problem, plan.device):
+        elif reason := unsupported_projection_reason(projection, plan.config, plan.problem, plan.device):
             reasons[backend] = reason
         else:
             return variant, plan

@@ -17,8 +17,8 @@ from triton_gru.launch import execute
 
 from ..case import Input
 from ..providers.interface import Ready, Unavailable, require_padded
-from ..providers.ours import Variant, described
-from .stages_kernel import STAGES, without
+from ..providers.ours import BackendProvider, describe_plan
+from .stages_kernel import STAGES, load_scan_without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
 _OF_TENSOR_CORES = ("products-but-the-first", "sums", "gate-inputs")  # stages of grid
@@ -26,14 +26,14 @@ _OF_TENSOR_CORES = ("products-but-the-first", "sums", "gate-inputs")  # stages o
 
 def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
     require_padded(x)
-    variant = Variant(kernel)
+    variant = BackendProvider(kernel)
     ours = variant.module(gru)
     plan = variant.plan(ours, x)
-    if plan.problem.ieee and kernel == "grid" and stage in _OF_TENSOR_CORES:
+    if plan.problem.is_ieee and kernel == "grid" and stage in _OF_TENSOR_CORES:
         raise Unavailable(f"{stage}: left out of grid only where tensor cores make its products, in 16 bits and TF32")
     if kernel == "block" and stage == "gate-inputs" and plan.config.batch != 2:
         raise Unavailable(f"{stage}: left out of block only where a program has two rows")
-    scan = without(kernel, stage)
+    scan = load_scan_without(kernel, stage)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         bound = bind_gru(ours, x, None)
@@ -42,7 +42,7 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
         execute.start(each._replace(kernel=scan) if each.kernel is SCANS[kernel] else each for each in launches)
         return results
 
-    return Ready(call, **described(plan), judged=False)
+    return Ready(call, **describe_plan(plan), is_judged=False)
 
 
 PROVIDERS = {

@@ -66,13 +66,13 @@ def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr)
 @triton.jit
 def _first_products(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
     """Make those of the first of the tuple of words: in the place of grid._products_of_slices."""
-    WORDS: tl.constexpr = cut.WORDS.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORDS.PARTS
+    WORDS: tl.constexpr = cut.WORD_LAYOUT.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
     return grid._products_of_slices(w, kept, x[:WORDS], FIRST, END, cut)
 
 
 @triton.jit
 def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr):
-    """Keep the products, which are in fragments, and return zeros: in the place of slices.sums."""
+    """Keep the products, which are in fragments, and return zeros: in the place of slices.sum_slices."""
     sums = ()
     for part in tl.static_range(len(parts)):
         if IN_FRAGMENTS:
@@ -101,7 +101,7 @@ def _no_gates_of_grid(gi, in_tile, there, cut: tl.constexpr):
 def _no_gates_of_block(gi, cut: tl.constexpr):
     """Return zeros in the place of block._load_gates, for two rows in a program."""
     gates = ()
-    for _ in tl.static_range(3 * cut.TILES):
+    for _ in tl.static_range(3 * cut.UNIT_TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
     return gates
 
@@ -117,7 +117,7 @@ STAGES = {
         "waiting": {"isa.wait_words": _words_as_they_are},
         "hand-over": {"isa.wait_words": _words_of_nothing, "isa.send": _not_sent},
         "products-but-the-first": {"grid._products_of_slices": _first_products},
-        "sums": {"slices.sums": _not_summed},
+        "sums": {"slices.sum_slices": _not_summed},
         "activations": {"isa.gru_update": _not_activated},
         "gate-inputs": {"grid._load_gates": _no_gates_of_grid},
         "output": {"isa.store": _not_stored},
@@ -130,7 +130,7 @@ STAGES = {
 }
 
 
-def load_anew(name: str, kernel: str) -> types.ModuleType:
+def load_copy(name: str, kernel: str) -> types.ModuleType:
     """Return a kernel's module in a copy of the package of kernels, which is called ``name``."""
     for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
         del sys.modules[each]
@@ -141,10 +141,10 @@ def load_anew(name: str, kernel: str) -> types.ModuleType:
 
 
 @functools.cache
-def without(kernel: str, stage: str):
+def load_scan_without(kernel: str, stage: str):
     """Return the scan of a kernel without one of its `STAGES`."""
     name = f"{__name__}.{kernel} without {stage}"
-    module = load_anew(name, kernel)
+    module = load_copy(name, kernel)
     for replaced, replacement in STAGES[kernel][stage].items():
         owner, attribute = replaced.split(".")
         owner = sys.modules[f"{name}.{owner}"]

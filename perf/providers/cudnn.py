@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .interface import Prepare, Ready, Unavailable, require_padded
 
 LIBRARY = "libcudnn.so.9"
-FLAT = "cudnn.standard"  # the algorithm that torch picks, with flat weights in bf16, too
+STANDARD_PROVIDER = "cudnn.standard"  # the algorithm that torch picks, with flat weights in bf16, too
 
 
 class Algorithm(enum.IntEnum):
@@ -145,7 +145,7 @@ class Gru:
     object's memory. It must not be replayed when the object is gone.
 
     Attributes:
-        maybe_standard: another algorithm was asked for, but the workspace is that of the standard one, which cuDNN then
+        has_standard_workspace: another algorithm was asked for, but the workspace is that of the standard one, which cuDNN then
             may run in its place.
 
     Raises:
@@ -189,7 +189,7 @@ class Gru:
             call("cudnnSetTensorNdDescriptor", state, self._type, 3, (c_int * 3)(*sizes), (c_int * 3)(*strides))
             rnn, size = network(algorithm)
             # cuDNN 9 does not say so when it has no persistent kernel for bf16 or for a newer GPU. It shows in this.
-            self.maybe_standard = algorithm != standard and size.value == network(standard)[1].value
+            self.has_standard_workspace = algorithm != standard and size.value == network(standard)[1].value
             self._results = x.new_empty(*x.shape[:-1], directions * hidden), x.new_empty(sizes)
             self._weights = self._weight_space(gru, rnn, x)
             self._workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
@@ -272,7 +272,7 @@ def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor | PackedSequence) -> R
     call = Gru(handle, gru, x, algorithm, math)
     call(x.data)  # some refusals come no sooner
     config = f"algo={algorithm.name} math={math.name} cudnn={handle.library.version}"
-    if call.maybe_standard:
+    if call.has_standard_workspace:
         config += " (its workspace is CUDNN_RNN_ALGO_STANDARD's, which may run in its place)"
     return Ready(call, "cudnn", config, "forced", lay_out=operator.attrgetter("data"))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .interface import Call, Ready, Unavailable, allows_tf32, import_gpu_peer, layers_of, through_layers
-from .torch_modules import cell_like
+from .torch_modules import make_cell_like
 
 # By backend: the kernel's name, and its layouts in FlashRNN's letters, for time, batch, heads, gates, units (D) and
 # units of the step before (P).
@@ -41,7 +41,7 @@ def _prepare(function: str, gru: nn.GRU, x: Tensor) -> Ready:
     if kernel == "fused" and x.dtype == torch.float32 and not allows_tf32():
         raise Unavailable("FlashRNN's fused kernel computes products of float32 in TF32, the case asks for IEEE")
     config = peer.FlashRNNConfig(backend, function, output_shape="STBHD", **layouts, **sizes)
-    module, expected = cell_like(nn.LSTM, gru) if function == "lstm" else (gru, None)
+    module, expected = make_cell_like(nn.LSTM, gru) if function == "lstm" else (gru, None)
     call = bind(peer.flashrnn, config, module, x)
     try:
         call(x)
@@ -51,7 +51,7 @@ def _prepare(function: str, gru: nn.GRU, x: Tensor) -> Ready:
     if kernel == "alternating":
         said += ", float32 in IEEE" if x.dtype == torch.float32 else ""
         waits = "FlashRNN's alternating kernel waits for the device in each call"
-    return Ready(call, kernel, said, expected=expected, refuses_graph=waits)
+    return Ready(call, kernel, said, expected=expected, no_graph_reason=waits)
 
 
 def bind(flashrnn: Callable, config: Any, module: nn.RNNBase, x: Tensor) -> Call:

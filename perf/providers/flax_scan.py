@@ -53,7 +53,7 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
         return tuple(map(torch.from_dlpack, jax.block_until_ready(network(states, x))))
 
     waits = "JAX runs on a stream of its own, and the call waits for it"
-    return Ready(call, "xla", f"precision {precision}", lay_out=jnp.from_dlpack, refuses_graph=waits)
+    return Ready(call, "xla", f"precision {precision}", lay_out=jnp.from_dlpack, no_graph_reason=waits)
 
 
 PROVIDERS = {"flax.scan": _prepare}

@@ -14,7 +14,7 @@ from .interface import Call, Ready, layers_of, require_one_direction, require_pa
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     require_padded(x)
     require_one_direction(gru)
-    return Ready(bind(step if Options.of(gru).reset_after else _step_reset_before, gru, x), kernel="torch")
+    return Ready(bind(step if Options.from_module(gru).reset_after else _step_reset_before, gru, x), kernel="torch")
 
 
 def bind(step: Callable[..., Tensor], gru: nn.GRU, x: Tensor) -> Call:

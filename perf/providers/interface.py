@@ -35,8 +35,8 @@ class Ready:
         lay_out: makes of an input what ``call`` takes, before anything is timed.
         reset: takes a `Frame`'s state back to zeros.
         captured: what a CUDA graph captures in place of a `Frame`: its state goes out where it came in.
-        refuses_graph: why no graph captures ``call``.
-        judged: False for a call whose results mean nothing by design. No gate looks at them.
+        no_graph_reason: why no graph captures ``call``.
+        is_judged: False for a call whose results mean nothing by design. No gate looks at them.
     """
 
     call: Call | Frame
@@ -47,8 +47,8 @@ class Ready:
     lay_out: Callable[[Input], Input] = lambda x: x
     reset: Callable[[], None] = lambda: None
     captured: Frame | None = None
-    refuses_graph: str = ""
-    judged: bool = True
+    no_graph_reason: str = ""
+    is_judged: bool = True
 
 
 # Makes a provider ready for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` is what

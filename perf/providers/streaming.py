@@ -15,8 +15,8 @@ import triton_gru
 from triton_gru.plan.planner import KERNELS
 
 from .interface import Prepare, Ready
-from .ours import Variant, described
-from .torch_modules import kernel
+from .ours import BackendProvider, describe_plan
+from .torch_modules import kernel_name
 
 _without_time = operator.itemgetter(0)  # of a frame
 # (frame, state) -> (output, state). A state has a part [B, H] for each layer, in one tensor or in a list.
@@ -25,12 +25,12 @@ _Step = Callable[[Tensor, _State], tuple[Tensor, _State]]
 
 
 def _torch(gru: nn.GRU, x: Tensor) -> Ready:
-    return _carrying(gru, _zeros(gru, x), kernel=kernel(gru))
+    return _carrying(gru, _zeros(gru, x), kernel=kernel_name(gru))
 
 
-def _ours(variant: Variant, gru: nn.GRU, x: Tensor) -> Ready:
+def _ours(variant: BackendProvider, gru: nn.GRU, x: Tensor) -> Ready:
     ours = variant.module(gru)
-    return _carrying(ours, _zeros(gru, x), **described(variant.plan(ours, x)))
+    return _carrying(ours, _zeros(gru, x), **describe_plan(variant.plan(ours, x)))
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
@@ -51,14 +51,16 @@ def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
 
     zeros, about = _zeros(gru, x), {"kernel": "torch"}
     if cell is triton_gru.GRUCell:  # of two cells of one size the plans are the same
-        about = described(cells[0].plan(x[0], zeros[0]))
+        about = describe_plan(cells[0].plan(x[0], zeros[0]))
     return _carrying(step, [*zeros], lay_out=_without_time, **about)
 
 
 def _stream(gru: nn.GRU, x: Tensor) -> Ready:
-    stream = Variant("auto").module(gru).stream(x.size(1))
+    stream = BackendProvider("auto").module(gru).stream(x.size(1))
     own = "it replays CUDA graphs of its own"
-    return Ready(stream, lay_out=_without_time, reset=stream.reset, refuses_graph=own, **described(stream.plan(x[0])))
+    return Ready(
+        stream, lay_out=_without_time, reset=stream.reset, no_graph_reason=own, **describe_plan(stream.plan(x[0]))
+    )
 
 
 def _carrying(step: _Step, zeros: _State, **about) -> Ready:
@@ -94,5 +96,5 @@ PROVIDERS: dict[str, Prepare] = {
     "torch.nn.GRUCell": functools.partial(_cells, nn.GRUCell),
     "triton_gru.stream": _stream,
     "triton_gru.GRUCell": functools.partial(_cells, triton_gru.GRUCell),
-    **{variant.name: functools.partial(_ours, variant) for variant in map(Variant, ("auto", *KERNELS))},
+    **{variant.name: functools.partial(_ours, variant) for variant in map(BackendProvider, ("auto", *KERNELS))},
 }

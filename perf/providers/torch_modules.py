@@ -15,16 +15,16 @@ def _gru(gru: nn.RNNBase, x: Input) -> Ready:
     if type(gru) is not nn.GRU:
         return _other_cell(nn.GRU, gru, x)
     call = _called(gru) if isinstance(x, Ragged) else gru
-    return Ready(call, kernel=kernel(gru), lay_out=_with_lengths_on_cpu)
+    return Ready(call, kernel=kernel_name(gru), lay_out=_with_lengths_on_cpu)
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
     """Make a cell of the same sizes ready, which is compared with itself in float64."""
-    module, expected = cell_like(cell, gru)
-    return Ready(_called(module), kernel=kernel(gru), expected=expected, lay_out=_with_lengths_on_cpu)
+    module, expected = make_cell_like(cell, gru)
+    return Ready(_called(module), kernel=kernel_name(gru), expected=expected, lay_out=_with_lengths_on_cpu)
 
 
-def cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
+def make_cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
     """Return a cell of the same sizes with weights of its own, and its call in float64."""
     with torch.inference_mode(False):
         sizes = gru.input_size, gru.hidden_size, gru.num_layers
@@ -49,7 +49,7 @@ def _with_lengths_on_cpu(x: Input) -> Input:
     return x._replace(lengths=x.lengths.cpu()) if isinstance(x, Ragged) else x
 
 
-def kernel(gru: nn.GRU) -> str:
+def kernel_name(gru: nn.GRU) -> str:
     return "cudnn" if gru.weight_hh_l0.is_cuda and torch.backends.cudnn.is_available() else "torch"
 
 

@@ -47,8 +47,8 @@ def main(
         print("served by: nn.GRU, as there is no GPU here. On the machine that has one, run:")
         print(f"  triton-gru tune --recorded {path}")
         return
-    for tuned in triton_gru.tune(shapes, device=device, budget=seconds, say=print):
-        print(f"{tuned}\n  kept in {tuned.kept}")
+    for tuned in triton_gru.tune(shapes, device=device, budget=seconds, report=print):
+        print(f"{tuned}\n  kept in {tuned.table_path}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import GridConfig
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import HEURISTICS
-from triton_gru.tuning.compile_pool import MOST_STACK, pretend
+from triton_gru.tuning.compile_pool import MAX_STACK_BYTES, set_compile_target
 
 # Lines of source in a cubin change no instruction, and take a tenth of the time.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -35,7 +35,7 @@ _LABEL = re.compile(r"^([\w.$]+):")  # of a place, or of a function: newer compi
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
 # The first known device of each architecture.
-ARCHITECTURES = list({device.arch: device for device in reversed(KNOWN.values())}.values())
+ARCHITECTURES = list({device.arch: device for device in reversed(KNOWN_DEVICES.values())}.values())
 
 
 def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
@@ -44,7 +44,7 @@ def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
     Of the devices of an architecture that get the same configuration, only the first is compiled for.
     """
     found = {}
-    for device in KNOWN.values():
+    for device in KNOWN_DEVICES.values():
         for kernel, precision, hidden_size, batch_size in on_sm_90 if device.arch == "sm_90" else elsewhere:
             config = HEURISTICS[kernel](hidden_size, batch_size, 1, *PRECISIONS[precision], device)
             if isinstance(config, GridConfig):
@@ -95,7 +95,7 @@ def kernel_launches(
     return list(execute.launches(call, config, device, *execute.allocate(call)))
 
 
-def variants(launches: Iterable[Launch]) -> dict[str, int]:
+def count_variants(launches: Iterable[Launch]) -> dict[str, int]:
     """Return, by kernel, how many times Triton would compile it for ``launches`` on the device in force."""
     launches = list(launches)
     kernels = {each.kernel.__name__: each.kernel for each in launches}
@@ -111,13 +111,13 @@ def variants(launches: Iterable[Launch]) -> dict[str, int]:
 
 
 # Bytes of stack for what may be put away before the loop, where all weights come at once.
-STACK = MOST_STACK
+STACK_LIMIT = MAX_STACK_BYTES
 # The Triton that tables of instructions are of, and how many times as many a step may take.
-PINNED = "3.6.0"
-ALLOWED = 1 if triton.__version__ == PINNED else 1.05
+PINNED_TRITON = "3.6.0"
+INSTRUCTION_SLACK = 1 if triton.__version__ == PINNED_TRITON else 1.05
 
 
-class Facts:
+class KernelStats:
     """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp).
 
     Attributes:
@@ -185,7 +185,7 @@ class Facts:
 
     def __repr__(self) -> str:
         known = ("shared", "stack", "spills", "loop")
-        return f"Facts({', '.join(f'{name}={vars(self)[name]}' for name in known if name in vars(self))})"
+        return f"KernelStats({', '.join(f'{name}={vars(self)[name]}' for name in known if name in vars(self))})"
 
 
 def _names(instructions: list[tuple[int, str]]) -> Counter:
@@ -238,14 +238,14 @@ def _shared_bytes(text: str) -> int:
 
 
 __all__ = [
-    "ALLOWED",
     "ARCHITECTURES",
-    "KNOWN",
-    "PINNED",
-    "STACK",
-    "Facts",
+    "INSTRUCTION_SLACK",
+    "KNOWN_DEVICES",
+    "PINNED_TRITON",
+    "STACK_LIMIT",
+    "KernelStats",
     "cases",
+    "count_variants",
     "kernel_launches",
-    "pretend",
-    "variants",
+    "set_compile_target",
 ]

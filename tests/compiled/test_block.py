@@ -7,7 +7,17 @@ import triton
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.plan.heuristic import block_config
 
-from .harness import ALLOWED, KNOWN, PINNED, STACK, Facts, cases, kernel_launches, pretend, variants
+from .harness import (
+    INSTRUCTION_SLACK,
+    KNOWN_DEVICES,
+    PINNED_TRITON,
+    STACK_LIMIT,
+    KernelStats,
+    cases,
+    count_variants,
+    kernel_launches,
+    set_compile_target,
+)
 
 # One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere. The two 16-bit
 # types differ in conversions alone: one of bf16 will do.
@@ -38,19 +48,19 @@ def shapes(sizes):
 
 @pytest.mark.parametrize("device, kernel, precision, hidden_size, batch_size", cases(shapes(SIZES), shapes(ELSEWHERE)))
 def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
-    pretend(device)
+    set_compile_target(device)
     inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in launches if batch_size == 1 else launches[1:]:  # the projection's tile is the same for all
-        found = Facts(launch.compile())
-        assert found.stack <= STACK and found.spills == 0, found
+        found = KernelStats(launch.compile())
+        assert found.stack <= STACK_LIMIT and found.spills == 0, found
         assert found.shared <= device.shared_memory, found
 
     dtype, fp32_precision = PRECISIONS[precision]
     config = block_config(hidden_size, batch_size, 1, dtype, fp32_precision, device)
     assert found.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
     # Of a single warp the compiler says where the weights stay. Triton 3.8 keeps them in shared memory.
-    placed = config.num_warps > 1 or triton.__version__ == PINNED
+    placed = config.num_warps > 1 or triton.__version__ == PINNED_TRITON
     # The loop reads from memory the gates of the steps ahead, in pairs of batch rows or where there are but two one by
     # one, and nothing else; of units beyond H the compiler may leave them out.
     threads = 32 * config.num_warps
@@ -69,13 +79,13 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
         if not found.loop["HGMMA"]:  # of which one does what many do
             assert found.executed / config.ahead <= 40 + 2 * products + 26 * results, found
         if device.arch == "sm_90" and batch_size == 1 and (precision, hidden_size) in INSTRUCTIONS:
-            assert found.executed / config.ahead <= ALLOWED * INSTRUCTIONS[precision, hidden_size], found
+            assert found.executed / config.ahead <= INSTRUCTION_SLACK * INSTRUCTIONS[precision, hidden_size], found
     # No room there for the weights in registers: they can be nowhere else.
     if config.register_tiles and placed:
         assert found.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
 
 
-@pytest.mark.parametrize("device", KNOWN.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 def test_what_does_not_fit_is_refused_with_the_reason(device):
     for precision, (dtype, fp32_precision) in PRECISIONS.items():
         refusal = block_config(512, 1, 1, dtype, fp32_precision, device)
@@ -86,7 +96,7 @@ def test_sizes_served_per_device():
     """The table of hidden sizes in triton_gru/SUPPORT.md."""
     largest = {
         device.name: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
-        for device in KNOWN.values()
+        for device in KNOWN_DEVICES.values()
     }
     little = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}
     much = {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128}
@@ -99,25 +109,25 @@ def test_sizes_served_per_device():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_input_at_an_odd_address(precision):
     """Compiled for with narrower loads, not assumed away."""
-    device = KNOWN["H200"]
-    pretend(device)
+    device = KNOWN_DEVICES["H200"]
+    set_compile_target(device)
     aligned, odd = (
         kernel_launches("block", device, precision, 64, 1, inputs=64, odd_address=odd)[0].compile()
         for odd in (False, True)
     )
     assert aligned.hash != odd.hash
-    found = Facts(odd)
+    found = KernelStats(odd)
     assert (found.stack, found.spills) == (0, 0)
     assert found.shared <= device.shared_memory
 
 
 @pytest.mark.parametrize("inputs, hidden_size", [(64, 64), (7, 25)])
 def test_other_lengths_and_batches_add_no_compile(inputs, hidden_size):
-    pretend(KNOWN["H200"])
+    set_compile_target(KNOWN_DEVICES["H200"])
     launches = []
     for steps in (1, 2, 7, 100):
         for batch_size in (1, 3, 8, 16, 17, 64):
             launches += kernel_launches(
-                "block", KNOWN["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs
+                "block", KNOWN_DEVICES["H200"], "fp16", hidden_size, batch_size, steps=steps, inputs=inputs
             )
-    assert variants(launches) == {"block_scan": 1, "input_projection": 1}
+    assert count_variants(launches) == {"block_scan": 1, "input_projection": 1}

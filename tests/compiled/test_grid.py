@@ -6,12 +6,21 @@ import re
 import pytest
 import triton
 
-from perf.experiments.stages_kernel import load_anew
+from perf.experiments.stages_kernel import load_copy
 from triton_gru.accuracy import PRECISIONS
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.heuristic import grid_config
 
-from .harness import ALLOWED, KNOWN, STACK, Facts, cases, kernel_launches, pretend, variants
+from .harness import (
+    INSTRUCTION_SLACK,
+    KNOWN_DEVICES,
+    STACK_LIMIT,
+    KernelStats,
+    cases,
+    count_variants,
+    kernel_launches,
+    set_compile_target,
+)
 
 # Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
 # the instructions of a step, as perf/NOTES.md has them, or 0.
@@ -38,7 +47,7 @@ def test_sizes_served_per_device():
             precision: next((h for h in range(2512, 0, -16) if not isinstance(chosen(device, precision, h, 1), str)), 0)
             for precision in ("fp16", "tf32", "fp32")
         }
-        for device in KNOWN.values()
+        for device in KNOWN_DEVICES.values()
     }
     assert largest == {
         "A100": {"fp16": 1728, "tf32": 1408, "fp32": 768},
@@ -59,26 +68,26 @@ def scan_of(device, precision, hidden_size, batch_size, hx=True, **options):
     cases([("grid", *shape) for shape in SHAPES], [("grid", *shape) for shape in ELSEWHERE]),
 )
 def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
-    pretend(device)
+    set_compile_target(device)
     config = chosen(device, precision, hidden_size, batch_size)
     launch = kernel_launches(kernel, device, precision, hidden_size, batch_size, hx=True)[-1]
     assert launch.constants["launch_cooperative_grid"] is True
     compiled = launch.compile()
     assert compiled.metadata.launch_cooperative_grid is True
-    found = Facts(compiled)
+    found = KernelStats(compiled)
     itemsize = PRECISIONS[precision][0].itemsize
-    assert found.stack <= STACK and found.spills == 0, found
+    assert found.stack <= STACK_LIMIT and found.spills == 0, found
     assert found.shared <= config.shared_memory(itemsize) <= device.shared_memory, found
 
     # A step reads from memory the words of the state, the gates of the step to come, and, when it has waited for
     # long, three words more: not the weights.
     words = config.weight_tiles(itemsize) // 3 * config.batch // (4 if precision == "fp32" else 8)
     if precision == "fp32" and config.register_tiles:
-        words = config.lane_words(config.along) * config.rows
+        words = config.lane_words(config.lanes_per_slice) * config.rows
     gates = 3 * -(-config.units * config.batch // (32 * config.slices))
     assert config.tiles * words < found.loop["LDG"] <= config.tiles * (words + gates + 3), found
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
-        assert found.executed <= ALLOWED * SHAPES[precision, hidden_size, batch_size], found
+        assert found.executed <= INSTRUCTION_SLACK * SHAPES[precision, hidden_size, batch_size], found
     if precision == "fp32":
         if config.register_tiles:
             assert found.loop["BAR"] == 2 * config.tiles, found
@@ -107,10 +116,10 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
 )
 def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
     """In the order of the PTX. A wait that was moved above the send it needs would be one for ever."""
-    pretend(KNOWN["H200"])
-    config = dataclasses.replace(chosen(KNOWN["H200"], precision, 256, 8), tiles=tiles, handover=handover)
+    set_compile_target(KNOWN_DEVICES["H200"])
+    config = dataclasses.replace(chosen(KNOWN_DEVICES["H200"], precision, 256, 8), tiles=tiles, handover=handover)
     config = dataclasses.replace(config, register_tiles=0)
-    compiled = scan_of(KNOWN["H200"], precision, 256, 8, config=config).compile()
+    compiled = scan_of(KNOWN_DEVICES["H200"], precision, 256, 8, config=config).compile()
     marks = re.findall(
         r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+(?:\+\d+)?\], %)|red\S*add|atom\S*add",
         compiled.asm["ptx"],
@@ -128,26 +137,26 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
 @pytest.mark.parametrize("hx", [False, True])
 def test_other_lengths_and_batches_add_no_compile(hx):
     """But for batches below a tile, of which each power of two is compiled for."""
-    pretend(KNOWN["H200"])
+    set_compile_target(KNOWN_DEVICES["H200"])
 
     def counted(*batch_sizes):
         scans = [
-            scan_of(KNOWN["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
+            scan_of(KNOWN_DEVICES["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
             for batch_size in batch_sizes for steps in (1, 2, 17)
         ]  # fmt: skip
-        return variants(scans)["grid_scan"]
+        return count_variants(scans)["grid_scan"]
 
     assert counted(5, 7, 8, 17) == 1
     assert counted(1, 2, 3, 4, 5) == 3
 
 
-@pytest.mark.parametrize("text", ["isa._store_text", "isa._wait_text", "isa.missing_text", "fragments._mma_text"])
+@pytest.mark.parametrize("text", ["isa._store_ptx", "isa._wait_ptx", "isa.missing_ptx", "fragments._mma_ptx"])
 def test_compiled_kernels_are_cached_by_the_assembly_in_them(text):
     """Else Triton's cache would go on serving kernels compiled with an earlier version's assembly."""
-    before = load_anew("kernels in a copy", "grid").grid_scan.cache_key
-    assert load_anew("kernels in a copy", "grid").grid_scan.cache_key == before
+    before = load_copy("kernels in a copy", "grid").grid_scan.cache_key
+    assert load_copy("kernels in a copy", "grid").grid_scan.cache_key == before
     owner, name = text.split(".")
-    changed = load_anew("kernels in a copy", "grid")
+    changed = load_copy("kernels in a copy", "grid")
     setattr(getattr(changed, owner), name, triton.constexpr_function(_nothing))
     assert changed.grid_scan.cache_key != before
 

@@ -8,16 +8,16 @@ import torch
 from perf.floors import Hops
 from triton_gru.plan.config import HANDOVERS
 
-from .harness import KNOWN, Facts, pretend
+from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
-@pytest.mark.parametrize("device", [KNOWN["A100"], KNOWN["H200"]], ids=lambda device: device.arch)
+@pytest.mark.parametrize("device", [KNOWN_DEVICES["A100"], KNOWN_DEVICES["H200"]], ids=lambda device: device.arch)
 def test_it_stays_in_registers_and_sends_before_the_next_wait(device, handover):
     """A wait is marked pure, so only what it depends on keeps it from being moved above the send before it."""
-    pretend(device)
+    set_compile_target(device)
     kernel = Hops(handover, 1, torch.device("cpu")).launch.compile()
-    found = Facts(kernel)
+    found = KernelStats(kernel)
     assert found.stack == 0 and found.spills == 0, found
     # One wait is many lines, which store too where it gives up.
     ptx, waits = re.subn(r"mov\.b32 rounds, 0;.*?DONE:", "WAIT", kernel.asm["ptx"], flags=re.DOTALL)

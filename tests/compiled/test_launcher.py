@@ -13,9 +13,9 @@ from triton import knobs
 from triton.runtime import driver
 
 from triton_gru import triton_versions
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
-from .harness import kernel_launches, pretend
+from .harness import kernel_launches, set_compile_target
 
 STUB = pathlib.Path(__file__).with_name("stub.c")
 NVIDIA = pathlib.Path(triton.__file__).parent / "backends" / "nvidia"
@@ -41,8 +41,8 @@ def test_a_prepared_launch_is_tritons_own(tmp_path):
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_multiply_adds_are_fused_whatever_the_default(kernel, monkeypatch):
     monkeypatch.setattr(knobs.language, "default_fp_fusion", False)
-    pretend(KNOWN["H200"])
-    for launch in kernel_launches(kernel, KNOWN["H200"], "fp16", 64 if kernel == "block" else 512, 3):
+    set_compile_target(KNOWN_DEVICES["H200"])
+    for launch in kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", 64 if kernel == "block" else 512, 3):
         assert launch.compile().metadata.enable_fp_fusion
 
 
@@ -58,10 +58,10 @@ def _build_stub(folder: pathlib.Path) -> pathlib.Path:
 
 
 def check(kernel: str, stub: ctypes.CDLL) -> None:
-    """Raise unless a launch of ``kernel`` by `Launch.prepared` reaches the stub as Triton's own launch does."""
+    """Raise unless a launch of ``kernel`` by `Launch.make_starter` reaches the stub as Triton's own launch does."""
     launched = Launched.in_dll(stub, "launched")
-    pretend(KNOWN["H200"])
-    launch = kernel_launches(kernel, KNOWN["H200"], "fp16", 64 if kernel == "block" else 512, 3, hx=True)[-1]
+    set_compile_target(KNOWN_DEVICES["H200"])
+    launch = kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", 64 if kernel == "block" else 512, 3, hx=True)[-1]
     compiled = launch.compile()
 
     gpu = triton.backends.backends["nvidia"].driver()
@@ -85,9 +85,9 @@ def check(kernel: str, stub: ctypes.CDLL) -> None:
 
     assert triton_versions.is_launcher_known()
     launch = launch._replace(kernel=_Compiled(launch.kernel.arg_names, compiled))
-    prepared = launch.prepared()
+    prepared = launch.make_starter()
     first = record(prepared, *args)
-    grid = (*launch.grid, 1, 1)[:3]
+    grid = (*launch.programs, 1, 1)[:3]
     constants = [launch.constants[name] for name in launch.kernel.arg_names[len(args) :]]
     assert first == record(compiled[grid], *args, *constants)
     threads, cooperative = 32 * compiled.metadata.num_warps, int(kernel == "grid")

@@ -12,9 +12,9 @@ from triton_gru.tuning.compile_pool import compile_call, compile_candidate
 from triton_gru.tuning.space import Candidate, projections
 
 from ..planted import PROBLEM
-from .harness import KNOWN, Facts, pretend
+from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
-DEVICES = {device.arch: device for device in KNOWN.values()}
+DEVICES = {device.arch: device for device in KNOWN_DEVICES.values()}
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
@@ -25,25 +25,25 @@ def test_a_tile_takes_no_more_than_it_says(device):
     dtype = torch.float16 if precision == "fp16" else torch.float32
     fields = {"dtype": dtype, "precision": "tf32" if precision == "tf32" else "ieee", "batch_size": 8}
     problem = dataclasses.replace(PROBLEM, hidden_size=128, **fields)
-    pretend(device)
+    set_compile_target(device)
     config = heuristic("grid", problem, device)
     tiles = [each for each in projections(problem, config, device) if each != CUBLAS]
     assert len(tiles) > 3
     tile = drawn.choice(tiles)
     assert compile_candidate(problem, device, Candidate("grid", config, tile)) == ""
-    pretend(device)
+    set_compile_target(device)
     projection, _ = compile_call(problem, Candidate("grid", config, tile), device)
-    assert Facts(projection).shared <= tile.shared_memory(dtype.itemsize)
+    assert KernelStats(projection).shared <= tile.shared_memory(dtype.itemsize)
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_laying_out_spills_nothing(kernel, device):
     problem = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64, batch_size=64)
-    pretend(device)
+    set_compile_target(device)
     config = heuristic(kernel, problem, device)
     if kernel == "block":
         config = dataclasses.replace(config, batch=8, ahead=1)
     arranging, _ = compile_call(problem, Candidate(kernel, config, CUBLAS), device)
     assert arranging.metadata.name == "arrange_products"
-    assert Facts(arranging).stack == 0 and Facts(arranging).shared <= 64 * 64 * 4 + 1024
+    assert KernelStats(arranging).stack == 0 and KernelStats(arranging).shared <= 64 * 64 * 4 + 1024

@@ -4,7 +4,7 @@ import pytest
 
 from triton_gru.kernels import reserve
 
-from .harness import KNOWN, kernel_launches, pretend
+from .harness import KNOWN_DEVICES, kernel_launches, set_compile_target
 
 # A kernel and a hidden size, and the bytes kept in fp16 for one batch row. `block`: 21 of 27 tiles of W_hh [64, 64] and
 # twice the state of two rows. `grid`: 6 of 24 tiles [16, 8 * 32].
@@ -13,8 +13,8 @@ KEPT = [("block", 192, 21 * 64 * 64 * 2 + 2 * 2 * 192 * 2), ("grid", 2048, 6 * 1
 
 def compiled(kernel, hidden_size):
     """Return what Triton makes of a scan, from its cache on disk where that has it."""
-    pretend(KNOWN["H200"])
-    scan = kernel_launches(kernel, KNOWN["H200"], "fp16", hidden_size, 1)[-1]
+    set_compile_target(KNOWN_DEVICES["H200"])
+    scan = kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", hidden_size, 1)[-1]
     scan.kernel.device_caches.clear()
     return scan.compile()
 

@@ -3,9 +3,9 @@
 import pytest
 
 from perf.experiments.stages import SCANS
-from perf.experiments.stages_kernel import STAGES, without
+from perf.experiments.stages_kernel import STAGES, load_scan_without
 
-from .harness import KNOWN, Facts, kernel_launches, pretend
+from .harness import KNOWN_DEVICES, KernelStats, kernel_launches, set_compile_target
 
 # What there is a step of: loads and stores of memory and of shared memory, barriers, products, activations.
 COUNTED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
@@ -30,13 +30,13 @@ CASES = [("grid", "fp16", 256, GRID), ("block", "tf32", 64, BLOCK)]
 @pytest.mark.parametrize("kernel, precision, hidden, left", CASES, ids=["grid", "block"])
 def test_one_stage_is_gone_and_no_other(kernel, precision, hidden, left):
     assert left.keys() == STAGES[kernel].keys()
-    device = KNOWN["H200"]
-    pretend(device)
+    device = KNOWN_DEVICES["H200"]
+    set_compile_target(device)
     launch = kernel_launches(kernel, device, precision, hidden, 1)[-1]
     assert launch.kernel is SCANS[kernel]
-    whole = Facts(launch.compile()).loop
+    whole = KernelStats(launch.compile()).loop
     for stage, changed in left.items():
-        found = Facts(launch._replace(kernel=without(kernel, stage)).compile())
+        found = KernelStats(launch._replace(kernel=load_scan_without(kernel, stage)).compile())
         expected = {name: changed[name](whole) if name in changed else whole[name] for name in COUNTED}
         assert {name: found.loop[name] for name in COUNTED} == expected, stage
         assert found.stack == 0 and found.spills == 0, stage

@@ -8,38 +8,38 @@ import torch
 from triton_gru.launch import execute
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.problem import Problem
-from triton_gru.tuning.compile_pool import MOST_STACK, compile_call, compile_candidate, stack_bytes
-from triton_gru.tuning.example import example
+from triton_gru.tuning.compile_pool import MAX_STACK_BYTES, compile_call, compile_candidate, stack_bytes
+from triton_gru.tuning.example import open_example
 from triton_gru.tuning.space import Candidate
 
-from .harness import KNOWN, Facts, pretend
+from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
 PROBLEM = Problem(256, 3, 16, 16, 1, False, torch.float16, "ieee", True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"layout": "packed"}, {"steps": 1}], ids=str)
 def test_it_is_the_same_as_of_a_call(fields):
-    device = KNOWN["H200"]
-    pretend(device)
+    device = KNOWN_DEVICES["H200"]
+    set_compile_target(device)
     problem = dataclasses.replace(PROBLEM, **fields)
     kernel = "step" if problem.steps == 1 else "grid"
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
     found = compile_call(problem, candidate, device)[-1]
-    with example(problem, "cpu") as each:  # whose tensors have addresses
+    with open_example(problem, "cpu") as each:  # whose tensors have addresses
         made = list(execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)))
     kernels = [each.kernel for each in made]
     before = [len(each.device_caches[device.name][0]) for each in kernels]
     scan = made[-1].compile()
     assert [len(each.device_caches[device.name][0]) for each in kernels] == before, "compiled anew"
     assert found.asm["ptx"] == scan.asm["ptx"]
-    assert stack_bytes(found) == Facts(scan).stack
+    assert stack_bytes(found) == KernelStats(scan).stack
     assert compile_candidate(problem, device, candidate) == (
-        "it spills registers" if stack_bytes(found) > MOST_STACK else ""
+        "it spills registers" if stack_bytes(found) > MAX_STACK_BYTES else ""
     )
 
 
 def test_what_spills_is_out(monkeypatch):
     """By the stack that the compiler's own tool reports."""
-    device, candidate = KNOWN["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN["H200"]))
-    monkeypatch.setattr("triton_gru.tuning.compile_pool.MOST_STACK", -1)
+    device, candidate = KNOWN_DEVICES["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN_DEVICES["H200"]))
+    monkeypatch.setattr("triton_gru.tuning.compile_pool.MAX_STACK_BYTES", -1)
     assert compile_candidate(PROBLEM, device, candidate) == "it spills registers"

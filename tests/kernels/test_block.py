@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from triton_gru.plan.config import BlockConfig
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import block_config
 
-from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
+from ..calls import FACTORS, case_id, make_call, make_gru, run_checked, use_config
 from ..oracle import PRECISIONS
 from ..pairwise import pairwise
 
@@ -31,14 +31,14 @@ def test_agrees_with_float64(
     gru, x, hx = make_call(
         "block", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs
     )
-    refusal = block_config(hidden, batch, 1, *PRECISIONS[precision], find(gru.weight_ih_l0.device))
+    refusal = block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(gru.weight_ih_l0.device))
     if isinstance(refusal, str):  # on a GPU, the largest sizes
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx)
         return
     output, _ = run_checked(gru, x, hx, precision, launched)
     assert output.is_contiguous()
-    assert launched.scans == layers
+    assert launched.scan_count == layers
 
 
 CONFIGS = [
@@ -62,7 +62,7 @@ CONFIGS = [
     "config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}-{c.register_tiles}_in_registers"
 )
 def test_every_way_to_cut_gives_the_same(config, steps, reset_after, device, launched):
-    with configured("block", config):
+    with use_config("block", config):
         gru = make_gru(5, 30, "fp16", device, reset_after=reset_after)
         x, hx = torch.randn(steps, 11, 5, device=device).half(), torch.randn(1, 11, 30, device=device).half()
         assert gru.plan(x, hx).config == config

@@ -6,14 +6,14 @@ import pytest
 import triton.language as tl
 
 from triton_gru.kernels import block, grid, projection, step
-from triton_gru.kernels.constants import Constants, Form, derived
+from triton_gru.kernels.constants import CallConstants, Constants, derived
 
 CUTS = (
     grid.Cut(tl.float16, "tf32", 100, True, 16, 8, 8, 1, 4, 3, 0, False),
     block.Cut(tl.float32, "ieee", 100, False, 64, 2, 2, 1, 0, 4),
     step.Cut(tl.bfloat16, "tf32", 100, "all", 16, 16, 64, 1),
     projection.Cut(tl.float16, "tf32", 100, True, "dense", False, True, 7, 112, 8, 8, 64, 64, 32, 1),
-    Form("packed", True, False, True, False),
+    CallConstants("packed", True, False, True, False),
 )
 
 

@@ -20,20 +20,20 @@ def _send_and_receive(
     x, y, mailbox, watch, H: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, words: tl.constexpr
 ):
     """Send a tile and receive it, into ``y`` as the parts of its words, row by row."""
-    elements = exchange.elements_of(mailbox, DTYPE)
+    elements = exchange.element_pointer(mailbox, DTYPE)
     row, unit = tl.arange(0, words.ROWS)[None, :], tl.arange(0, H)[:, None]
-    place = exchange.place(unit, row, words.ROWS, exchange.word_elements(words.BITS, words.PARTS))
+    place = exchange.element_offset(unit, row, words.ROWS, exchange.elements_per_word(words.BITS, words.PARTS))
     exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, 0, 0, DTYPE, PRECISION)
-    SLICES: tl.constexpr = words.CHUNK // exchange.word_lanes(words.PARTS)
+    SLICES: tl.constexpr = words.WORDS_PER_CHUNK // exchange.words_per_slice(words.PARTS)
     warp = tl.arange(0, SLICES)[:, None, None]
     if words.PARTS == 4:  # as `fragments` has them
         word, row = warp * 4 + tl.arange(0, 4)[None, None, :], tl.arange(0, words.ROWS)[None, :, None]
     else:
         word, row = warp * 8 + tl.arange(0, 8)[None, :, None], tl.arange(0, words.ROWS)[None, None, :]
     received = exchange.receive(elements, 0, mailbox, watch, word, row, words)
-    for c in tl.static_range(words.COUNT):
+    for c in tl.static_range(words.CHUNKS):
         for part in tl.static_range(words.PARTS):
-            at = (row * words.IN_ROW + c * words.CHUNK + word) * words.PARTS + part
+            at = (row * words.WORDS_PER_ROW + c * words.WORDS_PER_CHUNK + word) * words.PARTS + part
             tl.store(y + at, received[c * words.PARTS + part])
 
 
@@ -57,10 +57,10 @@ def test_what_is_sent_is_received(precision, handover, device):
     mailbox = torch.full((16 + ROWS * UNITS,), -1, dtype=torch.int64, device=device)
     watch = torch.tensor([10**10, 0], device=device)
     bits, parts = 8 * dtype.itemsize, 2 if precision == "fp32" else 4
-    lanes = exchange.word_lanes(parts)
-    words = exchange.Words(
-        BITS=bits, PARTS=parts, IN_ROW=UNITS // exchange.word_elements(bits, parts), CHUNK=SLICES * lanes, ROWS=ROWS,
-        ROWS_APART=8, PACK=2 if parts == 2 else 1, PROBE=handover == "probe",
+    lanes = exchange.words_per_slice(parts)
+    words = exchange.WordLayout(
+        BITS=bits, PARTS=parts, WORDS_PER_ROW=UNITS // exchange.elements_per_word(bits, parts), WORDS_PER_CHUNK=SLICES * lanes, ROWS=ROWS,
+        THREAD_ROW_STEP=8, PACK=2 if parts == 2 else 1, PROBE=handover == "probe",
     )  # fmt: skip
     constants = {
         "H": UNITS, "DTYPE": triton_type(dtype), "PRECISION": "tf32" if precision == "tf32" else "ieee", "words": words,
@@ -91,7 +91,9 @@ def test_a_wait_for_one_missing_element_gives_up(bits, handover):
     words = elements.to(integer).cuda().view(torch.int32)
     host = torch.zeros(1, dtype=torch.int32).pin_memory()
     abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
-    described = exchange.Words(BITS=bits, PARTS=4, IN_ROW=128, CHUNK=64, ROWS=1, PACK=2, PROBE=handover == "probe")
+    described = exchange.WordLayout(
+        BITS=bits, PARTS=4, WORDS_PER_ROW=128, WORDS_PER_CHUNK=64, ROWS=1, PACK=2, PROBE=handover == "probe"
+    )
     nan = described.NAN.value
 
     def waited() -> torch.Tensor:

@@ -7,10 +7,10 @@ import torch
 
 from triton_gru.launch import grid
 from triton_gru.plan.config import HANDOVERS, GridConfig
-from triton_gru.plan.device import find
+from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import grid_config
 
-from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
+from ..calls import FACTORS, case_id, make_call, make_gru, run_checked, use_config
 from ..oracle import PRECISIONS
 from ..pairwise import pairwise
 
@@ -59,7 +59,7 @@ CONFIGS = {
 )
 def test_every_way_to_cut_gives_the_same(name, handover, reset_after, device, launched):
     config = dataclasses.replace(CONFIGS[name], handover=handover)
-    with configured("grid", config):
+    with use_config("grid", config):
         gru = make_gru(5, 40, "fp16", device, "grid", reset_after=reset_after)
         # Five tiles of eight rows, the last of them not full: groups of two or three have a tail too.
         x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
@@ -71,7 +71,7 @@ def test_every_way_to_cut_gives_the_same(name, handover, reset_after, device, la
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_handover_carries_every_precision(precision, handover, reset_after, device, launched):
-    with configured("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
+    with use_config("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
         gru = make_gru(5, 40, precision, device, "grid", reset_after=reset_after)
         x, hx = torch.randn(3, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
         x[0, 1, 2] = hx[0, 2, 33] = float("nan")
@@ -84,7 +84,7 @@ def test_every_handover_carries_every_precision(precision, handover, reset_after
 @pytest.mark.parametrize("handovers", [1, 2])
 def test_the_mailbox_is_bounded(hidden, batch, handovers, device):
     """... by its cap, or by the hand-overs of a time step and the first state that it has to hold."""
-    described = find(torch.device(device))
+    described = find_device(torch.device(device))
     config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(described, sms=132))
     mailbox = grid.Mailbox(config, batch, handovers, torch.float16)
     words = mailbox.size(min(mailbox.longest, 10**6))

@@ -123,7 +123,7 @@ def test_store_writes_what_the_mask_lets_through(dtype, device):
 @pytest.mark.parametrize("bits", [16, 32])
 def test_the_ptx_that_tells_what_has_not_come(bits, capability):
     """Compare on parts of words that are nearly missing, in every combination, with what missing means."""
-    add, conclude = isa.missing_text(bits, capability)
+    add, conclude = isa.missing_ptx(bits, capability)
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
     parts = [upper << 16 | lower for upper in edges for lower in edges]
     first, second = (np.array(each, np.uint32) for each in zip(*itertools.product(parts, parts)))

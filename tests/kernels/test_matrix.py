@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import triton_gru
 from triton_gru.plan.planner import KERNELS
 
-from ..conftest import poisoned
-from ..oracle import check, set_precision
+from ..conftest import poison_memory
+from ..oracle import assert_accurate, set_precision
 from ..pairwise import pairwise
 
 LENGTHS = (None, "a tensor, sorted", "a tensor", "a list")
@@ -67,9 +67,9 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
     with torch.no_grad():
         exactly = copy.deepcopy(theirs).double()(x.to(torch.float64), hx.double())
         expected = theirs(x, hx)
-        with poisoned():
+        with poison_memory():
             actual = ours(given, given_hx)
-    assert launched.only_by(kernel)
+    assert launched.has_only(kernel)
     if lengths is not None:
         for a, b in zip(actual[0][1:], expected[0][1:]):
             assert (a is None) == (b is None)
@@ -77,7 +77,7 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
         assert isinstance(actual[0], PackedSequence)
         actual, expected, exactly = ((output.data, h_n) for output, h_n in (actual, expected, exactly))
     for a, b, c in zip(actual, expected, exactly):
-        check(a, b, c, "fp32")
+        assert_accurate(a, b, c, "fp32")
         assert a.is_contiguous()
 
 

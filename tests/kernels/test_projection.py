@@ -8,14 +8,14 @@ import torch
 from triton_gru.call.bind import bind_gru
 from triton_gru.kernels.projection import arrange_products
 from triton_gru.launch import call_cache, execute
-from triton_gru.launch.prepared import Prepared
+from triton_gru.launch.prepared import PreparedCall
 from triton_gru.plan.config import CUBLAS
 from triton_gru.plan.planner import KERNELS, choose
-from triton_gru.plan.validity import why_no_projection
+from triton_gru.plan.validity import unsupported_projection_reason
 from triton_gru.tuning.space import projections
 
-from ..calls import FACTORS, case_id, make_call, make_gru, projected, run_checked
-from ..conftest import poisoned
+from ..calls import FACTORS, case_id, make_call, make_gru, run_checked, use_projection
+from ..conftest import poison_memory
 from ..oracle import PRECISIONS
 from ..pairwise import pairwise
 
@@ -35,16 +35,16 @@ def test_scans_read_what_cublas_has_multiplied(case, directions, device, launche
     gru, x, hx = make_call(drawn.choice(KERNELS), *case, device, directions=directions)
     if drawn.random() < 0.5:
         monkeypatch.setattr(execute, "WORKSPACE_BYTES", 1 << 13)
-    with projected(CUBLAS):
+    with use_projection(CUBLAS):
         first = run_checked(gru, x, hx, precision, launched)
         products = launched.count("arrange_products")
-        assert 0 < products <= launched.scans
+        assert 0 < products <= launched.scan_count
         assert launched.count("cublas") == products * (2 if directions == "both" else 1)
         for _ in range(2):
             again = run_checked(gru, x, hx, precision, launched)
             assert all(map(torch.equal, first, again))
-        with torch.no_grad(), poisoned():
-            assert isinstance(call_cache.find(gru, x, hx), Prepared)
+        with torch.no_grad(), poison_memory():
+            assert isinstance(call_cache.find_route(gru, x, hx), PreparedCall)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -56,7 +56,7 @@ def test_a_tile_has_the_same_results_as_another(precision, device):
     plan = choose(call.problem, gru.plan(x).device, "grid")
 
     def gate_inputs(projection):
-        with poisoned():
+        with poison_memory():
             launch = next(
                 execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=projection)
             )
@@ -90,7 +90,7 @@ def test_rows_that_are_not_aligned_have_the_usual_tile(device):
 
 
 def test_nan_and_inf_stay_in_their_row(device, launched):
-    with projected(CUBLAS):
+    with use_projection(CUBLAS):
         gru = make_gru(5, 25, "fp16", device, "grid")
         x = torch.randn(3, 9, 5, device=device).half()
         with torch.no_grad():
@@ -104,7 +104,7 @@ def test_nan_and_inf_stay_in_their_row(device, launched):
 
 def test_weights_that_change_are_multiplied_as_they_are(device):
     """Also of a call that is prepared, in place or by others in their stead."""
-    with projected(CUBLAS):
+    with use_projection(CUBLAS):
         gru = make_gru(6, 32, "fp16", device, "block", bidirectional=True)
         x = torch.randn(4, 3, 6, device=device).half()
         with torch.no_grad():
@@ -126,11 +126,11 @@ def test_cublas_is_refused_where_it_would_multiply_what_is_not_there(kernels_on_
     gru = make_gru(6, 32, "fp16", "cpu", "block")
     x = torch.randn(4, 3, 6).half()
     plan = gru.plan(x, None, torch.tensor([4, 2, 1]))
-    assert "beyond their ends" in why_no_projection(CUBLAS, plan.config, plan.problem, plan.device)
+    assert "beyond their ends" in unsupported_projection_reason(CUBLAS, plan.config, plan.problem, plan.device)
     single = gru.plan(x[:1])
     step = choose(single.problem, single.device, "step")
-    assert "one launch" in why_no_projection(CUBLAS, step.config, step.problem, step.device)
-    assert why_no_projection(CUBLAS, single.config, single.problem, single.device) == ""
+    assert "one launch" in unsupported_projection_reason(CUBLAS, step.config, step.problem, step.device)
+    assert unsupported_projection_reason(CUBLAS, single.config, single.problem, single.device) == ""
     assert arrange_products.arg_names[0] == "products"
 
 

@@ -8,8 +8,8 @@ from triton_gru.launch import execute
 from triton_gru.plan.planner import KERNELS
 
 from ..calls import make_gru, make_input, run_checked
-from ..conftest import poisoned
-from ..oracle import PRECISIONS, check, exact, set_precision, torchs_own
+from ..conftest import poison_memory
+from ..oracle import PRECISIONS, assert_accurate, compute_baseline, compute_exact, set_precision
 from ..pairwise import pairwise
 
 pytestmark = pytest.mark.parametrize("kernel", KERNELS)
@@ -161,13 +161,13 @@ def test_cell(kernel, precision, bias, reset_after, device, launched):
     x, hx = torch.randn(5, 7, device=device).to(dtype), torch.randn(5, 33, device=device).to(dtype)
     for state in (hx, None):
         launched.clear()
-        with torch.no_grad(), poisoned():
+        with torch.no_grad(), poison_memory():
             h = cell(x, state)
-        assert launched.only_by(kernel)
+        assert launched.has_only(kernel)
         assert (set(launched) == {"whole_step"}) == (kernel == "step")
         assert len(launched) <= 2
         as_gru_state = None if state is None else state[None]
-        exactly = exact(as_gru, x[None], as_gru_state)[1][0]
-        check(h, torchs_own(as_gru, x[None], as_gru_state, precision)[1][0], exactly, precision)
+        exactly = compute_exact(as_gru, x[None], as_gru_state)[1][0]
+        assert_accurate(h, compute_baseline(as_gru, x[None], as_gru_state, precision)[1][0], exactly, precision)
     with torch.no_grad():
         assert torch.equal(cell(x[0], hx[0]), cell(x[:1], hx[:1])[0])

@@ -12,8 +12,8 @@ from triton_gru.launch import execute
 from triton_gru.plan.planner import KERNELS
 
 from ..calls import make_call, make_gru, run_checked
-from ..conftest import poisoned
-from ..oracle import PRECISIONS, check
+from ..conftest import poison_memory
+from ..oracle import PRECISIONS, assert_accurate
 from ..pairwise import pairwise
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -100,7 +100,7 @@ def test_what_lies_beyond_a_length_is_not_read(kernel, device, launched):
     clean = run_checked(gru, x, None, "fp32", launched, lengths=lengths.to(device))
     for row, end in enumerate(lengths):
         x[end:, row] = float("nan")
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         dirty = gru(x, lengths=lengths)
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty))
 
@@ -135,7 +135,7 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
     if "lengths" in kind:
         ends["lengths"] = lengths.to(device)
     call = pack_padded_sequence(x, lengths, enforce_sorted=False) if kind == "packed" else x
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         whole, whole_h_n = gru(call, hx, **ends)
         assert launched.count("input_projection") == 2
         for workspace in (0, 1300) if kernel == "block" else (0,):  # of one step, or of two or less
@@ -158,7 +158,7 @@ def test_the_projection_reads_no_step_that_is_not_there(kernel, device):
         x[end:, row] = float("nan")
     call = bind_gru(gru, x, None, lengths)
     plan = gru.plan(x, None, lengths)
-    with poisoned():
+    with poison_memory():
         projection = next(execute.launches(call, plan.config, plan.device, *execute.allocate(call)))
     assert projection.kernel.__name__ == "input_projection"
     execute.start([projection])
@@ -178,7 +178,7 @@ def test_packed_as_lengths(kernel, precision, device):
     )
     lengths = torch.tensor([1, 3, 2, 2, 3, 1, 1, 2, 1])
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         actual, h_n = gru(packed, hx)
         expected, expected_h_n = gru(x, hx, lengths)
     assert torch.equal(actual.data, pack_padded_sequence(expected, lengths, enforce_sorted=False).data)
@@ -215,7 +215,7 @@ def test_lengths_and_resets_train_without_a_kernel():
     assert gru.plan(x, lengths=torch.tensor([3, 1])).kernel == "torch"
     plan = gru.plan(x, resets=torch.zeros(3, 2, dtype=torch.bool))
     assert plan.kernel == "reference"
-    assert dict(plan.rejected)["torch"] == "nn.GRU does not restart within a sequence"
+    assert dict(plan.rejection_reasons)["torch"] == "nn.GRU does not restart within a sequence"
     gru(x, lengths=torch.tensor([3, 1]))[0].sum().backward()
     assert (x.grad[1:, 1] == 0).all() and (x.grad[:, 0] != 0).any(dim=1).all()
     x.grad = None
@@ -282,7 +282,7 @@ def test_packed_sequences_that_are_none(sizes, rows, launched):
 
 
 def test_where_packed_sequences_lie():
-    found = sequences.of_packed(torch.tensor([4, 2, 2, 1]), 9, torch.device("cpu"))
+    found = sequences.sequences_from_batch_sizes(torch.tensor([4, 2, 2, 1]), 9, torch.device("cpu"))
     assert found.lengths.tolist() == [4, 3, 1, 1]
     assert found.offsets.tolist() == [0, 4, 6, 8]
     assert (found.steps, found.batch_size) == (4, 4)
@@ -296,12 +296,12 @@ def test_nan_stays_in_its_row_of_packed_input(kernel, bidirectional, device, lau
     x, lengths = torch.randn(3, 9, 4, device=device), torch.tensor([3, 3, 3, 2, 2, 2, 1, 1, 1])
     x[1, 4] = float("nan")
     packed = pack_padded_sequence(x, lengths)
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         output, h_n = gru(packed)
     exactly = nn.GRU(4, 20, bidirectional=bidirectional, dtype=torch.float64)
     exactly.load_state_dict(gru.state_dict())
     with torch.no_grad():
         expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
-    check(output.data, expected.data, expected.data, "fp32")
-    check(h_n, expected_h_n, expected_h_n, "fp32")
-    assert launched.only_by(kernel)
+    assert_accurate(output.data, expected.data, expected.data, "fp32")
+    assert_accurate(h_n, expected_h_n, expected_h_n, "fp32")
+    assert launched.has_only(kernel)

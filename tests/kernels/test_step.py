@@ -5,7 +5,7 @@ import torch
 
 from triton_gru.plan.config import StepConfig
 
-from ..calls import FACTORS, case_id, configured, make_call, make_gru, run_checked
+from ..calls import FACTORS, case_id, make_call, make_gru, run_checked, use_config
 from ..pairwise import pairwise
 
 PAIRS = pairwise(
@@ -40,7 +40,7 @@ def test_agrees_with_float64(
 @pytest.mark.parametrize("units, batch", [(16, 16), (16, 64), (32, 32), (32, 64)])
 def test_every_way_to_cut_gives_the_same(units, batch, reset_after, device, launched):
     config = StepConfig(units, -(-40 // units), batch, depth=64, num_warps=4, num_stages=2)
-    with configured("step", config):
+    with use_config("step", config):
         gru = make_gru(5, 40, "fp16", device, "step", reset_after=reset_after)
         x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
         assert gru.plan(x, hx).config == config

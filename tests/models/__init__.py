@@ -35,7 +35,7 @@ def package_file(requirement: str, name: str) -> Path:
     return Path(distribution(package).locate_file(name))
 
 
-def in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
+def load_in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
     """Return what makes an ONNX model's outputs of its inputs, both in the graph's order."""
     import onnxruntime
 
@@ -46,7 +46,7 @@ def in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray
     return lambda inputs: tuple(session.run(None, dict(zip(names, inputs))))
 
 
-def reset_before(model):
+def set_reset_before(model):
     """Return the accelerated model with GRUs that do what they should not."""
     from .onnx_model import grus_of
 

@@ -1,11 +1,11 @@
 import pytest
 
-from ..convert_models import one_thread
+from ..convert_models import use_one_thread
 from ..oracle import set_precision
 
 
 @pytest.fixture(autouse=True)
 def _fp32_on_one_thread():
     set_precision("fp32")
-    with one_thread():
+    with use_one_thread():
         yield

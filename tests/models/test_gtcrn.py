@@ -16,7 +16,7 @@ import onnx
 
 import triton_gru
 
-from . import GTCRN, NOISE, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before
+from . import GTCRN, NOISE, WRONG, difference, load_in_onnxruntime, noisy_speech, package_file, set_reset_before
 from .onnx_model import grus_of, torch_model
 
 Arrays = tuple[np.ndarray, ...]
@@ -53,7 +53,7 @@ def stream(one_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Ar
 @pytest.fixture(scope="module")
 def expected(model, frames) -> list[Arrays]:
     """By onnxruntime alone."""
-    return stream(in_onnxruntime(model), frames, no_states(model))
+    return stream(load_in_onnxruntime(model), frames, no_states(model))
 
 
 def made(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:
@@ -81,7 +81,7 @@ def test_whole(model, frames, expected):
     assert largest_difference(stream(of_frame(module), frames, start), expected) <= NOISE
     triton_gru.accelerate(module)
     assert largest_difference(stream(of_frame(module), frames[:5], start), expected[:5]) <= NOISE
-    assert largest_difference(stream(of_frame(reset_before(module)), frames[:5], start), expected[:5]) > WRONG
+    assert largest_difference(stream(of_frame(set_reset_before(module)), frames[:5], start), expected[:5]) > WRONG
 
 
 def test_kernel(model, frames, expected, device, launched):
@@ -91,5 +91,5 @@ def test_kernel(model, frames, expected, device, launched):
     for gru in grus_of(module):
         gru.backend = "block"
     actual = stream(of_frame(module, device), frames[5:end], expected[4][1:])
-    assert launched.only_by("block")
+    assert launched.has_only("block")
     assert largest_difference(actual, expected[5:end]) <= NOISE

@@ -10,7 +10,7 @@ import onnx
 
 import triton_gru
 
-from . import NOISE, NSNET2, WRONG, difference, in_onnxruntime, noisy_speech, package_file, reset_before
+from . import NOISE, NSNET2, WRONG, difference, load_in_onnxruntime, noisy_speech, package_file, set_reset_before
 from .onnx_model import grus_of, torch_model
 
 
@@ -37,12 +37,12 @@ def gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndar
 
 
 def test_whole(model, sounds):
-    module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), in_onnxruntime(model)((sounds,))
+    module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), load_in_onnxruntime(model)((sounds,))
     assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"
     assert difference(gains(module, sounds), expected) <= NOISE
     assert difference(gains(triton_gru.accelerate(module), sounds), expected) <= NOISE
-    assert difference(gains(reset_before(module), sounds), expected) > WRONG
+    assert difference(gains(set_reset_before(module), sounds), expected) > WRONG
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_kernel(model, sounds, device, kernel, launched):
     for gru in grus_of(module):
         gru.backend = kernel
     actual = gains(module, sounds, device)
-    assert launched.only_by(kernel)
-    assert difference(actual, in_onnxruntime(model)((sounds,))[0]) <= NOISE
+    assert launched.has_only(kernel)
+    assert difference(actual, load_in_onnxruntime(model)((sounds,))[0]) <= NOISE

@@ -65,5 +65,5 @@ def test_kernel(scrappie, squiggle, pair, device, launched):
     if device == "cpu":
         squiggle = squiggle[:30]  # six steps
     actual = scrappie.posterior_with(converted(scrappie, pair, device, "block"), squiggle)
-    assert launched.only_by("block")
+    assert launched.has_only("block")
     assert difference(actual, scrappie.posterior(squiggle)) <= NOISE

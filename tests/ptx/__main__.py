@@ -13,10 +13,10 @@ import traceback
 
 import torch
 
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
 from .campaigns import CAMPAIGNS, Skipped
-from .device import emulating
+from .device import emulate_gpu
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("seed", type=int, help="what all cases are drawn from")
     parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to go on (default: 60)")
-    parser.add_argument("--device", default="H200", choices=KNOWN)
+    parser.add_argument("--device", default="H200", choices=KNOWN_DEVICES)
     parser.add_argument("--case", type=int, help="run this case alone")
     parser.add_argument("--error", type=float, default=0.0, metavar="SHARE",
                         help="share of the error that the PTX manual allows an approximation (default: 0)")  # fmt: skip
@@ -48,8 +48,8 @@ def _run(options: argparse.Namespace, case: int) -> tuple[str, int]:
     """Run one case, and return how it ended and the instructions that it took."""
     draw = random.Random(f"{options.campaign} {options.seed} {case}")
     torch.manual_seed(draw.getrandbits(60))
-    with emulating(KNOWN[options.device], draw.getrandbits(60)) as gpu:
-        gpu.fixed["error"] = options.error
+    with emulate_gpu(KNOWN_DEVICES[options.device], draw.getrandbits(60)) as gpu:
+        gpu.fixed_schedule["error"] = options.error
         try:
             described, result = CAMPAIGNS[options.campaign](draw, gpu), "passed"
         except Skipped as reason:

@@ -19,12 +19,12 @@ from triton_gru.launch import execute, grid, hang
 from triton_gru.plan.config import HANDOVERS, BlockConfig, GridConfig, Projection, StepConfig
 from triton_gru.plan.planner import KERNELS, choose
 from triton_gru.plan.problem import Problem
-from triton_gru.plan.validity import why_not
+from triton_gru.plan.validity import unsupported_config_reason
 from triton_gru.tuning.space import projections
 
-from ..calls import LAYOUTS, check_results, configured, make_call, make_gru, projected, run_checked
-from ..conftest import poisoned
-from .device import Emulated
+from ..calls import LAYOUTS, check_results, make_call, make_gru, run_checked, use_config, use_projection
+from ..conftest import poison_memory
+from .device import EmulatedGpu
 
 
 class Skipped(Exception):
@@ -41,7 +41,7 @@ BATCH, STEPS, INPUTS = (1, 3, 8, 17, 40), (1, 2, 3, 5), (1, 7, 16, 40, 130)
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "large": 6e4}
 
 
-def matrix(draw: random.Random, gpu: Emulated) -> str:
+def matrix(draw: random.Random, gpu: EmulatedGpu) -> str:
     """Check a call in which everything is drawn: kernel, sizes, precision, layout, ends, configuration, odd numbers."""
     kernel, precision = draw.choice(KERNELS), draw.choice((*PRECISIONS, "fp16"))
     hidden, batch, inputs = (_draw_size(draw, sizes) for sizes in (HIDDEN[kernel], BATCH, INPUTS))
@@ -72,12 +72,12 @@ def matrix(draw: random.Random, gpu: Emulated) -> str:
             stack.enter_context(mock.patch.object(grid, "MAILBOX_BYTES", chunks[1]))
         call = _draw_ends(draw, ends, gru, x)
         if config is not None:
-            reason = why_not(config, bind_gru(gru, call[0], hx, **call[1]).problem, gpu.device)
+            reason = unsupported_config_reason(config, bind_gru(gru, call[0], hx, **call[1]).problem, gpu.device)
             if reason:
                 raise Skipped(reason)
-            stack.enter_context(configured(kernel, config))
+            stack.enter_context(use_config(kernel, config))
         projection = _draw_projection(draw, gru, bind_gru(gru, call[0], hx, **call[1]).problem, gpu)
-        stack.enter_context(projected(projection))
+        stack.enter_context(use_projection(projection))
         described += f", {projection}"
         _check_call(gpu, gru, x, hx, precision, ends, *call)
         if draw.random() < 0.3:  # the next call of the same kind is prepared
@@ -99,9 +99,9 @@ def _check_call(gpu, gru, x, hx, precision, ends, given, options) -> None:
         run_checked(gru, x, hx, precision, gpu.launched, **options)
         return
     gpu.launched.clear()
-    with torch.no_grad(), poisoned():
+    with torch.no_grad(), poison_memory():
         output, h_n = gru(given, hx)
-    assert gpu.launched.only_by(gru.backend)
+    assert gpu.launched.has_only(gru.backend)
     output, lengths = pad_packed_sequence(output, gru.batch_first, total_length=x.size(1 if gru.batch_first else 0))
     check_results(gru, x, hx, precision, output, h_n, lengths=lengths)
 
@@ -122,7 +122,7 @@ def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
     return x, options
 
 
-def _draw_projection(draw: random.Random, gru, problem: Problem, gpu: Emulated) -> Projection | None:
+def _draw_projection(draw: random.Random, gru, problem: Problem, gpu: EmulatedGpu) -> Projection | None:
     """Return how the inputs are projected: half of the time the usual way, else by cuBLAS or in another tile."""
     try:
         config = choose(problem, gpu.device, gru.backend).config
@@ -168,7 +168,7 @@ def _off_by_one(tensor: torch.Tensor) -> torch.Tensor:
     return copied.copy_(tensor)
 
 
-def stress(draw: random.Random, gpu: Emulated, schedules: int = 30) -> str:
+def stress(draw: random.Random, gpu: EmulatedGpu, schedules: int = 30) -> str:
     """Check a call of ``grid`` under many schedules: right, and always the same to the bit."""
     precision, hidden = draw.choice(list(PRECISIONS)), draw.choice((16, 25, 40, 64, 96, 130))
     batch, steps = draw.choice((1, 8, 9, 17, 33)), draw.choice((4, 6, 9))
@@ -181,20 +181,20 @@ def stress(draw: random.Random, gpu: Emulated, schedules: int = 30) -> str:
     ends = {"lengths": torch.randint(0, steps + 1, (batch,))} if draw.random() < 0.3 else {}
     workspace = 240 * config.padded_hidden if draw.random() < 0.3 else execute.WORKSPACE_BYTES
     described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
-    reason = why_not(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
+    reason = unsupported_config_reason(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
     if reason:
         raise Skipped(reason)
-    with configured("grid", config), mock.patch.object(execute, "WORKSPACE_BYTES", workspace):
+    with use_config("grid", config), mock.patch.object(execute, "WORKSPACE_BYTES", workspace):
         first = run_checked(gru, x, hx, precision, gpu.launched, **ends)
         for _ in range(schedules - 1):
-            with torch.no_grad(), poisoned():
+            with torch.no_grad(), poison_memory():
                 again = gru(x, hx, **ends)
             assert all(torch.equal(a, b) for a, b in zip(first, again)), "another schedule gives another result"
     triton_gru.raise_if_hung()
     return described
 
 
-def payloads(draw: random.Random, gpu: Emulated, kernel: str | None = None) -> str:
+def payloads(draw: random.Random, gpu: EmulatedGpu, kernel: str | None = None) -> str:
     """Check that NaNs of any payload, in the input or the initial state, stay in their rows as NaNs."""
     kernel = kernel or draw.choice(KERNELS)
     precision, reset_after, handover = draw.choice(list(PRECISIONS)), draw.random() < 0.5, draw.choice(HANDOVERS)
@@ -214,13 +214,13 @@ def payloads(draw: random.Random, gpu: Emulated, kernel: str | None = None) -> s
         row = (x[draw.randrange(2)] if where == "x" else hx[0])[2 * i]
         row[draw.randrange(len(row))] = each
     config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, handover)
-    with configured("grid", config) if kernel == "grid" else contextlib.nullcontext():
+    with use_config("grid", config) if kernel == "grid" else contextlib.nullcontext():
         output, _ = run_checked(gru, x, hx, precision, gpu.launched)
     assert output[-1, ::2].isnan().any(dim=1).all()
     return f"{kernel}, {precision}, {where}, reset_after={reset_after}, {handover}"
 
 
-def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> str:
+def timeouts(draw: random.Random, gpu: EmulatedGpu, case: tuple | None = None) -> str:
     """Check what becomes of a ``grid`` launch with a program too few: NaN, an error, and a right call afterwards."""
     precision, handover, reset_after, tiles = case or (
         draw.choice(list(PRECISIONS)), draw.choice(HANDOVERS), draw.random() < 0.5, draw.choice((1, 2))
@@ -230,21 +230,21 @@ def timeouts(draw: random.Random, gpu: Emulated, case: tuple | None = None) -> s
 
     def one_program_too_few(*args):
         for each in launches(*args):
-            yield each._replace(grid=(each.grid[0] - 1,))
+            yield each._replace(programs=(each.programs[0] - 1,))
 
     gru = make_gru(16, 64, precision, "cpu", "grid", reset_after=reset_after)
     config, batch = GridConfig(16, 4, 8, 8, tiles, 1, 4, 0, handover), 17
     if precision == "fp32" and tiles == 1:  # lanes make the products
         config, batch = dataclasses.replace(config, rows=2, register_tiles=config.weight_tiles(4)), 2
     x = torch.randn(3, batch, 16).to(gru.weight_hh_l0.dtype)
-    with configured("grid", config):
-        limit = hang.of(x.device).watch[0].item()
+    with use_config("grid", config):
+        limit = hang.get_watchdog(x.device).watch[0].item()
         # After half a million instructions of all warps the time is over.
         with (
             mock.patch.object(grid, "launches", one_program_too_few),
-            mock.patch.dict(gpu.fixed, ns_per_instruction=limit / 500_000),
+            mock.patch.dict(gpu.fixed_schedule, ns_per_instruction=limit / 500_000),
             torch.no_grad(),
-            poisoned(),
+            poison_memory(),
         ):
             output, h_n = gru(x)
         try:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
 from ..conftest import seed_of
-from .device import emulating
+from .device import emulate_gpu
 
 
 @pytest.fixture
@@ -17,5 +17,5 @@ def seed(request) -> int:
 @pytest.fixture
 def gpu(request, seed):
     """Yield an emulated GPU: an H200, or the one that an indirect parameter names."""
-    with emulating(KNOWN[getattr(request, "param", "H200")], seed) as emulated:
+    with emulate_gpu(KNOWN_DEVICES[getattr(request, "param", "H200")], seed) as emulated:
         yield emulated

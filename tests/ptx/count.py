@@ -18,7 +18,7 @@ from triton_gru.plan.config import Config
 from triton_gru.plan.heuristic import HEURISTICS
 
 from ..calls import PRECISIONS, make_gru
-from .device import Emulated
+from .device import EmulatedGpu
 from .machine import Outcome
 
 # One step is half of the difference between calls of so many steps. More where the loop makes several at a time.
@@ -41,13 +41,13 @@ class Case:
     batch: int
     precision: str
     ends: str = "dense"
-    both: bool = False
+    is_bidirectional: bool = False
     reset_after: bool = True
 
     def __str__(self) -> str:
         more = [
             "" if self.ends == "dense" else self.ends,
-            "both directions" if self.both else "",
+            "both directions" if self.is_bidirectional else "",
             "" if self.reset_after else "reset before",
         ]
         return " ".join([f"{self.kernel} H{self.hidden} B{self.batch} {self.precision}", *filter(None, more)])
@@ -58,10 +58,12 @@ class Case:
 
     def config(self, device) -> Config | str:
         """Return what the heuristic chooses, or why the kernel does not serve the case."""
-        return HEURISTICS[self.backend](self.hidden, self.batch, 1 + self.both, *PRECISIONS[self.precision], device)
+        return HEURISTICS[self.backend](
+            self.hidden, self.batch, 1 + self.is_bidirectional, *PRECISIONS[self.precision], device
+        )
 
 
-def count_step(gpu: Emulated, case: Case, config: Config | None = None) -> Counter:
+def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Counter:
     """Execute calls of a few steps and return what one more of them takes, in all programs, its projection left out.
 
     Of programs that do the same, one is executed. All that it would wait for is there. ``config`` is the kernel's
@@ -74,12 +76,12 @@ def count_step(gpu: Emulated, case: Case, config: Config | None = None) -> Count
         as ``"read gi"``. Of a program: ``"busiest"`` and ``"idlest"``, instructions of the warps with most and fewest;
         ``"barriers"``; ``"exchanges"``, as in `Outcome`. ``"twice"``: lines of source that store something twice.
     """
-    gpu.fixed = dict(SCHEDULE)
+    gpu.fixed_schedule = dict(SCHEDULE)
     config = config or case.config(gpu.device)
     assert not isinstance(config, str), config
     gru = make_gru(
         case.hidden if case.kernel == "whole" else 16, case.hidden, case.precision, "cpu", case.backend,
-        bidirectional=case.both, reset_after=case.reset_after,
+        bidirectional=case.is_bidirectional, reset_after=case.reset_after,
     )  # fmt: skip
     if case.kernel == "whole":
         return _count(gpu, case, config, gru, 1)
@@ -87,9 +89,9 @@ def count_step(gpu: Emulated, case: Case, config: Config | None = None) -> Count
     return _one_more(lambda n: _count(gpu, case, config, gru, n), FEWER, FEWER + steps)
 
 
-def count_calls(gpu: Emulated, call: Callable[[int], object], fewer: int, more: int) -> Counter:
+def count_calls(gpu: EmulatedGpu, call: Callable[[int], object], fewer: int, more: int) -> Counter:
     """Execute all that ``call(steps)`` launches, for two numbers of steps, and return what `count_step` does."""
-    gpu.fixed = dict(SCHEDULE)
+    gpu.fixed_schedule = dict(SCHEDULE)
 
     def count(steps: int) -> Counter:
         counted, first = Counter(), len(gpu.outcomes)
@@ -122,7 +124,7 @@ def _add(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
     counted.update({name: times * n for name, n in all_.items()})
 
 
-def _count(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> Counter:
+def _count(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> Counter:
     """Return what a call of so many steps does."""
     counted = Counter()
     for scan in _scans(gpu, case, config, gru, steps):
@@ -132,16 +134,16 @@ def _count(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> Counte
             gpu.run_program(scan, (0, 0, 0))
         else:
             gpu.prepared(scan)(*scan.args)
-        outcome, programs = gpu.outcomes[-1], math.prod(scan.grid)
+        outcome, programs = gpu.outcomes[-1], math.prod(scan.programs)
         _add(counted, outcome, programs if alike else 1, programs)
         assert not any(dataclasses.astuple(outcome.waited)), "a program waited"
     return counted
 
 
-def _scans(gpu: Emulated, case: Case, config: Config, gru, steps: int) -> list[Launch]:
+def _scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> list[Launch]:
     dtype = gru.weight_hh_l0.dtype
     x = torch.zeros(steps, case.batch, gru.input_size, dtype=dtype)
-    hx = torch.zeros(1 + case.both, case.batch, case.hidden, dtype=dtype)
+    hx = torch.zeros(1 + case.is_bidirectional, case.batch, case.hidden, dtype=dtype)
     lengths = torch.full((case.batch,), steps)
     resets = torch.zeros(steps, case.batch, dtype=torch.bool) if case.ends == "resets" else None
     if case.ends == "packed":

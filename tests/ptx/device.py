@@ -14,7 +14,7 @@ from triton.runtime.jit import JITFunction
 
 from triton_gru.launch import call_cache, hang
 from triton_gru.launch.kernel_launch import Launch
-from triton_gru.launch.prepared import Prepared
+from triton_gru.launch.prepared import PreparedCall
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
 from triton_gru.plan.device import Device
@@ -31,15 +31,15 @@ class _Driver(AbsentDriver):
         return f"emulated {self.device.name}"
 
 
-class Emulated:
+class EmulatedGpu:
     """A GPU that the machine stands in for.
 
     Attributes:
         outcomes: what each launch did, in order.
         launched: the names of the kernels launched, in order.
-        fixed: the fields of `Schedule` that are the same for every launch. The others are drawn for each launch.
-        most_instructions: how many a launch may execute before it is taken to be endless.
-        change: a function of a kernel's name and PTX that returns the PTX to execute.
+        fixed_schedule: the fields of `Schedule` that are the same for every launch. The others are drawn for each launch.
+        max_instructions: how many a launch may execute before it is taken to be endless.
+        change_ptx: a function of a kernel's name and PTX that returns the PTX to execute.
         forgiven: as in `machine.execute`.
     """
 
@@ -47,9 +47,9 @@ class Emulated:
         self.device = device
         self.outcomes: list[Outcome] = []
         self.launched = Launches()
-        self.fixed: dict = {}
-        self.most_instructions = 400_000_000
-        self.change = lambda kernel, ptx: ptx
+        self.fixed_schedule: dict = {}
+        self.max_instructions = 400_000_000
+        self.change_ptx = lambda kernel, ptx: ptx
         self.forgiven: Collection[str] = ()
         self._draw = random.Random(seed)
         self._extents: dict[int, int] = {}  # of the input and the output of a call made again: from where to where
@@ -69,7 +69,7 @@ class Emulated:
         return compiled
 
     def prepared(self, launch: Launch) -> Callable[..., None]:
-        """Return a function that executes a launch on other arguments, as `Launch.prepared` does.
+        """Return a function that executes a launch on other arguments, as `Launch.make_starter` does.
 
         An address may come in the place of a tensor. The memory there is taken to have the extent of the launch's own,
         unless it is the input or the output of the call, which may be packed and have other rows.
@@ -77,7 +77,7 @@ class Emulated:
 
         # The tensors themselves are let go.
         sizes = {name: high - low for name, (low, high) in _memory(zip(launch.kernel.arg_names, launch.args)).items()}
-        compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.grid, launch.constants
+        compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.programs, launch.constants
 
         def start(*args) -> None:
             arguments, memory = [], {}
@@ -91,9 +91,9 @@ class Emulated:
 
         return start
 
-    def make_room(self, prepared: Prepared, input: torch.Tensor, *args):
-        """Do what `Prepared._make_room` does, and note the extents of a call's input and output."""
-        starts, tensors, results = _make_room(prepared, input, *args)
+    def allocate(self, prepared: PreparedCall, input: torch.Tensor, *args):
+        """Do what `PreparedCall._allocate` does, and note the extents of a call's input and output."""
+        starts, tensors, results = _allocate(prepared, input, *args)
         output = results[0] if isinstance(results, tuple) else results
         self._extents = dict(_extent(each) for each in (input, output) if each.numel())
         return starts, tensors, results
@@ -104,36 +104,36 @@ class Emulated:
         signature = compiled.src.signature
         arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]
         memory = _memory(zip(launch.kernel.arg_names, launch.args))
-        change = self.change
+        change = self.change_ptx
 
         def place(kernel: str, ptx: str) -> str:
             for dimension, at in zip("xyz", program):
                 ptx = ptx.replace(f"%ctaid.{dimension}", str(at))
             return change(kernel, ptx)
 
-        with mock.patch.object(self, "change", place):
+        with mock.patch.object(self, "change_ptx", place):
             self._execute(compiled, arguments, memory, (1, 1, 1), launch.constants)
 
     def _execute(self, compiled, arguments: list, memory: dict, grid: tuple, options: dict) -> None:
         if compiled.metadata.shared > self.device.shared_memory:
             raise OutOfResources(compiled.metadata.shared, self.device.shared_memory, "shared memory")
         values = [_bits(each) for each in arguments]
-        seed = self.fixed.get("seed", self._draw.getrandbits(63))
+        seed = self.fixed_schedule.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
-        schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed)
+        schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed_schedule)
         host_words = {f"watchdog of {device}": _extent(each._word) for device, each in hang._watchdogs.items()}
         self.launched.append(compiled.metadata.name)
         scratch = [0, 0]  # the last two arguments are addresses of Triton's scratch memory, which no kernel here has
         self.outcomes.append(
             execute(
-                self.change(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, memory | host_words,
+                self.change_ptx(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, memory | host_words,
                 (*grid, 1, 1)[:3], compiled.metadata.num_warps, compiled.metadata.shared, schedule,
-                self.most_instructions, self.forgiven,
+                self.max_instructions, self.forgiven,
             )
         )  # fmt: skip
 
 
-_compile, _make_room = JITFunction.run, Prepared._make_room
+_compile, _allocate = JITFunction.run, PreparedCall._allocate
 
 
 def _bits(argument: torch.Tensor | float) -> int:
@@ -158,15 +158,15 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def emulating(device: Device, seed: int) -> Iterator[Emulated]:
+def emulate_gpu(device: Device, seed: int) -> Iterator[EmulatedGpu]:
     """Run triton_gru's kernels on CPU tensors, as compiled for ``device``, under schedules drawn from ``seed``."""
-    emulated = Emulated(device, seed)
+    emulated = EmulatedGpu(device, seed)
     replacements = (
         (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
-        (Launch, "prepared", lambda launch: emulated.prepared(launch)),
-        (Prepared, "_make_room", lambda prepared, *args: emulated.make_room(prepared, *args)),
+        (Launch, "make_starter", lambda launch: emulated.prepared(launch)),
+        (PreparedCall, "_allocate", lambda prepared, *args: emulated.allocate(prepared, *args)),
         (driver, "_active", _Driver(device)),
-        (devices, "on_cpu", device),
+        (devices, "emulated_device", device),
         # Triton stops at PTX. Its cache on disk keeps these kernels apart from complete ones.
         (CUDABackend, "make_cubin", lambda *args: b""),
         (CUDABackend, "hash", lambda backend, whole=CUDABackend.hash: whole(backend) + "-only-ptx"),
@@ -180,5 +180,5 @@ def emulating(device: Device, seed: int) -> Iterator[Emulated]:
 
 
 def _forget() -> None:
-    planner.forget()
-    call_cache.forget()
+    planner.clear_plan_cache()
+    call_cache.clear_call_cache()

@@ -22,7 +22,7 @@ import traceback
 import torch
 from triton.backends.nvidia.compiler import CUDABackend
 
-from ..compiled.harness import HEURISTICS, KNOWN, PRECISIONS, kernel_launches, pretend
+from ..compiled.harness import HEURISTICS, KNOWN_DEVICES, PRECISIONS, kernel_launches, set_compile_target
 
 # Hidden sizes and batches that the heuristic cuts differently, exact and padded.
 SHAPES = {
@@ -63,10 +63,10 @@ def cases() -> list[tuple]:
 def hash_launches(case: tuple) -> dict[str, str]:
     """Return a hash for each launch of a case; none where the kernel does not serve the shape."""
     name, kernel, precision, hidden, batch, form = case
-    device, directions = KNOWN[name], 2 if form.get("bidirectional") else 1
+    device, directions = KNOWN_DEVICES[name], 2 if form.get("bidirectional") else 1
     if isinstance(HEURISTICS[kernel](hidden, batch, directions, *PRECISIONS[precision], device), str):
         return {}
-    pretend(device)
+    set_compile_target(device)
     said = " ".join(f"{key}={value}" for key, value in form.items())
     found = {}
     for number, launch in enumerate(kernel_launches(kernel, device, precision, hidden, batch, **form)):

@@ -155,7 +155,7 @@ def execute(
     num_warps: int,
     shared: int,
     schedule: Schedule,
-    most_instructions: int = 400_000_000,
+    max_instructions: int = 400_000_000,
     forgiven: Collection[str] = (),
 ) -> Outcome:
     """Executes the kernel of a PTX ``text`` on memory of this process.
@@ -164,13 +164,13 @@ def execute(
         arguments: the kernel's arguments, as bits.
         memory: (first address, end) of what the kernel may touch, by names of the caller's.
         shared: bytes of shared memory of a CTA.
-        most_instructions: how many instructions all warps may execute before the launch is taken to be endless.
+        max_instructions: how many instructions all warps may execute before the launch is taken to be endless.
         forgiven: kinds of `FAULTS` that are noted and fail no launch. With races between CTAs among them, acquire loads
             and atomic additions are executed, too: what they order is not modelled.
 
     Raises:
         Fault: the launch did what it must not.
-        translate.Unknown: the PTX contains what the machine cannot execute.
+        translate.UnknownInstruction: the PTX contains what the machine cannot execute.
     """
     loaded = _load(text, "RACE_BETWEEN_CTAS" in forgiven)
     noted = NOTES.union(forgiven)
@@ -193,7 +193,7 @@ def execute(
         constant_kinds=loaded.constant_kinds.ctypes.data, constant_values=constants.ctypes.data,
         grid=(ctypes.c_int32 * 3)(*grid), n_warps=num_warps, shared_bytes=shared,
         n_ranges=len(extents), ranges=ctypes.addressof(ranges),
-        most_instructions=most_instructions, most_reports=len(reports), reports=ctypes.addressof(reports),
+        max_instructions=max_instructions, most_reports=len(reports), reports=ctypes.addressof(reports),
         by_warp=ctypes.addressof(by_warp), forgiven=sum(1 << FAULTS.index(kind) for kind in noted),
         **dataclasses.asdict(schedule),
     )  # fmt: skip
@@ -304,7 +304,7 @@ class _Launch(ctypes.Structure):
         ("instructions", _P), ("operands", _P), ("n_rows", _I), ("n_constants", _I),
         ("constant_rows", _P), ("constant_kinds", _P), ("constant_values", _P),
         ("grid", _I * 3), ("n_warps", _I), ("shared_bytes", _I), ("n_ranges", _I), ("ranges", _P),
-        ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_int64),
+        ("seed", ctypes.c_uint64), ("max_instructions", ctypes.c_int64),
         ("ns_per_instruction", ctypes.c_double), ("error", ctypes.c_double),
         ("resident", _I), ("reconverge_late", _I), ("reconverge_early", _I),
         ("quantum", _I), ("delay", _I), ("sleeps", _I), ("forgiven", ctypes.c_uint64),

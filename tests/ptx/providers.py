@@ -29,9 +29,9 @@ from perf.record import config_text
 from triton_gru.accuracy import Judge
 from triton_gru.call.options import Options
 
-from ..conftest import poisoned
+from ..conftest import poison_memory
 from . import count
-from .device import Emulated
+from .device import EmulatedGpu
 from .machine import RACES, Fault
 
 # A kernel of ours is chosen for a sequence of so many steps.
@@ -44,11 +44,11 @@ FEWER, MORE = 4, 8
 LONG, MANY = 10_000, 4_000_000
 
 
-class Wrong(Exception):
+class WrongResult(Exception):
     """A result is too far from float64. The argument is the largest error."""
 
 
-def count_ours(gpu: Emulated, case: Case) -> tuple[Counter, dict]:
+def count_ours(gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]:
     """Return what a step takes of the kernel that ``"auto"`` chooses for a long sequence, and columns that say which.
 
     Counted is as in `count_step`. A short call is executed whole and checked. If it takes too many instructions, there
@@ -56,24 +56,26 @@ def count_ours(gpu: Emulated, case: Case) -> tuple[Counter, dict]:
 
     Raises:
         Unavailable: ``"auto"`` takes no kernel.
-        Wrong: what the kernel computes is wrong.
+        WrongResult: what the kernel computes is wrong.
     """
     gru, x = case.module("cpu"), torch.randn(FEWER, case.batch, case.hidden).to(case.dtype)
-    plan = ours.Variant("auto").choose(Options.of(gru).problem(STEPS, case.batch, case.dtype), gpu.device)
+    plan = ours.BackendProvider("auto").choose(
+        Options.from_module(gru).to_problem(STEPS, case.batch, case.dtype), gpu.device
+    )
     if plan.config is None:
         raise Unavailable(f"{plan.kernel} serves it: {plan.reason}")
-    judge = Judge.of(gru, x, None, case.precision)
+    judge = Judge.for_call(gru, x, None, case.precision)
     step = count.count_step(gpu, count.Case(plan.kernel, case.hidden, case.batch, case.precision), plan.config)
     step["read_w_hh"] = step["read w_hh"]
     columns = {"version": triton_gru.__version__, "kernel": plan.kernel, "config": config_text(plan.config)}
     try:
-        error, right = judge(ours.Variant(plan.kernel).module(gru)(x))
+        error, right = judge(ours.BackendProvider(plan.kernel).module(gru)(x))
     except Fault as fault:
         if not str(fault).startswith("ENDLESS"):
             raise
         return step, columns
     if not right:
-        raise Wrong(error)
+        raise WrongResult(error)
     return step, columns | {"max_abs_err": error}
 
 
@@ -105,26 +107,26 @@ def _gru_qat(entry: str, case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor
     return lambda x: call(x)[0]
 
 
-def count_peer(peer: Peer, gpu: Emulated, case: Case) -> tuple[Counter, dict]:
+def count_peer(peer: Peer, gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]:
     """Return what a step takes, and columns that say of which kernel.
 
     Raises:
         Unavailable: the library is not installed, or does not serve the case.
-        Wrong: what it computes is wrong.
+        WrongResult: what it computes is wrong.
     """
     gru, x = case.module("cpu"), torch.randn(MORE, case.batch, case.hidden).to(case.dtype)
-    judges = {steps: Judge.of(gru, x[:steps], None, case.precision) for steps in (FEWER, MORE)}
+    judges = {steps: Judge.for_call(gru, x[:steps], None, case.precision) for steps in (FEWER, MORE)}
     errors, counted = [], []
 
     def call(steps: int) -> None:
         output = peer.prepare(case, gru, x[:steps])(x[:steps])
         error, right = judges[steps]((output,), PEERS_SLACK)
         if not right:
-            raise Wrong(error)
+            raise WrongResult(error)
         errors.append(error)
 
     for at in itertools.count():
-        with hosting(gpu, at) as configs, contextlib.suppress(OutOfResources), poisoned():
+        with hosting(gpu, at) as configs, contextlib.suppress(OutOfResources), poison_memory():
             counted.append((count.count_calls(gpu, call, FEWER, MORE), at))
         if at + 1 >= len(configs) or any(each.length > LONG or each.executed > MANY for each in gpu.outcomes):
             break
@@ -141,7 +143,7 @@ def count_peer(peer: Peer, gpu: Emulated, case: Case) -> tuple[Counter, dict]:
 
 
 @contextlib.contextmanager
-def hosting(gpu: Emulated, at: int = 0) -> Iterator[list[Config]]:
+def hosting(gpu: EmulatedGpu, at: int = 0) -> Iterator[list[Config]]:
     """Let host code take CPU tensors to lie on ``gpu``, and choose configuration ``at`` of kernels that are tuned.
 
     Races in global memory are noted only: peers order their accesses by counters, which the machine does not model.
@@ -172,7 +174,7 @@ def hosting(gpu: Emulated, at: int = 0) -> Iterator[list[Config]]:
 
 _QAT = "gru_scan_forward"
 # Each is called under torch's settings for the case, and returns what `count_step` does and columns of a row.
-PROVIDERS: dict[str, Callable[[Emulated, Case], tuple[Counter, dict]]] = {
+PROVIDERS: dict[str, Callable[[EmulatedGpu, Case], tuple[Counter, dict]]] = {
     OURS: count_ours,
     "torchrl": functools.partial(count_peer, Peer("torchrl", ("w_r_ptr", "w_z_ptr", "w_n_ptr"), _torchrl)),
 }

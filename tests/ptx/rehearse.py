@@ -8,9 +8,9 @@ import pathlib
 import runpy
 import sys
 
-from triton_gru.plan.device import KNOWN
+from triton_gru.plan.device import KNOWN_DEVICES
 
-from .device import emulating
+from .device import emulate_gpu
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"usage: {__doc__}")
     program, *rest = arguments[is_module:]
     sys.argv = [program, *rest]
-    with emulating(KNOWN["H200"], seed=0):
+    with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):
         if is_module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:

@@ -133,7 +133,7 @@ class Operand:
             self.row = [(per_unit, size), (units, 16), (whole, far if swizzle else near)]
             self.depth = [(8, 16 * units), (whole, near if swizzle else far)]
 
-    def place(self, row, depth):
+    def byte_offset(self, row, depth):
         """Return the byte where an element is, before units are exchanged."""
         total = 0
         for index, digits in ((row, self.row), (depth, self.depth)):
@@ -143,13 +143,13 @@ class Operand:
 
     def put(self, image: np.ndarray, base: int, matrix: np.ndarray) -> None:
         """Writes the elements; units of 16 bytes are exchanged by the number of their 128 bytes."""
-        places = base + self.place(*np.indices(matrix.shape))
+        places = base + self.byte_offset(*np.indices(matrix.shape))
         places ^= (places >> 7 & self.units - 1) << 4
         image[places[..., None] + np.arange(matrix.itemsize)] = np.ascontiguousarray(matrix)[..., None].view(np.uint8)
 
     def descriptor(self, base: int, depth: int) -> int:
         """Return that of the part that begins at ``depth``, in shared memory that begins at 0."""
-        start = base + self.place(0, depth)
+        start = base + self.byte_offset(0, depth)
         return start >> 4 | self.leading >> 4 << 16 | self.stride >> 4 << 32 | self.swizzle << 62
 
 

@@ -14,16 +14,16 @@ import triton
 
 from triton_gru.call.bind import bind_gru
 from triton_gru.plan.config import Config
-from triton_gru.plan.cost import call_cost
-from triton_gru.plan.device import KNOWN, Device
+from triton_gru.plan.cost import estimate_call_cost
+from triton_gru.plan.device import KNOWN_DEVICES, Device
 from triton_gru.plan.heuristic import HEURISTICS
 
 from ..calls import PRECISIONS, make_call
-from ..compiled.harness import PINNED
+from ..compiled.harness import PINNED_TRITON
 from ..pairwise import pairwise
 from . import count
 from .count import Case, count_step
-from .device import emulating
+from .device import emulate_gpu
 
 HIDDEN, BATCH = (64, 128, 192, 256, 512, 1024, 2048), (1, 4, 16, 64)
 PRECISION = ("fp16", "tf32", "fp32")
@@ -99,7 +99,7 @@ tf32 whole 2048   6035/69   6035/69   6035/69 38969/261
 def tiles_of(case: Case, config: Config) -> int:
     """Return how many tiles of the batch are worked on, of all directions."""
     at_once = config.tiles if case.kernel == "grid" else 1  # which tiles beyond the batch fill up
-    return -(-case.batch // (config.batch * at_once)) * at_once * (1 + case.both)
+    return -(-case.batch // (config.batch * at_once)) * at_once * (1 + case.is_bidirectional)
 
 
 def padded_depth(case: Case, config: Config) -> int:
@@ -141,7 +141,7 @@ def warps_of(case: Case, config: Config) -> int:
 def written(case: Case, config: Config) -> dict[str, int]:
     """Return the bytes that a step writes, by argument: its output, and the state for other programs or launches."""
     itemsize = PRECISIONS[case.precision][0].itemsize
-    state = case.batch * case.hidden * (1 + case.both)
+    state = case.batch * case.hidden * (1 + case.is_bidirectional)
     found = {"out": state * itemsize}
     if case.kernel == "grid":
         handed_over = config.rows * config.padded_hidden * itemsize * tiles_of(case, config)
@@ -210,7 +210,7 @@ def complaints(case: Case, config: Config, step: Counter) -> list[str]:
     ]
     if step["written"] != sum(writes.values()):
         found.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
-    if case.ends != "dense" or case.both or not case.reset_after or case.hidden % config.units:
+    if case.ends != "dense" or case.is_bidirectional or not case.reset_after or case.hidden % config.units:
         return found
     most = most_read(case, config)
     reads = {name: step[f"read {name}"] + step[f"received {name}"] for name in most}
@@ -229,7 +229,7 @@ def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]
     problem = bind_gru(gru, x.expand(512, batch, x.size(2)), hx).problem
     configs = {kernel: choose(hidden, batch, 1, dtype, fp32, device) for kernel, choose in HEURISTICS.items()}
     costs = {
-        kernel: call_cost(problem, config, device, True).total
+        kernel: estimate_call_cost(problem, config, device, True).total
         for kernel, config in configs.items()
         if not isinstance(config, str)
     }
@@ -269,8 +269,8 @@ def count_all() -> str:
     """
     entries = {}
     for hidden, batch, precision in itertools.product(HIDDEN, BATCH, PRECISION):
-        for case in cases(hidden, batch, precision, KNOWN["H200"]):
-            with emulating(KNOWN["H200"], 1) as gpu:
+        for case in cases(hidden, batch, precision, KNOWN_DEVICES["H200"]):
+            with emulate_gpu(KNOWN_DEVICES["H200"], 1) as gpu:
                 step, config = count_step(gpu, case), case.config(gpu.device)
             found = complaints(case, config, step)
             assert not found, f"{case}: {found}"
@@ -288,18 +288,18 @@ def test_a_step_does_nothing_twice(which, hidden, batch, precision, gpu):
     step = count_step(gpu, case)
     found = complaints(case, case.config(gpu.device), step)
     assert not found, "\n".join(found)
-    if triton.__version__ == PINNED:
+    if triton.__version__ == PINNED_TRITON:
         assert in_table(step) == parsed(TABLE).get(case)
 
 
 EDGES = [
     Case("block", 96, 3, "fp16"), Case("block", 96, 9, "tf32", "packed"), Case("block", 96, 9, "fp32", "resets"),
-    Case("block", 180, 3, "bf16", "lengths", both=True), Case("block", 96, 33, "tf32", reset_after=False),
-    Case("grid", 96, 9, "fp16", "packed"), Case("grid", 200, 3, "tf32"), Case("grid", 400, 3, "bf16", both=True),
+    Case("block", 180, 3, "bf16", "lengths", is_bidirectional=True), Case("block", 96, 33, "tf32", reset_after=False),
+    Case("grid", 96, 9, "fp16", "packed"), Case("grid", 200, 3, "tf32"), Case("grid", 400, 3, "bf16", is_bidirectional=True),
     Case("grid", 768, 3, "fp16", reset_after=False), Case("grid", 200, 9, "fp32", "lengths"),
     Case("grid", 96, 33, "bf16", "resets"), Case("step", 96, 3, "fp16", "packed"),
-    Case("step", 200, 9, "tf32", both=True), Case("step", 96, 33, "fp32"),
-    Case("step", 400, 3, "bf16", "resets", reset_after=False), Case("whole", 200, 3, "bf16", both=True),
+    Case("step", 200, 9, "tf32", is_bidirectional=True), Case("step", 96, 33, "fp32"),
+    Case("step", 400, 3, "bf16", "resets", reset_after=False), Case("whole", 200, 3, "bf16", is_bidirectional=True),
     Case("whole", 400, 9, "tf32", reset_after=False),
 ]  # fmt: skip
 
@@ -345,7 +345,7 @@ TWICE = {
 @pytest.mark.parametrize("what", TWICE)
 def test_what_is_made_twice_shows(what, gpu):
     pattern, expected = TWICE[what]
-    gpu.change = lambda kernel, ptx: re.sub(pattern, r"\g<0> \g<0>", ptx)
+    gpu.change_ptx = lambda kernel, ptx: re.sub(pattern, r"\g<0> \g<0>", ptx)
     case = Case("block", 64, 16, "fp16")
     (found,) = complaints(case, case.config(gpu.device), count_step(gpu, case))
     assert found.startswith(expected)
@@ -361,5 +361,5 @@ def test_the_table_is_counted_anew(monkeypatch):
         monkeypatch.setattr(sys.modules[__name__], name, value)
     found = parsed(count_all())
     assert [case.kernel for case in found] == ["block", "step", "whole"]
-    if triton.__version__ == PINNED:
+    if triton.__version__ == PINNED_TRITON:
         assert found.items() <= whole.items()

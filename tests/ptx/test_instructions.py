@@ -578,7 +578,7 @@ BYTES = kernel(
 
 def test_moves_bytes_through_shared_memory():
     out = np.zeros(32, np.uint16)
-    with pytest.raises(translate.Unknown, match="st.shared.b8"):
+    with pytest.raises(translate.UnknownInstruction, match="st.shared.b8"):
         launch(BYTES, out, shared=32)
     launch(BYTES, out, shared=32, forgiven={"RACE_BETWEEN_CTAS"})
     assert np.array_equal(out, np.arange(32) ^ 1)
@@ -775,8 +775,8 @@ def _group(element: str, swizzle: int, a: str, b: str, columns: int) -> tuple:
     depth = (256 >> swizzle if swizzle else 64) // size
     left = None if a == "registers" else Operand(64, depth, size, swizzle, a == "K")
     right = Operand(columns, depth, size, swizzle, b == "K")
-    second = 0 if left is None else -(-left.place(63, depth - 1) // 2048) * 2048
-    image = second + -(-right.place(columns - 1, depth - 1) // 2048) * 2048
+    second = 0 if left is None else -(-left.byte_offset(63, depth - 1) // 2048) * 2048
+    image = second + -(-right.byte_offset(columns - 1, depth - 1) // 2048) * 2048
     return _group_text(element, columns, left, right, depth, second, image), left, right, depth, second, image
 
 
@@ -845,7 +845,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("instruction", UNKNOWN)
 def test_refuses(instruction):
-    with pytest.raises(translate.Unknown, match=re.escape(instruction)):
+    with pytest.raises(translate.UnknownInstruction, match=re.escape(instruction)):
         translate.translate(kernel(f"again: {instruction};", 1))
 
 

@@ -16,7 +16,7 @@ from triton_gru.accuracy import PRECISIONS, set_precision
 from triton_gru.call.bind import bind_gru
 from triton_gru.launch import execute
 from triton_gru.plan.heuristic import HEURISTICS
-from triton_gru.plan.validity import LARGEST
+from triton_gru.plan.validity import MAX_SIZE
 
 # The last is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
@@ -56,7 +56,7 @@ def make_launches(kernel, device, gru, x, hx=None):
 
 def of_last_rows(launch, config, directions):
     """The programs of a launch that work on the last tile of the batch."""
-    x, y, z = (*launch.grid, 1, 1)[:3]
+    x, y, z = (*launch.programs, 1, 1)[:3]
     name = launch.kernel.__name__
     if name == "block_scan":
         return [(x // directions * (i + 1) - 1, 0, 0) for i in range(directions)]
@@ -65,7 +65,7 @@ def of_last_rows(launch, config, directions):
 
 
 @pytest.mark.parametrize("kernel, steps", [("block", 2), ("step", 1), ("step", 2)])
-@pytest.mark.parametrize("batch, hidden, inputs", [(111_059_956, 32, 32), (LARGEST, 1, 1)])
+@pytest.mark.parametrize("batch, hidden, inputs", [(111_059_956, 32, 32), (MAX_SIZE, 1, 1)])
 def test_the_last_rows_of_a_large_batch(kernel, steps, batch, hidden, inputs, gpu):
     set_precision("fp16")
     gru = make_gru(inputs, hidden, bidirectional=True)
@@ -90,7 +90,7 @@ def test_the_last_inputs_weights_of_more_than_2_31(gpu):
     gru.weight_ih_l0[-rows:].uniform_(-0.05, 0.05)
     x = torch.randn(2, 3, inputs).half()
     (projection, *_), config, _ = make_launches("step", gpu.device, gru, x)
-    gpu.run_program(projection, [size - 1 for size in projection.grid])
+    gpu.run_program(projection, [size - 1 for size in projection.programs])
     gi = projection.args[projection.kernel.arg_names.index("gi")].view(2, 3, config.rows, hidden)
     expected = x.float() @ gru.weight_ih_l0[-rows:].float().T
     assert (gi[:, 2, :3, -rows:] - expected).abs().max() < 2e-2

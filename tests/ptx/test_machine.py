@@ -12,7 +12,7 @@ import pytest
 from . import machine
 from .machine import FAULTS, NOTES, Counts, Fault, Outcome, Schedule, Traffic, execute
 from .snippets import kernel
-from .translate import Unknown, translate
+from .translate import UnknownInstruction, translate
 
 # Beside what a kernel of snippets.py has: %to and %own point to the thread's word of the first array and of shared
 # memory. %cta0, %warp0 and %lane0 are set in the first of each, %low in the lanes 0 to 15, and %never in none.
@@ -199,7 +199,7 @@ def test_what_the_machine_does_not_know_is_an_error():
         "setp.eq.u32 %p|%q, %x, 0;", "redux.sync.add.s32 %y, %x, 0xffff;", "ld.acquire.gpu.global.b32 %y, [%d0];",
         "ASYNC [%smem], [%d0], 4, %p;", "ASYNC [%smem], [%d0], 3;", "cp.async.cg.shared.global [%smem], [%d0], 4;",
     ):  # fmt: skip
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownInstruction):
             translate(long(f"setp.eq.u32 %p, %x, 0; {text}"))
 
 
@@ -414,7 +414,7 @@ STORE [%on+4], %y; END: mov.u32 %y, 0;"""
 
 def test_counters_are_executed_where_races_between_ctas_are_forgiven():
     for schedule in SCHEDULES:
-        with pytest.raises(Unknown, match="atom"):
+        with pytest.raises(UnknownInstruction, match="atom"):
             run(COUNTER, schedule, grid=4)
         a = words()
         outcome = run(COUNTER, schedule, a, grid=4, forgiven={"RACE_BETWEEN_CTAS"})

@@ -8,7 +8,7 @@ import torch
 
 from triton_gru.plan.config import CUBLAS, BlockConfig, GridConfig
 
-from ..calls import configured, make_call, projected, run_checked
+from ..calls import make_call, run_checked, use_config, use_projection
 from .machine import Fault
 
 # For each kernel the call that executes it: backend, precision, hidden size, batch, steps, input size.
@@ -95,10 +95,10 @@ def call(gpu, kernel: str) -> None:
     config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, "flag")
     with contextlib.ExitStack() as stack:
         if backend == "grid":
-            stack.enter_context(configured("grid", config))
+            stack.enter_context(use_config("grid", config))
         elif kernel == "arrange_products":
-            stack.enter_context(configured("block", BlockConfig(64, 1, 16, 1, 3, 4)))
-            stack.enter_context(projected(CUBLAS))
+            stack.enter_context(use_config("block", BlockConfig(64, 1, 16, 1, 3, 4)))
+            stack.enter_context(use_projection(CUBLAS))
         gru, x, hx = make_call(
             backend, hidden, batch, steps, precision, "time_first", True, 1, True, True, "cpu", inputs=inputs
         )
@@ -120,7 +120,7 @@ def test_nothing_shows_without_a_fault(kernel, gpu):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_shows(name, gpu):
     target, pattern, replacement, which, shows = FAULTS[name]
-    gpu.most_instructions = 3_000_000
+    gpu.max_instructions = 3_000_000
     planted = 0
 
     def plant(kernel: str, ptx: str) -> str:
@@ -132,8 +132,8 @@ def test_a_planted_fault_shows(name, gpu):
         planted += 1
         return ptx[: place.start()] + place.expand(replacement) + ptx[place.end() :]
 
-    gpu.change = plant
-    gpu.fixed["delay"] = 300  # parts of a word arrive apart from each other
+    gpu.change_ptx = plant
+    gpu.fixed_schedule["delay"] = 300  # parts of a word arrive apart from each other
     gpu.seed(0)
     torch.manual_seed(0)
     with pytest.raises((Fault, AssertionError), match=shows):

@@ -124,7 +124,7 @@ SPECIAL = (
 _SPECIAL = frozenset(SPECIAL)
 
 
-class Unknown(Exception):
+class UnknownInstruction(Exception):
     """PTX that the translator has no meaning for."""
 
 
@@ -178,7 +178,7 @@ def translate(text: str, peers: bool = False) -> Program:
             bytes of shared memory. What they order and race with is not modelled.
 
     Raises:
-        Unknown: it contains what the machine cannot execute.
+        UnknownInstruction: it contains what the machine cannot execute.
     """
     return _Translator(text, peers).translate()
 
@@ -209,13 +209,13 @@ class _Translator:
             found = [self._labels[scope, name] for scope in reversed(scopes) if (scope, name) in self._labels]
             if not found:
                 instruction = self._program.instructions[at]
-                raise Unknown(f"line {instruction.line} of the PTX, {instruction.text!r}: no label {name}")
+                raise UnknownInstruction(f"line {instruction.line} of the PTX, {instruction.text!r}: no label {name}")
             if found[0] == len(self._program.instructions):
-                raise Unknown(f"a branch to the end, {name}")
+                raise UnknownInstruction(f"a branch to the end, {name}")
             self._program.instructions[at] = self._program.instructions[at]._replace(extra=(found[0], 0, 0, 0))
         instructions = self._program.instructions
         if not instructions or OPERATIONS[instructions[-1].operation] != "ret" or instructions[-1].guard >= 0:
-            raise Unknown("a kernel that does not end with ret")
+            raise UnknownInstruction("a kernel that does not end with ret")
         self._program.rows = len(self._rows)
         self._program.constants = {row: key for key, row in self._rows.items() if isinstance(key[0], str)}
         return self._program
@@ -264,8 +264,10 @@ class _Translator:
             name, _, operands = body.partition(" ")
             self._emit_as = guard, negated, line, text, self._where
             self._decode(name, _split(operands))
-        except (Unknown, KeyError, IndexError, ValueError, TypeError) as failure:
-            raise Unknown(f"line {line} of the PTX, {text!r}: {type(failure).__name__} {failure}") from failure
+        except (UnknownInstruction, KeyError, IndexError, ValueError, TypeError) as failure:
+            raise UnknownInstruction(
+                f"line {line} of the PTX, {text!r}: {type(failure).__name__} {failure}"
+            ) from failure
 
     def _emit(self, operation: str, out=(), into=(), extra=(), aligned=False) -> None:
         guard, negated, line, text, where = self._emit_as
@@ -292,7 +294,7 @@ class _Translator:
         for number, declared in reversed(self._scopes):
             if text in declared:
                 return self._row_of((number, text))
-        raise Unknown(f"the register {text}")
+        raise UnknownInstruction(f"the register {text}")
 
     def _vector(self, text: str, bits: int) -> list[int]:
         return [self._row(part, bits) for part in (_split(text[1:-1]) if text.startswith("{") else [text])]
@@ -301,7 +303,7 @@ class _Translator:
         """Return the row and the offset of ``[register + offset]``."""
         match = _ADDRESS.fullmatch(text)
         if not match:
-            raise Unknown(f"the address {text}")
+            raise UnknownInstruction(f"the address {text}")
         return self._row(match[1], 64), int(match[2] or "0", 0)
 
     # Instructions
@@ -311,7 +313,7 @@ class _Translator:
         if special and special(name, o):
             return
         if (found := _computing(name)) is None:
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         operation, bits, widths = found
         into = [self._row(text, width) for text, width in zip(o[1:], widths, strict=True)]
         self._emit(operation, [self._row(o[0])], into, (bits,))
@@ -339,7 +341,7 @@ class _Translator:
         if match:
             to, of = int(match[2]), int(match[4])
             if to == 8:
-                raise Unknown(name)
+                raise UnknownInstruction(name)
             self._emit(f"extend_{match[3]}", [self._row(o[0])], [self._row(o[1], of)], (of, to))
         return bool(match)
 
@@ -347,10 +349,10 @@ class _Translator:
         match = re.fullmatch(r"setp\.(\w+)\.([busf])(16|32|64)", name)
         kind, bits = match[2], int(match[3])
         if kind == "f" and bits != 32:
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         into = [self._row(text, bits) for text in o[1:]]
         if len(into) != 2 or (kind != "f" and COMPARISONS[match[1]] > 5):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         self._emit("setp", [self._row(o[0])], into, (COMPARISONS[match[1]], "busf".index(kind), bits))
         return True
 
@@ -374,7 +376,7 @@ class _Translator:
         elif name == "bar.sync" and o == ["0"]:  # of all warps
             self._emit("barrier", aligned=True)
         else:
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         return True
 
     def _fence(self, name: str, o: list[str]) -> bool:
@@ -407,7 +409,7 @@ class _Translator:
     def _atom(self, name: str, o: list[str]) -> bool:
         match = re.fullmatch(r"atom\.global\.gpu\.(?:relaxed|acquire|release|acq_rel)\.add\.[su](32|64)", name)
         if not (match and self._peers):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         base, offset = self._address(o[1])
         into, bits = [base, self._row(o[2], int(match[1]))], int(match[1])
         self._emit("atom_add", [self._row(o[0])], into, (bits // 8, RELAXED, offset))
@@ -433,20 +435,20 @@ class _Translator:
         elif name in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
             (to, to_offset), (of, of_offset) = self._address(o[0]), self._address(o[1])
             if (name[9:11], int(o[2], 0)) not in (("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)):
-                raise Unknown(f"copies of {o[2]} bytes by {name}")
+                raise UnknownInstruction(f"copies of {o[2]} bytes by {name}")
             if any(size.startswith("%p") for size in o[3:4]):  # a predicate there means another thing than a size
-                raise Unknown(f"the operand {o[3]}")
+                raise UnknownInstruction(f"the operand {o[3]}")
             into = [to, of, *(self._row(size) for size in o[3:4])]
             self._emit("cp_async", [], into, (int(o[2], 0), to_offset, of_offset))
         else:
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         return True
 
     def _mma(self, name: str, o: list[str]) -> bool:
         match = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", name)
         depth, of, other = int(match[1]), match[2], match[3]
         if of != other or (of, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         into = [row for text in o[1:4] for row in self._vector(text, 32)]
         extra = (ELEMENTS.index(of.upper()), depth)
         self._emit("mma", self._vector(o[0], 32), into, extra, aligned=True)
@@ -463,11 +465,11 @@ class _Translator:
             match = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)", name)
             columns, depth = int(match[1]), int(match[2])
             if columns % 8 or not 8 <= columns <= 256 or depth != (8 if match[3] == "tf32" else 16):
-                raise Unknown(name)
+                raise UnknownInstruction(name)
             in_registers = o[1].startswith("{")
             negated_a, negated_b, *transposed = (int(each, 0) for each in o[4:])
             if (negated_a, negated_b) != (1, 1) or match[3] != match[4]:
-                raise Unknown(name)
+                raise UnknownInstruction(name)
             # Of an operand in registers, and of TF32, there is nothing to transpose.
             transposed_b = transposed[-1] if transposed else 0
             transposed_a = transposed[0] if len(transposed) > 1 else 0
@@ -480,25 +482,25 @@ class _Translator:
     def _shfl(self, name: str, o: list[str]) -> bool:
         mode = {"shfl.sync.bfly.b32": 0, "shfl.sync.idx.b32": 1}[name]
         if len(o) != 5 or o[3] not in ("31", "0x1f") or "|" in o[0] or not _is_whole_warp(o[4]):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         self._emit("shuffle", [self._row(o[0])], [self._row(o[1]), self._row(o[2])], (mode,), aligned=True)
         return True
 
     def _movmatrix(self, name: str, o: list[str]) -> bool:
         if name != "movmatrix.sync.aligned.m8n8.trans.b16":
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         self._emit("movmatrix", [self._row(o[0])], [self._row(o[1])], aligned=True)
         return True
 
     def _vote(self, name: str, o: list[str]) -> bool:
         if name != "vote.sync.any.pred" or not _is_whole_warp(o[2]):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         self._emit("redux", [self._row(o[0])], [self._row(o[1])], (1,), aligned=True)  # of 0 and 1 the largest
         return True
 
     def _redux(self, name: str, o: list[str]) -> bool:
         if not _is_whole_warp(o[2]):
-            raise Unknown(name)
+            raise UnknownInstruction(name)
         what = {"redux.sync.add.s32": 0, "redux.sync.max.s32": 1}[name]
         self._emit("redux", [self._row(o[0])], [self._row(o[1])], (what,), aligned=True)
         return True
@@ -513,10 +515,10 @@ def _read_access(name: str, peers: bool) -> tuple[str, int, int]:
         name.replace(".shared::cta.", ".shared."),  # without a name it is the CTA's own, too
     )
     if not match:
-        raise Unknown(name)
+        raise UnknownInstruction(name)
     is_known = peers or ".v" in name if match["space"] == "shared" else name.startswith("ld")
     if match["bits"] == "8" and not is_known:
-        raise Unknown(name)  # what is known of accesses is known of two bytes at a time
+        raise UnknownInstruction(name)  # what is known of accesses is known of two bytes at a time
     order = RELAXED if match["relaxed"] else CONSTANT if match["cached"] == ".nc" else PLAIN
     return match["space"], order, int(match["bits"])
 

@@ -10,12 +10,12 @@ from torch.backends.cudnn import CUDNN_TENSOR_DTYPES
 from torch.nn.utils.rnn import PackedSequence
 
 from ..plan.problem import Problem
-from ..plan.validity import why_too_many_rows
-from ..reference import Weights
-from .checks import batched, batched_rows, check_cell, check_gru, unsqueezed
+from ..plan.validity import too_many_rows_reason
+from ..reference import LayerWeights
+from .checks import add_batch_dim, add_cell_batch_dim, check_cell, check_gru, unsqueeze_if_given
 from .options import Options
 from .readable import materialize, unreadable_reason, unreadable_weights_reason
-from .sequences import Sequences, of_lengths, unpacked
+from .sequences import Sequences, sequences_from_lengths, unpack_input
 from .torch_state import TorchState, autocast_dtype, records_gradient
 
 
@@ -35,7 +35,7 @@ class Call:
     problem: Problem
     input: Tensor
     hx: Tensor | None
-    weights: list[Weights]
+    weights: list[LayerWeights]
     sequences: Sequences
     resets: Tensor | None
     options: Options
@@ -66,27 +66,27 @@ def bind_gru(
     clearer one of the same type.
     """
     check_gru(gru, input, hx, lengths, resets)
-    options, weights = Options.of(gru), weights_of_gru(gru)
+    options, weights = Options.from_module(gru), weights_of_gru(gru)
     if isinstance(input, PackedSequence):
-        data, hx, sequences = unpacked(gru, input, hx)
+        data, hx, sequences = unpack_input(gru, input, hx)
         return _bind(options, data, hx, weights, sequences)
-    input, hx, resets = batched(gru.batch_first, input, hx, resets)
+    input, hx, resets = add_batch_dim(gru.batch_first, input, hx, resets)
     return bind_dense(options, input, hx, weights, lengths, resets)
 
 
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     """Return the `Call` of one step for ``cell(input, hx)``. Raises what torch.nn.GRUCell raises, likewise."""
     check_cell(cell, input, hx)
-    input, hx = as_one_step(input, hx)
+    input, hx = to_gru_arguments(input, hx)
     sequences = Sequences("dense", 1, input.size(1))
-    return _bind(Options.of(cell), input, hx, [weights_of_cell(cell)], sequences, is_cell=True)
+    return _bind(Options.from_module(cell), input, hx, [weights_of_cell(cell)], sequences, is_cell=True)
 
 
 def bind_dense(
     options: Options,
     input: Tensor,
     hx: Tensor | None,
-    weights: list[Weights],
+    weights: list[LayerWeights],
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Call:
@@ -98,7 +98,7 @@ def bind_dense(
         resets = resets.contiguous().view(torch.uint8)
     steps, batch_size, _ = input.shape
     dense = lengths is None
-    sequences = Sequences("dense", steps, batch_size) if dense else of_lengths(lengths, steps, input.device)
+    sequences = Sequences("dense", steps, batch_size) if dense else sequences_from_lengths(lengths, steps, input.device)
     return _bind(options, input, hx, weights, sequences, resets)
 
 
@@ -106,32 +106,32 @@ def _bind(
     options: Options,
     input: Tensor,
     hx: Tensor | None,
-    weights: list[Weights],
+    weights: list[LayerWeights],
     sequences: Sequences,
     resets: Tensor | None = None,
     is_cell: bool = False,
 ) -> Call:
-    input, hx, weights = autocast(input, hx, weights)
+    input, hx, weights = cast_for_autocast(input, hx, weights)
     input, hx = materialize(input), materialize(hx)
     ends = {"layout": sequences.layout, "resets": resets is not None}
-    problem = options.problem(sequences.steps, sequences.batch_size, input.dtype, **ends)
+    problem = options.to_problem(sequences.steps, sequences.batch_size, input.dtype, **ends)
     call = Call(problem, input, hx, weights, sequences, resets, options)
-    if reason := _reason_against_kernels(call, is_cell):
-        call.problem = dataclasses.replace(problem, obstacle=reason)
+    if reason := _unsupported_reason(call, is_cell):
+        call.problem = dataclasses.replace(problem, unsupported_reason=reason)
     return call
 
 
-def _reason_against_kernels(call: Call, is_cell: bool) -> str:
+def _unsupported_reason(call: Call, is_cell: bool) -> str:
     """Return why no kernel can serve the call, whatever its shape; empty if one can.
 
     Every global setting that is read here has to be in `TorchState`, by which kept calls are found.
     """
     options, input, hx = call.options, call.input, call.hx
-    if options.trains:
+    if options.is_training_call:
         return "the module is in training mode with grad enabled, and the kernels are for inference"
     if call.dropout > 0 and options.num_layers > 1:
         return "the module is in training mode with dropout between layers"
-    if reason := TorchState.now(input.device).reason_against_kernels(options.backend):
+    if reason := TorchState.current(input.device).unsupported_reason(options.backend):
         return reason
     for tensor in (input, hx, call.sequences.lengths, call.resets):
         if tensor is not None and (reason := unreadable_reason(tensor)):
@@ -143,18 +143,20 @@ def _reason_against_kernels(call: Call, is_cell: bool) -> str:
     # torch has a backward in eval() where it does not call cuDNN.
     without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
     torch_serves = options.backend == "auto" and options.reset_after and call.resets is None
-    if torch_serves and without_cudnn and records_gradient((input, hx, *flat(call.weights))):
+    if torch_serves and without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
         return "autograd records the call, and torch has its backward: call it under torch.no_grad()"
-    return why_too_many_rows(input.size(0)) if call.sequences.layout == "packed" else ""
+    return too_many_rows_reason(input.size(0)) if call.sequences.layout == "packed" else ""
 
 
-def as_one_step(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def to_gru_arguments(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return a cell's input and state as those of a GRU of one layer, [1, B, I] and [1, B, H]."""
-    input, hx = batched_rows(input, hx)
-    return input.unsqueeze(0), unsqueezed(hx, 0)
+    input, hx = add_cell_batch_dim(input, hx)
+    return input.unsqueeze(0), unsqueeze_if_given(hx, 0)
 
 
-def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[Tensor, Tensor | None, list[Weights]]:
+def cast_for_autocast(
+    input: Tensor, hx: Tensor | None, weights: list[LayerWeights]
+) -> tuple[Tensor, Tensor | None, list[LayerWeights]]:
     """Cast to the dtype of autocast where autocast is on. float64 stays, as for cuDNN's GRU."""
     dtype = autocast_dtype(input.device)
     if dtype is None:
@@ -166,7 +168,7 @@ def autocast(input: Tensor, hx: Tensor | None, weights: list[Weights]) -> tuple[
     return cast(input), cast(hx), [tuple(map(cast, layer)) for layer in weights]
 
 
-def weights_of_gru(gru) -> list[Weights]:
+def weights_of_gru(gru) -> list[LayerWeights]:
     """Return the weights of each layer and direction, looked up by name.
 
     Not from ``_flat_weights``: torch brings that list up to date by ``flatten_parameters``, which moves the parameters.
@@ -175,7 +177,7 @@ def weights_of_gru(gru) -> list[Weights]:
     weights = [getattr(gru, name) for name in gru._flat_weights_names]
     if not torch.compiler.is_compiling() and any(map(operator.is_not, weights, gru._flat_weights)):
         _forget_old_weights(gru, weights)
-    return grouped(weights, gru.bias)
+    return group_weights(weights, gru.bias)
 
 
 def _forget_old_weights(gru, weights: list[Tensor]) -> None:
@@ -184,12 +186,12 @@ def _forget_old_weights(gru, weights: list[Tensor]) -> None:
     gru._flat_weights = [new if isinstance(new, torch.nn.Parameter) else old for new, old in replaced]
 
 
-def weights_of_cell(cell) -> Weights:
+def weights_of_cell(cell) -> LayerWeights:
     """Return the weights of a cell."""
     return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
-def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:
+def group_weights(flat: list[Tensor], bias: bool) -> list[LayerWeights]:
     """Return torch's flat list of weights by layer and direction."""
     per_layer = 4 if bias else 2
     return [
@@ -197,11 +199,11 @@ def grouped(flat: list[Tensor], bias: bool) -> list[Weights]:
     ]
 
 
-def contiguous(weights: list[Weights]) -> list[Weights]:
+def make_weights_contiguous(weights: list[LayerWeights]) -> list[LayerWeights]:
     """Return weights that lie in order, copied where they do not."""
     return [tuple(None if w is None else w.contiguous() for w in layer) for layer in weights]
 
 
-def flat(weights: list[Weights]) -> list[Tensor]:
-    """Return weights as torch's flat list, the reverse of `grouped`."""
+def flatten_weights(weights: list[LayerWeights]) -> list[Tensor]:
+    """Return weights as torch's flat list, the reverse of `group_weights`."""
     return [w for layer in weights for w in layer if w is not None]

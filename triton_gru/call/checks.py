@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .torch_state import autocast_dtype
 
-BOTH_AND_REVERSE = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
+REVERSE_BIDIRECTIONAL_ERROR = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
 
 
 def check_gru(
@@ -18,7 +18,7 @@ def check_gru(
     """
     packed = isinstance(input, PackedSequence)
     if gru.reverse and gru.bidirectional:  # assigned later
-        raise ValueError(BOTH_AND_REVERSE)
+        raise ValueError(REVERSE_BIDIRECTIONAL_ERROR)
     if resets is not None and (packed or gru.bidirectional or gru.reverse):
         kind = "packed input" if packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
         raise ValueError(f"resets cannot go with {kind}")
@@ -36,7 +36,7 @@ def check_gru(
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        whole, state, _ = batched(gru.batch_first, input, hx, None)
+        whole, state, _ = add_batch_dim(gru.batch_first, input, hx, None)
         _check_input(gru, whole, 3)
         if state is not None:
             gru.check_hidden_size(state, gru.get_expected_hidden_size(whole, None))
@@ -93,7 +93,7 @@ def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
         raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is not None and hx.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-    whole, state = batched_rows(input, hx)
+    whole, state = add_cell_batch_dim(input, hx)
     if whole.size(1) != cell.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {whole.size(1)} expected {cell.input_size}")
     if state is not None:
@@ -125,18 +125,18 @@ def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
         raise RuntimeError(f"hx dtype ({hx.dtype}) does not match input dtype ({input.dtype})")
 
 
-def batched(batch_first: bool, input: Tensor, hx: Tensor | None, resets: Tensor | None):
+def add_batch_dim(batch_first: bool, input: Tensor, hx: Tensor | None, resets: Tensor | None):
     """Return a GRU's arguments with a batch: as they are, or of one sequence where ``input`` has none."""
     if input.dim() == 3:
         return input, hx, resets
     batch = 0 if batch_first else 1
-    return input.unsqueeze(batch), unsqueezed(hx, 1), unsqueezed(resets, batch)
+    return input.unsqueeze(batch), unsqueeze_if_given(hx, 1), unsqueeze_if_given(resets, batch)
 
 
-def batched_rows(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def add_cell_batch_dim(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return a cell's arguments with a batch: as they are, or of one row where ``input`` has none."""
-    return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), unsqueezed(hx, 0))
+    return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), unsqueeze_if_given(hx, 0))
 
 
-def unsqueezed(tensor: Tensor | None, dim: int) -> Tensor | None:
+def unsqueeze_if_given(tensor: Tensor | None, dim: int) -> Tensor | None:
     return None if tensor is None else tensor.unsqueeze(dim)

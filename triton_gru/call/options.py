@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from ..plan.problem import Problem
-from .torch_state import cublas_obstacle, fp32_precision
+from .torch_state import cublas_unsupported_reason, fp32_precision
 
 # Attributes that torch's modules do not have. `accelerate` sets none of them.
-OWN = ("backend", "reset_after", "reverse")
+EXTRA_ATTRIBUTES = ("backend", "reset_after", "reverse")
 _NOTHING_SET = True, False, "auto"  # reset_after, reverse and backend of torch's own
 
 
@@ -29,8 +29,8 @@ class Options(NamedTuple):
     training: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Options":
-        """Return the settings of a GRU or a cell. torch's own has what is the default of `OWN`."""
+    def from_module(cls, module: nn.Module) -> "Options":
+        """Return the settings of a GRU or a cell. torch's own has what is the default of `EXTRA_ATTRIBUTES`."""
         kind = type(module)
         own = (module.reset_after, module.reverse, module.backend) if hasattr(kind, "torch_class") else _NOTHING_SET
         if issubclass(kind, nn.RNNCellBase):  # isinstance would ask our modules for more, which takes longer
@@ -45,19 +45,19 @@ class Options(NamedTuple):
         return 2 if self.bidirectional else 1
 
     @property
-    def beyond_torch(self) -> str:
+    def unsupported_by_nn_gru(self) -> str:
         """Name the settings that no GRU of torch's has; empty if there are none."""
         if self.reset_after and not self.reverse:
             return ""
         return ", ".join(["reset_after=False"] * (not self.reset_after) + ["reverse=True"] * self.reverse)
 
     @property
-    def trains(self) -> bool:
+    def is_training_call(self) -> bool:
         """Return whether a call now is to train the module."""
         return self.training and torch.is_grad_enabled()
 
-    def problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
-        """Return the problem that a call is. ``ends`` are ``layout``, ``resets`` and ``obstacle`` of `Problem`."""
+    def to_problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
+        """Return the problem that a call is. ``ends`` are ``layout``, ``resets`` and ``unsupported_reason`` of `Problem`."""
         precision = fp32_precision() if dtype == torch.float32 else "ieee"
         return Problem(
             steps=steps,
@@ -70,11 +70,11 @@ class Options(NamedTuple):
             precision=precision,
             reset_after=self.reset_after,
             reverse=self.reverse,
-            cublas_obstacle=cublas_obstacle(dtype, precision),
+            cublas_unsupported_reason=cublas_unsupported_reason(dtype, precision),
             **ends,
         )
 
 
-def is_as_accelerated(module: nn.Module) -> bool:
+def has_only_nn_gru_attributes(module: nn.Module) -> bool:
     """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
-    return not any(name in module.__dict__ for name in OWN)
+    return not any(name in module.__dict__ for name in EXTRA_ATTRIBUTES)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..reference import WEIGHT_NAMES, Weights
+from ..reference import WEIGHT_NAMES, LayerWeights
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -37,7 +37,7 @@ def unreadable_reason(tensor: Tensor) -> str:
     return ""
 
 
-def unreadable_weights_reason(options: Options, weights: list[Weights], input: Tensor) -> str:
+def unreadable_weights_reason(options: Options, weights: list[LayerWeights], input: Tensor) -> str:
     """Return why a kernel cannot read the weights of a GRU or cell beside ``input``; empty if it can."""
     hidden = options.hidden_size
     for i, layer in enumerate(weights):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..plan.device import capturing
+from ..plan.device import is_capturing
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Sequences:
         steps, batch_size: the longest sequence that there may be, and how many there are.
         lengths: int32 [batch_size], each in [0, steps]; None for dense.
         offsets: int32 [steps], the rows of packed data before each step's; None if it is not packed. They are wrong of
-            more rows than `validity.why_too_many_rows` allows, for which no kernel reads them.
+            more rows than `validity.too_many_rows_reason` allows, for which no kernel reads them.
     """
 
     layout: str
@@ -29,14 +29,14 @@ class Sequences:
     offsets: Tensor | None = None
 
 
-def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
+def sequences_from_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
     """Of dense input whose sequences end at ``lengths`` [B], an integer tensor anywhere, clamped to [0, steps].
 
     Raises:
         RuntimeError: a CUDA graph is being captured and the lengths are not on its device.
     """
     if lengths.device != device:
-        if capturing(device):
+        if is_capturing(device):
             raise RuntimeError(
                 f"lengths are on {lengths.device}: to be captured in a CUDA graph they have to be on {device}"
             )
@@ -46,7 +46,7 @@ def of_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
     return Sequences("lengths", steps, lengths.size(0), lengths.clamp(0, steps).to(torch.int32).contiguous())
 
 
-def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences:
+def sequences_from_batch_sizes(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences:
     """Of packed input with ``batch_sizes`` (as in torch's PackedSequence, on the CPU) and ``rows`` rows of data.
 
     Raises:
@@ -66,7 +66,7 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
     # Of ascending sizes, how many steps are no more than a row's number: in those it is not.
     ended = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size, device="cpu"), right=True)
     table = torch.cat([after - batch_sizes, steps - ended]).to(torch.int32)
-    if capturing(device):
+    if is_capturing(device):
         table = _for_capture(table, device)
     elif device.type == "cuda":
         host, table = table, _to(table, device)
@@ -74,17 +74,17 @@ def of_packed(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences
     return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
 
 
-def unpacked(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Sequences]:
+def unpack_input(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Sequences]:
     """Return the data of a call on packed input, the state in the order of its rows, and its `Sequences`.
 
-    Raises what `of_packed` raises.
+    Raises what `sequences_from_batch_sizes` raises.
     """
     if hx is not None:
         hx = gru.permute_hidden(hx, input.sorted_indices)
-    return input.data, hx, of_packed(input.batch_sizes, input.data.size(0), input.data.device)
+    return input.data, hx, sequences_from_batch_sizes(input.batch_sizes, input.data.size(0), input.data.device)
 
 
-def as_packed(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
+def pack_results(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
     """Return the results of a call on packed input as the caller wants them: packed, and in the order of the batch."""
     output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
     return output, gru.permute_hidden(h_n, input.unsorted_indices)

@@ -18,29 +18,29 @@ class TorchState(NamedTuple):
     """The settings in force for a call. They are read once a call, and are part of what a kept call is found by.
 
     Attributes:
-        grad: grad mode.
-        cudnn: `torch.backends.cudnn.enabled`.
+        is_grad_enabled: grad mode.
+        is_cudnn_enabled: `torch.backends.cudnn.enabled`.
         fp32_precision: as `fp32_precision`.
-        matmul_precision, matmul_sums_in_fp16, is_cublas_refused: what else `cublas_obstacle` asks for.
+        matmul_precision, is_fp16_accumulation_allowed, is_cublas_refused: what else `cublas_unsupported_reason` asks for.
         autocast: as `autocast_dtype`.
-        tracing: whether torch.jit.trace is active.
-        wrapped: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
-        forward_ad: whether forward-mode differentiation is active.
+        is_tracing: whether torch.jit.trace is active.
+        is_wrapping: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
+        is_forward_ad_on: whether forward-mode differentiation is active.
     """
 
-    grad: bool
-    cudnn: bool
+    is_grad_enabled: bool
+    is_cudnn_enabled: bool
     fp32_precision: str
     matmul_precision: str
-    matmul_sums_in_fp16: bool
+    is_fp16_accumulation_allowed: bool
     is_cublas_refused: bool
     autocast: torch.dtype | None
-    tracing: bool
-    wrapped: bool
-    forward_ad: bool
+    is_tracing: bool
+    is_wrapping: bool
+    is_forward_ad_on: bool
 
     @classmethod
-    def now(cls, device: torch.device) -> "TorchState":
+    def current(cls, device: torch.device) -> "TorchState":
         """Return the settings in force for tensors on ``device``.
 
         Every call asks, so that no property of torch's in Python is used where there is a function in C.
@@ -59,15 +59,17 @@ class TorchState(NamedTuple):
         )
         return tuple.__new__(cls, values)  # faster than cls(...), whose __new__ is in Python
 
-    def reason_against_kernels(self, backend: str) -> str:
+    def unsupported_reason(self, backend: str) -> str:
         """Return why no kernel serves a call in this state, whatever its arguments; empty if one can."""
-        if backend == "auto" and not self.cudnn:
+        if backend == "auto" and not self.is_cudnn_enabled:
             return "torch.backends.cudnn.enabled is False"
-        if self.tracing:
+        if self.is_tracing:
             return "torch.jit.trace is active, and a trace cannot record Triton kernels"
-        if self.wrapped:
+        if self.is_wrapping:
             return "a torch.func transform or a dispatch mode is active"
-        return "forward-mode differentiation is active, and the kernels are for inference" if self.forward_ad else ""
+        return (
+            "forward-mode differentiation is active, and the kernels are for inference" if self.is_forward_ad_on else ""
+        )
 
 
 def is_wrapping() -> bool:
@@ -82,7 +84,7 @@ def fp32_precision() -> str:
     return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"
 
 
-def cublas_obstacle(dtype: torch.dtype, precision: str) -> str:
+def cublas_unsupported_reason(dtype: torch.dtype, precision: str) -> str:
     """Return why torch's settings keep cuBLAS from the input projection; empty if they do not.
 
     ``precision`` is that of fp32 products in the recurrent network.

@@ -13,12 +13,12 @@ from ..accuracy import PRECISIONS
 from ..call.options import Options
 from ..call.torch_state import fp32_precision
 from ..plan.config import report_name
-from ..plan.device import Device, gpus, why_none
+from ..plan.device import Device, list_gpus, no_device_reason
 from ..plan.heuristic import HEURISTICS
 from ..plan.planner import choose
 from ..plan.tables import lookup
-from ..plan.validity import too_old
-from ..units import byte_size, counted
+from ..plan.validity import too_old_reason
+from ..units import format_bytes, format_count
 
 # Of the table that is printed: the rows, and the columns' titles, dtypes, batch sizes and steps.
 _HIDDEN_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -43,17 +43,17 @@ def run(options) -> int:
     versions = f"torch {torch.__version__}, Triton {triton.__version__}, Python {python}, {platform.system()}"
     print(f"triton-gru {__version__} ({versions})")
     try:
-        devices = Counter(gpus())
+        devices = Counter(list_gpus())
     except ValueError as error:  # TRITON_GRU_MAX_SMS
         print(f"\n{error}")
         return 1
     for device, number in devices.items():
         print(f"\n{_device_words(device, number)}")
-        old = too_old(device)
+        old = too_old_reason(device)
         print(f"No kernel runs on it: each {old}." if old else _served(device))
-    served = [device for device in devices if not too_old(device)]
+    served = [device for device in devices if not too_old_reason(device)]
     if not devices:
-        print(f"\nNo GPU that runs the kernels: {why_none().replace('the kernels', 'they', 1)}.")
+        print(f"\nNo GPU that runs the kernels: {no_device_reason().replace('the kernels', 'they', 1)}.")
     if not served:
         print("triton_gru.accelerate(model) works here, and every call goes to nn.GRU, as fast as before.")
     print("\nNext")
@@ -64,7 +64,7 @@ def run(options) -> int:
 
 def _device_words(device: Device, number: int) -> str:
     name = device.name if number == 1 else f"{number} x {device.name}"
-    memory = byte_size(device.shared_memory)
+    memory = format_bytes(device.shared_memory)
     return f"{name}: {device.arch}, {device.sms} multiprocessors, {memory} of shared memory each"
 
 
@@ -72,7 +72,7 @@ def _served(device: Device) -> str:
     """Return what serves calls on a device."""
     rows = [["H", *_CALLS]]
     for hidden in _HIDDEN_SIZES:
-        problems = (Options(hidden, hidden).problem(steps, batch, dtype) for dtype, batch, steps in _CALLS.values())
+        problems = (Options(hidden, hidden).to_problem(steps, batch, dtype) for dtype, batch, steps in _CALLS.values())
         rows.append([str(hidden), *(report_name(choose(problem, device).implementation) for problem in problems)])
     precision = "TF32" if fp32_precision() == "tf32" else "ieee"
     sizes = "; ".join(f"{kernel} {_largest_sizes(kernel, device)}" for kernel in HEURISTICS)
@@ -106,9 +106,9 @@ def _tables(device: Device) -> list[str]:
     """Return lines about the tuned tables of a device, in the order in which they count."""
     lines = []
     for source in filter(lambda source: source.entries, lookup.sources(device)):
-        stale = [entry.stale for entry in source.entries if entry.stale]
+        stale = [entry.stale_reason for entry in source.entries if entry.stale_reason]
         words = f", {len(stale)} of them stale ({stale[0]})" if stale else ""
-        lines.append(f"Tuned: {source.name}: {counted(len(source.entries), 'shape')}{words}")
+        lines.append(f"Tuned: {source.name}: {format_count(len(source.entries), 'shape')}{words}")
     return [*lines, "All other shapes are estimated." if lines else "Tuned: nothing yet, so all of this is estimated."]
 
 
@@ -120,11 +120,14 @@ def _next_steps(devices: list[Device]) -> list[tuple[str, str]]:
             ("what an H200 would run", f"{explain} --device H200"),
             ("what tuning would measure", "tune --list --device H200"),
         ]
-    tuned = [[entry for source in lookup.sources(each) if source.own for entry in source.entries] for each in devices]
+    tuned = [
+        [entry for source in lookup.sources(each) if source.is_from_user for entry in source.entries]
+        for each in devices
+    ]
     steps = [("is it right here?", "check")]
     if not all(tuned):
         steps.append(("tune it", "tune --budget 10m"))
-    elif any(entry.stale for entries in tuned for entry in entries):
+    elif any(entry.stale_reason for entries in tuned for entry in entries):
         steps.append(("tune again what is stale", "tune --budget 10m"))
     steps.append(("one GRU in detail", explain))
     if any(tuned):

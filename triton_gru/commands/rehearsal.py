@@ -17,8 +17,8 @@ from ..plan import device as devices
 from ..plan import planner
 from ..plan.problem import Problem
 from ..plan.tables import lookup
-from ..tuning.tuner import unique
-from ..units import counted, duration
+from ..tuning.tuner import merge_problems
+from ..units import format_count, format_duration
 
 _BUDGET = 60.0  # seconds
 _FOLDER = "TRITON_GRU_CONFIG_DIR"
@@ -37,14 +37,14 @@ except KeyboardInterrupt:  # before the command itself catches it
 """
 
 
-def keeps() -> bool:
+def is_table_kept() -> bool:
     """Return whether a rehearsal keeps its table, in the folder that the environment names."""
     return bool(os.environ.get(_FOLDER))
 
 
 def is_emulated() -> bool:
     """Return whether the CPU stands in for a GPU in this process."""
-    return devices.on_cpu is not None
+    return devices.emulated_device is not None
 
 
 def run_in_emulator(arguments: list[str]) -> NoReturn:
@@ -65,9 +65,9 @@ def run_in_emulator(arguments: list[str]) -> NoReturn:
 def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     """Tune small forms of ``problems`` on the CPU by ``tune(problems, device, options)``; return what it returns."""
     options.budget = options.budget or _BUDGET
-    small = list(unique(map(_small, problems)).values())
-    shapes = counted(len(small), "shape")
-    print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {duration(options.budget)}")
+    small = list(merge_problems(map(_small, problems)).values())
+    shapes = format_count(len(small), "shape")
+    print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {format_duration(options.budget)}")
     print("All times below are the emulator's and mean nothing.", flush=True)
     with _folder() as folder:
         status = tune(small, torch.device("cpu"), options)
@@ -98,6 +98,6 @@ def _folder() -> Iterator[str | None]:
 
 
 def _forget_tables() -> None:
-    lookup.forget()
-    planner.forget()
-    call_cache.forget()
+    lookup.clear_table_cache()
+    planner.clear_plan_cache()
+    call_cache.clear_call_cache()

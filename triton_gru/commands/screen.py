@@ -6,15 +6,15 @@ import sys
 import time
 from collections.abc import Iterator
 
-from ..plan.config import CUBLAS, parts, report_name
-from ..plan.cost import call_cost
+from ..plan.config import CUBLAS, report_name, split_implementation
+from ..plan.cost import estimate_call_cost
 from ..plan.device import Device
 from ..plan.planner import choose
 from ..plan.problem import Problem
-from ..tuning.progress import Progress, Say, shape_words
+from ..tuning.progress import Progress, ReportProgress, describe_shape
 from ..tuning.space import candidates
 from ..tuning.tuner import Tuned
-from ..units import call_time, counted, duration, three_digits
+from ..units import format_count, format_duration, format_number, format_time
 
 _BAR = 14  # characters
 _EVERY = 10.0  # seconds between two lines about the same shape
@@ -26,7 +26,7 @@ _TF32_BY_CUBLAS = (
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[Say]:
+def show_progress() -> Iterator[ReportProgress]:
     """Yield what to tell the progress: a bar on a terminal, else lines."""
     say = Bar() if sys.stderr.isatty() else Lines()
     try:
@@ -71,22 +71,22 @@ class Lines:
 
 def bar(progress: Progress) -> str:
     """Return progress as a bar, with words: first those that a narrow terminal is not to cut off."""
-    full = int(_BAR * progress.share)
-    words = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", progress.left]
-    return "  ".join(filter(None, [*words, shape_words(progress.key), progress.doing]))
+    full = int(_BAR * progress.fraction_done)
+    words = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", progress.time_left]
+    return "  ".join(filter(None, [*words, describe_shape(progress.key), progress.doing]))
 
 
-def listing(problems: list[Problem], device: Device) -> str:
+def format_listing(problems: list[Problem], device: Device) -> str:
     """Return what would be tuned, a line for each shape, with what runs without a table and its estimated time."""
     rows = [("", "shape", "candidates", "untuned", "estimated")]
     for number, problem in enumerate(problems, 1):
         plan = choose(problem, device, use_tables=False)
         time = ""
         if plan.kernel != "reference":
-            cost = call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
-            time = call_time(cost.total)
+            cost = estimate_call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
+            time = format_time(cost.total)
         tried = len(candidates(problem, device))
-        rows.append((str(number), shape_words(problem.key()), str(tried), report_name(plan.implementation), time))
+        rows.append((str(number), describe_shape(problem.key()), str(tried), report_name(plan.implementation), time))
     width = max(len(shape) for _, shape, *_ in rows)
     lines = [f"`triton-gru tune` on {device.name}, in this order:"]
     for number, shape, tried, kernel, time in rows:
@@ -98,9 +98,11 @@ def listing(problems: list[Problem], device: Device) -> str:
     return "\n".join(lines)
 
 
-def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> str:
+def format_summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> str:
     """Return what was found, on one screen; ``shapes`` were asked for. ``to_ship`` adds where it is kept."""
-    found = sorted(tuned, key=lambda each: each.over_untuned or 0.0, reverse=True) if len(tuned) > _ROWS else tuned
+    found = (
+        sorted(tuned, key=lambda each: each.speedup_over_untuned or 0.0, reverse=True) if len(tuned) > _ROWS else tuned
+    )
     rows = found[: _BEST if len(tuned) > _ROWS else _ROWS]
     columns = [_row_of(each) for each in rows]
     if rows:
@@ -114,24 +116,28 @@ def summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> s
 
 def _row_of(tuned: Tuned) -> tuple[str, ...]:
     entry = tuned.entry
-    ratios = [f"{three_digits(each)}x" if each else "" for each in (tuned.over_untuned, entry.over_torch)]
-    return shape_words(entry.key), report_name(entry.winner), call_time(1000 * entry.ms), *ratios
+    ratios = [
+        f"{format_number(each)}x" if each else "" for each in (tuned.speedup_over_untuned, entry.speedup_over_nn_gru)
+    ]
+    return describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms), *ratios
 
 
 def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
-    known = sum(each.known for each in tuned)
-    lines = [f"{len(tuned) - known} of {counted(shapes, 'shape')} tuned in {duration(seconds)}"]
+    known = sum(each.is_from_table for each in tuned)
+    lines = [f"{len(tuned) - known} of {format_count(shapes, 'shape')} tuned in {format_duration(seconds)}"]
     lines[0] += f"; already in the table: {known}" * bool(known)
     if cut := sum(each.is_cut_short for each in tuned):
-        lines.append(f"too little time for all candidates: {counted(cut, 'shape')}, measured again by the same command")
-    if lost := sum(not each.kept for each in tuned):
-        lines.append(f"not written to the table, as warned: {counted(lost, 'shape')}. Mend that and tune again")
+        lines.append(
+            f"too little time for all candidates: {format_count(cut, 'shape')}, measured again by the same command"
+        )
+    if lost := sum(not each.table_path for each in tuned):
+        lines.append(f"not written to the table, as warned: {format_count(lost, 'shape')}. Mend that and tune again")
     if any(map(_is_tf32_by_cublas, tuned)):
         lines.append(_TF32_BY_CUBLAS)
-    gained = [each for each in tuned if (each.over_untuned or 0.0) > _FASTER]
+    gained = [each for each in tuned if (each.speedup_over_untuned or 0.0) > _FASTER]
     if gained:
-        best = max(gained, key=lambda each: each.over_untuned)
-        largest = f"at most {three_digits(best.over_untuned)}x, {shape_words(best.entry.key)}"
+        best = max(gained, key=lambda each: each.speedup_over_untuned)
+        largest = f"at most {format_number(best.speedup_over_untuned)}x, {describe_shape(best.entry.key)}"
         lines.append(f"{len(gained)} of {len(tuned)} faster than untuned by more than 3 %: {largest}")
     elif tuned:
         lines.append(f"none of {len(tuned)} faster than untuned by more than 3 %")
@@ -139,13 +145,13 @@ def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
 
 
 def _is_tf32_by_cublas(tuned: Tuned) -> bool:
-    key, (_, projection) = tuned.entry.key, parts(tuned.entry.winner)
+    key, (_, projection) = tuned.entry.key, split_implementation(tuned.entry.winner)
     return projection == CUBLAS and (key.dtype, key.precision) == ("float32", "tf32")
 
 
 def _kept(tuned: list[Tuned]) -> list[str]:
     """Return where the table is, and how to ship it."""
-    files = sorted({str(each.kept) for each in tuned if each.kept})
+    files = sorted({str(each.table_path) for each in tuned if each.table_path})
     if not files:
         return []
     return [

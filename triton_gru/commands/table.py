@@ -8,14 +8,14 @@ import sys
 from collections import Counter
 
 from ..plan.config import report_name
-from ..plan.device import Device, gpus, known
+from ..plan.device import Device, list_gpus, match_device
 from ..plan.planner import choose
 from ..plan.tables import lookup, store
 from ..plan.tables.entries import Entry
 from ..plan.tables.merge import Merge
-from ..plan.validity import for_problem, why_no_projection, why_not
-from ..tuning.progress import shape_words
-from ..units import call_time, counted, three_digits
+from ..plan.validity import adapt_config, unsupported_config_reason, unsupported_projection_reason
+from ..tuning.progress import describe_shape
+from ..units import format_count, format_number, format_time
 
 _NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
 
@@ -57,7 +57,7 @@ def run(options) -> int:
     action = {"show": _show, "check": _check, "export": _export, "merge": _merge}[options.action]
     try:
         return action(options)
-    except (OSError, store.Unusable) as error:
+    except (OSError, store.UnusableTableError) as error:
         _complain(str(error))
         return 2
 
@@ -77,7 +77,7 @@ def _complain(what: str) -> None:
 def _user_directory() -> pathlib.Path:
     folder = store.user_directory()
     if folder is None:
-        raise store.Unusable(_NO_FOLDER)
+        raise store.UnusableTableError(_NO_FOLDER)
     return folder
 
 
@@ -89,7 +89,7 @@ def _load(path: pathlib.Path) -> store.Table | str:
     """Return a table, or why it is none."""
     try:
         return store.load(path)
-    except store.Unusable as error:
+    except store.UnusableTableError as error:
         return str(error)
     except OSError as error:
         return error.strerror or str(error)
@@ -97,14 +97,14 @@ def _load(path: pathlib.Path) -> store.Table | str:
 
 def _loaded(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table | str]]:
     """Return what is in the given files. Without any, return what is in those that there are."""
-    found = files or _files_in(store.user_directory(), lookup.SHIPPED)
+    found = files or _files_in(store.user_directory(), lookup.SHIPPED_DIRECTORY)
     if not found:
         _say(f"there are no tables in {store.user_directory() or _NO_FOLDER}, and none come with the package")
     return [(path, _load(path)) for path in found]
 
 
 def _in_words(device: dict) -> str:
-    return f"{device['name']} (sm_{device['cc']}, {counted(device['sms'], 'multiprocessor')})"
+    return f"{device['name']} (sm_{device['cc']}, {format_count(device['sms'], 'multiprocessor')})"
 
 
 # Show.
@@ -123,8 +123,8 @@ def _show(options) -> int:
 
 
 def _shown(path: pathlib.Path, table: store.Table) -> list[str]:
-    stale = sum(bool(entry.stale) for entry in table.entries)
-    counts = f"{counted(len(table.entries), 'shape')}, {stale} stale, {len(table.skipped)} not understood"
+    stale = sum(bool(entry.stale_reason) for entry in table.entries)
+    counts = f"{format_count(len(table.entries), 'shape')}, {stale} stale, {len(table.skipped)} not understood"
     lines = [f"{path}: {_in_words(table.device)}{_use_here(table.device)}", counts]
     lines += [f"not understood: {why}" for why in table.skipped]
     device = _device_of(table.device)
@@ -134,7 +134,7 @@ def _shown(path: pathlib.Path, table: store.Table) -> list[str]:
 
 def _use_here(device: dict) -> str:
     """Return whether GPUs of this machine use a device's table."""
-    here = [store.described(each) for each in gpus()]
+    here = [store.describe_device(each) for each in list_gpus()]
     if device in here:
         return ", in force here"
     like = [each["name"] for each in here if {**each, "name": ""} == {**device, "name": ""}]
@@ -145,23 +145,23 @@ _TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
 
 
 def _row(entry: Entry, device: Device | None) -> list[str]:
-    over_untuned = entry.over_untuned(_untuned(entry, device))
+    speedup_over_untuned = entry.speedup_over_untuned(_untuned(entry, device))
     return [
-        shape_words(entry.key), report_name(entry.winner), call_time(1000 * entry.ms), _times(over_untuned),
-        _times(entry.over_torch), entry.tuned_at[:10], f"stale: {entry.stale}" if entry.stale else "",
+        describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms), _times(speedup_over_untuned),
+        _times(entry.speedup_over_nn_gru), entry.tuned_at[:10], f"stale: {entry.stale_reason}" if entry.stale_reason else "",
     ]  # fmt: skip
 
 
 def _untuned(entry: Entry, device: Device | None) -> str:
     """Return the implementation that a plan takes without any table, empty if that is not known here."""
     try:
-        return choose(entry.key.problem(), device, use_tables=False).implementation if device else ""
+        return choose(entry.key.to_problem(), device, use_tables=False).implementation if device else ""
     except ValueError:  # no kernel serves such a key
         return ""
 
 
 def _times(ratio: float | None) -> str:
-    return f"{three_digits(ratio)}x" if ratio else "-"
+    return f"{format_number(ratio)}x" if ratio else "-"
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
@@ -189,7 +189,9 @@ def _checked(path: pathlib.Path, table: store.Table | str) -> int:
     if isinstance(table, str):
         _say(f"{path}: no table: {table}")
         return 2
-    stale = [f"stale: {shape_words(entry.key)}: {entry.stale}" for entry in table.entries if entry.stale]
+    stale = [
+        f"stale: {describe_shape(entry.key)}: {entry.stale_reason}" for entry in table.entries if entry.stale_reason
+    ]
     device = _device_of(table.device)
     broken = [f"cannot run: {why}" for entry in table.entries for why in _cannot_run(entry, device)] if device else []
     fresh = len(table.entries) - len(stale)
@@ -205,23 +207,25 @@ def _checked(path: pathlib.Path, table: store.Table | str) -> int:
 
 def _device_of(described: dict) -> Device | None:
     """Return what is known of a table's device: it is in this machine, or its name names one that others have."""
-    here = next((device for device in gpus() if store.described(device) == described), None)
-    device = here or known(described["name"], described["sms"])
+    here = next((device for device in list_gpus() if store.describe_device(device) == described), None)
+    device = here or match_device(described["name"], described["sms"])
     return device if device and device.compute_capability == described["cc"] else None
 
 
 def _cannot_run(entry: Entry, device: Device) -> list[str]:
     """Return for each kernel whose configuration cannot run, which it is and why."""
     try:
-        problem = entry.key.problem()
+        problem = entry.key.to_problem()
     except ValueError as error:
-        return [f"{shape_words(entry.key)}: {error}"]
+        return [f"{describe_shape(entry.key)}: {error}"]
     reasons = {}
     for name, result in entry.results.items():
         if result.config:
-            config = for_problem(result.config, problem, device)
-            reasons[name] = why_not(config, problem, device) or why_no_projection(result.tile, config, problem, device)
-    return [f"{shape_words(entry.key)}: {name}: {why}" for name, why in reasons.items() if why]
+            config = adapt_config(result.config, problem, device)
+            reasons[name] = unsupported_config_reason(config, problem, device) or unsupported_projection_reason(
+                result.tile, config, problem, device
+            )
+    return [f"{describe_shape(entry.key)}: {name}: {why}" for name, why in reasons.items() if why]
 
 
 # Export.
@@ -235,7 +239,7 @@ def _export(options) -> int:
     except OSError as error:
         raise OSError(f"cannot write {options.file}: {error.strerror or error}") from None
     name = table.device["name"]
-    _say(f"{options.file}: {_in_words(table.device)}, {counted(len(table.raw), 'shape')}")
+    _say(f"{options.file}: {_in_words(table.device)}, {format_count(len(table.raw), 'shape')}")
     _say("On the other machine, one of:")
     _say(f"  triton-gru table merge {options.file.name}")
     _say(f"  cp {options.file.name} FOLDER/{store.file_name_of(name)}  # and TRITON_GRU_CONFIG_DIR=FOLDER")
@@ -246,7 +250,7 @@ def _table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
     """Return the user's table of a device, by default of this machine's GPU."""
     folder = _user_directory()
     loaded = {path: _load(path) for path in _files_in(folder)}
-    names = {name} if name else {device.name for device in gpus()}
+    names = {name} if name else {device.name for device in list_gpus()}
     # Another file there may be of the same device, such as one that was exported.
     tuned = {path: table for path, table in loaded.items() if not isinstance(table, str) and _is_tuned(path, table)}
     found = [(path, table) for path, table in tuned.items() if table.device["name"] in names]
@@ -255,7 +259,7 @@ def _table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
     unusable = "".join(f"; {path.name} is no table: {why}" for path, why in loaded.items() if isinstance(why, str))
     there = [table.device["name"] for table in tuned.values()]
     choice = f"Name a device by --device, of {_listed(there)}" if there else f"There are no tables in {folder}"
-    raise store.Unusable(f"{_why_none_to_export(names, len(found), folder)}. {choice}{unusable}")
+    raise store.UnusableTableError(f"{_why_none_to_export(names, len(found), folder)}. {choice}{unusable}")
 
 
 def _is_tuned(path: pathlib.Path, table: store.Table) -> bool:
@@ -279,14 +283,16 @@ def _refuse_to_overwrite(path: pathlib.Path, source: pathlib.Path, force: bool) 
     if not path.exists():
         return
     if not path.is_file() or path.samefile(source):
-        raise store.Unusable(f"{path} is {'no file' if not path.is_file() else 'that table itself'}: name another file")
+        raise store.UnusableTableError(
+            f"{path} is {'no file' if not path.is_file() else 'that table itself'}: name another file"
+        )
     if not force:
         raise FileExistsError(f"{path} is there already: name another file, or overwrite it by --force")
     try:
         store.load(path)
-    except store.Newer as error:
-        raise store.Newer(f"{path} is not overwritten: {error}") from None
-    except store.Unusable:
+    except store.NewerTableError as error:
+        raise store.NewerTableError(f"{path} is not overwritten: {error}") from None
+    except store.UnusableTableError:
         pass
 
 
@@ -299,7 +305,7 @@ def _merge(options) -> int:
     for path in options.files:
         table = _load(path)
         if isinstance(table, str):
-            raise store.Unusable(f"{path} is no table: {table}. Nothing was merged")
+            raise store.UnusableTableError(f"{path} is no table: {table}. Nothing was merged")
         devices.setdefault(tuple(table.device.items()), []).extend(table.raw)
     counts: dict[tuple, Counter] = {}
 

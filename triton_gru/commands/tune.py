@@ -9,16 +9,16 @@ import warnings
 
 import torch
 
-from ..plan.device import KNOWN, Device, find, limited, most_sms, why_none
+from ..plan.device import KNOWN_DEVICES, Device, find_device, limit_sms, no_device_reason, read_max_sms
 from ..plan.heuristic import heuristic
 from ..plan.problem import Problem
 from ..plan.tables import store
 from ..tuning.shapes import Recorded, shapes_of
-from ..tuning.standard import standard
-from ..tuning.tuner import tune, unique
+from ..tuning.standard import standard_problems
+from ..tuning.tuner import merge_problems, tune
 from . import rehearsal
-from .arguments import DTYPES, TUNED_DTYPES, made_by, place, positive, problem_of
-from .screen import listing, shown, summary
+from .arguments import DTYPES, TUNED_DTYPES, build_problem, call_by_name, choose_device, parse_positive_int
+from .screen import format_listing, format_summary, show_progress
 
 # What is said of a shape, and of it what a model does not say itself.
 _BESIDE_A_MODEL = ("batch", "steps", "dtype")
@@ -27,7 +27,7 @@ _ASSUMED = "H200"  # where there is no GPU
 
 
 def add_parser(commands, form: argparse.ArgumentParser) -> None:
-    """Add the command to the main parser's; ``form`` is what `form_parser` returns."""
+    """Add the command to the main parser's; ``form`` is what `make_problem_parser` returns."""
     parser = commands.add_parser(
         "tune",
         parents=[form],
@@ -38,22 +38,26 @@ def add_parser(commands, form: argparse.ArgumentParser) -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--hidden", type=positive, nargs="+", metavar="H", help="hidden sizes, with all of the sizes below"
+        "--hidden", type=parse_positive_int, nargs="+", metavar="H", help="hidden sizes, with all of the sizes below"
     )
     which.add_argument(
         "--model", metavar="MODULE:FUNCTION", help="the GRUs of what this function returns, an nn.Module"
     )
     which.add_argument("--recorded", metavar="FILE", help="the shapes of a run: what record_shapes' save() wrote")
-    parser.add_argument("--input", type=positive, nargs="+", metavar="I", help="input sizes (default: the hidden size)")
-    parser.add_argument("--batch", type=positive, nargs="+", metavar="B", help="up to a power of two each (default: 1)")
-    parser.add_argument("--steps", type=positive, nargs="+", metavar="T", help="default: 1 100")
-    parser.add_argument("--layers", type=positive, nargs="+", metavar="N", help="default: 1")
+    parser.add_argument(
+        "--input", type=parse_positive_int, nargs="+", metavar="I", help="input sizes (default: the hidden size)"
+    )
+    parser.add_argument(
+        "--batch", type=parse_positive_int, nargs="+", metavar="B", help="up to a power of two each (default: 1)"
+    )
+    parser.add_argument("--steps", type=parse_positive_int, nargs="+", metavar="T", help="default: 1 100")
+    parser.add_argument("--layers", type=parse_positive_int, nargs="+", metavar="N", help="default: 1")
     parser.add_argument("--dtype", choices=TUNED_DTYPES, nargs="+", help="default: fp32, or the model's")
     parser.add_argument(
         "--budget", type=seconds, metavar="TIME",
         help="in all: seconds, or 90s, 10m, 2h (default: no limit; of a rehearsal, 60s)",
     )  # fmt: skip
-    parser.add_argument("--anew", action="store_true", help="measure again what is in the table, too")
+    parser.add_argument("--remeasure", "--anew", action="store_true", help="measure again what is in the table, too")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--list", action="store_true", help="only list what would be tuned, in order")
     how.add_argument(
@@ -61,7 +65,9 @@ def add_parser(commands, form: argparse.ArgumentParser) -> None:
         help="go through it in a small form on the CPU, from a checkout. The table is thrown away, unless "
         "TRITON_GRU_CONFIG_DIR names a folder for it",
     )  # fmt: skip
-    parser.add_argument("--device", choices=KNOWN, help=f"list for this GPU, where there is none (default: {_ASSUMED})")
+    parser.add_argument(
+        "--device", choices=KNOWN_DEVICES, help=f"list for this GPU, where there is none (default: {_ASSUMED})"
+    )
     parser.set_defaults(refuse=parser.error)
 
 
@@ -80,13 +86,17 @@ def run(options) -> int:
     try:
         if options.rehearse and not rehearsal.is_emulated():
             rehearsal.run_in_emulator(options.arguments)
-        device = find(torch.device("cpu") if options.rehearse else place())
+        device = find_device(torch.device("cpu") if options.rehearse else choose_device())
         if device is not None and options.device and not options.list:
             options.refuse(f"--device is for --list here: there is a GPU, {device.name}, and that is tuned for")
         if options.list or device is None:
             return _list(options, device)
         problems = _problems(options, device)
-        return rehearsal.rehearse(problems, _tune, options) if options.rehearse else _tune(problems, place(), options)
+        return (
+            rehearsal.rehearse(problems, _tune, options)
+            if options.rehearse
+            else _tune(problems, choose_device(), options)
+        )
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         print(f"triton-gru tune: {error}", file=sys.stderr)
         return 2
@@ -97,10 +107,10 @@ def run(options) -> int:
 
 def _what_is_kept(options) -> str:
     """Return what to say of a run that was interrupted."""
-    if options.list or (options.rehearse and not rehearsal.keeps()):
+    if options.list or (options.rehearse and not rehearsal.is_table_kept()):
         return ""
     kept = "; what was found is kept (`triton-gru table show`)"
-    return kept if options.anew else f"{kept}, and the same command goes on"
+    return kept if options.remeasure else f"{kept}, and the same command goes on"
 
 
 def refuse_contradictions(options) -> None:
@@ -127,20 +137,20 @@ def _problems(options, device: Device) -> list[Problem]:
     elif options.hidden:
         found = _problems_of_sizes(options)
     else:
-        found = standard(device)
+        found = standard_problems(device)
         if not found:
-            problem = standard(KNOWN[_ASSUMED])[0]
+            problem = standard_problems(KNOWN_DEVICES[_ASSUMED])[0]
             raise ValueError(
                 f"no kernel serves the standard shapes on {device.name}: {heuristic('step', problem, device)}"
             )
     if not found:
         none = "no call was recorded" if options.recorded else "it has no GRU, or none of a dtype that kernels serve"
         raise ValueError(f"there is no shape in {options.recorded or options.model}: {none}")
-    return list(unique(found).values())
+    return list(merge_problems(found).values())
 
 
 def _problems_of_model(options) -> list[Problem]:
-    model = made_by(options.model)
+    model = call_by_name(options.model)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{options.model} returned no nn.Module but {type(model).__name__}")
     sizes = options.batch or [1], options.steps or [1, 100]
@@ -154,31 +164,31 @@ def _problems_of_sizes(options) -> list[Problem]:
         dtypes, options.hidden, options.batch or [1], options.steps or [1, 100], options.layers or [1],
         options.input or [None],
     )  # fmt: skip
-    return [problem_of(options, *each) for each in sizes]
+    return [build_problem(options, *each) for each in sizes]
 
 
 def _list(options, device: Device | None) -> int:
     """List what would be tuned. It is an error if that was not all that was asked for."""
-    known = limited(KNOWN[options.device or _ASSUMED], most_sms())
+    known = limit_sms(KNOWN_DEVICES[options.device or _ASSUMED], read_max_sms())
     planned = known if options.device or device is None else device
-    print(listing(_problems(options, planned), planned))
+    print(format_listing(_problems(options, planned), planned))
     if options.list:
         return 0
     listed = f"The list is for the GPU {planned.name}; --device names another"
     rehearses = "From a checkout, `python -m triton_gru tune --rehearse` goes through it in small sizes on this CPU"
-    print(f"triton-gru tune: nothing was tuned here: {why_none()}. {listed}. {rehearses}", file=sys.stderr)
+    print(f"triton-gru tune: nothing was tuned here: {no_device_reason()}. {listed}. {rehearses}", file=sys.stderr)
     return 2
 
 
 def _tune(problems: list[Problem], on: torch.device, options) -> int:
     _refuse_what_cannot_be_kept()
     start = time.monotonic()
-    with shown() as say, warnings.catch_warnings():
+    with show_progress() as say, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         budget = options.budget or float("inf")
-        tuned = tune(problems, device=on, budget=budget, anew=options.anew, say=say)
-    print(f"\n{summary(tuned, len(problems), time.monotonic() - start, not options.rehearse)}")
-    return 0 if tuned and all(each.kept for each in tuned) else 1
+        tuned = tune(problems, device=on, budget=budget, remeasure=options.remeasure, report=say)
+    print(f"\n{format_summary(tuned, len(problems), time.monotonic() - start, not options.rehearse)}")
+    return 0 if tuned and all(each.table_path for each in tuned) else 1
 
 
 def _refuse_what_cannot_be_kept() -> None:
@@ -187,7 +197,7 @@ def _refuse_what_cannot_be_kept() -> None:
     if folder is None:
         raise OSError(f"there is no home to keep what is found: name {another}")
     try:
-        store.try_to_write(folder)
+        store.check_writable(folder)
     except OSError as error:
         raise OSError(
             f"nothing could be kept in {folder}: {error.strerror or error}. Mend that, or name {another}"

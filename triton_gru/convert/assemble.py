@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import GRU, GRUCell
-from ..reference import Weights
+from ..reference import LayerWeights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_to_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors, or what numpy takes for arrays, as new tensors that share no memory with them.
 
     Raises:
@@ -48,7 +48,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     return tensor
 
 
-def expect(name: str, tensor: Tensor, *shape: int | str) -> None:
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raises ValueError unless ``tensor`` has this shape; a size given by its name may be any."""
     if tensor.dim() != len(shape) or any(
         isinstance(size, int) and size != actual for size, actual in zip(shape, tensor.shape)
@@ -57,13 +57,15 @@ def expect(name: str, tensor: Tensor, *shape: int | str) -> None:
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected ({expected})")
 
 
-def rzn(zrn: Tensor) -> Tensor:
+def reorder_zrn_to_rzn(zrn: Tensor) -> Tensor:
     """Blocks z, r, n of the first dimension in torch's order r, z, n."""
     z, r, n = zrn.chunk(3)
     return torch.cat([r, z, n])
 
 
-def gru(directions: Sequence[Weights], *, reset_after: bool, reverse: bool = False, batch_first: bool = False) -> GRU:
+def build_gru(
+    directions: Sequence[LayerWeights], *, reset_after: bool, reverse: bool = False, batch_first: bool = False
+) -> GRU:
     """A GRU of one layer with these weights (in torch's layout) for its own, in `eval()`; bidirectional if of two."""
     module = GRU(
         **_sizes(directions[0]),
@@ -76,17 +78,17 @@ def gru(directions: Sequence[Weights], *, reset_after: bool, reverse: bool = Fal
     return _filled(module, chain.from_iterable(directions)).eval()
 
 
-def cell(weights: Weights, *, reset_after: bool) -> GRUCell:
+def build_cell(weights: LayerWeights, *, reset_after: bool) -> GRUCell:
     """A GRUCell with these weights for its own, in `eval()`."""
     return _filled(GRUCell(**_sizes(weights), device="meta", reset_after=reset_after), weights).eval()
 
 
 def _filled(module: nn.Module, weights: Iterable[Tensor | None]):
     given = [weight for weight in weights if weight is not None]
-    return own(module, dict(zip(module.state_dict(), given, strict=True)))
+    return assign_parameters(module, dict(zip(module.state_dict(), given, strict=True)))
 
 
-def own(module: nn.Module, state: dict[str, Tensor]):
+def assign_parameters(module: nn.Module, state: dict[str, Tensor]):
     """``module``, made on the meta device (which draws no random numbers), with these tensors as its parameters."""
     module.load_state_dict(state, assign=True)
     if isinstance(module, nn.RNNBase):
@@ -94,6 +96,6 @@ def own(module: nn.Module, state: dict[str, Tensor]):
     return module
 
 
-def _sizes(weights: Weights) -> dict[str, Any]:
+def _sizes(weights: LayerWeights) -> dict[str, Any]:
     w_ih, w_hh, b_ih, _ = weights
     return {"input_size": w_ih.size(1), "hidden_size": w_hh.size(1), "bias": b_ih is not None}

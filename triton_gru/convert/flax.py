@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..modules import GRU
-from ..reference import Weights
+from ..reference import LayerWeights
 from . import assemble
 
 _LINEN = {"ir": {"kernel", "bias"}, "iz": {"kernel", "bias"}, "in": {"kernel", "bias"},
@@ -47,22 +47,22 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
         raise ValueError(
             f"these are no parameters of one GRUCell, which has {_listed(_LINEN)} or {_listed(_NNX)}: {_listed(keys)}"
         )
-    given = assemble.tensors(
+    given = assemble.convert_to_tensors(
         {f"{outer}/{inner}": params[outer][inner] for outer in keys for inner in sorted(keys[outer])}
     )
-    return assemble.gru([_linen(given) if keys == _LINEN else _nnx(given)], reset_after=True)
+    return assemble.build_gru([_linen(given) if keys == _LINEN else _nnx(given)], reset_after=True)
 
 
 def _listed(keys: dict[str, set[str]]) -> str:
     return ", ".join("/".join(map(str, [name, *sorted(inner, key=str)])) for name, inner in keys.items())
 
 
-def _linen(given: dict[str, torch.Tensor]) -> Weights:
-    assemble.expect("ir/kernel", given["ir/kernel"], "input", "hidden")
+def _linen(given: dict[str, torch.Tensor]) -> LayerWeights:
+    assemble.check_shape("ir/kernel", given["ir/kernel"], "input", "hidden")
     inputs, hidden = given["ir/kernel"].shape
     for name, tensor in given.items():
         rows = inputs if name[0] == "i" else hidden
-        assemble.expect(name, tensor, *((rows, hidden) if name.endswith("kernel") else (hidden,)))
+        assemble.check_shape(name, tensor, *((rows, hidden) if name.endswith("kernel") else (hidden,)))
     weight_ih = torch.cat([given[f"i{gate}/kernel"].t() for gate in "rzn"])
     weight_hh = torch.cat([given[f"h{gate}/kernel"].t() for gate in "rzn"])
     bias_ih = torch.cat([given[f"i{gate}/bias"] for gate in "rzn"])
@@ -71,12 +71,12 @@ def _linen(given: dict[str, torch.Tensor]) -> Weights:
     return weight_ih, weight_hh, bias_ih, bias_hh
 
 
-def _nnx(given: dict[str, torch.Tensor]) -> Weights:
-    assemble.expect("dense_h/kernel", given["dense_h/kernel"], "hidden", "3 * hidden")
+def _nnx(given: dict[str, torch.Tensor]) -> LayerWeights:
+    assemble.check_shape("dense_h/kernel", given["dense_h/kernel"], "hidden", "3 * hidden")
     hidden = given["dense_h/kernel"].size(0)
-    assemble.expect("dense_h/kernel", given["dense_h/kernel"], hidden, 3 * hidden)
-    assemble.expect("dense_i/kernel", given["dense_i/kernel"], "input", 3 * hidden)
-    assemble.expect("dense_i/bias", given["dense_i/bias"], 3 * hidden)
+    assemble.check_shape("dense_h/kernel", given["dense_h/kernel"], hidden, 3 * hidden)
+    assemble.check_shape("dense_i/kernel", given["dense_i/kernel"], "input", 3 * hidden)
+    assemble.check_shape("dense_i/bias", given["dense_i/bias"], 3 * hidden)
     bias = given["dense_i/bias"]
     weight_ih, weight_hh = (given[f"dense_{side}/kernel"].t().contiguous() for side in "ih")
     return weight_ih, weight_hh, bias, torch.zeros_like(bias)

@@ -38,14 +38,14 @@ def from_gates(gates: Sequence[Any]) -> GRU:
         raise ValueError(
             f"expected the {len(NAMES)} entries {', '.join(NAMES)} and no output layer's, got {len(gates)}"
         )
-    given = assemble.tensors(dict(zip(NAMES, gates)))
-    assemble.expect("W_xz", given["W_xz"], "input", "hidden")
+    given = assemble.convert_to_tensors(dict(zip(NAMES, gates)))
+    assemble.check_shape("W_xz", given["W_xz"], "input", "hidden")
     inputs, hidden = given["W_xz"].shape
     for name, tensor in given.items():
         shape = {"W_x": (inputs, hidden), "W_h": (hidden, hidden)}.get(name[:3], (hidden,))
-        assemble.expect(name, tensor, *shape)
+        assemble.check_shape(name, tensor, *shape)
     weight_ih, weight_hh, bias = (
         torch.cat([given[kind + gate].t() if kind != "b_" else given[kind + gate] for gate in "rzh"])
         for kind in ("W_x", "W_h", "b_")
     )
-    return assemble.gru([(weight_ih, weight_hh, bias, torch.zeros_like(bias))], reset_after=False)
+    return assemble.build_gru([(weight_ih, weight_hh, bias, torch.zeros_like(bias))], reset_after=False)

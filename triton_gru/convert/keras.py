@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..modules import GRU, GRUCell
-from ..reference import Weights
+from ..reference import LayerWeights
 from . import assemble
 
 _PACKAGES = ("keras", "tf_keras")
@@ -68,13 +68,13 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
         raise ValueError("reset_after and go_backwards are for arrays: a layer has its own")
     kind = _kind(source, "GRU", "GRUCell", "RNN", "Bidirectional")
     if kind == "GRUCell":
-        return assemble.cell(*_named(_arrays(source), [""], source.reset_after), reset_after=source.reset_after)
+        return assemble.build_cell(*_named(_arrays(source), [""], source.reset_after), reset_after=source.reset_after)
     layers = [source.forward_layer, source.backward_layer] if kind == "Bidirectional" else [source]
     cells = [_cell(layer) for layer in layers]
     if len(layers) == 2:
         _check_directions(source.merge_mode, layers, cells)
     arrays = [array for cell in cells for array in _arrays(cell)]
-    return assemble.gru(
+    return assemble.build_gru(
         _named(arrays, ["", "backward "][: len(cells)], cells[0].reset_after),
         reset_after=cells[0].reset_after,
         reverse=len(layers) == 1 and source.go_backwards,
@@ -91,45 +91,45 @@ def _of_arrays(arrays: list | tuple, reset_after: bool | None, go_backwards: boo
     if go_backwards and directions == 2:
         raise ValueError("go_backwards is for one direction, got the arrays of two")
     if len(arrays) % 3 == 0:
-        told = assemble.tensors({"bias": arrays[2]})["bias"].dim() == 2
+        told = assemble.convert_to_tensors({"bias": arrays[2]})["bias"].dim() == 2
         if reset_after not in (None, told):
             raise ValueError(f"reset_after={reset_after}, but a bias of this shape is one of reset_after={told}")
         reset_after = told
     elif reset_after is None:
         raise ValueError("arrays without a bias do not tell reset_after: pass it")
     weights = _named(arrays, ["", "backward "][:directions], reset_after)
-    return assemble.gru(weights, reset_after=reset_after, reverse=go_backwards, batch_first=True)
+    return assemble.build_gru(weights, reset_after=reset_after, reverse=go_backwards, batch_first=True)
 
 
-def _named(arrays: list | tuple, prefixes: list[str], reset_after: bool) -> list[Weights]:
+def _named(arrays: list | tuple, prefixes: list[str], reset_after: bool) -> list[LayerWeights]:
     """The weights of each direction in torch's layout, of the arrays of all."""
     each = len(arrays) // len(prefixes)
     names = [prefix + name for prefix in prefixes for name in ("kernel", "recurrent_kernel", "bias")[:each]]
-    given = assemble.tensors(dict(zip(names, arrays)))
+    given = assemble.convert_to_tensors(dict(zip(names, arrays)))
     first = given["recurrent_kernel"]
-    assemble.expect("recurrent_kernel", first, "hidden", "3 * hidden")
+    assemble.check_shape("recurrent_kernel", first, "hidden", "3 * hidden")
     hidden = first.size(0)
-    assemble.expect("kernel", given["kernel"], "input", 3 * hidden)
+    assemble.check_shape("kernel", given["kernel"], "input", 3 * hidden)
     inputs = given["kernel"].size(0)
     bias_shape = (2, 3 * hidden) if reset_after else (3 * hidden,)
     for prefix in prefixes:
-        assemble.expect(f"{prefix}kernel", given[f"{prefix}kernel"], inputs, 3 * hidden)
-        assemble.expect(f"{prefix}recurrent_kernel", given[f"{prefix}recurrent_kernel"], hidden, 3 * hidden)
+        assemble.check_shape(f"{prefix}kernel", given[f"{prefix}kernel"], inputs, 3 * hidden)
+        assemble.check_shape(f"{prefix}recurrent_kernel", given[f"{prefix}recurrent_kernel"], hidden, 3 * hidden)
         if each == 3:
-            assemble.expect(f"{prefix}bias", given[f"{prefix}bias"], *bias_shape)
+            assemble.check_shape(f"{prefix}bias", given[f"{prefix}bias"], *bias_shape)
     return [
         _weights(given[f"{prefix}kernel"], given[f"{prefix}recurrent_kernel"], given.get(f"{prefix}bias"))
         for prefix in prefixes
     ]
 
 
-def _weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None) -> Weights:
+def _weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None) -> LayerWeights:
     if bias is None:
         bias_ih = bias_hh = None
     else:
         bias_ih, bias_hh = bias if bias.dim() == 2 else (bias, bias.new_zeros(bias.shape))
-        bias_ih, bias_hh = assemble.rzn(bias_ih), assemble.rzn(bias_hh)
-    return assemble.rzn(kernel.t()), assemble.rzn(recurrent_kernel.t()), bias_ih, bias_hh
+        bias_ih, bias_hh = assemble.reorder_zrn_to_rzn(bias_ih), assemble.reorder_zrn_to_rzn(bias_hh)
+    return assemble.reorder_zrn_to_rzn(kernel.t()), assemble.reorder_zrn_to_rzn(recurrent_kernel.t()), bias_ih, bias_hh
 
 
 # ---- layers

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..modules import GRU
 from . import assemble
-from .onnx_constants import DOMAINS, Constants, Scope, label, nodes_in, walk
+from .onnx_constants import DOMAINS, Constants, Scope, iterate_nodes, label, walk
 from .onnx_states import check_initial_h, check_sequence_lens
 
 ATTRIBUTES = {
@@ -87,7 +87,7 @@ def _inline(model: Any) -> Any:
     filled.CopyFrom(model)
     # The inliner does not know the defaults of a function's attributes.
     defaults = {(each.domain, each.name, each.overload): each.attribute_proto for each in model.functions}
-    for node in (node for graph in (filled.graph, *filled.functions) for node in nodes_in(graph)):
+    for node in (node for graph in (filled.graph, *filled.functions) for node in iterate_nodes(graph)):
         has = {each.name for each in node.attribute}
         given = defaults.get((node.domain, node.op_type, node.overload), [])
         node.attribute.extend(each for each in given if each.name not in has)
@@ -132,21 +132,23 @@ def _convert(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
     if missing := [what for what in "WR" if what not in inputs]:
         raise ValueError(f"it has no input {', '.join(missing)}")
     there = [what for what in "WRB" if what in inputs]
-    given = assemble.tensors({what: constants.value(what, inputs[what], scope) for what in there})
-    assemble.expect("R", given["R"], directions, "3 * hidden", "hidden")
+    given = assemble.convert_to_tensors({what: constants.evaluate(what, inputs[what], scope) for what in there})
+    assemble.check_shape("R", given["R"], directions, "3 * hidden", "hidden")
     hidden = given["R"].size(2)
-    assemble.expect("R", given["R"], directions, 3 * hidden, hidden)
-    assemble.expect("W", given["W"], directions, 3 * hidden, "input")
+    assemble.check_shape("R", given["R"], directions, 3 * hidden, hidden)
+    assemble.check_shape("W", given["W"], directions, 3 * hidden, "input")
     if attributes.get("hidden_size", hidden) != hidden:
         raise ValueError(f"hidden_size is {attributes['hidden_size']}, but R is that of {hidden}")
     weights = []
     for d in range(directions):
         bias_ih = bias_hh = None
         if "B" in given:
-            assemble.expect("B", given["B"], directions, 6 * hidden)
-            bias_ih, bias_hh = map(assemble.rzn, given["B"][d].chunk(2))
-        weights.append((assemble.rzn(given["W"][d]), assemble.rzn(given["R"][d]), bias_ih, bias_hh))
-    return assemble.gru(
+            assemble.check_shape("B", given["B"], directions, 6 * hidden)
+            bias_ih, bias_hh = map(assemble.reorder_zrn_to_rzn, given["B"][d].chunk(2))
+        weights.append(
+            (assemble.reorder_zrn_to_rzn(given["W"][d]), assemble.reorder_zrn_to_rzn(given["R"][d]), bias_ih, bias_hh)
+        )
+    return assemble.build_gru(
         weights,
         reset_after=attributes.get("linear_before_reset", 0) != 0,
         reverse=direction == "reverse",

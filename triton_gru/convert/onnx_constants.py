@@ -48,7 +48,7 @@ class Source:
         """The name of the node's operator, '' if the source is no node or its domain is not ONNX's."""
         return self.proto.op_type if self.is_node and self.proto.domain in DOMAINS else ""
 
-    def needs(self) -> list[str]:
+    def get_required_names(self) -> list[str]:
         """Return the names that must be known to compute a node."""
         return _used_by(self.proto) if self.is_node else []
 
@@ -80,12 +80,12 @@ def _bodies(node: Any) -> list[Any]:
     return [body for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
 
 
-def nodes_in(graph: Any) -> Iterator[Any]:
+def iterate_nodes(graph: Any) -> Iterator[Any]:
     """Yield every node of a graph or a function, and of the bodies of its nodes."""
     for node in graph.node:
         yield node
         for body in _bodies(node):
-            yield from nodes_in(body)
+            yield from iterate_nodes(body)
 
 
 def _used_by(node: Any) -> list[str]:
@@ -108,7 +108,7 @@ class Constants:
         self._reasons: dict[Source, str] = {}
         self._values: dict[Source, dict[str, Any]] = {}
 
-    def why_not(self, name: str, scope: Scope) -> str:
+    def nonconstant_reason(self, name: str, scope: Scope) -> str:
         """Return why a value is not constant, '' if it is."""
         if name not in scope.sources:
             return f"nothing in the model makes {name!r}"
@@ -119,22 +119,22 @@ class Constants:
     def _reason(self, source: Source) -> str:
         if not source.is_node:
             return f"it comes from the input {source.proto.name!r}" if source.is_input else ""
-        for node in (source.proto, *(each for body in _bodies(source.proto) for each in nodes_in(body))):
+        for node in (source.proto, *(each for body in _bodies(source.proto) for each in iterate_nodes(body))):
             if _is_random(node):
                 return f"{node.op_type} {label(node)!r} draws random numbers"
-        for name in source.needs():
+        for name in source.get_required_names():
             need = source.scope.sources.get(name)
             if reason := f"nothing in the model makes {name!r}" if need is None else self._reasons.get(need, "a cycle"):
                 return reason
         return ""
 
-    def value(self, what: str, name: str, scope: Scope) -> Any:
+    def evaluate(self, what: str, name: str, scope: Scope) -> Any:
         """Return the array that is always the value of ``name``, the node's input ``what``.
 
         Raises:
             ValueError: the value is not constant, or onnx's evaluator cannot compute it.
         """
-        if reason := self.why_not(name, scope):
+        if reason := self.nonconstant_reason(name, scope):
             raise ValueError(f"{what} is not constant: {reason}")
         for source in _in_order(scope.sources[name], self._values):
             self._values[source] = self.run(what, source, {}) if source.is_node else _initializer(source.proto)
@@ -154,7 +154,7 @@ class Constants:
                 return {source.proto.output[0]: _dense(attribute.sparse_tensor)}
         outputs = [name for name in source.proto.output if name]
         graph = onnx.GraphProto(node=[source.proto], output=[onnx.ValueInfoProto(name=name) for name in outputs])
-        for node in nodes_in(graph):
+        for node in iterate_nodes(graph):
             # The evaluator knows ONNX's domain by this name only.
             node.domain = "" if node.domain in DOMAINS else node.domain
             if node.op_type in _MISCOMPUTED or self._opsets[""] < _COMPUTED_SINCE.get(node.op_type, 0):
@@ -164,7 +164,7 @@ class Constants:
                 )
         feed = {
             name: given[name] if name in given else self._values[source.scope.sources[name]][name]
-            for name in source.needs()
+            for name in source.get_required_names()
         }
         try:
             return dict(zip(outputs, ReferenceEvaluator(graph, opsets=self._opsets).run(None, feed)))
@@ -172,7 +172,7 @@ class Constants:
             node = f"{source.proto.op_type} {label(source.proto)!r}"
             raise ValueError(f"{what} cannot be computed: onnx's evaluator refuses {node}: {error}") from error
 
-    def origins(self, what: str, name: str, scope: Scope) -> Iterator[Any]:
+    def find_origins(self, what: str, name: str, scope: Scope) -> Iterator[Any]:
         """Yield where the elements of a value come from, through operators that only move them.
 
         An origin is the array of a constant, or the `Source` of a value that is not constant.
@@ -184,8 +184,8 @@ class Constants:
             if (name, source) in seen:
                 continue
             seen.add((name, source))
-            if source is None or not self.why_not(name, scope):
-                yield self.value(what, name, scope)
+            if source is None or not self.nonconstant_reason(name, scope):
+                yield self.evaluate(what, name, scope)
             elif source.operator == "ConstantOfShape":
                 yield _fill_value(source.proto)
             elif moved := moved_inputs(source):
@@ -214,7 +214,7 @@ def _in_order(source: Source, done: dict) -> Iterator[Source]:
                 yield top
         else:
             entered.add(top)
-            needs = [top.scope.sources.get(name) for name in top.needs()]
+            needs = [top.scope.sources.get(name) for name in top.get_required_names()]
             stack += [each for each in needs if each is not None and each not in done and each not in entered]
 
 

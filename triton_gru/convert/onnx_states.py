@@ -15,7 +15,7 @@ def check_initial_h(inputs: dict[str, str], scope: Scope, constants: Constants) 
     """
     if "initial_h" not in inputs:
         return
-    for origin in constants.origins("initial_h", inputs["initial_h"], scope):
+    for origin in constants.find_origins("initial_h", inputs["initial_h"], scope):
         if not isinstance(origin, Source):
             if origin.any():
                 raise ValueError("initial_h is a constant other than zero: set it to none and pass its value as hx")
@@ -31,7 +31,7 @@ def check_sequence_lens(inputs: dict[str, str], time: int, scope: Scope, constan
     if "sequence_lens" not in inputs or _is_whole_length(inputs, time, scope, constants):
         return
     steps = _declared_size(inputs.get("X", ""), time, scope)
-    for origin in constants.origins("sequence_lens", inputs["sequence_lens"], scope):
+    for origin in constants.find_origins("sequence_lens", inputs["sequence_lens"], scope):
         if not isinstance(origin, Source):
             if steps is None or (origin != steps).any():
                 declared = "unknown" if steps is None else steps
@@ -45,7 +45,7 @@ def check_sequence_lens(inputs: dict[str, str], time: int, scope: Scope, constan
 
 
 def _computed(what: str, origin: Source, constants: Constants) -> str:
-    reason = constants.why_not(next(filter(None, origin.proto.output)), origin.scope)
+    reason = constants.nonconstant_reason(next(filter(None, origin.proto.output)), origin.scope)
     return f"{what} is computed by {origin.proto.op_type} {label(origin.proto)!r}, {reason}"
 
 
@@ -78,10 +78,10 @@ def _is_whole_length(inputs: dict[str, str], time: int, scope: Scope, constants:
     bounds = {each.name: each.i for each in source.proto.attribute}
     dimensions = np.arange(3)[bounds.get("start", 0) : bounds.get("end", 3)]
     for mover, made in reversed(movers):
-        others = [each for each in mover.needs() if each != name]
-        if (dimensions == time).all() or any(constants.why_not(each, mover.scope) for each in others):
+        others = [each for each in mover.get_required_names() if each != name]
+        if (dimensions == time).all() or any(constants.nonconstant_reason(each, mover.scope) for each in others):
             break
         for each in others:
-            constants.value("sequence_lens", each, mover.scope)
+            constants.evaluate("sequence_lens", each, mover.scope)
         dimensions, name = constants.run("sequence_lens", mover, {name: dimensions})[made], made
     return dimensions.size > 0 and bool((dimensions == time).all())

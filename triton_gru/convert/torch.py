@@ -61,7 +61,7 @@ def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell
     """
     theirs = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
     copied = _copied(module, theirs, {})
-    if own := Options.of(module).beyond_torch:
+    if own := Options.from_module(module).unsupported_by_nn_gru:
         raise ValueError(f"torch has no GRU with {own}")
     return copied
 
@@ -76,7 +76,7 @@ def _copied(module: nn.Module, classes: dict[type, type], own: dict):
     options = _LAYERS if isinstance(module, nn.RNNBase) else _CELL
     copy = new_class(**{name: getattr(module, name) for name in options}, device="meta", **own)
     # A pruned parameter is not one by its name; loading says which.
-    assemble.own(copy, {name: tensor.detach().clone() for name, tensor in module.state_dict().items()})
+    assemble.assign_parameters(copy, {name: tensor.detach().clone() for name, tensor in module.state_dict().items()})
     for name, parameter in module.named_parameters():
         copy.get_parameter(name).requires_grad_(parameter.requires_grad)
     return copy.train(module.training)

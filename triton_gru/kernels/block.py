@@ -15,7 +15,7 @@ The state never leaves the program, so programs do not wait for each other.
 
 Units are rows and batch rows are columns. ``W_hh[j, k]`` as nn.GRU stores it is then the left operand as it lies, the
 state is the right one, and eight batch rows are one column tile of the matrix unit. W_hh and the state are cut into
-``TILES`` tiles of ``UNITS`` units.
+``UNIT_TILES`` tiles of ``UNITS`` units.
 
 A program of two batch rows gives each of them four of the eight columns. What a thread then has of a product, two units
 in two columns, are two results twice: the threads of a pair of columns take one unit each. So a thread makes one
@@ -31,24 +31,24 @@ import triton
 import triton.language as tl
 
 from . import fragments, isa, reserve, sequences
-from .constants import Numbers, derived
+from .constants import CommonConstants, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Numbers):
+class Cut(CommonConstants):
     """What `block_scan` is compiled for, beside the form of a call."""
 
     RESET_AFTER: bool
     UNITS: int  # hidden units of a tile, a power of two
-    TILES: int  # tiles of units; TILES * UNITS >= H
+    UNIT_TILES: int  # tiles of units; UNIT_TILES * UNITS >= H
     BATCH: int  # batch rows of a program: 2, or the columns of a product, 8 or 16
-    AHEAD: int  # steps per loop iteration, which is how far gi is prefetched
-    REGISTER_TILES: int  # of the 3 * TILES**2 tiles of W_hh, how many stay in registers
+    PREFETCH_STEPS: int  # steps per loop iteration, which is how far gi is prefetched
+    REGISTER_TILES: int  # of the 3 * UNIT_TILES**2 tiles of W_hh, how many stay in registers
     WARPS: int
 
     @derived
     def PADDED_H(self):
-        return self.TILES.value * self.UNITS.value
+        return self.UNIT_TILES.value * self.UNITS.value
 
     @derived
     def COLUMNS(self):
@@ -58,7 +58,7 @@ class Cut(Numbers):
     @derived
     def IN_FRAGMENTS(self):
         """Products are made of operands that stay where `fragments` puts them. Of one warp they are not."""
-        return not self.IEEE.value and self.WARPS.value > 1
+        return not self.IS_IEEE.value and self.WARPS.value > 1
 
     @derived
     def CHUNKS(self):
@@ -76,14 +76,14 @@ class Cut(Numbers):
         return self.PADDED_H.value * self.GI_ROWS.value
 
 
-@reserve.own_memory
+@reserve.add_shared_memory
 @triton.jit(
     do_not_specialize=["steps", "start", "total", "state", "batch", "out_t", "out_b", "hx_l", "hx_b"],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def block_scan(
-    gi,  # [directions, steps, batch tiles, 3, TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection;
-    # of two batch rows [directions, steps, batch, 3, TILES * UNITS]
+    gi,  # [directions, steps, batch tiles, 3, UNIT_TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection;
+    # of two batch rows [directions, steps, batch, 3, UNIT_TILES * UNITS]
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
     w_hh_back,  # of the backward direction
@@ -105,11 +105,11 @@ def block_scan(
     hx_l,
     hx_b,
     cut: tl.constexpr,  # a `Cut`
-    form: tl.constexpr,  # a `constants.Form`
+    call: tl.constexpr,  # a `constants.CallConstants`
 ):
     batch_tiles = tl.cdiv(batch, cut.BATCH)
     direction = tl.program_id(0) // batch_tiles
-    backward = sequences.goes_backward(direction, form.REVERSE)
+    backward = sequences.goes_backward(direction, call.REVERSE)
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     # 64-bit offsets go into scalar addresses; what is left for the tiles is small.
@@ -120,25 +120,25 @@ def block_scan(
     state += direction.to(tl.int64)
     hx += state * hx_l + first_row.to(tl.int64) * hx_b
     state = (state * batch + first_row) * cut.H
-    length = sequences.length(lengths, first_row + row, batch, total, form.LAYOUT)
+    length = sequences.load_lengths(lengths, first_row + row, batch, total, call.LAYOUT)
     out += direction * cut.H
-    out_row = sequences.row_place(length, row, backward, out_t, out_b, form.LAYOUT)
-    out_s = sequences.stride(backward, out_t, form.LAYOUT)
-    out += first_row.to(tl.int64) * (out_t if form.LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_s
+    out_row = sequences.row_offset(length, row, backward, out_t, out_b, call.LAYOUT)
+    out_s = sequences.step_stride(backward, out_t, call.LAYOUT)
+    out += first_row.to(tl.int64) * (out_t if call.LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_s
 
     b_n = ()
     h = ()
-    for i in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         live = row_live & (j < cut.H)
         h_i = isa.load_where(carry + state + row * cut.H + j, live & (start != 0), False)
-        if form.HAS_HX:
+        if call.HAS_HX:
             h_i += isa.load_where(hx + row.to(tl.int64) * hx_b + j, live & (start == 0), True).to(tl.float32)
         if cut.IN_FRAGMENTS:
-            b_n = b_n + (_bias_of_sums(b_hh, i, form.HAS_BIAS and cut.RESET_AFTER, cut),)
+            b_n = b_n + (_bias_of_sums(b_hh, i, call.HAS_BIAS and cut.RESET_AFTER, cut),)
         else:
             bias = tl.zeros(unit.shape, tl.float32) + tl.zeros(row.shape, tl.float32)
-            if form.HAS_BIAS and cut.RESET_AFTER:
+            if call.HAS_BIAS and cut.RESET_AFTER:
                 bias += tl.load(b_hh + 2 * cut.H + j, mask=j < cut.H, other=0.0).to(tl.float32)
             b_n = b_n + (_columns(bias, cut),)
         h = h + (h_i,)
@@ -151,7 +151,7 @@ def block_scan(
         gi += tl.minimum(row, batch - 1 - first_row) * (3 * cut.GI_GATE) + unit
     last = start + steps == total
     # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
-    steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, form.LAYOUT) - start, 1))
+    steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, call.LAYOUT) - start, 1))
 
     w = ()
     memory = ()
@@ -165,51 +165,51 @@ def block_scan(
         # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
         # it the compiler keeps none in registers.
         first_gates = _load_gates(gi, cut)
-        if form.HAS_RESETS:
-            at_first = sequences.restarts(resets, start, length, first_row + row, batch, total)
+        if call.HAS_RESETS:
+            at_first = sequences.is_reset(resets, start, length, first_row + row, batch, total)
             h = _zero_where(at_first, h)
         new, w = _advance(h, w, w_hh, memory, 0, b_n, first_gates, True, cut)
-        going_on = sequences.going_on(start, length, row_live, form.LAYOUT)
-        h = new if form.LAYOUT == "dense" else _select(going_on, new, h)
-        place = out_row + sequences.looked_up(start, length, backward, offsets, out_t, form.LAYOUT)
-        _store_state(out + place, h, going_on, unit, cut)
+        is_active = sequences.is_active(start, length, row_live, call.LAYOUT)
+        h = new if call.LAYOUT == "dense" else _select(is_active, new, h)
+        place = out_row + sequences.table_offset(start, length, backward, offsets, out_t, call.LAYOUT)
+        _store_state(out + place, h, is_active, unit, cut)
         out += out_s
     ahead = ()
     forget = ()
-    for s in tl.static_range(cut.AHEAD):
+    for s in tl.static_range(cut.PREFETCH_STEPS):
         ahead = ahead + _load_gates(gi + tl.minimum(START + s, steps - 1) * gi_t, cut)
-        if form.HAS_RESETS:
+        if call.HAS_RESETS:
             step = start + START + s
-            forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total),)
-    for t in tl.range(START, steps, cut.AHEAD):
+            forget = forget + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
+    for t in tl.range(START, steps, cut.PREFETCH_STEPS):
         now = ahead
         ahead = ()
         forget_now = forget
         forget = ()
-        for s in tl.static_range(cut.AHEAD):
-            ahead = ahead + _load_gates(gi + tl.minimum(t + cut.AHEAD + s, steps - 1) * gi_t, cut)
-            if form.HAS_RESETS:
-                step = start + t + cut.AHEAD + s
-                forget = forget + (sequences.restarts(resets, step, length, first_row + row, batch, total),)
-        for s in tl.static_range(cut.AHEAD):
+        for s in tl.static_range(cut.PREFETCH_STEPS):
+            ahead = ahead + _load_gates(gi + tl.minimum(t + cut.PREFETCH_STEPS + s, steps - 1) * gi_t, cut)
+            if call.HAS_RESETS:
+                step = start + t + cut.PREFETCH_STEPS + s
+                forget = forget + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
+        for s in tl.static_range(cut.PREFETCH_STEPS):
             step = start + t + s
-            going_on = sequences.going_on(step, length, row_live, form.LAYOUT)
-            if cut.AHEAD > 1:  # the last iteration may run past the end
-                going_on = going_on & (t + s < steps)
-            place = out_row + sequences.looked_up(step, length, backward, offsets, out_t, form.LAYOUT)
-            if form.HAS_RESETS:
+            is_active = sequences.is_active(step, length, row_live, call.LAYOUT)
+            if cut.PREFETCH_STEPS > 1:  # the last iteration may run past the end
+                is_active = is_active & (t + s < steps)
+            place = out_row + sequences.table_offset(step, length, backward, offsets, out_t, call.LAYOUT)
+            if call.HAS_RESETS:
                 h = _zero_where(forget_now[s] & (t + s < steps), h)
-            turn = s % 2 if cut.AHEAD % 2 == 0 else t % 2
-            gates = now[3 * cut.TILES * s : 3 * cut.TILES * (s + 1)]
+            turn = s % 2 if cut.PREFETCH_STEPS % 2 == 0 else t % 2
+            gates = now[3 * cut.UNIT_TILES * s : 3 * cut.UNIT_TILES * (s + 1)]
             new, _ = _advance(h, w, w_hh, memory, turn, b_n, gates, False, cut)
-            if form.LAYOUT == "dense" and cut.AHEAD == 1:
+            if call.LAYOUT == "dense" and cut.PREFETCH_STEPS == 1:
                 h = new
             else:
-                h = _select(going_on, new, h)
-            _store_state(out + place, h, going_on, unit, cut)
+                h = _select(is_active, new, h)
+            _store_state(out + place, h, is_active, unit, cut)
             out += out_s
 
-    for i in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         live = row_live & (j < cut.H)
         isa.store(carry + state + row * cut.H + j, h[i], live & (last == 0))
@@ -224,7 +224,7 @@ def block_scan(
 def _units(cut: tl.constexpr):
     """Return the units of a tile, in the order of its results."""
     if cut.IN_FRAGMENTS:
-        return fragments.units(cut.UNITS, cut.BATCH, cut.WARPS)
+        return fragments.state_units(cut.UNITS, cut.BATCH, cut.WARPS)
     elif cut.BATCH == 2:
         i = tl.arange(0, cut.UNITS // 2)[:, None]
         return i // 8 * 16 + tl.arange(0, 4)[None, :] % 2 * 8 + i % 8
@@ -236,7 +236,7 @@ def _units(cut: tl.constexpr):
 def _rows(cut: tl.constexpr):
     """Return the batch rows of a tile, in the order of its results."""
     if cut.IN_FRAGMENTS:
-        return fragments.rows(cut.UNITS, cut.BATCH, cut.WARPS)
+        return fragments.state_rows(cut.UNITS, cut.BATCH, cut.WARPS)
     elif cut.BATCH == 2:
         return tl.arange(0, 4)[None, :] // 2
     else:
@@ -273,10 +273,10 @@ def _load_gates(gi, cut: tl.constexpr):
     """Load one step's gate inputs: r, z, n of each tile of units. `_gate` makes numbers of them."""
     TILE: tl.constexpr = cut.UNITS * cut.BATCH
     gates = ()
-    for i in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
         if cut.BATCH == 2:
             for gate in tl.static_range(3):
-                gates = gates + (isa.load(gi + (gate * cut.TILES + i) * cut.UNITS),)
+                gates = gates + (isa.load(gi + (gate * cut.UNIT_TILES + i) * cut.UNITS),)
         elif cut.IN_FRAGMENTS:
             gates = gates + fragments.load_pairs(gi, i * TILE, cut.GI_GATE, cut.UNITS, cut.BATCH, cut.WARPS)
         else:
@@ -298,7 +298,7 @@ def _gate(raw, cut: tl.constexpr):
 @triton.constexpr_function
 def _place(gate, i, k, cut):
     """Return the index of a tile of W_hh among all, in the order of first use. To reset before, r comes first."""
-    tiles = cut.TILES.value
+    tiles = cut.UNIT_TILES.value
     at = i * tiles + k
     if cut.RESET_AFTER.value:
         return 3 * at + gate
@@ -313,7 +313,7 @@ def _advance(h, w, w_hh, memory, turn, b_n, gates, LOAD_TILES: tl.constexpr, cut
     waits in registers for its place in shared memory. ``turn``, 0 or 1, changes from step to step.
     """
     # The right operand of ordinary fp32 products takes many registers: that of h is not kept beside that of r h.
-    Z_WITH_R: tl.constexpr = cut.IEEE and not LOAD_TILES
+    Z_WITH_R: tl.constexpr = cut.IS_IEEE and not LOAD_TILES
     if cut.IN_FRAGMENTS:
         zero = fragments.zeros(cut.UNITS // cut.WARPS, cut.COLUMNS, cut.WARPS)
     else:
@@ -326,24 +326,24 @@ def _advance(h, w, w_hh, memory, turn, b_n, gates, LOAD_TILES: tl.constexpr, cut
     FIRST: tl.constexpr = 0 if cut.RESET_AFTER else 2 if Z_WITH_R else 1
     if not cut.RESET_AFTER:
         reset = ()
-        for i in tl.static_range(cut.TILES):
+        for i in tl.static_range(cut.UNIT_TILES):
             a_r, a_z = zero, zero
-            for k in tl.static_range(cut.TILES):
+            for k in tl.static_range(cut.UNIT_TILES):
                 if LOAD_TILES:
                     w = w + (_load_tile(w_hh, 0, i, k, _place(0, i, k, cut) < cut.REGISTER_TILES, cut),)
                 a_r = _multiply(w, memory, _place(0, i, k, cut), x[k], a_r, cut)
                 if Z_WITH_R:
                     a_z = tl.dot(w[_place(1, i, k, cut)], x[k], acc=a_z, input_precision=cut.PRECISION)
-            z = z + (isa.by_now(a_z) if Z_WITH_R else a_z,)
+            z = z + (isa.compute_before_wait(a_z) if Z_WITH_R else a_z,)
             r_h = isa.reset_state(_gate(gates[3 * i], cut), _results(a_r, cut), h[i], cut.DTYPE)
             if cut.PADDED_H != cut.H:
                 r_h = tl.where(i * cut.UNITS + _units(cut) < cut.H, r_h, 0.0)  # as the state below
             reset = reset + (r_h,)
         x_n = _operands(reset, memory, 1, cut)
     new = ()
-    for i in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
         a = (zero, zero if cut.RESET_AFTER else z[i], b_n[i])
-        for k in tl.static_range(cut.TILES):
+        for k in tl.static_range(cut.UNIT_TILES):
             sums = a[:FIRST]
             for gate in tl.static_range(FIRST, 3):
                 if LOAD_TILES:
@@ -373,7 +373,7 @@ def _multiply(w, memory, index: tl.constexpr, x, sums, cut: tl.constexpr):
             tile = w[index]
         else:
             WORDS: tl.constexpr = cut.CHUNKS * (cut.UNITS // cut.WARPS // 8)
-            tile = fragments.kept(memory[0], index - len(w), WORDS, cut.WARPS)
+            tile = fragments.load_shared_tile(memory[0], index - len(w), WORDS, cut.WARPS)
         for c in tl.static_range(cut.CHUNKS):
             of_chunk = tile[len(tile) // cut.CHUNKS * c : len(tile) // cut.CHUNKS * (c + 1)]
             words = x[len(x) // cut.CHUNKS * c : len(x) // cut.CHUNKS * (c + 1)]
@@ -388,16 +388,16 @@ def _operands(tiles, memory, turn, cut: tl.constexpr):
     """Return the state, or r h, as right operands: of each tile."""
     x = ()
     if cut.IN_FRAGMENTS:
-        OFFSET: tl.constexpr = fragments.state_room(cut.BATCH, cut.UNITS, cut.BITS)
-        other = turn * fragments.state_room(cut.BATCH, cut.PADDED_H, cut.BITS)
-        for k in tl.static_range(cut.TILES):
-            fragments.share(memory[1] + other, isa.rounded(tiles[k], cut.DTYPE, cut.PRECISION), k * OFFSET)
+        OFFSET: tl.constexpr = fragments.state_bytes(cut.BATCH, cut.UNITS, cut.BITS)
+        other = turn * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
+        for k in tl.static_range(cut.UNIT_TILES):
+            fragments.store_state(memory[1] + other, isa.round_operand(tiles[k], cut.DTYPE, cut.PRECISION), k * OFFSET)
         tl.debug_barrier()
-        words = fragments.shared_words(memory[2] + other, cut.TILES * cut.CHUNKS, cut.BATCH)
-        for k in tl.static_range(cut.TILES):
-            x = x + (words[len(words) // cut.TILES * k : len(words) // cut.TILES * (k + 1)],)
+        words = fragments.load_state(memory[2] + other, cut.UNIT_TILES * cut.CHUNKS, cut.BATCH)
+        for k in tl.static_range(cut.UNIT_TILES):
+            x = x + (words[len(words) // cut.UNIT_TILES * k : len(words) // cut.UNIT_TILES * (k + 1)],)
     else:
-        for k in tl.static_range(cut.TILES):
+        for k in tl.static_range(cut.UNIT_TILES):
             x = x + (isa.operand(_columns(tiles[k], cut), cut.DTYPE, cut.PRECISION),)
     return x
 
@@ -405,13 +405,13 @@ def _operands(tiles, memory, turn, cut: tl.constexpr):
 @triton.jit
 def _own_memory(unit, row, cut: tl.constexpr):
     """Return a thread's addresses in shared memory: of its weights, its results, and what it reads of the state."""
-    SHARED_TILES: tl.constexpr = 3 * cut.TILES * cut.TILES - cut.REGISTER_TILES
-    WEIGHTS: tl.constexpr = fragments.room(SHARED_TILES * cut.CHUNKS, cut.UNITS // cut.WARPS, cut.WARPS)
-    SIZE: tl.constexpr = WEIGHTS + 2 * fragments.state_room(cut.BATCH, cut.PADDED_H, cut.BITS)
-    origin = fragments.origin(cut.WARPS)
-    weights = fragments.place(origin + 16 * fragments.thread(cut.WARPS), SIZE)
-    results = fragments.place(origin + WEIGHTS + fragments.place_in_state(unit, row, cut.BATCH, cut.BITS), SIZE)
-    words = fragments.place(origin + WEIGHTS + fragments.place_of_words(cut.BATCH, cut.WARPS), SIZE)
+    SHARED_TILES: tl.constexpr = 3 * cut.UNIT_TILES * cut.UNIT_TILES - cut.REGISTER_TILES
+    WEIGHTS: tl.constexpr = fragments.weights_bytes(SHARED_TILES * cut.CHUNKS, cut.UNITS // cut.WARPS, cut.WARPS)
+    SIZE: tl.constexpr = WEIGHTS + 2 * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
+    origin = fragments.touch_shared_memory(cut.WARPS)
+    weights = fragments.shared_address(origin + 16 * fragments.thread(cut.WARPS), SIZE)
+    results = fragments.shared_address(origin + WEIGHTS + fragments.state_offset(unit, row, cut.BATCH, cut.BITS), SIZE)
+    words = fragments.shared_address(origin + WEIGHTS + fragments.lane_state_offset(cut.BATCH, cut.WARPS), SIZE)
     return weights, results, words
 
 
@@ -437,8 +437,8 @@ def _bias_of_sums(b_hh, tile: tl.constexpr, IS_THERE: tl.constexpr, cut: tl.cons
 @triton.jit
 def _load_fragments(memory, w_hh, cut: tl.constexpr):
     """Return the tiles of W_hh that stay in registers, in the order of `_place`. The others go to shared memory."""
-    for index in tl.static_range(cut.REGISTER_TILES, 3 * cut.TILES * cut.TILES):
-        fragments.keep(memory[0], _load_fragments_of(w_hh, index, cut), index - cut.REGISTER_TILES, cut.WARPS)
+    for index in tl.static_range(cut.REGISTER_TILES, 3 * cut.UNIT_TILES * cut.UNIT_TILES):
+        fragments.store_tile(memory[0], _load_fragments_of(w_hh, index, cut), index - cut.REGISTER_TILES, cut.WARPS)
     # Last: what passes through registers needs some itself.
     w = ()
     for index in tl.static_range(cut.REGISTER_TILES):
@@ -465,7 +465,7 @@ def _load_fragments_of(w_hh, index: tl.constexpr, cut: tl.constexpr):
 @triton.constexpr_function
 def _tile_at(index, cut, which):
     """Return of the tile that `_place` puts at ``index`` the gate, or its row or its column of tiles."""
-    tiles = cut.TILES.value
+    tiles = cut.UNIT_TILES.value
     return next(
         (gate, i, k)[which]
         for gate in range(3) for i in range(tiles) for k in range(tiles)
@@ -478,11 +478,11 @@ def _load_all(w_hh, cut: tl.constexpr):
     """All tiles of W_hh, in the order of `_place`, to stay in shared memory."""
     w = ()
     if not cut.RESET_AFTER:
-        for i in tl.static_range(cut.TILES):
-            for k in tl.static_range(cut.TILES):
+        for i in tl.static_range(cut.UNIT_TILES):
+            for k in tl.static_range(cut.UNIT_TILES):
                 w = w + (_load_tile(w_hh, 0, i, k, False, cut),)
-    for i in tl.static_range(cut.TILES):
-        for k in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
+        for k in tl.static_range(cut.UNIT_TILES):
             for gate in tl.static_range(0 if cut.RESET_AFTER else 1, 3):
                 w = w + (_load_tile(w_hh, gate, i, k, False, cut),)
     return w
@@ -527,6 +527,6 @@ def _zero_where(condition, a):
 @triton.jit
 def _store_state(address, h, live, unit, cut: tl.constexpr):
     """Store all tiles of a state, rounded, where ``live``."""
-    for i in tl.static_range(cut.TILES):
+    for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         isa.store(address + j, h[i].to(cut.DTYPE), live & (j < cut.H))

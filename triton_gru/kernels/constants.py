@@ -48,7 +48,7 @@ class Constants:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Numbers(Constants):
+class CommonConstants(Constants):
     """What every kernel is told of the numbers of a call."""
 
     DTYPE: tl.dtype  # of all tensors of floating-point numbers but the carry
@@ -60,13 +60,13 @@ class Numbers(Constants):
         return self.DTYPE.value.primitive_bitwidth
 
     @derived
-    def IEEE(self):
+    def IS_IEEE(self):
         """Products are ordinary fp32 ones: they are made without the matrix unit."""
         return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Form(Constants):
+class CallConstants(Constants):
     """What there is of a call, for all scans."""
 
     LAYOUT: str  # see sequences

@@ -26,7 +26,7 @@ The mailbox is a header, then slots. The header begins with the abort word, whic
 has all tiles of the batch in all directions of the launch, and a tile an element for each unit of each row.
 
 The loop that waits is PTX. The condition of a loop in Triton is one for all threads of a program. Here each thread goes
-on when its own words have come, or each warp does where its lanes exchange them (``WHOLE``).
+on when its own words have come, or each warp does where its lanes exchange them (``IS_WARP_WIDE``).
 """
 
 from dataclasses import dataclass
@@ -42,45 +42,45 @@ HEADER = tl.constexpr(16)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Words(Constants):
+class WordLayout(Constants):
     """Which words of a tile a thread receives: of every chunk of a row's words one, in some of the rows."""
 
     BITS: int  # of an element, 16 or 32
     PARTS: int  # of 32 bits in a word, 2 or 4
-    IN_ROW: int  # words of a row
-    CHUNK: int  # words of a row that all threads take at a time
+    WORDS_PER_ROW: int  # words of a row
+    WORDS_PER_CHUNK: int  # words of a row that all threads take at a time
     ROWS: int  # of a tile
-    ROWS_EACH: int = 1  # rows of a thread
-    ROWS_APART: int = 1  # from one of them to the next
-    TOGETHER: int = 1  # words of a row that lie side by side, before those of the next row
+    ROWS_PER_THREAD: int = 1  # rows of a thread
+    THREAD_ROW_STEP: int = 1  # from one of them to the next
+    ADJACENT_WORDS: int = 1  # words of a row that lie side by side, before those of the next row
     PACK: int = 1  # words of a thread in each tensor
-    WHOLE: bool = False  # a warp waits as a whole, for its lanes to exchange what they have next
+    IS_WARP_WIDE: bool = False  # a warp waits as a whole, for its lanes to exchange what they have next
     PROBE: bool = False  # wait for one word, then read all
 
     @derived
-    def COUNT(self):
+    def CHUNKS(self):
         """How many chunks a row has."""
-        return -(-self.IN_ROW.value // self.CHUNK.value)
+        return -(-self.WORDS_PER_ROW.value // self.WORDS_PER_CHUNK.value)
 
     @derived
     def HAS_TAIL(self):
         """Whether the last chunk is not whole."""
-        return self.IN_ROW.value % self.CHUNK.value != 0
+        return self.WORDS_PER_ROW.value % self.WORDS_PER_CHUNK.value != 0
 
     @derived
     def STRIDE(self):
         """Words from a chunk to the next."""
-        return self.CHUNK.value * self.ROWS.value
+        return self.WORDS_PER_CHUNK.value * self.ROWS.value
 
     @derived
     def ROW_STRIDE(self):
         """Words from a thread's row to its next."""
-        return self.ROWS_APART.value * self.TOGETHER.value
+        return self.THREAD_ROW_STEP.value * self.ADJACENT_WORDS.value
 
     @derived
     def TENSORS(self):
         """How many tensors `receive` returns: one by chunk, row and part."""
-        return self.COUNT.value * self.ROWS_EACH.value * self.PARTS.value
+        return self.CHUNKS.value * self.ROWS_PER_THREAD.value * self.PARTS.value
 
     @derived
     def NAN(self):
@@ -89,13 +89,13 @@ class Words(Constants):
 
 
 @triton.constexpr_function
-def word_elements(bits, parts):
+def elements_per_word(bits, parts):
     """Return the elements of a word of so many parts of 32 bits."""
     return 32 * parts // bits
 
 
 @triton.constexpr_function
-def word_lanes(parts):
+def words_per_slice(parts):
     """Return the words of a row that a slice takes at a time.
 
     Those of four parts are one for each lane of a column of the matrix unit's right operand.
@@ -104,29 +104,29 @@ def word_lanes(parts):
 
 
 @triton.jit
-def elements_of(mailbox, DTYPE: tl.constexpr):
+def element_pointer(mailbox, DTYPE: tl.constexpr):
     """Return a pointer to the first element of a mailbox."""
     element: tl.constexpr = tl.int32 if DTYPE == tl.float32 else tl.int16
     return (mailbox + HEADER).to(tl.pointer_type(element))
 
 
 @triton.jit
-def place(unit, row, ROWS: tl.constexpr, WORD: tl.constexpr):
+def element_offset(unit, row, ROWS: tl.constexpr, WORD: tl.constexpr):
     """Return the index of a unit and one of ``ROWS`` batch rows among a tile's elements, ``WORD`` in a word."""
     return word_place(unit // WORD, row, ROWS, 1) * WORD + unit % WORD
 
 
 @triton.jit
-def word_place(word, row, ROWS: tl.constexpr, TOGETHER: tl.constexpr):
-    """Return the index of a row's word among a tile's words, of which ``TOGETHER`` of a row lie side by side."""
-    return (word // TOGETHER * ROWS + row) * TOGETHER + word % TOGETHER
+def word_place(word, row, ROWS: tl.constexpr, ADJACENT_WORDS: tl.constexpr):
+    """Return the index of a row's word among a tile's words, of which ``ADJACENT_WORDS`` of a row lie side by side."""
+    return (word // ADJACENT_WORDS * ROWS + row) * ADJACENT_WORDS + word % ADJACENT_WORDS
 
 
 @triton.jit
 def send(element, x, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Send fp32 ``x``, all that this program has of a tile, to ``element`` and ``OFFSET`` where ``mask``.
 
-    ``THREADS`` is what `isa.first_holders` returned.
+    ``THREADS`` is what `isa.count_storing_threads` returned.
     """
     isa.send(element, _encode(x, DTYPE, PRECISION), mask, OFFSET, THREADS)
 
@@ -134,7 +134,7 @@ def send(element, x, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, DTYPE: t
 @triton.jit
 def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Return fp32 ``x`` as the bits of a product's operand, with one NaN for all."""
-    value = isa.rounded(x, DTYPE, PRECISION)
+    value = isa.round_operand(x, DTYPE, PRECISION)
     if DTYPE == tl.float32:
         return tl.where(x == x, value.to(tl.int32, bitcast=True), 0x7FFFFFFF)
     else:
@@ -149,15 +149,18 @@ def receive(box, OFFSET: tl.constexpr, abort, watch, word, row, words: tl.conste
     first row. After the last word of a row come zeros.
     """
     FIRST: tl.constexpr = OFFSET * words.BITS // (32 * words.PARTS)
-    in_tail = (words.COUNT - 1) * words.CHUNK + word
+    in_tail = (words.CHUNKS - 1) * words.WORDS_PER_CHUNK + word
     start = box.to(tl.pointer_type(tl.int32))
-    pointer = start + word_place(word, row, words.ROWS, words.TOGETHER) * words.PARTS
-    tail = start + word_place(tl.minimum(in_tail, words.IN_ROW - 1), row, words.ROWS, words.TOGETHER) * words.PARTS
+    pointer = start + word_place(word, row, words.ROWS, words.ADJACENT_WORDS) * words.PARTS
+    tail = (
+        start
+        + word_place(tl.minimum(in_tail, words.WORDS_PER_ROW - 1), row, words.ROWS, words.ADJACENT_WORDS) * words.PARTS
+    )
     x = isa.wait_words(pointer, tail, abort, watch, FIRST, words)
     if words.HAS_TAIL:
-        BEFORE: tl.constexpr = (words.COUNT - 1) * words.ROWS_EACH * words.PARTS
+        BEFORE: tl.constexpr = (words.CHUNKS - 1) * words.ROWS_PER_THREAD * words.PARTS
         ended = ()
-        for i in tl.static_range(words.ROWS_EACH * words.PARTS):
-            ended = ended + (tl.where(in_tail < words.IN_ROW, x[BEFORE + i], 0),)
+        for i in tl.static_range(words.ROWS_PER_THREAD * words.PARTS):
+            ended = ended + (tl.where(in_tail < words.WORDS_PER_ROW, x[BEFORE + i], 0),)
         x = x[:BEFORE] + ended
     return x

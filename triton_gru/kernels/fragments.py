@@ -3,7 +3,7 @@
 What a compiler makes of ``tl.dot`` differs from one Triton to the next: the instruction, whether W_hh stays in
 registers through a loop, the way of the state to the unit. Here each thread gives the unit what it has loaded itself.
 All tensors are [WARPS, 8, 4], a number for each thread, in tuples. The compiler's own layout has warps, then lanes in
-this order. Nothing here would ask for another one, and `reserve.own_memory` checks that none came.
+this order. Nothing here would ask for another one, and `reserve.add_shared_memory` checks that none came.
 
 A word is 128 bits of a row, four parts of 32. Lane [i, l] of a warp has word l of row i of the right operand, and of
 rows i and i + 8 of the left one. The unit takes two parts at a time. It sums over all columns, so their order is free
@@ -46,7 +46,7 @@ def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION:
     there = tl.where(row < H, H - column, 0)
     address = w_hh + (gate * H + row) * H + column
     parts = tl.inline_asm_elementwise(
-        _load_text(BITS, H * BITS % 128 == 0),
+        _load_ptx(BITS, H * BITS % 128 == 0),
         "=&r,=&r,=&r,=&r,l,r",
         [address.to(tl.int64), there],
         dtype=(tl.int32,) * 4,
@@ -63,7 +63,7 @@ def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION:
 
 
 @triton.constexpr_function
-def _load_text(bits, whole):
+def _load_ptx(bits, whole):
     """Return the load of a word of which so many elements are there: all or none, if ``whole``."""
     size = bits // 8
     asm = ["{ .reg .pred p, there, even; .reg .b64 low; .reg .b16 e0, e1, e2, e3, e4, e5, e6, e7;"]
@@ -92,20 +92,20 @@ def chunks(units, dtype):
 
 
 @triton.constexpr_function
-def room(tiles, rows, warps):
+def weights_bytes(tiles, rows, warps):
     """Return the bytes of shared memory of so many left operands of ``rows`` rows."""
     return max(tiles, 0) * (rows // 8) * warps * 512
 
 
 @triton.jit
-def place(offset, SIZE: tl.constexpr):
+def shared_address(offset, SIZE: tl.constexpr):
     """Return addresses in the ``SIZE`` bytes of shared memory that are a kernel's own."""
-    return tl.inline_asm_elementwise(_place_text(SIZE), "=&r,r", [offset], dtype=tl.int32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(_place_ptx(SIZE), "=&r,r", [offset], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.constexpr_function
-def _place_text(size):
-    # The compiler's own use of shared memory comes before. What comes after it is asked for by `reserve.own_memory`.
+def _place_ptx(size):
+    # The compiler's own use of shared memory comes before. What comes after it is asked for by `reserve.add_shared_memory`.
     return (
         "{ .reg .b32 all; mov.u32 $0, global_smem; mov.u32 all, %dynamic_smem_size; add.u32 $0, $0, all;\n"
         f"sub.u32 $0, $0, {size}; // kept in shared memory\n"
@@ -114,7 +114,7 @@ def _place_text(size):
 
 
 @triton.jit
-def origin(WARPS: tl.constexpr):
+def touch_shared_memory(WARPS: tl.constexpr):
     """Return 0, by way of shared memory: PTX knows its name only in a kernel for which the compiler uses some, too."""
     nothing = tl.inline_asm_elementwise(
         "mov.b32 $0, 0;", "=r,r", [tl.arange(0, 32 * WARPS)], dtype=tl.int32, is_pure=True, pack=1
@@ -130,14 +130,14 @@ def thread(WARPS: tl.constexpr):
 
 
 @triton.jit
-def keep(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
-    """Put a left operand into shared memory, where `kept` finds it. No thread reads another one's.
+def store_tile(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
+    """Put a left operand into shared memory, where `load_shared_tile` finds it. No thread reads another one's.
 
     ``place`` is each thread's, 16 bytes from one to the next.
     """
     for word in tl.static_range(len(tile) // 4):
         tl.inline_asm_elementwise(
-            _keep_text((INDEX * (len(tile) // 4) + word) * WARPS * 512),
+            _keep_ptx((INDEX * (len(tile) // 4) + word) * WARPS * 512),
             "=r,r,r,r,r,r",
             [place, tile[4 * word], tile[4 * word + 1], tile[4 * word + 2], tile[4 * word + 3]],
             dtype=tl.int32,
@@ -147,13 +147,13 @@ def keep(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.constexpr_function
-def _keep_text(offset):
+def _keep_ptx(offset):
     return f"st.shared.v4.b32 [$1+{offset}], {{$2, $3, $4, $5}}; mov.b32 $0, 0;"
 
 
 @triton.jit
-def kept(place, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
-    """Return a left operand of so many words of a thread that `keep` has put away."""
+def load_shared_tile(place, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
+    """Return a left operand of so many words of a thread that `store_tile` has put away."""
     tile = ()
     for word in tl.static_range(WORDS):
         tile = tile + _read_word(place, (INDEX * WORDS + word) * WARPS * 512)
@@ -164,7 +164,7 @@ def kept(place, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
 def _read_word(place, OFFSET: tl.constexpr):
     """Return the parts of a word of shared memory."""
     return tl.inline_asm_elementwise(
-        _read_text(OFFSET),
+        _read_ptx(OFFSET),
         "=r,=r,=r,=r,r",
         [place],
         dtype=(tl.int32,) * 4,
@@ -174,19 +174,19 @@ def _read_word(place, OFFSET: tl.constexpr):
 
 
 @triton.constexpr_function
-def _read_text(offset):
+def _read_ptx(offset):
     return f"ld.shared.v4.b32 {{$0, $1, $2, $3}}, [$4+{offset}];"
 
 
 @triton.constexpr_function
-def state_room(rows, units, bits):
+def state_bytes(rows, units, bits):
     """Return the bytes of shared memory of a state of so many batch rows and units, whole chunks of four words."""
     return rows * 64 * (-(-units * bits // 512))
 
 
 @triton.jit
-def place_in_state(unit, row, ROWS: tl.constexpr, BITS: tl.constexpr):
-    """Return the byte offset of an element of a state in shared memory, for `share`.
+def state_offset(unit, row, ROWS: tl.constexpr, BITS: tl.constexpr):
+    """Return the byte offset of an element of a state in shared memory, for `store_state`.
 
     A row's four words of a chunk lie side by side, then those of the next row. By pairs of rows they change places, so
     that what a warp writes at once lies in different banks.
@@ -202,11 +202,11 @@ def _place_of_word(chunk, word, row, ROWS: tl.constexpr):
 
 
 @triton.jit
-def share(place, x, OFFSET: tl.constexpr):
+def store_state(place, x, OFFSET: tl.constexpr):
     """Put elements of a state into shared memory, ``OFFSET`` bytes from their `place`."""
     BITS: tl.constexpr = x.dtype.primitive_bitwidth
     tl.inline_asm_elementwise(
-        _share_text(BITS, OFFSET),
+        _share_ptx(BITS, OFFSET),
         "=r,r,h" if BITS == 16 else "=r,r,r",
         [place, x],
         dtype=tl.int32,
@@ -216,12 +216,12 @@ def share(place, x, OFFSET: tl.constexpr):
 
 
 @triton.constexpr_function
-def _share_text(bits, offset):
+def _share_ptx(bits, offset):
     return f"st.shared.b{bits} [$1+{offset}], $2; mov.b32 $0, 0;"
 
 
 @triton.jit
-def place_of_words(ROWS: tl.constexpr, WARPS: tl.constexpr):
+def lane_state_offset(ROWS: tl.constexpr, WARPS: tl.constexpr):
     """Return the byte offset of each lane's first word of a state. Of two rows each one has four columns."""
     row = tl.arange(0, 8)[None, :, None]
     if ROWS == 2:
@@ -231,7 +231,7 @@ def place_of_words(ROWS: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
-def shared_words(place, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
+def load_state(place, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
     """Return a state that all threads have shared: by chunk, eight columns and part."""
     words = ()
     for chunk in tl.static_range(CHUNKS):
@@ -273,7 +273,7 @@ def multiply(tile, words, sums, DTYPE: tl.constexpr):
 def mma(a, b, c, DTYPE: tl.constexpr):
     """Return ``c`` and the product of four words of a left operand and two of a right one: one instruction."""
     return tl.inline_asm_elementwise(
-        _mma_text(DTYPE),
+        _mma_ptx(DTYPE),
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
         [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]],
         dtype=(tl.float32,) * 4,
@@ -283,7 +283,7 @@ def mma(a, b, c, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def _mma_text(dtype):
+def _mma_ptx(dtype):
     instruction = {
         "fp16": "m16n8k16.row.col.f32.f16.f16.f32",
         "bf16": "m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -293,11 +293,11 @@ def _mma_text(dtype):
 
 
 @triton.jit
-def by_now(sums):
-    """Return sums, made before the wait that follows, as `isa.by_now` does."""
+def compute_before_wait(sums):
+    """Return sums, made before the wait that follows, as `isa.compute_before_wait` does."""
     made = ()
     for i in tl.static_range(len(sums)):
-        made = made + (isa.by_now(sums[i]),)
+        made = made + (isa.compute_before_wait(sums[i]),)
     return made
 
 
@@ -318,7 +318,7 @@ def together(parts, UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.conste
 
 
 @triton.jit
-def units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
+def state_units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
     """Return the units of a state. A warp has sixteens of them by turns."""
     warp = tl.arange(0, WARPS)[None, :, None, None]
     lane = tl.arange(0, 8)[None, None, :, None]
@@ -331,7 +331,7 @@ def units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
-def rows(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
+def state_rows(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
     """Return the batch rows of a state."""
     lane = tl.arange(0, 4)[None, None, None, :]
     if BATCH == 2:

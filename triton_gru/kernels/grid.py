@@ -36,21 +36,21 @@ import triton
 import triton.language as tl
 
 from . import exchange, fragments, isa, lanes, reserve, sequences, slices
-from .constants import Numbers, derived
+from .constants import CommonConstants, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Numbers):
+class Cut(CommonConstants):
     """What `grid_scan` is compiled for, beside the form of a call."""
 
     RESET_AFTER: bool
     UNITS: int  # hidden units of a program
     BATCH: int  # columns of a product: batch rows of a tile as the matrix unit takes them, 8 or 16. By lanes: ROWS
     ROWS: int  # batch rows of a tile that have memory and are sent: BATCH, or fewer for a batch that is smaller
-    TILES: int  # tiles of the batch that are in flight in a program
+    BATCH_TILES: int  # tiles of the batch that are in flight in a program
     SLICES: int  # of the sum over units, one a warp
     REGISTER_TILES: int  # of the 3 * CHUNKS tiles of W_hh, how many stay in registers
-    ALONG: int  # where lanes make the products, how many of them share a slice (see lanes); else 0
+    LANES_PER_SLICE: int  # where lanes make the products, how many of them share a slice (see lanes); else 0
     PROBE: bool  # wait for one word before all are read: the hand-over "probe" (see exchange)
 
     @derived
@@ -59,63 +59,65 @@ class Cut(Numbers):
         return -(-self.H.value // self.UNITS.value)
 
     @derived
-    def ROW(self):
+    def PADDED_H(self):
         """Elements of a row of a tile: the units of all programs."""
         return self.PROGRAMS.value * self.UNITS.value
 
     @derived
     def TILE(self):
         """Elements of a tile of the state, and of a gate's inputs."""
-        return self.ROWS.value * self.ROW.value
+        return self.ROWS.value * self.PADDED_H.value
 
     @derived
     def BY_LANES(self):
-        return self.ALONG.value > 0
+        return self.LANES_PER_SLICE.value > 0
 
     @derived
     def IN_FRAGMENTS(self):
-        return not self.IEEE.value
+        return not self.IS_IEEE.value
 
     @derived
     def THREADS(self):
-        """How many threads have an element of the state first, or 0 where none has a copy (see isa.first_holders)."""
-        return isa.first_holders(self.UNITS.value * self.BATCH.value, self.SLICES.value)
+        """How many threads have an element of the state first, or 0 where none has a copy (see isa.count_storing_threads)."""
+        return isa.count_storing_threads(self.UNITS.value * self.BATCH.value, self.SLICES.value)
 
     @derived
     def WORD(self):
         """Elements of a word of the mailbox."""
-        return exchange.word_elements(self.BITS.value, self.WORDS.value.PARTS.value)
+        return exchange.elements_per_word(self.BITS.value, self.WORD_LAYOUT.value.PARTS.value)
 
     @derived
     def DEPTH(self):
         """Units of a slice in a chunk of the sum."""
-        return exchange.word_lanes(self.WORDS.value.PARTS.value) * self.WORD.value
+        return exchange.words_per_slice(self.WORD_LAYOUT.value.PARTS.value) * self.WORD.value
 
     @derived
     def CHUNKS(self):
         """How many chunks the sum has: all slices take one at a time."""
-        return -(-self.ROW.value // (self.SLICES.value * self.DEPTH.value))
+        return -(-self.PADDED_H.value // (self.SLICES.value * self.DEPTH.value))
 
     @derived
-    def WORDS(self):
+    def WORD_LAYOUT(self):
         """What a thread receives of a tile of the state."""
-        bits, parts = self.BITS.value, 2 if self.IEEE.value else 4
+        bits, parts = self.BITS.value, 2 if self.IS_IEEE.value else 4
         rows, warps = self.ROWS.value, self.SLICES.value
         of_tile = {
-            "BITS": bits, "PARTS": parts, "IN_ROW": self.ROW.value // exchange.word_elements(bits, parts),
+            "BITS": bits, "PARTS": parts, "WORDS_PER_ROW": self.PADDED_H.value // exchange.elements_per_word(bits, parts),
             "ROWS": rows, "PROBE": self.PROBE.value,
         }  # fmt: skip
         if self.BY_LANES.value:
-            return lanes.words(self, **of_tile)
+            return lanes.word_layout(self, **of_tile)
         if self.IN_FRAGMENTS.value:
-            return exchange.Words(CHUNK=4 * warps, ROWS_EACH=-(-rows // 8), ROWS_APART=8, **of_tile)
-        width = exchange.word_lanes(parts)
-        return exchange.Words(CHUNK=width * warps, PACK=-(-width * self.BATCH.value // 32), **of_tile)
+            return exchange.WordLayout(
+                WORDS_PER_CHUNK=4 * warps, ROWS_PER_THREAD=-(-rows // 8), THREAD_ROW_STEP=8, **of_tile
+            )
+        width = exchange.words_per_slice(parts)
+        return exchange.WordLayout(WORDS_PER_CHUNK=width * warps, PACK=-(-width * self.BATCH.value // 32), **of_tile)
 
     @derived
     def R_Z(self):
         """How many tensors have the inputs of r and z, where lanes make the products."""
-        return lanes.words_of_gates(2, self.UNITS.value, self.ROWS.value, self.SLICES.value)
+        return lanes.count_gate_tensors(2, self.UNITS.value, self.ROWS.value, self.SLICES.value)
 
     @derived
     def GATES(self):
@@ -123,10 +125,10 @@ class Cut(Numbers):
         if not self.BY_LANES.value:
             return 3
         apart = (3,) if self.RESET_AFTER.value else (2, 1)
-        return sum(lanes.words_of_gates(n, self.UNITS.value, self.ROWS.value, self.SLICES.value) for n in apart)
+        return sum(lanes.count_gate_tensors(n, self.UNITS.value, self.ROWS.value, self.SLICES.value) for n in apart)
 
 
-@reserve.own_memory
+@reserve.add_shared_memory
 @triton.jit(
     do_not_specialize=[
         "steps", "start", "total", "copies", "first_direction", "directions", "state", "batch", "out_t",
@@ -148,7 +150,7 @@ def grid_scan(
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
     resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
-    mailbox,  # int64, see exchange; a slot is [directions, groups * TILES] tiles of PROGRAMS * UNITS by ROWS
+    mailbox,  # int64, see exchange; a slot is [directions, groups * BATCH_TILES] tiles of PROGRAMS * UNITS by ROWS
     watch,  # int64 [2]: how long to wait, and where to say that it was too long; see launch/hang.py
     steps,  # of this launch
     start,  # the first of them
@@ -163,12 +165,12 @@ def grid_scan(
     hx_l,
     hx_b,
     cut: tl.constexpr,  # a `Cut`
-    form: tl.constexpr,  # a `constants.Form`
+    call: tl.constexpr,  # a `constants.CallConstants`
 ):
     # Which direction and units are mine. The PROGRAMS of a direction come ``copies`` times, with groups of their own.
     in_launch = tl.program_id(0) // cut.PROGRAMS // copies
     direction = first_direction + in_launch
-    backward = sequences.goes_backward(direction, form.REVERSE)
+    backward = sequences.goes_backward(direction, call.REVERSE)
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     first_unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS
     w, kept = _load_weights(w_hh, first_unit, cut)
@@ -176,37 +178,37 @@ def grid_scan(
     b = tl.arange(0, cut.BATCH)[:, None]
     unit_live = first_unit + unit < cut.H
     b_n = tl.zeros((cut.BATCH, cut.UNITS), tl.float32)
-    if form.HAS_BIAS and cut.RESET_AFTER:
+    if call.HAS_BIAS and cut.RESET_AFTER:
         b_hn = tl.where(direction != 0, b_hh_back, b_hh) + 2 * cut.H
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
     # Where everything lies. 64-bit offsets go into scalar addresses; what is left for a tile is small, but for rows of
     # out far apart.
     tiles = tl.cdiv(batch, cut.BATCH)
-    groups = tl.cdiv(tiles, cut.TILES)
-    elements = exchange.elements_of(mailbox, cut.DTYPE)
-    slot_size = tl.cast(directions * groups, tl.int64) * (cut.TILES * cut.TILE)
-    elements += tl.cast(in_launch * groups, tl.int64) * (cut.TILES * cut.TILE)
+    groups = tl.cdiv(tiles, cut.BATCH_TILES)
+    elements = exchange.element_pointer(mailbox, cut.DTYPE)
+    slot_size = tl.cast(directions * groups, tl.int64) * (cut.BATCH_TILES * cut.TILE)
+    elements += tl.cast(in_launch * groups, tl.int64) * (cut.BATCH_TILES * cut.TILE)
     row = tl.minimum(b, cut.ROWS - 1)
-    in_tile = row * cut.ROW + unit
+    in_tile = row * cut.PADDED_H + unit
     if cut.BY_LANES:
-        own = lanes.place(first_unit + unit, row, cut)
+        own = lanes.element_offset(first_unit + unit, row, cut)
     else:
-        own = exchange.place(first_unit + unit, row, cut.ROWS, cut.WORD)
+        own = exchange.element_offset(first_unit + unit, row, cut.ROWS, cut.WORD)
     # Rows that are not there repeat the last one, and are not sent.
     sent = b < cut.ROWS
     in_state = b * cut.H + unit
     gi_t = tl.cast(tiles, tl.int64) * (3 * cut.TILE)
     gi += tl.cast(direction, tl.int64) * steps * gi_t + first_unit
     out += direction * cut.H + first_unit
-    out_s = sequences.stride(backward, out_t, form.LAYOUT)
+    out_s = sequences.step_stride(backward, out_t, call.LAYOUT)
     out += start.to(tl.int64) * out_s
     state += tl.cast(direction, tl.int64)
     hx += state * hx_l + first_unit
     state = state * batch * cut.H + first_unit
     last = start + steps == total
     for group in tl.range(tl.program_id(0) // cut.PROGRAMS % copies, groups, copies):
-        first_tile = group * cut.TILES
+        first_tile = group * cut.BATCH_TILES
         # ``box`` is the group's part of the slot that the next state is received from. The first one gets h_0.
         box = elements + tl.cast(first_tile, tl.int64) * cut.TILE
         h = ()
@@ -214,30 +216,30 @@ def grid_scan(
         length = ()
         out_rows = ()
         end = 0
-        for i in tl.static_range(cut.TILES):
+        for i in tl.static_range(cut.BATCH_TILES):
             first_row = (first_tile + i) * cut.BATCH
             live = unit_live & (first_row + b < batch)
             from_carry = carry_in + state + tl.cast(first_row, tl.int64) * cut.H
             h_i = tl.load(from_carry + in_state, mask=live & (start != 0), other=0.0)
-            if form.HAS_HX:
+            if call.HAS_HX:
                 from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + b.to(tl.int64) * hx_b
                 h_i += tl.load(from_hx + unit, mask=live & (start == 0), other=0.0).to(tl.float32)
-            length_i = sequences.length(lengths, first_row + b, batch, total, form.LAYOUT)
+            length_i = sequences.load_lengths(lengths, first_row + b, batch, total, call.LAYOUT)
             length = length + (length_i,)
-            end = tl.maximum(end, sequences.longest(length_i, total, form.LAYOUT))
-            if form.HAS_RESETS:
-                at_first = sequences.restarts(resets, start, length_i, first_row + b, batch, total)
+            end = tl.maximum(end, sequences.longest(length_i, total, call.LAYOUT))
+            if call.HAS_RESETS:
+                at_first = sequences.is_reset(resets, start, length_i, first_row + b, batch, total)
                 h_i = tl.where(at_first, 0.0, h_i)
             h = h + (h_i,)
-            out_rows = out_rows + (sequences.row_place(length_i, b, backward, out_t, out_b, form.LAYOUT) + unit,)
+            out_rows = out_rows + (sequences.row_offset(length_i, b, backward, out_t, out_b, call.LAYOUT) + unit,)
             _send(box + own, h_i, sent, i, cut)
             # The last tile stands in for tiles beyond the batch.
             tile = tl.minimum(first_tile + i, tiles - 1)
             gates = gates + _load_gates(gi + tl.cast(tile, tl.int64) * (3 * cut.TILE), in_tile, sent, cut)
         # A group stops at its own longest row.
-        group_steps = steps if form.LAYOUT == "dense" else tl.minimum(steps, end - start)
-        if cut.BY_LANES and form.LAYOUT != "dense":
-            group_steps = isa.of_warp(group_steps)
+        group_steps = steps if call.LAYOUT == "dense" else tl.minimum(steps, end - start)
+        if cut.BY_LANES and call.LAYOUT != "dense":
+            group_steps = isa.mark_warp_uniform(group_steps)
         ahead = gi
         for t in tl.range(0, group_steps):
             now = gates
@@ -246,51 +248,53 @@ def grid_scan(
             forget = ()
             # The gate inputs of the next step are loaded, to be there when they are wanted.
             ahead += tl.where(t + 1 < steps, gi_t, 0)
-            for i in tl.static_range(cut.TILES):
+            for i in tl.static_range(cut.BATCH_TILES):
                 tile = tl.minimum(first_tile + i, tiles - 1)
                 gates = gates + _load_gates(ahead + tl.cast(tile, tl.int64) * (3 * cut.TILE), in_tile, sent, cut)
-                if form.HAS_RESETS:
+                if call.HAS_RESETS:
                     row_i = (first_tile + i) * cut.BATCH + b
                     # Also where the next step is a later launch's, which forgets once more.
-                    forget = forget + (sequences.restarts(resets, start + t + 1, length[i], row_i, batch, total),)
+                    forget = forget + (sequences.is_reset(resets, start + t + 1, length[i], row_i, batch, total),)
             z = ()
             if not cut.RESET_AFTER:  # the hand-over of r h
-                for i in tl.static_range(cut.TILES):
+                for i in tl.static_range(cut.BATCH_TILES):
                     x = _receive(box, i, mailbox, watch, cut)
                     r_h, z_i = _reset(w, kept, x, now[cut.GATES * i : cut.GATES * (i + 1)], h[i], cut)
-                    if cut.ROW != cut.H:
+                    if cut.PADDED_H != cut.H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # as the state below
                     _send(box + slot_size + own, r_h, sent, i, cut)
-                    if not cut.IEEE:  # z is made while r h is on its way
+                    if not cut.IS_IEEE:  # z is made while r h is on its way
                         (z_i,) = _products_of_slices(w, kept, x, 1, 2, cut)
-                        z_i = fragments.by_now(z_i)
+                        z_i = fragments.compute_before_wait(z_i)
                     z = z + (z_i,)
                 box += slot_size
             # The hand-over of the state.
-            for i in tl.static_range(cut.TILES):
+            for i in tl.static_range(cut.BATCH_TILES):
                 first_row = (first_tile + i) * cut.BATCH
-                going_on = sequences.going_on(start + t, length[i], unit_live & (first_row + b < batch), form.LAYOUT)
-                place = out_rows[i] + sequences.looked_up(start + t, length[i], backward, offsets, out_t, form.LAYOUT)
+                is_active = sequences.is_active(start + t, length[i], unit_live & (first_row + b < batch), call.LAYOUT)
+                place = out_rows[i] + sequences.table_offset(
+                    start + t, length[i], backward, offsets, out_t, call.LAYOUT
+                )
                 place += tl.cast(t, tl.int64) * out_s
-                place += tl.cast(first_row, tl.int64) * (out_t if form.LAYOUT == "packed" else out_b)
+                place += tl.cast(first_row, tl.int64) * (out_t if call.LAYOUT == "packed" else out_b)
                 x = _receive(box, i, mailbox, watch, cut)
                 z_i = () if cut.RESET_AFTER else z[i]
                 h_i = _update(w, kept, x, z_i, now[cut.GATES * i : cut.GATES * (i + 1)], b_n, h[i], cut)
-                if form.LAYOUT != "dense":
-                    h_i = tl.where(going_on, h_i, h[i])
-                if cut.ROW != cut.H:
+                if call.LAYOUT != "dense":
+                    h_i = tl.where(is_active, h_i, h[i])
+                if cut.PADDED_H != cut.H:
                     # Units beyond H stay zero: an infinite state would make NaN of their zero weights.
                     h_i = tl.where(unit_live, h_i, 0.0)
                 next_h = h_i
-                if form.HAS_RESETS:
+                if call.HAS_RESETS:
                     next_h = tl.where(forget[i], 0.0, h_i)
                 _send(box + slot_size + own, next_h, sent, i, cut)
-                isa.store(out + place, h_i.to(cut.DTYPE), going_on, cut.THREADS)
+                isa.store(out + place, h_i.to(cut.DTYPE), is_active, cut.THREADS)
                 new = new + (next_h,)
             h = new
             box += slot_size
 
-        for i in tl.static_range(cut.TILES):
+        for i in tl.static_range(cut.BATCH_TILES):
             first_row = (first_tile + i) * cut.BATCH
             live = unit_live & (first_row + b < batch)
             at = state + tl.cast(first_row, tl.int64) * cut.H
@@ -306,12 +310,12 @@ def _load_weights(w_hh, first_unit, cut: tl.constexpr):
     if cut.BY_LANES:
         w = lanes.load_weights(w_hh, first_unit, cut)
     elif cut.IN_FRAGMENTS:
-        ROOM: tl.constexpr = fragments.room(3 * cut.CHUNKS - cut.REGISTER_TILES, cut.UNITS, cut.SLICES)
-        kept = fragments.place(16 * fragments.thread(cut.SLICES), ROOM)
+        ROOM: tl.constexpr = fragments.weights_bytes(3 * cut.CHUNKS - cut.REGISTER_TILES, cut.UNITS, cut.SLICES)
+        kept = fragments.shared_address(16 * fragments.thread(cut.SLICES), ROOM)
         for i in tl.static_range(min(cut.REGISTER_TILES, 3 * cut.CHUNKS)):
             w = w + (_load_fragments(w_hh, i, first_unit, cut),)
         for i in tl.static_range(cut.REGISTER_TILES, 3 * cut.CHUNKS):
-            fragments.keep(kept, _load_fragments(w_hh, i, first_unit, cut), i - cut.REGISTER_TILES, cut.SLICES)
+            fragments.store_tile(kept, _load_fragments(w_hh, i, first_unit, cut), i - cut.REGISTER_TILES, cut.SLICES)
     else:
         for i in tl.static_range(3 * cut.CHUNKS):
             w = w + (_load_tile(w_hh, i % 3, first_unit, i // 3, cut),)
@@ -372,12 +376,12 @@ def _receive(box, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
     The mailbox begins with the launch's abort word.
     """
     if cut.BY_LANES:
-        return exchange.receive(box, tile * cut.TILE, mailbox, watch, lanes.word(cut), 0, cut.WORDS)
+        return exchange.receive(box, tile * cut.TILE, mailbox, watch, lanes.thread_word_index(cut), 0, cut.WORD_LAYOUT)
     elif cut.IN_FRAGMENTS:
         word = tl.arange(0, cut.SLICES)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
         row = tl.minimum(tl.arange(0, 8)[None, :, None], cut.ROWS - 1)
-        x = exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORDS)
-        if cut.WORDS.ROWS_EACH < cut.BATCH // 8:
+        x = exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORD_LAYOUT)
+        if cut.WORD_LAYOUT.ROWS_PER_THREAD < cut.BATCH // 8:
             # Two eights of columns, of which only the first are there.
             repeated = ()
             for i in tl.static_range(len(x) // 4):
@@ -385,10 +389,10 @@ def _receive(box, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
             x = repeated
         return x
     else:
-        LANES: tl.constexpr = exchange.word_lanes(2)
+        LANES: tl.constexpr = exchange.words_per_slice(2)
         row = tl.minimum(tl.arange(0, cut.BATCH)[None, None, :], cut.ROWS - 1)
         word = tl.arange(0, cut.SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
-        return exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORDS)
+        return exchange.receive(box, tile * cut.TILE, mailbox, watch, word, row, cut.WORD_LAYOUT)
 
 
 @triton.jit
@@ -397,15 +401,15 @@ def _reset(w, kept, x, gates, h, cut: tl.constexpr):
     if cut.BY_LANES:
         r, z = lanes.products(w, x, gates[: cut.R_Z], 0, 2, cut)
         return isa.reset_state(r, -0.0, h, cut.DTYPE), z
-    elif cut.IEEE:
+    elif cut.IS_IEEE:
         # The right operand takes many registers: it is not kept from one use to another.
         r, z = _products_of_slices(w, kept, x, 0, 2, cut)
-        z = isa.by_now(z)
-        (r,) = slices.sums((r,), cut.SLICES, cut.UNITS, cut.BATCH, False)
+        z = isa.compute_before_wait(z)
+        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.BATCH, False)
         return isa.reset_state(gates[0], r, h, cut.DTYPE), z
     else:
         (r,) = _products_of_slices(w, kept, x, 0, 1, cut)
-        (r,) = slices.sums((r,), cut.SLICES, cut.UNITS, cut.BATCH, True)
+        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.BATCH, True)
         return isa.reset_state(gates[0], r, h, cut.DTYPE), ()
 
 
@@ -420,17 +424,17 @@ def _update(w, kept, x, z, gates, b_n, h, cut: tl.constexpr):
         return isa.next_state(z, g_n, -0.0, n, h, cut.DTYPE)
     elif cut.RESET_AFTER:
         r, z, n = _products_of_slices(w, kept, x, 0, 3, cut)
-        r, z, n = slices.sums((r, z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
+        r, z, n = slices.sum_slices((r, z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
         return isa.gru_update(gates[0], gates[1], gates[2], r, z, n + b_n, h, cut.DTYPE)
     else:
         (n,) = _products_of_slices(w, kept, x, 2, 3, cut)
-        z, n = slices.sums((z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
+        z, n = slices.sum_slices((z, n), cut.SLICES, cut.UNITS, cut.BATCH, cut.IN_FRAGMENTS)
         return isa.next_state(gates[1], gates[2], z, n, h, cut.DTYPE)
 
 
 @triton.jit
 def _products_of_slices(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Return of the gates ``FIRST`` to before ``END`` each slice's products by itself, for `slices.sums`.
+    """Return of the gates ``FIRST`` to before ``END`` each slice's products by itself, for `slices.sum_slices`.
 
     ``x`` are the words of the state, or of r h.
     """
@@ -440,7 +444,7 @@ def _products_of_slices(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut:
             sums = sums + (fragments.zeros(cut.UNITS, cut.BATCH, cut.SLICES),)
         else:
             sums = sums + (tl.zeros((cut.SLICES, cut.UNITS, cut.BATCH), tl.float32),)
-    WORDS: tl.constexpr = cut.WORDS.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORDS.PARTS
+    WORDS: tl.constexpr = cut.WORD_LAYOUT.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
     for c in tl.static_range(len(x) // WORDS):
         words = x[WORDS * c : WORDS * (c + 1)]
         if not cut.IN_FRAGMENTS:
@@ -450,7 +454,7 @@ def _products_of_slices(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut:
             if cut.IN_FRAGMENTS and 3 * c + gate < len(w):
                 added = added + (fragments.multiply(w[3 * c + gate], words, sums[gate - FIRST], cut.DTYPE),)
             elif cut.IN_FRAGMENTS:
-                tile = fragments.kept(kept, 3 * c + gate - len(w), cut.UNITS // 8, cut.SLICES)
+                tile = fragments.load_shared_tile(kept, 3 * c + gate - len(w), cut.UNITS // 8, cut.SLICES)
                 added = added + (fragments.multiply(tile, words, sums[gate - FIRST], cut.DTYPE),)
             else:
                 added = added + (tl.dot(w[3 * c + gate], value, acc=sums[gate - FIRST], input_precision="ieee"),)

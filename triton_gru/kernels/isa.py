@@ -33,7 +33,7 @@ def load(pointer):
         return load(pointer.to(tl.pointer_type(tl.int32))).to(tl.float32, bitcast=True)
     else:
         return tl.inline_asm_elementwise(
-            _load_text(BITS),
+            _load_ptx(BITS),
             _load_registers(BITS),
             [pointer.to(tl.int64)],
             dtype=tl.int32 if BITS == 8 else pointer.dtype.element_ty,
@@ -43,7 +43,7 @@ def load(pointer):
 
 
 @triton.constexpr_function
-def _load_text(bits):
+def _load_ptx(bits):
     return f"ld.global.nc.{'u' if bits == 8 else 'b'}{bits} $0, [$1];"
 
 
@@ -60,7 +60,7 @@ def load_where(pointer, mask, IS_CONSTANT: tl.constexpr):
     """
     BITS: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
     return tl.inline_asm_elementwise(
-        _load_where_text(BITS, IS_CONSTANT),
+        _load_where_ptx(BITS, IS_CONSTANT),
         "=&h,l,r" if BITS == 16 else "=&r,l,r",
         [pointer.to(tl.int64), mask.to(tl.int32)],
         dtype=pointer.dtype.element_ty,
@@ -70,7 +70,7 @@ def load_where(pointer, mask, IS_CONSTANT: tl.constexpr):
 
 
 @triton.constexpr_function
-def _load_where_text(bits, is_constant):
+def _load_where_ptx(bits, is_constant):
     load = f"ld.global.nc.b{bits}" if is_constant else f"ld.global.b{bits}"
     return f"{{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b{bits} $0, 0; @p {load} $0, [$1]; }}"
 
@@ -122,7 +122,7 @@ def split_pair(raw, DTYPE: tl.constexpr):
 
 
 @triton.constexpr_function
-def first_holders(elements, warps):
+def count_storing_threads(elements, warps):
     """Return how many threads have an element of a tile first: 0 where none has a copy of another's.
 
     Where a tile has fewer elements than there are threads, those beyond its elements hold copies.
@@ -132,7 +132,7 @@ def first_holders(elements, warps):
 
 @triton.jit
 def store(pointer, value, mask, THREADS: tl.constexpr = 0):
-    """Store ``value`` where ``mask``, from the layout it is in, once: ``THREADS`` is what `first_holders` returned."""
+    """Store ``value`` where ``mask``, from the layout it is in, once: ``THREADS`` is what `count_storing_threads` returned."""
     _store(pointer, value, mask, "st.global", 0, THREADS)
 
 
@@ -152,7 +152,7 @@ def _store(pointer, value, mask, INSTRUCTION: tl.constexpr, BYTES: tl.constexpr,
     # Where there are copies, the mask of an element is the number of threads that have it first.
     threads = tl.where(mask, THREADS, 0) if THREADS else mask.to(tl.int32)
     tl.inline_asm_elementwise(
-        _store_text(BITS, INSTRUCTION, BYTES, THREADS),
+        _store_ptx(BITS, INSTRUCTION, BYTES, THREADS),
         _store_registers(BITS),
         [pointer.to(tl.int64), value, threads],
         dtype=tl.int32,  # assembly has to return something
@@ -162,7 +162,7 @@ def _store(pointer, value, mask, INSTRUCTION: tl.constexpr, BYTES: tl.constexpr,
 
 
 @triton.constexpr_function
-def _store_text(bits, instruction, offset, threads):
+def _store_ptx(bits, instruction, offset, threads):
     plus = f"+{offset}" if offset else ""
     test = "mov.u32 t, %tid.x; setp.lt.u32 p, t, $3;" if threads else "setp.ne.s32 p, $3, 0;"
     return f"{{ .reg .pred p; .reg .b32 t; {test} @p {instruction}.b{bits} [$1{plus}], $2; mov.b32 $0, 0; }}"
@@ -184,24 +184,24 @@ def round_to_tf32(x, USE: tl.constexpr = 0):
     """
     # The conversion by itself clears the low bits of a NaN: where those are its whole payload, what is left is infinity
     # (seen on an H200). The sum with -0.0 is the number itself, but of any NaN the canonical one.
-    return tl.inline_asm_elementwise(_tf32_text(USE), "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(_tf32_ptx(USE), "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.constexpr_function
-def _tf32_text(use):
+def _tf32_ptx(use):
     return f"add.f32 $0, $1, 0f80000000; cvt.rna.tf32.f32 $0, $0; // use {use}"
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+def round_operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Return fp32 ``x`` rounded to the precision that the matrix unit works in."""
     return round_to_tf32(x) if PRECISION == "tf32" else x.to(DTYPE)
 
 
 @triton.jit
 def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return fp32 ``x``, `rounded`, as an operand of ``tl.dot`` whose layout does not depend on where it comes from."""
-    x = rounded(x, DTYPE, PRECISION)
+    """Return fp32 ``x``, `round_operand`, as an operand of ``tl.dot`` whose layout does not depend on where it comes from."""
+    x = round_operand(x, DTYPE, PRECISION)
     # An identity that the compiler cannot see through. Without it the search for the best operand layout runs back
     # through the join in gates_to_float, ends in another one than the step before the loop, and W is held twice.
     PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
@@ -234,7 +234,7 @@ def exchange_lanes(a, b, BIT: tl.constexpr):
     N: tl.constexpr = a.shape[2]
     is_second = tl.broadcast_to(tl.arange(0, L)[None, :, None] & BIT, (S, L, N))
     return tl.inline_asm_elementwise(
-        _exchange_text(BIT * N),
+        _exchange_ptx(BIT * N),
         "=&r,=r,r,r,r",
         [a, b, is_second],
         dtype=(tl.float32, tl.float32),
@@ -244,7 +244,7 @@ def exchange_lanes(a, b, BIT: tl.constexpr):
 
 
 @triton.constexpr_function
-def _exchange_text(distance):
+def _exchange_ptx(distance):
     return (
         "{ .reg .pred p; .reg .b32 other; setp.ne.u32 p, $4, 0; selp.b32 $0, $3, $2, p; selp.b32 other, $2, $3, p; "
         f"shfl.sync.bfly.b32 $1, other, {distance}, 31, 0xffffffff; }}"
@@ -252,7 +252,7 @@ def _exchange_text(distance):
 
 
 @triton.jit
-def of_warp(x):
+def mark_warp_uniform(x):
     """Return x, the same int32 in all lanes, for the assembler to know it. A loop up to it may exchange lanes then."""
     return tl.inline_asm_elementwise(
         "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
@@ -260,7 +260,7 @@ def of_warp(x):
 
 
 @triton.jit
-def by_now(x):
+def compute_before_wait(x):
     """Return fp32 ``x``, made before the wait that follows: after it, all it is made of would have had to be kept."""
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
 
@@ -325,7 +325,7 @@ def _reciprocal(x):
 
 @triton.jit
 def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Return a thread's ``words`` (an `exchange.Words`) when all have come, a tensor for each of their parts.
+    """Return a thread's ``words`` (an `exchange.WordLayout`) when all have come, a tensor for each of their parts.
 
     They begin ``OFFSET`` words after ``pointer``; those of the last chunk after ``tail``, if that chunk is not whole.
     An element that is -1 has not come.
@@ -335,7 +335,7 @@ def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.cons
     ``watch[1]``. After giving up each part is a NaN.
     """
     return tl.inline_asm_elementwise(
-        _wait_text(words, OFFSET, _capability()),
+        _wait_ptx(words, OFFSET, _capability()),
         _wait_registers(words),
         [pointer.to(tl.int64), tail.to(tl.int64), abort.to(tl.int64), watch.to(tl.int64)],
         dtype=(tl.int32,) * words.TENSORS,
@@ -354,7 +354,7 @@ def _wait_registers(words):
 
 
 @triton.constexpr_function
-def _wait_text(words, offset, capability):
+def _wait_ptx(words, offset, capability):
     """Return the loop of `wait_words`. Every 64th time round it asks whether to give up."""
     pack, tensors = words.PACK.value, words.TENSORS.value
     # Of each tensor the registers of a thread's words. The addresses follow: of abort and watch the first will do.
@@ -362,10 +362,10 @@ def _wait_text(words, offset, capability):
     all_names = [name for tensor in names for name in tensor]
     abort, watch = (f"${(tensors + i) * pack}" for i in (2, 3))
     loads = wait_loads(words, offset)
-    add, conclude = missing_text(words.BITS.value, capability)
+    add, conclude = missing_ptx(words.BITS.value, capability)
     # A warp that exchanges lanes next leaves the loop as a whole.
     whole = {
-        each: f"vote.sync.any.pred {each}, {each}, 0xffffffff; " if words.WHOLE.value else ""
+        each: f"vote.sync.any.pred {each}, {each}, 0xffffffff; " if words.IS_WARP_WIDE.value else ""
         for each in ("missing", "p")
     }
     if words.PROBE.value:
@@ -398,7 +398,7 @@ DONE:
 @triton.constexpr_function
 def wait_loads(words, offset):
     """Return the loads of all ``words`` of a thread, so that their trips through memory overlap."""
-    pack, parts, count, rows = (each.value for each in (words.PACK, words.PARTS, words.COUNT, words.ROWS_EACH))
+    pack, parts, count, rows = (each.value for each in (words.PACK, words.PARTS, words.CHUNKS, words.ROWS_PER_THREAD))
     tensors = words.TENSORS.value
     loads = []
     for chunk in range(count):
@@ -414,7 +414,7 @@ def wait_loads(words, offset):
 
 
 @triton.constexpr_function
-def missing_text(bits, capability):
+def missing_ptx(bits, capability):
     """Return what a part ``NEXT`` of words adds to ``seen``, and how that shows whether an element is missing."""
     if bits == 32:
         return "max.u32 seen, seen, NEXT;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"

@@ -1,11 +1,11 @@
 """Products on the ordinary fp32 units for ``grid``, with W_hh in registers and no operand in shared memory.
 
-A slice of the sum over units is a warp's, as with the matrix unit. Within the warp ``ALONG`` lanes share the slice's
+A slice of the sum over units is a warp's, as with the matrix unit. Within the warp ``LANES_PER_SLICE`` lanes share the slice's
 units, and the others the rows of W_hh. A thread multiplies what it has of W_hh by what it has itself waited for of the
 state, and computes no column that is not there. Then lanes halve their sums by turns: of two sums each lane keeps one,
 to which the other lane adds its own. What is left of the slices meets in shared memory once.
 
-Tensors are [SLICES, ALONG, ACROSS], a number for each thread, in tuples: the compiler's own layout has warps, then
+Tensors are [SLICES, LANES_PER_SLICE, ACROSS], a number for each thread, in tuples: the compiler's own layout has warps, then
 lanes in this order. ``cut`` is `grid.Cut`.
 """
 
@@ -27,18 +27,18 @@ def apart(units, along):
 @triton.jit
 def load_weights(w_hh, first_unit, cut: tl.constexpr):
     """Return a thread's numbers of W_hh: by chunk of columns, place in a word, gate and row. They are zero beyond H."""
-    ACROSS: tl.constexpr = 32 // cut.ALONG
-    CHUNK: tl.constexpr = cut.SLICES * cut.ALONG * WORD
+    ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
+    CHUNK: tl.constexpr = cut.SLICES * cut.LANES_PER_SLICE * WORD
     unit = first_unit + tl.arange(0, ACROSS)[None, None, :]
-    column = word(cut) * WORD
+    column = thread_word_index(cut) * WORD
     address = w_hh + unit * cut.H + column
     w = ()
-    for c in tl.static_range((cut.ROW + CHUNK - 1) // CHUNK):
+    for c in tl.static_range((cut.PADDED_H + CHUNK - 1) // CHUNK):
         for i in tl.static_range(WORD):
             there = c * CHUNK + i + column < cut.H
             for gate in tl.static_range(3):
-                for u in tl.static_range(apart(cut.UNITS, cut.ALONG)):
-                    if cut.ROW != cut.H:
+                for u in tl.static_range(apart(cut.UNITS, cut.LANES_PER_SLICE)):
+                    if cut.PADDED_H != cut.H:
                         there = (u * ACROSS + unit < cut.H) & (c * CHUNK + i + column < cut.H)
                     place = (gate * cut.H + u * ACROSS) * cut.H + c * CHUNK + i
                     w = w + (isa.load_where(address + place, there, True),)
@@ -46,28 +46,30 @@ def load_weights(w_hh, first_unit, cut: tl.constexpr):
 
 
 @triton.jit
-def word(cut: tl.constexpr):
+def thread_word_index(cut: tl.constexpr):
     """Return each thread's word of a chunk."""
-    word = tl.arange(0, cut.SLICES)[:, None, None] * cut.ALONG + tl.arange(0, cut.ALONG)[None, :, None]
-    return tl.broadcast_to(word, (cut.SLICES, cut.ALONG, 32 // cut.ALONG))
+    word = (
+        tl.arange(0, cut.SLICES)[:, None, None] * cut.LANES_PER_SLICE + tl.arange(0, cut.LANES_PER_SLICE)[None, :, None]
+    )
+    return tl.broadcast_to(word, (cut.SLICES, cut.LANES_PER_SLICE, 32 // cut.LANES_PER_SLICE))
 
 
-def words(cut, **of_tile) -> exchange.Words:
+def word_layout(cut, **of_tile) -> exchange.WordLayout:
     """Return what each thread receives: the numbers that it multiplies, by chunk, row and number in a word."""
-    return exchange.Words(
-        CHUNK=cut.SLICES.value * cut.ALONG.value, ROWS_EACH=cut.ROWS.value, TOGETHER=cut.UNITS.value // WORD.value,
-        WHOLE=True, **of_tile,
+    return exchange.WordLayout(
+        WORDS_PER_CHUNK=cut.SLICES.value * cut.LANES_PER_SLICE.value, ROWS_PER_THREAD=cut.ROWS.value, ADJACENT_WORDS=cut.UNITS.value // WORD.value,
+        IS_WARP_WIDE=True, **of_tile,
     )  # fmt: skip
 
 
 @triton.jit
-def place(unit, row, cut: tl.constexpr):
-    """Return what `exchange.place` does, with a row's units of a program side by side: lanes read one row at a time."""
+def element_offset(unit, row, cut: tl.constexpr):
+    """Return what `exchange.element_offset` does, with a row's units of a program side by side: lanes read one row at a time."""
     return exchange.word_place(unit, row, cut.ROWS, cut.UNITS)
 
 
 @triton.constexpr_function
-def words_of_gates(gates, units, rows, warps):
+def count_gate_tensors(gates, units, rows, warps):
     """Return how many tensors `load_gates` makes of the inputs of so many gates."""
     return -(-_padded(gates) * units * rows // (32 * warps))
 
@@ -81,19 +83,19 @@ def _padded(gates):
 @triton.jit
 def load_gates(gi, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
     """Return the inputs of the gates ``FIRST`` to before ``END``, each in one thread that has its sum."""
-    ACROSS: tl.constexpr = 32 // cut.ALONG
-    APART: tl.constexpr = apart(cut.UNITS, cut.ALONG)
+    ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
+    APART: tl.constexpr = apart(cut.UNITS, cut.LANES_PER_SLICE)
     GATES: tl.constexpr = _padded(END - FIRST)
     words = ()
-    for i in tl.static_range(words_of_gates(END - FIRST, cut.UNITS, cut.ROWS, cut.SLICES)):
-        place = i * cut.SLICES * cut.ALONG + word(cut)
+    for i in tl.static_range(count_gate_tensors(END - FIRST, cut.UNITS, cut.ROWS, cut.SLICES)):
+        place = i * cut.SLICES * cut.LANES_PER_SLICE + thread_word_index(cut)
         gate = place // (cut.ROWS * APART)
         unit = place % APART * ACROSS + tl.arange(0, ACROSS)[None, None, :]
         there = gate < GATES
         if END == 3:
             there = (gate < GATES) & (gate != GATES - 2)
             gate = tl.where(gate == GATES - 1, 2, gate)
-        address = gi + (gate * cut.ROWS + place // APART % cut.ROWS) * cut.ROW + unit
+        address = gi + (gate * cut.ROWS + place // APART % cut.ROWS) * cut.PADDED_H + unit
         words = words + (isa.load_where(address, there, True),)
     return words
 
@@ -105,10 +107,10 @@ def products(w, x, g, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr)
     The inputs of r and z, from ``g``, are added to their products. Those of n follow the products.
     """
     ROWS: tl.constexpr = cut.ROWS
-    ACROSS: tl.constexpr = 32 // cut.ALONG
-    APART: tl.constexpr = apart(cut.UNITS, cut.ALONG)
+    ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
+    APART: tl.constexpr = apart(cut.UNITS, cut.LANES_PER_SLICE)
     GATES: tl.constexpr = _padded(END - FIRST)
-    zero = tl.zeros((cut.SLICES, cut.ALONG, ACROSS), tl.float32)
+    zero = tl.zeros((cut.SLICES, cut.LANES_PER_SLICE, ACROSS), tl.float32)
     sums = ()
     for _ in tl.static_range((END - FIRST) * ROWS * APART):
         sums = sums + (zero,)
@@ -122,14 +124,14 @@ def products(w, x, g, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr)
                         weight = w[((c * WORD + i) * 3 + gate) * APART + u]
                         added = added + (tl.fma(weight, number, sums[len(added)]),)
             sums = added
-    for i in tl.static_range(isa.log2(cut.ALONG)):
+    for i in tl.static_range(isa.log2(cut.LANES_PER_SLICE)):
         halved = ()
         for k in tl.static_range((len(sums) + 1) // 2):
             mine, sent = isa.exchange_lanes(sums[2 * k], sums[2 * k + 1] if 2 * k + 1 < len(sums) else zero, 1 << i)
             halved = halved + (mine + sent,)
         sums = halved
     whole = ()
-    for k in tl.static_range(GATES * ROWS * APART // cut.ALONG):
+    for k in tl.static_range(GATES * ROWS * APART // cut.LANES_PER_SLICE):
         warp = tl.arange(0, cut.SLICES)[:, None, None]
         inputs = tl.where(warp == k % cut.SLICES, g[k // cut.SLICES], 0.0)
         whole = whole + (sums[k] + inputs if k < len(sums) else inputs,)
@@ -137,7 +139,7 @@ def products(w, x, g, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr)
     # Of the sums that are left, by tensor and lane. No conversion between layouts moves past a reduction: else the one
     # below would be up here, and all of this done in threads that have everything.
     x = tl.permute(isa.joined(sums), (3, 0, 1, 2))
-    x = tl.sum(tl.reshape(x, (len(sums), cut.SLICES, cut.ALONG, ACROSS, 1)), 4)
+    x = tl.sum(tl.reshape(x, (len(sums), cut.SLICES, cut.LANES_PER_SLICE, ACROSS, 1)), 4)
     x = tl.permute(x, (0, 2, 3, 1))
     x = tl.permute(tl.reshape(x, (GATES, ROWS, APART, ACROSS, cut.SLICES)), (1, 2, 3, 0, 4))
     x = slices.sum_last(x, cut.SLICES, cut.UNITS, ROWS, GATES)

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 
 from . import isa, sequences
-from .constants import Numbers, derived
+from .constants import CommonConstants, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GateInputs(Numbers):
+class GateInputs(CommonConstants):
     """How ``gi`` lies, and what is in it."""
 
     RESET_AFTER: bool
@@ -26,12 +26,12 @@ class GateInputs(Numbers):
     HAS_BIAS: bool
     PADDED_H: int
     BATCH: int  # batch rows of a tile of gi
-    UNITS_APART: int  # elements from one unit to the next in gi: BATCH, or 1
+    UNIT_STRIDE: int  # elements from one unit to the next in gi: BATCH, or 1
 
     @derived
-    def ROWS_APART(self):
+    def ROW_STRIDE(self):
         """Elements from one batch row of a tile to the next in gi."""
-        return 1 if self.UNITS_APART.value == self.BATCH.value else self.PADDED_H.value
+        return 1 if self.UNIT_STRIDE.value == self.BATCH.value else self.PADDED_H.value
 
     @derived
     def ADDED(self):
@@ -91,11 +91,11 @@ def input_projection(
     tile = col // cut.BATCH
     step = tile // batch_tiles
     b = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
-    length = sequences.length(lengths, b, batch, total, cut.LAYOUT)
-    col_live = sequences.going_on(start + step, length, (step < steps) & (b < batch), cut.LAYOUT)
-    place = sequences.row_place(length, b, backward, x_t, x_b, cut.LAYOUT)
-    place += (start + step).to(tl.int64) * sequences.stride(backward, x_t, cut.LAYOUT)
-    place += sequences.looked_up(start + step, length, backward, offsets, x_t, cut.LAYOUT)
+    length = sequences.load_lengths(lengths, b, batch, total, cut.LAYOUT)
+    col_live = sequences.is_active(start + step, length, (step < steps) & (b < batch), cut.LAYOUT)
+    place = sequences.row_offset(length, b, backward, x_t, x_b, cut.LAYOUT)
+    place += (start + step).to(tl.int64) * sequences.step_stride(backward, x_t, cut.LAYOUT)
+    place += sequences.table_offset(start + step, length, backward, offsets, x_t, cut.LAYOUT)
     x_row = x + place * cut.X_UNIT
 
     acc = tl.zeros((cut.BLOCK_M, cut.BLOCK_N), tl.float32)
@@ -122,7 +122,7 @@ def input_projection(
         acc += _biases(b_ih, b_hh, gate, unit, row_live, cut)[:, None]
     at = _in_tile(gate, unit, cut)
     address = gi + tile.to(tl.int64)[None, :] * (3 * cut.PADDED_H * cut.BATCH) + at[:, None]
-    address += (col % cut.BATCH * cut.ROWS_APART)[None, :]
+    address += (col % cut.BATCH * cut.ROW_STRIDE)[None, :]
     tl.store(address, acc.to(cut.DTYPE), mask=(gate < 3)[:, None] & (step < steps)[None, :])
 
 
@@ -136,7 +136,7 @@ def _biases(b_ih, b_hh, gate, unit, live, cut: tl.constexpr):
 @triton.jit
 def _in_tile(gate, unit, cut: tl.constexpr):
     """Return where the first batch row of each unit lies in a tile of gi."""
-    return gate * (cut.PADDED_H * cut.BATCH) + unit * cut.UNITS_APART
+    return gate * (cut.PADDED_H * cut.BATCH) + unit * cut.UNIT_STRIDE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,5 +185,5 @@ def arrange_products(
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
         x += _biases(b_ih, b_hh, gate, unit, row_live, cut)[None, :]
     address = gi + tile.to(tl.int64)[:, None] * (3 * cut.PADDED_H * cut.BATCH) + _in_tile(gate, unit, cut)[None, :]
-    address += (col % cut.BATCH * cut.ROWS_APART)[:, None]
+    address += (col % cut.BATCH * cut.ROW_STRIDE)[:, None]
     tl.store(address, x.to(cut.DTYPE), mask=(step < steps)[:, None] & (gate < 3)[None, :])

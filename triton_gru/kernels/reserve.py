@@ -10,8 +10,8 @@ _PRODUCT = 'elementwise_inline_asm "mma.sync'
 _OPERANDS = re.compile(_PRODUCT.replace(".", r"\.") + r'[^"]*".*?tensor<(\d+)x8x4xi32, (#\w+)>')
 
 
-def own_memory(kernel):
-    """Return ``kernel``, whose launches have the shared memory that `fragments.place` calls for."""
+def add_shared_memory(kernel):
+    """Return ``kernel``, whose launches have the shared memory that `fragments.shared_address` calls for."""
 
     def create_binder():
         made = type(kernel).create_binder(kernel)

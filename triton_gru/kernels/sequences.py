@@ -21,7 +21,7 @@ def goes_backward(direction, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def length(lengths, row, batch, total, LAYOUT: tl.constexpr):
+def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
     """Of the sequences in rows ``row`` of the batch; in place of rows beyond it, the last one's."""
     if LAYOUT == "dense":
         return total
@@ -31,7 +31,7 @@ def length(lengths, row, batch, total, LAYOUT: tl.constexpr):
 
 @triton.jit
 def longest(lengths, total, LAYOUT: tl.constexpr):
-    """The largest of what `length` returned."""
+    """The largest of what `load_lengths` returned."""
     if LAYOUT == "dense":
         return total
     else:
@@ -39,7 +39,7 @@ def longest(lengths, total, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def going_on(step, lengths, row_live, LAYOUT: tl.constexpr):
+def is_active(step, lengths, row_live, LAYOUT: tl.constexpr):
     """Which of the rows have a step ``step``; ``row_live`` are those that are there."""
     if LAYOUT == "dense":
         return row_live
@@ -47,13 +47,13 @@ def going_on(step, lengths, row_live, LAYOUT: tl.constexpr):
         return row_live & (step < lengths)
 
 
-# Where a step of a row lies, in elements from the first of all, in 64 bits, is the sum of three: `row_place`; the step
-# times `stride`; and `looked_up`. Packed, ``stride_t`` is that from one row of the data to the next, and ``stride_b``
+# Where a step of a row lies, in elements from the first of all, in 64 bits, is the sum of three: `row_offset`; the step
+# times `step_stride`; and `table_offset`. Packed, ``stride_t`` is that from one row of the data to the next, and ``stride_b``
 # means nothing.
 
 
 @triton.jit
-def row_place(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr):
+def row_offset(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr):
     """What is the same for all steps of a row."""
     if LAYOUT == "packed":
         return row.to(tl.int64) * stride_t
@@ -63,7 +63,7 @@ def row_place(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def stride(backward, stride_t, LAYOUT: tl.constexpr):
+def step_stride(backward, stride_t, LAYOUT: tl.constexpr):
     """From a step to the next one, where it is always the same."""
     if LAYOUT == "packed":
         return tl.cast(0, tl.int64)
@@ -72,7 +72,7 @@ def stride(backward, stride_t, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def looked_up(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr):
+def table_offset(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr):
     """Where it is not: from the first step to step ``step``."""
     if LAYOUT == "packed":
         time = tl.where(backward != 0, lengths - 1 - step, step)
@@ -83,7 +83,7 @@ def looked_up(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def restarts(resets, step, lengths, row, batch, total):
+def is_reset(resets, step, lengths, row, batch, total):
     """Which of the rows are to forget their state before step ``step``: never one that has ended. None but forward."""
     at = tl.cast(tl.minimum(step, total - 1), tl.int64) * batch + tl.minimum(row, batch - 1)
     return (isa.load(resets + at) != 0) & (step < lengths)

@@ -7,7 +7,9 @@ from . import fragments, isa
 
 
 @triton.jit
-def sums(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr = False):
+def sum_slices(
+    parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr = False
+):
     """Return one to four products summed over the slices, each [BATCH, UNITS].
 
     A product is [SLICES, UNITS, BATCH], or with ``IN_FRAGMENTS`` as `fragments.multiply` returns it. All go through
@@ -15,11 +17,11 @@ def sums(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, 
     """
     PARTS: tl.constexpr = len(parts)
     if PARTS > 2 and SLICES * UNITS * BATCH > 2048:
-        first = sums(parts[:2], SLICES, UNITS, BATCH, IN_FRAGMENTS)
-        return first + sums(parts[2:], SLICES, UNITS, BATCH, IN_FRAGMENTS)
+        first = sum_slices(parts[:2], SLICES, UNITS, BATCH, IN_FRAGMENTS)
+        return first + sum_slices(parts[2:], SLICES, UNITS, BATCH, IN_FRAGMENTS)
     elif PARTS == 3:
         # Four make words of 128 bits. In the place of a fourth that is not there the third is summed and not used.
-        return sums(parts + (parts[2],), SLICES, UNITS, BATCH, IN_FRAGMENTS)[:3]
+        return sum_slices(parts + (parts[2],), SLICES, UNITS, BATCH, IN_FRAGMENTS)[:3]
     else:
         # A split wants both halves in one thread, so the first one moves all slices of all parts there. tl.sum would
         # add across threads by shuffles and go through shared memory twice. Batch rows come first for the lanes of a

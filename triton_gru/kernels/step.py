@@ -24,11 +24,11 @@ import triton
 import triton.language as tl
 
 from . import isa, sequences, slices
-from .constants import Numbers, derived
+from .constants import CommonConstants, derived
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Cut(Numbers):
+class Cut(CommonConstants):
     """What both kernels are compiled for, beside what there is of a call."""
 
     PART: str
@@ -87,23 +87,23 @@ def step_scan(
     out_t,
     out_b,
     cut: tl.constexpr,  # a `Cut`
-    form: tl.constexpr,  # a `constants.Form`
+    call: tl.constexpr,  # a `constants.CallConstants`
 ):
     direction = tl.program_id(1)
-    backward = sequences.goes_backward(direction, form.REVERSE)
+    backward = sequences.goes_backward(direction, call.REVERSE)
     state += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * cut.H
     tile, unit = _part(cut)
     first_row = tile * cut.BATCH
     row = first_row + tl.arange(0, cut.BATCH)[:, None]
     now = start + step
-    length = sequences.length(lengths, row, batch, total, form.LAYOUT)
-    live = sequences.going_on(now, length, row < batch, form.LAYOUT)
+    length = sequences.load_lengths(lengths, row, batch, total, call.LAYOUT)
+    live = sequences.is_active(now, length, row < batch, call.LAYOUT)
     remembered = live
-    if form.HAS_RESETS:
-        remembered = live & (sequences.restarts(resets, now, length, row, batch, total) == 0)
+    if call.HAS_RESETS:
+        remembered = live & (sequences.is_reset(resets, now, length, row, batch, total) == 0)
     end = cut.H
-    if form.LAYOUT != "dense":
+    if call.LAYOUT != "dense":
         end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, cut.H)
     b_hn = tl.where(direction != 0, b_hh_back, b_hh)
     gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, cut.BATCH) + tile) * (3 * cut.BATCH * cut.PADDED_H)
@@ -112,39 +112,39 @@ def step_scan(
     # What the gates take beside the products is on its way while those are made, where a thread has registers for it.
     if cut.SLICES > 1:
         g = _gate_inputs(gi, unit, cut)
-        b_n = _bias(b_hn, 2, unit, form.HAS_BIAS and cut.PART == "all", cut)
+        b_n = _bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
         first = now == 0
         at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, form.HAS_HX)
+        h = _state(hx, carry_in, at, there, first, call.HAS_HX)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source, remembered = _before(hx, carry_in, rounded_in, remembered, now == 0, form.HAS_HX, cut)
+    source, remembered = _before(hx, carry_in, rounded_in, remembered, now == 0, call.HAS_HX, cut)
     source = source + state * batch * cut.H + row * cut.H
     sums = _recurrent_products(
         _zeros(cut.END - cut.FIRST, cut), w, source, remembered, reset_state + row * cut.H, row < batch, unit, end, cut
     )
     if cut.SLICES == 1:
         g = _gate_inputs(gi, unit, cut)
-        b_n = _bias(b_hn, 2, unit, form.HAS_BIAS and cut.PART == "all", cut)
+        b_n = _bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
         first = now == 0
         at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, form.HAS_HX)
+        h = _state(hx, carry_in, at, there, first, call.HAS_HX)
     a = _over_slices(sums, cut)
     if cut.PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
-    length = sequences.length(lengths, row_b, batch, total, form.LAYOUT)
-    live = sequences.going_on(now, length, there, form.LAYOUT)
+    length = sequences.load_lengths(lengths, row_b, batch, total, call.LAYOUT)
+    live = sequences.is_active(now, length, there, call.LAYOUT)
     before = h
-    if form.HAS_RESETS:
-        before = tl.where(sequences.restarts(resets, now, length, row_b, batch, total), 0.0, h)
+    if call.HAS_RESETS:
+        before = tl.where(sequences.is_reset(resets, now, length, row_b, batch, total), 0.0, h)
     if cut.PART == "reset":
         _leave_reset(g[0], a[0], before, reset_state, row_b, unit, there, cut)
     else:
         new = _update(g, a, before, cut)
-        h = new if form.LAYOUT == "dense" else tl.where(live, new, h)
-        place = sequences.row_place(length, row_b, backward, out_t, out_b, form.LAYOUT)
-        place += now.to(tl.int64) * sequences.stride(backward, out_t, form.LAYOUT)
-        place += sequences.looked_up(now, length, backward, offsets, out_t, form.LAYOUT)
+        h = new if call.LAYOUT == "dense" else tl.where(live, new, h)
+        place = sequences.row_offset(length, row_b, backward, out_t, out_b, call.LAYOUT)
+        place += now.to(tl.int64) * sequences.step_stride(backward, out_t, call.LAYOUT)
+        place += sequences.table_offset(now, length, backward, offsets, out_t, call.LAYOUT)
         isa.store(out + direction * cut.H + place + unit, h.to(cut.DTYPE), live)
         _leave(h, carry_out, rounded_out, h_n, at, there, now == total - 1, cut)
 
@@ -331,7 +331,7 @@ def _over_slices(sums, cut: tl.constexpr):
         return sums
     else:
         turned = ()
-        summed = slices.sums(sums, cut.SLICES, cut.UNITS, cut.BATCH)
+        summed = slices.sum_slices(sums, cut.SLICES, cut.UNITS, cut.BATCH)
         for i in tl.static_range(len(sums)):
             turned = turned + (tl.trans(summed[i]),)
         return turned

@@ -6,7 +6,7 @@ from ..kernels.block import Cut, block_scan
 from ..plan.config import BlockConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan, numbers_of
+from .scan import Scan, common_constants
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
@@ -15,22 +15,22 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
         block_scan,
         config.launch_grid(scan.batch, len(scan.weights)),
         (
-            scan.gi, *scan.of_both(1, 3), scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
+            scan.gi, *scan.select_weights(1, 3), scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
             scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
         ),
-        {"cut": cut(config, scan.problem), "form": scan.form, "num_warps": config.num_warps, "num_stages": 1},
+        {"cut": cut(config, scan.problem), "call": scan.call_constants, "num_warps": config.num_warps, "num_stages": 1},
     )  # fmt: skip
 
 
 def cut(config: BlockConfig, problem: Problem) -> Cut:
     """Return what the kernel is compiled for."""
     return Cut.of(
-        **numbers_of(problem),
+        **common_constants(problem),
         RESET_AFTER=problem.reset_after,
         UNITS=config.units,
-        TILES=config.tiles,
+        UNIT_TILES=config.tiles,
         BATCH=config.batch,
-        AHEAD=config.ahead,
+        PREFETCH_STEPS=config.ahead,
         REGISTER_TILES=config.register_tiles,
         WARPS=config.num_warps,
     )

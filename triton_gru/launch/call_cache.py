@@ -13,56 +13,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call.bind import Call, flat
+from ..call.bind import Call, flatten_weights
 from ..call.options import Options
 from ..call.readable import is_plain
 from ..call.torch_state import TorchState, records_gradient
-from ..plan.device import elsewhere
+from ..plan.device import is_on_other_gpu
 from ..plan.planner import Plan
-from ..plan.validity import why_too_many_rows
+from ..plan.validity import too_many_rows_reason
 from . import hang
 from .execute import launches
-from .prepared import Memory, Prepared, Weights, prepare
+from .prepared import Memory, ModuleWeights, PreparedCall, prepare
 
 # Signatures that are kept of a module, the latest ones.
-SIGNATURES = 32
+MAX_SIGNATURES = 32
 # Stands for a call that was seen once. Inputs of varying length mostly have signatures that never recur, so that a call
 # is prepared on its second use.
 _SEEN_ONCE = object()
 
 
-class Cache:
+class RouteCache:
     """What serves the calls of a module, by signature, oldest first.
 
     That is a function called as ``module.forward`` is; or `_SEEN_ONCE`; or None where a call cannot be prepared.
     """
 
     def __init__(self):
-        self.served: dict[object, object] = {}
+        self.routes: dict[object, object] = {}
         self._lock = threading.Lock()
 
     def find(self, module: nn.Module, signature: object) -> Callable | None:
         """Return what serves a call of this signature, None if that has to be found out."""
-        serves = self.served.get(signature)
-        if type(serves) is not Prepared:
+        serves = self.routes.get(signature)
+        if type(serves) is not PreparedCall:
             return None if serves is _SEEN_ONCE else serves
-        if not serves.weights.hold(module):
-            self.served.clear()
+        if not serves.weights.is_unchanged(module):
+            self.routes.clear()
             return None
         return serves
 
     def add(self, signature: object, serves: object) -> None:
         """Keep what serves calls of this signature."""
         with self._lock:
-            self.served[signature] = serves
-            if len(self.served) > SIGNATURES:
-                del self.served[next(iter(self.served))]
+            self.routes[signature] = serves
+            if len(self.routes) > MAX_SIGNATURES:
+                del self.routes[next(iter(self.routes))]
 
 
-_caches: weakref.WeakKeyDictionary[nn.Module, Cache] = weakref.WeakKeyDictionary()
+_caches: weakref.WeakKeyDictionary[nn.Module, RouteCache] = weakref.WeakKeyDictionary()
 
 
-def find(module, input, hx: Tensor | None) -> Callable | None:
+def find_route(module, input, hx: Tensor | None) -> Callable | None:
     """Return what serves ``module(input, hx)`` and is called as ``module.forward`` is; None if nothing is kept.
 
     ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
@@ -71,52 +71,52 @@ def find(module, input, hx: Tensor | None) -> Callable | None:
         return None
     cache = _caches.get(module)
     serves = cache and cache.find(module, signature_of(module, input, hx))
-    return None if type(serves) is Prepared and elsewhere(serves.device) else serves
+    return None if type(serves) is PreparedCall and is_on_other_gpu(serves.device) else serves
 
 
-def keep(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
+def keep_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
     """Keep that ``module(input, hx)`` was bound and planned so; of the results of a kernel, where it has left them.
 
     ``output`` and ``h_n`` as `execute.run` returns them, or one and the same [1, B, H] where the caller gets but one.
     """
     data = input.data if isinstance(input, PackedSequence) else input
-    if plan.config is None or h_n.numel() == 0 or elsewhere(data.device):
+    if plan.config is None or h_n.numel() == 0 or is_on_other_gpu(data.device):
         return
-    if records_gradient((data, hx, *flat(call.weights))):
+    if records_gradient((data, hx, *flatten_weights(call.weights))):
         return
     signature = signature_of(module, input, hx)
     if signature is None:
         return
-    cache = _caches.setdefault(module, Cache())
-    if signature not in cache.served:
+    cache = _caches.setdefault(module, RouteCache())
+    if signature not in cache.routes:
         cache.add(signature, _SEEN_ONCE)
         return
-    if cache.served.get(signature) is not _SEEN_ONCE:
+    if cache.routes.get(signature) is not _SEEN_ONCE:
         return
-    weights = Weights(module)
-    if not weights.are_all(module, call.weights):
+    weights = ModuleWeights(module)
+    if not weights.has_all(module, call.weights):
         return
     if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
         # The launches read the state in the order of the packed rows.
-        hx = call.hx if TorchState.now(data.device).autocast is None else None
-    held = [hang.of(data.device).watch] if plan.kernel == "grid" else []
+        hx = call.hx if TorchState.current(data.device).autocast is None else None
+    held = [hang.get_watchdog(data.device).watch] if plan.kernel == "grid" else []
     memory = Memory(data, hx, output, h_n, weights.of(module), held)
     if call.sequences.layout == "packed":
-        memory.know_table(call.sequences)
+        memory.add_table(call.sequences)
     made = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
-    cache.add(signature, prepare(made, weights, memory) if weights.hold(module) else None)
+    cache.add(signature, prepare(made, weights, memory) if weights.is_unchanged(module) else None)
 
 
-def keep_torchs(module, input, hx: Tensor | None, forward: Callable) -> None:
+def keep_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> None:
     """Keep that torch's own ``forward(module, input, hx)`` serves the call.
 
     It has done so once, and asks for the weights itself: whatever becomes of them, the answer is torch's.
     """
     if (signature := signature_of(module, input, hx)) is not None:
-        _caches.setdefault(module, Cache()).add(signature, forward)
+        _caches.setdefault(module, RouteCache()).add(signature, forward)
 
 
-def forget() -> None:
+def clear_call_cache() -> None:
     """Forget everything kept: for when calls may be planned otherwise from here on."""
     _caches.clear()
 
@@ -129,14 +129,14 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
     data = input.data if isinstance(input, PackedSequence) else input
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
-    state = TorchState.now(data.device)
-    if state.wrapped or state.tracing:  # first: wrappers have no memory, and a trace would record what is asked
+    state = TorchState.current(data.device)
+    if state.is_wrapping or state.is_tracing:  # first: wrappers have no memory, and a trace would record what is asked
         return None
-    options = Options.of(module)
+    options = Options.from_module(module)
     layout = _layout(data) if data is input else _packed_layout(options, input)
     if layout is None:
         return None
-    records = state.grad and records_gradient((data, hx, *module._parameters.values()))
+    records = state.is_grad_enabled and records_gradient((data, hx, *module._parameters.values()))
     return options, state, records, layout, None if hx is None else _layout(hx)
 
 
@@ -160,5 +160,5 @@ def _packed_layout(options: Options, input: PackedSequence) -> tuple | None:
     (rows, *features), *layout = _layout(input.data)
     if not (options.bidirectional and options.num_layers > 1):
         # A single row has no stride that counts.
-        rows = rows > 1, why_too_many_rows(rows)
+        rows = rows > 1, too_many_rows_reason(rows)
     return len(sizes), int(sizes[0]), rows, *features, *layout, None if order is None else order.shape

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..call.bind import Call, contiguous, flat
+from ..call.bind import Call, flatten_weights, make_weights_contiguous
 from ..call.torch_state import records_gradient
 from ..plan.config import CUBLAS, BlockConfig, Config, GridConfig, Projection, StepConfig
-from ..plan.device import Device, capturing, elsewhere
-from ..plan.planner import Plan, choose, forget
+from ..plan.device import Device, is_capturing, is_on_other_gpu
+from ..plan.planner import Plan, choose, clear_plan_cache
 from ..plan.tables import lookup
-from ..plan.validity import is_whole_step
-from . import block, grid, hang, step, without_kernels
+from ..plan.validity import is_fused_step
+from . import block, fallback, grid, hang, step
 from . import projection as inputs
 from .kernel_launch import Launch, Product
 from .scan import Scan
@@ -31,8 +31,8 @@ def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
     """
     if plan.config is None:
-        return without_kernels.run(call, plan.kernel)
-    tensors = [t for t in (call.input, call.hx, *flat(call.weights)) if t is not None]
+        return fallback.run(call, plan.kernel)
+    tensors = [t for t in (call.input, call.hx, *flatten_weights(call.weights)) if t is not None]
     if records_gradient(tensors):
         return _ForwardOnly.apply(call, plan, *tensors)
     return _run_kernels(call, plan)
@@ -58,25 +58,25 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     device = call.input.device
     hang.raise_if_hung(device)
     output, h_n = allocate(call)
-    with torch.cuda.device(device) if elsewhere(device) else contextlib.nullcontext():
+    with torch.cuda.device(device) if is_on_other_gpu(device) else contextlib.nullcontext():
         try:
             start(launches(call, plan.config, plan.device, output, h_n, projection=plan.projection))
         except Exception as failure:
-            plan = untuned(plan, failure, device)
+            plan = replace_failing_plan(plan, failure, device)
             start(launches(call, plan.config, plan.device, output, h_n, projection=plan.projection))
     return output, h_n
 
 
-def untuned(plan: Plan, failure: Exception, device: torch.device) -> Plan:
+def replace_failing_plan(plan: Plan, failure: Exception, device: torch.device) -> Plan:
     """What to go on with where a configuration from a table does not run, as after an upgrade of Triton.
 
     Warns, and the table is not asked for it again. Raises ``failure`` if that is not about a table's configuration: not
     what fails for want of memory, nor what fails while a graph is captured, for which it was to be loaded before.
     """
-    if not plan.tuned or isinstance(failure, torch.OutOfMemoryError) or capturing(device):
+    if not plan.is_tuned or isinstance(failure, torch.OutOfMemoryError) or is_capturing(device):
         raise failure
-    lookup.distrust(plan.device, plan.config)
-    forget()
+    lookup.exclude_config(plan.device, plan.config)
+    clear_plan_cache()
     instead = choose(plan.problem, plan.device, plan.kernel)
     text = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
     warnings.warn(
@@ -129,12 +129,12 @@ def launches(
     problem = call.problem
     if problem.batch_size == 0:
         return
-    weights = contiguous(call.weights)
+    weights = make_weights_contiguous(call.weights)
     layers = [weights[i : i + problem.directions] for i in range(0, len(weights), problem.directions)]
     hx = call.hx
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
-    whole = is_whole_step(config, problem)
+    whole = is_fused_step(config, problem)
     targets = [output]
     if (problem.bidirectional or whole) and len(layers) > 1:
         other = new(output, *output.shape)
@@ -170,12 +170,12 @@ def launches(
     source = call.input
     for index, layer in enumerate(layers):
         out = targets[index % len(targets)]
-        scan.begin(index, layer, out)
+        scan.begin_layer(index, layer, out)
         if whole:
-            yield from step.whole_launches(scan, source[0], config, states)
+            yield from step.fused_step_launches(scan, source[0], config, states)
         else:
             for first in range(0, problem.steps, chunk):
-                scan.go_on(gi, first, min(chunk, problem.steps - first))
+                scan.move_to_chunk(gi, first, min(chunk, problem.steps - first))
                 yield from inputs.launches(source, scan, config, projection, products)
                 yield from scan_launches()
         source = out

@@ -11,7 +11,7 @@ from ..plan.config import GridConfig
 from ..plan.problem import Problem
 from . import hang
 from .kernel_launch import Clear, Launch
-from .scan import Scan, numbers_of
+from .scan import Scan, common_constants
 
 # Cap on the mailbox of a call, which has to stay in the L2, and holds two time steps at least.
 MAILBOX_BYTES = 16 << 20
@@ -53,7 +53,7 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
     """
     constants = {
         "cut": cut(config, scan.problem),
-        "form": scan.form,
+        "call": scan.call_constants,
         "num_warps": config.slices,
         "num_stages": 1,
         # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
@@ -66,8 +66,8 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
             grid_scan,
             config.launch_grid(scan.batch, len(scan.weights)),
             (
-                scan.gi, *scan.of_both(1, 3), scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
-                scan.out, scan.h_n, *scan.ends, words, hang.of(scan.gi.device).watch,
+                scan.gi, *scan.select_weights(1, 3), scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
+                scan.out, scan.h_n, *scan.ends, words, hang.get_watchdog(scan.gi.device).watch,
                 scan.steps, scan.start, scan.total, config.copies, first_direction,
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),
@@ -79,16 +79,16 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
 
 def cut(config: GridConfig, problem: Problem) -> Cut:
     """Return what the kernel is compiled for."""
-    by_lanes = problem.ieee and config.register_tiles > 0
+    by_lanes = problem.is_ieee and config.register_tiles > 0
     return Cut.of(
-        **numbers_of(problem),
+        **common_constants(problem),
         RESET_AFTER=problem.reset_after,
         UNITS=config.units,
         BATCH=config.rows if by_lanes else config.batch,
         ROWS=config.rows,
-        TILES=config.tiles,
+        BATCH_TILES=config.tiles,
         SLICES=config.slices,
         REGISTER_TILES=config.register_tiles,
-        ALONG=config.along if by_lanes else 0,
+        LANES_PER_SLICE=config.lanes_per_slice if by_lanes else 0,
         PROBE=config.handover == "probe",
     )

@@ -69,7 +69,7 @@ class Watchdog:
 _watchdogs: dict[torch.device, Watchdog] = {}
 
 
-def of(device: torch.device) -> Watchdog:
+def get_watchdog(device: torch.device) -> Watchdog:
     """The device's watchdog, made at the first call, which copies to the device: not to be captured in a graph."""
     if device not in _watchdogs:
         with torch.inference_mode(False):  # it outlives the mode of the call

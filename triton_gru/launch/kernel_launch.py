@@ -39,13 +39,13 @@ class Product(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel launch: ``kernel[grid](*args, **constants)``, once ``clear`` is done.
+    """One kernel launch: ``kernel[programs](*args, **constants)``, once ``clear`` is done.
 
     `COMPILER_OPTIONS` are passed beside the constants.
     """
 
     kernel: object
-    grid: tuple[int, ...]
+    programs: tuple[int, ...]
     args: tuple
     constants: dict
     clear: Clear | None = None
@@ -54,19 +54,19 @@ class Launch(NamedTuple):
         """As Triton's own launch does, returns the compiled kernel."""
         if self.clear is not None:
             self.clear.words.fill_(self.clear.value)
-        return self.kernel[self.grid](*self.args, **self.constants, **COMPILER_OPTIONS)
+        return self.kernel[self.programs](*self.args, **self.constants, **COMPILER_OPTIONS)
 
     def compile(self):
         """What Triton makes of it, by the path of a real launch up to the moment it would start."""
-        return self.kernel.warmup(*self.args, grid=self.grid, **self.constants, **COMPILER_OPTIONS)
+        return self.kernel.warmup(*self.args, grid=self.programs, **self.constants, **COMPILER_OPTIONS)
 
-    def prepared(self) -> Callable[..., None]:
+    def make_starter(self) -> Callable[..., None]:
         """Starts the kernel with other arguments of the same kinds, in place of tensors the addresses of such.
 
         It does not ask what they are: an address is to be as much of a multiple of 16 as the tensor's is.
         """
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
-        grid = (*self.grid, 1, 1)[:3]
+        grid = (*self.programs, 1, 1)[:3]
         compiled = self.compile()
         observed = compiled[grid]  # which loads it, too
         run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata

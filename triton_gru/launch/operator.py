@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..call.bind import as_one_step, autocast, bind_dense, flat, grouped, weights_of_cell, weights_of_gru
-from ..call.checks import batched, check_cell, check_gru
+from ..call.bind import (
+    bind_dense,
+    cast_for_autocast,
+    flatten_weights,
+    group_weights,
+    to_gru_arguments,
+    weights_of_cell,
+    weights_of_gru,
+)
+from ..call.checks import add_batch_dim, check_cell, check_gru
 from ..call.options import Options
 from ..plan import device as devices
-from ..plan.device import find
+from ..plan.device import find_device
 from ..plan.planner import choose
-from ..reference import Weights
+from ..reference import LayerWeights
 from . import execute
 
 _ARGUMENTS = (
@@ -30,8 +38,8 @@ def run_gru(gru, input: Tensor, hx: Tensor | None, lengths: Tensor | None, reset
     """Run a `triton_gru.GRU` by the operator; not on packed input."""
     check_gru(gru, input, hx, lengths, resets)
     unbatched = input.dim() == 2
-    input, hx, resets = batched(gru.batch_first, input, hx, resets)
-    options, weights = Options.of(gru), weights_of_gru(gru)
+    input, hx, resets = add_batch_dim(gru.batch_first, input, hx, resets)
+    options, weights = Options.from_module(gru), weights_of_gru(gru)
     operate = _operate_by_layers if gru.training and gru.dropout > 0 else _operate
     output, h_n = operate(options, input, hx, weights, lengths, resets)
     return (output.squeeze(0 if gru.batch_first else 1), h_n.squeeze(1)) if unbatched else (output, h_n)
@@ -40,12 +48,14 @@ def run_gru(gru, input: Tensor, hx: Tensor | None, lengths: Tensor | None, reset
 def run_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
     """Run a `triton_gru.GRUCell` by the operator."""
     check_cell(cell, input, hx)
-    h = _operate(Options.of(cell), *as_one_step(input, hx), [weights_of_cell(cell)], None, None)[1].squeeze(0)
+    h = _operate(Options.from_module(cell), *to_gru_arguments(input, hx), [weights_of_cell(cell)], None, None)[
+        1
+    ].squeeze(0)
     return h.squeeze(0) if input.dim() == 1 else h
 
 
 def _operate_by_layers(
-    options: Options, input: Tensor, hx: Tensor | None, weights: list[Weights], *ends
+    options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], *ends
 ) -> tuple[Tensor, Tensor]:
     """Let a graph see what torch drops out between layers: it remembers that for a backward."""
     directions, states = options.directions, []
@@ -59,12 +69,12 @@ def _operate_by_layers(
 
 
 def _operate(
-    options: Options, input: Tensor, hx: Tensor | None, weights: list[Weights], lengths, resets
+    options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], lengths, resets
 ) -> tuple[Tensor, Tensor]:
-    input, hx, weights = autocast(input, hx, weights)
+    input, hx, weights = cast_for_autocast(input, hx, weights)
     passed = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
-    passed += options.backend, options.trains
-    return torch.ops.triton_gru.gru(input, hx, flat(weights), lengths, resets, *passed)
+    passed += options.backend, options.is_training_call
+    return torch.ops.triton_gru.gru(input, hx, flatten_weights(weights), lengths, resets, *passed)
 
 
 def _options(
@@ -83,8 +93,8 @@ def _run(grad: bool, options: Options, input, hx, weights, lengths, resets) -> t
     # Its arguments are in the dtype they are to be in, whatever autocast there is by now.
     with torch.autocast(input.device.type, enabled=False):
         with torch.enable_grad():  # as it was where `training` is set
-            call = bind_dense(options, input, hx, grouped(weights, options.bias), lengths, resets)
-        plan = choose(call.problem, find(input.device), options.backend)
+            call = bind_dense(options, input, hx, group_weights(weights, options.bias), lengths, resets)
+        plan = choose(call.problem, find_device(input.device), options.backend)
         with torch.set_grad_enabled(grad):
             return execute.run(call, plan)
 
@@ -97,7 +107,12 @@ def _gru(input, hx, weights, lengths, resets, *passed) -> tuple[Tensor, Tensor]:
 
 def _on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
     """Return what torch's GRU gives on a CPU, where calls take microseconds; None if something else serves the call."""
-    if not input.is_cpu or devices.on_cpu is not None or options.backend != "auto" or options.beyond_torch:
+    if (
+        not input.is_cpu
+        or devices.emulated_device is not None
+        or options.backend != "auto"
+        or options.unsupported_by_nn_gru
+    ):
         return None
     if lengths is not None or resets is not None or torch._C._is_any_autocast_enabled():
         return None

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..call.bind import flat
+from ..call.bind import flatten_weights
 from ..call.readable import materialize, unreadable_reason
-from ..call.sequences import Sequences, as_packed, unpacked
+from ..call.sequences import Sequences, pack_results, unpack_input
 from ..reference import WEIGHT_NAMES
-from ..reference import Weights as Layer
+from ..reference import LayerWeights as Layer
 from . import hang
 from .kernel_launch import Launch, Product
 
 # Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
-LAUNCHES = 64
+MAX_LAUNCHES = 64
 
 
-class Weights:
+class ModuleWeights:
     """Which weights a module has, and where they lie.
 
     Nothing here refers to a weight: it would live on, and torch does not swap parameters that have weak references.
@@ -45,11 +45,11 @@ class Weights:
         found = (name for name, place in zip(self._there, places) if [place] == _places([weight]))
         return next(found, None)
 
-    def are_all(self, module, used: list[Layer]) -> bool:
+    def has_all(self, module, used: list[Layer]) -> bool:
         """Return whether the weights that a call uses are the module's own: none is made anew for each call."""
-        return sum(w is not None for w in self.of(module)) == len(flat(used))
+        return sum(w is not None for w in self.of(module)) == len(flatten_weights(used))
 
-    def hold(self, module) -> bool:
+    def is_unchanged(self, module) -> bool:
         """Return whether the module has the same weights yet, and they lie where they did."""
         now = self.of(module)
         # A weight that is gone may leave its id to another, so that the type counts.
@@ -77,7 +77,7 @@ class _Kernel(NamedTuple):
     """A launch, of which some arguments are still open.
 
     Attributes:
-        begin: of `Launch.prepared`, for ``args``.
+        begin: of `Launch.make_starter`, for ``args``.
         open: (which of them, of which memory, how many bytes from its start).
         clear: words of the room, from and to, and what they are set to before.
     """
@@ -143,13 +143,13 @@ class _Product(NamedTuple):
         yield Product(self.x.of(tensors), module._parameters[self.weight], self.out.of(tensors)).start
 
 
-class Prepared:
+class PreparedCall:
     """The launches of a call on a module's ``weights``, and how much memory they take.
 
     They fill the results, and room for what goes between launches, on ``device``.
     """
 
-    def __init__(self, steps: list[_Kernel | _Product], weights: Weights, memory: "Memory"):
+    def __init__(self, steps: list[_Kernel | _Product], weights: ModuleWeights, memory: "Memory"):
         self._steps, self.weights, self.device = steps, weights, memory.device
         self._held, self._room = memory.held, memory.room
         self._output, self._h_n = memory.output, memory.h_n
@@ -157,19 +157,19 @@ class Prepared:
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
         if not isinstance(input, PackedSequence):
             return self._launched(module, input, hx)
-        data, hx, sequences = unpacked(module, input, hx)
+        data, hx, sequences = unpack_input(module, input, hx)
         results = self._launched(module, data, materialize(hx), sequences.offsets.data_ptr())
-        return as_packed(module, input, *results)
+        return pack_results(module, input, *results)
 
     def _launched(self, module, input: Tensor, hx: Tensor | None, table: int = 0):
         """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
         hang.raise_if_hung(input.device)
-        starts, tensors, results = self._make_room(input, hx, table)
+        starts, tensors, results = self._allocate(input, hx, table)
         for step in self._steps:
             step.start(starts, tensors, module)
         return results
 
-    def _make_room(self, input: Tensor, hx: Tensor | None, table: int):
+    def _allocate(self, input: Tensor, hx: Tensor | None, table: int):
         """Return where each memory of a call begins, the memories themselves, and what the call returns."""
         h_n = input.new_empty(self._h_n)
         # Packed data has as many rows as it may.
@@ -191,24 +191,24 @@ class Prepared:
 
         The functions may be called again. They are for measuring what else a call costs.
         """
-        starts, tensors, results = self._make_room(input, hx, 0)
+        starts, tensors, results = self._allocate(input, hx, 0)
         functions = [each for step in self._steps for each in step.functions(starts, tensors, module)]
         return results, functions, tensors
 
 
-def prepare(launches: Iterable[Launch | Product], weights: Weights, memory: "Memory") -> Prepared | None:
+def prepare(launches: Iterable[Launch | Product], weights: ModuleWeights, memory: "Memory") -> PreparedCall | None:
     """Return launches, for which ``memory`` has made what goes between them, as they can be made again.
 
     None if there are too many, or they read what was made for this call (a copy of its state, say).
     """
-    made = list(itertools.islice(launches, LAUNCHES + 1))
-    if len(made) > LAUNCHES:
+    made = list(itertools.islice(launches, MAX_LAUNCHES + 1))
+    if len(made) > MAX_LAUNCHES:
         return None
     steps = [_product(each, weights, memory) if isinstance(each, Product) else _kernel(each, memory) for each in made]
-    return None if memory.ambiguous or None in steps else Prepared(steps, weights, memory)
+    return None if memory.ambiguous or None in steps else PreparedCall(steps, weights, memory)
 
 
-def _product(product: Product, weights: Weights, memory: "Memory") -> _Product | None:
+def _product(product: Product, weights: ModuleWeights, memory: "Memory") -> _Product | None:
     weight = weights.name_of(product.w)
     x, out = (_view(each, memory) for each in (product.x, product.out))
     return None if None in (weight, x, out) else _Product(x, weight, out)
@@ -237,7 +237,7 @@ def _kernel(launch: Launch, memory: "Memory") -> _Kernel | None:
         words, value = launch.clear
         first = memory.find(words)[1] // words.itemsize
         clear = first, first + words.numel(), value
-    return _Kernel(launch.prepared(), args, open, clear)
+    return _Kernel(launch.make_starter(), args, open, clear)
 
 
 class Memory:
@@ -275,7 +275,7 @@ class Memory:
         self._given = [(tensor.data_ptr(), _end(tensor), which) for tensor, which in given]
         self._between: list[tuple[Tensor, int]] = []
 
-    def know_table(self, sequences: Sequences) -> None:
+    def add_table(self, sequences: Sequences) -> None:
         """Let launches read what packed input needs."""
         offsets = sequences.offsets
         self._starts |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..kernels.projection import Arranged, Cut, arrange_products, input_projection
-from ..plan.config import ARRANGED, CUBLAS, BlockConfig, Config, Projection, projection_config
+from ..plan.config import ARRANGE_TILE, CUBLAS, BlockConfig, Config, Projection, projection_config
 from .kernel_launch import Launch, Product
-from .scan import Scan, numbers_of
+from .scan import Scan, common_constants
 
 
 def launches(
@@ -35,7 +35,7 @@ def _by_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -
         tile = projection_config(problem.hidden_size, x.dtype, problem.precision, aligned=aligned)
     cols = scan.steps * scan.gi.size(2) * config.rows
     cut = Cut.of(
-        **_numbers_of(scan, config),
+        **_common_constants(scan, config),
         LAYOUT=scan.layout,
         I=inputs,
         BLOCK_M=tile.rows,
@@ -47,7 +47,7 @@ def _by_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -
         input_projection,
         tile.launch_grid(cols, config.padded_hidden, len(scan.weights)),
         (
-            x, *scan.of_both(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
+            x, *scan.select_weights(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
             scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
         ),
         {"cut": cut, "num_warps": tile.num_warps, "num_stages": tile.num_stages},
@@ -65,23 +65,23 @@ def _by_cublas(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Itera
         first = scan.total - scan.start - scan.steps if backward else scan.start
         part = x[first : first + scan.steps]
         yield Product(part.transpose(0, 1) if batch_first else part, w_ih, products[direction])
-    cut = Arranged.of(**_numbers_of(scan, config), BLOCK_M=ARRANGED.rows, BLOCK_N=ARRANGED.cols)
+    cut = Arranged.of(**_common_constants(scan, config), BLOCK_M=ARRANGE_TILE.rows, BLOCK_N=ARRANGE_TILE.cols)
     product_t, product_b = (1, scan.steps) if batch_first else (scan.batch, 1)
     yield Launch(
         arrange_products,
-        ARRANGED.launch_grid(scan.steps * scan.gi.size(2) * config.rows, config.padded_hidden, len(scan.weights)),
-        (products, *scan.of_both(2, 3), scan.gi, scan.steps, scan.batch, product_t, product_b),
-        {"cut": cut, "num_warps": ARRANGED.num_warps, "num_stages": ARRANGED.num_stages},
+        ARRANGE_TILE.launch_grid(scan.steps * scan.gi.size(2) * config.rows, config.padded_hidden, len(scan.weights)),
+        (products, *scan.select_weights(2, 3), scan.gi, scan.steps, scan.batch, product_t, product_b),
+        {"cut": cut, "num_warps": ARRANGE_TILE.num_warps, "num_stages": ARRANGE_TILE.num_stages},
     )
 
 
-def _numbers_of(scan: Scan, config: Config) -> dict:
+def _common_constants(scan: Scan, config: Config) -> dict:
     """Return the values of `kernels.projection.GateInputs`."""
-    return numbers_of(scan.problem) | {
+    return common_constants(scan.problem) | {
         "RESET_AFTER": scan.problem.reset_after,
         "REVERSE": scan.problem.reverse,
         "HAS_BIAS": scan.has_bias,
         "PADDED_H": config.padded_hidden,
         "BATCH": config.rows,
-        "UNITS_APART": config.rows if isinstance(config, BlockConfig) else 1,
+        "UNIT_STRIDE": config.rows if isinstance(config, BlockConfig) else 1,
     }

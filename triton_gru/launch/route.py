@@ -11,32 +11,32 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from ..call.bind import Call, bind_cell, bind_gru, weights_of_cell
-from ..call.options import Options, is_as_accelerated
-from ..call.sequences import as_packed
+from ..call.options import Options, has_only_nn_gru_attributes
+from ..call.sequences import pack_results
 from ..call.torch_state import records_gradient
 from ..plan import device as devices
-from ..plan.device import find
+from ..plan.device import find_device
 from ..plan.planner import Plan, choose
 from . import call_cache, execute, operator
 
 _nn_gru, _nn_cell = nn.GRU.forward, nn.GRUCell.forward
 
 
-def known_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
+def find_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
     """Return what serves ``gru(input, hx)`` without a look at anything else, None if that has to be found out.
 
     That is torch's own on a CPU, where calls are a matter of microseconds; or what served the call before.
     """
     plain = type(input) is Tensor and input.is_cpu and gru.backend == "auto" and gru.reset_after and not gru.reverse
-    if plain and devices.on_cpu is None and not torch.compiler.is_compiling():
+    if plain and devices.emulated_device is None and not torch.compiler.is_compiling():
         return _nn_gru
-    return call_cache.find(gru, input, hx)
+    return call_cache.find_route(gru, input, hx)
 
 
-def known_cell(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
-    """Return what serves ``cell(input, hx)`` without a look at anything else, as `known_gru`."""
+def find_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
+    """Return what serves ``cell(input, hx)`` without a look at anything else, as `find_gru_route`."""
     plain = type(input) is Tensor and input.is_cpu and cell.backend == "auto" and cell.reset_after
-    return _nn_cell if plain and devices.on_cpu is None else call_cache.find(cell, input, hx)
+    return _nn_cell if plain and devices.emulated_device is None else call_cache.find_route(cell, input, hx)
 
 
 def route_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets) -> Callable:
@@ -84,43 +84,45 @@ def run_outside_graph(gru, *arguments):
 def run_kernels(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets):
     """Run what the plan of a call says, and keep it for calls to come."""
     call = bind_gru(gru, input, hx, lengths, resets)
-    plan = plan_of(call)
+    plan = plan_call(call)
     if plan.kernel == "torch" and lengths is None and not gru.reverse:
         results = _nn_gru(gru, input, hx)
-        call_cache.keep_torchs(gru, input, hx, _nn_gru)
+        call_cache.keep_nn_gru_route(gru, input, hx, _nn_gru)
         return results
     output, h_n = execute.run(call, plan)
     if isinstance(input, Tensor) and input.dim() == 2:
         return output.squeeze(0 if gru.batch_first else 1), h_n.squeeze(1)
     if lengths is None and resets is None:
-        call_cache.keep(gru, input, hx, call, plan, output, h_n)
-    return as_packed(gru, input, output, h_n) if isinstance(input, PackedSequence) else (output, h_n)
+        call_cache.keep_route(gru, input, hx, call, plan, output, h_n)
+    return pack_results(gru, input, output, h_n) if isinstance(input, PackedSequence) else (output, h_n)
 
 
 def run_cell_kernels(cell, input: Tensor, hx: Tensor | None) -> Tensor:
     """Run what the plan of a cell's call says, and keep it for calls to come."""
     call = bind_cell(cell, input, hx)
-    plan = plan_of(call)
+    plan = plan_call(call)
     if plan.kernel == "torch":
         h = _nn_cell(cell, input, hx)
-        call_cache.keep_torchs(cell, input, hx, _nn_cell)
+        call_cache.keep_nn_gru_route(cell, input, hx, _nn_cell)
         return h
     h_n = execute.run(call, plan)[1]
     h = h_n.squeeze(0)
     if input.dim() == 1:
         return h.squeeze(0)
-    call_cache.keep(cell, input, hx, call, plan, h_n, h_n)
+    call_cache.keep_route(cell, input, hx, call, plan, h_n, h_n)
     return h
 
 
-def plan_of(call: Call) -> Plan:
+def plan_call(call: Call) -> Plan:
     """Return the plan of a call on the device of its input."""
-    return choose(call.problem, find(call.input.device), call.options.backend)
+    return choose(call.problem, find_device(call.input.device), call.options.backend)
 
 
 def stops_compiler(gru) -> bool:
     """Return whether torch.compile is to refuse a GRU as it does any `nn.GRU`: where torch serves its calls."""
-    served = gru.backend == "torch" or Options.of(gru).trains or _has_no_kernels(gru.weight_ih_l0.device)
+    served = (
+        gru.backend == "torch" or Options.from_module(gru).is_training_call or _has_no_kernels(gru.weight_ih_l0.device)
+    )
     return served and gru.backend in ("auto", "torch") and not _is_graph_whole()
 
 
@@ -129,16 +131,16 @@ def _is_torchs(module, input: Tensor | PackedSequence, differentiable: tuple[Ten
 
     So it does where autograd records a call of the tensors ``differentiable``.
     """
-    options = Options.of(module)
-    if options.backend not in ("auto", "torch") or options.beyond_torch:
+    options = Options.from_module(module)
+    if options.backend not in ("auto", "torch") or options.unsupported_by_nn_gru:
         return False
     # A trace would not show a kernel; and a model that is compiled in training is to train.
-    if options.backend == "torch" or torch.jit.is_tracing() or options.trains:
+    if options.backend == "torch" or torch.jit.is_tracing() or options.is_training_call:
         return True
     is_left_out = not (_is_operator_needed(input) or _is_unknown_to_graph(input))
     if torch.compiler.is_exporting():
         # An accelerated model goes to those who may not have this package.
-        return is_as_accelerated(module) or is_left_out
+        return has_only_nn_gru_attributes(module) or is_left_out
     if torch.compiler.is_compiling() and is_left_out:
         return True
     device = (input.data if isinstance(input, PackedSequence) else input).device
@@ -147,7 +149,7 @@ def _is_torchs(module, input: Tensor | PackedSequence, differentiable: tuple[Ten
 
 def _has_no_kernels(device: torch.device) -> bool:
     # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
-    return device.type != "cuda" and find(device) is None
+    return device.type != "cuda" and find_device(device) is None
 
 
 def _is_operator_needed(input: Tensor | PackedSequence) -> bool:

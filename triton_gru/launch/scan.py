@@ -5,9 +5,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..call.sequences import Sequences
-from ..kernels.constants import Form
+from ..kernels.constants import CallConstants
 from ..plan.problem import Problem
-from ..reference import Weights
+from ..reference import LayerWeights
 
 
 class Scan:
@@ -43,7 +43,7 @@ class Scan:
         self._resets = nothing if resets is None else resets
         self._has_resets = resets is not None
 
-    def begin(self, layer: int, weights: list[Weights], out: Tensor) -> None:
+    def begin_layer(self, layer: int, weights: list[LayerWeights], out: Tensor) -> None:
         """Begin a layer, at the first step."""
         self.has_bias = weights[0][3] is not None
         self.weights = [
@@ -54,15 +54,15 @@ class Scan:
         self.first_state = layer * self.problem.directions
         self.start = 0
 
-    def go_on(self, gi: Tensor, start: int, steps: int) -> None:
+    def move_to_chunk(self, gi: Tensor, start: int, steps: int) -> None:
         """Move on to a chunk of steps."""
         self.gi, self.start, self.steps = gi, start, steps
 
-    def stay_in_the_middle(self, parity: int) -> None:
+    def set_middle_step(self, parity: int) -> None:
         """Make the step neither the first nor the last: the state comes from ``carry`` and goes there."""
         self.parity, self.start, self.total = parity, 1, 3
 
-    def of_both(self, *which: int) -> list[Tensor]:
+    def select_weights(self, *which: int) -> list[Tensor]:
         """Return the chosen weights (0 w_ih, 1 w_hh, 2 b_ih, 3 b_hh), forward then backward; of one direction twice."""
         return [weights[i] for weights in (self.weights[0], self.weights[-1]) for i in which]
 
@@ -75,9 +75,9 @@ class Scan:
         return self.lengths, self.offsets, self._resets
 
     @property
-    def form(self) -> Form:
+    def call_constants(self) -> CallConstants:
         """Return what every scan is compiled for, whatever the configuration."""
-        return Form.of(
+        return CallConstants.of(
             LAYOUT=self.layout,
             REVERSE=self.problem.reverse,
             HAS_BIAS=self.has_bias,
@@ -95,8 +95,8 @@ class Scan:
         return (0, 0) if self.hx is None else (self.hx.stride(0), self.hx.stride(1))
 
 
-def numbers_of(problem: Problem) -> dict:
-    """Return the values of `constants.Numbers`."""
+def common_constants(problem: Problem) -> dict:
+    """Return the values of `constants.CommonConstants`."""
     return {"DTYPE": triton_type(problem.dtype), "PRECISION": problem.precision, "H": problem.hidden_size}
 
 

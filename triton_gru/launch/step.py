@@ -8,7 +8,7 @@ from ..kernels.step import Cut, step_scan, whole_step
 from ..plan.config import StepConfig
 from ..plan.problem import Problem
 from .kernel_launch import Launch
-from .scan import Scan, numbers_of
+from .scan import Scan, common_constants
 
 
 class States:
@@ -41,19 +41,19 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
                 step_scan,
                 config.launch_grid(scan.batch, len(scan.weights)),
                 (
-                    scan.gi, *scan.of_both(1, 3), scan.initial, *states.of(scan.parity),
+                    scan.gi, *scan.select_weights(1, 3), scan.initial, *states.of(scan.parity),
                     scan.out, scan.h_n, *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state,
                     scan.batch, *scan.out_strides,
                 ),
                 {
-                    "cut": each, "form": scan.form,
+                    "cut": each, "call": scan.call_constants,
                     "num_warps": config.num_warps, "num_stages": config.num_stages,
                 },
             )  # fmt: skip
         scan.parity ^= 1
 
 
-def whole_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) -> Iterator[Launch]:
+def fused_step_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) -> Iterator[Launch]:
     """Yield all of a step, the projection of ``x`` [B, I] included: one launch, or two to reset before."""
     batch, inputs = x.shape
     for part in _parts(scan):
@@ -61,7 +61,7 @@ def whole_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) ->
             whole_step,
             config.launch_grid(scan.batch, len(scan.weights)),
             (
-                x, *scan.of_both(0, 1, 2, 3), scan.initial, *states.of(scan.parity),
+                x, *scan.select_weights(0, 1, 2, 3), scan.initial, *states.of(scan.parity),
                 scan.out, scan.h_n, scan.start, scan.total, scan.first_state, batch,
                 x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
             ),
@@ -81,7 +81,7 @@ def _parts(scan: Scan) -> tuple[str, ...]:
 def cut(config: StepConfig, problem: Problem, part: str) -> Cut:
     """Return what the kernel is compiled for."""
     return Cut.of(
-        **numbers_of(problem),
+        **common_constants(problem),
         PART=part,
         UNITS=config.units,
         BATCH=config.batch,

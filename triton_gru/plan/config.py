@@ -107,7 +107,7 @@ class GridConfig:
         """Return the programs of a launch: as many as the configuration says, whatever the batch."""
         return (self.programs * self.copies * self.directions,)
 
-    def placed(self, batch_size: int, directions: int, sms: int) -> "GridConfig":
+    def adapt_to(self, batch_size: int, directions: int, sms: int) -> "GridConfig":
         """Return this with as many directions and copies on ``sms`` multiprocessors as there are and have room.
 
         It gets as many rows as the batch needs, or keeps twice as many. An empty batch is cut as one row is: its
@@ -123,7 +123,7 @@ class GridConfig:
             rows = self.rows
         return replace(self, rows=rows, copies=copies, directions=at_once)
 
-    def rounds(self, batch_size: int, directions: int) -> int:
+    def count_rounds(self, batch_size: int, directions: int) -> int:
         """Return how many parts of the batch, and directions, go one after the other."""
         at_once = self.batch * self.tiles * self.copies
         return -(-batch_size // at_once) * (directions // self.directions)
@@ -147,26 +147,26 @@ class GridConfig:
         return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
 
     @property
-    def along(self) -> int:
+    def lanes_per_slice(self) -> int:
         """Lanes of a warp that share a slice where lanes make the products (kernels/lanes.py).
 
         Few, for little is exchanged between them then, but each has registers for more of the state.
         """
         return 4 if self._lane_registers(4) <= _LANE_REGISTERS_OF_FOUR else 8
 
-    def lane_words(self, along: int) -> int:
+    def lane_words(self, lanes_per_slice: int) -> int:
         """Return the words of two numbers of a row of the state that a thread waits for in such a step."""
-        return -(-self.padded_hidden // (2 * self.slices * along))
+        return -(-self.padded_hidden // (2 * self.slices * lanes_per_slice))
 
-    def _lane_registers(self, along: int) -> int:
+    def _lane_registers(self, lanes_per_slice: int) -> int:
         """Return a thread's 32-bit registers for what such a step works on: weights, the state, the sums."""
-        rows_of_gates = 3 * self.units * along // 32
-        return 2 * self.lane_words(along) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
+        rows_of_gates = 3 * self.units * lanes_per_slice // 32
+        return 2 * self.lane_words(lanes_per_slice) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
 
     @property
-    def lanes_fit(self) -> bool:
+    def can_use_lanes(self) -> bool:
         """Whether such a step has the registers, and fewer columns than the eight of other products."""
-        return self.rows <= 4 and self._lane_registers(self.along) <= _LANE_REGISTERS
+        return self.rows <= 4 and self._lane_registers(self.lanes_per_slice) <= _LANE_REGISTERS
 
     def shared_memory(self, itemsize: int) -> int:
         """Return the most bytes of shared memory that the compiled kernel takes."""
@@ -252,11 +252,11 @@ class CublasConfig:
 CUBLAS = CublasConfig()
 Projection = ProjectionConfig | CublasConfig
 # What laying out cuBLAS's products takes at a time: gate units by (step, batch row) pairs.
-ARRANGED = ProjectionConfig(64, 64, depth=0, num_warps=4, num_stages=1)
+ARRANGE_TILE = ProjectionConfig(64, 64, depth=0, num_warps=4, num_stages=1)
 _BY_CUBLAS = "+cublas"
 
 
-def implementation(kernel: str, projection: Projection | None) -> str:
+def implementation_name(kernel: str, projection: Projection | None) -> str:
     """Return what a scan with such a projection is called where implementations are compared: ``"grid+cublas"``."""
     return kernel + _BY_CUBLAS if projection == CUBLAS else kernel
 
@@ -266,7 +266,7 @@ def report_name(implementation: str) -> str:
     return "nn.GRU" if implementation == "torch" else implementation
 
 
-def parts(implementation: str) -> tuple[str, Projection | None]:
+def split_implementation(implementation: str) -> tuple[str, Projection | None]:
     """Return the kernel and `CUBLAS` or None: the reverse of `implementation`, but for a tile."""
     kernel = implementation.removesuffix(_BY_CUBLAS)
     return kernel, None if kernel == implementation else CUBLAS

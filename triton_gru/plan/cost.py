@@ -10,7 +10,7 @@ import math
 import operator
 from typing import NamedTuple
 
-from ..units import call_time, rough_time
+from ..units import format_rough_time, format_time
 from .config import (
     CUBLAS,
     BlockConfig,
@@ -23,7 +23,7 @@ from .config import (
 )
 from .device import Device
 from .problem import Problem, Shape
-from .validity import is_whole_step
+from .validity import is_fused_step
 
 
 class Cost(NamedTuple):
@@ -56,8 +56,8 @@ class Cost(NamedTuple):
 
     def __str__(self) -> str:
         terms = sorted(self._asdict().items(), key=lambda term: -term[1])
-        words = [f"{name} {rough_time(us)}" for name, us in terms if us >= self.total / 100]
-        return f"{call_time(self.total)}: {', '.join(words)}"
+        words = [f"{name} {format_rough_time(us)}" for name, us in terms if us >= self.total / 100]
+        return f"{format_time(self.total)}: {', '.join(words)}"
 
 
 # Cycles: of a step that computes nothing (barriers, a load of the state, three activations one after the other); of an
@@ -97,7 +97,7 @@ _REACHED = 0.5  # of the rates above, by a product of middling size
 _IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary units
 
 
-def call_cost(
+def estimate_call_cost(
     problem: Problem,
     config: Config | None,
     device: Device,
@@ -111,12 +111,12 @@ def call_cost(
     if config is None:
         return _torchs_cost(problem, device, in_graph)
     layers, steps = problem.num_layers, problem.steps
-    step = step_cost(config, problem.on(device), problem.reset_after)
+    step = estimate_time_step_cost(config, problem.shape_on(device), problem.reset_after)
     work = step * (steps * layers)
     if projection == CUBLAS:
         work += _projection(problem, device) + _arranging(problem, config, device)
-    elif is_whole_step(config, problem):
-        work += _projection(problem, device) * (_IEEE_PROJECTION if problem.ieee else 1)
+    elif is_fused_step(config, problem):
+        work += _projection(problem, device) * (_IEEE_PROJECTION if problem.is_ieee else 1)
     else:
         work += _own_projection(problem, config, device, projection)
     if not isinstance(config, StepConfig):
@@ -124,7 +124,7 @@ def call_cost(
         launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
         return work + Cost(launch=launch, bytes=layers * _weights_on_chip(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
-    if problem.single_step:
+    if problem.is_single_step:
         return work + Cost(launch=_LAUNCH * launches)
     # Each waits for the one before it. While the host makes the next launch the GPU works on this one: the rest counts.
     between = _LAUNCH * steps * launches
@@ -134,9 +134,9 @@ def call_cost(
 
 
 @functools.lru_cache(maxsize=4096)  # a call with another number of steps asks again
-def step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
+def estimate_time_step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
     """Return the cost of a time step of all sequences and directions, of one layer."""
-    return _STEPS[type(config)](config, shape, reset_after)
+    return _TIME_STEP_COSTS[type(config)](config, shape, reset_after)
 
 
 def _microseconds(cycles: float, device: Device) -> float:
@@ -151,7 +151,7 @@ def _gate_bytes(config: Config, shape: Shape) -> int:
 def _block_step(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
     device = shape.device
     threads = 32 * config.num_warps
-    if shape.ieee:
+    if shape.is_ieee:
         instructions = 40 + 1.35 * 3 * config.padded_hidden**2 * config.batch / threads
     else:
         # Of two rows a thread has every result four times, and makes it once.
@@ -182,11 +182,11 @@ _READS = {"flag": 2, "probe": 1}
 def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
     device = shape.device
     threads = 32 * config.slices
-    if shape.ieee and config.register_tiles:
-        words = config.lane_words(config.along) * config.rows
-        products = 3 * config.units * config.along / 16 * words
-        instructions = 120 + products + 3.5 * words + 3 * config.along * config.rows
-    elif shape.ieee:
+    if shape.is_ieee and config.register_tiles:
+        words = config.lane_words(config.lanes_per_slice) * config.rows
+        products = 3 * config.units * config.lanes_per_slice / 16 * words
+        instructions = 120 + products + 3.5 * words + 3 * config.lanes_per_slice * config.rows
+    elif shape.is_ieee:
         instructions = 80 + 1.35 * 3 * config.units * config.padded_hidden * config.batch / threads
     else:
         results = max(1, config.units * config.batch // threads)
@@ -198,7 +198,7 @@ def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
         sums = 3 * config.units * config.batch / 32
         instructions = 8 + 41 * results + 2.9 * sums + 2.5 * words + 5.3 * from_shared + 2 * products
     handovers, more = (1, 1) if reset_after else (2, 1.4)
-    rounds = config.rounds(shape.batch_size, shape.directions)
+    rounds = config.count_rounds(shape.batch_size, shape.directions)
     cycles = rounds * config.tiles * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.slices / 4)
     hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
@@ -215,7 +215,7 @@ def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
     )
 
 
-def _step_step(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
+def _step_kernel_cost(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
     device = shape.device
     tiles = -(-shape.batch_size // config.batch)
     programs = config.programs * tiles * shape.directions
@@ -223,7 +223,7 @@ def _step_step(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
     # these have no slices of their own.
     numbers = 3 * config.units * config.batch * config.depth // config.num_warps
     products = numbers // (16 * 8 * (_SUMMED // shape.itemsize))
-    if shape.ieee:
+    if shape.is_ieee:
         instructions = 50 + 1.2 * numbers / 32
     elif shape.itemsize == 2:
         instructions = 45 + 2.4 * products
@@ -249,7 +249,7 @@ def _step_step(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
     return cost * (1 if reset_after else 1.5)
 
 
-_STEPS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_step}
+_TIME_STEP_COSTS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_kernel_cost}
 
 
 def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
@@ -283,7 +283,7 @@ def _flops(problem: Problem, device: Device) -> float:
 
 def _flops_of_cycle(problem: Problem, device: Device) -> float:
     """Return the FLOPs a cycle that a multiprocessor makes at its best."""
-    if problem.ieee:
+    if problem.is_ieee:
         return _ORDINARY_FLOPS
     return _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
 
@@ -302,7 +302,7 @@ def _own_projection(problem: Problem, config: Config, device: Device, tile: Proj
         flops = 2 * used.rows * used.cols * used.depth * -(-inputs // used.depth)
         cycles += layers * -(-programs // device.sms) * flops / (_REACHED * _flops_of_cycle(problem, device))
     least = _projection(problem, device).total
-    return Cost(projection=max(_microseconds(cycles * (_IEEE_PROJECTION if problem.ieee else 1), device), least))
+    return Cost(projection=max(_microseconds(cycles * (_IEEE_PROJECTION if problem.is_ieee else 1), device), least))
 
 
 def _projection(problem: Problem, device: Device) -> Cost:
@@ -334,11 +334,11 @@ def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     # gates of the input and of the state, written and read again, and the states
     moved = batch * hidden * itemsize * 12
     flops = 6 * hidden**2 * batch / _flops(problem, device)
-    if itemsize == 4 and not problem.ieee:
+    if itemsize == 4 and not problem.is_ieee:
         flops *= _TORCHS_TF32
     weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
     if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
-        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if problem.ieee else 1)
+        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if problem.is_ieee else 1)
         chain = _microseconds(cycles, device)
         if itemsize == 2 and batch >= _TORCHS_PERSISTENT_BATCH:
             chain *= _TORCHS_PERSISTENT_BATCHED

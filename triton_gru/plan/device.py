@@ -40,7 +40,7 @@ class Device:
 
 # Devices that a plan can be made for without having one: as their makers describe them. Shared memory is what a program
 # may opt in to, by the CUDA C++ Programming Guide. The driver's figures are those that deviceQuery prints.
-KNOWN = {
+KNOWN_DEVICES = {
     device.name: device
     for device in (
         Device("A100", "sm_80", 108, 166912, clock_ghz=1.41, memory_gbs=2039, l2_bytes=40 << 20),
@@ -59,38 +59,38 @@ KNOWN = {
 }
 
 
-def known(name: str, sms: int | None = None) -> Device | None:
-    """Return the device of `KNOWN` that a driver names by that word (a GH200 is no H200), if all of it is there.
+def match_device(name: str, sms: int | None = None) -> Device | None:
+    """Return the device of `KNOWN_DEVICES` that a driver names by that word (a GH200 is no H200), if all of it is there.
 
     ``sms`` is None if it is not known how many multiprocessors there are.
     """
-    named = (device for device in KNOWN.values() if re.search(rf"\b{re.escape(device.name)}\b", name))
+    named = (device for device in KNOWN_DEVICES.values() if re.search(rf"\b{re.escape(device.name)}\b", name))
     return next((device for device in named if sms in (None, device.sms)), None)
 
 
 # Whether Triton was told to interpret the kernels, in place of compiling them, when they were made.
 _INTERPRETED = knobs.runtime.interpret
 # The device on which kernels take CPU tensors to lie: none, unless one is emulated.
-on_cpu: Device | None = None
+emulated_device: Device | None = None
 
 
-def find(device: torch.device) -> Device | None:
+def find_device(device: torch.device) -> Device | None:
     """The `Device` behind a torch device, None where no kernel can run."""
     if _INTERPRETED:
         return None
     if device.type == "cpu":
-        return on_cpu
+        return emulated_device
     if device.type != "cuda" or torch.version.hip:
         return None
     return _find_gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def gpus() -> list[Device]:
+def list_gpus() -> list[Device]:
     """Return this machine's GPUs on which kernels run."""
-    return [found for i in range(torch.cuda.device_count()) if (found := find(torch.device("cuda", i)))]
+    return [found for i in range(torch.cuda.device_count()) if (found := find_device(torch.device("cuda", i)))]
 
 
-def why_none() -> str:
+def no_device_reason() -> str:
     """Return why there may be no `Device` behind a torch device."""
     if _INTERPRETED:
         return "the kernels run compiled only, and TRITON_INTERPRET was set when they were imported: unset it"
@@ -99,24 +99,24 @@ def why_none() -> str:
     return "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
 
 
-def elsewhere(device: torch.device) -> bool:
+def is_on_other_gpu(device: torch.device) -> bool:
     """Whether another GPU is the current one, on which a kernel would start."""
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
-def capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured on the current stream of a device that is there."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def limited(device: Device, sms: int | None) -> Device:
+def limit_sms(device: Device, sms: int | None) -> Device:
     """Return ``device`` as one of ``sms`` multiprocessors, if it has more: another device, with tables of its own."""
     if sms is None or sms >= device.sms:
         return device
     return replace(device, name=f"{device.name}, {sms} SMs", sms=sms)
 
 
-def most_sms() -> int | None:
+def read_max_sms() -> int | None:
     """Return how many multiprocessors programs that wait for each other may take: TRITON_GRU_MAX_SMS, or None for all.
 
     Raises:
@@ -139,4 +139,4 @@ def _find_gpu(index: int) -> Device:
         properties.name, f"sm_{properties.major}{properties.minor}", properties.multi_processor_count,
         limits["max_shared_mem"], clock_ghz, memory_gbs, properties.L2_cache_size,
     )  # fmt: skip
-    return limited(whole, most_sms())
+    return limit_sms(whole, read_max_sms())

@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ..units import byte_size
+from ..units import format_bytes
 from .config import GRID_CUTS, HANDOVERS, BlockConfig, Config, GridConfig, StepConfig
-from .cost import step_cost
+from .cost import estimate_time_step_cost
 from .device import Device
 from .problem import Problem, Shape
-from .validity import GRID_REGISTERS, lacks_room, too_old, why_too_large
+from .validity import GRID_REGISTERS, out_of_resources_reason, too_large_reason, too_old_reason
 
 
 def _of_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | str]:
@@ -24,7 +24,7 @@ def _of_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | st
     @functools.wraps(choose)
     def chosen(*fields) -> Config | str:
         shape = Shape(*fields[:6])
-        return too_old(shape.device) or choose(shape, *fields[6:])
+        return too_old_reason(shape.device) or choose(shape, *fields[6:])
 
     return chosen
 
@@ -35,7 +35,7 @@ def _too_large(shape: Shape, why: str) -> str:
 
 def _cheapest(configs: list[Config], shape: Shape) -> Config:
     """Return the first of the cheapest."""
-    return min(configs, key=lambda config: step_cost(config, shape).total)
+    return min(configs, key=lambda config: estimate_time_step_cost(config, shape).total)
 
 
 @_of_fields
@@ -46,11 +46,13 @@ def block_config(shape: Shape) -> BlockConfig | str:
         return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
     needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
-        room = byte_size(device.shared_memory)
-        memory = f"{byte_size(needed)} of shared memory beside the registers of one program, {device.name} has {room}"
-        return _too_large(shape, f"W_hh in {shape.numbers} needs {memory}")
+        room = format_bytes(device.shared_memory)
+        memory = (
+            f"{format_bytes(needed)} of shared memory beside the registers of one program, {device.name} has {room}"
+        )
+        return _too_large(shape, f"W_hh in {shape.dtype_text} needs {memory}")
     configs = [config]
-    if config.batch == 8 and not shape.ieee:
+    if config.batch == 8 and not shape.is_ieee:
         # Two batch rows in a program, where products are of eight columns: for a quarter of what follows them. There,
         # masks take no more registers than there are.
         in_registers = 6 if config.tiles > 1 else config.register_tiles
@@ -68,7 +70,7 @@ def _cut_block(shape: Shape) -> BlockConfig | None:
     padded = max(16, 1 << (shape.hidden_size - 1).bit_length())
     warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
     tiles = -(-shape.hidden_size // 64)
-    if shape.ieee:
+    if shape.is_ieee:
         # Products on the ordinary fp32 units read W_hh from shared memory.
         units, tiles, warps = (padded, 1, warps) if padded <= 64 else (64, tiles, 8)
         return BlockConfig(units, tiles, 8, ahead=1, register_tiles=0, num_warps=warps)
@@ -101,11 +103,11 @@ def grid_config(
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
         room = f"the registers and shared memory of {least} programs on {device.name}"
-        return _too_large(shape, f"W_hh in {shape.numbers} does not fit {room}")
+        return _too_large(shape, f"W_hh in {shape.dtype_text} does not fit {room}")
     # Of as good as equals the one of fewest programs, in which fewer read the state and wait for each other. Where
     # estimates differ by so little, that was the faster one on an H200.
-    least_time = _AS_GOOD * step_cost(_cheapest(configs, shape), shape).total
-    equals = [config for config in configs if step_cost(config, shape).total <= least_time]
+    least_time = _AS_GOOD * estimate_time_step_cost(_cheapest(configs, shape), shape).total
+    equals = [config for config in configs if estimate_time_step_cost(config, shape).total <= least_time]
     programs = min(config.programs for config in equals)
     return _cheapest([config for config in equals if config.programs == programs], shape)
 
@@ -126,9 +128,9 @@ def cut_grid(
         if programs > shape.device.sms:
             continue
         start = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
-        start = start.placed(shape.batch_size, shape.directions, shape.device.sms)
+        start = start.adapt_to(shape.batch_size, shape.directions, shape.device.sms)
         # Lanes compute every row that there is.
-        by_lanes = shape.ieee and start.lanes_fit
+        by_lanes = shape.is_ieee and start.can_use_lanes
         doubles = tiles == 1 and start.rows < batch and not by_lanes
         all_rows = (start.rows, 2 * start.rows) if doubles else (start.rows,)
         all_handovers = handovers or (HANDOVERS if programs >= _PROBING_PROGRAMS else ("flag",))
@@ -143,13 +145,13 @@ def cut_grid(
 def _with_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     """Return ``config`` with as many tiles of W_hh in registers as go there; None if it does not fit the device."""
     itemsize = shape.itemsize
-    if shape.ieee:
+    if shape.is_ieee:
         # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
         is_narrow = (config.units, config.batch, config.tiles, config.slices) == (16, 8, 1, 8)
-        if not is_narrow or lacks_room(config, shape):
+        if not is_narrow or out_of_resources_reason(config, shape):
             return None
         by_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
-        return by_lanes if by_lanes.lanes_fit else config
+        return by_lanes if by_lanes.can_use_lanes else config
     budget = GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if shape.device.compute_capability < 90:
         budget -= 8  # the tests of what has come take more there
@@ -158,13 +160,13 @@ def _with_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     spare = budget - config.registers(itemsize)
     room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
     config = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))
-    return None if lacks_room(config, shape) else config
+    return None if out_of_resources_reason(config, shape) else config
 
 
 @_of_fields
 def step_config(shape: Shape) -> StepConfig | str:
     """Return the configuration of ``step`` for a shape, or the reason why there is none."""
-    itemsize, ieee, device = shape.itemsize, shape.ieee, shape.device
+    itemsize, ieee, device = shape.itemsize, shape.is_ieee, shape.device
     batch = 16 if shape.batch_size <= 16 else 32 if shape.batch_size <= 32 or ieee else 64
     programs = -(-shape.hidden_size // 32) * -(-shape.batch_size // batch) * shape.directions
     # With how many programs for each multiprocessor 32 units are worth trying, for fewer trips of the state, and in
@@ -195,5 +197,5 @@ HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
 
 def heuristic(kernel: str, problem: Problem, device: Device) -> Config | str:
     """Return a kernel's configuration for a problem, or why it has none."""
-    config = HEURISTICS[kernel](*problem.on(device))
-    return config if isinstance(config, str) else why_too_large(config, problem) or config
+    config = HEURISTICS[kernel](*problem.shape_on(device))
+    return config if isinstance(config, str) else too_large_reason(config, problem) or config

@@ -12,16 +12,17 @@ from typing import NamedTuple
 
 import torch
 
+from ..deprecated import rename_attributes
 from ..triton_versions import copies_shared_operands
-from ..units import call_time
-from .config import CUBLAS, Config, Projection, ProjectionConfig, StepConfig, implementation
-from .cost import Cost, call_cost
-from .device import Device, why_none
+from ..units import format_time
+from .config import CUBLAS, Config, Projection, ProjectionConfig, StepConfig, implementation_name
+from .cost import Cost, estimate_call_cost
+from .device import Device, no_device_reason
 from .heuristic import HEURISTICS, heuristic
 from .problem import Problem
 from .tables import lookup
 from .tables.lookup import Verdict
-from .validity import is_whole_step, why_no_projection
+from .validity import is_fused_step, unsupported_projection_reason
 
 KERNELS = tuple(HEURISTICS)
 BACKENDS = ("auto", "torch", "reference", *KERNELS)
@@ -55,12 +56,13 @@ class Measurement(NamedTuple):
 
     @property
     def time(self) -> str:
-        return call_time(1000 * self.milliseconds)
+        return format_time(1000 * self.milliseconds)
 
     def __str__(self) -> str:
         return "not measured" if self.milliseconds is None else f"measured {self.time}"
 
 
+@rename_attributes(rejected="rejection_reasons", others="alternatives", tuned="is_tuned")
 @dataclass(frozen=True)
 class Plan:
     """The answer of `choose`. Its text is a report.
@@ -71,9 +73,9 @@ class Plan:
             time).
         config: the kernel's configuration, None where it has none.
         source: where the configuration comes from: ``"heuristic"``, or a table and how it was found.
-        tuned: whether it comes from a table.
+        is_tuned: whether it comes from a table.
         reason: why this kernel.
-        others: as `rejected`, but for the texts, which are made when they are asked for.
+        alternatives: as `rejection_reasons`, but for the texts, which are made when they are asked for.
         projection: how the input projection is made; None by a kernel of ours with its usual tile.
         other_projection: the time with the other projection, ours or cuBLAS's, or why it cannot be; empty if neither.
         time: the estimated or measured time; None if there is neither.
@@ -85,8 +87,8 @@ class Plan:
     config: Config | None
     source: str
     reason: str
-    others: tuple[tuple[str, str | Estimate | Measurement], ...]
-    tuned: bool = False
+    alternatives: tuple[tuple[str, str | Estimate | Measurement], ...]
+    is_tuned: bool = False
     projection: Projection | None = None
     other_projection: str | Estimate | Measurement = ""
     time: Estimate | Measurement | None = None
@@ -94,12 +96,12 @@ class Plan:
     @property
     def implementation(self) -> str:
         """Return what it is called where implementations are compared: ``"grid+cublas"``."""
-        return implementation(self.kernel, self.projection)
+        return implementation_name(self.kernel, self.projection)
 
     @property
-    def rejected(self) -> tuple[tuple[str, str], ...]:
+    def rejection_reasons(self) -> tuple[tuple[str, str], ...]:
         """(kernel, why not) for each of the others."""
-        return tuple((kernel, str(why)) for kernel, why in self.others)
+        return tuple((kernel, str(why)) for kernel, why in self.alternatives)
 
     def __str__(self) -> str:
         rows = [f"  {label:9}  {words}" for label, words in self._rows()]
@@ -120,7 +122,7 @@ class Plan:
         if words := self.config and _shortcoming(self.config, self.problem):
             yield "Triton", words
         kernels: dict[str, list[str]] = {}
-        for kernel, why in self.rejected:
+        for kernel, why in self.rejection_reasons:
             kernels.setdefault(why, []).append(kernel)
         for why, alike in kernels.items():
             yield f"not {', '.join(alike)}", why
@@ -133,7 +135,7 @@ class Plan:
         """Return in words where the configuration comes from. The table of a measured time is named with that."""
         if self.source == "heuristic":
             return " (chosen by the heuristic, not tuned)"
-        if not self.tuned:
+        if not self.is_tuned:
             return ""
         return " (tuned)" if isinstance(self.time, Measurement) else f" (tuned: {self.source})"
 
@@ -151,7 +153,7 @@ class Plan:
             return f"with {name} the call was {other}"
         if not isinstance(other, Estimate):
             return f"not by {name}: {other}"
-        return f"with {name} the call is estimated to take {call_time(other.cost.total)}"
+        return f"with {name} the call is estimated to take {format_time(other.cost.total)}"
 
 
 def _field_words(config: Config | ProjectionConfig) -> str:
@@ -184,12 +186,12 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto", use_t
     if not options:
         reason = "plain PyTorch serves the call step by step, as neither a kernel nor nn.GRU can"
         return Plan(problem, device, "reference", None, "", reason, tuple(rejected.items()))
-    verdict = lookup.verdict(problem, device, options) if use_tables and len(options) > 1 else None
+    verdict = lookup.find_verdict(problem, device, options) if use_tables and len(options) > 1 else None
     # Of a kernel asked for by name the nearest measurement counts, unless one tells its projections apart.
     if verdict and (backend == "auto" or options.keys() <= verdict.milliseconds.keys()):
         name, reason, times = _measured(verdict, problem, options)
         options[name] = options[name]._replace(
-            config=verdict.config, projection=verdict.projection, source=verdict.source, tuned=bool(verdict.config)
+            config=verdict.config, projection=verdict.projection, source=verdict.source, is_tuned=bool(verdict.config)
         )
     elif len(options) > 1:
         name, times = _cheapest(options, problem, device)
@@ -207,7 +209,7 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto", use_t
     time = times.pop(name, None)
     # Of the kernels that are not taken, that with our own projection says enough.
     others = rejected | times
-    other_projection = others.get(implementation(kernel, None if projection == CUBLAS else CUBLAS), "")
+    other_projection = others.get(implementation_name(kernel, None if projection == CUBLAS else CUBLAS), "")
     others = tuple((each, why) for each, why in others.items() if each in BACKENDS and each != kernel)
     return Plan(problem, device, kernel, config, source, reason, others, tuned, projection, other_projection, time)
 
@@ -217,14 +219,14 @@ class _Option(NamedTuple):
 
     Attributes:
         config: None if the kernel has none to choose.
-        source, tuned: of `Plan`.
+        source, is_tuned: of `Plan`.
     """
 
     kernel: str
     config: Config | None = None
     projection: Projection | None = None
     source: str = ""
-    tuned: bool = False
+    is_tuned: bool = False
 
 
 # What is estimated to be faster by less than these percent may as well be slower.
@@ -234,7 +236,7 @@ _CLEARLY = 1 - _CLEARLY_PERCENT / 100
 
 def _estimate(option: _Option, problem: Problem, device: Device) -> Estimate:
     """Return the estimated time. Several steps are taken to be in a CUDA graph, where nn.GRU's launches cost least."""
-    return Estimate(call_cost(problem, option.config, device, problem.steps > 1, option.projection))
+    return Estimate(estimate_call_cost(problem, option.config, device, problem.steps > 1, option.projection))
 
 
 def _cheapest(options: dict[str, _Option], problem: Problem, device: Device) -> tuple[str, dict[str, Estimate]]:
@@ -276,7 +278,7 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
-def forget() -> None:
+def clear_plan_cache() -> None:
     """Plans are made anew, with what tables there are now."""
     choose.cache_clear()
 
@@ -286,30 +288,30 @@ def _options(kernel: str, problem: Problem, device: Device | None, use_tables: b
     if kernel == "reference":
         return {kernel: _Option(kernel)}
     if kernel == "torch":
-        return {kernel: problem.reason_against_torch or _Option(kernel)}
-    if reason := _obstacle(problem, device):
+        return {kernel: problem.nn_gru_unsupported_reason or _Option(kernel)}
+    if reason := _unsupported_reason(problem, device):
         return {kernel: reason}
     config = heuristic(kernel, problem, device)
     if isinstance(config, str):
         return {kernel: config}
     options = {}
-    for projection in (None,) if is_whole_step(config, problem) else (None, CUBLAS):
-        name = implementation(kernel, projection)
-        if reason := why_no_projection(projection, config, problem, device):
+    for projection in (None,) if is_fused_step(config, problem) else (None, CUBLAS):
+        name = implementation_name(kernel, projection)
+        if reason := unsupported_projection_reason(projection, config, problem, device):
             options[name] = reason
-        elif found := use_tables and lookup.configuration(name, problem, device):
-            options[name] = _Option(kernel, *found, tuned=True)
+        elif found := use_tables and lookup.find_config(name, problem, device):
+            options[name] = _Option(kernel, *found, is_tuned=True)
         else:
             options[name] = _Option(kernel, config, projection, "heuristic")
     return options
 
 
-def _obstacle(problem: Problem, device: Device | None) -> str:
+def _unsupported_reason(problem: Problem, device: Device | None) -> str:
     """Return why no kernel can serve a problem; empty if one may."""
     if device is None:
-        return why_none()
-    if problem.obstacle:
-        return problem.obstacle
+        return no_device_reason()
+    if problem.unsupported_reason:
+        return problem.unsupported_reason
     if min(problem.input_size, problem.hidden_size) < 1:  # which nn.GRUCell allows
         return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -324,14 +326,14 @@ def _advantage(kernel: str, problem: Problem) -> str:
     if kernel == "grid":
         where = "its hidden units split over the multiprocessors"
         return f"W_hh fits the chip, {where}, and stays there for the whole sequence"
-    if problem.single_step:
+    if problem.is_single_step:
         return "a single step is one launch, which reads W_hh once"
     return "W_hh is read again at every step, which is a launch"
 
 
 def _why_torch(problem: Problem, device: Device | None) -> str:
     """Return why nn.GRU serves a problem that no kernel can serve."""
-    is_without_gpu = device is None and not problem.obstacle
+    is_without_gpu = device is None and not problem.unsupported_reason
     why = ", which is on no GPU that runs the kernels" if is_without_gpu else ", as no kernel can"
     return f"nn.GRU serves the call{why}"
 
@@ -341,7 +343,7 @@ def _shortcoming(config: Config, problem: Problem) -> str:
 
     In longer loops each product has an operand of its own (kernels/step.py).
     """
-    is_tf32 = problem.dtype == torch.float32 and not problem.ieee
+    is_tf32 = problem.dtype == torch.float32 and not problem.is_ieee
     if not (isinstance(config, StepConfig) and is_tf32 and copies_shared_operands()):
         return ""
     is_short = problem.hidden_size <= 4 * config.depth

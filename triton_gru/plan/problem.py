@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..units import counted
+from ..deprecated import rename_attributes
+from ..units import format_count
 from .device import Device
 
 # The dtypes that kernels compute in, by their names.
@@ -13,12 +14,16 @@ DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torc
 LAYOUTS = ("dense", "lengths", "packed")  # of `Problem`
 
 
-def dtype_words(dtype: str, precision: str) -> str:
+def describe_dtype(dtype: str, precision: str) -> str:
     """Return a dtype by its name, with the precision of products where there is a choice: ``"float32 (TF32)"``."""
     is_told = dtype == "float32" and precision
     return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if is_told else dtype
 
 
+@rename_attributes(
+    obstacle="unsupported_reason", cublas_obstacle="cublas_unsupported_reason",
+    reason_against_torch="nn_gru_unsupported_reason", ieee="is_ieee", single_step="is_single_step", on="shape_on",
+)  # fmt: skip
 @dataclass(frozen=True)
 class Problem:
     """What a plan needs to know of a call.
@@ -28,8 +33,8 @@ class Problem:
         layout: ``"dense"``, ``"lengths"`` (dense, but each sequence with a length of its own) or ``"packed"``.
         resets: whether sequences restart on the way.
         precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
-        obstacle: why no kernel can serve the call, by what is not said here (grad mode, ...); empty if nothing.
-        cublas_obstacle: why cuBLAS cannot make the input projection, by torch's settings; empty if nothing.
+        unsupported_reason: why no kernel can serve the call, by what is not said here (grad mode, ...); empty if nothing.
+        cublas_unsupported_reason: why cuBLAS cannot make the input projection, by torch's settings; empty if nothing.
     """
 
     steps: int
@@ -44,8 +49,8 @@ class Problem:
     reverse: bool = False
     layout: str = "dense"
     resets: bool = False
-    obstacle: str = ""
-    cublas_obstacle: str = ""
+    unsupported_reason: str = ""
+    cublas_unsupported_reason: str = ""
 
     @property
     def directions(self) -> int:
@@ -58,7 +63,7 @@ class Problem:
         return [(self.input_size, 1)] + [(self.directions * self.hidden_size, above)] * (above > 0)
 
     @property
-    def ieee(self) -> bool:
+    def is_ieee(self) -> bool:
         """Whether products are of fp32 numbers as they are."""
         return self.dtype == torch.float32 and self.precision == "ieee"
 
@@ -68,18 +73,18 @@ class Problem:
         return min(self.batch_size, self.input_size, self.hidden_size) < 1
 
     @property
-    def single_step(self) -> bool:
+    def is_single_step(self) -> bool:
         """Whether the call is one step of dense input without resets, which ``step`` makes in one launch."""
         return self.steps == 1 and self.layout == "dense" and not self.resets
 
     @property
-    def reason_against_torch(self) -> str:
+    def nn_gru_unsupported_reason(self) -> str:
         """Why `torch.nn.GRU` cannot serve the call; empty if it can."""
         if not self.reset_after:
             return "nn.GRU always resets after the recurrent product"
         return "nn.GRU does not restart within a sequence" if self.resets else ""
 
-    def on(self, device: Device) -> "Shape":
+    def shape_on(self, device: Device) -> "Shape":
         """Return what configurations depend on."""
         return Shape(self.hidden_size, self.batch_size, self.directions, self.dtype, self.precision, device)
 
@@ -93,11 +98,11 @@ class Problem:
     def __str__(self) -> str:
         parts = [
             f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}",
-            counted(self.num_layers, "layer"),
+            format_count(self.num_layers, "layer"),
             "bidirectional" if self.bidirectional else "reverse=True" if self.reverse else "",
             {"lengths": "with lengths", "packed": "packed"}.get(self.layout, ""),
             "with resets" if self.resets else "",
-            dtype_words(str(self.dtype)[6:], self.precision),
+            describe_dtype(str(self.dtype)[6:], self.precision),
             "" if self.reset_after else "reset_after=False",
         ]
         return ", ".join(filter(None, parts))
@@ -118,13 +123,13 @@ class Shape(NamedTuple):
         return self.dtype.itemsize
 
     @property
-    def ieee(self) -> bool:
+    def is_ieee(self) -> bool:
         """Whether products are of fp32 numbers as they are."""
         return self.dtype == torch.float32 and self.precision == "ieee"
 
     @property
-    def numbers(self) -> str:
-        return dtype_words(str(self.dtype)[6:], self.precision)
+    def dtype_text(self) -> str:
+        return describe_dtype(str(self.dtype)[6:], self.precision)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class Key:
     reset_after: bool
     layout: str
 
-    def problem(self) -> Problem:
+    def to_problem(self) -> Problem:
         """Return the largest problem that the measurement holds for.
 
         Raises:
@@ -161,12 +166,12 @@ class Key:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        numbers = dtype_words(self.dtype, self.precision)
-        return f"{numbers} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}{self.form}"
+        numbers = describe_dtype(self.dtype, self.precision)
+        return f"{numbers} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}{self.options_text}"
 
     @property
-    def form(self) -> str:
+    def options_text(self) -> str:
         """Return in words, each after a space, what is not the default: ``" 2 layers bidirectional"``."""
-        words = [counted(self.layers, "layer")] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
+        words = [format_count(self.layers, "layer")] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
         words += ["reset_after=False"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
         return "".join(f" {word}" for word in words)

@@ -5,7 +5,7 @@ are no limit: kernels find them in 64 bits, whatever the strides.
 """
 
 from .config import (
-    ARRANGED,
+    ARRANGE_TILE,
     CUBLAS,
     HANDOVERS,
     BlockConfig,
@@ -20,11 +20,11 @@ from .device import Device
 from .problem import Problem, Shape
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": programs of a launch in x, y and z.
-LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
+MAX_LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
 # Triton 3.6's launcher multiplies the three in an int. Where that overflows to less than one, it starts nothing.
 PROGRAMS = 2**31 - 1
 # Numbers of steps, rows and features. The last tile and what is loaded ahead go beyond the last one, by less than 128.
-LARGEST = 2**31 - 1 - 128
+MAX_SIZE = 2**31 - 1 - 128
 # Of a thread's 255 registers, those that ``grid`` has for weights, a tile's state and sums. The heuristic puts tiles of
 # W_hh there up to the first number, for the compiler needs registers, too. Tuning tries up to the second, and up to the
 # third for the state alone: it sees which configurations spill (tuning/compile_pool.py).
@@ -35,19 +35,23 @@ _MOST_BLOCK_REGISTERS = 210
 _MOST_TILE_REGISTERS = 128
 
 
-def too_old(device: Device) -> str:
+def too_old_reason(device: Device) -> str:
     """Return why no kernel runs on a device whatever the shape; empty if some do."""
     if device.compute_capability < 80:
         return f"needs compute capability 8.0 or later, {device.name} has {device.compute_capability / 10}"
     return ""
 
 
-def why_not(config: Config, problem: Problem, device: Device) -> str:
+def unsupported_config_reason(config: Config, problem: Problem, device: Device) -> str:
     """Return why a configuration cannot run a problem on a device, as far as is known before it is compiled.
 
     Empty if it can. The numbers in the configuration may be any: it may come from a file.
     """
-    return too_old(device) or _REASONS[type(config)](config, problem.on(device)) or why_too_large(config, problem)
+    return (
+        too_old_reason(device)
+        or _REASONS[type(config)](config, problem.shape_on(device))
+        or too_large_reason(config, problem)
+    )
 
 
 def _power(number: int, least: int, most: int) -> bool:
@@ -59,14 +63,14 @@ def _against_block(config: BlockConfig, shape: Shape) -> str:
         return "units, num_warps and ahead must be powers of two, at most 128, 8 and 8"
     if config.batch not in (2, 8, 16):
         return "batch must be 2, 8 or 16"
-    if config.batch == 2 and shape.ieee:
+    if config.batch == 2 and shape.is_ieee:
         return "batch=2 takes the matrix unit, which does not multiply float32 (ieee)"
     if config.batch == 16 and config.tiles > 1:
         # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
         return "too few registers for 16 rows and several tiles"
     if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, shape.hidden_size):
         return "tiles must be 1 to 4, and as many as hold hidden_size"
-    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (shape.ieee and config.register_tiles):
+    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (shape.is_ieee and config.register_tiles):
         return "register_tiles must be at most the tiles of W_hh, and 0 in float32 (ieee)"
     if config.num_warps * 16 > config.units:
         return "num_warps must be at most units / 16"
@@ -98,16 +102,16 @@ def _against_grid(config: GridConfig, shape: Shape) -> str:
         return "fewer rows than the batch has"
     if not 0 <= config.register_tiles <= config.weight_tiles(shape.itemsize):
         return "register_tiles must be at most the tiles of W_hh"
-    all_fit = config.register_tiles == config.weight_tiles(shape.itemsize) and config.lanes_fit
-    if shape.ieee and config.register_tiles and not all_fit:
+    all_fit = config.register_tiles == config.weight_tiles(shape.itemsize) and config.can_use_lanes
+    if shape.is_ieee and config.register_tiles and not all_fit:
         return "register_tiles in float32 (ieee) must be 0, or all tiles of W_hh if they fit"
-    return lacks_room(config, shape)
+    return out_of_resources_reason(config, shape)
 
 
-def lacks_room(config: GridConfig, shape: Shape) -> str:
+def out_of_resources_reason(config: GridConfig, shape: Shape) -> str:
     """Return what a multiprocessor has too little of for a program of ``grid``; empty if it has enough."""
     registers, of_state = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
-    if not shape.ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
+    if not shape.is_ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
         return "too few registers"
     return "too little shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
 
@@ -119,7 +123,7 @@ def _against_step(config: StepConfig, shape: Shape) -> str:
         return "programs must be as many as hold hidden_size"
     if not _power(config.depth * shape.itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
         return "depth must be 64 to 512 bytes, num_warps 2 to 8"
-    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.ieee:
+    if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.is_ieee:
         return "several warps would make the same products"
     if not 1 <= config.num_stages <= 5 or config.shared_memory(shape.itemsize) > shape.device.shared_memory:
         return "too little shared memory"
@@ -129,22 +133,26 @@ def _against_step(config: StepConfig, shape: Shape) -> str:
 _REASONS = {BlockConfig: _against_block, GridConfig: _against_grid, StepConfig: _against_step}
 
 
-def is_whole_step(config: Config, problem: Problem) -> bool:
+def is_fused_step(config: Config, problem: Problem) -> bool:
     """Return whether a call is a single step that ``step`` makes as a whole, without a projection before it."""
-    return isinstance(config, StepConfig) and problem.single_step
+    return isinstance(config, StepConfig) and problem.is_single_step
 
 
-def why_no_projection(projection: Projection | None, config: Config, problem: Problem, device: Device) -> str:
+def unsupported_projection_reason(
+    projection: Projection | None, config: Config, problem: Problem, device: Device
+) -> str:
     """Return why a scan's projection cannot be made so; empty if it can. None stands for the usual tile."""
-    if is_whole_step(config, problem):
+    if is_fused_step(config, problem):
         return "" if projection is None else "a single step is one launch, without a projection"
     if projection is None:
         return ""
     if projection == CUBLAS:
         if problem.layout != "dense":
             return "the sequences have unequal lengths, and cuBLAS would multiply beyond their ends"
-        return problem.cublas_obstacle or _why_too_large_projection(ARRANGED, config, problem)
-    return _against_tile(projection, config, problem, device) or _why_too_large_projection(projection, config, problem)
+        return problem.cublas_unsupported_reason or _too_large_projection_reason(ARRANGE_TILE, config, problem)
+    return _against_tile(projection, config, problem, device) or _too_large_projection_reason(
+        projection, config, problem
+    )
 
 
 def _against_tile(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
@@ -158,25 +166,25 @@ def _against_tile(tile: ProjectionConfig, config: Config, problem: Problem, devi
     return "too little shared memory" if tile.shared_memory(itemsize) > device.shared_memory else ""
 
 
-def for_problem(config: Config, problem: Problem, device: Device) -> Config:
+def adapt_config(config: Config, problem: Problem, device: Device) -> Config:
     """Return a configuration found for another batch as it is for this problem's."""
     if not isinstance(config, GridConfig):
         return config
-    return config.placed(problem.batch_size, problem.directions, device.sms)
+    return config.adapt_to(problem.batch_size, problem.directions, device.sms)
 
 
-def why_too_large(config: Config, problem: Problem) -> str:
+def too_large_reason(config: Config, problem: Problem) -> str:
     """Return why a problem is too large for a kernel in this configuration; empty if it is not."""
     for name in ("steps", "batch_size", "input_size", "hidden_size"):
-        if (size := getattr(problem, name)) > LARGEST:
-            return f"{name} {size} is too large: kernels count in 32 bits, to {LARGEST}"
+        if (size := getattr(problem, name)) > MAX_SIZE:
+            return f"{name} {size} is too large: kernels count in 32 bits, to {MAX_SIZE}"
     usual = (projection_config(problem.hidden_size, problem.dtype, problem.precision, each) for each in (True, False))
-    reasons = (_why_too_large_projection(tile, config, problem) for tile in usual)
+    reasons = (_too_large_projection_reason(tile, config, problem) for tile in usual)
     scan = _why_no_launch(config.launch_grid(problem.batch_size, problem.directions))
     return scan or next(filter(None, reasons), "")
 
 
-def _why_too_large_projection(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
+def _too_large_projection_reason(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
     """Return why a step's projection is too large to be launched. Several steps are at once only if they are small."""
     pairs = -(-problem.batch_size // config.rows) * config.rows
     return _why_no_launch(tile.launch_grid(pairs, config.padded_hidden, problem.directions))
@@ -184,16 +192,16 @@ def _why_too_large_projection(tile: ProjectionConfig, config: Config, problem: P
 
 def _why_no_launch(grid: tuple[int, ...]) -> str:
     x, y, z = (*grid, 1, 1)[:3]
-    if all(size <= most for size, most in zip((x, y, z), LAUNCH_GRID)) and x * y * z <= PROGRAMS:
+    if all(size <= most for size, most in zip((x, y, z), MAX_LAUNCH_GRID)) and x * y * z <= PROGRAMS:
         return ""
     return (
         f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and may have "
-        f"{' x '.join(map(str, LAUNCH_GRID))}, at most {PROGRAMS} in all"
+        f"{' x '.join(map(str, MAX_LAUNCH_GRID))}, at most {PROGRAMS} in all"
     )
 
 
-def why_too_many_rows(rows: int) -> str:
+def too_many_rows_reason(rows: int) -> str:
     """Return why packed data of so many rows is too large; empty if it is not."""
-    if rows <= LARGEST:
+    if rows <= MAX_SIZE:
         return ""
-    return f"packed data of {rows} rows is too large: kernels count them in 32 bits, to {LARGEST}"
+    return f"packed data of {rows} rows is too large: kernels count them in 32 bits, to {MAX_SIZE}"

@@ -13,15 +13,15 @@ from torch import nn
 from ..accuracy import PRECISIONS, Judge
 from ..call.bind import bind_gru
 from ..launch import call_cache, execute, hang
-from ..plan.device import Device, find, why_none
+from ..plan.device import Device, find_device, no_device_reason
 from ..plan.planner import Plan
 from ..plan.problem import Problem
 from ..plan.tables import store
-from .compile_pool import Pool, compile_candidate, in_a_line
-from .example import Example, example
-from .progress import shape_words
+from .compile_pool import Pool, compile_candidate, summarize_error
+from .example import Example, open_example
+from .progress import describe_shape
 from .space import TORCH, Candidate
-from .timing import clock, graphed, samples
+from .timing import capture_graph, clock, samples
 
 # Steps after which results are compared: what goes wrong in a configuration does so in the first few.
 _JUDGED_STEPS = 64
@@ -42,9 +42,9 @@ class Bench:
     """
 
     def __init__(self, device: torch.device):
-        described = find(device)
+        described = find_device(device)
         if described is None:
-            raise RuntimeError(f"no kernel runs on {device}: {why_none()}")
+            raise RuntimeError(f"no kernel runs on {device}: {no_device_reason()}")
         self.device, self._place = described, device
         self._pool = Pool()
         self.modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
@@ -61,8 +61,8 @@ class Bench:
         self._pool.close()
 
     @contextlib.contextmanager
-    def opened(self, problem: Problem) -> Iterator[None]:
-        """Inside, `judge` and `times` are about ``problem``, and no other tuner times on the device."""
+    def open_problem(self, problem: Problem) -> Iterator[None]:
+        """Inside, `judge` and `time_candidates` are about ``problem``, and no other tuner times on the device."""
         short = dataclasses.replace(problem, steps=min(problem.steps, _JUDGED_STEPS))
         precision = {value: name for name, value in PRECISIONS.items()}[problem.dtype, problem.precision]
         on_gpu = self._place.type == "cuda"
@@ -70,11 +70,11 @@ class Bench:
             self._alone(),
             torch.cuda.device(self._place) if on_gpu else contextlib.nullcontext(),
             # Made outside of inference mode, as models are.
-            example(short, self._place) as self._judged,
-            example(problem, self._place) as self._timed,
+            open_example(short, self._place) as self._judged,
+            open_example(problem, self._place) as self._timed,
             torch.inference_mode(),
         ):
-            self._judge = Judge.of(self._judged.gru, self._judged.x, None, precision, **self._judged.ends)
+            self._judge = Judge.for_call(self._judged.gru, self._judged.x, None, precision, **self._judged.ends)
             try:
                 yield
             finally:
@@ -92,9 +92,9 @@ class Bench:
         except torch.OutOfMemoryError:
             return "out of memory"
         except Exception as failure:
-            return in_a_line(failure)
+            return summarize_error(failure)
 
-    def times(
+    def time_candidates(
         self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
     ) -> dict[Candidate, list[float]]:
         """Return the milliseconds of calls, made in turn, of each candidate that can be timed."""
@@ -102,10 +102,10 @@ class Bench:
         for candidate in candidates:
             try:
                 call = _as_called(self.device, candidate, self._timed)
-                calls[candidate] = [graphed(call, pool)[0] if mode == "graph" else call]
+                calls[candidate] = [capture_graph(call, pool)[0] if mode == "graph" else call]
             except Exception as failure:  # what is judged is shorter than what is timed: memory may not do
-                shape = shape_words(self._timed.call.problem.key())
-                warnings.warn(f"{shape}: {candidate} cannot be timed, {mode}: {in_a_line(failure)}", stacklevel=2)
+                shape = describe_shape(self._timed.call.problem.key())
+                warnings.warn(f"{shape}: {candidate} cannot be timed, {mode}: {summarize_error(failure)}", stacklevel=2)
         taken = samples(calls, rounds, clock(self._place.type), seconds)
         hang.raise_if_hung()
         return taken
@@ -140,7 +140,7 @@ def _as_called(device: Device, candidate: Candidate, timed: Example) -> Callable
     module = copy.copy(gru)
     if not ends and candidate != TORCH:
         for _ in range(2):  # what is met twice is prepared
-            call_cache.keep(module, x, None, timed.call, plan, *execute.run(timed.call, plan))
-        if call_cache.find(module, x, None):
+            call_cache.keep_route(module, x, None, timed.call, plan, *execute.run(timed.call, plan))
+        if call_cache.find_route(module, x, None):
             return functools.partial(module, x)
     return lambda: execute.run(bind_gru(module, x, None, **ends), plan)

@@ -22,12 +22,12 @@ from triton.runtime import driver
 from ..launch import execute
 from ..plan.device import Device
 from ..plan.problem import Problem
-from .example import example, shortest
+from .example import open_example, shorten_problem
 from .space import Candidate
 
 _MOST_WORKERS = 16
 # Bytes of stack beyond which registers are put away in the loop, and not only before it, where all weights come.
-MOST_STACK = 384
+MAX_STACK_BYTES = 384
 
 
 class AbsentDriver:
@@ -46,7 +46,7 @@ class AbsentDriver:
         return 0
 
 
-def pretend(device: Device) -> None:
+def set_compile_target(device: Device) -> None:
     """Let Triton compile for ``device`` in this process from here on."""
     driver.set_active(AbsentDriver(device))
 
@@ -56,14 +56,14 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
 
     It is empty if the candidate is in.
     """
-    pretend(device)
+    set_compile_target(device)
     try:
         *projection, scan = compile_call(problem, candidate, device)
         chosen = [scan, *projection] if candidate.projection else [scan]
         stack = max(map(stack_bytes, chosen))
     finally:
         driver.set_active(None)  # the GPU that is there
-    return "it spills registers" if stack > MOST_STACK else ""
+    return "it spills registers" if stack > MAX_STACK_BYTES else ""
 
 
 def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list:
@@ -71,7 +71,7 @@ def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list
 
     What is done by cuBLAS is left out.
     """
-    with example(shortest(problem), "meta") as each:
+    with open_example(shorten_problem(problem), "meta") as each:
         results = execute.allocate(each.call)
         launches = execute.launches(each.call, candidate.config, device, *results, projection=candidate.projection)
         return [compiled for launch in launches if (compiled := launch.compile()) is not None]
@@ -92,7 +92,7 @@ def stack_bytes(kernel) -> int:
     return int(re.findall(r"STACK:(\d+)", usage.stdout)[-1])
 
 
-def in_parallel(calls: Iterable[Callable[[], object]]) -> None:
+def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
     """Make picklable calls in a `Pool`, for what they leave on disk.
 
     What fails here fails again, with its message, where its result is needed.
@@ -212,9 +212,9 @@ def serve(connection: int, main: str) -> None:
             try:
                 answer = str(Unpickler(task).load()() or "")
             except Exception as failure:
-                answer = in_a_line(failure)
+                answer = summarize_error(failure)
             asker.send(answer)
 
 
-def in_a_line(failure: Exception) -> str:
+def summarize_error(failure: Exception) -> str:
     return f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]

@@ -29,14 +29,14 @@ class Example:
 
 
 @contextlib.contextmanager
-def example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
+def open_example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
     """Make an example. Inside, torch's precision of fp32 products is the problem's."""
-    with pinned(problem.dtype, problem.precision):
+    with pin_fp32_precision(problem.dtype, problem.precision):
         yield _example(problem, device)
 
 
 @contextlib.contextmanager
-def pinned(dtype: torch.dtype, precision: str) -> Iterator[None]:
+def pin_fp32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
     """Set torch's precision of fp32 products, in recurrent networks and everywhere else.
 
     In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores for
@@ -54,7 +54,7 @@ def pinned(dtype: torch.dtype, precision: str) -> Iterator[None]:
         products.fp32_precision = before[1]
 
 
-def shortest(problem: Problem) -> Problem:
+def shorten_problem(problem: Problem) -> Problem:
     """Return the problem of a call as short as one can be that compiles the same."""
     layers = min(problem.num_layers, problem.directions)  # those above the first have as many inputs
     return dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)

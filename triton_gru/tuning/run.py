@@ -12,13 +12,13 @@ from ..plan.problem import Problem
 from ..plan.tables.entries import Entry
 from ..plan.tables.revision import environment
 from .bench import Bench
-from .progress import Tracker, shape_words
+from .progress import Tracker, describe_shape
 from .space import IMPLEMENTATIONS, TORCH, Candidate, candidates, projections
 from .timing import Times, quantiles
-from .verdict import conclude
+from .verdict import choose_winner
 
 # Rounds of a first look at all that compiled, of so many in turn, and of the finals between the fastest of each kernel.
-_LOOK, _AT_ONCE, _FINALS, _FINALISTS = 10, 16, 60, 4
+_SCREENING_ROUNDS, _GROUP_SIZE, _FINAL_ROUNDS, _FINALISTS = 10, 16, 60, 4
 # Of the time that there is, for compiling.
 _COMPILING = 0.7
 # Of the work, when what follows is done: scans compiled, judged, timed; then the same with other projections.
@@ -26,7 +26,7 @@ _SCANS_COMPILED, _SCANS_JUDGED, _SCANS_TIMED = 0.5, 0.6, 0.7
 _COMPILED, _JUDGED, _TIMED = 0.8, 0.85, 0.9
 # Scans that take more than so many times as long as the fastest have their projection as it is.
 _IN_REACH = 1.3
-TOO_LATE = "not tried: the time was over"
+SKIPPED_BUDGET = "not tried: the time was over"
 
 # (candidate, median milliseconds in the mode that counts), the fastest first.
 Ranking = tuple[tuple[Candidate, float], ...]
@@ -53,25 +53,25 @@ class Run:
         key = self._problem.key()
         rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
         if not self._first:
-            self._progress.say(f"{shape_words(key)}: no kernel serves it")
+            self._progress.report(f"{describe_shape(key)}: no kernel serves it")
             return None
         compiled = self._compile(self._first, math.inf, 0.0, 0.0)
-        must = ([] if self._problem.reason_against_torch else [TORCH]) + compiled
+        must = ([] if self._problem.nn_gru_unsupported_reason else [TORCH]) + compiled
         compiled += self._compile(rest, _COMPILING * self._left, 0.0, _SCANS_COMPILED)
-        with self._bench.opened(self._problem):
+        with self._bench.open_problem(self._problem):
             right = self._right(must, compiled, _SCANS_COMPILED, _SCANS_JUDGED)
             look = self._look(right, _SCANS_JUDGED, _SCANS_TIMED)
         others = self._otherwise_projected(look)
         # Outside, for compilers disturb who times.
         compiled = self._compile(others, _COMPILING * self._left, _SCANS_TIMED, _COMPILED)
-        with self._bench.opened(self._problem):
+        with self._bench.open_problem(self._problem):
             look |= self._look(self._right([], compiled, _COMPILED, _JUDGED), _JUDGED, _TIMED)
             finals = self._finals(look)
         if not any(finals.values()):
             reasons = "; ".join(f"{number} {why}" for why, number in self._failed.most_common(3))
-            self._progress.say(f"{shape_words(key)}: nothing runs: {reasons}")
+            self._progress.report(f"{describe_shape(key)}: nothing runs: {reasons}")
             return None
-        winner, results = conclude(self._before, self._untuned, finals)
+        winner, results = choose_winner(self._before, self._untuned, finals)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         # The reasons may have numbers in them: the rarest are not worth their lines.
         failed = dict(self._failed.most_common(20))
@@ -86,7 +86,7 @@ class Run:
 
     def _at(self, doing: str, fraction: float, start: float, end: float) -> None:
         """Report that ``fraction`` is done of what goes from ``start`` to ``end`` of the work. So below."""
-        self._progress.at(doing, start + fraction * (end - start))
+        self._progress.update(doing, start + fraction * (end - start))
 
     def _compile(self, todo: list[Candidate], seconds: float, start: float, end: float) -> list[Candidate]:
         """Return the candidates that compile within so many ``seconds``."""
@@ -99,7 +99,7 @@ class Run:
                 compiled.append(candidate)
             done = len(compiled) + failed
             self._at(f"compiling {done} of {len(todo)}", done / len(todo), start, end)
-        self._failed += Counter({TOO_LATE: len(todo) - len(compiled) - failed})  # which drops what is zero
+        self._failed += Counter({SKIPPED_BUDGET: len(todo) - len(compiled) - failed})  # which drops what is zero
         return compiled
 
     def _right(self, must: list[Candidate], compiled: list[Candidate], start: float, end: float) -> list[Candidate]:
@@ -108,7 +108,7 @@ class Run:
         for done, candidate in enumerate(todo):
             self._at(f"checking {done} of {len(todo)}", done / len(todo), start, end)
             too_late = self._left < 0 and candidate not in must
-            if why := TOO_LATE if too_late else self._bench.judge(candidate):
+            if why := SKIPPED_BUDGET if too_late else self._bench.judge(candidate):
                 self._failed[why] += 1
             else:
                 right.append(candidate)
@@ -117,13 +117,13 @@ class Run:
     def _look(self, right: list[Candidate], start: float, end: float) -> dict[Candidate, Times]:
         """Return the times of a few calls of each that can be timed."""
         bench, look = self._bench, {}
-        for first in range(0, len(right), _AT_ONCE):
-            group = right[first : first + _AT_ONCE]
+        for first in range(0, len(right), _GROUP_SIZE):
+            group = right[first : first + _GROUP_SIZE]
             self._at(f"timing {first} of {len(right)}", first / len(right), start, end)
             if first > 0 and self._left < 0:
-                self._failed[TOO_LATE] += len(group)
+                self._failed[SKIPPED_BUDGET] += len(group)
                 continue
-            times = bench.times(group, bench.modes[-1], _LOOK, max(1.0, self._left / 4))
+            times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, max(1.0, self._left / 4))
             self._failed += Counter({"it could not be timed": len(group) - len(times)})
             look |= {each: quantiles(taken) for each, taken in times.items()}
         return look
@@ -151,7 +151,10 @@ class Run:
         for name in IMPLEMENTATIONS:
             finalists += [each for each in by_time if each.name == name][:_FINALISTS]
         finalists = list(dict.fromkeys(finalists))
-        finals = {mode: bench.times(finalists, mode, _FINALS, max(2.0, self._left / 2)) for mode in bench.modes}
+        finals = {
+            mode: bench.time_candidates(finalists, mode, _FINAL_ROUNDS, max(2.0, self._left / 2))
+            for mode in bench.modes
+        }
         timed = [each for each in finalists if all(each in times for times in finals.values())]
         return {mode: {each: quantiles(times[each]) for each in timed} for mode, times in finals.items()}
 

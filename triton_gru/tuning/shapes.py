@@ -45,7 +45,7 @@ def shapes_of(
         is_cell = isinstance(module, _CELLS)
         used = dtype or (module.weight_hh if is_cell else module.weight_hh_l0).dtype
         sizes = itertools.product(batch_sizes, (1,) if is_cell else steps)
-        found += [Options.of(module).problem(number, batch, used) for batch, number in sizes]
+        found += [Options.from_module(module).to_problem(number, batch, used) for batch, number in sizes]
     return [problem for problem in dict.fromkeys(found) if problem.dtype in DTYPES.values()]
 
 
@@ -62,7 +62,7 @@ class Recorded(Sequence[Problem]):
         self._calls: Counter[Key] = Counter()
         self.largest: dict[Key, Problem] = {}
 
-    def see(self, problem: Problem, calls: int = 1) -> None:
+    def count_call(self, problem: Problem, calls: int = 1) -> None:
         """Count calls of a problem. Its steps are tuned as those of the next power of two."""
         self.seen[problem] += calls
         self.add(dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length()), calls)
@@ -102,7 +102,7 @@ class Recorded(Sequence[Problem]):
                 raise ValueError("it has no list of problems")
             for number, raw in enumerate(whole["problems"]):
                 try:
-                    recorded.see(*_from_json(raw))
+                    recorded.count_call(*_from_json(raw))
                 except ValueError as error:
                     raise ValueError(f"problem {number}: {error}") from None
         except ValueError as error:
@@ -210,7 +210,7 @@ def _call_and_record(module, *args, **kwargs):
         problem = _problem_of_call(module, given, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
             for recorded in list(_recorders):
-                recorded.see(problem)
+                recorded.count_call(problem)
     return output
 
 
@@ -240,4 +240,4 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
     layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
     resets = given.get("resets") is not None
-    return Options.of(module).problem(steps, batch, dtype, layout=layout, resets=resets)
+    return Options.from_module(module).to_problem(steps, batch, dtype, layout=layout, resets=resets)

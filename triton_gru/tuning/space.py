@@ -12,14 +12,14 @@ from ..plan.config import (
     Projection,
     ProjectionConfig,
     StepConfig,
-    implementation,
+    implementation_name,
     projection_config,
 )
-from ..plan.cost import call_cost
+from ..plan.cost import estimate_call_cost
 from ..plan.device import Device
 from ..plan.heuristic import HEURISTICS, cut_grid, heuristic
 from ..plan.problem import Problem
-from ..plan.validity import why_no_projection, why_not
+from ..plan.validity import unsupported_config_reason, unsupported_projection_reason
 
 
 class Candidate(NamedTuple):
@@ -36,16 +36,16 @@ class Candidate(NamedTuple):
     @property
     def name(self) -> str:
         """Return what it is called where implementations are compared."""
-        return implementation(self.kernel, self.projection)
+        return implementation_name(self.kernel, self.projection)
 
     def __str__(self) -> str:
         return " ".join(str(each) for each in (self.config or self.kernel, self.projection) if each)
 
 
 TORCH = Candidate("torch", None)
-IMPLEMENTATIONS = [implementation(kernel, projection) for kernel in HEURISTICS for projection in (None, CUBLAS)]
+IMPLEMENTATIONS = [implementation_name(kernel, projection) for kernel in HEURISTICS for projection in (None, CUBLAS)]
 # By count so many times slower than the cheapest: not tried.
-_OUT_OF_THE_QUESTION = 3.0
+_MAX_COST_RATIO = 3.0
 
 
 def candidates(problem: Problem, device: Device) -> list[Candidate]:
@@ -53,9 +53,9 @@ def candidates(problem: Problem, device: Device) -> list[Candidate]:
     heuristics = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
     first = [each for each in heuristics if not isinstance(each.config, str)]
     found = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]
-    found = first + [each for each in found if not why_not(each.config, problem, device)]
-    costs = {each: call_cost(problem, each.config, device).total for each in found}
-    limit = _OUT_OF_THE_QUESTION * min(costs.values(), default=0.0)
+    found = first + [each for each in found if not unsupported_config_reason(each.config, problem, device)]
+    costs = {each: estimate_call_cost(problem, each.config, device).total for each in found}
+    limit = _MAX_COST_RATIO * min(costs.values(), default=0.0)
     return list(dict.fromkeys(first + [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]))
 
 
@@ -63,14 +63,14 @@ def projections(problem: Problem, config: Config, device: Device) -> list[Projec
     """Return the ways to project the inputs of a scan that are worth a try beside the usual one: cuBLAS, and tiles."""
     tiles = (
         ProjectionConfig(rows, cols, depth // problem.dtype.itemsize, warps, stages)
-        for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.ieee else _TILES)
+        for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.is_ieee else _TILES)
     )
     usual = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
     # Rows that are not aligned to 16 bytes have but one tile.
     if all(size * problem.dtype.itemsize % 16 for size, _ in problem.input_sizes):
         tiles = ()
     found = (each for each in (CUBLAS, *tiles) if each != usual)
-    return [each for each in found if not why_no_projection(each, config, problem, device)]
+    return [each for each in found if not unsupported_projection_reason(each, config, problem, device)]
 
 
 # Rows, columns, bytes of depth, warps, stages: from what suits a few sequences' steps to what suits thousands.
@@ -100,4 +100,8 @@ def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
         yield StepConfig(units, -(-problem.hidden_size // units), batch, depth, warps, stages)
 
 
-_SPACES = {"block": _block_space, "grid": lambda problem, device: cut_grid(problem.on(device)), "step": _step_space}
+_SPACES = {
+    "block": _block_space,
+    "grid": lambda problem, device: cut_grid(problem.shape_on(device)),
+    "step": _step_space,
+}

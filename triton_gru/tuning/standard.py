@@ -15,7 +15,7 @@ _SIZES = 512, 1024, 256  # hidden sizes, the most asked for first
 _LONG = 64
 
 
-def standard(device: Device) -> list[Problem]:
+def standard_problems(device: Device) -> list[Problem]:
     """Return the standard shapes that a kernel serves on ``device``, the most valuable first.
 
     All have one layer and as many inputs as hidden units. A verdict holds for inputs within a factor of four. What was
@@ -31,8 +31,8 @@ def standard(device: Device) -> list[Problem]:
     6. Packed sequences, then both directions, whose verdicts do not follow from the rounds before.
 
     Example:
-        >>> from triton_gru.plan.device import KNOWN
-        >>> str(standard(KNOWN["H200"])[0].key())
+        >>> from triton_gru.plan.device import KNOWN_DEVICES
+        >>> str(standard_problems(KNOWN_DEVICES["H200"])[0].key())
         'float16 H=512 I=512 B<=1 T=64'
     """
     rounds = (

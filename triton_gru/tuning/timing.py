@@ -9,8 +9,8 @@ import torch
 
 WARMUP = 3
 LEAST_ROUNDS = 8
-ENOUGH_ROUNDS = 20  # if all are quiet by then
-QUIET = 0.02  # of the median: a larger spread than this from p20 to p80 is marked as noise
+QUIET_CHECK_ROUNDS = 20  # if all are quiet by then
+MAX_QUIET_SPREAD = 0.02  # of the median: a larger spread than this from p20 to p80 is marked as noise
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Times:
     @property
     def status(self) -> str:
         """Return the status of a row of a report that has these times."""
-        return "ok" if self.rel_iqr <= QUIET else "noisy"
+        return "ok" if self.rel_iqr <= MAX_QUIET_SPREAD else "noisy"
 
     def columns(self) -> dict[str, float]:
         """Return the times under the names they have in a row of a report."""
@@ -55,7 +55,7 @@ def samples(
     Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
     A call is a list of functions without arguments, one per rotated input. All are warmed up before time counts. Rounds
     end early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
-    `ENOUGH_ROUNDS` or any multiple of them, no call's spread is above `QUIET`. Neither ends them before ``least``.
+    `QUIET_CHECK_ROUNDS` or any multiple of them, no call's spread is above `MAX_QUIET_SPREAD`. Neither ends them before ``least``.
     """
     for functions in calls.values():
         for i in range(max(WARMUP, len(functions))):
@@ -66,8 +66,8 @@ def samples(
     for i in range(rounds):
         if i >= max(least, LEAST_ROUNDS) and time.perf_counter() - start > seconds:
             break
-        pause = stop_when_quiet and i >= max(least, 1) and i % ENOUGH_ROUNDS == 0
-        if pause and all(quantiles(each).rel_iqr <= QUIET for each in taken.values()):
+        pause = stop_when_quiet and i >= max(least, 1) and i % QUIET_CHECK_ROUNDS == 0
+        if pause and all(quantiles(each).rel_iqr <= MAX_QUIET_SPREAD for each in taken.values()):
             break
         shuffler.shuffle(order)
         for name in order:
@@ -112,7 +112,7 @@ def clock(device: str) -> Callable[[Callable], float]:
     return gpu_clock if device == "cuda" else host_clock
 
 
-def graphed(function: Callable, pool=None) -> tuple[Callable, object]:
+def capture_graph(function: Callable, pool=None) -> tuple[Callable, object]:
     """Return the replay of a CUDA graph of one call of ``function``, and the call's result, which replays write to.
 
     Graphs of one ``pool`` share memory: one's results last until another is replayed.

@@ -1,7 +1,7 @@
 """Which of what was timed is to be taken."""
 
 from ..plan.config import CUBLAS
-from ..plan.tables.entries import Result
+from ..plan.tables.entries import TimedResult
 from ..plan.tables.revision import revision
 from .space import IMPLEMENTATIONS, TORCH, Candidate
 from .timing import Times
@@ -10,14 +10,14 @@ from .timing import Times
 _LEAST, _MOST = 0.03, 0.1
 
 
-def clearly_faster(a: Times, b: Times) -> bool:
+def is_clearly_faster(a: Times, b: Times) -> bool:
     """Return whether ``a`` is faster than ``b`` by more than noise."""
     return a.p50 < b.p50 * (1 - min(_MOST, max(_LEAST, a.rel_iqr, b.rel_iqr)))
 
 
-def conclude(
+def choose_winner(
     before: dict[str, Candidate], untuned: dict[str, Candidate], finals: dict[str, dict[Candidate, Times]]
-) -> tuple[str, dict[str, Result]]:
+) -> tuple[str, dict[str, TimedResult]]:
     """Return the implementation to take, or ``"torch"``, and the best of each.
 
     What is there stays unless something is clearly faster: tuning again does not change tables to and fro.
@@ -56,17 +56,19 @@ def conclude(
 
 def _is_faster_somewhere(a: Candidate | None, b: Candidate, finals: dict[str, dict[Candidate, Times]]) -> bool:
     """Return whether ``a`` is clearly faster than ``b`` in a mode."""
-    return a is not None and any(clearly_faster(times[a], times[b]) for times in finals.values())
+    return a is not None and any(is_clearly_faster(times[a], times[b]) for times in finals.values())
 
 
 def _fastest(candidates: list[Candidate], there: Candidate | None, compared: dict[Candidate, Times]) -> Candidate:
     """Return the fastest, or what is there if that is not clearly slower."""
     fastest = min(candidates, key=lambda each: compared[each].p50)
-    return there if there in compared and not clearly_faster(compared[fastest], compared[there]) else fastest
+    return there if there in compared and not is_clearly_faster(compared[fastest], compared[there]) else fastest
 
 
-def _result(candidate: Candidate, finals: dict[str, dict[Candidate, Times]], untuned: Times | None = None) -> Result:
+def _result(
+    candidate: Candidate, finals: dict[str, dict[Candidate, Times]], untuned: Times | None = None
+) -> TimedResult:
     ms = {mode: (times[candidate].p20, times[candidate].p50, times[candidate].p80) for mode, times in finals.items()}
     tile = None if candidate.projection == CUBLAS else candidate.projection
     heuristic_ms = untuned and untuned.p50
-    return Result(candidate.config, revision(candidate.kernel), ms["eager"], ms.get("graph"), heuristic_ms, tile)
+    return TimedResult(candidate.config, revision(candidate.kernel), ms["eager"], ms.get("graph"), heuristic_ms, tile)

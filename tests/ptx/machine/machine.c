@@ -101,7 +101,7 @@ void run(Launch *o) {
       while (ctas[k] != w->cta) k++;
       end_cta(o, ctas[k]);
       ctas[k] = begun < total ? begin_cta(o, order[begun++]) : ctas[--n];
-    } else if (o->executed > o->most_instructions) {
+    } else if (o->executed > o->max_instructions) {
       report(m, FAULT_ENDLESS, w, w->place, -1, 0, -1);
       break;
     }

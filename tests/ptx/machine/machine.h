@@ -44,7 +44,7 @@ typedef struct {
   Range *ranges;
   // The schedule.
   u64 seed;
-  i64 most_instructions;
+  i64 max_instructions;
   double ns_per_instruction, error;  // of approximations: the share that is made of what the PTX manual allows
   i32 resident;       // CTAs at a time
   i32 reconverge_late, reconverge_early, quantum, delay, sleeps;

@@ -3,9 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import HANDOVERS, BlockConfig, Config, GridConfig, ProjectionConfig, StepConfig, parts
+from ..config import HANDOVERS, BlockConfig, Config, GridConfig, ProjectionConfig, StepConfig, split_implementation
 from ..problem import Key
-from .revision import stale
+from .revision import stale_reason
 
 CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
 # What a file may hold at most: the size of a number, the lengths of texts and mappings.
@@ -14,7 +14,7 @@ Quantiles = tuple[float, float, float]  # p20, p50, p80
 
 
 @dataclass(frozen=True)
-class Result:
+class TimedResult:
     """An implementation (see `config.implementation`) in its best configuration; torch's own GRU has none.
 
     Attributes:
@@ -43,7 +43,7 @@ class Entry:
 
     key: Key
     winner: str
-    results: dict[str, Result]
+    results: dict[str, TimedResult]
     candidates: int
     failed: dict[str, int]
     env: dict[str, str]
@@ -55,12 +55,12 @@ class Entry:
         return self.results[self.winner].ms
 
     @property
-    def over_torch(self) -> float | None:
+    def speedup_over_nn_gru(self) -> float | None:
         """How many times faster the winner is than torch.nn.GRU; None if that was not measured."""
         result = self.results.get("torch")
         return result and result.ms / self.ms
 
-    def over_untuned(self, untuned: str) -> float | None:
+    def speedup_over_untuned(self, untuned: str) -> float | None:
         """Return how many times faster the winner is than ``untuned`` without a table; None if that was not measured.
 
         ``untuned`` is the implementation that a plan takes without any table.
@@ -70,15 +70,17 @@ class Entry:
         return ms and ms / self.ms
 
     @property
-    def stale(self) -> str:
+    def stale_reason(self) -> str:
         """Why it may no longer hold; empty if it does."""
-        kernels = {parts(name)[0]: result.revision for name, result in self.results.items()}
-        if any(parts(name)[1] for name in self.results):  # cuBLAS comes with torch
+        kernels = {split_implementation(name)[0]: result.revision for name, result in self.results.items()}
+        if any(split_implementation(name)[1] for name in self.results):  # cuBLAS comes with torch
             kernels["torch"] = ""
-        return next(filter(None, (stale(kernel, revision, self.env) for kernel, revision in kernels.items())), "")
+        return next(
+            filter(None, (stale_reason(kernel, revision, self.env) for kernel, revision in kernels.items())), ""
+        )
 
 
-def entry_of(raw) -> Entry:
+def parse_entry(raw) -> Entry:
     """Return the entry that was read from JSON, which is not trusted.
 
     Raises:
@@ -97,7 +99,7 @@ def entry_of(raw) -> Entry:
     return Entry(key, raw["winner"], results, candidates, failed, env, tuned_at)
 
 
-def config_of(kernel: str, raw: dict) -> Config:
+def parse_config(kernel: str, raw: dict) -> Config:
     """Return a kernel's configuration by the names and values of its fields, which are not trusted.
 
     Raises:
@@ -109,15 +111,17 @@ def config_of(kernel: str, raw: dict) -> Config:
     return config
 
 
-def _result(name: str, raw: dict) -> Result:
-    _refuse_unknown(raw, Result)
-    kernel, projection = parts(name)
-    config = None if name == "torch" else config_of(kernel, raw["config"])
+def _result(name: str, raw: dict) -> TimedResult:
+    _refuse_unknown(raw, TimedResult)
+    kernel, projection = split_implementation(name)
+    config = None if name == "torch" else parse_config(kernel, raw["config"])
     graph_ms = None if raw["graph_ms"] is None else _quantiles(raw["graph_ms"])
     heuristic_ms = None if raw["heuristic_ms"] is None else _time(raw["heuristic_ms"])
     # An earlier version had no tiles.
     tile = None if projection or raw.get("tile") is None else _fields(raw["tile"], ProjectionConfig)
-    return Result(config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms, tile)
+    return TimedResult(
+        config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms, tile
+    )
 
 
 def _refuse_unknown(raw: dict, kind: type) -> None:

@@ -3,7 +3,7 @@ resort those of another device with as many multiprocessors of the same kind.
 
 What is fresh comes before what is stale, whatever table it is in; of one table the nearest measurement counts. An entry
 made with another minor version of Triton is stale: it is used where there is no fresh one, and its plan says so. A
-configuration that the new version cannot compile is replaced when it is first launched (`launch.untuned`).
+configuration that the new version cannot compile is replaced when it is first launched (`launch.replace_failing_plan`).
 """
 
 import functools
@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-from ..config import Config, Projection, parts
+from ..config import Config, Projection, split_implementation
 from ..device import Device
 from ..problem import Key, Problem
-from ..validity import for_problem, why_no_projection, why_not
+from ..validity import adapt_config, unsupported_config_reason, unsupported_projection_reason
 from . import store
-from .entries import Entry, Result
+from .entries import Entry, TimedResult
 
-SHIPPED = pathlib.Path(__file__).parent / "data"
+SHIPPED_DIRECTORY = pathlib.Path(__file__).parent / "data"
 # A verdict holds for as many inputs within this factor: they change the projection alone.
 _INPUTS = 4
 _MOST_FILES = 64
@@ -31,11 +31,11 @@ class Source(NamedTuple):
 
     Attributes:
         name: what to call them.
-        own: whether they were found by this user.
+        is_from_user: whether they were found by this user.
     """
 
     name: str
-    own: bool
+    is_from_user: bool
     entries: list[Entry]
 
 
@@ -62,28 +62,28 @@ _memory: dict[Device, dict[Key, Entry]] = {}
 _failing: set[tuple[Device, Config]] = set()
 
 
-def configuration(name: str, problem: Problem, device: Device) -> tuple[Config, Projection | None, str] | None:
+def find_config(name: str, problem: Problem, device: Device) -> tuple[Config, Projection | None, str] | None:
     """Return how an implementation was fastest nearest to a problem, and where that stands; None if none holds for it.
 
     Where cuBLAS's projection was not measured, the scan is configured as with ours. A tile of our own holds where a
     verdict does.
     """
     wanted = problem.key()
-    kernel, projection = parts(name)
+    kernel, projection = split_implementation(name)
     for entry, source in _nearest(wanted, device):
         result = entry.results.get(name) or entry.results.get(kernel)
         if result and (config := _runnable(result, problem, device)):
-            if projection is None and _decides(entry.key, wanted):
+            if projection is None and _is_verdict_valid(entry.key, wanted):
                 projection = _tile(result, config, problem, device)
             return config, projection, source
     return None
 
 
-def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdict | None:
+def find_verdict(problem: Problem, device: Device, options: Container[str]) -> Verdict | None:
     """Return which of ``options`` was fastest for such a problem; None if that was not measured."""
     wanted = problem.key()
     for entry, source in _nearest(wanted, device):
-        if not _decides(entry.key, wanted) or ("torch" in options and "torch" not in entry.results):
+        if not _is_verdict_valid(entry.key, wanted) or ("torch" in options and "torch" not in entry.results):
             continue
         configs = {name: _runnable(result, problem, device) for name, result in entry.results.items()}
         times = {
@@ -94,22 +94,22 @@ def verdict(problem: Problem, device: Device, options: Container[str]) -> Verdic
         if times:
             winner = entry.winner if entry.winner in times else min(times, key=times.get)
             result, config = entry.results[winner], configs[winner]
-            projection = parts(winner)[1] or (config and _tile(result, config, problem, device))
+            projection = split_implementation(winner)[1] or (config and _tile(result, config, problem, device))
             return Verdict(winner, config, projection, times, source, entry.key, bool(result.graph_ms))
     return None
 
 
-def _runnable(result: Result, problem: Problem, device: Device) -> Config | None:
+def _runnable(result: TimedResult, problem: Problem, device: Device) -> Config | None:
     """Return the result's configuration for this problem, None if it has none or cannot run."""
     if result.config is None:
         return None
-    config = for_problem(result.config, problem, device)
-    return None if why_not(config, problem, device) or (device, config) in _failing else config
+    config = adapt_config(result.config, problem, device)
+    return None if unsupported_config_reason(config, problem, device) or (device, config) in _failing else config
 
 
-def _tile(result: Result, config: Config, problem: Problem, device: Device) -> Projection | None:
+def _tile(result: TimedResult, config: Config, problem: Problem, device: Device) -> Projection | None:
     """Return the result's tile of the projection, None if it has none or cannot run."""
-    return None if why_no_projection(result.tile, config, problem, device) else result.tile
+    return None if unsupported_projection_reason(result.tile, config, problem, device) else result.tile
 
 
 def _distance(key: Key, wanted: Key) -> tuple[float, ...]:
@@ -125,7 +125,7 @@ def _ratio(a: int, b: int) -> float:
     return abs(math.log2(a / b))
 
 
-def _decides(key: Key, wanted: Key) -> bool:
+def _is_verdict_valid(key: Key, wanted: Key) -> bool:
     """Return whether a verdict on ``key`` holds.
 
     What was measured at T steps holds for longer sequences, and to half of T: below, what a call costs once counts.
@@ -152,7 +152,7 @@ def _entries(device: Device) -> dict[tuple, list[tuple[tuple, Entry, str]]]:
     found = {}
     for number, source in enumerate(sources(device)):
         for entry in source.entries:
-            words, reason = f"{source.name}, of {entry.tuned_at[:10]}", entry.stale
+            words, reason = f"{source.name}, of {entry.tuned_at[:10]}", entry.stale_reason
             if reason:
                 words += f", stale: {reason} (`triton-gru tune` measures it again)"
             found.setdefault(_sizes(entry.key), []).append(((bool(reason), number), entry, words))
@@ -169,21 +169,21 @@ def sources(device: Device) -> list[Source]:
 def _files(device: Device) -> list[Source]:
     """Read files once; leave out, with one warning, a file that is no table and an entry that is none."""
     own, others = [], []
-    for folder, kind in ((store.user_directory(), "table"), (SHIPPED, "shipped table")):
+    for folder, kind in ((store.user_directory(), "table"), (SHIPPED_DIRECTORY, "shipped table")):
         for path in _tables_in(folder):
             named = path.name == store.file_name(device)
             try:
                 table = store.load(path, device if named else None)
-            except (OSError, store.Unusable) as error:
+            except (OSError, store.UnusableTableError) as error:
                 if named:  # others are not of our concern
                     _warn(path, f"{error}; it is left alone and not used")
                 continue
-            if table.device == store.described(device):
-                own.append(Source(f"{kind} {path}", folder != SHIPPED, table.entries))
+            if table.device == store.describe_device(device):
+                own.append(Source(f"{kind} {path}", folder != SHIPPED_DIRECTORY, table.entries))
                 if table.skipped:
                     count = f"{len(table.skipped)} of {len(table.raw)} entries"
                     _warn(path, f"{count} are none that this version understands, and not used: {table.skipped[0]}")
-            elif {**table.device, "name": ""} == {**store.described(device), "name": ""}:
+            elif {**table.device, "name": ""} == {**store.describe_device(device), "name": ""}:
                 others.append(Source(f"{kind} of a like device, {path}", False, table.entries))
     return own + others
 
@@ -205,12 +205,12 @@ def remember(device: Device, entries: list[Entry]) -> None:
     _entries.cache_clear()
 
 
-def distrust(device: Device, config: Config) -> None:
+def exclude_config(device: Device, config: Config) -> None:
     """Do not use a configuration again in this process, as it does not run after all."""
     _failing.add((device, config))
 
 
-def forget() -> None:
+def clear_table_cache() -> None:
     """Forget what was found in this process, and read files anew."""
     _memory.clear()
     _failing.clear()

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from .entries import Entry
-from .store import key_text, understood
+from .store import key_text, try_parse_entry
 
 Rank = tuple[bool, float]  # whether it is fresh, and when it was tuned
 
@@ -31,13 +31,13 @@ class Merge:
         self._keys = {key_text(raw) for raw in entries}
         self._best: dict[str, tuple[Rank, int]] = {}  # by key, with the place in `entries`
         for place, raw in enumerate(entries):
-            entry = understood(raw)
+            entry = try_parse_entry(raw)
             if isinstance(entry, Entry) and self._is_better(rank(entry), key_text(raw)):
                 self._best[key_text(raw)] = rank(entry), place
 
     def take(self, raw) -> None:
         """Take one raw entry in, unless there is one as good."""
-        entry, text, key = understood(raw), _text(raw), key_text(raw)
+        entry, text, key = try_parse_entry(raw), _text(raw), key_text(raw)
         if text in self._texts:
             self.counts["kept"] += 1
         elif isinstance(entry, Entry):
@@ -69,7 +69,7 @@ class Merge:
 
 def rank(entry: Entry) -> Rank:
     """Return what orders entries of one key. The greatest is the one to use."""
-    return not entry.stale, _seconds(entry.tuned_at)
+    return not entry.stale_reason, _seconds(entry.tuned_at)
 
 
 def _seconds(date: str) -> float:

@@ -12,7 +12,7 @@ import triton
 from ... import kernels
 from ..._version import __version__
 from ...kernels import block, grid, projection, step
-from ...triton_versions import minor
+from ...triton_versions import get_minor_version
 
 _SCANS = {"block": block, "grid": grid, "step": step}
 
@@ -24,14 +24,14 @@ def revision(kernel: str) -> str:
         return ""
     digest = hashlib.sha256()
     try:
-        for module in modules(_SCANS[kernel], projection):
-            digest.update(meaning(inspect.getsource(module)).encode())
+        for module in find_kernel_modules(_SCANS[kernel], projection):
+            digest.update(normalize_source(inspect.getsource(module)).encode())
     except OSError:  # where Python code comes without its source, nothing is known to be the same
         return "unknown"
     return digest.hexdigest()[:12]
 
 
-def modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
+def find_kernel_modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
     """Return the modules that kernels' code is in: their own, and what those import of `triton_gru.kernels`."""
     found, new = {}, list(of_kernels)
     while new:
@@ -45,7 +45,7 @@ def modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
     return [found[name] for name in sorted(found)]
 
 
-def meaning(source: str) -> str:
+def normalize_source(source: str) -> str:
     """Return Python code without what does not count."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -68,10 +68,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def stale(kernel: str, made_with: str, env: dict[str, str]) -> str:
+def stale_reason(kernel: str, made_with: str, env: dict[str, str]) -> str:
     """Return why a kernel's result may no longer hold; empty if it does."""
     counts = "torch" if kernel == "torch" else "triton"
-    then, now = (minor(each.get(counts, "")) for each in (env, environment()))
+    then, now = (get_minor_version(each.get(counts, "")) for each in (env, environment()))
     if then != now:
         return f"made with {counts} {then or 'unknown'}, this is {now}"
     return "" if made_with == revision(kernel) != "unknown" else f"{kernel} has changed since"

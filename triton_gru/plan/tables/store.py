@@ -26,21 +26,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..device import Device
-from .entries import Entry, entry_of
+from .entries import Entry, parse_entry
 
 SCHEMA = 1
 # No table comes near these; whoever wrote more did not mean well.
 _MOST_BYTES = 16 << 20
 _FEW = 16 << 10  # bytes, of some shapes
-PATIENCE = 60.0  # seconds
+LOCK_TIMEOUT_S = 60.0  # seconds
 Rule = Callable[[list], list]  # from a table's raw entries to those that take their place
 
 
-class Unusable(ValueError):
+class UnusableTableError(ValueError):
     """A file that is no table."""
 
 
-class Newer(Unusable):
+class NewerTableError(UnusableTableError):
     """A table whose schema only a later version knows."""
 
 
@@ -64,7 +64,7 @@ def file_name_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") + ".json"
 
 
-def described(device: Device) -> dict:
+def describe_device(device: Device) -> dict:
     """Return a device as a table names it."""
     return {"name": device.name, "cc": device.compute_capability, "sms": device.sms}
 
@@ -88,35 +88,35 @@ def read_json(path: pathlib.Path, most_bytes: int = _MOST_BYTES):
     """Return what a JSON file holds, which is not trusted.
 
     Raises:
-        Unusable: it is no JSON file, or has more bytes than that.
+        UnusableTableError: it is no JSON file, or has more bytes than that.
         OSError: it cannot be read.
     """
     # Not opened before: to open what is no regular file may wait forever.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise Unusable("it is no file")
+        raise UnusableTableError("it is no file")
     with path.open("rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
-        raise Unusable(f"it has more than {most_bytes >> 20} MiB")
+        raise UnusableTableError(f"it has more than {most_bytes >> 20} MiB")
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
-        raise Unusable(f"it is not JSON: {str(error)[:200]}") from None
+        raise UnusableTableError(f"it is not JSON: {str(error)[:200]}") from None
 
 
 def load(path: pathlib.Path, device: Device | None = None) -> Table:
     """Return what a file holds.
 
     Raises:
-        Unusable: it is no table of this schema, or not of ``device``, if that is given.
+        UnusableTableError: it is no table of this schema, or not of ``device``, if that is given.
         OSError: it cannot be read.
     """
     named, raw = _device_and_entries(read_json(path))
-    if device is not None and named != described(device):
-        raise Unusable(f"it is of {named}, not of {described(device)}")
+    if device is not None and named != describe_device(device):
+        raise UnusableTableError(f"it is of {named}, not of {describe_device(device)}")
     entries, skipped = [], []
     for number, each in enumerate(raw):
-        entry = understood(each)
+        entry = try_parse_entry(each)
         if isinstance(entry, str):
             skipped.append(f"entry {number}: {entry}")
         else:
@@ -127,27 +127,27 @@ def load(path: pathlib.Path, device: Device | None = None) -> Table:
 def _device_and_entries(whole) -> tuple[dict, list]:
     schema = whole.get("schema") if isinstance(whole, dict) else None
     if type(schema) is int and schema > SCHEMA:
-        raise Newer(
+        raise NewerTableError(
             f"it is of schema {schema}, this version knows schema {SCHEMA}: upgrade triton_gru, or tune into another "
             "TRITON_GRU_CONFIG_DIR"
         )
     if type(schema) is not int or schema != SCHEMA:
-        raise Unusable(f"it is not of schema {SCHEMA}")
+        raise UnusableTableError(f"it is not of schema {SCHEMA}")
     named, raw = whole.get("device"), whole.get("entries")
     if not isinstance(named, dict) or not isinstance(raw, list):
-        raise Unusable("it names no device or has no list of entries")
+        raise UnusableTableError("it names no device or has no list of entries")
     kinds = {"name": str, "cc": int, "sms": int}
     if {name: type(value) for name, value in named.items()} != kinds:
-        raise Unusable("its device is not a name, cc and sms")
+        raise UnusableTableError("its device is not a name, cc and sms")
     if file_name_of(named["name"]) == ".json" or not (0 < named["cc"] < 1 << 31 and 0 < named["sms"] < 1 << 31):
-        raise Unusable("its device has no name, or a cc or sms that cannot be")
+        raise UnusableTableError("its device has no name, or a cc or sms that cannot be")
     return {name: named[name] for name in kinds}, raw
 
 
-def understood(raw) -> Entry | str:
+def try_parse_entry(raw) -> Entry | str:
     """Return an entry as it was read from JSON, or why this version does not understand it."""
     try:
-        return entry_of(raw)
+        return parse_entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return f"{type(error).__name__} {str(error)[:200]}"
 
@@ -166,15 +166,15 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
         The file's path.
 
     Raises:
-        Unusable, OSError: as `rewrite` does.
+        UnusableTableError, OSError: as `rewrite` does.
     """
     new = [dataclasses.asdict(each) for each in entries]
     replaced = {key_text(each) for each in new}
 
     def rule(raw: list) -> list:
-        return [each for each in raw if key_text(each) not in replaced or isinstance(understood(each), str)] + new
+        return [each for each in raw if key_text(each) not in replaced or isinstance(try_parse_entry(each), str)] + new
 
-    return rewrite([(described(device), rule)], directory)[0]
+    return rewrite([(describe_device(device), rule)], directory)[0]
 
 
 def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pathlib.Path]:
@@ -187,7 +187,7 @@ def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pat
         The files' paths.
 
     Raises:
-        Unusable: a file is no table or another device's, or it would be too large. All files are left alone.
+        UnusableTableError: a file is no table or another device's, or it would be too large. All files are left alone.
         OSError: a file cannot be written.
     """
     _make(directory)
@@ -196,7 +196,7 @@ def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pat
         for device, rule in rules:
             path = directory / file_name_of(device["name"])
             if path in texts:
-                raise Unusable(f"{path}: it would be of two devices, one of them {device}")
+                raise UnusableTableError(f"{path}: it would be of two devices, one of them {device}")
             texts[path] = _changed(path, device, rule)
             for left_over in directory.glob(f"{path.name}.*.tmp"):
                 with contextlib.suppress(OSError):
@@ -211,13 +211,13 @@ def write(table: Table, path: pathlib.Path) -> None:
     """Write a table to a file of any name, as a whole or not at all.
 
     Raises:
-        Unusable: it would be too large.
+        UnusableTableError: it would be too large.
         OSError: it cannot be written.
     """
     try:
         text = _text(table.device, table.raw)
     except RecursionError:
-        raise Unusable("an entry is nested too deeply to be written again") from None
+        raise UnusableTableError("an entry is nested too deeply to be written again") from None
     replace_file(path, text)
 
 
@@ -236,19 +236,19 @@ def _changed(path: pathlib.Path, device: dict, rule: Rule) -> str:
     try:
         old = load(path) if path.exists() else None
         if old and old.device != device:
-            raise Unusable(f"it is of {old.device}, not of {device}")
+            raise UnusableTableError(f"it is of {old.device}, not of {device}")
         text = _text(device, rule(old.raw if old else []))
         return "" if old and text == _text(device, old.raw) else text
-    except Unusable as error:
+    except UnusableTableError as error:
         raise type(error)(f"{path}: {error}") from None
     except RecursionError:
-        raise Unusable(f"{path}: an entry is nested too deeply to be written again") from None
+        raise UnusableTableError(f"{path}: an entry is nested too deeply to be written again") from None
 
 
 def _text(device: dict, raw: list) -> str:
     text = json.dumps({"schema": SCHEMA, "device": device, "entries": raw}, indent=1)
     if len(text) > _MOST_BYTES:
-        raise Unusable(f"it would have more than {_MOST_BYTES >> 20} MiB")
+        raise UnusableTableError(f"it would have more than {_MOST_BYTES >> 20} MiB")
     return text
 
 
@@ -282,7 +282,7 @@ def _write(temporary: pathlib.Path, text: str, path: pathlib.Path) -> None:
         shutil.copymode(path, temporary)
 
 
-def try_to_write(directory: pathlib.Path) -> None:
+def check_writable(directory: pathlib.Path) -> None:
     """Write a few bytes into a folder of tables, which is made, and delete them.
 
     Raises:
@@ -306,15 +306,15 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold the lock of this name, which a process loses when it ends, however it ends.
 
     Raises:
-        TimeoutError: another process holds the lock for longer than `PATIENCE`.
+        TimeoutError: another process holds the lock for longer than `LOCK_TIMEOUT_S`.
         OSError: there can be no lock here.
     """
     import filelock  # 0.1 s, which only tuning needs
 
     try:
-        lock = filelock.FileLock(path, timeout=PATIENCE).acquire()
+        lock = filelock.FileLock(path, timeout=LOCK_TIMEOUT_S).acquire()
     except filelock.Timeout:
-        raise TimeoutError(f"another process holds {path} for more than {PATIENCE:g} s") from None
+        raise TimeoutError(f"another process holds {path} for more than {LOCK_TIMEOUT_S:g} s") from None
     except NotImplementedError as error:  # a file system without locks, to earlier versions of filelock
         raise OSError(str(error)) from None
     with lock:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .. import reference
-from ..call.bind import Call, flat
+from ..call.bind import Call, flatten_weights
 from ..call.sequences import Sequences
 
 
@@ -25,7 +25,7 @@ def run(call: Call, kernel: str) -> tuple[Tensor, Tensor]:
 
 def _by_reference(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     problem = call.problem
-    return reference.gru(
+    return reference.compute_gru(
         x, call.initial_state(), call.weights, reset_after=problem.reset_after, bidirectional=problem.bidirectional,
         reverse=problem.reverse, dropout=call.dropout, lengths=call.sequences.lengths, resets=call.resets,
     )  # fmt: skip
@@ -39,7 +39,7 @@ def _by_torch(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     if sequences.layout != "dense" and sequences.batch_size > 0:  # torch packs no empty batch
         output, h_n = _with_lengths(call, x)
     else:
-        output, h_n = torch.gru(x, call.initial_state(), flat(call.weights), *_options(call), False)
+        output, h_n = torch.gru(x, call.initial_state(), flatten_weights(call.weights), *_options(call), False)
     return _turned(output, sequences) if call.problem.reverse else output, h_n
 
 
@@ -54,7 +54,11 @@ def _with_lengths(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     hx, lengths = call.initial_state(), call.sequences.lengths
     given = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
     data, h_n = torch.gru(
-        given.data, given.batch_sizes, hx.index_select(1, given.sorted_indices), flat(call.weights), *_options(call)
+        given.data,
+        given.batch_sizes,
+        hx.index_select(1, given.sorted_indices),
+        flatten_weights(call.weights),
+        *_options(call),
     )
     output, _ = pad_packed_sequence(given._replace(data=data), total_length=call.problem.steps)
     none = (lengths == 0).unsqueeze(1)

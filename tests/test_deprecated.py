@@ -1,0 +1,50 @@
+"""Old names work for one version, and warn."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import triton_gru
+from triton_gru.plan.device import KNOWN_DEVICES
+from triton_gru.plan.planner import choose
+from triton_gru.tuning.progress import Progress
+from triton_gru.tuning.tuner import Tuned
+
+PROBLEM = triton_gru.Problem(9, 4, 64, 64, 1, False, torch.float16, "ieee", reset_after=True)
+PLAN = choose(PROBLEM, KNOWN_DEVICES["H200"])
+OLD_NAMES = {
+    "obstacle": (PROBLEM, "unsupported_reason"),
+    "cublas_obstacle": (PROBLEM, "cublas_unsupported_reason"),
+    "reason_against_torch": (PROBLEM, "nn_gru_unsupported_reason"),
+    "ieee": (PROBLEM, "is_ieee"),
+    "single_step": (PROBLEM, "is_single_step"),
+    "on": (PROBLEM, "shape_on"),
+    "rejected": (PLAN, "rejection_reasons"),
+    "others": (PLAN, "alternatives"),
+    "tuned": (PLAN, "is_tuned"),
+    "kept": (tuned := Tuned(PROBLEM, None), "table_path"),
+    "known": (tuned, "is_from_table"),
+    "left": (progress := Progress(1, 2, PROBLEM.key(), "compiling", 0.5, 7.0), "time_left"),
+    "share": (progress, "fraction_done"),
+}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_an_attribute_by_its_old_name(old):
+    owner, new = OLD_NAMES[old]
+    with pytest.warns(DeprecationWarning, match=f"{old} of triton_gru's {type(owner).__name__} is named {new} now"):
+        assert getattr(owner, old) == getattr(owner, new)
+
+
+def test_a_field_by_its_old_keyword():
+    with pytest.warns(DeprecationWarning, match="named unsupported_reason"):
+        assert dataclasses.replace(PROBLEM, obstacle="a hook").unsupported_reason == "a hook"
+    with pytest.warns(DeprecationWarning, match="named is_tuned"):
+        assert dataclasses.replace(PLAN, tuned=True).is_tuned
+
+
+def test_arguments_of_tune_by_their_old_keywords():
+    with pytest.warns(DeprecationWarning) as warned, pytest.raises(RuntimeError, match="no kernel"):
+        triton_gru.tune([PROBLEM], device="cpu", anew=True, say=print)
+    assert {str(each.message).split()[0] for each in warned} == {"anew", "say"}
