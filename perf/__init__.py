@@ -1,1 +1,1 @@
-"""Timings of GRU implementations: `python -m perf`. From sweeps by run and measure to rows (record), and to reports."""
+"""Timings of GRU implementations: `python -m perf`. A sweep is measured case by case into rows, which reports read."""

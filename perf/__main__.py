@@ -1,14 +1,14 @@
-"""Compare the timings of GRU implementations, as CSV. Each command's --help says more.
+"""Time GRU implementations, and report their times. Each command's --help has details.
 
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
-    python -m perf run --hidden 256 --input 80 --batch 8 --steps 200 --dtype fp16    # a shape of one's own
-    python -m perf report build/perf/smoke-cpu.csv        # ratios, floors, losses
+    python -m perf run --hidden 256 --input 80 --batch 8 --steps 200 --dtype fp16    # your own shape
+    python -m perf report build/perf/smoke-cpu.csv        # ratios, lower bounds, losses
     python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
     python -m perf plot build/perf/smoke-cpu.csv          # figures, as PNG and SVG
-    python -m perf floors                                 # bandwidths, rates and latencies of this machine, anew
-    python -m perf count                                  # work of a time step, counted on a CPU: no time
+    python -m perf floors                                 # bandwidths, rates and latencies of this machine
+    python -m perf count                                  # work of a time step, counted on a CPU: not time
 
-scripts/measure runs all of it in pieces of at most three minutes.
+scripts/measure runs all sweeps in pieces of at most three minutes.
 """
 
 import argparse
@@ -31,24 +31,24 @@ from .providers import BASELINE, NAMES, require_known
 from .run import run
 
 _OUT = pathlib.Path("build/perf")
-_ON_A_CPU = ("smoke", "cells")
+_CPU_SWEEPS = ("smoke", "cells")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 where `compare` finds something slower, 2 where a command cannot be done."""
+    """Return the exit status: 0, 1 if `compare` finds something slower, or 2 if the command fails."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     start = time.monotonic()
     try:
         return options.command(options) or 0
     except DeviceLost:
-        print("the GPU is lost to this process: going on in a new one", flush=True)
-        left = options.minutes - (time.monotonic() - start) / 60
-        os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, "--resume", "--minutes", str(left)])
+        print("this process has lost the GPU: continuing in a new process", flush=True)
+        minutes_left = options.minutes - (time.monotonic() - start) / 60
+        os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, "--resume", "--minutes", str(minutes_left)])
     except (OSError, ValueError) as error:
         print(f"perf: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("perf: interrupted; --resume goes on with a sweep", file=sys.stderr)
+        print("perf: interrupted; --resume continues a sweep", file=sys.stderr)
     return 2
 
 
@@ -58,62 +58,73 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="run|report|compare|plot|count|floors")
 
     command = commands.add_parser(
-        "run", help="measure a sweep, or one's own shape", formatter_class=raw,
-        description="Measures a shape of one's own, the GRUs of a model, or a sweep:\n" + sweeps.describe_sweeps(),
-        epilog="Each case is gated by float64 before it is timed, and written when all its providers are done.\n"
+        "run", help="measure a sweep, or your own shape", formatter_class=raw,
+        description="Measure your own shape, the GRUs of a model, or a sweep:\n" + sweeps.describe_sweeps(),
+        epilog="Each case is compared with float64 before it is timed, and written when all its providers are done.\n"
         f"providers: {', '.join(NAMES)}; or a function of yours, as module:callable",
     )  # fmt: skip
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sweep", choices=sweeps.SWEEPS)
-    what.add_argument(
-        "--hidden", type=parse_positive_int, nargs="+", metavar="H", help="hidden sizes of one's own shape"
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--sweep", choices=sweeps.SWEEPS)
+    source.add_argument(
+        "--hidden", type=parse_positive_int, nargs="+", metavar="H", help="hidden sizes of your own shape"
     )
-    called = "a function that calls a model: its GRUs are timed at the shapes seen"
-    what.add_argument("--model", metavar="MODULE:FUNCTION", help=called)
+    model_help = "a function that calls a model: the model's GRUs are timed at the shapes they are called with"
+    source.add_argument("--model", metavar="MODULE:FUNCTION", help=model_help)
     shapes.add_arguments(command)
-    these = f"these and {BASELINE}, not those of the sweep"
-    command.add_argument("--provider", nargs="+", default=[], help=these, metavar="NAME")
+    provider_help = f"time these providers and {BASELINE}, instead of the sweep's"
+    command.add_argument("--provider", nargs="+", default=[], help=provider_help, metavar="NAME")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
-    resume = "leave out what its CSV has rows of, failures too, instead of measuring it again"
-    command.add_argument("--resume", action="store_true", help=resume)
-    command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after that many")
-    command.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case; a few are made anyway")
+    resume_help = "skip measurements that the CSV has rows of, failures included"
+    command.add_argument("--resume", action="store_true", help=resume_help)
+    command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after this many minutes")
     command.add_argument(
-        "--rehearse", action="store_true", help="a tiny case on the CPU (tests/ptx/rehearse.py lets kernels run)"
+        "--seconds", type=float, default=2.0, help="time for the rounds of a case; a few rounds run always"
+    )
+    command.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run a tiny case on the CPU (with tests/ptx/rehearse.py it executes kernels)",
     )
     command.set_defaults(command=_run)
 
-    command = commands.add_parser("report", help="what CSVs say, in the terminal or as Markdown")
+    command = commands.add_parser("report", help="print tables of CSVs, for the terminal or in Markdown")
     command.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep")
     command.add_argument("--markdown", action="store_true")
     command.set_defaults(command=_report)
 
-    command = commands.add_parser("compare", help="what became slower from one CSV to another; exit status 1 if so")
+    command = commands.add_parser(
+        "compare", help="print what became slower from one CSV to another; exit status 1 if anything did"
+    )
     command.add_argument("before", type=pathlib.Path)
     command.add_argument("after", type=pathlib.Path)
     command.set_defaults(command=_compare)
 
-    command = commands.add_parser("plot", help="figures of what CSVs say, as PNG and SVG")
+    command = commands.add_parser("plot", help="draw figures of CSVs, as PNG and SVG")
     command.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep or of `count`")
-    before = "CSVs of before a change, to draw what became slower in the others"
-    command.add_argument("--before", type=pathlib.Path, nargs="+", default=[], help=before, metavar="FILE")
+    before_help = "CSVs from before a change, to draw what became slower since"
+    command.add_argument("--before", type=pathlib.Path, nargs="+", default=[], help=before_help, metavar="FILE")
     command.add_argument("--out", type=pathlib.Path, default=_OUT / "figures", help="folder of the figures")
     command.set_defaults(command=_plot)
 
-    command = commands.add_parser("floors", help="what this machine can do at most, measured anew")
+    command = commands.add_parser(
+        "floors", help="measure this machine's bandwidths, rates and latencies, for lower bounds"
+    )
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
     command.set_defaults(command=_floors)
 
-    counted = "what one time step makes a GPU do, as counted in the compiled PTX: work, not time. It needs no GPU"
-    command = commands.add_parser("count", help=counted, description=f"Counts {counted}: perf/README.md says more.")
+    count_help = "count the work of one time step in the compiled PTX: work, not time; needs no GPU"
+    description = f"C{count_help[1:]}. perf/README.md explains the columns."
+    command = commands.add_parser("count", help=count_help, description=description)
     command.add_argument("--hidden", type=parse_positive_int, nargs="+", default=[64, 128, 256, 512, 1024], metavar="H")
     command.add_argument("--batch", type=parse_positive_int, nargs="+", default=[1, 16], metavar="B")
     command.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16", "tf32"])
-    command.add_argument("--device", choices=KNOWN_DEVICES, default="H200", help="what is compiled for (default: H200)")
-    command.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="these, not all that can be counted")
-    command.add_argument("--most", type=int, default=100_000_000, help="instructions that a launch may execute")
+    command.add_argument("--device", choices=KNOWN_DEVICES, default="H200", help="GPU to compile for (default: H200)")
+    command.add_argument(
+        "--provider", nargs="+", default=[], metavar="NAME", help="count these providers (default: all)"
+    )
+    command.add_argument("--most", type=int, default=100_000_000, help="most instructions that a launch may execute")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
-    command.add_argument("--resume", action="store_true", help="leave out what its CSV has rows of")
+    command.add_argument("--resume", action="store_true", help="skip cases that the CSV has rows of")
     command.add_argument("--markdown", action="store_true")
     command.set_defaults(command=_count)
     return parser.parse_args(arguments)
@@ -126,17 +137,19 @@ def _run(options) -> None:
     if options.rehearse:
         sweep, device = sweeps.shrink_sweep(sweep), "cpu"
     elif device == "cpu":
-        if options.sweep and sweep.name not in _ON_A_CPU:
-            raise ValueError(f"{sweep.name} wants a GPU, and there is none: {' and '.join(_ON_A_CPU)} run on a CPU")
+        if options.sweep and sweep.name not in _CPU_SWEEPS:
+            raise ValueError(
+                f"sweep {sweep.name} needs a GPU, but torch finds none; on a CPU run {' or '.join(_CPU_SWEEPS)}"
+            )
         if not options.sweep and {case.precision for case in sweep.cases} - {"fp32", "tf32"}:
-            raise ValueError("on a CPU only fp32 is timed: leave --dtype out, or --rehearse")
+            raise ValueError("on a CPU only fp32 is timed: omit --dtype, or add --rehearse")
         sweep = sweeps.fit_to_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
     run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
 
 
 def _report(options) -> None:
-    from .report import report  # only this, `compare` and `plot` need pandas
+    from .report import report  # only `report`, `compare`, `plot` and `count` need pandas
 
     print(report(options.file, options.markdown))
 
@@ -151,7 +164,7 @@ def _plot(options) -> None:
     try:
         from . import plot
     except ModuleNotFoundError as error:
-        raise ValueError(f"plot needs {error.name}: pip install -e .[perf]") from error
+        raise ValueError(f"plot needs {error.name}, which is not installed: pip install -e .[perf]") from error
     plot.main(options.file, options.out, options.before)
 
 
@@ -164,7 +177,7 @@ def _count(options) -> None:
     from . import count, tables
 
     sizes = itertools.product(options.precision, options.hidden, options.batch)
-    cases = [Case(*each, steps=1) for each in sizes]
+    cases = [Case(*size, steps=1) for size in sizes]
     rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
     print(tables.join_tables([(count.TITLE.format(options.device), count.table(rows))], options.markdown))
 

@@ -1,4 +1,4 @@
-"""What is computed: one cell of a sweep, and the module and inputs that stand for it."""
+"""A case: the GRU and the shape that one cell of a sweep times, with its module and inputs."""
 
 import contextlib
 import random
@@ -17,7 +17,7 @@ from .record import RESET_BEFORE, STREAMING, Row
 
 
 class Ragged(NamedTuple):
-    """Sequences [T, B, I] that end at ``lengths`` [B], the longest first. What lies behind an end is not read."""
+    """A batch of sequences [T, B, I] that end at ``lengths`` [B], longest first. Steps after an end are not read."""
 
     padded: Tensor
     lengths: Tensor
@@ -28,7 +28,7 @@ class Ragged(NamedTuple):
 
 Input = Tensor | PackedSequence | Ragged
 INPUT_COUNT = 4
-# Inputs as long or as large as these outgrow every cache, and cost memory and time to make ready.
+# Inputs of this many steps or bytes outgrow every cache, and take much memory and time to prepare. So there are two.
 LONG, LARGE = 1024, 1 << 28
 
 
@@ -37,11 +37,11 @@ class Case:
     """A GRU and the shape of its input.
 
     Attributes:
-        precision: one of triton_gru.accuracy.
-        layout: as in `Problem`: "packed" is a PackedSequence, "lengths" a `Ragged`, of sequences as `lengths` says.
-        input_size: None for as many inputs as hidden units.
-        is_streaming: a call is a frame, a step whose state is that of the call before.
-        reset_after: False is the GRU that resets before the recurrent product, which torch has not.
+        precision: a key of `PRECISIONS` in triton_gru.accuracy.
+        layout: as in `Problem`. "packed" is a PackedSequence and "lengths" a `Ragged`, with the property `lengths`.
+        input_size: None for the hidden size.
+        is_streaming: a call is a frame, one step from the state that the previous call left.
+        reset_after: False is the GRU that resets before the recurrent product, which torch lacks.
     """
 
     precision: str
@@ -73,7 +73,7 @@ class Case:
         return PRECISIONS[self.precision][0]
 
     def row(self, provider: str = "", mode: str = Row.mode, l2: str = "") -> Row:
-        """Return a row with the columns that say what is computed, by whom and how."""
+        """Return a row with the columns of the case, the provider, the mode and the L2 filled in."""
         return Row(
             provider=f"{provider}+graph" if mode == "graph" else provider, mode=mode, l2=l2,
             dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
@@ -83,19 +83,20 @@ class Case:
 
     @property
     def lengths(self) -> list[int]:
-        """Return the steps of each sequence, the longest first, which has T. Others have a quarter of T to T.
+        """Return the steps of each sequence, the longest first.
 
-        In the layout "dense" all have T. The lengths are the same for all providers and runs.
+        The first sequence has T steps, the others a quarter of T to T. In the layout "dense" all have T. The lengths
+        are the same for all providers and runs.
         """
         if self.layout == "dense":
             return [self.steps] * self.batch
-        drawn = random.Random(0)
-        others = [drawn.randint(-(-self.steps // 4), self.steps) for _ in range(self.batch - 1)]
+        generator = random.Random(0)
+        others = [generator.randint(-(-self.steps // 4), self.steps) for _ in range(self.batch - 1)]
         return sorted([self.steps, *others], reverse=True)
 
     @property
     def total_steps(self) -> int:
-        """Return the steps of all sequences together."""
+        """Return the sum of the steps of all sequences."""
         return sum(self.lengths)
 
     @property
@@ -103,13 +104,13 @@ class Case:
         return PRECISIONS[self.precision][1] if self.dtype == torch.float32 else None
 
     def pinned(self) -> contextlib.AbstractContextManager:
-        """Set torch's precision of fp32 products to the case's, in recurrent networks and everywhere else."""
+        """Return a context in which torch's fp32 products, also of recurrent networks, have the case's precision."""
         return pin_fp32_precision(*PRECISIONS[self.precision])
 
     def module(self, device: str) -> nn.GRU:
-        """Return a fresh GRU in eval(): torch's, or in plain torch ours that resets before.
+        """Return a new GRU in eval(): `nn.GRU`, or for ``reset_after=False`` ours with the backend "reference".
 
-        torch flattens its weights as cuDNN likes them, but for bf16: there it compacts them anew on every call.
+        torch flattens the weights of `nn.GRU` for cuDNN. Exception: bf16, where it compacts them on every call.
         """
         options = {"bidirectional": self.directions == 2, "device": device, "dtype": self.dtype}
         if not self.reset_after:
@@ -118,12 +119,12 @@ class Case:
         return gru(self.inputs, self.hidden, self.layers, **options).eval()
 
     def draw(self, device: str) -> list[Input]:
-        """Draw inputs of the case's layout, to be used in turn. For a stream they are its frames."""
+        """Draw inputs of the case's layout, which calls use in turn. For a stream they are its frames."""
         input_bytes = self.total_steps * self.inputs * self.dtype.itemsize
-        number = INPUT_COUNT if self.steps < LONG and input_bytes < LARGE else 2
+        count = INPUT_COUNT if self.steps < LONG and input_bytes < LARGE else 2
         shape = self.steps, self.batch, self.inputs
-        drawn = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(number)]
+        inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(count)]
         if self.layout == "packed":
-            return [pack_padded_sequence(x, self.lengths) for x in drawn]
+            return [pack_padded_sequence(x, self.lengths) for x in inputs]
         lengths = torch.tensor(self.lengths, device=device)
-        return [Ragged(x, lengths) for x in drawn] if self.layout == "lengths" else drawn
+        return [Ragged(x, lengths) for x in inputs] if self.layout == "lengths" else inputs

@@ -1,4 +1,4 @@
-"""What became slower, or stopped working, from one CSV to another of the same machine."""
+"""Comparison of two CSVs of one machine: which measurements became slower or stopped working."""
 
 import pathlib
 
@@ -8,14 +8,14 @@ import pandas as pd
 from .report import CASE, SHOWN, keep_latest, load
 from .tables import format_table
 
-NOISE = 0.03  # a difference up to this, or to the spread of either measurement, is none
+NOISE = 0.03  # a relative difference up to this, or up to the spread of either measurement, does not count
 
 
 def main(before: pathlib.Path, after: pathlib.Path) -> int:
-    """Print every case that differs by more than noise. Return 1 if one became slower or stopped working."""
+    """Print every measurement that differs by more than noise. Return 1 if one became slower or stopped working."""
     table = compare_rows(load([before]), load([after]))
     if table.empty:
-        raise ValueError("the two have no measurement in common (of the same GPU, provider, shape and mode)")
+        raise ValueError(f"{before} and {after} have no measurement in common (same GPU, provider, shape and mode)")
     shown = ["provider", *SHOWN, "before", "after", "ratio", "verdict"]
     changed = table[table["verdict"] != "same"].sort_values("ratio", ascending=False)
     print(f"{len(table)} measurements in both: {table['verdict'].value_counts().to_dict()}")
@@ -25,10 +25,10 @@ def main(before: pathlib.Path, after: pathlib.Path) -> int:
 
 
 def compare_rows(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each measurement that both have tried and the first has timed.
+    """Return a line for each measurement that ``before`` has a time of and ``after`` a row.
 
-    It has the medians, their ratio, and a verdict. That is "slower" or "faster" if the medians differ by more than
-    `NOISE` and the rel_iqr of both, "broken" if there is no time any more, else "same".
+    A line has the medians, their ratio, and a verdict. The verdict is "broken" if ``after`` has no time. It is "slower"
+    or "faster" if the medians differ by more than `NOISE` and by more than both values of rel_iqr. Else it is "same".
     """
     key = [*CASE, "provider", "mode"]
     before, after = keep_latest(before), keep_latest(after)

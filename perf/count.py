@@ -1,6 +1,6 @@
-"""Counts what one time step makes a GPU do, by executing compiled PTX on a CPU. Counts are work, not time.
+"""Counts of the work of one time step, made by executing compiled PTX on a CPU. Counts are work, not time.
 
-README.md says what the columns mean.
+README.md explains the columns.
 """
 
 import itertools
@@ -27,35 +27,36 @@ TITLE = "One time step as compiled for {}: work, counted in its PTX, not time. K
 
 
 def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, resume: bool, most: int) -> pd.DataFrame:
-    """Count each case by each provider, or by all, into a CSV in the folder ``out``. Return the last row of each.
+    """Count each case by each provider into a CSV in the folder ``out``. Return the last row of each case and provider.
 
     Args:
-        resume: leave out what the CSV has a row of.
-        most: how many instructions a launch may execute.
+        names: the providers; empty for all.
+        resume: skip cases that the CSV has a row of.
+        most: the most instructions that a launch may execute.
 
     Raises:
         ValueError: the CSV has other columns, or a provider is unknown.
     """
-    from tests.ptx.device import emulate_gpu  # tests are not there where only the library is installed
+    from tests.ptx.device import emulate_gpu  # an installed package has no tests
     from tests.ptx.providers import PROVIDERS, WrongResult
 
     if unknown := {*names} - {*PROVIDERS}:
-        raise ValueError(f"cannot count {', '.join(sorted(unknown))}: name some of {', '.join(PROVIDERS)}")
-    counted = GrowingCsv(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
-    done = load(counted.path)[CASE].to_numpy().tolist() if resume else []
-    same, todo = environment("cpu"), list(itertools.product(cases, names or PROVIDERS))
-    for at, (case, name) in enumerate(todo, 1):
+        raise ValueError(f"cannot count {', '.join(sorted(unknown))}: choose from {', '.join(PROVIDERS)}")
+    report = GrowingCsv(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
+    done = load(report.path)[CASE].to_numpy().tolist() if resume else []
+    machine, todo = environment("cpu"), list(itertools.product(cases, names or PROVIDERS))
+    for number, (case, name) in enumerate(todo, 1):
         row = {column: getattr(case.row(name), column, "") for column in COLUMNS} | {"device": device}
-        row |= {column: same[column] for column in ("git_sha", "git_dirty", "triton")}
+        row |= {column: machine[column] for column in ("git_sha", "git_dirty", "triton")}
         if [str(row[column]) for column in CASE] in done:
             continue
-        begun = time.monotonic()
+        start = time.monotonic()
         torch.manual_seed(0)
         try:
             with emulate_gpu(KNOWN_DEVICES[device], seed=1) as gpu, case.pinned(), torch.no_grad():
                 gpu.max_instructions = most
                 step, columns = PROVIDERS[name](gpu, case)
-            step.update({"read": step["received"], "exchanges": step["launches"]})  # added
+            step.update({"read": step["received"], "exchanges": step["launches"]})  # `update` of a Counter adds
             row |= columns | {count: f"{step[count]:.10g}" for count in COUNTS}
         except (Unavailable, ImportError) as reason:
             row |= {"status": "unavailable", "error": str(reason)}
@@ -64,11 +65,11 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
         except Exception as failure:
             row |= {"status": "failed", "error": f"{type(failure).__name__}: {failure}"}
         row |= {"timestamp_utc": timestamp(), "error": one_line(row["error"])}
-        counted.append(row[column] for column in COLUMNS)
+        report.append(row[column] for column in COLUMNS)
         result = f"{row['busiest']} instructions" if row["status"] == "ok" else f"{row['status']} {row['error'][:60]}"
         shape = f"{case.precision} H={case.hidden} B={case.batch}"
-        print(f"[{at}/{len(todo)}] {shape} {name}: {result}, {time.monotonic() - begun:.1f} s", flush=True)
-    return load(counted.path).drop_duplicates(CASE, keep="last")
+        print(f"[{number}/{len(todo)}] {shape} {name}: {result}, {time.monotonic() - start:.1f} s", flush=True)
+    return load(report.path).drop_duplicates(CASE, keep="last")
 
 
 def load(path: pathlib.Path) -> pd.DataFrame:
@@ -76,7 +77,7 @@ def load(path: pathlib.Path) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each row that has counts, with ratios to ours of the same case."""
+    """Return a line for each row with counts, with ratios to the counts of ours for the same case."""
     rows = rows[rows["status"] == "ok"].astype(dict.fromkeys(["H", "B"], int) | dict.fromkeys(COUNTS, float))
     rows = rows.sort_values(["dtype", "precision", "H", "B"], kind="stable")
     shapes = pd.MultiIndex.from_frame(rows[CASE[2:]])

@@ -1,25 +1,25 @@
-"""What the machine can do at most, measured; and from it the time that no implementation of a case can beat.
+"""Floors: lower bounds of times, which no implementation of a case can beat. They follow from rates measured here.
 
 The floor of a call is
 
     launch + max(bytes moved / memory bandwidth, bytes read again / L2 bandwidth, FLOPs / matrix rate,
                  steps * smallest step + (steps - 1) * min(hop, alone))
 
-- launch: the call of one tiny kernel, in the same mode and by the same clock; the least of many.
-- bytes moved: the input, the weights and the outputs once, and of the bytes read again what the L2 cannot hold. If all
-  fit in the L2 (on a CPU: its last cache) and that is warm, by its bandwidth.
-- bytes read again: what a W_hh has beyond all registers and shared memory of the chip, every other step.
-- steps: T + layers - 1, with layers in a wavefront. Two directions go side by side, but a layer cannot begin before the
-  one below has ended: T * layers. Of packed input, T is the longest length.
-- smallest step: one warp's product, two activations and the update one after the other, and the state an operand again.
-- hop: the best hop of one word between two multiprocessors, by any hand-over: see `measure_hop`.
-- alone: half of what one multiprocessor, by its share of the matrix rate, takes for the products of one row's step. If
-  longer, half of what it takes to read the part of W_hh that it cannot hold.
+- launch: the call of one tiny kernel, in the same mode and by the same clock. The fastest of many calls counts.
+- bytes moved: the input, the weights and the outputs once, and the part of the bytes read again that the L2 cannot
+  hold. If all of them fit in a warm L2 (on a CPU: the last cache), the L2's bandwidth replaces the memory's.
+- bytes read again: the part of W_hh beyond all registers and shared memory of the chip, in every other step.
+- steps: T + layers - 1, with layers in a wavefront. With two directions it is T * layers, because a layer cannot begin
+  before the layer below has ended. The directions run at the same time. For packed input, T is the longest length.
+- smallest step: in sequence, one warp's product, two activations, the update, and turning the state into an operand.
+- hop: the fastest hop of one word between two multiprocessors, by any hand-over. See `measure_hop`.
+- alone: half of the time in which one multiprocessor, by its share of the matrix rate, makes the products of one row's
+  step. If longer, it is half of the time to read the part of W_hh that the multiprocessor cannot hold.
 
 Batch rows do not wait for each other, so more rows add FLOPs and no hop. Multiprocessors that share a row's step wait
-for a hop. They can multiply and read beside it, so only the hop counts. One that makes the step alone can begin when
-the first unit of the step before is finished. That unit has waited for the step before its own. So a step has the time
-of two for its products, and half of them counts. A weight that is read in that time can serve both steps.
+for a hop. They can multiply and read during the hop, so only the hop counts. A multiprocessor that makes the step alone
+can begin once the first unit of the previous step is finished. That unit has waited for the step before. Therefore the
+products of a step have the time of two steps, and half of it counts. A weight read in that time can serve both steps.
 
     python -m perf floors [--out perf/results]
 """
@@ -45,23 +45,26 @@ from .floors_kernel import hop_steps, read_shared, smallest_steps
 from .record import Row, TimingsCsv, machine_name
 
 ROUNDS = 30
-PART, PARTS = 8192, 32  # 1 MiB of int32, a state that all programs read
-PROGRAMS, ROW = 2, 8  # of a hop: each program sends four elements of fp16, which are one word
+PART, PARTS = 8192, 32  # 1 MiB of int32: a state that all programs read
+PROGRAMS, ROW = 2, 8  # for a hop: each program sends four elements of fp16, which are one word
 STEPS, FEWER_STEPS = 1000, 125
-_READ = 128 * 3e9  # bytes a second into a multiprocessor at most: twice the 64 a cycle of NVIDIA GPUs
+_READ = 128 * 3e9  # most bytes a second into a multiprocessor: twice the 64 a cycle of NVIDIA GPUs
 _REGISTERS = 256 << 10  # bytes of a multiprocessor's registers, on every NVIDIA GPU since Kepler
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Seconds, bytes a second and FLOPs a second. A rate that is not known is left out of a floor.
+    """The rates and latencies of a machine, from which floors follow.
 
     Attributes:
-        matrix: by (dtype, precision) as in a row.
-        launch: by mode.
-        hop, step: of one word from one multiprocessor to another; of the smallest GRU.
-        multiprocessors, on_chip: their number, and the bytes of registers and shared memory of one.
-        l2_bytes: what the L2 holds.
+        memory, l2: bytes a second.
+        matrix: FLOPs a second, by (dtype, precision) as in a row.
+        launch: seconds, by mode.
+        hop: seconds of a hop of one word from one multiprocessor to another. 0 if unknown, which leaves hops out.
+        step: seconds of a step of the smallest GRU. 0 if unknown.
+        multiprocessors: their number.
+        on_chip: bytes of registers and shared memory of one multiprocessor. 0 if unknown.
+        l2_bytes: capacity of the L2.
     """
 
     memory: float = 0.0
@@ -75,7 +78,7 @@ class Floors:
     l2_bytes: int = 0
 
     def compute_floor_ms(self, case: Case, mode: str, l2: str) -> float | str:
-        """Return the milliseconds of a call; in mode "host", of the host's part; empty where a rate is missing."""
+        """Return the floor of a call in milliseconds, in mode "host" of the host's part. Empty if a rate is missing."""
         row = case.row()
         if mode not in self.launch or (row.dtype, row.precision) not in self.matrix:
             return ""
@@ -91,18 +94,18 @@ class Floors:
         return 1000 * (self.launch[mode] + max(moved / bandwidth, again / self.l2, flops / rate, recurrence))
 
     def _work(self, case: Case) -> tuple[int, int, int]:
-        """Count the bytes moved, those read again, and the FLOPs."""
+        """Return the bytes moved, the bytes read again, and the FLOPs."""
         size, directions = case.dtype.itemsize, case.directions
         inputs = [case.inputs] + [directions * case.hidden] * (case.layers - 1)
-        weights = directions * sum(3 * case.hidden * (of_layer + case.hidden) for of_layer in inputs)
+        weights = directions * sum(3 * case.hidden * (width + case.hidden) for width in inputs)
         cells = case.layers * directions
         states = cells * case.batch * case.hidden * size * (2 if case.is_streaming else 1)
         sequences = (case.inputs + directions * case.hidden) * case.total_steps * size
         beyond = 3 * case.hidden**2 * size - self.multiprocessors * self.on_chip
         beyond = max(0, beyond) if self.on_chip else 0
-        times = (case.steps - 1) // 2 * cells
-        moved = sequences + weights * size + states + times * max(0, beyond - self.l2_bytes)
-        return moved, times * beyond, case.total_steps * 2 * weights
+        rereads = (case.steps - 1) // 2 * cells
+        moved = sequences + weights * size + states + rereads * max(0, beyond - self.l2_bytes)
+        return moved, rereads * beyond, case.total_steps * 2 * weights
 
     def __str__(self) -> str:
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
@@ -113,7 +116,7 @@ class Floors:
 
 
 def load_or_measure(out: pathlib.Path, device: str, remeasure: bool = False) -> Floors:
-    """Return the floors of this machine that the CSV in the folder ``out`` has, or measure them now and write them."""
+    """Return the floors of this machine from the CSV in the folder ``out``, or measure them and write that CSV."""
     report = TimingsCsv(out / f"floors-{machine_name(device)}.csv", device)
     if remeasure or not _last_run(report):
         for row in _measure(device):
@@ -122,42 +125,42 @@ def load_or_measure(out: pathlib.Path, device: str, remeasure: bool = False) -> 
 
 
 def _last_run(report: TimingsCsv) -> list[dict[str, str]]:
-    """Return the rows of the last run on this GPU that came to its end, which is the eager launch."""
+    """Return the rows of the last complete run on this GPU. A complete run ends with the eager launch."""
     rows = [row for row in report.rows() if row["gpu_name"] == report.environment["gpu_name"]]
-    ended = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
-    return [row for row in rows if ended and row["run_id"] == ended[-1]]
+    complete = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
+    return [row for row in rows if complete and row["run_id"] == complete[-1]]
 
 
 def _floors(rows: list[dict[str, str]], device: str) -> Floors:
-    found = {"matrix": {}, "launch": {}}
+    rates = {"matrix": {}, "launch": {}}
     for row in rows:
         name = row["provider"].removeprefix("floor.")
-        # Seconds of one of what was done, by the fast fifth: nothing may be faster than a floor.
+        # The seconds of one unit, by the 20th percentile: no measurement may be faster than a floor.
         seconds = float(row["p20_ms"]) / 1000 / float(row["config"].split()[0])
         if name == "launch":
-            found[name][row["mode"]] = seconds
+            rates[name][row["mode"]] = seconds
         elif name == "matrix":
-            found[name][row["dtype"], row["precision"]] = 1 / seconds
+            rates[name][row["dtype"], row["precision"]] = 1 / seconds
         else:
-            found[name] = seconds if name in ("hop", "step") else 1 / seconds
+            rates[name] = seconds if name in ("hop", "step") else 1 / seconds
     if device == "cpu":
-        return Floors(**found, l2_bytes=_last_cache_of_the_cpu())
-    here, l2_bytes = find_device(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
-    return Floors(**found, multiprocessors=here.sms, on_chip=here.shared_memory + _REGISTERS, l2_bytes=l2_bytes)
+        return Floors(**rates, l2_bytes=_cpu_cache_bytes())
+    gpu, l2_bytes = find_device(torch.device(device)), torch.cuda.get_device_properties(0).L2_cache_size
+    return Floors(**rates, multiprocessors=gpu.sms, on_chip=gpu.shared_memory + _REGISTERS, l2_bytes=l2_bytes)
 
 
-def _last_cache_of_the_cpu() -> int:
-    """Return the bytes; 0, and a floor by the memory's bandwidth, where Linux does not say."""
+def _cpu_cache_bytes() -> int:
+    """Return the size of the CPU's largest cache, or 0 if Linux does not report it. With 0 the memory's rate counts."""
     sizes = [path.read_text().strip() for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
     return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes), default=0)
 
 
 def _measure(device: str) -> Iterator[Row]:
-    """Yield a row for each thing measured. ``config`` says how much of it was done in a call's time."""
+    """Yield a row for each rate or latency. ``config`` has the amount of work in a call, with its unit."""
 
     def timed(name: str, amount: int, unit: str, call: Callable, once=None, **about) -> Row:
         once = once or clock(device)
-        calls = 20 if name == "launch" else 1  # of which the least counts: a busy host delays most
+        calls = 20 if name == "launch" else 1  # The fastest call counts, because a busy host delays most of them.
         taken = samples({name: [call]}, ROUNDS, lambda call: min(once(call) for _ in range(calls)), seconds=2.0)
         return Row(provider=f"floor.{name}", config=f"{amount} {unit}", **about, **quantiles(taken[name]).columns())
 
@@ -173,17 +176,19 @@ def _measure(device: str) -> Iterator[Row]:
         with case.pinned():
             row = timed("matrix", 2 * n**3, "FLOPs", multiply, dtype=case.row().dtype, precision=case.row().precision)
         yield row
-    # A kernel, where zero_() would be a memset: the replay of one takes longer than that of a kernel.
+    # `fill_` launches a kernel. `zero_` would be a memset, whose replay takes longer than a kernel's.
     launch = functools.partial(torch.zeros(32, device=device).fill_, 1.0)
     if device == "cuda":
         numbers = torch.ones(PART * PARTS, dtype=torch.int32, device=device)
-        here, rounds = find_device(numbers.device), 20
-        programs = 2 * here.sms
+        gpu, rounds = find_device(numbers.device), 20
+        programs = 2 * gpu.sms
         result = torch.zeros(programs, dtype=torch.int32, device=device)
         options = {"PART": PART, "PARTS": PARTS, "num_warps": 16}
         read = Launch(read_shared, (programs,), (numbers, result, rounds), options)
         yield timed("l2", programs * rounds * numbers.nbytes, "bytes", read.start)
-        assert (result == rounds * numbers.numel()).all(), "the programs did not read all of what they were to read"
+        assert (result == rounds * numbers.numel()).all(), (
+            "some programs did not read all of the source: the L2 rate would be wrong"
+        )
         w, h = torch.zeros(16, 16, dtype=torch.float16, device=device), torch.zeros(16, 8, device=device)
         steps = Launch(smallest_steps, (1,), (w, h, 1 << 15), {"num_warps": 1})
         yield timed("step", 1 << 15, "steps", steps.start)
@@ -191,7 +196,7 @@ def _measure(device: str) -> Iterator[Row]:
         yield timed("launch", 1, "launch", capture_graph(launch)[0], mode="graph")
     else:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # several wait for each other for longer than this takes, where others are at work
+        torch.set_num_threads(1)  # on a busy CPU, several threads wait for each other longer than the copy takes
         yield timed("l2", threads * 2 << 18, "bytes", copy(1 << 18))
         torch.set_num_threads(threads)
     yield timed("launch", 1, "launch", launch, host_clock, mode="host")
@@ -199,7 +204,7 @@ def _measure(device: str) -> Iterator[Row]:
 
 
 class Hops:
-    """A launch of ``steps`` hops, and whether it ends with the known answer."""
+    """A launch of ``steps`` hops, with a check that it ends with the known answer."""
 
     def __init__(self, handover: str, steps: int, device: torch.device):
         config = GridConfig(
@@ -209,11 +214,11 @@ class Hops:
         mailbox = Mailbox(config, 1, 1, torch.float16)
         words = torch.empty(mailbox.size(steps), dtype=torch.int64, device=device)
         self._steps, self._result = steps, torch.zeros(PROGRAMS, dtype=torch.int32, device=device)
-        received = exchange.WordLayout(
-            BITS=16, PARTS=4, WORDS_PER_ROW=ROW // 8, WORDS_PER_CHUNK=4, ROWS=1, PROBE=handover == "probe"
+        words_of_tile = exchange.WordLayout(
+            BITS=16, PARTS=4, WORDS_PER_ROW=ROW // 8, WORDS_PER_SEGMENT=4, ROWS=1, PROBE=handover == "probe"
         )
         constants = {
-            "PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "words": received,
+            "PROGRAMS": PROGRAMS, "ROW": ROW, "BATCH": 1, "SLICES": 1, "words": words_of_tile,
             "num_warps": 1, "num_stages": 1, "launch_cooperative_grid": True,
         }  # fmt: skip
         arguments = words, hang.get_watchdog(device).watch, self._result, steps
@@ -234,7 +239,7 @@ class Hops:
 
 @functools.cache
 def answer(steps: int) -> int:
-    """Return what every program of `hop_steps` ends with, computed with nothing handed over."""
+    """Return the final result of every program of `hop_steps`, computed without a hand-over."""
     element = torch.arange(ROW, device="cpu")
     history = 0
     for _ in range(steps):
@@ -244,11 +249,11 @@ def answer(steps: int) -> int:
 
 
 def measure_hop(rounds: int) -> Row:
-    """Return the row of the fastest hand-over's hop. A hand-over gets a time if it is right before and after.
+    """Return the row of the fastest hand-over's hop. Only a hand-over that is right before and after timing counts.
 
-    A launch of many hops and one of an eighth of them are timed in CUDA graphs, each with the clearing of its mailbox.
-    A hop is the difference of the two over the difference of their steps. So it has no part in what a launch costs
-    once. It includes what a step costs: the sum of what arrived, and for "flag" the clearing of a slot.
+    A launch of many hops and a launch of an eighth of them are timed in CUDA graphs, each with the clearing of its
+    mailbox. A hop is the difference of their times over the difference of their steps. This cancels the cost of a
+    launch. A hop includes the work of a step: the sum of the received words, and for "flag" the clearing of a slot.
 
     Raises:
         RuntimeError: no hand-over is right.
@@ -265,10 +270,10 @@ def measure_hop(rounds: int) -> Row:
                 hops[handover] = quantiles([(b - a) / (STEPS - FEWER_STEPS) for a, b in zip(*taken.values())])
             if not all(are_right()):
                 hops.pop(handover, None)
-                reasons.append(f"{handover} ends with another answer")
+                reasons.append(f"{handover}: wrong result")
         except RuntimeError as error:
             reasons.append(f"{handover}: {error}")
     if not hops:
-        raise RuntimeError(f"no hand-over works: {reasons}")
+        raise RuntimeError(f"no hand-over works on this GPU: {'; '.join(reasons)}")
     best = min(hops, key=lambda handover: hops[handover].p20)
     return Row(provider="floor.hop", config=f"1 hops by {best}", mode="graph", **hops[best].columns())

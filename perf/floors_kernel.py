@@ -1,4 +1,4 @@
-"""Kernels that do one thing over and over, for what the device can do of it at most."""
+"""Kernels that repeat one operation, to measure the highest rate of the device."""
 
 import triton
 import triton.language as tl
@@ -14,10 +14,10 @@ def read_shared(
     PART: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Every program reads all of ``source``, ``rounds`` times, past the L1: as programs read each other's state."""
+    """Read all of ``source`` in every program, ``rounds`` times, past the L1, as programs read each other's state."""
     total = tl.zeros((PART,), tl.int32)
     for _ in range(rounds):
-        # Not all programs the same part at the same time.
+        # Programs start at different parts, so that they do not read the same part at the same time.
         for i in range(PARTS):
             part = (i + tl.program_id(0)) % PARTS
             total += tl.load(source + part * PART + tl.arange(0, PART), cache_modifier=".cg")
@@ -30,33 +30,33 @@ def smallest_steps(
     result,  # fp32 [16, 8]
     steps,
 ):
-    """A GRU's steps at their shortest: one warp, 16 units of 8 rows, inputs of zero.
+    """Run the shortest steps of a GRU: one warp, 16 units of 8 rows, inputs of zero.
 
-    What waits for each other in any GRU: a product, a sigmoid, a tanh, the update, and the way back to an operand.
+    A step has the chain that any GRU has: a product, a sigmoid, a tanh, the update, and the conversion to an operand.
     """
     row, pair = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of each lane
     pairs = w.to(tl.pointer_type(tl.int32)) + row * 8 + pair
     weights = (tl.load(pairs), tl.load(pairs + 64), tl.load(pairs + 4), tl.load(pairs + 68))
     zero = tl.zeros((1, 8, 4), tl.float32)
-    # Of units ``row`` and ``row + 8`` both columns of the pair.
+    # The state of both columns of the pair, for unit ``row`` (h0, h1) and unit ``row + 8`` (h2, h3).
     h0, h1, h2, h3 = zero + 1.0, zero + 1.0, zero + 1.0, zero + 1.0
     for _ in range(steps):
-        operand = (_turned(h0, h1), _turned(h2, h3))
+        operand = (_transpose_pairs(h0, h1), _transpose_pairs(h2, h3))
         a = fragments.mma(weights, operand, (zero, zero, zero, zero), tl.float16)
         h0 = isa.gru_update(zero, zero, zero, a[0], a[0], a[0], h0, tl.float16)
         h1 = isa.gru_update(zero, zero, zero, a[1], a[1], a[1], h1, tl.float16)
         h2 = isa.gru_update(zero, zero, zero, a[2], a[2], a[2], h2, tl.float16)
         h3 = isa.gru_update(zero, zero, zero, a[3], a[3], a[3], h3, tl.float16)
-    place = result + row * 8 + 2 * pair
-    tl.store(place, h0)
-    tl.store(place + 1, h1)
-    tl.store(place + 64, h2)
-    tl.store(place + 65, h3)
+    pointer = result + row * 8 + 2 * pair
+    tl.store(pointer, h0)
+    tl.store(pointer + 1, h1)
+    tl.store(pointer + 64, h2)
+    tl.store(pointer + 65, h3)
 
 
 @triton.jit
-def _turned(low, high):
-    """Return the transpose of 8 units in 8 columns, of which each lane has two columns of a unit, as pairs of fp16."""
+def _transpose_pairs(low, high):
+    """Return the transpose of [8 units, 8 columns] as pairs of fp16. Each lane has two columns of a unit."""
     return tl.inline_asm_elementwise(
         "{ .reg .b32 pair; cvt.rn.f16x2.f32 pair, $2, $1; movmatrix.sync.aligned.m8n8.trans.b16 $0, pair; }",
         "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1,
@@ -65,15 +65,15 @@ def _turned(low, high):
 
 @triton.jit(do_not_specialize=["steps"])
 def hop_steps(
-    mailbox,  # int64, see exchange; a slot is a tile of BATCH rows of ROW fp16 elements
+    mailbox,  # int64, see exchange. A slot is a tile of BATCH rows of ROW fp16 elements
     watch,  # int64 [2], see exchange
     result,  # int32 [PROGRAMS]
     steps,
     PROGRAMS: tl.constexpr,
-    ROW: tl.constexpr,  # elements of a row; a program sends the same ROW // PROGRAMS of each
+    ROW: tl.constexpr,  # elements of a row. A program sends the same ROW // PROGRAMS elements of each row
     BATCH: tl.constexpr,  # rows
     SLICES: tl.constexpr,  # one a warp
-    words: tl.constexpr,  # of a tile, an `exchange.WordLayout`
+    words: tl.constexpr,  # the words of a tile, an `exchange.WordLayout`
 ):
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
@@ -100,8 +100,8 @@ def hop_steps(
 
 @triton.jit
 def _numbers(history, element):
-    """Return what an element is after that history: whole numbers that fp16 holds exactly.
+    """Return the values of elements after ``history``: whole numbers that fp16 holds exactly.
 
-    Not every number as often as every other: then their sum would not depend on the history.
+    Some numbers occur more often than others. Otherwise their sum would not depend on the history.
     """
     return (((history >> 12) + (element & 127)) & 1023).to(tl.float32)

@@ -1,4 +1,4 @@
-"""One case: every provider against float64 first, then those that are right timed in turn."""
+"""Measurement of one case: every provider is compared with float64, then the correct ones are timed in turn."""
 
 import copy
 import functools
@@ -21,14 +21,14 @@ from .providers.interface import Ready, Unavailable
 from .providers.ours import get_hang_error, is_lost
 from .record import Row, add_times
 
-# A peer may be this many times as far from float64 as the library's tests allow its kernels to be: the gate is for
-# wrong answers, not for another rounding. How far it was stands in its row.
+# The tolerance of a peer is this many times the tolerance of our kernels. The comparison looks for wrong results, not
+# for another rounding. The row has the largest error.
 PEERS_SLACK = 4
 ROUNDS = 200
 
 
 class DeviceLost(Exception):
-    """A provider has left the process without a working GPU; ``rows`` say so."""
+    """A provider has left the process without a working GPU. ``rows`` have the status and the error."""
 
     def __init__(self, rows: list[Row]):
         super().__init__(rows[-1].error)
@@ -37,12 +37,13 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a case is measured.
+    """The conditions of a measurement.
 
     Attributes:
         modes: "eager" and "graph" (a CUDA graph of the call, replayed), or "host": only the host's part of a call.
-        l2: "warm", what calls of all providers in turn leave there; or "cold", written over before each call.
-        seconds: for the rounds of a case; a few are made anyway, or as many as ``rounds``.
+        l2: "warm" if the L2 has what the previous providers' calls left. "cold" if it is overwritten before each call.
+        seconds: time for the rounds of a case. A few rounds are made always.
+        rounds: the least number of rounds.
     """
 
     device: str
@@ -53,7 +54,7 @@ class Conditions:
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """Return a row for each provider and mode, that of `BASELINE` first whether or not it is among ``providers``.
+    """Return a row for each provider and mode. `BASELINE` is first, even if ``providers`` lacks it.
 
     Raises:
         DeviceLost: a CUDA error that outlives the call.
@@ -63,11 +64,11 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
     for row in rows:
         row.floor_ms = floors.compute_floor_ms(case, row.mode, row.l2)
     with case.pinned():
-        try:  # the module outside of inference_mode, as its users make it
+        try:  # make the module outside of inference_mode, as users do
             gru, inputs = case.module(conditions.device), case.draw(conditions.device)
             with torch.inference_mode():
                 gate = _Gate(case, gru, inputs)
-        except Exception as failure:  # not enough memory for the case, say
+        except Exception as failure:  # for example too little memory for the case
             _fail(rows, failure)
             return rows
         with torch.inference_mode():
@@ -80,36 +81,40 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
 
 
 def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
-    """Time the calls of rows that are right, in turn, and put the times into the rows."""
-    right = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
-    least, once = conditions.rounds, clock(conditions.device)
+    """Time the calls of the rows with status "ok" in turn, and put the times into the rows."""
+    timed_calls = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
+    least, time_once = conditions.rounds, clock(conditions.device)
     if conditions.modes == ("host",):
-        once = host_clock
+        time_once = host_clock
     elif conditions.l2 == "cold":
-        once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
+        time_once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
     try:
-        taken = samples(right, max(ROUNDS, least), once, conditions.seconds, stop_when_quiet=True, least=least)
-    except Exception as failure:  # nobody knows whose
-        return _fail([row for row in rows if row.provider in right], failure)
+        taken = samples(
+            timed_calls, max(ROUNDS, least), time_once, conditions.seconds, stop_when_quiet=True, least=least
+        )
+    except Exception as failure:  # the call that failed is unknown
+        return _fail([row for row in rows if row.provider in timed_calls], failure)
     error = get_hang_error()
     for i, row in enumerate(rows):
-        if error and row.provider in right and is_ours(row.provider):  # its times are worth nothing
-            row.status, row.error = "failed", f"this or another: {error}"
-        elif row.provider in right:
+        if (
+            error and row.provider in timed_calls and is_ours(row.provider)
+        ):  # times of a launch that gave up are invalid
+            row.status, row.error = "failed", f"this provider or another of ours: {error}"
+        elif row.provider in timed_calls:
             rows[i] = add_times(row, taken[row.provider])
 
 
 def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict) -> object:
-    """Call and judge the provider in the mode of each row; the rows say what came of it.
+    """Call and judge the provider in the mode of each row, and put its status into the rows.
 
-    Its calls for all inputs are added to ``calls``. What is returned owns memory that graphs use.
+    Calls for all inputs are added to ``calls``. The caller must keep the returned object: it owns memory of the graphs.
     """
-    before = _memory()
+    before = _reset_peak_memory()
     try:
         ready = make_ready(name, gru, inputs[0], gate.is_streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
-        _memory()  # what making ready took at its peak does not count
+        _reset_peak_memory()  # reset the peak: memory for the preparation does not count
         results, peak = _tensors(ready.call(inputs[0])), ""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -125,7 +130,7 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
             else:
                 calls[row.provider] = [functools.partial(ready.call, x) for x in inputs]
                 if gate.is_streaming:
-                    results = _of_frames(ready, calls[row.provider])
+                    results = _run_frames(ready, calls[row.provider])
             row.status, row.max_abs_err = gate.judge(name, ready, results)
             hang.raise_if_hung()
         except Exception as failure:
@@ -134,69 +139,69 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
 
 
 def _tensors(returned) -> list[Tensor]:
-    """Return a call's output (the data of a packed one) and last states; of a frame only the output."""
+    """Return a call's output (of a PackedSequence its data) and last states. Exception: a frame has only the output."""
     return [part.data for part in ([returned] if isinstance(returned, (Tensor, PackedSequence)) else returned)]
 
 
-def _of_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
-    """Return the output [T, B, H] of calls that are a frame each, made in turn from a state of zeros."""
+def _run_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
+    """Return the output [T, B, H] of calls of one frame each, made in turn from a state of zeros."""
     ready.reset()
     frames = [_tensors(call())[0].clone() for call in calls]
     return [torch.stack([frame.view(frame.shape[-2:]) for frame in frames])]
 
 
 def _graphs(ready: Ready, inputs: list[Input], is_streaming: bool) -> tuple[list[Tensor], list[Callable]]:
-    """Return what the replay for the first input writes, or those for all of a stream; and a replay for each input."""
+    """Return the results of the first input's replay, or of all frames of a stream, and a replay for each input."""
     if ready.no_graph_reason:
         raise Unavailable(ready.no_graph_reason)
     pool = torch.cuda.graph_pool_handle()
     calls = [functools.partial(ready.captured or ready.call, x) for x in inputs]
-    judged = len(calls) if is_streaming else 1
-    graphs = [capture_graph(call, pool) for call in calls[:judged]]
+    judged_count = len(calls) if is_streaming else 1
+    graphs = [capture_graph(call, pool) for call in calls[:judged_count]]
     replayed = [functools.partial(_replayed, *graph) for graph in graphs]
-    results = _of_frames(ready, replayed) if is_streaming else replayed[0]()
+    results = _run_frames(ready, replayed) if is_streaming else replayed[0]()
     replays = [replay for replay, _ in graphs]
-    del graphs, replayed  # what is captured now shares their memory
-    return results, replays + [capture_graph(call, pool)[0] for call in calls[judged:]]
+    del graphs, replayed  # so that graphs captured now share their memory
+    return results, replays + [capture_graph(call, pool)[0] for call in calls[judged_count:]]
 
 
 def _replayed(replay: Callable, returned) -> list[Tensor]:
-    """Replay, and return a copy of what that has written, NaN where it has not."""
+    """Replay a graph, and return copies of its results. Elements that the replay does not write are NaN."""
     written = _tensors(returned)
-    for each in written:
-        each.fill_(float("nan"))
+    for tensor in written:
+        tensor.fill_(float("nan"))
     replay()
-    return [each.clone() for each in written]
+    return [tensor.clone() for tensor in written]
 
 
 def _fail(rows: list[Row], failure: Exception) -> None:
-    """Let the rows say why they have no times. Raise DeviceLost if the process has no working GPU any more."""
-    unavailable = isinstance(failure, Unavailable)
+    """Put the reason of a failure into the rows. Raise DeviceLost if the process no longer has a working GPU."""
+    is_unavailable = isinstance(failure, Unavailable)
     for row in rows:
-        row.status = "unavailable" if unavailable else "failed"
-        row.error = str(failure) if unavailable else f"{type(failure).__name__}: {failure}"
-    if not unavailable and is_lost():
+        row.status = "unavailable" if is_unavailable else "failed"
+        row.error = str(failure) if is_unavailable else f"{type(failure).__name__}: {failure}"
+    if not is_unavailable and is_lost():
         raise DeviceLost(rows) from failure
 
 
-def _memory() -> int:
-    """Bytes of GPU memory in use now, where a new count of the peak begins; 0 on a CPU."""
+def _reset_peak_memory() -> int:
+    """Reset the peak of GPU memory, and return the bytes in use. Return 0 on a CPU."""
     if not torch.cuda.is_available():
         return 0
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # what failed or other cases have left
+    torch.cuda.empty_cache()  # memory that failed or earlier cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
 
 
 class _Gate:
-    """A judge of every provider's results for the first input; or of its outputs for all, if they are a stream's."""
+    """A judge of every provider's results for the first input, or of its outputs for all inputs of a stream."""
 
     def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
         self.is_streaming, self._precision = case.is_streaming, case.precision
         self._x = x = torch.cat(inputs) if case.is_streaming else inputs[0]
         if isinstance(x, Ragged):
-            ours = triton_gru.accelerate(copy.copy(gru))  # torch's takes no lengths
+            ours = triton_gru.accelerate(copy.copy(gru))  # `nn.GRU` takes no lengths
             self._judge = Judge.for_call(ours, x.padded, None, case.precision, lengths=x.lengths)
         else:
             self._judge = Judge.for_call(gru, x, None, case.precision)
@@ -206,7 +211,7 @@ class _Gate:
         if not ready.is_judged:
             return "ok", ""
         judge = self._judge
-        if ready.expected is not None:  # of another cell, without a baseline: only NaN is wrong
+        if ready.expected is not None:  # another cell, with its own reference and no baseline: only NaN is wrong
             judge = Judge(_tensors(ready.expected(self._x.double())), results, self._precision)
         error, right = judge(results, slack=1 if is_ours(name) else PEERS_SLACK)
         return ("ok" if right else "wrong"), error

@@ -16,14 +16,14 @@ from .report import STAGE_MARK, compare_stages, compare_with_nn_gru, keep_latest
 
 _LOOK = {"axes.titlesize": 8, "figure.dpi": 200, "svg.hashsalt": OURS, "axes.formatter.min_exponent": 15}
 _LOOK |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "lines.markersize": 4.5}
-_STYLES = {  # of a provider: colour (Okabe and Ito's, or grey), marker, hatch
+_STYLES = {  # provider: colour (Okabe and Ito's, or grey), marker, hatch
     OURS: ("#0072B2", "o", ""), f"{OURS}.block": ("#56B4E9", "s", "oo"), f"{OURS}.grid": ("#56B4E9", "d", "**"),
     BASELINE: ("#000000", "s", "---"), "cudnn.standard": ("#777777", "v", "|||"), "torchrl": ("#D55E00", "X", "////"),
     "cudnn.persist_static": ("#E69F00", "^", "++"), "cudnn.persist_dynamic": ("#CC79A7", "D", "..."),
     "cudnn.small_h": ("#009E73", "P", "xx"), "gru_qat.scan": ("#E69F00", ">", "...."),
     "gru_qat.persistent": ("#009E73", "<", "xxxx"),
 }  # fmt: skip
-_SETTING = ["T", "input", "form", "layers", "l2"]  # each has figures of its own
+_SETTING = ["T", "input", "form", "layers", "l2"]  # each combination has its own figures
 
 
 def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path]) -> None:
@@ -44,11 +44,11 @@ def main(paths: list[pathlib.Path], out: pathlib.Path, before: list[pathlib.Path
                     figure.savefig(path := out / f"{stem}.{suffix}", metadata={"Date": None}, bbox_inches="tight")
                     print(path)
             if not figures:
-                print(f"{draw.__name__.replace('_', '-')}: not drawn, as no row is for it. {draw.__doc__}")
+                print(f"{draw.__name__.replace('_', '-')}: not drawn, because no row fits. {draw.__doc__}")
 
 
 def step_over_hidden(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw the time of a step over H by provider, and its lower bound: of plain sequences with T > 1."""
+    """Draw the time of a step over H by provider, and its lower bound, for plain sequences with T > 1."""
     rows = rows[(rows["n"] > 0) & (rows["T"] > 1) & (rows["form"] == "") & (rows["mode"] != "host")]
     rows = keep_latest(rows[~rows["base"].str.contains(STAGE_MARK)]).sort_values("H", kind="stable")
     rows = rows.assign(us=1000 * rows["p50_ms"] / rows["T"], bound=1000 * rows["floor_ms"] / rows["T"])
@@ -64,17 +64,17 @@ def step_over_hidden(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 
 def speedup(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw how many times faster ours is than the faster of nn.GRU eager and in a graph, of the same run."""
+    """Draw how many times faster ours is than the faster of nn.GRU eager and in a graph, in the same run."""
     rows = compare_with_nn_gru(rows)
     ratio, even = rows["times faster"], (rows["low"] <= 1) & (rows["high"] >= 1)
-    words = [f"({each:.2f})" if so else f"{each:.2f}" for each, so in zip(ratio, even)]
+    words = [f"({value:.2f})" if is_even else f"{value:.2f}" for value, is_even in zip(ratio, even)]
     rows = rows.assign(shade=(np.log2(ratio) + 1) / 4, word=words, marked=ratio < 1, down=rows["H"], across=rows["B"])
     title = f"{OURS}: times faster than the faster of nn.GRU's modes\nHatched: slower. (n): 1 is in n's 95 % interval"
     _heat(_panels(figures, rows, _SETTING, ("precision", "mode"), (2.8, 1.9), (title, "batch B", "hidden size H")))
 
 
 def step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw how many microseconds a step has less without each stage of a kernel, from sweep step-breakdown."""
+    """Draw the microseconds that a step saves without each stage of a kernel, from sweep step-breakdown."""
     rows = compare_stages(rows[rows["n"] > 0])
     share, across = rows["saved"] / rows["step"], rows["stage"].str.replace("-", "\n")
     words = [f"{saved:.2f} ({part:.0%})" for saved, part in zip(rows["saved"], share)]
@@ -85,15 +85,15 @@ def step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 
 def streaming(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw the histogram of the times of each provider's frames, with p50 and p99: of streams with samples."""
+    """Draw the histogram of the times of each provider's frames, with p50 and p99, for streams with samples."""
     rows = keep_latest(rows[(rows["variant"] == STREAMING) & (rows["n"] > 0) & (rows["samples_ms"] != "")])
     rows = rows.assign(place=rows["provider"].rank(method="dense", ascending=False))
     texts = ("Times of frames. Solid line: p50. Dotted: p99", "µs a frame", "")
     for axes, panel in _panels(figures, rows, [*_SETTING, "B"], ("precision", "H"), (1.9, 2.2), texts):
         samples = [1000 * np.array(text.split(), float) for text in panel["samples_ms"]]
         edges = np.geomspace(min(map(min, samples)) / 1.02, max(map(max, samples)) * 1.02, 121)
-        for base, place, each in zip(panel["base"], panel["place"], samples):
-            tops = place + 0.7 * (n := np.histogram(each, edges)[0]) / n.max()
+        for base, place, times in zip(panel["base"], panel["place"], samples):
+            tops = place + 0.7 * (n := np.histogram(times, edges)[0]) / n.max()
             axes.stairs(tops, edges, baseline=place, fill=True, color=style(base)[0])
         for quantile, dashes in (("p50_ms", "-"), ("p99_ms", ":")):
             axes.vlines(1000 * panel[quantile], panel["place"], panel["place"] + 0.85, "black", dashes, lw=1)
@@ -101,7 +101,7 @@ def streaming(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 
 def before_after(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw each case's ratio of the time after to the time before, of those that the CSVs of --before have, too."""
+    """Draw the ratio of the time after to the time before for each case that the CSVs of --before have, too."""
     texts = ("Time after over time before. Grey: noise. Named: slower", "ms before", "time after / time before")
     for axes, panel in _panels(figures, rows[rows["ratio"].notna()], [], ("precision", "l2"), (6, 2.5), texts):
         for base, dots in panel.groupby("base"):
@@ -149,7 +149,7 @@ def style(base: str) -> tuple[str, str, str]:
 
 
 def _panels(figures: dict[str, Figure], rows: pd.DataFrame, by: list[str], across: tuple[str, str], size, texts):
-    """Add a figure to ``figures`` for each GPU and combination of ``by``; yield each panel's axes and rows."""
+    """Add a figure to ``figures`` for each GPU and combination of ``by``. Yield each panel's axes and rows."""
     for (gpu, *which), group in rows.groupby(["gpu_name", *by]):
         ys, xs = (sorted(group[column].unique()) for column in across)
         figure = Figure((0.7 + size[0] * len(xs), 0.5 + size[1] * len(ys)), layout="constrained")
@@ -173,15 +173,15 @@ def _panels(figures: dict[str, Figure], rows: pd.DataFrame, by: list[str], acros
 
 def _built(rows: pd.DataFrame, end: str = "") -> np.ndarray:
     commit = rows[f"git_sha{end}"].str[:7] + rows[f"git_dirty{end}"].map({"True": " (dirty)"}).fillna("")
-    torch = (", torch " + rows[f"torch{end}"]).fillna("")  # of which counts say nothing
+    torch = (", torch " + rows[f"torch{end}"]).fillna("")  # empty for counts, which have no torch
     return ("commit " + commit + torch + ", triton " + rows[f"triton{end}"]).unique()
 
 
 def _heat(panels) -> None:
-    """Draw cells ``down`` and ``across``: numbers in their order, and words in that of the rows."""
+    """Draw cells over the columns ``down`` and ``across``. Numbers are sorted, and words keep the order of the rows."""
     for axes, panel in panels:
         names = (panel[name].unique() for name in ("down", "across"))
-        downs, acrosses = (list(each) if isinstance(each[0], str) else sorted(each) for each in names)
+        downs, acrosses = (list(values) if isinstance(values[0], str) else sorted(values) for values in names)
         for row in panel.itertuples():
             x, y, shade = acrosses.index(row.across), downs.index(row.down), colormaps["cividis"](row.shade)
             axes.add_patch(patches.Rectangle((x, y), 1, 1, fc=shade, ec="white", hatch="////" * row.marked))

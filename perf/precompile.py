@@ -1,4 +1,4 @@
-"""Compiles what is to be timed in many processes at once, so that minutes on a GPU go into timing."""
+"""Compilation ahead of timing, in many processes at once, so that time on a GPU goes into timing."""
 
 import functools
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from .case import Case
 from .providers import OURS, make_ready
 from .providers.ours import kernels_of
 
-# Providers that no plan describes, whose compilers take seconds to minutes a case and keep what they compile on disk.
-# Those that are brought as module:callable are taken to be such, too.
+# Providers without a plan, whose compilers take seconds to minutes a case and cache compiled code on disk. Providers
+# given as module:callable are treated in the same way.
 SLOW = (
     "torch.compile", "torch.compile.cells", "torchrl", "gru_qat.scan", "gru_qat.persistent", "flashrnn",
     "flashrnn.lstm",
@@ -20,8 +20,8 @@ SLOW = (
 
 
 def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
-    """Compile what the cases' providers launch on a GPU."""
-    # What a stream launches is known when it is called.
+    """Compile the kernels that the cases' providers launch on a GPU."""
+    # The launches of a stream are known only when it is called.
     kernels = kernels_of([(case, names) for case, names in wanted if not case.is_streaming])
     print(f"compiling {len(kernels)} of our kernels", flush=True)
     called = [
@@ -30,8 +30,8 @@ def compile_ahead(wanted: list[tuple[Case, Iterable[str]]]) -> None:
         for name in names
         if name in SLOW or ":" in name or (case.is_streaming and name.startswith(OURS))
     ]
-    # The slow ones first, so as not to be waited for last.
-    run_in_parallel(called + [functools.partial(compile_candidate, *each) for each in kernels])
+    # Start with the slow providers, so that nothing waits for them at the end.
+    run_in_parallel(called + [functools.partial(compile_candidate, *kernel) for kernel in kernels])
 
 
 def _call(case: Case, name: str) -> None:

@@ -1,4 +1,4 @@
-"""One measurement is one row of a CSV in long format; speedups are derived from rows, never stored."""
+"""Rows of timings: a measurement is a row of a CSV. Speedups are computed from rows and never stored."""
 
 import csv
 import dataclasses
@@ -19,12 +19,12 @@ from triton_gru.tuning.timing import quantiles
 
 from .stamp import read_commit, read_output, timestamp
 
-SCHEMA = 5  # of the columns; a CSV of another schema is refused
-BEGUN = "begun"  # the status of a row that says no more than that its case was begun
-# Variants beside "reset_after".
-STREAMING = "streaming"  # one frame a call, from the state that the call before has left
+SCHEMA = 5  # version of the columns; a CSV of another version is rejected
+BEGUN = "begun"  # the status of a row that only records that its case was begun
+# Variants other than "reset_after".
+STREAMING = "streaming"  # one frame a call, from the state that the previous call left
 RESET_BEFORE = "reset_before"  # the reset gate before the recurrent product
-# What a measurement is of; rows that agree in these are comparable, or one repeats the other.
+# The columns that identify a measurement. Rows that agree in all of them repeat each other.
 KEY = (
     "gpu_name", "provider", "dtype", "precision", "T", "B", "I", "H", "layers", "directions", "layout", "variant",
     "mode", "l2",
@@ -33,11 +33,13 @@ KEY = (
 
 @dataclass
 class Row:
-    """Times in milliseconds per call, of the GPU's work and the host's, or in mode "host" of the host's alone.
+    """A measurement: the milliseconds of a call, of the GPU and the host, or in mode "host" of the host alone.
 
-    ``precision`` is that of fp32 products, "ieee" or "tf32". ``status`` is "ok"; "noisy" (timed, but with a spread
-    above timing.MAX_QUIET_SPREAD); or, without a time, "wrong" (further from float64 than it may be), "failed" or "unavailable"
-    (see ``error``). ``samples_ms`` has the times of all rounds in their order. Rows of one case and run share rounds.
+    ``precision`` is that of fp32 products, "ieee" or "tf32". ``samples_ms`` has the times of all rounds in their order.
+    Rows of one case and run share rounds. ``status`` is one of these:
+
+    - "ok", or "noisy" if the spread of the times is above timing.MAX_QUIET_SPREAD;
+    - without times: "wrong" if the results are too far from float64, "failed", or "unavailable" (see ``error``).
     """
 
     schema: int = SCHEMA
@@ -81,7 +83,7 @@ class Row:
     max_abs_err: float | str = ""
     status: str = "ok"
     error: str = ""
-    samples_ms: str = ""  # the last, as it is long
+    samples_ms: str = ""  # the last column, because it is long
 
     @property
     def base(self) -> str:
@@ -93,13 +95,15 @@ COLUMNS = [field.name for field in dataclasses.fields(Row)]
 
 
 def environment(device: str) -> dict[str, object]:
-    """Return what is the same for all rows of a run: machine, versions, revision."""
-    sha, told = read_commit(), os.environ.get("GIT_SHA")
-    # What is written here while measuring is not what is measured.
-    dirty = "" if told or not sha else str(bool(read_output("git", "status", "--porcelain", "--", ":!perf/results")))
+    """Return the columns that are the same for all rows of a run: machine, versions and commit."""
+    sha, given_sha = read_commit(), os.environ.get("GIT_SHA")
+    # Results are written during a run, and do not make the measured code dirty.
+    dirty = (
+        "" if given_sha or not sha else str(bool(read_output("git", "status", "--porcelain", "--", ":!perf/results")))
+    )
     machine = torch.backends.cpu.get_cpu_capability() + " CPU"
     emulated = find_device(torch.device("cpu"))
-    here = {
+    columns = {
         "run_id": uuid.uuid4().hex[:12],
         "git_sha": sha,
         "git_dirty": dirty,
@@ -110,7 +114,7 @@ def environment(device: str) -> dict[str, object]:
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        here |= {
+        columns |= {
             "gpu_name": properties.name,
             "cc": f"{properties.major}.{properties.minor}",
             "sms": str(properties.multi_processor_count),
@@ -118,41 +122,44 @@ def environment(device: str) -> dict[str, object]:
             "cuda": torch.version.cuda or "",
             "cudnn": str(torch.backends.cudnn.version()),
         }
-    return here
+    return columns
 
 
 def machine_name(device: str) -> str:
-    """Return "cpu", or the GPU's name with dashes: for names of files."""
+    """Return the machine's name in names of files: "cpu", or the GPU's name with dashes."""
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
 def one_line(error: str) -> str:
-    """Return an error as a row has it: a row is a line."""
+    """Return an error's text in one line, as rows are lines, cut to 1000 characters."""
     return " ".join(error.split())[:1000]
 
 
 def config_text(config) -> str:
-    """Return the JSON of a configuration's fields, and nothing for None."""
+    """Return the JSON of a configuration's fields, or "" for None."""
     return json.dumps(dataclasses.asdict(config)) if config else ""
 
 
 class GrowingCsv:
-    """A CSV that grows row by row, each written at once, so that a run that dies loses none it has made.
+    """A CSV to which each row is written at once, so that a run that dies loses no finished row.
+
+    Args:
+        of: the name of the columns, for the error.
 
     Raises:
-        ValueError: the file is there, and has other columns than those ``of`` names.
+        ValueError: the file exists with other columns than ``columns``.
     """
 
     def __init__(self, path: pathlib.Path, columns: list[str], of: str):
         self.path, header = path, (",".join(columns) + "\r\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
-        if header.startswith(text):  # there is nothing yet, or not all of its first line
+        if header.startswith(text):  # the file is missing, empty, or has a part of the first line
             path.write_bytes(header)
         elif text.startswith(header):
-            os.truncate(path, text.rfind(b"\n") + 1)  # without a row whose writing was cut off
+            os.truncate(path, text.rfind(b"\n") + 1)  # drop a row whose writing was interrupted
         else:
-            raise ValueError(f"{path} has other columns than those of {of}: name another folder")
+            raise ValueError(f"{path} has other columns than those of {of}: choose another folder, or move the file")
 
     def append(self, values: Iterable[object]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -160,7 +167,7 @@ class GrowingCsv:
 
 
 class TimingsCsv(GrowingCsv):
-    """The CSV of a sweep, of this machine and others. Raises what `GrowingCsv` raises."""
+    """The CSV of a sweep, with rows of this machine and others. Raises what `GrowingCsv` raises."""
 
     def __init__(self, path: pathlib.Path, device: str):
         super().__init__(path, COLUMNS, f"schema {SCHEMA}")
@@ -176,18 +183,18 @@ class TimingsCsv(GrowingCsv):
         return read(self.path.parent, self.path.name)
 
     def last_statuses(self) -> dict[tuple[str, ...], str]:
-        """Return the last status of each `row_key` of which there is a row of this machine."""
+        """Return the last status of each `row_key` among the rows of this machine."""
         return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
 
 
 def add_times(row: Row, milliseconds: list[float]) -> Row:
-    """Return the row with what was taken, round by round, and its quantiles."""
-    times, each = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
-    return dataclasses.replace(row, status=times.status, samples_ms=each, **times.columns())
+    """Return the row with the times of all rounds, their quantiles, and the status that follows from them."""
+    times, samples_ms = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
+    return dataclasses.replace(row, status=times.status, samples_ms=samples_ms, **times.columns())
 
 
 def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
-    """Return the rows of all CSVs in the folder that match."""
+    """Return the rows of all CSVs in the folder that match ``pattern``."""
     rows = []
     for path in sorted(folder.glob(pattern)):
         with path.open(newline="") as file:
@@ -196,10 +203,10 @@ def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
 
 
 def row_key(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
-    """Return what ``row`` is a measurement of, on whatever machine."""
+    """Return the columns that identify the measurement of ``row`` on any machine."""
     return tuple(str(getattr(row, name)) for name in key)
 
 
 def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
-    """Return the last status of each `row_key` among rows of a CSV."""
+    """Return the last status of each `row_key` among the rows of a CSV."""
     return {tuple(row[name] for name in key): row["status"] for row in rows}

@@ -1,7 +1,7 @@
-"""The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the floor, and where it loses.
+"""The report on CSVs of sweeps: ours against torch.nn.GRU, against each peer and the lower bound, and its losses.
 
 All ratios are between rows of one run. "Times faster" is the other's time over ours: below 1 is a loss. Against
-torch.nn.GRU it is taken round by round, see `compare_with_nn_gru`; all other ratios are of medians.
+torch.nn.GRU it is taken round by round, see `compare_with_nn_gru`. All other ratios are of medians.
 """
 
 import functools
@@ -28,27 +28,27 @@ def report(paths: list[pathlib.Path], markdown: bool = False) -> str:
 
 
 def load(paths: list[pathlib.Path]) -> pd.DataFrame:
-    """Read the rows of all CSVs, and say on stderr which of them are other files than sweeps'.
+    """Return the rows of all CSVs of sweeps. Name other files on stderr, and skip them.
 
-    ``base`` is the provider without its mode. ``form`` says whether a case is bidirectional, packed or streaming, and
-    ``input`` how many inputs it has if not as many as hidden units.
+    The added column ``base`` is the provider without its mode. ``form`` has the words bidirectional, packed, lengths,
+    streaming and reset_before that apply. ``input`` is the input size if it differs from the hidden size.
 
     Raises:
-        ValueError: no file is a sweep's.
+        ValueError: no file is a CSV of a sweep.
     """
     frames = {path: pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths}
     others = [path for path, frame in frames.items() if list(frame) != COLUMNS]
     if others:
-        print(f"left out, as these have not the columns of a report: {', '.join(map(str, others))}", file=sys.stderr)
+        print(f"skipped, because these files are no CSVs of sweeps: {', '.join(map(str, others))}", file=sys.stderr)
     if 0 < len(paths) == len(others):
-        raise ValueError("no CSV of a sweep is left")
+        raise ValueError("no CSV of a sweep was given")
     known = [frame for path, frame in frames.items() if path not in others]
     rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *known], ignore_index=True)
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
     times = ["p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"]
     rows[times] = rows[times].apply(pd.to_numeric, errors="coerce")
     rows = rows[~rows["provider"].str.startswith(("floor.", "hop.")) & (rows["status"] != BEGUN)]
-    # In fp32, the precision of its products is what matters; in 16 bits, the dtype.
+    # In fp32 the precision of products tells cases apart, in 16 bits the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
     rows["base"] = rows["provider"].str.removesuffix("+graph")
     rows["input"] = rows["I"].astype(str).mask(rows["I"] == rows["H"], "")
@@ -58,13 +58,13 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
 
 
 def keep_latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the last of rows that measure the same."""
+    """Return the last row of each measurement."""
     return rows.drop_duplicates([*CASE, "provider", "mode"], keep="last")
 
 
 def _form(directions: int, layout: str, variant: str) -> str:
     words = {"bidirectional": directions == 2, layout: layout != Row.layout, variant: variant != Row.variant}
-    return ", ".join(word for word, so in words.items() if so)
+    return ", ".join(word for word, applies in words.items() if applies)
 
 
 def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
@@ -74,23 +74,23 @@ def _regime(hidden: int, batch: int, steps: int, form: str) -> str:
 
 
 def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Return titled tables that have rows. Exception: the one of losses is there whenever torch is."""
+    """Return titled tables that have rows. Exception: the table of losses may be empty if `BASELINE` was timed."""
     last, timed, speedups = keep_latest(rows), rows[rows["n"] > 0], compare_with_nn_gru(rows)
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
     own_kernel = {"by own kernel": speedups["kernel"] != "torch"}
     by_regime = ["precision", "regime", "mode"]
     tables = [
-        ("What was measured, where", _machines(rows)),
-        ("What became of each provider's cases", _outcomes(last)),
+        ("Machines and versions", _machines(rows)),
+        ("Outcomes of each provider's cases", _outcomes(last)),
         (
             f"Times faster than the faster of torch.nn.GRU eager and in a graph (bf16: or of {STANDARD_PROVIDER})",
             _ratios(speedups, by_regime, speedups["times faster"], **own_kernel),
         ),
-        ("Time over the floor", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
+        ("Time over the lower bound", _ratios(ours, by_regime, ours["p50_ms"] / ours["floor_ms"])),
         ("Times faster than each peer, in the same mode", _peers(timed)),
-        ("What the second direction adds: time over that of one", _second_direction(timed)),
+        ("Two directions: time over the time of one direction", _second_direction(timed)),
         ("Microseconds a frame, median and 99th percentile", _frames(last)),
-        ("Where a step's time goes: its microseconds, and how many fewer without a stage", _stages(timed)),
+        ("Stages: microseconds of a step, and microseconds saved without each stage", _stages(timed)),
         ("RNN, LSTM, GRU", cells(last)),
     ]
     tables = [(title, table) for title, table in tables if len(table)]
@@ -106,12 +106,13 @@ def sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def compare_with_nn_gru(rows: pd.DataFrame) -> pd.DataFrame:
-    """Find how many times faster ours is, in each mode, than the faster of torch's two, of the same run.
+    """Find how many times faster ours is in each mode than the faster of `nn.GRU` eager and in a graph.
 
-    In bf16 torch copies its weights on every call, so that `cudnn.STANDARD_PROVIDER` counts as torch's there.
+    Both are of the same run. In bf16 torch copies its weights on every call, so `cudnn.STANDARD_PROVIDER` counts as
+    `nn.GRU` there.
 
-    The ratio is the median of those of the rounds, from ``low`` to ``high`` with 95 % confidence. That holds if the
-    noise of one round says nothing of the next. Without samples the ratio is that of the medians, with no interval.
+    The ratio is the median of the rounds' ratios. With 95 % confidence it is from ``low`` to ``high``, if the noise of
+    rounds is independent. Without samples it is the ratio of the medians, without an interval.
     """
     timed, same = rows[rows["n"] > 0], [*CASE, "run_id"]
     flat = (timed["base"] == STANDARD_PROVIDER) & (timed["dtype"] == "bfloat16")
@@ -125,7 +126,7 @@ def compare_with_nn_gru(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(theirs: str, ours: str, of_medians: float) -> tuple[float, float, float]:
-    """Return the median ratio and the ends of its interval; ``of_medians`` and NaN if there are no shared rounds."""
+    """Return the median ratio and the ends of its interval, or ``of_medians`` and NaN without shared rounds."""
     theirs, ours = (np.array(samples.split(), float) for samples in (theirs, ours))
     if not 0 < len(theirs) == len(ours):
         return of_medians, np.nan, np.nan
@@ -151,7 +152,7 @@ def _peers(timed: pd.DataFrame) -> pd.DataFrame:
     forced = timed[timed["base"].str.startswith("cudnn.")]
     best = forced.loc[forced.groupby(same)["p50_ms"].idxmin()].assign(base="cudnn, the best forced")
     ours = timed.loc[timed["base"] == OURS, [*same, "p50_ms"]]
-    # Merged before the last are taken: a peer may have been measured again without ours.
+    # Merge before the last rows are chosen, because a later run may have measured a peer without ours.
     others = pd.concat([timed[timed["base"] != OURS], best]).merge(ours, on=same, suffixes=("", "_ours"))
     others = others.drop_duplicates([*CASE, "base", "mode"], keep="last")
     ratio = others["p50_ms"] / others["p50_ms_ours"]
@@ -159,7 +160,7 @@ def _peers(timed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _second_direction(timed: pd.DataFrame) -> pd.DataFrame:
-    """Find for each provider by what its time grows where both were measured in one run."""
+    """Return for each provider the time with two directions over the time with one, from runs that have both."""
     same = [*(name for name in CASE if name != "directions"), "run_id", "provider"]
     one = timed.loc[timed["directions"] == 1, [*same, "p50_ms"]].drop_duplicates(same, keep="last")
     both = keep_latest(timed[timed["directions"] == 2].merge(one, on=same, suffixes=("", "_of_one")))
@@ -167,7 +168,7 @@ def _second_direction(timed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _frames(last: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each case of streams, a column for each provider."""
+    """Return a line for each case of a stream, with a column for each provider."""
     timed = last[(last["variant"] == STREAMING) & (last["n"] > 0)]
     words = [
         f"{format_value(1000 * p50)}, {format_value(1000 * p99)}" for p50, p99 in zip(timed["p50_ms"], timed["p99_ms"])
@@ -177,14 +178,14 @@ def _frames(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stages(timed: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each kernel and case of a run, a column for each stage that was left out."""
+    """Return a line for each kernel and case of a run, with a column for each stage that was left out."""
     parts, same = compare_stages(timed), [*CASE, "run_id", "mode", "kernel", "step"]
     table = parts.pivot(index=same, columns="stage", values="saved").astype(object).fillna("")
     return table.reset_index()[["kernel", "precision", "H", "B", "T", "step", *parts["stage"].unique()]]
 
 
 def compare_stages(timed: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows without a stage, with the microseconds of the whole ``step`` and how many are ``saved``."""
+    """Return the rows without a stage, with the microseconds of the complete ``step`` and those ``saved``."""
     same, stage = [*CASE, "run_id", "mode", "kernel"], timed["base"].str.extract(f"{STAGE_MARK}(.+)", expand=False)
     timed = timed.assign(step=1000 * timed["p50_ms"] / timed["T"], stage=stage)
     whole = timed.loc[timed["base"] == OURS + "." + timed["kernel"], [*same, "step"]]
@@ -201,19 +202,19 @@ def _machines(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outcomes(last: pd.DataFrame) -> pd.DataFrame:
-    """Count the cases of each status, and give an example of why not."""
+    """Count the cases of each status, with the most frequent error."""
     cases = last.groupby(["base", "mode"], sort=False)
-    statuses = {name: ("status", lambda each, name=name: (each == name).sum()) for name in _STATUSES}
+    statuses = {name: ("status", lambda column, name=name: (column == name).sum()) for name in _STATUSES}
     reasons = last[last["error"] != ""].groupby(["base", "mode"])["error"].agg(lambda errors: errors.mode()[0][:110])
-    return cases.agg(**statuses).join(reasons.rename("most often because")).fillna("").reset_index()
+    return cases.agg(**statuses).join(reasons.rename("most frequent error")).fillna("").reset_index()
 
 
-# Gates (the new state's candidate among them) of what is compared in `cells`; ours computes a GRU.
+# The number of gates, the candidate of the new state included, for each provider in `cells`. Ours computes a GRU.
 _GATES = {"torch.nn.RNN": 1, "torch.nn.LSTM": 4, "torch.nn.GRU": 3, OURS: 3, "handwritten": 3}
 
 
 def cells(last: pd.DataFrame) -> pd.DataFrame:
-    """Return what every tutorial compares, in numbers: a line for each cell and shape, if RNN or LSTM are there."""
+    """Return gates, parameters, work and times of each cell and shape, if `nn.RNN` or `nn.LSTM` was timed."""
     wanted = last[last["base"].isin(_GATES) & (last["n"] > 0) & (last["layers"] == 1) & (last["form"] == "")]
     others = wanted.loc[wanted["base"].isin(["torch.nn.RNN", "torch.nn.LSTM"]), CASE].drop_duplicates()
     wanted = wanted.merge(others, on=CASE)

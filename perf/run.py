@@ -1,4 +1,4 @@
-"""Cells measured one after the other into a CSV that can be gone on with; and a sweep, whose cells are its cases."""
+"""Measurement of cells one after the other, into a CSV that a later run can continue. A sweep's cells are its cases."""
 
 import functools
 import gc
@@ -34,13 +34,13 @@ def run(
     """Measure the sweep into a CSV in the folder ``out``.
 
     Args:
-        providers: beside `BASELINE`.
-        resume: leave out what there are rows of. Otherwise all is measured again, and the last rows count.
-        minutes: no case is begun after them.
+        providers: providers to time with `BASELINE`.
+        resume: skip measurements with rows. Otherwise all are measured again, and the last rows count.
+        minutes: no case is begun after this time.
 
     Raises:
-        ValueError: the CSV is of another schema.
-        DeviceLost: after its rows were written; going on with ``resume`` in a new process leaves the culprit out.
+        ValueError: the CSV has another schema.
+        DeviceLost: its rows are written before. A new process with ``resume`` skips the provider that caused it.
     """
     end = time.monotonic() + 60 * minutes
     device = conditions.device
@@ -55,8 +55,8 @@ def run(
 
     def measure_case(case: Case, names: list[str]) -> list[Row]:
         with warnings.catch_warnings():
-            # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none:
-            # there `cudnn.STANDARD_PROVIDER` stands beside it.
+            # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none, so
+            # `cudnn.STANDARD_PROVIDER` is timed as well.
             warnings.filterwarnings("ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED)
             return measure(case, names, conditions, floors)
 
@@ -67,24 +67,24 @@ def run(
 def measure_cells(
     report: TimingsCsv,
     todo: list[tuple[object, Row, Callable[[], list[Row]]]],
-    told: Callable[[list[Row]], str],
+    summarize: Callable[[list[Row]], str],
     end: float = float("inf"),
 ) -> None:
     """Measure cells one after the other and write the rows of each at once.
 
     Args:
-        todo: of each cell its name, a row that says what it is of, and what measures it.
-        told: makes of a cell's rows what is printed.
-        end: no cell is begun after it, on the clock `time.monotonic`.
+        todo: for each cell its name, a row that identifies it, and the function that measures it.
+        summarize: returns the text to print for a cell's rows.
+        end: no cell is begun after this time of the clock `time.monotonic`.
 
     Raises:
-        DeviceLost: after its rows were written.
+        DeviceLost: its rows are written before.
     """
     start = time.monotonic()
     for done, (name, row, measure_cell) in enumerate(todo):
         now = time.monotonic()
         if now > end:
-            _say(f"{len(todo) - done} cases left when the time was over")
+            _say(f"time is over: {len(todo) - done} cases left")
             break
         left = f", {(now - start) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
         _say(f"[{done + 1}/{len(todo)}] {name}{left}")
@@ -95,7 +95,7 @@ def measure_cells(
             report.add(*lost.rows)
             raise
         report.add(*rows)
-        _say(told(rows))
+        _say(summarize(rows))
         gc.collect()
     _say(f"wrote {report.path}")
 
@@ -105,45 +105,45 @@ def _first_row(case: Case, sweep: Sweep) -> Row:
 
 
 def find_owed(
-    sweep: Sweep, providers: Iterable[str], there: dict[tuple[str, ...], str]
+    sweep: Sweep, providers: Iterable[str], last_statuses: dict[tuple[str, ...], str]
 ) -> list[tuple[Case, list[str]]]:
-    """Return cases and the providers of each that ``there``, the statuses by `record.row_key`, lacks.
+    """Return the cases with the providers that ``last_statuses``, statuses by `record.row_key`, lacks.
 
-    A case whose baseline has failed is done with then: there is nothing to gate the others by. One that was begun and
-    has no end comes last: it may have hung, or taken the process with it.
+    A case whose baseline has failed is not repeated, because nothing remains to compare the others with. A case that
+    was begun and not finished comes last, because it may have hung or ended the process.
     """
     todo = []
     for case in sweep.cases:
         statuses = {
-            name: [there.get(row_key(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
+            name: [last_statuses.get(row_key(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
             for name in (BASELINE, *providers)
         }
-        names = [name for name, of_modes in statuses.items() if None in of_modes or BEGUN in of_modes]
+        names = [name for name, by_mode in statuses.items() if None in by_mode or BEGUN in by_mode]
         if names and "failed" not in statuses[BASELINE]:
             todo.append((case, names))
-    return sorted(todo, key=lambda each: there.get(row_key(_first_row(each[0], sweep))) == BEGUN)
+    return sorted(todo, key=lambda owed: last_statuses.get(row_key(_first_row(owed[0], sweep))) == BEGUN)
 
 
 def summarize_rows(rows: list[Row], said: set[tuple[str, str]]) -> str:
-    """Return a line for each provider: its kernel, each mode's median, and how much faster than the baseline's best.
+    """Return a line for each provider: its kernel, each mode's median, and the speedup over the baseline's best mode.
 
-    Providers without a time come last, with the reason unless their status is in ``said``, to which it is added.
+    Providers without a time come last. Their reason is printed once for each provider and status, noted in ``said``.
     """
     baseline = [row.p50_ms for row in rows if row.base == BASELINE and row.n]
-    timed, without, again = {}, [], {}
+    timed, reasons, repeated = {}, [], {}
     for row in rows:
         if row.n:
             words = f"{row.mode} {format_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
             words += f", {min(baseline) / row.p50_ms:.2f}x" if baseline else ""
             timed.setdefault(row.base, [row.kernel]).append(words)
         elif (row.provider, row.status) in said:
-            again.setdefault(row.status, []).append(row.provider)
+            repeated.setdefault(row.status, []).append(row.provider)
         else:
             said.add((row.provider, row.status))
             reason = row.error or f"error {row.max_abs_err:.2g}"
-            without.append(f"    {row.provider} {row.status}: {reason[:200]}")
+            reasons.append(f"    {row.provider} {row.status}: {reason[:200]}")
     lines = [f"    {name:23} {kernel:13} " + "  ".join(words) for name, (kernel, *words) in timed.items()]
-    return "\n".join(lines + without + [f"    {status}: {', '.join(names)}" for status, names in again.items()])
+    return "\n".join(lines + reasons + [f"    {status}: {', '.join(names)}" for status, names in repeated.items()])
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""One's own shapes: of the command line's sizes, or of the GRUs that a model calls."""
+"""A user's own shapes: from sizes on the command line, or from the GRUs that a model calls."""
 
 import argparse
 import itertools
@@ -18,10 +18,10 @@ DTYPES = ("fp32", "fp16", "bf16")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Add the options that a shape is made of to ``perf run``."""
+    """Add the options of a shape to the command ``perf run``."""
     size = {"type": parse_positive_int, "nargs": "+"}
-    group = command.add_argument_group("beside --hidden", "All combinations of the sizes are timed.")
-    added = [
+    group = command.add_argument_group("with --hidden", "All combinations of the sizes are timed.")
+    actions = [
         group.add_argument("--input", metavar="I", help="input sizes (default: the hidden size)", **size),
         group.add_argument("--batch", metavar="B", help="default: 1", **size),
         group.add_argument("--steps", metavar="T", help="default: 100", **size),
@@ -32,23 +32,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         group.add_argument("--dtype", choices=DTYPES, nargs="+", help="default: fp32"),
         group.add_argument("--precision", choices=("tf32", "ieee"), help="of fp32 products (default: tf32)"),
     ]
-    command.set_defaults(beside_hidden=[action.dest for action in added])
+    command.set_defaults(shape_options=[action.dest for action in actions])
 
 
 def choose_sweep(options: argparse.Namespace) -> Sweep:
-    """Return the sweep that ``--sweep`` names, or one's own.
+    """Return the sweep that ``--sweep`` names, or the sweep of the user's own shapes.
 
     Raises:
-        ValueError: options that go with ``--hidden`` are without it, or see `build_sweep`.
+        ValueError: options of a shape are given without ``--hidden``, or `build_sweep` raises.
     """
-    given = [f"--{name.replace('_', '-')}" for name in options.beside_hidden if getattr(options, name)]
+    given = [f"--{name.replace('_', '-')}" for name in options.shape_options if getattr(options, name)]
     if given and not options.hidden:
-        raise ValueError(f"{' '.join(given)} would be of no effect: they go with --hidden")
+        raise ValueError(f"{' '.join(given)} would have no effect: add --hidden, or omit them")
     return SWEEPS[options.sweep] if options.sweep else build_sweep(options)
 
 
 def build_sweep(options: argparse.Namespace) -> Sweep:
-    """Return the sweep of the cases that ``--hidden`` and the options beside it, or ``--model``, are of.
+    """Return the sweep of the cases that ``--hidden`` with its options, or ``--model``, describes.
 
     Raises:
         ValueError: the model cannot be called, or calls no GRU that can be timed.
@@ -59,7 +59,7 @@ def build_sweep(options: argparse.Namespace) -> Sweep:
 
 def _of_sizes(options: argparse.Namespace) -> list[Case]:
     fp32 = "fp32" if options.precision == "ieee" else "tf32"
-    precisions = [fp32 if each == "fp32" else each for each in options.dtype or ["fp32"]]
+    precisions = [fp32 if dtype == "fp32" else dtype for dtype in options.dtype or ["fp32"]]
     batches, steps, inputs = options.batch or [1], options.steps or [100], options.input or [None]
     return [
         Case(
@@ -71,7 +71,7 @@ def _of_sizes(options: argparse.Namespace) -> list[Case]:
 
 
 def _called_by(name: str) -> list[Case]:
-    """Call ``module:function`` and return a case for each kind of call that it makes of GRUs, the most frequent first.
+    """Call ``module:function`` and return a case for each kind of GRU call that it makes, the most frequent first.
 
     Raises:
         ValueError: see `build_sweep`.
@@ -79,25 +79,25 @@ def _called_by(name: str) -> list[Case]:
     try:
         call = import_attribute(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--model {name}: {error}; it has to be MODULE:FUNCTION") from error
+        raise ValueError(f"--model {name}: {error}; give MODULE:FUNCTION") from error
     with torch.no_grad(), triton_gru.record_shapes() as shapes:
         call()
     if not shapes.seen:
         raise ValueError(
-            f"--model {name}: it called no GRU in 16 or 32 bits; it has to call the model, not only make it"
+            f"--model {name}: the function called no GRU in 16 or 32 bits; it must call the model, not only build it"
         )
-    found = [(problem, _case(problem)) for problem, _ in shapes.seen.most_common()]
-    for problem in (problem for problem, case in found if case is None):
-        print(f"left out, as no provider but ours has resets or runs backward alone: {problem}", file=sys.stderr)
-    if not any(case for _, case in found):
-        raise ValueError(f"--model {name}: none of its GRUs can be timed")
-    return [case for _, case in found if case]
+    called = [(problem, _case(problem)) for problem, _ in shapes.seen.most_common()]
+    for problem in (problem for problem, case in called if case is None):
+        print(f"skipped, because only ours has resets or runs backward alone: {problem}", file=sys.stderr)
+    if not any(case for _, case in called):
+        raise ValueError(f"--model {name}: all its GRUs have resets or run backward alone, which only ours can do")
+    return [case for _, case in called if case]
 
 
 def _case(problem: Problem) -> Case | None:
     if problem.resets or problem.reverse:
         return None
-    names = {of: name for name, of in PRECISIONS.items()}
+    names = {precision: name for name, precision in PRECISIONS.items()}
     return Case(
         names[problem.dtype, problem.precision], problem.hidden_size, problem.batch_size, problem.steps,
         problem.num_layers, problem.directions, problem.layout, reset_after=problem.reset_after,

@@ -1,4 +1,4 @@
-"""When a row is written, and of which commit; imports no torch."""
+"""Time and commit of a row. This file imports no torch."""
 
 import datetime
 import os
@@ -6,17 +6,17 @@ import subprocess
 
 
 def timestamp() -> str:
-    """Return the time now, in UTC."""
+    """Return the current time in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def read_commit() -> str:
-    """Return what GIT_SHA says of a copy, whatever repository it may lie in, else the repository's; or nothing."""
+    """Return GIT_SHA, which names the commit of a copy, or else the repository's commit. Return "" without both."""
     return os.environ.get("GIT_SHA") or read_output("git", "rev-parse", "HEAD")
 
 
 def read_output(*command: str) -> str:
-    """Return what the command prints, nothing where there is no such command or it does not apply."""
+    """Return the output of a command, or "" if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):

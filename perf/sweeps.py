@@ -1,6 +1,6 @@
-"""The sweeps: which question each answers, of which cases, by which providers, the most telling first.
+"""The sweeps: each has a question, cases and providers. The most informative cases come first.
 
-Any beginning of a sweep's cases is a useful table, and all of one are measured within three minutes of a GPU.
+The first cases of a sweep already make a useful table. A GPU measures all cases of a sweep within three minutes.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ EAGER_AND_GRAPH, HOST = ("eager", "graph"), ("host",)
 _KERNELS = tuple(f"{OURS}.{kernel}" for kernel in KERNELS)
 _CUDNN = tuple(cudnn.PROVIDERS)
 _PEERS = (OURS, *_CUDNN, "torchrl")
-# What others have made, or one may make oneself in torch. "cells" is a loop over time of a compiled step.
+# Implementations of others, or that users write in torch. "cells" is a loop over time around a compiled step.
 _OTHERS = (
     "torchrl", "gru_qat.scan", "gru_qat.persistent", "flashrnn", "flax.scan", "handwritten", "torch.compile",
     "torch.compile.cells",
@@ -33,21 +33,21 @@ _STAGES = [
     }.items()
     for stage in stages.split()
 ]
-_PROJECTIONS = [f"perf.experiments.projections:{each}" for each in ("ours", "cublas", "ours-alone", "cublas-alone")]
+_PROJECTIONS = [f"perf.experiments.projections:{name}" for name in ("ours", "cublas", "ours-alone", "cublas-alone")]
 _ANCHORS = ("torch.nn.LSTM", "flashrnn.lstm")  # cells with a third more work in a step
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A question, and what is measured to answer it.
+    """A question, with the cases and providers that answer it.
 
     Attributes:
-        question: in a line.
-        seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
-        providers: beside `BASELINE`, unless others are named.
-        modes: see measure.Conditions; on a CPU there is no "graph".
-        rounds: at least so many of each case, for its 99th percentiles or small differences to say something.
-        l2: see measure.Conditions.
+        question: one line.
+        seconds: guessed duration on an H100 with 16 cores, with compilation.
+        providers: providers to time with `BASELINE`. ``--provider`` replaces them.
+        modes: see `measure.Conditions`. A CPU has no mode "graph".
+        rounds: the least number of rounds of a case, for reliable 99th percentiles or small differences.
+        l2: see `measure.Conditions`.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Sweep:
 
 
 def fit_to_cpu(sweep: Sweep) -> Sweep:
-    """Return the sweep as a CPU can measure it: in fp32, without graphs, with warm caches."""
+    """Return the sweep for a CPU: in fp32, without graphs, with warm caches."""
     cases = tuple(dict.fromkeys(dataclasses.replace(case, precision="fp32") for case in sweep.cases))
     modes = tuple(mode for mode in sweep.modes if mode != "graph") or ("eager",)
     return dataclasses.replace(sweep, cases=cases, modes=modes, l2="warm")
 
 
 def shrink_sweep(sweep: Sweep) -> Sweep:
-    """Return the sweep with a tiny case of a few steps; with two where some have one direction and some two."""
+    """Return the sweep with one tiny case of a few steps for each number of directions."""
     first = {}
     for case in sweep.cases:
         first.setdefault(case.directions, case)
@@ -77,14 +77,14 @@ def shrink_sweep(sweep: Sweep) -> Sweep:
     return fit_to_cpu(dataclasses.replace(sweep, cases=tuple(cases), rounds=0))
 
 
-def _cases(precisions: str, hidden: list[int], batch: list[int], steps: list[int], **what) -> tuple[Case, ...]:
-    """Return all combinations. The precision changes last, so that each is a table of its own."""
+def _cases(precisions: str, hidden: list[int], batch: list[int], steps: list[int], **fields) -> tuple[Case, ...]:
+    """Return all combinations. The precision changes last, so that each precision's cases are contiguous."""
     combinations = itertools.product(precisions.split(), steps, hidden, batch)
-    return tuple(Case(precision, h, b, t, **what) for precision, t, h, b in combinations)
+    return tuple(Case(precision, h, b, t, **fields) for precision, t, h, b in combinations)
 
 
-def _each(cases: tuple[Case, ...], **values) -> tuple[Case, ...]:
-    """Return every case with each of the values of one field, next to one another."""
+def _vary(cases: tuple[Case, ...], **values) -> tuple[Case, ...]:
+    """Return every case with each of the values of one field. The variants of a case are contiguous."""
     ((name, values),) = values.items()
     return tuple(dataclasses.replace(case, **{name: value}) for case in cases for value in values)
 
@@ -94,11 +94,11 @@ _SINGLE_STEPS = _cases("fp16 tf32", [512, 1024, 256, 128, 2048], [1, 16, 64], [1
 
 SWEEPS = {sweep.name: sweep for sweep in (
     Sweep(
-        "smoke", "Does every provider that can run here work, and the suite itself?", 100,
+        "smoke", "Do the suite and every provider that can run here work?", 100,
         (*EVERYONE, *_KERNELS, *_ANCHORS), _cases("tf32 fp16", [64], [1, 4], [4, 1]),
     ),
     Sweep(
-        "peers", "How fast is everyone who computes a GRU, side by side?", 170, EVERYONE,
+        "peers", "How fast are all implementations, compared with each other?", 170, EVERYONE,
         _cases("fp16 tf32", [128, 512], [1, 16], [64]) + _cases("bf16 fp32", [512], [16], [64]),
     ),
     Sweep(
@@ -107,70 +107,70 @@ SWEEPS = {sweep.name: sweep for sweep in (
         + _cases("bf16", [512, 1024], [1, 16], [512]),
     ),
     Sweep(
-        "heart-small", "And where cuDNN has a persistent kernel?", 100, _PEERS,
+        "heart-small", "How fast is one layer where cuDNN has a persistent kernel?", 100, _PEERS,
         _cases("fp16 tf32", [128, 64, 192], [1, 16, 64, 4], [512]),
     ),
     Sweep(
-        "heart-large", "And where W_hh fills the whole chip?", 100, (OURS, *_CUDNN),
+        "heart-large", "How fast is one layer where W_hh fills the whole chip?", 100, (OURS, *_CUDNN),
         _cases("fp16 tf32", [2048, 1536], [1, 4, 16, 64], [512]),
     ),
     Sweep(
-        "short", "And of sequences of 64 steps?", 100, _PEERS,
+        "short", "How fast are sequences of 64 steps?", 100, _PEERS,
         _cases("fp16 tf32", [512, 1024, 256, 128], [1, 16, 64], [64]),
     ),
-    Sweep("t1", "How fast is a single step, its weights in the L2?", 90, (OURS, *_CUDNN), _SINGLE_STEPS),
+    Sweep("t1", "How fast is a single step with its weights in the L2?", 90, (OURS, *_CUDNN), _SINGLE_STEPS),
     Sweep(
-        "t1-cold", "And with weights that have to come from memory?", 120, (OURS, "cudnn.standard"), _SINGLE_STEPS,
+        "t1-cold", "How fast is a single step with weights in memory?", 120, (OURS, "cudnn.standard"), _SINGLE_STEPS,
         l2="cold",
     ),
     Sweep(
-        "packed", "What do sequences of unequal lengths cost, packed?", 120, (OURS, *_KERNELS, "cudnn.standard"),
+        "packed", "How fast are sequences of unequal lengths, packed?", 120, (OURS, *_KERNELS, "cudnn.standard"),
         _cases("fp16 tf32", [512, 256, 1024, 128, 64], [16, 64], [256], layout="packed"),
     ),
     Sweep(
-        "lengths", "And padded, with lengths beside them?", 90, (OURS, *_KERNELS),
+        "lengths", "How fast are sequences of unequal lengths, padded, with lengths=?", 90, (OURS, *_KERNELS),
         _cases("fp16 tf32", [512, 256, 1024, 128], [16, 64], [256], layout="lengths"),
     ),
     Sweep(
         "bidirectional", "What does the second direction add?", 130, (OURS, *_CUDNN),
-        _each(_cases("fp16 tf32", [512, 256, 1024, 128], [1, 16, 64], [256]), directions=(2, 1)),
+        _vary(_cases("fp16 tf32", [512, 256, 1024, 128], [1, 16, 64], [256]), directions=(2, 1)),
     ),
     Sweep(
-        "streaming", "How long does a frame take when they come one by one, and the slowest of a hundred?", 120,
+        "streaming", "How long does a single frame take, and the slowest of a hundred?", 120,
         tuple(STREAMING_PROVIDERS), _cases("fp16 tf32", [256, 512, 128, 1024], [1, 16], [1], is_streaming=True)
         + _cases("fp16 tf32", [256, 512], [1], [1], layers=2, is_streaming=True), rounds=1000,
     ),
     Sweep(
-        "overhead", "How long does a call keep the host?", 60,
+        "overhead", "How long does a call occupy the host?", 60,
         (OURS, LAUNCHES, *_KERNELS, "cudnn.standard", "handwritten", "torch.compile", "torch.compile.cells", "torchrl"),
         _cases("fp16 tf32", [128, 512], [1], [1, 16]), HOST,
     ),
     Sweep(
-        "cells", "RNN, LSTM, GRU and ours: gates, parameters, FLOPs and weight bytes a step, and time?", 60,
+        "cells", "How do RNN, LSTM, GRU and ours compare in gates, parameters, work and time?", 60,
         (OURS, "torch.nn.RNN", "torch.nn.LSTM", "handwritten"),
         _cases("fp16 tf32", [128, 256, 512, 1024], [1, 64], [128]),
     ),
     Sweep(
-        "reset-before", "What does a reset before the recurrent product cost, beside nn.GRU's after it?", 150,
+        "reset-before", "What does reset_after=False cost, compared with nn.GRU?", 150,
         (OURS, *_KERNELS, "handwritten"),
         _cases("fp16", [512, 1024, 256, 128, 2048, 192, 64, 96], [1, 16, 64], [512], reset_after=False)
         + _cases("tf32", [512, 256, 1024, 128], [1, 16], [512], reset_after=False),
     ),
     Sweep(
         "layers", "What does each further layer cost?", 130, (OURS, *_CUDNN),
-        _each(_cases("fp16 tf32", [512, 256, 1024], [1, 16, 64], [256]), layers=(2, 4)),
+        _vary(_cases("fp16 tf32", [512, 256, 1024], [1, 16, 64], [256]), layers=(2, 4)),
     ),
     Sweep(
-        "long", "Do thousands of steps cost thousands of times one?", 150,
+        "long", "Does the time grow in proportion to thousands of steps?", 150,
         (OURS, "cudnn.standard", "cudnn.persist_static"),
         _cases("fp16", [512, 128, 1024], [1, 16], [4096, 16384]),
     ),
     Sweep(
-        "large", "What if the weights outgrow the chip?", 120, (OURS, "cudnn.standard", "cudnn.persist_dynamic"),
+        "large", "How fast are weights that exceed the chip?", 120, (OURS, "cudnn.standard", "cudnn.persist_dynamic"),
         _cases("fp16 tf32", [4096, 8192], [1, 4, 16], [1, 64]),
     ),
     Sweep(
-        "throughput", "And with batches of hundreds, where the products count?", 120, (OURS, *_CUDNN),
+        "throughput", "How fast are batches of hundreds, where the products dominate?", 120, (OURS, *_CUDNN),
         _cases("fp16 tf32", [512, 256, 1024, 128], [256, 1024], [128]),
     ),
     Sweep(
@@ -180,31 +180,31 @@ SWEEPS = {sweep.name: sweep for sweep in (
         + _cases("fp16", [64, 128, 192], [1], [512]) + _cases("tf32", [128], [1], [512]), ("graph",), rounds=50,
     ),
     Sweep(
-        "hand-overs", "Which hand-over and which cut of grid, with a whole GRU around it?", 160,
-        (OURS, *(f"perf.experiments.hand_overs:{each}" for each in (*HANDOVERS, *_CUTS))),
+        "hand-overs", "Which hand-over and which cut of grid are fastest in a GRU?", 160,
+        (OURS, *(f"perf.experiments.hand_overs:{name}" for name in (*HANDOVERS, *_CUTS))),
         _cases("fp16", [512, 1024, 256, 2048, 192], [1, 16, 64], [512]),
     ),
     Sweep(
-        "projection", "Our kernel or cuBLAS for the inputs' products, in a call and alone, where I is not H?", 150,
+        "projection", "Is our kernel or cuBLAS faster for the input projection?", 150,
         (OURS, "cudnn.standard", *_PROJECTIONS),
-        _each(_cases("fp16 tf32 fp32", [512], [16], [512, 16, 1]), input_size=(4096, 512, 80)),
+        _vary(_cases("fp16 tf32 fp32", [512], [16], [512, 16, 1]), input_size=(4096, 512, 80)),
     ),
     Sweep(
-        # FlashRNN2 reports 1.4 to 1.6 times cuDNN with flat weights for a classifier of four such layers on an H100.
+        # FlashRNN2 reports 1.4 to 1.6 times cuDNN with flat weights for a classifier of these four layers on an H100.
         "anchor-flashrnn2", "How fast are four small layers, where FlashRNN2 has published figures?", 100,
-        (OURS, *_CUDNN), _each(_cases("fp16", [64], [1, 4, 16, 32, 64], [32], layers=4), layout=("dense", "packed")),
+        (OURS, *_CUDNN), _vary(_cases("fp16", [64], [1, 4, 16, 32, 64], [32], layers=4), layout=("dense", "packed")),
     ),
     Sweep(
-        # For cuDNN's persistent LSTM 1.96 us a step were published.
+        # The published time of cuDNN's persistent LSTM is 1.96 us a step.
         "anchor-768", "How fast is H = 768, where a persistent LSTM has published figures?", 60,
         (OURS, *_KERNELS, *_CUDNN, "flashrnn", *_ANCHORS), _cases("fp16 bf16", [768], [16], [1024]),
     ),
     Sweep(
-        "anchor-24", "How fast are 24 hidden units in batches of 400, fp32 without TF32, as a user has them?", 60,
+        "anchor-24", "How fast is H = 24, B = 400 in fp32 without TF32, a shape of a user?", 60,
         (*EVERYONE, *_KERNELS), _cases("fp32", [24], [400], [100]),
     ),
     Sweep(
-        # rnn_problems.h of DeepBench: its GRUs for training and for servers.
+        # The GRUs for training and for servers in rnn_problems.h of DeepBench.
         "deepbench", "How fast are DeepBench's GRUs?", 170, (OURS, *_CUDNN),
         _cases("fp16", [1024], [32, 64], [1500]) + _cases("fp16", [2816, 2048, 1536, 2560], [32, 1], [187])
         + _cases("fp16", [512], [32, 1], [1]) + _cases("fp16", [2816, 2048, 1536], [32], [1500]),
@@ -222,4 +222,4 @@ def describe_sweeps() -> str:
         f"  {sweep.name:18}{sweep.question} {len(sweep.cases)} cases, {sweep.seconds} s on a GPU."
         for sweep in SWEEPS.values()
     ]
-    return "\n".join([*lines, f"All measure {BASELINE} as well: it is what others are gated and compared by."])
+    return "\n".join([*lines, f"All sweeps also measure {BASELINE}, with which the others are compared."])

@@ -1,4 +1,4 @@
-"""The GRU as articles teach it, by triton_gru: written out by hand, as nn.GRU + nn.Linear, and compared in numbers.
+"""Runs the GRU that articles teach by triton_gru: written by hand, as nn.GRU + nn.Linear, and compared in numbers.
 
 Without a GPU the compiled kernels are executed on the CPU (tests/ptx), which needs gcc.
 """
@@ -23,14 +23,14 @@ from triton_gru.plan.planner import KERNELS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-TOLERANCE = 5e-6  # in fp32, of outputs of about 1, each a sum over the hidden units
+TOLERANCE = 5e-6  # in fp32, for outputs of about 1, each of which is a sum over the hidden units
 
 
 # ---- by hand
 
 
 def make_parameters(inputs: int, hidden: int, outputs: int) -> list[Tensor]:
-    """W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h of the gates and the new state, W_hq, b_q of the output."""
+    """Return random parameters: W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h, and W_hq, b_q of the output."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=DEVICE) * hidden**-0.5
@@ -42,7 +42,7 @@ def make_parameters(inputs: int, hidden: int, outputs: int) -> list[Tensor]:
 
 
 def gru_by_hand(inputs: Tensor, state: Tensor, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """inputs [T, B, I], state [B, H] -> outputs [T, B, Q] and the last state: formula for formula."""
+    """Compute the article's formulas: inputs [T, B, I], state [B, H] -> outputs [T, B, Q] and the last state."""
     W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h, W_hq, b_q = parameters
     H = state
     outputs = []
@@ -56,7 +56,7 @@ def gru_by_hand(inputs: Tensor, state: Tensor, parameters: list[Tensor]) -> tupl
 
 
 class ByHand(nn.Module):
-    """The same on triton_gru: the recurrence by its kernels, the output layer of all steps as one product."""
+    """A module that computes the same by triton_gru, with the output layer of all steps as one product."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()
@@ -76,7 +76,7 @@ class ByHand(nn.Module):
 
 
 class GRUModel(nn.Module):
-    """x [B, T, I] -> [B, Q], of the last step's state."""
+    """A GRU and a linear layer on its last output: x [B, T, I] -> [B, Q]."""
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int, output_size: int):
         super().__init__()
@@ -92,7 +92,7 @@ class GRUModel(nn.Module):
 
 @torch.no_grad()
 def both_models(backends: tuple[str, ...]) -> None:
-    """Compare each by triton_gru, on each of ``backends``, with itself in plain torch."""
+    """Compare each model by triton_gru, on each of ``backends``, with the same model in plain torch."""
     set_precision("fp32")
     torch.manual_seed(0)
     steps, batch, inputs, hidden, outputs = (35, 32, 28, 256, 28) if GPU else (4, 3, 28, 32, 28)
@@ -118,15 +118,15 @@ def both_models(backends: tuple[str, ...]) -> None:
 def compare(kernel: str, actual, expected) -> None:
     errors = torch.stack([(a - b).abs().max() for a, b in zip(actual, expected)])
     print(f"    {kernel:10} largest difference from plain torch {errors.max():.1e}", flush=True)
-    if not (errors <= TOLERANCE).all():  # so that a NaN is one
-        raise SystemExit(f"more than {TOLERANCE:.1e}")
+    if not (errors <= TOLERANCE).all():  # also true if an error is NaN
+        raise SystemExit(f"the difference is more than {TOLERANCE:.1e}, which rounding does not explain")
 
 
 # ---- RNN, LSTM and GRU
 
 
 def comparison(measured_here: bool, out: pathlib.Path) -> None:
-    """Gates, parameters, FLOPs and bytes a step, and time, from the sweep ``cells`` of perf/."""
+    """Print gates, parameters, FLOPs and bytes per step, and times, from the sweep ``cells`` of perf/."""
     from perf.record import machine_name
     from perf.report import cells, keep_latest, load
     from perf.tables import format_table
@@ -138,25 +138,25 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
         path = out / name
     rows = load([path])
-    where = ", ".join(name.removeprefix("none: ") for name in rows["gpu_name"].unique())
-    print(f"RNN, LSTM and GRU, measured on: {where}")
+    machines = ", ".join(name.removeprefix("none: ") for name in rows["gpu_name"].unique())
+    print(f"RNN, LSTM and GRU, measured on: {machines}")
     if DEVICE == "cpu":
-        print("(a CPU, where triton_gru is torch's own GRU: it says nothing about the kernels' speed)")
+        print("(on a CPU nn.GRU serves all calls of triton_gru: these times say nothing about the kernels' speed)")
     print(format_table(cells(keep_latest(rows))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: a minute on a GPU, or 3")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder of what is measured")
+    parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: 1 to 3 minutes on a GPU")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder for measurements")
     options = parser.parse_args()
     both_models(("auto", "grid", "step") if GPU else ("auto",))
     if not GPU and shutil.which("gcc"):
-        print("\nthe kernels, as compiled for an H200 and executed on the CPU")
+        print("\nthe kernels, compiled for an H200 and executed on the CPU")
         with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):
             both_models(KERNELS)
     elif not GPU:
-        print("\nthe kernels are left out: to execute them on the CPU needs gcc, which is missing")
+        print("\nthe kernels are left out: executing them on the CPU needs gcc, which is missing")
     print()
     comparison(options.measure, options.out.resolve())
 

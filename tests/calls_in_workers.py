@@ -1,4 +1,4 @@
-"""What a process that compiles is asked to do in tests: well, badly, or not at all. It imports nothing slow."""
+"""Calls for tests of the processes that compile: some succeed, some fail, die or hang. Imports nothing slow."""
 
 import os
 import sys
@@ -6,28 +6,28 @@ import time
 
 
 class Unreadable:
-    """An item that a process cannot make out."""
+    """An item that a process cannot unpickle."""
 
     def __reduce__(self):
-        return _fail, ()
+        return _raise_name_error, ()
 
 
-def _fail():
+def _raise_name_error():
     raise NameError("it is not known here")
 
 
-def behave(what) -> str | None:
-    """Do what is asked for; return a reason or nothing."""
-    if what == "say why":
+def behave(action) -> str | None:
+    """Do the action ``action``. Return a reason or None."""
+    if action == "say why":
         return "because"
-    if what == "print":
+    if action == "print":
         print("not an answer", flush=True)
         os.write(1, b"neither\n")
-    elif what == "raise":
+    elif action == "raise":
         raise ValueError("two\nlines")
-    elif what == "die":
+    elif action == "die":
         print("with its last words", file=sys.stderr, flush=True)
         os._exit(1)
-    elif what == "hang":
+    elif action == "hang":
         time.sleep(600)
     return None

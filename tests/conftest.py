@@ -1,7 +1,7 @@
-"""Tests that run kernels do so on the CPU, where compiled kernels are executed (tests/ptx), and (marked gpu) on a GPU.
+"""Fixtures and markers. Kernels run on the CPU, which executes their PTX (tests/ptx), and on a GPU (marked gpu).
 
-Every run draws new random numbers and schedules. A run that fails prints its seed: with TESTS_SEED set to that, the
-next run draws the same.
+Every run draws new random numbers and schedules. A run that fails prints its seed. Set TESTS_SEED to this seed to draw
+the same numbers again.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from .ptx.device import emulate_gpu
 
 def pytest_configure(config):
     os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for memory that is `poison_memory`
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `poison_memory` needs it
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-        # On a GPU that processes share, a launch also waits while others have their turn.
+        # On a GPU that processes share, a launch also waits while other processes run.
         os.environ.setdefault("TRITON_GRU_TIMEOUT", "60")
 
 
@@ -47,16 +47,16 @@ def pytest_terminal_summary(terminalreporter, exitstatus):
 
 @pytest.fixture
 def alone():
-    """For tests that look at times: processes beside this one would be in them."""
+    """Skip a test that measures times if other test processes run too: they would change the times."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("it measures times: run it without -n")
+        pytest.skip("this test measures times: run it without -n")
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """Yield the name of the torch device whose tensors kernels run on."""
     if request.param == "gpu":
-        assert torch.cuda.is_available(), "tests marked gpu were asked for and there is none"
+        assert torch.cuda.is_available(), "this test needs a GPU, and torch finds none: run with -m 'not gpu'"
         yield "cuda"
     else:
         request.getfixturevalue("kernels_on_cpu")
@@ -65,56 +65,56 @@ def device(request):
 
 @pytest.fixture
 def kernels_on_cpu(request):
-    """Let kernels run on CPU tensors, as compiled for an H200; yield the emulated GPU."""
+    """Run kernels on CPU tensors, compiled for an H200. Yield the emulated GPU."""
     with emulate_gpu(KNOWN_DEVICES["H200"], seed_of(request.node)) as emulated:
         yield emulated
 
 
 @pytest.fixture
 def old_gpu_on_cpu(monkeypatch):
-    """Let CPU tensors lie on a GPU without kernels: torch's own GRU serves calls that are planned for a GPU."""
+    """Plan calls on CPU tensors for a GPU that no kernel runs on, so that nn.GRU serves them."""
     monkeypatch.setattr(devices, "emulated_device", T4)
 
 
 @pytest.fixture
 def gpu_of_backend(backend, request):
-    """Let CPU tensors lie on a GPU: an old one where the test's parameter ``backend`` is ``"auto"``."""
+    """Use `old_gpu_on_cpu` if the test's parameter ``backend`` is ``"auto"``, otherwise `kernels_on_cpu`."""
     request.getfixturevalue("old_gpu_on_cpu" if backend == "auto" else "kernels_on_cpu")
 
 
 def seed_of(test) -> int:
-    """Return what a test's schedules are drawn from: the same again with the same TESTS_SEED."""
+    """Return the seed of a test's schedules, which depends on TESTS_SEED and the test's id."""
     return zlib.crc32(f"{os.environ['TESTS_SEED']} schedules of {test.nodeid}".encode())
 
 
 @pytest.fixture
 def launched(monkeypatch) -> Launches:
-    """Records every kernel the library starts, so that a test can tell a kernel from a fallback."""
+    """Record every kernel that the library starts, so that a test can tell a kernel from a fallback."""
     names = Launches()
     start = execute.start
 
     def record(launches):
-        def named():
-            for each in launches:
-                names.append("cublas" if isinstance(each, Product) else each.kernel.__name__)
-                yield each
+        def recorded():
+            for launch in launches:
+                names.append("cublas" if isinstance(launch, Product) else launch.kernel.__name__)
+                yield launch
 
-        start(named())
+        start(recorded())
 
     monkeypatch.setattr(execute, "start", record)
-    prepared = Launch.make_starter
+    make_starter = Launch.make_starter
 
-    def recording(self):
-        again = prepared(self)
-        return lambda *args: names.append(self.kernel.__name__) or again(*args)
+    def make_recording_starter(self):
+        run = make_starter(self)
+        return lambda *args: names.append(self.kernel.__name__) or run(*args)
 
-    monkeypatch.setattr(Launch, "make_starter", recording)
+    monkeypatch.setattr(Launch, "make_starter", make_recording_starter)
     return names
 
 
 @contextlib.contextmanager
 def poison_memory():
-    """Memory allocated inside is filled with NaN, so that what a kernel does not write shows."""
+    """Fill memory that is allocated inside the context with NaN, to show elements that a kernel does not write."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan().all()
@@ -126,7 +126,7 @@ def poison_memory():
 
 @pytest.fixture
 def matmul():
-    """Yield torch's settings of matrix products, and put them back afterwards."""
+    """Yield torch's settings of matrix products, and restore them afterwards."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision, matmul.allow_fp16_accumulation
     yield matmul
@@ -142,7 +142,7 @@ def inference_mode():
 
 @pytest.fixture
 def few_calls(monkeypatch):
-    """The perf suite times next to nothing."""
+    """Let the perf suite time only a few calls."""
     monkeypatch.setattr("perf.case.INPUT_COUNT", 2)
     monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
@@ -150,7 +150,7 @@ def few_calls(monkeypatch):
 
 @pytest.fixture
 def plain_inductor():
-    """Inductor makes code that compiles in half the time: around the operator there is little to compute."""
+    """Let Inductor generate plain code, which compiles in half the time. Little is computed around the operator."""
     options = {
         "compile_threads": 1, "cpp.vec_isa_ok": False, "cpp.threads": 1, "aot_inductor.precompile_headers": False,
         "aot_inductor.debug_compile": True, "aot_inductor.debug_symbols": False,
@@ -162,8 +162,8 @@ def plain_inductor():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_tables_but_the_tests_own(tmp_path_factory):
-    """What whoever runs the tests has tuned is none of their concern."""
+def _no_tables_of_the_user(tmp_path_factory):
+    """Hide the tables that the user has tuned."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tmp_path_factory.mktemp("tables")))
         yield
@@ -171,21 +171,21 @@ def _no_tables_but_the_tests_own(tmp_path_factory):
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """An empty folder for tuned tables, which nobody remembers afterwards."""
+    """Yield an empty folder for tuned tables. Clear the caches of tables, plans and calls before and after."""
     monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tmp_path))
-    _forget_tables()
+    _clear_caches()
     yield tmp_path
-    _forget_tables()
+    _clear_caches()
 
 
-def _forget_tables():
+def _clear_caches():
     lookup.clear_table_cache()
     planner.clear_plan_cache()
     call_cache.clear_call_cache()
 
 
 @pytest.fixture(autouse=True)
-def _precision_restored():
+def _restore_precision():
     before = torch.backends.cudnn.rnn.fp32_precision
     yield
     torch.backends.cudnn.rnn.fp32_precision = before
@@ -193,15 +193,15 @@ def _precision_restored():
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Put those to begin with on a GPU first, and mark them."""
-    on_a_gpu = [each for each in items if each.get_closest_marker("gpu")]
-    for each in on_a_gpu:
-        # Some tests do what torch warns of there: weights that are copied for a call, graphs of nothing.
-        each.add_marker(pytest.mark.filterwarnings("default"))
-        if "alone" in each.fixturenames:
-            each.add_marker("alone")
-    first = gpu_first.choose(on_a_gpu)
-    for each in first:
-        each.add_marker("first")
+    """Move the tests of tests/gpu_first.py to the front, and mark them ``first``."""
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    for item in gpu_tests:
+        # torch warns of some tests on a GPU: weights that are copied for a call, empty graphs.
+        item.add_marker(pytest.mark.filterwarnings("default"))
+        if "alone" in item.fixturenames:
+            item.add_marker("alone")
+    first = gpu_first.choose(gpu_tests)
+    for item in first:
+        item.add_marker("first")
     known = set(first)
-    items[:] = first + [each for each in items if each not in known]
+    items[:] = first + [item for item in items if item not in known]

@@ -1,4 +1,4 @@
-"""Random weights and inputs for the tests of converters, and how close to the other library's an answer has to be."""
+"""Random weights and inputs for the tests of converters, and the tolerance of results against the other library."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ SHAPES = [(7, 3, 5, 25), (1, 1, 4, 1), (7, 1, 3, 96), (1, 3, 2, 25)]  # T, B, I,
 
 
 def make_draw(seed: int = 0):
-    """A function that draws an array of normal numbers."""
+    """Return a function that draws an array of normal numbers."""
     generator = np.random.default_rng(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -27,13 +27,16 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def assert_agree(actual, expected, atol: float = 5e-6) -> None:
-    actual, expected = (torch.as_tensor(each).detach().cpu() for each in (actual, expected))
+    actual, expected = (torch.as_tensor(result).detach().cpu() for result in (actual, expected))
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 @contextlib.contextmanager
 def use_one_thread():
-    """At these sizes threads compute nothing faster, and on a busy machine they wait for each other for long."""
+    """Run torch with one thread inside the context.
+
+    At these sizes threads compute nothing faster, and on a busy machine they wait long for each other.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""ONNX models of one GRU node, and what onnxruntime computes with them, for the tests of the converter."""
+"""ONNX models of one GRU node, and their results by onnxruntime, for the tests of the converter."""
 
 import numpy as np
 import onnx
@@ -16,30 +16,30 @@ def arrays(I: int = 3, H: int = 4, D: int = 1, bias: bool = True) -> dict[str, n
 
 
 def model(
-    given: dict[str, np.ndarray],
+    initializers: dict[str, np.ndarray],
     inputs: tuple[str, ...] = ("X",),
     nodes=(),
     opset: int = 22,
     name: str = "gru",
     **attributes,
 ) -> onnx.ModelProto:
-    """A model of one GRU node, whose inputs are the initializers ``given`` and the model's own ``inputs``."""
-    wired = [each if each in (*inputs, "W", "R") or each in given else "" for each in
+    """Return a model of one GRU node, whose inputs are ``initializers`` and the model's own ``inputs``."""
+    wired = [name if name in (*inputs, "W", "R") or name in initializers else "" for name in
              ("X", "W", "R", "B", "sequence_lens", "initial_h")]  # fmt: skip
     attributes = {"hidden_size": 4, **attributes}
     node = helper.make_node("GRU", wired, ["Y", "Y_h"], name, **attributes)
-    dtype = helper.np_dtype_to_tensor_dtype(next(iter(given.values())).dtype)
+    dtype = helper.np_dtype_to_tensor_dtype(next(iter(initializers.values())).dtype)
     types = {"sequence_lens": TensorProto.INT32}
     ranks = {"sequence_lens": 1}
     graph = helper.make_graph(
         [*nodes, node],
         "graph",
-        [helper.make_tensor_value_info(each, types.get(each, dtype), [None] * ranks.get(each, 3)) for each in inputs],
+        [helper.make_tensor_value_info(key, types.get(key, dtype), [None] * ranks.get(key, 3)) for key in inputs],
         [
             helper.make_tensor_value_info("Y", dtype, [None] * 4),
             helper.make_tensor_value_info("Y_h", dtype, [None] * 3),
         ],
-        [numpy_helper.from_array(each, name) for name, each in given.items()],
+        [numpy_helper.from_array(array, key) for key, array in initializers.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
@@ -52,7 +52,7 @@ def run_onnxruntime(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list
 
 
 def to_onnx_layout(output: torch.Tensor, h_n: torch.Tensor, layout: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ours as Y and Y_h, as the docstring of from_onnx says."""
+    """Return our results as Y and Y_h. The docstring of from_onnx describes the layouts."""
     Y = output.unflatten(2, (h_n.size(0), h_n.size(2)))
     return (Y, h_n.transpose(0, 1)) if layout else (Y.transpose(1, 2), h_n)
 
@@ -66,6 +66,6 @@ def functions(proto: onnx.ModelProto, *texts: str) -> onnx.ModelProto:
 
 
 def parse_nodes(*nodes: str, **weights: np.ndarray) -> tuple[list, dict[str, np.ndarray]]:
-    """Nodes in onnx's text form, and the initializers they take."""
+    """Parse nodes in onnx's text form. Return the nodes, and the initializers that they take."""
     graph = onnx.parser.parse_graph("g (float[1] unused) => (float[1] W) {" + "\n".join(nodes) + "}")
     return list(graph.node), weights

@@ -1,23 +1,23 @@
-"""Which tests to begin with on a GPU, in order of value: ``pytest tests -m "gpu and first"``.
+"""The tests that run first on a GPU, in order of value: ``pytest tests -m "gpu and first"``.
 
-Each line is the beginning of tests' names and how many of those are taken, drawn the same every time; None for all.
-A line is for what the lines before it have left.
+Each line of `FIRST` has a prefix of test ids, and how many tests with this prefix are taken (None: all). A line takes
+from the tests that the lines before it left. Every run draws the same ones.
 """
 
 import random
 
 FIRST = (
-    # What most depends on the GPU: assembly, the hand-over, what a launch does that waits in vain.
+    # Most dependent on the GPU: assembly, the hand-over, launches that time out.
     ("kernels/test_isa.py", None),
     ("kernels/test_exchange.py", None),
-    ("test_gpu_grid.py::test_a_missing_producer", None),
-    ("test_gpu_grid.py::test_an_oversized_grid", None),
+    ("test_gpu_grid.py::test_missing_producer", None),
+    ("test_gpu_grid.py::test_oversized_grid", None),
     ("test_gpu_grid.py::test_every_handover", 32),
-    # Right at the sizes that users have.
+    # Right results at the sizes that users have.
     ("test_gpu_grid.py::test_full_sizes", 72),
     ("test_gpu.py::test_full_sizes", 28),
     ("test_gpu_grid.py::test_step_at_full_sizes", 16),
-    # What an application does with them.
+    # Use in an application: graphs, streams, memory.
     ("test_gpu.py::test_graph_replays", 12),
     ("test_gpu.py::test_nothing_synchronises", None),
     ("test_gpu.py::test_two_streams", None),
@@ -30,7 +30,7 @@ FIRST = (
     ("test_gpu_grid.py::test_nan", 8),
     ("test_gpu.py::test_offsets", None),
     ("test_gpu_grid.py::test_offsets", 1),
-    ("test_gpu_grid.py::test_step_of_more_tiles", None),
+    ("test_gpu_grid.py::test_step_of_more_batch_tiles", None),
     ("kernels/test_limits.py", None),
     ("test_modules.py", 20),
     ("test_swap.py", None),
@@ -38,16 +38,16 @@ FIRST = (
     ("test_prepared_gru.py", 14),
     ("test_stream.py", 10),
     ("test_watchdog.py", None),
-    # Directions, lengths, packed input, resets, reset before.
+    # Directions, lengths, packed input, resets, reset_after=False.
     ("test_gpu_sequences.py::test_full_sizes", 48),
     ("test_gpu_sequences.py::test_packed_full_sizes", 12),
     ("test_gpu_sequences.py::test_graph_replays", 8),
     ("test_gpu_sequences.py::test_nothing_synchronises", 8),
-    ("test_gpu_sequences.py::test_what_a_capture_cannot_do", None),
+    ("test_gpu_sequences.py::test_capture_refuses", None),
     ("test_gpu_sequences.py::test_two_threads", None),
-    ("test_gpu_sequences.py::test_a_stream_that_is_not", None),
+    ("test_gpu_sequences.py::test_other_stream", None),
     ("test_gpu_sequences.py::test_autocast", None),
-    # Every way to cut, odd shapes, strange numbers.
+    # Every kind of cut, odd shapes, unusual numbers.
     ("kernels/test_block.py", 20),
     ("kernels/test_grid.py::test_agrees", 12),
     ("kernels/test_grid.py::test_every", 16),
@@ -60,14 +60,14 @@ FIRST = (
 
 
 def choose(tests: list) -> list:
-    """Return those of pytest's ``tests`` to begin with, in their order."""
-    left, chosen = list(tests), []
-    for beginning, number in FIRST:
-        found = [each for each in left if each.nodeid.startswith(f"tests/{beginning}")]
-        if number is not None and number < len(found):
-            taken = set(random.Random(beginning).sample(range(len(found)), number))
-            found = [each for i, each in enumerate(found) if i in taken]
-        chosen += found
-        gone = set(found)
-        left = [each for each in left if each not in gone]
+    """Return the tests of `FIRST` among pytest's ``tests``, in the order of `FIRST`."""
+    remaining, chosen = list(tests), []
+    for prefix, number in FIRST:
+        matching = [test for test in remaining if test.nodeid.startswith(f"tests/{prefix}")]
+        if number is not None and number < len(matching):
+            drawn = set(random.Random(prefix).sample(range(len(matching)), number))
+            matching = [test for i, test in enumerate(matching) if i in drawn]
+        chosen += matching
+        taken = set(matching)
+        remaining = [test for test in remaining if test not in taken]
     return chosen

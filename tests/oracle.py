@@ -1,8 +1,10 @@
-"""How close a result has to be: the library's own bound (triton_gru.accuracy), asserted, infinities and NaNs too.
+"""The error bound of the library (triton_gru.accuracy), asserted for each result, infinities and NaNs included.
 
-TF32 does not exist on a CPU; there torch's own error is that of the reference with every operand of every
-product rounded to TF32. In fp32 it is everywhere that of the reference with the products of a sum added one after
-another, as the kernels add them: torch adds them in blocks, of sizes that depend on the machine and the shape.
+The baseline differs from `accuracy.compute_baseline` in two cases:
+
+- TF32 on a CPU, which has none: the reference with each operand of each product rounded to TF32.
+- fp32 on any device: the reference with the products of a sum added one after another, as the kernels add them. torch
+  adds products in blocks, whose sizes depend on the machine and the shape.
 """
 
 import copy
@@ -31,13 +33,13 @@ __all__ = [
 def compute_exact(
     module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, **ends
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`accuracy.compute_exact`, on the CPU; ``ends`` are lengths and resets."""
+    """Return `accuracy.compute_exact` on the CPU. ``ends`` are lengths and resets."""
     output, h_n = accuracy.compute_exact(module, x, hx, **ends)
     return output.cpu(), h_n.cpu()
 
 
 def compute_baseline(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, precision: str, **ends):
-    """`accuracy.compute_baseline`, or what is said above: the best that this precision is known to give."""
+    """Return the baseline's output and h_n: `accuracy.compute_baseline`, with the two exceptions at the top."""
     if precision == "tf32" and x.device.type == "cpu":
         with mock.patch.object(reference.F, "linear", _tf32_linear):
             return compute_exact(module, x, hx, **ends)
@@ -49,10 +51,10 @@ def compute_baseline(module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None
 
 
 def in_order_linear(x, weight, bias):
-    """F.linear with a rounding after each product that is added."""
+    """Compute F.linear with a rounding after each product that is added."""
     total = x.new_zeros(*x.shape[:-1], weight.size(0))
-    for each, weights in zip(x.unbind(-1), weight.unbind(1)):
-        total.addcmul_(each.unsqueeze(-1), weights)
+    for feature, weights in zip(x.unbind(-1), weight.unbind(1)):
+        total.addcmul_(feature.unsqueeze(-1), weights)
     return total if bias is None else total + bias
 
 
@@ -62,40 +64,41 @@ def _tf32_linear(x, weight, bias):
 
 
 def tf32(x: torch.Tensor) -> torch.Tensor:
-    """float64 numbers rounded to the nearest with ten mantissa bits."""
+    """Round float64 numbers to the nearest with ten mantissa bits."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
 
 
 def compute_in_double(module: nn.Module, *arguments):
-    """Return what a copy of ``module`` gives in float64."""
+    """Return the results of a float64 copy of ``module``."""
     with torch.no_grad():
         return copy.deepcopy(module).double()(*(each if each is None else each.double() for each in arguments))
 
 
 def assert_accurate(
-    actual: torch.Tensor, torchs: torch.Tensor, exactly: torch.Tensor, precision: str, num_products: int = 0
+    actual: torch.Tensor, baseline: torch.Tensor, exact: torch.Tensor, precision: str, num_products: int = 0
 ) -> None:
-    """Asserts shape, that NaNs and infinities are where they belong, and the bound on the error.
+    """Assert the shape, the places of NaNs and infinities, and the bound on the error of ``actual``.
 
-    ``num_products`` as in `compute_error_bound`: for ``torchs`` that are torch's own in fp32, whose sums are added in another order.
+    ``num_products`` is as in `compute_error_bound`. It is for a ``baseline`` from nn.GRU in fp32, which may add the
+    products of a sum in another order.
     """
-    assert actual.shape == torchs.shape == exactly.shape
-    actual, torchs, exactly = (each.detach().double().cpu() for each in (actual, torchs, exactly))
-    finite = exactly.isfinite()
-    assert torch.equal(actual.isnan(), exactly.isnan()), "NaNs differ from float64's"
-    assert torch.equal(actual[exactly.isinf()], exactly[exactly.isinf()]), "infinities differ from float64's"
+    assert actual.shape == baseline.shape == exact.shape
+    actual, baseline, exact = (each.detach().double().cpu() for each in (actual, baseline, exact))
+    finite = exact.isfinite()
+    assert torch.equal(actual.isnan(), exact.isnan()), "NaNs differ from float64's"
+    assert torch.equal(actual[exact.isinf()], exact[exact.isinf()]), "infinities differ from float64's"
     if not finite.any():
         return
-    # Where torch's own is NaN or infinite and float64 is not, it does not say how close one can be.
-    torchs = torch.where(torchs.isfinite(), torchs, exactly)
-    actual, torchs, exactly = (each.where(finite, 0.0) for each in (actual, torchs, exactly))
-    judge = Judge([exactly], [torchs], precision, exactly.abs().max().item(), num_products)
+    # A baseline that is NaN or infinite where float64 is finite gives no bound: take it as exact there.
+    baseline = torch.where(baseline.isfinite(), baseline, exact)
+    actual, baseline, exact = (each.where(finite, 0.0) for each in (actual, baseline, exact))
+    judge = Judge([exact], [baseline], precision, exact.abs().max().item(), num_products)
     error, right = judge([actual])
-    errors = (actual - exactly).abs()
+    errors = (actual - exact).abs()
     worst = tuple(int(each) for each in torch.unravel_index(errors.argmax(), errors.shape))
     assert right, (
-        f"error {error:.2e}, torch's own {judge.baseline_error:.2e}, bound {judge.allowed:.2e}; the worst element "
-        f"{worst} of {tuple(errors.shape)} is {actual[worst].item():.6g} in place of {exactly[worst].item():.6g}, and "
-        f"{int((errors > judge.allowed).sum())} are beyond the bound"
+        f"error {error:.2e}, baseline {judge.baseline_error:.2e}, bound {judge.allowed:.2e}; the worst element "
+        f"{worst} of {tuple(errors.shape)} is {actual[worst].item():.6g} instead of {exact[worst].item():.6g}, and "
+        f"{int((errors > judge.allowed).sum())} elements exceed the bound"
     )

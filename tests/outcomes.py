@@ -1,11 +1,11 @@
-"""Records what becomes of each test, a row of a CSV each, so that tests can be run in pieces: ``-p tests.outcomes``.
+"""A pytest plugin that records the outcome of each test in a CSV, so that tests can run in pieces.
 
     pytest tests -m gpu -n 12 --maxschedchunk 2 -p tests.outcomes --outcomes right.csv --seconds 130
 
-A test that has passed, or was skipped, is left out the next time. Tests without an outcome come first, in the order
-they have; then those that failed; then those that were begun and had no end. No test begins after the seconds given.
-A failure is printed at once and whole, with the plan of the last call that a kernel served. The last row of a test
-counts: "owed" (collected), "begun", "passed", "skipped" or "failed".
+A test that passed or was skipped does not run again. Tests without an outcome come first, in pytest's order. Failed
+tests follow, then tests that began and did not end. No test begins after ``--seconds``. A failure is printed at once
+and in full, with the plan of the last call that a kernel served. The last row of a test counts. Its outcome is "owed"
+(collected), "begun", "passed", "skipped" or "failed".
 """
 
 import csv
@@ -26,21 +26,21 @@ _LONGEST_ERROR = 4000
 
 def pytest_addoption(parser):
     group = parser.getgroup("outcomes")
-    group.addoption("--outcomes", type=pathlib.Path, required=True, help="the CSV, made or gone on with")
-    group.addoption("--seconds", type=float, default=float("inf"), help="no test begins after them")
-    group.addoption("--shard", default="1/1", help="2/8: of every eight tests the second")
+    group.addoption("--outcomes", type=pathlib.Path, required=True, help="the CSV, created or continued")
+    group.addoption("--seconds", type=float, default=float("inf"), help="no test begins later than this")
+    group.addoption("--shard", default="1/1", help="2/8: the second of every eight tests")
 
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(config))
-        os.environ["OUTCOMES_END"] = str(time.time() + config.option.seconds)  # for the workers of pytest-xdist, too
+        os.environ["OUTCOMES_END"] = str(time.time() + config.option.seconds)  # pytest-xdist's workers read it
     config.pluginmanager.register(_Runner(config.option.outcomes))
 
 
 def read(path: pathlib.Path) -> dict[str, str]:
-    """Return the last outcome of each test of the file; of none where there is no file."""
+    """Return the last outcome of each test in the file, or {} if the file does not exist."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
@@ -48,14 +48,14 @@ def read(path: pathlib.Path) -> dict[str, str]:
 
 
 def count(outcomes: dict[str, str]) -> str:
-    """Return in words how many tests passed, failed and so on, and how many of all ran."""
-    found = Counter(outcomes.values())
-    ran = found.total() - found["owed"]
-    return f"{', '.join(f'{n} {outcome}' for outcome, n in found.most_common())}; {ran} of {found.total()} ran"
+    """Describe how many tests have each outcome, and how many of all ran."""
+    counts = Counter(outcomes.values())
+    ran = counts.total() - counts["owed"]
+    return f"{', '.join(f'{n} {outcome}' for outcome, n in counts.most_common())}; {ran} of {counts.total()} ran"
 
 
 class _Runner:
-    """The choice of tests, and the end of their time; in every process that runs some."""
+    """A plugin of every process that runs tests. It chooses the tests, and stops them at the deadline."""
 
     def __init__(self, path: pathlib.Path):
         self._before = read(path)
@@ -64,8 +64,10 @@ class _Runner:
     @pytest.hookimpl(trylast=True)  # after -m and -k
     def pytest_collection_modifyitems(self, config, items):
         index, shards = map(int, config.option.shard.split("/"))
-        outcome = {each: self._before.get(each.nodeid, "owed") for each in items[index - 1 :: shards]}
-        chosen = sorted((each for each in outcome if outcome[each] in _ORDER), key=lambda each: _ORDER[outcome[each]])
+        outcomes = {item: self._before.get(item.nodeid, "owed") for item in items[index - 1 :: shards]}
+        chosen = sorted(
+            (item for item in outcomes if outcomes[item] in _ORDER), key=lambda item: _ORDER[outcomes[item]]
+        )
         if left_out := set(items) - set(chosen):
             config.hook.pytest_deselected(items=list(left_out))
         items[:] = chosen
@@ -75,15 +77,15 @@ class _Runner:
             return
         run_kernels = launch._run_kernels
 
-        def noted(call, plan):
+        def run_and_note_plan(call, plan):
             self._plan = plan
             return run_kernels(call, plan)
 
-        launch._run_kernels = noted
+        launch._run_kernels = run_and_note_plan
 
     def pytest_runtest_protocol(self, item):
         self._plan = ""
-        return True if time.time() > float(os.environ["OUTCOMES_END"]) else None  # True: nothing is left to do
+        return True if time.time() > float(os.environ["OUTCOMES_END"]) else None  # True: skip the test
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self):
@@ -94,10 +96,10 @@ class _Runner:
 
 
 class _Recorder:
-    """The writer of rows and printer of failures; in the one process that hears of all tests."""
+    """A plugin of the one process that receives all reports. It writes the rows and prints failures."""
 
     def __init__(self, config):
-        self._say = config.pluginmanager.getplugin("terminalreporter").write_line
+        self._print = config.pluginmanager.getplugin("terminalreporter").write_line
         self._path = path = config.option.outcomes
         self._all = read(path)
         self._sha = read_commit()
@@ -107,13 +109,13 @@ class _Recorder:
                 csv.writer(file).writerow(FIELDS)
 
     def pytest_collection_finish(self, session):
-        self._collected([each.nodeid for each in session.items])
+        self._write_owed([item.nodeid for item in session.items])
 
     @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
     def pytest_xdist_node_collection_finished(self, ids):
-        self._collected(ids)
+        self._write_owed(ids)
 
-    def _collected(self, tests: list[str]):
+    def _write_owed(self, tests: list[str]):
         self._write([(test, "owed") for test in tests if test not in self._all])
 
     def pytest_runtest_logstart(self, nodeid):
@@ -125,15 +127,15 @@ class _Recorder:
         error = ""
         if report.failed:
             error = "\n".join([report.longreprtext, *(f"{title}:\n{text}" for title, text in report.sections)])
-            self._say(f"\nFAILED {report.nodeid}\n{error}", flush=True)
+            self._print(f"\nFAILED {report.nodeid}\n{error}", flush=True)
         self._write([(report.nodeid, report.outcome, f"{report.duration:.2f}", error[-_LONGEST_ERROR:])])
 
     def pytest_sessionfinish(self, session, exitstatus):
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._all:
-            session.exitstatus = pytest.ExitCode.OK  # all were done before
+            session.exitstatus = pytest.ExitCode.OK  # all tests have passed or were skipped before
 
     def pytest_terminal_summary(self):
-        self._say(f"\nof all tests so far: {count(self._all)}")
+        self._print(f"\nof all tests so far: {count(self._all)}")
 
     def _write(self, rows: list[tuple]):
         now = timestamp()

@@ -5,7 +5,7 @@ import random
 
 
 def pairwise(*factors: tuple) -> list[tuple]:
-    """Greedy and the same on every machine; each row is the best of fifty random ones."""
+    """Return the rows of a greedy cover, the same on every machine. Each row is the best of fifty random ones."""
     draw = random.Random(0)
     uncovered = set()
     for (i, a), (j, b) in itertools.combinations(enumerate(factors), 2):

@@ -1,4 +1,4 @@
-"""A tiny case, what it is measured under, providers planted, and rows read back: for tests of the perf suite."""
+"""A tiny case, its conditions, planted providers and rows read back, for tests of the perf suite."""
 
 import csv
 
@@ -24,5 +24,5 @@ def read(path):
 
 
 def rows_of(path):
-    """The rows of a sweep's CSV, but for those that say which cases were begun."""
+    """Return the rows of a sweep's CSV. Exception: rows of the status "begun"."""
     return [row for row in read(path) if row["status"] != "begun"]

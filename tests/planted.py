@@ -1,4 +1,4 @@
-"""Tables and benches whose times are planted, over the real space of configurations."""
+"""Tables and benches with planted times, over the real space of configurations."""
 
 import contextlib
 import dataclasses
@@ -18,17 +18,22 @@ from triton_gru.plan.tables.revision import environment, revision
 from triton_gru.tuning.space import TORCH, candidates
 
 H200 = KNOWN_DEVICES["H200"]
-T4 = dataclasses.replace(H200, name="T4", arch="sm_75")  # on which no kernel runs
+T4 = dataclasses.replace(H200, name="T4", arch="sm_75")  # runs no kernel
 PROBLEM = Problem(
     steps=100, batch_size=16, input_size=512, hidden_size=512, num_layers=1, bidirectional=False, dtype=torch.float16,
     precision="ieee", reset_after=True,
 )  # fmt: skip
-# Two configurations for it that no heuristic chooses.
-ONE_CONFIG, OTHER_CONFIG = [each.config for each in candidates(PROBLEM, H200) if each.kernel == "grid"][-2:]
+# Two configurations of `PROBLEM` that no heuristic chooses.
+ONE_CONFIG, OTHER_CONFIG = [candidate.config for candidate in candidates(PROBLEM, H200) if candidate.kernel == "grid"][
+    -2:
+]
 
 
 class PlantedBench:
-    """Compiles and runs nothing: ``ms(candidate, mode)`` says how long a call takes, ``out`` who fails and why."""
+    """A bench that compiles and runs nothing.
+
+    ``ms(candidate, mode)`` is the time of a call. ``out(candidate)`` is the reason why a candidate fails, or ``""``.
+    """
 
     def __init__(self, ms, out=None, device=H200, modes=("eager", "graph"), stop_at=None):
         self.device, self.modes = device, modes
@@ -42,7 +47,7 @@ class PlantedBench:
 
     @contextlib.contextmanager
     def open_problem(self, problem):
-        if problem not in self.problems[-1:]:  # each is opened twice
+        if problem not in self.problems[-1:]:  # a problem is opened twice
             if len(self.problems) == self._stop_at:
                 raise KeyboardInterrupt
             self.problems.append(problem)
@@ -52,7 +57,10 @@ class PlantedBench:
         return ""
 
     def time_candidates(self, candidates, mode, rounds, seconds):
-        return {each: [self._ms(each, mode) * (1 + 0.001 * (i % 3 - 1)) for i in range(rounds)] for each in candidates}
+        return {
+            candidate: [self._ms(candidate, mode) * (1 + 0.001 * (i % 3 - 1)) for i in range(rounds)]
+            for candidate in candidates
+        }
 
     def close(self):
         self.closed = True
@@ -64,30 +72,30 @@ def make_result(kernel: str, config: Config | None, ms: float, heuristic_ms=None
 
 
 def make_entry(problem, winner: str, **results: tuple[Config | None, float]) -> Entry:
-    """Of this version, with (configuration, milliseconds) for each kernel."""
-    found = {kernel: make_result(kernel, *each) for kernel, each in results.items()}
-    return Entry(problem.key(), winner, found, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
+    """Return an entry of this version, with (configuration, milliseconds) for each kernel."""
+    timed = {kernel: make_result(kernel, *result) for kernel, result in results.items()}
+    return Entry(problem.key(), winner, timed, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
 
 
 def plant_times(ms):
-    """Times that are 1 for torch's own GRU, ``ms(candidate)`` for others, in all modes."""
+    """Return a function of planted times: 1 for nn.GRU, ``ms(candidate)`` for others, in all modes."""
     return lambda candidate, mode: 1.0 if candidate == TORCH else ms(candidate)
 
 
 def start_python(code: str, *arguments, **options) -> subprocess.Popen:
-    """Start Python code that can import from here, with arguments as texts."""
+    """Start a process with Python code that can import from this repository. Pass the arguments as texts."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = pathlib.Path(__file__).parents[1]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def fill_disk(monkeypatch, step: str, writes_before: int = 0) -> None:
-    """Let the ``"write"`` or the ``"fsync"`` of a table fail as on a full disk, after some that do not."""
-    left = [writes_before]
+    """Let the ``"write"`` or ``"fsync"`` of a table fail as on a full disk, after ``writes_before`` that succeed."""
+    successes_left = [writes_before]
 
     def fail(_):
-        left[0] -= 1
-        if left[0] < 0:
+        successes_left[0] -= 1
+        if successes_left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if step == "fsync":

@@ -1,4 +1,4 @@
-"""Pieces for tests of scripts/measure that succeed, fail, die and hang; loaded without torch, in no time."""
+"""Pieces for tests of scripts/measure that succeed, fail, die and hang. Loading them needs no torch."""
 
 import importlib.machinery
 import importlib.util
@@ -15,7 +15,7 @@ _loader.exec_module(measure)
 
 @dataclass(frozen=True)
 class Planted:
-    """What scripts/measure takes of a `pieces.Piece`; done when its file has ``of`` lines."""
+    """A piece with the fields that scripts/measure reads. It is done when its file has ``of`` lines."""
 
     name: str
     command: str
@@ -33,7 +33,7 @@ class Planted:
 
 
 def plant_piece(name: str, program: str, of: int = 1) -> Planted:
-    """Return a piece whose Python program adds lines to its file."""
+    """Return a piece whose Python program appends lines to its file."""
     program = f"import os, sys, time; file = open('{{out}}/{name}.csv', 'a', buffering=1); {program}"
     return Planted(name, f"python3 -c {shlex.quote(program)}", of)
 

@@ -1,4 +1,4 @@
-"""The judge of results: what it calls right, wrong, and how far off."""
+"""The judge of results: right or wrong, the error, and the bound."""
 
 import math
 
@@ -14,8 +14,8 @@ from triton_gru.accuracy import Judge, compute_error_bound, compute_exact
 LENGTHS = torch.tensor([3, 5, 5])
 
 
-def called(kind, batch_first=False):
-    """A GRU, and the arguments of a call of this kind."""
+def make_call(kind, batch_first=False):
+    """Return a GRU, and the arguments of a call of this kind."""
     gru = triton_gru.GRU(4, 6, 2, batch_first=batch_first, bidirectional=kind != "resets", backend="reference").eval()
     x = torch.randn(*((3, 5) if batch_first else (5, 3)), 4)
     hx = torch.randn(2 * (1 + gru.bidirectional), 3, 6)
@@ -29,32 +29,32 @@ def called(kind, batch_first=False):
     return gru, x, hx, ends
 
 
-def copies(results):
+def copy_results(results):
     output, h_n = results
     return output.data.detach().clone(), h_n.detach().clone()
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
-def test_a_wrong_number_anywhere_is_found(kind, batch_first):
-    gru, x, hx, ends = called(kind, batch_first)
+def test_judge_finds_a_wrong_number_anywhere(kind, batch_first):
+    gru, x, hx, ends = make_call(kind, batch_first)
     judge = Judge.for_call(gru, x, hx, "fp32", **ends)
     results = gru(x, hx, **ends)
     error, right = judge(results)
     assert right and 0 < error <= judge.allowed
-    assert judge(copies(results)) == judge(results)
+    assert judge(copy_results(results)) == judge(results)
     for part in (0, 1):
         for wrong in (1e-3, math.nan, math.inf):
-            spoilt = copies(results)
+            spoilt = copy_results(results)
             spoilt[part][(-1,) * spoilt[part].dim()] += wrong
             error, right = judge(spoilt, slack=4)
             assert not right and not error < 9e-4
-    assert judge(copies(results)[:1])[1], "an output alone can be right"
+    assert judge(copy_results(results)[:1])[1], "an output without h_n can be right"
 
 
-def test_no_other_shape_is_right():
-    """Not even one that can be compared."""
-    gru, x, hx, _ = called("dense")
+def test_judge_rejects_other_shapes():
+    """Results of one row broadcast against three rows, but they are not right."""
+    gru, x, hx, _ = make_call("dense")
     with torch.no_grad():
         gru.weight_ih_l1.zero_()
         output, h_n = gru(x, hx)
@@ -64,38 +64,42 @@ def test_no_other_shape_is_right():
     assert math.isnan(error) and not right
 
 
-def test_what_is_allowed_is_the_baselines_error_and_the_margin():
+def test_judge_allows_the_baseline_error_and_the_margin():
     zeros = torch.zeros(2, 3)
     judge = Judge([zeros.double()], [zeros + 0.5], "fp16", scale=2.0)
     assert (judge.baseline_error, judge.allowed) == (0.5, compute_error_bound(0.5, "fp16", scale=2.0))
-    at = judge.allowed
-    assert judge([zeros.double() + at]) == (at, True)
-    assert judge([zeros.double() + 2 * at]) == (2 * at, False)
-    assert judge([zeros.double() - 2 * at], slack=2) == (2 * at, True)
-    # A baseline that is none allows nothing.
+    allowed = judge.allowed
+    assert judge([zeros.double() + allowed]) == (allowed, True)
+    assert judge([zeros.double() + 2 * allowed]) == (2 * allowed, False)
+    assert judge([zeros.double() - 2 * allowed], slack=2) == (2 * allowed, True)
+    # A baseline of NaN allows nothing.
     assert not Judge([zeros.double()], [zeros + math.nan], "fp16")([zeros])[1]
 
 
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
-def test_a_large_batch_is_computed_in_parts_which_make_no_difference(kind, monkeypatch):
-    gru, x, hx, ends = called(kind)
-    whole = copies(compute_exact(gru, x, hx, **ends))
+def test_exact_results_are_the_same_in_parts(kind, monkeypatch):
+    gru, x, hx, ends = make_call(kind)
+    expected = copy_results(compute_exact(gru, x, hx, **ends))
     calls = []
     compute = accuracy.reference.compute_gru
     monkeypatch.setattr(
-        accuracy.reference, "gru", lambda x, *more, **ends: calls.append(x) or compute(x, *more, **ends)
+        accuracy.reference,
+        "compute_gru",
+        lambda x, *arguments, **ends: calls.append(x) or compute(x, *arguments, **ends),
     )
     monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 2 * 5 * 6 * (1 + gru.bidirectional))  # two rows
     parts = compute_exact(gru, x, hx, **ends)
-    assert [each.size(1) for each in calls] == [2, 1]
-    torch.testing.assert_close(copies(parts), whole, rtol=0, atol=1e-15)
+    assert [part.size(1) for part in calls] == [2, 1]
+    torch.testing.assert_close(copy_results(parts), expected, rtol=0, atol=1e-15)
     assert parts[0].data.dtype == torch.double
 
 
 @pytest.mark.parametrize("sorted", [True, False])
-def test_packed_input_is_compared_with_torchs_own_in_float64(sorted):
+def test_exact_results_of_packed_input_agree_with_nn_gru(sorted):
     theirs = nn.GRU(4, 6, 2, bidirectional=True).double()
     lengths = LENGTHS.flip(0) if sorted else LENGTHS
     x = pack_padded_sequence(torch.randn(5, 3, 4).double(), lengths, enforce_sorted=sorted)
     hx = torch.randn(4, 3, 6).double()
-    torch.testing.assert_close(copies(compute_exact(theirs, x, hx)), copies(theirs(x, hx)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        copy_results(compute_exact(theirs, x, hx)), copy_results(theirs(x, hx)), rtol=0, atol=1e-14
+    )

@@ -24,8 +24,8 @@ def test_both_models_on_every_kernel(kernels_on_cpu, launched, capsys):
 
 
 @pytest.mark.parametrize("entry", range(11))
-def test_every_parameter_counts(entry):
-    """One that was mapped to another's place would not show in the test above if it did not."""
+def test_every_parameter_is_mapped(entry):
+    """Check that each parameter changes the output, so that the comparison with `ByHand` covers its mapping."""
     set_precision("fp32")
     torch.manual_seed(0)
     parameters = article.make_parameters(5, 6, 4)
@@ -38,14 +38,14 @@ def test_every_parameter_counts(entry):
         assert not torch.allclose(model(X, H)[0], before, atol=1e-2)
 
 
-def test_a_difference_is_an_error(capsys):
+def test_compare_raises_on_a_difference(capsys):
     with pytest.raises(SystemExit, match="more than"):
         article.compare("block", [torch.ones(3)], [torch.full((3,), 1.001)])
     with pytest.raises(SystemExit, match="more than"):
         article.compare("block", [torch.zeros(1), torch.full((1,), float("nan"))], [torch.zeros(1)] * 2)
 
 
-def test_the_comparison_is_that_of_the_sweep(capsys, tmp_path):
+def test_comparison_has_a_row_for_each_implementation(capsys, tmp_path):
     article.comparison(False, tmp_path)
     header, *lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(("RNN", "("))]
     assert "gates  parameters  kFLOP a step and row  weight KB a step" in header

@@ -1,4 +1,4 @@
-"""The command line, as a user calls it."""
+"""Commands of `triton-gru`, called as a user calls them."""
 
 import dataclasses
 import subprocess
@@ -23,8 +23,8 @@ from .planted import H200, PROBLEM, T4, make_entry
 EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
 
 
-def info_of(monkeypatch, capsys, *devices):
-    """Return the lines of ``triton-gru info`` on a machine with these GPUs, but for the first, the versions."""
+def run_info(monkeypatch, capsys, *devices):
+    """Return the lines of ``triton-gru info`` on a machine with these GPUs, without the first line (versions)."""
     monkeypatch.setattr(info, "list_gpus", lambda: list(devices))
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
@@ -34,34 +34,34 @@ def info_of(monkeypatch, capsys, *devices):
 
 
 def test_info_without_a_gpu(monkeypatch, capsys):
-    assert info_of(monkeypatch, capsys) == [
+    assert run_info(monkeypatch, capsys) == [
         "",
-        "No GPU that runs the kernels: they need an NVIDIA GPU of compute capability 8.0 or later.",
+        "No kernel runs here: the kernels need an NVIDIA GPU of compute capability 8.0 or later.",
         "triton_gru.accelerate(model) works here, and every call goes to nn.GRU, as fast as before.",
         "",
         "Next",
-        f"  what an H200 would run      {EXPLAIN} --device H200",
-        "  what tuning would measure   triton-gru tune --list --device H200",
+        f"  show a plan for an H200     {EXPLAIN} --device H200",
+        "  list the shapes to tune     triton-gru tune --list --device H200",
     ]
 
 
 @pytest.mark.parametrize(
-    "interpreted, hip, words",
+    "interpreted, hip, reason",
     [(True, None, "TRITON_INTERPRET was set"), (False, "6.4", "this PyTorch is for AMD GPUs")],
 )
-def test_info_says_what_is_in_the_way_of_kernels(interpreted, hip, words, monkeypatch, capsys):
+def test_info_reports_why_no_kernel_runs(interpreted, hip, reason, monkeypatch, capsys):
     monkeypatch.setattr(devices, "_INTERPRETED", interpreted)
     monkeypatch.setattr(torch.version, "hip", hip)
-    assert words in info_of(monkeypatch, capsys)[1]
+    assert reason in run_info(monkeypatch, capsys)[1]
 
 
-def test_info_says_what_serves_a_call_and_what_to_do_next(tables, monkeypatch, capsys):
-    lines = info_of(monkeypatch, capsys, H200)
+def test_info_reports_a_kernel_for_each_size_and_next_steps(tables, monkeypatch, capsys):
+    lines = run_info(monkeypatch, capsys, H200)
     assert lines[:4] == [
         "",
         "H200: sm_90, 132 multiprocessors, 227 KiB of shared memory each",
         "",
-        "In eval(), your GRUs run here as follows: 100 steps; last, a single step (GRUCell, stream) in fp16, B=1",
+        "The implementation that serves a GRU in eval(): 100 steps; last column: one step (GRUCell, stream), fp16, B=1",
     ]
     assert lines[4].split("  ")[1] == "H" and len(lines) <= 30
     problem = Problem(100, 64, 2048, 2048, 1, False, torch.float16, "ieee", True)
@@ -74,52 +74,52 @@ def test_info_says_what_serves_a_call_and_what_to_do_next(tables, monkeypatch, c
         "fp32 is TF32 here (torch.backends.cudnn.rnn.fp32_precision). Training and float64 go to nn.GRU.",
         "Largest H in 16 bits, TF32, ieee: block 192, 128, 128; grid 2112, 1664, 1024; step any.",
         "",
-        "Tuned: nothing yet, so all of this is estimated.",
+        "Tuned: no shape yet. All shapes are estimated.",
         "",
         "Next",
-        "  1. is it right here?        triton-gru check",
-        "  2. tune it                  triton-gru tune --budget 10m",
-        f"  3. one GRU in detail        {EXPLAIN}",
+        "  1. check the results        triton-gru check",
+        "  2. tune                     triton-gru tune --budget 10m",
+        f"  3. show the plan of a GRU   {EXPLAIN}",
     ]
 
 
-def test_info_of_tables(tables, monkeypatch, capsys):
-    """What was measured decides, and what is stale is to be measured again."""
+def test_info_reports_tuned_tables(tables, monkeypatch, capsys):
+    """Measured times decide, and stale entries are to be measured again."""
     problem = Problem(100, 1, 64, 64, 1, False, torch.float16, "ieee", True)
     fresh = make_entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
-    old = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
+    stale = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
     path = store.save([fresh], H200, tables)
-    lines = info_of(monkeypatch, capsys, H200)
+    lines = run_info(monkeypatch, capsys, H200)
     assert lines[5].split()[:3] == ["64", "nn.GRU", "block"]
     assert lines[15:17] == [f"Tuned: table {path}: 1 shape", "All other shapes are estimated."]
     assert lines[-3:] == [
-        "  1. is it right here?        triton-gru check",
-        f"  2. one GRU in detail        {EXPLAIN}",
-        "  3. what was tuned           triton-gru table show",
+        "  1. check the results        triton-gru check",
+        f"  2. show the plan of a GRU   {EXPLAIN}",
+        "  3. show tuned shapes        triton-gru table show",
     ]
-    store.save([old], H200, tables)
+    store.save([stale], H200, tables)
     lookup.clear_table_cache()
     clear_plan_cache()
-    lines = info_of(monkeypatch, capsys, H200)
+    lines = run_info(monkeypatch, capsys, H200)
     assert lines[15].startswith(f"Tuned: table {path}: 2 shapes, 1 of them stale (made with triton 3.5, this is ")
-    assert "  2. tune again what is stale  triton-gru tune --budget 10m" in lines
+    assert "  2. tune stale shapes again  triton-gru tune --budget 10m" in lines
 
 
 def test_info_of_several_gpus(tables, monkeypatch, capsys):
-    lines = info_of(monkeypatch, capsys, H200, T4, H200)
+    lines = run_info(monkeypatch, capsys, H200, T4, H200)
     heads = [line for line in lines if ": sm_" in line]
     assert heads == [
         "2 x H200: sm_90, 132 multiprocessors, 227 KiB of shared memory each",
         "T4: sm_75, 132 multiprocessors, 227 KiB of shared memory each",
     ]
-    why = "No kernel runs on it: each needs compute capability 8.0 or later, T4 has 7.5."
-    assert lines[lines.index(heads[1]) + 1] == why
-    alone = info_of(monkeypatch, capsys, T4)
-    assert alone[2] == why and alone[3].endswith("every call goes to nn.GRU, as fast as before.")
-    assert "triton-gru tune --list --device H200" in alone[-1]
+    reason = "No kernel runs on this GPU: each kernel needs compute capability 8.0 or later, T4 has 7.5."
+    assert lines[lines.index(heads[1]) + 1] == reason
+    t4_lines = run_info(monkeypatch, capsys, T4)
+    assert t4_lines[2] == reason and t4_lines[3].endswith("every call goes to nn.GRU, as fast as before.")
+    assert "triton-gru tune --list --device H200" in t4_lines[-1]
 
 
-def test_info_of_a_part_of_the_chip_that_is_none(monkeypatch, capsys):
+def test_info_refuses_an_invalid_max_sms(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(devices, "find_device", lambda device: limit_sms(H200, devices.read_max_sms()))
     monkeypatch.setenv("TRITON_GRU_MAX_SMS", "all")
@@ -152,12 +152,12 @@ def test_explain(arguments, expected, capsys):
     assert expected in capsys.readouterr().out
 
 
-def test_explain_what_cannot_be_served(capsys):
+def test_explain_reports_a_call_that_a_kernel_cannot_serve(capsys):
     assert cli.main(["explain", "--hidden", "512", "--device", "H200", "--backend", "block"]) == 1
     assert "backend='block' cannot serve this call: hidden_size 512 is too large" in capsys.readouterr().out
 
 
-def test_explain_for_a_part_of_the_chip_that_is_none(capsys, monkeypatch):
+def test_explain_refuses_an_invalid_max_sms(capsys, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_MAX_SMS", "all")
     assert cli.main(["explain", "--hidden", "512", "--device", "H200"]) == 1
     assert "TRITON_GRU_MAX_SMS must be a whole number above 0, got 'all'" in capsys.readouterr().out
@@ -171,11 +171,11 @@ def test_usage_errors(arguments, capsys):
     assert "usage: triton-gru" in capsys.readouterr().err
 
 
-def test_explain_without_a_gpu_says_how_to_name_one(monkeypatch, capsys):
+def test_explain_without_a_gpu_tells_how_to_name_one(monkeypatch, capsys):
     monkeypatch.setattr(cli, "list_gpus", list)
     assert cli.main(["explain", "--hidden", "512"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("torch: nn.GRU serves the call, which is on no GPU")
+    assert printed.startswith("torch: nn.GRU serves the call, as it is not on a GPU")
     assert printed.endswith("name its GPU: --device H200\n")
 
 
@@ -188,14 +188,14 @@ def test_explain_from_a_shell():
     assert not done.stderr
 
 
-def test_check_without_a_gpu_has_checked_nothing(monkeypatch, capsys):
+def test_check_without_a_gpu_checks_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["check"]) == 1
-    why = "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
-    assert capsys.readouterr().out == f"Nothing was checked: {why}.\n"
+    reason = "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    assert capsys.readouterr().out == f"Nothing was checked: {reason}.\n"
 
 
-def test_check_finds_all_right(device, launched, monkeypatch):
+def test_check_reports_right_kernels(device, launched, monkeypatch):
     monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (25,), "grid": (16,), "step": (25,)})
     if device == "cpu":
         monkeypatch.setattr(accuracy, "STEPS", 2)
@@ -209,7 +209,7 @@ def test_check_finds_all_right(device, launched, monkeypatch):
 
 
 @pytest.mark.parametrize("part, planted", [(0, 1.0), (0, float("nan")), (1, float("nan"))])
-def test_check_finds_a_wrong_kernel(part, planted, device, monkeypatch, capsys):
+def test_check_reports_a_wrong_kernel(part, planted, device, monkeypatch, capsys):
     run_right = triton_gru.launch.execute.run
 
     def run_wrong(call, plan):

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, AOTInductor and dispatch modes see one operator, which does what an eager call does."""
+"""torch.compile, torch.export, AOTInductor and dispatch modes see one operator, which computes as an eager call."""
 
 import warnings
 
@@ -22,10 +22,10 @@ from .pairwise import pairwise
 from .test_errors import WRONG_CALLS
 from .twins import make_twins
 
-# In tests of a kernel, `kernels_on_cpu` comes after this.
+# Tests of a kernel use `kernels_on_cpu` too, which comes later and wins.
 pytestmark = pytest.mark.usefixtures("old_gpu_on_cpu")
 exactly = {"rtol": 0, "atol": 0}
-# torch.export's of itself.
+# torch.export triggers this warning itself.
 quiet = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
 
 
@@ -34,22 +34,22 @@ def _nothing_compiled():
     torch._dynamo.reset()
 
 
-def compiled(module, backend="aot_eager"):
-    """The module compiled whole, and what keeps the graphs."""
+def compile_whole(module, backend="aot_eager"):
+    """Return the module compiled without graph breaks, and the backend that collects its graphs."""
     graphs = CompileCounterWithBackend(backend)
     return torch.compile(module, fullgraph=True, backend=graphs), graphs
 
 
-def grus(graph) -> list[str]:
-    """What in a graph computes a GRU, torch's or ours."""
+def list_grus(graph) -> list[str]:
+    """Return the targets of a graph's nodes that compute a GRU or a cell, of torch or ours."""
     return [str(node.target) for node in graph.nodes if node.op == "call_function" and "gru" in str(node.target)]
 
 
 def assert_one_operator(graphs, compilations=1):
-    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru"]] * compilations
+    assert [list_grus(traced.graph) for traced in graphs.graphs] == [["triton_gru.gru"]] * compilations
 
 
-# Options of the module, and what it is given besides the input.
+# Options of the module, and the names of its arguments besides the input.
 CALLS = {
     "dense": ({}, ()),
     "hx": ({"num_layers": 2, "bidirectional": True, "batch_first": True}, ("hx",)),
@@ -60,8 +60,8 @@ CALLS = {
 }
 
 
-def arguments(gru, given, steps=3, batch=2):
-    """A call of a GRU of 4 features and 5 units."""
+def make_arguments(gru, given, steps=3, batch=2):
+    """Return the arguments of a call of a GRU of 4 features and 5 units."""
     first, second = (batch, steps) if gru.batch_first else (steps, batch)
     states = gru.num_layers * (2 if gru.bidirectional else 1)
     every = {
@@ -88,8 +88,8 @@ def arguments(gru, given, steps=3, batch=2):
 def test_compiles_to_one_operator(backend, name, gpu_of_backend, launched):
     options, given = CALLS[name]
     gru = triton_gru.GRU(4, 5, **options, backend=backend).eval()
-    call = arguments(gru, given)
-    run, graphs = compiled(gru)
+    call = make_arguments(gru, given)
+    run, graphs = compile_whole(gru)
     with torch.no_grad():
         actual = run(**call)
         assert launched.has_only(backend) if backend != "auto" else not launched
@@ -98,7 +98,7 @@ def test_compiles_to_one_operator(backend, name, gpu_of_backend, launched):
 
 
 @pytest.mark.parametrize("backend", ["auto", "step"])
-def test_unbatched_and_cells(backend, gpu_of_backend, launched):
+def test_unbatched_input_and_cells_compile_to_one_operator(backend, gpu_of_backend, launched):
     gru = triton_gru.GRU(4, 5, 2, batch_first=True, backend=backend).eval()
     cell = triton_gru.GRUCell(4, 5, bias=False, backend=backend).eval()
     for module, call in (
@@ -108,7 +108,7 @@ def test_unbatched_and_cells(backend, gpu_of_backend, launched):
     ):
         launched.clear()
         torch._dynamo.reset()
-        run, graphs = compiled(module)
+        run, graphs = compile_whole(module)
         with torch.no_grad():
             actual = run(*call)
             assert launched.has_only(backend) if backend != "auto" else not launched
@@ -130,30 +130,30 @@ class Model(nn.Module):
         return self.cell(output[:, 0].relu(), h_n[0])
 
 
-def test_an_accelerated_model_by_inductor(plain_inductor):
+def test_inductor_compiles_an_accelerated_model(plain_inductor):
     model, x = Model().eval(), torch.randn(2, 3, 3)
     expected = model(x)
-    run, graphs = compiled(triton_gru.accelerate(model), "inductor")
+    run, graphs = compile_whole(triton_gru.accelerate(model), "inductor")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Inductor's own
+        warnings.simplefilter("ignore")  # Inductor warns itself
         actual = run(x)
         actual.sum().backward()
     torch.testing.assert_close(actual, expected)
-    # Of the cell, which autograd records, torch's own graph.
-    assert [grus(each.graph) for each in graphs.graphs] == [["triton_gru.gru", str(torch.gru_cell)]]
+    # Autograd records the cell, so the graph has the operator of nn.GRUCell.
+    assert [list_grus(traced.graph) for traced in graphs.graphs] == [["triton_gru.gru", str(torch.gru_cell)]]
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     expected.sum().backward()
     torch.testing.assert_close(gradients, [p.grad for p in model.parameters()])
 
 
-def test_other_sizes_and_weights_need_no_other_graph():
+def test_other_sizes_and_weights_reuse_graphs():
     gru = triton_gru.GRU(4, 5, 2, bidirectional=True).eval()
-    run, graphs = compiled(gru)
+    run, graphs = compile_whole(gru)
     with torch.no_grad():
         for steps in (3, 7, 5):
             for batch in (2, 4, 3):
-                call = arguments(gru, ("lengths",), steps, batch)
+                call = make_arguments(gru, ("lengths",), steps, batch)
                 torch.testing.assert_close(run(**call), gru(**call), **exactly)
         assert graphs.frame_count <= 3
         assert_one_operator(graphs, graphs.frame_count)
@@ -164,7 +164,7 @@ def test_other_sizes_and_weights_need_no_other_graph():
         assert graphs.frame_count == compilations
 
 
-def test_packed_input_parts_the_graph(kernels_on_cpu, launched):
+def test_packed_input_breaks_the_graph(kernels_on_cpu, launched):
     gru = make_gru(4, 5, "fp32", "cpu")
 
     def forward(x, lengths):
@@ -178,19 +178,19 @@ def test_packed_input_parts_the_graph(kernels_on_cpu, launched):
         torch.testing.assert_close(actual, forward(*call), **exactly)
 
 
-def test_transforms_see_torchs_own():
+def test_transforms_see_nn_gru():
     gru = triton_gru.GRU(4, 5).eval().requires_grad_(False)
     gradient = torch.func.grad(lambda x: gru(x)[0].square().sum())
-    run, graphs = compiled(gradient, "eager")
+    run, graphs = compile_whole(gradient, "eager")
     x = torch.randn(3, 2, 4)
     torch.testing.assert_close(run(x), gradient(x))
     assert "triton_gru" not in str(graphs.graphs[0].graph)
 
 
 @pytest.mark.parametrize("name", WRONG_CALLS)
-def test_wrong_calls(name, launched):
+def test_wrong_calls_raise_the_eager_error(name, launched):
     gru = triton_gru.GRU(4, 5, 2, backend="block").eval()
-    assert_refused(gru, WRONG_CALLS[name])
+    assert_raises_eager_error(gru, WRONG_CALLS[name])
     assert not launched
 
 
@@ -198,17 +198,17 @@ def test_wrong_calls(name, launched):
     "more",
     [(None, torch.ones(2)), (None, torch.ones(3, dtype=torch.int)), (None, None, torch.ones(2, 2, dtype=torch.bool))],
 )
-def test_wrong_lengths_and_resets(more):
-    assert_refused(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 4), *more))
+def test_wrong_lengths_and_resets_raise_the_eager_error(more):
+    assert_raises_eager_error(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 4), *more))
 
 
-def test_wrong_cell_calls():
-    with torch.no_grad():  # where autograd records, the cell is torch's own
-        assert_refused(triton_gru.GRUCell(4, 5).eval(), (torch.randn(3, 5),))
+def test_wrong_cell_calls_raise_the_eager_error():
+    with torch.no_grad():  # if autograd recorded, nn.GRUCell would serve the call
+        assert_raises_eager_error(triton_gru.GRUCell(4, 5).eval(), (torch.randn(3, 5),))
 
 
-def assert_refused(module, call):
-    """An error is the eager call's; where the graph has to be whole, torch wraps it."""
+def assert_raises_eager_error(module, call):
+    """Assert that a compiled call raises the eager error. With ``fullgraph=True`` torch wraps it."""
     with pytest.raises(Exception) as expected:
         module(*call)
     with pytest.raises(type(expected.value)) as raised:
@@ -223,40 +223,40 @@ def assert_refused(module, call):
 # ---- training and gradients
 
 
-def gradients(results, module, call):
-    """Of everything that has one."""
+def compute_gradients(results, module, call):
+    """Return the gradients of the arguments and parameters that require them."""
     sum(result.square().sum() for result in results).backward()
     variables = [*(t for t in call.values() if t.is_leaf and t.requires_grad), *module.parameters()]
-    found = [t.grad for t in variables]
-    for each in variables:
-        each.grad = None
-    return found
+    grads = [variable.grad for variable in variables]
+    for variable in variables:
+        variable.grad = None
+    return grads
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_gradients_where_torch_serves_the_call(name):
+def test_gradients_of_calls_served_by_nn_gru(name):
     options, given = CALLS[name]
     gru = triton_gru.GRU(4, 5, **options).eval()
-    call = {key: t.requires_grad_() if t.is_floating_point() else t for key, t in arguments(gru, given).items()}
-    run, graphs = compiled(gru)
-    actual = gradients(run(**call), gru, call)
-    assert all(each.abs().sum() > 0 for each in actual)
-    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    call = {key: t.requires_grad_() if t.is_floating_point() else t for key, t in make_arguments(gru, given).items()}
+    run, graphs = compile_whole(gru)
+    actual = compute_gradients(run(**call), gru, call)
+    assert all(gradient.abs().sum() > 0 for gradient in actual)
+    torch.testing.assert_close(actual, compute_gradients(gru(**call), gru, call))
     assert_one_operator(graphs)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_gradients_of_one_result(which):
     gru = triton_gru.GRU(4, 5).eval()
-    call = arguments(gru, ())
-    run, _ = compiled(gru)
-    actual = gradients(run(**call)[which : which + 1], gru, call)
-    torch.testing.assert_close(actual, gradients(gru(**call)[which : which + 1], gru, call))
+    call = make_arguments(gru, ())
+    run, _ = compile_whole(gru)
+    actual = compute_gradients(run(**call)[which : which + 1], gru, call)
+    torch.testing.assert_close(actual, compute_gradients(gru(**call)[which : which + 1], gru, call))
 
 
-def test_a_kernel_refuses_backward_when_it_comes(kernels_on_cpu, launched):
+def test_backward_through_a_kernel_raises(kernels_on_cpu, launched):
     gru = make_gru(4, 5, "fp32", "cpu")
-    run, graphs = compiled(gru)
+    run, graphs = compile_whole(gru)
     x = torch.randn(3, 2, 4)
     output, _ = run(x)
     assert launched.has_only("block")
@@ -267,12 +267,12 @@ def test_a_kernel_refuses_backward_when_it_comes(kernels_on_cpu, launched):
 
 
 @pytest.mark.parametrize("given", [(), ("lengths",), ("resets",)])
-def test_training(given, launched):
+def test_training_compiles_to_one_operator(given, launched):
     gru = triton_gru.GRU(4, 5, 2)
-    call = arguments(gru, given)
-    run, graphs = compiled(gru)
-    actual = gradients(run(**call), gru, call)
-    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    call = make_arguments(gru, given)
+    run, graphs = compile_whole(gru)
+    actual = compute_gradients(run(**call), gru, call)
+    torch.testing.assert_close(actual, compute_gradients(gru(**call), gru, call))
     assert_one_operator(graphs)
     gru.backend = "block"
     with pytest.raises(RuntimeError, match="backend='block' cannot serve this call: the module is in training mode"):
@@ -289,75 +289,75 @@ class Tagger(nn.Module):
         return self.out(self.gru(x)[0])
 
 
-def traced_nodes(model, steps, fullgraph):
-    """Return the nodes of all graphs that torch.compile and autograd make of a call and its backward."""
-    nodes = []
+def count_traced_nodes(model, steps, fullgraph):
+    """Return the number of nodes of each graph that torch.compile and autograd make of a call and its backward."""
+    counts = []
 
     def count(graph, _):
-        nodes.append(len(graph.graph.nodes))
+        counts.append(len(graph.graph.nodes))
         return make_boxed_func(graph)
 
     torch._dynamo.reset()
     run = torch.compile(model, backend=aot_autograd(fw_compiler=count, bw_compiler=count), fullgraph=fullgraph)
     x = torch.randn(2, steps, 4)
     run(x).square().sum().backward()
-    actual = [each.grad.clone() for each in model.parameters()]
+    actual = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     model(x).square().sum().backward()
-    torch.testing.assert_close(actual, [each.grad for each in model.parameters()])
+    torch.testing.assert_close(actual, [parameter.grad for parameter in model.parameters()])
     model.zero_grad()
-    return nodes
+    return counts
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_graphs_of_what_torch_serves_are_those_of_a_model_with_torchs(training, monkeypatch):
-    """Whatever the steps; where the graph may have no gap, it has the operator."""
+def test_graphs_without_kernels_are_those_of_nn_gru(training, monkeypatch):
+    """The number of steps changes nothing. Exception: with ``fullgraph=True`` the graph has the operator."""
     monkeypatch.setattr(devices, "emulated_device", None)
     model = Tagger().train(training)
-    torchs = traced_nodes(model, 3, fullgraph=False)
+    expected = count_traced_nodes(model, 3, fullgraph=False)
     triton_gru.accelerate(model)
-    assert traced_nodes(model, 3, fullgraph=False) == traced_nodes(model, 60, fullgraph=False) == torchs
-    assert traced_nodes(model, 3, fullgraph=True) == traced_nodes(model, 60, fullgraph=True)
+    assert count_traced_nodes(model, 3, fullgraph=False) == count_traced_nodes(model, 60, fullgraph=False) == expected
+    assert count_traced_nodes(model, 3, fullgraph=True) == count_traced_nodes(model, 60, fullgraph=True)
     with torch.no_grad():
-        run, graphs = compiled(model)
+        run, graphs = compile_whole(model)
         x = torch.randn(2, 3, 4)
         torch.testing.assert_close(run(x), model(x))
         assert_one_operator(graphs)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_gru_by_itself_is_left_out_of_graphs_where_torch_serves_it(training, monkeypatch):
+def test_gru_without_kernels_stays_out_of_graphs(training, monkeypatch):
     monkeypatch.setattr(devices, "emulated_device", None)
     gru = triton_gru.accelerate(nn.GRU(4, 5).train(training))
     graphs = CompileCounterWithBackend("aot_eager")
-    call = arguments(gru, ("hx",))
+    call = make_arguments(gru, ("hx",))
     run = torch.compile(gru, backend=graphs)
-    torch.testing.assert_close(gradients(run(**call), gru, call), gradients(gru(**call), gru, call))
+    torch.testing.assert_close(compute_gradients(run(**call), gru, call), compute_gradients(gru(**call), gru, call))
     assert graphs.frame_count == 0
 
 
-def test_a_cell_is_torchs_own_graph_where_there_are_no_kernels(monkeypatch):
+def test_cell_without_kernels_compiles_to_nn_gru_cell(monkeypatch):
     monkeypatch.setattr(devices, "emulated_device", None)
     cell, x = triton_gru.accelerate(nn.GRUCell(4, 5).eval()), torch.randn(2, 4)
-    run, graphs = compiled(cell)
+    run, graphs = compile_whole(cell)
     with torch.no_grad():
         torch.testing.assert_close(run(x), cell(x))
-    assert [grus(each.graph) for each in graphs.graphs] == [[str(torch.gru_cell)]]
+    assert [list_grus(traced.graph) for traced in graphs.graphs] == [[str(torch.gru_cell)]]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_dropout(backend):
-    """It is drawn between layers and remembered for the backward: as much as eagerly, number for number."""
+def test_dropout_draws_the_numbers_of_the_eager_call(backend):
+    """Dropout is drawn between layers and remembered for the backward, as in an eager call with the same seed."""
     gru = triton_gru.GRU(4, 5, 3, dropout=0.5, backend=backend)
-    call = arguments(gru, ("hx", "resets"))
-    found = []
-    for run in (compiled(gru)[0], gru):
+    call = make_arguments(gru, ("hx", "resets"))
+    outcomes = []
+    for run in (compile_whole(gru)[0], gru):
         torch.manual_seed(0)
         results = run(**call)
-        found.append((results, gradients(results, gru, call)))
-    torch.testing.assert_close(*found)
+        outcomes.append((results, compute_gradients(results, gru, call)))
+    torch.testing.assert_close(*outcomes)
     with torch.no_grad():
-        run, _ = compiled(gru)
+        run, _ = compile_whole(gru)
         assert not torch.equal(run(**call)[0], run(**call)[0])
         gru.eval()
         torch.testing.assert_close(run(**call), gru(**call), **exactly)
@@ -367,7 +367,7 @@ def test_dropout(backend):
 
 
 class Both(nn.Module):
-    """Dense input, and with lengths."""
+    """A GRU of dense input, then one with lengths."""
 
     def __init__(self):
         super().__init__()
@@ -383,7 +383,7 @@ BOTH = torch.randn(3, 2, 4), torch.tensor([1, 3])
 LARGER = torch.randn(7, 5, 4), torch.tensor([7, 3, 0, 9, 5])
 
 
-def exported(model, strict=False):
+def export(model, strict=False):
     steps, batch = Dim("steps"), Dim("batch")
     sizes = {0: steps, 1: batch}, {0: batch}
     with torch.no_grad():
@@ -394,22 +394,22 @@ def exported(model, strict=False):
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_for_every_size(strict):
     model = Both().eval()
-    program = exported(model, strict)
-    for each in (program, program.run_decompositions()):
-        assert grus(each.graph) == ["triton_gru.gru.default"] * 2
+    program = export(model, strict)
+    for version in (program, program.run_decompositions()):
+        assert list_grus(version.graph) == ["triton_gru.gru.default"] * 2
         for call in (BOTH, LARGER):
             with torch.no_grad():
-                torch.testing.assert_close(each.module()(*call), model(*call), **exactly)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # is not what it was exported for
+                torch.testing.assert_close(version.module()(*call), model(*call), **exactly)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # it was exported without autocast
         actual = program.module()(*LARGER)
     torch.testing.assert_close(actual, model(*LARGER), **exactly)
 
 
 @quiet
-def test_a_kernel_serves_the_exported(kernels_on_cpu, launched):
+def test_exported_program_runs_on_a_kernel(kernels_on_cpu, launched):
     model = Both().eval()
     model.dense.backend = model.ended.backend = "block"
-    program = exported(model)
+    program = export(model)
     assert not launched
     with torch.no_grad():
         actual = program.module()(*LARGER)
@@ -420,9 +420,9 @@ def test_a_kernel_serves_the_exported(kernels_on_cpu, launched):
 @quiet
 def test_aot_inductor(plain_inductor, tmp_path):
     model = Both().eval()
-    program = exported(model)
+    program = export(model)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Inductor's own
+        warnings.simplefilter("ignore")  # Inductor warns itself
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         run = torch._inductor.aoti_load_package(package)
         for call in (BOTH, LARGER):
@@ -430,7 +430,7 @@ def test_aot_inductor(plain_inductor, tmp_path):
 
 
 @quiet
-def test_export_raises_what_the_call_does():
+def test_export_raises_the_error_of_the_call():
     with pytest.raises(RuntimeError, match="must be equal to input_size. Expected 4, got 5"):
         torch.export.export(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 5),), strict=False)
 
@@ -438,13 +438,13 @@ def test_export_raises_what_the_call_does():
 # ---- the operator
 
 
-def operands(with_hx, bias, ends, directions, batch_first, reset_after, grad, backend):
+def make_operands(with_hx, bias, ends, directions, batch_first, reset_after, grad, backend):
     bidirectional, reverse = directions == "both", directions == "reverse"
     gru = triton_gru.GRU(4, 5, 2, bias=bias, bidirectional=bidirectional, batch_first=batch_first).requires_grad_(grad)
     given = ["hx"] * with_hx + [ends] * (ends != "" and not (ends == "resets" and directions != "forward"))
-    call = arguments(gru, given)
-    for each in call.values():
-        each.requires_grad_(grad and each.is_floating_point())
+    call = make_arguments(gru, given)
+    for tensor in call.values():
+        tensor.requires_grad_(grad and tensor.is_floating_point())
     input, hx, lengths, resets = map(call.get, ("input", "hx", "lengths", "resets"))
     options = (bias, bidirectional, batch_first, reverse, reset_after, backend, False)
     return input, hx, list(gru.parameters()), lengths, resets, *options
@@ -456,25 +456,25 @@ DIRECTIONS = "forward", "reverse", "both"
 
 
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS, BOOLS, ("auto", "reference")))
-def test_operators(row):
-    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row))
-    given = operands(*row[:-2], False, row[-1])
+def test_operators_pass_opcheck(row):
+    torch.library.opcheck(torch.ops.triton_gru.gru.default, make_operands(*row))
+    given = make_operands(*row[:-2], False, row[-1])
     grads = map(torch.randn_like, torch.ops.triton_gru.gru(*given))
     torch.library.opcheck(torch.ops.triton_gru.gru_backward.default, (*grads, *given))
 
 
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS))
-def test_the_operator_on_a_kernel(row, kernels_on_cpu, launched):
-    torch.library.opcheck(torch.ops.triton_gru.gru.default, operands(*row, False, "block"))
+def test_operator_on_a_kernel_passes_opcheck(row, kernels_on_cpu, launched):
+    torch.library.opcheck(torch.ops.triton_gru.gru.default, make_operands(*row, False, "block"))
     assert launched.has_only("block")
 
 
 @pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, BOOLS, BOOLS))
-def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
+def test_operator_without_kernels_equals_nn_gru(row, monkeypatch):
     monkeypatch.setattr(devices, "emulated_device", None)
     bias, bidirectional, batch_first, with_hx = row
     theirs = nn.GRU(4, 5, 2, bias, batch_first, bidirectional=bidirectional).requires_grad_(False)
-    call = arguments(theirs, ("hx",) * with_hx)
+    call = make_arguments(theirs, ("hx",) * with_hx)
     given = call["input"], call.get("hx"), list(theirs.parameters()), None, None
     actual = torch.ops.triton_gru.gru(*given, bias, bidirectional, batch_first, False, True, "auto", False)
     torch.testing.assert_close(actual, theirs(*call.values()), **exactly)
@@ -483,10 +483,10 @@ def test_the_operator_where_there_are_no_kernels(row, monkeypatch):
 @quiet
 @pytest.mark.parametrize("batch_first", BOOLS)
 @pytest.mark.parametrize("given", ENDS)
-def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, launched):
-    """On a GPU that is not there, as shapes are known of it: in a mode, and exported."""
-    for asks_for_the_gpu in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
-        monkeypatch.setattr(f"torch.nn.{asks_for_the_gpu}", lambda self: None)
+def test_fake_tensors_need_no_plan(batch_first, given, monkeypatch, launched):
+    """Fake tensors on "cuda" need no GPU, in FakeTensorMode and in torch.export."""
+    for method in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
+        monkeypatch.setattr(f"torch.nn.{method}", lambda self: None)
     monkeypatch.delattr(triton_gru.launch.operator, "choose")
     monkeypatch.delattr(triton_gru.launch.operator, "find_device")
     monkeypatch.delattr(triton_gru.launch.route, "choose")
@@ -504,16 +504,16 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
         h = triton_gru.GRUCell(4, 5, **options).eval()(torch.empty(3, 4, **options))
     with torch.no_grad():
         program = torch.export.export(gru, (), call, strict=False)
-    assert grus(program.graph) == ["triton_gru.gru.default"]
+    assert list_grus(program.graph) == ["triton_gru.gru.default"]
     (node,) = (node for node in program.graph.nodes if str(node.target) == "triton_gru.gru.default")
     directions = 1 if given == "resets" else 2
     for output, h_n in (in_a_mode, node.meta["val"]):
         assert output.shape == (*x.shape[:2], 5 * directions)
         assert h_n.shape == (2 * directions, 2, 5)
     assert h.shape == (3, 5)
-    for each in (*in_a_mode, *node.meta["val"], h):
-        assert (each.device.type, each.dtype) == ("cuda", torch.float16)
-        assert each.is_contiguous()
+    for tensor in (*in_a_mode, *node.meta["val"], h):
+        assert (tensor.device.type, tensor.dtype) == ("cuda", torch.float16)
+        assert tensor.is_contiguous()
     assert not launched
 
 
@@ -521,7 +521,7 @@ def test_nothing_is_planned_for_fake_tensors(batch_first, given, monkeypatch, la
 def test_autocast(cell, kernels_on_cpu, launched):
     module = (triton_gru.GRUCell if cell else triton_gru.GRU)(4, 5, backend="step").eval()
     x = torch.randn(2, 4) if cell else torch.randn(3, 2, 4)
-    run, graphs = compiled(module)
+    run, graphs = compile_whole(module)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         actual, expected = run(x), module(x)
     for a, b in zip(*((result,) if cell else result for result in (actual, expected))):
@@ -560,11 +560,11 @@ def test_dispatch_modes_see_the_operator(kernels_on_cpu, launched):
 
 def test_gradients_in_a_dispatch_mode():
     gru = triton_gru.GRU(4, 5).eval()
-    call = arguments(gru, ("lengths",))
+    call = make_arguments(gru, ("lengths",))
     with Recorder() as recorder:
-        actual = gradients(gru(**call), gru, call)
+        actual = compute_gradients(gru(**call), gru, call)
     assert {"triton_gru.gru.default", "triton_gru.gru_backward.default"} <= set(recorder.seen)
-    torch.testing.assert_close(actual, gradients(gru(**call), gru, call))
+    torch.testing.assert_close(actual, compute_gradients(gru(**call), gru, call))
     with Recorder():
         output, _ = gru(**call)
         (gradient,) = torch.autograd.grad(output.square().sum(), gru.weight_hh_l0, create_graph=True)
@@ -572,7 +572,7 @@ def test_gradients_in_a_dispatch_mode():
             gradient.sum().backward()
 
 
-def test_a_dispatch_mode_sees_torchs_own_where_no_kernel_runs(monkeypatch):
+def test_dispatch_mode_sees_nn_gru_without_kernels(monkeypatch):
     monkeypatch.setattr(triton_gru.launch.route, "find_device", lambda device: None)
     seen = []
     for module in make_twins(4, 5, 2):

@@ -1,4 +1,4 @@
-"""The processes that compile: what becomes of calls that fail, die, hang, print or are not waited for."""
+"""The processes that compile: the answers of calls that fail, die, hang, print, or come too late."""
 
 import contextlib
 import functools
@@ -16,47 +16,53 @@ from triton_gru.tuning.compile_pool import Pool, run_in_parallel
 from .calls_in_workers import Unreadable, behave
 
 
-def asked(pool, items, *seconds):
-    """Yield what becomes of each item, in a pool of processes that `behave` as it says."""
-    for call, why in pool.run([functools.partial(behave, each) for each in items], *seconds):
-        yield call.args[0], why
+def run_items(pool, items, *seconds):
+    """Call `behave` with each item in ``pool``. Yield each item with its answer."""
+    for call, answer in pool.run([functools.partial(behave, item) for item in items], *seconds):
+        yield call.args[0], answer
 
 
 @pytest.fixture
 def pool(monkeypatch):
-    """A pool of one process: each takes seconds to import torch."""
+    """Yield a pool of one process, as each process takes seconds to import torch."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     with contextlib.closing(Pool(seconds_each=60)) as pool:
         yield pool
 
 
-def test_each_call_gets_its_own_answer_whatever_became_of_others(pool):
+def test_each_call_gets_its_own_answer_when_others_fail(pool):
     items = ["nothing", "say why", "print", "raise", Unreadable(), "die", "nothing"]
-    found = list(asked(pool, items))
-    assert [item for item, _ in found] == items
-    assert [why for _, why in found[:5]] == ["", "because", "", "ValueError: two", "NameError: it is not known here"]
-    assert found[5][1] == "the compiler crashed with its last words"
-    assert found[6:] == [("nothing", "")]
+    answers = list(run_items(pool, items))
+    assert [item for item, _ in answers] == items
+    assert [answer for _, answer in answers[:5]] == [
+        "",
+        "because",
+        "",
+        "ValueError: two",
+        "NameError: it is not known here",
+    ]
+    assert answers[5][1] == "the compiler crashed with its last words"
+    assert answers[6:] == [("nothing", "")]
 
 
-def test_a_process_that_is_killed_is_replaced(pool):
-    assert list(asked(pool, ["nothing"])) == [("nothing", "")]
+def test_killed_process_is_replaced(pool):
+    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]
     os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
-    assert list(asked(pool, ["nothing", "nothing"])) == [("nothing", "the compiler crashed"), ("nothing", "")]
+    assert list(run_items(pool, ["nothing", "nothing"])) == [("nothing", "the compiler crashed"), ("nothing", "")]
 
 
-def test_what_takes_too_long_fails_and_what_comes_after_the_time_does_not_come(pool):
-    assert list(asked(pool, ["nothing"], 0)) == []
-    assert list(asked(pool, ["nothing"])) == [("nothing", "")]  # its process is there now
+def test_slow_calls_fail_and_calls_after_the_deadline_are_dropped(pool):
+    assert list(run_items(pool, ["nothing"], 0)) == []
+    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # now its process runs
     pool._seconds_each = 1
-    assert list(asked(pool, ["hang"])) == [("hang", "not compiled within 1 s")]
+    assert list(run_items(pool, ["hang"])) == [("hang", "not compiled within 1 s")]
     pool._seconds_each = 60
-    assert list(asked(pool, ["nothing"])) == [("nothing", "")]  # as is the one in its stead
-    assert list(asked(pool, ["nothing", "hang", "nothing"], 3)) == [("nothing", "")]
+    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # and so does the process that replaced it
+    assert list(run_items(pool, ["nothing", "hang", "nothing"], 3)) == [("nothing", "")]
 
 
-def test_closing_midway_ends_the_processes(pool):
-    running = asked(pool, ["nothing", "hang"])
+def test_closing_ends_running_processes(pool):
+    running = run_items(pool, ["nothing", "hang"])
     assert next(running) == ("nothing", "")
     process = pool._workers[0]._process
     start = time.monotonic()
@@ -65,7 +71,7 @@ def test_closing_midway_ends_the_processes(pool):
     assert process.poll() is not None and time.monotonic() - start < 30
 
 
-def test_calls_in_parallel_go_on_where_one_fails(tmp_path):
+def test_parallel_calls_continue_after_a_failure(tmp_path):
     calls = [functools.partial(pathlib.Path.touch, tmp_path / name) for name in ("missing/a", "b", "c")]
     run_in_parallel(calls)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
@@ -84,7 +90,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_a_program_can_ask_for_its_own_functions(by_name, tmp_path):
+def test_program_can_run_its_own_functions(by_name, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = ["-m", "program"] if by_name else [str(tmp_path / "program.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path)] * by_name + sys.path)}

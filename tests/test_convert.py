@@ -1,4 +1,4 @@
-"""torch's modules and gates written out by hand convert to GRUs that compute the same."""
+"""Modules of torch.nn, and gates written out by hand, convert to GRUs that compute the same."""
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ LAYERS = [
 ]
 
 
-def same_parameters(a: nn.Module, b: nn.Module) -> bool:
+def has_same_parameters(a: nn.Module, b: nn.Module) -> bool:
     pairs = list(zip(a.named_parameters(), b.named_parameters(), strict=True))
     return all(x[0] == y[0] and torch.equal(x[1], y[1]) and x[1].data_ptr() != y[1].data_ptr() for x, y in pairs)
 
@@ -41,7 +41,7 @@ def test_torch_layers_both_ways(options):
     if options.get("device") == "meta":
         assert ours.weight_hh_l0.is_meta and back.weight_hh_l0.is_meta
         return
-    assert same_parameters(ours, theirs) and same_parameters(back, ours)
+    assert has_same_parameters(ours, theirs) and has_same_parameters(back, ours)
     x = torch.randn(5, 5, 4, dtype=theirs.weight_hh_l0.dtype)
     for a, b, c in zip(ours(x), back(x), theirs(x)):
         assert torch.equal(b, c)
@@ -54,13 +54,13 @@ def test_torch_cells_both_ways(bias):
     ours = convert.from_torch(theirs)
     back = convert.to_torch(ours)
     assert (type(ours), type(back)) == (triton_gru.GRUCell, nn.GRUCell)
-    assert same_parameters(ours, theirs) and same_parameters(back, ours)
+    assert has_same_parameters(ours, theirs) and has_same_parameters(back, ours)
     x, h = torch.randn(3, 4), torch.randn(3, 6)
     assert_agree(ours(x, h), theirs(x, h))
     assert_agree(back(x, h), theirs(x, h))
 
 
-def test_torch_mode_and_requires_grad():
+def test_conversion_keeps_mode_and_requires_grad():
     theirs = nn.GRU(4, 6).train()
     theirs.weight_hh_l0.requires_grad_(False)
     for converted in (convert.from_torch(theirs), convert.to_torch(theirs)):
@@ -68,18 +68,18 @@ def test_torch_mode_and_requires_grad():
         assert [p.requires_grad for p in converted.parameters()] == [True, False, True, True]
 
 
-def test_our_own_modules_keep_what_torch_does_not_have():
+def test_from_torch_keeps_options_that_nn_gru_lacks():
     ours = triton_gru.GRU(3, 4, reset_after=False, reverse=True, backend="reference")
     assert repr(convert.from_torch(ours)) == repr(ours)
     cell = triton_gru.GRUCell(3, 4, reset_after=False, backend="reference")
     assert repr(convert.from_torch(cell)) == repr(cell)
 
 
-def test_no_random_numbers_are_drawn():
+def test_conversion_draws_no_random_numbers():
     theirs = nn.GRU(3, 4)
     before = torch.get_rng_state()
     convert.from_torch(theirs)
-    convert.from_gates(gates())
+    convert.from_gates(make_gates())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -87,7 +87,7 @@ class Subclass(nn.GRU):
     pass
 
 
-def replaced() -> nn.GRU:
+def make_replaced() -> nn.GRU:
     gru = nn.GRU(3, 4)
     gru.forward = lambda *args: None
     return gru
@@ -100,16 +100,16 @@ def replaced() -> nn.GRU:
         (nn.LSTM(3, 4), "got torch.nn.modules.rnn.LSTM"),
         (Subclass(3, 4), "got .*Subclass"),
         (parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"), "got .*ParametrizedGRU"),
-        (replaced(), "forward .* has been replaced"),
+        (make_replaced(), "forward .* has been replaced"),
         ([1], "got builtins.list"),
     ],
 )
-def test_torch_refuses_other_modules(converter, module, text):
+def test_refuses_other_modules(converter, module, text):
     with pytest.raises(TypeError, match=text):
         converter(module)
 
 
-def test_torch_refuses_pruned_parameters():
+def test_from_torch_refuses_pruned_parameters():
     pruned = prune.l1_unstructured(nn.GRU(3, 4), "weight_hh_l0", 0.5)
     with pytest.raises(RuntimeError, match="weight_hh_l0_orig"):
         convert.from_torch(pruned)
@@ -123,7 +123,7 @@ def test_torch_refuses_pruned_parameters():
         (triton_gru.GRUCell(3, 4, reset_after=False), "reset_after=False"),
     ],
 )
-def test_to_torch_refuses_what_torch_does_not_have(module, text):
+def test_to_torch_refuses_options_that_nn_gru_lacks(module, text):
     with pytest.raises(ValueError, match=text):
         convert.to_torch(module)
 
@@ -131,12 +131,12 @@ def test_to_torch_refuses_what_torch_does_not_have(module, text):
 # ---- gates written out by hand
 
 
-def gates(I: int = 3, H: int = 4) -> list[np.ndarray]:
+def make_gates(I: int = 3, H: int = 4) -> list[np.ndarray]:
     draw = make_draw()
     return [draw(*shape, scale=H**-0.5) for _ in range(3) for shape in ((I, H), (H, H), (H,))]
 
 
-def by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray:
+def run_by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray:
     W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h = gates
     outputs = []
     for x_t in x:
@@ -149,14 +149,14 @@ def by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
-def test_gates(T, B, I, H, kind):
-    draw, weights = make_draw(1), gates(I, H)
+def test_from_gates_agrees_with_a_gru_by_hand(T, B, I, H, kind):
+    draw, weights = make_draw(1), make_gates(I, H)
     x, h = draw(T, B, I), draw(B, H)
-    gru = convert.from_gates([kind(each) for each in weights])
+    gru = convert.from_gates([kind(weight) for weight in weights])
     assert repr(gru) == f"triton_gru.GRU({I}, {H}, reset_after=False)" and not gru.training
     assert not gru.bias_hh_l0.any()
     output, h_n = gru(tensor(x), tensor(h)[None])
-    assert_agree(output, by_hand(x, h, weights))
+    assert_agree(output, run_by_hand(x, h, weights))
     assert_agree(h_n[0], output[-1])
 
 
@@ -170,23 +170,23 @@ def test_gates(T, B, I, H, kind):
     ],
 )
 def test_dtypes_are_kept(given, kept):
-    weights = [each.astype(given) for each in gates()]
+    weights = [weight.astype(given) for weight in make_gates()]
     gru = convert.from_gates(weights)
     assert all(parameter.dtype == kept for parameter in gru.parameters())
     expected = weights[3].astype(np.float64).T
     assert torch.equal(gru.weight_ih_l0[:4].double(), torch.from_numpy(expected))
 
 
-def test_arrays_in_any_order_of_memory():
-    weights = gates()
+def test_arrays_of_any_memory_layout():
+    weights = make_gates()
     weights[0] = np.asfortranarray(weights[0])[::-1]
     gru = convert.from_gates(weights)
     assert torch.equal(gru.weight_ih_l0[4:8], torch.from_numpy(weights[0].copy()).T)
     assert all(parameter.is_contiguous() for parameter in gru.parameters())
 
 
-def altered(index: int, change) -> list[np.ndarray]:
-    weights = gates()
+def alter_gates(index: int, change) -> list[np.ndarray]:
+    weights = make_gates()
     weights[index] = change(weights[index])
     return weights
 
@@ -194,18 +194,26 @@ def altered(index: int, change) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "weights, error, text",
     [
-        (gates()[:8], ValueError, "9 entries W_xz, W_hz, b_z.*got 8"),
-        (gates() + gates()[:2], ValueError, "no output layer's, got 11"),
-        (altered(0, lambda a: a[0]), ValueError, r"W_xz has the shape \(4,\), expected \(input, hidden\)"),
-        (altered(1, lambda a: a[:3]), ValueError, r"W_hz has the shape \(3, 4\), expected \(4, 4\)"),
-        (altered(3, lambda a: a.T), ValueError, r"W_xr has the shape \(4, 3\), expected \(3, 4\)"),
-        (altered(8, lambda a: a[None]), ValueError, r"b_h has the shape \(1, 4\), expected \(4,\)"),
-        (altered(4, lambda a: a.astype(np.float64)), TypeError, "W_hr is torch.float64 on cpu, but W_xz torch.float32"),
-        (altered(2, lambda a: torch.empty(4, device="meta")), TypeError, "b_z is torch.float32 on meta, but W_xz"),
-        ([each.astype(np.int64) for each in gates()], TypeError, "W_xz is torch.int64, expected one of torch.float16"),
-        (altered(5, lambda a: "weights"), TypeError, "b_r is no array"),
+        (make_gates()[:8], ValueError, "9 entries W_xz, W_hz, b_z.*got 8"),
+        (make_gates() + make_gates()[:2], ValueError, "output layer, got 11"),
+        (alter_gates(0, lambda a: a[0]), ValueError, r"W_xz has the shape \(4,\), expected \(input, hidden\)"),
+        (alter_gates(1, lambda a: a[:3]), ValueError, r"W_hz has the shape \(3, 4\), expected \(4, 4\)"),
+        (alter_gates(3, lambda a: a.T), ValueError, r"W_xr has the shape \(4, 3\), expected \(3, 4\)"),
+        (alter_gates(8, lambda a: a[None]), ValueError, r"b_h has the shape \(1, 4\), expected \(4,\)"),
+        (
+            alter_gates(4, lambda a: a.astype(np.float64)),
+            TypeError,
+            "W_hr is torch.float64 .*, but W_xz is torch.float32",
+        ),
+        (alter_gates(2, lambda a: torch.empty(4, device="meta")), TypeError, "b_z is torch.float32 on meta, but W_xz"),
+        (
+            [each.astype(np.int64) for each in make_gates()],
+            TypeError,
+            "W_xz is torch.int64, expected one of torch.float16",
+        ),
+        (alter_gates(5, lambda a: "weights"), TypeError, "b_r is not an array"),
     ],
 )
-def test_gates_refuse(weights, error, text):
+def test_from_gates_refuses_wrong_arrays(weights, error, text):
     with pytest.raises(error, match=text):
         convert.from_gates(weights)

@@ -10,8 +10,8 @@ from triton_gru import convert
 
 from .convert_models import SHAPES, assert_agree, make_draw, sigmoid, tensor
 
-# What flax.linen.GRUCell and flax.nnx.GRUCell of Flax 0.12.8 (jax 0.10.2) compute of these numbers. Flax itself is
-# too large to install for a test.
+# Results of flax.linen.GRUCell and flax.nnx.GRUCell of Flax 0.12.8 (jax 0.10.2) for these numbers. Flax itself is too
+# large to install for a test.
 LINEN = {
     "ir": {"kernel": [[0.3, -0.5], [-0.9, -1.0]], "bias": [0.2, -0.2]},
     "iz": {"kernel": [[0.6, 0.8], [0.2, 0.5]], "bias": [1.0, 1.0]},
@@ -22,7 +22,7 @@ LINEN = {
 }
 FLAX_X = [[[-0.7, 0.4]], [[0.1, -0.4]], [[0.0, 0.8]]]
 FLAX_H = [[[0.9, -0.3]]]
-FLAX_SAYS = {
+FLAX_OUTPUTS = {
     "linen": [
         [0.7816776037216187, -0.44745081663131714],
         [0.6398244500160217, -0.237494558095932],
@@ -36,20 +36,20 @@ FLAX_SAYS = {
 }
 
 
-def arrays(params: dict) -> dict:
+def to_arrays(params: dict) -> dict:
     return {name: {key: np.asarray(value, np.float32) for key, value in leaf.items()} for name, leaf in params.items()}
 
 
-def nnx(linen: dict) -> dict:
-    """The same cell for nnx, which has no bias at its recurrent product."""
+def to_nnx(params: dict) -> dict:
+    """Return the parameters of the same cell for nnx, which has no bias at its recurrent product."""
     joined = {
-        side: {key: np.concatenate([linen[side + gate][key] for gate in "rzn"], -1) for key in keys}
+        side: {key: np.concatenate([params[side + gate][key] for gate in "rzn"], -1) for key in keys}
         for side, keys in (("i", ("kernel", "bias")), ("h", ("kernel",)))
     }
     return {"dense_i": joined["i"], "dense_h": joined["h"]}
 
 
-def linen(I: int, H: int) -> dict:
+def make_linen(I: int, H: int) -> dict:
     draw = make_draw()
     params = {
         f"{side}{gate}": {"kernel": draw(n, H, scale=H**-0.5)} for side, n in (("i", I), ("h", H)) for gate in "rzn"
@@ -59,7 +59,7 @@ def linen(I: int, H: int) -> dict:
     return params
 
 
-def flax_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
+def run_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
     def dense(name, value):
         return value @ p[name]["kernel"] + p[name].get("bias", 0)
 
@@ -74,21 +74,21 @@ def flax_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_flax_as_flax_computed(api, wrapped):
-    params = arrays(LINEN) if api == "linen" else nnx(arrays(LINEN))
+def test_agrees_with_recorded_results_of_flax(api, wrapped):
+    params = to_arrays(LINEN) if api == "linen" else to_nnx(to_arrays(LINEN))
     gru = convert.from_flax({"params": params} if wrapped else params)
     assert repr(gru) == "triton_gru.GRU(2, 2)" and not gru.training
     output, _ = gru(torch.tensor(FLAX_X), torch.tensor(FLAX_H))
-    assert_agree(output[:, 0], torch.tensor(FLAX_SAYS[api]))
+    assert_agree(output[:, 0], torch.tensor(FLAX_OUTPUTS[api]))
 
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
-def test_flax_shapes(T, B, I, H):
-    draw, params = make_draw(1), linen(I, H)
+def test_agrees_with_a_gru_by_hand(T, B, I, H):
+    draw, params = make_draw(1), make_linen(I, H)
     x, h = draw(T, B, I), draw(B, H)
-    assert_agree(convert.from_flax(params)(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+    assert_agree(convert.from_flax(params)(tensor(x), tensor(h)[None])[0], run_by_hand(x, h, params))
     del params["hn"]["bias"]
-    assert_agree(convert.from_flax(nnx(params))(tensor(x), tensor(h)[None])[0], flax_by_hand(x, h, params))
+    assert_agree(convert.from_flax(to_nnx(params))(tensor(x), tensor(h)[None])[0], run_by_hand(x, h, params))
 
 
 def without(params: dict, name: str, key: str) -> dict:
@@ -101,32 +101,44 @@ LSTM = {f"{side}{gate}": {"kernel": np.ones((2, 2))} for side in "ih" for gate i
 @pytest.mark.parametrize(
     "params, error, text",
     [
-        (LSTM, ValueError, "no parameters of one GRUCell.*: ii/kernel, if/kernel"),
-        ({"cell": linen(3, 4)}, ValueError, ": cell/hn/hr/hz/in/ir/iz"),
-        ({"params": {"i": {"kernel": np.ones((2, 2))}}}, ValueError, ": i/kernel"),
-        (without(linen(3, 4), "hn", "bias"), ValueError, "hn/kernel$"),
-        ({**linen(3, 4), "ir": np.ones(3)}, ValueError, ": ir, iz"),
-        ({**linen(3, 4), "hn": linen(3, 5)["hn"]}, ValueError, r"hn/bias has the shape \(5,\), expected \(4,\)"),
-        ({**linen(3, 4), "iz": linen(2, 4)["iz"]}, ValueError, r"iz/kernel .*expected \(3, 4\)"),
+        (LSTM, ValueError, "the parameters of one GRUCell.*got ii/kernel, if/kernel"),
+        ({"cell": make_linen(3, 4)}, ValueError, "got cell/hn/hr/hz/in/ir/iz"),
+        ({"params": {"i": {"kernel": np.ones((2, 2))}}}, ValueError, "got i/kernel"),
+        (without(make_linen(3, 4), "hn", "bias"), ValueError, "hn/kernel$"),
+        ({**make_linen(3, 4), "ir": np.ones(3)}, ValueError, "got ir, iz"),
         (
-            {**linen(3, 4), "ir": {"kernel": np.ones(3, "f"), "bias": np.ones(4, "f")}},
+            {**make_linen(3, 4), "hn": make_linen(3, 5)["hn"]},
+            ValueError,
+            r"hn/bias has the shape \(5,\), expected \(4,\)",
+        ),
+        ({**make_linen(3, 4), "iz": make_linen(2, 4)["iz"]}, ValueError, r"iz/kernel .*expected \(3, 4\)"),
+        (
+            {**make_linen(3, 4), "ir": {"kernel": np.ones(3, "f"), "bias": np.ones(4, "f")}},
             ValueError,
             r"ir/kernel .*\(3,\)",
         ),
-        ({**nnx(linen(3, 4)), "dense_h": nnx(linen(3, 5))["dense_h"]}, ValueError, r"dense_i/kernel .*\(input, 15\)"),
-        (without(nnx(linen(3, 4)), "dense_i", "bias"), ValueError, "dense_i/kernel, dense_h/kernel$"),
-        ({**nnx(linen(3, 4)), "dense_h": {"kernel": np.ones((12, 4), "f")}}, ValueError, r"dense_h.*\(12, 36\)"),
-        ([linen(3, 4)], TypeError, "got list"),
-        ({**linen(3, 4), "hz": {"kernel": np.ones((4, 4))}}, TypeError, "hz/kernel is torch.float64"),
+        (
+            {**to_nnx(make_linen(3, 4)), "dense_h": to_nnx(make_linen(3, 5))["dense_h"]},
+            ValueError,
+            r"dense_i/kernel .*\(input, 15\)",
+        ),
+        (without(to_nnx(make_linen(3, 4)), "dense_i", "bias"), ValueError, "dense_i/kernel, dense_h/kernel$"),
+        (
+            {**to_nnx(make_linen(3, 4)), "dense_h": {"kernel": np.ones((12, 4), "f")}},
+            ValueError,
+            r"dense_h.*\(12, 36\)",
+        ),
+        ([make_linen(3, 4)], TypeError, "got list"),
+        ({**make_linen(3, 4), "hz": {"kernel": np.ones((4, 4))}}, TypeError, "hz/kernel is torch.float64"),
     ],
 )
-def test_flax_refuses(params, error, text):
+def test_refuses_wrong_parameters(params, error, text):
     with pytest.raises(error, match=text):
         convert.from_flax(params)
 
 
-def test_flax_bias_of_nnx_of_another_shape():
-    params = nnx(linen(3, 4))
+def test_refuses_an_nnx_bias_of_another_shape():
+    params = to_nnx(make_linen(3, 4))
     params["dense_i"]["bias"] = np.ones(4, "f")
     with pytest.raises(ValueError, match=r"dense_i/bias has the shape \(4,\), expected \(12,\)"):
         convert.from_flax(params)
@@ -134,11 +146,13 @@ def test_flax_bias_of_nnx_of_another_shape():
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_results_share_no_memory(kind):
-    # Of these arrays nothing needs to be moved: one input and one unit, gates in torch's order.
-    params = {outer: {inner: kind(each) for inner, each in leaf.items()} for outer, leaf in nnx(linen(1, 1)).items()}
+    # One input and one unit, gates in torch's order: a conversion needs to move no element of these arrays.
+    params = {
+        outer: {inner: kind(array) for inner, array in leaf.items()} for outer, leaf in to_nnx(make_linen(1, 1)).items()
+    }
     gru = convert.from_flax(params)
     before = copy.deepcopy(gru.state_dict())
     for leaf in params.values():
-        for each in leaf.values():
-            each[...] = 7
+        for array in leaf.values():
+            array[...] = 7
     assert all(torch.equal(value, before[name]) for name, value in gru.state_dict().items())

@@ -1,4 +1,4 @@
-"""Keras's layers, and their weights, convert to GRUs that compute the same as Keras 3 does."""
+"""Layers of Keras, and their weights, convert to GRUs that compute the same as Keras 3 does."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("keras", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+pytest.importorskip("keras", reason="keras is not installed; scripts/test installs it")
 import keras
 
 import triton_gru
@@ -18,7 +18,7 @@ from triton_gru import convert
 
 from .convert_models import SHAPES, assert_agree, make_draw, tensor, use_one_thread
 
-# Keras 3.15's get_weights() on torch, with numpy 2.
+# Keras 3.15's get_weights() warns on torch with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 layers = keras.layers
 
@@ -48,66 +48,68 @@ def _on_the_cpu():
         yield
 
 
-def built(layer, I: int, B: int | None = None):
-    """The layer with random weights, none of them zero."""
+def build(layer, I: int, B: int | None = None):
+    """Return the layer, built, with random weights, none of them zero."""
     layer.build((B, None, I))
     draw = make_draw()
     H = layer.get_weights()[1].shape[0]
-    layer.set_weights([draw(*each.shape, scale=H**-0.5) for each in layer.get_weights()])
+    layer.set_weights([draw(*weight.shape, scale=H**-0.5) for weight in layer.get_weights()])
     return layer
 
 
-def gru(H: int, **options):
+def make_gru(H: int, **options):
     return layers.GRU(H, return_sequences=True, return_state=True, **options)
 
 
 def call(layer, x, **arguments) -> list[torch.Tensor]:
-    return [keras.ops.convert_to_tensor(each).detach() for each in layer(x, **arguments)]
+    return [keras.ops.convert_to_tensor(result).detach() for result in layer(x, **arguments)]
 
 
-def case(layer, T, B, I, H, directions: int = 1):
+def make_case(layer, T, B, I, H, directions: int = 1):
     draw = make_draw(1)
-    return built(layer, I), draw(B, T, I), draw(directions, B, H)
+    return build(layer, I), draw(B, T, I), draw(directions, B, H)
 
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("go_backwards", [True, False])
-def test_layer(T, B, I, H, reset_after, use_bias, go_backwards):
-    layer, x, h = case(gru(H, reset_after=reset_after, use_bias=use_bias, go_backwards=go_backwards), T, B, I, H)
+def test_layer_agrees_with_keras(T, B, I, H, reset_after, use_bias, go_backwards):
+    layer, x, h = make_case(
+        make_gru(H, reset_after=reset_after, use_bias=use_bias, go_backwards=go_backwards), T, B, I, H
+    )
     ours = convert.from_keras(layer)
     assert isinstance(ours, triton_gru.GRU) and ours.batch_first and not ours.training
     sequence, state = call(layer, x, initial_state=tensor(h[0]))
     output, h_n = ours(tensor(x), tensor(h))
     assert_agree(output.flip(1) if go_backwards else output, sequence)
     assert_agree(h_n[0], state)
-    of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after, go_backwards=go_backwards)
-    assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
+    from_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after, go_backwards=go_backwards)
+    assert torch.equal(from_arrays(tensor(x), tensor(h))[0], output)
 
 
 @pytest.mark.parametrize("T, B, I, H", SHAPES)
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("merge_mode", ["concat", None])
-def test_bidirectional(T, B, I, H, reset_after, use_bias, merge_mode):
-    layer = layers.Bidirectional(gru(H, reset_after=reset_after, use_bias=use_bias), merge_mode=merge_mode)
-    layer, x, h = case(layer, T, B, I, H, directions=2)
+def test_bidirectional_layer_agrees_with_keras(T, B, I, H, reset_after, use_bias, merge_mode):
+    layer = layers.Bidirectional(make_gru(H, reset_after=reset_after, use_bias=use_bias), merge_mode=merge_mode)
+    layer, x, h = make_case(layer, T, B, I, H, directions=2)
     ours = convert.from_keras(layer)
     *sequences, forward, backward = call(layer, x, initial_state=list(map(tensor, h)))
     output, h_n = ours(tensor(x), tensor(h))
     assert_agree(output, torch.cat(sequences, 2))
     assert_agree(h_n, torch.stack([forward, backward]))
-    of_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after)
-    assert torch.equal(of_arrays(tensor(x), tensor(h))[0], output)
+    from_arrays = convert.from_keras(layer.get_weights(), reset_after=reset_after)
+    assert torch.equal(from_arrays(tensor(x), tensor(h))[0], output)
 
 
 @pytest.mark.parametrize("go_backwards", [True, False])
-def test_the_last_output_alone(go_backwards):
-    """What the docstring says of return_sequences=False."""
-    layer, x, _ = case(layers.GRU(5, go_backwards=go_backwards), 4, 2, 3, 5)
+def test_last_output_is_h_n(go_backwards):
+    """With return_sequences=False Keras returns h_n, as the docstring of from_keras says."""
+    layer, x, _ = make_case(layers.GRU(5, go_backwards=go_backwards), 4, 2, 3, 5)
     assert_agree(convert.from_keras(layer)(tensor(x))[1][0], layer(x))
-    both, x, _ = case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
+    both, x, _ = make_case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
     assert_agree(torch.cat([*convert.from_keras(both)(tensor(x))[1]], 1), both(x))
 
 
@@ -115,8 +117,8 @@ def test_the_last_output_alone(go_backwards):
 @pytest.mark.parametrize("zero_output_for_mask", [True, False])
 def test_masks_are_lengths(go_backwards, zero_output_for_mask):
     T, B = 6, 4
-    layer = gru(5, go_backwards=go_backwards, zero_output_for_mask=zero_output_for_mask)
-    layer, x, h = case(layer, T, B, 3, 5)
+    layer = make_gru(5, go_backwards=go_backwards, zero_output_for_mask=zero_output_for_mask)
+    layer, x, h = make_case(layer, T, B, 3, 5)
     mask = np.arange(T) < np.array([[6], [1], [4], [3]])
     sequence, state = call(layer, x, initial_state=tensor(h[0]), mask=tensor(mask))
     output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
@@ -130,7 +132,7 @@ def test_masks_are_lengths(go_backwards, zero_output_for_mask):
 
 def test_masks_are_lengths_in_both_directions():
     T, B = 6, 4
-    layer, x, h = case(layers.Bidirectional(gru(5)), T, B, 3, 5, directions=2)
+    layer, x, h = make_case(layers.Bidirectional(make_gru(5)), T, B, 3, 5, directions=2)
     mask = np.arange(T) < np.array([[6], [1], [4], [3]])
     sequence, *states = call(layer, x, initial_state=list(map(tensor, h)), mask=tensor(mask))
     output, h_n = convert.from_keras(layer)(tensor(x), tensor(h), lengths=tensor(mask).sum(1))
@@ -140,18 +142,18 @@ def test_masks_are_lengths_in_both_directions():
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_cell_alone_and_in_an_rnn(reset_after, use_bias):
+def test_cell_agrees_with_keras_alone_and_in_an_rnn(reset_after, use_bias):
     cell = layers.GRUCell(5, reset_after=reset_after, use_bias=use_bias)
-    rnn, x, h = case(layers.RNN(cell, return_sequences=True, go_backwards=True), 4, 2, 3, 5)
+    rnn, x, h = make_case(layers.RNN(cell, return_sequences=True, go_backwards=True), 4, 2, 3, 5)
     assert_agree(convert.from_keras(rnn)(tensor(x))[0].flip(1), rnn(x))
     ours = convert.from_keras(cell)
     assert isinstance(ours, triton_gru.GRUCell) and not ours.training
     assert_agree(ours(tensor(x[:, 0]), tensor(h[0])), cell(x[:, 0], [tensor(h[0])])[0])
 
 
-def test_what_does_not_matter_to_inference():
-    """Dropout (whose seeds are variables too) and a kept state are not carried over."""
-    layer = built(layers.GRU(5, dropout=0.5, recurrent_dropout=0.5, stateful=True), 3, B=2)
+def test_dropout_and_kept_state_are_not_carried_over():
+    """Inference needs neither. The seeds of dropout are variables of the layer, too."""
+    layer = build(layers.GRU(5, dropout=0.5, recurrent_dropout=0.5, stateful=True), 3, B=2)
     x = make_draw(1)(2, 4, 3)
     first, second = layer(x), layer(x)
     ours = convert.from_keras(layer)
@@ -161,8 +163,8 @@ def test_what_does_not_matter_to_inference():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_the_dtype_of_the_variables_is_kept(dtype):
-    layer = built(layers.GRU(5, dtype=dtype, recurrent_initializer="zeros"), 3)
+def test_dtype_is_kept(dtype):
+    layer = build(layers.GRU(5, dtype=dtype, recurrent_initializer="zeros"), 3)
     parameter = convert.from_keras(layer).weight_hh_l0
     assert parameter.dtype == getattr(torch, dtype)
     assert_agree(parameter[5:10].T.double(), tensor(layer.get_weights()[1][:, :5].astype(np.float64)))
@@ -170,50 +172,50 @@ def test_the_dtype_of_the_variables_is_kept(dtype):
 
 @pytest.fixture
 def keras_2(monkeypatch):
-    """Keras's GRU as if it were of tf_keras, whose modules have other names."""
-    for each in (layers.GRU, layers.GRUCell):
-        monkeypatch.setattr(each, "__module__", "tf_keras.src.layers.rnn.gru")
+    """Give Keras's GRU the module names of tf_keras."""
+    for kind in (layers.GRU, layers.GRUCell):
+        monkeypatch.setattr(kind, "__module__", "tf_keras.src.layers.rnn.gru")
     monkeypatch.setitem(sys.modules, "tf_keras.src.layers.rnn.gru", sys.modules["keras.src.layers.rnn.gru"])
     monkeypatch.setitem(sys.modules, "tf_keras.src.activations", types.SimpleNamespace(tanh=own_tanh, sigmoid=sigmoid))
 
 
 def test_time_major_of_keras_2(monkeypatch, keras_2):
-    layer, x, _ = case(gru(5, activation=own_tanh, recurrent_activation=sigmoid), 4, 2, 3, 5)
+    layer, x, _ = make_case(make_gru(5, activation=own_tanh, recurrent_activation=sigmoid), 4, 2, 3, 5)
     monkeypatch.setattr(layers.GRU, "time_major", True, raising=False)
     ours = convert.from_keras(layer)
     assert_agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
 
 
-def test_activations_are_those_of_the_layers_own_keras(keras_2):
+def test_activations_have_to_be_of_the_layers_keras(keras_2):
     with pytest.raises(ValueError, match="activation is 'keras.src.activations.activations.tanh'"):
-        convert.from_keras(built(layers.GRU(4), 3))
+        convert.from_keras(build(layers.GRU(4), 3))
 
 
 @pytest.mark.parametrize("given", ["tanh", keras.activations.tanh, keras.ops.tanh])
-def test_an_activation_by_its_name_and_by_the_function(given):
-    layer, x, _ = case(gru(5, activation=given), 4, 2, 3, 5)
+def test_activation_by_name_or_function(given):
+    layer, x, _ = make_case(make_gru(5, activation=given), 4, 2, 3, 5)
     assert_agree(convert.from_keras(layer)(tensor(x))[0], call(layer, x)[0])
 
 
 def test_arrays_may_be_tensors():
-    weights = built(layers.GRU(5), 3).get_weights()
+    weights = build(layers.GRU(5), 3).get_weights()
     ours, same = convert.from_keras(weights), convert.from_keras(tuple(map(torch.tensor, weights)))
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
-# ---- refusals
+# ---- errors
 
 
 class Subclass(layers.GRU):
     pass
 
 
-# Of the names of Keras's own, in a module whose name has "keras" in it.
+# Classes with the names of Keras's, in modules whose names contain "keras".
 named_gru = type("GRU", (layers.GRU,), {"__module__": "my_keras_layers"})
 named_cell = type("GRUCell", (layers.GRUCell,), {"__module__": "keras.of_mine"})
 
 
-def replaced(make, name: str):
+def make_replaced(make, name: str):
     layer = make()
     setattr(layer, name, lambda *arguments: None)
     return layer
@@ -225,7 +227,7 @@ def with_cell(cell):
     return layer
 
 
-def different(**backward):
+def make_different_directions(**backward):
     options = {"units": 4, "return_sequences": True}
     return layers.Bidirectional(
         layers.GRU(**options), backward_layer=layers.GRU(**{**options, **backward}, go_backwards=True)
@@ -240,11 +242,14 @@ LAYERS = [
     (lambda: layers.GRU(4, activation=None), "activation is 'linear'"),
     (lambda: layers.GRU(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
     (lambda: layers.GRUCell(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
-    (lambda: different(activation="relu"), "activation is 'relu'"),
-    (lambda: different(units=5), "directions differ: units is 4 forward, 5 backward"),
-    (lambda: different(use_bias=False), "directions differ: use_bias is True forward"),
-    (lambda: different(reset_after=False), "directions differ: reset_after is True forward"),
-    (lambda: layers.Bidirectional(layers.GRU(4, go_backwards=True), backward_layer=layers.GRU(4)), "turns time around"),
+    (lambda: make_different_directions(activation="relu"), "activation is 'relu'"),
+    (lambda: make_different_directions(units=5), "directions differ: units is 4 forward, 5 backward"),
+    (lambda: make_different_directions(use_bias=False), "directions differ: use_bias is True forward"),
+    (lambda: make_different_directions(reset_after=False), "directions differ: reset_after is True forward"),
+    (
+        lambda: layers.Bidirectional(layers.GRU(4, go_backwards=True), backward_layer=layers.GRU(4)),
+        "has go_backwards=True",
+    ),
     *(
         (lambda mode=mode: layers.Bidirectional(layers.GRU(4), merge_mode=mode), f"merge_mode is '{mode}'")
         for mode in ("sum", "mul", "ave")
@@ -253,15 +258,17 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("make, text", LAYERS)
-def test_refused_options(make, text):
+def test_refuses_options(make, text):
     layer = make()
     layer.build((None, 3) if isinstance(layer, layers.GRUCell) else (None, None, 3))
     with pytest.raises(ValueError, match=text):
         convert.from_keras(layer)
 
 
-@pytest.mark.parametrize("make", [lambda: layers.GRU(4), lambda: layers.GRUCell(4), lambda: different()])
-def test_refused_before_it_is_built(make):
+@pytest.mark.parametrize(
+    "make", [lambda: layers.GRU(4), lambda: layers.GRUCell(4), lambda: make_different_directions()]
+)
+def test_refuses_layers_that_are_not_built(make):
     with pytest.raises(ValueError, match="not built"):
         convert.from_keras(make())
 
@@ -275,10 +282,10 @@ def test_refused_before_it_is_built(make):
         (lambda: named_cell(4), "got keras.of_mine.GRUCell"),
         (lambda: layers.RNN(named_cell(4)), "got keras.of_mine.GRUCell"),
         (lambda: with_cell(layers.GRU(4)), "got keras.*GRU"),
-        (lambda: replaced(lambda: layers.GRU(4), "call"), "call of this GRU has been replaced"),
-        (lambda: replaced(lambda: layers.GRU(4), "inner_loop"), "inner_loop of this GRU"),
-        (lambda: replaced(lambda: different(), "call"), "call of this Bidirectional"),
-        (lambda: layers.RNN(replaced(lambda: layers.GRUCell(4), "call")), "call of this GRUCell"),
+        (lambda: make_replaced(lambda: layers.GRU(4), "call"), "call of this GRU has been replaced"),
+        (lambda: make_replaced(lambda: layers.GRU(4), "inner_loop"), "inner_loop of this GRU"),
+        (lambda: make_replaced(lambda: make_different_directions(), "call"), "call of this Bidirectional"),
+        (lambda: layers.RNN(make_replaced(lambda: layers.GRUCell(4), "call")), "call of this GRUCell"),
         (lambda: layers.Bidirectional(layers.LSTM(4)), "got keras.*LSTM"),
         (lambda: layers.Bidirectional(layers.GRU(4), backward_layer=Subclass(4, go_backwards=True)), "got .*Subclass"),
         (lambda: layers.RNN(layers.LSTMCell(4)), "got keras.*LSTMCell"),
@@ -287,15 +294,15 @@ def test_refused_before_it_is_built(make):
         (lambda: np.ones((3, 12)), "got numpy.ndarray"),
     ],
 )
-def test_refused_layers(make, text):
+def test_refuses_other_layers(make, text):
     with pytest.raises(TypeError, match=text):
         convert.from_keras(make())
 
 
 @pytest.mark.parametrize("options", [{"reset_after": True}, {"go_backwards": True}])
-def test_refused_arguments_with_a_layer(options):
+def test_refuses_arguments_for_arrays_with_a_layer(options):
     with pytest.raises(ValueError, match="are for arrays"):
-        convert.from_keras(built(layers.GRU(4), 3), **options)
+        convert.from_keras(build(layers.GRU(4), 3), **options)
 
 
 def arrays(*shapes) -> list[np.ndarray]:
@@ -311,8 +318,8 @@ GOOD = [(3, 12), (4, 12), (2, 12)]
         (arrays((3, 12)), {}, ValueError, "got 1 arrays"),
         (arrays(*GOOD, *GOOD[:2]), {}, ValueError, "got 5 arrays"),
         (arrays(*GOOD * 3), {}, ValueError, "got 9 arrays"),
-        (arrays(*GOOD[:2]), {}, ValueError, "do not tell reset_after"),
-        (arrays(*GOOD[:2] * 2), {}, ValueError, "do not tell reset_after"),
+        (arrays(*GOOD[:2]), {}, ValueError, "do not show reset_after"),
+        (arrays(*GOOD[:2] * 2), {}, ValueError, "do not show reset_after"),
         (arrays(*GOOD), {"reset_after": False}, ValueError, "reset_after=False, but .* reset_after=True"),
         (arrays(*GOOD[:2], (12,)), {"reset_after": True}, ValueError, "reset_after=True, but .* reset_after=False"),
         (arrays(*GOOD * 2), {"go_backwards": True}, ValueError, "go_backwards is for one direction"),
@@ -324,15 +331,15 @@ GOOD = [(3, 12), (4, 12), (2, 12)]
         (arrays(*GOOD, (5, 12), *GOOD[1:]), {}, ValueError, r"backward kernel .*\(5, 12\), expected \(3, 12\)"),
         (arrays(*GOOD, (3, 15), (5, 15), (2, 15)), {}, ValueError, r"backward kernel .*\(3, 15\), expected \(3, 12\)"),
         (arrays(*GOOD, *GOOD[:2], (12,)), {}, ValueError, r"backward bias .*\(12,\), expected \(2, 12\)"),
-        ([np.ones(GOOD[0]), *arrays(*GOOD[1:])], {}, TypeError, "recurrent_kernel is torch.float32.* kernel torch.f"),
+        ([np.ones(GOOD[0]), *arrays(*GOOD[1:])], {}, TypeError, "recurrent_kernel is torch.float32.*kernel is torch.f"),
         ([np.ones(shape, int) for shape in GOOD], {}, TypeError, "is torch.int64, expected one of"),
     ],
 )  # fmt: skip
-def test_refused_arrays(source, options, error, text):
+def test_refuses_wrong_arrays(source, options, error, text):
     with pytest.raises(error, match=text):
         convert.from_keras(source, **options)
 
 
-def test_the_default_is_to_reset_after():
-    """As the table in triton_gru/convert/README.md says."""
+def test_keras_resets_after_by_default():
+    """The table in triton_gru/convert/README.md says so."""
     assert layers.GRU(2).reset_after and layers.GRUCell(2).reset_after

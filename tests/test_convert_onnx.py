@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+pytest.importorskip("onnx", reason="onnx is not installed; scripts/test installs it")
 import onnx
 from onnx.reference import ReferenceEvaluator
 
@@ -34,7 +34,7 @@ DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 @pytest.mark.parametrize("linear_before_reset", [0, 1])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("lengths", [True, False])
-def test_node(T, B, I, H, direction, linear_before_reset, bias, lengths):
+def test_node_agrees_with_onnxruntime(T, B, I, H, direction, linear_before_reset, bias, lengths):
     draw, D = make_draw(1), DIRECTIONS[direction]
     feed = {"X": draw(T, B, I), "initial_h": draw(D, B, H)}
     if lengths:
@@ -53,12 +53,12 @@ def test_node(T, B, I, H, direction, linear_before_reset, bias, lengths):
 @pytest.mark.parametrize("linear_before_reset", [0, 1])
 @pytest.mark.parametrize("layout", [0, 1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_node_as_the_reference_computes_it(direction, linear_before_reset, layout, dtype):
-    """Batch first and float64, which onnxruntime does not have."""
+def test_node_agrees_with_the_onnx_reference(direction, linear_before_reset, layout, dtype):
+    """Batch first and float64: onnxruntime has neither."""
     T, B, I, H, D = 5, 2, 3, 4, DIRECTIONS[direction]
     draw = make_draw(1)
     X, h = draw(T, B, I).astype(dtype), draw(D, B, H).astype(dtype)
-    given = {name: each.astype(dtype) for name, each in arrays(I, H, D).items()}
+    given = {name: array.astype(dtype) for name, array in arrays(I, H, D).items()}
     options = {"direction": direction, "linear_before_reset": linear_before_reset, "layout": layout}
     proto = model(given, ("X", "initial_h"), **options)
     feed = {"X": X.swapaxes(0, 1), "initial_h": h.swapaxes(0, 1)} if layout else {"X": X, "initial_h": h}
@@ -72,25 +72,25 @@ def test_node_as_the_reference_computes_it(direction, linear_before_reset, layou
 
 
 def test_float16_is_kept():
-    given = {name: each.astype(np.float16) for name, each in arrays().items()}
+    given = {name: array.astype(np.float16) for name, array in arrays().items()}
     ours = convert.from_onnx(model(given))
     assert torch.equal(ours.weight_ih_l0[4:8], tensor(given["W"][0, :4]))
 
 
 @pytest.mark.parametrize("opset", [7, 14, 22])
 @pytest.mark.parametrize("activations", [["Sigmoid", "Tanh"], ["sigmoid", "TANH"]])
-def test_defaults_spelt_out(opset, activations):
+def test_explicit_defaults_change_nothing(opset, activations):
     plain = convert.from_onnx(model(arrays()))
     spelt = convert.from_onnx(model(arrays(), opset=opset, activations=activations, direction="forward"))
     assert repr(spelt) == repr(plain) == "triton_gru.GRU(3, 4, reset_after=False)"
     assert torch.equal(spelt.weight_ih_l0, plain.weight_ih_l0)
-    # hidden_size may be left out; it is told by the weights.
+    # hidden_size may be absent: the weights give it.
     without = model(arrays())
     del without.graph.node[0].attribute[:]
     assert repr(convert.from_onnx(without)) == repr(plain)
 
 
-# ---- where weights come from
+# ---- computed weights
 
 
 W = arrays()["W"]
@@ -119,7 +119,9 @@ CHAINS = {
         "tall = Expand(zero, s)", "wide = Tile(tall, n)", "t = Shape(wide)", "W = Reshape(b, t)",
         b=W.ravel(), zero=np.zeros((1, 1, 1), np.float32), s=np.array([1, 12, 1]), n=np.array([1, 1, 3]),
     ),
-    "DequantizeLinear": parse_nodes("W = DequantizeLinear(a, s)", a=np.round(W * 64).astype(np.int8), s=np.float32(1 / 64)),
+    "DequantizeLinear": parse_nodes(
+        "W = DequantizeLinear(a, s)", a=np.round(W * 64).astype(np.int8), s=np.float32(1 / 64)
+    ),
     "weight norm": parse_nodes("n = ReduceL2(a, axes)", "d = Div(a, n)", "W = Mul(d, g)",
                            a=W, axes=np.array([2]), g=W[:, :, :1]),
     "low rank": parse_nodes("d = MatMul(a, b)", "t = Tanh(d)", "n = Neg(t)", "z = Relu(d)", "W = Where(c, n, z)",
@@ -131,9 +133,13 @@ CHAINS = {
         a=W, c=np.array(True),
     ),
     "sequence": parse_nodes("s = SequenceConstruct(a, b)", "W = ConcatFromSequence<axis=1>(s)", a=W[:, :5], b=W[:, 5:]),
-    "deep": parse_nodes("n0 = Identity(a)", *(f"n{i + 1} = Neg(n{i})" for i in range(1500)), "W = Identity(n1500)", a=W),
-    # Without its memory the evaluator would run 2^40 nodes.
-    "shared": parse_nodes("n0 = Identity(a)", *(f"n{i + 1} = Mean(n{i}, n{i})" for i in range(40)), "W = Neg(n40)", a=W),
+    "deep": parse_nodes(
+        "n0 = Identity(a)", *(f"n{i + 1} = Neg(n{i})" for i in range(1500)), "W = Identity(n1500)", a=W
+    ),
+    # The evaluator has to keep results of nodes. Otherwise it would run 2^40 nodes.
+    "shared": parse_nodes(
+        "n0 = Identity(a)", *(f"n{i + 1} = Mean(n{i}, n{i})" for i in range(40)), "W = Neg(n40)", a=W
+    ),
 }  # fmt: skip
 
 
@@ -145,24 +151,24 @@ def check_against_onnxruntime(proto: onnx.ModelProto, name: str | None = None) -
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_weights_computed_of_constants(chain):
+def test_weights_computed_from_constants(chain):
     nodes, weights = CHAINS[chain]
-    given = {name: each for name, each in arrays().items() if name != "W"}
+    given = {name: array for name, array in arrays().items() if name != "W"}
     check_against_onnxruntime(model({**given, **weights}, nodes=nodes))
 
 
 @pytest.mark.parametrize("opset", [12, 13])
-def test_operators_are_those_of_the_models_opset(opset):
+def test_evaluates_operators_of_the_models_opset(opset):
     """The axes of Squeeze were an attribute before opset 13."""
     given = "W = Squeeze<axes=[0]>(a)" if opset == 12 else "W = Squeeze(a, axes)"
     nodes, weights = parse_nodes(given, a=W[None], axes=np.array([0]))
     check_against_onnxruntime(model({**weights, "R": arrays()["R"]}, nodes=nodes, opset=opset))
 
 
-def test_weights_that_are_a_models_inputs_with_defaults():
+def test_weights_as_inputs_with_defaults():
     proto = model(arrays())
-    for each in proto.graph.initializer:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+    for weight in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
     check_against_onnxruntime(proto)
 
 
@@ -201,14 +207,14 @@ def test_weights_computed_by_functions(case):
     check_against_onnxruntime(functions(model({**weights, "R": arrays()["R"]}, nodes=nodes), *texts))
 
 
-def test_a_function_named_as_an_operator_of_onnx():
+def test_function_with_the_name_of_an_operator():
     nodes, weights = parse_nodes("W = Neg(a)", a=W)
     proto = model({**weights, "R": arrays()["R"]}, nodes=nodes)
     proto.functions.append(onnx.parser.parse_function('<opset_import: ["": 22]> Neg(w) => (o) { o = Exp(w) }'))
     assert_agree(convert.from_onnx(proto).weight_ih_l0[4:8], np.exp(W[0, :4]))
 
 
-def test_a_node_in_a_function():
+def test_node_in_a_function():
     proto = model(arrays(bias=False))
     proto.graph.node[0].domain = "own"
     del proto.graph.node[0].input[3:]
@@ -216,12 +222,12 @@ def test_a_node_in_a_function():
     check_against_onnxruntime(functions(proto, f"GRU <hidden_size>(X, W, R) => (Y, H) {{ {body} }}"))
 
 
-# The exporter's own; it is deprecated, but traces as most models there are were traced, and needs only onnx.
+# The exporter warns itself. It is deprecated, but most existing models were exported by it, and it needs only onnx.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("folding", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_torch_exports(folding, bidirectional, bias):
+def test_models_exported_by_torch(folding, bidirectional, bias):
     theirs = nn.GRU(3, 4, 2, bidirectional=bidirectional, bias=bias).eval()
     x, file = torch.randn(5, 2, 3), io.BytesIO()
     torch.onnx.export(
@@ -255,10 +261,10 @@ def test_results_share_no_memory_with_the_model():
     assert convert.from_onnx(proto).weight_ih_l0.any()
 
 
-# ---- what is imported
+# ---- imports
 
 
-def test_the_other_libraries_are_imported_only_where_they_are_needed():
+def test_no_module_imports_other_libraries_at_its_top():
     imported = set()
     for file in Path(convert.__file__).parent.glob("*.py"):
         for statement in ast.parse(file.read_text()).body:
@@ -269,7 +275,7 @@ def test_the_other_libraries_are_imported_only_where_they_are_needed():
     assert imported == {"os", "torch", "itertools", "typing", "collections", "collections.abc", "dataclasses", "sys"}
 
 
-def test_without_onnx(monkeypatch):
+def test_missing_onnx_raises_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="from_onnx needs the package onnx: pip install onnx"):
         convert.from_onnx("model.onnx")

@@ -1,10 +1,10 @@
-"""A model's initial_h and sequence_lens are the caller's, or change nothing, or are refused."""
+"""The initial_h and sequence_lens of a model: passed by the caller, without effect, or refused."""
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+pytest.importorskip("onnx", reason="onnx is not installed; scripts/test installs it")
 import onnx
 from onnx import TensorProto, helper
 
@@ -15,34 +15,34 @@ from .convert_onnx_models import arrays, model, parse_nodes, run_onnxruntime, to
 
 T, B, I, H = 5, 2, 3, 4
 STATE, ZERO = np.ones((1, B, H), np.float32), np.zeros((1, B, H), np.float32)
-# Two dimensions of X as arrays of one element, and the shape of a state.
+# T and B of X as arrays of one element, and the shape of a state.
 SHAPE = ("s = Shape(X)", "zeroth = Constant<value_ints=[0]>()", "first = Constant<value_ints=[1]>()",
          "t = Gather<axis=0>(s, zeroth)", "b = Gather<axis=0>(s, first)", "four = Constant<value_ints=[4]>()",
          "shape = Concat<axis=0>(first, b, four)")  # fmt: skip
 
 
-def made(
-    what: str, *nodes: str, inputs: tuple[str, ...] = (), steps: int | None = None, **constants
+def make_model(
+    input_name: str, *nodes: str, inputs: tuple[str, ...] = (), steps: int | None = None, **constants
 ) -> onnx.ModelProto:
-    """A model whose GRU takes ``what``, made by ``nodes`` of constants and of X and other inputs."""
+    """Return a model whose GRU has the input ``input_name``, computed by ``nodes`` from constants, X and ``inputs``."""
     nodes, constants = parse_nodes(*nodes, **constants)
     types = {"lengths": TensorProto.INT32}
-    proto = model({**arrays(), **constants}, ("X", what), nodes)
+    proto = model({**arrays(), **constants}, ("X", input_name), nodes)
     del proto.graph.input[1]
     if steps:
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = steps
-    for each in inputs:
-        rank = 1 if each in types else 3
-        proto.graph.input.append(helper.make_tensor_value_info(each, types.get(each, TensorProto.FLOAT), [None] * rank))
+    for name in inputs:
+        rank = 1 if name in types else 3
+        proto.graph.input.append(helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), [None] * rank))
     return proto
 
 
 def initial_h(*nodes: str, **options) -> onnx.ModelProto:
-    return made("initial_h", *nodes, **options)
+    return make_model("initial_h", *nodes, **options)
 
 
 def lengths(*nodes: str, **options) -> onnx.ModelProto:
-    return made("sequence_lens", *nodes, **options)
+    return make_model("sequence_lens", *nodes, **options)
 
 
 FULL = np.array([T, T], np.int32)
@@ -69,7 +69,7 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("case", WITHOUT)
-def test_what_changes_nothing_is_left_out(case):
+def test_zero_states_and_full_lengths_are_left_out(case):
     X = make_draw(1)(T, B, I)
     assert_agree(
         to_onnx_layout(*convert.from_onnx(WITHOUT[case])(tensor(X)))[0],
@@ -77,7 +77,7 @@ def test_what_changes_nothing_is_left_out(case):
     )
 
 
-def test_an_initial_state_that_the_caller_has_and_the_model_moves():
+def test_initial_state_rearranged_by_the_model():
     proto = initial_h("t = Transpose<perm=[1, 0, 2]>(state)", "initial_h = Gather<axis=0>(t, one)",
                       inputs=("state",), one=np.array([1]))  # fmt: skip
     X, state = make_draw(1)(T, B, I), make_draw(2)(B, 2, H)
@@ -86,8 +86,8 @@ def test_an_initial_state_that_the_caller_has_and_the_model_moves():
         assert_agree(actual, tensor(expected))
 
 
-def test_an_initial_state_of_another_gru():
-    """An encoder's state goes to a decoder, by way of a state with a place for each layer."""
+def test_initial_state_from_another_gru():
+    """The encoder's h_n is the decoder's initial state. It goes through a state with a row for each layer."""
     proto = initial_h("E, F = GRU<hidden_size=4>(X, W, R)", "states = ScatterND(cache, at, F)",
                       "initial_h = Slice(states, at_1, at_2)", inputs=("cache",), at=np.array([[1]]),
                       at_1=np.array([1]), at_2=np.array([2]))  # fmt: skip
@@ -97,14 +97,14 @@ def test_an_initial_state_of_another_gru():
     assert_agree(actual, tensor(run_onnxruntime(proto, {"X": X, "cache": np.zeros((2, B, H), np.float32)})[0]))
 
 
-def test_lengths_that_the_caller_has():
+def test_lengths_passed_by_the_caller():
     proto, X = lengths("sequence_lens = Identity(lengths)", inputs=("lengths",)), make_draw(1)(T, B, I)
     given = np.array([2, T], np.int32)
     actual = to_onnx_layout(*convert.from_onnx(proto)(tensor(X), lengths=tensor(given)))[0]
     assert_agree(actual, tensor(run_onnxruntime(proto, {"X": X, "lengths": given})[0]))
 
 
-OTHER = "initial_h is a constant other than zero: set it to none and pass its value as hx"
+OTHER = "initial_h is a constant other than zero: clear this input of the node, and pass its value as hx"
 M, PADS = np.eye(H, dtype=np.float32), np.array([0, 0, 1, 0, 0, 0])
 SHORT = np.array([T, 2], np.int32)
 
@@ -124,16 +124,16 @@ SHORT = np.array([T, 2], np.int32)
         (initial_h("initial_h = Concat<axis=0>(state, a)", inputs=("state",), a=STATE), OTHER),
         (initial_h("initial_h = RandomNormalLike(a)", a=STATE), "initial_h is computed by RandomNormalLike"),
         (initial_h("t = Tanh(context)", "initial_h = Identity(t)", inputs=("context",)),
-         "initial_h is computed by Tanh 't', it comes from the input 'context': set it to none and pass"),
+         "initial_h is computed by Tanh 't', it comes from the input 'context': clear this input"),
         (initial_h("initial_h = Mul(state, a)", inputs=("state",), a=ZERO), "initial_h is computed by Mul"),
         (initial_h("t = Relu(c)", "initial_h = Concat<axis=2>(z, t)", inputs=("c",), z=ZERO), "computed by Relu 't'"),
         (initial_h("t = ReduceSum<keepdims=0>(c)", "initial_h = Expand(t, s)", inputs=("c",), s=np.array([1, B, H])),
          "computed by ReduceSum 't'"),
         (initial_h("initial_h = ScatterND<reduction=\"add\">(c, i, c)", inputs=("c",), i=np.array([[0]])), "ScatterND"),
-        (initial_h("initial_h = Identity(missing)"), "initial_h is not constant: nothing in the model makes 'missing'"),
+        (initial_h("initial_h = Identity(missing)"), "not constant: nothing in the model computes 'missing'"),
         (initial_h("initial_h = NoSuchOperator(a)", a=STATE), "initial_h cannot be computed: .* NoSuchOperator"),
-        (lengths(sequence_lens=FULL), r"constants \[5, 5\], and the length of X is unknown: set it to none and pass"),
-        (lengths(steps=T, sequence_lens=SHORT), r"sequence_lens has the constants \[5, 2\], .* X is 5: set it"),
+        (lengths(sequence_lens=FULL), r"constants \[5, 5\], and the length of X is unknown: clear this input"),
+        (lengths(steps=T, sequence_lens=SHORT), r"sequence_lens has the constants \[5, 2\], .* X is 5: clear this"),
         (lengths("sequence_lens = Add(a, a)", steps=T, a=SHORT), r"constants \[10, 4\]"),
         (lengths(*SHAPE, "e = Expand(b, b)", "sequence_lens = Cast<to=6>(e)"), "computed by Shape 's'"),
         (lengths(*SHAPE, "u = Sub(t, first)", "e = Expand(u, b)", "sequence_lens = Cast<to=6>(e)"), "by Sub 'u'"),
@@ -141,13 +141,13 @@ SHORT = np.array([T, 2], np.int32)
         (lengths("s = Shape(X)", "sequence_lens = Gather(s, i)", i=np.array([0, 1])), "by Shape 's'"),
     ],
 )  # fmt: skip
-def test_what_would_be_lost_is_refused(proto, text):
+def test_refuses_states_and_lengths_that_would_be_lost(proto, text):
     with pytest.raises(ValueError, match=text):
         convert.from_onnx(proto)
 
 
-def test_a_state_of_a_loop_is_the_callers():
-    """The GRU is in the body of a Loop, its state the body's input, of the name of a constant outside."""
+def test_state_of_a_loop_is_passed_by_the_caller():
+    """The GRU is in the body of a Loop. Its state is the body's input, named as a constant outside."""
     proto = model(arrays(bias=False), ("X",), parse_nodes(
         "h = Exp(W)", "L = Loop(n, , h0) <body = b (int64 i, bool go, float[1,2,4] h) => (bool more, float[1,2,4] o) "
         "{ more = Identity(go) V, o = GRU<hidden_size=4>(X, W, R, , , h) }>")[0])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the cost model says, where it can be said what is right: its terms, and how they grow."""
+"""The cost model: its terms, how they grow, and estimates against times measured on an H200."""
 
 import dataclasses
 
@@ -33,8 +33,8 @@ def test_costs_add_up():
     assert str(Cost(launch=2, hop=1)) == "3.00 us: launch 2 us, hop 1 us"
 
 
-# Microseconds a step of an H200 in a graph of 512 steps, projection included (space.csv of its first light). The
-# kernels took up to a half more instructions then, and ``block`` had eight rows in a program.
+# Microseconds a step, measured on an H200 in a graph of 512 steps with the projection (space.csv of its first light).
+# The kernels took up to 50 % more instructions then, and ``block`` had eight rows in a program.
 MEASURED = {
     ("fp16", 64, 1): 0.239, ("fp16", 128, 1): 0.428, ("tf32", 64, 1): 0.377, ("fp16", 192, 1): 0.70,
     ("fp16", 256, 1): 0.711, ("fp16", 512, 1): 0.927, ("fp16", 1024, 1): 1.28, ("fp16", 2048, 1): 2.185,
@@ -44,7 +44,7 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("case", MEASURED, ids=lambda case: "{}-H{}-B{}".format(*case))
-def test_it_says_what_was_measured_or_somewhat_less(case):
+def test_estimates_agree_with_measured_times(case):
     precision, hidden, batch = case
     dtype, fp32 = (torch.float16, "ieee") if precision == "fp16" else (torch.float32, "tf32")
     problem = Problem(512, batch, hidden, hidden, 1, False, dtype, fp32, True)
@@ -58,7 +58,7 @@ def test_it_says_what_was_measured_or_somewhat_less(case):
 @pytest.mark.parametrize(
     "kernel, hidden", [("block", 64), ("grid", 512), ("step", 4096), ("torch", 64), ("torch", 512)]
 )
-def test_more_to_do_takes_longer(kernel, hidden):
+def test_more_work_costs_more(kernel, hidden):
     problem = change(hidden_size=hidden, input_size=hidden)
     base = cost(kernel, problem)
     assert all(term >= 0 for term in base) and base.total > 0
@@ -72,21 +72,21 @@ def test_more_to_do_takes_longer(kernel, hidden):
     assert cost(kernel, problem, in_graph=True).total <= base.total
 
 
-def test_each_term_is_for_its_cause():
+def test_each_term_follows_its_cause():
     block, grid, step = (
         cost(kernel, change(hidden_size=h)) for kernel, h in (("block", 64), ("grid", 512), ("step", 4096))
     )
     assert block.hop == 0 and grid.hop > 0 and step.hop == 0, "the state stays in the program, or is handed over"
     weights = 3 * 4096**2 * 2 / (0.9 * H200.memory_gbs * 1e3)
-    assert step.bytes >= 100 * weights, "W_hh once a step, from memory"
-    before = cost("grid", change(reset_after=False))
-    assert before.hop == 2 * grid.hop and before.instructions > grid.instructions
-    # More of the batch than is on the chip at once goes through all steps one part after the other.
+    assert step.bytes >= 100 * weights, "each step reads W_hh from memory once"
+    reset_before = cost("grid", change(reset_after=False))
+    assert reset_before.hop == 2 * grid.hop and reset_before.instructions > grid.instructions
+    # If the batch does not fit the chip at once, its parts run one after the other, each through all steps.
     config = heuristic("grid", change(batch_size=1), H200)
-    more = dataclasses.replace(config, rows=8, copies=1)
-    parts = [estimate_time_step_cost(more, change(batch_size=batch).shape_on(H200)) for batch in (8, 16)]
+    config_of_8_rows = dataclasses.replace(config, rows=8, copies=1)
+    parts = [estimate_time_step_cost(config_of_8_rows, change(batch_size=batch).shape_on(H200)) for batch in (8, 16)]
     assert parts[1].instructions == 2 * parts[0].instructions and parts[1].hop == 2 * parts[0].hop
-    # cuDNN is persistent for small hidden sizes, but not of packed input.
+    # cuDNN has a persistent kernel for small hidden sizes. Exception: packed input.
     small = change(hidden_size=64)
     assert cost("torch", dataclasses.replace(small, layout="packed")).total > 2 * cost("torch", small).total
 
@@ -98,18 +98,18 @@ def test_each_term_is_for_its_cause():
         (4096, 32, 128, 4, 30.5), (1024, 16, 64, 3, 6.2), (512, 16, 64, 3, 4.1),
     ],
 )  # fmt: skip
-def test_step_waits_for_what_is_on_its_way_as_an_h200_did(hidden, units, depth, stages, microseconds):
-    """In fp16 at B = 1, in a graph; perf/results/NVIDIA-H200/second-light/space.csv."""
+def test_step_estimates_agree_with_measured_pipelines(hidden, units, depth, stages, microseconds):
+    """Times in fp16 at B = 1, in a graph, from perf/results/NVIDIA-H200/second-light/space.csv."""
     config = StepConfig(units, hidden // units, 16, depth, 4, stages)
     problem = change(hidden_size=hidden, input_size=hidden, batch_size=1, steps=100)
-    whole, half = (
+    full, half = (
         estimate_call_cost(dataclasses.replace(problem, steps=n), config, H200, True).total for n in (100, 50)
     )
-    assert 0.8 < (whole - half) / 50 / microseconds < 1.25
+    assert 0.8 < (full - half) / 50 / microseconds < 1.25
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
-def test_it_has_an_answer_for_every_configuration(device):
+def test_estimates_every_configuration(device):
     for hidden, batch in ((1, 1), (64, 3), (200, 100), (1024, 16), (5000, 1)):
         for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
             problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)

@@ -1,4 +1,4 @@
-"""What the report says of the cost model and the heuristic: times are made from the model, off by known factors."""
+"""The report on the cost model and the heuristic, from planted times that differ from estimates by known factors."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ import cost_errors
 from cost_errors import main
 
 H200, A100 = KNOWN_DEVICES["H200"], KNOWN_DEVICES["A100"]
-GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # what `row` makes rows of
+GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # the problem of `row`
 UNKNOWN = dataclasses.replace(H200, name="NVIDIA Unheard-of", sms=7)
 
 ERRORS = "The cost model against measurement"
@@ -41,107 +41,108 @@ def config_of(kernel, problem=GRID, device=H200):
 
 
 def estimate(kernel, problem=GRID, device=H200, in_graph=True):
-    """Milliseconds."""
+    """Return the estimated milliseconds."""
     return estimate_call_cost(problem, config_of(kernel, problem, device), device, in_graph).total / 1000
 
 
-def result(kernel, ms, problem=GRID, heuristic_ms=None):
-    """Timed so in a graph, and three times as long eager."""
-    times = [(0.9 * each, each, 1.1 * each) for each in (3 * ms, ms)]
+def make_result(kernel, ms, problem=GRID, heuristic_ms=None):
+    """Return a result of ``ms`` in a graph, and three times as long in eager calls."""
+    times = [(0.9 * p50, p50, 1.1 * p50) for p50 in (3 * ms, ms)]
     return TimedResult(config_of(kernel, problem), "revision", *times, heuristic_ms)
 
 
-def entry(problem=GRID, **results):
+def make_entry(problem=GRID, **results):
     winner = min(results, key=lambda kernel: results[kernel].ms)
     return Entry(problem.key(), winner, results, 9, {}, {}, "2026-01-01")
 
 
-def off_by(factor, problem=GRID, kernel="grid"):
-    """An entry of a kernel that takes so many times what is expected."""
-    return entry(problem, **{kernel: result(kernel, factor * estimate(kernel, problem), problem)})
+def make_off_by(factor, problem=GRID, kernel="grid"):
+    """Return an entry of a kernel that takes ``factor`` times its estimate."""
+    return make_entry(problem, **{kernel: make_result(kernel, factor * estimate(kernel, problem), problem)})
 
 
 @pytest.fixture
-def tabled(tmp_path):
-    """A file for the entries."""
+def save_table(tmp_path):
+    """Return a function that saves entries as a table, and returns its path."""
     return lambda *entries, device=H200: store.save(list(entries), device, tmp_path)
 
 
-def timed(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
-    """A row of ours by that kernel, or of torch's, in a graph if ``mode`` says so."""
+def make_row(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
+    """Return a row of our GRU on ``kernel``, or of nn.GRU for "torch", in a graph if ``mode`` is "graph"."""
     provider = "torch.nn.GRU" if kernel == "torch" else "triton_gru"
     provider += "+graph" if more.get("mode") == "graph" else ""
     config = config_text(config_of(kernel))
     return dataclasses.replace(row(provider, ms, gpu_name=gpu_name, kernel=kernel, config=config), **more)
 
 
-def said(*tables, rows=None):
-    """The sections by their titles."""
+def make_sections(*tables, rows=None):
+    """Return the sections of the report by their titles."""
     rows = report.load([]) if rows is None else rows
     return dict(cost_errors.sections(report.keep_latest(rows), cost_errors.load(tables)))
 
 
 @pytest.fixture
 def errors(tmp_path):
-    """What is said of the model, by kernel, precision and source, of rows and tables."""
+    """Return a function of rows and tables: the errors of the model by kernel, precision and source."""
 
     def errors(rows, *tables):
-        found = said(*tables, rows=report.load([written(tmp_path / "rows.csv", rows)]))[ERRORS]
-        return found.set_index(["kernel", "precision", "source"]) if len(found) else found
+        section = make_sections(*tables, rows=report.load([written(tmp_path / "rows.csv", rows)]))[ERRORS]
+        return section.set_index(["kernel", "precision", "source"]) if len(section) else section
 
     return errors
 
 
-def test_errors_of_tables_are_by_kernel_and_precision(errors, tabled):
+def test_table_errors_are_grouped_by_kernel_and_precision(errors, save_table):
     ieee = dataclasses.replace(GRID, dtype=torch.float32)
     tf32 = dataclasses.replace(ieee, precision="tf32")
     problems = [dataclasses.replace(GRID, batch_size=batch) for batch in (1, 2, 4)]
-    table = tabled(
-        *(off_by(factor, problem) for factor, problem in zip((2.0, 0.25, 1.1), problems)),
-        off_by(1.5, ieee, "step"), off_by(1.0, tf32, "torch"),
-        off_by(3.0, dataclasses.replace(GRID, hidden_size=64), "block"),
+    table = save_table(
+        *(make_off_by(factor, problem) for factor, problem in zip((2.0, 0.25, 1.1), problems)),
+        make_off_by(1.5, ieee, "step"), make_off_by(1.0, tf32, "torch"),
+        make_off_by(3.0, dataclasses.replace(GRID, hidden_size=64), "block"),
     )  # fmt: skip
-    found = errors([], table)
-    assert list(found.index) == [
+    model_errors = errors([], table)
+    assert list(model_errors.index) == [
         ("block", "float16", "table"), ("grid", "float16", "table"), ("step", "fp32 ieee", "table"),
         ("torch", "fp32 tf32", "table"),
     ]  # fmt: skip
-    grid = found.loc["grid", "float16", "table"].tolist()
+    grid = model_errors.loc["grid", "float16", "table"].tolist()
     assert grid == pytest.approx([3, (2.0 * 0.25 * 1.1) ** (-1 / 3), 2.0, 4.0])
-    assert found.loc["step", "fp32 ieee", "table"].tolist() == pytest.approx([1, 1 / 1.5, 1.5, 1.5])
-    assert found.loc["torch", "fp32 tf32", "table"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
-    assert found.loc["block", "float16", "table"].tolist() == pytest.approx([1, 1 / 3, 3.0, 3.0])
+    assert model_errors.loc["step", "fp32 ieee", "table"].tolist() == pytest.approx([1, 1 / 1.5, 1.5, 1.5])
+    assert model_errors.loc["torch", "fp32 tf32", "table"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+    assert model_errors.loc["block", "float16", "table"].tolist() == pytest.approx([1, 1 / 3, 3.0, 3.0])
 
 
-def test_errors_of_rows_stand_beside_those_of_tables(errors, tabled):
+def test_row_errors_are_listed_with_table_errors(errors, save_table):
     rows = [
-        timed(1.25 * estimate("grid")), timed(0.5 * estimate("torch", in_graph=False), "torch"),
-        timed(estimate("step", in_graph=False), "step", provider="triton_gru.step"),
+        make_row(1.25 * estimate("grid")), make_row(0.5 * estimate("torch", in_graph=False), "torch"),
+        make_row(estimate("step", in_graph=False), "step", provider="triton_gru.step"),
     ]  # fmt: skip
-    found = errors(rows, tabled(off_by(2.0)))
-    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.8, 1.25, 1.25])
-    assert found.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 2.0, 2.0, 2.0])
-    assert found.loc["step", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
-    assert found.loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
-    assert len(found) == 4
+    model_errors = errors(rows, save_table(make_off_by(2.0)))
+    assert model_errors.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.8, 1.25, 1.25])
+    assert model_errors.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 2.0, 2.0, 2.0])
+    assert model_errors.loc["step", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+    assert model_errors.loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+    assert len(model_errors) == 4
 
 
-def test_a_cell_of_rows_is_timed_in_a_graph_if_it_can_be_and_counts_once(errors):
-    """Asked for by name or not; measured again later; each batch is a cell of its own."""
+def test_each_cell_counts_once_and_prefers_graph_times(errors):
+    """Rows of a kernel by name, host times and earlier runs do not count again."""
     expected = estimate("grid")
     rows = [
-        timed(4.0 * expected, mode="graph"), timed(2.0 * expected, mode="graph", run_id="2"), timed(9.0 * expected),
-        timed(9.0 * expected, provider="triton_gru.grid"), timed(9.0 * expected, mode="host"),
-        timed(9.0 * estimate("torch"), "torch"), timed(estimate("torch"), "torch", mode="graph"),
+        make_row(4.0 * expected, mode="graph"), make_row(2.0 * expected, mode="graph", run_id="2"),
+        make_row(9.0 * expected),
+        make_row(9.0 * expected, provider="triton_gru.grid"), make_row(9.0 * expected, mode="host"),
+        make_row(9.0 * estimate("torch"), "torch"), make_row(estimate("torch"), "torch", mode="graph"),
     ]  # fmt: skip
-    found = errors(rows)
-    assert found.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
-    assert found.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
+    model_errors = errors(rows)
+    assert model_errors.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
+    assert model_errors.loc["torch", "float16", "CSV"].tolist() == pytest.approx([1, 1.0, 1.0, 1.0])
 
 
-def test_a_cold_l2_is_apart(errors):
-    found = errors([timed(estimate("grid")), timed(2.0 * estimate("grid"), l2="cold")])
-    assert found["estimate over measured"].to_dict() == pytest.approx({
+def test_cold_l2_is_a_separate_source(errors):
+    model_errors = errors([make_row(estimate("grid")), make_row(2.0 * estimate("grid"), l2="cold")])
+    assert model_errors["estimate over measured"].to_dict() == pytest.approx({
         ("grid", "float16", "CSV"): 1.0, ("grid", "float16", "CSV, cold L2"): 0.5
     })  # fmt: skip
 
@@ -156,16 +157,17 @@ def test_a_cold_l2_is_apart(errors):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_estimated_is_left_out(more, errors):
-    assert len(errors([timed(1.0)])) == 1
-    assert len(errors([dataclasses.replace(timed(1.0), **more)])) == 0
+def test_skips_rows_that_cannot_be_estimated(more, errors):
+    assert len(errors([make_row(1.0)])) == 1
+    assert len(errors([dataclasses.replace(make_row(1.0), **more)])) == 0
 
 
 @pytest.mark.parametrize(
     "name, sms, device",
     [
         ("NVIDIA H200", "132", H200), ("NVIDIA A100-SXM4-80GB", "108", A100), ("NVIDIA A100-SXM4-80GB", "", A100),
-        ("NVIDIA GeForce RTX 5090", "170", KNOWN_DEVICES["RTX 5090"]), ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
+        ("NVIDIA GeForce RTX 5090", "170", KNOWN_DEVICES["RTX 5090"]),
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", "82", None),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "42", None), ("NVIDIA GB200", "148", None),
         ("NVIDIA H100 80GB HBM3", "132", KNOWN_DEVICES["H100"]), ("NVIDIA H100 PCIe", "114", None),
         ("NVIDIA GH200 480GB", "132", KNOWN_DEVICES["GH200"]), ("NVIDIA H800", "132", None),
@@ -173,19 +175,19 @@ def test_what_cannot_be_estimated_is_left_out(more, errors):
         ("NVIDIA L40S", "142", KNOWN_DEVICES["L40S"]), ("NVIDIA L40", "142", None),
     ],
 )  # fmt: skip
-def test_devices_are_known_by_what_drivers_call_them(name, sms, device):
+def test_devices_are_found_by_driver_name(name, sms, device):
     assert cost_errors.device_of(name, sms) is device
 
 
-def test_a_table_is_estimated_as_the_device_that_it_names(tabled):
-    """And not as another with as many multiprocessors of the same kind."""
+def test_table_is_estimated_for_the_device_it_names(save_table):
+    """Other devices have the same architecture and number of multiprocessors."""
     devices = (dataclasses.replace(H200, name=name) for name in ("NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H800"))
-    found = said(*(tabled(off_by(1.0), device=device) for device in devices))["Tuned tables"]
-    assert found["estimated as"].tolist() == ["H200", "GH200", "unknown"]
+    section = make_sections(*(save_table(make_off_by(1.0), device=device) for device in devices))["Tuned tables"]
+    assert section["estimated as"].tolist() == ["H200", "GH200", "unknown"]
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
-def test_configurations_are_read_as_they_are_written(kernel):
+def test_configurations_survive_a_round_trip(kernel):
     config = config_of(kernel, dataclasses.replace(GRID, hidden_size=64))
     assert cost_errors.config_of(kernel, config_text(config)) == config
 
@@ -205,18 +207,18 @@ JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "
         JSON.replace("units", "others"), JSON.replace("}", ', "more": 1}'), JSON[:-1], f"[{JSON}]", JSON * 2,
     ],
 )  # fmt: skip
-def test_nothing_else_is_read_as_a_configuration(text):
+def test_other_texts_are_no_configuration(text):
     assert cost_errors.config_of("step", JSON) is not None
     assert cost_errors.config_of("step", text) is None
 
 
-def test_no_hand_over_is_made_up():
+def test_unknown_hand_over_is_no_configuration():
     text = config_text(config_of("grid"))
     assert isinstance(cost_errors.config_of("grid", text), GridConfig)
     assert cost_errors.config_of("grid", text.replace("flag", "hearsay")) is None
 
 
-def test_problems_are_those_of_keys_and_rows(tmp_path):
+def test_problems_are_read_from_keys_and_rows(tmp_path):
     packed = Problem(7, 8, 96, 96, 3, True, torch.bfloat16, "ieee", True, layout="packed")
     tf32 = dataclasses.replace(packed, dtype=torch.float32, precision="tf32", layout="dense", bidirectional=False)
     for problem in (packed, tf32, dataclasses.replace(tf32, precision="ieee", reset_after=False, layout="lengths")):
@@ -229,71 +231,76 @@ def test_problems_are_those_of_keys_and_rows(tmp_path):
     assert [cost_errors.problem_of_row(row) for _, row in rows.iterrows()] == wanted
 
 
-def test_the_kernel_that_the_model_takes_is_held_against_the_fastest(tabled):
-    """It takes grid: rightly; where step is faster; and there, where only the tuned grid was timed."""
+def test_chosen_kernel_is_compared_with_the_fastest(save_table):
+    """The model chooses grid for three entries: grid is fastest, step is faster, only the tuned grid was timed."""
     assert estimate("grid") < estimate("step")
     steps = [dataclasses.replace(GRID, steps=steps) for steps in (64, 128, 256)]
     right, wrong, untimed = (
-        entry(problem, grid=result("grid", grid, heuristic_ms=heuristic_ms), step=result("step", step))
+        make_entry(problem, grid=make_result("grid", grid, heuristic_ms=heuristic_ms), step=make_result("step", step))
         for problem, grid, heuristic_ms, step in zip(steps, (1.0, 1.0, 1.2), (1.1, 1.2, None), (2.0, 0.8, 0.5))
     )
-    found = said(tabled(right, wrong, untimed))
-    (choices,) = found[CHOICES].to_dict("records")
+    sections = make_sections(save_table(right, wrong, untimed))
+    (choices,) = sections[CHOICES].to_dict("records")
     assert choices == {
         "precision": "float16", "entries": 3, "geomean": pytest.approx((1.1 * 1.5 * 2.4) ** (1 / 3)),
         "median": pytest.approx(1.5), "max": pytest.approx(2.4), "within 15 %": 1, "that kernel": 1, "as tuned": 1,
     }  # fmt: skip
-    assert found[WORST].to_numpy().tolist() == [
+    assert sections[WORST].to_numpy().tolist() == [
         [str(untimed.key), "H200", "grid", "step", pytest.approx(2.4)],
         [str(wrong.key), "H200", "grid", "step", pytest.approx(1.5)],
     ]
 
 
-def test_a_kernel_that_the_heuristic_does_not_have_is_not_chosen(tabled):
-    """block for 512 hidden units: in the table, but not among the heuristic's."""
+def test_kernel_without_a_heuristic_configuration_is_not_chosen(save_table):
+    """The table has block for 512 hidden units, and the heuristic has not."""
     assert isinstance(config_of("block"), str)
     small = heuristic("block", dataclasses.replace(GRID, hidden_size=64), H200)
-    block = dataclasses.replace(result("torch", 1.0), config=small)
-    both, alone = entry(block=block, torch=result("torch", 3.0)), entry(dataclasses.replace(GRID, steps=9), block=block)
-    found = said(tabled(both, alone))
-    assert found[WORST][["chosen", "fastest", "loss"]].to_numpy().tolist() == [["torch", "block", pytest.approx(3.0)]]
-    assert found[CHOICES][["entries", "as tuned"]].to_numpy().tolist() == [[1, 0]]
+    block = dataclasses.replace(make_result("torch", 1.0), config=small)
+    with_torch, only_block = (
+        make_entry(block=block, torch=make_result("torch", 3.0)),
+        make_entry(dataclasses.replace(GRID, steps=9), block=block),
+    )
+    sections = make_sections(save_table(with_torch, only_block))
+    assert sections[WORST][["chosen", "fastest", "loss"]].to_numpy().tolist() == [
+        ["torch", "block", pytest.approx(3.0)]
+    ]
+    assert sections[CHOICES][["entries", "as tuned"]].to_numpy().tolist() == [[1, 0]]
 
 
-def test_heuristic_over_tuned(tabled):
+def test_heuristic_over_tuned(save_table):
     problems = [dataclasses.replace(GRID, batch_size=batch) for batch in (1, 2, 4)]
     entries = [
-        entry(problem, grid=result("grid", 2.0, heuristic_ms=2.0 * over), torch=result("torch", 1.0))
+        make_entry(problem, grid=make_result("grid", 2.0, heuristic_ms=2.0 * over), torch=make_result("torch", 1.0))
         for problem, over in zip(problems, (1.0, 1.125, 2.0))
     ]
-    entries.append(entry(dataclasses.replace(GRID, batch_size=8), grid=result("grid", 2.0)))
-    found = said(tabled(*entries))[OVER_TUNED]
-    assert found.to_dict("records") == [{
+    entries.append(make_entry(dataclasses.replace(GRID, batch_size=8), grid=make_result("grid", 2.0)))
+    section = make_sections(save_table(*entries))[OVER_TUNED]
+    assert section.to_dict("records") == [{
         "kernel": "grid", "entries": 3, "geomean": pytest.approx(2.25 ** (1 / 3)), "median": 1.125, "max": 2.0,
         "within 15 %": 2,
     }]  # fmt: skip
 
 
-def test_of_entries_of_one_key_the_last_table_counts(errors, tmp_path):
-    tables = [store.save([off_by(factor)], H200, tmp_path / str(factor)) for factor in (4.0, 2.0)]
+def test_last_table_wins_for_equal_keys(errors, tmp_path):
+    tables = [store.save([make_off_by(factor)], H200, tmp_path / str(factor)) for factor in (4.0, 2.0)]
     assert errors([], *tables).loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
 
 
-def test_nothing_is_estimated_for_an_unknown_device(tabled):
-    table = tabled(entry(grid=result("grid", 1.0, heuristic_ms=1.1)), device=UNKNOWN)
-    found = said(table)
-    assert [title for title in found if len(found[title])] == ["Tuned tables", OVER_TUNED]
-    assert found["Tuned tables"].to_dict("records") == [{
+def test_nothing_is_estimated_for_an_unknown_device(save_table):
+    table = save_table(make_entry(grid=make_result("grid", 1.0, heuristic_ms=1.1)), device=UNKNOWN)
+    sections = make_sections(table)
+    assert [title for title in sections if len(sections[title])] == ["Tuned tables", OVER_TUNED]
+    assert sections["Tuned tables"].to_dict("records") == [{
         "table": "NVIDIA-Unheard-of.json", "name": "NVIDIA Unheard-of", "cc": "90", "sms": "7",
         "estimated as": "unknown", "entries": 1, "not understood": 0,
     }]  # fmt: skip
 
 
 @pytest.mark.parametrize("files", ["csv", "json", "csv json", "json csv"])
-def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, tabled, capsys):
-    rows = [timed(1.25 * estimate("grid")), timed(2.0, "torch")]
-    paths = {"csv": written(tmp_path / "rows.csv", rows), "json": tabled(off_by(2.0))}
-    assert main([*(str(paths[each]) for each in files.split())]) == 0
+def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, save_table, capsys):
+    rows = [make_row(1.25 * estimate("grid")), make_row(2.0, "torch")]
+    paths = {"csv": written(tmp_path / "rows.csv", rows), "json": save_table(make_off_by(2.0))}
+    assert main([*(str(paths[kind]) for kind in files.split())]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in lines if line.startswith("grid ") and "float16" in line] == [
         *["grid float16 CSV 1 0.8 1.25 1.25"] * ("csv" in files), *["grid float16 table 1 0.5 2 2"] * ("json" in files)
@@ -301,9 +308,9 @@ def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, tabled, capsys
     assert ("Tuned tables" in lines) == ("json" in files)
 
 
-def test_tables_in_markdown(tabled, capsys):
-    ours = result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
-    assert main(["--markdown", str(tabled(entry(grid=ours)))]) == 0
+def test_tables_in_markdown(save_table, capsys):
+    ours = make_result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
+    assert main(["--markdown", str(save_table(make_entry(grid=ours)))]) == 0
     lines = squeezed(capsys.readouterr().out.splitlines())
     assert f"**{ERRORS}**" in lines and f"**{CHOICES}**" in lines and f"**{WORST}**" not in lines
     assert "| H200.json | H200 | 90 | 132 | H200 | 1 | 0 |" in lines
@@ -311,36 +318,36 @@ def test_tables_in_markdown(tabled, capsys):
     assert "| grid | 1 | 1.1 | 1.1 | 1.1 | 1 |" in lines
 
 
-def test_what_is_no_table_is_refused(tmp_path, tabled, capsys):
-    good, bad = tabled(off_by(1.0)), tmp_path / "bad.json"
+def test_refuses_files_that_are_no_tables(tmp_path, save_table, capsys):
+    good, bad = save_table(make_off_by(1.0)), tmp_path / "bad.json"
     for text in ("", "{}", "[" * 99999, '{"schema": 1, "device": 1, "entries": []}', "schema,run_id\n"):
         bad.write_text(text)
         assert main([str(good), str(bad)]) == 2
         out, err = capsys.readouterr()
-        assert not out and f"{bad} is no tuned table: it " in err
+        assert not out and f"{bad} is not a tuned table: it " in err
     bad.unlink()
     assert main([str(bad)]) == 2
     assert "bad.json" in capsys.readouterr().err
 
 
-def test_entries_that_are_not_understood_are_counted(tabled):
-    path = tabled(off_by(1.0))
+def test_counts_entries_that_are_not_understood(save_table):
+    path = save_table(make_off_by(1.0))
     path.write_text(path.read_text().replace('"entries": [', '"entries": [{"key": "of another version"},'))
-    (line,) = said(path)["Tuned tables"].to_dict("records")
+    (line,) = make_sections(path)["Tuned tables"].to_dict("records")
     assert (line["entries"], line["not understood"]) == (1, 1)
 
 
-def test_an_empty_table_says_nothing(tabled, capsys):
-    assert main([str(tabled())]) == 0
+def test_empty_table_has_no_errors(save_table, capsys):
+    assert main([str(save_table())]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "Tuned tables"
 
 
-def test_a_csv_of_which_nothing_is_estimated_says_so(tmp_path, capsys):
+def test_reports_a_csv_without_estimates(tmp_path, capsys):
     assert main([str(written(tmp_path / "rows.csv", [row("torchrl", 1.0)]))]) == 0
-    assert capsys.readouterr().out == "nothing that the cost model has an estimate of\n"
+    assert capsys.readouterr().out == "the files have no time that the cost model estimates\n"
 
 
-def test_a_factor_is_as_far_off_below_as_above(errors, tabled):
-    found = errors([], tabled(off_by(1.3, dataclasses.replace(GRID, steps=8)), off_by(1 / 1.3)))
-    line = found.loc["grid", "float16", "table"]
+def test_error_factors_are_symmetric(errors, save_table):
+    model_errors = errors([], save_table(make_off_by(1.3, dataclasses.replace(GRID, steps=8)), make_off_by(1 / 1.3)))
+    line = model_errors.loc["grid", "float16", "table"]
     assert line["median off by"] == pytest.approx(1.3) and math.isclose(line["estimate over measured"], 1.0)

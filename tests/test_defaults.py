@@ -1,4 +1,4 @@
-"""torch's default device and dtype, which a user may have set, change nothing of what the library computes."""
+"""The default device and dtype of torch, which a user may have set, do not change the library's results."""
 
 import ast
 import contextlib
@@ -19,32 +19,32 @@ from triton_gru.tuning.example import open_example
 from .calls import make_gru
 
 ROOT = pathlib.Path(__file__).parent.parent
-PLACED = {each.__name__ for each in torch.utils._device._device_constructors()}
+CONSTRUCTORS = {function.__name__ for function in torch.utils._device._device_constructors()}
 
 
-def constructions(source):
-    """Yield the calls of ``source`` that make a tensor wherever torch's default device is."""
-    made = {f"torch.{name}" for name in PLACED}
+def find_constructions(source):
+    """Yield the calls in ``source`` that make a tensor on torch's default device."""
+    constructors = {f"torch.{name}" for name in CONSTRUCTORS}
     for node in ast.walk(ast.parse(source)):
-        makes = isinstance(node, ast.Call) and ast.unparse(node.func) in made
+        makes = isinstance(node, ast.Call) and ast.unparse(node.func) in constructors
         if makes and "device" not in [keyword.arg for keyword in node.keywords]:
             yield node
 
 
 @pytest.mark.parametrize("folder", ["triton_gru", "perf"])
-def test_every_tensor_is_made_on_a_device_that_is_named(folder):
-    assert len(list(constructions("torch.arange(3), torch.tensor(2.0, dtype=x), torch.zeros(1, device=d)"))) == 2
-    found = [
+def test_every_tensor_names_its_device(folder):
+    assert len(list(find_constructions("torch.arange(3), torch.tensor(2.0, dtype=x), torch.zeros(1, device=d)"))) == 2
+    unnamed = [
         f"{path}:{call.lineno}"
         for path in (ROOT / folder).rglob("*.py")
-        if "kernels" not in path.parts  # Triton's arange is another
-        for call in constructions(path.read_text())
+        if "kernels" not in path.parts  # tl.arange has no device
+        for call in find_constructions(path.read_text())
     ]
-    assert not found
+    assert not unnamed
 
 
 @contextlib.contextmanager
-def default_dtype(dtype):
+def use_default_dtype(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -53,13 +53,13 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-OTHERS = {"device": lambda: torch.device("meta"), "dtype": lambda: default_dtype(torch.float64)}
+OTHERS = {"device": lambda: torch.device("meta"), "dtype": lambda: use_default_dtype(torch.float64)}
 
 
 @pytest.mark.parametrize("backend", ["block", "grid", "step", "reference", "torch"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_results_are_the_same_under_other_defaults(other, backend, device, monkeypatch):
-    monkeypatch.setattr(hang, "_watchdogs", {})  # made under these defaults
+    monkeypatch.setattr(hang, "_watchdogs", {})  # made again under these defaults
     gru = make_gru(4, 16, "fp32", device, backend)
     cell = triton_gru.GRUCell(4, 16, device=device, backend="reference" if backend == "grid" else backend).eval()
     x, lengths = torch.randn(3, 3, 4, device=device), torch.tensor([2, 3, 1])
@@ -74,18 +74,18 @@ def test_results_are_the_same_under_other_defaults(other, backend, device, monke
         expected = run()
         with OTHERS[other]():
             actual = run()
-    for mine, its in zip(actual, expected, strict=True):
-        assert mine.device.type == device and torch.equal(mine, its)
+    for result, expected_result in zip(actual, expected, strict=True):
+        assert result.device.type == device and torch.equal(result, expected_result)
 
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
-def test_the_tuner_and_the_check_work_under_other_defaults(other, layout):
+def test_tuner_and_check_work_under_other_defaults(other, layout):
     problem = Problem(4, 3, 5, 16, 1, False, torch.float16, "ieee", True, layout=layout)
     with OTHERS[other](), torch.no_grad():
         assert timing.quantiles([1.0, 2.0, 3.0]).p50 == 2.0
-        with open_example(problem, "cpu") as made:
-            assert made.call.problem == problem
+        with open_example(problem, "cpu") as example:
+            assert example.call.problem == problem
         gru = triton_gru.GRU(5, 16, device="cpu", dtype=torch.float32)
         x = torch.randn(2, 3, 5, device="cpu", dtype=torch.float32)
         assert accuracy.compute_exact(gru, x, None)[0].dtype == torch.float64

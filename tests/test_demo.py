@@ -1,4 +1,4 @@
-"""The demo's model, bookkeeping and story, on made-up weights."""
+"""The demo's model, bookkeeping and printed story, with random weights."""
 
 import pathlib
 import re
@@ -33,14 +33,14 @@ def dictionary():
 
 def assert_fits_a_screen(story: str) -> None:
     lines = story.splitlines()
-    assert len(lines) <= 38 and max(map(len, lines)) <= 100  # beside two lines of the installation
+    assert len(lines) <= 38 and max(map(len, lines)) <= 100  # the installation prints two more lines
     assert "\r" not in story
 
 
 @pytest.mark.parametrize("gcc", ["/usr/bin/gcc", None])
-def test_the_story_without_a_gpu(gcc, model, dictionary, monkeypatch, capsys):
+def test_story_without_a_gpu(gcc, model, dictionary, monkeypatch, capsys):
     monkeypatch.setattr(demo.shutil, "which", lambda name: gcc)
-    demo.tell(model, dictionary, 12, "cpu")
+    demo.present(model, dictionary, 12, "cpu")
     story = capsys.readouterr().out
     assert_fits_a_screen(story)
     assert "no GPU: times below are nn.GRU's" in story and "Why nn.GRU? " in story
@@ -51,9 +51,9 @@ def test_the_story_without_a_gpu(gcc, model, dictionary, monkeypatch, capsys):
     assert (demo.EXECUTED in meaning, demo.NO_GCC in meaning) == (bool(gcc), not gcc)
 
 
-def test_the_story_on_a_gpu(model, dictionary, device, launched, monkeypatch, capsys):
+def test_story_on_a_gpu(model, dictionary, device, launched, monkeypatch, capsys):
     monkeypatch.setattr(demo, "PASSES", 1)
-    demo.tell(model.to(device), dictionary, 12, device)
+    demo.present(model.to(device), dictionary, 12, device)
     story = capsys.readouterr().out
     assert_fits_a_screen(story)
     assert launched.scan_count
@@ -62,7 +62,7 @@ def test_the_story_on_a_gpu(model, dictionary, device, launched, monkeypatch, ca
     assert "of 12 words. words/s are the whole model's" in " ".join(story.split())
 
 
-def test_of_the_words_that_differ_three_are_shown(capsys):
+def test_shows_three_words_that_differ(capsys):
     words = [letter * 30 for letter in "abcde"]
     expected = demo.Pronounced("fp32", {word: (("AA1",) * 20, 0.1 * i) for i, word in enumerate(words)}, 0.0)
     other = demo.Pronounced("fp16", dict.fromkeys(words[1:], (("B",) * 20, 0.0)), 0.0)
@@ -70,22 +70,22 @@ def test_of_the_words_that_differ_three_are_shown(capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split(":")[0].split() for line in lines[1:]] == [[f"{0.1 * i:.4f}", words[i]] for i in (4, 3, 2)]
     assert max(map(len, lines)) <= 100
-    with pytest.raises(AssertionError, match="4 words pronounced otherwise than nn.GRU does"):
+    with pytest.raises(AssertionError, match="4 words differ from those of nn.GRU"):
         demo.must_agree(other, expected)
     demo.must_agree(expected, expected)
 
 
-def test_a_terminal_shows_progress_in_one_line(monkeypatch, capsys):
+def test_progress_takes_one_line_of_a_terminal(monkeypatch, capsys):
     demo.show_progress("1 of 2 words")
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     demo.show_progress("1 of 2 words")
     demo.show_progress("2 of 2 words")
-    demo.say("a row")
+    demo.print_text("a row")
     assert capsys.readouterr().out == "\r\x1b[K1 of 2 words\r\x1b[K2 of 2 words\r\x1b[Ka row\n"
 
 
-def test_the_model_says_the_same_on_the_kernels(model, device, launched):
+def test_model_gives_the_same_results_on_kernels(model, device, launched):
     model.to(device)
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     letters = g2p.encode(["word", "gate"], device)
@@ -101,7 +101,7 @@ def test_the_model_says_the_same_on_the_kernels(model, device, launched):
     torch.testing.assert_close(kernels_gaps, gaps, rtol=0, atol=1e-4)
 
 
-def test_batches_hold_one_length_each():
+def test_each_batch_has_words_of_one_length():
     words = ["a", "bb", "cc", "d", "eee", "ff"]
     groups = g2p.batches(words, 2)
     assert groups == [["a", "d"], ["bb", "cc"], ["ff"], ["eee"]]

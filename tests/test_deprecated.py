@@ -31,20 +31,20 @@ OLD_NAMES = {
 
 
 @pytest.mark.parametrize("old", OLD_NAMES)
-def test_an_attribute_by_its_old_name(old):
+def test_old_attribute_names_warn(old):
     owner, new = OLD_NAMES[old]
     with pytest.warns(DeprecationWarning, match=f"{old} of triton_gru's {type(owner).__name__} is named {new} now"):
         assert getattr(owner, old) == getattr(owner, new)
 
 
-def test_a_field_by_its_old_keyword():
+def test_old_keywords_of_fields_warn():
     with pytest.warns(DeprecationWarning, match="named unsupported_reason"):
         assert dataclasses.replace(PROBLEM, obstacle="a hook").unsupported_reason == "a hook"
     with pytest.warns(DeprecationWarning, match="named is_tuned"):
         assert dataclasses.replace(PLAN, tuned=True).is_tuned
 
 
-def test_arguments_of_tune_by_their_old_keywords():
+def test_old_keywords_of_tune_warn():
     with pytest.warns(DeprecationWarning) as warned, pytest.raises(RuntimeError, match="no kernel"):
         triton_gru.tune([PROBLEM], device="cpu", anew=True, say=print)
-    assert {str(each.message).split()[0] for each in warned} == {"anew", "say"}
+    assert {str(warning.message).split()[0] for warning in warned} == {"anew", "say"}

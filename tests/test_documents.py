@@ -1,4 +1,4 @@
-"""What READMEs promise: Python blocks run, command lines parse, links lead somewhere, figures are those of the CSVs."""
+"""Checks of documents: Python blocks run, command lines parse, links resolve, figures are those of the CSVs."""
 
 import argparse
 import contextlib
@@ -24,14 +24,14 @@ from triton_gru import cli
 from triton_gru.commands import tune
 
 ROOT = pathlib.Path(__file__).parent.parent
-# NOTES.md is a record of what was found, whose commands belong to their time.
+# NOTES.md is left out: it is a record, and its commands are of its time.
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
     for folder in (".", "triton_gru", "tests", "perf", "scripts")
     for path in sorted((ROOT / folder).glob("*.md" if folder == "." else "**/*.md"))
     if path.name != "NOTES.md"
 }
-LONGEST_README = 180  # lines
+MAX_README_LINES = 180
 
 
 class Block(NamedTuple):
@@ -42,7 +42,7 @@ class Block(NamedTuple):
     line: int
 
 
-def blocks_of(document: str) -> list[Block]:
+def find_blocks(document: str) -> list[Block]:
     blocks, fence, start = [], None, 0
     lines = DOCUMENTS[document].splitlines()
     for number, line in enumerate(lines, 1):
@@ -53,30 +53,32 @@ def blocks_of(document: str) -> list[Block]:
         else:
             blocks.append(Block(fence, "\n".join(lines[start : number - 1]), start + 1))
             fence = None
-    assert fence is None, f"{document}:{start}: a block that does not end"
+    assert fence is None, f"{document}:{start}: the block that starts here has no end"
     return blocks
 
 
-def prose_of(document: str) -> str:
+def strip_code_blocks(document: str) -> str:
     return re.sub(r"^```.*?^```", "", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
 
 
-# Python.
+# ---- Python
 
 
-WITH_PYTHON = [document for document in DOCUMENTS if any(block.language == "python" for block in blocks_of(document))]
+WITH_PYTHON = [document for document in DOCUMENTS if any(block.language == "python" for block in find_blocks(document))]
 
 
-def test_the_readme_has_examples():
+def test_readme_has_examples():
     assert "README.md" in WITH_PYTHON
-    languages = {block.language for document in DOCUMENTS for block in blocks_of(document)}
+    languages = {block.language for document in DOCUMENTS for block in find_blocks(document)}
     assert languages == {"python", "sh", "text"}
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # Keras's
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)  # Keras warns itself
 @pytest.mark.parametrize("document", WITH_PYTHON)
 def test_python_blocks_run(document, kernels_on_cpu, launched, tables, monkeypatch):
-    """Run the blocks one after the other, as one who pastes them. The text block after one is what it prints."""
+    """Run the blocks in order, in one namespace. The text block after a block has to be its output."""
     monkeypatch.chdir(tables)
     for printed, expected in run_blocks(document, lambda text: text.replace('"cuda"', '"cpu"')):
         assert expected is None or printed.rstrip() == expected.text, f"{document}:{expected.line}"
@@ -93,8 +95,8 @@ def test_python_blocks_run_on_a_gpu(document, launched, tables, monkeypatch):
 
 
 def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str, Block | None]]:
-    """Run the Python blocks in one namespace. Yield what each has printed, and the text block after it, if any."""
-    blocks = blocks_of(document)
+    """Run the Python blocks in one namespace. Yield the output of each, and the text block after it or None."""
+    blocks = find_blocks(document)
     names = {"__name__": "pasted"}
     for block, following in zip(blocks, [*blocks[1:], None]):
         if block.language == "python":
@@ -104,27 +106,28 @@ def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str
             yield printed.getvalue(), following if following and following.language == "text" else None
 
 
-# Command lines.
+# ---- command lines
 
 
 COMMANDS = [
     pytest.param(line, id=f"{document}:{number}")
     for document in DOCUMENTS
-    for block in blocks_of(document)
+    for block in find_blocks(document)
     if block.language == "sh"
     for number, line in enumerate(block.text.splitlines(), block.line)
     if line.strip() and not line.startswith("#")
 ]
-# Those within a sentence, of the README alone: elsewhere they may be patterns.
+# Commands within a sentence, in the README only: in other documents they may be patterns.
 COMMANDS += [
-    pytest.param(line) for line in re.findall(r"`((?:triton-gru|python|pip|scripts/) ?[^`]*)`", prose_of("README.md"))
+    pytest.param(line)
+    for line in re.findall(r"`((?:triton-gru|python|pip|scripts/) ?[^`]*)`", strip_code_blocks("README.md"))
 ]
 MARKERS = {"gpu", "first", "alone"}
-TOOLS = {"cd", "cp", "git", "tar"}  # not ours to check
+TOOLS = {"cd", "cp", "git", "tar"}  # their arguments are not checked
 
 
-class Parsed(Exception):
-    """A real parser has taken the arguments."""
+class _ParsedArguments(Exception):
+    """An exception with the arguments that a parser has accepted."""
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -140,7 +143,7 @@ def check_command(words: list[str]) -> None:
     if program in ("python", ".venv/bin/python"):
         check_python(arguments)
     elif program == "triton-gru":
-        options = parsed(cli.main, arguments)
+        options = parse_arguments(cli.main, arguments)
         if options.command == "tune":
             tune.refuse_contradictions(options)
     elif program.startswith("scripts/"):
@@ -148,7 +151,7 @@ def check_command(words: list[str]) -> None:
     elif program in ("pip", "pytest"):
         {"pip": check_pip, "pytest": check_pytest}[program](arguments)
     else:
-        assert program in TOOLS, f"nobody checks the arguments of {program!r}"
+        assert program in TOOLS, f"no check for the arguments of {program!r}: add it to check_command or TOOLS"
 
 
 def check_python(arguments: list[str]) -> None:
@@ -161,7 +164,7 @@ def check_python(arguments: list[str]) -> None:
         assert all(word.endswith(".json") for word in rest)
     elif flag:
         main = {"perf": perf.__main__.main, "tests.ptx": tests.ptx.__main__.main, "triton_gru": cli.main}[name]
-        parsed(main, rest, sys_argv=name == "tests.ptx")
+        parse_arguments(main, rest, sys_argv=name == "tests.ptx")
         for path in rest:
             assert not path.startswith("perf/") or not path.endswith(".csv") or list(ROOT.glob(path)), path
     else:
@@ -170,11 +173,11 @@ def check_python(arguments: list[str]) -> None:
 
 def check_script(name: str, arguments: list[str]) -> None:
     path = ROOT / name
-    assert path.is_file(), f"there is no {name}"
+    assert path.is_file(), f"{name} does not exist"
     if name == "scripts/test":
         check_pytest(arguments)
         return
-    if path.parent.name == "examples":  # whose arguments are those of a function: tests/test_examples.py
+    if path.parent.name == "examples":  # tests/test_examples.py checks them
         return
     python = (
         path if path.read_text().startswith('"""') or "python" in path.read_text()[:30] else path.with_suffix(".py")
@@ -186,20 +189,20 @@ def check_script(name: str, arguments: list[str]) -> None:
     script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     with mock.patch.object(sys, "path", [str(python.parent), *sys.path]):
         loader.exec_module(script)
-    parsed(script.main, arguments, sys_argv=True)
+    parse_arguments(script.main, arguments, sys_argv=True)
 
 
-def parsed(main: Callable, arguments: list[str], sys_argv: bool = False) -> argparse.Namespace:
-    """Return what the parser of ``main`` makes of the arguments, without running any further."""
+def parse_arguments(main: Callable, arguments: list[str], sys_argv: bool = False) -> argparse.Namespace:
+    """Return the arguments as the parser of ``main`` reads them. Stop ``main`` there."""
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(parser, *given) -> None:
-        raise Parsed(parse_args(parser, *given))
+        raise _ParsedArguments(parse_args(parser, *given))
 
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
         mock.patch.object(sys, "argv", ["program", *arguments]),
-        pytest.raises(Parsed) as caught,
+        pytest.raises(_ParsedArguments) as caught,
     ):
         main() if sys_argv else main(arguments)
     return caught.value.args[0]
@@ -225,42 +228,42 @@ def check_pytest(arguments: list[str]) -> None:
     assert set(re.findall(r"\w+", options.m or "")) <= MARKERS | {"and", "or", "not"}
 
 
-# Text.
+# ---- text
 
 
-def anchors_of(document: str) -> set[str]:
-    """Return the anchors that GitHub gives the headings."""
-    headings = re.findall(r"^#+ (.+)$", prose_of(document), re.MULTILINE)
+def find_anchors(document: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", strip_code_blocks(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
+def test_links_resolve(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", strip_code_blocks(document)):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
-        found = (ROOT / document).parent / path if path else ROOT / document
-        assert found.exists(), target
+        linked = (ROOT / document).parent / path if path else ROOT / document
+        assert linked.exists(), target
         if anchor:
-            assert anchor in anchors_of(str(found.resolve().relative_to(ROOT))), target
+            assert anchor in find_anchors(str(linked.resolve().relative_to(ROOT))), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_code_stands_in_fences(document):
-    """Code that is only indented would be checked by nobody."""
-    indented = re.findall(r"(?<=\n\n)    (?! )\S.*", prose_of(document))
+def test_code_is_fenced(document):
+    """The other tests check only fenced code, so indented code would stay unchecked."""
+    indented = re.findall(r"(?<=\n\n)    (?! )\S.*", strip_code_blocks(document))
     assert not [line for line in indented if not re.match(r"\s+([-*]|\d+\.)", line)]
 
 
-def test_the_readme_is_short():
-    assert len(DOCUMENTS["README.md"].splitlines()) <= LONGEST_README
+def test_readme_is_short():
+    assert len(DOCUMENTS["README.md"].splitlines()) <= MAX_README_LINES
 
 
 TIMES = re.compile(r"^\| (float16|TF32)(, packed)? \| (\d+) \| (\d+)((?: \| [\d.]+){4}) \|$", re.MULTILINE)
 
 
-def test_the_readmes_times_are_those_of_the_csvs():
+def test_readme_times_are_those_of_the_csvs():
     folder = ROOT / "perf/results/NVIDIA-H200/second-light"
     rows = keep_latest(load([folder / f"{name}-NVIDIA-H200.csv" for name in ("heart", "packed")]))
     rows = rows[rows["status"].isin(["ok", "noisy"])].set_index(["precision", "form", "H", "B", "mode", "base"])[

@@ -1,4 +1,4 @@
-"""scripts/environment.sh: what a user sees of an installation."""
+"""scripts/environment.sh: the output of an installation."""
 
 import pathlib
 import re
@@ -15,14 +15,14 @@ def run(tmp_path):
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
 
-    def in_a_copy(commands: str) -> subprocess.CompletedProcess:
+    def run_in_a_copy(commands: str) -> subprocess.CompletedProcess:
         command = ["bash", "-c", f"source {tmp_path}/scripts/environment.sh; {commands}"]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    return in_a_copy
+    return run_in_a_copy
 
 
-def test_steps_are_one_line_and_the_rest_is_logged(run, tmp_path):
+def test_steps_print_one_line_and_log_the_rest(run, tmp_path):
     done = run("begin_install; step one echo 'many words'; step 'the other' true; end_install")
     assert (done.returncode, done.stderr) == (0, "")
     steps = r"== installing into .venv, once .*log: .venv/install.log\)\n   one ... the other ... done in \d+ s\n"
@@ -30,14 +30,14 @@ def test_steps_are_one_line_and_the_rest_is_logged(run, tmp_path):
     assert "== one: echo many words\nmany words\n" in (tmp_path / ".venv/install.log").read_text()
 
 
-def test_a_step_that_fails_ends_the_script_and_says_why(run):
+def test_failed_step_ends_the_script_and_prints_why(run):
     done = run("begin_install; step broken bash -c 'echo the reason >&2; exit 7'; echo not reached")
     assert done.returncode == 7
     assert done.stdout.endswith("   broken ... failed\n")
     assert "\nthe reason\n" in done.stderr and "installing broken failed with exit status 7" in done.stderr
 
 
-def test_the_cpu_build_of_torch_comes_from_pytorch_where_no_index_has_it(run):
+def test_installs_cpu_torch_from_pytorch_if_no_index_has_it(run):
     done = run("pip() { echo $*; [ $# -gt 2 ]; }; install_torch torch==1+cpu constraints pip")
     assert (done.returncode, done.stdout.splitlines()) == (
         0, ["--no-deps torch==1+cpu", "--no-deps --index-url https://download.pytorch.org/whl/cpu torch==1+cpu"],

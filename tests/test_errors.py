@@ -1,4 +1,4 @@
-"""Wrong calls raise what torch raises, on every backend, before anything is launched."""
+"""Wrong calls raise the errors of nn.GRU, on every backend, before a kernel is launched."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ CLEARER = {
 
 
 def assert_raises_alike(theirs, ours, call, clearer: str | None):
-    """Both raise the same type with the same message; or ours one of its own that has the word ``clearer``."""
+    """Assert that both raise the same type and message. With ``clearer`` our message has only to contain this word."""
     with pytest.raises(Exception) as expected:
         theirs(*call)
     for attempt in (ours, ours.plan):
@@ -45,7 +45,7 @@ def assert_raises_alike(theirs, ours, call, clearer: str | None):
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
 @pytest.mark.parametrize("name", [*WRONG_CALLS, *CLEARER])
-def test_errors(name, backend, launched):
+def test_errors_are_those_of_nn_gru(name, backend, launched):
     theirs, ours = make_twins(4, 5, 2)
     ours.eval().backend = backend
     clearer = None if name in WRONG_CALLS else name.split()[1].replace("elsewhere", "device")
@@ -71,15 +71,15 @@ CLEARER_CELL = {
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
 @pytest.mark.parametrize("name", [*WRONG_CELL_CALLS, *CLEARER_CELL])
-def test_cell_errors(name, backend, launched):
+def test_cell_errors_are_those_of_nn_gru_cell(name, backend, launched):
     theirs, ours = nn.GRUCell(4, 5), triton_gru.GRUCell(4, 5, backend=backend).eval()
     clearer = None if name in WRONG_CELL_CALLS else name.split()[1]
     assert_raises_alike(theirs, ours, (WRONG_CELL_CALLS | CLEARER_CELL)[name], clearer)
     assert not launched
 
 
-def test_a_cell_of_one_unit_tells_a_batch_of_one_from_none():
-    """Where sizes of one make torch's own checks pass, a kernel still refuses what is not its shape."""
+def test_cell_of_one_unit_refuses_hx_of_another_rank():
+    """The checks of nn.GRUCell pass if sizes are one. Our kernels refuse the shape."""
     cell = triton_gru.GRUCell(4, 1, backend="block").eval()
-    with pytest.raises(RuntimeError, match="as many dimensions as input"):
+    with pytest.raises(RuntimeError, match="same number of dimensions"):
         cell(torch.randn(4), torch.randn(1, 1))

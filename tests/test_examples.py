@@ -1,4 +1,4 @@
-"""The programs in scripts/examples, as their README shows them and on kernels."""
+"""The programs in scripts/examples: on a CPU as their README shows them, and on kernels."""
 
 import importlib
 import os
@@ -25,28 +25,28 @@ README = (FOLDER / "README.md").read_text()
 NAMES = "ragged", "streaming", "from_onnx", "tune_recorded"
 
 
-def shown_output(name: str) -> str:
-    """Return the output that the README shows of a program: the first block of text after its command."""
+def read_shown_output(name: str) -> str:
+    """Return the output that the README shows for a program: the first text block after its command."""
     return README.split(f"\npython scripts/examples/{name}.py\n")[1].split("```text\n")[1].split("```")[0]
 
 
-def without_measurements(text: str) -> str:
-    """Return a program's output without the digits of its differences, which are other ones on another CPU."""
+def hide_measurements(text: str) -> str:
+    """Return a program's output with "#" for the differences, whose digits depend on the CPU."""
     return re.sub(r"\d\.\de[+-]\d\d", "#", text)
 
 
-def test_the_readme_is_about_every_program():
+def test_readme_describes_every_program():
     assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(NAMES)
     assert re.findall(r"^## `(\w+)\.py`", README, re.MULTILINE) == list(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_a_cpu_it_prints_what_the_readme_shows(name, tmp_path):
+def test_prints_what_the_readme_shows_on_a_cpu(name, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(FOLDER / f"{name}.py")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert without_measurements(done.stdout) == without_measurements(shown_output(name))
+    assert hide_measurements(done.stdout) == hide_measurements(read_shown_output(name))
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
@@ -59,9 +59,8 @@ def test_ragged_on_a_kernel(device, launched, capsys):
 def test_streaming_on_a_kernel(device, launched, capsys):
     frames, small = (200, {}) if device == "cuda" else (6, {"frames": 6, "batch": 2, "hidden": 64})
     streaming.main(device, **small)
-    assert launched.has_only("step") and launched.scan_count == 2 * (
-        1 + frames
-    )  # of two layers, after one frame to warm up
+    layers, warm_up = 2, 1
+    assert launched.has_only("step") and launched.scan_count == layers * (warm_up + frames)
     printed = capsys.readouterr().out
     assert "served by: step (a Triton kernel)" in printed
     assert (" us a frame" in printed) == (device == "cuda")
@@ -69,7 +68,7 @@ def test_streaming_on_a_kernel(device, launched, capsys):
 
 @pytest.fixture
 def from_onnx():
-    pytest.importorskip("onnx", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+    pytest.importorskip("onnx", reason="onnx is not installed; scripts/test installs it")
     return importlib.import_module("from_onnx")
 
 
@@ -87,15 +86,15 @@ def test_from_onnx_takes_a_file(from_onnx, tmp_path, capsys):
 
 
 def test_tune_recorded_on_kernels(device, tables, launched, monkeypatch, tmp_path, capsys):
-    """A few candidates of each kernel, each timed once."""
+    """Tune with one candidate of each kernel, timed once."""
     for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._SCREENING_ROUNDS"):
         monkeypatch.setattr(f"triton_gru.tuning.{name}", 1)
 
-    def few(problem, described):
-        found = candidates(problem, described)
-        return [next(each for each in found if each.kernel == kernel) for kernel in KERNELS]
+    def one_of_each_kernel(problem, described):
+        all_candidates = candidates(problem, described)
+        return [next(entry for entry in all_candidates if entry.kernel == kernel) for kernel in KERNELS]
 
-    monkeypatch.setattr(run, "candidates", few)
+    monkeypatch.setattr(run, "candidates", one_of_each_kernel)
     tune_recorded.main(str(tmp_path / "recorded"), 20, device, requests=1, longest=3, hidden=16)
     assert {"block_scan", "grid_scan", "step_scan"} <= set(launched)
     assert (tmp_path / "recorded").is_file()

@@ -1,4 +1,4 @@
-"""What no kernel serves goes to torch, or to plain torch, says why, and is refused to a kernel asked for by name."""
+"""Calls that no kernel serves go to nn.GRU or the reference. Plans give the reason, and kernels by name raise it."""
 
 import copy
 import importlib.util
@@ -20,12 +20,12 @@ from .oracle import compute_exact
 from .twins import make_twins
 
 
-def rejection(plan):
+def find_rejection(plan):
     return dict(plan.rejection_reasons).get("block", "")
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
+def test_device_without_kernels_needs_no_plan(packed, monkeypatch):
     theirs, ours = (m.eval() for m in make_twins(4, 5))
     cell = triton_gru.GRUCell(4, 5).eval()
     x = torch.randn(3, 2, 4)
@@ -38,7 +38,7 @@ def test_a_device_without_kernels_costs_no_plan(packed, monkeypatch):
     assert torch.equal(cell(x[0]), expected)
 
 
-def test_packed_with_the_wrong_width():
+def test_packed_input_of_wrong_width_raises_the_error_of_nn_gru():
     theirs, ours = make_twins(4, 5)
     packed = pack_sequence([torch.randn(3, 7)])
     with pytest.raises(RuntimeError) as expected:
@@ -48,10 +48,10 @@ def test_packed_with_the_wrong_width():
     assert str(raised.value) == str(expected.value)
 
 
-def test_training_goes_to_torch_and_trains(device, launched):
+def test_training_goes_to_nn_gru(device, launched):
     theirs, ours = (m.to(device) for m in make_twins(4, 5, 2))
     x = torch.randn(3, 2, 4, device=device)
-    assert rejection(ours.plan(x)).startswith("the module is in training mode with grad enabled")
+    assert find_rejection(ours.plan(x)).startswith("the module is in training mode with grad enabled")
     for module in (theirs, ours):
         module(x)[0].square().sum().backward()
     for a, b in zip(ours.parameters(), theirs.parameters()):
@@ -69,11 +69,11 @@ def test_training_mode_without_grad_runs_the_kernel(device, launched):
     assert launched.scan_count == 1
 
 
-def test_dropout_in_training_goes_to_torch(device):
+def test_dropout_in_training_goes_to_nn_gru(device):
     gru = triton_gru.GRU(4, 5, 2, dropout=0.5, device=device)
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
-        assert "dropout" in rejection(gru.plan(x))
+        assert "dropout" in find_rejection(gru.plan(x))
         assert not torch.equal(gru(x)[0], gru(x)[0])
         gru.eval().backend = "block"
         assert torch.equal(gru(x)[0], gru(x)[0])
@@ -102,8 +102,8 @@ GRAD_MODES = {"enable": torch.enable_grad, "no": torch.no_grad, "inference": tor
 @pytest.mark.parametrize(
     "kind, dtype", [("gru", "float32"), ("gru", "float16"), ("gru", "bfloat16"), ("cell", "float32")]
 )
-def test_auto_leaves_to_torch_what_torch_differentiates(kind, dtype, training, mode, requires):
-    """On a GPU, in eval(): cells and bfloat16 GRUs, which are not cuDNN's. cuDNN itself has no backward there."""
+def test_auto_leaves_calls_to_nn_gru_that_it_differentiates(kind, dtype, training, mode, requires):
+    """In eval() on a GPU these are cells and bfloat16 GRUs: they do not use cuDNN, which has no backward in eval()."""
     dtype = getattr(torch, dtype)
     if kind == "gru":
         module, x, hx, bind = triton_gru.GRU(4, 16, dtype=dtype), torch.randn(3, 2, 4), torch.randn(1, 2, 16), bind_gru
@@ -118,19 +118,19 @@ def test_auto_leaves_to_torch_what_torch_differentiates(kind, dtype, training, m
         problem = bind(module, x, hx).problem
     records = mode == "enable" and requires != "nothing"
     with GRAD_MODES[mode]():
-        # Of an empty batch torch computes without cuDNN, too. What torch does not serve, kernels do.
+        # nn.GRU computes an empty batch without cuDNN too. Calls that nn.GRU does not serve go to kernels.
         empty = bind(module, x[..., :0, :], hx[..., :0, :]).problem
         module.reset_after = False
-        before = bind(module, x, hx).problem
+        reset_before = bind(module, x, hx).problem
     assert bool(empty.unsupported_reason) == ((mode == "enable" and training) or records)
-    assert bool(before.unsupported_reason) == (mode == "enable" and training)
+    assert bool(reset_before.unsupported_reason) == (mode == "enable" and training)
     without_cudnn = kind == "cell" or dtype == torch.bfloat16
     to_torch = (mode == "enable" and training) or (records and without_cudnn)
     assert bool(problem.unsupported_reason) == to_torch
     assert not to_torch or choose(problem, KNOWN_DEVICES["H200"]).kernel == "torch"
 
 
-def test_a_cell_in_eval_has_the_gradients_of_torchs(device, launched):
+def test_cell_in_eval_has_the_gradients_of_nn_gru_cell(device, launched):
     theirs = torch.nn.GRUCell(4, 5, device=device).eval()
     ours = triton_gru.convert.from_torch(theirs)
     x, hx = torch.randn(2, 4, device=device), torch.randn(2, 5, device=device, requires_grad=True)
@@ -163,7 +163,7 @@ def test_inference_mode(device, launched):
     assert launched.scan_count == 1
 
 
-def test_float64_goes_to_torch(device):
+def test_float64_goes_to_nn_gru(device):
     theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     assert torch.equal(ours(x)[0], theirs(x)[0])
@@ -174,7 +174,7 @@ def test_float64_goes_to_torch(device):
 
 @pytest.mark.parametrize("value, expected", [(None, "tf32"), ("0", "ieee"), ("1", "tf32")])
 def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
-    """As NVIDIA's libraries do, which read the variable once."""
+    """NVIDIA's libraries obey this variable too, and read it once."""
     if value is None:
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     else:
@@ -182,18 +182,18 @@ def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
     spec = importlib.util.spec_from_file_location(
         "triton_gru.call.torch_state_read_again", triton_gru.call.torch_state.__file__
     )
-    again = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, again)
-    spec.loader.exec_module(again)
+    reloaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, reloaded)
+    spec.loader.exec_module(reloaded)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    assert again.fp32_precision() == expected
+    assert reloaded.fp32_precision() == expected
 
 
-def test_disabled_cudnn_keeps_torch(device):
+def test_disabled_cudnn_goes_to_nn_gru(device):
     gru = triton_gru.GRU(4, 5, device=device).eval()
     x = torch.randn(3, 2, 4, device=device)
     with torch.backends.cudnn.flags(enabled=False):
-        assert rejection(gru.plan(x)) == "torch.backends.cudnn.enabled is False"
+        assert find_rejection(gru.plan(x)) == "torch.backends.cudnn.enabled is False"
         assert gru.plan(x).kernel == "torch"
 
 
@@ -217,7 +217,7 @@ def test_autocast_computes_in_its_dtype(cell, device, launched):
     assert launched.has_only(module.backend)
 
 
-def test_autocast_leaves_float64_to_torch(device):
+def test_autocast_leaves_float64_to_nn_gru(device):
     theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
@@ -227,7 +227,7 @@ def test_autocast_leaves_float64_to_torch(device):
             ours(x)
 
 
-def test_autocast_on_the_cpu_is_torchs():
+def test_autocast_on_the_cpu_equals_nn_gru():
     theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -260,8 +260,8 @@ def replaced_by_registration(module, x, weights):
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "block"])
 @pytest.mark.parametrize("call", [replaced_by_functional_call, replaced_by_registration])
-def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device):
-    """torch's list of weights, which `check_input` asks for the dtype, has the old ones yet."""
+def test_replaced_weights_accept_input_of_their_dtype(call, backend, device):
+    """`check_input` takes the dtype from torch's list of weights, which still has the old weights."""
     theirs, ours = (module.to(device).eval() for module in make_twins(4, 16))
     ours.backend = backend
     x = torch.randn(3, 2, 4, device=device).half()
@@ -271,17 +271,17 @@ def test_weights_of_another_dtype_take_input_of_that_dtype(call, backend, device
     torch.testing.assert_close(actual, expected, rtol=0, atol=4e-3)
 
 
-def test_transforms_and_tracing_go_to_torch(old_gpu_on_cpu):
+def test_transforms_and_tracing_go_to_nn_gru(old_gpu_on_cpu):
     theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing torch's own GRU warns as much
+        warnings.simplefilter("ignore")  # tracing an nn.GRU warns the same
         traced = torch.jit.trace(ours, (x,))
         assert torch.equal(traced(x)[0], theirs(x)[0])
     seen = []
 
     def forward(x):
-        seen.append(rejection(ours.plan(x)))
+        seen.append(find_rejection(ours.plan(x)))
         return ours(x)[0].sum()
 
     ours.requires_grad_(False)
@@ -291,7 +291,7 @@ def test_transforms_and_tracing_go_to_torch(old_gpu_on_cpu):
     torch.testing.assert_close(gradient, expected)
 
 
-def test_compiles_whole():
+def test_compiles_without_graph_breaks():
     theirs, ours = (m.eval() for m in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
@@ -324,7 +324,7 @@ def test_reset_before_runs_on_the_reference(bidirectional, batch_first):
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_packed_on_the_reference(enforce_sorted, batch_first):
+def test_packed_input_runs_on_the_reference(enforce_sorted, batch_first):
     theirs, ours = make_twins(4, 5, 2, bidirectional=True, batch_first=batch_first)
     ours.backend = "reference"
     lengths = [5, 3, 3, 1] if enforce_sorted else [3, 1, 5, 3]
@@ -337,7 +337,7 @@ def test_packed_on_the_reference(enforce_sorted, batch_first):
     torch.testing.assert_close(pad_packed_sequence(actual)[0], pad_packed_sequence(expected)[0])
 
 
-def test_reset_before_cell():
+def test_reset_before_cell_runs_on_the_reference():
     cell = triton_gru.GRUCell(4, 5, reset_after=False)
     x, h = torch.randn(3, 4), torch.randn(3, 5)
     weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)

@@ -1,4 +1,4 @@
-"""Calls that nobody chose: a module's by turns, with changes of it in between, against torch's own GRU in float64."""
+"""Random calls of a module, with changes of the module in between, against nn.GRU in float64."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from triton_gru.plan.planner import KERNELS
 from .conftest import poison_memory
 from .oracle import PRECISIONS, assert_accurate, compute_baseline, set_precision
 
-pytest.importorskip("hypothesis", reason="a machine lent for its GPU may not have it; scripts/test installs it")
+pytest.importorskip("hypothesis", reason="hypothesis is not installed; scripts/test installs it")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,42 +52,42 @@ OPTIONS = st.fixed_dictionaries({"bias": st.booleans(), "reset_after": st.boolea
 LAYERS = st.fixed_dictionaries({"num_layers": st.integers(1, 3), "batch_first": st.booleans()})
 DIRECTIONS = st.sampled_from([{}, {"reverse": True}, {"bidirectional": True}])
 KINDS = st.sampled_from(["dense", "unbatched", "lengths", "dense", "packed", "resets", "dense"])
-# What all calls of a module have in common: how many steps and rows, whether a state is given, the mode.
-FORMS = st.tuples(
+# Shared by all calls of a module: the kind, the number of steps and rows, with_hx, the mode.
+CALLS = st.tuples(
     KINDS, st.integers(1, 2), st.sampled_from([3, 1, 2, 0]), st.booleans(), st.sampled_from(["no_grad", *MODES])
 )
-# By turns: how the input and the state lie.
-WAYS = st.lists(st.tuples(*[st.sampled_from(list(VIEWS))] * 2), min_size=3, max_size=3, unique=True)
+# Layouts of the input and the state, one after the other.
+LAYOUTS = st.lists(st.tuples(*[st.sampled_from(list(VIEWS))] * 2), min_size=3, max_size=3, unique=True)
 
 
 @pytest.mark.parametrize("cell", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_calls_by_turns(kernel, cell, device, launched):
+def test_random_calls_with_changes_between(kernel, cell, device, launched):
     @settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))
     @given(
-        st.tuples(SIZES, SIZES), OPTIONS, LAYERS, DIRECTIONS, st.sampled_from(list(PRECISIONS)), FORMS, WAYS,
+        st.tuples(SIZES, SIZES), OPTIONS, LAYERS, DIRECTIONS, st.sampled_from(list(PRECISIONS)), CALLS, LAYOUTS,
         st.lists(st.sampled_from(list(CHANGES)), max_size=2), st.integers(0, 2**31),
     )  # fmt: skip
-    def run(sizes, options, layers, directions, precision, form, ways, changes, seed):
+    def run(sizes, options, layers, directions, precision, call, layouts, changes, seed):
         torch.manual_seed(seed)
         options |= {"dtype": set_precision(precision), "device": device}
         options |= {} if cell else layers | directions
         module = (triton_gru.GRUCell if cell else triton_gru.GRU)(*sizes, **options, backend=kernel).eval()
-        for change in (None, None, None, *changes):  # what is called for the third time is prepared
+        for change in (None, None, None, *changes):  # the third call uses what the second has prepared
             if change is not None:
                 names = [name for name in _weights(module) if name in module._parameters]
                 with torch.no_grad():
                     CHANGES[change](module, names[0], module._parameters[names[0]]) if names else None
-            for way in ways:
+            for layout in layouts:
                 launched.clear()
-                batch = _call_checked(module, precision, *form, *way)
+                batch = _call_checked(module, precision, *call, *layout)
                 assert launched.has_only(kernel) if batch else not launched
 
     run()
 
 
 def _weights(module):
-    """Return a module's weights by name; the recurrent one of the first layer, which all of it hangs on, first."""
+    """Return a module's weights by name. The first is the recurrent one of the first layer: all results need it."""
     if isinstance(module, triton_gru.GRU):
         names = sorted(module._flat_weights_names, key=lambda name: name != "weight_hh_l0")
     else:
@@ -96,7 +96,7 @@ def _weights(module):
 
 
 def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, hx_view):
-    """Call the module on random numbers in this way, assert that the results are right, return how many rows."""
+    """Call the module on random numbers. Assert that the results are right. Return the number of rows."""
     cell, weight = isinstance(module, triton_gru.GRUCell), next(iter(_weights(module).values()))
     one_way = not cell and not module.bidirectional and not module.reverse
     if (kind == "resets" and not one_way) or (cell and kind != "unbatched"):
@@ -134,17 +134,17 @@ def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, 
         output, h_n = output.unsqueeze(0), h_n.unsqueeze(0)
     dtype, precision = (torch.bfloat16, "bf16") if mode == "autocast" else (weight.dtype, precision)
     x, hx = x.to(dtype), None if hx is None else hx.to(dtype)
-    torchs = compute_baseline(_plain(module, dtype), x, hx, precision, **ends)
+    baseline = compute_baseline(_plain(module, dtype), x, hx, precision, **ends)
     with torch.no_grad():
         double = _plain(module, dtype).double()
-        exactly = accuracy.compute_baseline(double, x.double(), None if hx is None else hx.double(), **ends)
-    for each in zip((output, h_n), torchs, exactly):
-        assert_accurate(*each, precision)
+        exact = accuracy.compute_baseline(double, x.double(), None if hx is None else hx.double(), **ends)
+    for results in zip((output, h_n), baseline, exact):
+        assert_accurate(*results, precision)
     return batch
 
 
 def _plain(module, dtype):
-    """Return a GRU with the weights that the module has now, all its own; of a cell, that of one step."""
+    """Return a GRU with copies of the module's current weights. For a cell it has one layer."""
     options = {name: getattr(module, name) for name in ("input_size", "hidden_size", "bias", "reset_after")}
     if isinstance(module, triton_gru.GRU):
         options |= {name: getattr(module, name) for name in ("num_layers", "batch_first", "bidirectional", "reverse")}

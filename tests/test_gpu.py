@@ -1,4 +1,4 @@
-"""What only a GPU can show: full sizes, 64-bit offsets, streams, graphs, memory, and that nothing synchronises."""
+"""Full sizes, 64-bit offsets, streams, graphs, memory and synchronisation, on a GPU."""
 
 import contextlib
 import dataclasses
@@ -35,14 +35,14 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
     gru = make_gru(hidden, hidden, precision, "cuda", reset_after=reset_after)
     x = torch.randn(128, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     if isinstance(block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(x.device)), str):
-        gru.backend = "auto"  # the largest sizes: how large, the compile tests say
+        gru.backend = "auto"  # too large for block. tests/compiled asserts the largest sizes
         assert gru.plan(x).kernel != "block"
         return
     run_checked(gru, x, None, precision, launched)
 
 
 def test_offsets_beyond_32_bits():
-    """Outputs of 2.1e9 numbers: the last row and step agree with the same sequence alone."""
+    """In outputs of 2.1e9 numbers, rows from first to last agree with the same sequence alone."""
     torch.manual_seed(0)
     gru = make_gru(2, 128, "fp16", "cuda", batch_first=True)
     x = torch.randn(2050, 8192, 2, device="cuda").half()
@@ -50,9 +50,9 @@ def test_offsets_beyond_32_bits():
         output, h_n = gru(x)
         assert output.numel() > 2**31
         for row in (0, 1023, 2049):
-            alone, alone_h_n = gru(x[row : row + 1].repeat(8, 1, 1))
-            torch.testing.assert_close(output[row], alone[0], rtol=0, atol=8e-3)
-            torch.testing.assert_close(h_n[:, row], alone_h_n[:, 0], rtol=0, atol=8e-3)
+            row_output, row_h_n = gru(x[row : row + 1].repeat(8, 1, 1))
+            torch.testing.assert_close(output[row], row_output[0], rtol=0, atol=8e-3)
+            torch.testing.assert_close(h_n[:, row], row_h_n[:, 0], rtol=0, atol=8e-3)
 
 
 EACH_KERNEL = pytest.mark.parametrize("kernel, hidden", [("block", 64), ("grid", 512), ("step", 512)])
@@ -118,7 +118,7 @@ def test_graph_replays_see_new_inputs(precision, kernel, hidden, steps, warm_up)
     [("block", 128, 32, 256), ("grid", 512, 4, 200), ("grid", 1024, 32, 200), ("grid", 2048, 8, 200)],
 )
 def test_two_streams_at_once(kernel, hidden, batch, steps):
-    """``grid`` launches that together exceed the chip take turns; neither waits for the other's programs."""
+    """Two ``grid`` launches that together exceed the chip run one after the other, and neither hangs."""
     gru = make_gru(64, hidden, "fp16", "cuda", kernel)
     inputs = [torch.randn(steps, batch, 64, device="cuda").half() for _ in range(2)]
     if isinstance(HEURISTICS[kernel](hidden, batch, 1, torch.float16, "ieee", find_device(inputs[0].device)), str):
@@ -137,7 +137,7 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
     triton_gru.raise_if_hung()
 
 
-def test_a_wider_batch_tile_gives_the_same(launched):
+def test_wider_batch_tile_gives_the_same_results(launched):
     gru = make_gru(16, 32, "bf16", "cuda")
     x = torch.randn(20, 20_000, 16, device="cuda").bfloat16()
     narrow = block_config(32, 8, 1, torch.bfloat16, "ieee", find_device(x.device))
@@ -148,7 +148,7 @@ def test_a_wider_batch_tile_gives_the_same(launched):
 
 
 def test_reduce_overhead(launched):
-    """torch.compile captures the operator in its CUDA graphs: replays launch the kernels and see new inputs."""
+    """torch.compile captures the operator in its CUDA graphs. Replays launch the kernels and see new inputs."""
     gru = triton_gru.GRU(64, 512, batch_first=True, device="cuda", dtype=torch.float16, backend="grid").eval()
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, device="cuda", dtype=torch.float16), gru)
     run = torch.compile(model, mode="reduce-overhead", fullgraph=True)
@@ -159,14 +159,14 @@ def test_reduce_overhead(launched):
             launched.clear()
             output = run(x)[0].clone()
             torch.testing.assert_close(output, model(x)[0], rtol=0, atol=8e-3)
-    # The eager call's alone: a replay starts its kernels without Python.
+    # One scan, of the eager call: a replay starts its kernels without Python.
     assert launched.scan_count == 1
 
 
 @pytest.mark.parametrize("first", ["gru", "other"])
 @pytest.mark.parametrize("hidden", [512, 2048])
 def test_beside_a_kernel_that_fills_the_chip(first, hidden):
-    """``grid`` waits for multiprocessors and gets them; what comes after it waits for its end. Neither hangs."""
+    """``grid`` waits for free multiprocessors, later kernels wait for the end of ``grid``, and neither hangs."""
     gru = make_gru(64, hidden, "fp16", "cuda", "grid")
     x = torch.randn(300, 4, 64, device="cuda").half()
     a = torch.randn(8192, 8192, device="cuda").half()
@@ -182,8 +182,8 @@ def test_beside_a_kernel_that_fills_the_chip(first, hidden):
                     with torch.cuda.stream(other):
                         products = [a @ a for _ in range(4)]
             torch.cuda.synchronize()
-            assert all(torch.equal(each, expected) for each in outputs)
-            assert all(torch.equal(each, product) for each in products)
+            assert all(torch.equal(output, expected) for output in outputs)
+            assert all(torch.equal(result, product) for result in products)
     triton_gru.raise_if_hung()
 
 

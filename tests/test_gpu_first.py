@@ -1,4 +1,4 @@
-"""The list of what is run first on a GPU names tests that there are."""
+"""The tests listed in tests/gpu_first.py exist."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import pytest
 from .gpu_first import FIRST
 
 
-@pytest.mark.parametrize("beginning", [beginning for beginning, _ in FIRST])
-def test_there_are_such_tests(beginning):
-    file, _, name = beginning.partition("::")
+@pytest.mark.parametrize("prefix", [prefix for prefix, _ in FIRST])
+def test_first_tests_exist(prefix):
+    file, _, name = prefix.partition("::")
     assert f"\ndef {name or 'test_'}" in (pathlib.Path(__file__).parent / file).read_text()

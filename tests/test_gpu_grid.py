@@ -1,4 +1,4 @@
-"""What only a GPU can show of ``grid``: programs that really wait, full sizes, failures, streams, graphs, payloads."""
+"""``grid`` and ``step`` on a GPU: programs that wait for each other, full sizes, failures, graphs, NaN payloads."""
 
 import dataclasses
 import time
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_full_sizes(precision, hidden, batch, reset_after, launched):
     gru = make_gru(40, hidden, precision, "cuda", "grid", reset_after=reset_after)
-    # Of many rows and in fp32 fewer steps: what they are compared with takes gigabytes, or a launch a product.
+    # Many rows and fp32 have fewer steps: their baseline takes gigabytes, or one launch a product.
     steps = 64 if precision == "fp32" else 512 if batch <= 64 else 128
     x = torch.randn(steps, batch, 40, device="cuda").to(gru.weight_hh_l0.dtype)
     hx = torch.randn(1, batch, hidden, device="cuda").to(x.dtype)
-    refusal = grid_config(hidden, batch, 1, *PRECISIONS[precision], find_device(x.device))
-    if isinstance(refusal, str):  # how large is served, the compile tests say
-        assert "too large" in refusal
+    config = grid_config(hidden, batch, 1, *PRECISIONS[precision], find_device(x.device))
+    if isinstance(config, str):  # tests/compiled asserts the largest sizes
+        assert "too large" in config
         return
     run_checked(gru, x, hx, precision, launched)
 
@@ -49,10 +49,10 @@ def test_every_handover(precision, handover, tiles, reset_after, launched):
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """Launches give up after a second, and what they say is not left to other tests.
+def short_timeout(monkeypatch):
+    """Let launches give up after a second. Hide their reports from other tests.
 
-    Where processes share a GPU, a launch also waits while others have their turn: tens of milliseconds.
+    If processes share a GPU, a launch also waits tens of milliseconds while others run.
     """
     torch.cuda.synchronize()
     before = dict(hang._watchdogs)
@@ -67,17 +67,17 @@ def impatient(monkeypatch):
 launches = grid.launches
 
 
-def one_program_too_few(*args):
-    for each in launches(*args):
-        yield each._replace(programs=(each.programs[0] - 1,))
+def launch_one_program_too_few(*args):
+    for launch in launches(*args):
+        yield launch._replace(programs=(launch.programs[0] - 1,))
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_a_missing_producer_times_out_and_the_next_call_works(precision, handover, impatient, monkeypatch):
-    here = find_device(torch.device("cuda"))
+def test_missing_producer_times_out_and_the_next_call_works(precision, handover, short_timeout, monkeypatch):
+    device = find_device(torch.device("cuda"))
     config = dataclasses.replace(
-        grid_config(512, 4, 1, *PRECISIONS[precision], here), handover=handover, register_tiles=0
+        grid_config(512, 4, 1, *PRECISIONS[precision], device), handover=handover, register_tiles=0
     )
     with use_config("grid", config), torch.no_grad(), poison_memory():
         gru = make_gru(16, 512, precision, "cuda", "grid")
@@ -85,12 +85,12 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
         right, _ = gru(x)
         torch.cuda.synchronize()
         with monkeypatch.context() as planted:
-            planted.setattr(grid, "launches", one_program_too_few)
+            planted.setattr(grid, "launches", launch_one_program_too_few)
             start = time.monotonic()
             output, h_n = gru(x)
             torch.cuda.synchronize()
-            assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waits, or none"
-        call_cache.clear_call_cache()  # the second call of a form is what later ones repeat
+            assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waited, or none did"
+        call_cache.clear_call_cache()  # later calls would repeat the second one, which has too few programs
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 1 s"):
@@ -100,18 +100,18 @@ def test_a_missing_producer_times_out_and_the_next_call_works(precision, handove
         triton_gru.raise_if_hung()
 
 
-def test_an_oversized_grid_fails_at_launch(monkeypatch):
+def test_oversized_grid_fails_at_launch(monkeypatch):
     gru = make_gru(16, 512, "fp16", "cuda", "grid")
     x = torch.randn(10, 4, 16, device="cuda").half()
 
-    def a_hundred_times_over(*args):
-        for each in launches(*args):
-            yield each._replace(programs=(each.programs[0] * 100,))
+    def launch_a_hundred_times_too_many(*args):
+        for launch in launches(*args):
+            yield launch._replace(programs=(launch.programs[0] * 100,))
 
     with torch.no_grad():
         right, _ = gru(x)
         with monkeypatch.context() as planted:
-            planted.setattr(grid, "launches", a_hundred_times_over)
+            planted.setattr(grid, "launches", launch_a_hundred_times_too_many)
             with pytest.raises(RuntimeError, match="cooperative"):
                 gru(x)
         assert torch.equal(gru(x)[0], right)
@@ -164,7 +164,7 @@ def test_nan_of_every_payload_stays_in_its_row(where, precision, launched):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("payload", [-1, 0x7FFF, -0x3F])
 def test_nan_weights(precision, payload, launched):
-    """An element of -1 stands for what has not come: a weight of that pattern must not make one."""
+    """An element of -1 in the mailbox means "not written yet". A NaN weight of this pattern must not produce one."""
     gru = make_gru(16, 256, precision, "cuda", "grid")
     dtype = gru.weight_hh_l0.dtype
     pattern = payload if dtype.itemsize == 2 else (payload << 16) | 0xFFFF
@@ -183,16 +183,16 @@ def test_results_do_not_depend_on_the_chunks_at_full_size(kernel, monkeypatch):
     gru = make_gru(64, 600, "fp16", "cuda", kernel, num_layers=2)
     x = torch.randn(300, 20, 64, device="cuda").half()
     with torch.no_grad():
-        whole, whole_h_n = gru(x)
+        expected, expected_h_n = gru(x)
         monkeypatch.setattr(execute, "WORKSPACE_BYTES", 3 << 20)
-        cut, cut_h_n = gru(x)
-    assert torch.equal(whole, cut)
-    assert torch.equal(whole_h_n, cut_h_n)
+        actual, actual_h_n = gru(x)
+    assert torch.equal(expected, actual)
+    assert torch.equal(expected_h_n, actual_h_n)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_offsets_beyond_32_bits(batch_first):
-    """Outputs of 2.1e9 numbers: the last steps agree with a run that starts a little before them."""
+    """In outputs of 2.1e9 numbers, the last steps agree with a run that starts shortly before them."""
     gru = make_gru(2, 256, "fp16", "cuda", "grid", batch_first=batch_first)
     steps = (1 << 17) + 100
     shape = (64, steps, 2) if batch_first else (steps, 64, 2)
@@ -221,8 +221,8 @@ def test_step_at_full_sizes(precision, hidden, batch, launched):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_step_of_more_tiles_of_the_batch_than_65535(steps, launched):
-    """As many programs as CUDA takes in y and z."""
+def test_step_of_more_batch_tiles_than_65535(steps, launched):
+    """CUDA takes 65535 programs in y and z. Here the batch has more tiles."""
     gru = make_gru(8, 16, "fp16", "cuda", "step")
     x = torch.randn(steps, 64 * 65_536 + 3, 8, device="cuda").half()
     assert x.size(1) > 65_535 * gru.plan(x).config.batch
@@ -230,6 +230,6 @@ def test_step_of_more_tiles_of_the_batch_than_65535(steps, launched):
         output, h_n = gru(x)
         assert launched.has_only("step")
         for rows in (slice(200), slice(-200, None)):
-            some, some_h_n = gru(x[:, rows].contiguous())
-            torch.testing.assert_close(output[:, rows], some, rtol=0, atol=8e-3)
-            torch.testing.assert_close(h_n[:, rows], some_h_n, rtol=0, atol=8e-3)
+            part, part_h_n = gru(x[:, rows].contiguous())
+            torch.testing.assert_close(output[:, rows], part, rtol=0, atol=8e-3)
+            torch.testing.assert_close(h_n[:, rows], part_h_n, rtol=0, atol=8e-3)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of lengths, packed input, resets and two directions; threads, devices and prepared calls."""
+"""Lengths, packed input, resets and two directions on a GPU. Threads, streams, devices, autocast and Inductor."""
 
 import copy
 import threading
@@ -27,10 +27,10 @@ KINDS = (
 
 
 def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
-    """A GRU and a call of it: input, hx, and keyword arguments."""
-    own = {"reset_after": "reset before" not in kind, "reverse": "reverse" in kind}
+    """Return a GRU, and a call of it: input, hx and keyword arguments."""
+    options = {"reset_after": "reset before" not in kind, "reverse": "reverse" in kind}
     gru = make_gru(
-        64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind, **own
+        64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind, **options
     )
     dtype = gru.weight_hh_l0.dtype
     x = torch.randn(steps, batch, 64, device="cuda").to(dtype)
@@ -55,8 +55,8 @@ def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
 )
 def test_full_sizes(kind, kernel, hidden, batch, precision, launched):
     gru, x, hx, ends = make(kind, kernel, hidden, precision, 100, max(batch, 4), layers=1)
-    refusal = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find_device(x.device))
-    if isinstance(refusal, str):  # on smaller GPUs, the largest sizes
+    config = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find_device(x.device))
+    if isinstance(config, str):  # the largest sizes, on smaller GPUs
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx, **ends)
         return
@@ -72,12 +72,12 @@ def test_packed_full_sizes(kernel, hidden, precision, bidirectional, launched):
     lengths = torch.randint(1, 101, (33,))
     packed = pack_padded_sequence(torch.randn(100, 33, 64), lengths, enforce_sorted=False)
     packed = packed.to("cuda", gru.weight_hh_l0.dtype)
-    exactly = nn.GRU(64, hidden, 2, bidirectional=bidirectional, dtype=torch.float64).eval()
-    exactly.load_state_dict(gru.state_dict())
+    double = nn.GRU(64, hidden, 2, bidirectional=bidirectional, dtype=torch.float64).eval()
+    double.load_state_dict(gru.state_dict())
     with torch.no_grad():
         actual, h_n = gru(packed)
         theirs, their_h_n = nn.GRU.forward(gru, packed)
-        expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
+        expected, expected_h_n = double(packed.cpu().to(torch.float64))
     assert launched.has_only(kernel)
     assert_accurate(actual.data, theirs.data, expected.data, precision)
     assert_accurate(h_n, their_h_n, expected_h_n, precision)
@@ -114,9 +114,9 @@ def test_graph_replays_see_new_inputs(kind, kernel, hidden):
             output, h_n = gru(x, hx, **ends)
         for _ in range(10):
             data.copy_(torch.randn_like(data))
-            for each in ends.values():  # other lengths, other resets
-                each.copy_(each[torch.randperm(len(each), device="cuda")])
-            # What the host remembers of packed input, for captures to come, may be gone by now.
+            for tensor in ends.values():  # other lengths, other resets
+                tensor.copy_(tensor[torch.randperm(len(tensor), device="cuda")])
+            # The host keeps packed layouts for later captures. A replay must not need them.
             sequences._recent.clear()
             graph.replay()
             expected, expected_h_n = gru(x, hx, **ends)
@@ -126,14 +126,14 @@ def test_graph_replays_see_new_inputs(kind, kernel, hidden):
     triton_gru.raise_if_hung()
 
 
-def test_what_a_capture_cannot_do_is_said():
+def test_capture_refuses_calls_that_it_cannot_record():
     gru, x, hx, _ = make("packed", "grid", 512)
     padded = torch.randn(64, 20, 64, device="cuda").half()
     with torch.no_grad():
         gru(padded, hx)  # compiled, but with other sequences
         for call, ends, message in (
-            (x, {}, "after a call with the same batch_sizes"),
-            (padded, {"lengths": torch.full((20,), 3)}, "to be captured in a CUDA graph they have to be on cuda"),
+            (x, {}, "make a call with the same batch_sizes"),
+            (padded, {"lengths": torch.full((20,), 3)}, "lengths must be on cuda"),
         ):
             with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
                 gru(call, hx, **ends)
@@ -141,7 +141,7 @@ def test_what_a_capture_cannot_do_is_said():
 
 @EACH_KERNEL
 def test_two_threads_at_once(kernel, hidden):
-    """Each with a stream of its own, on one module."""
+    """The threads call one module, each on its own stream."""
     gru, x, hx, _ = make("bidirectional", kernel, hidden)
     packed = pack_padded_sequence(x, torch.randint(1, 65, (20,)), enforce_sorted=False)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_two_threads_at_once(kernel, hidden):
                 torch.cuda.current_stream().synchronize()
                 wrong.append(not torch.equal(output, right))
 
-    threads = [threading.Thread(target=run, args=each) for each in zip((x, packed), expected)]
+    threads = [threading.Thread(target=run, args=arguments) for arguments in zip((x, packed), expected)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -167,8 +167,8 @@ def test_two_threads_at_once(kernel, hidden):
 
 
 @EACH_KERNEL
-def test_a_stream_that_is_not_the_default_one(kernel, hidden):
-    """Kernels follow the current stream: what it waits for, they wait for."""
+def test_other_stream_than_the_default(kernel, hidden):
+    """Kernels run on the current stream, after the work that was queued before them."""
     gru, x, hx, _ = make("bidirectional", kernel, hidden)
     with torch.no_grad():
         expected = gru(x, hx)[0]
@@ -183,7 +183,7 @@ def test_a_stream_that_is_not_the_default_one(kernel, hidden):
 
 
 @EACH_KERNEL
-def test_a_second_device(kernel, hidden):
+def test_second_device(kernel, hidden):
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     gru, x, hx, _ = make("bidirectional", kernel, hidden)
@@ -198,9 +198,9 @@ def test_a_second_device(kernel, hidden):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("cell", [False, True])
-def test_autocast_as_torch_does(cell, precision, launched):
-    torchs, ours = (nn.GRUCell, triton_gru.GRUCell) if cell else (nn.GRU, triton_gru.GRU)
-    theirs = torchs(40, 64, device="cuda").eval()
+def test_autocast_agrees_with_torch(cell, precision, launched):
+    nn_class, ours = (nn.GRUCell, triton_gru.GRUCell) if cell else (nn.GRU, triton_gru.GRU)
+    theirs = nn_class(40, 64, device="cuda").eval()
     ours = ours(40, 64, device="cuda").eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(*((9,) if cell else (30, 9)), 40, device="cuda")
@@ -210,8 +210,8 @@ def test_autocast_as_torch_does(cell, precision, launched):
         expected, actual = theirs(x), ours(x)
     assert launched
     with torch.no_grad():
-        exactly = copy.deepcopy(theirs).double()(x.double())
-    for a, b, c in zip(*((r,) if cell else r for r in (actual, expected, exactly))):
+        exact = copy.deepcopy(theirs).double()(x.double())
+    for a, b, c in zip(*((r,) if cell else r for r in (actual, expected, exact))):
         assert a.dtype == dtype
         assert b.dtype == dtype or not cell  # cuDNN's GRU computes in float16 whatever autocast's dtype (torch 2.11)
         assert_accurate(a, b, c.cpu(), precision)
@@ -219,7 +219,7 @@ def test_autocast_as_torch_does(cell, precision, launched):
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_compiled_by_inductor(kernel):
-    """Around the kernels, not through them; with lengths, whatever T and B."""
+    """Inductor compiles the code around the operator, with lengths, for any T and B."""
     gru, _, _, _ = make("bidirectional", kernel, 100, "fp32")
     compiled = torch.compile(gru, fullgraph=True, dynamic=True)
     with torch.no_grad():
@@ -229,8 +229,8 @@ def test_compiled_by_inductor(kernel):
                 assert torch.equal(a, b)
 
 
-def test_memory_of_packed_input():
-    """No padded copy: what a call takes beside its results does not grow with the longest sequence."""
+def test_packed_input_needs_no_padded_copy():
+    """The memory of a call besides its results does not grow with the longest sequence."""
     gru = make_gru(64, 512, "fp16", "cuda", "grid")
     lengths = torch.tensor([100_000] + [1] * 63)
     packed = pack_padded_sequence(torch.randn(1, 64, 64).expand(100_000, 64, 64), lengths).to("cuda", torch.float16)

@@ -1,7 +1,6 @@
-"""Sizes at the edges of what a launch takes and kernels count: served within both, or refused with a reason.
+"""Sizes at the limits of launches and of 32-bit counts in kernels: served within both, or refused with a reason.
 
-Nothing is allocated. That kernels find their places in memory is for tests/kernels/test_limits.py and
-tests/ptx/test_limits.py.
+Nothing is allocated. tests/kernels/test_limits.py and tests/ptx/test_limits.py check the addresses in memory.
 """
 
 import dataclasses
@@ -25,7 +24,8 @@ from triton_gru.plan.validity import MAX_LAUNCH_GRID, MAX_SIZE, unsupported_proj
 from .pairwise import pairwise
 
 H200 = KNOWN_DEVICES["H200"]
-# On both sides of: the programs of a dimension; weights of 2**31 numbers; the numbers of a tile of gate inputs.
+# Sizes on both sides of three limits: the programs of a dimension, weights of 2**31 numbers, the numbers of a tile of
+# gate inputs.
 SIZES = pairwise(
     (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, MAX_SIZE, MAX_SIZE + 1, 2**31),  # batch
     (1, 32, 128, 512, 26_752, 33_024, 16 * 65_535, 16 * 65_535 + 1, 32 * 65_535 + 1, 12_000_000),  # hidden
@@ -39,7 +39,7 @@ SIZES = pairwise(
 
 
 def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense", precision="fp16", reset_after=True):
-    """A call of tensors that have sizes alone."""
+    """Return a call of tensors on the meta device, which have sizes and no memory."""
     dtype = set_precision(precision)
     with torch.device("meta"):
         options = {"bidirectional": bidirectional, "reset_after": reset_after, "dtype": dtype}
@@ -49,29 +49,30 @@ def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense",
         return bind_gru(gru, x, None, lengths)
 
 
-def first_launches(call, plan, projection=None):
-    """Of steps by the thousand million the first few."""
+def list_first_launches(call, plan, projection=None):
+    """Return the first launches of a call, which may have 2**31 of them."""
     results = execute.allocate(call)
-    made = execute.launches(call, plan.config, plan.device, *results, projection=projection)
-    return [each for each in itertools.islice(made, 4) if isinstance(each, Launch)]
+    launches = execute.launches(call, plan.config, plan.device, *results, projection=projection)
+    return [launch for launch in itertools.islice(launches, 4) if isinstance(launch, Launch)]
 
 
-def check_launch(each):
-    """Assert that a launch can start, and that what its kernel counts in 32 bits fits."""
-    grid = (*each.programs, 1, 1)[:3]
-    assert all(0 < size <= most for size, most in zip(grid, MAX_LAUNCH_GRID)), each
-    assert math.prod(grid) < 2**31, each  # Triton would start nothing
-    cut = each.constants["cut"]
-    given = dict(zip(each.kernel.arg_names, each.args)) | each.constants
+def check_launch(launch):
+    """Assert that a launch can start, and that the 32-bit counts of its kernel fit."""
+    grid = (*launch.programs, 1, 1)[:3]
+    assert all(0 < size <= limit for size, limit in zip(grid, MAX_LAUNCH_GRID)), launch
+    assert math.prod(grid) < 2**31, launch  # otherwise Triton would start nothing
+    cut = launch.constants["cut"]
+    given = dict(zip(launch.kernel.arg_names, launch.args)) | launch.constants
     given |= {field.name: getattr(cut, field.name).value for field in dataclasses.fields(cut)}
     numbers = {name: value for name, value in given.items() if isinstance(value, int)}
-    apart = {"x_t", "x_b", "x_i", "out_t", "out_b", "hx_l", "hx_b"}
-    assert all(-(2**31) <= value < 2**31 for name, value in numbers.items() if name not in apart), numbers
-    rows = -(-given["batch"] // given["BATCH"]) * given["BATCH"]
-    tile = 3 * (given.get("PADDED_H") or -(-given["H"] // given["UNITS"]) * given["UNITS"]) * given["BATCH"]
-    last = given.get("total", 1) + 16, rows, tile, given["H"] + 32, given.get("I", 0) + 128
-    assert max(last) < 2**31, given
-    name = each.kernel.__name__
+    strides = {"x_t", "x_b", "x_i", "out_t", "out_b", "hx_l", "hx_b"}
+    assert all(-(2**31) <= value < 2**31 for name, value in numbers.items() if name not in strides), numbers
+    tile_rows = given["COLUMNS"] if "COLUMNS" in given else given["BATCH"]
+    rows = -(-given["batch"] // tile_rows) * tile_rows
+    tile = 3 * (given.get("PADDED_H") or -(-given["H"] // given["UNITS"]) * given["UNITS"]) * tile_rows
+    largest_counts = given.get("total", 1) + 16, rows, tile, given["H"] + 32, given.get("I", 0) + 128
+    assert max(largest_counts) < 2**31, given
+    name = launch.kernel.__name__
     if name in ("input_projection", "arrange_products"):
         assert grid[0] * given["BLOCK_N"] < 2**31 and grid[1] * given["BLOCK_M"] < 2**31, given
     elif name in ("block_scan", "grid_scan"):
@@ -79,7 +80,7 @@ def check_launch(each):
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
-def test_sizes_are_served_within_the_limits_or_refused(device):
+def test_sizes_are_served_within_limits_or_refused(device):
     served, refused = set(), {}
     for sizes in SIZES:
         batch, hidden, inputs, steps, *_ = sizes
@@ -89,27 +90,27 @@ def test_sizes_are_served_within_the_limits_or_refused(device):
         for backend in ("auto", *KERNELS):
             try:
                 plan = choose(call.problem, device, backend)
-            except RuntimeError as refusal:
-                refused[sizes, backend] = str(refusal)
+            except RuntimeError as error:
+                refused[sizes, backend] = str(error)
                 continue
             if plan.config is not None:
                 served.add(sizes)
                 by_cublas = unsupported_projection_reason(CUBLAS, plan.config, call.problem, device) == ""
                 for projection in (None, CUBLAS) if by_cublas else (None,):
-                    for each in first_launches(call, plan, projection):
-                        check_launch(each)
+                    for launch in list_first_launches(call, plan, projection):
+                        check_launch(launch)
     assert len(served) > 10 and len(refused) > 10
-    assert all("too large" in why for why in refused.values())
+    assert all("too large" in reason for reason in refused.values())
 
 
 @pytest.mark.parametrize("hidden", [32, 128, 512])
-def test_batches_of_nodes_are_served(hidden):
+def test_batches_of_graph_nodes_are_served(hidden):
     for batch, steps, backend in itertools.product((4_300_000, 111_059_956, MAX_SIZE), (1, 3), KERNELS):
         call = make_call(batch, hidden, hidden, steps)
         if backend == "block" and hidden > 256:
             continue
-        for each in first_launches(call, choose(call.problem, H200, backend)):
-            check_launch(each)
+        for launch in list_first_launches(call, choose(call.problem, H200, backend)):
+            check_launch(launch)
         if hidden == 32:
             assert choose(call.problem, H200).kernel in ("block", "step")
 
@@ -117,21 +118,21 @@ def test_batches_of_nodes_are_served(hidden):
 @pytest.mark.parametrize(
     "sizes, reason",
     [
-        ((2**31, 1, 1, 1), f"batch_size {2**31} is too large: kernels count in 32 bits, to {MAX_SIZE}"),
+        ((2**31, 1, 1, 1), f"batch_size {2**31} is too large: kernels count in 32 bits, up to {MAX_SIZE}"),
         ((1, 1, 1, 2**31), f"steps {2**31} is too large"),
         ((1, 1, 2**31, 1), f"input_size {2**31} is too large"),
         ((1, 1_500_000, 1, 1), r"would have 1 x \d{5} x 1 programs, and may have 2147483647 x 65535 x 65535"),
         ((2**29, 100_000, 1, 1), r"programs, and may have .* at most 2147483647 in all"),
     ],
 )
-def test_what_is_too_large_is_refused_with_a_reason(sizes, reason):
+def test_refuses_too_large_sizes_with_a_reason(sizes, reason):
     problem = make_call(*sizes).problem
     with pytest.raises(RuntimeError, match=reason):
         choose(problem, H200, "step")
     assert choose(problem, H200).kernel == "torch"
 
 
-def test_packed_data_is_counted_too():
+def test_refuses_too_many_packed_rows():
     with torch.device("meta"):
         gru = triton_gru.GRU(1, 1, dtype=torch.float16).eval()
     for steps in (2**15 - 1, 2**15):

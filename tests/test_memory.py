@@ -1,4 +1,4 @@
-"""Tensors whose memory does not hold their values: the values count, and no kernel reads the memory."""
+"""Tensors whose memory does not hold their values. Results depend on the values, and no kernel reads the memory."""
 
 import re
 
@@ -16,19 +16,19 @@ from .twins import make_twins
 
 
 def negated(tensor):
-    """Return a tensor equal to ``tensor``, of memory that holds the opposite sign."""
+    """Return a tensor equal to ``tensor`` whose memory holds the opposite sign."""
     view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
     assert view.is_neg() and torch.equal(view, tensor)
     return view
 
 
 def zeros_without_memory(tensor):
-    """Return zeros of the shape of ``tensor``, which torch keeps no memory for."""
+    """Return zeros of the shape of ``tensor`` that have no memory."""
     return torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 class Scaled(torch.Tensor):
-    """Integers and a scale, as quantized weights are: a wrapper that has no memory of its own."""
+    """A wrapper of integers and a scale, like quantized weights. It has no memory itself."""
 
     @staticmethod
     def __new__(cls, integers, scale):
@@ -44,24 +44,24 @@ class Scaled(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.detach.default:
             return cls(args[0].integers, args[0].scale)
-        args, kwargs = tree_map(lambda each: each.value() if isinstance(each, cls) else each, (args, kwargs or {}))
+        args, kwargs = tree_map(lambda arg: arg.value() if isinstance(arg, cls) else arg, (args, kwargs or {}))
         return function(*args, **kwargs)
 
 
-def scaled(tensor):
+def make_scaled(tensor):
     scale = tensor.detach().abs().max() / 127
     return Scaled((tensor.detach() / scale).round().to(torch.int8), scale)
 
 
-def every_result(module, call):
+def list_results(module, call):
     """Return all tensors that a call of a GRU or a cell returns."""
     results = module(*call)
     results = results if isinstance(results, tuple) else (results,)
-    return [each.data if isinstance(each, PackedSequence) else each for each in results]
+    return [result.data if isinstance(result, PackedSequence) else result for result in results]
 
 
-def calls(x, hx):
-    """Return a name and a call for each way to pass a batch: [T, B, I] and [1, B, H]."""
+def make_calls(x, hx):
+    """Return a name and the arguments of a call for each way to pass a batch of [T, B, I] and [1, B, H]."""
     packed = pack_padded_sequence(x, torch.tensor([3, 1, 2]), enforce_sorted=False)
     return {
         "dense": (x, hx),
@@ -73,23 +73,23 @@ def calls(x, hx):
 
 
 @pytest.mark.parametrize("make_view", [negated, zeros_without_memory])
-def test_the_values_of_input_and_state_count(make_view, device, launched):
+def test_input_and_state_are_read_by_value(make_view, device, launched):
     gru = make_gru(4, 16, "fp32", device)
     cell = triton_gru.GRUCell(4, 16, device=device, backend="block").eval()
     x, hx = (make_view(torch.randn(*shape, device=device)) for shape in ((3, 3, 4), (1, 3, 16)))
     plain = x.clone(), hx.clone()
     with torch.no_grad():
-        for (name, call), expected in zip(calls(x, hx).items(), calls(*plain).values()):
-            # By turns, so that what is kept of the one serves the other if it is not told apart.
+        for (name, call), expected in zip(make_calls(x, hx).items(), make_calls(*plain).values()):
+            # The calls alternate, so that a wrong cache key would serve one call with the other's route.
             for _ in range(3 if name == "dense" else 1):
-                for mine, its in zip(every_result(gru, call), every_result(gru, expected)):
-                    assert torch.equal(mine, its), name
+                for result, expected_result in zip(list_results(gru, call), list_results(gru, expected)):
+                    assert torch.equal(result, expected_result), name
         for _ in range(3):
             assert torch.equal(cell(x[0], hx[0]), cell(plain[0][0], plain[1][0]))
     assert launched.has_only("block")
 
 
-def test_the_values_of_frames_and_their_state_count(device):
+def test_frames_and_their_state_are_read_by_value(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x, state = torch.randn(2, 3, 4, device=device), torch.randn(1, 3, 16, device=device)
     results = []
@@ -102,17 +102,17 @@ def test_the_values_of_frames_and_their_state_count(device):
 
 def results_or_error(module, x):
     try:
-        return every_result(module, (x,))
+        return list_results(module, (x,))
     except RuntimeError as error:
         return str(error)
 
 
 def unreadable_weights():
-    """Return for each kind of weight that no kernel reads: its name, what makes it, and what is said of it."""
+    """Return the name of each kind of weight that no kernel reads, with a function that makes it, and the reason."""
     return {
         "negative bit": (negated, "holds other values"),
         "no memory": (zeros_without_memory, "holds other values"),
-        "subclass": (scaled, "Scaled is a tensor subclass"),
+        "subclass": (make_scaled, "Scaled is a tensor subclass"),
         "sparse": (torch.Tensor.to_sparse, "layout sparse_coo"),
         "dtype": (torch.Tensor.half, "differ in dtype"),
         "shape": (lambda weight: weight[:, :-1], r"weight_hh has the shape \[48, 15\], expected \[48, 16\]"),
@@ -120,34 +120,33 @@ def unreadable_weights():
 
 
 @pytest.mark.parametrize("name", unreadable_weights())
-def test_no_kernel_reads_a_weight_that_is_not_its_memory(name, device, launched):
-    """In the last layer, where nothing but the weight itself tells. torch's answer or torch's error."""
+def test_unreadable_weights_go_to_nn_gru(name, device, launched):
+    """Only the weight itself tells, as it is in the last layer. nn.GRU computes the result or raises its error."""
     make, reason = unreadable_weights()[name]
     gru = make_gru(4, 16, "fp32", device, "auto", num_layers=2)
     cell = triton_gru.GRUCell(4, 16, device=device).eval()
     for module, weight, x in ((gru, "weight_hh_l1", torch.randn(3, 2, 4)), (cell, "weight_hh", torch.randn(2, 4))):
         x = x.to(device)
         value = make(getattr(module, weight).detach())
-        # A parameter where there can be one.
         setattr(module, weight, nn.Parameter(value, requires_grad=False))
         with torch.no_grad():
             plan = module.plan(x)
             assert plan.kernel == "torch" and re.search(reason, dict(plan.rejection_reasons)["block"])
-            mine = results_or_error(module, x)
+            actual = results_or_error(module, x)
             for kernel in KERNELS:
                 module.backend = kernel
                 with pytest.raises(RuntimeError, match=reason):
                     module(x)
-            # Itself, and no copy: on a GPU torch flattens the weights of a GRU when it is copied.
-            its = results_or_error(triton_gru.restore(module), x)
-            if isinstance(its, str):
-                assert mine == its
+            # Restore the module itself, not a copy: on a GPU torch flattens the weights of a GRU that is copied.
+            expected = results_or_error(triton_gru.restore(module), x)
+            if isinstance(expected, str):
+                assert actual == expected
             else:
-                torch.testing.assert_close(mine, its)
+                torch.testing.assert_close(actual, expected)
     assert not launched
 
 
-def test_a_sparse_input_raises_what_torch_raises(device):
+def test_sparse_input_raises_the_error_of_nn_gru(device):
     theirs, ours = (module.to(device).eval() for module in make_twins(4, 16))
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
@@ -160,8 +159,8 @@ def test_a_sparse_input_raises_what_torch_raises(device):
     assert str(raised.value) == str(expected.value)
 
 
-def test_a_weight_that_turns_negative_in_place_is_seen(device):
-    """Its address, strides and dtype stay."""
+def test_weight_negated_in_place_is_noticed(device):
+    """The address, strides and dtype of the weight stay the same."""
     gru = make_gru(4, 16, "fp32", device)
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
@@ -172,22 +171,22 @@ def test_a_weight_that_turns_negative_in_place_is_seen(device):
             gru(x)
 
 
-@pytest.mark.parametrize("what", ["input", "hx", "lengths", "resets"])
-def test_a_subclass_is_refused_by_name_and_served_by_auto(what, device, launched):
+@pytest.mark.parametrize("argument", ["input", "hx", "lengths", "resets"])
+def test_subclass_is_refused_by_a_kernel_and_served_by_auto(argument, device, launched):
     class Wrapped(torch.Tensor):
         pass
 
     gru = make_gru(4, 5, "fp32", device)
     call = {"input": torch.randn(3, 2, 4), "hx": torch.randn(1, 2, 5)}
-    call |= {"lengths": torch.tensor([3, 1])} if what == "lengths" else {}
-    call |= {"resets": torch.rand(3, 2) < 0.5} if what == "resets" else {}
+    call |= {"lengths": torch.tensor([3, 1])} if argument == "lengths" else {}
+    call |= {"resets": torch.rand(3, 2) < 0.5} if argument == "resets" else {}
     call = {name: tensor.to(device) for name, tensor in call.items()}
-    wrapped = call | {what: call[what].as_subclass(Wrapped)}
+    wrapped = call | {argument: call[argument].as_subclass(Wrapped)}
     with torch.no_grad():
         with pytest.raises(RuntimeError, match="Wrapped is a tensor subclass"):
             gru(**wrapped)
         gru.backend = "auto"
         results = gru(**wrapped)
         assert not launched
-        for mine, its in zip(results, gru(**call)):
-            torch.testing.assert_close(torch.Tensor(mine), its, rtol=0, atol=2e-3)
+        for result, expected_result in zip(results, gru(**call)):
+            torch.testing.assert_close(torch.Tensor(result), expected_result, rtol=0, atol=2e-3)

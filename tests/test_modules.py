@@ -1,4 +1,4 @@
-"""GRU and GRUCell behave as torch.nn's: construction, state, shapes, errors, modes."""
+"""GRU and GRUCell behave as nn.GRU and nn.GRUCell: construction, state, shapes, errors, modes."""
 
 import copy
 import io
@@ -67,7 +67,7 @@ def test_cell_construction(bias):
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
 
 
-def test_repr_shows_what_torch_does_not_have():
+def test_repr_shows_options_that_nn_gru_lacks():
     assert repr(triton_gru.GRU(2, 3, reset_after=False)) == "triton_gru.GRU(2, 3, reset_after=False)"
     assert repr(triton_gru.GRU(2, 3, reverse=True)) == "triton_gru.GRU(2, 3, reverse=True)"
     assert repr(triton_gru.GRUCell(2, 3, backend="block")) == "triton_gru.GRUCell(2, 3, backend='block')"
@@ -157,7 +157,7 @@ def test_casts(cast, device, launched):
         assert_accurate(output, compute_baseline(gru, x, None, precision)[0], compute_exact(gru, x, None)[0], precision)
 
 
-def test_reset_parameters_draws_anew():
+def test_reset_parameters_draws_again():
     gru = triton_gru.GRU(4, 16)
     before = gru.weight_hh_l0.clone()
     gru.reset_parameters()
@@ -165,7 +165,7 @@ def test_reset_parameters_draws_anew():
     assert gru.weight_hh_l0.abs().max() <= 0.25
 
 
-# ---- calls: every shape, on the kernel and on torch
+# ---- calls of every shape, on a kernel and on nn.GRU
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
@@ -176,7 +176,7 @@ def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launc
     set_precision("fp32")
     theirs, ours = (m.to(device).eval() for m in make_twins(4, 10, 2, batch_first=batch_first))
     ours.backend = backend
-    batch, steps = 3, 64 if device == "cuda" else 5  # "auto" leaves fewer steps to torch
+    batch, steps = 3, 64 if device == "cuda" else 5  # "auto" leaves fewer steps to nn.GRU
     x, hx = torch.randn(steps, 4, device=device), torch.randn(2, 10, device=device)
     if batched:
         x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 4, device=device)
@@ -185,9 +185,11 @@ def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launc
         hx = None
     with torch.no_grad():
         expected, actual = theirs(x, hx), ours(x, hx)
-    for a, b, exactly in zip(actual, expected, compute_in_double(theirs, x, hx)):
-        assert_accurate(a, b, exactly, "fp32", count_summed_products(theirs))
-    assert bool(launched) == (ours.plan(x, hx).kernel in KERNELS)  # on a GPU "auto" may take any: see test_plan.py
+    for a, b, exact in zip(actual, expected, compute_in_double(theirs, x, hx)):
+        assert_accurate(a, b, exact, "fp32", count_summed_products(theirs))
+    assert bool(launched) == (
+        ours.plan(x, hx).kernel in KERNELS
+    )  # on a GPU "auto" may choose any kernel: see test_plan.py
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
@@ -221,7 +223,7 @@ def test_empty_batch(backend, batch_first, device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference", "block"])
-def test_an_empty_batch_with_lengths(backend, device):
+def test_empty_batch_with_lengths(backend, device):
     gru = triton_gru.GRU(4, 5, backend=backend, device=device).eval()
     with torch.no_grad():
         output, h_n = gru(torch.randn(2, 0, 4, device=device), lengths=torch.zeros(0, dtype=torch.int64))
@@ -229,12 +231,12 @@ def test_an_empty_batch_with_lengths(backend, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
-def test_lengths_of_a_dtype_that_cannot_hold_the_number_of_steps(dtype):
+def test_lengths_dtype_too_small_for_the_number_of_steps(dtype):
     gru, x = triton_gru.GRU(1, 1).eval(), torch.randn(300, 2, 1)
     lengths = torch.tensor([100, -3 if dtype == torch.int8 else 200])
     with torch.no_grad():
-        for mine, its in zip(gru(x, lengths=lengths.to(dtype)), gru(x, lengths=lengths)):
-            assert torch.equal(mine, its)
+        for actual, expected in zip(gru(x, lengths=lengths.to(dtype)), gru(x, lengths=lengths)):
+            assert torch.equal(actual, expected)
 
 
 def test_shapes_on_the_meta_device():
@@ -244,21 +246,21 @@ def test_shapes_on_the_meta_device():
     assert triton_gru.GRUCell(4, 6, device="meta").eval()(torch.empty(2, 4, device="meta")).shape == (2, 6)
 
 
-def test_hx_is_not_returned_nor_written(device):
+def test_hx_is_neither_returned_nor_written(device):
     gru = make_gru(4, 6, "fp32", device)
     hx = torch.randn(1, 2, 6, device=device)
-    kept = hx.clone()
+    before = hx.clone()
     output, h_n = gru(torch.randn(3, 2, 4, device=device), hx)
-    assert torch.equal(hx, kept)
+    assert torch.equal(hx, before)
     assert len({hx.data_ptr(), h_n.data_ptr(), output.data_ptr()}) == 3
 
 
-# ---- one direction backward
+# ---- reverse
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference", *KERNELS])
 @pytest.mark.parametrize("kind", ["dense", "batch first", "packed", "unbatched"])
-def test_reverse_is_the_second_direction_of_both(kind, backend, kernels_on_cpu):
+def test_reverse_equals_the_second_direction(kind, backend, kernels_on_cpu):
     set_precision("fp32")
     both = nn.GRU(4, 6, bidirectional=True, batch_first=kind == "batch first").eval()
     ours = triton_gru.GRU(4, 6, batch_first=both.batch_first, reverse=True, backend=backend).eval()
@@ -278,23 +280,23 @@ def test_reverse_is_the_second_direction_of_both(kind, backend, kernels_on_cpu):
     torch.testing.assert_close(h_n, expected_h_n[1:], rtol=0, atol=2e-6)
 
 
-def test_reverse_trains_as_torch_does():
+def test_reverse_trains_as_nn_gru():
     gru = triton_gru.GRU(4, 6, 2, reverse=True)
-    turned = nn.GRU(4, 6, 2)
-    turned.load_state_dict(gru.state_dict())
+    theirs = nn.GRU(4, 6, 2)
+    theirs.load_state_dict(gru.state_dict())
     x = torch.randn(3, 2, 4)
     assert gru.plan(x).kernel == "torch"
     gru(x)[0][0].sum().backward()
-    turned(x.flip(0))[0][2].sum().backward()
-    for ours, theirs in zip(gru.parameters(), turned.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    theirs(x.flip(0))[0][2].sum().backward()
+    for our_parameter, their_parameter in zip(gru.parameters(), theirs.parameters()):
+        torch.testing.assert_close(our_parameter.grad, their_parameter.grad)
 
 
-def test_both_directions_and_reverse_contradict():
-    with pytest.raises(ValueError, match="reverse is for one direction"):
+def test_bidirectional_and_reverse_contradict():
+    with pytest.raises(ValueError, match="reverse=True needs one direction"):
         triton_gru.GRU(4, 6, bidirectional=True, reverse=True)
     for backend in ("auto", "torch", "block"):
         gru = triton_gru.GRU(4, 6, bidirectional=True, backend=backend).eval()
         gru.reverse = True
-        with pytest.raises(ValueError, match="reverse is for one direction"):
+        with pytest.raises(ValueError, match="reverse=True needs one direction"):
             gru(torch.randn(3, 2, 4))

@@ -1,4 +1,4 @@
-"""Tests run in pieces: what became of each is on disk at once, nothing done is repeated, a crash costs one test."""
+"""Tests that run in pieces: each outcome is written at once, no finished test repeats, a crash costs one test."""
 
 import csv
 import os
@@ -70,17 +70,17 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2", "--maxschedchunk", "1")], ids=["alone", "xdist"])
-def test_outcomes_are_written_and_nothing_done_is_repeated(run, tmp_path, workers):
+def test_writes_outcomes_and_repeats_nothing_done(run, tmp_path, workers):
     path = tmp_path / "right.csv"
     if not workers:  # the process that dies is the only one
         run()
         assert outcomes.count(outcomes.read(path)) == "4 owed, 1 passed, 1 begun; 2 of 6 ran"
         run("-k", "not dies")
     else:
-        said = run(*workers)
-        assert "crashed while running" in said
-    found = outcomes.read(path)
-    assert {name.split("::")[1]: outcome for name, outcome in found.items()} == {
+        printed = run(*workers)
+        assert "crashed while running" in printed
+    first_outcomes = outcomes.read(path)
+    assert {name.split("::")[1]: outcome for name, outcome in first_outcomes.items()} == {
         "test_good": "passed", "test_dies": "begun" if not workers else "failed", "test_skipped": "skipped",
         "test_wrong": "failed", "test_setup": "failed", "test_teardown": "failed",
     }  # fmt: skip
@@ -90,25 +90,25 @@ def test_outcomes_are_written_and_nothing_done_is_repeated(run, tmp_path, worker
     assert "a bad number" in wrong["error"] and wrong["git_sha"] == "abc"
 
     (tmp_path / "mended").touch()
-    said = run("-k", "not dies", *workers)
-    again = outcomes.read(path)
-    assert next(outcome for name, outcome in again.items() if name.endswith("wrong")) == "passed"
+    printed = run("-k", "not dies", *workers)
+    second_outcomes = outcomes.read(path)
+    assert next(outcome for name, outcome in second_outcomes.items() if name.endswith("wrong")) == "passed"
     with path.open(newline="") as file:
         repeated = [row["test"].split("::")[1] for row in list(csv.DictReader(file))[len(rows) :]]
     assert set(repeated) == {"test_wrong", "test_setup", "test_teardown"}
-    assert "of all tests so far: 3 failed, 2 passed, 1 skipped; 6 of 6 ran" in said or "1 begun" in said
+    assert "of all tests so far: 3 failed, 2 passed, 1 skipped; 6 of 6 ran" in printed or "1 begun" in printed
 
 
-def test_a_failure_is_printed_whole_and_at_once(run, tmp_path):
-    """With the plan and the configuration of the kernel."""
+def test_failure_is_printed_in_full_at_once(run, tmp_path):
+    """The report has the plan and the configuration of the kernel."""
     (tmp_path / "test_planted.py").write_text(ON_A_KERNEL)
-    said = run()
-    assert said.index("FAILED") < said.index("of all tests so far: 1 failed; 1 of 1 ran")
-    for text in (said, (tmp_path / "right.csv").read_text()):
+    printed = run()
+    assert printed.index("FAILED") < printed.index("of all tests so far: 1 failed; 1 of 1 ran")
+    for text in (printed, (tmp_path / "right.csv").read_text()):
         assert "a bad number" in text and "plan of the last call" in text and "units=16" in text
 
 
-def test_to_find_all_done_is_no_failure_and_to_find_no_test_is_one(run):
+def test_succeeds_when_all_is_done_and_fails_without_tests(run):
     run("-k", "good", status=0)
     assert "1 passed; 1 of 1 ran" in run("-k", "good", status=0)
     run("-k", "nonesuch", "--outcomes", "another.csv", status=pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -117,11 +117,11 @@ def test_to_find_all_done_is_no_failure_and_to_find_no_test_is_one(run):
 def test_shards_share_the_tests(run, tmp_path):
     for number in (1, 2, 3):
         run("-k", "not dies", "--shard", f"{number}/3", "--outcomes", tmp_path / f"{number}.csv")
-    found = [name for number in (1, 2, 3) for name in outcomes.read(tmp_path / f"{number}.csv")]
-    assert len(found) == len(set(found)) == 5
+    names = [name for number in (1, 2, 3) for name in outcomes.read(tmp_path / f"{number}.csv")]
+    assert len(names) == len(set(names)) == 5
 
 
-def test_no_test_begins_after_the_time(run, tmp_path):
-    said = run("--seconds", "0", "-n", "2")
-    assert "6 owed; 0 of 6 ran" in said
+def test_no_test_begins_after_the_deadline(run, tmp_path):
+    printed = run("--seconds", "0", "-n", "2")
+    assert "6 owed; 0 of 6 ran" in printed
     assert set(outcomes.read(tmp_path / "right.csv").values()) == {"owed"}

@@ -1,4 +1,4 @@
-"""What a wheel has in it: the package's code, py.typed and tuned tables, and no documents."""
+"""Contents of a wheel: the package's code, py.typed and tuned tables, and no documents."""
 
 import pathlib
 import shutil
@@ -8,8 +8,8 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_files_of_a_wheel(tmp_path):
-    """A copy is built, as setuptools writes beside what it builds. A table is planted, as none is shipped yet."""
+def test_wheel_holds_code_and_tables_only(tmp_path):
+    """The test builds a copy, as setuptools writes into its folder. It plants a table, as none is shipped yet."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     ignored = shutil.ignore_patterns("__pycache__")

@@ -1,4 +1,4 @@
-"""Rows and statistics."""
+"""Rows of CSV files, quantiles, and the order and number of timed rounds."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ from triton_gru.tuning.timing import LEAST_ROUNDS, QUIET_CHECK_ROUNDS, host_cloc
 from .perf_calls import read
 
 
-def test_a_report_grows_row_by_row(tmp_path):
+def test_csv_grows_row_by_row(tmp_path):
     path = tmp_path / "folder" / "report.csv"
     first = TimingsCsv(path, "cpu")
     first.add(Row(provider="a", T=3, p50_ms=1.5, error='quotes " and, commas\nand lines'))
@@ -32,53 +32,53 @@ def test_a_report_grows_row_by_row(tmp_path):
     assert rows[0]["run_id"] != rows[1]["run_id"]
 
 
-def test_a_row_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
+def test_cut_off_row_is_dropped_and_the_others_kept(tmp_path):
     report = TimingsCsv(tmp_path / "report.csv", "cpu")
     path = report.path
     report.add(Row(provider="a"))
     report.add(Row(provider="b", error="why"))
-    whole = path.read_bytes()
-    for cut in range(0, len(whole), 5):
-        path.write_bytes(whole[:cut])
-        kept = max(0, whole[:cut].count(b"\n") - 1)
-        again = TimingsCsv(tmp_path / "report.csv", "cpu")
+    complete = path.read_bytes()
+    for cut in range(0, len(complete), 5):
+        path.write_bytes(complete[:cut])
+        kept = max(0, complete[:cut].count(b"\n") - 1)
+        reopened = TimingsCsv(tmp_path / "report.csv", "cpu")
         assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
-        assert len(again.last_statuses()) == kept
-    again.add(Row(provider="c"))
+        assert len(reopened.last_statuses()) == kept
+    reopened.add(Row(provider="c"))
     assert [row["provider"] for row in read(path)] == ["a", "c"]
 
 
-def test_a_file_that_is_no_report_is_left_alone(tmp_path):
+def test_csv_with_other_columns_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "mine.csv"
     for text in ("some,other\ntable,1\n", ",".join(COLUMNS).replace("layout", "packed") + "\r\n"):
         path.write_bytes(text.encode())
-        with pytest.raises(ValueError, match="other columns than those of schema 5: name another folder"):
+        with pytest.raises(ValueError, match="other columns than those of schema 5: choose another folder"):
             TimingsCsv(path, "cpu")
         assert path.read_bytes() == text.encode()
 
 
-def test_a_configuration_is_written_as_json():
+def test_configuration_is_written_as_json():
     text = '{"units": 16, "programs": 4, "batch": 8, "depth": 64, "num_warps": 4, "num_stages": 3}'
     assert config_text(StepConfig(16, 4, 8, 64, 4, 3)) == text
     assert config_text(None) == ""
 
 
-def test_keys_tell_what_was_measured_from_what_was_not(tmp_path):
+def test_last_statuses_are_found_by_the_key_of_a_row(tmp_path):
     report = TimingsCsv(tmp_path / "report.csv", "cpu")
     row = Row(provider="a", dtype="float32", T=3, B=2, layout="dense", p50_ms=1.0, n=3)
     report.add(row)
     assert row_key(dataclasses.replace(row, p50_ms=2.0, status="failed")) in report.last_statuses()
-    for other in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"layout": "packed"}):
-        assert row_key(dataclasses.replace(row, **other)) not in report.last_statuses()
+    for change in ({"provider": "b"}, {"T": 4}, {"mode": "graph"}, {"l2": "cold"}, {"layout": "packed"}):
+        assert row_key(dataclasses.replace(row, **change)) not in report.last_statuses()
     report.environment["gpu_name"] = "another"
     assert report.last_statuses() == {}
 
 
-def test_a_copy_is_told_its_commit(tmp_path, monkeypatch):
-    """Also where it lies in a repository, which may be at another."""
+def test_commit_of_a_copy_comes_from_git_sha(tmp_path, monkeypatch):
+    """GIT_SHA counts inside of a repository too, whose commit may be another one."""
     monkeypatch.setenv("GIT_SHA", "abc")
-    for place in (pathlib.Path(__file__).parent, tmp_path):
-        monkeypatch.chdir(place)
+    for folder in (pathlib.Path(__file__).parent, tmp_path):
+        monkeypatch.chdir(folder)
         assert (environment("cpu")["git_sha"], environment("cpu")["git_dirty"]) == ("abc", "")
 
 
@@ -101,12 +101,12 @@ def test_providers_take_turns():
     assert quantiles(taken["fast"]).p50 < 5
 
 
-def test_rounds_end_when_their_time_is_over():
+def test_rounds_end_when_the_seconds_are_over():
     assert len(samples({"any": [lambda: time.sleep(0.01)]}, 1000, host_clock, seconds=0.02)["any"]) == LEAST_ROUNDS
 
 
-def test_a_slow_call_takes_its_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch):
-    """Two calls take 100 ms, with 4 inputs. Warming up is 4 times both, and is not counted against the seconds."""
+def test_slow_call_takes_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch):
+    """Two calls together take 100 ms. Each warms up with its 4 inputs, which does not count against the seconds."""
     now = 0.0
 
     def take(seconds):
@@ -118,11 +118,11 @@ def test_a_slow_call_takes_its_warm_up_and_the_seconds_or_the_least_rounds(monke
     for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, QUIET_CHECK_ROUNDS)):
         start = now
         taken = samples(calls, 200, host_clock, seconds, stop_when_quiet=True)
-        assert [len(each) for each in taken.values()] == [rounds, rounds]
+        assert [len(times) for times in taken.values()] == [rounds, rounds]
         assert now - start == pytest.approx(0.1 * (4 + rounds))
 
 
-def test_no_call_always_comes_after_the_same_one():
+def test_order_of_calls_varies_between_rounds():
     order = []
     samples({name: [lambda name=name: order.append(name)] for name in "abc"}, 60, host_clock)
     timed = order[-180:]
@@ -131,10 +131,10 @@ def test_no_call_always_comes_after_the_same_one():
 
 
 @pytest.mark.parametrize("spread, rounds", [(0.01, QUIET_CHECK_ROUNDS), (0.1, 3 * QUIET_CHECK_ROUNDS)])
-def test_rounds_end_when_all_are_quiet(spread, rounds):
-    """Calls whose times go up and down by half of the spread: the one within 2 % ends early, the other does not."""
+def test_rounds_end_early_when_all_calls_are_quiet(spread, rounds):
+    """Times alternate between 1 and 1 + spread. A spread within 2 % ends the rounds early, a larger one does not."""
     ticks = iter(range(10_000))
     clock = lambda function: 1 + spread * (next(ticks) // 2 % 2)  # noqa: E731
     taken = samples({"a": [int], "b": [int]}, 3 * QUIET_CHECK_ROUNDS, clock, stop_when_quiet=True)
-    assert {len(each) for each in taken.values()} == {rounds}
+    assert {len(times) for times in taken.values()} == {rounds}
     assert quantiles(taken["a"]).rel_iqr == pytest.approx(spread, rel=0.1)

@@ -1,4 +1,4 @@
-"""`python -m perf count`: rows say what a step takes, once the results are right, or why they do not."""
+"""`python -m perf count`: a row holds the counts of a step whose results are right, or why there are none."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from .ptx.count import Case, count_step
 from .ptx.device import emulate_gpu
 from .ptx.providers import Peer, count_peer
 
-# Of the work and the warps of a program, for the library that is planted here to choose from.
+# Configurations of the planted library: the work and the warps of a program.
 CONFIGS = [triton.Config({"TIMES": 3}, num_warps=1), triton.Config({"TIMES": 1}, num_warps=1)]
 CONFIGS += [triton.Config({"TIMES": 4}, num_warps=2)]
 
@@ -48,7 +48,7 @@ _tuned_kernel = triton.autotune(CONFIGS, key=["T"])(_planted_kernel)
 
 
 def _scan(gi, h0, w_hh, b_hh, kernel=_tuned_kernel, scale=1.0, **config):
-    """Return the output of a GRU, by code that runs on a GPU alone."""
+    """Return the output of a GRU, computed by code that runs only on a GPU."""
     if not gi.is_cuda:
         raise ValueError("not on a GPU")
     out = torch.empty(*gi.shape[:2], w_hh.size(1))
@@ -58,14 +58,14 @@ def _scan(gi, h0, w_hh, b_hh, kernel=_tuned_kernel, scale=1.0, **config):
 
 def _step_by_step(gi, h, w_hh, b_hh):
     outputs = []
-    for each in gi.split(1):
-        outputs.append(_scan(each, h, w_hh, b_hh, _planted_kernel, TIMES=1, num_warps=1))
+    for gates in gi.split(1):
+        outputs.append(_scan(gates, h, w_hh, b_hh, _planted_kernel, TIMES=1, num_warps=1))
         h = outputs[-1][0]
     return torch.cat(outputs)
 
 
 def _prepare(scan, case, gru, x):
-    w_ih, w_hh, b_ih, b_hh = (each.detach() for each in gru.parameters())
+    w_ih, w_hh, b_ih, b_hh = (parameter.detach() for parameter in gru.parameters())
     return lambda x: scan(linear(x, w_ih, b_ih), x.new_zeros(case.batch, case.hidden), w_hh, b_hh)
 
 
@@ -79,16 +79,14 @@ def plant(monkeypatch):
 
 
 def run(folder, *arguments, provider="planted", precision="fp32"):
-    """Return the rows of the CSV after a case of 16 hidden units and two sequences."""
+    """Count a case of 16 hidden units and two sequences, and return all rows of the CSV."""
     case = ["--hidden", "16", "--batch", "2", "--precision", precision, "--provider", provider]
     assert main(["count", *case, "--out", str(folder), *arguments]) == 0
     return read(folder / "counts-H200.csv")
 
 
 @pytest.mark.parametrize("device, hidden, exchanges", [("H200", 256, "1"), ("RTX 5090", 64, "0")])
-def test_a_row_of_ours_is_what_is_counted_and_says_that_it_is_no_time(
-    device, hidden, exchanges, tmp_path, monkeypatch, capsys
-):
+def test_row_of_triton_gru_holds_the_counts_and_no_time(device, hidden, exchanges, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GIT_SHA", "f" * 40)
     shape = ["--hidden", str(hidden), "--batch", "16", "--precision", "tf32", "--provider", "triton_gru", "--markdown"]
     assert main(["count", *shape, "--out", str(tmp_path), "--device", device]) == 0
@@ -106,7 +104,7 @@ def test_a_row_of_ours_is_what_is_counted_and_says_that_it_is_no_time(
     assert "not time" in printed and f"| tf32 {hidden}, 16 | triton_gru |" in printed
 
 
-def test_a_peer_is_counted_in_the_configuration_with_the_fewest_instructions(tmp_path, plant):
+def test_peer_is_counted_in_the_configuration_with_fewest_instructions(tmp_path, plant):
     plant(_scan)
     (row,) = run(tmp_path)
     assert row["status"] == "ok" and 0 < float(row["max_abs_err"]) < 1e-5
@@ -120,14 +118,14 @@ def test_a_peer_is_counted_in_the_configuration_with_the_fewest_instructions(tmp
     assert 100 < float(row["busiest"]) < 1000 and float(row["fma"]) > 0
 
 
-def test_a_launch_for_each_step_is_an_exchange(tmp_path, plant):
+def test_launch_for_each_step_counts_as_an_exchange(tmp_path, plant):
     plant(_step_by_step)
     (row,) = run(tmp_path)
     assert (row["status"], row["launches"], row["exchanges"], row["config"]) == ("ok", "1", "1", "")
 
 
 @pytest.mark.parametrize("limit", ["LONG", "MANY"])
-def test_of_a_long_kernel_a_configuration_of_most_warps_is_counted_alone(limit, tmp_path, plant, monkeypatch):
+def test_long_kernel_is_counted_only_with_the_most_warps(limit, tmp_path, plant, monkeypatch):
     plant(_scan)
     monkeypatch.setattr(providers, limit, 50)
     (row,) = run(tmp_path)
@@ -141,20 +139,20 @@ def test_configurations_that_do_not_fit_are_left_out(tmp_path, plant, monkeypatc
         assert run(tmp_path)[-1]["status"] == status
 
 
-def test_what_is_wrong_is_not_counted(tmp_path, plant):
+def test_wrong_results_are_not_counted(tmp_path, plant):
     plant(functools.partial(_scan, scale=1.5))
     (row,) = run(tmp_path)
     assert row["status"] == "wrong" and float(row["max_abs_err"]) > 0.05
     assert not any(row[name] for name in count.COUNTS)
 
 
-def test_what_reads_memory_that_nothing_has_written_is_wrong(tmp_path, plant):
+def test_reading_unwritten_memory_is_wrong(tmp_path, plant):
     plant(lambda *args: _scan(*args) + 0 * torch.empty(1))
     assert run(tmp_path)[0]["status"] == "wrong"
 
 
 @pytest.mark.parametrize("error, status", [(Unavailable("no such"), "unavailable"), (ValueError("no such"), "failed")])
-def test_what_serves_no_case_says_why(error, status, tmp_path, plant):
+def test_provider_that_raises_gives_a_row_with_the_reason(error, status, tmp_path, plant):
     def refuse(*args):
         raise error
 
@@ -164,14 +162,14 @@ def test_what_serves_no_case_says_why(error, status, tmp_path, plant):
     assert not any(row[name] for name in count.COUNTS)
 
 
-def test_what_launches_nothing_is_unavailable(tmp_path, plant):
+def test_provider_without_launches_gets_no_counts(tmp_path, plant):
     plant(lambda gi, h0, w, b: gi[..., : h0.size(1)])
     assert run(tmp_path)[0]["status"] == "wrong"
     plant(None, lambda scan, case, gru, x: lambda x: gru(x)[0])
-    assert run(tmp_path)[1]["error"] == "it launches no kernel"
+    assert run(tmp_path)[1]["error"] == "triton launches no kernel"
 
 
-def test_a_launch_that_is_too_long_is_given_up(tmp_path, plant):
+def test_launch_that_is_too_long_fails(tmp_path, plant):
     plant(_scan)
     (row,) = run(tmp_path, "--most", "1000")
     assert row["status"] == "failed" and "ENDLESS" in row["error"]
@@ -180,13 +178,13 @@ def test_a_launch_that_is_too_long_is_given_up(tmp_path, plant):
 @pytest.mark.parametrize(
     "name, module", [("torchrl", "torchrl"), ("gru_qat.scan", "gru_qat"), ("gru_qat.persistent", "gru_qat")]
 )
-def test_a_peer_that_is_not_installed_is_unavailable(name, module, tmp_path, monkeypatch):
+def test_peer_that_is_not_installed_is_unavailable(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     (row,) = run(tmp_path, provider=name, precision="tf32")
     assert row["status"] == "unavailable" and module in row["error"]
 
 
-def test_gru_qat_is_called(tmp_path, monkeypatch):
+def test_gru_qat_is_counted(tmp_path, monkeypatch):
     for name in ("gru_qat", "gru_qat.triton_kernels"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     scans = types.SimpleNamespace(gru_scan_forward=_scan, gru_scan_forward_persistent=_step_by_step)
@@ -199,7 +197,7 @@ def test_gru_qat_is_called(tmp_path, monkeypatch):
     assert [row["launches"] for row in rows] == ["0", "1", ""] and rows[0]["version"] == "1.2"
 
 
-def test_rows_are_kept_and_one_that_was_cut_off_is_dropped(tmp_path, plant, capsys):
+def test_rows_are_kept_and_a_cut_off_row_is_dropped(tmp_path, plant, capsys):
     plant(_scan)
     (first,) = run(tmp_path)
     assert len(run(tmp_path)) == 2
@@ -214,12 +212,12 @@ def test_rows_are_kept_and_one_that_was_cut_off_is_dropped(tmp_path, plant, caps
     assert path.read_text() == "some,other\ntable,1" and "other columns" in capsys.readouterr().err
 
 
-def test_a_provider_that_is_not_known_is_an_error(tmp_path, capsys):
+def test_unknown_provider_is_an_error(tmp_path, capsys):
     assert main(["count", "--out", str(tmp_path), "--provider", "nobody"]) == 2
-    assert "cannot count nobody: name some of triton_gru, torchrl" in capsys.readouterr().err
+    assert "cannot count nobody: choose from triton_gru, torchrl" in capsys.readouterr().err
 
 
-def test_the_table_has_ratios_to_ours(tmp_path, plant):
+def test_table_has_ratios_to_triton_gru(tmp_path, plant):
     plant(_scan)
     run(tmp_path, precision="tf32")
     run(tmp_path, provider="triton_gru", precision="tf32")

@@ -1,4 +1,4 @@
-"""cuDNN through ctypes: what reaches the library, told by one that is none; and, on a GPU, what it computes."""
+"""cuDNN through ctypes: calls recorded by a fake library, and results of the real one on a GPU."""
 
 import contextlib
 import ctypes
@@ -18,45 +18,45 @@ from perf.providers.interface import Unavailable
 from triton_gru.accuracy import PRECISIONS, compute_error_bound, compute_exact, set_precision
 
 NOT_SUPPORTED = 3000
-WORKSPACE = 96  # bytes of the standard algorithm's
+WORKSPACE = 96  # bytes, of the standard algorithm
 STANDARD, STATIC, DYNAMIC, SMALL_H = Algorithm
 DTYPES = {number: dtype for dtype, number in cudnn.DATA_TYPES.items()}
 
 
 def memory(address: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    """What lies there: cuDNN's pointers point to the CPU's memory here."""
+    """Return the tensor at ``address``, as pointers given to cuDNN point to the CPU's memory here."""
     size = dtype.itemsize * torch.Size(shape).numel()
     return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype).view(shape)
 
 
-def tell(description, dtype, rank, sizes, strides):
-    """Writes a tensor descriptor's contents to C pointers."""
+def write_description(description, dtype, rank, sizes, strides):
+    """Write the contents of a tensor descriptor to C pointers."""
     dtype[0], rank[0], *lists = description
     for pointer, values in zip((sizes, strides), lists):
         for i, value in enumerate(values):
             pointer[i] = value
 
 
-class Fake:
-    """Functions of cuDNN's names and prototypes, called as C functions are, that record their calls.
+class FakeLibrary:
+    """A library with cuDNN's function names and prototypes, called as C functions are, that records its calls.
 
-    It knows what its descriptors were set to, lays weights out in an order of its own and computes GRUs by the
+    It stores what descriptors are set to and lays weights out in an order of its own. It computes GRUs by the
     formulas and gate numbers in cuDNN's documentation.
     """
 
-    def __init__(self, refuse: str = "", falls_back: bool = False):
-        self.calls, self.alive, self.refuse, self.falls_back = [], {}, refuse, falls_back
+    def __init__(self, failing: str = "", falls_back: bool = False):
+        self.calls, self.alive, self.failing, self.falls_back = [], {}, failing, falls_back
         self.addresses = itertools.count(0x1000, 0x10)
         for name, (result, arguments) in PROTOTYPES.items():
             if name != "cudnnGetErrorString":
                 setattr(self, name, CFUNCTYPE(result, *arguments)(self._recording(name)))
-        # A string that Python gave to C would leak.
+        # Not a CFUNCTYPE: a string that Python returns to C would leak.
         self.cudnnGetErrorString = lambda status: {NOT_SUPPORTED: b"CUDNN_STATUS_NOT_SUPPORTED"}[status]
 
     def _recording(self, name: str):
         def function(*arguments):
             self.calls.append((name, *arguments))
-            if name == self.refuse:
+            if name == self.failing:
                 return NOT_SUPPORTED
             if name.startswith("cudnnCreate"):
                 arguments[0][0] = address = next(self.addresses)
@@ -82,7 +82,7 @@ class Fake:
         self.alive[tensor][1:] = dtype, rank, sizes[:rank], strides[:rank]
 
     def GetTensorNdDescriptor(self, tensor, most, dtype, rank, sizes, strides):
-        tell(self.alive[tensor][1:], dtype, rank, sizes, strides)
+        write_description(self.alive[tensor][1:], dtype, rank, sizes, strides)
 
     def SetRNNDataDescriptor(self, data, dtype, layout, steps, batch, width, lengths, fill):
         self.alive[data][1:] = dtype, layout, steps, batch, width, lengths[:batch], fill
@@ -95,65 +95,67 @@ class Fake:
         work[0] = WORKSPACE + 32 * (self.alive[rnn][1] != STANDARD and not self.falls_back)
 
     def _weights(self, rnn):
-        """{(layer, number): elements to the matrix, rows, columns, elements to the bias or None}, elements in all."""
-        biases, ways, inputs, hidden, layers = (self.alive[rnn][i] for i in (3, 4, 9, 10, 12))
-        where, at = {}, 0
-        for layer, number in reversed([*itertools.product(range(layers * (1 + ways)), range(6))]):
-            of_input = inputs if layer < 1 + ways else hidden * (1 + ways)
-            columns = of_input if number < 3 else hidden
-            where[layer, number] = at, hidden, columns, at + hidden * columns if biases else None
-            at += hidden * (columns + 1) + 7
-        return where, at
+        """Return {(layer, number): (matrix offset, rows, columns, bias offset or None)} and the number of elements."""
+        biases, two_directions, inputs, hidden, layers = (self.alive[rnn][i] for i in (3, 4, 9, 10, 12))
+        layout, offset = {}, 0
+        for layer, number in reversed([*itertools.product(range(layers * (1 + two_directions)), range(6))]):
+            width = inputs if layer < 1 + two_directions else hidden * (1 + two_directions)
+            columns = width if number < 3 else hidden
+            layout[layer, number] = offset, hidden, columns, offset + hidden * columns if biases else None
+            offset += hidden * (columns + 1) + 7
+        return layout, offset
 
     def GetRNNWeightSpaceSize(self, handle, rnn, size):
         size[0] = self._weights(rnn)[1] * DTYPES[self.alive[rnn][6]].itemsize
 
     def GetRNNWeightParams(self, handle, rnn, layer, size, space, number, matrix, matrix_at, bias, bias_at):
         dtype = self.alive[rnn][6]
-        where, total = self._weights(rnn)
+        layout, total = self._weights(rnn)
         assert size == total * DTYPES[dtype].itemsize
-        at, rows, columns, to_bias = where[layer, number]
-        matrix_at[0] = space + at * DTYPES[dtype].itemsize
+        offset, rows, columns, bias_offset = layout[layer, number]
+        matrix_at[0] = space + offset * DTYPES[dtype].itemsize
         self.alive[matrix][1:] = dtype, 3, [1, rows, columns], [rows * columns, columns, 1]
-        bias_at[0] = None if to_bias is None else space + to_bias * DTYPES[dtype].itemsize
-        self.alive[bias][1:] = (0, 0, [0] * 3, [0] * 3) if to_bias is None else (dtype, 3, [1, rows, 1], [rows, 1, 1])
+        bias_at[0] = None if bias_offset is None else space + bias_offset * DTYPES[dtype].itemsize
+        self.alive[bias][1:] = (
+            (0, 0, [0] * 3, [0] * 3) if bias_offset is None else (dtype, 3, [1, rows, 1], [rows, 1, 1])
+        )
 
     def RNNForward(
         self, handle, rnn, mode, lengths, x_like, x, y_like, y, state, hx, hy, cell, cx, cy, size, space,
         work_size, work, reserve_size, reserve,
     ):  # fmt: skip
         dtype, _, steps, batch, inputs, *_ = self.alive[x_like][1:]
-        kind, (where, total) = DTYPES[dtype], self._weights(rnn)
+        kind, (layout, total) = DTYPES[dtype], self._weights(rnn)
         weights = memory(space, kind, total)
         last = memory(hy, kind, *self.alive[state][3])
         lengths = torch.tensor(self.alive[x_like][6])
-        there = torch.arange(steps).unsqueeze(1) < lengths  # of packed data, in its order
+        is_active = torch.arange(steps).unsqueeze(1) < lengths  # selects packed data, in its order
         outputs = torch.zeros(steps, batch, inputs)
-        outputs[there] = memory(x, kind, int(there.sum()), inputs).float()
-        ways = 1 + self.alive[rnn][4]
+        outputs[is_active] = memory(x, kind, int(is_active.sum()), inputs).float()
+        directions = 1 + self.alive[rnn][4]
         for layer in range(len(last)):
-            way = layer % ways
-            if not way:
+            direction = layer % directions
+            if not direction:
                 below, of_layer = outputs, []
             h, outputs = torch.zeros(last[0].shape), []
-            for step, goes_on in zip(below.flip(0), there.flip(0)) if way else zip(below, there):
-                of = []
+            for step, row_is_active in zip(below.flip(0), is_active.flip(0)) if direction else zip(below, is_active):
+                parts = []
                 for number, source in enumerate([step] * 3 + [h] * 3):
-                    at, rows, columns, to_bias = where[layer, number]
-                    bias = 0 if to_bias is None else weights[to_bias:][:rows].float()
-                    of.append(source @ weights[at:][: rows * columns].view(rows, columns).float().t() + bias)
-                reset, update = torch.sigmoid(of[0] + of[3]), torch.sigmoid(of[1] + of[4])
-                new = (1 - update) * torch.tanh(of[2] + reset * of[5]) + update * h
-                h = torch.where(goes_on.unsqueeze(1), new, h)
+                    offset, rows, columns, bias_offset = layout[layer, number]
+                    bias = 0 if bias_offset is None else weights[bias_offset:][:rows].float()
+                    parts.append(source @ weights[offset:][: rows * columns].view(rows, columns).float().t() + bias)
+                reset, update = torch.sigmoid(parts[0] + parts[3]), torch.sigmoid(parts[1] + parts[4])
+                new = (1 - update) * torch.tanh(parts[2] + reset * parts[5]) + update * h
+                h = torch.where(row_is_active.unsqueeze(1), new, h)
                 outputs.append(h)
             last[layer] = h
-            of_layer.append(torch.stack(outputs[::-1] if way else outputs))
+            of_layer.append(torch.stack(outputs[::-1] if direction else outputs))
             outputs = torch.cat(of_layer, dim=2)
-        memory(y, kind, int(there.sum()), outputs.size(2)).copy_(outputs[there])
+        memory(y, kind, int(is_active.sum()), outputs.size(2)).copy_(outputs[is_active])
 
 
-def made(fake: Fake, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FMA_MATH, layers=2, **more):
-    """A Gru of 5 inputs and 3 hidden units on the fake, the module and an input [4, 2, 5]."""
+def make_call(fake: FakeLibrary, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FMA_MATH, layers=2, **more):
+    """Return a Gru of 5 inputs and 3 hidden units on the fake library, the module and an input [4, 2, 5]."""
     torch.manual_seed(0)
     gru = nn.GRU(5, 3, layers, dtype=dtype, **more).eval()
     x = torch.randn(4, 2, 5).to(dtype)
@@ -164,12 +166,12 @@ def made(fake: Fake, algorithm=STANDARD, dtype=torch.float32, math=Math.CUDNN_FM
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("algorithm", Algorithm)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_descriptors(precision, algorithm, bias):
+def test_descriptors_hold_the_settings_of_the_call(precision, algorithm, bias):
     dtype = set_precision(precision)
     number = {"fp32": 0, "tf32": 0, "fp16": 2, "bf16": 9}[precision]
     math = {"fp32": 3, "tf32": 0, "fp16": 1, "bf16": 1}[precision]
-    fake = Fake()
-    call, _, x = made(fake, algorithm, dtype, math_type(dtype), bias=bias)
+    fake = FakeLibrary()
+    call, _, x = make_call(fake, algorithm, dtype, math_type(dtype), bias=bias)
     call(x)
     handle, rnn, mode, lengths, x_like, _, y_like, _, state, *_ = fake.named("cudnnRNNForward")[0]
     assert (fake.alive[handle], mode, lengths) == ([""], 0, None)
@@ -185,9 +187,9 @@ def test_descriptors(precision, algorithm, bias):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("algorithm", [STANDARD, STATIC])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_weights_lie_where_cudnn_wants_them(precision, algorithm, bias, layers):
-    fake = Fake()
-    call, gru, x = made(fake, algorithm, PRECISIONS[precision][0], layers=layers, bias=bias)
+def test_weights_are_copied_to_cudnns_layout(precision, algorithm, bias, layers):
+    fake = FakeLibrary()
+    call, gru, x = make_call(fake, algorithm, PRECISIONS[precision][0], layers=layers, bias=bias)
     with torch.inference_mode():
         theirs = gru(x)
     for ours, expected in zip(call(x), theirs):
@@ -197,9 +199,9 @@ def test_weights_lie_where_cudnn_wants_them(precision, algorithm, bias, layers):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("algorithm", [STANDARD, STATIC])
-def test_two_directions(algorithm, layers):
-    fake = Fake()
-    call, gru, x = made(fake, algorithm, layers=layers, bidirectional=True)
+def test_two_directions_agree_with_nn_gru(algorithm, layers):
+    fake = FakeLibrary()
+    call, gru, x = make_call(fake, algorithm, layers=layers, bidirectional=True)
     with torch.inference_mode():
         torch.testing.assert_close(call(x), gru(x))
     _, rnn, _, _, x_like, _, y_like, _, state, *_ = fake.named("cudnnRNNForward")[0]
@@ -210,9 +212,9 @@ def test_two_directions(algorithm, layers):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("algorithm", [STANDARD, STATIC])
-def test_packed_input(algorithm, bidirectional):
-    """What comes back is the packed data, and the last state of each sequence."""
-    fake = Fake()
+def test_packed_input_agrees_with_nn_gru(algorithm, bidirectional):
+    """The call returns the packed data and the last state of each sequence."""
+    fake = FakeLibrary()
     torch.manual_seed(0)
     gru = nn.GRU(5, 3, 2, bidirectional=bidirectional).eval()
     x = pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])
@@ -226,27 +228,27 @@ def test_packed_input(algorithm, bidirectional):
     assert fake.alive[y_like][5:7] == [3 + 3 * bidirectional, [4, 2, 1]]
 
 
-def test_a_provider_hands_on_the_data_of_packed_input(monkeypatch):
-    monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(Fake()), lambda: 0))
+def test_provider_passes_the_data_of_packed_input(monkeypatch):
+    monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(FakeLibrary()), lambda: 0))
     gru, x = nn.GRU(5, 3).eval(), pack_padded_sequence(torch.randn(4, 3, 5), [4, 2, 1])
     with torch.inference_mode():
         ready = cudnn.PROVIDERS["cudnn.standard"](gru, x)
         torch.testing.assert_close(ready.call(ready.lay_out(x))[0], gru(x)[0].data)
 
 
-def test_a_call_s_arguments():
-    fake = Fake()
-    call, _, x = made(fake, STATIC)
+def test_arguments_of_two_calls_differ_only_in_the_input():
+    fake = FakeLibrary()
+    call, _, x = make_call(fake, STATIC)
     another = x + 1
     first = call(x)
-    then = call(another)
-    assert [each.data_ptr() for each in first] == [each.data_ptr() for each in then]
-    of_first, of_then = fake.named("cudnnRNNForward")
-    handle, rnn, _, lengths, x_like, at, y_like, y, state, hx, hy, cell, cx, cy, *spaces = of_first
-    assert at == x.data_ptr()
-    assert of_then == [*of_first[:5], another.data_ptr(), *of_first[6:]]
+    second = call(another)
+    assert [result.data_ptr() for result in first] == [result.data_ptr() for result in second]
+    first_arguments, second_arguments = fake.named("cudnnRNNForward")
+    handle, rnn, _, lengths, x_like, x_pointer, y_like, y, state, hx, hy, cell, cx, cy, *spaces = first_arguments
+    assert x_pointer == x.data_ptr()
+    assert second_arguments == [*first_arguments[:5], another.data_ptr(), *first_arguments[6:]]
     assert len({handle, rnn, x_like, y_like, state}) == 5
-    assert [y, hy] == [each.data_ptr() for each in first]
+    assert [y, hy] == [result.data_ptr() for result in first]
     assert [lengths, hx, cell, cx, cy] == [None] * 5
     size, space, work_size, work, reserve_size, reserve = spaces
     (*_, asked_size, asked_space, number, _, _, _, _) = fake.named("cudnnGetRNNWeightParams")[0]
@@ -255,17 +257,17 @@ def test_a_call_s_arguments():
     memory(work, torch.uint8, work_size).fill_(1)
 
 
-def test_the_handle_follows_the_stream():
-    fake, streams = Fake(), iter([0, 0, 7, 7, 0])
+def test_handle_follows_the_stream():
+    fake, streams = FakeLibrary(), iter([0, 0, 7, 7, 0])
     handle = Handle(Library(fake), lambda: next(streams))
     for _ in range(5):
         handle.follow()
     assert fake.named("cudnnSetStream") == [[handle.pointer.value, stream] for stream in (None, 7, None)]
 
 
-def test_nothing_is_left_behind():
-    fake = Fake()
-    call, *_ = made(fake, STATIC)
+def test_descriptors_are_destroyed_with_the_call():
+    fake = FakeLibrary()
+    call, *_ = make_call(fake, STATIC)
     assert len(fake.alive) > 1
     del call
     gc.collect()
@@ -277,59 +279,59 @@ LAST = {name for name in PROTOTYPES if name.startswith("cudnnDestroy")}
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOTYPES if name not in QUIET | LAST])
-def test_a_refusal_is_reported_and_undone(name, monkeypatch):
-    fake = Fake(refuse=name)
+def test_failing_function_is_reported_and_undone(name, monkeypatch):
+    fake = FakeLibrary(failing=name)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
-    with pytest.raises(Unavailable) as refusal:
+    with pytest.raises(Unavailable) as error:
         cudnn.PROVIDERS["cudnn.persist_dynamic"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
-    assert str(refusal.value) == f"{name}: CUDNN_STATUS_NOT_SUPPORTED: hiddenSize > 192 at: x"
-    del refusal
+    assert str(error.value) == f"{name}: CUDNN_STATUS_NOT_SUPPORTED: hiddenSize > 192 at: x"
+    del error
     gc.collect()
     assert not fake.alive
 
 
 @pytest.mark.parametrize("name, falls_back", [("persist_static", True), ("persist_static", False), ("standard", True)])
-def test_the_standard_algorithm_in_place_of_another_is_told(name, falls_back, monkeypatch):
-    fake = Fake(falls_back=falls_back)
+def test_config_tells_that_the_standard_algorithm_may_run_instead(name, falls_back, monkeypatch):
+    fake = FakeLibrary(falls_back=falls_back)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
     ready = cudnn.PROVIDERS[f"cudnn.{name}"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     assert ("may run in its place" in ready.config) == (falls_back and name != "standard")
 
 
 @pytest.mark.parametrize("wrong", [(2, 3, [1, 3, 5], [15, 5, 1]), (0, 3, [1, 5, 3], [15, 3, 1])])
-def test_weights_described_as_other_than_torch_s_are_refused(wrong, monkeypatch):
+def test_unexpected_weight_descriptors_are_refused(wrong, monkeypatch):
     def describe(self, tensor, most, *results):
-        tell(wrong, *results)
+        write_description(wrong, *results)
 
-    monkeypatch.setattr(Fake, "GetTensorNdDescriptor", describe)
+    monkeypatch.setattr(FakeLibrary, "GetTensorNdDescriptor", describe)
     with pytest.raises(CudnnError, match="cudnnGetRNNWeightParams"):
-        made(Fake())
+        make_call(FakeLibrary())
 
 
 @pytest.mark.parametrize("shift", [-4, 2, 1 << 20])
 def test_weights_outside_of_the_weight_space_are_refused(shift, monkeypatch):
-    inside = Fake.GetRNNWeightParams
+    original = FakeLibrary.GetRNNWeightParams
 
     def outside(self, *arguments):
-        inside(self, *arguments)
+        original(self, *arguments)
         arguments[7][0] = arguments[4] + shift
 
-    monkeypatch.setattr(Fake, "GetRNNWeightParams", outside)
+    monkeypatch.setattr(FakeLibrary, "GetRNNWeightParams", outside)
     with pytest.raises(CudnnError, match="cudnnGetRNNWeightParams"):
-        made(Fake())
+        make_call(FakeLibrary())
 
 
-def test_inputs_that_cudnn_does_not_take_are_refused():
-    handle, gru = Handle(Library(Fake()), lambda: 0), nn.GRU(5, 3)
+def test_unsupported_inputs_are_refused():
+    handle, gru = Handle(Library(FakeLibrary()), lambda: 0), nn.GRU(5, 3)
     for x in (torch.zeros(4, 2, 5).double(), torch.zeros(2, 4, 5).transpose(0, 1)):
         with pytest.raises(CudnnError, match="contiguous"):
             Gru(handle, gru, x, STANDARD, Math.CUDNN_FMA_MATH)
-    with pytest.raises(CudnnError, match="32 bits"):
+    with pytest.raises(CudnnError, match=r"must be below 2\*\*31"):
         Gru(handle, gru, torch.zeros(2**31, 2, 0), STANDARD, Math.CUDNN_FMA_MATH)
 
 
-def test_providers(monkeypatch):
-    fake = Fake()
+def test_providers_agree_with_nn_gru(monkeypatch):
+    fake = FakeLibrary()
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
     gru, x = nn.GRU(5, 3).eval(), torch.randn(4, 2, 5)
@@ -343,7 +345,7 @@ def test_providers(monkeypatch):
     assert configs == [f"algo={algorithm.name} math=CUDNN_DEFAULT_MATH cudnn=91900" for algorithm in Algorithm]
 
 
-def test_without_cudnn(monkeypatch):
+def test_without_cudnn_providers_are_unavailable(monkeypatch):
     with pytest.raises(Unavailable, match="needs a CUDA device, the input is on cpu"):
         cudnn.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     monkeypatch.setattr(cudnn, "LIBRARY", "libcudnn.so.0")
@@ -360,22 +362,22 @@ def real() -> ctypes.CDLL:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("algorithm", Algorithm)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_cudnn_takes_the_descriptor_and_reads_it_the_same(real, precision, algorithm, bias):
-    dtype, fake, library = set_precision(precision), Fake(), Library(real)
-    made(fake, algorithm, dtype, math_type(dtype), bias=bias)
+def test_cudnn_reads_back_the_rnn_descriptor(real, precision, algorithm, bias):
+    dtype, fake, library = set_precision(precision), FakeLibrary(), Library(real)
+    make_call(fake, algorithm, dtype, math_type(dtype), bias=bias)
     _, *settings = fake.named("cudnnSetRNNDescriptor_v8")[0]
     rnn, numbers, dropout, flags = c_void_p(), [c_int(-1) for _ in range(12)], c_void_p(), c_uint(9)
     library.call("cudnnCreateRNNDescriptor", byref(rnn))
     try:
         library.call("cudnnSetRNNDescriptor_v8", rnn, *settings)
         assert real.cudnnGetRNNDescriptor_v8(rnn, *map(byref, numbers), byref(dropout), byref(flags)) == 0
-        assert [*(each.value for each in numbers), dropout.value, flags.value] == settings
+        assert [*(number.value for number in numbers), dropout.value, flags.value] == settings
     finally:
         library.call("cudnnDestroyRNNDescriptor", rnn)
 
 
 @pytest.mark.gpu
-def test_cudnn_says_why_in_its_own_words(real):
+def test_error_holds_cudnns_message(real):
     with pytest.raises(CudnnError, match="cudnnGetRNNWeightSpaceSize: CUDNN_STATUS_BAD_PARAM: .*handle"):
         Library(real).call("cudnnGetRNNWeightSpaceSize", None, None, byref(c_size_t()))
 
@@ -390,24 +392,26 @@ def on_another_stream():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layers, bias, both", [(1, True, False), (2, True, False), (1, False, False), (2, True, True)])
+@pytest.mark.parametrize(
+    "layers, bias, bidirectional", [(1, True, False), (2, True, False), (1, False, False), (2, True, True)]
+)
 @pytest.mark.parametrize("hidden, batch", [(64, 1), (128, 8), (512, 4), (1024, 16)])
 @pytest.mark.parametrize("name", cudnn.PROVIDERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
-def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias, both):
+def test_providers_are_right_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias, bidirectional):
     torch.manual_seed(0)
     dtype = set_precision(precision)
-    gru = nn.GRU(hidden, hidden, layers, bias=bias, bidirectional=both, device="cuda", dtype=dtype).eval()
+    gru = nn.GRU(hidden, hidden, layers, bias=bias, bidirectional=bidirectional, device="cuda", dtype=dtype).eval()
     x, another = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
-    refusal = ""
+    reason = ""
     try:
         call = cudnn.PROVIDERS[name](gru, x).call
-    except Unavailable as why:
-        refusal = str(why)
-    if refusal:  # in cuDNN's own words, which begin with the function that refused
+    except Unavailable as error:
+        reason = str(error)
+    if reason:  # cuDNN's message, after the name of the function that failed
         assert name != "cudnn.standard"
-        assert refusal.startswith("cudnn")
+        assert reason.startswith("cudnn")
         return
 
     def check(results, x):
@@ -426,8 +430,8 @@ def test_it_computes_the_gru_eagerly_and_in_a_graph(precision, name, hidden, bat
     with torch.cuda.graph(graph):
         results = call(another)
     for _ in range(2):
-        for each in results:
-            each.fill_(float("nan"))
+        for result in results:
+            result.fill_(float("nan"))
         graph.replay()
         check(results, another)
     check(call(x), x)

@@ -1,4 +1,4 @@
-"""Kernels without a stage of a step, hand-overs and cuts, timed as providers: the changed kernel runs, and no other."""
+"""Kernels without a stage of a step, hand-overs and cuts, timed as providers: only the changed kernel runs."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from .ptx.device import emulate_gpu
 from .test_perf_report import row, squeezed, table, written
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
-# What is not left out of kernels in fp32 without TF32, and what is said of it.
+# Stages that cannot be left out in fp32 without TF32, and a part of the message.
 STAGE = "perf.experiments.stages:"
 NOT_LEFT_OUT = {
     f"{STAGE}grid-without-{stage}": "in 16 bits and TF32" for stage in ("products-but-the-first", "sums", "gate-inputs")
@@ -33,20 +33,20 @@ NAMES = [STAGE + name for name in stages.PROVIDERS]
 
 @pytest.fixture
 def started(monkeypatch):
-    """The kernels that the library has started."""
+    """Return the set of kernels that the library has started."""
     kernels, start = set(), execute.start
 
-    def noted(launches):
-        for each in launches:
-            kernels.add(each.kernel)
-            yield each
+    def recorded(launches):
+        for launch in launches:
+            kernels.add(launch.kernel)
+            yield launch
 
-    monkeypatch.setattr(execute, "start", lambda launches: start(noted(launches)))
+    monkeypatch.setattr(execute, "start", lambda launches: start(recorded(launches)))
     return kernels
 
 
 @pytest.mark.parametrize("kernel, hidden", [("grid", 40), ("block", 20)])
-def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, started):
+def test_each_stage_is_timed_by_its_kernel_and_not_judged(kernel, hidden, started):
     case = Case("fp16", hidden, batch=2, steps=2)
     for stage in STAGES[kernel]:
         started.clear()
@@ -56,8 +56,8 @@ def test_each_stage_is_timed_by_its_kernel_without_being_judged(kernel, hidden, 
         assert timed.kernel == kernel and '"units"' in timed.config
 
 
-def test_what_leaves_a_stage_out_computes_something_else(monkeypatch):
-    """A gate that looked at its results would stop it."""
+def test_kernel_without_a_stage_computes_something_else(monkeypatch):
+    """The accuracy gate would stop such a kernel if it judged the results."""
     name = "grid-without-activations"
     prepare = stages.PROVIDERS[name]
     plant(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
@@ -65,46 +65,47 @@ def test_what_leaves_a_stage_out_computes_something_else(monkeypatch):
     assert timed.status == "wrong"
 
 
-def test_the_sweep_can_be_rehearsed(tmp_path, monkeypatch, started):
+def test_step_breakdown_can_be_rehearsed(tmp_path, monkeypatch, started):
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
     arguments = ["run", "--sweep", "step-breakdown", "--rehearse", "--out", str(tmp_path), "--seconds", "0.01"]
     assert main(arguments) == 0
-    rows = {each["provider"]: each for each in rows_of(tmp_path / "step-breakdown-cpu.csv")}
+    rows = {row["provider"]: row for row in rows_of(tmp_path / "step-breakdown-cpu.csv")}
     assert list(rows) == ["torch.nn.GRU", "triton_gru.grid", "triton_gru.block", *NAMES]
-    assert {name for name, each in rows.items() if each["status"] == "unavailable"} == {*NOT_LEFT_OUT}
-    assert all(why in rows[name]["error"] for name, why in NOT_LEFT_OUT.items())
-    timed = [each for name, each in rows.items() if name not in NOT_LEFT_OUT]
-    assert all(each["status"] in ("ok", "noisy") and each["mode"] == "eager" for each in timed)
+    assert {name for name, row in rows.items() if row["status"] == "unavailable"} == {*NOT_LEFT_OUT}
+    assert all(message in rows[name]["error"] for name, message in NOT_LEFT_OUT.items())
+    timed = [row for name, row in rows.items() if name not in NOT_LEFT_OUT]
+    assert all(row["status"] in ("ok", "noisy") and row["mode"] == "eager" for row in timed)
     kernels = [load_scan_without(*name.removeprefix(STAGE).split("-without-")) for name in NAMES]
     assert len({*kernels} & started) == len(NAMES) - len(NOT_LEFT_OUT)
 
 
-def test_a_kernel_that_does_not_serve_a_case_says_why():
+def test_unsupported_case_is_unavailable_with_a_reason():
     with emulate_gpu(limit_sms(H200, 64), 1):
         _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN_FLOORS)
     assert timed.status == "unavailable" and "it takes 65 programs at once" in timed.error
 
 
-def test_the_librarys_own_kernels_stay_as_they_are():
+def test_modules_of_the_package_stay_unchanged():
     modules = (exchange, grid, isa)
     before = [dict(vars(module)) for module in modules]
-    for kernel, of_kernel in STAGES.items():
-        scans = {stages.SCANS[kernel], *(load_scan_without(kernel, stage) for stage in of_kernel)}
-        assert len(scans) == 1 + len(of_kernel)
+    for kernel, names in STAGES.items():
+        scans = {stages.SCANS[kernel], *(load_scan_without(kernel, stage) for stage in names)}
+        assert len(scans) == 1 + len(names)
     assert [dict(vars(module)) for module in modules] == before
 
 
-def test_the_report_says_what_each_stage_adds(tmp_path):
-    def of(provider, microseconds, **more):
+def test_report_shows_the_time_of_each_stage(tmp_path):
+    def timed(provider, microseconds, **more):
         return row(f"{provider}+graph", 512 * microseconds / 1000, kernel="grid", **more)
 
     rows = [
-        of("triton_gru.grid", 0.8), of(f"{STAGE}grid-without-sums", 0.7), of(f"{STAGE}grid-without-waiting", 0.3),
-        of("triton_gru.grid", 1.0, B=16), of(f"{STAGE}grid-without-waiting", 0.75, B=16),
-        of(f"{STAGE}grid-without-sums", 0.5, B=16, run_id="another"), of("triton_gru", 0.1),
+        timed("triton_gru.grid", 0.8), timed(f"{STAGE}grid-without-sums", 0.7),
+        timed(f"{STAGE}grid-without-waiting", 0.3),
+        timed("triton_gru.grid", 1.0, B=16), timed(f"{STAGE}grid-without-waiting", 0.75, B=16),
+        timed(f"{STAGE}grid-without-sums", 0.5, B=16, run_id="another"), timed("triton_gru", 0.1),
     ]  # fmt: skip
     loaded = report.load([written(tmp_path / "rows.csv", rows)])
-    shown = table(loaded, "Where a step's time goes: its microseconds, and how many fewer without a stage")
+    shown = table(loaded, "Stages: microseconds of a step, and microseconds saved without each stage")
     assert squeezed(format_table(shown).splitlines()) == [
         "kernel precision H B T step sums waiting",
         "grid float16 512 4 512 0.8 0.1 0.5",
@@ -113,7 +114,7 @@ def test_the_report_says_what_each_stage_adds(tmp_path):
 
 
 @pytest.mark.parametrize("name", hand_overs.PROVIDERS)
-def test_a_hand_over_or_a_cut_is_what_runs(name, launched):
+def test_named_hand_over_or_cut_runs(name, launched):
     _, timed = measure.measure(Case("fp16", 40, 3, 3), [f"perf.experiments.hand_overs:{name}"], CPU, KNOWN_FLOORS)
     assert timed.status in ("ok", "noisy") and timed.kernel == "grid", timed
     config = json.loads(timed.config)
@@ -121,8 +122,8 @@ def test_a_hand_over_or_a_cut_is_what_runs(name, launched):
     assert name in (config["handover"], cut) and "grid_scan" in launched
 
 
-def test_the_sweeps_name_every_experiment():
-    """By their names alone: no other file of perf/ imports them."""
+def test_sweeps_name_every_experiment():
+    """Sweeps name experiments by strings: no other file of perf/ imports the modules."""
     assert [*sweeps.SWEEPS["step-breakdown"].providers] == ["triton_gru.grid", "triton_gru.block", *NAMES]
     expected = [f"perf.experiments.hand_overs:{name}" for name in hand_overs.PROVIDERS]
     assert [*sweeps.SWEEPS["hand-overs"].providers] == ["triton_gru", *expected]

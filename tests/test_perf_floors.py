@@ -1,4 +1,4 @@
-"""The floors: what is measured, and what follows from it for a case."""
+"""Floors: rates measured on a device, and the lower bound of a case that follows from them."""
 
 import dataclasses
 import itertools
@@ -20,19 +20,19 @@ from triton_gru.plan.config import HANDOVERS
 from .perf_calls import read
 from .planted import H200
 
-# 100 multiprocessors that hold 1 000 bytes each. One of them makes 1e10 FLOPs a second.
+# 100 multiprocessors that hold 1 000 bytes each. Each of them makes 1e10 FLOPs a second.
 CHIP = Floors(
     memory=1e9, l2=4e9, matrix={("float16", ""): 1e12}, launch={"eager": 5e-6, "graph": 2e-6, "host": 4e-6},
     hop=1e-6, step=1e-8, multiprocessors=100, on_chip=1000, l2_bytes=10_000,
 )  # fmt: skip
-QUICK = dataclasses.replace(CHIP, memory=1e14, launch={"eager": 0.0})  # to read and to launch
+QUICK = dataclasses.replace(CHIP, memory=1e14, launch={"eager": 0.0})  # reads and launches take next to no time
 
 
 def seconds(chip, case, mode="eager", l2="cold"):
     return chip.compute_floor_ms(case, mode, l2) / 1000
 
 
-def test_the_floor_counts_launch_and_work():
+def test_floor_counts_launch_and_work():
     case = Case("fp16", hidden=8, batch=2, steps=10)
     state, w_hh = 2 * 8 * 2, 3 * 64 * 2
     moved = 2 * 10 * state + 2 * w_hh + state
@@ -44,23 +44,23 @@ def test_the_floor_counts_launch_and_work():
     assert CHIP.compute_floor_ms(dataclasses.replace(case, precision="bf16"), "eager", "warm") == ""
 
 
-def test_one_multiprocessor_makes_a_small_step_without_a_hop():
-    """Its 384 FLOPs take 38.4 ns: half of them, 19.2 ns, come to each smallest step of 10 ns but the first."""
+def test_small_step_on_one_multiprocessor_needs_no_hop():
+    """384 FLOPs take 38.4 ns. Half of that, 19.2 ns, adds to the 10 ns of each step. Exception: the first."""
     case = Case("fp16", hidden=8, batch=1, steps=10)
     assert seconds(QUICK, case) == pytest.approx(10 * 10e-9 + 9 * 19.2e-9)
     assert seconds(QUICK, dataclasses.replace(case, layers=3)) == pytest.approx(12 * 10e-9 + 11 * 19.2e-9)
 
 
-def test_a_hop_is_counted_where_several_are_faster_than_the_one_that_holds_w_hh():
-    """One would take 9.6 us for the 384 FLOPs, of which half is more than a hop."""
+def test_hop_counts_if_several_multiprocessors_are_faster():
+    """One multiprocessor would take 9.6 us for the 384 FLOPs, and half of that is more than a hop."""
     slow = dataclasses.replace(QUICK, matrix={("float16", ""): 4e9})
     case = Case("fp16", hidden=8, batch=1, steps=10)
     assert seconds(slow, case) == pytest.approx(10 * 1e-8 + 9 * 1e-6)
     assert seconds(slow, dataclasses.replace(case, steps=1)) == pytest.approx(768 / 4e9)  # no step after it
 
 
-def test_one_that_cannot_hold_w_hh_reads_or_several_wait_for_a_hop():
-    """Of 2 400 bytes 1 400 are beyond it. Half of them at 384 GB/s are 1.82 ns; half of 2 400 FLOPs 0.12 ns."""
+def test_w_hh_beyond_one_multiprocessor_costs_reads_or_a_hop():
+    """1 400 of 2 400 bytes do not fit. Half of them take 1.82 ns at 384 GB/s; half of 2 400 FLOPs take 0.12 ns."""
     strong = dataclasses.replace(QUICK, matrix={("float16", ""): 1e15})
     case = Case("fp16", hidden=20, batch=1, steps=10)
     assert seconds(strong, case) == pytest.approx(10 * 1e-8 + 9 * 700 / 384e9)
@@ -68,14 +68,14 @@ def test_one_that_cannot_hold_w_hh_reads_or_several_wait_for_a_hop():
 
 
 def test_many_rows_add_work_and_no_hop():
-    """Of 100 multiprocessors each can make a row. From 400 rows on, all FLOPs take 3 us a step."""
+    """Up to 100 multiprocessors compute a row each. With 4 000 rows, all FLOPs take 3 us a step."""
     case = Case("fp16", hidden=8, batch=8, steps=10)
     assert seconds(QUICK, case) == pytest.approx(10 * 10e-9 + 9 * 19.2e-9)
     assert seconds(QUICK, dataclasses.replace(case, batch=4000)) == pytest.approx(10 * 4000 * 768 / 1e12)
 
 
-def test_what_the_chip_cannot_hold_is_read_again_every_other_step():
-    """Four hold 4 000 of the 9 600 bytes of each layer's W_hh. 5 600 are read in the third, fifth, .. ninth step."""
+def test_w_hh_beyond_the_chip_is_read_every_other_step():
+    """Four multiprocessors hold 4 000 of a layer's 9 600 bytes. Steps 3, 5, 7 and 9 read the other 5 600."""
     chip = dataclasses.replace(QUICK, multiprocessors=4, l2=1e8)
     case = Case("fp16", hidden=40, batch=1, steps=10, layers=2)
     assert seconds(chip, case) == pytest.approx(4 * 2 * 5600 / 1e8)
@@ -85,8 +85,8 @@ def test_what_the_chip_cannot_hold_is_read_again_every_other_step():
     assert seconds(small, case) == pytest.approx(moved / 1e8)
 
 
-def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
-    """Each time what is moved first, then the FLOPs, then the steps."""
+def test_floor_of_two_directions_packed_input_and_frames():
+    """The test asserts the bytes moved first, then the FLOPs, then the steps."""
     still = dataclasses.replace(CHIP, launch={"eager": 0.0})
     slow = dataclasses.replace(still, matrix={("float16", ""): 1e3}, hop=1e-9)
     both = Case("fp16", hidden=8, batch=2, steps=10, layers=2, directions=2)
@@ -104,44 +104,44 @@ def test_the_floor_of_two_directions_of_packed_input_and_of_frames():
     assert seconds(slow, packed) == pytest.approx(steps * 4 * 1200 / 1e3)
     assert seconds(QUICK, packed) == pytest.approx(10 * 10e-9 + 9 * 120e-9)
 
-    frame = Case("fp16", hidden=8, batch=2, steps=1, is_streaming=True)  # the state comes and goes
+    frame = Case("fp16", hidden=8, batch=2, steps=1, is_streaming=True)  # a frame reads and writes the state
     assert seconds(still, frame) == pytest.approx(2 * (2 * 16 + 2 * 192 + 2 * 16) / 1e9)
 
 
 def strategies(chip, case):
-    """Seconds of a call in three ways, each a layer after the other, with all that moves and all FLOPs beside it."""
+    """Return the seconds of a call by three strategies: layer after layer, with all traffic and FLOPs overlapped."""
     rate, h, steps = chip.matrix["float16", ""], case.hidden, case.steps * case.layers
     product = 6 * h * h / (rate / chip.multiprocessors)
     reading = max(0, 6 * h * h - chip.on_chip) / 384e9
     rows = math.ceil(case.batch / chip.multiprocessors)
-    one_a_row = steps * (rows * product + reading + chip.step)
-    # The units of a step one after the other, and with each of them at once its products of the next step.
+    one_per_row = steps * (rows * product + reading + chip.step)
+    # One unit of a step after the other, each followed at once by its products of the next step.
     two_steps = max(2 * product + chip.step, product + 2 * chip.step) + 2 * reading
     in_turns = math.ceil(steps / 2) * two_steps if rows == 1 else math.inf
-    all_a_row = steps * (case.batch * product / chip.multiprocessors + chip.step) + (steps - 1) * chip.hop
+    all_per_row = steps * (case.batch * product / chip.multiprocessors + chip.step) + (steps - 1) * chip.hop
     moved = 2 * (2 * case.steps * case.batch * h + case.layers * (6 * h * h + case.batch * h))
     again = (case.steps - 1) * case.layers * max(0, 6 * h * h - chip.multiprocessors * chip.on_chip)
     work = max((moved + again) / chip.memory, again / chip.l2, steps * case.batch * 12 * h * h / rate)
-    return [chip.launch["eager"] + max(work, each) for each in (one_a_row, in_turns, all_a_row)]
+    return [chip.launch["eager"] + max(work, scan) for scan in (one_per_row, in_turns, all_per_row)]
 
 
 SLOWER = {"memory": 0.5, "l2": 0.5, "hop": 2, "step": 2, "on_chip": 0.5, "l2_bytes": 0.5}
 
 
-def drawn_chip(drawn):
+def draw_chip(rng):
     return Floors(
-        memory=10 ** drawn.uniform(10, 14), l2=10 ** drawn.uniform(12, 15), launch={"eager": 1e-9},
-        matrix={("float16", ""): 10 ** drawn.uniform(10, 16)},
-        hop=10 ** drawn.uniform(-8, -5), step=10 ** drawn.uniform(-9, -6),
-        multiprocessors=drawn.randint(1, 200), on_chip=drawn.randint(100, 1 << 20), l2_bytes=drawn.randint(0, 1 << 20),
+        memory=10 ** rng.uniform(10, 14), l2=10 ** rng.uniform(12, 15), launch={"eager": 1e-9},
+        matrix={("float16", ""): 10 ** rng.uniform(10, 16)},
+        hop=10 ** rng.uniform(-8, -5), step=10 ** rng.uniform(-9, -6),
+        multiprocessors=rng.randint(1, 200), on_chip=rng.randint(100, 1 << 20), l2_bytes=rng.randint(0, 1 << 20),
     )  # fmt: skip
 
 
-def test_the_floor_is_below_any_strategy_and_moves_with_the_case_and_the_chip():
-    drawn = random.Random(0)
+def test_floor_is_below_any_strategy_and_grows_with_case_and_slower_chip():
+    rng = random.Random(0)
     for _ in range(500):
-        chip = drawn_chip(drawn)
-        case = Case("fp16", drawn.randint(1, 600), drawn.choice((1, 4, 300)), drawn.randint(1, 50), drawn.randint(1, 3))
+        chip = draw_chip(rng)
+        case = Case("fp16", rng.randint(1, 600), rng.choice((1, 4, 300)), rng.randint(1, 50), rng.randint(1, 3))
         floor = seconds(chip, case)
         assert floor <= min(strategies(chip, case)) * (1 + 1e-9), (chip, case)
         assert seconds(chip, dataclasses.replace(case, steps=case.steps + 1)) >= floor
@@ -149,7 +149,7 @@ def test_the_floor_is_below_any_strategy_and_moves_with_the_case_and_the_chip():
         assert seconds(chip, dataclasses.replace(case, hidden=case.hidden + 1)) >= floor
         slower = [dataclasses.replace(chip, **{name: by * getattr(chip, name)}) for name, by in SLOWER.items()]
         slower.append(dataclasses.replace(chip, matrix={name: rate / 2 for name, rate in chip.matrix.items()}))
-        assert all(seconds(each, case) >= floor for each in slower), (chip, case)
+        assert all(seconds(slow_chip, case) >= floor for slow_chip in slower), (chip, case)
 
 
 def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(floors, "host_clock", lambda function: next(one_in_20_is_not_delayed))
     first = floors.load_or_measure(tmp_path, "cpu")
     assert first.launch["host"] == 0.5e-3
-    assert 1e7 < first.memory < 1e13  # wide, as others may be at work on the machine
+    assert 1e7 < first.memory < 1e13  # wide bounds, as other processes may use the machine
     assert 1e7 < first.l2 < 1e14
     assert 1e7 < first.matrix["float32", "ieee"] < 1e15
     assert 0 < first.launch["eager"] < 1
@@ -166,13 +166,13 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     assert floors.load_or_measure(tmp_path, "cpu") == first
     assert path.read_bytes() == written
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]))  # killed before its end: not to be relied on
+    path.write_bytes(b"".join(lines[:-1]))  # as after a kill: the file is incomplete, and measured again
     assert floors.load_or_measure(tmp_path, "cpu").memory > 0
     assert len(read(path)) == 2 * len(lines) - 3
     assert floors.load_or_measure(tmp_path, "cpu", remeasure=True).memory > 0
 
 
-def test_what_floors_are_measured_by_does_what_it_says(kernels_on_cpu):
+def test_read_shared_reads_all_numbers(kernels_on_cpu):
     numbers = torch.arange(4 * 64, dtype=torch.int32)
     result = torch.zeros(3, dtype=torch.int32)
     read_shared[(3,)](numbers, result, 5, PART=64, PARTS=4)
@@ -185,9 +185,9 @@ def hops(handover):
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 def test_every_handover_ends_with_the_known_answer(handover, kernels_on_cpu):
-    found = hops(handover)
-    assert found.is_right(found.launch.start)
-    assert not found.is_right(lambda: None)
+    tested = hops(handover)
+    assert tested.is_right(tested.launch.start)
+    assert not tested.is_right(lambda: None)
 
 
 @triton.jit
@@ -195,16 +195,16 @@ def _numbers_of_no_history(history, element):
     return (element & 1023).to(tl.float32)
 
 
-def test_a_hop_that_hands_over_something_else_is_wrong(kernels_on_cpu, monkeypatch):
+def test_hop_that_hands_over_other_numbers_is_wrong(kernels_on_cpu, monkeypatch):
     monkeypatch.setattr("perf.floors_kernel._numbers", _numbers_of_no_history)
-    # What was compiled with the function as it was would run again.
+    # A new JITFunction, as the old one would run what it compiled with the original `_numbers`.
     monkeypatch.setattr(floors, "hop_steps", triton.jit(floors.hop_steps.fn, do_not_specialize=["steps"]))
-    assert not any(found.is_right(found.launch.start) for found in map(hops, HANDOVERS))
+    assert not any(tested.is_right(tested.launch.start) for tested in map(hops, HANDOVERS))
 
 
 @pytest.fixture
 def stub_hops(monkeypatch):
-    """Stand for hops on a GPU: 3 us by "flag", 2 us by "probe". Return the list of the hand-overs that are wrong."""
+    """Stand for hops on a GPU: 3 us by "flag", 2 us by "probe". Return the list of wrong hand-overs, empty at first."""
     wrong = []
 
     class Stub:
@@ -229,7 +229,7 @@ def stub_hops(monkeypatch):
     return wrong
 
 
-def test_a_hop_is_the_difference_of_two_launches_by_the_fastest_handover_that_is_right(stub_hops):
+def test_hop_time_is_from_two_launches_of_the_fastest_right_handover(stub_hops):
     row = floors.measure_hop(5)
     assert (row.provider, row.config, row.n, row.p20_ms) == ("floor.hop", "1 hops by probe", 5, pytest.approx(0.002))
     stub_hops.append("probe")
@@ -237,9 +237,9 @@ def test_a_hop_is_the_difference_of_two_launches_by_the_fastest_handover_that_is
     assert (row.config, row.p20_ms) == ("1 hops by flag", pytest.approx(0.003))
 
 
-def test_without_a_hop_that_is_right_there_is_no_floor(stub_hops):
+def test_without_a_right_hop_there_is_no_floor(stub_hops):
     stub_hops += HANDOVERS
-    with pytest.raises(RuntimeError, match="flag ends with another answer.*probe ends with another"):
+    with pytest.raises(RuntimeError, match="flag: wrong result.*probe: wrong result"):
         floors.measure_hop(5)
     stub_hops.append("gives up")
     with pytest.raises(RuntimeError, match="flag: gave up.*probe: gave up"):
@@ -248,7 +248,7 @@ def test_without_a_hop_that_is_right_there_is_no_floor(stub_hops):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("alone")
-def test_floors_of_a_gpu(tmp_path):
+def test_floors_of_a_gpu_are_plausible(tmp_path):
     measured = floors.load_or_measure(tmp_path, "cuda")
     assert 2e11 < measured.memory < measured.l2 < 1e14
     assert 1e-7 < measured.hop < 1e-5

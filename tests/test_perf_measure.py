@@ -1,4 +1,4 @@
-"""One case: the gate before any time, and rows of what fails."""
+"""Measuring one case: the accuracy gate before any timing, and rows of providers that fail."""
 
 import dataclasses
 
@@ -25,14 +25,14 @@ from .ptx.device import emulate_gpu
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
 
 
-def measured(names, case=TINY, conditions=CPU):
+def measure_rows(names, case=TINY, conditions=CPU):
     return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN_FLOORS)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-def test_every_kernel_goes_through_gate_and_clock(precision, launched):
+def test_every_kernel_is_judged_and_timed(precision, launched):
     names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "perf.experiments.hand_overs:probe"]
-    rows = measured(names, dataclasses.replace(TINY, precision=precision))
+    rows = measure_rows(names, dataclasses.replace(TINY, precision=precision))
     assert list(rows) == ["torch.nn.GRU", *names]
     assert [row.kernel for row in rows.values()] == ["torch", "torch", *KERNELS, "grid"]
     assert {f"{kernel}_scan" for kernel in KERNELS} <= set(launched)
@@ -46,17 +46,17 @@ def test_every_kernel_goes_through_gate_and_clock(precision, launched):
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_handwritten_loop_and_the_other_cells_are_right(layers):
-    rows = measured(["handwritten", "torch.nn.RNN", "torch.nn.LSTM"], dataclasses.replace(TINY, layers=layers))
+def test_handwritten_loop_rnn_and_lstm_are_right(layers):
+    rows = measure_rows(["handwritten", "torch.nn.RNN", "torch.nn.LSTM"], dataclasses.replace(TINY, layers=layers))
     assert all(row.status in ("ok", "noisy") and row.max_abs_err < 1e-5 for row in rows.values())
 
 
-def test_a_reset_before_the_product_is_measured_beside_torchs_after_it(monkeypatch):
-    """The gate knows one from the other; who has none says so."""
+def test_reset_before_is_measured_and_reset_after_is_wrong_for_it(monkeypatch):
+    """The gate finds outputs of the other variant. Providers without `reset_after=False` are unavailable."""
     case = dataclasses.replace(TINY, layers=2, reset_after=False)
-    plant(monkeypatch, "triton_gru.after", lambda gru, x: Ready(torch_like(gru)))
+    plant(monkeypatch, "triton_gru.after", lambda gru, x: Ready(make_nn_gru(gru)))
     names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "handwritten"]
-    rows = measured([*names, "triton_gru.after", "cudnn.standard", "torch.compile"], case)
+    rows = measure_rows([*names, "triton_gru.after", "cudnn.standard", "torch.compile"], case)
     for name in ("torch.nn.GRU", *names):
         assert rows[name].status in ("ok", "noisy") and rows[name].max_abs_err < 1e-5, rows[name]
         assert rows[name].variant == "reset_before"
@@ -64,23 +64,23 @@ def test_a_reset_before_the_product_is_measured_beside_torchs_after_it(monkeypat
     assert rows["triton_gru.after"].status == "wrong"
     for name in ("cudnn.standard", "torch.compile"):
         assert (rows[name].status, rows[name].error) == (
-            "unavailable", "it has no GRU that resets before the recurrent product",
+            "unavailable", "this provider has no GRU that resets before the recurrent product",
         )  # fmt: skip
 
 
-def torch_like(gru):
-    """torch's GRU with the same weights."""
-    like = torch.nn.GRU(gru.input_size, gru.hidden_size, gru.num_layers).eval()
-    like.load_state_dict(gru.state_dict())
-    return like
+def make_nn_gru(gru):
+    """Return an `nn.GRU` with the weights of ``gru``."""
+    twin = torch.nn.GRU(gru.input_size, gru.hidden_size, gru.num_layers).eval()
+    twin.load_state_dict(gru.state_dict())
+    return twin
 
 
-def _spoilt(part, value):
-    """torch's own GRU but for one number of its outputs or its last states."""
+def make_wrong(part, value):
+    """Return a provider like `nn.GRU`, with ``value`` added to the last number of the output or of ``h_n``."""
 
     def prepare(gru, x):
         def call(x):
-            results = [each.clone() for each in gru(x)]
+            results = [result.clone() for result in gru(x)]
             results[part].view(-1)[-1] += value
             return tuple(results)
 
@@ -91,33 +91,33 @@ def _spoilt(part, value):
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("value", [1e-3, float("nan")])
-def test_a_wrong_provider_gets_no_time(part, value, monkeypatch):
-    plant(monkeypatch, "wrong", _spoilt(part, value))
-    rows = measured(["wrong", "handwritten"])
+def test_wrong_provider_gets_no_time(part, value, monkeypatch):
+    plant(monkeypatch, "wrong", make_wrong(part, value))
+    rows = measure_rows(["wrong", "handwritten"])
     assert (rows["wrong"].status, rows["wrong"].n, rows["wrong"].p50_ms) == ("wrong", 0, "")
     assert not rows["wrong"].max_abs_err < 9e-4
     assert rows["handwritten"].n > 0
 
 
-def test_the_gate_compares_every_row_of_a_batch_that_is_checked_in_parts(monkeypatch):
-    plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
+def test_gate_compares_every_row_of_a_batch_checked_in_parts(monkeypatch):
+    plant(monkeypatch, "wrong", make_wrong(0, 1e-3))
     monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 16 * 3 * 2)  # two rows
-    rows = measured(["wrong", "handwritten"], dataclasses.replace(TINY, batch=5))
+    rows = measure_rows(["wrong", "handwritten"], dataclasses.replace(TINY, batch=5))
     assert rows["wrong"].status == "wrong"
     assert rows["handwritten"].n > 0
 
 
-def test_ours_has_less_slack_than_peers(monkeypatch):
-    """A provider that is as wrong as three times the library's own bound."""
+def test_our_providers_have_less_slack_than_peers(monkeypatch):
+    """The test plants providers whose error is three times the bound of the package."""
     allowed = 3 * 4 * torch.finfo(torch.float32).eps
-    plant(monkeypatch, "peer", _spoilt(0, allowed))
-    plant(monkeypatch, "triton_gru.new", _spoilt(0, allowed))
-    rows = measured(["peer", "triton_gru.new"])
+    plant(monkeypatch, "peer", make_wrong(0, allowed))
+    plant(monkeypatch, "triton_gru.new", make_wrong(0, allowed))
+    rows = measure_rows(["peer", "triton_gru.new"])
     assert rows["peer"].n > 0
     assert rows["triton_gru.new"].status == "wrong"
 
 
-def test_what_cannot_be_measured_is_a_row_that_says_why(monkeypatch):
+def test_unmeasurable_providers_give_rows_with_a_reason(monkeypatch):
     def unavailable(gru, x):
         raise Unavailable("the package is not here")
 
@@ -127,17 +127,17 @@ def test_what_cannot_be_measured_is_a_row_that_says_why(monkeypatch):
     plant(monkeypatch, "missing", unavailable)
     plant(monkeypatch, "failing", failing)
     with emulate_gpu(limit_sms(H200, 64), 1):
-        rows = measured(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
+        rows = measure_rows(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
     assert (rows["missing"].status, rows["missing"].error) == ("unavailable", "the package is not here")
     assert (rows["failing"].status, rows["failing"].error) == ("failed", "ZeroDivisionError: division by zero")
     assert rows["triton_gru.grid"].status == "unavailable"
     assert "it takes 65 programs at once" in rows["triton_gru.grid"].error
-    said = set()
-    assert "the package is not here" in summarize_rows(list(rows.values()), said)
-    assert "unavailable: missing, triton_gru.grid" in summarize_rows(list(rows.values()), said)
+    reported = set()
+    assert "the package is not here" in summarize_rows(list(rows.values()), reported)
+    assert "unavailable: missing, triton_gru.grid" in summarize_rows(list(rows.values()), reported)
 
 
-def test_a_provider_that_fails_while_it_is_timed_leaves_no_times(monkeypatch):
+def test_provider_that_fails_while_timed_leaves_no_times(monkeypatch):
     def prepare(gru, x):
         calls = iter(range(5))
 
@@ -149,38 +149,38 @@ def test_a_provider_that_fails_while_it_is_timed_leaves_no_times(monkeypatch):
         return Ready(call)
 
     plant(monkeypatch, "tired", prepare)
-    rows = measured(["tired", "triton_gru.block"])
+    rows = measure_rows(["tired", "triton_gru.block"])
     assert {row.status for row in rows.values()} == {"failed"}
     assert rows["tired"].error == "RuntimeError: enough"
     assert not any(row.n for row in rows.values())
 
 
-def test_a_graph_is_judged_by_what_its_replay_writes(monkeypatch):
-    """One that captured nothing, as on another stream than torch's, is wrong though the call was right."""
+def test_graph_is_judged_by_the_results_of_its_replay(monkeypatch):
+    """A graph that captured nothing is wrong though the call was right. Work on another stream is not captured."""
 
     def capture_graph(function, pool=None):
-        result = tuple(each.clone() for each in function())
+        result = tuple(part.clone() for part in function())
 
         def replay():
-            for each, now in zip(result, () if captures_nothing else function()):
-                each.copy_(now)
+            for part, now in zip(result, () if captures_nothing else function()):
+                part.copy_(now)
 
         return replay, result
 
     monkeypatch.setattr(measure, "capture_graph", capture_graph)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
-    both = dataclasses.replace(CPU, modes=("eager", "graph"))
+    both_modes = dataclasses.replace(CPU, modes=("eager", "graph"))
     captures_nothing = False
-    rows = measured(["handwritten"], conditions=both)
+    rows = measure_rows(["handwritten"], conditions=both_modes)
     assert list(rows) == ["torch.nn.GRU", "torch.nn.GRU+graph", "handwritten", "handwritten+graph"]
     assert all(row.n > 0 for row in rows.values())
     captures_nothing = True
-    rows = measured(["handwritten"], conditions=both)
+    rows = measure_rows(["handwritten"], conditions=both_modes)
     assert rows["handwritten"].n > 0
     assert (rows["handwritten+graph"].status, rows["handwritten+graph"].n) == ("wrong", 0)
 
 
-def test_a_provider_is_given_inputs_as_it_lays_them_out(monkeypatch):
+def test_provider_gets_inputs_in_its_own_layout(monkeypatch):
     laid_out, called = [], []
 
     def lay_out(x):
@@ -191,19 +191,19 @@ def test_a_provider_is_given_inputs_as_it_lays_them_out(monkeypatch):
         return Ready(lambda x: called.append(x) or gru(x), lay_out=lay_out)
 
     plant(monkeypatch, "another layout", prepare)
-    assert measured(["another layout"])["another layout"].n > 0
+    assert measure_rows(["another layout"])["another layout"].n > 0
     assert {id(x) for x in called} == {id(x) for x in laid_out}
 
 
-BOTH_WAYS = dataclasses.replace(TINY, steps=2, directions=2)
+BIDIRECTIONAL = dataclasses.replace(TINY, steps=2, directions=2)
 PACKED = dataclasses.replace(TINY, batch=3, layout="packed")
 RAGGED = dataclasses.replace(PACKED, layout="lengths", input_size=5)
 
 
-@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED, RAGGED, dataclasses.replace(RAGGED, reset_after=False)])
-def test_every_kernel_goes_both_ways_and_through_sequences_of_unequal_lengths(case, launched):
+@pytest.mark.parametrize("case", [BIDIRECTIONAL, PACKED, RAGGED, dataclasses.replace(RAGGED, reset_after=False)])
+def test_every_kernel_serves_two_directions_and_unequal_lengths(case, launched):
     names = ["triton_gru", "triton_gru.block", "perf.experiments.hand_overs:probe", "triton_gru.step"]
-    rows = measured([*names, "torch.nn.RNN", "torch.nn.LSTM"], case)
+    rows = measure_rows([*names, "torch.nn.RNN", "torch.nn.LSTM"], case)
     assert {f"{kernel}_scan" for kernel in KERNELS} <= set(launched)
     for row in rows.values():
         assert row.status in ("ok", "noisy"), row.error
@@ -213,38 +213,38 @@ def test_every_kernel_goes_both_ways_and_through_sequences_of_unequal_lengths(ca
         assert row.n > 0 and row.max_abs_err < 1e-5
 
 
-@pytest.mark.parametrize("case", [BOTH_WAYS, PACKED, dataclasses.replace(RAGGED, input_size=None)])
+@pytest.mark.parametrize("case", [BIDIRECTIONAL, PACKED, dataclasses.replace(RAGGED, input_size=None)])
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_wrong_number_is_found_in_either_direction_and_behind_the_ends(part, wrong, case, monkeypatch):
-    """The last number of the output is, padded, behind the end of the shortest sequence: a zero."""
+def test_wrong_number_is_found_in_either_direction_and_after_the_ends(part, wrong, case, monkeypatch):
+    """The last number of a padded output is a zero after the end of the shortest sequence."""
 
     def prepare(gru, x):
-        torchs = torch_modules.PROVIDERS["torch.nn.GRU"](gru, x)
+        nn_gru = torch_modules.PROVIDERS["torch.nn.GRU"](gru, x)
 
         def call(x):
-            output, h_n = torchs.call(torchs.lay_out(x))
+            output, h_n = nn_gru.call(nn_gru.lay_out(x))
             results = [output.data.clone(), h_n.clone()]
-            results[part].view(-1)[-1] += spoilt
+            results[part].view(-1)[-1] += error
             return tuple(results)
 
         return Ready(call)
 
     plant(monkeypatch, "another", prepare)
-    spoilt = wrong
-    assert measured(["another"], case)["another"].status == "wrong"
-    spoilt = 0.0
-    assert measured(["another"], case)["another"].n > 0
+    error = wrong
+    assert measure_rows(["another"], case)["another"].status == "wrong"
+    error = 0.0
+    assert measure_rows(["another"], case)["another"].n > 0
 
 
-def test_sequences_of_unequal_lengths_are_refused_by_those_that_do_not_take_them():
+def test_providers_without_unequal_lengths_are_unavailable():
     names = ["handwritten", "torch.compile", "torchrl"]
-    for case, refusing in ((PACKED, names), (RAGGED, [*names, "cudnn.standard", "cudnn.persist_static"])):
-        rows = measured(refusing, case)
-        for name in refusing:
+    for case, unable in ((PACKED, names), (RAGGED, [*names, "cudnn.standard", "cudnn.persist_static"])):
+        rows = measure_rows(unable, case)
+        for name in unable:
             assert (rows[name].status, "of one length" in rows[name].error) == ("unavailable", True)
     names = ["handwritten", "torchrl"]
-    rows = measured(names, BOTH_WAYS)
+    rows = measure_rows(names, BIDIRECTIONAL)
     assert {(rows[name].status, "one direction" in rows[name].error) for name in names} == {("unavailable", True)}
 
 
@@ -252,7 +252,7 @@ FRAMES = dataclasses.replace(TINY, steps=1, layers=2, is_streaming=True)
 
 
 def _stream(forgetful=False, resets=True):
-    """torch's own GRU as a stream, that begins each frame at zeros if it is forgetful."""
+    """Return a streaming provider of `nn.GRU`. Each frame starts from zeros if ``forgetful``."""
 
     def prepare(gru, x):
         state = None
@@ -271,11 +271,11 @@ def _stream(forgetful=False, resets=True):
     return prepare
 
 
-def test_a_stream_is_judged_from_its_reset_on_and_by_the_state_it_keeps(monkeypatch):
+def test_stream_is_judged_from_its_reset_and_by_its_state(monkeypatch):
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "right", _stream())
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "forgetful", _stream(forgetful=True))
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "not reset", _stream(resets=False))
-    rows = measured(["right", "forgetful", "not reset"], FRAMES)
+    rows = measure_rows(["right", "forgetful", "not reset"], FRAMES)
     assert {name: row.status for name, row in rows.items() if not row.n} == {
         "forgetful": "wrong", "not reset": "wrong",
     }  # fmt: skip
@@ -283,24 +283,24 @@ def test_a_stream_is_judged_from_its_reset_on_and_by_the_state_it_keeps(monkeypa
     assert 0 < rows["right"].p50_ms <= rows["right"].p99_ms
 
 
-def test_nan_is_wrong_in_a_frame_and_of_another_cell_too(monkeypatch):
-    def of_a_stream(gru, x):
+def test_nan_is_wrong_in_frames_and_in_other_cells(monkeypatch):
+    def prepare_stream(gru, x):
         ready = _stream()(gru, x)
         return dataclasses.replace(ready, call=lambda x: ready.call(x) * torch.nan)
 
-    def of_a_cell(gru, x):
+    def prepare_cell(gru, x):
         ready = providers.PROVIDERS["torch.nn.RNN"](gru, x)
         return dataclasses.replace(ready, call=lambda x: (ready.call(x)[0], ready.call(x)[1] * torch.nan))
 
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "frames", of_a_stream)
-    plant(monkeypatch, "cell", of_a_cell)
-    assert measured(["frames"], FRAMES)["frames"].status == "wrong"
-    assert measured(["cell"])["cell"].status == "wrong"
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "frames", prepare_stream)
+    plant(monkeypatch, "cell", prepare_cell)
+    assert measure_rows(["frames"], FRAMES)["frames"].status == "wrong"
+    assert measure_rows(["cell"])["cell"].status == "wrong"
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_frames_by_every_provider_of_streams(layers, launched):
-    rows = measured(providers.STREAMING_PROVIDERS, dataclasses.replace(FRAMES, layers=layers))
+def test_every_streaming_provider_is_right(layers, launched):
+    rows = measure_rows(providers.STREAMING_PROVIDERS, dataclasses.replace(FRAMES, layers=layers))
     assert list(rows) == list(providers.STREAMING_PROVIDERS)
     assert {f"{kernel}_scan" for kernel in ("block", "grid")} <= set(launched)
     for row in rows.values():
@@ -309,19 +309,19 @@ def test_frames_by_every_provider_of_streams(layers, launched):
         assert row.n > 0 and row.max_abs_err < 1e-5
 
 
-def test_streams_and_whole_sequences_are_not_taken_for_each_other():
-    rows = measured(["handwritten"], FRAMES)
+def test_streams_and_sequences_are_not_mixed_up():
+    rows = measure_rows(["handwritten"], FRAMES)
     assert (rows["handwritten"].status, rows["handwritten"].error) == (
         "unavailable",
-        "it is not called here frame by frame",
+        "this provider is called here only with sequences",
     )
-    rows = measured(["triton_gru.stream"])
+    rows = measure_rows(["triton_gru.stream"])
     assert rows["triton_gru.stream"].status == "unavailable"
-    assert "but frame by frame" in rows["triton_gru.stream"].error
+    assert "only with single frames" in rows["triton_gru.stream"].error
 
 
-def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
-    """Its replays are judged one after the other; one whose state stays behind is wrong."""
+def test_graph_of_a_stream_must_carry_its_state(monkeypatch):
+    """Replays are judged one after the other. A graph that does not carry its state from one to the next is wrong."""
 
     def capture_graph(function, pool=None):
         result = function().clone()
@@ -330,9 +330,9 @@ def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
     monkeypatch.setattr(measure, "capture_graph", capture_graph)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "own graph", _stream())
-    both = dataclasses.replace(CPU, modes=("eager", "graph"))
+    both_modes = dataclasses.replace(CPU, modes=("eager", "graph"))
     names = ["torch.nn.GRUCell", "triton_gru", "own graph"]
-    rows = measured(names, FRAMES, both)
+    rows = measure_rows(names, FRAMES, both_modes)
     assert all(rows[f"{name}+graph"].n > 0 for name in ["torch.nn.GRU", *names[:2]])
     assert (rows["own graph"].n > 0, rows["own graph+graph"].error) == (True, "it has its own")
 
@@ -342,56 +342,56 @@ def test_a_graph_of_a_stream_keeps_its_state_where_it_reads_it(monkeypatch):
         return dataclasses.replace(ready, captured=lambda x: gru(x, zeros)[0])
 
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "left behind", left_behind)
-    rows = measured(["left behind"], FRAMES, both)
+    rows = measure_rows(["left behind"], FRAMES, both_modes)
     assert (rows["left behind"].n > 0, rows["left behind+graph"].status) == (True, "wrong")
 
 
-def test_as_many_rounds_are_taken_as_are_asked_for(monkeypatch):
+def test_conditions_set_the_number_of_rounds(monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 5)
     few = dataclasses.replace(CPU, seconds=0.0)
-    rows = measured([], conditions=dataclasses.replace(few, rounds=7)) | {
-        "few": measured([], conditions=few)["torch.nn.GRU"]
+    rows = measure_rows([], conditions=dataclasses.replace(few, rounds=7)) | {
+        "few": measure_rows([], conditions=few)["torch.nn.GRU"]
     }
     assert (rows["torch.nn.GRU"].n, rows["few"].n) == (7, 3)
 
 
-def test_all_rounds_are_written_in_their_order_and_paired_in_the_report(tmp_path, monkeypatch):
+def test_rounds_are_written_in_order_and_paired_in_the_report(tmp_path, monkeypatch):
     planted = {"torch.nn.GRU": [300.0, 2.469134, 0.00002], "triton_gru": [100.0, 1.234567, 0.00001]}
     monkeypatch.setattr(measure, "samples", lambda calls, *_, **__: {name: planted[name] for name in calls})
-    plant(monkeypatch, "wrong", _spoilt(0, 1e-3))
+    plant(monkeypatch, "wrong", make_wrong(0, 1e-3))
     written = TimingsCsv(tmp_path / "rows.csv", "cpu")
-    written.add(*measured(["triton_gru", "wrong"]).values())
+    written.add(*measure_rows(["triton_gru", "wrong"]).values())
     assert [row["samples_ms"] for row in written.rows()] == ["300 2.4691 2e-05", "100 1.2346 1e-05", ""]
     assert compare_with_nn_gru(load([written.path]))["times faster"].tolist() == [2.0]
 
 
-def test_rounds_asked_for_are_taken_though_all_is_quiet():
+def test_least_rounds_are_taken_though_all_is_quiet():
     taken = timing.samples({"a": [int]}, 50, lambda function: 1.0, 0.0, stop_when_quiet=True, least=30)
     assert len(taken["a"]) == 30
 
 
-def test_the_99th_percentile():
+def test_99th_percentile():
     times = timing.quantiles([float(ms) for ms in range(101)])
     assert (times.p50, times.p99) == (50.0, 99.0)
     assert times.columns()["p99_ms"] == 99.0
 
 
-def test_a_lost_gpu_ends_the_run_with_the_culprits_rows(monkeypatch):
+def test_lost_gpu_raises_with_the_culprits_rows(monkeypatch):
     plant(monkeypatch, "killer", lambda gru, x: 1 / 0)
     monkeypatch.setattr(measure, "is_lost", lambda: True)
     with pytest.raises(DeviceLost) as lost:
-        measured(["killer"])
+        measure_rows(["killer"])
     assert [(row.provider, row.status) for row in lost.value.rows] == [("killer", "failed")]
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("l2", ["warm", "cold"])
-def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
-    """Every provider that is there, right, timed eager and in a graph; the graph is what was timed, not nothing."""
+def test_smoke_providers_on_a_gpu_in_both_modes(l2, monkeypatch):
+    """Every available provider is right and timed eagerly and in a graph. Times show that the graphs hold work."""
     conditions = Conditions("cuda", ("eager", "graph"), l2, seconds=0.2)
     case = Case("fp16", hidden=256, batch=4, steps=100)
-    rows = measured(sweeps.SWEEPS["smoke"].providers, case, conditions)
+    rows = measure_rows(sweeps.SWEEPS["smoke"].providers, case, conditions)
     for provider in ("torch.nn.GRU", "triton_gru", "triton_gru.grid", "triton_gru.step", "handwritten"):
         for name in (provider, f"{provider}+graph"):
             assert rows[name].status in ("ok", "noisy"), rows[name].error
@@ -407,13 +407,13 @@ def test_a_case_on_a_gpu_in_both_modes(l2, monkeypatch):
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 @pytest.mark.parametrize("name", ["packed", "lengths", "bidirectional", "streaming", "reset-before"])
-def test_the_other_sweeps_on_a_gpu(name, precision):
-    """A case of each, made small, in both modes: what is timed is right, and nothing fails."""
+def test_other_sweeps_on_a_gpu(name, precision):
+    """One small case of each sweep is right in both modes."""
     sweep = sweeps.SWEEPS[name]
     case = next(case for case in sweep.cases if (case.precision, case.hidden, case.batch) == (precision, 256, 16))
     case = dataclasses.replace(case, steps=min(case.steps, 50))
     names = list(dict.fromkeys((*sweep.providers, *(["triton_gru.grid"] if name != "streaming" else ()))))
-    rows = measured(names, case, Conditions("cuda", sweep.modes, "warm", seconds=0.2))
+    rows = measure_rows(names, case, Conditions("cuda", sweep.modes, "warm", seconds=0.2))
     assert {row.status for row in rows.values()} <= {"ok", "noisy", "unavailable"}, {
         row.provider: row.error for row in rows.values() if row.status in ("wrong", "failed")
     }
@@ -421,7 +421,7 @@ def test_the_other_sweeps_on_a_gpu(name, precision):
     assert all(rows[provider].n > 0 for provider in expected | {"torch.nn.GRU", "torch.nn.GRU+graph", "triton_gru"})
 
 
-def test_precision_is_pinned_everywhere_and_put_back():
+def test_precision_is_pinned_everywhere_and_restored():
     backends = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("fp16", "tf32")):
@@ -430,6 +430,6 @@ def test_precision_is_pinned_everywhere_and_put_back():
     assert [backend.fp32_precision for backend in backends] == before
 
 
-def test_a_row_before_it_is_measured_says_what_it_is_of():
+def test_row_of_an_unmeasured_case_holds_its_shape():
     row = TINY.row("handwritten", "graph", "warm")
     assert (row.provider, row.mode, row.l2, row.H, row.floor_ms) == ("handwritten+graph", "graph", "warm", 16, "")

@@ -1,6 +1,6 @@
-"""Peers from other packages: each is handed `nn.GRU`'s weights as its formula wants them, or says why it cannot serve.
+"""Peers from other packages: each gets `nn.GRU`'s weights in its own layout, or says why it cannot serve.
 
-None of them is installed here. A stand-in computes a peer's documented formula in plain torch from what it is handed.
+No peer is installed here. A stand-in computes a peer's documented formula in plain torch from its arguments.
 """
 
 import contextlib
@@ -44,10 +44,10 @@ def on_a_gpu(dtype=torch.float32):
     return types.SimpleNamespace(is_cuda=True, dtype=dtype)
 
 
-# --- What they share
+# --- Shared by all peers
 
 
-def test_a_peer_that_is_not_installed(monkeypatch):
+def test_peer_that_is_not_installed_is_unavailable(monkeypatch):
     for module in ("gru_qat", "flashrnn", "jax"):
         monkeypatch.setitem(sys.modules, module, None)
     for name in ("gru_qat.scan", "gru_qat.persistent", "flashrnn", "flashrnn.lstm", "flax.scan"):
@@ -55,21 +55,21 @@ def test_a_peer_that_is_not_installed(monkeypatch):
             providers.make_ready(name, nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=False)
 
 
-def test_a_peer_on_a_gpu_is_asked_only_what_it_serves():
-    served = partial(interface.import_gpu_peer, "json", "nothing", nn.GRU(4, 4))
-    assert served(on_a_gpu()).__name__ == "json"
+def test_import_gpu_peer_refuses_unsupported_calls():
+    import_peer = partial(interface.import_gpu_peer, "json", "nothing", nn.GRU(4, 4))
+    assert import_peer(on_a_gpu()).__name__ == "json"
     with pytest.raises(Unavailable, match="json needs a CUDA device, the input is on cpu"):
-        served(torch.zeros(1, 1, 4))
+        import_peer(torch.zeros(1, 1, 4))
     with pytest.raises(Unavailable, match=r"computes in torch.float32 here, not in torch.float16"):
-        served(on_a_gpu(torch.float16), (torch.float32,))
+        import_peer(on_a_gpu(torch.float16), (torch.float32,))
     with pytest.raises(Unavailable, match="one direction"):
         interface.import_gpu_peer("json", "nothing", nn.GRU(4, 4, bidirectional=True), on_a_gpu())
     with pytest.raises(Unavailable, match="of one length"):
-        served(nn.utils.rnn.pack_sequence([torch.zeros(2, 4)]))
+        import_peer(nn.utils.rnn.pack_sequence([torch.zeros(2, 4)]))
 
 
 @LAYERS
-def test_the_handwritten_loop_with_and_without_biases(cases):
+def test_handwritten_loop_with_and_without_biases(cases):
     gru, x = cases
     torch.testing.assert_close(handwritten.PROVIDERS["handwritten"](gru, x).call(x), gru(x))
 
@@ -90,12 +90,12 @@ def scan(gi, h0, Wh_cat, bh_cat, **sizes):
 
 
 @LAYERS
-def test_gru_qat_is_handed_the_weights(cases):
+def test_gru_qat_gets_the_weights(cases):
     gru, x = cases
     torch.testing.assert_close(gru_qat.bind(scan, gru, x)(x), gru(x))
 
 
-def test_gru_qat_tunes_anew_for_each_case_and_takes_the_fastest_blocks(monkeypatch, tf32):
+def test_gru_qat_tunes_each_case_and_takes_the_fastest_blocks(monkeypatch, tf32):
     kernel = types.SimpleNamespace(cache={"of another H": "BLOCK_B: 32"})
 
     def tuning(*arguments):
@@ -117,14 +117,14 @@ def test_gru_qat_tunes_anew_for_each_case_and_takes_the_fastest_blocks(monkeypat
     assert (ready.kernel, ready.config) == ("persistent", "{'block_b': 8, 'block_oh': 64, 'block_k': 32}")
     torch.testing.assert_close(ready.call(x), gru(x))
     chip.multi_processor_count = 0
-    with pytest.raises(Unavailable, match="more than 0 processors"):
+    with pytest.raises(Unavailable, match="more programs than 0 processors"):
         providers.make_ready("gru_qat.persistent", gru, x, is_streaming=False)
 
 
 def test_gru_qat_has_no_products_in_ieee(monkeypatch):
     monkeypatch.setattr(gru_qat, "import_gpu_peer", lambda *_: None)
     for prepare in gru_qat.PROVIDERS.values():
-        with pytest.raises(Unavailable, match="in TF32, the case asks for IEEE"):
+        with pytest.raises(Unavailable, match="in TF32, but the case has IEEE"):
             prepare(nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
@@ -133,20 +133,20 @@ def test_blocks_of_gru_qat_fit_and_are_powers_of_two():
         {"block_b": 8, "block_oh": units, "block_k": 32} for units in (16, 32, 64, 128)
     ]
     assert gru_qat.blocks(1, 20, 132) == [{"block_b": 8, "block_oh": 16, "block_k": 16}]
-    assert [(each["block_b"], each["block_oh"]) for each in gru_qat.blocks(1024, 512, 132)] == [(64, 64), (32, 128)]
+    assert [(block["block_b"], block["block_oh"]) for block in gru_qat.blocks(1024, 512, 132)] == [(64, 64), (32, 128)]
     assert gru_qat.blocks(4096, 4096, 132) == []
 
 
 # --- FlashRNN
 
 
-# Its own layouts (flashrnn/flashrnn.py): what comes in another is transposed in each call.
+# FlashRNN's internal layouts (flashrnn/flashrnn.py). Each call transposes arguments in other layouts.
 INTERNAL = {"cuda": ("TBHGD", "HPGD", "HGD", "STBHD"), "cuda_fused": ("TBHDG", "HDGP", "HDG", "STBHD")}
 SHAPES = "input_shape", "recurrent_shape", "bias_shape", "output_shape"
 
 
 class FlashRNNConfig(types.SimpleNamespace):
-    """Stands for FlashRNN's of that name, which turns from the fused kernel to the alternating one for a GRU."""
+    """A stand-in for FlashRNN's class, which turns from the fused kernel to the alternating one for a GRU."""
 
     def __init__(self, backend, function, **others):
         backend = "cuda" if function == "gru" else backend
@@ -179,7 +179,7 @@ def stand_in(Wx, R, b, states, config):
 
 @LAYERS
 @pytest.mark.parametrize("function", ["gru", "lstm"])
-def test_flashrnn_is_handed_the_weights(cases, function, monkeypatch, tf32):
+def test_flashrnn_gets_the_weights(cases, function, monkeypatch, tf32):
     peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=stand_in)
     monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
@@ -192,11 +192,11 @@ def test_flashrnn_is_handed_the_weights(cases, function, monkeypatch, tf32):
     if function == "gru":
         torch.testing.assert_close(ready.call(x), gru(x))
     else:
-        torch.testing.assert_close(ready.call(x), tuple(each.float() for each in ready.expected(x.double())))
+        torch.testing.assert_close(ready.call(x), tuple(result.float() for result in ready.expected(x.double())))
 
 
 @pytest.mark.parametrize("backend", flashrnn.KERNELS)
-def test_both_kernels_of_flashrnn_would_serve_an_lstm_with_biases(backend):
+def test_both_kernels_of_flashrnn_serve_an_lstm_with_biases(backend):
     lstm, _ = make_cell_like(nn.LSTM, nn.GRU(7, 20, 2))
     config = FlashRNNConfig(backend, "lstm", output_shape="STBHD", **flashrnn.KERNELS[backend][1])
     x = torch.randn(5, 3, 7)
@@ -204,7 +204,7 @@ def test_both_kernels_of_flashrnn_would_serve_an_lstm_with_biases(backend):
     torch.testing.assert_close(flashrnn.bind(stand_in, config, lstm, x)(x), (output, h_n))
 
 
-def test_flashrnn_says_what_it_lacks(monkeypatch):
+def test_flashrnn_reports_what_it_lacks(monkeypatch):
     def none_fits(*_, **__):
         raise ValueError("No working solution")
 
@@ -215,9 +215,9 @@ def test_flashrnn_says_what_it_lacks(monkeypatch):
     with pytest.raises(Unavailable, match="no nvcc"):
         flashrnn.PROVIDERS["flashrnn"](gru, x)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
-    with pytest.raises(Unavailable, match="finds no alternating kernel of these sizes: No working"):
+    with pytest.raises(Unavailable, match="has no alternating kernel of these sizes: No working"):
         flashrnn.PROVIDERS["flashrnn"](gru, x)
-    with pytest.raises(Unavailable, match="in TF32, the case asks for IEEE"):
+    with pytest.raises(Unavailable, match="in TF32, but the case has IEEE"):
         flashrnn.PROVIDERS["flashrnn.lstm"](gru, x)
 
 
@@ -225,13 +225,13 @@ def test_flashrnn_says_what_it_lacks(monkeypatch):
 
 
 class Cell:
-    """Stands for `nnx.GRUCell`: no bias of the recurrent product unless it is given one."""
+    """A stand-in for `nnx.GRUCell`. Its recurrent product has no bias unless the test sets one."""
 
     def __init__(self, inputs, hidden, recurrent_kernel_init, rngs):
         self.dense_i, self.dense_h = Dense(use_bias=True), Dense(use_bias=False)
 
     def __call__(self, h, x):
-        (i_r, i_z, i_n), (h_r, h_z, h_n) = (each.chunk(3, -1) for each in (self.dense_i(x), self.dense_h(h)))
+        (i_r, i_z, i_n), (h_r, h_z, h_n) = (product.chunk(3, -1) for product in (self.dense_i(x), self.dense_h(h)))
         r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
         h = (1 - z) * torch.tanh(i_n + r * h_n) + z * h
         return h, h
@@ -247,7 +247,7 @@ class Dense:
 
 
 class Jax:
-    """Stands for the module: arrays are tensors. ``waited`` counts calls that wait."""
+    """A stand-in for the module `jax`, with tensors as arrays. ``waited`` counts calls that wait."""
 
     numpy = torch
 
@@ -297,16 +297,16 @@ def jax(monkeypatch):
 
 @LAYERS
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_flax_is_handed_the_weights_and_waited_for(layers, bias, bidirectional, jax):
+def test_flax_gets_the_weights_and_the_call_waits(layers, bias, bidirectional, jax):
     gru = nn.GRU(7, 20, layers, bias=bias, bidirectional=bidirectional)
     x = torch.randn(5, 3, 7)
     ready = providers.make_ready("flax.scan", gru, x, is_streaming=False)
     torch.testing.assert_close(ready.call(ready.lay_out(x)), gru(x))
     assert (jax.waited, jax.precisions) == (1, ["highest"])
-    assert "stream of its own" in ready.no_graph_reason
+    assert "its own stream" in ready.no_graph_reason
 
 
-def test_flax_follows_the_precision_and_has_the_device(jax, tf32):
+def test_flax_follows_the_precision_and_needs_the_device(jax, tf32):
     assert flax_scan.PROVIDERS["flax.scan"](nn.GRU(4, 4), torch.zeros(1, 1, 4)).config == "precision tensorfloat32"
     with pytest.raises(Unavailable, match=r"JAX finds no meta device: pip install jax\[cuda12\]"):
         flax_scan.PROVIDERS["flax.scan"](nn.GRU(4, 4), torch.zeros(1, 1, 4, device="meta"))
@@ -316,7 +316,7 @@ def test_flax_follows_the_precision_and_has_the_device(jax, tf32):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # Inductor imports it
-def test_one_compiled_step_serves_all(plain_inductor):
+def test_one_compiled_step_serves_all_lengths(plain_inductor):
     gru = nn.GRU(3, 5, 2).eval()
     ready = compiled.PROVIDERS["torch.compile.cells"](gru, torch.randn(2, 3, 3))
     assert (ready.kernel, ready.config) == ("inductor", "one step compiled")
@@ -326,7 +326,7 @@ def test_one_compiled_step_serves_all(plain_inductor):
             torch.testing.assert_close(ready.call(x), gru(x))
 
 
-def test_dynamo_keeps_what_it_has_compiled_for_every_case(monkeypatch):
+def test_dynamo_keeps_compiled_code_of_every_case(monkeypatch):
     monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend="eager"))
     torch.compiler.reset()
     cases = [nn.GRU(3, hidden).eval() for hidden in range(1, 11)]  # more than Dynamo's limit of 8
@@ -337,12 +337,12 @@ def test_dynamo_keeps_what_it_has_compiled_for_every_case(monkeypatch):
             torch.testing.assert_close(call(x), gru(x))
 
 
-# --- Providers from elsewhere
+# --- Providers of other modules
 
 
 @pytest.fixture
 def brought(tmp_path, monkeypatch):
-    """Put a module on the path, with a plain call, a Ready, a wrong one, and what is no function."""
+    """Put a module on the path, with a plain call, a Ready, a wrong provider and a number. Return its name."""
     (tmp_path / "brought_peers.py").write_text(
         "from perf.providers.interface import Ready\n"
         "plain = lambda gru, x: lambda x: gru(x)\n"
@@ -357,7 +357,7 @@ def brought(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_calls")
-def test_a_provider_from_elsewhere_is_gated_and_timed_under_its_name(brought):
+def test_provider_of_another_module_is_judged_and_timed_under_its_name(brought):
     names = [f"{brought}:{name}" for name in ("plain", "ready", "wrong")]
     providers.require_known([*names, "triton_gru", "torchrl"])
     rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN_FLOORS)}
@@ -365,11 +365,11 @@ def test_a_provider_from_elsewhere_is_gated_and_timed_under_its_name(brought):
     assert all(rows[name].n > 0 and rows[name].max_abs_err < 1e-5 for name in names[:2])
     assert [rows[name].kernel for name in names] == ["", "mine", ""]
     assert rows[names[2]].status == "wrong"
-    with pytest.raises(Unavailable, match="not called here frame by frame"):
+    with pytest.raises(Unavailable, match="called here only with sequences"):
         providers.make_ready(names[0], nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=True)
 
 
-def test_a_ready_from_elsewhere_is_taken_as_it_is(monkeypatch):
+def test_ready_of_another_module_is_used_unchanged(monkeypatch):
     ready = Ready(lambda x: x, no_graph_reason="a reason")
     monkeypatch.setitem(sys.modules, "elsewhere", types.SimpleNamespace(peer=lambda gru, x: ready))
     assert providers.make_ready("elsewhere:peer", nn.GRU(4, 4), torch.zeros(1, 1, 4), is_streaming=False) is ready
@@ -379,13 +379,13 @@ def batch_first_gru(wx, recurrent, bias, initial, cell):
     """Stand for FlashRNN2's recurrence: [B, T, G, H, D], R [G, H, D, P], bias [G, H, D], states [S, B, T, H, D]."""
     config = FlashRNNConfig("cuda", cell, **dict(zip(SHAPES, INTERNAL["cuda"])))
     arranged = wx.permute(1, 0, 3, 2, 4), recurrent.permute(1, 3, 0, 2), bias.transpose(0, 1), initial.transpose(1, 2)
-    return [each.transpose(1, 2) for each in stand_in(*(each.contiguous() for each in arranged), config)]
+    return [result.transpose(1, 2) for result in stand_in(*(tensor.contiguous() for tensor in arranged), config)]
 
 
 def xma_gru(input, weight, forget_input, forget_weight, reset_input, reset_weight):
     """Stand for XMA's functional GRU, which resets before the product: [B, S, N, H] and weights [N, H, H]."""
     h, outputs = torch.zeros_like(input[:, 0]), []
-    for x, x_f, x_r in zip(*(each.unbind(1) for each in (input, forget_input, reset_input))):
+    for x, x_f, x_r in zip(*(tensor.unbind(1) for tensor in (input, forget_input, reset_input))):
         f, r = (
             torch.sigmoid(torch.einsum("bnh,nhk->bnk", h, w) + x)
             for w, x in ((forget_weight, x_f), (reset_weight, x_r))
@@ -398,12 +398,12 @@ def xma_gru(input, weight, forget_input, forget_weight, reset_input, reset_weigh
 def flag_gems_gru(
     input, hx, params, has_biases=True, num_layers=1, dropout=0.0, train=False, bidirectional=False, batch_first=False
 ):
-    """Stand for FlagGems' function of that name."""
+    """Stand for the function `gru` of FlagGems."""
     return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
 
 
 @LAYERS
-def test_the_examples_of_the_readme(layers, bias, monkeypatch):
+def test_examples_of_the_readme_agree(layers, bias, monkeypatch):
     planted = {
         "flag_gems": {"gru": flag_gems_gru}, "xma.layers.gru": {"gru": xma_gru},
         "flashrnn.flashrnn2.triton_basic": {"recurrence": batch_first_gru},
@@ -433,6 +433,6 @@ def test_the_examples_of_the_readme(layers, bias, monkeypatch):
         ("brought_peers:", r"cannot be imported: AttributeError"),
     ],
 )
-def test_a_name_that_is_no_providers(name, message, brought):
+def test_unknown_provider_names_are_refused(name, message, brought):
     with pytest.raises(ValueError, match=message):
         providers.require_known(["triton_gru", name])

@@ -1,4 +1,4 @@
-"""Figures say what the rows say: read back from what is drawn of planted timings and counts."""
+"""Figures of planted timings and counts, read back from the drawn artists."""
 
 import csv
 import pathlib
@@ -27,10 +27,10 @@ COUNTED = [
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Return a function that draws a kind of figure of planted rows, and returns the figures by their words."""
+    """Return a function that draws a kind of figure from planted rows, and returns the figures by title."""
 
     def drawn(draw, rows, before=()):
-        loaded, older = (report.load([written(tmp_path / "rows.csv", each)]) for each in (rows, before))
+        loaded, older = (report.load([written(tmp_path / "rows.csv", table)]) for table in (rows, before))
         draw(compare.compare_rows(older, loaded) if draw is plot.before_after else loaded, figures := {})
         return figures
 
@@ -45,13 +45,13 @@ def only(figures):
 
 def line(axes, label):
     """Return the points of the line of this label."""
-    (found,) = (each for each in axes.lines if each.get_label() == label)
-    return [list(map(float, data)) for data in found.get_data()]
+    (line,) = (line for line in axes.lines if line.get_label() == label)
+    return [list(map(float, data)) for data in line.get_data()]
 
 
 def cells(axes):
-    """Return the text of each cell by its place, and whether the cell is hatched."""
-    downs, acrosses = ([each.get_text() for each in of.get_ticklabels()] for of in (axes.yaxis, axes.xaxis))
+    """Return the text of each cell and whether the cell is hatched, by its two labels."""
+    downs, acrosses = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.yaxis, axes.xaxis))
     hatched = {patch.get_xy(): bool(patch.get_hatch()) for patch in axes.patches}
     places = [(int(x), int(y)) for x, y in (text.get_position() for text in axes.texts)]
     return {(downs[y], acrosses[x]): (text.get_text(), hatched[x, y]) for (x, y), text in zip(places, axes.texts)}
@@ -77,21 +77,21 @@ def test_step_over_hidden(drawn):
     assert [line.get_label() for line in panels["float16, B = 8"].lines if len(line.get_xdata())] == ["a"]
 
 
-def test_figures_are_apart_by_all_that_a_panel_does_not_say(drawn):
+def test_figures_are_separate_by_all_fields_that_panels_lack(drawn):
     others = [{}, {"layers": 2}, {"T": 64}, {"I": 80}, {"l2": "cold"}, {"gpu_name": "another GPU"}]
     rows = [row(name, 1.0, **other) for other in others for name in ("torch.nn.GRU", "triton_gru", "triton_gru+graph")]
     figures = drawn(plot.step_over_hidden, rows)
     assert len(figures) == 12 and "T = 512, input = 80, layers = 1, l2 = warm, mode = graph GPU" in figures
     assert "T = 512, layers = 2, l2 = warm, mode = eager GPU" in figures
-    assert sum("another GPU" in words for words in figures) == 2
+    assert sum("another GPU" in title for title in figures) == 2
     assert len(drawn(plot.speedup, rows)) == 6
 
 
-def test_a_loss_is_hatched_and_one_that_noise_explains_in_brackets(drawn):
+def test_losses_are_hatched_and_noise_is_in_brackets(drawn):
     around = [0.94, 1.06, 0.96, 1.04, 0.95, 1.05, 0.97, 1.03, 0.98, 1.02, 1.0]
     rows = [row("torch.nn.GRU", 3.0, H=64), row("triton_gru", 2.0, H=64), row("torch.nn.GRU+graph", 1.0, H=64)]
     rows += [row("torch.nn.GRU", 3.0, B=16), row("triton_gru", 1.0, B=16)]
-    rows += [sampled("torch.nn.GRU", [0.99 * each for each in around]), sampled("triton_gru", [1.0] * 11)]
+    rows += [sampled("torch.nn.GRU", [0.99 * ratio for ratio in around]), sampled("triton_gru", [1.0] * 11)]
     panels = only(drawn(plot.speedup, rows))
     assert cells(panels["float16, mode = eager"]) == {
         ("64", "4"): ("0.50", True), ("512", "4"): ("(0.99)", True), ("512", "16"): ("3.00", False),
@@ -121,7 +121,7 @@ def test_streaming(drawn):
     for patch, samples in zip(axes.patches, (slow, fast)):
         tops, edges, baseline = patch.get_data()
         heights = (tops - baseline) / 0.7
-        bins = [np.searchsorted(edges, 1000 * each) - 1 for each in (min(samples), max(samples))]
+        bins = [np.searchsorted(edges, 1000 * ms) - 1 for ms in (min(samples), max(samples))]
         assert heights[bins] == pytest.approx([1.0, samples.count(max(samples)) / samples.count(min(samples))])
         assert np.count_nonzero(heights > 1e-9) == 2
     p50, p99 = ([segment[0][0] for segment in lines.get_segments()] for lines in axes.collections)
@@ -140,7 +140,7 @@ def test_before_and_after(drawn):
     assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx([1 / 1.03, 1.03])
 
 
-def test_of_many_slower_ones_the_worst_are_named_each_at_a_place_of_its_own(drawn):
+def test_worst_slower_points_are_labelled_without_overlap(drawn):
     before = [row("triton_gru", 1.0, H=h) for h in range(1, 21)]
     (axes,) = only(
         drawn(plot.before_after, [row("triton_gru", 1 + h / 10, H=h) for h in range(1, 21)], before)
@@ -183,18 +183,18 @@ def test_counts(counts):
     ours, theirs = (plot.style(name)[0].lower() for name in ("triton_gru", "torchrl"))
     for axes, heights, times in zip(panels.values(), ([0, 3000, 1000, 2000, 4000], [50, 60, 200] * 2), ("4x", "4x")):
         bars = [(bar.get_height(), to_hex(bar.get_facecolor()), bar.get_x() > 0.5) for bar in axes.patches]
-        assert sorted(height for height, _, _ in bars if height) == sorted(each for each in heights if each)
+        assert sorted(height for height, _, _ in bars if height) == sorted(height for height in heights if height)
         assert {colour for height, colour, _ in bars if height in (1000, 2000, 50, 60)} == {ours}
         assert {colour for height, colour, _ in bars if height in (3000, 4000, 200)} == {theirs}
         assert {height for height, _, second in bars if second} <= {0, 2000, 60}
         assert [text.get_text() for text in axes.texts if text.get_text()] == [times]
         assert list(axes.get_xticks()) == [0, 1]
         low, high = axes.get_ylim()
-        assert axes.get_yscale() == "log" and low < min(each for each in heights if each) and high > max(heights)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "256"]  # beneath the lower panel
+        assert axes.get_yscale() == "log" and low < min(height for height in heights if height) and high > max(heights)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "256"]  # below the lower panel
 
 
-def test_counts_are_apart_by_device_and_precision(counts):
+def test_counts_are_separate_by_device_and_precision(counts):
     others = [
         {},
         {"dtype": "float32", "precision": "tf32"},
@@ -203,12 +203,12 @@ def test_counts_are_apart_by_device_and_precision(counts):
     ]
     figures = counts([counted("triton_gru", 10, 0, 10, **other) for other in others])
     assert set(figures) == {
-        f"precision = {each}, emulated"
-        for each in ("float16 NVIDIA H100", "fp32 tf32 NVIDIA H100", "fp32 ieee NVIDIA H100", "float16 B200")
+        f"precision = {name}, emulated"
+        for name in ("float16 NVIDIA H100", "fp32 tf32 NVIDIA H100", "fp32 ieee NVIDIA H100", "float16 B200")
     }
 
 
-def test_a_provider_looks_the_same_in_every_figure_and_unlike_the_others(drawn):
+def test_provider_has_one_style_of_its_own_in_every_figure(drawn):
     names = list(plot._STYLES)
     rows = [row(name, 1.0, H=h) for name in [*names, "unknown"] for h in (64, 128)]
     axes = {
@@ -216,16 +216,16 @@ def test_a_provider_looks_the_same_in_every_figure_and_unlike_the_others(drawn):
     }
     for name in [*names, "unknown"]:
         looks = [
-            (each.get_color(), each.get_marker())
+            (line.get_color(), line.get_marker())
             for ax in axes.values()
-            for each in ax.lines
-            if each.get_label() == name
+            for line in ax.lines
+            if line.get_label() == name
         ]
         assert looks == [plot.style(name)[:2]] * 2
     assert len({plot.style(name)[:2] for name in names}) == len({plot.style(name)[2] for name in names}) == len(names)
 
 
-def test_the_caption_says_which_gpu_commits_and_versions(drawn):
+def test_caption_names_gpu_commits_and_versions(drawn):
     about = {"gpu_name": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0"}
     rows = [
         row("triton_gru", 1.0, git_sha="a" * 40, git_dirty="True", **about),
@@ -240,7 +240,7 @@ def test_the_caption_says_which_gpu_commits_and_versions(drawn):
     assert "\n".join(["NVIDIA H200", *built]) in [text.get_text() for text in figure.texts]
 
 
-def test_files_of_all_figures_are_written_and_the_same_again(monkeypatch, tmp_path, capsys):
+def test_all_figures_are_written_and_reproducible(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(plot._LOOK, "figure.dpi", 40)
     frame = {"T": 1, "variant": "streaming"}
     rows = [row("torch.nn.GRU", 4.0), row("triton_gru", 8.0), sampled("triton_gru.stream", [0.01, 0.02], **frame)]
@@ -267,7 +267,7 @@ def test_files_of_all_figures_are_written_and_the_same_again(monkeypatch, tmp_pa
         assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
 
-def test_figures_without_rows_are_said(tmp_path, capsys):
+def test_figures_without_rows_are_reported(tmp_path, capsys):
     assert main(["plot", str(written(tmp_path / "rows.csv", [row("a", 1.0)])), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     missing = [line.split(":")[0] for line in lines if "not drawn" in line]
@@ -275,7 +275,7 @@ def test_figures_without_rows_are_said(tmp_path, capsys):
     assert all(line.endswith(".") for line in lines if "not drawn" in line) and len(lines) == 7
 
 
-def test_a_csv_of_something_else_is_refused(tmp_path, capsys):
+def test_csv_with_other_columns_is_refused(tmp_path, capsys):
     other = tmp_path / "other.csv"
     with other.open("w", newline="") as file:
         csv.writer(file).writerows([["a", "b"], [1, 2]])
@@ -286,7 +286,7 @@ def test_a_csv_of_something_else_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_matplotlib_it_says_how_to_install_it(monkeypatch, tmp_path, capsys):
+def test_without_matplotlib_the_error_tells_how_to_install_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")] + ["perf.plot"]:
         monkeypatch.delitem(sys.modules, name)
@@ -295,8 +295,8 @@ def test_without_matplotlib_it_says_how_to_install_it(monkeypatch, tmp_path, cap
     assert re.search(r"plot needs matplotlib.*: pip install -e \.\[perf\]", capsys.readouterr().err)
 
 
-def test_the_pictures_of_documents_are_what_the_command_draws_of_a_committed_csv(tmp_path):
-    """To draw them again: ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
+def test_pictures_of_documents_match_the_committed_csv(tmp_path):
+    """Redraw them by ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
     perf = pathlib.Path(plot.__file__).parent
     assert main(["plot", str(perf / "results/counts-H200.csv"), "--out", str(tmp_path)]) == 0
     pictures = list((perf / "figures").iterdir())
@@ -304,5 +304,5 @@ def test_the_pictures_of_documents_are_what_the_command_draws_of_a_committed_csv
     named = re.findall(r"\]\(((?:perf/)?figures/.*?)\)", documents)
     assert named and {pathlib.Path(name).name for name in named} <= {path.name for path in pictures}
     for path in pictures:
-        drawn, committed = (imread(each / path.name) for each in (tmp_path, path.parent))
+        drawn, committed = (imread(folder / path.name) for folder in (tmp_path, path.parent))
         assert drawn.shape == committed.shape and abs(drawn - committed).max() < 0.1, path.name

@@ -1,4 +1,4 @@
-"""Providers of the benchmarks that are not the library's: what they hand over, compute and refuse."""
+"""Providers of `perf`: the arguments they pass, their results, errors, and compilation ahead of the timing."""
 
 import dataclasses
 import sys
@@ -20,13 +20,13 @@ TORCHRL_MODULES = [
     "torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", "torchrl.modules.tensordict_module._rnn_triton",
 ]  # fmt: skip
 pytestmark = pytest.mark.usefixtures("inference_mode")
-# Inductor imports what torch 2.13 has deprecated.
+# Inductor imports a module that torch 2.13 deprecates.
 inductor = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
 @inductor
 @pytest.mark.parametrize("precision, layers", [("ieee", 2), ("tf32", 1)])
-def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(plain_inductor, matmul, precision, layers):
+def test_compiled_equals_the_module_and_restores_dynamos_config(plain_inductor, matmul, precision, layers):
     matmul.allow_tf32 = precision == "tf32"
     gru = nn.GRU(3, 5, layers).eval()
     x = torch.randn(2, 3, 3)
@@ -38,27 +38,27 @@ def test_compiled_equals_the_module_and_leaves_dynamo_as_it_was(plain_inductor, 
         torch.testing.assert_close(ready.call(x), gru(x))
 
 
-def test_compiled_refuses_what_would_take_long():
-    with pytest.raises(Unavailable, match=r"48 s for 64 steps .* are 66, more than 64"):
+def test_compiled_refuses_cases_that_compile_for_long():
+    with pytest.raises(Unavailable, match=r"at most 64 here .* got 66"):
         compiled.PROVIDERS["torch.compile"](nn.GRU(4, 4, 2), torch.zeros(33, 1, 4))
 
 
 @inductor
-def test_compiled_without_a_compiler():
+def test_compiled_without_a_cpp_compiler_is_unavailable():
     from torch._inductor import config
 
-    # Not by monkeypatch: when that is undone, the option is gone.
+    # Not by monkeypatch: its undo removes the option from the config.
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(Unavailable, match="C\\+\\+ compiler"):
         compiled.PROVIDERS["torch.compile"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
-def test_torchrl_that_is_not_installed(monkeypatch):
+def test_torchrl_not_installed_is_unavailable(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchrl", None)
     with pytest.raises(Unavailable, match="pip install torchrl"):
         torchrl.PROVIDERS["torchrl"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
-def test_torchrl_without_a_gpu(monkeypatch):
+def test_torchrl_without_a_gpu_is_unavailable(monkeypatch):
     for name in TORCHRL_MODULES:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     with pytest.raises(Unavailable, match="needs a CUDA device"):
@@ -66,7 +66,7 @@ def test_torchrl_without_a_gpu(monkeypatch):
 
 
 class Stub:
-    """Stands for `gru_triton` of TorchRL: takes what it takes, reads the setting it reads, computes by torch."""
+    """A stand-in for `gru_triton` of TorchRL, with its arguments and its TF32 setting, that computes by torch."""
 
     def __init__(self):
         self.precisions = []
@@ -91,7 +91,7 @@ class Stub:
     "hidden, layers, bias, dtype",
     [(20, 2, True, torch.float32), (16, 1, True, torch.float32), (5, 3, False, torch.bfloat16)],
 )
-def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, matmul):
+def test_torchrl_gets_the_weights(hidden, layers, bias, dtype, precision, matmul):
     matmul.allow_tf32 = precision == "tf32"
     gru = nn.GRU(7, hidden, layers, bias=bias, dtype=dtype).eval()
     x = torch.randn(4, 3, 7, dtype=dtype)
@@ -103,13 +103,13 @@ def test_torchrl_is_handed_the_weights(hidden, layers, bias, dtype, precision, m
 
 @pytest.fixture
 def on_the_cpu(kernels_on_cpu, monkeypatch):
-    """What is compiled for a GPU runs on CPU tensors."""
+    """Let cases that `perf` compiles for a GPU run on CPU tensors."""
     for name in ("module", "draw"):
         method = getattr(Case, name)
         monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))
 
 
-def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypatch):
+def test_kernels_are_compiled_once_for_shapes_with_equal_launches(monkeypatch):
     noted = []
     compiled = types.SimpleNamespace(asm={})
     monkeypatch.setattr(ours, "find_device", lambda device: KNOWN_DEVICES["H200"])
@@ -117,13 +117,20 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
         Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)) or compiled
     )
     case = Case("fp16", hidden=20, batch=3, steps=9)
-    both, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, layout="packed")
-    same = [dataclasses.replace(case, **of) for of in ({"batch": 2}, {"steps": 50}, {"layers": 3})]
-    cases = [case, both, packed, *same, dataclasses.replace(both, layers=2), dataclasses.replace(case, steps=1)]
+    bidirectional, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, layout="packed")
+    same = [dataclasses.replace(case, **fields) for fields in ({"batch": 2}, {"steps": 50}, {"layers": 3})]
+    cases = [
+        case,
+        bidirectional,
+        packed,
+        *same,
+        dataclasses.replace(bidirectional, layers=2),
+        dataclasses.replace(case, steps=1),
+    ]
     kernels, compiled_for = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases]), []
-    for each in kernels:
+    for candidate in kernels:
         noted.clear()
-        assert compile_candidate(*each) == ""
+        assert compile_candidate(*candidate) == ""
         compiled_for.append([*noted])
         assert {kernel for kernel, _ in noted} == {"input_projection", "block_scan"}
     shapes = [(problem.layout, problem.directions, problem.num_layers, problem.steps) for problem, *_ in kernels]
@@ -140,7 +147,7 @@ def test_kernels_are_compiled_once_for_all_shapes_that_launch_the_same(monkeypat
     assert ours.kernels_of([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []
 
 
-def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatch, launched):
+def test_providers_without_a_plan_are_compiled_by_a_call(on_the_cpu, monkeypatch, launched):
     calls, planned = [], []
     monkeypatch.setattr(precompile, "run_in_parallel", calls.extend)
     monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
@@ -168,8 +175,8 @@ def test_what_no_plan_describes_is_compiled_by_calling_it(on_the_cpu, monkeypatc
         (torch.bfloat16, "ieee", 3e-2),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings("default")  # those of other packages
-def test_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
+@pytest.mark.filterwarnings("default")  # warnings of other packages
+def test_peers_agree_with_nn_gru_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
     if provider == "torchrl":
         pytest.importorskip("torchrl")
     matmul.allow_tf32 = precision == "tf32"
@@ -182,7 +189,7 @@ def test_on_a_gpu(provider, hidden, layers, dtype, precision, atol, matmul):
 
 
 @pytest.mark.parametrize("kernel, steps", [("block", 3), ("grid", 3), ("step", 1)])
-def test_launches_alone_compute_the_same(kernel, steps, device, launched):
+def test_launches_without_the_module_compute_the_same(kernel, steps, device, launched):
     gru = nn.GRU(4, 20, device=device).eval()
     ready = ours.prepare_launches(gru, torch.randn(steps, 3, 4, device=device), kernel)
     inputs = torch.randn(2, steps, 3, 4, device=device)

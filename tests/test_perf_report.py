@@ -1,4 +1,4 @@
-"""What is made of CSVs: ratios on planted timings, losses by name, regressions found and noise passed over."""
+"""Reports and comparisons of planted CSVs: ratios, losses by name, and regressions apart from noise."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ BASE = Row(gpu_name="GPU", run_id="1", dtype="float16", T=512, B=4, I=512, H=512
 
 
 def row(provider, ms, **more):
-    """A row of ``provider``, in a graph if its name says so, with a small spread; not timed if ``ms`` is a status."""
+    """Return a row of ``provider`` with a small spread, in a graph if its name says so. ``ms`` may be a status."""
     mode = {"mode": "graph"} if provider.endswith("+graph") else {}
     mode |= {"I": more["H"]} if "H" in more else {}
     if isinstance(ms, str):
@@ -56,7 +56,7 @@ def table(rows, title):
 HEADLINE = "Times faster than the faster of torch.nn.GRU eager and in a graph (bf16: or of cudnn.standard)"
 
 
-def test_the_headline_is_against_the_faster_of_eager_and_graph(loaded):
+def test_headline_is_against_the_faster_of_eager_and_graph(loaded):
     rows = loaded([
         row("torch.nn.GRU", 8.0), row("torch.nn.GRU+graph", 6.0), row("triton_gru", 2.0, kernel="grid"),
         row("triton_gru+graph", 1.5, kernel="grid"),
@@ -76,8 +76,8 @@ def test_the_headline_is_against_the_faster_of_eager_and_graph(loaded):
     assert lost[["H", "B", "T", "mode", "kernel"]].to_numpy().tolist() == [[512, 16, 512, "eager", "torch"]]
 
 
-def test_in_bf16_cudnn_with_flat_weights_counts_as_torchs(loaded):
-    """torch copies its weights on every bf16 call. In fp16 cuDNN is a peer like others."""
+def test_in_bf16_cudnn_with_flat_weights_is_the_baseline(loaded):
+    """`nn.GRU` copies its weights on every bf16 call. In fp16 cuDNN is a peer like others."""
     times = {"torch.nn.GRU": 9.0, "cudnn.standard": 4.0, "cudnn.persist_static": 1.0, "triton_gru": 2.0}
     for dtype, expected in (("bfloat16", 2.0), ("float16", 4.5)):
         rows = loaded([row(name, ms, dtype=dtype) for name, ms in times.items()])
@@ -91,7 +91,7 @@ def sampled(provider, samples, **more):
 
 @pytest.fixture
 def paired(loaded):
-    """Return the ratio of two rows of samples, and the ends of its interval."""
+    """Return a function that returns the ratio of two rows of samples and the ends of its interval."""
 
     def paired(theirs, ours):
         speedups = report.compare_with_nn_gru(loaded([sampled("torch.nn.GRU", theirs), sampled("triton_gru", ours)]))
@@ -100,16 +100,19 @@ def paired(loaded):
     return paired
 
 
-def test_a_drift_that_falls_on_both_leaves_the_paired_ratio_exact(paired):
-    """The machine slows down round by round, and something else hits ours once: the medians' ratio is 1.87, not 2."""
+def test_drift_of_the_machine_leaves_the_paired_ratio_exact(paired):
+    """The machine slows down round by round, and one round of ours is an outlier: medians would give 1.87, not 2."""
     drift = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8]
-    theirs, ours = [2 * each for each in drift], [9.0, *drift[1:]]
+    theirs, ours = [2 * ms for ms in drift], [9.0, *drift[1:]]
     assert statistics.median(theirs) / statistics.median(ours) == pytest.approx(2.8 / 1.5)
     assert paired(theirs, ours) == [2.0, 2.0, 2.0]
 
 
-def test_the_faster_of_torchs_two_is_paired_round_by_round(loaded):
-    """With torch in a graph: ours eager is 3, 2, 6, 2 and 4 times faster, in a graph 3, 4, 6, 2 and 8 times."""
+def test_faster_mode_of_nn_gru_is_paired_round_by_round(loaded):
+    """`nn.GRU` is faster in a graph, so both modes of ours are compared with that.
+
+    Ours is 3, 2, 6, 2 and 4 times faster eagerly, and 3, 4, 6, 2 and 8 times in a graph.
+    """
     rows = loaded([
         sampled("torch.nn.GRU", [9.0, 9.0, 9.0, 9.0, 9.0]), sampled("torch.nn.GRU+graph", [3.0, 4.0, 6.0, 2.0, 8.0]),
         sampled("triton_gru", [1.0, 2.0, 1.0, 1.0, 2.0]), sampled("triton_gru+graph", [1.0, 1.0, 1.0, 1.0, 1.0]),
@@ -124,14 +127,14 @@ def test_rows_without_shared_rounds_have_the_ratio_of_medians_and_no_interval(lo
         assert every[["times faster", "95 %"]].to_numpy().tolist() == [[2.5, ""]]
 
 
-def test_the_interval_of_five_rounds_is_all_of_them(paired):
-    """Three or more of five draws are the least round with a chance of 5.8 %, and so with the greatest: above 2.5 %."""
+def test_interval_of_five_rounds_spans_all_of_them(paired):
+    """Three or more of five draws are the least round with a chance of 5.8 %, above 2.5 %, and so for the greatest."""
     assert paired([2.0, 5.0, 1.0, 4.0, 3.0], [1.0] * 5) == [3.0, 1.0, 5.0]
 
 
 @pytest.mark.parametrize("rounds", [20, 200])
-def test_the_interval_holds_the_truth_in_95_of_100_draws(rounds):
-    """In 94 of 100, by thousands of draws. Of 300 that is 282, give or take three times sqrt(300 * 0.94 * 0.06)."""
+def test_interval_holds_the_true_ratio_in_95_of_100_draws(rounds):
+    """Thousands of draws gave 94 of 100. That is 282 of 300, give or take three times sqrt(300 * 0.94 * 0.06)."""
     random = np.random.default_rng(0)
     held = 0
     for _ in range(300):
@@ -143,8 +146,8 @@ def test_the_interval_holds_the_truth_in_95_of_100_draws(rounds):
     assert 282 - 12 <= held <= 282 + 12
 
 
-def test_the_interval_is_as_wide_as_the_noise_and_the_same_each_time(paired):
-    """A median's is 2 * 1.96 * 1.25 / sqrt(n) standard deviations wide: 2.7 % for noise of 5 % in 80 rounds."""
+def test_interval_width_follows_the_noise_and_is_reproducible(paired):
+    """Theory gives 2 * 1.96 * 1.25 / sqrt(n) standard deviations for a median: 2.7 % for noise of 5 %, n = 80."""
     noise, ours = np.random.default_rng(0).normal(0, 0.05, 80), [1.0] * 80
     ratio, low, high = paired(2 * np.exp(noise), ours)
     assert 0.5 < (high - low) / 2 / 0.027 < 2
@@ -154,8 +157,8 @@ def test_the_interval_is_as_wide_as_the_noise_and_the_same_each_time(paired):
     assert paired(2 * np.exp(noise), ours) == [ratio, low, high]
 
 
-def test_a_case_whose_interval_holds_1_is_neither_lost_nor_won(loaded):
-    """The third is lost by its median and the fourth won; the last has no interval."""
+def test_case_whose_interval_holds_1_is_neither_lost_nor_won(loaded):
+    """B = 3 is lost by its median and B = 4 won. B = 5 has no interval."""
     around = np.array([0.94, 1.06, 0.96, 1.04, 0.95, 1.05, 0.97, 1.03, 0.98, 1.02, 1.0])
     rows = [row("torch.nn.GRU", 0.99, B=5), row("triton_gru", 1.0, B=5)]
     for batch, ratio in enumerate((1.3, 0.8, 0.99, 1.01), 1):
@@ -165,20 +168,20 @@ def test_a_case_whose_interval_holds_1_is_neither_lost_nor_won(loaded):
     assert table(loaded(rows), "Every case")["95 %"].tolist()[0] == "1.25 to 1.35"
 
 
-def test_every_case_is_there_in_the_order_of_its_shape(loaded):
+def test_every_case_is_listed_in_order_of_its_shape(loaded):
     shapes = [(64, 8, t) for t in range(20, 0, -1)] + [(512, 1, 1), (64, 1, 100), (64, 1, 1), (1024, 1, 1)]
     rows = [row(name, 1.0, H=h, B=b, T=t) for h, b, t in shapes for name in ("torch.nn.GRU", "triton_gru")]
-    assert [tuple(each) for each in table(loaded(rows), "Every case")[["H", "B", "T"]].to_numpy()] == sorted(shapes)
+    assert [tuple(shape) for shape in table(loaded(rows), "Every case")[["H", "B", "T"]].to_numpy()] == sorted(shapes)
 
 
 def test_ratios_are_between_rows_of_one_run(loaded):
-    """Torch was measured again later, when the machine was twice as slow; ours was not."""
+    """A later run measured only `nn.GRU`, when the machine was twice as slow."""
     rows = loaded([row("torch.nn.GRU", 4.0), row("triton_gru", 2.0), row("torch.nn.GRU", 8.0, run_id="2")])
     assert table(rows, HEADLINE)["geomean"].tolist() == [2.0]
     assert table(rows, "Times faster than each peer, in the same mode")["geomean"].tolist() == [2.0]
 
 
-def test_of_repeated_measurements_the_last_counts(loaded):
+def test_last_of_repeated_measurements_counts(loaded):
     rows = loaded([
         row("torch.nn.GRU", 4.0), row("triton_gru", 2.0), row("torch.nn.GRU", 4.0, run_id="2"),
         row("triton_gru", 1.0, run_id="2"),
@@ -200,7 +203,7 @@ def test_peers_are_compared_in_the_same_mode_and_cudnn_by_its_best(loaded):
     assert ("cudnn.small_h", "eager") not in peers.index
 
 
-def test_regimes_and_precisions_are_apart(loaded):
+def test_regimes_and_precisions_are_separate(loaded):
     cells = [
         {"H": 192, "B": 64, "T": 1}, {"H": 193, "B": 65, "T": 2}, {"H": 1025},
         {"dtype": "float32", "precision": "tf32"}, {"dtype": "float32", "precision": "ieee"}, {"l2": "cold"},
@@ -217,7 +220,7 @@ def test_regimes_and_precisions_are_apart(loaded):
     assert headline["cases"].tolist() == [1] * 6
 
 
-def test_a_regime_says_what_else_a_call_is(loaded):
+def test_regime_names_direction_layout_and_streaming(loaded):
     cells = [{}, {"directions": 2}, {"layout": "packed", "I": 80}, {"variant": "streaming", "T": 1}]
     rows = loaded(
         [row(name, ms, **cell) for cell in cells for name, ms in (("torch.nn.GRU", 2.0), ("triton_gru", 1.0))]
@@ -236,20 +239,20 @@ def test_a_regime_says_what_else_a_call_is(loaded):
     ]
 
 
-def test_what_the_second_direction_adds(loaded):
-    """In one run: torch's was measured again later with one direction."""
+def test_second_direction_is_compared_within_one_run(loaded):
+    """Both times are from one run, though a later run measured `nn.GRU` again with one direction."""
     rows = loaded([
         row("triton_gru", 1.2, directions=2), row("triton_gru", 1.0), row("triton_gru", 3.0, directions=2, B=8),
         row("triton_gru", 2.0, B=8), row("triton_gru+graph", 1.0, directions=2), row("triton_gru+graph", "failed"),
         row("torch.nn.GRU", 4.0, directions=2), row("torch.nn.GRU", 2.0), row("torch.nn.GRU", 1.0, run_id="2"),
     ])  # fmt: skip
-    added = table(rows, "What the second direction adds: time over that of one").set_index(["base", "mode"])
+    added = table(rows, "Two directions: time over the time of one direction").set_index(["base", "mode"])
     assert set(added.index) == {("triton_gru", "eager"), ("torch.nn.GRU", "eager")}
     assert added.loc["triton_gru", "eager"][["cases", "min", "max"]].tolist() == [2, 1.2, 1.5]
     assert added.loc["torch.nn.GRU", "eager"]["geomean"] == 2.0
 
 
-def test_frames_are_told_in_microseconds(loaded):
+def test_frames_are_reported_in_microseconds(loaded):
     frame = {"T": 1, "variant": "streaming"}
     rows = loaded([
         row("torch.nn.GRU", 0.05, **frame), row("torch.nn.GRU+graph", 0.04, **frame),
@@ -261,7 +264,7 @@ def test_frames_are_told_in_microseconds(loaded):
     assert frames.iloc[:, 3:].to_numpy().tolist() == [["50, 150", "40, 120", "12.3, 36.9"], ["2000, 6000", "", ""]]
 
 
-def test_the_repositorys_own_files_are_read():
+def test_committed_results_are_read():
     paths = [*RESULTS.glob("*.csv"), *RESULTS.glob("NVIDIA-H200/*/core-*.csv")]
     assert len(paths) >= 4 and len(report.load(paths)) > 500
     with RESULTS.joinpath("cells-cpu.csv").open() as file:
@@ -270,26 +273,26 @@ def test_the_repositorys_own_files_are_read():
 
 def test_time_over_the_floor(loaded):
     rows = loaded([row("triton_gru", 3.0, floor_ms=1.5), row("triton_gru", 8.0, floor_ms=1.0, B=8)])
-    assert table(rows, "Time over the floor")[["geomean", "min", "max"]].to_numpy().tolist() == [[4.0, 2.0, 8.0]]
+    assert table(rows, "Time over the lower bound")[["geomean", "min", "max"]].to_numpy().tolist() == [[4.0, 2.0, 8.0]]
 
 
-def test_what_became_of_each_provider(loaded):
+def test_outcomes_of_each_provider_are_counted(loaded):
     rows = loaded([
         row("torch.nn.GRU", 1.0), row("triton_gru", "wrong"), row("triton_gru", "failed", B=8),
         dataclasses.replace(row("torch.nn.GRU", 1.0, B=8), status="noisy"),
     ])  # fmt: skip
-    outcomes = table(rows, "What became of each provider's cases").set_index("base")
+    outcomes = table(rows, "Outcomes of each provider's cases").set_index("base")
     assert outcomes.loc["torch.nn.GRU"][["ok", "noisy", "wrong"]].tolist() == [1, 1, 0]
-    assert outcomes.loc["triton_gru"][["wrong", "failed", "most often because"]].tolist() == [1, 1, "because"]
+    assert outcomes.loc["triton_gru"][["wrong", "failed", "most frequent error"]].tolist() == [1, 1, "because"]
     assert HEADLINE not in dict(report.sections(rows))
 
 
 def test_cells_are_counted(loaded):
-    """By hand: H = I = 3 in fp16; an LSTM has 4 gates of 3 x 6 weights and two biases."""
+    """Expected numbers are by hand: H = I = 3 in fp16. An LSTM has 4 gates of 3 x 6 weights and two biases."""
     cell = {"I": 3, "H": 3, "B": 1, "T": 10}
     names = ["triton_gru", "torch.nn.GRU", "torch.nn.LSTM", "torch.nn.RNN"]
     rows = [row(name, i + 1.0, **cell) for i, name in enumerate(names)]
-    rows = loaded([*rows, row("torch.nn.GRU", 1.0), row("triton_gru", 1.0)])  # of a shape that has neither
+    rows = loaded([*rows, row("torch.nn.GRU", 1.0), row("triton_gru", 1.0)])  # of a shape without RNN and LSTM
     cells = table(rows, "RNN, LSTM, GRU").set_index("cell")
     assert list(cells.index) == ["torch.nn.RNN", "torch.nn.LSTM", "torch.nn.GRU", "triton_gru"]
     assert cells["gates"].tolist() == [1, 4, 3, 3]
@@ -299,7 +302,7 @@ def test_cells_are_counted(loaded):
     assert cells.loc["torch.nn.LSTM"]["us a step"] == pytest.approx(300.0)
 
 
-def test_parameters_are_as_many_as_torchs_modules_have(loaded):
+def test_parameter_counts_match_torch_modules(loaded):
     modules = {f"torch.nn.{name}": getattr(torch.nn, name)(5, 7) for name in ("RNN", "GRU", "LSTM")}
     cells = table(loaded([row(name, 1.0, I=5, H=7) for name in modules]), "RNN, LSTM, GRU").set_index("cell")
     assert cells["parameters"].to_dict() == {
@@ -307,7 +310,7 @@ def test_parameters_are_as_many_as_torchs_modules_have(loaded):
     }  # fmt: skip
 
 
-def test_the_report_in_both_forms(tmp_path, capsys):
+def test_report_as_text_and_as_markdown(tmp_path, capsys):
     path = written(tmp_path / "core.csv", [row("torch.nn.GRU", 1.0), row("triton_gru", 2.0, kernel="grid")])
     assert main(["report", str(path)]) == 0
     plain = capsys.readouterr().out
@@ -319,7 +322,7 @@ def test_the_report_in_both_forms(tmp_path, capsys):
     assert len(heads) > 4 and all(lines[i].count("|") == lines[i - 1].count("|") for i in heads)
 
 
-def test_words_are_to_the_left_and_numbers_of_three_digits_to_the_right():
+def test_tables_align_words_left_and_numbers_of_three_digits_right():
     frame = pd.DataFrame({"a word": ["x|y", "1.23456"], "n": [1, 12345], "ratio": [0.0123456, 12345.6]})
     assert format_table(frame).splitlines() == [
         "a word       n   ratio", "x/y          1  0.0123", "1.23456  12345   12346",
@@ -331,20 +334,20 @@ def test_words_are_to_the_left_and_numbers_of_three_digits_to_the_right():
     assert format_table(frame[:0]) == "none"
 
 
-def test_a_report_without_rows(tmp_path, capsys):
+def test_report_without_rows_is_no_error(tmp_path, capsys):
     assert main(["report", str(written(tmp_path / "core.csv", []))]) == 0
     assert main(["report", str(written(tmp_path / "core.csv", [row("triton_gru", "failed")]))]) == 0
     assert "because" in capsys.readouterr().out
 
 
-def test_a_file_that_is_no_report_is_refused(tmp_path, capsys):
+def test_csv_with_other_columns_is_refused(tmp_path, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert main(["report", str(tmp_path / "other.csv")]) == 2
-    assert "not the columns" in capsys.readouterr().err
+    assert "no CSVs of sweeps" in capsys.readouterr().err
     report_of_torch = written(tmp_path / "rows.csv", [row("torch.nn.GRU", 1.0)])
     assert main(["report", str(tmp_path / "other.csv"), str(report_of_torch)]) == 0
     out, err = capsys.readouterr()
-    assert "torch.nn.GRU" in out and "left out" in err and "other.csv" in err and "rows.csv" not in err
+    assert "torch.nn.GRU" in out and "skipped" in err and "other.csv" in err and "rows.csv" not in err
     (tmp_path / "empty.csv").write_text("")
     assert main(["report", str(tmp_path / "empty.csv")]) == 2
 
@@ -363,7 +366,7 @@ def test_compare_finds_a_planted_regression(factor, status, verdict, tmp_path, c
     assert (re.search(rf" 8 +512 .*{verdict}", out) is not None) == (verdict != "same")
 
 
-def test_compare_passes_over_what_is_within_the_spread(tmp_path):
+def test_compare_ignores_changes_within_the_spread(tmp_path):
     noisy = {"rel_iqr": 0.3, "status": "noisy"}
     assert compared(tmp_path, [row("a", 1.0, **noisy)], [row("a", 1.2)]) == 0
     assert compared(tmp_path, [row("a", 1.0)], [row("a", 1.2, **noisy)]) == 0
@@ -371,19 +374,19 @@ def test_compare_passes_over_what_is_within_the_spread(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "unavailable"])
-def test_what_has_no_time_any_more_is_broken(status, tmp_path, capsys):
+def test_row_that_lost_its_time_is_broken(status, tmp_path, capsys):
     assert compared(tmp_path, [row("a", 1.0)], [row("a", status)]) == 1
     assert "broken" in capsys.readouterr().out
     assert compared(tmp_path, [row("a", status), row("b", 1.0)], [row("a", 1.0), row("b", 1.0)]) == 0
 
 
-def test_measurements_of_different_things_are_not_compared(tmp_path, capsys):
+def test_different_cases_are_not_compared(tmp_path, capsys):
     for other in ({"gpu_name": "another"}, {"mode": "graph"}, {"B": 5}, {"l2": "cold"}):
         assert compared(tmp_path, [row("a", 1.0)], [row("a", 2.0, **other)]) == 2
         assert "in common" in capsys.readouterr().err
 
 
-def test_compare_takes_the_last_of_each(tmp_path):
+def test_compare_takes_the_last_row_of_each_case(tmp_path):
     again = [row("a", 1.0), row("a", 2.0, run_id="2")]
     assert compared(tmp_path, again, [row("a", 2.0)]) == 0
     assert isinstance(

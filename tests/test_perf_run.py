@@ -1,4 +1,4 @@
-"""Running sweeps: going on after a kill or a lost GPU, the values of the sweeps, the command line."""
+"""Running sweeps: resuming after a kill or a lost GPU, the values of the sweeps, the command line."""
 
 import contextlib
 import dataclasses
@@ -24,8 +24,8 @@ from .perf_calls import KNOWN_FLOORS, TINY, plant, read, rows_of
 pytestmark = pytest.mark.usefixtures("few_calls")
 
 
-def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, monkeypatch):
-    """The culprit is left out there; a case whose baseline is the culprit altogether."""
+def test_run_resumes_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, monkeypatch):
+    """The new process leaves the culprit out, or the whole case if the baseline is the culprit."""
     started = []
     monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
     monkeypatch.setattr(measure, "is_lost", lambda: True)
@@ -47,7 +47,7 @@ def test_a_run_goes_on_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path
 
 @pytest.fixture
 def two_cases(monkeypatch):
-    """A sweep of two cases, whose floors were measured before."""
+    """Replace the sweep "smoke" by one of two cases, and measured floors by known ones."""
     cases = TINY, dataclasses.replace(TINY, batch=3)
     sweep = sweeps.Sweep("smoke", "?", 1, ("handwritten",), cases)
     monkeypatch.setitem(sweeps.SWEEPS, "smoke", sweep)
@@ -58,16 +58,16 @@ def run(out, *more):
     return main(["run", "--sweep", "smoke", "--out", str(out), "--seconds", "0.02", *more])
 
 
-def test_a_run_goes_on_where_it_was_killed(two_cases, tmp_path, capsys):
+def test_resumed_run_measures_only_missing_rows(two_cases, tmp_path, capsys):
     assert run(tmp_path) == 0
     path = tmp_path / "smoke-cpu.csv"
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     assert [(row["provider"], row["B"]) for row in rows_of(path)] == [
         ("torch.nn.GRU", "2"), ("handwritten", "2"), ("torch.nn.GRU", "3"), ("handwritten", "3"),
     ]  # fmt: skip
     assert all(float(row["floor_ms"]) > 0 for row in rows_of(path))
 
-    lines = whole.splitlines(keepends=True)
+    lines = complete.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:50])  # killed while it wrote the second case's first row
     assert run(tmp_path, "--resume") == 0
     rows = rows_of(path)
@@ -81,7 +81,7 @@ def test_a_run_goes_on_where_it_was_killed(two_cases, tmp_path, capsys):
     assert rows_of(path) == rows
 
 
-def test_a_case_that_took_the_process_with_it_comes_last(two_cases, tmp_path, monkeypatch):
+def test_case_that_killed_the_process_is_measured_last(two_cases, tmp_path, monkeypatch):
     with monkeypatch.context() as dying:
         dying.setattr("perf.run.measure", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
@@ -90,12 +90,12 @@ def test_a_case_that_took_the_process_with_it_comes_last(two_cases, tmp_path, mo
     assert [(row["B"], row["status"], row["n"]) for row in read(path)] == [("2", "begun", "0")]
     assert run(tmp_path, "--resume") == 0
     assert [row["B"] for row in read(path)[1:] if row["status"] != "begun"] == ["3", "3", "2", "2"]
-    assert len(load([path])) == 4  # the report has nothing to say of what was begun
+    assert len(load([path])) == 4  # the report leaves out rows with status "begun"
     assert run(tmp_path, "--resume") == 0
     assert len(read(path)) == 7
 
 
-def test_a_further_provider_is_measured_with_the_yardstick(two_cases, tmp_path):
+def test_added_provider_is_measured_with_the_baseline(two_cases, tmp_path):
     assert run(tmp_path) == 0
     assert run(tmp_path, "--resume", "--provider", "triton_gru.block", "handwritten") == 0
     added = rows_of(tmp_path / "smoke-cpu.csv")[4:]
@@ -109,13 +109,13 @@ def test_without_resume_all_is_measured_again(two_cases, tmp_path):
     assert len({row["run_id"] for row in rows}) == 2
 
 
-def test_no_case_is_begun_after_the_time(two_cases, tmp_path, capsys):
+def test_no_case_begins_after_the_time_limit(two_cases, tmp_path, capsys):
     assert run(tmp_path, "--minutes", "0") == 0
     assert "2 cases left" in capsys.readouterr().out
     assert rows_of(tmp_path / "smoke-cpu.csv") == []
 
 
-def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
+def test_killed_process_has_written_every_finished_case(tmp_path):
     arguments = ["-m", "perf", "run", "--sweep", "smoke", "--out", str(tmp_path), "--provider", "handwritten"]
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ)
     for line in process.stdout:
@@ -128,8 +128,8 @@ def test_a_killed_process_has_written_every_case_it_finished(tmp_path):
     assert {row["status"] for row in rows} <= {"ok", "noisy"}
 
 
-def test_sweeps_have_the_values_they_are_to_have():
-    """The most telling cases first, and no more than fit into three minutes."""
+def test_sweeps_hold_their_documented_values():
+    """The most telling cases come first, and a sweep has no more cases than fit into three minutes."""
     heart = sweeps.SWEEPS["heart"].cases
     assert heart[:9] == tuple(Case("fp16", h, b, 512) for h in (512, 1024, 256) for b in (1, 16, 64))
     assert {case.precision for case in heart} == {"fp16", "tf32", "bf16"}
@@ -145,10 +145,10 @@ def test_sweeps_have_the_values_they_are_to_have():
     assert {case.steps for case in sweeps.SWEEPS["long"].cases} == {4096, 16384}
     assert {case.batch for case in sweeps.SWEEPS["throughput"].cases} == {256, 1024}
     assert not any(case.reset_after for case in sweeps.SWEEPS["reset-before"].cases)
-    packed, both = sweeps.SWEEPS["packed"].cases, sweeps.SWEEPS["bidirectional"].cases
+    packed, bidirectional = sweeps.SWEEPS["packed"].cases, sweeps.SWEEPS["bidirectional"].cases
     assert all(case.layout == "packed" and case.steps == 256 for case in packed)
-    assert both[1::2] == tuple(dataclasses.replace(case, directions=1) for case in both[::2])
-    assert {case.directions for case in both[::2]} == {2}
+    assert bidirectional[1::2] == tuple(dataclasses.replace(case, directions=1) for case in bidirectional[::2])
+    assert {case.directions for case in bidirectional[::2]} == {2}
     frames = sweeps.SWEEPS["streaming"]
     assert {(case.steps, case.is_streaming, case.layers) for case in frames.cases} == {(1, True, 1), (1, True, 2)}
     rounds = {sweep.name: sweep.rounds for sweep in sweeps.SWEEPS.values() if sweep.rounds}
@@ -165,7 +165,7 @@ def test_sweeps_have_the_values_they_are_to_have():
         assert f"  {name} " in sweeps.describe_sweeps()
 
 
-def test_on_a_cpu_a_sweep_is_in_fp32_and_without_graphs():
+def test_sweep_on_a_cpu_is_in_fp32_without_graphs():
     sweep = sweeps.fit_to_cpu(sweeps.SWEEPS["cells"])
     assert {case.precision for case in sweep.cases} == {"fp32"}
     assert len(sweep.cases) == 8
@@ -173,17 +173,17 @@ def test_on_a_cpu_a_sweep_is_in_fp32_and_without_graphs():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["run", "--sweep", "heart"], "wants a GPU"),
+    (["run", "--sweep", "heart"], "needs a GPU"),
     (["report", "nothing.csv"], "nothing.csv"),
 ])  # fmt: skip
-def test_bad_arguments_are_said_in_a_line(arguments, message, capsys):
+def test_bad_arguments_are_reported_in_a_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sequences_are_as_long_as_the_case_says(layout):
-    """Between a quarter of T and T, the same every time."""
+def test_drawn_inputs_have_the_lengths_of_the_case(layout):
+    """Lengths are between a quarter of T and T, and the same in every draw."""
     case = Case("fp32", hidden=4, batch=300, steps=41, layout=layout, input_size=3)
     first, again = case.draw("cpu")[:2]
     if layout == "dense":
@@ -192,14 +192,14 @@ def test_sequences_are_as_long_as_the_case_says(layout):
         return
     if layout == "packed":
         assert len(first.data) == case.total_steps
-        first, again = (Ragged(*pad_packed_sequence(each)) for each in (first, again))
+        first, again = (Ragged(*pad_packed_sequence(packed)) for packed in (first, again))
     assert first.padded.shape == (41, 300, 3) and not torch.equal(first.padded, again.padded)
     lengths = first.lengths.tolist()
     assert lengths == case.lengths == again.lengths.tolist() == sorted(lengths, reverse=True)
     assert set(lengths) == set(range(11, 42))
 
 
-def test_what_a_case_is_of_stands_in_its_name_and_row():
+def test_name_and_row_of_a_case_hold_all_its_fields():
     case = Case("fp16", 8, 2, 1, layers=2, directions=2, layout="packed", is_streaming=True, input_size=5)
     assert str(case) == "fp16 H=8 B=2 T=1 I=5 layers=2 directions=2 packed streaming"
     row = case.row()
@@ -220,7 +220,7 @@ REHEARSED_BY = {
 }
 
 
-def test_a_sweep_says_how_many_rounds_are_taken_but_for_a_rehearsal(monkeypatch):
+def test_sweep_sets_the_rounds_except_in_a_rehearsal(monkeypatch):
     taken = []
     monkeypatch.setattr("perf.__main__.run", lambda sweep, names, conditions, *_: taken.append(conditions.rounds))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -248,7 +248,7 @@ def test_every_sweep_can_be_rehearsed(tmp_path, kernels_on_cpu, monkeypatch):
 @pytest.mark.parametrize(
     "precision, ends_in", [("bf16", contextlib.nullcontext()), ("fp16", pytest.raises(UserWarning))]
 )
-def test_no_gru_may_be_timed_whose_weights_torch_copies_but_in_bfloat16(precision, ends_in, tmp_path, monkeypatch):
+def test_warning_about_copied_weights_is_an_error_except_in_bf16(precision, ends_in, tmp_path, monkeypatch):
     def measure(*args):
         warnings.warn("RNN module weights are not part of single contiguous chunk of memory.", stacklevel=1)
         return []

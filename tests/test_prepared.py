@@ -1,6 +1,6 @@
-"""A `GRUCell` called again, by what its calls have found out: the same answer, and never when something is different.
+"""Prepared calls of a `GRUCell`: equal results, and a new binding whenever something has changed.
 
-Of a `GRU`, and of all that the two have in common: test_prepared_gru.py.
+test_prepared_gru.py tests prepared calls of a `GRU`, and everything that both share.
 """
 
 import copy
@@ -18,7 +18,7 @@ from .oracle import PRECISIONS, set_precision
 
 @pytest.fixture
 def bound(monkeypatch):
-    """Calls that were bound, and so not made as prepared."""
+    """Return the list of calls that are bound. A prepared call adds nothing."""
     calls = []
     bind = route.bind_cell
     monkeypatch.setattr(route, "bind_cell", lambda *args: calls.append(args) or bind(*args))
@@ -35,7 +35,7 @@ def make(device, precision="fp16", **options):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("with_hx", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_the_third_call_is_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
+def test_third_call_is_prepared_and_equals_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
     cell, x, hx = make(device, precision, bias=bias, reset_after=reset_after)
     hx = hx if with_hx else None
     with torch.no_grad():
@@ -49,12 +49,12 @@ def test_the_third_call_is_the_first(precision, bias, with_hx, reset_after, devi
         other, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
         again = cell(other, other_hx)
         assert len(bound) == 2
-        assert torch.equal(again, copy.deepcopy(cell)(other, other_hx))  # which is not prepared
+        assert torch.equal(again, copy.deepcopy(cell)(other, other_hx))  # a copy is not prepared
         assert torch.equal(first, third), "results of different calls share memory"
 
 
 @pytest.mark.parametrize("backend", ["block", "grid"])
-def test_by_the_other_kernels(backend, device, launched, bound):
+def test_other_kernels_are_prepared(backend, device, launched, bound):
     cell, x, hx = make(device)
     cell.backend = backend
     with torch.no_grad():
@@ -80,20 +80,20 @@ def changes():
     return {
         "another weight": weight,
         "another weight's data": data,
-        "a weight that lies otherwise": transposed,
+        "a weight of other strides": transposed,
         "another batch": lambda cell, x, hx: (x[:3], hx[:3]),
         "no state": lambda cell, x, hx: (x, None),
         "unbatched": lambda cell, x, hx: (x[0], hx[0]),
         "an odd address": lambda cell, x, hx: (torch.cat([x[0, :1], x.flatten()])[1:].view(5, 7), hx),
         "other strides": lambda cell, x, hx: (x.T.contiguous().T, hx.T.contiguous().T),
         "a backend": lambda cell, x, hx: setattr(cell, "backend", "block"),
-        "where r comes": lambda cell, x, hx: setattr(cell, "reset_after", False),
+        "reset_after": lambda cell, x, hx: setattr(cell, "reset_after", False),
         "training": lambda cell, x, hx: cell.train() and None,
     }
 
 
 @pytest.mark.parametrize("name", changes())
-def test_what_is_different_is_seen(name, device, bound):
+def test_changes_between_calls_are_noticed(name, device, bound):
     cell, x, hx = make(device)
     with torch.no_grad():
         for _ in range(3):
@@ -106,7 +106,7 @@ def test_what_is_different_is_seen(name, device, bound):
         assert torch.equal(actual, fresh(x, hx))
 
 
-def test_modes_are_seen(device, bound):
+def test_modes_of_torch_are_noticed(device, bound):
     cell, x, hx = make(device, "fp32")
     with torch.no_grad():
         before, *_ = (cell(x, hx) for _ in range(3))
@@ -125,7 +125,7 @@ def test_modes_are_seen(device, bound):
         cell(x, hx.half())
 
 
-def test_weights_that_change_in_place_are_read_anew(device, bound):
+def test_weights_changed_in_place_are_read_again(device, bound):
     cell, x, hx = make(device)
     with torch.no_grad():
         before, *_ = (cell(x, hx) for _ in range(3))

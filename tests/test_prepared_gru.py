@@ -1,6 +1,6 @@
-"""A `GRU` called again, by what its calls have found out: the same answer, and never when something is different.
+"""Prepared calls of a `GRU`: equal results, and a new binding whenever something has changed.
 
-A call of a form that was never met is bound and planned, the second of that form once more, and then prepared.
+The first call of a signature is bound and planned. So is the second, and then it is prepared.
 """
 
 import copy
@@ -28,7 +28,7 @@ from .twins import make_twins
 
 @pytest.fixture
 def bound(monkeypatch):
-    """Calls that were bound, and so not made as prepared."""
+    """Return the list of calls that are bound. A prepared call adds nothing."""
     calls = []
     bind = route.bind_gru
     monkeypatch.setattr(route, "bind_gru", lambda *args: calls.append(args) or bind(*args))
@@ -55,10 +55,12 @@ PAIRS = pairwise(
         for k, steps, precision, layout, layers, with_hx, reset_after, directions in PAIRS
     ],
 )
-def test_the_third_call_is_the_first(
+def test_third_call_is_prepared_and_equals_the_first(
     kernel, steps, precision, layout, layers, with_hx, reset_after, directions, device, launched, bound, monkeypatch
 ):
-    monkeypatch.setattr(execute, "WORKSPACE_BYTES", 0)  # a step at a time, and the state carried on from each
+    monkeypatch.setattr(
+        execute, "WORKSPACE_BYTES", 0
+    )  # chunks of one step, with the state carried from each to the next
     gru, x, hx = make_call(
         kernel, 18, 2, steps, precision, layout, True, layers, with_hx, reset_after, device, directions=directions
     )
@@ -67,7 +69,7 @@ def test_the_third_call_is_the_first(
         names = list(launched)
         second = gru(x, hx)
         assert len(bound) == 2
-        kept = [each.clone() for each in (*first, *second)]
+        kept = [result.clone() for result in (*first, *second)]
         other, other_hx = torch.empty_like(x).copy_(x.flip(0)), None if hx is None else hx.flip(1)
         if layout == "every_other_feature":
             other = torch.stack([other, other], -1).flatten(2)[..., ::2]
@@ -79,17 +81,21 @@ def test_the_third_call_is_the_first(
         assert len(bound) == 2
         assert launched == names
         launched.clear()
-        expected = copy.deepcopy(gru)(other, other_hx)  # which is not prepared
+        expected = copy.deepcopy(gru)(other, other_hx)  # a copy is not prepared
         assert len(bound) == 3
-        for mine, its in zip(third, expected):
-            assert torch.equal(mine, its)
-            assert mine.shape == its.shape and mine.stride() == its.stride() and mine.dtype == its.dtype
-        for now, before in zip((*first, *second), kept):
-            assert torch.equal(now, before), "results of different calls share memory"
+        for actual_part, expected_part in zip(third, expected):
+            assert torch.equal(actual_part, expected_part)
+            assert (
+                actual_part.shape == expected_part.shape
+                and actual_part.stride() == expected_part.stride()
+                and actual_part.dtype == expected_part.dtype
+            )
+        for result, before in zip((*first, *second), kept):
+            assert torch.equal(result, before), "results of different calls share memory"
 
 
 def make(device, kernel="block", **options):
-    """A GRU and a call of it that is prepared: small, and of all that has several weights."""
+    """Return a small GRU of two layers and directions, and the arguments of a call that is prepared."""
     gru = make_gru(7, 16, "fp16", device, kernel, **({"num_layers": 2, "bidirectional": True} | options))
     states = gru.num_layers * (2 if gru.bidirectional else 1)
     x, hx = torch.randn(2, 2, 7, device=device).half(), torch.randn(states, 2, 16, device=device).half()
@@ -110,7 +116,7 @@ def changes():
         gru.weight_hh_l0_reverse = gru.weight_hh_l0
 
     def transposed(gru, x, hx):
-        """The same memory, read otherwise."""
+        """Replace a weight by other strides over the same memory."""
         gru.weight_hh_l0.data = gru.weight_hh_l0.data.view(16, 48).T
 
     def half(gru, x, hx):
@@ -120,7 +126,7 @@ def changes():
         "another weight": weight,
         "another weight's data": data,
         "a weight tied to another": tied,
-        "a weight that lies otherwise": transposed,
+        "a weight of other strides": transposed,
         "another dtype": half,
         "another batch": lambda gru, x, hx: (x[:, :1], hx[:, :1]),
         "more steps": lambda gru, x, hx: (torch.cat([x, x]), hx),
@@ -130,16 +136,16 @@ def changes():
         "an odd address": lambda gru, x, hx: (torch.cat([x[0, 0, :1], x.flatten()])[1:].view(2, 2, 7), hx),
         "other strides": lambda gru, x, hx: (x.transpose(0, 2).contiguous().transpose(0, 2), hx),
         "other strides of the state": lambda gru, x, hx: (x, hx.transpose(0, 2).contiguous().transpose(0, 2)),
-        "whose batch comes first": lambda gru, x, hx: setattr(gru, "batch_first", True),
+        "batch_first": lambda gru, x, hx: setattr(gru, "batch_first", True),
         "another backend": lambda gru, x, hx: setattr(gru, "backend", "step"),
-        "where r comes": lambda gru, x, hx: setattr(gru, "reset_after", False),
+        "reset_after": lambda gru, x, hx: setattr(gru, "reset_after", False),
         "training": lambda gru, x, hx: gru.train() and None,
         "plans": lambda gru, x, hx: call_cache.clear_call_cache(),
     }
 
 
 @pytest.mark.parametrize("name", changes())
-def test_what_is_different_is_seen(name, device, bound):
+def test_changes_between_calls_are_noticed(name, device, bound):
     gru, x, hx = make(device)
     with torch.no_grad():
         gru(x, hx)
@@ -148,11 +154,11 @@ def test_what_is_different_is_seen(name, device, bound):
         actual = gru(*arguments)
         assert len(bound) == 3
         call_cache.clear_call_cache()
-        for mine, its in zip(actual, gru(*arguments)):
-            assert torch.equal(mine, its)
+        for actual_part, expected_part in zip(actual, gru(*arguments)):
+            assert torch.equal(actual_part, expected_part)
 
 
-def test_what_one_direction_can_change_is_seen(device, bound):
+def test_changes_of_resets_and_reverse_are_noticed(device, bound):
     gru, x, hx = make(device, num_layers=1, bidirectional=False)
     resets = torch.tensor([[False, True], [True, False]], device=device)
     with torch.no_grad():
@@ -166,7 +172,7 @@ def test_what_one_direction_can_change_is_seen(device, bound):
         assert not torch.equal(backward, forward)
 
 
-def test_modes_are_seen(device, bound):
+def test_modes_of_torch_are_noticed(device, bound):
     gru, x, hx = make(device)
     with torch.no_grad():
         before = gru(x, hx)[0]
@@ -175,7 +181,7 @@ def test_modes_are_seen(device, bound):
             with torch.autocast(device, dtype):
                 outputs = []
                 for _ in range(4):
-                    gru.weight_hh_l0.mul_(-1)  # if that of autocast's dtype was kept, it does not show
+                    gru.weight_hh_l0.mul_(-1)  # a weight kept in autocast's dtype would not show this
                     outputs.append(gru(x, hx)[0])
                     assert torch.equal(gru(*call)[0], outputs[-1])
                 assert all(output.dtype == dtype for output in outputs)
@@ -202,7 +208,7 @@ def test_modes_are_seen(device, bound):
         gru(x[..., :6], hx)
 
 
-def test_precision_is_seen(device, bound):
+def test_changes_of_precision_are_noticed(device, bound):
     gru = make_gru(7, 16, "fp32", device)
     x = torch.randn(2, 2, 7, device=device)
     outputs = []
@@ -210,12 +216,12 @@ def test_precision_is_seen(device, bound):
         for precision in ("ieee", "tf32") * 3:
             torch.backends.cudnn.rnn.fp32_precision = precision
             outputs.append(gru(x)[0])
-    assert len(bound) == 4  # of either two, and both are kept
+    assert len(bound) == 4  # two for each precision, and both signatures are kept
     assert torch.equal(outputs[4], outputs[0]) and torch.equal(outputs[5], outputs[1])
     assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_with_gradients_to_record_nothing_is_prepared(device, bound):
+def test_recording_calls_are_not_prepared(device, bound):
     gru, x, hx = make(device)
     for _ in range(3):
         assert gru(x, hx)[0].requires_grad
@@ -230,9 +236,9 @@ def test_with_gradients_to_record_nothing_is_prepared(device, bound):
     assert gru(x, hx.detach())[0].requires_grad
 
 
-@pytest.mark.parametrize("let_go", ["another state dict", "other registrations", "the module"])
+@pytest.mark.parametrize("release", ["another state dict", "other registrations", "the module"])
 @pytest.mark.parametrize("kind, kernel", [("gru", "grid"), ("cell", "block"), ("stream", "step")])
-def test_no_weight_is_kept_that_its_module_has_let_go(kind, kernel, let_go, device):
+def test_weights_released_by_the_module_are_not_kept(kind, kernel, release, device):
     if kind == "cell":
         module, x = triton_gru.GRUCell(4, 16, device=device, backend=kernel).eval(), torch.randn(2, 4, device=device)
     else:
@@ -242,9 +248,9 @@ def test_no_weight_is_kept_that_its_module_has_let_go(kind, kernel, let_go, devi
         for _ in range(4):
             call(x)
     weights = [weakref.ref(parameter) for parameter in module.parameters()]
-    if let_go == "the module":
+    if release == "the module":
         del module, call
-    elif let_go == "another state dict":
+    elif release == "another state dict":
         others = {name: 2 * weight for name, weight in module.state_dict().items()}
         module.load_state_dict(others, assign=True)
     else:
@@ -253,20 +259,20 @@ def test_no_weight_is_kept_that_its_module_has_let_go(kind, kernel, let_go, devi
             module.register_parameter(name, nn.Parameter(2 * weight.detach()))
         del weight
         with torch.no_grad():
-            call(x)  # torch's list of weights, too, is brought up to date by a call
+            call(x)  # a call also updates the list of weights that `nn.GRU` keeps
     gc.collect()
     assert not any(weight() is not None for weight in weights)
-    if let_go != "the module":
+    if release != "the module":
         with torch.no_grad():
             first = module.stream(2)(x) if kind == "stream" else module(x)
             call.reset() if kind == "stream" else None
-            for mine, its in zip(call(x), first):
-                assert torch.equal(mine, its)
+            for actual_part, expected_part in zip(call(x), first):
+                assert torch.equal(actual_part, expected_part)
 
 
 @pytest.mark.parametrize("kind, shape", [(triton_gru.GRU, (3, 2, 4)), (triton_gru.GRUCell, (2, 4))])
-def test_a_module_whose_parameters_are_swapped_is_served(kind, shape, device):
-    """torch does not swap a parameter that anything has a weak reference to."""
+def test_module_with_swapped_parameters_is_served(kind, shape, device):
+    """torch refuses to swap a parameter with weak references, so the package may hold none."""
     module = kind(4, 16, backend="step", device=device).eval()
     x = torch.randn(shape, device=device)
     swaps = torch.__future__.get_swap_module_params_on_conversion()
@@ -284,7 +290,7 @@ def test_a_module_whose_parameters_are_swapped_is_served(kind, shape, device):
         torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
-def test_weights_that_change_in_place_are_read_anew(device, bound):
+def test_weights_changed_in_place_are_read_again(device, bound):
     gru, x, hx = make(device)
     with torch.no_grad():
         before = gru(x, hx)[0]
@@ -295,7 +301,7 @@ def test_weights_that_change_in_place_are_read_anew(device, bound):
         assert torch.equal(after, copy.deepcopy(gru)(x, hx)[0])
 
 
-def test_weights_made_anew_for_each_call_are_read(device):
+def test_parametrized_weights_are_read_in_each_call(device):
     class Twice(nn.Module):
         def forward(self, weight):
             return 2 * weight
@@ -312,7 +318,7 @@ def test_weights_made_anew_for_each_call_are_read(device):
         assert not any(torch.equal(a, b) for a, b in itertools.pairwise(results))
 
 
-def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
+def test_tensors_at_one_address_are_not_confused(device):
     gru = make_gru(16, 16, "fp16", device)
     x, hx = torch.randn(2, 2, 16, device=device).half(), torch.randn(1, 2, 16, device=device).half()
     with torch.no_grad():
@@ -326,29 +332,29 @@ def test_what_begins_where_something_else_does_is_not_taken_for_it(device):
         assert torch.equal(gru(x, hx)[0], copy.deepcopy(gru)(x, hx)[0])
 
 
-def test_the_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
-    """Memory that is new may be clear by chance: results would be right without."""
+def test_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
+    """New memory may be clear by chance, so right results would not prove that it is cleared."""
     prepare, seen = kernel_launch.Launch.make_starter, []
 
-    def looking(self):
+    def make_observed_starter(self):
         start = prepare(self)
 
-        def look(*args):
+        def start_observed(*args):
             mailbox = args[self.kernel.arg_names.index("mailbox")]
             words = (ctypes.c_int64 * self.clear.words.numel()).from_address(mailbox)
             seen.append(set(words) == {self.clear.value})
             start(*args)
 
-        return start if self.clear is None else look
+        return start if self.clear is None else start_observed
 
-    monkeypatch.setattr(kernel_launch.Launch, "make_starter", looking)
+    monkeypatch.setattr(kernel_launch.Launch, "make_starter", make_observed_starter)
     gru, x, hx = make("cpu", "grid", num_layers=2, bidirectional=False)
     with torch.no_grad(), poison_memory():
         gru(x, hx)
     assert seen == [True, True]
 
 
-def test_forms_are_bounded(device, bound, monkeypatch):
+def test_number_of_signatures_is_limited(device, bound, monkeypatch):
     monkeypatch.setattr(call_cache, "MAX_SIGNATURES", 3)
     gru, x, hx = make(device, num_layers=1, bidirectional=False)
     with torch.no_grad():
@@ -356,7 +362,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
             x = torch.randn(steps, 2, 7, device=device).half()
             gru(x, hx)
             gru(x, hx)
-        assert len(bound) == 8  # of two steps it was prepared
+        assert len(bound) == 8  # two calls of each signature
         assert len(call_cache._caches[gru].routes) == 3
         gru(x, hx)
         assert len(bound) == 8
@@ -364,7 +370,7 @@ def test_forms_are_bounded(device, bound, monkeypatch):
         assert len(bound) == 9
 
 
-def test_what_is_met_once_is_not_prepared(device, monkeypatch):
+def test_signatures_seen_once_are_not_prepared(device, monkeypatch):
     monkeypatch.setattr(call_cache, "prepare", lambda *args: pytest.fail("it was"))
     gru = make_gru(7, 16, "fp16", device)
     with torch.no_grad():
@@ -372,20 +378,20 @@ def test_what_is_met_once_is_not_prepared(device, monkeypatch):
             gru(torch.randn(steps, 2, 7, device=device).half())
 
 
-def test_many_launches_are_not_kept(device, bound, monkeypatch):
+def test_calls_of_many_launches_are_not_prepared(device, bound, monkeypatch):
     monkeypatch.setattr(prepared, "MAX_LAUNCHES", 3)
     gru = make_gru(7, 16, "fp16", device, "step")
     x = torch.randn(3, 2, 7, device=device).half()
     with torch.no_grad():
         first = gru(x)[0]
         gru(x)
-        monkeypatch.delattr(call_cache, "launches")  # nor are they looked at again
+        monkeypatch.delattr(call_cache, "launches")  # the launches are not enumerated again either
         assert torch.equal(gru(x)[0], first)
         assert len(bound) == 3
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_that_torchs_own_serves_is_kept(training, old_gpu_on_cpu, bound):
+def test_route_to_nn_gru_is_kept(training, old_gpu_on_cpu, bound):
     theirs, ours = make_twins(7, 16, 2, batch_first=True)
     x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
     with torch.set_grad_enabled(not training):
@@ -410,7 +416,7 @@ def test_that_torchs_own_serves_is_kept(training, old_gpu_on_cpu, bound):
             ours(x, hx)
 
 
-def test_that_torchs_own_serves_a_cell_is_kept(old_gpu_on_cpu, monkeypatch):
+def test_route_to_nn_gru_cell_is_kept(old_gpu_on_cpu, monkeypatch):
     cell = triton_gru.GRUCell(7, 16)
     x = torch.randn(2, 7)
     cell.eval()
@@ -422,7 +428,7 @@ def test_that_torchs_own_serves_a_cell_is_kept(old_gpu_on_cpu, monkeypatch):
     assert cell.weight_ih.grad is not None
 
 
-def test_nothing_is_kept_of_a_module_that_is_gone(device):
+def test_deleted_module_leaves_nothing_in_the_cache(device):
     gru, x, hx = make(device)
     assert gru in call_cache._caches
     gone = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
@@ -436,8 +442,8 @@ def test_nothing_is_kept_of_a_module_that_is_gone(device):
 
 
 @pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
-def test_a_prepared_call_costs_the_host_little(steps, most, monkeypatch):
-    """Python's functions that run in it, of torch.nn.Module too; a launch is as one."""
+def test_prepared_call_runs_few_python_functions(steps, most, monkeypatch):
+    """The test counts all Python functions of a call, those of `nn.Module` too. A launch counts as one."""
     monkeypatch.setattr(route, "find_device", lambda device: H200)
     monkeypatch.setattr(execute, "start", lambda launches: list(launches))
     monkeypatch.setattr(kernel_launch.Launch, "make_starter", lambda self: lambda *args: None)
@@ -467,7 +473,7 @@ PACKED = pairwise(
     ("fp32", "fp16"),
     (1, 2),  # layers
     (True, False),  # initial state given
-    (True, False),  # sorted by their lengths
+    (True, False),  # sequences sorted by length
     ("forward", "reverse", "both"),
 )
 
@@ -484,32 +490,33 @@ def test_packed_input_of_other_lengths_is_prepared(
     def pack(*lengths):
         return pack_padded_sequence(x[: max(lengths)], torch.tensor(lengths), enforce_sorted=in_order)
 
-    # Layers that write by turns into room of as many rows as there are have a form for each number.
-    by_turns = layers > 1 and directions == "both"
+    # Several layers of both directions alternate between the output and a workspace of its size.
+    # Their signature includes the number of rows.
+    alternates = layers > 1 and directions == "both"
     with torch.no_grad():
         for lengths in ((3, 3, 1), (3, 2, 2)):
             gru(pack(*lengths), hx)
         assert len(bound) == 2
-        for lengths in ((3, 3, 1) if in_order else (1, 3, 3), *[(3, 3, 3)] * (not by_turns)):
+        for lengths in ((3, 3, 1) if in_order else (1, 3, 3), *[(3, 3, 3)] * (not alternates)):
             launched.clear()
             with poison_memory():
                 output, h_n = gru(pack(*lengths), hx)
             assert len(bound) == 2
             names = list(launched)
             launched.clear()
-            expected, expected_h_n = copy.deepcopy(gru)(pack(*lengths), hx)  # which is not prepared
+            expected, expected_h_n = copy.deepcopy(gru)(pack(*lengths), hx)  # a copy is not prepared
             bound.pop()
             assert launched == names
             assert torch.equal(h_n, expected_h_n)
-            for mine, its in zip(output, expected):
-                assert its is mine is None or torch.equal(mine, its)
+            for actual_part, expected_part in zip(output, expected):
+                assert expected_part is actual_part is None or torch.equal(actual_part, expected_part)
         gru(pack(2, 2, 1), hx)
         assert len(bound) == 3, "a sequence less long is of another form"
         gru(pack(3, 3, 3), hx)
-        assert len(bound) == 3 + by_turns
+        assert len(bound) == 3 + alternates
 
 
-def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
+def test_batch_sizes_of_a_prepared_signature_are_checked(device):
     gru = make_gru(7, 16, "fp16", device, "block")
     x = torch.randn(4, 3, 7, device=device).half()
     packed = pack_padded_sequence(x, torch.tensor([4, 2, 1]))
@@ -524,8 +531,8 @@ def test_batch_sizes_of_a_prepared_form_are_looked_at(device):
         assert torch.equal(gru(packed)[0].data, right.data)
 
 
-def test_a_state_that_is_sorted_and_cast_is_not_passed_on_as_it_is(device):
-    """Only the launches of the call that was prepared would read its copy."""
+def test_sorted_and_cast_state_is_not_passed_to_a_prepared_call(device):
+    """Prepared launches would read the sorted copy of the first call's state."""
     gru = make_gru(7, 16, "fp16", device, "block")
     packed = pack_padded_sequence(
         torch.randn(4, 3, 7, device=device).half(), torch.tensor([1, 4, 2]), enforce_sorted=False
@@ -533,6 +540,6 @@ def test_a_state_that_is_sorted_and_cast_is_not_passed_on_as_it_is(device):
     with torch.no_grad(), torch.autocast(device, torch.float16):
         for _ in range(4):
             hx = torch.randn(1, 3, 16, device=device)
-            mine, h_n = gru(packed, hx)
+            actual, h_n = gru(packed, hx)
             expected, expected_h_n = copy.deepcopy(gru)(packed, hx)
-            assert torch.equal(mine.data, expected.data) and torch.equal(h_n, expected_h_n)
+            assert torch.equal(actual.data, expected.data) and torch.equal(h_n, expected_h_n)

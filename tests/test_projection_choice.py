@@ -1,4 +1,4 @@
-"""Who projects the inputs, our kernel or cuBLAS: as estimated, as measured, and what torch's settings allow."""
+"""Choice of the input projection, our kernel or cuBLAS: estimates, measurements, and torch's settings."""
 
 import dataclasses
 import json
@@ -45,22 +45,25 @@ def save(tables, *entries):
 
 
 def measured(problem, winner, **ms):
-    """An entry with these milliseconds. ``grid_cublas`` is ``grid+cublas``, ``grid_tile`` is ``grid`` with `TILE`."""
+    """Return an entry with these milliseconds.
+
+    ``grid_cublas`` is ``grid+cublas``, and ``grid_tile`` is ``grid`` with `TILE`.
+    """
     results = {}
-    for name, each in ms.items():
-        kernel, _, projected = name.partition("_")
-        found = make_result(kernel, None if kernel == "torch" else ONE_CONFIG, each)
-        tile = TILE if projected == "tile" else None
-        results[implementation_name(kernel, CUBLAS if projected == "cublas" else None)] = dataclasses.replace(
-            found, tile=tile
+    for name, milliseconds in ms.items():
+        kernel, _, projection = name.partition("_")
+        result = make_result(kernel, None if kernel == "torch" else ONE_CONFIG, milliseconds)
+        tile = TILE if projection == "tile" else None
+        results[implementation_name(kernel, CUBLAS if projection == "cublas" else None)] = dataclasses.replace(
+            result, tile=tile
         )
     return Entry(problem.key(), winner, results, 7, {}, environment(), "2026-01-02T03:04:05+00:00")
 
 
-# As estimated.
+# Estimates.
 
 
-def test_cublas_is_taken_where_it_is_estimated_to_be_clearly_faster(tables):
+def test_cublas_is_taken_if_estimated_to_be_clearly_faster(tables):
     """In fp32 without TF32 our own projection counts three times what a library takes, by a fit to an H200."""
     plan = choose(IEEE, H200)
     assert (plan.kernel, plan.projection, plan.implementation) == ("grid", CUBLAS, "grid+cublas")
@@ -69,15 +72,15 @@ def test_cublas_is_taken_where_it_is_estimated_to_be_clearly_faster(tables):
         assert choose(IEEE, H200, kernel).projection == CUBLAS
     ours, cublas = (estimate_call_cost(IEEE, plan.config, H200, True, projection) for projection in (None, CUBLAS))
     assert cublas.total < 0.9 * ours.total and cublas.launch > ours.launch
-    # Where it gains less than a tenth, it is not worth a second kernel.
-    little = change(IEEE, input_size=16)
-    assert choose(little, H200).projection is None
-    assert choose(PROBLEM, H200).projection is None, "as fast as ours in 16 bits, and laid out anew"
+    # A gain below a tenth is not worth a second kernel.
+    narrow = change(IEEE, input_size=16)
+    assert choose(narrow, H200).projection is None
+    assert choose(PROBLEM, H200).projection is None, "as fast as ours in 16 bits, and its products must be rearranged"
     assert set(dict(choose(PROBLEM, H200).rejection_reasons)) == {"block", "step", "torch"}
 
 
 def test_multiprocessors_without_a_tile_cost_time():
-    """Many inputs of few sequences make few tiles, each of many products. A library cuts the sum, too."""
+    """Few rows of many inputs make few tiles, each with a long sum. A library splits the sum too."""
 
     def cost(projection, **fields):
         problem = change(input_size=4096, **fields)
@@ -92,44 +95,44 @@ def test_multiprocessors_without_a_tile_cost_time():
 
 
 @pytest.mark.parametrize(
-    "fields, words",
+    "fields, reason",
     [
         ({"layout": "lengths"}, "unequal lengths"),
         ({"layout": "packed"}, "unequal lengths"),
         ({"cublas_unsupported_reason": "it is on strike"}, "it is on strike"),
     ],
 )
-def test_where_cublas_cannot_be_ours_is_taken_and_the_plan_says_why(fields, words, tables):
+def test_our_projection_serves_if_cublas_cannot_and_the_plan_tells_why(fields, reason, tables):
     problem = change(PROBLEM, **fields)
     for backend in ("auto", "grid"):
         plan = choose(problem, H200, backend)
-        assert plan.projection is None and words in str(plan)
+        assert plan.projection is None and reason in str(plan)
     save(tables, measured(problem, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     plan = choose(problem, H200)
     assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE_CONFIG)
     assert plan.time.milliseconds == 0.6
 
 
-# By torch's settings.
+# Settings of torch.
 
 
 @pytest.mark.parametrize(
-    "dtype, precision, setting, value, words",
+    "dtype, precision, setting, value, reason",
     [
         (torch.float32, "tf32", "fp32_precision", "ieee", "in ieee, and in recurrent networks in tf32"),
         (torch.float32, "ieee", "fp32_precision", "tf32", "in tf32, and in recurrent networks in ieee"),
         (torch.float16, "ieee", "allow_fp16_accumulation", True, "allow_fp16_accumulation"),
     ],
 )
-def test_products_of_another_precision_are_not_taken(dtype, precision, setting, value, words, matmul):
+def test_cublas_of_another_precision_is_refused(dtype, precision, setting, value, reason, matmul):
     matmul.fp32_precision = precision
     assert cublas_unsupported_reason(dtype, precision) == ""
     setattr(matmul, setting, value)
-    assert words in cublas_unsupported_reason(dtype, precision)
+    assert reason in cublas_unsupported_reason(dtype, precision)
     assert cublas_unsupported_reason(torch.bfloat16, "ieee") == ""
 
 
-def test_cublas_is_not_called_where_torch_would_refuse_it(monkeypatch):
+def test_cublas_is_refused_if_torch_would_raise(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     assert cublas_unsupported_reason(torch.float16, "ieee") == ""
     torch.use_deterministic_algorithms(True)
@@ -141,39 +144,39 @@ def test_cublas_is_not_called_where_torch_would_refuse_it(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_a_setting_that_changes_between_calls_counts_at_once(kernels_on_cpu, launched, tables, matmul):
+def test_changed_setting_counts_in_the_next_call(kernels_on_cpu, launched, tables, matmul):
     gru = triton_gru.GRU(32, 32, backend="block").eval()
     set_precision("tf32")
     x = torch.randn(4, 3, 32)
     problem = gru.plan(x).problem
     config = heuristic("block", problem, H200)
     results = {"block": make_result("block", config, 0.6), "block+cublas": make_result("block", config, 0.5)}
-    whole = make_entry(problem, "torch", torch=(None, 1.0))
-    save(tables, dataclasses.replace(whole, winner="block+cublas", results=whole.results | results))
+    entry = make_entry(problem, "torch", torch=(None, 1.0))
+    save(tables, dataclasses.replace(entry, winner="block+cublas", results=entry.results | results))
     with torch.no_grad():
         for precision in ("ieee", "tf32", "ieee"):
             matmul.fp32_precision = precision
-            for _ in range(3):  # the last one as it is prepared
+            for _ in range(3):  # the third call is prepared
                 launched.clear()
                 gru(x)
                 assert ("arrange_products" in launched) == (precision == "tf32")
 
 
-# As measured.
+# Measurements.
 
 
-def test_the_faster_by_measurement_is_taken(tables):
+def test_faster_measured_projection_is_taken(tables):
     save(tables, measured(PROBLEM, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     for backend in ("auto", "grid"):
         plan = choose(PROBLEM, H200, backend)
         assert (plan.kernel, plan.config, plan.projection, plan.is_tuned) == ("grid", ONE_CONFIG, CUBLAS, True)
-        assert "inputs     projected by cuBLAS; with our kernel the call was measured 600 us\n" in str(plan)
+        assert "inputs     projected by cuBLAS; with our kernel the call took 600 us\n" in str(plan)
     assert choose(PROBLEM, H200).time.milliseconds == 0.5
     save(tables, measured(PROBLEM, "grid", grid=0.5, grid_cublas=0.6, torch=1.0))
     assert choose(PROBLEM, H200).projection is choose(PROBLEM, H200, "grid").projection is None
 
 
-def test_a_tile_holds_where_a_verdict_does(tables):
+def test_measured_tile_holds_for_the_problems_of_its_verdict(tables):
     path = save(tables, measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
     assert store.load(path).entries[0].results["grid"].tile == TILE
     for fields, holds in (
@@ -182,8 +185,8 @@ def test_a_tile_holds_where_a_verdict_does(tables):
     ):  # fmt: skip
         plan = choose(change(**fields), H200, "grid")
         assert plan.is_tuned and plan.projection == (TILE if holds else None), fields
-    words = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; with cuBLAS the call is estimated"
-    assert f"inputs     projected by {words}" in str(choose(PROBLEM, H200, "grid"))
+    text = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; with cuBLAS the call is estimated"
+    assert f"inputs     projected by {text}" in str(choose(PROBLEM, H200, "grid"))
 
 
 @pytest.mark.parametrize(
@@ -194,43 +197,43 @@ def test_a_tile_holds_where_a_verdict_does(tables):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_tile_that_cannot_run_is_passed_over(fields, tables):
-    """The usual one is taken: the file may come from anywhere."""
+def test_tile_that_cannot_run_is_ignored(fields, tables):
+    """The plan takes the default tile, as the file may come from anywhere."""
     bad = dataclasses.replace(TILE, **fields)
     assert unsupported_projection_reason(bad, ONE_CONFIG, PROBLEM, H200)
-    whole = measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
+    entry = measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
     save(
         tables,
         dataclasses.replace(
-            whole, results=whole.results | {"grid": dataclasses.replace(whole.results["grid"], tile=bad)}
+            entry, results=entry.results | {"grid": dataclasses.replace(entry.results["grid"], tile=bad)}
         ),
     )
     plan = choose(PROBLEM, H200)
     assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE_CONFIG)
 
 
-def test_a_tile_that_is_none_makes_no_entry(tables):
+def test_entry_with_an_invalid_tile_is_skipped(tables):
     path = save(tables, measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
-    whole = json.loads(path.read_text())
+    table = json.loads(path.read_text())
     for tile in ({"rows": 64}, 7, {**dataclasses.asdict(TILE), "more": 1}, {**dataclasses.asdict(TILE), "rows": -1}):
-        whole["entries"][0]["results"]["grid"]["tile"] = tile
-        path.write_text(json.dumps(whole))
+        table["entries"][0]["results"]["grid"]["tile"] = tile
+        path.write_text(json.dumps(table))
         assert len(store.load(path).skipped) == 1, tile
-    del whole["entries"][0]["results"]["grid"]["tile"]  # of an earlier version
-    path.write_text(json.dumps(whole))
+    del table["entries"][0]["results"]["grid"]["tile"]  # as an earlier version wrote it
+    path.write_text(json.dumps(table))
     assert store.load(path).entries[0].results["grid"].tile is None
 
 
-def test_another_torch_makes_cublas_stale(tables):
-    """It comes with torch. Our own projection does not."""
-    before = change(reset_after=False)
+def test_another_torch_makes_cublas_entries_stale(tables):
+    """cuBLAS comes with torch, and our projection does not."""
+    problem = change(reset_after=False)
     for winner, is_stale in (("grid+cublas", True), ("grid", False)):
-        whole = measured(before, winner, **{winner.replace("+", "_"): 0.5})
-        old = dataclasses.replace(whole, env={**environment(), "torch": "1.13.0"})
+        entry = measured(problem, winner, **{winner.replace("+", "_"): 0.5})
+        old = dataclasses.replace(entry, env={**environment(), "torch": "1.13.0"})
         assert bool(old.stale_reason) == is_stale
 
 
-def test_names_of_implementations():
+def test_names_of_implementations_are_split_again():
     for kernel in (*KERNELS, "torch"):
         assert (
             split_implementation(implementation_name(kernel, None))
@@ -240,45 +243,45 @@ def test_names_of_implementations():
         assert split_implementation(implementation_name(kernel, CUBLAS)) == (kernel, CUBLAS)
 
 
-# By tuning.
+# Tuning.
 
 
 @pytest.mark.parametrize("precision", ["fp16", "ieee"])
-@pytest.mark.parametrize("by", [CUBLAS, "a tile"])
-def test_tuning_finds_a_faster_projection_and_keeps_it(by, precision, tables):
+@pytest.mark.parametrize("fastest", [CUBLAS, "a tile"])
+def test_tuning_finds_a_faster_projection_and_keeps_it(fastest, precision, tables):
     problem = PROBLEM if precision == "fp16" else IEEE
     config = heuristic("grid", problem, H200)
-    if by != CUBLAS:
-        by = [each for each in projections(problem, config, H200) if each != CUBLAS][-1]
+    if fastest != CUBLAS:
+        fastest = [tile for tile in projections(problem, config, H200) if tile != CUBLAS][-1]
     scan = Candidate("grid", config)
 
     def ms(candidate):
         if (candidate.kernel, candidate.config) != scan[:2]:
             return 1.0
-        return 0.5 if candidate.projection == by else 0.7
+        return 0.5 if candidate.projection == fastest else 0.7
 
     bench = PlantedBench(plant_times(ms))
-    (found,) = triton_gru.tune([problem], bench=bench)
-    winner = found.entry.results[found.entry.winner]
-    assert found.entry.winner == implementation_name("grid", by)
-    assert (winner.config, winner.tile) == (config, None if by == CUBLAS else by)
+    (result,) = triton_gru.tune([problem], bench=bench)
+    winner = result.entry.results[result.entry.winner]
+    assert result.entry.winner == implementation_name("grid", fastest)
+    assert (winner.config, winner.tile) == (config, None if fastest == CUBLAS else fastest)
     assert winner.heuristic_ms == pytest.approx(
-        0.5 if choose(problem, H200, use_tables=False).projection == by else 0.7
+        0.5 if choose(problem, H200, use_tables=False).projection == fastest else 0.7
     )
-    assert len(set(bench.compiled)) == len(bench.compiled) == found.entry.candidates
+    assert len(set(bench.compiled)) == len(bench.compiled) == result.entry.candidates
     lookup.clear_table_cache()
     clear_plan_cache()
     for backend in ("auto", "grid"):
-        assert choose(problem, H200, backend).projection == by
-    # Tuned again with times that differ by noise, it stays.
-    again = PlantedBench(plant_times(lambda candidate: 0.5 if candidate.projection == by else 0.49))
+        assert choose(problem, H200, backend).projection == fastest
+    # Tuning again with times that differ by noise keeps the projection.
+    again = PlantedBench(plant_times(lambda candidate: 0.5 if candidate.projection == fastest else 0.49))
     triton_gru.tune([problem], bench=again, remeasure=True)
-    assert choose(problem, H200).projection == by
+    assert choose(problem, H200).projection == fastest
 
 
 @pytest.mark.parametrize("slow, fast", [("eager", "graph"), ("graph", "eager")])
-def test_cublas_has_to_be_as_fast_in_every_mode(slow, fast, tables):
-    """It keeps the host for longer than a launch of ours."""
+def test_cublas_must_be_as_fast_in_every_mode(slow, fast, tables):
+    """A call of cuBLAS occupies the host for longer than a launch of ours."""
     config = heuristic("grid", PROBLEM, H200)
     times = {slow: 0.6, fast: 0.3}
 
@@ -287,36 +290,36 @@ def test_cublas_has_to_be_as_fast_in_every_mode(slow, fast, tables):
             return 1.0
         return times[mode] if candidate == ("grid", config, CUBLAS) else 0.5
 
-    (found,) = triton_gru.tune([PROBLEM], bench=PlantedBench(ms))
-    assert found.entry.winner == "grid" and "grid+cublas" in found.entry.results
+    (tuned,) = triton_gru.tune([PROBLEM], bench=PlantedBench(ms))
+    assert tuned.entry.winner == "grid" and "grid+cublas" in tuned.entry.results
 
 
-def test_projections_are_tried_with_scans_in_reach_alone(tables):
+def test_projections_are_tried_only_with_scans_near_the_fastest(tables):
     tried = {}
     for slow in (1.2, 1.4):  # times as long as the fastest scan
         bench = PlantedBench(
             plant_times(lambda candidate, slow=slow: 0.5 * (slow if candidate.kernel == "step" else 1))
         )
         triton_gru.tune([PROBLEM], bench=bench, remeasure=True)
-        tried[slow] = {each.kernel for each in bench.compiled if each.projection}
+        tried[slow] = {candidate.kernel for candidate in bench.compiled if candidate.projection}
     assert tried == {1.2: {"grid", "step"}, 1.4: {"grid"}}
 
 
-def test_what_has_no_projection_is_tried_without(tables):
+def test_single_step_is_tried_without_projections(tables):
     single = change(steps=1)
     bench = PlantedBench(plant_times(lambda candidate: 0.5 if isinstance(candidate.config, StepConfig) else 0.9))
     triton_gru.tune([single], bench=bench)
-    assert {each.projection for each in bench.compiled} == {None} and TORCH not in bench.compiled
+    assert {candidate.projection for candidate in bench.compiled} == {None} and TORCH not in bench.compiled
 
 
-def test_rows_that_are_not_aligned_have_no_other_tile():
+def test_unaligned_inputs_have_no_other_tile():
     assert projections(change(input_size=13), ONE_CONFIG, H200) == [CUBLAS]
     assert len(projections(change(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1, "the layer above has 512 inputs"
     assert projections(change(input_size=13, layout="packed"), ONE_CONFIG, H200) == []
 
 
 @pytest.mark.parametrize("hidden", [32, 512])
-def test_the_usual_tile_is_not_tried_twice(hidden):
+def test_default_tile_is_not_tried_twice(hidden):
     problem = change(hidden_size=hidden, batch_size=1)
     config = heuristic("grid", problem, H200)
     usual = projection_config(hidden, problem.dtype, problem.precision, aligned=True)

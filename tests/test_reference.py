@@ -1,4 +1,4 @@
-"""The oracle against torch, and against the formulas written out another way."""
+"""The oracle, compared with torch and with the formulas computed number by number."""
 
 import math
 
@@ -24,8 +24,8 @@ def test_agrees_with_torch_in_float64(layers, bidirectional, bias, batch_first):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
 
 
-def test_sums_in_order_need_what_the_bound_allows_them():
-    """In fp32, with no activation of ours and no torch to compare with."""
+def test_sums_in_order_need_the_bound_for_many_products():
+    """The test sums in fp32, without our activations and without a comparison with `nn.GRU`."""
     torch.manual_seed(0)
     products = 4096
     x, w = torch.randn(16, products), (2 * torch.rand(256, products) - 1) / products**0.5
@@ -35,8 +35,8 @@ def test_sums_in_order_need_what_the_bound_allows_them():
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_step_by_hand(reset_after, bias):
-    """Two units, number by number, from the formulas in the module's docstring."""
+def test_step_agrees_with_the_formulas_number_by_number(reset_after, bias):
+    """The test computes two units from the formulas in the docstring of `triton_gru.reference`."""
     w_ih, w_hh, b_ih, b_hh = (torch.randn(6, n, dtype=torch.float64) for n in (3, 2, 1, 1))
     b_ih, b_hh = (b_ih[:, 0], b_hh[:, 0]) if bias else (None, None)
     x, h = [0.3, -1.2, 0.5], [0.7, -0.4]
@@ -63,7 +63,7 @@ def test_one_step_by_hand(reset_after, bias):
     assert actual[0].tolist() == pytest.approx(expected, abs=1e-14)
 
 
-def test_dropout_falls_between_layers_only():
+def test_dropout_is_between_layers_only():
     gru = nn.GRU(3, 4, 2)
     weights = [tuple(getattr(gru, name) for name in names) for names in gru._all_weights]
     x, hx = torch.randn(5, 2, 3), torch.zeros(2, 2, 4)
@@ -74,7 +74,7 @@ def test_dropout_falls_between_layers_only():
     torch.testing.assert_close(output, reference.compute_scan(torch.zeros(5, 2, 4), hx[1], weights[1])[0])
 
 
-def test_tf32_rounding_of_the_oracle():
+def test_tf32_rounds_to_ten_mantissa_bits():
     x = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11 + 2**-20, 1 + 2**-12, -3.0, 0.0, 1e-30], dtype=torch.float64)
     rounded = tf32(x)
     assert rounded[:6].tolist() == [1.0, 1 + 2**-10, 1 + 2**-10, 1.0, -3.0, 0.0]

@@ -1,4 +1,4 @@
-"""tests/ptx/rehearse.py: programs that find an emulated GPU."""
+"""tests/ptx/rehearse.py, which runs programs on an emulated GPU."""
 
 import sys
 
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_a_program_finds_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch, capsys):
+def test_program_gets_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch, capsys):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "beside.py").touch()
     monkeypatch.setattr(sys, "argv", [])
@@ -31,6 +31,6 @@ def test_a_program_finds_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("arguments", [[], ["-m"]])
-def test_without_a_program_it_says_how_it_is_called(arguments):
+def test_without_a_program_it_prints_its_usage(arguments):
     with pytest.raises(SystemExit, match="usage"):
         rehearse.main(arguments)

@@ -1,4 +1,4 @@
-"""An accelerated module is torch's to whoever asks, and what leaves the process needs this package nowhere."""
+"""Accelerated modules pass for `nn.GRU`, and their pickles and exports load without this package."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ from .planted import T4
 KINDS = pytest.mark.parametrize("theirs, ours", [(nn.GRU, triton_gru.GRU), (nn.GRUCell, triton_gru.GRUCell)])
 
 
-class Whole(nn.Module):
+class Sequence(nn.Module):
     def __init__(self):
         super().__init__()
         self.gru = nn.GRU(4, 6, 2, bidirectional=True)
@@ -39,30 +39,30 @@ class OneStep(nn.Module):
         return self.cell(x[0])
 
 
-MODELS = pytest.mark.parametrize("make", [Whole, OneStep])
+MODELS = pytest.mark.parametrize("make", [Sequence, OneStep])
 
 
-def accelerated(make):
-    """Return a model, an input, and what the model has given before it was accelerated."""
+def make_accelerated(make):
+    """Return an accelerated model, an input, and the output before acceleration."""
     model, x = make().eval(), torch.randn(5, 2, 4)
     with torch.no_grad():
         expected = model(x)
     return triton_gru.accelerate(model), x, expected
 
 
-# ---- whose class it is
+# ---- classes
 
 
 @KINDS
-def test_isinstance(theirs, ours):
+def test_isinstance_of_both_classes(theirs, ours):
     module = theirs(4, 6)
-    for each in (triton_gru.accelerate(module), ours(4, 6)):
-        assert isinstance(each, theirs)
-        assert isinstance(each, ours)
-        assert not isinstance(each, nn.LSTM)
-        assert type(each) is ours
-        assert issubclass(each.__class__, theirs)
-        assert each.__class__.__name__ == theirs.__name__
+    for gru in (triton_gru.accelerate(module), ours(4, 6)):
+        assert isinstance(gru, theirs)
+        assert isinstance(gru, ours)
+        assert not isinstance(gru, nn.LSTM)
+        assert type(gru) is ours
+        assert issubclass(gru.__class__, theirs)
+        assert gru.__class__.__name__ == theirs.__name__
     assert type(triton_gru.restore(module)) is theirs
     assert not isinstance(module, ours)
 
@@ -70,13 +70,13 @@ def test_isinstance(theirs, ours):
 @pytest.mark.parametrize(
     "module", [triton_gru.GRU(4, 6, reset_after=False), triton_gru.GRU(4, 6, reverse=True)], ids=["before", "reverse"]
 )
-def test_what_torch_does_not_compute_is_no_gru_of_torchs(module):
+def test_module_beyond_nn_gru_is_no_instance_of_it(module):
     assert not isinstance(module, nn.GRU)
     assert module.__class__ is triton_gru.GRU
 
 
 @KINDS
-def test_a_subclass_is_torchs_too(theirs, ours):
+def test_subclass_of_ours_is_an_instance_of_nn_gru(theirs, ours):
     class Own(ours):
         pass
 
@@ -84,7 +84,7 @@ def test_a_subclass_is_torchs_too(theirs, ours):
     assert issubclass(Own(4, 6).__class__, Own)
 
 
-def test_init_functions_find_their_modules():
+def test_init_functions_find_accelerated_modules():
     def init(module):
         if isinstance(module, nn.GRU | nn.GRUCell):
             for parameter in module.parameters():
@@ -94,8 +94,8 @@ def test_init_functions_find_their_modules():
     assert all((parameter == 0.5).all() for parameter in model.parameters())
 
 
-class Asks(nn.Module):
-    """As TorchRL's GRUModule does in its forward."""
+class ChecksClass(nn.Module):
+    """A module that checks the class of its GRU in its forward, as TorchRL's GRUModule does."""
 
     def __init__(self):
         super().__init__()
@@ -107,9 +107,9 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize("gpu", [T4, None])
 def test_isinstance_in_a_compiled_forward(gpu, monkeypatch):
-    """False in a graph with the operator, as triton_gru/SUPPORT.md says: torch.compile looks into no `nn.GRU`."""
+    """`isinstance` is False in a graph with our operator: torch.compile traces no `nn.GRU` (triton_gru/SUPPORT.md)."""
     monkeypatch.setattr(devices, "emulated_device", gpu)
-    model, x, expected = accelerated(Asks)
+    model, x, expected = make_accelerated(ChecksClass)
     torch._dynamo.reset()
     with torch.no_grad():
         run = torch.compile(model, backend="eager")
@@ -119,8 +119,8 @@ def test_isinstance_in_a_compiled_forward(gpu, monkeypatch):
 
 
 def test_isinstance_between_compiled_frames():
-    """Where it is eager code that asks, but one that torch.compile watches."""
-    model, _, _ = accelerated(Asks)
+    """Here eager code calls `isinstance`, between two frames that torch.compile compiles."""
+    model, _, _ = make_accelerated(ChecksClass)
 
     @torch.compile(backend="eager")
     def ask(x):
@@ -137,17 +137,17 @@ def test_isinstance_between_compiled_frames():
         assert len(asked()) == len(ask(torch.zeros(2))[1]) == 1
 
 
-def test_tables_of_types_pass_over_an_accelerated_module():
+def test_tables_of_types_skip_an_accelerated_module():
     model = nn.Sequential(triton_gru.accelerate(nn.GRU(4, 6)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's of itself
+        warnings.simplefilter("ignore")  # torch warns of its own code
         assert type(torch.ao.quantization.quantize_dynamic(model, {nn.GRU})[0]) is triton_gru.GRU
         restored = triton_gru.restore(model)
         assert "quantized" in type(torch.ao.quantization.quantize_dynamic(restored, {nn.GRU})[0]).__module__
 
 
 @pytest.mark.parametrize("options", [{}, {"reset_after": False}], ids=["after", "before"])
-def test_parametrizations_come_and_go(options, device, launched):
+def test_parametrizations_are_added_and_removed(options, device, launched):
     gru = triton_gru.GRU(4, 6, backend="block", device=device, **options).eval()
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_parametrizations_come_and_go(options, device, launched):
 
 @KINDS
 @pytest.mark.parametrize("options", [{}, {"reset_after": False, "backend": "reference"}], ids=["torch's", "own"])
-def test_copies_are_of_the_same_kind(theirs, ours, options):
+def test_copies_keep_class_and_options(theirs, ours, options):
     module = ours(4, 6, **options).eval()
     for copied, shares in ((copy.copy(module), True), (copy.deepcopy(module), False)):
         assert type(copied) is ours
@@ -183,7 +183,7 @@ def test_copies_are_of_the_same_kind(theirs, ours, options):
 
 
 def reloaded(module):
-    """Return what receivers get by pickle, and by torch.load as it is by default, which trusts the classes alone."""
+    """Return the module after pickle, and after torch.load with ``weights_only=True`` and our classes allowed."""
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
@@ -195,34 +195,34 @@ def reloaded(module):
 
 
 @KINDS
-def test_what_accelerate_has_changed_is_pickled_as_torchs(theirs, ours):
+def test_accelerated_module_is_pickled_as_nn_gru(theirs, ours):
     module = triton_gru.accelerate(theirs(4, 6).eval())
     x = torch.randn(3, 4)
-    for each in reloaded(module):
-        assert type(each) is theirs
-        torch.testing.assert_close(each(x), module(x))
-        assert type(triton_gru.accelerate(each)) is ours
+    for loaded in reloaded(module):
+        assert type(loaded) is theirs
+        torch.testing.assert_close(loaded(x), module(x))
+        assert type(triton_gru.accelerate(loaded)) is ours
     module.backend = "reference"
-    assert [(type(each), each.backend) for each in reloaded(module)] == [(ours, "reference")] * 2
+    assert [(type(loaded), loaded.backend) for loaded in reloaded(module)] == [(ours, "reference")] * 2
 
 
 @KINDS
-def test_what_is_of_this_package_is_pickled_so(theirs, ours):
+def test_own_module_is_pickled_as_ours(theirs, ours):
     module = ours(4, 6, reset_after=False)
-    assert [(type(each), each.reset_after) for each in reloaded(module)] == [(ours, False)] * 2
-    assert [type(each) for each in reloaded(ours(4, 6))] == [ours] * 2
+    assert [(type(loaded), loaded.reset_after) for loaded in reloaded(module)] == [(ours, False)] * 2
+    assert [type(loaded) for loaded in reloaded(ours(4, 6))] == [ours] * 2
 
 
-def test_a_receiver_needs_nothing_but_torch(tmp_path):
-    """Of a pickle, of an exported program and of TorchScript."""
-    for make in (Whole, OneStep):
-        model, x, expected = accelerated(make)
+def test_receiver_needs_only_torch(tmp_path):
+    """The test loads a pickle, an exported program and TorchScript where `triton_gru` cannot be imported."""
+    for make in (Sequence, OneStep):
+        model, x, expected = make_accelerated(make)
         folder = tmp_path / make.__name__
         folder.mkdir()
         torch.save((x, expected), folder / "call.pt")
         torch.save(next(model.children()), folder / "pickled.pt")
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's of itself
+            warnings.simplefilter("ignore")  # torch warns of its own code
             torch.export.save(torch.export.export(model, (x,), strict=False), folder / "exported.pt2")
             torch.jit.script(model).save(folder / "scripted.pt")
     receiver = """
@@ -230,17 +230,17 @@ def test_a_receiver_needs_nothing_but_torch(tmp_path):
         sys.modules["triton_gru"] = None  # to import it would raise
         warnings.simplefilter("ignore")
         import torch
-        for folder in map(pathlib.Path, ("Whole", "OneStep")):
+        for folder in map(pathlib.Path, ("Sequence", "OneStep")):
             x, expected = torch.load(folder / "call.pt")
             pickled = torch.load(folder / "pickled.pt", weights_only=False)
             with torch.no_grad():
                 results = [
-                    pickled(x)[0] if folder.name == "Whole" else pickled(x[0]),
+                    pickled(x)[0] if folder.name == "Sequence" else pickled(x[0]),
                     torch.export.load(folder / "exported.pt2").module()(x),
                     torch.jit.load(folder / "scripted.pt")(x),
                 ]
-            for each in results:
-                torch.testing.assert_close(each, expected)
+            for result in results:
+                torch.testing.assert_close(result, expected)
             print(len(results), "right")
     """
     done = subprocess.run(
@@ -257,9 +257,9 @@ def test_a_receiver_needs_nothing_but_torch(tmp_path):
 def test_onnx(make, dynamo, tmp_path):
     import onnxruntime
 
-    model, x, expected = accelerated(make)
+    model, x, expected = make_accelerated(make)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's of itself
+        warnings.simplefilter("ignore")  # torch warns of its own code
         torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=dynamo, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     actual = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
@@ -268,9 +268,9 @@ def test_onnx(make, dynamo, tmp_path):
 
 @MODELS
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning", "ignore:.*assigned during export")  # of nn.GRU as well
-def test_an_exported_program_has_torchs_operator(make, strict):
-    model, x, expected = accelerated(make)
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning", "ignore:.*assigned during export")  # as with nn.GRU
+def test_exported_program_has_the_operator_of_torch(make, strict):
+    model, x, expected = make_accelerated(make)
     with torch.no_grad():
         program = torch.export.export(model, (x,), strict=strict)
         assert "gru" in str(program.graph)
@@ -282,28 +282,28 @@ def test_an_exported_program_has_torchs_operator(make, strict):
 
 @MODELS
 def test_torchscript(make):
-    model, x, expected = accelerated(make)
+    model, x, expected = make_accelerated(make)
     parameters = list(model.parameters())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.testing.assert_close(torch.jit.script(model)(x), expected)
-    # Which has left torch's module in the model, with the same Parameters: the same call accelerates it again.
+    # torch.jit.script leaves `nn.GRU` in the model, with the same Parameters: `accelerate` swaps it again.
     assert all(a is b for a, b in zip(triton_gru.accelerate(model).parameters(), parameters, strict=True))
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
 
 
-@pytest.mark.parametrize("own", [{"reset_after": False}, {"reverse": True}], ids=str)
-def test_torchscript_of_what_torch_does_not_compute(own):
-    name, value = next(iter(own.items()))
+@pytest.mark.parametrize("option", [{"reset_after": False}, {"reverse": True}], ids=str)
+def test_torchscript_refuses_options_that_nn_gru_lacks(option):
+    name, value = next(iter(option.items()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         with pytest.raises(RuntimeError, match=f"which has no {name}={value}: leave the module out"):
-            torch.jit.script(nn.Sequential(triton_gru.GRU(4, 6, **own)))
+            torch.jit.script(nn.Sequential(triton_gru.GRU(4, 6, **option)))
 
 
 @pytest.mark.parametrize("backend", ["auto", "block"])
-def test_fx_takes_a_call_whole(backend, device, launched):
+def test_fx_traces_a_call_as_one_node(backend, device, launched):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -328,10 +328,10 @@ def test_fx_takes_a_call_whole(backend, device, launched):
         assert launched.has_only("block")
 
 
-# ---- what it costs on a CPU
+# ---- costs on a CPU
 
 
-def python_calls(function, *arguments) -> int:
+def count_python_calls(function, *arguments) -> int:
     """Return how many functions written in Python a call runs."""
     calls = []
     sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
@@ -343,11 +343,11 @@ def python_calls(function, *arguments) -> int:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_an_accelerated_cell_is_two_calls_more_where_there_are_no_kernels(training, monkeypatch):
+def test_accelerated_cell_without_kernels_costs_two_more_calls(training, monkeypatch):
     monkeypatch.setattr(devices, "emulated_device", None)
     theirs = nn.GRUCell(4, 6).train(training)
     ours = triton_gru.accelerate(copy.deepcopy(theirs))
     call = torch.randn(2, 4), torch.randn(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(ours(*call), theirs(*call), rtol=0, atol=0)
-        assert python_calls(ours, *call) == python_calls(theirs, *call) + 2
+        assert count_python_calls(ours, *call) == count_python_calls(theirs, *call) + 2

@@ -1,4 +1,4 @@
-"""The shapes that are tuned where nobody names any."""
+"""Standard shapes, which `triton-gru tune` tunes if no shape is given."""
 
 import pytest
 
@@ -10,14 +10,14 @@ from .planted import H200, T4
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
-def test_each_is_another_measurement(device):
-    keys = [each.key() for each in standard_problems(device)]
+def test_standard_problems_have_different_keys(device):
+    keys = [problem.key() for problem in standard_problems(device)]
     assert 60 <= len(keys) == len(set(keys)) <= 80
 
 
-def test_any_beginning_is_useful():
-    """The first twelve are what the library is made for, and decide long sequences with other inputs."""
-    keys = [each.key() for each in standard_problems(H200)]
+def test_first_problems_are_the_most_useful():
+    """The first twelve are the main use of the package. They also decide long sequences with other input sizes."""
+    keys = [problem.key() for problem in standard_problems(H200)]
     assert {(key.dtype, key.precision) for key in keys[:2]} == {("float16", "ieee"), ("float32", "tf32")}
     assert {(key.hidden_size, key.batch, key.dtype) for key in keys[:12]} == {
         (hidden, batch, dtype) for hidden in (256, 512, 1024) for batch in (1, 16) for dtype in ("float16", "float32")
@@ -30,5 +30,5 @@ def test_any_beginning_is_useful():
     assert {128, 2048} < {key.hidden_size for key in keys}
 
 
-def test_what_no_kernel_serves_is_left_out():
+def test_gpu_without_kernels_has_no_standard_problems():
     assert standard_problems(T4) == []

@@ -1,4 +1,4 @@
-"""A GRU frame by frame agrees with itself over the whole sequence."""
+"""Streams: a GRU frame by frame, compared with the same GRU over the whole sequence."""
 
 import contextlib
 import copy
@@ -15,7 +15,7 @@ from .calls import make_gru
 from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_error_bound, compute_exact
 
 
-def frames(gru, x, stream=None):
+def run_frames(gru, x, stream=None):
     stream = stream or gru.stream(x.size(1))
     return torch.stack([stream(frame) for frame in x]), stream
 
@@ -24,10 +24,10 @@ def frames(gru, x, stream=None):
 @pytest.mark.parametrize(
     "layers, bias, reset_after", [(1, True, True), (2, True, True), (3, False, True), (2, True, False)]
 )
-def test_agrees_with_the_sequence(precision, layers, bias, reset_after, device, launched):
+def test_stream_agrees_with_the_sequence(precision, layers, bias, reset_after, device, launched):
     gru = make_gru(7, 20, precision, device, "step", num_layers=layers, bias=bias, reset_after=reset_after)
     x = torch.randn(6, 5, 7, device=device).to(gru.weight_hh_l0.dtype)
-    output, stream = frames(gru, x)
+    output, stream = run_frames(gru, x)
     a_frame = layers if reset_after else 2 * layers
     assert launched.count("whole_step") == 6 * a_frame
     expected, expected_h_n = compute_exact(gru, x, None)
@@ -39,13 +39,13 @@ def test_agrees_with_the_sequence(precision, layers, bias, reset_after, device, 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_thousand_frames(precision, device):
-    """The error does not grow: the state is kept in float32, beyond what the outputs are rounded to."""
+def test_error_does_not_grow_over_a_thousand_frames(precision, device):
+    """The state is kept in float32, though outputs are rounded to their dtype."""
     torch.manual_seed(0)
     gru = make_gru(4, 16, precision, device, "step")
     steps = 1000 if device == "cuda" else 200 if precision == "fp16" else 40
     x = torch.randn(steps, 2, 4, device=device).to(gru.weight_hh_l0.dtype)
-    output, _ = frames(gru, x)
+    output, _ = run_frames(gru, x)
     expected = compute_exact(gru, x, None)[0]
     theirs = compute_baseline(gru, x, None, precision)[0].double().cpu()
     for part in (slice(0, steps // 10), slice(-steps // 10, None)):
@@ -53,35 +53,35 @@ def test_a_thousand_frames(precision, device):
         assert error <= compute_error_bound(allowed, precision)
 
 
-def test_state_and_reset(device):
+def test_state_is_set_read_and_reset(device):
     gru = make_gru(4, 16, "fp16", device, "step", num_layers=2)
     x = torch.randn(6, 3, 4, device=device).half()
-    expected, stream = frames(gru, x)
+    expected, stream = run_frames(gru, x)
     assert stream.state.shape == (2, 3, 16)
     stream.reset()
     assert (stream.state == 0).all()
-    assert torch.equal(frames(gru, x, stream)[0], expected)
-    # Only some, and nothing of a NaN is left.
+    assert torch.equal(run_frames(gru, x, stream)[0], expected)
+    # A mask resets only some rows, and no NaN is left in them.
     stream.state = torch.full((2, 3, 16), float("nan"))
     stream.reset(torch.tensor([True, False, True], device=device))
-    output = frames(gru, x, stream)[0]
+    output = run_frames(gru, x, stream)[0]
     assert torch.equal(output[:, ::2], expected[:, ::2])
     assert output[:, 1].isnan().all()
-    # A copy: what is done to it, or to a frame's output, does not come back.
+    # `state` is a copy: changes to it, or to the output of a frame, do not change the stream.
     stream.reset()
     first = stream(x[0])
     kept, state = first.clone(), stream.state
     state.fill_(7)
     second = stream(x[1])
     assert torch.equal(first, kept) and torch.equal(second, expected[1])
-    # From a state that was kept.
+    # The stream starts from a state that is set.
     stream.state = state = torch.randn(2, 3, 16, device=device)
     after = stream(x[0])
     stream.state = state
     assert torch.equal(stream(x[0]), after) and not torch.equal(after, expected[0])
 
 
-def test_weights_that_change_are_seen(device):
+def test_changed_weights_are_noticed(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x = torch.randn(3, 2, 4, device=device)
     stream = gru.stream(2)
@@ -91,54 +91,54 @@ def test_weights_that_change_are_seen(device):
     stream.reset()
     changed = stream(x[0])
     assert not torch.equal(before, changed)
-    gru.weight_hh_l0 = nn.Parameter(gru.weight_hh_l0.detach().clone() * 2)  # in another's place
-    expected = frames(copy.deepcopy(gru), x)[0]
+    gru.weight_hh_l0 = nn.Parameter(gru.weight_hh_l0.detach().clone() * 2)  # a new Parameter
+    expected = run_frames(copy.deepcopy(gru), x)[0]
     stream.reset()
-    assert torch.equal(frames(gru, x, stream)[0], expected)
+    assert torch.equal(run_frames(gru, x, stream)[0], expected)
     gru.reset_after = False
-    expected_before = frames(copy.deepcopy(gru), x)[0]
+    expected_before = run_frames(copy.deepcopy(gru), x)[0]
     assert not torch.equal(expected_before[1:], expected[1:])
     stream.reset()
-    assert torch.equal(frames(gru, x, stream)[0], expected_before)
+    assert torch.equal(run_frames(gru, x, stream)[0], expected_before)
 
 
-def test_weights_made_anew_for_each_frame_are_read(device, launched):
+def test_parametrized_weights_are_read_in_each_frame(device, launched):
     gru = make_gru(4, 16, "fp32", device, "step")
     nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
     x = torch.randn(4, 2, 4, device=device)
     with torch.no_grad():
         for factor in (1, 3):
             gru.parametrizations.weight_hh_l0.original0.mul_(factor)
-            torch.testing.assert_close(frames(gru, x)[0], gru(x)[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(run_frames(gru, x)[0], gru(x)[0], rtol=0, atol=1e-5)
     assert launched.has_only("step")
 
 
-def test_the_odd_modules(device, launched):
-    """Weights that do not lie in order, batch first, one row, one unit."""
+def test_unusual_modules_are_served(device, launched):
+    """One row, one unit, `batch_first` and a non-contiguous weight."""
     gru = make_gru(4, 1, "fp32", device, "step", batch_first=True)
     x = torch.randn(3, 1, 4, device=device)
     with torch.no_grad():
         expected = gru(x.transpose(0, 1))[0].transpose(0, 1)
-    torch.testing.assert_close(frames(gru, x)[0], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(run_frames(gru, x)[0], expected, rtol=0, atol=1e-3)
     gru.weight_ih_l0 = nn.Parameter(torch.stack([gru.weight_ih_l0.detach()] * 2, dim=2)[..., 0])
     assert not gru.weight_ih_l0.is_contiguous()
-    outputs, stream = frames(gru, x)
+    outputs, stream = run_frames(gru, x)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-3)
     with torch.no_grad():
         gru.weight_ih_l0.zero_()  # in place
         expected = gru(x.transpose(0, 1))[0].transpose(0, 1)
     stream.reset()
-    torch.testing.assert_close(frames(gru, x, stream)[0], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(run_frames(gru, x, stream)[0], expected, rtol=0, atol=1e-3)
     assert launched.has_only("step") or device == "cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("backend, reset_after", [("auto", True), ("torch", True), ("auto", False)])
 @pytest.mark.parametrize("training", [False, True])
-def test_without_a_kernel(dtype, backend, reset_after, training, launched):
+def test_streams_without_a_kernel_agree(dtype, backend, reset_after, training, launched):
     gru = triton_gru.GRU(4, 6, 2, dtype=dtype, backend=backend, reset_after=reset_after).train(training)
     x = torch.randn(5, 3, 4).to(dtype)
-    output, stream = frames(gru, x)
+    output, stream = run_frames(gru, x)
     expected = gru(x)[0].detach()
     torch.testing.assert_close(output, expected, rtol=0, atol=3e-2 if dtype == torch.bfloat16 else 1e-5)
     stream.reset(torch.tensor([False, True, False]))
@@ -146,20 +146,20 @@ def test_without_a_kernel(dtype, backend, reset_after, training, launched):
     assert not launched
 
 
-def test_under_autocast(device):
+def test_autocast_decides_the_dtype_of_a_frame(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x = torch.randn(3, 2, 4, device=device)
     with torch.autocast(device, torch.bfloat16):
-        output, stream = frames(gru, x)
+        output, stream = run_frames(gru, x)
     assert output.dtype == torch.bfloat16
-    without = frames(gru, x, stream)[0]  # the same stream, in its own dtype again
+    without = run_frames(gru, x, stream)[0]  # the same stream, in its own dtype again
     assert without.dtype == torch.float32
 
 
-def test_errors(kernels_on_cpu):
-    with pytest.raises(ValueError, match="a bidirectional GRU needs them all"):
+def test_invalid_streams_and_frames_are_refused(kernels_on_cpu):
+    with pytest.raises(ValueError, match="a bidirectional GRU needs the whole sequence"):
         triton_gru.GRU(4, 5, bidirectional=True).stream(2)
-    with pytest.raises(ValueError, match="a reverse GRU needs them all"):
+    with pytest.raises(ValueError, match="a reverse GRU needs the whole sequence"):
         triton_gru.GRU(4, 5, reverse=True).stream(2)
     gru = triton_gru.GRU(4, 5, backend="step").eval()
     for wrong in (0, -1, 2.0, None):
@@ -167,7 +167,7 @@ def test_errors(kernels_on_cpu):
             gru.stream(wrong)
     stream = gru.stream(2)
     for wrong in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 5), torch.randn(1, 2, 4)):
-        with pytest.raises(ValueError, match=r"a frame is of shape \[2, 4\]"):
+        with pytest.raises(ValueError, match=r"a frame must be of shape \[2, 4\]"):
             stream(wrong)
     stream(torch.randn(2, 4))
     with pytest.raises((ValueError, RuntimeError), match="dtype|float16"):
@@ -180,7 +180,7 @@ def test_errors(kernels_on_cpu):
         with pytest.raises(ValueError, match="mask must be bool"):
             stream.reset(wrong)
     gru.double()
-    with pytest.raises(RuntimeError, match="has become torch.float64 on cpu since the stream was made"):
+    with pytest.raises(RuntimeError, match="the module is now torch.float64 on cpu"):
         stream(torch.randn(2, 4).double())
     gru.float()
     for kernel in ("block", "grid"):
@@ -190,10 +190,10 @@ def test_errors(kernels_on_cpu):
 
 
 @pytest.mark.parametrize("backend", ["step", "auto"])
-def test_in_and_out_of_inference_mode(backend, device):
+def test_stream_moves_in_and_out_of_inference_mode(backend, device):
     gru = make_gru(4, 16, "fp16", device, backend)
     x = torch.randn(4, 2, 4, device=device).half()
-    expected = frames(gru, x)[0]
+    expected = run_frames(gru, x)[0]
     with torch.inference_mode():
         stream = gru.stream(2)
         outputs = [stream(frame) for frame in x[:2]]
@@ -204,8 +204,11 @@ def test_in_and_out_of_inference_mode(backend, device):
         assert torch.equal(stream(x[0]), expected[0])
 
 
-def test_a_frame_is_a_call_made_again(device, launched):
-    """After the first of each parity nothing is planned anew; on a GPU nothing waits for it, and no graph takes it."""
+def test_frames_after_the_second_are_prepared(device, launched):
+    """Two frames, one for each parity, are planned, and the others are not.
+
+    On a GPU no frame synchronises. A CUDA graph cannot capture a stream.
+    """
     gru = make_gru(64, 128, "fp16", device, "step", num_layers=2)
     stream = gru.stream(4)
     x = torch.randn(8, 4, 64, device=device).half()
@@ -227,7 +230,7 @@ def test_a_frame_is_a_call_made_again(device, launched):
 
 @contextlib.contextmanager
 def no_synchronising(device):
-    """Inside, whatever waits for the GPU raises."""
+    """Raise in this block if anything synchronises with the GPU."""
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -238,10 +241,10 @@ def no_synchronising(device):
 
 
 def test_frames_of_any_layout_are_read(device, launched):
-    """Strides, alignment and a negation that memory does not hold: each is a frame of its own kind."""
+    """The frames differ in strides and alignment, and one is a lazy negation."""
     gru = make_gru(6, 16, "fp32", device, "step")
     x = torch.randn(3, 2, 6, device=device)
-    expected = frames(gru, x)[0]
+    expected = run_frames(gru, x)[0]
     stream = gru.stream(2)
     wide = torch.randn(2, 12, device=device)
     wide[:, ::2] = x[0]

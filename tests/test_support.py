@@ -17,11 +17,11 @@ x, hx = torch.randn(2, 3, 4), torch.randn(1, 3, 20)
 
 
 class Subclass(torch.Tensor):
-    """A subclass of which nothing is known."""
+    """A subclass that the package does not know."""
 
 
 def table() -> dict[str, list[str]]:
-    """The cells of each row, by its first."""
+    """Return the cells of each row by its first cell."""
     lines = SUPPORT.read_text().split("| otherwise |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name: cells for name, *cells in rows}
@@ -112,7 +112,7 @@ def weights(backend):
 def transforms(backend):
     module = gru(backend)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing torch's own GRU warns as much
+        warnings.simplefilter("ignore")  # tracing `nn.GRU` warns in the same way
         if backend in ("auto", "torch"):
             torch.jit.trace(module, (x,))
         else:
@@ -156,14 +156,14 @@ ROWS = {
 }
 
 
-def test_every_row_is_here():
+def test_every_row_of_the_table_is_tested():
     assert list(table()) == list(ROWS)
 
 
 @pytest.mark.parametrize("backend", [*KERNELS, "auto"])
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_support(name, backend, gpu_of_backend, launched):
+def test_support_is_as_in_the_table(name, backend, gpu_of_backend, launched):
     *cells, otherwise = table()[name]
     assert set(cells) <= {"yes", "no"}
     assert otherwise in ("torch", "reference") or "no" not in cells

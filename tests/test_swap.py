@@ -1,4 +1,4 @@
-"""accelerate and restore change classes, and nothing else."""
+"""`accelerate` and `restore`: they change classes, and nothing else."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ from .oracle import assert_accurate, compute_exact, count_summed_products, set_p
 
 
 class Tagger(nn.Module):
-    """A model as people write them: nested, with a GRU used twice and an alias."""
+    """A usual model: nested, with two GRUs, a cell and an alias."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Tagger(nn.Module):
         return self.out(self.cell(x[-1], h[-1]))
 
 
-def test_swaps_in_place_and_back(device):
+def test_accelerate_and_restore_work_in_place(device):
     model = Tagger().to(device).eval()
     tokens = torch.randint(20, (3, 7), device=device)
     parameters = dict(model.named_parameters())
@@ -57,17 +57,17 @@ def test_swaps_in_place_and_back(device):
     assert "backend" not in first.__dict__
 
 
-def test_a_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
+def test_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
     set_precision("fp32")
     model = Tagger().to(device).eval()
     tokens = torch.randint(20, (3, 7), device=device)
-    expected, exactly = model(tokens), copy.deepcopy(model).double()(tokens)
+    expected, exact = model(tokens), copy.deepcopy(model).double()(tokens)
     triton_gru.accelerate(model)
     for module in model.modules():
         if isinstance(module, triton_gru.GRU | triton_gru.GRUCell):
             module.backend = "block"
     assert torch.is_grad_enabled()
-    assert_accurate(model(tokens), expected, exactly, "fp32", count_summed_products(model.encoder["second"]))
+    assert_accurate(model(tokens), expected, exact, "fp32", count_summed_products(model.encoder["second"]))
     assert launched.scan_count == 1 + 2 + 1
     triton_gru.restore(model)
     assert not any("backend" in module.__dict__ for module in model.modules())
@@ -76,21 +76,24 @@ def test_a_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
     assert not launched
 
 
-def test_a_call_leaves_the_weights_where_they_are(device, launched):
-    """Also those that two modules share: a CUDA graph that the other has captured reads them there."""
+def test_call_does_not_move_the_weights(device, launched):
+    """Two modules share the weights here: a CUDA graph of the other module would read them at the old address."""
     theirs = nn.GRU(4, 16, 2).to(device).eval()
     ours = triton_gru.GRU(4, 16, 2, device="meta", backend="block").eval()
     for name, parameter in theirs.named_parameters():
         setattr(ours, name, parameter)
     before = [parameter.data_ptr() for parameter in theirs.parameters()]
-    with mock.patch.object(nn.RNNBase, "flatten_parameters") as moved, torch.no_grad():  # which does nothing on a CPU
+    with (
+        mock.patch.object(nn.RNNBase, "flatten_parameters") as moved,
+        torch.no_grad(),
+    ):  # flatten_parameters does nothing on a CPU
         ours(torch.randn(3, 2, 4, device=device))
     assert launched.has_only("block")
     assert not moved.called
     assert [parameter.data_ptr() for parameter in theirs.parameters()] == before
 
 
-def test_training_an_accelerated_model_still_trains(device):
+def test_accelerated_model_trains(device):
     torch.manual_seed(0)
     plain = Tagger().to(device)
     accelerated = triton_gru.accelerate(copy.deepcopy(plain))
@@ -101,14 +104,14 @@ def test_training_an_accelerated_model_still_trains(device):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_the_model_itself():
+def test_a_gru_as_the_model_is_swapped():
     gru = nn.GRU(3, 4)
     assert triton_gru.accelerate(gru) is gru
     assert type(gru) is triton_gru.GRU
     assert type(triton_gru.restore(gru)) is nn.GRU
 
 
-def test_a_printed_model_shows_what_was_accelerated():
+def test_printed_model_shows_accelerated_modules():
     model = nn.ModuleDict({"encoder": nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2)), "decoder": nn.GRUCell(2, 5)})
     before = repr(model)
     after = before.replace("GRU", "triton_gru.GRU")
@@ -130,7 +133,7 @@ def test_hooks_still_fire():
     assert seen == ["before", "after"] * 2
 
 
-def test_a_shared_module_is_swapped_once_and_tied_weights_stay_tied():
+def test_shared_module_is_swapped_once_and_tied_weights_stay_tied():
     shared = nn.GRU(4, 4)
     tied = nn.GRU(4, 4)
     tied.weight_hh_l0 = shared.weight_hh_l0
@@ -144,7 +147,7 @@ def test_a_shared_module_is_swapped_once_and_tied_weights_stay_tied():
     assert not torch.equal(model[2](x)[0], before)
 
 
-def test_what_is_no_plain_gru_is_left_alone_and_reported():
+def test_other_modules_are_unchanged_and_reported():
     class Custom(nn.GRU):
         pass
 
@@ -176,7 +179,7 @@ def test_what_is_no_plain_gru_is_left_alone_and_reported():
     assert all(type(model[name]) is kind for name, kind in types.items())
 
 
-def test_a_model_without_a_gru_is_told_so_once():
+def test_model_without_a_gru_warns_once():
     with pytest.warns(UserWarning, match="accelerate found no nn.GRU or nn.GRUCell in LSTM"):
         model = triton_gru.accelerate(nn.LSTM(2, 2))
     with warnings.catch_warnings():
@@ -185,12 +188,12 @@ def test_a_model_without_a_gru_is_told_so_once():
         triton_gru.accelerate(triton_gru.accelerate(nn.GRU(2, 2)))
 
 
-@pytest.mark.parametrize("own", ["reset_after=False", "reverse=True"])
-def test_restore_leaves_what_torch_does_not_have(own):
-    name, value = own.split("=")
+@pytest.mark.parametrize("option", ["reset_after=False", "reverse=True"])
+def test_restore_leaves_modules_beyond_nn_gru(option):
+    name, value = option.split("=")
     ours = triton_gru.GRU(3, 4, **{name: value == "True"})
     model = nn.ModuleDict({"ours": ours, "torch's": triton_gru.GRU(3, 4)})
-    with pytest.warns(UserWarning, match=rf"'ours' \({own}, which torch does not have\)"):
+    with pytest.warns(UserWarning, match=rf"'ours' \({option}, which nn.GRU does not have\)"):
         triton_gru.restore(model)
     assert type(model["ours"]) is triton_gru.GRU
     assert type(model["torch's"]) is nn.GRU

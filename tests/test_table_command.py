@@ -1,4 +1,4 @@
-"""`triton-gru table`: what it shows, and that nothing which was measured is lost on the way to another machine."""
+"""`triton-gru table`: its output, and the merge of tables from other machines without loss."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from .planted import H200, ONE_CONFIG, PROBLEM, fill_disk, make_entry, start_pyt
 A100 = KNOWN_DEVICES["A100"]
 CHIP = dataclasses.replace(H200, name="Chip X")
 OF_H200, OF_A100 = "H200 (sm_90, 132 multiprocessors)", "A100 (sm_80, 108 multiprocessors)"
-NEWER = "it is of schema 7, this version knows schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
+NEWER = "it has schema 7, this version reads schema 1: upgrade triton_gru, or tune into another TRITON_GRU_CONFIG_DIR"
 JANUARY, FEBRUARY = "2026-01-02T03:04:05+00:00", "2026-02-01T00:00:00+00:00"
 
 
@@ -50,10 +50,10 @@ def run(tables, capsys):
 
 
 def measured(steps=100, ms=0.5, config=ONE_CONFIG, tuned_at=JANUARY, triton=None, heuristic_ms=None):
-    found = make_entry(
+    entry = make_entry(
         dataclasses.replace(PROBLEM, steps=steps), "grid", grid=(config, ms, heuristic_ms), torch=(None, 1.0)
     )
-    return dataclasses.replace(found, tuned_at=tuned_at, env=found.env | ({"triton": triton} if triton else {}))
+    return dataclasses.replace(entry, tuned_at=tuned_at, env=entry.env | ({"triton": triton} if triton else {}))
 
 
 def raw(*arguments, **fields):
@@ -61,10 +61,10 @@ def raw(*arguments, **fields):
 
 
 def written(path, *entries, **fields):
-    """Write a table of raw entries, by default of an H200."""
-    whole = {"schema": 1, "device": store.describe_device(H200), "entries": list(entries)} | fields
+    """Write a table of raw entries, of an H200 unless ``fields`` say otherwise. Return its path."""
+    content = {"schema": 1, "device": store.describe_device(H200), "entries": list(entries)} | fields
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -73,17 +73,17 @@ def contents(folder):
 
 
 def milliseconds(path):
-    return {each["key"]["steps"]: each["results"]["grid"]["eager_ms"][1] for each in store.load(path).raw}
+    return {entry["key"]["steps"]: entry["results"]["grid"]["eager_ms"][1] for entry in store.load(path).raw}
 
 
 # Show and check.
 
 
-def test_show(run, tables, monkeypatch):
+def test_show_lists_tables_with_their_entries(run, tables, monkeypatch):
     monkeypatch.setattr(lookup, "SHIPPED_DIRECTORY", tables / "shipped")
     old = raw(1000, ms=123.4, triton="3.5.1", tuned_at="2025-12-01T00:00:00+00:00")
-    not_understood = raw(7) | {"power": 300}
-    path = written(tables / "H200.json", old, raw(ms=0.41234, heuristic_ms=0.613), not_understood)
+    unknown_entry = raw(7) | {"power": 300}
+    path = written(tables / "H200.json", old, raw(ms=0.41234, heuristic_ms=0.613), unknown_entry)
     shipped = written(tables / "shipped" / "A100.json", device=store.describe_device(A100))
     status, printed, errors = run("show")
     assert (status, errors) == (0, "")
@@ -103,8 +103,8 @@ def test_show(run, tables, monkeypatch):
     assert run("show", shipped)[1] == "\n".join(printed.splitlines()[-3:]) + "\n"
 
 
-def test_show_compares_with_what_is_taken_without_a_table(run, tables):
-    """As the screen of tuning does: not with the winning kernel alone, which may be another one."""
+def test_show_compares_with_the_plan_without_a_table(run, tables):
+    """The untuned plan may take another kernel than the winner. The screen of `triton-gru tune` compares alike."""
     problem = dataclasses.replace(PROBLEM, hidden_size=2048, dtype=torch.float32, precision="tf32", steps=64)
     assert choose(problem, H200, use_tables=False).implementation == "torch"
     step = heuristic("step", problem, H200), 0.5, 0.6
@@ -112,49 +112,51 @@ def test_show_compares_with_what_is_taken_without_a_table(run, tables):
     assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00x", "2.00x"]
 
 
-def test_show_says_what_is_in_force_on_this_machine(run, tables, monkeypatch):
+def test_show_tells_which_tables_are_in_force_here(run, tables, monkeypatch):
     for device in (H200, A100, dataclasses.replace(H200, name="H200 NVL")):
         store.save([measured()], device, tables)
     on_machine(monkeypatch, H200)
     heads = [line for line in run("show")[1].splitlines() if "json: " in line]
     assert [line.partition("multiprocessors)")[2] for line in heads] == [
         "",
-        ", in force here for what the tables of H200 do not have",
+        ", in force here for shapes that the tables of H200 lack",
         ", in force here",
     ]
 
 
-def test_show_without_any_table(run, tables):
+def test_show_without_tables_says_so(run, tables):
     none = f"there are no tables in {tables}, and none come with the package\n"
     assert run("show") == run("check") == (0, none, "")
 
 
-def test_show_of_what_is_no_table_shows_the_others(run, tables):
+def test_show_reports_invalid_tables_and_shows_the_others(run, tables):
     good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
     status, printed, errors = run("show", tables / "nothing.json", newer, good)
     assert status == 2 and "1 shape, 0 stale" in printed
     assert errors == (
-        f"triton-gru table: {tables / 'nothing.json'} is no table: No such file or directory\n"
-        f"triton-gru table: {newer} is no table: {NEWER}\n"
+        f"triton-gru table: {tables / 'nothing.json'} is not a table: No such file or directory\n"
+        f"triton-gru table: {newer} is not a table: {NEWER}\n"
     )
 
 
 @pytest.mark.parametrize("command", ["show", "check"])
-def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tables):
+def test_control_characters_of_a_file_are_escaped(command, run, tables):
     evil = "\x1b]0;evil\x07\n"
-    one = raw() | {"tuned_at": evil}
-    one["key"]["dtype"] = evil
-    other = raw() | {evil: 1}
-    path = written(tables / "H200.json", one, other, device=store.describe_device(H200) | {"name": f"H200 {evil}"})
+    evil_values = raw() | {"tuned_at": evil}
+    evil_values["key"]["dtype"] = evil
+    evil_field = raw() | {evil: 1}
+    path = written(
+        tables / "H200.json", evil_values, evil_field, device=store.describe_device(H200) | {"name": f"H200 {evil}"}
+    )
     _, printed, errors = run(command, path)
     assert "evil" in printed and "\x1b" not in printed and "\x07" not in printed + errors
 
 
 @pytest.mark.parametrize(
-    "entries, status, words",
+    "entries, status, report",
     [
         ([raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
-        # Copies are of the batch, not of the table.
+        # Copies follow the batch, so those of a table do not count.
         ([raw(config=dataclasses.replace(ONE_CONFIG, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
         (
             [raw(), raw(16, triton="3.5.1")],
@@ -172,23 +174,24 @@ def test_what_a_file_says_does_not_reach_the_terminal_as_it_is(command, run, tab
             [raw(config=dataclasses.replace(ONE_CONFIG, programs=31))],
             1,
             "1 in force, 0 stale, 0 not understood\n"
-            "  cannot run: fp16 H=512 B<=16 T=100: grid: programs must be as many as hold hidden_size\n",
+            "  cannot run: fp16 H=512 B<=16 T=100: "
+            "grid: programs must be 32 with units=16, to hold hidden_size, got 31\n",
         ),
     ],
 )
-def test_check(entries, status, words, run, tables):
+def test_check_reports_stale_unknown_and_impossible_entries(entries, status, report, run, tables):
     path = written(tables / "H200.json", *entries)
-    assert run("check") == run("check", path) == (status, f"{path}: {OF_H200}: {words}", "")
+    assert run("check") == run("check", path) == (status, f"{path}: {OF_H200}: {report}", "")
 
 
-def test_check_of_what_is_no_table(run, tables):
+def test_check_reports_invalid_tables(run, tables):
     good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
     status, printed, _ = run("check", newer, good)
     assert status == 2
-    assert printed == (f"{newer}: no table: {NEWER}\n{good}: {OF_H200}: 1 in force, 0 stale, 0 not understood\n")
+    assert printed == (f"{newer}: not a table: {NEWER}\n{good}: {OF_H200}: 1 in force, 0 stale, 0 not understood\n")
     assert run("check", tables / "nothing.json") == (
         2,
-        f"{tables / 'nothing.json'}: no table: No such file or directory\n",
+        f"{tables / 'nothing.json'}: not a table: No such file or directory\n",
         "",
     )
 
@@ -203,7 +206,7 @@ def test_check_of_what_is_no_table(run, tables):
         (CHIP, False),
     ],
 )
-def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatch):
+def test_check_recognises_a_device_by_name_and_size(device, known, run, tables, monkeypatch):
     store.save([measured(config=dataclasses.replace(ONE_CONFIG, programs=31))], device, tables)
     not_known = "not checked: whether configurations can run on that device"
     status, printed, _ = run("check")
@@ -213,12 +216,12 @@ def test_check_knows_a_device_by_its_name(device, known, run, tables, monkeypatc
     assert (status, "cannot run" in printed, not_known in printed) == (1, True, False)
 
 
-def test_check_of_numbers_that_mean_harm(run, tables):
-    harm = [raw(config=dataclasses.replace(ONE_CONFIG, **{field.name: 1 << 31})) for field in dataclasses.fields(ONE_CONFIG)
-            if type(getattr(ONE_CONFIG, field.name)) is int]  # fmt: skip
+def test_check_survives_huge_numbers(run, tables):
+    numbers = [name for name, value in vars(ONE_CONFIG).items() if type(value) is int]
+    harm = [raw(config=dataclasses.replace(ONE_CONFIG, **{name: 1 << 31})) for name in numbers]
     sizes = [raw() for _ in range(4)]
-    for each, name in zip(sizes, ("hidden_size", "input_size", "batch", "steps")):
-        each["key"][name] = 1 << 31
+    for entry, name in zip(sizes, ("hidden_size", "input_size", "batch", "steps")):
+        entry["key"][name] = 1 << 31
     others = [raw(), raw()]
     others[0]["key"]["directions"], others[1]["key"]["dtype"] = 3, "float8"
     status, printed, _ = run("check", written(tables / "H200.json", *harm, *sizes, *others))
@@ -226,8 +229,8 @@ def test_check_of_numbers_that_mean_harm(run, tables):
     assert "no kernel serves float16 in 3 directions" in printed and "no kernel serves float8" in printed
 
 
-def test_show_of_as_many_layers_as_a_file_may_say(run, tables):
-    """What runs without a table is estimated, once for all layers that are alike."""
+def test_show_survives_the_largest_number_of_layers(run, tables):
+    """Estimating the untuned plan computes equal layers once."""
     deep = raw()
     deep["key"]["layers"] = 1 << 31
     status, printed, _ = run("show", written(tables / "H200.json", deep))
@@ -237,7 +240,7 @@ def test_show_of_as_many_layers_as_a_file_may_say(run, tables):
 # Export.
 
 
-def test_export_writes_every_entry_as_it_stands(run, tables, tmp_path_factory):
+def test_export_writes_every_entry_unchanged(run, tables, tmp_path_factory):
     entries = [raw(), 5, None, {"key": 1}, raw(16) | {"power": 300}, raw(17, triton="3.5.1")]
     written(tables / "H200.json", *entries)
     file = tmp_path_factory.mktemp("other") / "h200.json"
@@ -250,10 +253,10 @@ def test_export_writes_every_entry_as_it_stands(run, tables, tmp_path_factory):
         "  cp h200.json FOLDER/H200.json  # and TRITON_GRU_CONFIG_DIR=FOLDER\n"
     )
     assert json.loads(file.read_text()) == {"schema": 1, "device": store.describe_device(H200), "entries": entries}
-    assert [each.name for each in file.parent.iterdir()] == ["h200.json"]
+    assert [path.name for path in file.parent.iterdir()] == ["h200.json"]
 
 
-def test_export_takes_the_table_of_the_gpu_that_there_is(run, tables, monkeypatch):
+def test_export_takes_the_table_of_the_present_gpu(run, tables, monkeypatch):
     for device in (H200, A100):
         store.save([measured()], device, tables)
     on_machine(monkeypatch, A100, A100)
@@ -263,55 +266,55 @@ def test_export_takes_the_table_of_the_gpu_that_there_is(run, tables, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "here, arguments, words",
+    "gpus, arguments, message",
     [
-        ([], [], "there is no GPU here whose table could be meant. Name a device by --device, of 'A100', 'H200'"),
-        ([CHIP], [], "there is no table of 'Chip X' in FOLDER. Name a device by --device, of 'A100', 'H200'"),
-        ([H200, A100], [], "there are 2 tables of 'A100', 'H200' in FOLDER. Name a device by --device"),
-        ([H200], ["--device", "B200"], "there is no table of 'B200' in FOLDER. Name a device by --device"),
+        ([], [], "no GPU in this machine whose table to export. Name a device with --device: 'A100', 'H200'"),
+        ([CHIP], [], "there is no table of 'Chip X' in FOLDER. Name a device with --device: 'A100', 'H200'"),
+        ([H200, A100], [], "there are 2 tables of 'A100', 'H200' in FOLDER. Name a device with --device"),
+        ([H200], ["--device", "B200"], "there is no table of 'B200' in FOLDER. Name a device with --device"),
     ],
 )
-def test_export_of_which_table(here, arguments, words, run, tables, monkeypatch):
+def test_export_asks_for_a_device_if_the_table_is_unclear(gpus, arguments, message, run, tables, monkeypatch):
     for device in (H200, A100):
         store.save([measured()], device, tables)
-    on_machine(monkeypatch, *here)
+    on_machine(monkeypatch, *gpus)
     status, printed, errors = run("export", tables / "out", *arguments)
     assert (status, printed) == (2, "") and errors.startswith(
-        f"triton-gru table: {words}".replace("FOLDER", str(tables))
+        f"triton-gru table: {message}".replace("FOLDER", str(tables))
     )
     assert not (tables / "out").exists()
 
 
-def test_export_where_there_is_no_table(run, tables):
+def test_export_without_tables_fails(run, tables):
     newer = written(tables / "newer.json", schema=7)
     _, _, errors = run("export", tables / "out")
-    assert errors.endswith(f"There are no tables in {tables}; {newer.name} is no table: {NEWER}\n")
+    assert errors.endswith(f"There are no tables in {tables}; {newer.name} is not a table: {NEWER}\n")
 
 
-def test_export_overwrites_only_what_it_may(run, tables):
+def test_export_overwrites_only_with_force_and_never_newer_tables(run, tables):
     own = written(tables / "H200.json", raw())
-    there, newer, folder = tables / "there", written(tables / "newer", schema=7), tables / "folder"
-    there.write_text("something else")
+    existing, newer, folder = tables / "there", written(tables / "newer", schema=7), tables / "folder"
+    existing.write_text("something else")
     folder.mkdir()
-    before = {path: path.read_bytes() for path in (own, there, newer)}
+    before = {path: path.read_bytes() for path in (own, existing, newer)}
 
     def refused(file, *arguments):
         status, _, errors = run("export", file, "--device", "H200", *arguments)
         assert status == 2 and {path: path.read_bytes() for path in before} == before
         return errors.removeprefix("triton-gru table: ").removesuffix("\n")
 
-    assert refused(there) == f"{there} is there already: name another file, or overwrite it by --force"
-    assert refused(own, "--force") == f"{own} is that table itself: name another file"
+    assert refused(existing) == f"{existing} exists: name another file, or overwrite it with --force"
+    assert refused(own, "--force") == f"{own} is the table to export itself: name another file"
     assert refused(newer, "--force") == f"{newer} is not overwritten: {NEWER}"
-    assert refused(folder, "--force") == f"{folder} is no file: name another file"
-    assert refused(tables / "no" / "out") == f"there is no folder {tables / 'no'} to write out into"
-    assert run("export", there, "--device", "H200", "--force")[0] == 0
-    assert store.load(there) == store.load(own)
+    assert refused(folder, "--force") == f"{folder} is not a file: name another file"
+    assert refused(tables / "no" / "out") == f"no folder {tables / 'no'} to write out to"
+    assert run("export", existing, "--device", "H200", "--force")[0] == 0
+    assert store.load(existing) == store.load(own)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])
 @pytest.mark.parametrize("force", [False, True])
-def test_export_to_a_full_disk(step, force, run, tables, monkeypatch):
+def test_export_to_a_full_disk_changes_nothing(step, force, run, tables, monkeypatch):
     written(tables / "H200.json", raw())
     if force:
         (tables / "out").write_text("something else")
@@ -348,8 +351,8 @@ NOT_UNDERSTOOD = raw() | {"power": 300}
         ([raw(16), raw()], [raw(16, 0.7, tuned_at=FEBRUARY)],
          [raw(16, 0.7, tuned_at=FEBRUARY), raw()], {"replaced": 1}),
         ([raw(tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(tuned_at=FEBRUARY)], {"kept": 1}),
-        ([raw()], [raw(ms=0.7)], [raw()], {"kept": 1}),  # of the same time
-        # 01:00 in Tokyo is the day before in Greenwich; a date without a time zone is in UTC.
+        ([raw()], [raw(ms=0.7)], [raw()], {"kept": 1}),  # equal times
+        # 01:00 in Tokyo is the day before in UTC. A date without a time zone is in UTC.
         ([raw(tuned_at="2026-01-01T23:00:00+00:00")], [raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
          [raw(tuned_at="2026-01-01T23:00:00+00:00")], {"kept": 1}),
         ([raw(tuned_at="2026-01-02T01:00:00+09:00")], [raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")],
@@ -361,12 +364,12 @@ NOT_UNDERSTOOD = raw() | {"power": 300}
         ([raw(tuned_at="soon")], [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")],
          [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")], {"replaced": 1}),
         ([raw()], [raw(ms=0.7, tuned_at="tomorrow")], [raw()], {"kept": 1}),
-        # What is stale.
+        # Stale entries.
         ([raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(ms=0.7)], {"replaced": 1}),
         ([raw()], [raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw()], {"kept": 1}),
         ([raw(triton="3.5.1")], [raw(triton="3.4.0", tuned_at=FEBRUARY)],
          [raw(triton="3.4.0", tuned_at=FEBRUARY)], {"replaced": 1}),
-        # What is not understood.
+        # Entries that this version does not know.
         ([], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"added": 1, "not understood": 1}),
         ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"kept": 1}),
         ([raw()], [NOT_UNDERSTOOD], [raw()], {"kept": 1}),
@@ -374,28 +377,28 @@ NOT_UNDERSTOOD = raw() | {"power": 300}
         ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD | {"power": 400}], [NOT_UNDERSTOOD], {"kept": 1}),
         ([5, {"a": 1}], [5, True, 1, None, {"a": 1}, {"a": True}],
          [5, {"a": 1}, True, 1, None, {"a": True}], {"kept": 2, "added": 4, "not understood": 4}),
-        # A file that has a key twice.
+        # Files with one key twice.
         ([raw(), raw(tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at="2026-01-20T00:00:00+00:00")],
          [raw(), raw(tuned_at=FEBRUARY)], {"kept": 1}),
         ([], [raw(), raw(ms=0.7, tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at=FEBRUARY)], {"added": 1, "replaced": 1}),
     ],
 )  # fmt: skip
-def test_which_entry_wins(old, new, result, counts, in_tokyo):
+def test_merge_keeps_the_best_entry_of_each_key(old, new, result, counts, in_tokyo):
     before, merge = json.dumps(old), Merge(old)
-    for each in new:
-        merge.take(each)
-    # As texts: in Python True is 1.
-    assert [json.dumps(each) for each in merge.entries] == [json.dumps(each) for each in result]
+    for entry in new:
+        merge.take(entry)
+    # Compared as JSON, because True equals 1 in Python.
+    assert [json.dumps(entry) for entry in merge.entries] == [json.dumps(entry) for entry in result]
     assert merge.counts == counts
     assert json.dumps(old) == before
     again = Merge(merge.entries)
-    for each in new:
-        again.take(each)
+    for entry in new:
+        again.take(entry)
     assert json.dumps(again.entries) == json.dumps(merge.entries), "a second time changes nothing"
     assert again.counts == {"kept": len(new)}
 
 
-def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_factory):
+def test_merge_adds_entries_to_the_table_of_their_device(run, tables, tmp_path_factory):
     own = written(tables / "H200.json", raw(ms=0.9), raw(1000), 5)
     other = tmp_path_factory.mktemp("other")
     files = [
@@ -420,7 +423,7 @@ def test_merge_takes_each_devices_entries_to_its_table(run, tables, tmp_path_fac
 
 
 def test_merge_of_the_table_itself_writes_nothing(run, tables):
-    own = written(tables / "H200.json", raw(), raw(), NOT_UNDERSTOOD, 5)  # in another format than ours
+    own = written(tables / "H200.json", raw(), raw(), NOT_UNDERSTOOD, 5)  # `store` would format the JSON otherwise
     before = own.read_bytes(), own.stat().st_ino
     assert run("merge", own) == (
         0,
@@ -439,23 +442,23 @@ def test_merge_into_another_folder(run, tables):
 
 
 def broken_files(folder):
-    yield folder / "nothing", "is no table: No such file or directory. Nothing was merged"
-    yield written(folder / "newer", schema=7), f"is no table: {NEWER}. Nothing was merged"
-    yield folder, "is no table: it is no file. Nothing was merged"
+    yield folder / "nothing", "is not a table: No such file or directory. Nothing was merged"
+    yield written(folder / "newer", schema=7), f"is not a table: {NEWER}. Nothing was merged"
+    yield folder, "is not a table: it is not a regular file. Nothing was merged"
     (folder / "text").write_text("{")
-    yield folder / "text", "is no table: it is not JSON: "
+    yield folder / "text", "is not a table: it is not JSON: "
 
 
-def test_merge_reads_all_files_before_it_writes_one(run, tables, tmp_path_factory):
+def test_merge_reads_all_files_before_it_writes_any(run, tables, tmp_path_factory):
     own = written(tables / "H200.json", raw())
     other = tmp_path_factory.mktemp("other")
     good = written(other / "good", raw(16))
-    for broken, words in broken_files(other):
+    for broken, message in broken_files(other):
         before = contents(tables)
         status, printed, errors = run("merge", good, broken)
-        assert (status, printed) == (2, "") and errors.startswith(f"triton-gru table: {broken} {words}")
+        assert (status, printed) == (2, "") and errors.startswith(f"triton-gru table: {broken} {message}")
         assert contents(tables) == before
-    # A table in the way is found before the other is written, too.
+    # An unusable table is also found before another table is written.
     newer = written(tables / "A100.json", schema=7)
     before = contents(tables)
     status, _, errors = run("merge", good, written(other / "a100", raw(), device=store.describe_device(A100)))
@@ -464,22 +467,22 @@ def test_merge_reads_all_files_before_it_writes_one(run, tables, tmp_path_factor
     assert own.exists()
 
 
-def test_merge_of_two_devices_that_share_a_file_name(run, tables):
-    part = dataclasses.replace(H200, sms=66)
+def test_merge_refuses_two_devices_with_one_file_name(run, tables):
+    half_gpu = dataclasses.replace(H200, sms=66)
     written(tables / "H200.json", raw())
     before = contents(tables)
-    other = written(tables / "other" / "1", raw(), device=store.describe_device(part))
+    other = written(tables / "other" / "1", raw(), device=store.describe_device(half_gpu))
     status, _, errors = run("merge", other)
-    assert status == 2 and f"{tables / 'H200.json'}: it is of {store.describe_device(H200)}, not of" in errors
+    assert status == 2 and f"{tables / 'H200.json'}: it is for {store.describe_device(H200)}, not for" in errors
     status, _, errors = run("merge", other, tables / "H200.json", "--into", tables / "new")
-    assert status == 2 and f"{tables / 'new' / 'H200.json'}: it would be of two devices" in errors
+    assert status == 2 and f"{tables / 'new' / 'H200.json'}: it would hold two devices" in errors
     assert (tables / "H200.json").read_bytes() == before["H200.json"]
     assert not (tables / "new" / "H200.json").exists()
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])
 @pytest.mark.parametrize("writes_before", [0, 1])
-def test_merge_to_a_full_disk(step, writes_before, run, tables, tmp_path_factory, monkeypatch):
+def test_merge_to_a_full_disk_changes_nothing(step, writes_before, run, tables, tmp_path_factory, monkeypatch):
     written(tables / "H200.json", raw())
     other = tmp_path_factory.mktemp("other")
     files = [written(other / "1", raw(16)), written(other / "2", raw(), device=store.describe_device(A100))]
@@ -497,7 +500,7 @@ def test_merge_to_a_full_disk(step, writes_before, run, tables, tmp_path_factory
 
 @contextlib.contextmanager
 def another_user():
-    """Yield whether this process can act as one who owns nothing, and let it."""
+    """Run the block as a user who owns nothing, if this process is root. Yield whether it is."""
     if os.geteuid() != 0:
         yield False
         return
@@ -508,9 +511,9 @@ def another_user():
         os.setresuid(0, 0, 0)
 
 
-def test_merge_into_a_table_of_another_user(run, monkeypatch):
-    """Neither a folder nor a file that one may not write."""
-    folder = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are its user's alone
+def test_merge_without_permission_fails(run, monkeypatch):
+    """Merge changes nothing if the folder or the file is not writable."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))  # other users cannot read pytest's folders
     try:
         monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(folder))
         path = written(folder / "H200.json", raw())
@@ -518,8 +521,8 @@ def test_merge_into_a_table_of_another_user(run, monkeypatch):
         before = path.read_bytes()
         for mode_of_folder, mode_of_file in ((0o755, 0o666), (0o777, 0o644)):
             folder.chmod(mode_of_folder), path.chmod(mode_of_file)
-            with another_user() as acts:
-                if not acts:
+            with another_user() as is_other_user:
+                if not is_other_user:
                     pytest.skip("needs to be root, to be another user")
                 status, printed, errors = run("merge", file)
             assert (status, printed) == (2, "")
@@ -531,11 +534,11 @@ def test_merge_into_a_table_of_another_user(run, monkeypatch):
         shutil.rmtree(folder)
 
 
-def test_merge_without_a_home(run, tables, monkeypatch):
+def test_merge_without_a_home_needs_a_folder(run, tables, monkeypatch):
     file = written(tables / "1", raw())
     monkeypatch.setattr(store, "user_directory", lambda: None)
-    words = "triton-gru table: there is no home: name a folder in TRITON_GRU_CONFIG_DIR\n"
-    assert run("merge", file) == run("export", tables / "out") == (2, "", words)
+    message = "triton-gru table: no home folder for tables: set TRITON_GRU_CONFIG_DIR to a folder\n"
+    assert run("merge", file) == run("export", tables / "out") == (2, "", message)
     assert run("merge", file, "--into", tables / "new")[0] == 0
     assert run("show")[0] == 0
 
@@ -555,24 +558,25 @@ from triton_gru.plan.tables import store
 print("ready", flush=True)
 for steps in range(1, 31):
     problem = dataclasses.replace(PROBLEM, steps=steps)
-    store.save([make_entry(problem, "grid", grid=(ONE_CONFIG, 0.5), torch=(None, 1.0))], H200, pathlib.Path(sys.argv[1]))
+    entry = make_entry(problem, "grid", grid=(ONE_CONFIG, 0.5), torch=(None, 1.0))
+    store.save([entry], H200, pathlib.Path(sys.argv[1]))
 """
 
 
-def test_merging_and_tuning_at_once_lose_nothing(tables, tmp_path_factory):
+def test_concurrent_merge_and_tune_lose_nothing(tables, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     files = [written(other / str(steps), raw(steps), {"later": steps}) for steps in range(101, 131)]
-    both = [start_python(MERGES, *files, tables), start_python(SAVES, tables)]
-    outputs = [each.communicate() for each in both]
-    assert [each.returncode for each in both] == [0, 0], outputs
-    whole = store.load(tables / "H200.json")
-    assert sorted(each.key.steps for each in whole.entries) == [*range(1, 31), *range(101, 131)]
-    assert sorted(each["later"] for each in whole.raw if "later" in each) == list(range(101, 131))
-    assert {each.name for each in tables.iterdir()} == {"H200.json", ".lock"}
+    processes = [start_python(MERGES, *files, tables), start_python(SAVES, tables)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    table = store.load(tables / "H200.json")
+    assert sorted(entry.key.steps for entry in table.entries) == [*range(1, 31), *range(101, 131)]
+    assert sorted(entry["later"] for entry in table.raw if "later" in entry) == list(range(101, 131))
+    assert {path.name for path in tables.iterdir()} == {"H200.json", ".lock"}
 
 
 @pytest.mark.parametrize("arguments", [(), ("merge",), ("export",)])
-def test_usage_errors(arguments, run, capsys):
+def test_usage_errors_exit_with_2(arguments, run, capsys):
     with pytest.raises(SystemExit) as exit:
         run(*arguments)
     assert exit.value.code == 2

@@ -1,4 +1,4 @@
-"""``triton-gru tune``, with planted times; what it is killed in the middle of; and its rehearsal."""
+"""``triton-gru tune`` with planted times: its output, interrupts and kills, and its rehearsal."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ import torch
 from triton_gru import cli
 from triton_gru.commands import rehearsal, screen
 from triton_gru.commands import tune as tune_command
-from triton_gru.commands.tune import seconds
+from triton_gru.commands.tune import parse_seconds
 from triton_gru.plan import device as devices
 from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.device import KNOWN_DEVICES
@@ -32,12 +32,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def planted(monkeypatch):
-    """What the command measures with, on a GPU that is not there."""
-    made = PlantedBench(plant_times(lambda candidate: 0.5))
-    monkeypatch.setattr(tuner, "Bench", lambda device: made)
+    """Replace the bench of the command by planted times on an emulated H200. Return the bench."""
+    bench = PlantedBench(plant_times(lambda candidate: 0.5))
+    monkeypatch.setattr(tuner, "Bench", lambda device: bench)
     monkeypatch.setattr(devices, "emulated_device", H200)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return made
+    return bench
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_it_tunes_sizes_once(tables, planted, capsys):
+def test_sizes_are_tuned_once(tables, planted, capsys):
     arguments = ["tune", "--hidden", "512", "--batch", "1", "16", "--budget", "120"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -66,27 +66,27 @@ def test_it_tunes_sizes_once(tables, planted, capsys):
     assert "  measured   500 us in a CUDA graph (this process, of " in capsys.readouterr().out
 
 
-def test_without_arguments_it_tunes_the_standard_shapes(tables, planted, capsys):
+def test_without_arguments_the_standard_shapes_are_tuned(tables, planted, capsys):
     assert cli.main(["tune"]) == 0
     assert planted.problems == standard_problems(H200)
     printed = capsys.readouterr().out
     last = printed[printed.rindex("  fastest  ") :].splitlines()
     assert len(last) <= 24
     assert last[11] == f"and {len(standard_problems(H200)) - 10} more, which gained less"
-    # torch takes 1 ms and all of ours 0.5 ms: two shapes gain, which untuned would go to torch.
+    # `nn.GRU` takes 1 ms and every kernel 0.5 ms: two shapes gain, because untuned plans take `nn.GRU`.
     assert [line.split()[-2:] for line in last[1:3]] == [["2.00x", "2.00x"]] * 2
     assert "2 of 68 faster than untuned by more than 3 %: at most 2.00x, tf32 H=2048 B=1 T=64" in last
     assert max(map(len, last)) <= 120
 
 
-def test_the_table_is_a_row_for_each_shape(tables, planted, capsys):
+def test_table_has_a_row_for_each_shape(tables, planted, capsys):
     planted._ms = plant_times(lambda candidate: 0.0123456 if candidate.kernel == "grid" else 1.0)
     assert cli.main(["tune", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--steps", "64", "1"]) == 0
     table = capsys.readouterr().out.split("\n\n")[-2].splitlines()
     assert table[0].split("  ")[-1].strip() == "vs nn.GRU"
     assert [line.split() for line in table[1:]] == [
         ["fp16", "H=512", "B<=16", "T=64", "grid", "12.3", "us", "1.00x", "81.0x"],
-        ["fp16", "H=512", "B<=16", "T=1", "grid", "12.3", "us", "81.0x", "81.0x"],  # untuned it is step
+        ["fp16", "H=512", "B<=16", "T=1", "grid", "12.3", "us", "81.0x", "81.0x"],  # the untuned plan takes step
     ]
 
 
@@ -100,43 +100,43 @@ def test_long_shapes_stay_in_their_column(tables, planted, capsys):
 
 
 @pytest.mark.parametrize(
-    "sizes, ms, is_said",
+    "sizes, ms, is_printed",
     [("--steps 64", 0.1, True), ("--steps 64 --dtype fp16", 0.1, False), ("--steps 64", 0.9, False)],
 )
-def test_it_says_where_cublas_is_taken_in_tf32(sizes, ms, is_said, tables, planted, capsys):
+def test_condition_of_cublas_in_tf32_is_printed(sizes, ms, is_printed, tables, planted, capsys):
     planted._ms = plant_times(lambda candidate: ms if candidate.name == "grid+cublas" else 0.5)
     assert cli.main(["tune", "--hidden", "512", *sizes.split()]) == 0
     out = capsys.readouterr().out
-    assert is_said == ("taken only with torch.backends.cuda.matmul.fp32_precision = " in out)
+    assert is_printed == ("taken only with torch.backends.cuda.matmul.fp32_precision = " in out)
     assert (ms == 0.1) == (" grid+cublas " in out)
 
 
-def test_a_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
+def test_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
     recorded = Recorded()
     recorded.count_call(PROBLEM, calls=2)
     recorded.count_call(Problem(5, 3, 8, 96, 1, True, torch.bfloat16, "ieee", True), calls=1000)
     recorded.save(tmp_path / "shapes.json")
     assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 0
-    assert [(each.hidden_size, each.steps) for each in planted.problems] == [(96, 8), (512, 128)]
+    assert [(problem.hidden_size, problem.steps) for problem in planted.problems] == [(96, 8), (512, 128)]
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    "text, reason",
     [
         (None, "No such file"),
-        ("my notes", "shapes.json is no file that record_shapes' save() wrote: it is not JSON"),
+        ("my notes", "shapes.json was not written by record_shapes' save(): it is not JSON"),
         ('{"schema": 1, "problems": []}', "shapes.json: no call was recorded"),
     ],
 )
-def test_what_is_no_recording_is_refused(text, why, tables, planted, tmp_path, capsys):
+def test_invalid_recording_is_refused(text, reason, tables, planted, tmp_path, capsys):
     if text is not None:
         (tmp_path / "shapes.json").write_text(text)
     assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 2
-    assert why in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not planted.compiled
 
 
-def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsys):
+def test_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsys):
     (tmp_path / "built.py").write_text(
         "from torch import nn\ndef build():\n    return nn.GRU(8, 96, 2)\nnumber = int\nnone = nn.Identity\n"
         "def fails():\n    {}['path']\n"
@@ -147,27 +147,27 @@ def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, c
         ("float16", 2, 4), ("bfloat16", 2, 4),
     ]  # fmt: skip
     reasons = {
-        "built:nothing": "no attribute", "built:number": "returned no nn.Module but int", "no:x": "No module",
-        "built:none": "there is no shape in built:none: it has no GRU", "built": "named as MODULE:FUNCTION",
+        "built:nothing": "no attribute", "built:number": "must return an nn.Module, got int", "no:x": "No module",
+        "built:none": "no shape to tune in built:none: it has no GRU", "built": "as MODULE:FUNCTION",
         "built:fails": f"built:fails failed with KeyError: 'path' ({tmp_path / 'built.py'}:7)\n",
     }  # fmt: skip
-    for model, why in reasons.items():
+    for model, reason in reasons.items():
         assert cli.main(["tune", "--model", model]) == 2
-        assert why in capsys.readouterr().err
+        assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments, why",
+    "arguments, reason",
     [
         ("--hidden 8 --model a:b", "not allowed with argument"),
         ("--hidden 8 --recorded a", "not allowed with argument"),
         ("--list --rehearse", "not allowed with argument"),
-        ("--batch 4 --layers 2", "--batch, --layers: only with --hidden or --model"),
-        ("--bidirectional", "--bidirectional: only with --hidden or --model"),
-        ("--layout packed --recorded a", "--layout: not with --recorded, whose file says all sizes"),
-        ("--model a:b --batch 4 --input 3 --reset-before", "--input, --reset-before: not with --model"),
-        ("--device A100", "--device is for --list here: there is a GPU, H200"),
-        ("--device A100 --rehearse", "--device: not with --rehearse"),
+        ("--batch 4 --layers 2", "--batch, --layers: only allowed with --hidden or --model"),
+        ("--bidirectional", "--bidirectional: only allowed with --hidden or --model"),
+        ("--layout packed --recorded a", "--layout: not allowed with --recorded, as the file has all sizes"),
+        ("--model a:b --batch 4 --input 3 --reset-before", "--input, --reset-before: not allowed with --model"),
+        ("--device A100", "--device needs --list on this machine, as tuning is for its GPU, H200"),
+        ("--device A100 --rehearse", "--device: not allowed with --rehearse"),
         ("--hidden 0", "must be a whole number of 1 or more, got '0'"),
         ("--hidden many", "must be a whole number of 1 or more, got 'many'"),
         ("--budget 10x", "must be a time above 0, such as 90, 90s, 10m or 2h, got '10x'"),
@@ -176,50 +176,50 @@ def test_the_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, c
         ("--dtype fp64 --hidden 8", "invalid choice"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(arguments, why, tables, planted, capsys):
+def test_invalid_and_conflicting_options_are_refused(arguments, reason, tables, planted, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["tune", *arguments.split()])
     assert exit.value.code == 2
-    assert why in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not planted.compiled
 
 
 @pytest.mark.parametrize(
     "text, expected", [("90", 90), ("1.5", 1.5), ("90s", 90), ("10m", 600), ("2h", 7200), ("0.5h", 1800)]
 )
-def test_a_budget_is_a_time(text, expected):
-    assert seconds(text) == expected
+def test_budget_is_parsed_as_a_time(text, expected):
+    assert parse_seconds(text) == expected
 
 
-def test_it_says_what_is_in_the_way(tables, planted, capsys):
+def test_unusable_table_is_reported(tables, planted, capsys):
     (tables / "H200.json").write_text("my notes")
     assert cli.main(["tune"]) == 2
     assert "H200.json: it is not JSON" in capsys.readouterr().err
     assert (tables / "H200.json").read_text() == "my notes"
 
 
-def test_an_interrupt_keeps_what_was_found(tables, planted, capsys):
+def test_interrupt_keeps_finished_shapes(tables, planted, capsys):
     planted._stop_at = 1
     assert cli.main(["tune"]) == 130
-    assert "what was found is kept (`triton-gru table show`), and the same" in capsys.readouterr().err
+    assert "results so far are kept (`triton-gru table show`), and the same" in capsys.readouterr().err
     assert len(store.load(tables / "H200.json").entries) == 1
 
 
 @pytest.mark.parametrize(
-    "arguments, named, kept",
+    "arguments, is_folder_named, kept",
     [
-        ([], False, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
-        (["--remeasure"], False, "; what was found is kept (`triton-gru table show`)"),
+        ([], False, "; results so far are kept (`triton-gru table show`), and the same command continues"),
+        (["--remeasure"], False, "; results so far are kept (`triton-gru table show`)"),
         (["--list"], False, ""),
         (["--rehearse"], False, ""),
-        (["--rehearse"], True, "; what was found is kept (`triton-gru table show`), and the same command goes on"),
+        (["--rehearse"], True, "; results so far are kept (`triton-gru table show`), and the same command continues"),
     ],
 )
-def test_an_interrupt_says_what_is_kept(arguments, named, kept, tables, planted, monkeypatch, capsys):
+def test_interrupt_tells_what_is_kept(arguments, is_folder_named, kept, tables, planted, monkeypatch, capsys):
     planted._stop_at = 0
     if "--list" in arguments:
         monkeypatch.setattr(tune_command, "format_listing", interrupt)
-    if "--rehearse" in arguments and not named:
+    if "--rehearse" in arguments and not is_folder_named:
         monkeypatch.delenv("TRITON_GRU_CONFIG_DIR")
     assert cli.main(["tune", *arguments]) == 130
     assert capsys.readouterr().err == f"triton-gru tune: interrupted{kept}\n"
@@ -229,12 +229,12 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_where_nothing_can_be_kept_it_does_not_begin(tables, planted, monkeypatch, capsys):
+def test_unwritable_folder_stops_tuning_before_it_begins(tables, planted, monkeypatch, capsys):
     (tables / "file").touch()
     monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tables / "file"))
     assert cli.main(["tune"]) == 2
-    words = f"nothing could be kept in {tables / 'file'}: it is no folder. Mend that, or name a folder in TRITON_GRU_"
-    assert words in capsys.readouterr().err
+    message = f"cannot keep results in {tables / 'file'}: it is not a folder. Fix that, or set TRITON_GRU_CONFIG_DIR"
+    assert message in capsys.readouterr().err
     monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(tables / "folder"))
     with monkeypatch.context() as full:
         fill_disk(full, "fsync")
@@ -244,37 +244,39 @@ def test_where_nothing_can_be_kept_it_does_not_begin(tables, planted, monkeypatc
 
 
 @pytest.mark.filterwarnings("default")
-def test_what_could_not_be_kept_is_said_in_a_line_and_kept_later(tables, planted, monkeypatch, capsys):
+def test_failed_write_is_reported_in_a_line_and_made_up_for_later(tables, planted, monkeypatch, capsys):
     arguments = ["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]
-    saved, calls = store.save, []
+    original_save, calls = store.save, []
 
     def save(entries, *more):
         calls.append(len(entries))
-        if len(calls) in fails:
+        if len(calls) in failing_calls:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return saved(entries, *more)
+        return original_save(entries, *more)
 
     monkeypatch.setattr(store, "save", save)
-    fails = [1, 2]
+    failing_calls = [1, 2]
     assert cli.main(arguments) == 0
     assert calls == [1, 2, 3] and len(store.load(tables / "H200.json").entries) == 3
     out, err = capsys.readouterr()
-    assert "\nwarning: what was tuned holds for this process alone, it cannot be kept: [Errno 28] No space" in out
+    assert (
+        "\nwarning: results are kept for this process only, as the table cannot be written: [Errno 28] No space" in out
+    )
     assert not err and "as warned" not in out
     calls.clear()
-    fails = [2, 3]
+    failing_calls = [2, 3]
     assert cli.main([*arguments, "--anew"]) == 1
     out = capsys.readouterr().out
-    assert "\nnot written to the table, as warned: 2 shapes. Mend that" in out and "\nkept in " in out
+    assert "\nnot written to the table, as warned: 2 shapes. Fix that" in out and "\nkept in " in out
 
 
-def test_a_shape_that_does_not_fit_into_memory_is_left_out(tables, planted, capsys):
-    opened = planted.open_problem
+def test_shape_that_does_not_fit_into_memory_is_skipped(tables, planted, capsys):
+    open_problem = planted.open_problem
 
     def open_if_small(problem):
         if problem.batch_size == 4:
             raise torch.OutOfMemoryError("no memory")
-        return opened(problem)
+        return open_problem(problem)
 
     planted.open_problem = open_if_small
     assert cli.main(["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]) == 0
@@ -283,29 +285,29 @@ def test_a_shape_that_does_not_fit_into_memory_is_left_out(tables, planted, caps
     assert "2 of 3 shapes tuned" in out and len(store.load(tables / "H200.json").entries) == 2
 
 
-def test_too_little_time_is_said(tables, planted, monkeypatch, capsys):
+def test_too_little_time_is_reported(tables, planted, monkeypatch, capsys):
     arguments = ["tune", "--hidden", "512", "--batch", "1", "4", "--steps", "64", "--dtype", "fp16"]
     with monkeypatch.context() as late:
-        late.setattr(planted, "compile", lambda problem, todo, seconds: ((each, "") for each in todo[:2]))
+        late.setattr(planted, "compile", lambda problem, todo, seconds: ((candidate, "") for candidate in todo[:2]))
         assert cli.main(arguments) == 0
     assert (
-        "\ntoo little time for all candidates: 2 shapes, measured again by the same command\n"
+        "\ntoo little time for all candidates: 2 shapes; the same command measures them again\n"
         in capsys.readouterr().out
     )
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 of 2 shapes had too little time before, and measured again, last\n")
+    assert out.startswith("2 of 2 shapes had too little time before: measured again, last\n")
     assert "2 of 2 shapes tuned" in out and "too little time for all" not in out
 
 
-def test_where_nothing_runs_it_fails(tables, planted, capsys):
+def test_exits_with_1_if_nothing_runs(tables, planted, capsys):
     planted._out = lambda candidate: "no compiler"
     assert cli.main(["tune", "--hidden", "512", "--steps", "64", "--reset-before"]) == 1
     printed = capsys.readouterr().out
     assert "nothing runs" in printed and "0 of 1 shape tuned" in printed
 
 
-def test_a_gpu_that_no_kernel_serves_is_refused(tables, planted, monkeypatch, capsys):
+def test_gpu_without_kernels_is_refused(tables, planted, monkeypatch, capsys):
     monkeypatch.setattr(devices, "emulated_device", T4)
     assert cli.main(["tune"]) == 2
     assert (
@@ -329,40 +331,40 @@ class Bench(PlantedBench):
         return super().time_candidates(*arguments)
 
 bench = Bench(plant_times(lambda candidate: 0.5))
-device.emulated_device, tuner.Bench = H200, lambda place: bench
+device.emulated_device, tuner.Bench = H200, lambda device: bench
 status = cli.main("tune --hidden 512 --batch 1 4 16 64 --steps 64 --dtype fp16".split())
-print("measured", [each.batch_size for each in bench.problems])
+print("measured", [problem.batch_size for problem in bench.problems])
 sys.exit(status)
 """
 
 
-def test_killed_in_a_shape_it_loses_that_one_alone(tables):
+def test_kill_loses_only_the_current_shape(tables):
     command = [sys.executable, "-c", KILLED]
     with subprocess.Popen([*command, "3"], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "in the middle" in line:
                 process.kill()
     assert process.returncode == -9
-    assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4]
+    assert [entry.key.batch for entry in store.load(tables / "H200.json").entries] == [1, 4]
     again = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
     assert "2 of 4 shapes already in the table" in again.stdout and "measured [16, 64]\n" in again.stdout
-    assert [each.key.batch for each in store.load(tables / "H200.json").entries] == [1, 4, 16, 64]
+    assert [entry.key.batch for entry in store.load(tables / "H200.json").entries] == [1, 4, 16, 64]
 
 
-# What is shown.
+# Output.
 
 
 def progress(number=12, doing="compiling 34 of 80"):
     return Progress(number, 64, PROBLEM.key(), doing, 0.4, 540.0)
 
 
-def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
+def test_terminal_shows_progress_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "95")
-    with screen.show_progress() as say:
-        say(progress())
-        say("found")
-        say(progress(13, doing="x" * 100))
+    with screen.show_progress() as show:
+        show(progress())
+        show("found")
+        show(progress(13, doing="x" * 100))
     out, err = capsys.readouterr()
     assert out == "found\n"
     assert "\n" not in err
@@ -372,15 +374,15 @@ def test_a_terminal_shows_one_line_in_place(monkeypatch, capsys):
     assert len(cut.removesuffix("\x1b[K")) == 94 and "13/64  about 9 min left  fp16" in cut
 
 
-def test_elsewhere_lines_are_few(monkeypatch, capsys):
+def test_other_output_has_a_line_every_ten_seconds(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
-    with screen.show_progress() as say:
+    with screen.show_progress() as show:
         for number in (1, 2):
             for second in range(25):
                 now[0] += 1
-                say(progress(number, f"at {second}"))
-        say("found")
+                show(progress(number, f"at {second}"))
+        show("found")
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"\[(\d+)/64\].*: at (\d+),", line).groups() for line in lines[:-1]] == [
         (number, second) for number in "12" for second in ("0", "10", "20")
@@ -388,7 +390,7 @@ def test_elsewhere_lines_are_few(monkeypatch, capsys):
     assert lines[-1] == "found"
 
 
-def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
+def test_without_a_gpu_the_list_is_printed(tables, no_gpu, capsys):
     assert cli.main(["tune"]) == 2
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -400,9 +402,9 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     cost = estimate_call_cost(first, heuristic("grid", first, H200), H200, True)
     assert (float(us), unit) == (pytest.approx(cost.total, rel=0.01), "us")
     assert err == (
-        "triton-gru tune: nothing was tuned here: the kernels need an NVIDIA GPU of compute capability 8.0 or later. "
-        "The list is for the GPU H200; --device names another. From a checkout, `python -m triton_gru tune --rehearse` "
-        "goes through it in small sizes on this CPU\n"
+        "triton-gru tune: nothing was tuned: the kernels need an NVIDIA GPU of compute capability 8.0 or later. "
+        "The list is for the GPU H200; --device names another. In a checkout, `python -m triton_gru tune --rehearse` "
+        "tunes small sizes on this CPU\n"
     )
     assert cli.main(["tune", "--hidden", "64", "--device", "A100", "--steps", "9", "--dtype", "fp16"]) == 2
     lines = capsys.readouterr().out.splitlines()
@@ -410,7 +412,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tables, no_gpu, capsys):
     assert not list(tables.iterdir())
 
 
-def test_a_list_is_of_what_the_table_does_not_change(tables, planted, capsys):
+def test_list_does_not_depend_on_the_table(tables, planted, capsys):
     arguments = ["--hidden", "512", "--steps", "64"]
     assert cli.main(["tune", "--list", *arguments]) == 0
     before = capsys.readouterr()
@@ -427,15 +429,17 @@ def test_a_list_is_of_what_the_table_does_not_change(tables, planted, capsys):
 # The rehearsal.
 
 
-def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatch, tmp_path, capsys):
+def test_rehearsal_takes_small_sizes_and_keeps_nothing(planted, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("TRITON_GRU_CONFIG_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["tune", "--rehearse"]) == 0
-    sizes = {(each.hidden_size, each.input_size, each.batch_size, each.steps) for each in planted.problems}
+    sizes = {
+        (problem.hidden_size, problem.input_size, problem.batch_size, problem.steps) for problem in planted.problems
+    }
     assert sizes == {(16, 16, batch, steps) for batch in (1, 2) for steps in (1, 3)}
-    keys = [each.key() for each in planted.problems]
+    keys = [problem.key() for problem in planted.problems]
     assert len(keys) == len(set(keys)) == 16
-    assert {each.layout for each in planted.problems} == {"dense", "packed"}
+    assert {problem.layout for problem in planted.problems} == {"dense", "packed"}
     printed = capsys.readouterr().out
     assert printed.startswith("rehearsing 16 shapes in small sizes on an emulated GPU, in about 60 s\n")
     assert printed.splitlines()[-1] == "Rehearsed. Nothing was kept."
@@ -444,20 +448,20 @@ def test_a_rehearsal_is_of_the_small_forms_and_keeps_nothing(planted, monkeypatc
     assert (planted.problems[-1].hidden_size, planted.problems[-1].num_layers) == (4, 2)
 
 
-def test_a_rehearsal_keeps_the_table_in_a_folder_that_is_named(tables, planted, capsys):
+def test_rehearsal_keeps_the_table_in_a_named_folder(tables, planted, capsys):
     assert cli.main(["tune", "--rehearse"]) == 0
     assert len(store.load(tables / "H200.json").entries) == 16
     assert f"Delete the table in {tables}, which TRITON_GRU_CONFIG_DIR names, before" in capsys.readouterr().out
 
 
-def test_a_rehearsal_needs_a_checkout(no_gpu, monkeypatch, tmp_path, capsys):
+def test_rehearsal_needs_a_checkout(no_gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(rehearsal, "_CHECKOUT", tmp_path)
     assert cli.main(["tune", "--rehearse"]) == 2
-    assert "--rehearse needs the package of a checkout" in capsys.readouterr().err
+    assert "--rehearse needs a checkout" in capsys.readouterr().err
 
 
-def test_a_rehearsal_from_a_shell(tmp_path):
-    """From a folder with tests of its own, which are not the emulator's, and a file that is named from there."""
+def test_rehearsal_from_a_shell(tmp_path):
+    """The rehearsal runs in a folder with another package `tests` and with a recording named by a relative path."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
     recorded = Recorded()
@@ -473,7 +477,7 @@ def test_a_rehearsal_from_a_shell(tmp_path):
     assert not (tmp_path / "cache/triton_gru/H200.json").exists()
 
 
-def test_who_ends_a_rehearsal_ends_the_emulator(tmp_path):
+def test_kill_of_a_rehearsal_ends_the_emulator(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_GRU_CONFIG_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "triton_gru", "tune", "--rehearse", "--hidden", "16", "--budget", "100"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -481,10 +485,10 @@ def test_who_ends_a_rehearsal_ends_the_emulator(tmp_path):
             if line.startswith("[1/"):
                 process.kill()
                 break
-        process.communicate(timeout=20)  # which waits for all who hold the pipe
+        process.communicate(timeout=20)  # waits until the emulator has closed the pipe too
 
 
-def test_an_interrupt_while_the_emulator_loads_is_no_traceback(tmp_path):
+def test_interrupt_while_the_emulator_loads_prints_no_traceback(tmp_path):
     (tmp_path / "tests/ptx").mkdir(parents=True)
     (tmp_path / "tests/__init__.py").touch()
     (tmp_path / "tests/ptx/rehearse.py").write_text("raise KeyboardInterrupt")
@@ -495,7 +499,7 @@ def test_an_interrupt_while_the_emulator_loads_is_no_traceback(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "triton-gru tune: interrupted\n")
 
 
-def test_every_gpu_can_be_listed_for(no_gpu, capsys):
+def test_list_works_for_every_known_gpu(no_gpu, capsys):
     for name in KNOWN_DEVICES:
         assert cli.main(["tune", "--list", "--device", name]) == 0
         assert f"on {name}, in this order" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""scripts/versions: which versions it installs, what it says of their tests, and how it ends."""
+"""scripts/versions: the versions that it installs, its report of their tests, and its exit status."""
 
 import pathlib
 import sys
@@ -15,20 +15,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 PASSES, FAILS = "def test_passes(): pass", "def test_fails(): raise ValueError"
 
 
-def test_the_versions_are_those_that_are_said_to_be_tested():
+def test_versions_match_the_tested_versions():
     assert tuple(map(get_minor_version, versions.VERSIONS)) == TESTED_VERSIONS
     assert ", ".join(versions.VERSIONS) in (ROOT / "triton_gru/SUPPORT.md").read_text()
 
 
-def test_every_part_has_tests():
+def test_every_part_has_existing_tests():
     for tests in versions.PARTS.values():
-        paths = [each.split("::")[0] for each in tests if each.startswith("tests/")]
+        paths = [test.split("::")[0] for test in tests if test.startswith("tests/")]
         assert paths and all((ROOT / path).exists() for path in paths)
 
 
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
-    """Let the parts be tests that are written here, and the versions be here already."""
+    """Return a function that replaces the parts by test files of the given texts. No version is installed."""
 
     def write(**texts):
         for name, text in texts.items():
@@ -41,7 +41,7 @@ def parts(tmp_path, monkeypatch):
     return write
 
 
-def test_the_table_and_the_exit_status(parts, capfd):
+def test_prints_a_table_and_exits_with_1_on_failures(parts, capfd):
     parts(only=f"{PASSES}\ndef test_too(): pass")
     assert versions.main(["3.6.0", "newest"]) == 0
     printed = capfd.readouterr().out
@@ -57,18 +57,18 @@ def test_the_table_and_the_exit_status(parts, capfd):
 @pytest.mark.parametrize(
     "code, report", [(2, ""), (0, ""), (1, '<t><testsuite tests="1" failures="0" errors="0" skipped="0"/></t>')]
 )
-def test_a_run_without_an_answer_has_not_passed(code, report):
+def test_run_without_a_report_has_not_passed(code, report):
     result = versions.describe(code, report)
     assert result == f"broken: pytest ended with {code}" and not versions.has_passed(result)
 
 
-def test_the_tests_find_the_version(parts, tmp_path):
+def test_tests_import_the_installed_version(parts, tmp_path):
     parts(path=f"import sys\ndef test_path(): assert sys.path.index({str(tmp_path / '3.8.0')!r}) < 3")
     assert versions.main(["3.8.0"]) == 0
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_version_is_installed_once_and_whole(interrupted, tmp_path, monkeypatch):
+def test_version_is_installed_once_and_completely(interrupted, tmp_path, monkeypatch):
     calls = []
 
     def run(command, **options):
@@ -89,6 +89,6 @@ def test_a_version_is_installed_once_and_whole(interrupted, tmp_path, monkeypatc
     assert list((tmp_path / ".venv").iterdir()) == [tmp_path / ".venv/triton-3.7.1"]
 
 
-def test_the_version_of_the_environment_is_not_installed_again(monkeypatch):
+def test_version_of_the_environment_is_not_installed(monkeypatch):
     monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: "3.6.0")
     assert versions.install("3.6.0") is None

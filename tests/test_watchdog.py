@@ -1,4 +1,6 @@
-"""A launch that gave up is told of once, by check() or by the next call; what gives up is tested on a GPU."""
+"""Reports of a launch that gave up: raised once, by `raise_if_hung` or by the next call.
+
+Tests on a GPU make launches give up."""
 
 import pytest
 import torch
@@ -11,18 +13,18 @@ from .calls import make_gru
 
 @pytest.fixture
 def gave_up(device):
-    """Sets the word that a launch would have set."""
-    here = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    """Yield a function that sets the word of the watchdog, as a launch that gave up would."""
+    indexed_device = torch.device(device, 0) if device == "cuda" else torch.device(device)
 
     def plant():
-        hang.get_watchdog(here)._word.fill_(1)
+        hang.get_watchdog(indexed_device)._word.fill_(1)
 
-    plant.seconds = hang.get_watchdog(here)._seconds
+    plant.seconds = hang.get_watchdog(indexed_device)._seconds
     yield plant
-    hang.get_watchdog(here)._word.zero_()
+    hang.get_watchdog(indexed_device)._word.zero_()
 
 
-def test_it_raises_once(gave_up):
+def test_raise_if_hung_raises_once(gave_up):
     triton_gru.raise_if_hung()
     gave_up()
     with pytest.raises(RuntimeError, match=f"gave up: for {gave_up.seconds:g} s .* TRITON_GRU_TIMEOUT"):
@@ -30,14 +32,14 @@ def test_it_raises_once(gave_up):
     triton_gru.raise_if_hung()
 
 
-def test_its_old_name_warns(gave_up):
+def test_old_name_check_warns(gave_up):
     gave_up()
     with pytest.warns(DeprecationWarning, match="raise_if_hung"), pytest.raises(RuntimeError, match="gave up"):
         triton_gru.check()
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
-def test_the_next_call_raises_and_the_one_after_works(kernel, gave_up, device, launched):
+def test_next_call_raises_and_the_one_after_works(kernel, gave_up, device, launched):
     gru, x = make_gru(3, 16, "fp16", device, kernel), torch.randn(2, 1, 3, device=device).half()
     gave_up()
     with pytest.raises(RuntimeError, match="gave up"):
@@ -48,15 +50,15 @@ def test_the_next_call_raises_and_the_one_after_works(kernel, gave_up, device, l
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", ""])
-def test_a_timeout_that_is_none(text, monkeypatch):
+def test_invalid_timeout_is_refused(text, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", text)
     with pytest.raises(ValueError, match="TRITON_GRU_TIMEOUT must be a number of seconds above 0"):
         hang.Watchdog(torch.device("cpu"))
 
 
-def test_what_the_kernels_are_told(monkeypatch):
+def test_kernels_get_nanoseconds_and_the_address_of_the_word(monkeypatch):
     monkeypatch.delenv("TRITON_GRU_TIMEOUT", raising=False)
     assert hang.Watchdog(torch.device("cpu")).watch[0].item() == 10_000_000_000
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1.5")
-    dog = hang.Watchdog(torch.device("cpu"))
-    assert dog.watch.tolist() == [1_500_000_000, dog._word.data_ptr()]
+    watchdog = hang.Watchdog(torch.device("cpu"))
+    assert watchdog.watch.tolist() == [1_500_000_000, watchdog._word.data_ptr()]

@@ -1,4 +1,4 @@
-"""The table in triton_gru/convert/README.md of whose GRU is what: weights laid out as a row says convert to its GRU."""
+"""The table in triton_gru/convert/README.md: weights in the layout of a row convert to the GRU of that row."""
 
 import pathlib
 
@@ -18,60 +18,60 @@ SIZES = {"I": INPUTS, "H": HIDDEN, "3H": 3 * HIDDEN, "6H": 6 * HIDDEN, "D": 1, "
 
 
 def table() -> dict[str, list[str]]:
-    """The cells of each row, by its first."""
+    """Return the cells of each row by its first cell."""
     lines = README.read_text().split("| converted by |\n|---|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name.replace("`", "").split("[")[0]: cells for name, *cells in rows}
 
 
 class Gates:
-    """Random weights of each gate as the formula has them, W x; and as a row of the table says they lie."""
+    """The random weights of each gate, in the layout of the formula W x or of a row of the table."""
 
     def __init__(self, order: str, product: str):
         self.order = [gate.strip().replace("h", "n") for gate in order.removesuffix(", apart").split(",")]
-        self.turned = product.startswith("`x @ W`")
-        assert self.turned or product.startswith("`W x`")
+        self.is_transposed = product.startswith("`x @ W`")
+        assert self.is_transposed or product.startswith("`W x`")
         shapes = {"ih": (HIDDEN, INPUTS), "hh": (HIDDEN, HIDDEN), "b_ih": (HIDDEN,), "b_hh": (HIDDEN,)}
-        self.of = {
+        self.by_gate = {
             gate: {name: torch.randn(shape) for name, shape in shapes.items()} for gate in ("r", "z", "n")
         }  # fmt: skip
 
-    def without(self, *biases: str) -> None:
+    def zero_recurrent_biases(self, *biases: str) -> None:
         for gate in biases:
-            self.of[gate]["b_hh"] = torch.zeros(HIDDEN)
+            self.by_gate[gate]["b_hh"] = torch.zeros(HIDDEN)
 
-    def lying(self, name: str, gate: str | None = None) -> np.ndarray:
-        """Of one gate, or of all in their order."""
-        which = [gate] if gate else self.order
-        joined = torch.cat([self.of[each][name] for each in which])
-        return (joined.t() if self.turned else joined).numpy()  # of a bias itself
+    def laid_out(self, name: str, gate: str | None = None) -> np.ndarray:
+        """Return the weights of one gate, or of all gates in the order of the row."""
+        gates = [gate] if gate else self.order
+        joined = torch.cat([self.by_gate[gate][name] for gate in gates])
+        return (joined.t() if self.is_transposed else joined).numpy()  # a transposed bias is itself
 
     def run(self, x: torch.Tensor, reset_after: bool) -> torch.Tensor:
-        """By the oracle, in torch's order."""
-        weights = tuple(torch.cat([self.of[g][name] for g in "rzn"]) for name in ("ih", "hh", "b_ih", "b_hh"))
+        """Return the output of the oracle, which takes the order of torch."""
+        weights = tuple(torch.cat([self.by_gate[g][name] for g in "rzn"]) for name in ("ih", "hh", "b_ih", "b_hh"))
         return reference.compute_gru(x, torch.zeros(1, x.size(1), HIDDEN), [weights], reset_after=reset_after)[0]
 
 
 def from_torch(gates: Gates, reset_after: bool):
     module = nn.GRU(INPUTS, HIDDEN)
     names = {"weight_ih_l0": "ih", "weight_hh_l0": "hh", "bias_ih_l0": "b_ih", "bias_hh_l0": "b_hh"}
-    arrays = {name: gates.lying(short) for name, short in names.items()}
+    arrays = {name: gates.laid_out(short) for name, short in names.items()}
     module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     return list(arrays.values()), lambda: convert.from_torch(module)
 
 
 def from_keras(gates: Gates, reset_after: bool):
-    bias = np.stack([gates.lying("b_ih"), gates.lying("b_hh")])
+    bias = np.stack([gates.laid_out("b_ih"), gates.laid_out("b_hh")])
     if not reset_after:
-        gates.without("r", "z", "n")
-        bias = gates.lying("b_ih")
-    arrays = [gates.lying("ih"), gates.lying("hh"), bias]
+        gates.zero_recurrent_biases("r", "z", "n")
+        bias = gates.laid_out("b_ih")
+    arrays = [gates.laid_out("ih"), gates.laid_out("hh"), bias]
     return arrays, lambda: convert.from_keras(arrays)
 
 
 def from_onnx(gates: Gates, reset_after: bool):
-    W, R = gates.lying("ih")[None], gates.lying("hh")[None]
-    B = np.concatenate([gates.lying("b_ih"), gates.lying("b_hh")])[None]
+    W, R = gates.laid_out("ih")[None], gates.laid_out("hh")[None]
+    B = np.concatenate([gates.laid_out("b_ih"), gates.laid_out("b_hh")])[None]
     asked = {"linear_before_reset": 1} if reset_after else {}  # the default
     node = helper.make_node("GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=HIDDEN, **asked)
     initializers = [numpy_helper.from_array(array, name) for name, array in (("W", W), ("R", R), ("B", B))]
@@ -81,28 +81,28 @@ def from_onnx(gates: Gates, reset_after: bool):
 
 
 def from_linen(gates: Gates, reset_after: bool):
-    gates.without("r", "z")
-    params = {f"i{g}": {"kernel": gates.lying("ih", g), "bias": gates.lying("b_ih", g)} for g in gates.order}
-    params |= {f"h{g}": {"kernel": gates.lying("hh", g)} for g in gates.order}
-    params["hn"]["bias"] = gates.lying("b_hh", "n")
+    gates.zero_recurrent_biases("r", "z")
+    params = {f"i{g}": {"kernel": gates.laid_out("ih", g), "bias": gates.laid_out("b_ih", g)} for g in gates.order}
+    params |= {f"h{g}": {"kernel": gates.laid_out("hh", g)} for g in gates.order}
+    params["hn"]["bias"] = gates.laid_out("b_hh", "n")
     return [params["in"]["kernel"], params["hn"]["kernel"], params["hn"]["bias"]], lambda: convert.from_flax(params)
 
 
 def from_nnx(gates: Gates, reset_after: bool):
-    gates.without("r", "z", "n")
-    params = {"dense_i": {"kernel": gates.lying("ih"), "bias": gates.lying("b_ih")}}
-    params["dense_h"] = {"kernel": gates.lying("hh")}
+    gates.zero_recurrent_biases("r", "z", "n")
+    params = {"dense_i": {"kernel": gates.laid_out("ih"), "bias": gates.laid_out("b_ih")}}
+    params["dense_h"] = {"kernel": gates.laid_out("hh")}
     arrays = [params["dense_i"]["kernel"], params["dense_h"]["kernel"], params["dense_i"]["bias"]]
     return arrays, lambda: convert.from_flax(params)
 
 
 def from_gates(gates: Gates, reset_after: bool):
-    gates.without("r", "z", "n")
-    nine = [gates.lying(name, gate) for gate in gates.order for name in ("ih", "hh", "b_ih")]
+    gates.zero_recurrent_biases("r", "z", "n")
+    nine = [gates.laid_out(name, gate) for gate in gates.order for name in ("ih", "hh", "b_ih")]
     return nine[:3], lambda: convert.from_gates(nine)
 
 
-# What each row says is put together as it says, and converted.
+# Functions that build weights as their row says, and convert them.
 ROWS = {
     "torch.nn.GRU, GRUCell": from_torch,
     "keras.layers.GRU": from_keras,
@@ -113,31 +113,31 @@ ROWS = {
 }
 
 
-def test_every_row_is_here():
+def test_every_row_of_the_table_is_tested():
     assert list(table()) == list(ROWS)
 
 
 def shapes(cell: str) -> list[tuple[int, ...]]:
-    """Those that a cell of the table has in brackets."""
-    return [tuple(SIZES[each] for each in part.split("]")[0].split(", ")) for part in cell.split("[")[1:]]
+    """Return the shapes that a cell of the table has in brackets."""
+    return [tuple(SIZES[size] for size in part.split("]")[0].split(", ")) for part in cell.split("[")[1:]]
 
 
 def variants():
-    for name, (_, _, _, where, _) in table().items():
+    for name, (_, _, _, reset, _) in table().items():
         for variant in ("after", "before"):
-            if where == variant or where.startswith("either"):
+            if reset == variant or reset.startswith("either"):
                 yield name, variant == "after"
 
 
 @pytest.mark.parametrize("name, reset_after", list(variants()))
-def test_a_row_is_true(name, reset_after):
-    order, weights, biases, _, by = table()[name]
+def test_weights_in_the_layout_of_a_row_convert_to_its_gru(name, reset_after):
+    order, weights, biases, _, converter = table()[name]
     gates = Gates(order, weights)
-    arrays, converted = ROWS[name](gates, reset_after)
-    assert [each.shape for each in arrays[:2]] == shapes(weights)
-    assert all(each.shape in shapes(biases) for each in arrays[2:])
-    assert ROWS[name].__name__ in by or "`from_flax`" in by
-    gru = converted()
+    arrays, convert_weights = ROWS[name](gates, reset_after)
+    assert [array.shape for array in arrays[:2]] == shapes(weights)
+    assert all(array.shape in shapes(biases) for array in arrays[2:])
+    assert ROWS[name].__name__ in converter or "`from_flax`" in converter
+    gru = convert_weights()
     assert gru.reset_after == reset_after
     x = torch.randn(6, 3, INPUTS)
     with torch.no_grad():

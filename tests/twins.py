@@ -1,4 +1,4 @@
-"""torch's module and ours with the same parameters."""
+"""An nn.GRU and a triton_gru.GRU with the same parameters."""
 
 from torch import nn
 

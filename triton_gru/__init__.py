@@ -1,6 +1,6 @@
-"""Fast GRU inference on GPUs: `accelerate` a model, or use `GRU` and `GRUCell` where torch.nn's were.
+"""Fast GRU inference on GPUs. `accelerate` switches a model; `GRU` and `GRUCell` replace torch.nn's modules.
 
-`tune` finds what is fastest on a GPU and keeps it; `convert` brings weights from elsewhere.
+`tune` measures which kernel is fastest on a GPU, and keeps the result. `convert` takes weights of other libraries.
 """
 
 from . import convert

@@ -1,8 +1,9 @@
-"""Whether the kernels are right on this machine: each against float64, with nn.GRU as the baseline.
+"""Comparison of each kernel with float64 on this machine. The baseline is nn.GRU.
 
-A kernel may be wronger than torch in the same precision by `MARGIN` units of the last place of 1.0, the scale of
-a GRU's outputs, and no more. The margin is what the kernels' own activations cost: fp32 ones are good to 2.5
-units (two hardware approximations each), 16-bit ones to half a unit, and the recurrence feeds errors back.
+A kernel's error may exceed that of nn.GRU in the same precision by at most `MARGIN`. The unit of the margin is the last
+place of 1.0, which is the scale of a GRU's outputs. The margin covers the kernels' own activations. These are accurate
+to 2.5 units in fp32 (two hardware approximations each), and to half a unit in 16 bits. The recurrence feeds
+errors back.
 """
 
 import copy
@@ -28,36 +29,38 @@ PRECISIONS = {
     "fp16": (torch.float16, "ieee"),
     "bf16": (torch.bfloat16, "ieee"),
 }
-# Of a check: what each kernel is for.
+# `check_kernels` runs each kernel at these sizes, for which it is made.
 HIDDEN_SIZES = {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)}
 STEPS = 300
 MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
-_NUMBERS_AT_ONCE = 1 << 27  # of the outputs computed in float64 together: what that takes beside them is bounded
+_NUMBERS_AT_ONCE = 1 << 27  # outputs that the reference computes together, which bounds its temporary memory
 
 Input = Tensor | PackedSequence
 Results = Sequence[Input]
 
 
 def set_precision(name: str) -> torch.dtype:
-    """Set torch's precision for recurrent networks to that of ``name``, and return the dtype that goes with it."""
+    """Set torch's precision for recurrent networks to that of ``name``, a key of `PRECISIONS`. Return its dtype."""
     dtype, torch.backends.cudnn.rnn.fp32_precision = PRECISIONS[name]
     return dtype
 
 
 class Judge:
-    """A judge of results, by how far they are from float64, and from how far a baseline of the same precision is.
+    """A judge of results: it compares their error against float64 with that of a baseline in the same precision.
 
     Args:
-        exact, baseline: results in float64, and as close to them as the precision is known to come.
+        exact: results in float64.
+        baseline: results of the baseline, in ``precision``.
+        precision: a key of `PRECISIONS`.
         scale, num_products: as in `compute_error_bound`.
 
     Attributes:
         baseline_error: the largest error of the baseline.
-        allowed: the largest error of results that are right.
+        allowed: the largest error that right results may have.
     """
 
     def __init__(self, exact: Results, baseline: Results, precision: str, scale: float = 1.0, num_products: int = 0):
-        self._exact = [each.data for each in exact]
+        self._exact = [result.data for result in exact]
         self.baseline_error = self._error(baseline)
         self.allowed = compute_error_bound(self.baseline_error, precision, scale, num_products)
 
@@ -76,30 +79,33 @@ class Judge:
         """Return the largest error of ``results``, and whether they are right.
 
         Args:
-            results: output and last states, or the output alone. Of packed output the data will do.
-            slack: how many times the allowed error is right, too.
+            results: output and last states, or the output alone. A packed output may be passed as its data.
+            slack: factor by which results may exceed the allowed error.
         """
         error = self._error(results)
         return error, error <= slack * self.allowed  # False for NaN
 
     def _error(self, results: Results) -> float:
         """Return the largest error; NaN if a result has a NaN or another shape."""
-        pairs = [(each.data, exactly) for each, exactly in zip(results, self._exact)]
-        if any(each.shape != exactly.shape for each, exactly in pairs):
+        pairs = [(result.data, exact) for result, exact in zip(results, self._exact)]
+        if any(result.shape != exact.shape for result, exact in pairs):
             return math.nan
-        return torch.stack([(each - exactly).abs_().max() for each, exactly in pairs]).max().item()
+        return torch.stack([(result - exact).abs_().max() for result, exact in pairs]).max().item()
 
 
 def compute_error_bound(baseline_error: float, precision: str, scale: float = 1.0, num_products: int = 0) -> float:
     """Return the largest error allowed.
 
     Args:
-        baseline_error: that of nn.GRU in the same precision.
-        scale: how large the numbers are.
-        num_products: how many products a sum has, if torch may have added them in another order. The kernels add fp32
-            products one after another. Each addition rounds by half a unit of the sum so far at most, at random, and
-            five standard deviations of K of them are eps sqrt(K) of the whole sum S. An activation f passes on at
-            most half of that, as |S| f'(S) < 0.45. In TF32 and 16 bits the operands' rounding is far larger.
+        baseline_error: the largest error of nn.GRU in the same precision.
+        precision: a key of `PRECISIONS`.
+        scale: magnitude of the numbers.
+        num_products: number of products K in a sum, if torch may have added them in another order. 0 if not.
+
+            The kernels add fp32 products one after another. Each addition rounds by at most half a unit of the sum so
+            far, at random. Five standard deviations of K additions are eps sqrt(K) of the whole sum S. An activation f
+            passes on at most half of that, as |S| f'(S) < 0.45. In TF32 and 16 bits, rounding the operands costs far
+            more.
     """
     unit = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
     order = math.sqrt(num_products) / 2 if precision == "fp32" else 0.0
@@ -107,14 +113,14 @@ def compute_error_bound(baseline_error: float, precision: str, scale: float = 1.
 
 
 def count_summed_products(gru: nn.RNNBase) -> int:
-    """Return how many products the longest sum of a step has."""
+    """Return the number of products in the longest sum of a step."""
     return max(weight.size(1) for weight in gru.parameters() if weight.dim() == 2)
 
 
 def compute_exact(
     gru: nn.RNNBase, x: Input, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Input, Tensor]:
-    """Return ``gru(x, hx, lengths, resets)`` in float64 by the reference, on the device of ``x``, which has a batch."""
+    """Return ``gru(x, hx, lengths, resets)`` in float64, computed by the reference on the device of batched ``x``."""
     if isinstance(x, PackedSequence):
         hx = None if hx is None else gru.permute_hidden(hx, x.sorted_indices)
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes), gru.batch_first)
@@ -142,26 +148,26 @@ def compute_exact(
 
 def compute_baseline(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
     """Return the results of the call by nn.GRU. Exception: `compute_by_reference` for what nn.GRU cannot serve."""
-    if Options.from_module(gru).unsupported_by_nn_gru or any(each is not None for each in ends.values()):
+    if Options.from_module(gru).unsupported_by_nn_gru or any(tensor is not None for tensor in ends.values()):
         return compute_by_reference(gru, x, hx, **ends)
     return nn.GRU.forward(gru, x, hx)
 
 
 def compute_by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
     """Return the results of the call by plain torch, in the same precision."""
-    plain = copy.copy(gru)
-    plain.backend = "reference"
-    before = torch.backends.cuda.matmul.fp32_precision
+    reference_gru = copy.copy(gru)
+    reference_gru.backend = "reference"
+    previous_precision = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
-        return plain(x, hx, **ends)
+        return reference_gru(x, hx, **ends)
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.cuda.matmul.fp32_precision = previous_precision
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One shape checked. Its text is a row of the table whose titles are `RESULT_HEADER`.
+    """The result for one shape. Its text is a row of the table with the header `RESULT_HEADER`.
 
     ``status`` is "right", "WRONG", or why the kernel does not serve the shape.
     """
@@ -188,16 +194,16 @@ class CheckResult:
 
 
 _ROW = "{:6}  {:9}  {:18}  {:11}  {:>7}  {:>7}  {}"
-# The last one is the error of plain PyTorch where nn.GRU has no such GRU: with reset_after=False.
+# The column "nn.GRU" has the baseline's error. With reset_after=False, the baseline is plain PyTorch.
 RESULT_HEADER = _ROW.format("kernel", "precision", "shape", "reset_after", "error", "nn.GRU", "").rstrip()
 
 
 def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
-    """Run every kernel on fresh random numbers over sizes, precisions and odd shapes, and yield a `CheckResult` for each.
+    """Run every kernel on random numbers, and yield a `CheckResult` for each size, precision and batch size.
 
-    ``device`` is a GPU. torch's precision for recurrent networks is changed while the generator runs, and put back.
+    ``device`` is a GPU. The generator changes torch's precision for recurrent networks, and restores it at its end.
     """
-    before = torch.backends.cudnn.rnn.fp32_precision
+    previous_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel, precision in itertools.product(KERNELS, PRECISIONS):
             dtype = set_precision(precision)
@@ -209,16 +215,16 @@ def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
                 hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
                 yield _check_one(gru, x, hx, precision)
     finally:
-        torch.backends.cudnn.rnn.fp32_precision = before
+        torch.backends.cudnn.rnn.fp32_precision = previous_precision
 
 
 def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> CheckResult:
     shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)
-    except CannotServe as refusal:
-        return CheckResult(*shape, math.nan, math.nan, f"not served: {refusal.reason}")
+    except CannotServe as error:
+        return CheckResult(*shape, math.nan, math.nan, f"not served: {error.reason}")
     judge = Judge.for_call(gru, x, hx, precision)
     with torch.no_grad():
-        error, right = judge(gru(x, hx))
-    return CheckResult(*shape, error, judge.baseline_error, "right" if right else "WRONG")
+        largest_error, is_right = judge(gru(x, hx))
+    return CheckResult(*shape, largest_error, judge.baseline_error, "right" if is_right else "WRONG")

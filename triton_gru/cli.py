@@ -1,4 +1,4 @@
-"""The command ``triton-gru``: what runs on this machine and why, whether it is right, and tuning."""
+"""The command ``triton-gru``: show what runs on this machine and why, check the kernels, and tune them."""
 
 import argparse
 import sys
@@ -11,24 +11,27 @@ from .plan.planner import BACKENDS, choose
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command line, by default that of the process, and return the exit status."""
     parser = argparse.ArgumentParser(prog="triton-gru", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     info.add_parser(commands)
-    commands.add_parser("check", help="run every kernel against float64 on this GPU")
-    form = make_problem_parser()
+    commands.add_parser("check", help="compare every kernel with float64 on this GPU")
+    problem_parser = make_problem_parser()
     explain = commands.add_parser(
-        "explain", parents=[form], help="the plan for a shape: kernel, configuration, and why"
+        "explain", parents=[problem_parser], help="show the plan for a shape: kernel, configuration, and why"
     )
     explain.add_argument("--hidden", type=parse_positive_int, required=True, metavar="H", help="hidden_size")
     explain.add_argument("--input", type=parse_positive_int, metavar="I", help="input_size (default: hidden_size)")
     explain.add_argument("--batch", type=parse_positive_int, default=1, metavar="B", help="batch size (default: 1)")
     explain.add_argument("--steps", type=parse_positive_int, default=100, metavar="T", help="time steps (default: 100)")
-    explain.add_argument("--layers", type=parse_positive_int, default=1, metavar="N", help="default: 1")
+    explain.add_argument(
+        "--layers", type=parse_positive_int, default=1, metavar="N", help="number of layers (default: 1)"
+    )
     explain.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
     explain.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
     explain.add_argument("--device", choices=KNOWN_DEVICES, help="plan for this GPU (default: the one in this machine)")
-    explain.add_argument("--max-sms", type=parse_positive_int, metavar="N", help="as with TRITON_GRU_MAX_SMS=N")
-    tune.add_parser(commands, form)
+    explain.add_argument("--max-sms", type=parse_positive_int, metavar="N", help="plan as with TRITON_GRU_MAX_SMS=N")
+    tune.add_parser(commands, problem_parser)
     table.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
@@ -43,11 +46,11 @@ def _explain(options) -> int:
         device = KNOWN_DEVICES[options.device] if options.device else next(iter(list_gpus()), None)
         device = device and limit_sms(device, options.max_sms or read_max_sms())
         print(choose(problem, device, options.backend))
-    except (RuntimeError, ValueError) as refusal:
-        print(refusal)
+    except (RuntimeError, ValueError) as error:
+        print(error)
         return 1
     if device is None:
-        print("To see what another machine would run, name its GPU: --device H200")
+        print("To plan for another machine, name its GPU: --device H200")
     return 0
 
 
@@ -62,8 +65,8 @@ def _check(options) -> int:
     for result in check_kernels(choose_device()):
         print(result, flush=True)
         results.append(result)
-    checked = [result for result in results if result.is_judged]
-    wrong = sum(result.status == "WRONG" for result in checked)
-    unserved = f"; {len(results) - len(checked)} not served" * (len(checked) < len(results))
-    print(f"{f'{wrong} wrong of' if wrong else 'all right:'} {len(checked)} checked{unserved}")
-    return 1 if wrong else 0
+    judged = [result for result in results if result.is_judged]
+    num_wrong = sum(result.status == "WRONG" for result in judged)
+    unserved = f"; {len(results) - len(judged)} not served" * (len(judged) < len(results))
+    print(f"{f'{num_wrong} wrong of' if num_wrong else 'all right:'} {len(judged)} checked{unserved}")
+    return 1 if num_wrong else 0

@@ -10,7 +10,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def rename_keywords(**names: str) -> Callable[[Function], Function]:
-    """Return a decorator for a function whose keywords have new names: ``rename_keywords(old="new")``."""
+    """Return a decorator that lets a function take old keywords, too: ``rename_keywords(old="new")``."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -26,7 +26,7 @@ def rename_keywords(**names: str) -> Callable[[Function], Function]:
 
 
 def rename_attributes(**names: str) -> Callable[[Class], Class]:
-    """Return a decorator for a class whose attributes and keywords have new names."""
+    """Return a decorator that keeps a class's old attributes and keywords: ``rename_attributes(old="new")``."""
 
     def decorate(cls):
         def make_alias(old, new):
@@ -46,5 +46,8 @@ def rename_attributes(**names: str) -> Callable[[Class], Class]:
 
 def _warn(owner: str, old: str, new: str) -> None:
     owner = owner.removesuffix(".__init__")
-    warnings.warn(f"{old} of triton_gru's {owner} is named {new} now; the old name goes with the next version",
-                  DeprecationWarning, stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"{old} of triton_gru's {owner} is named {new} now; the next version removes the old name",
+        DeprecationWarning,
+        stacklevel=3,
+    )

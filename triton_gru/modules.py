@@ -1,4 +1,4 @@
-"""`GRU` and `GRUCell`: what torch.nn's modules of those names are, on the kernels of this package."""
+"""The modules `GRU` and `GRUCell`: `nn.GRU` and `nn.GRUCell`, run by the kernels of this package."""
 
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,8 +18,12 @@ from .stream import Stream
 class GRU(StandIn, nn.RNNBase):
     r"""A multi-layer gated recurrent unit, interchangeable with `torch.nn.GRU`.
 
-    Constructor, parameters, `state_dict`, shapes, defaults and errors are those of `torch.nn.GRU`
-    (https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html), whose formula is
+        gru = triton_gru.GRU(40, 64, device="cuda").eval()
+        with torch.inference_mode():
+            output, h_n = gru(torch.randn(50, 16, 40, device="cuda"))  # [T, B, I] -> [T, B, H], [1, B, H]
+
+    The constructor, parameters, `state_dict`, shapes, defaults and errors are those of `torch.nn.GRU`
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html). Its formula is
 
     .. math::
         r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr}) \qquad
@@ -27,41 +31,50 @@ class GRU(StandIn, nn.RNNBase):
         n = \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \qquad
         h' = (1 - z) \odot n + z \odot h
 
-    The kernels are for inference: a call in training mode with grad enabled goes to torch's own GRU. In
-    `eval()` on a GPU they run whether grad mode is on or not; a backward through their output raises, as through
-    that of cuDNN. Exception: torch computes bfloat16 without cuDNN, so a call that autograd records goes to torch.
+    The kernels are for inference. In `train()` with grad mode on, `nn.GRU` serves the call. In `eval()` on a GPU, the
+    kernels run whether grad mode is on or off. A backward through their output raises, as with cuDNN. Exception: torch
+    computes bfloat16 without cuDNN, so `nn.GRU` serves a call in bfloat16 that autograd records.
 
     Args:
-        input_size: features I of the input.
-        hidden_size: features H of the hidden state.
-        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
-        reset_after: True is torch's GRU. False resets before the recurrent product, as Cho et al.
-            (arXiv:1406.1078v3) do: n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
-        reverse: with one direction, all layers go backward in time, as the second direction of a bidirectional GRU
-            does: outputs stand at the times of their inputs, and h_n is the state after the first time.
-        backend: ``"auto"`` takes what serves a call best and never refuses one. ``"torch"`` is torch's own GRU,
-            ``"reference"`` plain torch step by step, ``"block"``, ``"grid"`` and ``"step"`` those kernels. May be
-            assigned later.
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the hidden state.
+        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in torch.nn.GRU.
+        reset_after: whether the reset gate applies after the recurrent product, as in the formula above. False is the
+            GRU of Cho et al. (arXiv:1406.1078v3): n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
+        reverse: whether all layers go backward in time, like the second direction of a bidirectional GRU. ``output[t]``
+            belongs to ``input[t]``, and h_n is the state after the step at t = 0. Not with ``bidirectional``.
+        backend: what serves the calls. It may be assigned later.
+
+            - ``"auto"``: the kernel or `nn.GRU`, as measured or estimated to be fastest. Never refuses a call.
+            - ``"block"``, ``"grid"``, ``"step"``: this kernel.
+            - ``"torch"``: `nn.GRU`.
+            - ``"reference"``: plain torch, step by step. Slow.
 
     Shapes, with T steps, B batch rows, D = 2 if bidirectional else 1:
         input: [T, B, I], [B, T, I] if batch_first, [T, I] unbatched, or a PackedSequence.
-        hx: [D * num_layers, B, H], [D * num_layers, H] unbatched; zeros if not given.
-        lengths: [B], integers on any device, clamped to [0, T]; for dense batched input.
-        resets: [T, B], [B, T] or [T], as input without its features; bool. Not with packed input, nor backward.
-        output: [T, B, D * H], [B, T, D * H] or [T, D * H]; a PackedSequence for packed input.
+        hx: [D * num_layers, B, H], or [D * num_layers, H] unbatched. Zeros if not given.
+        lengths: [B], integers on any device. They are clamped to [0, T].
+        resets: [T, B], [B, T] if batch_first, or [T] unbatched; bool.
+        output: [T, B, D * H], [B, T, D * H], [T, D * H], or a PackedSequence, as input.
         h_n: as hx.
 
-    dtypes: float32, float16 and bfloat16 on the kernels; float64 through torch. input, hx and parameters agree.
+    dtypes: float32, float16 and bfloat16 run on the kernels, float64 on `nn.GRU`. The dtypes of input, hx and
+    parameters agree.
 
-    Beyond torch.nn.GRU: with ``lengths`` sequence b ends after lengths[b] steps: its outputs from there on are zero,
-    its h_n is the state at its end (hx where its length is 0), and backward it begins there. Nothing waits for
-    lengths on the GPU. Where ``resets`` is True, the state of every layer is zero, whatever it was, before that step.
+    Beyond torch.nn.GRU:
+        lengths: sequence b ends after ``lengths[b]`` steps. Its outputs are zero from there on. Its h_n is the state at
+            its end, which is hx for length 0. A backward direction begins at the end. The host does not wait for
+            lengths on the GPU. Needs dense batched input.
+        resets: where True, the state of every layer is zero before this step, even if it was NaN. Not with packed
+            input, ``bidirectional`` or ``reverse``.
 
     Raises:
-        ValueError, RuntimeError: what torch.nn.GRU raises for the same arguments, before anything is launched;
-            ValueError and TypeError for lengths and resets that are not as above; ValueError for an unknown backend;
-            RuntimeError where a backend asked for by name cannot serve the call,
-            and where an earlier call on the device turns out to have given up (see `triton_gru.raise_if_hung`).
+        ValueError, RuntimeError: as torch.nn.GRU for the same arguments, before any launch.
+        ValueError, TypeError, RuntimeError: lengths or resets have another shape, dtype or device than above, or do not
+            go with the input or the options.
+        ValueError: the backend is unknown.
+        RuntimeError: a backend other than "auto" cannot serve the call.
+        RuntimeError: an earlier call on the device has given up waiting (see `triton_gru.raise_if_hung`).
     """
 
     torch_class = nn.GRU
@@ -118,9 +131,9 @@ class GRU(StandIn, nn.RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """``output, h_n``; shapes as in the class's docstring."""
-        if lengths is None and resets is None and (known := route.find_gru_route(self, input, hx)) is not None:
-            return known(self, input, hx)
+        """Return ``output, h_n``, of the shapes in the docstring of `GRU`."""
+        if lengths is None and resets is None and (serve := route.find_gru_route(self, input, hx)) is not None:
+            return serve(self, input, hx)
         return route.route_gru(self, input, hx, lengths, resets)(self, input, hx, lengths, resets)
 
     def plan(
@@ -130,33 +143,56 @@ class GRU(StandIn, nn.RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> Plan:
-        """What ``self(input, hx, lengths, resets)`` would run: kernel, configuration, its source, and why nothing else.
+        """Return the plan of ``self(input, hx, lengths, resets)``, without computing the GRU.
 
-        Prints well. Raises what the call itself would raise; launches no GRU.
+        The plan has the kernel, its configuration, where the configuration comes from, and why the other kernels were
+        not taken. ``print(plan)`` writes a report.
+
+        Raises what the call itself raises.
         """
         return route.plan_call(bind_gru(self, input, hx, lengths, resets))
 
     def stream(self, batch_size: int) -> Stream:
-        """A `Stream`: this GRU frame by frame, on ``batch_size`` sequences whose state it keeps."""
+        """Return a `Stream`, which runs this GRU frame by frame and keeps the state of ``batch_size`` sequences."""
         return Stream(self, batch_size)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _own_repr(self)
+        return super().extra_repr() + _format_extra_options(self)
 
     def _stops_compiler(self) -> bool:
         return route.stops_compiler(self)
 
 
 class GRUCell(StandIn, nn.RNNCellBase):
-    """One GRU step, interchangeable with `torch.nn.GRUCell`: parameters, `state_dict`, shapes and errors.
+    """A single GRU step, interchangeable with `torch.nn.GRUCell`.
 
-    Formula, `reset_after` and `backend` are those of `GRU`. A call that autograd records goes to torch's own cell, in
-    `eval()` too: call it under ``torch.no_grad()`` or ``torch.inference_mode()`` to have it on the kernels.
+        cell = triton_gru.GRUCell(40, 64, device="cuda").eval()
+        with torch.inference_mode():
+            h = cell(torch.randn(16, 40, device="cuda"))  # [B, I] -> [B, H]
 
-    Shapes: input [B, I] or [I]; hx and the result [B, H] or [H]; hx is zeros if not given.
+    The parameters, `state_dict`, shapes, defaults and errors are those of `torch.nn.GRUCell`. The formula is that of
+    `GRU`.
+
+    `nn.GRUCell` serves a call that autograd records, in `eval()` too. To use the kernels, call the cell under
+    ``torch.no_grad()`` or ``torch.inference_mode()``.
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the hidden state.
+        bias, device, dtype: as in torch.nn.GRUCell.
+        reset_after, backend: as in `GRU`.
+
+    Shapes:
+        input: [B, I], or [I] unbatched.
+        hx: [B, H], or [H] unbatched. Zeros if not given.
+        result: as hx.
+
+    dtypes: as `GRU`.
 
     Raises:
-        ValueError, RuntimeError: as torch.nn.GRUCell and, for backends, `GRU`.
+        ValueError, RuntimeError: as torch.nn.GRUCell for the same arguments, before any launch.
+        ValueError, RuntimeError: the backend is unknown or cannot serve the call, as in `GRU`.
+        RuntimeError: an earlier call on the device has given up waiting (see `triton_gru.raise_if_hung`).
     """
 
     torch_class = nn.GRUCell
@@ -183,20 +219,21 @@ class GRUCell(StandIn, nn.RNNCellBase):
         def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state; shapes as in the class's docstring."""
-        if (known := route.find_cell_route(self, input, hx)) is not None:
-            return known(self, input, hx)
+        """Return the next state, of the shape in the docstring of `GRUCell`."""
+        if (serve := route.find_cell_route(self, input, hx)) is not None:
+            return serve(self, input, hx)
         return route.route_cell(self, input, hx)(self, input, hx)
 
     def plan(self, input: Tensor, hx: Tensor | None = None) -> Plan:
-        """What ``self(input, hx)`` would run, as `GRU.plan`."""
+        """Return the plan of ``self(input, hx)``, as `GRU.plan`."""
         return route.plan_call(bind_cell(self, input, hx))
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _own_repr(self)
+        return super().extra_repr() + _format_extra_options(self)
 
 
-def _own_repr(module: GRU | GRUCell) -> str:
-    own = Options.from_module(module).unsupported_by_nn_gru
-    text = f", {own}" if own else ""
+def _format_extra_options(module: GRU | GRUCell) -> str:
+    """Return the end of a module's repr: the options that nn.GRU lacks, if set."""
+    unsupported = Options.from_module(module).unsupported_by_nn_gru
+    text = f", {unsupported}" if unsupported else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

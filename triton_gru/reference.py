@@ -1,6 +1,6 @@
-"""The GRU in plain torch, one line per formula: the oracle every kernel is tested against.
+"""The GRU in plain torch, one line per formula. Every kernel is tested against it.
 
-Works in the dtype of its arguments (float64 for an oracle), on any device, and is differentiable. Slow.
+It computes in the dtype of its arguments (float64 in tests), on any device, and is differentiable. It is slow.
 
 Reset after the recurrent product (torch.nn.GRU, cuDNN; Cho et al. 2014, arXiv:1406.1078v1 as cuDNN reads it):
 
@@ -9,7 +9,7 @@ Reset after the recurrent product (torch.nn.GRU, cuDNN; Cho et al. 2014, arXiv:1
     n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
     h' = (1 - z) * n + z * h
 
-Reset before it (arXiv:1406.1078v3): the same but for
+Reset before the recurrent product (arXiv:1406.1078v3): r, z and h' are the same, and
 
     n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LayerWeights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H]
-WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's, in that order
+WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's names and order, as in LayerWeights
 
 
 def compute_step(x: Tensor, h: Tensor, weights: LayerWeights, *, reset_after: bool = True) -> Tensor:
-    """One time step: x [B, I], h [B, H] -> [B, H]."""
+    """Return the state after one time step: x [B, I], h [B, H] -> [B, H]."""
     w_ih, w_hh, b_ih, b_hh = weights
     i_r, i_z, i_n = F.linear(x, w_ih, b_ih).chunk(3, dim=1)
     if reset_after:
@@ -50,10 +50,12 @@ def compute_scan(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ):
-    """One layer in one direction: x [T, B, I], h [B, H] -> outputs [T, B, H], last state [B, H].
+    """Compute one layer in one direction: x [T, B, I], h [B, H] -> outputs [T, B, H], last state [B, H].
 
-    ``lengths`` [B]: sequences end there; beyond it the output is zero, and in reverse that is where they begin.
-    ``resets`` [T, B]: where it is not 0 the state before the step is zero.
+    Args:
+        lengths: [B]. A sequence ends after this many steps, and outputs beyond the end are zero. With ``reverse``, the
+            sequence begins at this end.
+        resets: [T, B]. Where it is not 0, the state before the step is zero.
     """
     outputs = [h] * len(x)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
@@ -62,8 +64,8 @@ def compute_scan(
         if lengths is None:
             h = new
         else:
-            going_on = (t < lengths).unsqueeze(1)
-            h, outputs[t] = torch.where(going_on, new, h), torch.where(going_on, new, 0)
+            is_active = (t < lengths).unsqueeze(1)
+            h, outputs[t] = torch.where(is_active, new, h), torch.where(is_active, new, 0)
     return torch.stack(outputs), h
 
 
@@ -79,12 +81,14 @@ def compute_gru(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ):
-    """All layers: x [T, B, I], hx [layers * directions, B, H] -> output [T, B, directions * H], h_n as hx.
+    """Compute all layers: x [T, B, I], hx [layers * directions, B, H] -> output [T, B, directions * H], h_n as hx.
 
-    ``weights`` holds layer 0 forward, layer 0 reverse (if bidirectional), layer 1 forward, and so on. With ``reverse``
-    and one direction, all layers go backward in time.
-    ``dropout`` is the probability with which outputs of all layers but the last are zeroed. ``lengths`` [B] and
-    ``resets`` [T, B]: see `compute_scan`.
+    Args:
+        weights: of layer 0 forward, layer 0 backward (if bidirectional), layer 1 forward, and so on.
+        reverse: whether all layers go backward in time. For one direction.
+        dropout: probability with which an output is zeroed. The last layer has no dropout.
+        lengths: [B], as in `compute_scan`.
+        resets: [T, B], as in `compute_scan`.
     """
     directions = 2 if bidirectional else 1
     ends = {"lengths": lengths, "resets": resets}

@@ -1,4 +1,7 @@
-"""How this package's modules pass for torch's: with isinstance, in copies and pickles, in TorchScript and torch.fx."""
+"""The base class by which this package's modules pass for `nn.GRU` and `nn.GRUCell`.
+
+It serves isinstance, copies, pickles, TorchScript and torch.fx.
+"""
 
 import copy
 import operator
@@ -9,17 +12,17 @@ from torch._guards import CompileContext
 
 from .call.options import EXTRA_ATTRIBUTES, Options, has_only_nn_gru_attributes
 
-_set_class = object.__dict__["__class__"].__set__
+_set_real_class = object.__dict__["__class__"].__set__
 
 
 class StandIn:
-    """What `GRU` and `GRUCell` are to those who ask for torch's module. `torch.nn.Module` is to follow in the bases.
+    """A base class of `GRU` and `GRUCell`. A subclass of `torch.nn.Module` must follow in the bases.
 
     Attributes:
-        torch_class: torch's class.
-        backend, reset_after, reverse: as in `GRU`. These are the class's, so that a module of torch's whose class is
-            changed to this one (`accelerate`) needs nothing set. A cell goes through no time, whatever ``reverse`` is.
-        _empty_torch_class, _empty: arguments by which torch's class and this one make a module without memory.
+        torch_class: the class to pass for, `nn.GRU` or `nn.GRUCell`.
+        backend, reset_after, reverse: as in `GRU`. These defaults are class attributes, so `accelerate` can change the
+            class of a torch module without setting anything. ``reverse`` means nothing to a cell.
+        _empty_torch_class, _empty: arguments with which torch_class and this class make a module without memory.
     """
 
     torch_class: type[nn.Module]
@@ -30,30 +33,30 @@ class StandIn:
     _empty: tuple
 
     def _passes_for(self) -> type:
-        """Return a class that is torch's as well, for isinstance; of what torch does not compute, the type alone.
+        """Return the class for isinstance: one derived from ``torch_class`` too.
 
-        torch.compile refuses to look into any `nn.GRU`. It gets the type of what it is to look into, which is therefore
-        not derived from torch's.
+        Exception: a module that ``torch_class`` cannot compute has its own type. torch.compile also gets the module's
+        own type if it is to look into the module, because it does not look into any `nn.GRU`.
         """
         kind = type(self)
-        compiling = CompileContext.try_get() is not None
-        if compiling and StandIn._passes_for is _passes_for:
-            # The answer is another one while torch.compile asks: it is not to be found out in a compiled frame.
+        is_compiling = CompileContext.try_get() is not None
+        if is_compiling and StandIn._passes_for is _passes_for:
+            # torch.compile must not compile this method: the answer differs while torch.compile runs.
             StandIn._passes_for = torch.compiler.disable(_passes_for)
         unsupported_by_nn_gru = not self.reset_after or self.reverse
-        if issubclass(kind, self.torch_class) or unsupported_by_nn_gru or (compiling and not self._stops_compiler()):
+        if issubclass(kind, self.torch_class) or unsupported_by_nn_gru or (is_compiling and not self._stops_compiler()):
             return kind
-        return _both(kind)
+        return _derive_class(kind)
 
-    def _become(self, new: type) -> None:
-        # Who derives a class from the one above and takes it back later, as torch's parametrizations do, gives that.
-        _set_class(self, vars(new).get("_stands_for", new))
+    def _set_class(self, new: type) -> None:
+        # torch's parametrizations derive a class from __class__. Later they assign its base, made by `_derive_class`.
+        _set_real_class(self, vars(new).get("_stands_for", new))
 
-    # Without a frame of its own, which torch.compile would compile.
-    __class__ = property(operator.methodcaller("_passes_for"), _become)
+    # methodcaller has no Python frame, which torch.compile would compile.
+    __class__ = property(operator.methodcaller("_passes_for"), _set_class)
 
     def _stops_compiler(self) -> bool:
-        """Return whether torch.compile, which asks, is to refuse the module as it does any `nn.GRU`."""
+        """Return whether torch.compile has to refuse the module, as it refuses any `nn.GRU`."""
         return False
 
     def __deepcopy__(self, memo: dict):
@@ -67,9 +70,10 @@ class StandIn:
         return new
 
     def __reduce_ex__(self, protocol):
-        """Pickle a module that `accelerate` has changed as torch's, for receivers without this package.
+        """Return how to pickle a module. One that `accelerate` has changed becomes ``torch_class``.
 
-        A call of the class makes an empty module, which is filled: `torch.load` allows no other functions by default.
+        So receivers do not need this package. Unpickling calls a class to make an empty module, and then fills it:
+        `torch.load` allows no other functions by default.
         """
         kind = type(self)
         make = (kind, self._empty) if "_empty" in vars(kind) else (object.__new__, (kind,))
@@ -78,29 +82,31 @@ class StandIn:
         return *make, getattr(self, "__getstate__", self._state)()
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Return torch's module with the same parameters: what torch.jit.script compiles, and leaves in its place.
+        """Return a module of ``torch_class`` with the same parameters, for torch.jit.script.
+
+        torch.jit.script compiles this module, and puts it into the model instead of ours.
 
         Raises:
-            RuntimeError: torch has no such module, or a kernel is asked for by name.
+            RuntimeError: torch has no such module, or a kernel is requested by name.
         """
-        if own := Options.from_module(self).unsupported_by_nn_gru:
-            raise RuntimeError(f"torch.jit.script compiles nn.GRU, which has no {own}: leave the module out")
+        if unsupported := Options.from_module(self).unsupported_by_nn_gru:
+            raise RuntimeError(f"torch.jit.script compiles nn.GRU, which has no {unsupported}: leave the module out")
         if self.backend not in ("auto", "torch"):
             raise RuntimeError(
                 f"backend={self.backend!r} cannot serve torch.jit.script, which compiles nn.GRU: set "
                 "backend='auto' or restore() the model"
             )
-        made = object.__new__(self.torch_class)
-        made.__dict__ = {name: value for name, value in vars(self).items() if name not in EXTRA_ATTRIBUTES}
-        return made
+        module = object.__new__(self.torch_class)
+        module.__dict__ = {name: value for name, value in vars(self).items() if name not in EXTRA_ATTRIBUTES}
+        return module
 
     def _get_name(self) -> str:
-        """Return how a module is called where it is printed: this package's is no torch.nn.GRU, and says so."""
+        """Return the name of a module in prints: "triton_gru.GRU", so that it differs from `nn.GRU`."""
         kind = type(self)
         return f"triton_gru.{kind.__name__}" if kind.__module__ == "triton_gru.modules" else kind.__name__
 
     def _state(self) -> dict:
-        """Return all that ``__setstate__`` does not make by itself."""
+        """Return the attributes, without the weak references that ``__setstate__`` makes itself."""
         return {name: value for name, value in vars(self).items() if name != "_flat_weight_refs"}
 
 
@@ -110,9 +116,9 @@ _passes_for = StandIn._passes_for
 _derived: dict[type, type] = {}
 
 
-def _both(kind: type) -> type:
-    """Return a class derived from ``kind`` and from torch's, always the same."""
+def _derive_class(kind: type) -> type:
+    """Return the class derived from ``kind`` and from its ``torch_class``. Each call returns the same class."""
     if kind not in _derived:
-        more = {"__module__": kind.__module__, "_stands_for": kind}
-        _derived[kind] = type(kind.__name__, (kind, kind.torch_class), more)
+        attributes = {"__module__": kind.__module__, "_stands_for": kind}
+        _derived[kind] = type(kind.__name__, (kind, kind.torch_class), attributes)
     return _derived[kind]

@@ -1,4 +1,4 @@
-"""A GRU frame by frame: the state is kept, and a frame is a call made again."""
+"""A GRU frame by frame: the stream keeps the state, and each frame repeats launches that were prepared once."""
 
 import contextlib
 import functools
@@ -20,39 +20,50 @@ from .plan.device import find_device, is_capturing, is_on_other_gpu
 from .plan.planner import Plan, choose
 from .reference import LayerWeights as Layer
 
-_BY_MODULE = object()  # stands in a stream's cache for frames that the module itself makes
+_BY_MODULE = object()  # cache entry of frames that the module itself computes, as no kernel serves them
 
 
 class Stream:
-    """Runs a `triton_gru.GRU` on ``batch_size`` sequences one frame at a time; made by ``gru.stream(batch_size)``.
+    """The state of ``batch_size`` sequences, and a `triton_gru.GRU` that runs on them one frame at a time.
 
-    ``stream(x_t)``, x_t [B, I] in the module's dtype and on its device, is the output y_t [B, H] of the last layer:
-    what the module gives for the whole sequence, a step at a time. The state of all layers is kept in float32. A frame
-    is one launch a layer (two with ``reset_after=False``), which is prepared once. Parameters may be replaced or
-    change in place. Where no kernel serves the module, the module itself is called, and the state rounded to its dtype
-    from frame to frame.
+        stream = gru.stream(batch_size=3)
+        for x_t in x:  # x [T, B, I]
+            y_t = stream(x_t)  # [B, I] -> [B, H]
 
-    No gradient is recorded, whatever the mode. A stream belongs to one thread and one CUDA stream at a time. It cannot
-    be captured in a CUDA graph: its state moves between two places, and a replay would always use the same one.
+    ``stream(x_t)`` returns the output of the last layer for this time step. The outputs of all frames are those of the
+    module for the whole sequence. The stream keeps the state of all layers in float32.
+
+    A frame is one launch of the kernel `step` a layer, or two with ``reset_after=False``. The launches are prepared
+    once. If no kernel can serve the module, the stream calls the module itself, and rounds the state to the module's
+    dtype after each frame. Parameters may be replaced or change in place.
+
+    A stream records no gradient in any mode. It belongs to one thread and one CUDA stream at a time. It cannot be
+    captured in a CUDA graph: the state alternates between two buffers, and a replay would always use the same buffer.
+
+    Shapes:
+        x_t: [B, I], in the module's dtype and on its device.
+        y_t: [B, H].
+        state: [layers, B, H], float32.
 
     Raises:
-        ValueError: the GRU is bidirectional or runs in reverse, ``batch_size`` is not a positive integer, or x_t not of
-            the shape.
-        RuntimeError: the backend, asked for by name, cannot serve a stream; the module's dtype or device has changed.
+        ValueError: the GRU is bidirectional or runs in reverse, ``batch_size`` is not a positive integer, or x_t has
+            another shape, dtype or device.
+        RuntimeError: the backend cannot serve a stream, or the module's dtype or device has changed since.
+        RuntimeError: a CUDA graph is being captured, and a kernel serves the stream.
     """
 
     def __init__(self, gru, batch_size: int):
         if gru.bidirectional or gru.reverse:
             kind = "bidirectional" if gru.bidirectional else "reverse"
-            raise ValueError(f"a stream runs forward as frames come: a {kind} GRU needs them all")
+            raise ValueError(f"a stream runs forward, frame by frame: a {kind} GRU needs the whole sequence at once")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         self._gru = gru
         weight = gru.weight_hh_l0
         self._shape = (batch_size, gru.input_size)
-        # Not of inference_mode, where the stream may be made, but not stay.
+        # Normal tensors, even if the stream is made in inference_mode: a tensor made there cannot change outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            # By parity of the frame: a launch reads all of one state while it writes the other.
+            # Two buffers, used by the parity of the frame: a launch reads one state while it writes the other.
             self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
             self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
         self._parity = 0
@@ -60,20 +71,20 @@ class Stream:
 
     @property
     def state(self) -> Tensor:
-        """float32 [layers, B, H]: a copy of the state after the last frame. May be assigned."""
+        """Return a copy of the state after the last frame, float32 [layers, B, H]. May be assigned."""
         return self._carry[self._parity].clone()
 
     @state.setter
     @torch.no_grad()
     def state(self, value: Tensor) -> None:
         if value.shape != self._carry.shape[1:]:
-            raise ValueError(f"the state is of shape {list(self._carry.shape[1:])}, got {list(value.shape)}")
+            raise ValueError(f"the state must be of shape {list(self._carry.shape[1:])}, got {list(value.shape)}")
         self._carry[self._parity].copy_(value)
-        self._round()
+        self._round_state()
 
     @torch.no_grad()
     def reset(self, mask: Tensor | None = None) -> None:
-        """Forgets the state, of all sequences or of those where ``mask`` (bool [B]) is True."""
+        """Set the state to zero: of all sequences, or of those where ``mask`` (bool [B]) is True."""
         state = self._carry[self._parity]
         if mask is None:
             state.zero_()
@@ -81,31 +92,32 @@ class Stream:
             raise ValueError(f"mask must be bool of shape [{self._shape[0]}], got {mask.dtype} {list(mask.shape)}")
         else:
             state.masked_fill_(mask[:, None], 0)
-        self._round()
+        self._round_state()
 
-    def _round(self) -> None:
+    def _round_state(self) -> None:
+        """Copy the state to the buffer in the module's dtype, which the kernel multiplies."""
         if self._rounded is not self._carry:
             self._rounded[self._parity].copy_(self._carry[self._parity])
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        self._check(x)
-        x = materialize(x.to(self._rounded.dtype))  # of another dtype under autocast alone
+        self._check_frame(x)
+        x = materialize(x.to(self._rounded.dtype))  # the dtypes differ under autocast only
         gru = self._gru
         signature = call_cache.signature_of(gru, x, None), self._parity
         with torch.cuda.device(x.device) if is_on_other_gpu(x.device) else contextlib.nullcontext():
-            frame = self._cache.find(gru, signature) or self._new_frame(x, signature)
-            if frame is _BY_MODULE:
+            run_frame = self._cache.find(gru, signature) or self._make_frame(x, signature)
+            if run_frame is _BY_MODULE:
                 return self._call_module(x)
-            _refuse_capture(x.device)
-            output = frame(gru, x, None)
+            _raise_if_capturing(x.device)
+            output = run_frame(gru, x, None)
         self._parity ^= 1
         return output
 
-    def _check(self, x: Tensor) -> None:
-        """Raise what is wrong with a frame."""
+    def _check_frame(self, x: Tensor) -> None:
+        """Raise an error if a frame, or the module by now, does not fit the stream."""
         if x.shape != self._shape:
-            raise ValueError(f"a frame is of shape {list(self._shape)}, got {list(x.shape)}")
+            raise ValueError(f"a frame must be of shape {list(self._shape)}, got {list(x.shape)}")
         weight = self._gru.weight_hh_l0
         if x.device != weight.device or (x.dtype != weight.dtype and autocast_dtype(weight.device) is None):
             raise ValueError(
@@ -113,22 +125,23 @@ class Stream:
             )
         if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
             raise RuntimeError(
-                f"the module has become {weight.dtype} on {weight.device} since the stream was made, with "
-                f"{self._rounded.dtype} on {self._rounded.device}: make another"
+                f"the stream was made for {self._rounded.dtype} on {self._rounded.device}, and the module is now "
+                f"{weight.dtype} on {weight.device}: make another stream"
             )
 
     @torch.no_grad()
     def plan(self, x: Tensor) -> Plan:
-        """Return what a frame like ``x`` runs, as `GRU.plan`: ``"step"``, or another by the module itself."""
+        """Return the plan of a frame like ``x``, as `GRU.plan`. If its kernel is not `step`, the module serves it."""
         gru, device = self._gru, find_device(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
         problem = bind_dense(Options.from_module(gru), frame, None, weights_of_gru(gru)).problem
         if gru.backend not in ("auto", "torch", "reference", "step"):
             raise RuntimeError(
-                f"backend={gru.backend!r} cannot serve a stream: it keeps nothing on chip between frames"
+                f"backend={gru.backend!r} cannot serve a stream, as nothing stays on chip between frames: "
+                "set backend='auto' or 'step'"
             )
         if gru.backend == "auto" and device is not None:
-            try:  # wherever it can
+            try:  # `step` wherever it can serve, even if another is estimated to be faster
                 return choose(problem, device, "step")
             except RuntimeError:
                 pass
@@ -139,58 +152,59 @@ class Stream:
         time = 1 if gru.batch_first else 0
         output, h_n = gru(x.unsqueeze(time), self._carry[self._parity].to(x.dtype))
         self._carry[self._parity].copy_(h_n)
-        self._round()
+        self._round_state()
         return output.squeeze(time)
 
-    def _new_frame(self, x: Tensor, signature: tuple) -> Callable:
-        """Return what makes a frame like ``x``, and keep it for those to come if it can be made again."""
+    def _make_frame(self, x: Tensor, signature: tuple) -> Callable:
+        """Return the function that runs a frame like ``x``. Keep it for later frames if it can run again."""
         plan = self.plan(x)
-        if plan.kernel != "step" or plan.problem.dtype != x.dtype:  # autocast may have another dtype
-            frame = _BY_MODULE
+        if plan.kernel != "step" or plan.problem.dtype != x.dtype:  # the dtypes differ under autocast only
+            run_frame = _BY_MODULE
         else:
-            _refuse_capture(x.device)
+            _raise_if_capturing(x.device)
             try:
-                frame = self._prepared(x, plan)
+                run_frame = self._prepare_frame(x, plan)
             except Exception as failure:
-                frame = self._prepared(x, execute.replace_failing_plan(plan, failure, x.device))
-        if frame is not None and signature[0] is not None:
-            self._cache.add(signature, frame)
-        return frame or functools.partial(self._run, plan)
+                run_frame = self._prepare_frame(x, execute.replace_failing_plan(plan, failure, x.device))
+        if run_frame is not None and signature[0] is not None:
+            self._cache.add(signature, run_frame)
+        return run_frame or functools.partial(self._run_once, plan)
 
-    def _prepared(self, x: Tensor, plan: Plan) -> Callable | None:
-        """Return the launches of a frame like ``x``; None if they read what was made for this frame alone."""
+    def _prepare_frame(self, x: Tensor, plan: Plan) -> Callable | None:
+        """Return the prepared launches of a frame like ``x``, or None if they read tensors made for this frame only."""
         gru = self._gru
-        weights, own = weights_of_gru(gru), ModuleWeights(gru)
-        if not (own.has_all(gru, weights) and own.is_unchanged(gru)):
+        weights, module_weights = weights_of_gru(gru), ModuleWeights(gru)
+        if not (module_weights.has_all(gru, weights) and module_weights.is_unchanged(gru)):
             return None
         output = x.new_empty(1, x.size(0), gru.hidden_size)
-        memory = Memory(x, None, output, output, own.of(gru), [*self._carry, *self._rounded])
-        return prepare(self._launches(x, plan, weights, output[0], memory.new), own, memory)
+        memory = Memory(x, None, output, output, module_weights.of(gru), [*self._carry, *self._rounded])
+        return prepare(self._iterate_launches(x, plan, weights, output[0], memory.new), module_weights, memory)
 
-    def _run(self, plan: Plan, gru, x: Tensor, hx: None) -> Tensor:
-        """Make a frame with launches of its own."""
+    def _run_once(self, plan: Plan, gru, x: Tensor, hx: None) -> Tensor:
+        """Run a frame by launches that are not kept."""
         output, weights = x.new_empty(x.size(0), gru.hidden_size), weights_of_gru(gru)
         try:
-            execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
+            execute.start(self._iterate_launches(x, plan, weights, output, Tensor.new_empty))
         except Exception as failure:
             plan = execute.replace_failing_plan(plan, failure, x.device)
-            execute.start(self._launches(x, plan, weights, output, Tensor.new_empty))
+            execute.start(self._iterate_launches(x, plan, weights, output, Tensor.new_empty))
         return output
 
-    def _launches(
+    def _iterate_launches(
         self, x: Tensor, plan: Plan, weights: list[Layer], output: Tensor, new: Callable[..., Tensor]
     ) -> Iterator[Launch]:
+        """Yield the launches of a frame, which write to ``output`` in the last layer. ``new`` allocates tensors."""
         problem = plan.problem
         scan = Scan(problem, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
         states = step.States(problem, self._carry, self._rounded, new)
-        for layer, of_layer in enumerate(make_weights_contiguous(weights)):
-            out = output if layer == len(weights) - 1 else new(output, *output.shape)
-            scan.begin_layer(layer, [of_layer], out)
+        for layer, layer_weights in enumerate(make_weights_contiguous(weights)):
+            layer_output = output if layer == len(weights) - 1 else new(output, *output.shape)
+            scan.begin_layer(layer, [layer_weights], layer_output)
             scan.set_middle_step(self._parity)
             yield from step.fused_step_launches(scan, x, plan.config, states)
-            x = out
+            x = layer_output
 
 
-def _refuse_capture(device: torch.device) -> None:
+def _raise_if_capturing(device: torch.device) -> None:
     if is_capturing(device):
-        raise RuntimeError("a stream cannot be captured in a CUDA graph: its state moves between two places")
+        raise RuntimeError("a stream cannot be captured in a CUDA graph: its state alternates between two buffers")

@@ -1,4 +1,4 @@
-"""`accelerate` and `restore`: change the GRUs inside a model to this package's, and back."""
+"""Functions that change the GRUs inside a model to this package's, and back: `accelerate` and `restore`."""
 
 import warnings
 from typing import TypeVar
@@ -12,78 +12,90 @@ from .stand_in import StandIn
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_TO_OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
+_TO_TORCH = {ours: torch_class for torch_class, ours in _TO_OURS.items()}
 
 
 def accelerate(model: _Model) -> _Model:
-    """Let every `nn.GRU` and `nn.GRUCell` of ``model``, and ``model`` itself, run on this package's kernels.
+    """Switch every `nn.GRU` and `nn.GRUCell` of ``model`` to this package's kernels, in place.
 
         model = torch.nn.Sequential(torch.nn.GRU(8, 16)).eval()
         print(triton_gru.accelerate(model))  # (0): triton_gru.GRU(8, 16)
 
-    In place, and only the class changes: each module stays the same object with the same Parameters, buffers,
-    hooks and attributes, so whatever shares or refers to it goes on doing so, and nothing is copied. A module
-    whose type is a subclass of the two (a parametrized one too), or that has a `forward` of its own set on the
-    instance, is left unchanged, with a warning that names its path in the model. A model without a GRU gets one, too.
+    Only the class of a module changes. The module stays the same object, with the same Parameters, buffers, hooks and
+    attributes. Nothing is copied, and references to the module and its parameters stay valid. ``model`` may itself be a
+    GRU.
 
-    ``isinstance(module, nn.GRU)`` stays True. ``type(module)`` is this package's class: what looks types up in a table,
-    as `torch.ao.quantization.quantize_dynamic` does, passes over the module. Call `restore` before. Where torch.compile
-    looks into the module isinstance is False, as it looks into no `nn.GRU`: ask outside of compiled functions.
+    Modules that stay unchanged, with a warning that names their paths in the model:
+        - subclasses of `nn.GRU` and `nn.GRUCell`, parametrized modules among them;
+        - modules whose `forward` has been replaced on the instance.
 
-    What leaves the process is torch's own, and needs this package nowhere: pickles and `torch.save` of the whole model,
-    `torch.export`, both ONNX exporters, `torch.jit.trace` and `torch.jit.script`. An unpickled model is accelerated by
-    another call; so is the model itself after `torch.jit.script`, which puts what it compiles into it. Exception: a
-    module on which an attribute of `GRU` was set afterwards (``backend``, say) is pickled and exported as it is.
+    A model without any GRU gets a warning, too.
 
-    An accelerated `nn.GRU` takes ``lengths`` and ``resets``, which torch's does not: a model that passes them raises
-    TypeError once it is restored, or unpickled and not accelerated again.
+    Types: ``isinstance(module, nn.GRU)`` stays True, and ``type(module)`` is this package's class. So code that looks
+    types up in a table skips the module: call `restore` before `torch.ao.quantization.quantize_dynamic`. Exception:
+    inside code that torch.compile compiles, isinstance is False, because torch.compile does not look into an `nn.GRU`.
+    Call isinstance outside of compiled functions.
+
+    Export: pickles and `torch.save` of the whole model contain `nn.GRU`, and a receiver does not need this package. The
+    same holds for `torch.export`, both ONNX exporters, `torch.jit.trace` and `torch.jit.script`. Call `accelerate`
+    again on an unpickled model. Call it again after `torch.jit.script`, too, which leaves `nn.GRU` in the model.
+    Exception: a module on which an attribute of `GRU` (such as ``backend``) was set later is pickled and exported
+    unchanged.
+
+    An accelerated `nn.GRU` takes ``lengths`` and ``resets``, which a plain `nn.GRU` does not. So a model that passes
+    them raises TypeError after `restore`, and after unpickling until it is accelerated again.
 
     Returns:
         ``model``.
     """
-    _change_classes(model, _OURS, "accelerate")
-    if not any(isinstance(module, (*_OURS, StandIn)) for module in model.modules()):
+    _change_classes(model, _TO_OURS, "accelerate")
+    if not any(isinstance(module, (*_TO_OURS, StandIn)) for module in model.modules()):
         warnings.warn(f"triton_gru.accelerate found no nn.GRU or nn.GRUCell in {type(model).__name__}", stacklevel=2)
     return model
 
 
 def restore(model: _Model) -> _Model:
-    """The reverse of `accelerate`: every `GRU` and `GRUCell` of ``model`` becomes torch's own again, in place.
+    """Switch every `GRU` and `GRUCell` of ``model`` to `nn.GRU` and `nn.GRUCell`, in place. Undoes `accelerate`.
 
-    One with ``reset_after=False`` or ``reverse=True`` has no counterpart in torch. A warning names it, and it stays.
+        triton_gru.restore(model)
+
+    Modules with ``reset_after=False`` or ``reverse=True`` stay unchanged, because torch has no such GRU. So do
+    subclasses, and modules whose `forward` has been replaced. A warning names their paths in the model.
 
     Returns:
         ``model``.
     """
-    _change_classes(model, _TORCHS, "restore")
+    _change_classes(model, _TO_TORCH, "restore")
     return model
 
 
 def _change_classes(model: nn.Module, classes: dict[type, type], called: str) -> None:
+    """Switch the modules of ``model`` to the classes that ``classes`` maps theirs to. Warn of GRUs left unchanged."""
     unchanged = []
     for path, module in model.named_modules():
         new_class = classes.get(type(module))
-        if reason := _reason_against(module, new_class, classes):
+        if reason := _unchanged_reason(module, new_class, classes):
             unchanged.append(f"{path!r} ({reason})" if path else f"the model itself ({reason})")
         elif new_class is not None:
             module.__class__ = new_class
-            for own in EXTRA_ATTRIBUTES:
-                module.__dict__.pop(own, None)
+            for name in EXTRA_ATTRIBUTES:
+                module.__dict__.pop(name, None)
     if unchanged:
         warnings.warn(f"triton_gru.{called} left these modules unchanged: {', '.join(unchanged)}", stacklevel=3)
 
 
-def _reason_against(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
+def _unchanged_reason(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
+    """Return why a GRU cannot change its class, or ''. The reason is '' for a module that is no GRU, too."""
     kind = type(module)
     if new_class is None:
         bases = [base for base in classes if issubclass(kind, base)]
-        accelerated = classes is _OURS and issubclass(kind, StandIn)
-        if not bases or accelerated:
+        is_accelerated = classes is _TO_OURS and issubclass(kind, StandIn)
+        if not bases or is_accelerated:
             return ""
-        way_out = ": remove its parametrizations first" if parametrize.is_parametrized(module) else ""
-        return f"{kind.__name__} is a subclass of {'nn.' * (bases[0] in _OURS)}{bases[0].__name__}{way_out}"
+        remedy = ": remove its parametrizations first" if parametrize.is_parametrized(module) else ""
+        return f"{kind.__name__} is a subclass of {'nn.' * (bases[0] in _TO_OURS)}{bases[0].__name__}{remedy}"
     if "forward" in module.__dict__:
         return "its forward has been replaced"
-    own = Options.from_module(module).unsupported_by_nn_gru
-    return f"{own}, which torch does not have" if own else ""
+    unsupported = Options.from_module(module).unsupported_by_nn_gru
+    return f"{unsupported}, which nn.GRU does not have" if unsupported else ""

@@ -1,1 +1,1 @@
-"""Questions that a GPU has yet to answer. A file is deleted with its answer; nothing else in perf/ imports it."""
+"""Experiments: questions that need a GPU. A file is deleted once it is answered. No other file in perf/ imports it."""

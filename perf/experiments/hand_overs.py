@@ -1,7 +1,7 @@
-"""Which hand-over, and which cut, should ``grid`` take? Each as a provider, with a whole GRU around it.
+"""Providers that run ``grid`` in a complete GRU, with each hand-over and with each cut.
 
-The sweep `hand-overs` measures them beside the library's own choice. The answer decides `GridConfig.handover` and
-`GRID_CUTS`.
+The question is which hand-over and which cut ``grid`` should take. The sweep `hand-overs` measures the providers and
+the library's own choice. The answer decides `GridConfig.handover` and `GRID_CUTS`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _GRID = BackendProvider("grid")
 
 
 def _prepare(handover: str, cut: tuple[int, ...], gru: nn.GRU, x: Input) -> Ready:
-    """Make ``grid`` ready with a hand-over or a cut, where they are not empty, in place of its plan's."""
+    """Prepare ``grid`` with the given hand-over or cut instead of the plan's. An empty argument keeps the default."""
     ours = _GRID.module(gru)
     plan = _GRID.plan(ours, x)
     problem = plan.problem
@@ -33,11 +33,11 @@ def _prepare(handover: str, cut: tuple[int, ...], gru: nn.GRU, x: Input) -> Read
     plan = dataclasses.replace(plan, config=config)
 
     def call(x: Input) -> tuple[Tensor, Tensor]:
-        return execute.run(bind(ours, x), plan)  # bound on each call as others are, but not planned
+        return execute.run(bind(ours, x), plan)  # Like other providers, bind on each call. Do not plan again.
 
     return Ready(call, **describe_plan(plan))
 
 
-PROVIDERS: dict[str, Callable] = {each: functools.partial(_prepare, each, ()) for each in HANDOVERS}
+PROVIDERS: dict[str, Callable] = {handover: functools.partial(_prepare, handover, ()) for handover in HANDOVERS}
 PROVIDERS |= {"x".join(map(str, cut)): functools.partial(_prepare, "", cut) for cut in GRID_CUTS}
-globals().update(PROVIDERS)  # each is called as perf.experiments.hand_overs:NAME
+globals().update(PROVIDERS)  # so that perf.experiments.hand_overs:NAME is a provider

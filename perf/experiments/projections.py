@@ -1,6 +1,7 @@
-"""Is the input projection better made by our kernel or by cuBLAS? Calls with each, and each alone, as providers.
+"""Providers of the input projection by our kernel and by cuBLAS, in a complete call and alone.
 
-What is alone leaves the gate inputs of a scan that is not run. The answer says which terms of the cost model to mend.
+The question is which of the two is faster. A projection alone leaves gate inputs, and no scan runs. The answer decides
+the projection's terms in the cost model.
 """
 
 import functools
@@ -19,12 +20,12 @@ from ..providers.interface import Ready, Unavailable, require_padded
 from ..providers.ours import BackendProvider, describe_plan
 
 WAYS = {"ours": None, "cublas": CUBLAS}
-_OF_A_PROJECTION = "input_projection", "arrange_products"
+_PROJECTION_KERNELS = "input_projection", "arrange_products"
 
 
 def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Input) -> Ready:
     require_padded(x)
-    variant, plan = _planned(projection, gru, x)
+    variant, plan = _choose_plan(projection, gru, x)
     ours = variant.module(gru)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,24 +35,26 @@ def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Inpu
         execute.start(filter(_is_projection, launches) if is_alone else launches)
         return results
 
-    words = describe_plan(plan)
-    return Ready(call, **words | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, is_judged=not is_alone)
+    description = describe_plan(plan)
+    return Ready(
+        call, **description | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, is_judged=not is_alone
+    )
 
 
-def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[BackendProvider, Plan]:
-    """Return what is chosen for the call, or of the kernels the first that can have such a projection."""
+def _choose_plan(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[BackendProvider, Plan]:
+    """Return the plan of "auto", or of the first kernel that can have this projection, with its provider."""
     reasons = {}
     for backend in ("auto", *KERNELS):
         variant = BackendProvider(backend)
         try:
             plan = variant.plan(variant.module(gru), x)
-        except RuntimeError as refusal:
-            reasons[backend] = str(refusal)
+        except RuntimeError as error:
+            reasons[backend] = str(error)
             continue
         if plan.config is None:
             reasons[backend] = f"{plan.kernel} serves the call"
         elif is_fused_step(plan.config, plan.problem):
-            reasons[backend] = "a single step of it has no projection"
+            reasons[backend] = "a single step has no projection of its own"
         elif reason := unsupported_projection_reason(projection, plan.config, plan.problem, plan.device):
             reasons[backend] = reason
         else:
@@ -60,7 +63,7 @@ def _planned(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[Bac
 
 
 def _is_projection(launch: Launch | Product) -> bool:
-    return isinstance(launch, Product) or launch.kernel.__name__ in _OF_A_PROJECTION
+    return isinstance(launch, Product) or launch.kernel.__name__ in _PROJECTION_KERNELS
 
 
 PROVIDERS = {
@@ -68,4 +71,4 @@ PROVIDERS = {
     for way, projection in WAYS.items()
     for is_alone in (False, True)
 }
-globals().update(PROVIDERS)  # each is called as perf.experiments.projections:NAME
+globals().update(PROVIDERS)  # so that perf.experiments.projections:NAME is a provider

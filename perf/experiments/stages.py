@@ -1,9 +1,11 @@
-"""Where does a step spend its time? ``grid`` and ``block`` with one stage of a step left out, each as a provider.
+"""Providers that run ``grid`` and ``block`` without one stage of a step. They compute no GRU.
 
-They compute no GRU. Their times in the sweep `step-breakdown` say what a stage adds, by the difference to the whole.
-Stages that overlap add less than they take, so that the sum of what they add may differ from the whole. Of ``grid``'s
-products all but those of its first words are left out: half of them at H = 256 in fp16, seven of eight at 2048.
-tests/compiled asserts what the compiler leaves of each kernel. The answer says which term of the cost model to mend.
+The question is where a step spends its time. In the sweep `step-breakdown`, the difference to the complete kernel is
+the time that a stage adds. Stages that overlap add less than they take, so these times do not sum to the step.
+
+The stage "products-but-the-first" of ``grid`` leaves out all products except those of the first words. These are half
+of the products at H = 256 in fp16, and seven of eight at 2048. tests/compiled asserts the compiled code of each kernel.
+The answer decides which terms of the cost model to correct.
 """
 
 import functools
@@ -21,7 +23,7 @@ from ..providers.ours import BackendProvider, describe_plan
 from .stages_kernel import STAGES, load_scan_without
 
 SCANS = {"grid": grid_scan, "block": block_scan}
-_OF_TENSOR_CORES = ("products-but-the-first", "sums", "gate-inputs")  # stages of grid
+_TENSOR_CORE_STAGES = ("products-but-the-first", "sums", "gate-inputs")  # of grid
 
 
 def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
@@ -29,17 +31,21 @@ def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
     variant = BackendProvider(kernel)
     ours = variant.module(gru)
     plan = variant.plan(ours, x)
-    if plan.problem.is_ieee and kernel == "grid" and stage in _OF_TENSOR_CORES:
-        raise Unavailable(f"{stage}: left out of grid only where tensor cores make its products, in 16 bits and TF32")
+    if plan.problem.is_ieee and kernel == "grid" and stage in _TENSOR_CORE_STAGES:
+        raise Unavailable(
+            f"{stage}: grid can run without this stage only in 16 bits and TF32, where tensor cores make products"
+        )
     if kernel == "block" and stage == "gate-inputs" and plan.config.batch != 2:
-        raise Unavailable(f"{stage}: left out of block only where a program has two rows")
+        raise Unavailable(
+            f"{stage}: block can run without this stage only where a program has two rows, got {plan.config.batch}"
+        )
     scan = load_scan_without(kernel, stage)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         bound = bind_gru(ours, x, None)
         results = execute.allocate(bound)
         launches = execute.launches(bound, plan.config, plan.device, *results)
-        execute.start(each._replace(kernel=scan) if each.kernel is SCANS[kernel] else each for each in launches)
+        execute.start(launch._replace(kernel=scan) if launch.kernel is SCANS[kernel] else launch for launch in launches)
         return results
 
     return Ready(call, **describe_plan(plan), is_judged=False)
@@ -50,4 +56,4 @@ PROVIDERS = {
     for kernel, stages in STAGES.items()
     for stage in stages
 }
-globals().update(PROVIDERS)  # each is called as perf.experiments.stages:NAME
+globals().update(PROVIDERS)  # so that perf.experiments.stages:NAME is a provider

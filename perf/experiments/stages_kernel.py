@@ -1,7 +1,7 @@
-"""The scans with one stage of a step left out, for stages.py to time: what such a kernel computes is no GRU.
+"""Scans without one stage of a step, which stages.py times. They compute no GRU.
 
-Each is the library's own kernel, loaded once more with some of the functions it calls replaced by those below. These
-take the same arguments, and keep the compiler from leaving out more: what they do not use is kept.
+A scan is the library's own kernel, loaded again with some of the functions it calls replaced. The replacements below
+have the same parameters. They keep their unused arguments alive, so that the compiler leaves out nothing else.
 """
 
 import functools
@@ -15,19 +15,19 @@ import triton.language as tl
 from triton_gru import kernels
 from triton_gru.kernels import grid, isa
 
-# What must not be left out is tested for what it never is.
+# A trap if the value is a number that it never is. So the compiler must compute the value.
 _TEST = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
 
 
 @triton.jit
 def _keep(x):
-    """Keep what has 32 bits."""
+    """Keep a value of 32 bits, which the compiler could leave out as unused."""
     tl.inline_asm_elementwise(_TEST, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def _words_as_they_are(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Load words once, whether they have come or not: in the place of isa.wait_words."""
+    """Load words once, even if they have not come. Replaces isa.wait_words."""
     return tl.inline_asm_elementwise(
         _loads_text(words, OFFSET),
         _loads_registers(words),
@@ -51,11 +51,11 @@ def _loads_registers(words):
 
 @triton.jit
 def _words_of_nothing(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Make words of their addresses, which differ from step to step: in the place of isa.wait_words."""
-    made = ()
+    """Make words from their addresses, which differ from step to step. Replaces isa.wait_words."""
+    results = ()
     for i in tl.static_range(words.TENSORS):
-        made = made + ((pointer + i * words.STRIDE).to(tl.int64).to(tl.int32),)
-    return made
+        results = results + ((pointer + i * words.STRIDE).to(tl.int64).to(tl.int32),)
+    return results
 
 
 @triton.jit
@@ -65,14 +65,14 @@ def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr)
 
 @triton.jit
 def _first_products(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Make those of the first of the tuple of words: in the place of grid._products_of_slices."""
-    WORDS: tl.constexpr = cut.WORD_LAYOUT.PARTS * (cut.BATCH // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
+    """Make only the products of the first words of the tuple. Replaces grid._products_of_slices."""
+    WORDS: tl.constexpr = cut.WORD_LAYOUT.PARTS * (cut.COLUMNS // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
     return grid._products_of_slices(w, kept, x[:WORDS], FIRST, END, cut)
 
 
 @triton.jit
 def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr):
-    """Keep the products, which are in fragments, and return zeros: in the place of slices.sum_slices."""
+    """Keep the products, which are in fragments, and return zeros. Replaces slices.sum_slices."""
     sums = ()
     for part in tl.static_range(len(parts)):
         if IN_FRAGMENTS:
@@ -92,14 +92,14 @@ def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def _no_gates_of_grid(gi, in_tile, there, cut: tl.constexpr):
-    """Return zeros in the place of grid._load_gates, but for products by lanes."""
+    """Return zeros. Replaces grid._load_gates. Exception: products by lanes have other gates."""
     zero = tl.zeros(in_tile.shape, gi.dtype.element_ty)
     return zero, zero, zero
 
 
 @triton.jit
 def _no_gates_of_block(gi, cut: tl.constexpr):
-    """Return zeros in the place of block._load_gates, for two rows in a program."""
+    """Return zeros. Replaces block._load_gates for programs of two rows."""
     gates = ()
     for _ in tl.static_range(3 * cut.UNIT_TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
@@ -111,7 +111,7 @@ def _not_stored(pointer, value, mask, THREADS: tl.constexpr = 0):
     pass
 
 
-# For each kernel and stage, what replaces which function. Of ``grid``'s stages "waiting" is a part of "hand-over".
+# For each kernel and stage, functions and their replacements. The stage "waiting" of ``grid`` is a part of "hand-over".
 STAGES = {
     "grid": {
         "waiting": {"isa.wait_words": _words_as_they_are},
@@ -131,9 +131,9 @@ STAGES = {
 
 
 def load_copy(name: str, kernel: str) -> types.ModuleType:
-    """Return a kernel's module in a copy of the package of kernels, which is called ``name``."""
-    for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
-        del sys.modules[each]
+    """Return the module of a kernel in a new copy of the package of kernels, named ``name``."""
+    for loaded in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+        del sys.modules[loaded]
     package = types.ModuleType(name)
     package.__path__ = list(kernels.__path__)
     sys.modules[name] = package

@@ -1,6 +1,6 @@
-"""Everything that computes a GRU and can be timed, by name. A provider is a file here that names its `PROVIDERS`.
+"""Providers: implementations that can be timed, by name. Each file of providers has a dictionary `PROVIDERS`.
 
-A name ``module:callable`` is a provider from elsewhere. ``callable(gru, x)`` returns a `Ready` or a `Call`.
+A name ``module:callable`` is a user's provider. ``callable(gru, x)`` returns a `Ready` or a `Call`.
 """
 
 import difflib
@@ -16,11 +16,11 @@ from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, 
 from .interface import Prepare, Ready, Unavailable
 from .streaming import PROVIDERS as STREAMING_PROVIDERS
 
-OURS = "triton_gru"  # and what begins so
-EXPERIMENTS = "perf.experiments."  # modules of ours, too
-BASELINE = "torch.nn.GRU"  # measured in every cell: others are gated and compared by it
+OURS = "triton_gru"  # names that begin with this are ours
+EXPERIMENTS = "perf.experiments."  # modules with providers that are ours, too
+BASELINE = "torch.nn.GRU"  # measured in every cell, to compare the others with
 
-PROVIDERS: dict[str, Prepare] = {BASELINE: torch_modules.PROVIDERS[BASELINE]}  # named first
+PROVIDERS: dict[str, Prepare] = {BASELINE: torch_modules.PROVIDERS[BASELINE]}  # first in reports
 for _module in (ours, cudnn, handwritten, compiled, torchrl, gru_qat, flashrnn, flax_scan, torch_modules):
     PROVIDERS |= _module.PROVIDERS
 NAMES = tuple(PROVIDERS | STREAMING_PROVIDERS)
@@ -31,16 +31,18 @@ def is_ours(name: str) -> bool:
 
 
 def require_known(names: Iterable[str]) -> None:
-    """Raise ValueError if a name is no provider's. A ``module:callable`` is imported."""
+    """Raise ValueError if a name is not a provider. Import each ``module:callable``."""
     for name in names:
         if ":" in name:
-            _from_elsewhere(name)
+            _import_provider(name)
         elif name not in NAMES:
-            close = " or ".join(difflib.get_close_matches(name, NAMES)) or f"one of {', '.join(NAMES)}"
-            raise ValueError(f"there is no provider {name!r}: give {close}, or a function of yours as module:callable")
+            choices = " or ".join(difflib.get_close_matches(name, NAMES)) or f"one of {', '.join(NAMES)}"
+            raise ValueError(
+                f"there is no provider {name!r}: give {choices}, or a function of yours as module:callable"
+            )
 
 
-def _from_elsewhere(name: str) -> Prepare:
+def _import_provider(name: str) -> Prepare:
     try:
         prepare = import_attribute(name)
     except Exception as error:  # a module may raise anything
@@ -51,17 +53,17 @@ def _from_elsewhere(name: str) -> Prepare:
 
 
 def make_ready(name: str, gru: nn.GRU, x: Input, is_streaming: bool) -> Ready:
-    """Make the provider ready for whole sequences, or for frames of a stream.
+    """Prepare the provider for sequences, or for frames of a stream.
 
     Raises:
-        Unavailable: it cannot serve them.
+        Unavailable: the provider cannot serve them.
     """
     if ":" in name and not is_streaming:
-        made = _from_elsewhere(name)(gru, x)
-        return made if isinstance(made, Ready) else Ready(made)
+        prepared = _import_provider(name)(gru, x)
+        return prepared if isinstance(prepared, Ready) else Ready(prepared)
     prepare = (STREAMING_PROVIDERS if is_streaming else PROVIDERS).get(name)
     if prepare is None:
-        raise Unavailable("it is not called here " + ("frame by frame" if is_streaming else "but frame by frame"))
+        raise Unavailable(f"this provider is called here only with {'sequences' if is_streaming else 'single frames'}")
     if not Options.from_module(gru).reset_after and not name.startswith((OURS, "torch.nn", "handwritten")):
-        raise Unavailable("it has no GRU that resets before the recurrent product")
+        raise Unavailable("this provider has no GRU that resets before the recurrent product")
     return prepare(gru, x)

@@ -1,12 +1,12 @@
-"""torch.compile of torch.nn.GRU, which Dynamo leaves alone unless its ``allow_rnn`` is set, and of a single step.
+"""torch.compile of torch.nn.GRU, and of a single step. Dynamo compiles nn.GRU only if its ``allow_rnn`` is set.
 
-No cuDNN is left in it: tracing takes torch's decomposition of ``aten.gru``, which asks for no device, and unrolls the
-recurrence. For each layer that is one product for the inputs of all steps, then for each step a product (``addmm``,
-on a GPU by cuBLAS) and the gates in kernels that Inductor generates, launched one after the other. In fp32 the
-products follow torch.backends.cuda.matmul.fp32_precision.
+The compiled code has no cuDNN. Tracing takes torch's decomposition of ``aten.gru`` on every device, and unrolls the
+recurrence. Each layer has one product for the inputs of all steps. Then each step has a product (``addmm``, on a GPU by
+cuBLAS) and the gates in kernels that Inductor generates, launched one after the other. In fp32 the products follow
+torch.backends.cuda.matmul.fp32_precision.
 
-"torch.compile.cells" makes the same launches from a loop in Python around one compiled step. It takes as long to
-compile for any T. Each step adds Dynamo's guards to the host's part.
+"torch.compile.cells" makes the same launches from a loop in Python around one compiled step. Its compile time does not
+depend on T. Each step adds Dynamo's guards to the host's time.
 """
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from . import handwritten
 from .interface import Ready, Unavailable, require_one_direction, require_padded
 
-# Layers times directions times steps. Compiling takes time in proportion: for 1, 4, 16 and 64 steps of one layer with
-# H = 64 it took 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). 32 of the 48 s went by in the C++ compiler,
-# which a GPU does not need.
+# The most layers times directions times steps. Compile time is proportional to these: for 1, 4, 16 and 64 steps of one
+# layer with H = 64 it was 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). Of the 48 s, the C++ compiler took
+# 32, which a GPU does not need.
 MOST_STEPS = 64
-# All modules share the code of forward, and all cases that of a step. Dynamo gives up at 8 versions of one code, and at
-# 256 of all together. Resetting it instead would drop what other providers have compiled for this case.
+# Modules share the code of `forward`, and cases the code of a step. Dynamo gives up at 8 versions of one code, and at
+# 256 in total. Resetting Dynamo instead would drop code that other providers have compiled for this case.
 _NO_LIMIT = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20}
 
 
@@ -29,14 +29,14 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     steps = gru.num_layers * (1 + gru.bidirectional) * x.size(0)
     if steps > MOST_STEPS:
         raise Unavailable(
-            f"torch.compile unrolls the recurrence: compiling took 48 s for 64 steps of one layer on a CPU, and it "
-            f"takes time in proportion; layers times directions times steps are {steps}, more than {MOST_STEPS}"
+            f"torch.compile unrolls the recurrence, and its compile time is proportional to layers times directions "
+            f"times steps: at most {MOST_STEPS} here (48 s on a CPU), got {steps}"
         )
     _require_compiler(x)
-    # Not the module, whose own call takes some microseconds more.
+    # Compile `forward`, because calling the module takes some microseconds more.
     call = torch.compile(gru.forward, dynamic=False, fullgraph=True)
-    # No guard asks for allow_rnn: it is needed to compile, not to call. What would compile anew raises; so do inputs
-    # made outside of inference_mode where x was made inside.
+    # allow_rnn is needed only to compile: no guard checks it. A later call that would compile again raises. So does one
+    # whose input was made outside of inference_mode, if x was made inside.
     with torch._dynamo.config.patch(allow_rnn=True, **_NO_LIMIT):
         call(x)
     return Ready(call, kernel="inductor", config=f"{steps} steps unrolled")
@@ -59,7 +59,7 @@ def _require_compiler(x: Tensor) -> None:
         try:
             get_cpp_compiler()
         except RuntimeError as error:
-            raise Unavailable("torch.compile needs a C++ compiler for a CPU: install g++ or set CXX") from error
+            raise Unavailable("torch.compile needs a C++ compiler on a CPU: install g++ or set CXX") from error
 
 
 PROVIDERS = {"torch.compile": _prepare, "torch.compile.cells": _prepare_cells}

@@ -1,7 +1,7 @@
-"""cuDNN's GRU forward by an algorithm of one's choice, through ctypes: torch offers only the one it picks itself.
+"""cuDNN's GRU with a chosen algorithm, through ctypes. torch offers only the algorithm that it picks itself.
 
-Enumerators and functions have cuDNN's own names; their values and prototypes are those of cudnn_graph.h, cudnn_ops.h
-and cudnn_adv.h of cuDNN 9.
+Enumerators and functions have cuDNN's names. Their values and prototypes are those of cudnn_graph.h, cudnn_ops.h and
+cudnn_adv.h of cuDNN 9.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .interface import Prepare, Ready, Unavailable, require_padded
 
 LIBRARY = "libcudnn.so.9"
-STANDARD_PROVIDER = "cudnn.standard"  # the algorithm that torch picks, with flat weights in bf16, too
+STANDARD_PROVIDER = "cudnn.standard"  # the algorithm that torch picks, with flat weights even in bf16
 
 
 class Algorithm(enum.IntEnum):
@@ -32,7 +32,7 @@ class Algorithm(enum.IntEnum):
 
 class Math(enum.IntEnum):
     CUDNN_DEFAULT_MATH = 0  # TF32 for fp32
-    CUDNN_TENSOR_OP_MATH = 1  # tensor cores, with nothing converted for their sake
+    CUDNN_TENSOR_OP_MATH = 1  # tensor cores, without conversion of operands
     CUDNN_FMA_MATH = 3  # no tensor cores
 
 
@@ -46,7 +46,7 @@ CUDNN_LINEAR_INPUT = CUDNN_FWD_MODE_INFERENCE = CUDNN_RNN_PADDED_IO_DISABLED = 0
 
 _int, _size, _address = POINTER(c_int), POINTER(c_size_t), POINTER(c_void_p)
 _CREATED = ("", "TensorDescriptor", "RNNDataDescriptor", "RNNDescriptor")  # "" is the handle
-# name: (result, arguments). Enumerations, the statuses among them, are ints; handles and descriptors are pointers.
+# name: (result, arguments). Enumerations, such as statuses, are ints. Handles and descriptors are pointers.
 PROTOTYPES = {
     "cudnnGetVersion": (c_size_t, []),
     "cudnnGetErrorString": (c_char_p, [c_int]),
@@ -69,11 +69,11 @@ PROTOTYPES = {
 
 
 class CudnnError(Unavailable):
-    """cuDNN is not there, or has refused; the message says which function, and why in cuDNN's own words."""
+    """An error of cuDNN, or its absence. The message names the function, and has cuDNN's own text."""
 
 
 class Library:
-    """cuDNN's functions as attributes, with prototypes. ``cdll`` is the loaded library."""
+    """The loaded library ``cdll``, with cuDNN's functions as attributes with prototypes."""
 
     def __init__(self, cdll):
         for name, (result, arguments) in PROTOTYPES.items():
@@ -95,7 +95,7 @@ class Library:
 
 
 class Handle:
-    """A cuDNN handle on the current CUDA device. ``current_stream`` gives the address of torch's stream there."""
+    """A cuDNN handle on the current CUDA device. ``current_stream`` returns the address of the stream in use."""
 
     def __init__(self, library: Library, current_stream: Callable[[], int]):
         self.library = library
@@ -105,7 +105,7 @@ class Handle:
         weakref.finalize(self, library.call, "cudnnDestroy", self.pointer)
 
     def follow(self) -> None:
-        """Let what is called next run on torch's current stream."""
+        """Let later calls of cuDNN run on torch's current stream."""
         if (stream := self._current_stream()) != self._stream:
             self.library.call("cudnnSetStream", self.pointer, stream)
             self._stream = stream
@@ -113,7 +113,7 @@ class Handle:
 
 @functools.cache
 def handle_of(device: torch.device) -> Handle:
-    """Return the device's handle. Making one allocates memory on the device, so it is made once.
+    """Return the device's handle, which is made once, because it allocates memory on the device.
 
     Raises:
         CudnnError: the device is no CUDA device, or cuDNN cannot be loaded or does not work on it.
@@ -121,7 +121,7 @@ def handle_of(device: torch.device) -> Handle:
     if device.type != "cuda":
         raise CudnnError(f"cuDNN needs a CUDA device, the input is on {device}")
     try:
-        library = Library(ctypes.CDLL(LIBRARY))  # the one that torch has loaded, where it is built with cuDNN
+        library = Library(ctypes.CDLL(LIBRARY))  # the library that torch has loaded, if torch is built with cuDNN
     except (OSError, AttributeError) as missing:
         raise CudnnError(f"{LIBRARY} cannot be loaded: {missing}") from missing
     with torch.cuda.device(device):
@@ -129,7 +129,7 @@ def handle_of(device: torch.device) -> Handle:
 
 
 def math_type(dtype: torch.dtype) -> Math:
-    """Return torch's for recurrent networks. Exception: for bf16 that of fp16, as torch's depends on fp32's there."""
+    """Return the math type that torch uses. Exception: bf16 has that of fp16, as torch's depends on fp32 there."""
     if dtype != torch.float32:
         return Math.CUDNN_TENSOR_OP_MATH
     tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
@@ -137,19 +137,19 @@ def math_type(dtype: torch.dtype) -> Math:
 
 
 class Gru:
-    """A call of cuDNN for inputs like ``x`` ([T, B, I], contiguous, or packed) and a copy of ``gru``'s weights.
+    """A call of cuDNN for inputs like ``x`` ([T, B, I], contiguous, or packed), with a copy of ``gru``'s weights.
 
-    The copy is flat in bf16, too, where torch compacts its weights on every call. The first state is zeros. A call
-    takes the input, or the data [N, I] of a packed one. It gives output [T, B, D * H] or [N, D * H] and h_n
-    [D * layers, B, H] with D directions, the same tensors every time. A CUDA graph that has captured one reads this
-    object's memory. It must not be replayed when the object is gone.
+    The copy is flat even in bf16, where torch compacts its weights on every call. The first state is zeros. A call
+    takes the input, or the data [N, I] of a packed input. With D directions it returns output [T, B, D * H] or
+    [N, D * H], and h_n [D * layers, B, H]. Every call returns the same tensors. A CUDA graph of a call reads this
+    object's memory, so this object must outlive the graph's replays.
 
     Attributes:
-        has_standard_workspace: another algorithm was asked for, but the workspace is that of the standard one, which cuDNN then
-            may run in its place.
+        has_standard_workspace: whether a non-standard algorithm has a workspace of the standard size. Then cuDNN may
+            run the standard algorithm instead.
 
     Raises:
-        CudnnError: cuDNN refuses, in calls, too.
+        CudnnError: cuDNN reports an error, here or in a call.
     """
 
     def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor | PackedSequence, algorithm: Algorithm, math: Math):
@@ -157,23 +157,25 @@ class Gru:
         batch, inputs = len(lengths), x.size(-1)
         hidden, layers, directions = gru.hidden_size, gru.num_layers, 1 + gru.bidirectional
         if x.dtype not in DATA_TYPES or not x.is_contiguous():
-            raise CudnnError(f"the input must be contiguous, and fp32, fp16 or bf16; it is {x.dtype}")
-        if max(lengths[0], inputs, layers, batch * hidden) >= 2**31:
-            raise CudnnError("cuDNN's sizes and strides are 32 bits wide")
+            raise CudnnError(
+                f"the input must be contiguous and fp32, fp16 or bf16, got {x.dtype} with strides {x.stride()}"
+            )
+        if (largest := max(lengths[0], inputs, layers, batch * hidden)) >= 2**31:
+            raise CudnnError(f"cuDNN's sizes and strides must be below 2**31, got {largest}")
         self._handle, self._library, self._type = handle, handle.library, DATA_TYPES[x.dtype]
         handle.follow()
         call = self._library.call
-        # Persistent algorithms take two biases or refuse: of a GRU without any, those in the weight space stay zeros.
+        # Persistent algorithms need two biases. For a GRU without biases, those in the weight space stay zeros.
         standard = Algorithm.CUDNN_RNN_ALGO_STANDARD
         biases = CUDNN_RNN_DOUBLE_BIAS if gru.bias or algorithm != standard else CUDNN_RNN_NO_BIAS
-        ways = CUDNN_BIDIRECTIONAL if gru.bidirectional else CUDNN_UNIDIRECTIONAL
+        direction = CUDNN_BIDIRECTIONAL if gru.bidirectional else CUDNN_UNIDIRECTIONAL
         with contextlib.ExitStack() as undo:
 
             def network(algorithm: Algorithm) -> tuple[c_void_p, c_size_t]:
-                """Return the algorithm's descriptor and the size of its workspace in bytes."""
+                """Return the algorithm's descriptor and the bytes of its workspace."""
                 rnn, size, no_projection, no_dropout = self._create("RNNDescriptor", undo), c_size_t(), hidden, None
                 call(
-                    "cudnnSetRNNDescriptor_v8", rnn, algorithm, CUDNN_GRU, biases, ways, CUDNN_LINEAR_INPUT,
+                    "cudnnSetRNNDescriptor_v8", rnn, algorithm, CUDNN_GRU, biases, direction, CUDNN_LINEAR_INPUT,
                     self._type, CUDNN_DATA_FLOAT, math, inputs, hidden, no_projection, layers,
                     no_dropout, CUDNN_RNN_PADDED_IO_DISABLED,
                 )  # fmt: skip
@@ -188,14 +190,14 @@ class Gru:
             sizes, strides = (directions * layers, batch, hidden), (batch * hidden, hidden, 1)
             call("cudnnSetTensorNdDescriptor", state, self._type, 3, (c_int * 3)(*sizes), (c_int * 3)(*strides))
             rnn, size = network(algorithm)
-            # cuDNN 9 does not say so when it has no persistent kernel for bf16 or for a newer GPU. It shows in this.
+            # cuDNN 9 does not report that it lacks a persistent kernel for bf16 or for a newer GPU. The size shows it.
             self.has_standard_workspace = algorithm != standard and size.value == network(standard)[1].value
             self._results = x.new_empty(*x.shape[:-1], directions * hidden), x.new_empty(sizes)
             self._weights = self._weight_space(gru, rnn, x)
             self._workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
-            self._x = c_void_p()  # of a call's arguments only this changes
-            kept = *self._results, self._weights, self._workspace
-            y, h_n, weights, workspace = (c_void_p(each.data_ptr()) for each in kept)
+            self._x = c_void_p()  # the only argument that differs between calls
+            tensors = *self._results, self._weights, self._workspace
+            y, h_n, weights, workspace = (c_void_p(tensor.data_ptr()) for tensor in tensors)
             no_lengths = hx = cell = cx = cy = reserve = None  # without hx the first state is zeros
             self._arguments = (
                 handle.pointer, rnn, CUDNN_FWD_MODE_INFERENCE, no_lengths, x_like, self._x, y_like, y,
@@ -218,42 +220,45 @@ class Gru:
         return descriptor
 
     def _sequences(self, lengths: list[int], width: int, undo: contextlib.ExitStack) -> c_void_p:
-        """Describe packed data of that width: of sequences of one length it is the tensor [T, B, width]."""
+        """Return a descriptor of packed data of that width. Sequences of one length are the tensor [T, B, width]."""
         data, batch = self._create("RNNDataDescriptor", undo), len(lengths)
-        layout, each, fill = CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED, (c_int * batch)(*lengths), None
-        self._library.call("cudnnSetRNNDataDescriptor", data, self._type, layout, lengths[0], batch, width, each, fill)
+        layout, steps, fill = CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED, (c_int * batch)(*lengths), None
+        self._library.call("cudnnSetRNNDataDescriptor", data, self._type, layout, lengths[0], batch, width, steps, fill)
         return data
 
     def _weight_space(self, gru: nn.GRU, rnn: c_void_p, x: Tensor) -> Tensor:
-        """Return the weights where cuDNN wants them. Its order of gates is torch's: reset, update, new."""
+        """Return the weights in cuDNN's layout. Its order of gates is torch's: reset, update, new."""
         size, call = c_size_t(), self._library.call
         call("cudnnGetRNNWeightSpaceSize", self._handle.pointer, rnn, byref(size))
         space = torch.zeros(size.value // x.itemsize, dtype=x.dtype, device=x.device)
         with contextlib.ExitStack() as undo:
             matrix, bias = (self._create("TensorDescriptor", undo) for _ in range(2))
             matrix_at, bias_at = c_void_p(), c_void_p()
-            # Layers as cuDNN numbers them: of two directions, each is one.
+            # cuDNN numbers each direction of a layer as a layer.
             for layer, parameters in enumerate(gru.all_weights):
-                for number in range(6):  # gates' weights of the input, then of the state
+                for number in range(6):  # the three gates' weights of the input, then of the state
                     call(
                         "cudnnGetRNNWeightParams", self._handle.pointer, rnn, layer, space.nbytes, space.data_ptr(),
                         number, matrix, byref(matrix_at), bias, byref(bias_at),
                     )  # fmt: skip
-                    of_state, gate = divmod(number, 3)
-                    blocks = [each.detach().chunk(3)[gate] for each in parameters[of_state::2]]  # no bias, no second
+                    is_recurrent, gate = divmod(number, 3)
+                    # The matrix, and the bias if there is one.
+                    blocks = [parameter.detach().chunk(3)[gate] for parameter in parameters[is_recurrent::2]]
                     for block, described, address in zip(blocks, (matrix, bias), (matrix_at, bias_at)):
                         self._copy(block.view(len(block), -1), space, described, address)
         return space
 
     def _copy(self, block: Tensor, space: Tensor, descriptor: c_void_p, address: c_void_p) -> None:
-        """Copy a gate's weights, or its bias as one column, to the address in the weight space."""
+        """Copy a gate's weights, or its bias as a column, to the address in the weight space."""
         type_, rank, sizes, strides = c_int(), c_int(), (c_int * 3)(), (c_int * 3)()
         self._library.call("cudnnGetTensorNdDescriptor", descriptor, 3, byref(type_), byref(rank), sizes, strides)
         described = type_.value, rank.value, [*sizes], [*strides]
         expected = self._type, 3, [1, *block.shape], [block.numel(), block.size(1), 1]
         offset, rest = divmod((address.value or 0) - space.data_ptr(), space.itemsize)
         if described != expected or rest or not 0 <= offset <= len(space) - block.numel():
-            raise CudnnError(f"cudnnGetRNNWeightParams: {described} at {offset} in {len(space)}, not {expected}")
+            raise CudnnError(
+                f"cudnnGetRNNWeightParams: got {described} at {offset} of {len(space)} elements, expected {expected}"
+            )
         space[offset:][: block.numel()].view_as(block).copy_(block)
 
 
@@ -270,7 +275,7 @@ def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor | PackedSequence) -> R
     math = math_type(x.data.dtype)
     handle = handle_of(x.data.device)
     call = Gru(handle, gru, x, algorithm, math)
-    call(x.data)  # some refusals come no sooner
+    call(x.data)  # cuDNN reports some errors only now
     config = f"algo={algorithm.name} math={math.name} cudnn={handle.library.version}"
     if call.has_standard_workspace:
         config += " (its workspace is CUDNN_RNN_ALGO_STANDARD's, which may run in its place)"

@@ -1,13 +1,15 @@
-"""FlashRNN's GRU and LSTM in CUDA, compiled by nvcc for each H, B and dtype at the first use, which takes minutes.
+"""FlashRNN's GRU and LSTM in CUDA. nvcc compiles them for each H, B and dtype at the first use, which takes minutes.
 
-Asked for its fused kernel, FlashRNN takes its alternating one for a GRU: each step is a product by cuBLAS and a launch
-for the gates. A call waits for the device before and after them. Products of float32 are IEEE, also where the case
-allows TF32. Those of float16 are accumulated in float16 (CUBLAS_COMPUTE_16F), which the gate may find wrong.
-"flashrnn.lstm" is the fused LSTM of the same sizes, with weights of its own. It says what such a kernel takes for four
+If its fused kernel is requested for a GRU, FlashRNN runs its alternating kernel. There, each step is a product by
+cuBLAS and a launch for the gates. A call waits for the device before and after the steps. Products of float32 are IEEE,
+even if the case allows TF32. Products of float16 are accumulated in float16 (CUBLAS_COMPUTE_16F), which may be judged
+wrong.
+
+"flashrnn.lstm" is the fused LSTM of the same sizes, with its own weights. It shows the time of a fused kernel with four
 gates. Its products of float32 are in TF32.
 
-A call includes the product for the inputs of all steps. Weights and inputs are handed over in the layout that the
-kernel wants, so that FlashRNN transposes nothing. Its GRU is `nn.GRU`'s, with gates in another order and b_hn apart.
+A call includes the product for the inputs of all steps. Weights and inputs are passed in the layout of the kernel, so
+FlashRNN transposes nothing. Its GRU computes what `nn.GRU` does, with gates in another order and b_hn separate.
 """
 
 from collections.abc import Callable
@@ -21,8 +23,8 @@ from torch.nn import functional as F
 from .interface import Call, Ready, Unavailable, allows_tf32, import_gpu_peer, layers_of, through_layers
 from .torch_modules import make_cell_like
 
-# By backend: the kernel's name, and its layouts in FlashRNN's letters, for time, batch, heads, gates, units (D) and
-# units of the step before (P).
+# The kernel's name and layouts by backend. FlashRNN's letters are time, batch, heads, gates, units (D), and units of
+# the previous step (P).
 KERNELS = {
     "cuda": ("alternating", {"input_shape": "TBHGD", "recurrent_shape": "HPGD", "bias_shape": "HGD"}),
     "cuda_fused": ("fused", {"input_shape": "TBHDG", "recurrent_shape": "HDGP", "bias_shape": "HDG"}),
@@ -31,50 +33,50 @@ KERNELS = {
 
 def _prepare(function: str, gru: nn.GRU, x: Tensor) -> Ready:
     peer = import_gpu_peer("flashrnn.flashrnn", "flashrnn", gru, x)
-    from torch.utils.cpp_extension import CUDA_HOME  # which FlashRNN imports, too
+    from torch.utils.cpp_extension import CUDA_HOME  # FlashRNN imports this, too
 
     if CUDA_HOME is None:
-        raise Unavailable("FlashRNN compiles its kernels at the first use, and there is no nvcc: set CUDA_HOME")
+        raise Unavailable("FlashRNN compiles its kernels at the first use, but finds no nvcc: set CUDA_HOME")
     sizes = {"batch_size": x.size(1), "head_dim": gru.hidden_size, "dtype": str(x.dtype)[6:]}
     backend = peer.FlashRNNConfig("cuda_fused", function, **sizes).backend
     kernel, layouts = KERNELS[backend]
     if kernel == "fused" and x.dtype == torch.float32 and not allows_tf32():
-        raise Unavailable("FlashRNN's fused kernel computes products of float32 in TF32, the case asks for IEEE")
+        raise Unavailable("FlashRNN's fused kernel computes products of float32 in TF32, but the case has IEEE")
     config = peer.FlashRNNConfig(backend, function, output_shape="STBHD", **layouts, **sizes)
     module, expected = make_cell_like(nn.LSTM, gru) if function == "lstm" else (gru, None)
     call = bind(peer.flashrnn, config, module, x)
     try:
         call(x)
     except ValueError as error:
-        raise Unavailable(f"FlashRNN finds no {kernel} kernel of these sizes: {error}") from error
-    said, waits = f"asked for cuda_fused, got {backend}", ""
+        raise Unavailable(f"FlashRNN has no {kernel} kernel of these sizes: {error}") from error
+    description, no_graph_reason = f"asked for cuda_fused, got {backend}", ""
     if kernel == "alternating":
-        said += ", float32 in IEEE" if x.dtype == torch.float32 else ""
-        waits = "FlashRNN's alternating kernel waits for the device in each call"
-    return Ready(call, kernel, said, expected=expected, no_graph_reason=waits)
+        description += ", float32 in IEEE" if x.dtype == torch.float32 else ""
+        no_graph_reason = "FlashRNN's alternating kernel waits for the device in each call"
+    return Ready(call, kernel, description, expected=expected, no_graph_reason=no_graph_reason)
 
 
 def bind(flashrnn: Callable, config: Any, module: nn.RNNBase, x: Tensor) -> Call:
     """Return a call that computes ``module`` for inputs like ``x`` by ``flashrnn`` with its ``config``."""
     hidden, gates_first = module.hidden_size, config.input_shape == "TBHGD"
-    states = x.new_zeros(config.num_states, 1, x.size(1), 1, hidden)  # the first of them is the output
+    states = x.new_zeros(config.num_states, 1, x.size(1), 1, hidden)  # the first state is the output
 
     def layer(x: Tensor, w_ih: Tensor, b_ih: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
         gates = F.linear(x, w_ih, b_ih).unflatten(2, (1, -1, hidden) if gates_first else (1, hidden, -1))
         return flashrnn(gates, recurrent, bias, states=states, config=config)[0][0, :, :, 0]
 
-    def arranged(weight: Tensor, axes: str, layout: str) -> Tensor:
+    def arrange(weight: Tensor, axes: str, layout: str) -> Tensor:
         return weight.permute([axes.index(axis) for axis in layout.replace("H", "")]).contiguous().unsqueeze(0)
 
     layers = []
     for weights in layers_of(module):
         w_ih, w_hh, b_ih, b_hh = (weight.unflatten(0, (-1, hidden)) for weight in weights)
-        if config.function == "gru":  # Of r, z, n it has n first. Its fourth bias is that of n's inputs.
+        if config.function == "gru":  # FlashRNN's order of gates is n, r, z. Its fourth bias belongs to n's inputs.
             w_hh, b_hh = w_hh.roll(1, 0), F.pad(b_hh.roll(1, 0), (0, 0, 0, 1))
         if not gates_first:
             w_ih, b_ih = w_ih.transpose(0, 1), b_ih.t()
-        recurrent = arranged(w_hh, "GDP", config.recurrent_shape)
-        layers.append([w_ih.flatten(0, 1), b_ih.flatten(), recurrent, arranged(b_hh, "GD", config.bias_shape)])
+        recurrent = arrange(w_hh, "GDP", config.recurrent_shape)
+        layers.append([w_ih.flatten(0, 1), b_ih.flatten(), recurrent, arrange(b_hh, "GD", config.bias_shape)])
     return through_layers(layer, layers)
 
 

@@ -1,10 +1,10 @@
 """Flax's `nnx.GRUCell` in `jax.lax.scan`, compiled by `jax.jit`, with the inputs of all steps projected in one product.
 
-The cell lacks b_hn. Its `dense_h` is given `nn.GRU`'s b_hh, and then the cell computes what `nn.GRU` does. Inputs are
-JAX arrays before anything is timed, and share torch's memory. Results become tensors without a copy.
+The cell lacks b_hn. With `nn.GRU`'s b_hh in its `dense_h`, the cell computes what `nn.GRU` does. Inputs are converted
+to JAX arrays before timing, and share torch's memory. Results become tensors without a copy.
 
-JAX runs on a stream of its own and returns early. A call waits until its results are there, so its eager time includes
-that wait. The memory that JAX takes is not in the row's.
+JAX runs on its own stream and returns early. A call waits for its results, so its eager time includes this wait. The
+memory in the row does not include JAX's.
 """
 
 import os
@@ -17,7 +17,7 @@ from .interface import Ready, Unavailable, allows_tf32, import_peer, layers_of, 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     require_padded(x)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes 3/4 of the GPU's memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # otherwise JAX takes 3/4 of the GPU's memory
     jax, nnx = import_peer("jax", "jax[cuda12]"), import_peer("flax.nnx", "flax")
     try:
         jax.devices(x.device.type)
@@ -52,8 +52,8 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     def call(x) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_dlpack, jax.block_until_ready(network(states, x))))
 
-    waits = "JAX runs on a stream of its own, and the call waits for it"
-    return Ready(call, "xla", f"precision {precision}", lay_out=jnp.from_dlpack, no_graph_reason=waits)
+    reason = "JAX runs on its own stream, and the call waits for it"
+    return Ready(call, "xla", f"precision {precision}", lay_out=jnp.from_dlpack, no_graph_reason=reason)
 
 
 PROVIDERS = {"flax.scan": _prepare}

@@ -1,12 +1,14 @@
-"""gru-qat's two scans in Triton of a dense GRU, made to train, here without quantisation.
+"""The two Triton scans of a dense GRU in gru-qat, which is made for training, here without quantisation.
 
-Called are the forward functions of its `gru_scan` and `gru_scan_persistent`. Inputs are projected by `F.linear`, as in
-its layer. "gru_qat.scan" has one launch, in which a program has all hidden units of 16 or 32 batch rows. It serves
-float32 alone. "gru_qat.persistent" divides the hidden units among programs, too, which wait for each other at every
-step. It is documented for float32, and compiles for 16 bits, too. Products of float32 are in TF32.
+The providers call the forward functions of its `gru_scan` and `gru_scan_persistent`. As in its layer, `F.linear`
+projects the inputs. Products of float32 are in TF32.
+
+"gru_qat.scan" has one launch, in which a program has all hidden units of 16 or 32 batch rows. It serves only float32.
+"gru_qat.persistent" also divides the hidden units among programs, which wait for each other at every step. It is
+documented for float32, and also compiles for 16 bits.
 
 The stores of "gru_qat.persistent" are not ordered before its counter. In 5 of 17 emulated runs at H >= 512 and B = 16
-its results were wrong. The gate judges each case.
+its results were wrong. Each case is compared with float64.
 """
 
 from collections.abc import Callable
@@ -26,34 +28,36 @@ def _scan(gru: nn.GRU, x: Tensor) -> Ready:
     peer = _import(gru, x, (torch.float32,))
     call = bind(peer.gru_scan_forward, gru, x)
     tuned = peer.gru_scan_fwd_kernel.cache
-    tuned.clear()  # It tunes once for each T and B, for all H: as if no other had been met.
+    tuned.clear()  # The peer tunes once for each T and B, for all H. Forget other sizes.
     call(x)
     return Ready(call, "scan", config=", ".join(map(str, tuned.values())), config_source="autotuned")
 
 
 def _persistent(gru: nn.GRU, x: Tensor) -> Ready:
-    """Make the fastest of `blocks` ready. By default it has no more than 4 programs at H = 512 and B <= 8."""
+    """Prepare the fastest of `blocks`. The peer's default is at most 4 programs at H = 512 and B <= 8."""
     peer, calls = _import(gru, x, FLOATS), {}
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     for sizes in blocks(x.size(1), gru.hidden_size, processors):
         calls[str(sizes)] = [partial(bind(partial(peer.gru_scan_forward_persistent, **sizes), gru, x), x)]
     if not calls:
-        raise Unavailable(f"its programs, 64 rows and 128 hidden units each, are more than {processors} processors")
-    taken = samples(calls, 8, gpu_clock)
-    fastest = min(taken, key=lambda sizes: quantiles(taken[sizes]).p50)
+        raise Unavailable(
+            f"with 64 rows and 128 hidden units a program, it has more programs than {processors} processors"
+        )
+    times = samples(calls, 8, gpu_clock)
+    fastest = min(times, key=lambda sizes: quantiles(times[sizes]).p50)
     return Ready(calls[fastest][0].func, "persistent", config=fastest, config_source="timed here")
 
 
 def blocks(batch: int, hidden: int, processors: int) -> list[dict[str, int]]:
-    """Return sizes of blocks that all run at once, as they wait for each other: one for each number of hidden units.
+    """Return sizes of blocks, one for each number of hidden units. All blocks run at once, as they wait for each other.
 
-    They are powers of two, as Triton wants them, and no larger than H, for which the peer would take H.
+    Sizes are powers of two, as Triton requires, and at most H, because the peer replaces larger sizes by H.
     """
     most = max(16, 1 << hidden.bit_length() - 1)
     by_units = {
         units: {"block_b": rows, "block_oh": units, "block_k": min(32, most)}
         for units in (16, 32, 64, 128)
-        for rows in (64, 32, 16, 8)  # the last that fits stays
+        for rows in (64, 32, 16, 8)  # the fewest rows that fit remain
         if units <= most and -(-batch // rows) * -(-hidden // units) <= processors
     }
     return [*by_units.values()]
@@ -62,7 +66,7 @@ def blocks(batch: int, hidden: int, processors: int) -> list[dict[str, int]]:
 def _import(gru: nn.GRU, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> ModuleType:
     peer = import_gpu_peer("gru_qat.triton_kernels.scan", "gru-qat", gru, x, dtypes)
     if x.dtype == torch.float32 and not allows_tf32():
-        raise Unavailable("gru-qat computes products of float32 in TF32, the case asks for IEEE")
+        raise Unavailable("gru-qat computes products of float32 in TF32, but the case has IEEE")
     return peer
 
 

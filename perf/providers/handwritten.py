@@ -1,4 +1,4 @@
-"""The GRU as one writes it by hand in torch: inputs projected for all steps at once, then a loop over time."""
+"""A GRU written by hand in torch: one input projection for all steps, then a loop over time."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def bind(step: Callable[..., Tensor], gru: nn.GRU, x: Tensor) -> Call:
-    """Return a call that computes ``gru`` for inputs like ``x`` by ``step``, called for each step of each layer."""
+    """Return a call of ``gru`` for inputs like ``x``, which calls ``step`` for each step of each layer."""
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
 
     def layer(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def bind(step: Callable[..., Tensor], gru: nn.GRU, x: Tensor) -> Call:
 
 
 def step(gates: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
-    """Return the state after ``h``. ``gates`` [B, 3H] are the projected inputs, ``w_hh`` is [H, 3H]."""
+    """Return the state after ``h``. ``gates`` [B, 3H] are the projected inputs. ``w_hh`` is [H, 3H]."""
     i_rz, i_n = gates.tensor_split([2 * h.size(1)], dim=1)
     h_rz, h_n = torch.addmm(b_hh, h, w_hh).tensor_split([2 * h.size(1)], dim=1)
     r, z = torch.sigmoid(i_rz + h_rz).chunk(2, dim=1)

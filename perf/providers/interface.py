@@ -1,4 +1,4 @@
-"""What a provider is: something that computes the outputs of a `torch.nn.GRU`, to be timed."""
+"""The interface of providers. A provider computes the outputs of a `torch.nn.GRU`, to be timed."""
 
 import importlib
 from collections.abc import Callable
@@ -12,31 +12,30 @@ from torch.nn.utils.rnn import PackedSequence
 from ..case import Input, Ragged
 
 # x [T, B, I] -> (output [T, B, D * H], h_n [D * layers, B, H]) with D directions, from a state of zeros. For a
-# PackedSequence the output is one, too, or its data. For a `Ragged` it is zeros behind the ends of sequences.
+# PackedSequence the output is a PackedSequence or its data. For a `Ragged` it is zero after the ends of sequences.
 Call = Callable[[Input], tuple[Input, Tensor]]
-# A frame [1, B, I] -> its output [1, B, H] or [B, H], from the state that the call before has left.
+# A frame [1, B, I] -> its output [1, B, H] or [B, H], from the state that the previous call left.
 Frame = Callable[[Tensor], Tensor]
 
 
 class Unavailable(Exception):
-    """The provider cannot serve the case on this machine; the message says why."""
+    """The provider cannot serve the case on this machine. The message has the reason."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A provider made ready for one case.
+    """A provider prepared for one case.
 
     Attributes:
-        call: what is timed; a `Frame` if the case is streaming. It does not wait for the device, may be captured in a
-            CUDA graph once it has been called, runs on torch's current stream, and may overwrite what an earlier call
-            returned.
-        kernel, config, config_source: what will run, where the provider knows.
-        expected: the call in float64, of one that computes something else than the GRU.
-        lay_out: makes of an input what ``call`` takes, before anything is timed.
-        reset: takes a `Frame`'s state back to zeros.
-        captured: what a CUDA graph captures in place of a `Frame`: its state goes out where it came in.
-        no_graph_reason: why no graph captures ``call``.
-        is_judged: False for a call whose results mean nothing by design. No gate looks at them.
+        call: the call to time, a `Frame` if the case is streaming. It runs on torch's current stream and does not wait
+            for the device. After a first call, a CUDA graph may capture it. It may overwrite earlier results.
+        kernel, config, config_source: the kernel that runs, its configuration and where that comes from, if known.
+        expected: a call in float64, for a provider that computes something other than the GRU.
+        lay_out: converts an input for ``call``, before anything is timed.
+        reset: sets a `Frame`'s state to zeros.
+        captured: the call that a CUDA graph captures instead of a `Frame`. It writes the new state over the old state.
+        no_graph_reason: why no CUDA graph can capture ``call``, or "".
+        is_judged: False for a call whose results are meaningless by design, and not compared.
     """
 
     call: Call | Frame
@@ -51,26 +50,26 @@ class Ready:
     is_judged: bool = True
 
 
-# Makes a provider ready for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` is what
-# `Case.module` makes, time first and in eval(). torch's settings of precision are those of the case, for recurrent
-# networks (torch.backends.cudnn.rnn) and for matrix products (torch.backends.cuda.matmul). Called under inference_mode.
-# Raises Unavailable.
+# Prepares a provider for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` comes from
+# `Case.module`, time first and in eval(). torch has the case's precision for recurrent networks
+# (torch.backends.cudnn.rnn) and matrix products (torch.backends.cuda.matmul). Called under inference_mode. Raises
+# Unavailable.
 Prepare = Callable[[nn.GRU, Input], Ready]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_padded(x: Input) -> None:
     if isinstance(x, (PackedSequence, Ragged)):
-        raise Unavailable("it is called here with sequences of one length")
+        raise Unavailable("this provider is called here only with sequences of one length")
 
 
 def require_one_direction(gru: nn.GRU) -> None:
     if gru.bidirectional:
-        raise Unavailable("it is written here for one direction")
+        raise Unavailable("this provider is written here only for one direction")
 
 
 def import_peer(module: str, package: str) -> ModuleType:
-    """Import a module of ``package``, which pip installs."""
+    """Import a module of a ``package`` from pip, or raise Unavailable."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -78,7 +77,7 @@ def import_peer(module: str, package: str) -> ModuleType:
 
 
 def import_gpu_peer(module: str, package: str, gru: nn.GRU, x: Input, dtypes: tuple = FLOATS) -> ModuleType:
-    """Import a module that serves padded inputs of ``dtypes`` on a GPU in one direction."""
+    """Import a module that serves padded inputs of ``dtypes`` on a GPU in one direction, or raise Unavailable."""
     require_padded(x)
     require_one_direction(gru)
     peer = import_peer(module, package)
@@ -90,18 +89,18 @@ def import_gpu_peer(module: str, package: str, gru: nn.GRU, x: Input, dtypes: tu
 
 
 def allows_tf32() -> bool:
-    """Return whether products of float32 may be in TF32 in this case."""
+    """Return whether the current case allows TF32 for products of float32."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def layers_of(module: nn.RNNBase) -> list[list[Tensor]]:
-    """Return W_ih, W_hh, b_ih and b_hh of each layer and direction. Biases that ``module`` lacks are zeros."""
+    """Return W_ih, W_hh, b_ih and b_hh of each layer and direction. Missing biases are zeros."""
     layers = [[getattr(module, name).detach() for name in names] for names in module._all_weights]
     return [[*weights, *[weights[1].new_zeros(len(weights[1]))] * 2][:4] for weights in layers]
 
 
 def through_layers(layer: Callable[..., Tensor], layers: list) -> Call:
-    """Return a call that runs ``layer(x, *weights)``, whose result is [T, B, H], with the weights of each layer."""
+    """Return a call that runs ``layer(x, *weights)`` -> [T, B, H] with the weights of each layer in turn."""
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         last = []

@@ -1,4 +1,4 @@
-"""The library: as it chooses, and each kernel by name; and what they launch."""
+"""Our providers: the library with the backend "auto" and with each kernel by name, and its launches alone."""
 
 import contextlib
 import copy
@@ -28,7 +28,7 @@ from .interface import Ready, Unavailable, require_padded
 
 @dataclass(frozen=True)
 class BackendProvider:
-    """The library by one of its backends."""
+    """The library with one of its backends."""
 
     backend: str
 
@@ -37,13 +37,13 @@ class BackendProvider:
         return "triton_gru" if self.backend == "auto" else f"triton_gru.{self.backend}"
 
     def module(self, gru: nn.GRU) -> triton_gru.GRU:
-        """Return the library's, with ``gru``'s own Parameters where they are: graphs of ``gru`` read them there."""
+        """Return the library's GRU with ``gru``'s own Parameters, because graphs of ``gru`` read their memory."""
         ours = triton_gru.accelerate(copy.copy(gru))
         ours.backend = self.backend
         return ours
 
     def plan(self, ours: triton_gru.GRU, x: Input) -> Plan:
-        """Return the plan of a call on ``ours``, a `module` of this. Raises what `choose` raises."""
+        """Return the plan of a call of ``ours``, which `module` returned. Raises what `choose` raises."""
         call = bind(ours, x)
         return self.choose(call.problem, find_device(call.input.device))
 
@@ -51,12 +51,12 @@ class BackendProvider:
         """Return the plan for a problem.
 
         Raises:
-            Unavailable: the variant cannot serve it.
+            Unavailable: the backend cannot serve the problem.
         """
         try:
             return choose(problem, device, self.backend)
-        except RuntimeError as refusal:
-            raise Unavailable(str(refusal)) from refusal
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
 
     def prepare(self, gru: nn.GRU, x: Input) -> Ready:
         ours = self.module(gru)
@@ -71,7 +71,7 @@ def bind(ours: triton_gru.GRU, x: Input) -> Call:
 
 
 def describe_plan(plan: Plan) -> dict[str, str]:
-    """Return the fields of a `Ready` that say what a plan launches."""
+    """Return the fields of a `Ready` that describe the launches of a plan."""
     config = config_text(plan.config)
     if isinstance(plan.projection, ProjectionConfig):
         config += f" {config_text(plan.projection)}"
@@ -82,22 +82,22 @@ LAUNCHES = "triton_gru.launches"
 
 
 def prepare_launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
-    """Make ready what the library launches, on memory that is there: a call costs the host this and its own part."""
+    """Prepare only the launches of a call, on memory allocated before. A whole call adds the host's own work."""
     require_padded(x)
     variant = BackendProvider(backend)
     ours = variant.module(gru)
     plan = variant.plan(ours, x)
-    for _ in range(2):  # a call is prepared at the second of its form
+    for _ in range(2):  # the library keeps the launches of a signature at its second call
         ours(x)
-    found = call_cache.find_route(ours, x, None)
-    if not isinstance(found, PreparedCall):
-        raise Unavailable("no launches are kept: nn.GRU serves the call, or there are too many")
-    made = {}
+    route = call_cache.find_route(ours, x, None)
+    if not isinstance(route, PreparedCall):
+        raise Unavailable("no launches are kept: nn.GRU serves the call, or the call has too many launches")
+    bound_calls = {}
 
     def call(x: Input) -> tuple[Tensor, Tensor]:
-        if x.data_ptr() not in made:
-            made[x.data_ptr()] = found.bind(ours, x, None)
-        results, starts, _ = made[x.data_ptr()]
+        if x.data_ptr() not in bound_calls:
+            bound_calls[x.data_ptr()] = route.bind(ours, x, None)
+        results, starts, _ = bound_calls[x.data_ptr()]
         for start in starts:
             start()
         return results
@@ -110,25 +110,25 @@ PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES:
 
 
 def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Problem, Device, Candidate]]:
-    """Return what `compile_candidate` takes, once for each kernel that the variants launch for cases."""
-    device, found = find_device(torch.device("cuda")), {}
+    """Return arguments of `compile_candidate`, once for each kernel that the variants launch for the cases."""
+    device, kernels = find_device(torch.device("cuda")), {}
     for case, names in wanted:
         with case.pinned():
             options = Options.from_module(case.module("meta"))
             problem = options.to_problem(case.steps, case.batch, case.dtype, layout=case.layout)
         for variant in (variant for variant in VARIANTS if variant.name in names):
-            with contextlib.suppress(Unavailable):  # the run says why
+            with contextlib.suppress(Unavailable):  # the run reports the reason
                 plan = variant.choose(problem, device)
                 config, short = plan.config, dataclasses.replace(shorten_problem(problem), batch_size=1)
                 if isinstance(config, GridConfig):
-                    config = dataclasses.replace(config, copies=1)  # how many are launched is not compiled
+                    config = dataclasses.replace(config, copies=1)  # compiled code does not depend on copies
                 if config:
-                    found[short, device, Candidate(plan.kernel, config, plan.projection)] = None
-    return [*found]
+                    kernels[short, device, Candidate(plan.kernel, config, plan.projection)] = None
+    return [*kernels]
 
 
 def get_hang_error() -> str:
-    """The error if a launch of the library has given up waiting, once all have run; empty if none has."""
+    """Wait for the GPU, and return the error if a launch of the library has given up waiting, or ""."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -139,7 +139,7 @@ def get_hang_error() -> str:
 
 
 def is_lost() -> bool:
-    """Return whether the GPU answers this process no more, as after an access to memory that is not there."""
+    """Return whether this process has lost the GPU, as after an access to invalid memory."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()

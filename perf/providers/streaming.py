@@ -1,7 +1,7 @@
-"""Frame by frame: what computes a step from the state that its last call has left.
+"""Providers of streams: a call computes one frame, from the state that the previous call left.
 
-A caller of torch's modules hands the new state to the next call. A CUDA graph reads the same memory every time, so
-that in one the new state is copied to where the old one was.
+A caller of `nn.GRU` or `nn.GRUCell` passes the new state to the next call. A CUDA graph reads the same memory every
+time, so a graph also copies the new state over the old state.
 """
 
 import copy
@@ -18,23 +18,23 @@ from .interface import Prepare, Ready
 from .ours import BackendProvider, describe_plan
 from .torch_modules import kernel_name
 
-_without_time = operator.itemgetter(0)  # of a frame
+_drop_time = operator.itemgetter(0)  # [1, B, I] -> [B, I]
 # (frame, state) -> (output, state). A state has a part [B, H] for each layer, in one tensor or in a list.
 _State = Tensor | list[Tensor]
 _Step = Callable[[Tensor, _State], tuple[Tensor, _State]]
 
 
 def _torch(gru: nn.GRU, x: Tensor) -> Ready:
-    return _carrying(gru, _zeros(gru, x), kernel=kernel_name(gru))
+    return _carry_state(gru, _zeros(gru, x), kernel=kernel_name(gru))
 
 
 def _ours(variant: BackendProvider, gru: nn.GRU, x: Tensor) -> Ready:
     ours = variant.module(gru)
-    return _carrying(ours, _zeros(gru, x), **describe_plan(variant.plan(ours, x)))
+    return _carry_state(ours, _zeros(gru, x), **describe_plan(variant.plan(ours, x)))
 
 
 def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
-    """Make a cell for each layer ready, with ``gru``'s own Parameters."""
+    """Prepare a cell for each layer, with ``gru``'s own Parameters."""
     cells = []
     for layer, names in enumerate(gru._all_weights):
         inputs = gru.hidden_size if layer else gru.input_size
@@ -43,48 +43,48 @@ def _cells(cell: type[nn.RNNCellBase], gru: nn.GRU, x: Tensor) -> Ready:
             setattr(cells[-1], name.removesuffix(f"_l{layer}"), getattr(gru, name))
 
     def step(x: Tensor, states: _State) -> tuple[Tensor, list[Tensor]]:
-        after = []
+        new_states = []
         for cell, state in zip(cells, states):
             x = cell(x, state)
-            after.append(x)
-        return x, after
+            new_states.append(x)
+        return x, new_states
 
-    zeros, about = _zeros(gru, x), {"kernel": "torch"}
-    if cell is triton_gru.GRUCell:  # of two cells of one size the plans are the same
-        about = describe_plan(cells[0].plan(x[0], zeros[0]))
-    return _carrying(step, [*zeros], lay_out=_without_time, **about)
+    zeros, fields = _zeros(gru, x), {"kernel": "torch"}
+    if cell is triton_gru.GRUCell:  # cells of one size have the same plan
+        fields = describe_plan(cells[0].plan(x[0], zeros[0]))
+    return _carry_state(step, [*zeros], lay_out=_drop_time, **fields)
 
 
 def _stream(gru: nn.GRU, x: Tensor) -> Ready:
     stream = BackendProvider("auto").module(gru).stream(x.size(1))
-    own = "it replays CUDA graphs of its own"
+    reason = "the stream replays its own CUDA graphs"
     return Ready(
-        stream, lay_out=_without_time, reset=stream.reset, no_graph_reason=own, **describe_plan(stream.plan(x[0]))
+        stream, lay_out=_drop_time, reset=stream.reset, no_graph_reason=reason, **describe_plan(stream.plan(x[0]))
     )
 
 
-def _carrying(step: _Step, zeros: _State, **about) -> Ready:
-    """Make ``step`` ready, with its state kept. ``about`` is what else is known of it."""
-    handed_on, kept = zeros, copy.deepcopy(zeros)
+def _carry_state(step: _Step, zeros: _State, **fields) -> Ready:
+    """Prepare ``step`` so that its state is kept between calls. ``fields`` are further fields of the `Ready`."""
+    passed_on, kept = zeros, copy.deepcopy(zeros)
 
     def call(x: Tensor) -> Tensor:
-        nonlocal handed_on
-        output, handed_on = step(x, handed_on)
+        nonlocal passed_on
+        output, passed_on = step(x, passed_on)
         return output
 
     def captured(x: Tensor) -> Tensor:
-        output, after = step(x, kept)
-        for state, new in zip(kept, after) if isinstance(kept, list) else [(kept, after)]:
+        output, new_state = step(x, kept)
+        for state, new in zip(kept, new_state) if isinstance(kept, list) else [(kept, new_state)]:
             state.copy_(new)
         return output
 
     def reset() -> None:
-        nonlocal handed_on
-        handed_on = zeros
+        nonlocal passed_on
+        passed_on = zeros
         for state in kept:
             state.zero_()
 
-    return Ready(call, reset=reset, captured=captured, **about)
+    return Ready(call, reset=reset, captured=captured, **fields)
 
 
 def _zeros(gru: nn.GRU, x: Tensor) -> Tensor:

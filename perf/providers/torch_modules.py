@@ -1,4 +1,4 @@
-"""torch's own recurrent modules: on a GPU cuDNN by the algorithm that torch picks."""
+"""Providers of nn.GRU, nn.RNN and nn.LSTM. On a GPU they run cuDNN with the algorithm that torch picks."""
 
 import copy
 
@@ -11,30 +11,30 @@ from .interface import Call, Ready
 
 
 def _gru(gru: nn.RNNBase, x: Input) -> Ready:
-    """Make ``gru`` ready. Exception: where it resets before, which torch has not, torch's own of the same sizes."""
+    """Prepare ``gru``. Exception: for ``reset_after=False``, which torch lacks, prepare nn.GRU of the same sizes."""
     if type(gru) is not nn.GRU:
         return _other_cell(nn.GRU, gru, x)
-    call = _called(gru) if isinstance(x, Ragged) else gru
+    call = _make_call(gru) if isinstance(x, Ragged) else gru
     return Ready(call, kernel=kernel_name(gru), lay_out=_with_lengths_on_cpu)
 
 
 def _other_cell(cell: type[nn.RNNBase], gru: nn.GRU, x: Input) -> Ready:
-    """Make a cell of the same sizes ready, which is compared with itself in float64."""
+    """Prepare a cell of the same sizes, which is compared with itself in float64."""
     module, expected = make_cell_like(cell, gru)
-    return Ready(_called(module), kernel=kernel_name(gru), expected=expected, lay_out=_with_lengths_on_cpu)
+    return Ready(_make_call(module), kernel=kernel_name(gru), expected=expected, lay_out=_with_lengths_on_cpu)
 
 
 def make_cell_like(cell: type[nn.RNNBase], gru: nn.GRU) -> tuple[nn.RNNBase, Call]:
-    """Return a cell of the same sizes with weights of its own, and its call in float64."""
+    """Return a cell of the same sizes with its own weights, and its call in float64."""
     with torch.inference_mode(False):
         sizes = gru.input_size, gru.hidden_size, gru.num_layers
         like = gru.weight_hh_l0
         module = cell(*sizes, bidirectional=gru.bidirectional, device=like.device, dtype=like.dtype).eval()
-        return module, _called(copy.deepcopy(module).double())
+        return module, _make_call(copy.deepcopy(module).double())
 
 
-def _called(module: nn.RNNBase) -> Call:
-    """Return a call that gives the first state alone, as an LSTM has two. A `Ragged` is packed for it, and padded."""
+def _make_call(module: nn.RNNBase) -> Call:
+    """Return a call that returns only the first state, as an LSTM has two. It packs a `Ragged`, and pads the output."""
 
     def call(x: Input) -> tuple[Input, Tensor]:
         is_ragged = isinstance(x, Ragged)
@@ -45,7 +45,7 @@ def _called(module: nn.RNNBase) -> Call:
 
 
 def _with_lengths_on_cpu(x: Input) -> Input:
-    """Return the input, its lengths where torch's packing wants them."""
+    """Return the input with its lengths on the CPU, where torch's packing needs them."""
     return x._replace(lengths=x.lengths.cpu()) if isinstance(x, Ragged) else x
 
 

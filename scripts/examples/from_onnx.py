@@ -1,7 +1,8 @@
-"""Take the weights of an ONNX model's GRU node: by default of a model made here, or of a file of yours.
+"""Convert the GRU node of an ONNX model, by default of a model that the program makes, or of your own file.
 
-By ONNX's default the reset gate comes before the recurrent product (`linear_before_reset=0`); in `nn.GRU` it comes
-after. The shapes of the weights are the same, so nothing but wrong numbers tells of a mistake. `from_onnx` reads it:
+By ONNX's default the reset gate comes before the recurrent product (`linear_before_reset=0`). In `nn.GRU` it comes
+after the product. The weights have the same shapes in both, so a mistake raises no error, but the results are wrong.
+`from_onnx` reads the position of the reset gate from the node:
 
     python scripts/examples/from_onnx.py [MODEL.onnx [NODE]]
 """
@@ -36,7 +37,7 @@ def main(
     path: str | None = None, node: str | None = None, device: str = DEVICE, steps: int = 50, hidden: int = 96
 ) -> None:
     torch.manual_seed(0)
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that two results differ by rounding alone
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that results differ only by rounding in fp32
     model = path or make_model(40, hidden)
     gru = triton_gru.convert.from_onnx(model, node).to(device)
     x = torch.randn(steps, 4, gru.input_size, device=device, dtype=gru.weight_hh_l0.dtype)
@@ -50,7 +51,7 @@ def main(
         as_nn_gru = copy.deepcopy(gru)
         as_nn_gru.reset_after = True
         error, mistake = ((result - expected).abs().max().item() for result in (output, as_nn_gru(x)[0]))
-        tolerance = 4 * hidden**0.5 * torch.finfo(x.dtype).eps  # rounding grows as the root of the summands' number
+        tolerance = 4 * hidden**0.5 * torch.finfo(x.dtype).eps  # rounding grows like the root of the number of terms
         print(f"largest difference from ONNX: {error:.1e} (allowed: {tolerance:.1e})")
         print(f"the same weights with the reset gate after the product, as in nn.GRU: {mistake:.1e}")
         assert error <= tolerance < 1e-2 < mistake

@@ -1,7 +1,7 @@
 """Run a GRU frame by frame with `gru.stream(batch_size)`, which keeps the state of every sequence.
 
-Half way sequence 1 ends and another takes its place, so its state is reset. The outputs equal those of `nn.GRU` on
-whole sequences. Runs on a GPU if there is one:
+After half of the frames, sequence 1 ends and a new one begins in its row of the batch, so the row's state is reset. The
+program compares the outputs with those of `nn.GRU` on whole sequences. It uses a GPU if there is one:
 
     python scripts/examples/streaming.py
 """
@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @torch.no_grad()
 def main(device: str = DEVICE, frames: int = 200, batch: int = 4, hidden: int = 256) -> None:
     torch.manual_seed(0)
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that two results differ by rounding alone
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that results differ only by rounding in fp32
     nn_gru = nn.GRU(40, hidden, num_layers=2, device=device).eval()
     x = torch.randn(frames, batch, 40, device=device)
     ended = torch.arange(batch, device=device) == 1
@@ -34,11 +34,11 @@ def main(device: str = DEVICE, frames: int = 200, batch: int = 4, hidden: int = 
         if t == frames // 2:
             stream.reset(ended)
         outputs.append(stream(frame))
-    error = (torch.stack(outputs) - torch.cat([first_half, second_half])).abs().max().item()  # waits for the GPU
+    error = (torch.stack(outputs) - torch.cat([first_half, second_half])).abs().max().item()  # item() waits for the GPU
     microseconds = 1e6 * (time.perf_counter() - start) / frames
     served_by = stream.plan(x[0]).kernel
 
-    tolerance = 4 * hidden**0.5 * torch.finfo(x.dtype).eps  # rounding grows as the root of the number of summands
+    tolerance = 4 * hidden**0.5 * torch.finfo(x.dtype).eps  # rounding grows like the root of the number of terms
     print(f"{frames} frames of {batch} sequences, H = {hidden}, 2 layers; sequence 1 ends after {frames // 2} frames")
     print(f"served by: {served_by} ({'nn.GRU itself' if served_by == 'torch' else 'a Triton kernel'})")
     if device == "cuda":

@@ -1,6 +1,6 @@
-"""Record the shapes that a service calls its GRUs with, and tune the kernels for them.
+"""Record the shapes that a service calls its GRUs with, and tune the kernels for these shapes.
 
-Without a GPU it says which command to run on the machine that has one. The shapes are kept in a small JSON file:
+The program saves the shapes to a small JSON file. Without a GPU it prints the command to run on a machine with a GPU:
 
     python scripts/examples/tune_recorded.py [FILE.json [SECONDS]]
 """
@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @torch.no_grad()
 def serve(model: nn.GRU, requests: int, longest: int) -> None:
-    """Stand in for your service: answer requests of many lengths, some of them in batches."""
+    """Answer requests of many lengths, some of them in batches. Your service would be here."""
     draw = random.Random(0)
     for _ in range(requests):
         batch, steps = draw.choice((1, 1, 1, 8)), draw.randint(1 + longest // 3, longest)
@@ -35,12 +35,12 @@ def main(
 ) -> None:
     torch.manual_seed(0)
     gru = triton_gru.accelerate(nn.GRU(40, hidden, device=device).eval())
-    with triton_gru.record_shapes() as shapes:  # everything in here, in any module
+    with triton_gru.record_shapes() as shapes:  # records all calls of GRUs in this block, in any module
         serve(gru, requests, longest)
     shapes.save(path)
     assert sum(shapes.seen.values()) == requests
     print(f"{requests} calls of {len(shapes.seen)} shapes, {len(shapes)} to tune, kept in {path}:")
-    for problem in shapes:  # those that took the most steps first
+    for problem in shapes:  # shapes that took the most steps come first
         print(f"  up to {problem.steps} steps, batches up to {problem.batch_size}, H = {problem.hidden_size}")
 
     if gru.plan(torch.randn(1, 1, 40, device=device)).device is None:

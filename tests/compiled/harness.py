@@ -1,4 +1,4 @@
-"""Compiles the launches of a call for a GPU that is not there, and reads what came out."""
+"""Compiles the launches of a call for a GPU that need not be present, and reads the machine code."""
 
 import dataclasses
 import functools
@@ -27,11 +27,11 @@ from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.tuning.compile_pool import MAX_STACK_BYTES, set_compile_target
 
-# Lines of source in a cubin change no instruction, and take a tenth of the time.
+# Line info changes no instruction, and writing it takes a tenth of the time.
 os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_LABEL = re.compile(r"^([\w.$]+):")  # of a place, or of a function: newer compilers call some
+_LABEL = re.compile(r"^([\w.$]+):")  # of a branch target, or of a function: newer compilers call functions
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
 # The first known device of each architecture.
@@ -39,11 +39,11 @@ ARCHITECTURES = list({device.arch: device for device in reversed(KNOWN_DEVICES.v
 
 
 def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
-    """Return pytest's parameters: a device, and a kernel, precision, hidden size and batch that it serves.
+    """Return pytest's parameters: a device, and a kernel, precision, hidden size and batch size that it serves.
 
-    Of the devices of an architecture that get the same configuration, only the first is compiled for.
+    If several devices of an architecture get the same configuration, only the first is compiled for.
     """
-    found = {}
+    params = {}
     for device in KNOWN_DEVICES.values():
         for kernel, precision, hidden_size, batch_size in on_sm_90 if device.arch == "sm_90" else elsewhere:
             config = HEURISTICS[kernel](hidden_size, batch_size, 1, *PRECISIONS[precision], device)
@@ -51,9 +51,9 @@ def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
                 config = dataclasses.replace(config, copies=0)  # the number of programs is not compiled in
             if not isinstance(config, str):
                 name = f"{device.name}-{kernel}-{precision}-H{hidden_size}-B{batch_size}"
-                case = pytest.param(device, kernel, precision, hidden_size, batch_size, id=name)
-                found.setdefault((device.arch, kernel, precision, hidden_size, config), case)
-    return list(found.values())
+                param = pytest.param(device, kernel, precision, hidden_size, batch_size, id=name)
+                params.setdefault((device.arch, kernel, precision, hidden_size, config), param)
+    return list(params.values())
 
 
 def kernel_launches(
@@ -74,10 +74,10 @@ def kernel_launches(
     reset_after=True,
     reverse=False,
 ):
-    """The launches the library would make for a call on ``device``, on tensors that merely say what they are."""
+    """Return the launches that the library would make for a call on ``device``, with uninitialized CPU tensors."""
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
     options = {"bidirectional": bidirectional, "reset_after": reset_after, "reverse": reverse}
-    # Weights that nobody draws: of 4096 units that takes longer than to compile.
+    # Weights are not initialized: for 4096 units that takes longer than to compile.
     gru = triton_gru.GRU(inputs, hidden_size, dtype=dtype, device="meta", **options).to_empty(device="cpu").eval()
     x = torch.empty(steps * batch_size * inputs + odd_address, dtype=dtype)[odd_address:]
     x = x.view(steps, batch_size, inputs)
@@ -96,29 +96,30 @@ def kernel_launches(
 
 
 def count_variants(launches: Iterable[Launch]) -> dict[str, int]:
-    """Return, by kernel, how many times Triton would compile it for ``launches`` on the device in force."""
+    """Return, by kernel, how often Triton would compile it for ``launches`` on the active device."""
     launches = list(launches)
-    kernels = {each.kernel.__name__: each.kernel for each in launches}
-    with mock.patch("triton.compiler.compile"):  # which a kernel takes when it has no cache
+    kernels = {launch.kernel.__name__: launch.kernel for launch in launches}
+    with mock.patch("triton.compiler.compile"):  # a kernel with an empty cache calls this
         for kernel in kernels.values():
             kernel.device_caches.clear()
-        for each in launches:
-            each.compile()
-    found = {name: len(kernel.device_caches[driver.active.get_current_device()][0]) for name, kernel in kernels.items()}
+        for launch in launches:
+            launch.compile()
+    device = driver.active.get_current_device()
+    counts = {name: len(kernel.device_caches[device][0]) for name, kernel in kernels.items()}
     for kernel in kernels.values():
         kernel.device_caches.clear()
-    return found
+    return counts
 
 
-# Bytes of stack for what may be put away before the loop, where all weights come at once.
+# The most bytes of stack. A kernel may store values there before its loop, when it loads all weights at once.
 STACK_LIMIT = MAX_STACK_BYTES
-# The Triton that tables of instructions are of, and how many times as many a step may take.
+# The version of Triton for which tables have numbers of instructions. With another version, a step may take 5 % more.
 PINNED_TRITON = "3.6.0"
 INSTRUCTION_SLACK = 1 if triton.__version__ == PINNED_TRITON else 1.05
 
 
 class KernelStats:
-    """What one compiled kernel takes, and what its innermost loop with products does per iteration (per warp).
+    """The resources of a compiled kernel, and the work of a warp in an iteration of its innermost loop with products.
 
     Attributes:
         shared, stack: bytes of a program's shared memory, and of a thread's stack.
@@ -129,27 +130,27 @@ class KernelStats:
         if "cubin" in compiled.asm:
             self.stack = int(re.findall(r"STACK:(\d+)", self._read_by("cuobjdump", "--dump-resource-usage"))[-1])
         else:
-            self.stack = self._of_amd("private_segment_fixed_size")
+            self.stack = self._read_amd_field("private_segment_fixed_size")
 
     @functools.cached_property
     def spills(self) -> int:
-        """The loop's loads and stores of its stack: what is put away before it and fetched after it is not."""
+        """Return the number of loads and stores of the stack in the loop. Those before and after it do not count."""
         if "cubin" not in self._compiled.asm:
-            return self._of_amd("vgpr_spill_count")  # scalars that are spilled go to a vector register
+            return self._read_amd_field("vgpr_spill_count")  # spilled scalars go to a vector register
         if self.stack == 0:
             return 0
-        counted = self.loop or _names(self._instructions)
-        return counted["LDL"] + counted["STL"]
+        counts = self.loop or _count_names(self._instructions)
+        return counts["LDL"] + counts["STL"]
 
     @functools.cached_property
     def loop(self) -> Counter:
-        """All of the loop's instructions by their names."""
-        return _names(self._loop)
+        """Return the number of the loop's instructions by name."""
+        return _count_names(self._loop)
 
     @property
     def executed(self) -> int:
-        """How many of the loop's instructions an iteration executes that has nothing to wait for."""
-        return _executed(self._loop)
+        """Return how many of the loop's instructions an iteration executes if it has nothing to wait for."""
+        return _count_executed(self._loop)
 
     @property
     def shared_bytes_read(self) -> int:
@@ -157,17 +158,18 @@ class KernelStats:
 
     @functools.cached_property
     def _instructions(self) -> list[tuple[int, str]]:
-        """(address, text) of each. They take a while: nobody who need not is to ask."""
-        found, labels, places = [], [], {}
+        """Return the address and text of each instruction. Disassembly is slow, so use this only if needed."""
+        instructions, labels, addresses = [], [], {}
         for line in self._read_by("nvdisasm", "--print-code", "--no-dataflow").splitlines():
             if match := _LABEL.match(line):
                 labels.append(match[1])
             elif match := _INSTRUCTION.match(line):
-                found.append((int(match[1], 16), match[2]))
-                places |= dict.fromkeys(labels, match[1])
+                instructions.append((int(match[1], 16), match[2]))
+                addresses |= dict.fromkeys(labels, match[1])
                 labels.clear()
         return [
-            (address, re.sub(r"`\((\S+)\)", lambda label: f"0x{places[label[1]]}", text)) for address, text in found
+            (address, re.sub(r"`\((\S+)\)", lambda label: f"0x{addresses[label[1]]}", text))
+            for address, text in instructions
         ]
 
     @functools.cached_property
@@ -180,7 +182,7 @@ class KernelStats:
             file.flush()
             return subprocess.run([_BIN / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
-    def _of_amd(self, field: str) -> int:
+    def _read_amd_field(self, field: str) -> int:
         return int(re.findall(rf"\.{field}:\s+(\d+)", self._compiled.asm["amdgcn"])[-1])
 
     def __repr__(self) -> str:
@@ -188,12 +190,12 @@ class KernelStats:
         return f"KernelStats({', '.join(f'{name}={vars(self)[name]}' for name in known if name in vars(self))})"
 
 
-def _names(instructions: list[tuple[int, str]]) -> Counter:
+def _count_names(instructions: list[tuple[int, str]]) -> Counter:
     return Counter(text.split()[0].split(".")[0] for _, text in instructions)
 
 
-def _target(text: str) -> int | None:
-    """Where a branch goes."""
+def _branch_target(text: str) -> int | None:
+    """Return the address that a branch goes to, or None for other instructions."""
     match = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
     return int(match[1], 16) if match else None
 
@@ -202,24 +204,24 @@ def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[t
     position = {address: i for i, (address, _) in enumerate(instructions)}
     loops = []
     for i, (address, text) in enumerate(instructions):
-        target = _target(text)
+        target = _branch_target(text)
         if target in position and target < address:
             loops.append(instructions[position[target] : i + 1])
     with_products = [loop for loop in loops if sum(text.startswith(("HMMA", "HGMMA", "FFMA")) for _, text in loop) >= 6]
     return min(with_products, key=len, default=[])
 
 
-# What the assembler puts between others to keep them apart, from its version 13 on in the second form.
+# Instructions that the assembler inserts as padding. Its versions from 13 on use the second form.
 _PADDING = ("NOP", "UIADD3 URZ, URZ, URZ, URZ", "UIADD3 URZ, UPT, UPT, URZ, URZ, URZ")
 
 
-def _executed(loop: list[tuple[int, str]]) -> int:
-    """Without padding, and without what looks at the clock: a wait that has found something missing branches there."""
+def _count_executed(loop: list[tuple[int, str]]) -> int:
+    """Count instructions without padding, and without the code with the clock that only an unfinished wait executes."""
     count, i = 0, 0
     while i < len(loop):
         address, text = loop[i]
         count, i = count + (not text.strip().startswith(_PADDING)), i + 1
-        target = _target(text)
+        target = _branch_target(text)
         if target is not None and address < target <= loop[-1][0]:
             after = next(j for j in range(i, len(loop)) if loop[j][0] >= target)
             if any("GLOBALTIMER" in skipped for _, skipped in loop[i:after]):
@@ -228,9 +230,9 @@ def _executed(loop: list[tuple[int, str]]) -> int:
 
 
 def _shared_bytes(text: str) -> int:
-    """Bytes a warp reads from shared memory by one instruction."""
+    """Return the bytes that a warp reads from shared memory by an instruction."""
     name = text.split()[0]
-    if name.startswith("LDSM"):  # matrices of 8 x 8 16-bit numbers
+    if name.startswith("LDSM"):  # 8 x 8 matrices of 16-bit numbers
         return 128 * int(match[1]) if (match := re.search(r"\.(\d)$", name)) else 128
     if name.startswith("LDS"):
         return 32 * (16 if ".128" in name else 8 if ".64" in name else 4)

@@ -1,9 +1,9 @@
-// Stands in for NVIDIA's driver library: cuLaunchKernelEx records what Triton's launcher gives it. All other functions
-// that the launcher needs do nothing; test_launcher.py appends them.
+// A stub of NVIDIA's driver library: cuLaunchKernelEx records the arguments that Triton's launcher passes. The other
+// functions that the launcher needs do nothing. test_launcher.py appends them.
 #include <cuda.h>
 #include <string.h>
 
-int n_parameters, bytes_of[64];  // of the kernel; set by the test
+int n_parameters, bytes_of[64];  // the kernel's parameters and their sizes, which the test sets
 struct { long long grid[3], threads, shared, stream, function, cooperative, parameters[64]; } launched;
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) {

@@ -1,4 +1,4 @@
-"""What the compiler makes of every configuration the heuristic can choose, on devices that need not be there."""
+"""Tests of the machine code of every ``block`` configuration that the heuristic can choose, without a GPU."""
 
 import pytest
 import torch
@@ -19,19 +19,19 @@ from .harness import (
     set_compile_target,
 )
 
-# One hidden size of each tile the heuristic cuts, exact and padded, and the largest that fits anywhere. The two 16-bit
-# types differ in conversions alone: one of bf16 will do.
+# Hidden sizes for each tile that the heuristic cuts, exact and padded, and the largest that fits on any device. bf16
+# has a single size, because the two 16-bit types differ only in conversions.
 SIZES = {
     "fp16": (1, 25, 32, 64, 100, 128, 150, 192), "tf32": (25, 32, 64, 128), "fp32": (25, 64, 100, 128), "bf16": (192,),
 }  # fmt: skip
-# Instructions of a step of one row on sm_90, as perf/NOTES.md has them.
+# Instructions of a step of one batch row on sm_90, as in perf/NOTES.md.
 INSTRUCTIONS = {
     ("fp16", 32): 53, ("fp16", 64): 60, ("fp16", 128): 75, ("fp16", 150): 311, ("fp16", 192): 314,
     ("tf32", 32): 64, ("tf32", 64): 82, ("tf32", 128): 117,
 }  # fmt: skip
-# With which a program has two, eight and sixteen batch rows, as far as a shape has all three.
+# Batch sizes for which a program has two, eight and sixteen batch rows. Exception: shapes that lack one of these.
 BATCHES = (1, 1_000, 20_000)
-# On other architectures than sm_90: few kernels, and where registers are short.
+# Fewer shapes for architectures other than sm_90: those where registers are short.
 ELSEWHERE = {"fp16": (128, 192), "tf32": (128,), "fp32": (64,)}
 
 
@@ -49,66 +49,66 @@ def shapes(sizes):
 @pytest.mark.parametrize("device, kernel, precision, hidden_size, batch_size", cases(shapes(SIZES), shapes(ELSEWHERE)))
 def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     set_compile_target(device)
-    inputs = hidden_size if hidden_size > 1 else 7  # odd where the hidden size is
+    inputs = hidden_size if hidden_size > 1 else 7
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in launches if batch_size == 1 else launches[1:]:  # the projection's tile is the same for all
-        found = KernelStats(launch.compile())
-        assert found.stack <= STACK_LIMIT and found.spills == 0, found
-        assert found.shared <= device.shared_memory, found
+        stats = KernelStats(launch.compile())
+        assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
+        assert stats.shared <= device.shared_memory, stats
 
     dtype, fp32_precision = PRECISIONS[precision]
     config = block_config(hidden_size, batch_size, 1, dtype, fp32_precision, device)
-    assert found.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
-    # Of a single warp the compiler says where the weights stay. Triton 3.8 keeps them in shared memory.
-    placed = config.num_warps > 1 or triton.__version__ == PINNED_TRITON
-    # The loop reads from memory the gates of the steps ahead, in pairs of batch rows or where there are but two one by
-    # one, and nothing else; of units beyond H the compiler may leave them out.
+    assert stats.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
+    # For a single warp, the compiler decides where the weights stay. Triton 3.8 keeps them in shared memory.
+    is_placed = config.num_warps > 1 or triton.__version__ == PINNED_TRITON
+    # The loop reads only gate inputs from memory, of the steps ahead. A load has a pair of batch rows, or one if a
+    # program has only two. The compiler may omit loads of units beyond H.
     threads = 32 * config.num_warps
     words = -(-config.units * config.columns // (4 if config.batch == 2 else 2) // threads)
-    assert 0 < found.loop["LDG"] <= 3 * config.tiles * config.ahead * words, found
-    # What a warp reads of shared memory per step: the state, and its rows of the weights that are kept there.
+    assert 0 < stats.loop["LDG"] <= 3 * config.tiles * config.ahead * words, stats
+    # Per step, a warp reads from shared memory the state, and its rows of the weights that stay there.
     if fp32_precision == "tf32" or dtype != torch.float32:
         itemsize, warps = dtype.itemsize, min(config.num_warps, config.units // 16)
-        weights = (config.shared_tiles if placed else 3 * config.tiles**2) * config.units**2 * itemsize // warps
+        weights = (config.shared_tiles if is_placed else 3 * config.tiles**2) * config.units**2 * itemsize // warps
         state = config.padded_hidden * config.columns * itemsize
-        assert found.shared_bytes_read <= config.ahead * (weights + state), found
-        # A step takes no more instructions than its products and what they have from shared memory call for, two for
-        # each, and those of every step and of every result that a thread makes of it.
+        assert stats.shared_bytes_read <= config.ahead * (weights + state), stats
+        # The instructions of a step are bounded: 40, two for each product and each load from shared memory, and 26 for
+        # each result of a thread.
         results = config.tiles * max(1, config.units * config.columns // threads) // (4 if config.batch == 2 else 1)
-        products = sum(found.loop[name] for name in ("HMMA", "LDS", "LDSM")) / config.ahead
-        if not found.loop["HGMMA"]:  # of which one does what many do
-            assert found.executed / config.ahead <= 40 + 2 * products + 26 * results, found
+        products = sum(stats.loop[name] for name in ("HMMA", "LDS", "LDSM")) / config.ahead
+        if not stats.loop["HGMMA"]:  # one HGMMA is many products
+            assert stats.executed / config.ahead <= 40 + 2 * products + 26 * results, stats
         if device.arch == "sm_90" and batch_size == 1 and (precision, hidden_size) in INSTRUCTIONS:
-            assert found.executed / config.ahead <= INSTRUCTION_SLACK * INSTRUCTIONS[precision, hidden_size], found
-    # No room there for the weights in registers: they can be nowhere else.
-    if config.register_tiles and placed:
-        assert found.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
+            assert stats.executed / config.ahead <= INSTRUCTION_SLACK * INSTRUCTIONS[precision, hidden_size], stats
+    # Shared memory is too small for the tiles in registers as well, so these are really in registers.
+    if config.register_tiles and is_placed:
+        assert stats.shared < (config.shared_tiles + config.register_tiles) * config.units**2 * dtype.itemsize
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
-def test_what_does_not_fit_is_refused_with_the_reason(device):
+def test_a_hidden_size_that_does_not_fit_gives_a_reason(device):
     for precision, (dtype, fp32_precision) in PRECISIONS.items():
-        refusal = block_config(512, 1, 1, dtype, fp32_precision, device)
-        assert isinstance(refusal, str) and "too large" in refusal and device.name in refusal, precision
+        reason = block_config(512, 1, 1, dtype, fp32_precision, device)
+        assert isinstance(reason, str) and "too large" in reason and device.name in reason, precision
 
 
-def test_sizes_served_per_device():
-    """The table of hidden sizes in triton_gru/SUPPORT.md."""
+def test_largest_hidden_size_of_each_device():
+    """Check the table of hidden sizes in triton_gru/SUPPORT.md."""
     largest = {
         device.name: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
         for device in KNOWN_DEVICES.values()
     }
-    little = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}
-    much = {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128}
+    small = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}
+    large = {"fp16": 192, "bf16": 192, "tf32": 128, "fp32": 128}
     assert largest == {
-        **dict.fromkeys(("A100", "L40S", "RTX 4090", "RTX 5090"), little),
-        **dict.fromkeys(("H200", "H100", "GH200", "B200"), much),
+        **dict.fromkeys(("A100", "L40S", "RTX 4090", "RTX 5090"), small),
+        **dict.fromkeys(("H200", "H100", "GH200", "B200"), large),
     }
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_input_at_an_odd_address(precision):
-    """Compiled for with narrower loads, not assumed away."""
+def test_an_input_at_an_odd_address_gets_its_own_kernel(precision):
+    """Check that Triton compiles another kernel, with narrower loads, for an input that is not aligned."""
     device = KNOWN_DEVICES["H200"]
     set_compile_target(device)
     aligned, odd = (
@@ -116,13 +116,13 @@ def test_an_input_at_an_odd_address(precision):
         for odd in (False, True)
     )
     assert aligned.hash != odd.hash
-    found = KernelStats(odd)
-    assert (found.stack, found.spills) == (0, 0)
-    assert found.shared <= device.shared_memory
+    stats = KernelStats(odd)
+    assert (stats.stack, stats.spills) == (0, 0)
+    assert stats.shared <= device.shared_memory
 
 
 @pytest.mark.parametrize("inputs, hidden_size", [(64, 64), (7, 25)])
-def test_other_lengths_and_batches_add_no_compile(inputs, hidden_size):
+def test_other_lengths_and_batches_need_no_other_kernel(inputs, hidden_size):
     set_compile_target(KNOWN_DEVICES["H200"])
     launches = []
     for steps in (1, 2, 7, 100):

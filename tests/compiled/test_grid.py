@@ -1,4 +1,4 @@
-"""What the compiler makes of every configuration of ``grid`` that the heuristic can choose."""
+"""Tests of the machine code of every ``grid`` configuration that the heuristic can choose, without a GPU."""
 
 import dataclasses
 import re
@@ -22,8 +22,8 @@ from .harness import (
     set_compile_target,
 )
 
-# Exact and with every kind of tail: of units, of chunks, of words; in registers alone and not; one tile and two. With
-# the instructions of a step, as perf/NOTES.md has them, or 0.
+# Shape -> instructions of a step, as in perf/NOTES.md, or 0 if not checked. The shapes are exact and with every kind of
+# tail: of units, of segments, of words. Weights are only in registers or also in shared memory, and tiles are one or two.
 SHAPES = {
     ("fp16", 25, 1): 0, ("fp16", 256, 1): 120, ("fp16", 512, 1): 135, ("fp16", 512, 64): 169, ("fp16", 512, 1000): 0,
     ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 187, ("fp16", 1024, 64): 430, ("fp16", 1024, 1000): 0,
@@ -32,21 +32,23 @@ SHAPES = {
     ("tf32", 1024, 1): 209, ("tf32", 1024, 64): 594, ("tf32", 1500, 1): 0,
     ("fp32", 600, 1): 273, ("fp32", 1024, 1): 390, ("bf16", 1024, 64): 0,
 }  # fmt: skip
-# On other architectures than sm_90, of which not so much need be proven: few kernels, and where registers are short.
+# Fewer shapes for architectures other than sm_90: those where registers are short.
 ELSEWHERE = (("fp16", 1024, 1000), ("fp16", 2048, 1), ("tf32", 1024, 1000), ("fp32", 300, 1))
 
 
-def chosen(device, precision, hidden_size, batch_size):
+def choose_config(device, precision, hidden_size, batch_size):
     return grid_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device)
 
 
-def test_sizes_served_per_device():
-    """The table of hidden sizes in triton_gru/SUPPORT.md. Any 16 sizes take as many programs."""
+def test_largest_hidden_size_of_each_device():
+    """Check the table of hidden sizes in triton_gru/SUPPORT.md. All sizes up to a multiple of 16 are served alike."""
+
+    def largest_size(device, precision):
+        sizes = range(2512, 0, -16)
+        return next((h for h in sizes if not isinstance(choose_config(device, precision, h, 1), str)), 0)
+
     largest = {
-        device.name: {
-            precision: next((h for h in range(2512, 0, -16) if not isinstance(chosen(device, precision, h, 1), str)), 0)
-            for precision in ("fp16", "tf32", "fp32")
-        }
+        device.name: {precision: largest_size(device, precision) for precision in ("fp16", "tf32", "fp32")}
         for device in KNOWN_DEVICES.values()
     }
     assert largest == {
@@ -69,56 +71,56 @@ def scan_of(device, precision, hidden_size, batch_size, hx=True, **options):
 )
 def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     set_compile_target(device)
-    config = chosen(device, precision, hidden_size, batch_size)
+    config = choose_config(device, precision, hidden_size, batch_size)
     launch = kernel_launches(kernel, device, precision, hidden_size, batch_size, hx=True)[-1]
     assert launch.constants["launch_cooperative_grid"] is True
     compiled = launch.compile()
     assert compiled.metadata.launch_cooperative_grid is True
-    found = KernelStats(compiled)
+    stats = KernelStats(compiled)
     itemsize = PRECISIONS[precision][0].itemsize
-    assert found.stack <= STACK_LIMIT and found.spills == 0, found
-    assert found.shared <= config.shared_memory(itemsize) <= device.shared_memory, found
+    assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
+    assert stats.shared <= config.shared_memory(itemsize) <= device.shared_memory, stats
 
-    # A step reads from memory the words of the state, the gates of the step to come, and, when it has waited for
-    # long, three words more: not the weights.
+    # A step reads from memory the words of the state and the gate inputs of the next step, and after a long wait three
+    # more words. It does not read the weights.
     words = config.weight_tiles(itemsize) // 3 * config.batch // (4 if precision == "fp32" else 8)
     if precision == "fp32" and config.register_tiles:
         words = config.lane_words(config.lanes_per_slice) * config.rows
     gates = 3 * -(-config.units * config.batch // (32 * config.slices))
-    assert config.tiles * words < found.loop["LDG"] <= config.tiles * (words + gates + 3), found
+    assert config.tiles * words < stats.loop["LDG"] <= config.tiles * (words + gates + 3), stats
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
-        assert found.executed <= INSTRUCTION_SLACK * SHAPES[precision, hidden_size, batch_size], found
+        assert stats.executed <= INSTRUCTION_SLACK * SHAPES[precision, hidden_size, batch_size], stats
     if precision == "fp32":
         if config.register_tiles:
-            assert found.loop["BAR"] == 2 * config.tiles, found
+            assert stats.loop["BAR"] == 2 * config.tiles, stats
         return
-    # A step takes no more instructions than its words, its products and what they have from shared memory call for,
-    # four for each, and those of every tile and of every result that a thread makes of it.
+    # The instructions of a step have a bound. It has four for each word, product and load from shared memory, 30 for
+    # each tile, and 80 for each result of a thread.
     results = max(1, config.units * config.batch // (32 * config.slices))
     from_shared = 2 * (config.weight_tiles(itemsize) - config.register_tiles) * config.units // 16
-    called_for = config.tiles * (4 * (words + from_shared) + 30 + 80 * results) + 4 * found.loop["HMMA"]
-    assert found.executed <= called_for, found
-    # From shared memory it reads the weights that stay there and the slices' sums (the compiler may pad them by a
-    # fourth): not the weights in registers.
+    bound = config.tiles * (4 * (words + from_shared) + 30 + 80 * results) + 4 * stats.loop["HMMA"]
+    assert stats.executed <= bound, stats
+    # A step reads from shared memory the weights that stay there and the slices' sums, which the compiler may pad by a
+    # fourth. It does not read the weights in registers.
     depth = 32 if itemsize == 2 else 16
     tile = config.units * depth * itemsize  # a warp's part
     in_shared = config.weight_tiles(itemsize) - config.register_tiles
     sums = 16 * config.units * max(config.batch, 32 * config.slices // config.units)
-    assert found.shared_bytes_read <= config.tiles * (in_shared * tile + sums), found
-    # The sums of a tile meet in one trip, or in two where they are many.
+    assert stats.shared_bytes_read <= config.tiles * (in_shared * tile + sums), stats
+    # Slices exchange the sums of a tile in one trip through shared memory, or in two if the sums are many.
     trips = 1 if config.slices * config.units * config.batch <= 2048 else 2
-    assert found.loop["BAR"] == 2 * trips * config.tiles, found
+    assert stats.loop["BAR"] == 2 * trips * config.tiles, stats
 
 
 @pytest.mark.parametrize(
     "precision, tiles, handover",
     [("fp16", 1, "flag")] + [("fp16", 2, handover) for handover in HANDOVERS] + [("tf32", 1, "flag")],
 )
-def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
-    """In the order of the PTX. A wait that was moved above the send it needs would be one for ever."""
+def test_a_state_is_sent_before_the_wait_for_the_next_one(precision, handover, tiles):
+    """Check the order in the PTX. A wait that the compiler moved above the send that it needs would never end."""
     set_compile_target(KNOWN_DEVICES["H200"])
-    config = dataclasses.replace(chosen(KNOWN_DEVICES["H200"], precision, 256, 8), tiles=tiles, handover=handover)
-    config = dataclasses.replace(config, register_tiles=0)
+    config = choose_config(KNOWN_DEVICES["H200"], precision, 256, 8)
+    config = dataclasses.replace(config, tiles=tiles, handover=handover, register_tiles=0)
     compiled = scan_of(KNOWN_DEVICES["H200"], precision, 256, 8, config=config).compile()
     marks = re.findall(
         r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+(?:\+\d+)?\], %)|red\S*add|atom\S*add",
@@ -128,38 +130,38 @@ def test_a_state_is_sent_before_the_next_is_waited_for(precision, handover, tile
     waits = [i for i, mark in enumerate(marks) if mark == "AGAIN:"]
     assert len(waits) == tiles, marks
     first_wait = waits[0]
-    # The initial states of all tiles, then in the loop each tile's wait and send by turns.
+    # First the initial states of all tiles are sent. Then the loop alternates between a wait and a send for each tile.
     assert sum(i < first_wait for i in sends) == sum(i > first_wait for i in sends) >= tiles, marks
     if tiles == 2:
         assert any(waits[0] < i < waits[1] for i in sends), marks
 
 
 @pytest.mark.parametrize("hx", [False, True])
-def test_other_lengths_and_batches_add_no_compile(hx):
-    """But for batches below a tile, of which each power of two is compiled for."""
+def test_other_lengths_and_batches_need_no_other_kernel(hx):
+    """Check that a kernel serves all lengths and batches. Exception: each power of two below a tile has its own."""
     set_compile_target(KNOWN_DEVICES["H200"])
 
-    def counted(*batch_sizes):
+    def count(*batch_sizes):
         scans = [
             scan_of(KNOWN_DEVICES["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
             for batch_size in batch_sizes for steps in (1, 2, 17)
         ]  # fmt: skip
         return count_variants(scans)["grid_scan"]
 
-    assert counted(5, 7, 8, 17) == 1
-    assert counted(1, 2, 3, 4, 5) == 3
+    assert count(5, 7, 8, 17) == 1
+    assert count(1, 2, 3, 4, 5) == 3
 
 
 @pytest.mark.parametrize("text", ["isa._store_ptx", "isa._wait_ptx", "isa.missing_ptx", "fragments._mma_ptx"])
-def test_compiled_kernels_are_cached_by_the_assembly_in_them(text):
-    """Else Triton's cache would go on serving kernels compiled with an earlier version's assembly."""
+def test_the_cache_key_of_a_kernel_depends_on_its_assembly(text):
+    """Otherwise Triton's cache would serve kernels compiled with an earlier version's assembly."""
     before = load_copy("kernels in a copy", "grid").grid_scan.cache_key
     assert load_copy("kernels in a copy", "grid").grid_scan.cache_key == before
     owner, name = text.split(".")
     changed = load_copy("kernels in a copy", "grid")
-    setattr(getattr(changed, owner), name, triton.constexpr_function(_nothing))
+    setattr(getattr(changed, owner), name, triton.constexpr_function(_no_assembly))
     assert changed.grid_scan.cache_key != before
 
 
-def _nothing(*arguments):
+def _no_assembly(*arguments):
     return ""

@@ -1,4 +1,4 @@
-"""The compiled kernel of a hop, a floor of perf: no spills, and each step's send before the next wait."""
+"""Tests of the compiled kernel that measures a hop: no spills, and each step's send before the next wait."""
 
 import re
 
@@ -13,17 +13,17 @@ from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("device", [KNOWN_DEVICES["A100"], KNOWN_DEVICES["H200"]], ids=lambda device: device.arch)
-def test_it_stays_in_registers_and_sends_before_the_next_wait(device, handover):
-    """A wait is marked pure, so only what it depends on keeps it from being moved above the send before it."""
+def test_the_hop_kernel_spills_nothing_and_sends_before_the_next_wait(device, handover):
+    """Check the order in the PTX. A wait is marked pure, so only its dependences keep it below the send before it."""
     set_compile_target(device)
     kernel = Hops(handover, 1, torch.device("cpu")).launch.compile()
-    found = KernelStats(kernel)
-    assert found.stack == 0 and found.spills == 0, found
-    # One wait is many lines, which store too where it gives up.
+    stats = KernelStats(kernel)
+    assert stats.stack == 0 and stats.spills == 0, stats
+    # Replace a wait, which is many lines, by one word. Its lines include stores, for when it gives up.
     ptx, waits = re.subn(r"mov\.b32 rounds, 0;.*?DONE:", "WAIT", kernel.asm["ptx"], flags=re.DOTALL)
-    assert waits == 1, "it waits once for each layout that it is wanted in"
+    assert waits == 1, "the compiler has repeated the wait for another layout"
     body = re.search(r"^(\$L__BB0_\d+):.*?bra\s+\1;", ptx, flags=re.DOTALL | re.MULTILINE)
-    assert body, "no loop of one piece"
+    assert body, "the PTX has no loop"
     before, loop, after = ptx[: body.start()], body[0], ptx[body.end() :]
     assert re.fullmatch("s+", _events(before)), _events(before)
     assert re.fullmatch("ws+", _events(loop)), _events(loop)
@@ -31,6 +31,6 @@ def test_it_stays_in_registers_and_sends_before_the_next_wait(device, handover):
 
 
 def _events(ptx):
-    """w: a wait, r: a load of what arrived, s: a store of what others wait for; in their order."""
+    """Return the order of waits (w), relaxed loads (r) and relaxed stores (s)."""
     names = {"WAIT": "w", "ld.relaxed.gpu": "r", "st.relaxed.gpu": "s"}
-    return "".join(names[found[0]] for found in re.finditer(r"WAIT|ld\.relaxed\.gpu|st\.relaxed\.gpu", ptx))
+    return "".join(names[match[0]] for match in re.finditer(r"WAIT|ld\.relaxed\.gpu|st\.relaxed\.gpu", ptx))

@@ -1,4 +1,4 @@
-"""On a stub of the driver, a prepared launch gives the GPU what Triton's own launch gives it."""
+"""Tests, on a stub of the driver, that a prepared launch passes the same arguments as Triton's own launch."""
 
 import ctypes
 import os
@@ -30,16 +30,16 @@ class Launched(ctypes.Structure):
     ]  # fmt: skip
 
 
-def test_a_prepared_launch_is_tritons_own(tmp_path):
-    # In a process of its own, which has the stub for its driver.
+def test_a_prepared_launch_equals_tritons_launch(tmp_path):
+    # Another process, so that it can have the stub as its driver.
     environment = os.environ | {"TRITON_LIBCUDA_PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", __name__, str(_build_stub(tmp_path)), "block", "grid", "step"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
-def test_multiply_adds_are_fused_whatever_the_default(kernel, monkeypatch):
+def test_multiply_adds_are_fused_whatever_tritons_default(kernel, monkeypatch):
     monkeypatch.setattr(knobs.language, "default_fp_fusion", False)
     set_compile_target(KNOWN_DEVICES["H200"])
     for launch in kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", 64 if kernel == "block" else 512, 3):
@@ -92,7 +92,7 @@ def check(kernel: str, stub: ctypes.CDLL) -> None:
     assert first == record(compiled[grid], *args, *constants)
     threads, cooperative = 32 * compiled.metadata.num_warps, int(kernel == "grid")
     assert first[:-1] == (grid, threads, compiled.metadata.shared, STREAM, FUNCTION, cooperative)
-    assert first[-1][: len(sizes)] == (*expected, 0, 0)  # the last two are scratch memory, of which there is none
+    assert first[-1][: len(sizes)] == (*expected, 0, 0)  # the last two are scratch memory, which kernels do not use
 
     seen = []
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
@@ -105,7 +105,7 @@ def check(kernel: str, stub: ctypes.CDLL) -> None:
 
 
 class _Compiled:
-    """A kernel that has been compiled."""
+    """A kernel that is already compiled."""
 
     def __init__(self, arg_names: list[str], compiled):
         self.arg_names, self._compiled = arg_names, compiled

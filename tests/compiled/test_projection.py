@@ -1,4 +1,4 @@
-"""What the compiler makes of the input projection: it fits, and spills little enough to be worth a try."""
+"""Tests of the compiled input projection: it fits into shared memory, and spills little enough for tuning to try it."""
 
 import dataclasses
 import random
@@ -18,18 +18,18 @@ DEVICES = {device.arch: device for device in KNOWN_DEVICES.values()}
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-def test_a_tile_takes_no_more_than_it_says(device):
-    """One of all in each run, in one precision."""
-    drawn = random.Random(torch.initial_seed())
-    precision = drawn.choice(["fp16", "tf32", "fp32"])
+def test_a_tile_takes_no_more_shared_memory_than_estimated(device):
+    """Check a random tile in a random precision."""
+    draw = random.Random(torch.initial_seed())
+    precision = draw.choice(["fp16", "tf32", "fp32"])
     dtype = torch.float16 if precision == "fp16" else torch.float32
     fields = {"dtype": dtype, "precision": "tf32" if precision == "tf32" else "ieee", "batch_size": 8}
     problem = dataclasses.replace(PROBLEM, hidden_size=128, **fields)
     set_compile_target(device)
     config = heuristic("grid", problem, device)
-    tiles = [each for each in projections(problem, config, device) if each != CUBLAS]
+    tiles = [projection for projection in projections(problem, config, device) if projection != CUBLAS]
     assert len(tiles) > 3
-    tile = drawn.choice(tiles)
+    tile = draw.choice(tiles)
     assert compile_candidate(problem, device, Candidate("grid", config, tile)) == ""
     set_compile_target(device)
     projection, _ = compile_call(problem, Candidate("grid", config, tile), device)
@@ -38,7 +38,7 @@ def test_a_tile_takes_no_more_than_it_says(device):
 
 @pytest.mark.parametrize("kernel", ["block", "grid"])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-def test_laying_out_spills_nothing(kernel, device):
+def test_arranging_products_of_cublas_spills_nothing(kernel, device):
     problem = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64, batch_size=64)
     set_compile_target(device)
     config = heuristic(kernel, problem, device)

@@ -1,4 +1,4 @@
-"""Shared memory that a kernel keeps for itself, and the layout that its products rely on."""
+"""Tests of the shared memory that a kernel reserves for itself, and of the layout that its products rely on."""
 
 import pytest
 
@@ -6,34 +6,34 @@ from triton_gru.kernels import reserve
 
 from .harness import KNOWN_DEVICES, kernel_launches, set_compile_target
 
-# A kernel and a hidden size, and the bytes kept in fp16 for one batch row. `block`: 21 of 27 tiles of W_hh [64, 64] and
-# twice the state of two rows. `grid`: 6 of 24 tiles [16, 8 * 32].
-KEPT = [("block", 192, 21 * 64 * 64 * 2 + 2 * 2 * 192 * 2), ("grid", 2048, 6 * 16 * 8 * 32 * 2)]
+# A kernel, a hidden size, and the bytes reserved in fp16 for one batch row. `block`: 21 of 27 tiles of W_hh [64, 64]
+# and twice the state of two rows. `grid`: 6 of 24 tiles [16, 8 * 32].
+RESERVED = [("block", 192, 21 * 64 * 64 * 2 + 2 * 2 * 192 * 2), ("grid", 2048, 6 * 16 * 8 * 32 * 2)]
 
 
 def compiled(kernel, hidden_size):
-    """Return what Triton makes of a scan, from its cache on disk where that has it."""
+    """Return a compiled scan, from Triton's cache on disk if possible."""
     set_compile_target(KNOWN_DEVICES["H200"])
     scan = kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", hidden_size, 1)[-1]
     scan.kernel.device_caches.clear()
     return scan.compile()
 
 
-@pytest.mark.parametrize("kernel, hidden_size, kept", KEPT)
-def test_a_launch_asks_for_the_compilers_own_memory_and_what_is_kept(kernel, hidden_size, kept, monkeypatch):
-    found = [compiled(kernel, hidden_size) for _ in range(2)]
-    monkeypatch.setattr(reserve, "_with_own_memory", lambda compiled: compiled)
+@pytest.mark.parametrize("kernel, hidden_size, reserved", RESERVED)
+def test_a_launch_asks_for_the_compilers_and_the_reserved_memory(kernel, hidden_size, reserved, monkeypatch):
+    scans = [compiled(kernel, hidden_size) for _ in range(2)]
+    monkeypatch.setattr(reserve, "_reserve_memory", lambda compiled: compiled)
     of_compiler = compiled(kernel, hidden_size).metadata.shared
-    for each in found:
-        assert each.metadata.shared == -(-of_compiler // 16) * 16 + kept
-        assert each.metadata.shared in each.packed_metadata, "the launcher is told another number"
+    for scan in scans:
+        assert scan.metadata.shared == -(-of_compiler // 16) * 16 + reserved
+        assert scan.metadata.shared in scan.packed_metadata, "the launcher gets another number"
 
 
 @pytest.mark.parametrize(
-    "written, instead", [("threadsPerWarp = [1, 8, 4]", "threadsPerWarp = [1, 4, 8]"), ("x8x4xi32", "x4x8xi32")]
+    "layout, other_layout", [("threadsPerWarp = [1, 8, 4]", "threadsPerWarp = [1, 4, 8]"), ("x8x4xi32", "x4x8xi32")]
 )
-def test_operands_in_other_lanes_are_refused(written, instead):
+def test_operands_in_other_lanes_raise(layout, other_layout):
     text = compiled("block", 64).asm["ttgir"]
     reserve._check_layout(text)
     with pytest.raises(RuntimeError, match="lays out the operands"):
-        reserve._check_layout(text.replace(written, instead))
+        reserve._check_layout(text.replace(layout, other_layout))

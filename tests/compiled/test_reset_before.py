@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels where r comes before the recurrent product."""
+"""Tests of the machine code of the kernels with ``reset_after=False``, where r comes before the recurrent product."""
 
 import dataclasses
 import re
@@ -20,8 +20,8 @@ from .harness import (
 )
 
 H200 = KNOWN_DEVICES["H200"]
-# Kernel, precision, hidden size, batch: every way the heuristics cut, exact and padded, where registers are short. With
-# the instructions of a step, as perf/NOTES.md has them, or 0.
+# Kernel, precision, hidden size, batch -> instructions of a step, as in perf/NOTES.md, or 0 if not checked. The cases
+# are every cut of the heuristics, exact and padded, where registers are short.
 CASES = {
     ("block", "fp16", 64, 20_000): 0, ("block", "fp16", 128, 1): 82, ("block", "fp16", 150, 1): 0,
     ("block", "fp16", 192, 1): 319, ("block", "tf32", 128, 1): 127, ("block", "fp32", 100, 1): 0,
@@ -35,7 +35,7 @@ ELSEWHERE = [("block", "fp16", 128, 1), ("grid", "fp16", 1024, 64)]
 
 
 def compiled_scans(device, kernel, precision, hidden_size, batch_size, **options):
-    """The scan; of ``step`` both parts of it."""
+    """Return the compiled scan. For ``step``, these are two kernels."""
     set_compile_target(device)
     launches = kernel_launches(
         kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True, reset_after=False, **options
@@ -47,37 +47,37 @@ def compiled_scans(device, kernel, precision, hidden_size, batch_size, **options
 def test_a_step_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     case = kernel, precision, hidden_size, batch_size
     for compiled in compiled_scans(device, *case):
-        found = KernelStats(compiled)
-        # Ordinary fp32 products with masks leave no register: two words go to the stack and back.
+        stats = KernelStats(compiled)
+        # fp32 products with masks leave no free register: two words are spilled and loaded again.
         spills = 4 if case[:3] == ("block", "fp32", 100) else 0
-        assert found.stack <= STACK_LIMIT and found.spills <= spills, found
+        assert stats.stack <= STACK_LIMIT and stats.spills <= spills, stats
         dtype, fp32_precision = PRECISIONS[precision]
         limit = device.shared_memory
         config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
         if kernel == "grid":
             limit = min(limit, config.shared_memory(dtype.itemsize))
-        assert found.shared <= limit, found
+        assert stats.shared <= limit, stats
         if kernel == "grid" and precision != "fp32":
-            # The sums of r by themselves, those of z and n together.
-            assert found.loop["BAR"] == 4 * config.tiles, found
+            # Slices exchange the sums of r in one trip, and those of z and n in another. A trip has two barriers.
+            assert stats.loop["BAR"] == 4 * config.tiles, stats
         if device.arch == "sm_90" and CASES[case]:
-            assert found.executed / getattr(config, "ahead", 1) <= INSTRUCTION_SLACK * CASES[case], found
+            assert stats.executed / getattr(config, "ahead", 1) <= INSTRUCTION_SLACK * CASES[case], stats
 
 
 @pytest.mark.parametrize("options", [{"layout": "packed"}, {"layout": "lengths", "resets": True}], ids=str)
 @pytest.mark.parametrize("case", [("block", "fp16", 192, 1), ("grid", "fp16", 1024, 64)], ids=lambda case: case[0])
 def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options):
     (compiled,) = compiled_scans(H200, *case, **options)
-    found = KernelStats(compiled)
-    assert found.spills == 0 and found.stack <= STACK_LIMIT, found
-    assert found.executed <= 1.25 * INSTRUCTION_SLACK * CASES[case], found
+    stats = KernelStats(compiled)
+    assert stats.spills == 0 and stats.stack <= STACK_LIMIT, stats
+    assert stats.executed <= 1.25 * INSTRUCTION_SLACK * CASES[case], stats
 
 
 @pytest.mark.parametrize(
     "precision, tiles, handover", [("fp16", 2, handover) for handover in HANDOVERS] + [("tf32", 1, "flag")]
 )
-def test_each_handover_is_sent_before_the_next_is_waited_for(precision, handover, tiles):
-    """In the order of the PTX, with z's products between: they are made while r h is on its way."""
+def test_each_handover_is_sent_before_the_wait_for_the_next_one(precision, handover, tiles):
+    """Check the order in the PTX. z's products come between: they are computed while r h is on its way."""
     config = grid_config(256, 8, 1, *PRECISIONS[precision], H200)
     config = dataclasses.replace(config, tiles=tiles, handover=handover, register_tiles=0)
     (compiled,) = compiled_scans(H200, "grid", precision, 256, 8, config=config)
@@ -85,8 +85,8 @@ def test_each_handover_is_sent_before_the_next_is_waited_for(precision, handover
     marks = re.findall(rf"AGAIN:|{send}|red\S*add|atom\S*add|mma\.sync", compiled.asm["ptx"])
     order = "".join("W" if mark == "AGAIN:" else "p" if mark == "mma.sync" else "S" for mark in marks)
     order = re.sub("p+", "p", re.sub("S+", "S", order))
-    # The first states; then in the loop the state of each tile is waited for, r h sent, z's products made; and then
-    # r h of each waited for, and the next state sent.
+    # The first states are sent. Then the loop waits for the state of each tile, sends r h, and computes z's products.
+    # Then it waits for r h of each tile, and sends the next state.
     assert order == "S" + tiles * "WpSp" + tiles * "WpS", order
 
 
@@ -96,8 +96,8 @@ def test_a_single_step_is_two_launches(precision, hidden_size):
     launches = kernel_launches(
         "step", H200, precision, hidden_size, 3, steps=1, inputs=hidden_size, hx=True, reset_after=False
     )
-    assert [each.constants["cut"].PART.value for each in launches] == ["reset", "rest"]
+    assert [launch.constants["cut"].PART.value for launch in launches] == ["reset", "rest"]
     for launch in launches:
-        found = KernelStats(launch.compile())
-        # Where a step needs no loop, its loads go before its products, and a word goes to the stack and back.
-        assert found.stack <= 8 and found.spills <= 2 and found.shared <= H200.shared_memory, found
+        stats = KernelStats(launch.compile())
+        # If a step needs no loop, its loads move above its products, and a word is spilled and loaded again.
+        assert stats.stack <= 8 and stats.spills <= 2 and stats.shared <= H200.shared_memory, stats

@@ -1,4 +1,4 @@
-"""What the compiler makes of every configuration of ``step`` that the heuristic can choose."""
+"""Tests of the machine code of every ``step`` configuration that the heuristic can choose, without a GPU."""
 
 import pytest
 
@@ -16,9 +16,9 @@ from .harness import (
     set_compile_target,
 )
 
-# Every width of a batch tile, and rows of W_hh that are aligned and not; on other architectures a few. With the
-# instructions of an iteration, or 0. It takes 512 bytes of each row of W_hh that a program has where each warp has a
-# slice of them, 128 where none has.
+# Shape -> instructions of an iteration, or 0 if not checked. The shapes have every width of a batch tile, and rows of
+# W_hh that are aligned and not. An iteration takes 512 bytes of each of a program's rows of W_hh. Exception: 128 bytes
+# if warps have no slices.
 SHAPES = {
     ("fp16", 25, 1): 0, ("fp16", 4001, 1): 0, ("fp16", 4001, 64): 0, ("fp16", 512, 16): 74, ("fp16", 4096, 1): 119,
     ("fp16", 4096, 32): 113, ("fp16", 4096, 64): 115, ("fp16", 4096, 1000): 160,
@@ -38,24 +38,24 @@ def test_every_chosen_configuration_streams_the_weights_once(device, kernel, pre
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
     projection, first = launches[:2]
     for launch in (projection, first) if batch_size == 1 or hidden_size % 2 else (first,):
-        found = KernelStats(launch.compile())
-        assert found.stack <= STACK_LIMIT and found.spills == 0, found
-        assert found.shared <= device.shared_memory, found
-    if hidden_size == 4096 and found.loop:  # which is not unrolled
-        # On their way to shared memory while the products before them are made, past the registers.
-        assert found.loop["LDGSTS"] > 0 and found.loop["LDG"] == 0, found
+        stats = KernelStats(launch.compile())
+        assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
+        assert stats.shared <= device.shared_memory, stats
+    if hidden_size == 4096 and stats.loop:  # there is no loop if it is unrolled
+        # Weights are copied to shared memory, past the registers, while earlier products are computed.
+        assert stats.loop["LDGSTS"] > 0 and stats.loop["LDG"] == 0, stats
     if device.arch == "sm_90" and SHAPES[precision, hidden_size, batch_size]:
-        assert found.executed <= INSTRUCTION_SLACK * SHAPES[precision, hidden_size, batch_size], found
+        assert stats.executed <= INSTRUCTION_SLACK * SHAPES[precision, hidden_size, batch_size], stats
 
 
-def test_the_batch_is_cut_the_way_it_comes():
+def test_batch_tiles_grow_with_the_batch():
     h200 = KNOWN_DEVICES["H200"]
     configs = [step_config(4096, batch, 1, *PRECISIONS["fp16"], h200) for batch in (1, 16, 17, 32, 33, 1000)]
     assert [(c.units, c.batch) for c in configs] == [(32, 16), (32, 16), (16, 32), (16, 32), (16, 64), (32, 64)]
 
 
 @pytest.mark.parametrize("hx", [False, True])
-def test_other_lengths_and_batches_add_no_compile(hx):
+def test_other_lengths_and_batches_need_no_other_kernel(hx):
     set_compile_target(KNOWN_DEVICES["H200"])
     launches = []
     for steps in (2, 3, 17):

@@ -1,4 +1,4 @@
-"""What tuning compiles ahead, without a GPU and without memory, is what a call on one will look for."""
+"""Tests that tuning compiles ahead, without a GPU and without memory, the kernels that a call will use."""
 
 import dataclasses
 
@@ -18,28 +18,29 @@ PROBLEM = Problem(256, 3, 16, 16, 1, False, torch.float16, "ieee", True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"layout": "packed"}, {"steps": 1}], ids=str)
-def test_it_is_the_same_as_of_a_call(fields):
+def test_compiling_ahead_gives_the_kernel_of_a_call(fields):
     device = KNOWN_DEVICES["H200"]
     set_compile_target(device)
     problem = dataclasses.replace(PROBLEM, **fields)
     kernel = "step" if problem.steps == 1 else "grid"
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
-    found = compile_call(problem, candidate, device)[-1]
-    with open_example(problem, "cpu") as each:  # whose tensors have addresses
-        made = list(execute.launches(each.call, candidate.config, device, *execute.allocate(each.call)))
-    kernels = [each.kernel for each in made]
-    before = [len(each.device_caches[device.name][0]) for each in kernels]
-    scan = made[-1].compile()
-    assert [len(each.device_caches[device.name][0]) for each in kernels] == before, "compiled anew"
-    assert found.asm["ptx"] == scan.asm["ptx"]
-    assert stack_bytes(found) == KernelStats(scan).stack
+    compiled = compile_call(problem, candidate, device)[-1]
+    with open_example(problem, "cpu") as example:  # its tensors have addresses
+        launches = list(execute.launches(example.call, candidate.config, device, *execute.allocate(example.call)))
+    kernels = [launch.kernel for launch in launches]
+    before = [len(kernel.device_caches[device.name][0]) for kernel in kernels]
+    scan = launches[-1].compile()
+    after = [len(kernel.device_caches[device.name][0]) for kernel in kernels]
+    assert after == before, "the call compiled a kernel again"
+    assert compiled.asm["ptx"] == scan.asm["ptx"]
+    assert stack_bytes(compiled) == KernelStats(scan).stack
     assert compile_candidate(problem, device, candidate) == (
-        "it spills registers" if stack_bytes(found) > MAX_STACK_BYTES else ""
+        "it spills registers" if stack_bytes(compiled) > MAX_STACK_BYTES else ""
     )
 
 
-def test_what_spills_is_out(monkeypatch):
-    """By the stack that the compiler's own tool reports."""
+def test_a_candidate_that_spills_is_rejected(monkeypatch):
+    """Check that the stack is compared which the compiler's own tool reports."""
     device, candidate = KNOWN_DEVICES["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN_DEVICES["H200"]))
     monkeypatch.setattr("triton_gru.tuning.compile_pool.MAX_STACK_BYTES", -1)
     assert compile_candidate(PROBLEM, device, candidate) == "it spills registers"

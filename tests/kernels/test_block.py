@@ -1,4 +1,4 @@
-"""The ``block`` kernel against float64: shapes, and every way its configurations cut them."""
+"""Tests of the ``block`` kernel against float64: shapes, and every kind of configuration."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def test_agrees_with_float64(
     gru, x, hx = make_call(
         "block", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs
     )
-    refusal = block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(gru.weight_ih_l0.device))
-    if isinstance(refusal, str):  # on a GPU, the largest sizes
+    config = block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(gru.weight_ih_l0.device))
+    if isinstance(config, str):  # the largest hidden sizes do not fit
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx)
         return
@@ -61,7 +61,7 @@ CONFIGS = [
 @pytest.mark.parametrize(
     "config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}-{c.register_tiles}_in_registers"
 )
-def test_every_way_to_cut_gives_the_same(config, steps, reset_after, device, launched):
+def test_every_configuration_agrees_with_float64(config, steps, reset_after, device, launched):
     with use_config("block", config):
         gru = make_gru(5, 30, "fp16", device, reset_after=reset_after)
         x, hx = torch.randn(steps, 11, 5, device=device).half(), torch.randn(1, 11, 30, device=device).half()

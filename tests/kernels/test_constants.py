@@ -1,4 +1,4 @@
-"""Constants as one argument: the same values are the same kernel, in memory and on disk, and other values another."""
+"""Tests of constants as one argument: the same values give the same kernel, and other values another kernel."""
 
 import dataclasses
 
@@ -18,10 +18,10 @@ CUTS = (
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: type(cut).__module__.rpartition(".")[2])
-def test_what_differs_in_a_value_is_another_kernel(cut):
+def test_constants_with_another_value_are_not_equal(cut):
     values = {field.name: getattr(cut, field.name).value for field in dataclasses.fields(cut)}
-    again = type(cut)(**values)
-    assert again == cut and hash(again) == hash(cut) and repr(again) == repr(cut)
+    copied = type(cut)(**values)
+    assert copied == cut and hash(copied) == hash(cut) and repr(copied) == repr(cut)
     for name, value in values.items():
         other = {tl.float16: tl.bfloat16, "tf32": "ieee", "all": "rest", "dense": "lengths"}.get(value)
         other = other or (
@@ -31,12 +31,16 @@ def test_what_differs_in_a_value_is_another_kernel(cut):
         assert changed != cut and repr(changed) != repr(cut), name
 
 
-def test_what_follows_from_values_is_in_the_text_that_kernels_on_disk_are_told_apart_by():
-    """A later version may derive another value from the same ones."""
-    assert "PROGRAMS=7" in repr(CUTS[0]) and "WORDS=Words(BITS=16," in repr(CUTS[0]) and "STRIDE=" in repr(CUTS[0])
+def test_derived_values_are_in_the_text_that_identifies_kernels_on_disk():
+    """Check `repr`: a later version may derive another value from the same constants."""
+    assert (
+        "PROGRAMS=7" in repr(CUTS[0])
+        and "WORD_LAYOUT=WordLayout(BITS=16," in repr(CUTS[0])
+        and "STRIDE=" in repr(CUTS[0])
+    )
 
 
-def test_another_kind_of_constants_is_not_the_same():
+def test_constants_of_another_class_are_not_equal():
     @dataclasses.dataclass(frozen=True, eq=False, repr=False)
     class First(Constants):
         N: int

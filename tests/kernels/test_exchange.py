@@ -1,4 +1,4 @@
-"""The hand-over by itself: elements come out of the words they went into, and what is missing is told apart."""
+"""Tests of the hand-over alone: elements are received as they were sent, and missing elements are recognized."""
 
 import pytest
 import torch
@@ -12,28 +12,28 @@ from triton_gru.plan.config import HANDOVERS
 
 from ..oracle import PRECISIONS
 
-ROWS, UNITS, SLICES = 8, 128, 2  # of a tile, and warps that take its words by turns
+ROWS, UNITS, SLICES = 8, 128, 2  # rows and units of a tile, and the warps that take turns at its words
 
 
 @triton.jit
 def _send_and_receive(
     x, y, mailbox, watch, H: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, words: tl.constexpr
 ):
-    """Send a tile and receive it, into ``y`` as the parts of its words, row by row."""
+    """Send a tile and receive it. Store the parts of its words to ``y``, row by row."""
     elements = exchange.element_pointer(mailbox, DTYPE)
     row, unit = tl.arange(0, words.ROWS)[None, :], tl.arange(0, H)[:, None]
     place = exchange.element_offset(unit, row, words.ROWS, exchange.elements_per_word(words.BITS, words.PARTS))
     exchange.send(elements + place, tl.load(x + row * H + unit), place >= 0, 0, 0, DTYPE, PRECISION)
-    SLICES: tl.constexpr = words.WORDS_PER_CHUNK // exchange.words_per_slice(words.PARTS)
+    SLICES: tl.constexpr = words.WORDS_PER_SEGMENT // exchange.words_per_slice(words.PARTS)
     warp = tl.arange(0, SLICES)[:, None, None]
-    if words.PARTS == 4:  # as `fragments` has them
+    if words.PARTS == 4:  # the order of `fragments`
         word, row = warp * 4 + tl.arange(0, 4)[None, None, :], tl.arange(0, words.ROWS)[None, :, None]
     else:
         word, row = warp * 8 + tl.arange(0, 8)[None, :, None], tl.arange(0, words.ROWS)[None, None, :]
     received = exchange.receive(elements, 0, mailbox, watch, word, row, words)
-    for c in tl.static_range(words.CHUNKS):
+    for c in tl.static_range(words.SEGMENTS):
         for part in tl.static_range(words.PARTS):
-            at = (row * words.WORDS_PER_ROW + c * words.WORDS_PER_CHUNK + word) * words.PARTS + part
+            at = (row * words.WORDS_PER_ROW + c * words.WORDS_PER_SEGMENT + word) * words.PARTS + part
             tl.store(y + at, received[c * words.PARTS + part])
 
 
@@ -59,8 +59,9 @@ def test_what_is_sent_is_received(precision, handover, device):
     bits, parts = 8 * dtype.itemsize, 2 if precision == "fp32" else 4
     lanes = exchange.words_per_slice(parts)
     words = exchange.WordLayout(
-        BITS=bits, PARTS=parts, WORDS_PER_ROW=UNITS // exchange.elements_per_word(bits, parts), WORDS_PER_CHUNK=SLICES * lanes, ROWS=ROWS,
-        THREAD_ROW_STEP=8, PACK=2 if parts == 2 else 1, PROBE=handover == "probe",
+        BITS=bits, PARTS=parts, WORDS_PER_ROW=UNITS // exchange.elements_per_word(bits, parts),
+        WORDS_PER_SEGMENT=SLICES * lanes, ROWS=ROWS, THREAD_ROW_STEP=8, PACK=2 if parts == 2 else 1,
+        PROBE=handover == "probe",
     )  # fmt: skip
     constants = {
         "H": UNITS, "DTYPE": triton_type(dtype), "PRECISION": "tf32" if precision == "tf32" else "ieee", "words": words,
@@ -70,7 +71,7 @@ def test_what_is_sent_is_received(precision, handover, device):
     assert torch.equal(y.isnan(), x.isnan())
     assert torch.equal(y.nan_to_num(3.0, 1e30, -1e30), expected.nan_to_num(3.0, 1e30, -1e30))
     integers = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
-    assert (integers != -1).all(), "the one pattern that stands for what has not come"
+    assert (integers != -1).all(), "-1 is the pattern of a missing element"
 
 
 @triton.jit
@@ -85,32 +86,32 @@ def _wait(start, y, abort, watch, words: tl.constexpr):
 @pytest.mark.parametrize("handover", HANDOVERS)
 @pytest.mark.parametrize("bits", [16, 32])
 def test_a_wait_for_one_missing_element_gives_up(bits, handover):
-    """Two words of a thread, twice; test_isa.py has the arithmetic in every combination of bits."""
+    """A thread waits twice for two words. test_isa.py tests the arithmetic for all combinations of bits."""
     elements = torch.arange(128 * 128 // bits, dtype=torch.int64) % 32767
     integer = {16: torch.int16, 32: torch.int32}[bits]
     words = elements.to(integer).cuda().view(torch.int32)
     host = torch.zeros(1, dtype=torch.int32).pin_memory()
     abort, watch = torch.zeros(1, dtype=torch.int32, device="cuda"), torch.tensor([10**6, host.data_ptr()]).cuda()
-    described = exchange.WordLayout(
-        BITS=bits, PARTS=4, WORDS_PER_ROW=128, WORDS_PER_CHUNK=64, ROWS=1, PACK=2, PROBE=handover == "probe"
+    layout = exchange.WordLayout(
+        BITS=bits, PARTS=4, WORDS_PER_ROW=128, WORDS_PER_SEGMENT=64, ROWS=1, PACK=2, PROBE=handover == "probe"
     )
-    nan = described.NAN.value
+    nan = layout.NAN.value
 
-    def waited() -> torch.Tensor:
+    def wait() -> torch.Tensor:
         y = torch.zeros_like(words)
-        Launch(_wait, (1,), (words, y, abort, watch), {"words": described, "num_warps": 1}).start()
+        Launch(_wait, (1,), (words, y, abort, watch), {"words": layout, "num_warps": 1}).start()
         torch.cuda.synchronize()
         return y
 
-    assert torch.equal(waited(), words)
+    assert torch.equal(wait(), words)
     assert (host.item(), abort.item()) == (0, 0)
-    each = words.view(integer)
-    for i in range(0, each.numel(), 5):
-        kept = each[i].clone()
-        each[i] = -1
-        y = waited()
+    elements = words.view(integer)
+    for i in range(0, elements.numel(), 5):
+        element = elements[i].clone()
+        elements[i] = -1
+        y = wait()
         assert (y == nan).any() and torch.equal(y[y != nan], words[y != nan]), i
         assert (host.item(), abort.item()) == (1, 1)
-        each[i] = kept
+        elements[i] = element
         host.zero_()
         abort.zero_()

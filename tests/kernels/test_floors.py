@@ -1,4 +1,4 @@
-"""The kernel that the floor of a step is measured by."""
+"""A test of the kernel that measures the floor of a step."""
 
 import torch
 
@@ -6,7 +6,7 @@ from perf.floors_kernel import smallest_steps
 from triton_gru.launch.kernel_launch import Launch
 
 
-def test_the_smallest_step_is_one_of_a_gru(device):
+def test_the_smallest_step_computes_a_step_of_a_gru(device):
     w, h = torch.randn(16, 16, device=device).half(), torch.ones(16, 8, device=device)
     result = torch.full_like(h, float("nan"))
     Launch(smallest_steps, (1,), (w, result, 3), {"num_warps": 1}).start()
@@ -15,5 +15,5 @@ def test_the_smallest_step_is_one_of_a_gru(device):
         gate = products.sigmoid()
         new = (gate * products).tanh()
         h = new + gate * (h - new)
-    # Of tanh.approx the gate and the candidate are off by 2^-11, and a state may round to the other fp16 number.
+    # tanh.approx has an error of 2^-11 in the gate and the candidate, and a state may round to the next fp16 number.
     torch.testing.assert_close(result.double(), h.double(), rtol=0, atol=8e-3)

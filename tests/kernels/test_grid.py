@@ -1,4 +1,4 @@
-"""The ``grid`` kernel against float64: shapes, every way its configurations cut them, every hand-over."""
+"""Tests of the ``grid`` kernel against float64: shapes, every kind of configuration, every hand-over."""
 
 import dataclasses
 
@@ -38,10 +38,10 @@ def test_agrees_with_float64(
     assert output.is_contiguous()
 
 
-# For 40 hidden units, two and a half programs; slices, chunks and their tails all come out odd.
+# Two and a half programs for 40 hidden units. Slices, segments and their tails all have odd sizes.
 CONFIG = GridConfig(16, programs=3, batch=8, rows=8, tiles=1, copies=1, slices=4, register_tiles=3)
 CONFIGS = {
-    "one after the other": CONFIG,
+    "one tile after the other": CONFIG,
     "two copies": dataclasses.replace(CONFIG, copies=2),
     "two tiles in flight": dataclasses.replace(CONFIG, tiles=2),
     "three tiles in flight, two copies": dataclasses.replace(CONFIG, tiles=3, copies=2),
@@ -57,11 +57,11 @@ CONFIGS = {
 @pytest.mark.parametrize(
     "name, handover", [*((name, "flag") for name in CONFIGS), ("three tiles in flight, two copies", "probe")]
 )
-def test_every_way_to_cut_gives_the_same(name, handover, reset_after, device, launched):
+def test_every_configuration_agrees_with_float64(name, handover, reset_after, device, launched):
     config = dataclasses.replace(CONFIGS[name], handover=handover)
     with use_config("grid", config):
         gru = make_gru(5, 40, "fp16", device, "grid", reset_after=reset_after)
-        # Five tiles of eight rows, the last of them not full: groups of two or three have a tail too.
+        # Five tiles of eight rows, of which the last is not full. Groups of two or three tiles have a tail as well.
         x, hx = torch.randn(3, 33, 5, device=device).half(), torch.randn(1, 33, 40, device=device).half()
         assert gru.plan(x, hx).config == config
         run_checked(gru, x, hx, "fp16", launched)
@@ -83,11 +83,11 @@ def test_every_handover_carries_every_precision(precision, handover, reset_after
 @pytest.mark.parametrize("hidden, batch", [(25, 3), (1000, 17), (2048, 64), (512, 4096)])
 @pytest.mark.parametrize("handovers", [1, 2])
 def test_the_mailbox_is_bounded(hidden, batch, handovers, device):
-    """... by its cap, or by the hand-overs of a time step and the first state that it has to hold."""
-    described = find_device(torch.device(device))
-    config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(described, sms=132))
+    """Check the larger of two bounds: its limit, and the hand-overs of a time step with the first state."""
+    properties = find_device(torch.device(device))
+    config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(properties, sms=132))
     mailbox = grid.Mailbox(config, batch, handovers, torch.float16)
-    words = mailbox.size(min(mailbox.longest, 10**6))
+    words = mailbox.size(min(mailbox.max_steps, 10**6))
     rows = -(-batch // (config.batch * config.tiles)) * config.tiles * config.batch
     least = (1 + handovers) * rows * config.padded_hidden * 2 + 1024 * rows
     assert 8 * words <= max(grid.MAILBOX_BYTES, least)

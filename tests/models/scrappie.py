@@ -1,4 +1,4 @@
-"""Scrappie's network raw_r94, compiled from its sdist: as a whole, and with other GRUs in the place of its own."""
+"""Scrappie's network raw_r94, compiled from its sdist: unchanged, and layer by layer with our GRUs."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ import triton_gru
 from triton_gru import convert
 
 VERSION = "1.4.2"
-# All that it asks of CBLAS, columns lying one after the other: y += transpose(w) x
+# The only CBLAS functions that scrappie calls, on contiguous columns: y += transpose(w) x
 CBLAS = """
 #include <stddef.h>
 enum { CblasColMajor, CblasTrans, CblasNoTrans };
@@ -41,13 +41,13 @@ Numbers = ctypes.POINTER(ctypes.c_float)
 
 
 class Matrix(ctypes.Structure):
-    """Scrappie's: columns of ``rows`` numbers, ``stride`` apart. There is one for a step, or for a weight's output."""
+    """A scrappie_matrix: columns of ``rows`` numbers, ``stride`` apart. A column is a step or an output of a weight."""
 
     _fields_ = [*((name, ctypes.c_size_t) for name in ("rows", "quads", "columns", "stride")), ("numbers", Numbers)]
 
 
 class Signal(ctypes.Structure):
-    """Scrappie's: samples, of which those from ``start`` to ``end`` count."""
+    """A raw_table of scrappie: samples, of which those from ``start`` to ``end`` count."""
 
     _fields_ = [
         ("uuid", ctypes.c_char_p),
@@ -57,9 +57,9 @@ class Signal(ctypes.Structure):
 
 
 def _array(matrix) -> np.ndarray:
-    """[columns, rows]."""
-    it = matrix.contents
-    return np.ctypeslib.as_array(it.numbers, (it.columns, it.stride))[:, : it.rows].copy()
+    """Return the numbers of a `Matrix`, [columns, rows]."""
+    matrix = matrix.contents
+    return np.ctypeslib.as_array(matrix.numbers, (matrix.columns, matrix.stride))[:, : matrix.rows].copy()
 
 
 def _signal(samples: np.ndarray) -> Signal:
@@ -73,11 +73,14 @@ class Scrappie:
         self._library = ctypes.CDLL(str(path))
 
     def posterior(self, samples: np.ndarray) -> np.ndarray:
-        """The network by its own function: probabilities of the bases in the pore, [steps, 1025]."""
+        """Return the result of the network's own function: probabilities of the bases in the pore, [steps, 1025]."""
         return _array(self._call("nanonet_raw_posterior", _signal(samples), *map(ctypes.c_float, (0, 1, 1)), False))
 
     def posterior_with(self, layers: list[list[triton_gru.GRU]], samples: np.ndarray) -> np.ndarray:
-        """The same layer by layer, with GRUs for each: a bidirectional one, or one forward and one backward."""
+        """Return the same, computed layer by layer with other GRUs.
+
+        A layer has a bidirectional GRU, or a forward and a backward one.
+        """
         stride = ctypes.c_size_t(ctypes.c_int.in_dll(self._library, "conv_raw_stride").value)
         signal = self._call("nanonet_features_from_raw", _signal(samples))
         x = np.tanh(_array(self._call("convolution", signal, *self._weights("conv_raw", "W", "b"), stride, None)))
@@ -85,17 +88,17 @@ class Scrappie:
             steps = torch.from_numpy(x).unsqueeze(1).to(grus[0].weight_hh_l0.device)
             with torch.no_grad():
                 output = torch.cat([gru(steps)[0] for gru in grus], 2).squeeze(1).cpu().numpy()
-            directions = [self._matrix(each) for each in np.split(output, 2, axis=1)]
+            directions = [self._matrix(half) for half in np.split(output, 2, axis=1)]
             weights = self._weights(f"FF{number}_raw", "Wf", "Wb", "b")
             x = _array(self._call("feedforward2_tanh", *directions, *weights, None))
         weights, temperatures = self._weights("FF3_raw", "W", "b"), map(ctypes.c_float, (1, 1))
         return _array(self._call("softmax_with_temperature", self._matrix(x), *weights, *temperatures, None))
 
     def gru(self, name: str) -> triton_gru.GRU:
-        """One of its GRUs, forward whichever it is. Gates in its order z, r, h; that of h is after the reset."""
+        """Return a GRU of the network as a forward GRU. Its gates are z, r, h, and h's product is after the reset."""
         iW, b, sW, sW2 = map(_array, self._weights(f"gru{name}_raw", "iW", "b", "sW", "sW2"))
         by_gate = zip(np.split(iW, 3), [*np.split(sW, 2), sW2], np.split(b[0], 3))
-        return convert.from_gates([each for W_x, W_h, bias in by_gate for each in (W_x.T, W_h.T, bias)])
+        return convert.from_gates([array for W_x, W_h, bias in by_gate for array in (W_x.T, W_h.T, bias)])
 
     def _call(self, name: str, *args):
         function = getattr(self._library, name)
@@ -113,19 +116,19 @@ class Scrappie:
 def compile_scrappie(folder: Path) -> Scrappie:
     sdist = Path(sys.prefix) / "sources" / f"scrappie-{VERSION}.tar.gz"
     if not sdist.parent.exists():
-        pytest.skip(f"{sdist.parent} is not there: scripts/test downloads the sources into its own environment")
+        pytest.skip(f"{sdist.parent} is missing: scripts/test downloads the sources into its own environment")
     if not sdist.exists():
         command = f"pip download --no-deps --no-binary scrappie -d {sdist.parent} scrappie=={VERSION}"
-        pytest.fail(f"{sdist} is not there: {command}, as scripts/test does")
+        pytest.fail(f"{sdist} is missing: {command}, as scripts/test does")
     with tarfile.open(sdist) as archive:
-        wanted = [each for each in archive if each.name.count("/") == 2 or each.name.endswith("/raw_r94.h")]
-        archive.extractall(folder, wanted, filter="data")
+        members = [m for m in archive if m.name.count("/") == 2 or m.name.endswith("/raw_r94.h")]
+        archive.extractall(folder, members, filter="data")
     source = folder / f"scrappie-{VERSION}" / "src"
-    # This network out of the file of all, whose weights take the compiler many times as long.
+    # Extract only this network: the weights of all networks take the compiler many times as long.
     networks = (source / "networks.c").read_text()
     start = networks.index("scrappie_matrix nanonet_raw_posterior(")
     headers = ("layers.h", "models/raw_r94.h", "networks.h", "nnfeatures.h", "scrappie_stdlib.h")
-    includes = "".join(f'#include "{each}"\n' for each in headers)
+    includes = "".join(f'#include "{header}"\n' for header in headers)
     (source / "raw_r94.c").write_text(includes + networks[start : networks.index("\n}\n", start) + 3])
     (source / "cblas.h").write_text(CBLAS)
     files = ("raw_r94.c", "layers.c", "nnfeatures.c", "scrappie_matrix.c", "util.c")

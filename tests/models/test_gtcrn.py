@@ -1,7 +1,7 @@
-"""GTCRN (Rong et al. 2024; MIT): speech enhancement frame by frame, by 14 small GRUs that reset after.
+"""GTCRN (Rong et al. 2024; MIT): speech enhancement frame by frame, with 14 small GRUs (``reset_after=True``).
 
-Four of them, bidirectional, run along the 33 bands of a frame. Ten take one step a frame, from states that the caller
-hands on.
+Four bidirectional GRUs run along the 33 bands of a frame. Ten GRUs take one step a frame, and the caller passes their
+states on to the next frame.
 """
 
 from collections.abc import Callable
@@ -29,67 +29,69 @@ def model() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    """[20, 1, 257, 1, 2]: real and imaginary parts of windows of 32 ms, one every 16 ms."""
+    """Return real and imaginary parts of windows of 32 ms, one every 16 ms, [20, 1, 257, 1, 2]."""
     windows = np.lib.stride_tricks.sliding_window_view(noisy_speech(0.336, 0), 512)[::256] * np.sqrt(np.hanning(512))
     bands = np.fft.rfft(windows)
     return np.stack([bands.real, bands.imag], -1).astype(np.float32).reshape(20, 1, 257, 1, 2)
 
 
-def no_states(model: onnx.ModelProto) -> Arrays:
-    """What the first frame has."""
-    sizes = ([size.dim_value for size in each.type.tensor_type.shape.dim] for each in model.graph.input)
+def zero_states(model: onnx.ModelProto) -> Arrays:
+    """Return the states before the first frame."""
+    sizes = ([size.dim_value for size in input.type.tensor_type.shape.dim] for input in model.graph.input)
     return tuple(np.zeros(size, np.float32) for size in sizes)[1:]
 
 
-def stream(one_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Arrays) -> list[Arrays]:
-    """What ``one_frame`` gives of each frame, and of the states after the one before: its output, and new states."""
+def stream(process_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Arrays) -> list[Arrays]:
+    """Return the output and the new states of each frame. A frame begins with the states of the frame before."""
     results = []
     for frame in frames:
-        results.append(one_frame((frame, *states)))
+        results.append(process_frame((frame, *states)))
         states = results[-1][1:]
     return results
 
 
 @pytest.fixture(scope="module")
 def expected(model, frames) -> list[Arrays]:
-    """By onnxruntime alone."""
-    return stream(load_in_onnxruntime(model), frames, no_states(model))
+    """Return the results of onnxruntime."""
+    return stream(load_in_onnxruntime(model), frames, zero_states(model))
 
 
-def made(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:
-    return torch_model(model, tuple(map(torch.from_numpy, (frames[0], *no_states(model))))).eval()
+def to_torch(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:
+    return torch_model(model, tuple(map(torch.from_numpy, (frames[0], *zero_states(model))))).eval()
 
 
-def of_frame(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arrays]:
-    def one_frame(inputs: Arrays) -> Arrays:
+def on_arrays(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arrays]:
+    """Return a function that calls ``module`` with numpy arrays."""
+
+    def process_frame(inputs: Arrays) -> Arrays:
         with torch.no_grad():
-            outputs = module.to(device)(*(torch.from_numpy(each).to(device) for each in inputs))
-        return tuple(each.cpu().numpy() for each in outputs)
+            outputs = module.to(device)(*(torch.from_numpy(array).to(device) for array in inputs))
+        return tuple(output.cpu().numpy() for output in outputs)
 
-    return one_frame
+    return process_frame
 
 
 def largest_difference(actual: list[Arrays], expected: list[Arrays]) -> float:
-    """Of the output and of the states, over all frames."""
+    """Return the largest `difference` of the output and the states, over all frames."""
     pairs = [pair for frame in zip(actual, expected, strict=True) for pair in zip(*frame, strict=True)]
     return float(np.max([difference(*pair) for pair in pairs]))
 
 
-def test_whole(model, frames, expected):
-    module, start = made(model, frames), no_states(model)
+def test_model_agrees_with_onnxruntime_without_kernels(model, frames, expected):
+    module, start = to_torch(model, frames), zero_states(model)
     assert len(grus_of(module)) == 14 and sum(gru.bidirectional for gru in grus_of(module)) == 4
-    assert largest_difference(stream(of_frame(module), frames, start), expected) <= NOISE
+    assert largest_difference(stream(on_arrays(module), frames, start), expected) <= NOISE
     triton_gru.accelerate(module)
-    assert largest_difference(stream(of_frame(module), frames[:5], start), expected[:5]) <= NOISE
-    assert largest_difference(stream(of_frame(set_reset_before(module)), frames[:5], start), expected[:5]) > WRONG
+    assert largest_difference(stream(on_arrays(module), frames[:5], start), expected[:5]) <= NOISE
+    assert largest_difference(stream(on_arrays(set_reset_before(module)), frames[:5], start), expected[:5]) > WRONG
 
 
-def test_kernel(model, frames, expected, device, launched):
-    """From the sixth frame on, so that all states are there: on the CPU no further."""
+def test_model_agrees_with_onnxruntime_on_kernels(model, frames, expected, device, launched):
+    """Start at the sixth frame, where no state is zero. The CPU stops after it."""
     end = 6 if device == "cpu" else len(frames)
-    module = triton_gru.accelerate(made(model, frames))
+    module = triton_gru.accelerate(to_torch(model, frames))
     for gru in grus_of(module):
         gru.backend = "block"
-    actual = stream(of_frame(module, device), frames[5:end], expected[4][1:])
+    actual = stream(on_arrays(module, device), frames[5:end], expected[4][1:])
     assert launched.has_only("block")
     assert largest_difference(actual, expected[5:end]) <= NOISE

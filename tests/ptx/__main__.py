@@ -1,6 +1,6 @@
 """Runs a campaign: ``python -m tests.ptx matrix 1 600`` draws random calls from seed 1 for ten minutes.
 
-A case that fails is printed with the command that repeats it alone.
+A case that fails is printed with the command that repeats only this case.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from .device import emulate_gpu
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__.splitlines()[0])
     parser.add_argument("campaign", choices=CAMPAIGNS)
-    parser.add_argument("seed", type=int, help="what all cases are drawn from")
-    parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to go on (default: 60)")
+    parser.add_argument("seed", type=int, help="the seed of all cases")
+    parser.add_argument("seconds", type=float, nargs="?", default=60, help="how long to run (default: 60)")
     parser.add_argument("--device", default="H200", choices=KNOWN_DEVICES)
-    parser.add_argument("--case", type=int, help="run this case alone")
+    parser.add_argument("--case", type=int, help="run only this case")
     parser.add_argument("--error", type=float, default=0.0, metavar="SHARE",
                         help="share of the error that the PTX manual allows an approximation (default: 0)")  # fmt: skip
     options = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> int:
     end = time.monotonic() + options.seconds
     tally, case, instructions = collections.Counter(), options.case or 0, 0
     while time.monotonic() < end:
-        result, executed = _run(options, case)
+        result, executed = _run_case(options, case)
         tally[result] += 1
         instructions += executed
         case += 1
@@ -44,25 +44,25 @@ def main() -> int:
     return 1 if tally["failed"] or not tally["passed"] else 0
 
 
-def _run(options: argparse.Namespace, case: int) -> tuple[str, int]:
-    """Run one case, and return how it ended and the instructions that it took."""
+def _run_case(options: argparse.Namespace, case: int) -> tuple[str, int]:
+    """Run a case, and return "passed", "skipped" or "failed" and the number of instructions executed."""
     draw = random.Random(f"{options.campaign} {options.seed} {case}")
     torch.manual_seed(draw.getrandbits(60))
     with emulate_gpu(KNOWN_DEVICES[options.device], draw.getrandbits(60)) as gpu:
         gpu.fixed_schedule["error"] = options.error
         try:
-            described, result = CAMPAIGNS[options.campaign](draw, gpu), "passed"
+            description, result = CAMPAIGNS[options.campaign](draw, gpu), "passed"
         except Skipped as reason:
-            described, result = str(reason), "skipped"
+            description, result = str(reason), "skipped"
         except Exception as failure:
-            described, result = "".join(traceback.format_exception(failure, limit=-3)), "failed"
+            description, result = "".join(traceback.format_exception(failure, limit=-3)), "failed"
             error = f" --error {options.error}" if options.error else ""
-            described += (
+            description += (
                 f"to repeat it: python -m tests.ptx {options.campaign} {options.seed} --case {case} "
                 f"--device {options.device!r}{error}"
             )
-        print(f"{case}: {result}: {described}", flush=True)
-        return result, sum(each.executed for each in gpu.outcomes)
+        print(f"{case}: {result}: {description}", flush=True)
+        return result, sum(outcome.executed for outcome in gpu.outcomes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Random calls of compiled kernels, one a case, for as long as one likes: ``python -m tests.ptx NAME SEED SECONDS``.
+"""Random calls of compiled kernels, for as long as one likes: ``python -m tests.ptx NAME SEED SECONDS``.
 
-Each campaign is a function of a random generator and of the emulated GPU. It raises an error if the result is wrong,
-and returns a description of the case. The test suite takes a few cases of each.
+Each campaign is a function of a random generator and of the emulated GPU, which runs one case. It raises an error if
+the result is wrong, and returns a description of the case. The tests run a few cases of each campaign.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from .device import EmulatedGpu
 
 
 class Skipped(Exception):
-    """The drawn case is one that the kernel does not serve."""
+    """An exception for a drawn case that the kernel does not serve."""
 
 
 # Hidden sizes, batch sizes and input sizes around the edges of tiles, words and chunks.
@@ -42,7 +42,7 @@ VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "larg
 
 
 def matrix(draw: random.Random, gpu: EmulatedGpu) -> str:
-    """Check a call in which everything is drawn: kernel, sizes, precision, layout, ends, configuration, odd numbers."""
+    """Check a call whose kernel, sizes, precision, layout, ends, configuration and odd numbers are all drawn."""
     kernel, precision = draw.choice(KERNELS), draw.choice((*PRECISIONS, "fp16"))
     hidden, batch, inputs = (_draw_size(draw, sizes) for sizes in (HIDDEN[kernel], BATCH, INPUTS))
     steps = draw.choice(STEPS)
@@ -65,7 +65,7 @@ def matrix(draw: random.Random, gpu: EmulatedGpu) -> str:
         target[tuple(draw.randrange(size) for size in target.shape)] = VALUES[value]
     config = _draw_config(draw, kernel, hidden, batch, precision, directions) if draw.random() < 0.75 else None
     chunks = draw.random() < 0.3 and (draw.choice((1, 100_000)), draw.choice((1, 8 << 20)))
-    described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, {value}, chunks {chunks}, {config}"
+    description = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, {value}, chunks {chunks}, {config}"
     with contextlib.ExitStack() as stack:
         if chunks:
             stack.enter_context(mock.patch.object(execute, "WORKSPACE_BYTES", chunks[0]))
@@ -78,36 +78,36 @@ def matrix(draw: random.Random, gpu: EmulatedGpu) -> str:
             stack.enter_context(use_config(kernel, config))
         projection = _draw_projection(draw, gru, bind_gru(gru, call[0], hx, **call[1]).problem, gpu)
         stack.enter_context(use_projection(projection))
-        described += f", {projection}"
+        description += f", {projection}"
         _check_call(gpu, gru, x, hx, precision, ends, *call)
-        if draw.random() < 0.3:  # the next call of the same kind is prepared
+        if draw.random() < 0.3:  # the second call of a signature is prepared
             _check_call(gpu, gru, x, hx, precision, ends, *call)
-    return described
+    return description
 
 
 def _draw_size(draw: random.Random, edges: tuple[int, ...]) -> int:
-    """Return one of ``edges``, or anything up to the last of them."""
+    """Return one of ``edges``, or any number up to the last edge."""
     return draw.choice((draw.choice(edges), draw.randint(1, edges[-1])))
 
 
-def _check_call(gpu, gru, x, hx, precision, ends, given, options) -> None:
+def _check_call(gpu, gru, x, hx, precision, ends, input, options) -> None:
     try:
-        gru.plan(given, hx, **options)
-    except RuntimeError as refusal:
-        raise Skipped(str(refusal)) from refusal
+        gru.plan(input, hx, **options)
+    except RuntimeError as reason:
+        raise Skipped(str(reason)) from reason
     if ends != "packed":
         run_checked(gru, x, hx, precision, gpu.launched, **options)
         return
     gpu.launched.clear()
     with torch.no_grad(), poison_memory():
-        output, h_n = gru(given, hx)
+        output, h_n = gru(input, hx)
     assert gpu.launched.has_only(gru.backend)
     output, lengths = pad_packed_sequence(output, gru.batch_first, total_length=x.size(1 if gru.batch_first else 0))
     check_results(gru, x, hx, precision, output, h_n, lengths=lengths)
 
 
 def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
-    """Return the input as the call takes it, and its further arguments."""
+    """Return the input as the call takes it, and the call's other arguments."""
     batch, steps = x.shape[:2] if gru.batch_first else (x.size(1), x.size(0))
     if ends == "packed":
         lengths = torch.tensor([steps, *(draw.randint(1, steps) for _ in range(batch - 1))])
@@ -123,13 +123,13 @@ def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
 
 
 def _draw_projection(draw: random.Random, gru, problem: Problem, gpu: EmulatedGpu) -> Projection | None:
-    """Return how the inputs are projected: half of the time the usual way, else by cuBLAS or in another tile."""
+    """Return a projection of the inputs: half of the time the default (None), else cuBLAS or another tile."""
     try:
         config = choose(problem, gpu.device, gru.backend).config
     except RuntimeError:
         return None
-    ways = projections(problem, config, gpu.device)
-    return draw.choice([None, None, *ways[:1], *([draw.choice(ways)] if ways else [])])
+    choices = projections(problem, config, gpu.device)
+    return draw.choice([None, None, *choices[:1], *([draw.choice(choices)] if choices else [])])
 
 
 def _draw_config(draw: random.Random, kernel: str, hidden: int, batch: int, precision: str, directions: str):
@@ -158,18 +158,18 @@ def _draw_grid_config(draw: random.Random, hidden: int, batch: int, precision: s
         units, -(-hidden // units), columns, rows, tiles, draw.choice((1, 1, 2, 3)), draw.choice((4, 8)), 0,
         draw.choice(HANDOVERS), 2 if directions == "both" and draw.random() < 0.7 else 1,
     )  # fmt: skip
-    in_all = config.weight_tiles(PRECISIONS[precision][0].itemsize)
-    return dataclasses.replace(config, register_tiles=draw.choice((0, in_all, in_all)))
+    weight_tiles = config.weight_tiles(PRECISIONS[precision][0].itemsize)
+    return dataclasses.replace(config, register_tiles=draw.choice((0, weight_tiles, weight_tiles)))
 
 
 def _off_by_one(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy whose data pointer is one element past an aligned one."""
+    """Return a copy whose data pointer is one element past an aligned address."""
     copied = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
     return copied.copy_(tensor)
 
 
 def stress(draw: random.Random, gpu: EmulatedGpu, schedules: int = 30) -> str:
-    """Check a call of ``grid`` under many schedules: right, and always the same to the bit."""
+    """Check that a call of ``grid`` is right, and the same to the bit under many schedules."""
     precision, hidden = draw.choice(list(PRECISIONS)), draw.choice((16, 25, 40, 64, 96, 130))
     batch, steps = draw.choice((1, 8, 9, 17, 33)), draw.choice((4, 6, 9))
     directions, reset_after = draw.choice(("forward", "both")), draw.random() < 0.6
@@ -180,7 +180,7 @@ def stress(draw: random.Random, gpu: EmulatedGpu, schedules: int = 30) -> str:
     )  # fmt: skip
     ends = {"lengths": torch.randint(0, steps + 1, (batch,))} if draw.random() < 0.3 else {}
     workspace = 240 * config.padded_hidden if draw.random() < 0.3 else execute.WORKSPACE_BYTES
-    described = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
+    description = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
     reason = unsupported_config_reason(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
     if reason:
         raise Skipped(reason)
@@ -191,7 +191,7 @@ def stress(draw: random.Random, gpu: EmulatedGpu, schedules: int = 30) -> str:
                 again = gru(x, hx, **ends)
             assert all(torch.equal(a, b) for a, b in zip(first, again)), "another schedule gives another result"
     triton_gru.raise_if_hung()
-    return described
+    return description
 
 
 def payloads(draw: random.Random, gpu: EmulatedGpu, kernel: str | None = None) -> str:
@@ -204,44 +204,44 @@ def payloads(draw: random.Random, gpu: EmulatedGpu, kernel: str | None = None) -
     }[dtype]  # fmt: skip
     patterns = [1, (1 << mantissa) - 1, 1 << mantissa - 1, *(draw.randrange(1, 1 << mantissa) for _ in range(5))]
     infinity = torch.tensor([float("inf")], dtype=dtype).view(integer).item()
-    nans = torch.tensor([infinity | each for each in patterns], dtype=integer)
-    nans = torch.cat([nans, nans | torch.iinfo(integer).min]).view(dtype)  # of both signs: -1 is among them
+    nans = torch.tensor([infinity | pattern for pattern in patterns], dtype=integer)
+    nans = torch.cat([nans, nans | torch.iinfo(integer).min]).view(dtype)  # of both signs: one has the bits of -1
     assert nans.isnan().all()
     gru = make_gru(16, 64, precision, "cpu", kernel, reset_after=reset_after)
     x, hx = torch.randn(3, 2 * len(nans), 16).to(dtype), torch.randn(1, 2 * len(nans), 64).to(dtype)
-    where = draw.choice(("x", "hx"))
-    for i, each in enumerate(nans):
-        row = (x[draw.randrange(2)] if where == "x" else hx[0])[2 * i]
-        row[draw.randrange(len(row))] = each
+    target = draw.choice(("x", "hx"))
+    for i, nan in enumerate(nans):
+        row = (x[draw.randrange(2)] if target == "x" else hx[0])[2 * i]
+        row[draw.randrange(len(row))] = nan
     config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, handover)
     with use_config("grid", config) if kernel == "grid" else contextlib.nullcontext():
         output, _ = run_checked(gru, x, hx, precision, gpu.launched)
     assert output[-1, ::2].isnan().any(dim=1).all()
-    return f"{kernel}, {precision}, {where}, reset_after={reset_after}, {handover}"
+    return f"{kernel}, {precision}, {target}, reset_after={reset_after}, {handover}"
 
 
 def timeouts(draw: random.Random, gpu: EmulatedGpu, case: tuple | None = None) -> str:
-    """Check what becomes of a ``grid`` launch with a program too few: NaN, an error, and a right call afterwards."""
+    """Check that a ``grid`` launch without its last program gives NaN and an error, and that the next call is right."""
     precision, handover, reset_after, tiles = case or (
         draw.choice(list(PRECISIONS)), draw.choice(HANDOVERS), draw.random() < 0.5, draw.choice((1, 2))
     )  # fmt: skip
 
     launches = grid.launches
 
-    def one_program_too_few(*args):
-        for each in launches(*args):
-            yield each._replace(programs=(each.programs[0] - 1,))
+    def drop_last_program(*args):
+        for launch in launches(*args):
+            yield launch._replace(programs=(launch.programs[0] - 1,))
 
     gru = make_gru(16, 64, precision, "cpu", "grid", reset_after=reset_after)
     config, batch = GridConfig(16, 4, 8, 8, tiles, 1, 4, 0, handover), 17
-    if precision == "fp32" and tiles == 1:  # lanes make the products
+    if precision == "fp32" and tiles == 1:  # lanes compute the products
         config, batch = dataclasses.replace(config, rows=2, register_tiles=config.weight_tiles(4)), 2
     x = torch.randn(3, batch, 16).to(gru.weight_hh_l0.dtype)
     with use_config("grid", config):
         limit = hang.get_watchdog(x.device).watch[0].item()
-        # After half a million instructions of all warps the time is over.
+        # The time limit is reached after half a million instructions of all warps.
         with (
-            mock.patch.object(grid, "launches", one_program_too_few),
+            mock.patch.object(grid, "launches", drop_last_program),
             mock.patch.dict(gpu.fixed_schedule, ns_per_instruction=limit / 500_000),
             torch.no_grad(),
             poison_memory(),
@@ -249,16 +249,16 @@ def timeouts(draw: random.Random, gpu: EmulatedGpu, case: tuple | None = None) -
             output, h_n = gru(x)
         try:
             triton_gru.raise_if_hung()
-        except RuntimeError as given_up:
-            assert "gave up" in str(given_up)  # noqa: PT017 (its end is part of this check)
+        except RuntimeError as error:
+            assert "gave up" in str(error)  # noqa: PT017 (the `else` below is part of this check)
         else:
             raise AssertionError("no error was raised")
-        # Every program, of the three that ran, needs the state of the one that did not.
+        # The three programs that ran need the state of the missing one.
         assert output[:, :, :48].isnan().all() and h_n[:, :, :48].isnan().all()
-        assert gpu.outcomes[-1].executed < 5_000_000, "it went on waiting at every step"
+        assert gpu.outcomes[-1].executed < 5_000_000, "programs waited again at every step"
         run_checked(gru, x, None, precision, gpu.launched)
     triton_gru.raise_if_hung()
     return f"{precision}, {handover}, reset_after={reset_after}, {tiles} tiles"
 
 
-CAMPAIGNS = {each.__name__: each for each in (matrix, stress, timeouts, payloads)}
+CAMPAIGNS = {campaign.__name__: campaign for campaign in (matrix, stress, timeouts, payloads)}

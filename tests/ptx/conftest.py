@@ -10,12 +10,12 @@ from .device import emulate_gpu
 
 @pytest.fixture
 def seed(request) -> int:
-    """Return what the schedules of a test are drawn from."""
+    """Return the seed of a test's schedules."""
     return seed_of(request.node)
 
 
 @pytest.fixture
 def gpu(request, seed):
-    """Yield an emulated GPU: an H200, or the one that an indirect parameter names."""
+    """Yield an emulated GPU: an H200, or the device that an indirect parameter names."""
     with emulate_gpu(KNOWN_DEVICES[getattr(request, "param", "H200")], seed) as emulated:
         yield emulated

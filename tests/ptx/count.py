@@ -1,6 +1,6 @@
-"""Counts what one time step of a scan makes the GPU do, as compiled for it. Counts are no times.
+"""Counts the work of one time step of a scan, as compiled for a GPU: instructions, bytes and products, not time.
 
-``test_counts.py`` says what they have to be.
+``test_counts.py`` asserts the numbers.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ from ..calls import PRECISIONS, make_gru
 from .device import EmulatedGpu
 from .machine import Outcome
 
-# One step is half of the difference between calls of so many steps. More where the loop makes several at a time.
+# The numbers of steps of two calls: their difference, divided by two, is one step. If the loop makes several steps at a
+# time, `count_step` adds more.
 FEWER, MORE = 2, 4
 SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "resident": 0}
 SCHEDULE |= {"reconverge_late": False, "reconverge_early": True}
@@ -29,10 +30,10 @@ SCHEDULE |= {"reconverge_late": False, "reconverge_early": True}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One kind of call: a kernel, what it works on, and where its sequences end.
+    """A kind of call: a kernel, its sizes and precision, and where its sequences end.
 
     Attributes:
-        kernel: as in `plan.KERNELS`; or ``"whole"``, the kernel of ``step`` for a call of a single step.
+        kernel: one of `planner.KERNELS`, or ``"whole"``, the kernel of ``step`` for a call of a single step.
         ends: ``"dense"``, ``"lengths"``, ``"packed"`` or ``"resets"``.
     """
 
@@ -57,24 +58,30 @@ class Case:
         return "step" if self.kernel == "whole" else self.kernel
 
     def config(self, device) -> Config | str:
-        """Return what the heuristic chooses, or why the kernel does not serve the case."""
+        """Return the configuration that the heuristic chooses, or why the kernel does not serve the case."""
         return HEURISTICS[self.backend](
             self.hidden, self.batch, 1 + self.is_bidirectional, *PRECISIONS[self.precision], device
         )
 
 
 def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Counter:
-    """Execute calls of a few steps and return what one more of them takes, in all programs, its projection left out.
+    """Execute two calls of a few steps, and return the work of one step in all programs, without its projection.
 
-    Of programs that do the same, one is executed. All that it would wait for is there. ``config`` is the kernel's
-    configuration, or None for what the heuristic chooses.
+    If all programs do the same, only one is executed, and the hand-overs that it would wait for are already there.
+    ``config`` is the kernel's configuration, or None for the heuristic's choice.
 
     Returns:
-        Numbers by name. Of the step: ``"launches"``. Of a launch: ``"programs"``, and ``"warps"`` of a program. Of all
-        programs: ``"matrix"`` and ``"flops"`` of the matrix unit; ``"fma"``, fused multiply-adds of fp32, each of a
-        thread; ``"shared"``, ``"read"``, ``"received"`` and ``"written"``, bytes, the last three of each argument, too,
-        as ``"read gi"``. Of a program: ``"busiest"`` and ``"idlest"``, instructions of the warps with most and fewest;
-        ``"barriers"``; ``"exchanges"``, as in `Outcome`. ``"twice"``: lines of source that store something twice.
+        Numbers by name.
+
+        - Of the step: ``"launches"``.
+        - Of a launch: ``"programs"``, and ``"warps"`` of a program.
+        - Of all programs: ``"matrix"`` and ``"flops"`` of the matrix unit; ``"fma"``, fused multiply-adds of fp32, each
+          of a thread.
+        - Of all programs, in bytes: ``"shared"``, ``"read"``, ``"received"`` and ``"written"``. The last three are also
+          counted by argument, as ``"read gi"``.
+        - Of a program: ``"busiest"`` and ``"idlest"``, the instructions of the warps with most and fewest;
+          ``"barriers"``; ``"exchanges"``, as in `Outcome`.
+        - ``"twice"``: the number of lines of source that store something twice.
     """
     gpu.fixed_schedule = dict(SCHEDULE)
     config = config or case.config(gpu.device)
@@ -86,11 +93,11 @@ def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Co
     if case.kernel == "whole":
         return _count(gpu, case, config, gru, 1)
     steps = max(MORE - FEWER, getattr(config, "ahead", 1))
-    return _one_more(lambda n: _count(gpu, case, config, gru, n), FEWER, FEWER + steps)
+    return _per_step(lambda n: _count(gpu, case, config, gru, n), FEWER, FEWER + steps)
 
 
 def count_calls(gpu: EmulatedGpu, call: Callable[[int], object], fewer: int, more: int) -> Counter:
-    """Execute all that ``call(steps)`` launches, for two numbers of steps, and return what `count_step` does."""
+    """Execute the launches of ``call(steps)`` for two numbers of steps, and return the numbers of `count_step`."""
     gpu.fixed_schedule = dict(SCHEDULE)
 
     def count(steps: int) -> Counter:
@@ -100,40 +107,42 @@ def count_calls(gpu: EmulatedGpu, call: Callable[[int], object], fewer: int, mor
             _add(counted, outcome, 1, outcome.ctas)
         return counted
 
-    return _one_more(count, fewer, more)
+    return _per_step(count, fewer, more)
 
 
-def _one_more(count: Callable[[int], Counter], fewer: int, more: int) -> Counter:
-    less, all_ = count(fewer), count(more)
-    step = Counter({name: (all_[name] - less[name]) / (more - fewer) for name in all_})
-    step.update({name: all_[name] - step[name] for name in ("twice", "programs", "warps")})  # not by step
+def _per_step(count: Callable[[int], Counter], fewer: int, more: int) -> Counter:
+    """Return the work of one step, by the difference of two calls."""
+    short, long = count(fewer), count(more)
+    step = Counter({name: (long[name] - short[name]) / (more - fewer) for name in long})
+    # Exception: these are the longer call's numbers, not a difference.
+    step.update({name: long[name] - step[name] for name in ("twice", "programs", "warps")})
     return step
 
 
 def _add(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
-    """Add what a launch of so many programs does. Its outcome is that of all of them, or ``times`` that of one."""
+    """Add the work of a launch of ``programs`` programs. ``outcome`` is the work of one in ``times`` programs."""
     made, busiest = outcome.made, outcome.busiest
     counted.update({"busiest": max(outcome.by_warp), "idlest": min(outcome.by_warp), "barriers": busiest.barriers})
     counted.update({"twice": len(outcome.notes), "launches": 1, "exchanges": outcome.exchanges})
     counted["programs"], counted["warps"] = max(counted["programs"], programs), outcome.warps
-    all_ = {"matrix": made.matrix, "flops": made.flops, "fma": 32 * made.fma}
-    all_["shared"] = made.shared_read + made.shared_written
+    work = {"matrix": made.matrix, "flops": made.flops, "fma": 32 * made.fma}
+    work["shared"] = made.shared_read + made.shared_written
     for name, traffic in (("", made), *outcome.memory.items()):
-        for what in ("read", "received", "written"):
-            all_[f"{what} {name}".strip()] = getattr(traffic, what)
-    counted.update({name: times * n for name, n in all_.items()})
+        for direction in ("read", "received", "written"):
+            work[f"{direction} {name}".strip()] = getattr(traffic, direction)
+    counted.update({name: times * n for name, n in work.items()})
 
 
 def _count(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> Counter:
-    """Return what a call of so many steps does."""
+    """Return the work of a call of ``steps`` steps."""
     counted = Counter()
     for scan in _scans(gpu, case, config, gru, steps):
         if scan.clear is not None:
-            scan.clear.words.zero_()  # no element is missing
-        if alike := _alike(case, config):
+            scan.clear.words.zero_()  # no element of the mailbox is missing
+        if alike := _are_programs_alike(case, config):
             gpu.run_program(scan, (0, 0, 0))
         else:
-            gpu.prepared(scan)(*scan.args)
+            gpu.make_starter(scan)(*scan.args)
         outcome, programs = gpu.outcomes[-1], math.prod(scan.programs)
         _add(counted, outcome, programs if alike else 1, programs)
         assert not any(dataclasses.astuple(outcome.waited)), "a program waited"
@@ -149,12 +158,12 @@ def _scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> lis
     if case.ends == "packed":
         x = pack_padded_sequence(x, lengths)
     call = bind_gru(gru, x, hx, lengths if case.ends == "lengths" else None, resets)
-    made = execute.launches(call, config, gpu.device, *execute.allocate(call))
-    return [each for each in made if each.kernel.__name__ != "input_projection"]
+    launches = execute.launches(call, config, gpu.device, *execute.allocate(call))
+    return [launch for launch in launches if launch.kernel.__name__ != "input_projection"]
 
 
-def _alike(case: Case, config: Config) -> bool:
-    """Return whether all programs do the same, be it on other memory."""
+def _are_programs_alike(case: Case, config: Config) -> bool:
+    """Return whether all programs do the same, on different memory."""
     tiles = -(-case.batch // config.batch)
     groups = -(-tiles // getattr(config, "tiles", 1)) if case.kernel == "grid" else tiles
     return (

@@ -1,4 +1,4 @@
-"""Puts the machine in the place of a GPU: triton_gru takes CPU tensors to lie on it, and it executes the kernels."""
+"""Emulates a GPU: triton_gru treats CPU tensors as the GPU's memory, and the machine executes the kernels."""
 
 import contextlib
 import random
@@ -25,20 +25,21 @@ from .machine import Outcome, Schedule, execute
 
 
 class _Driver(AbsentDriver):
-    """Triton's driver of the emulated GPU: kernels compiled for it are kept apart from those for a real one."""
+    """A driver for Triton with a device name of its own, so that Triton's caches separate emulated and real GPUs."""
 
     def get_current_device(self) -> str:
         return f"emulated {self.device.name}"
 
 
 class EmulatedGpu:
-    """A GPU that the machine stands in for.
+    """A GPU whose launches the machine executes.
 
     Attributes:
-        outcomes: what each launch did, in order.
+        outcomes: the `Outcome` of each launch, in order.
         launched: the names of the kernels launched, in order.
-        fixed_schedule: the fields of `Schedule` that are the same for every launch. The others are drawn for each launch.
-        max_instructions: how many a launch may execute before it is taken to be endless.
+        fixed_schedule: the fields of `Schedule` that are the same for every launch. Other fields are drawn again for
+            each launch.
+        max_instructions: as in `machine.execute`.
         change_ptx: a function of a kernel's name and PTX that returns the PTX to execute.
         forgiven: as in `machine.execute`.
     """
@@ -52,78 +53,78 @@ class EmulatedGpu:
         self.change_ptx = lambda kernel, ptx: ptx
         self.forgiven: Collection[str] = ()
         self._draw = random.Random(seed)
-        self._extents: dict[int, int] = {}  # of the input and the output of a call made again: from where to where
+        self._extents: dict[int, int] = {}  # first address -> end, for the input and output of a prepared call
 
     def seed(self, seed: int) -> None:
         """Draw the next schedules from ``seed``."""
         self._draw.seed(seed)
 
     def run(self, function, *args, grid, warmup, **options):
-        """Compile a kernel and execute it. With ``warmup`` compile it only, as `JITFunction.run` does."""
+        """Compile a kernel and execute it. With ``warmup``, only compile it, as `JITFunction.run` does."""
         compiled = _compile(function, *args, grid=grid, warmup=True, **options)
         if not warmup:
-            given = dict(zip(function.arg_names, args)) | options
-            arguments = [given[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
-            grid = grid(given) if callable(grid) else grid
-            self._execute(compiled, arguments, _memory(given.items()), grid, options)
+            by_name = dict(zip(function.arg_names, args)) | options
+            arguments = [by_name[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
+            grid = grid(by_name) if callable(grid) else grid
+            self._execute(compiled, arguments, _memory(by_name.items()), grid, options)
         return compiled
 
-    def prepared(self, launch: Launch) -> Callable[..., None]:
+    def make_starter(self, launch: Launch) -> Callable[..., None]:
         """Return a function that executes a launch on other arguments, as `Launch.make_starter` does.
 
-        An address may come in the place of a tensor. The memory there is taken to have the extent of the launch's own,
-        unless it is the input or the output of the call, which may be packed and have other rows.
+        An address may replace a tensor. The memory there is assumed to have the extent of the launch's own tensor.
+        Exception: the input and the output of a call, which may be packed and have other rows.
         """
 
-        # The tensors themselves are let go.
+        # Keep sizes only, so that the tensors can be freed.
         sizes = {name: high - low for name, (low, high) in _memory(zip(launch.kernel.arg_names, launch.args)).items()}
         compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.programs, launch.constants
 
         def start(*args) -> None:
             arguments, memory = [], {}
-            for name, given in zip(names, args):
+            for name, arg in zip(names, args):
                 if name in sizes:
-                    given = given.data_ptr() if isinstance(given, torch.Tensor) else given
-                    memory[name] = given, self._extents.get(given, given + sizes[name])
+                    arg = arg.data_ptr() if isinstance(arg, torch.Tensor) else arg
+                    memory[name] = arg, self._extents.get(arg, arg + sizes[name])
                 if compiled.src.signature[name] != "constexpr":
-                    arguments.append(given)
+                    arguments.append(arg)
             self._execute(compiled, arguments, memory, grid, constants)
 
         return start
 
     def allocate(self, prepared: PreparedCall, input: torch.Tensor, *args):
-        """Do what `PreparedCall._allocate` does, and note the extents of a call's input and output."""
+        """Call `PreparedCall._allocate`, and note the extents of the call's input and output."""
         starts, tensors, results = _allocate(prepared, input, *args)
         output = results[0] if isinstance(results, tuple) else results
-        self._extents = dict(_extent(each) for each in (input, output) if each.numel())
+        self._extents = dict(_extent(tensor) for tensor in (input, output) if tensor.numel())
         return starts, tensors, results
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
-        """Execute one program of a launch and no other: of launches that are too large to execute."""
+        """Execute a single program of a launch, for launches that are too large to execute."""
         compiled = launch.compile()
         signature = compiled.src.signature
         arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]
         memory = _memory(zip(launch.kernel.arg_names, launch.args))
         change = self.change_ptx
 
-        def place(kernel: str, ptx: str) -> str:
-            for dimension, at in zip("xyz", program):
-                ptx = ptx.replace(f"%ctaid.{dimension}", str(at))
+        def fix_program(kernel: str, ptx: str) -> str:
+            for dimension, index in zip("xyz", program):
+                ptx = ptx.replace(f"%ctaid.{dimension}", str(index))
             return change(kernel, ptx)
 
-        with mock.patch.object(self, "change_ptx", place):
+        with mock.patch.object(self, "change_ptx", fix_program):
             self._execute(compiled, arguments, memory, (1, 1, 1), launch.constants)
 
     def _execute(self, compiled, arguments: list, memory: dict, grid: tuple, options: dict) -> None:
         if compiled.metadata.shared > self.device.shared_memory:
             raise OutOfResources(compiled.metadata.shared, self.device.shared_memory, "shared memory")
-        values = [_bits(each) for each in arguments]
+        values = [_bits(argument) for argument in arguments]
         seed = self.fixed_schedule.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed_schedule)
-        host_words = {f"watchdog of {device}": _extent(each._word) for device, each in hang._watchdogs.items()}
+        host_words = {f"watchdog of {device}": _extent(dog._word) for device, dog in hang._watchdogs.items()}
         self.launched.append(compiled.metadata.name)
-        scratch = [0, 0]  # the last two arguments are addresses of Triton's scratch memory, which no kernel here has
+        scratch = [0, 0]  # the last two arguments: addresses of Triton's scratch memory, which no kernel here uses
         self.outcomes.append(
             execute(
                 self.change_ptx(compiled.metadata.name, compiled.asm["ptx"]), values + scratch, memory | host_words,
@@ -137,15 +138,15 @@ _compile, _allocate = JITFunction.run, PreparedCall._allocate
 
 
 def _bits(argument: torch.Tensor | float) -> int:
-    """Return what a kernel finds in an argument: an address, an integer, or the bits of an fp32 number."""
+    """Return the bits of a kernel's argument: an address, an integer, or an fp32 number."""
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr()
     return struct.unpack("<I", struct.pack("<f", argument))[0] if isinstance(argument, float) else int(argument)
 
 
 def _memory(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:
-    """Return the extents of those arguments that are tensors."""
-    return {name: _extent(each) for name, each in named if isinstance(each, torch.Tensor)}
+    """Return the extents of the arguments that are tensors, by name."""
+    return {name: _extent(value) for name, value in named if isinstance(value, torch.Tensor)}
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -163,22 +164,22 @@ def emulate_gpu(device: Device, seed: int) -> Iterator[EmulatedGpu]:
     emulated = EmulatedGpu(device, seed)
     replacements = (
         (JITFunction, "run", lambda function, *args, **options: emulated.run(function, *args, **options)),
-        (Launch, "make_starter", lambda launch: emulated.prepared(launch)),
+        (Launch, "make_starter", lambda launch: emulated.make_starter(launch)),
         (PreparedCall, "_allocate", lambda prepared, *args: emulated.allocate(prepared, *args)),
         (driver, "_active", _Driver(device)),
         (devices, "emulated_device", device),
-        # Triton stops at PTX. Its cache on disk keeps these kernels apart from complete ones.
+        # Triton stops at PTX. The changed hash separates these kernels from complete ones in Triton's cache on disk.
         (CUDABackend, "make_cubin", lambda *args: b""),
-        (CUDABackend, "hash", lambda backend, whole=CUDABackend.hash: whole(backend) + "-only-ptx"),
+        (CUDABackend, "hash", lambda backend, original=CUDABackend.hash: original(backend) + "-only-ptx"),
     )
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in replacements:
             stack.enter_context(mock.patch.object(owner, name, replacement))
-        stack.callback(_forget)
-        _forget()
+        stack.callback(_clear_caches)
+        _clear_caches()
         yield emulated
 
 
-def _forget() -> None:
+def _clear_caches() -> None:
     planner.clear_plan_cache()
     call_cache.clear_call_cache()

@@ -1,11 +1,11 @@
-"""Hashes the PTX of the launches that the heuristic chooses, for a change that must leave the kernels as they are.
+"""Hashes the PTX of the launches that the heuristic chooses, to check that a change alters no kernel.
 
     python -m tests.ptx.hashes before.json       # on the tree before the change
     python -m tests.ptx.hashes after.json        # on the tree after it
     python -m tests.ptx.hashes before.json after.json
 
-The last command lists what differs; its exit status is 1 if anything does. Names of kernels and helpers count, lines of
-source and comments do not. ptxas does not run. With nothing compiled before, two cores take a quarter of an hour.
+The last command lists the launches that differ. Its exit status is 1 if any does. Names of kernels and helpers count;
+line numbers and comments do not. ptxas does not run. With an empty cache, two cores take a quarter of an hour.
 """
 
 import argparse
@@ -30,10 +30,10 @@ SHAPES = {
     "grid": ((200, 256, 400, 512, 1024, 1500, 2048), (1, 4, 16, 64)),
     "step": ((25, 300, 512, 1024, 4096), (1, 9, 64)),
 }
-# Of other architectures a few.
+# A few shapes for the other devices.
 ELSEWHERE = {"block": ((100, 128), (1, 64)), "grid": ((200, 512), (1, 16)), "step": ((512,), (1, 64))}
 DEVICES = ("H200", "A100", "RTX 4090", "B200", "RTX 5090")
-# What a launch is compiled for beside its shape. Each shape takes the next of these, so that every one is met.
+# Options that change what a launch is compiled for. Each shape takes the next one, so that all are covered.
 FORMS = (
     {},
     {"hx": True},
@@ -51,54 +51,54 @@ FORMS = (
 
 def cases() -> list[tuple]:
     """Return a device's name, a kernel, a precision, sizes and a form for each call whose launches are hashed."""
-    found = []
+    calls = []
     forms = itertools.cycle(FORMS)
     for name in DEVICES:
         for kernel, (sizes, batches) in (SHAPES if name == "H200" else ELSEWHERE).items():
             for precision, hidden, batch in itertools.product(PRECISIONS, sizes, batches):
-                found.append((name, kernel, precision, hidden, batch, next(forms)))
-    return found
+                calls.append((name, kernel, precision, hidden, batch, next(forms)))
+    return calls
 
 
 def hash_launches(case: tuple) -> dict[str, str]:
-    """Return a hash for each launch of a case; none where the kernel does not serve the shape."""
+    """Return a hash for each launch of a case, or an empty dict if the kernel does not serve the shape."""
     name, kernel, precision, hidden, batch, form = case
     device, directions = KNOWN_DEVICES[name], 2 if form.get("bidirectional") else 1
     if isinstance(HEURISTICS[kernel](hidden, batch, directions, *PRECISIONS[precision], device), str):
         return {}
     set_compile_target(device)
-    said = " ".join(f"{key}={value}" for key, value in form.items())
-    found = {}
+    options = " ".join(f"{key}={value}" for key, value in form.items())
+    hashes = {}
     for number, launch in enumerate(kernel_launches(kernel, device, precision, hidden, batch, **form)):
-        key = f"{name} {kernel} {precision} H={hidden} B={batch} {said} {number}: {launch.kernel.__name__}"
+        key = f"{name} {kernel} {precision} H={hidden} B={batch} {options} {number}: {launch.kernel.__name__}"
         try:
             compiled = launch.compile().asm["ptx"]
-        except Exception as failure:  # as much a result as PTX is, and the same before and after
+        except Exception as failure:  # an error is a result, too: hash its message
             compiled = traceback.format_exception_only(failure)[-1]
-        found[key] = hashlib.sha256(meaning(compiled).encode()).hexdigest()[:16]
-    return found
+        hashes[key] = hashlib.sha256(strip_debug_info(compiled).encode()).hexdigest()[:16]
+    return hashes
 
 
-def meaning(ptx: str) -> str:
-    """Return PTX without comments, lines of source and sections of debugging."""
+def strip_debug_info(ptx: str) -> str:
+    """Return PTX without comments, line numbers and debug sections."""
     code = ptx.partition(".section")[0]
     code = re.sub(r"//.*|^\s*\.(loc|file)\b.*|^\$L__tmp\d+:", "", code, flags=re.MULTILINE)
     return re.sub(r"\s+", " ", code)
 
 
 def _skip_ptxas() -> None:
-    """Leave out the last stage, and keep what is compiled so apart in Triton's cache."""
-    whole = CUDABackend.hash
+    """Make Triton stop at PTX, and separate these kernels from complete ones in its cache."""
+    original_hash = CUDABackend.hash
     CUDABackend.make_cubin = lambda *args: b""
-    CUDABackend.hash = lambda self: f"{whole(self)}-without-ptxas"
+    CUDABackend.hash = lambda self: f"{original_hash(self)}-without-ptxas"
     torch.set_num_threads(1)
 
 
 def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Return a line for each launch that is not the same in both."""
-    words = {(True, False): "is gone", (False, True): "is new", (True, True): "differs"}
+    """Return a line for each launch whose hash differs, or that only one of both has."""
+    changes = {(True, False): "is gone", (False, True): "is new", (True, True): "differs"}
     return [
-        f"{key} {words[key in before, key in after]}"
+        f"{key} {changes[key in before, key in after]}"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
     ]
@@ -119,8 +119,8 @@ def main() -> int:
     hashes = {}
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(os.sched_getaffinity(0)), _skip_ptxas) as pool:
-        for number, found in enumerate(pool.imap_unordered(hash_launches, todo := cases()), 1):
-            hashes |= found
+        for number, case_hashes in enumerate(pool.imap_unordered(hash_launches, todo := cases()), 1):
+            hashes |= case_hashes
             print(f"\r{number} of {len(todo)}", end="", flush=True)
     options.file.write_text(json.dumps(hashes, indent=0, sort_keys=True))
     print(f"\r{len(hashes)} launches, {len(set(hashes.values()))} of them different: {options.file}")

@@ -1,4 +1,8 @@
-"""Executes PTX on the memory of this process: builds the machine in ``machine/`` with gcc, and explains its reports."""
+"""Executes PTX on the memory of this process: builds the machine in ``machine/`` with gcc, and explains its reports.
+
+`execute` runs one launch under one `Schedule`. It raises `Fault` if the launch breaks a rule (`FAULTS`), and otherwise
+returns an `Outcome` with the counted work. The PTX is translated by ``translate.py`` first.
+"""
 
 import ctypes
 import dataclasses
@@ -13,9 +17,12 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from .translate import ELEMENTS, OPERATIONS, ORDERS, SPECIAL, Program, translate, waits
+from .translate import ELEMENTS, OPERATIONS, ORDERS, SPECIAL, Program, find_waits, translate
 
-# What a launch must not do, in the order in which the machine numbers these kinds.
+# The kinds of faults, in the order in which the machine numbers them. tests/ptx/README.md describes them.
+# SHARED_NOT_WAITED_FOR: bytes that a pending cp.async writes. SHARED_NOT_FENCED: a wgmma reads them without a fence.
+# DIVERGED: only a part of a warp executes an aligned instruction. LEFT_BARRIER: a warp has returned before a barrier.
+# LEFT_UNDERWAY: a warp returns with a pending copy or product. ENDLESS: the launch takes too many instructions.
 FAULTS = """\
 OUT_OF_BOUNDS MISALIGNED RACE_BETWEEN_CTAS RACE_IN_CTA CONSTANT_WRITTEN STORED_TWICE
 SHARED_OUT_OF_BOUNDS SHARED_MISALIGNED SHARED_UNWRITTEN SHARED_NOT_WAITED_FOR SHARED_NOT_FENCED SHARED_READ_AFTER_WRITE
@@ -26,14 +33,14 @@ UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
 NOTES = {"STORED_TWICE"}
 RACES = {"RACE_BETWEEN_CTAS", "RACE_IN_CTA"}
 
-# What an instruction finds undefined: one of its sources, its predicate, or a register of a wgmma that is under way.
+# The operand that is undefined where UNDEFINED is reported. A pending wgmma is one that has not been waited for.
 UNDEFINED = ["SOURCE", "PREDICATE", "ACCUMULATOR", "REGISTER_OF_A_PENDING_WGMMA"]
 
 _SOURCES = pathlib.Path(__file__).parent / "machine"
 
 
 class Fault(Exception):
-    """A launch did what it must not. The message has the schedule that shows the fault again."""
+    """An error for a launch with a fault. The message ends with the schedule that shows the fault again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +48,16 @@ class Schedule:
     """The order of everything that a GPU promises no order for. The same numbers give the same order again.
 
     Attributes:
-        seed: what every choice is drawn from.
-        quantum: how many instructions a warp executes at a time, at most.
-        delay: how late relaxed stores arrive. With 0 they arrive at once.
+        seed: the seed of every choice.
+        quantum: the most instructions that a warp executes in a turn.
+        delay: how late relaxed stores arrive: some may after each turn, with probability 1 / (``delay`` + 1).
         sleeps: whether warps may fall far behind.
-        reconverge_late: whether diverged lanes of a warp go on in any order. Otherwise the lowest place goes first, but
-            in one turn of 16.
-        reconverge_early: whether the lowest place goes first in every turn, so that lanes meet where their paths do. A
-            warp whose lanes wait for each other may never end so.
+        reconverge_late: whether diverged lanes of a warp run in any order. Otherwise those at the lowest instruction
+            run first, except in one turn of 16.
+        reconverge_early: whether those at the lowest instruction run first in every turn, so that lanes meet where
+            their paths do. A warp whose lanes wait for each other may then never end.
         resident: how many CTAs run at a time, or 0 for all.
-        ns_per_instruction: how far ``%globaltimer`` goes with each instruction of a warp.
+        ns_per_instruction: how much ``%globaltimer`` advances with each instruction of a warp.
         error: the share of the error that the PTX manual allows an approximation.
     """
 
@@ -66,14 +73,14 @@ class Schedule:
 
     @classmethod
     def draw(cls, seed: int, cooperative: bool, **fixed) -> "Schedule":
-        """Return a schedule drawn from ``seed``, with the ``fixed`` fields. A cooperative launch is wholly resident."""
-        own = random.Random(seed)
+        """Return a schedule drawn from ``seed``, with the ``fixed`` fields. All CTAs of a cooperative launch run."""
+        draw = random.Random(seed)
         drawn = {
-            "quantum": own.choice((1, 8, 64, 1000)),
-            "delay": own.choice((0, 3, 30, 300)),
-            "sleeps": own.random() < 0.5,
-            "reconverge_late": own.random() < 0.5,
-            "resident": 0 if cooperative else own.randint(1, 4),
+            "quantum": draw.choice((1, 8, 64, 1000)),
+            "delay": draw.choice((0, 3, 30, 300)),
+            "sleeps": draw.random() < 0.5,
+            "reconverge_late": draw.random() < 0.5,
+            "resident": 0 if cooperative else draw.randint(1, 4),
         }
         return cls(seed, **drawn | fixed)
 
@@ -84,11 +91,12 @@ class Counts:
 
     Attributes:
         instructions: instructions, each of a whole warp.
-        read: bytes of global memory read. An instruction of a warp reads sectors of 32 bytes. No cache is modelled.
+        read: bytes of global memory read, except by relaxed loads. An instruction of a warp reads sectors of 32 bytes.
+            No cache is modelled.
         received: bytes read by relaxed loads, with which a program waits for others' stores.
         written: bytes of global memory written.
         shared_read, shared_written: bytes of shared memory.
-        matrix, flops: instructions of the matrix unit, and their floating-point operations.
+        matrix, flops: instructions of the matrix unit, and the floating-point operations in them.
         fma: fused multiply-adds of fp32, each of a whole warp.
         barriers: barriers of the CTA, counted by every warp.
     """
@@ -107,7 +115,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes of one piece of memory that a launch read, received and wrote, waits included: otherwise as in `Counts`."""
+    """The bytes of one piece of memory that a launch read, received and wrote, as in `Counts` but with waits."""
 
     read: int
     received: int
@@ -116,20 +124,20 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a launch did.
+    """The work of a launch that had no fault.
 
     Attributes:
-        made: the work of all warps. A loop that waits for others' stores counts with its best pass.
-        waited: the work of all other passes of such loops.
-        busiest: ``made`` of the warp with the most instructions.
+        made: the work of all warps. A loop that waits for others' stores counts as its best pass.
+        waited: the work of all other passes of these loops.
+        busiest: the part of ``made`` of the warp with the most instructions.
         by_warp: the instructions of each warp of a CTA in ``made``, the most of any CTA.
-        most_read: the bytes that one CTA has read and received, at most.
+        most_read: the bytes that one CTA has read and received, the most of any.
         exchanges: how often a warp received after it had sent, the most of any warp. To send is a relaxed store or an
             atomic addition, and to receive a relaxed or acquire load, each of global memory.
-        memory: what became of each argument's memory, by its name. Arguments that overlap have one `Traffic`, of both.
+        memory: the traffic of each argument's memory, by its name. Arguments that overlap share one `Traffic`.
         notes: the reports of `NOTES` and of forgiven faults, as (kind, line of source).
         executed: the instructions of all warps, waits included.
-        length: the instructions of the kernel itself.
+        length: the number of instructions in the kernel.
     """
 
     kernel: str
@@ -158,19 +166,19 @@ def execute(
     max_instructions: int = 400_000_000,
     forgiven: Collection[str] = (),
 ) -> Outcome:
-    """Executes the kernel of a PTX ``text`` on memory of this process.
+    """Execute the kernel of a PTX ``text`` on memory of this process.
 
     Args:
         arguments: the kernel's arguments, as bits.
-        memory: (first address, end) of what the kernel may touch, by names of the caller's.
+        memory: (first address, end) of the memory that the kernel may touch, by names that the caller chooses.
         shared: bytes of shared memory of a CTA.
-        max_instructions: how many instructions all warps may execute before the launch is taken to be endless.
-        forgiven: kinds of `FAULTS` that are noted and fail no launch. With races between CTAs among them, acquire loads
-            and atomic additions are executed, too: what they order is not modelled.
+        max_instructions: how many instructions all warps may execute before the launch counts as endless.
+        forgiven: kinds of `FAULTS` that are noted and fail no launch. If races between CTAs are among them, acquire
+            loads and atomic additions are executed, too. Their order is not modelled.
 
     Raises:
-        Fault: the launch did what it must not.
-        translate.UnknownInstruction: the PTX contains what the machine cannot execute.
+        Fault: the launch has a fault that is neither in `NOTES` nor forgiven.
+        translate.UnknownInstruction: the PTX contains an instruction that the machine cannot execute.
     """
     loaded = _load(text, "RACE_BETWEEN_CTAS" in forgiven)
     noted = NOTES.union(forgiven)
@@ -185,8 +193,8 @@ def execute(
     reports = (_Report * 64)()
     by_warp = (ctypes.c_int64 * num_warps)()
     constants = loaded.constant_values.copy()
-    for at, place in loaded.parameters:
-        constants[at] = arguments[place] & (1 << 64) - 1
+    for constant, index in loaded.parameters:
+        constants[constant] = arguments[index] & (1 << 64) - 1
     launch = _Launch(
         instructions=loaded.instructions.ctypes.data, operands=loaded.operands.ctypes.data,
         n_rows=program.rows, n_constants=len(constants), constant_rows=loaded.constant_rows.ctypes.data,
@@ -198,52 +206,52 @@ def execute(
         **dataclasses.asdict(schedule),
     )  # fmt: skip
     _machine().run(ctypes.byref(launch))
-    found = [_explain(each, program, extents) for each in reports[: launch.n_reports]]
-    faults = [f"{kind} in {program.name}, {what}" for kind, _, what in found if kind not in noted]
+    explained = [_explain(report, program, extents) for report in reports[: launch.n_reports]]
+    faults = [f"{kind} in {program.name}, {message}" for kind, _, message in explained if kind not in noted]
     if faults:
         raise Fault("\n".join([*faults[:6], str(schedule)]))
 
     def traffic_at(address: int) -> Traffic:
-        (found,) = (each for each in ranges[: len(extents)] if each.base <= address < each.base + each.bytes)
-        return Traffic(found.read, found.received, found.written)
+        (touched,) = (piece for piece in ranges[: len(extents)] if piece.base <= address < piece.base + piece.bytes)
+        return Traffic(touched.read, touched.received, touched.written)
 
     return Outcome(
         program.name, ctas, num_warps,
-        *(Counts(*(getattr(each, name) for name, _ in each._fields_)) for each in launch.counts()),
+        *(Counts(*(getattr(counts, name) for name, _ in counts._fields_)) for counts in launch.counts()),
         tuple(by_warp), launch.most_read, launch.exchanges,
         {name: traffic_at(first) for name, (first, end) in memory.items() if first < end},
-        [(kind, where) for kind, where, _ in found], launch.executed,
+        [(kind, where) for kind, where, _ in explained], launch.executed,
         len(program.instructions),
     )  # fmt: skip
 
 
 def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]) -> tuple[str, str, str]:
     """Return the kind of a report, the line of source, and a description."""
-    kind, at = FAULTS[report.kind], program.instructions[report.place]
-    what = f"{at.where}, line {at.line} of the PTX, {at.text[:120]!r}: CTA {report.cta}, warp {report.warp}"
+    kind, at = FAULTS[report.kind], program.instructions[report.pc]
+    message = f"{at.where}, line {at.line} of the PTX, {at.text[:120]!r}: CTA {report.cta}, warp {report.warp}"
     if report.lane >= 0:
-        what += f", lane {report.lane}"
+        message += f", lane {report.lane}"
     if kind == "UNDEFINED":
-        what += f", {UNDEFINED[report.other].lower().replace('_', ' ')} {report.address}"
+        message += f", {UNDEFINED[report.other].lower().replace('_', ' ')} {report.address}"
     elif OPERATIONS[at.operation] == "load_parameter":
-        what += f", address {report.address} of no kernel argument"
+        message += f", address {report.address} of no kernel argument"
     elif kind.startswith("SHARED"):
-        what += f", address {report.address}"
+        message += f", address {report.address}"
         if report.other >= 0:
             other = program.instructions[report.other]
-            what += f", against {other.where}, line {other.line}, {other.text[:120]!r}"
+            message += f", against {other.where}, line {other.line}, {other.text[:120]!r}"
     elif kind in ("OUT_OF_BOUNDS", "MISALIGNED", "STORED_TWICE") or kind.startswith("RACE"):
         low, high = min(extents, key=lambda e: min(abs(report.address - end) for end in e), default=(0, 0))
-        what += f", {report.address - low:+d} bytes from a tensor's start, {report.address - high:+d} from its end"
-        what += ["", ", a write after a write", ", a write after a read", ", a read after a write"][
+        message += f", {report.address - low:+d} bytes from a tensor's start, {report.address - high:+d} from its end"
+        message += ["", ", a write after a write", ", a write after a read", ", a read after a write"][
             max(0, report.other)
         ]
-    return kind, at.where, f"{what}; {report.count} times"
+    return kind, at.where, f"{message}; {report.count} times"
 
 
 def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     merged: list[tuple[int, int]] = []
-    for low, high in sorted(each for each in extents if each[1] > each[0]):
+    for low, high in sorted(extent for extent in extents if extent[1] > extent[0]):
         if merged and low < merged[-1][1]:
             merged[-1] = merged[-1][0], max(high, merged[-1][1])
         else:
@@ -252,18 +260,18 @@ def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _Loaded:
-    """A program in the arrays that the machine reads."""
+    """A translated program, as the arrays that the machine reads."""
 
     def __init__(self, text: str, peers: bool):
         self.program = program = translate(text, peers)
         loops = {}
-        for first, last in waits(program):
+        for first, last in find_waits(program):
             loops |= dict.fromkeys(range(first, last + 1), (first, last))
         operands, records = [], []
-        for place, i in enumerate(program.instructions):
+        for index, i in enumerate(program.instructions):
             counts = len(i.out), len(i.into), len(operands)
             operands += i.out + i.into
-            records += [i.operation, i.guard, i.negated, i.aligned, *counts, *i.extra, *loops.get(place, (-1, -1))]
+            records += [i.operation, i.guard, i.negated, i.aligned, *counts, *i.extra, *loops.get(index, (-1, -1))]
         self.instructions = np.array(records, np.int32)
         self.operands = np.array([*operands, 0], np.int32)
         kinds = [1 + SPECIAL.index(value) if kind == "special" else 0 for kind, value in program.constants.values()]
@@ -272,18 +280,18 @@ class _Loaded:
         self.constant_kinds = np.array(kinds, np.int32)
         self.constant_values = np.array(values, np.uint64)
         self.parameters = [
-            (at, value) for at, (kind, value) in enumerate(program.constants.values()) if kind == "parameter"
+            (i, value) for i, (kind, value) in enumerate(program.constants.values()) if kind == "parameter"
         ]
 
 
 _load = functools.lru_cache(maxsize=512)(_Loaded)
 
-# As in machine.h.
+# The structures of machine.h.
 _I, _P = ctypes.c_int32, ctypes.c_void_p
 
 
 class _Counts(ctypes.Structure):
-    _fields_ = [(each.name, ctypes.c_int64) for each in dataclasses.fields(Counts)]
+    _fields_ = [(field.name, ctypes.c_int64) for field in dataclasses.fields(Counts)]
 
 
 class _Range(ctypes.Structure):
@@ -294,7 +302,7 @@ class _Range(ctypes.Structure):
 
 
 class _Report(ctypes.Structure):
-    _fields_ = [(name, _I) for name in ("kind", "place", "cta", "warp", "lane", "other")] + [
+    _fields_ = [(name, _I) for name in ("kind", "pc", "cta", "warp", "lane", "other")] + [
         ("address", ctypes.c_uint64), ("count", ctypes.c_uint64)
     ]  # fmt: skip
 
@@ -319,15 +327,15 @@ class _Launch(ctypes.Structure):
 
 @functools.cache
 def _machine() -> ctypes.CDLL:
-    """Return the machine. Build it first, if no library of the same sources is in the user's cache."""
+    """Return the machine's library. Build it first if the user's cache has none of the same sources."""
     gcc = shutil.which("gcc")
     if gcc is None:
-        raise RuntimeError("executing PTX needs gcc, and none is on the PATH: install it (Debian: apt install gcc)")
+        raise RuntimeError("executing PTX needs gcc, which is not on the PATH: install it (Debian: apt install gcc)")
     numbered = {"OP_": OPERATIONS, "FAULT_": FAULTS, "UNDEFINED_": UNDEFINED}
-    names = [ORDERS, ELEMENTS, *([prefix + name for name in each] for prefix, each in numbered.items())]
-    header = "".join(f"enum {{ {', '.join(each)} }};\n" for each in names)
+    enums = [ORDERS, ELEMENTS, *([prefix + name for name in names] for prefix, names in numbered.items())]
+    header = "".join(f"enum {{ {', '.join(names)} }};\n" for names in enums)
     sources = sorted(_SOURCES.iterdir())
-    key = hashlib.sha256(header.encode() + b"".join(each.read_bytes() for each in sources)).hexdigest()[:16]
+    key = hashlib.sha256(header.encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "triton_gru"
     library = cache / f"ptx-machine-{key}.so"
     if not library.exists():
@@ -336,12 +344,12 @@ def _machine() -> ctypes.CDLL:
         try:
             (build / "names.h").write_text(header)
             flags = "-O2 -march=native -ffp-contract=off -fno-strict-aliasing -shared -fPIC -Wall".split()
-            made = build / "machine.so"
-            command = [gcc, *flags, f"-I{build}", "-o", str(made), str(_SOURCES / "machine.c"), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"gcc could not build the machine that executes PTX:\n{done.stderr}")
-            made.replace(library)
+            built = build / "machine.so"
+            command = [gcc, *flags, f"-I{build}", "-o", str(built), str(_SOURCES / "machine.c"), "-lm"]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"gcc could not build the machine that executes PTX:\n{result.stderr}")
+            built.replace(library)
         finally:
             shutil.rmtree(build)
     machine = ctypes.CDLL(str(library))

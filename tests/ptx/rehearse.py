@@ -1,4 +1,4 @@
-"""Runs a program with an emulated H200 in the place of a GPU: CPU tensors lie on it, and kernels are executed there.
+"""Runs a program with an emulated H200 instead of a GPU: kernels take CPU tensors, and the CPU executes them.
 
 python -m tests.ptx.rehearse -m perf run --sweep smoke --rehearse      # a module
 python -m tests.ptx.rehearse scripts/models.py --rehearse              # a script

@@ -14,11 +14,11 @@ _REGISTERS = {"bool": "pred", "uint16": "b16", "uint32": "b32", "uint64": "b64"}
 
 
 def kernel(body: str, parameters: int) -> str:
-    """Return the PTX of a kernel whose parameters are so many pointers.
+    """Return the PTX of a kernel with ``parameters`` pointers as its parameters.
 
-    ``body`` finds them in ``%d0``, ``%d1``..., the lane in ``%lane``, and the thread in ``%thread``. ``%smem`` is the
-    first address of shared memory. It may use ``%h`` (16 bits), ``%r`` (32), ``%d`` from ``%d10`` on (64) and ``%p``,
-    with numbers up to 249.
+    ``body`` has the pointers in ``%d0``, ``%d1``..., the lane in ``%lane``, and the thread in ``%thread``. ``%smem`` is
+    the first address of shared memory. ``body`` may use ``%h`` (16 bits), ``%r`` (32 bits), ``%d`` from ``%d10`` on (64
+    bits) and ``%p`` (predicates), with numbers up to 249.
     """
     named = ",\n".join(f"  .param .u64 .ptr .global .align 1 p{i}" for i in range(parameters))
     pointers = "\n".join(f"  ld.param.b64 %d{i}, [p{i}];" for i in range(parameters))
@@ -52,9 +52,9 @@ def lanewise(body: str, out: type, *sources: type) -> str:
     numpy's bool or unsigned integers. A bool is a predicate in ``body`` and has 32 bits in memory.
     """
     lines, last = ["mov.u32 %r299, %ctaid.x;", "mad.lo.s32 %r299, %r299, 32, %lane;"], []
-    for i, (name, of) in enumerate(zip(["out", "a", "b", "c", "e"], map(np.dtype, (out, *sources)))):
-        register, is_bool = _REGISTERS[of.name], of.name == "bool"
-        moved, bits = ("%r298", 32) if is_bool else (f"%{name}", 8 * of.itemsize)
+    for i, (name, dtype) in enumerate(zip(["out", "a", "b", "c", "e"], map(np.dtype, (out, *sources)))):
+        register, is_bool = _REGISTERS[dtype.name], dtype.name == "bool"
+        moved, bits = ("%r298", 32) if is_bool else (f"%{name}", 8 * dtype.itemsize)
         lines += [f".reg .{register} %{name};", f"mad.wide.u32 %d{299 - i}, %r299, {bits // 8}, %d{i};"]
         if name == "out":
             last = ["selp.b32 %r298, 1, 0, %out;"] * is_bool + [f"st.global.b{bits} [%d299], {moved};"]
@@ -65,13 +65,13 @@ def lanewise(body: str, out: type, *sources: type) -> str:
 
 
 def vector(first: int, count: int, kind: str = "r") -> str:
-    """Return so many registers as an operand, in braces if there are several."""
+    """Return ``count`` registers as an operand, in braces if they are several."""
     names = ", ".join(f"%{kind}{first + i}" for i in range(count))
     return f"{{{names}}}" if count > 1 else names
 
 
 def fragments(move: str, pointer: str, first: int, count: int, threads: int = 32) -> str:
-    """Return loads or stores of registers, of which row i of an array has one of each thread."""
+    """Return loads (``move`` is "ld") or stores of registers. Row i of an array has register i of all threads."""
     lines = [f"mad.wide.u32 %d30, %thread, 4, {pointer};"]
     for i in range(count):
         operands = f"%r{first + i}", f"[%d30+{4 * threads * i}]"
@@ -80,61 +80,61 @@ def fragments(move: str, pointer: str, first: int, count: int, threads: int = 32
 
 
 def compute(body: str, out: type, *sources: np.ndarray, **schedule) -> np.ndarray:
-    """Return what ``body`` makes of each element of the sources, by `lanewise`."""
+    """Return the result of ``body`` for each element of the sources, by `lanewise`."""
     size = sources[0].size
     padded = -(-size // 32) * 32
-    given = [np.resize(each, padded).astype(_in_memory(each.dtype)) for each in sources]
+    inputs = [np.resize(source, padded).astype(_in_memory(source.dtype)) for source in sources]
     results = np.zeros(padded, _in_memory(out))
-    launch(
-        lanewise(body, out, *(each.dtype for each in sources)), results, *given, grid=(padded // 32, 1, 1), **schedule
-    )
+    text = lanewise(body, out, *(source.dtype for source in sources))
+    launch(text, results, *inputs, grid=(padded // 32, 1, 1), **schedule)
     return results[:size].astype(out)
 
 
 def launch(text: str, *arguments, grid=(1, 1, 1), warps=1, shared=0, ranges=(), forgiven=(), **schedule) -> Outcome:
-    """Executes a `kernel` under a schedule that torch's seed chooses.
+    """Execute a `kernel` under a schedule drawn from torch's seed.
 
     Args:
-        arguments: of the kernel. Of an array that is its address, and the kernel may touch all of it.
-        ranges: (first address, end) of the memory that it may touch instead.
+        arguments: the kernel's arguments. An array stands for its address, and the kernel may touch all of it.
+        ranges: (first address, end) of the memory that the kernel may touch, if not the arrays.
         forgiven: as in `execute`.
         schedule: fields of `Schedule` that are fixed.
     """
-    arrays = [each for each in arguments if isinstance(each, np.ndarray)]
-    assert all(each.flags.c_contiguous for each in arrays)
-    values = [each.ctypes.data if isinstance(each, np.ndarray) else each for each in arguments]
-    ranges = ranges or [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+    arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+    assert all(array.flags.c_contiguous for array in arrays)
+    values = [argument.ctypes.data if isinstance(argument, np.ndarray) else argument for argument in arguments]
+    ranges = ranges or [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays]
     drawn = Schedule.draw(int(torch.randint(1 << 31, ())), cooperative=False, **schedule)
-    memory = {f"range {i}": each for i, each in enumerate(ranges)}
+    memory = {f"range {i}": extent for i, extent in enumerate(ranges)}
     return execute(text, values, memory, grid, warps, shared, drawn, forgiven=forgiven)
 
 
-def _in_memory(of: type) -> np.dtype:
-    return np.dtype(np.uint32 if np.dtype(of).name == "bool" else of)
+def _in_memory(dtype: type) -> np.dtype:
+    return np.dtype(np.uint32 if np.dtype(dtype).name == "bool" else dtype)
 
 
 class Operand:
     """A matrix of wgmma in shared memory, in the canonical layouts of the manual, with gaps between the atoms.
 
-    A place is a sum over digits of the row and of the depth: (how many there are, bytes from each to the next).
+    An element's offset is a sum over digits of its row and of its depth index. `row` and `depth` have a pair for each
+    digit: the number of its values, and the bytes between neighbouring values.
     """
 
     def __init__(self, rows: int, depth: int, size: int, swizzle: int, depth_first: bool):
-        per_unit, units = 16 // size, 16 >> swizzle if swizzle else 1  # elements of 16 bytes; of those, in a row
-        atom, whole = 128 * units, 1 << 30
+        per_unit, units = 16 // size, 16 >> swizzle if swizzle else 1  # elements in a unit of 16 bytes; units in a row
+        atom, rest = 128 * units, 1 << 30  # rest: the last digit has all remaining values
         self.units, self.swizzle, self.depth_first = units, swizzle, depth_first
         if depth_first:
             self.leading, self.stride = (16, 2 * atom) if swizzle else (128, 128 * (depth // per_unit + 1))
             step = 16 if swizzle else self.leading
-            self.row, self.depth = [(8, 16 * units), (whole, self.stride)], [(per_unit, size), (whole, step)]
+            self.row, self.depth = [(8, 16 * units), (rest, self.stride)], [(per_unit, size), (rest, step)]
         else:
             near, far = atom, atom * ((depth // 8 if swizzle else rows // per_unit) + 1)
             self.leading, self.stride = far, near
-            self.row = [(per_unit, size), (units, 16), (whole, far if swizzle else near)]
-            self.depth = [(8, 16 * units), (whole, near if swizzle else far)]
+            self.row = [(per_unit, size), (units, 16), (rest, far if swizzle else near)]
+            self.depth = [(8, 16 * units), (rest, near if swizzle else far)]
 
     def byte_offset(self, row, depth):
-        """Return the byte where an element is, before units are exchanged."""
+        """Return the offset of an element in bytes, before units are exchanged."""
         total = 0
         for index, digits in ((row, self.row), (depth, self.depth)):
             for count, step in digits:
@@ -142,37 +142,37 @@ class Operand:
         return total
 
     def put(self, image: np.ndarray, base: int, matrix: np.ndarray) -> None:
-        """Writes the elements; units of 16 bytes are exchanged by the number of their 128 bytes."""
-        places = base + self.byte_offset(*np.indices(matrix.shape))
-        places ^= (places >> 7 & self.units - 1) << 4
-        image[places[..., None] + np.arange(matrix.itemsize)] = np.ascontiguousarray(matrix)[..., None].view(np.uint8)
+        """Write the elements. Units of 16 bytes are exchanged by the index of their block of 128 bytes."""
+        offsets = base + self.byte_offset(*np.indices(matrix.shape))
+        offsets ^= (offsets >> 7 & self.units - 1) << 4
+        image[offsets[..., None] + np.arange(matrix.itemsize)] = np.ascontiguousarray(matrix)[..., None].view(np.uint8)
 
     def descriptor(self, base: int, depth: int) -> int:
-        """Return that of the part that begins at ``depth``, in shared memory that begins at 0."""
+        """Return the descriptor of the part that begins at ``depth``, if shared memory begins at address 0."""
         start = base + self.byte_offset(0, depth)
         return start >> 4 | self.leading >> 4 << 16 | self.stride >> 4 << 32 | self.swizzle << 62
 
 
 class Format(NamedTuple):
-    """A floating-point format: ``precision`` counts the hidden bit, and 2^``least`` is the least normal number."""
+    """A floating-point format. ``precision`` includes the hidden bit. 2^``least`` is the least normal number."""
 
     bits: int
     precision: int
     least: int
-    code: str  # of `struct`, for the number with zeros after it
+    code: str  # format of `struct` for the number followed by `zeros` zero bits
     zeros: int = 0
 
     def decode(self, bits: int) -> float:
         return struct.unpack(self.code, (bits << self.zeros).to_bytes(struct.calcsize(self.code), "little"))[0]
 
     def encode(self, number: float) -> int:
-        """Return the bits of a number that the format has. A NaN is the canonical one."""
+        """Return the bits of a number that the format can represent. A NaN becomes the canonical NaN."""
         if math.isnan(number):
             return (1 << self.bits - 1) - 1
         return int.from_bytes(struct.pack(self.code, number), "little") >> self.zeros
 
     def round(self, exact: Fraction) -> float:
-        """Return the nearest number of the format. Of two it is the even one."""
+        """Return the nearest number of the format, ties to even."""
         size = abs(exact)
         exponent = size.numerator.bit_length() - size.denominator.bit_length()
         exponent -= Fraction(2) ** exponent > size
@@ -181,9 +181,9 @@ class Format(NamedTuple):
         return math.copysign(math.inf if rounded >= Fraction(2) ** (2 - self.least) else float(rounded), exact)
 
     def fma(self, a: float, b: float, c: float) -> float:
-        about = a * b + c  # right for special numbers and zeros
-        if not math.isfinite(about) or about == 0:
-            return about
+        approximate = a * b + c  # exact for special numbers and zeros
+        if not math.isfinite(approximate) or approximate == 0:
+            return approximate
         return self.round(Fraction(a) * Fraction(b) + Fraction(c))
 
 

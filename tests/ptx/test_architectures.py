@@ -1,4 +1,4 @@
-"""The kernels as compiled for Ampere and for consumer Blackwell. Those for Hopper are tested in tests/kernels."""
+"""Tests of the kernels as compiled for Ampere and consumer Blackwell. tests/kernels tests them for Hopper."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""What one time step may take: no product, no store and no read twice, by formulas of the configuration.
+"""Tests of the work of one time step: by formulas of the configuration, no product, store or read is repeated.
 
-Here is a pairwise choice of cases. `count_all` checks all of them and returns `TABLE` anew.
+The tests run a pairwise choice of cases. `count_all` checks all cases and returns an updated `TABLE`.
 """
 
 import itertools
@@ -27,10 +27,10 @@ from .device import emulate_gpu
 
 HIDDEN, BATCH = (64, 128, 192, 256, 512, 1024, 2048), (1, 4, 16, 64)
 PRECISION = ("fp16", "tf32", "fp32")
-SECTOR = 32  # bytes that a warp reads at least
+SECTOR = 32  # the fewest bytes that a warp reads
 
-# Instructions of the busiest warp / barriers of a step, exactly: of a precision, kernel and H, for each of `BATCH`.
-# Where the loop makes several steps at a time, a step has its share. A "-" is where "auto" takes another of ours.
+# Exact instructions of the busiest warp / barriers of a step, by precision, kernel, H and (columns) batch size.
+# If the loop makes several steps at a time, a step has its share. "-": "auto" chooses another kernel.
 TABLE = """
 fp16 block   64   60.25/1   60.25/1   60.25/1   60.25/1
 fp16 block  128      74/1      74/1      74/1      74/1
@@ -96,14 +96,14 @@ tf32 whole 2048   6035/69   6035/69   6035/69 38969/261
 """
 
 
-def tiles_of(case: Case, config: Config) -> int:
-    """Return how many tiles of the batch are worked on, of all directions."""
-    at_once = config.tiles if case.kernel == "grid" else 1  # which tiles beyond the batch fill up
-    return -(-case.batch // (config.batch * at_once)) * at_once * (1 + case.is_bidirectional)
+def count_tiles(case: Case, config: Config) -> int:
+    """Return how many tiles of the batch are computed, of all directions."""
+    group = config.tiles if case.kernel == "grid" else 1  # tiles beyond the batch fill the last group
+    return -(-case.batch // (config.batch * group)) * group * (1 + case.is_bidirectional)
 
 
 def padded_depth(case: Case, config: Config) -> int:
-    """Return the hidden units that a product sums over, padded."""
+    """Return the number of hidden units that a product sums over, padded."""
     if case.kernel == "block":
         return config.padded_hidden
     itemsize = PRECISIONS[case.precision][0].itemsize
@@ -113,117 +113,117 @@ def padded_depth(case: Case, config: Config) -> int:
 
 
 def is_by_lanes(case: Case, config: Config) -> bool:
-    """Return whether lanes make the products (kernels/lanes.py)."""
+    """Return whether lanes compute the products (kernels/lanes.py), not the matrix unit."""
     return case.kernel == "grid" and case.precision == "fp32" and config.register_tiles > 0
 
 
-def products(case: Case, config: Config) -> int:
-    """Return the multiply-adds of a step: all gates of all units, padded to whole tiles, once."""
+def count_products(case: Case, config: Config) -> int:
+    """Return the multiply-adds of a step: all gates of all units, padded to full tiles, once."""
     if case.precision == "fp32":
-        columns = config.rows if is_by_lanes(case, config) else config.batch  # the rows that there are, or all
+        columns = config.rows if is_by_lanes(case, config) else config.batch  # lanes compute no padding of a tile
     else:
-        columns = max(config.batch, 8)  # the matrix unit has no fewer
-    of_x_too = 2 if case.kernel == "whole" else 1  # which has as many features here
-    return 3 * config.padded_hidden * padded_depth(case, config) * columns * tiles_of(case, config) * of_x_too
+        columns = max(config.batch, 8)  # the fewest columns of the matrix unit
+    operands = 2 if case.kernel == "whole" else 1  # the state, and x, which has as many features here
+    return 3 * config.padded_hidden * padded_depth(case, config) * columns * count_tiles(case, config) * operands
 
 
-def beside_products(case: Case, config: Config) -> int:
-    """Return the most multiply-adds that results take beside their products, four each. Threads may share a result."""
+def max_other_fma(case: Case, config: Config) -> int:
+    """Return an upper bound of the multiply-adds outside of products: four for each result of each thread."""
     programs = getattr(config, "programs", 1)
-    results = max(config.padded_hidden // programs * config.batch, 32 * warps_of(case, config))
-    return 4 * results * programs * tiles_of(case, config)
+    results = max(config.padded_hidden // programs * config.batch, 32 * count_warps(case, config))
+    return 4 * results * programs * count_tiles(case, config)
 
 
-def warps_of(case: Case, config: Config) -> int:
+def count_warps(case: Case, config: Config) -> int:
     return config.slices if case.kernel == "grid" else config.num_warps
 
 
-def written(case: Case, config: Config) -> dict[str, int]:
+def bytes_written(case: Case, config: Config) -> dict[str, int]:
     """Return the bytes that a step writes, by argument: its output, and the state for other programs or launches."""
     itemsize = PRECISIONS[case.precision][0].itemsize
     state = case.batch * case.hidden * (1 + case.is_bidirectional)
-    found = {"out": state * itemsize}
+    sizes = {"out": state * itemsize}
     if case.kernel == "grid":
-        handed_over = config.rows * config.padded_hidden * itemsize * tiles_of(case, config)
-        found["mailbox"] = handed_over if case.reset_after else 2 * handed_over
+        handover = config.rows * config.padded_hidden * itemsize * count_tiles(case, config)
+        sizes["mailbox"] = handover if case.reset_after else 2 * handover
     elif case.kernel != "block":
         if not case.reset_after:
-            found["reset_state"] = state * itemsize
+            sizes["reset_state"] = state * itemsize
         if case.kernel == "whole":
-            found["h_n"] = state * itemsize
+            sizes["h_n"] = state * itemsize
         else:
-            found["carry_out"] = state * 4
+            sizes["carry_out"] = state * 4
             if itemsize == 2:
-                found["rounded_out"] = state * itemsize
-    return found
+                sizes["rounded_out"] = state * itemsize
+    return sizes
 
 
-def most_read(case: Case, config: Config) -> dict[str, int]:
-    """Return the bytes that a step of a dense sequence may read, by argument. No cache is modelled."""
+def max_bytes_read(case: Case, config: Config) -> dict[str, int]:
+    """Return the most bytes that a step of a dense sequence may read, by argument. No cache is modelled."""
     itemsize, hidden = PRECISIONS[case.precision][0].itemsize, config.padded_hidden
-    tiles, warps = tiles_of(case, config), warps_of(case, config)
+    tiles, warps = count_tiles(case, config), count_warps(case, config)
     if case.kernel == "block":
         # Gate inputs, padded to the rows of their tiles. W_hh and the state stay on chip.
         return {"gi": 3 * hidden * -(-case.batch // config.rows) * config.rows * itemsize}
     if case.kernel == "grid":
-        # Gate inputs: of each result by each warp that has it. Where lanes make the products, by one.
+        # Every warp that has a result reads its gate inputs. If lanes compute the products, that is one warp.
         holders = 1 if is_by_lanes(case, config) else max(1, 32 * warps // (config.units * config.batch))
         gate = config.rows * config.units * itemsize * holders
-        # The state: by each program in full. A slice beyond its end looks at the last word of each row.
+        # Every program reads the full state. A slice beyond its end reads the last word of each row.
         beyond = (padded_depth(case, config) - hidden) * itemsize // SECTOR
         state = config.rows * hidden * itemsize + beyond * max(SECTOR, 8 * config.rows)
         return {"gi": config.programs * tiles * 3 * gate, "mailbox": config.programs * tiles * state}
-    # Weights: once for each tile of the batch. What they multiply: by each program in full. A bias: by each warp.
+    # Weights are read once for each tile of the batch. Every program reads their full operand, and every warp the bias.
     weights = tiles * 3 * case.hidden * case.hidden * itemsize
     operand = config.programs * case.batch * case.hidden * itemsize
-    # Where warps have no slices of their own, results lie as the matrix unit makes them. A warp reads what belongs to
-    # them in several parts of a sector then.
+    # Without slices, results have the layout of the matrix unit. Then several instructions of a warp read a sector of
+    # the arguments.
     parts = 1 if config.slices > 1 else 4 if itemsize == 2 else 2
     bias = parts * config.programs * tiles * warps * max(SECTOR, config.units * itemsize)
-    own = case.batch * case.hidden  # the state that the next one is made of
-    of_carry = own * (8 if parts == 4 else 4)
+    state = case.batch * case.hidden
+    carry = state * (8 if parts == 4 else 4)  # the old state, from which a unit's new one is computed
     if case.kernel == "whole":
         of_x = {"x": operand, "w_ih": weights, "b_ih": 3 * bias}
-        return of_x | {"hx": operand + own * itemsize, "w_hh": weights, "b_hh": 3 * bias}
-    found = {"gi": 3 * hidden * tiles * config.batch * itemsize, "w_hh": weights, "b_hh": bias}
+        return of_x | {"hx": operand + state * itemsize, "w_hh": weights, "b_hh": 3 * bias}
+    sizes = {"gi": 3 * hidden * tiles * config.batch * itemsize, "w_hh": weights, "b_hh": bias}
     if itemsize == 2:
-        return found | {"rounded_in": operand, "carry_in": of_carry}
-    return found | {"carry_in": operand + of_carry}
+        return sizes | {"rounded_in": operand, "carry_in": carry}
+    return sizes | {"carry_in": operand + carry}
 
 
-def complaints(case: Case, config: Config, step: Counter) -> list[str]:
-    """Return what a step does more than once, or does not do."""
-    found = []
-    least = products(case, config)
+def find_waste(case: Case, config: Config, step: Counter) -> list[str]:
+    """Return a line for each kind of work that a step does too often or not at all."""
+    messages = []
+    least = count_products(case, config)
     if case.precision == "fp32":
-        most = least + beside_products(case, config)
+        most = least + max_other_fma(case, config)
         if step["fma"] > most:
-            found.append(f"{step['fma'] / most:.3g} times the {most} multiply-adds that it needs")
+            messages.append(f"{step['fma'] / most:.3g} times the {most} multiply-adds that it needs")
     elif step["flops"] != 2 * least:
-        found.append(f"{step['flops'] / 2 / least:.3g} times the {least} multiply-adds that it needs")
+        messages.append(f"{step['flops'] / 2 / least:.3g} times the {least} multiply-adds that it needs")
     if step["twice"]:
-        found.append(f"the same is stored twice, by {step['twice']} lines of source")
-    due = written(case, config)
+        messages.append(f"{step['twice']} lines of source store the same value twice")
+    due = bytes_written(case, config)
     writes = {name: step[f"written {name}"] for name in due}
-    found += [
+    messages += [
         f"{name}: {writes[name]:.0f} bytes are written, not {due[name]}" for name in due if writes[name] != due[name]
     ]
     if step["written"] != sum(writes.values()):
-        found.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
+        messages.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
     if case.ends != "dense" or case.is_bidirectional or not case.reset_after or case.hidden % config.units:
-        return found
-    most = most_read(case, config)
+        return messages
+    most = max_bytes_read(case, config)
     reads = {name: step[f"read {name}"] + step[f"received {name}"] for name in most}
-    found += [
+    messages += [
         f"{name}: {reads[name]:.0f} bytes are read, not {most[name]}" for name in most if reads[name] > most[name]
     ]
     if step["read"] + step["received"] != sum(reads.values()):
-        found.append(f"{step['read'] + step['received']:.0f} bytes are read in all, not only of {', '.join(most)}")
-    return found
+        messages.append(f"{step['read'] + step['received']:.0f} bytes are read in all, not only of {', '.join(most)}")
+    return messages
 
 
 def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]:
-    """Return cases of the kernel that ``"auto"`` takes of ours for a long sequence, and of both of ``step``."""
+    """Return cases of the kernel that ``"auto"`` chooses for a long sequence, and of both kernels of ``step``."""
     dtype, fp32 = PRECISIONS[precision]
     gru, x, hx = make_call("auto", hidden, batch, 1, precision, "time_first", True, 1, True, True, "meta")
     problem = bind_gru(gru, x.expand(512, batch, x.size(2)), hx).problem
@@ -237,24 +237,24 @@ def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]
     return [Case(kernel, hidden, batch, precision) for kernel in kernels]
 
 
-def in_table(step: Counter) -> str:
+def format_entry(step: Counter) -> str:
     return f"{step['busiest']:g}/{step['barriers']:g}"
 
 
-def parsed(table: str) -> dict[Case, str]:
-    """Return the entries of `TABLE`, by case."""
-    found = {}
+def parse_table(table: str) -> dict[Case, str]:
+    """Return the entries of a table like `TABLE`, by case."""
+    by_case = {}
     for line in table.strip().splitlines():
         precision, kernel, hidden, *entries = line.split()
-        found |= {Case(kernel, int(hidden), b, precision): each for b, each in zip(BATCH, entries) if each != "-"}
-    return found
+        by_case |= {Case(kernel, int(hidden), b, precision): entry for b, entry in zip(BATCH, entries) if entry != "-"}
+    return by_case
 
 
-def printed(entries: dict[Case, str]) -> str:
-    """Return the text that `parsed` makes these entries of."""
-    rows = {(each.precision, each.kernel, each.hidden): {} for each in entries}
-    for each, entry in entries.items():
-        rows[each.precision, each.kernel, each.hidden][each.batch] = entry
+def format_table(entries: dict[Case, str]) -> str:
+    """Return the table that `parse_table` reads these entries from."""
+    rows = {(case.precision, case.kernel, case.hidden): {} for case in entries}
+    for case, entry in entries.items():
+        rows[case.precision, case.kernel, case.hidden][case.batch] = entry
     lines = [
         f"{precision:4} {kernel:5} {hidden:4} " + " ".join(f"{row.get(batch, '-'):>9}" for batch in BATCH)
         for (precision, kernel, hidden), row in sorted(rows.items())
@@ -263,7 +263,7 @@ def printed(entries: dict[Case, str]) -> str:
 
 
 def count_all() -> str:
-    """Check all cases, and return `TABLE` as this Triton compiles them. It takes about an hour.
+    """Check all cases, and return `TABLE` as this Triton compiles the kernels. It takes about an hour.
 
     The command is ``python -c "from tests.ptx.test_counts import *; print(count_all())"``.
     """
@@ -272,30 +272,31 @@ def count_all() -> str:
         for case in cases(hidden, batch, precision, KNOWN_DEVICES["H200"]):
             with emulate_gpu(KNOWN_DEVICES["H200"], 1) as gpu:
                 step, config = count_step(gpu, case), case.config(gpu.device)
-            found = complaints(case, config, step)
-            assert not found, f"{case}: {found}"
-            entries[case] = in_table(step)
-    return printed(entries)
+            messages = find_waste(case, config, step)
+            assert not messages, f"{case}: {messages}"
+            entries[case] = format_entry(step)
+    return format_table(entries)
 
 
 CHOSEN = pairwise(("auto", "step", "whole"), HIDDEN, BATCH, PRECISION)
 
 
 @pytest.mark.parametrize("which, hidden, batch, precision", CHOSEN)
-def test_a_step_does_nothing_twice(which, hidden, batch, precision, gpu):
-    own, *of_step = cases(hidden, batch, precision, gpu.device)
-    case = own if which == "auto" else next(each for each in (own, *of_step) if each.kernel == which)
+def test_a_step_repeats_no_work(which, hidden, batch, precision, gpu):
+    chosen, *of_step = cases(hidden, batch, precision, gpu.device)
+    case = chosen if which == "auto" else next(each for each in (chosen, *of_step) if each.kernel == which)
     step = count_step(gpu, case)
-    found = complaints(case, case.config(gpu.device), step)
-    assert not found, "\n".join(found)
+    messages = find_waste(case, case.config(gpu.device), step)
+    assert not messages, "\n".join(messages)
     if triton.__version__ == PINNED_TRITON:
-        assert in_table(step) == parsed(TABLE).get(case)
+        assert format_entry(step) == parse_table(TABLE).get(case)
 
 
 EDGES = [
     Case("block", 96, 3, "fp16"), Case("block", 96, 9, "tf32", "packed"), Case("block", 96, 9, "fp32", "resets"),
     Case("block", 180, 3, "bf16", "lengths", is_bidirectional=True), Case("block", 96, 33, "tf32", reset_after=False),
-    Case("grid", 96, 9, "fp16", "packed"), Case("grid", 200, 3, "tf32"), Case("grid", 400, 3, "bf16", is_bidirectional=True),
+    Case("grid", 96, 9, "fp16", "packed"), Case("grid", 200, 3, "tf32"),
+    Case("grid", 400, 3, "bf16", is_bidirectional=True),
     Case("grid", 768, 3, "fp16", reset_after=False), Case("grid", 200, 9, "fp32", "lengths"),
     Case("grid", 96, 33, "bf16", "resets"), Case("step", 96, 3, "fp16", "packed"),
     Case("step", 200, 9, "tf32", is_bidirectional=True), Case("step", 96, 33, "fp32"),
@@ -305,18 +306,18 @@ EDGES = [
 
 
 @pytest.mark.parametrize("case", EDGES, ids=str)
-def test_at_the_edges_a_step_does_nothing_twice(case, gpu):
-    found = complaints(case, case.config(gpu.device), count_step(gpu, case))
-    assert not found, "\n".join(found)
+def test_a_step_repeats_no_work_at_edges_of_tiles(case, gpu):
+    messages = find_waste(case, case.config(gpu.device), count_step(gpu, case))
+    assert not messages, "\n".join(messages)
 
 
 @pytest.mark.parametrize(
     "kernel, precision", [("block", "fp16"), ("grid", "tf32"), ("step", "fp32"), ("whole", "fp16")]
 )
-def test_one_program_stands_for_all_that_do_the_same(kernel, precision, gpu, monkeypatch):
+def test_counting_one_program_equals_counting_all(kernel, precision, gpu, monkeypatch):
     case = Case(kernel, 64, 16, precision)
     one = count_step(gpu, case)
-    monkeypatch.setattr(count, "_alike", lambda *args: False)
+    monkeypatch.setattr(count, "_are_programs_alike", lambda *args: False)
     assert count_step(gpu, case) == one
 
 
@@ -328,38 +329,38 @@ def test_one_program_stands_for_all_that_do_the_same(kernel, precision, gpu, mon
     ],
     ids=str,
 )  # fmt: skip
-def test_state_is_exchanged_as_often_as_programs_need_it_of_others(case, exchanges, launches, gpu):
+def test_programs_exchange_the_state_no_more_than_needed(case, exchanges, launches, gpu):
     step = count_step(gpu, case)
     assert (step["exchanges"], step["launches"]) == (exchanges, launches)
     assert step["programs"] == math.prod(case.config(gpu.device).launch_grid(16, 1))
-    assert step["warps"] == warps_of(case, case.config(gpu.device))
+    assert step["warps"] == count_warps(case, case.config(gpu.device))
 
 
-TWICE = {
+REPEATED = {
     "products": (r"(?m)^\s*(wg)?mma\.\S*sync\S* \{.*;$", "2 times the"),
     "stores": (r"@p st\.global\S+ .*?;", "out:"),
     "reads": (r"(?m)^\s*ld\.global\.nc.*;$", "gi:"),
 }
 
 
-@pytest.mark.parametrize("what", TWICE)
-def test_what_is_made_twice_shows(what, gpu):
-    pattern, expected = TWICE[what]
+@pytest.mark.parametrize("what", REPEATED)
+def test_repeated_work_is_found(what, gpu):
+    pattern, expected = REPEATED[what]
     gpu.change_ptx = lambda kernel, ptx: re.sub(pattern, r"\g<0> \g<0>", ptx)
     case = Case("block", 64, 16, "fp16")
-    (found,) = complaints(case, case.config(gpu.device), count_step(gpu, case))
-    assert found.startswith(expected)
+    (message,) = find_waste(case, case.config(gpu.device), count_step(gpu, case))
+    assert message.startswith(expected)
 
 
-def test_a_table_is_printed_as_it_is_read():
-    assert printed(parsed(TABLE)) == TABLE.strip()
+def test_formatting_a_parsed_table_gives_it_back():
+    assert format_table(parse_table(TABLE)) == TABLE.strip()
 
 
-def test_the_table_is_counted_anew(monkeypatch):
-    whole = parsed(TABLE)
+def test_count_all_returns_the_table(monkeypatch):
+    expected = parse_table(TABLE)
     for name, value in {"HIDDEN": (64,), "BATCH": (16,), "PRECISION": ("fp16",)}.items():
         monkeypatch.setattr(sys.modules[__name__], name, value)
-    found = parsed(count_all())
-    assert [case.kernel for case in found] == ["block", "step", "whole"]
+    counted = parse_table(count_all())
+    assert [case.kernel for case in counted] == ["block", "step", "whole"]
     if triton.__version__ == PINNED_TRITON:
-        assert found.items() <= whole.items()
+        assert counted.items() <= expected.items()

@@ -1,8 +1,8 @@
-"""What counts as a change of PTX, and which launches are hashed."""
+"""Tests of hashes.py: which changes of PTX count, and which launches are hashed."""
 
 import pytest
 
-from .hashes import FORMS, cases, compare, hash_launches, meaning
+from .hashes import FORMS, cases, compare, hash_launches, strip_debug_info
 
 PTX = """\
 // a comment
@@ -15,16 +15,17 @@ $L__tmp3:
 """
 
 
-def test_lines_of_source_and_comments_mean_nothing():
-    assert meaning(PTX) == meaning(PTX.replace("5", "6").replace("tmp3", "tmp4").replace("more", "less"))
+def test_line_numbers_and_comments_do_not_count():
+    changed = PTX.replace("5", "6").replace("tmp3", "tmp4").replace("more", "less")
+    assert strip_debug_info(PTX) == strip_debug_info(changed)
 
 
 @pytest.mark.parametrize("old, new", [("%f3", "%f4"), ("8.7", "8.8"), ("add", "sub")])
 def test_instructions_count(old, new):
-    assert meaning(PTX) != meaning(PTX.replace(old, new))
+    assert strip_debug_info(PTX) != strip_debug_info(PTX.replace(old, new))
 
 
-def test_each_difference_is_a_line():
+def test_compare_returns_a_line_for_each_difference():
     before, after = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "4", "d": "3"}
     assert compare(before, after) == ["b differs", "c is gone", "d is new"]
     assert compare(before, before) == []
@@ -36,9 +37,9 @@ def test_every_kernel_is_hashed_in_every_form():
     }
 
 
-def test_launches_of_a_case_are_hashed_the_same_each_time():
+def test_hashes_of_a_case_are_reproducible():
     case = ("H200", "block", "fp16", 16, 1, {"hx": True})
-    found = hash_launches(case)
-    assert [key.rpartition(" ")[2] for key in found] == ["input_projection", "block_scan"]
-    assert len(set(found.values())) == 2 and hash_launches(case) == found
+    hashes = hash_launches(case)
+    assert [key.rpartition(" ")[2] for key in hashes] == ["input_projection", "block_scan"]
+    assert len(set(hashes.values())) == 2 and hash_launches(case) == hashes
     assert hash_launches(("H200", "block", "fp16", 2048, 1, {})) == {}

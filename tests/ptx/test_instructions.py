@@ -1,4 +1,4 @@
-"""Tests that single instructions compute what NVIDIA's manual of the PTX ISA says, on values that Python makes."""
+"""Tests of single instructions against NVIDIA's manual of the PTX ISA, with results that Python computes."""
 
 import itertools
 import math
@@ -17,23 +17,23 @@ from . import translate
 from .machine import Fault
 from .snippets import BF16, F16, F32, Format, Operand, compute, fragments, kernel, lanewise, launch, vector
 
-# NaNs and infinities are among the numbers, and numpy says so.
+# numpy warns of the NaNs and infinities among the numbers.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 # Instructions of one lane, on integers
 
 
 class Source(NamedTuple):
-    """What is drawn for a source: all of ``edges``, and random bits."""
+    """A source of an instruction, whose values are ``edges`` and random bits."""
 
     bits: int
     edges: tuple[int, ...]
     format: Format | None = None
 
-    def draw(self, of: random.Random) -> int:
-        bits = of.getrandbits(self.bits)
-        if self.format and of.random() < 0.5:  # numbers near 1, so that sums cancel
-            exponent = of.randint(-6, 6) - self.format.least + 1
+    def draw(self, generator: random.Random) -> int:
+        bits = generator.getrandbits(self.bits)
+        if self.format and generator.random() < 0.5:  # numbers near 1, so that sums cancel
+            exponent = generator.randint(-6, 6) - self.format.least + 1
             bits &= ~(-1 << self.format.precision - 1) | 1 << self.bits - 1
             bits |= exponent << self.format.precision - 1
         return bits
@@ -43,10 +43,10 @@ def _integer(bits: int) -> Source:
     return Source(bits, tuple({0, 1, (1 << bits) - 1, (1 << bits - 1) - 1, 1 << bits - 1, 3}) if bits > 1 else (0, 1))
 
 
-def _float(of: Format) -> Source:
-    one, least, infinity = of.encode(1.0), 1 << of.precision - 1, of.encode(math.inf)
+def _float(form: Format) -> Source:
+    one, least, infinity = form.encode(1.0), 1 << form.precision - 1, form.encode(math.inf)
     edges = 0, 1, least - 1, least, one, one + 1, infinity - 1, infinity, infinity + 1
-    return Source(of.bits, (*edges, *(each | 1 << of.bits - 1 for each in edges)), of)
+    return Source(form.bits, (*edges, *(edge | 1 << form.bits - 1 for edge in edges)), form)
 
 
 def _count(bits: int) -> Source:
@@ -54,13 +54,13 @@ def _count(bits: int) -> Source:
 
 
 class Case(NamedTuple):
-    """A snippet of one lane; ``expect`` takes and returns bits, and None for what the manual leaves open."""
+    """A snippet of one lane. ``expect`` takes and returns bits, or returns None if the manual defines no result."""
 
     body: str
     bits: int
     sources: tuple[Source, ...]
     expect: Callable
-    also: tuple = ()  # values of the sources that are worth a try
+    also: tuple = ()  # additional values of all sources
 
 
 CASES: dict[str, Case] = {}
@@ -77,7 +77,7 @@ def _signed(bits: int, value: int) -> int:
 
 
 def _quotient(bits: int, a: int, b: int) -> int | None:
-    """Round towards zero. Division by zero and the one quotient that overflows are left open."""
+    """Round towards zero. Return None for a division by zero and for the one quotient that overflows."""
     return None if b == 0 or (a, b) == (-1 << bits - 1, -1) else int(Fraction(a, b))
 
 
@@ -103,8 +103,8 @@ def _bytes(a: int, b: int, selector: int) -> int:
 
 
 _BIT, _WORD = _integer(1), _integer(32)
-# Names, their widths, the sources (N: as wide as the name says, W: twice that, s: a count, p: a predicate, i: 32 bits)
-# after the result, and the definition on numbers that are signed if the name ends with s.
+# Names, widths, the layout of the result and the sources, and the definition on numbers. These are signed if the name
+# ends with s. N: as wide as the name says. W: twice as wide. s: a count. p: a predicate. i: 32 bits.
 for _names, _widths, _layout, _define in [
     ("add.s add.u", "16 32 64", "N NN", lambda n, a, b: a + b),
     ("sub.s sub.u", "16 32 64", "N NN", lambda n, a, b: a - b),
@@ -140,8 +140,8 @@ for _names, _widths, _layout, _define in [
 
         def _expect(*values, bits=_bits, layout=_layout, define=_define, name=_name):
             wide, signed = {"N": bits, "W": 2 * bits}, name.endswith("s")
-            given = [_signed(wide[k], v) if signed and k in wide else v for k, v in zip(layout[2:], values)]
-            result = define(bits, *given)
+            numbers = [_signed(wide[k], v) if signed and k in wide else v for k, v in zip(layout[2:], values)]
+            result = define(bits, *numbers)
             return result if result is None else result & (1 << wide[layout[0]]) - 1
 
         _name = _name[:-1] + _width if _width == "pred" else _name + _width
@@ -151,16 +151,17 @@ _case("max.u16x2", 16, [_integer(16)] * 2, max)
 
 _BITS = 8, 16, 32, 64
 _INTEGERS = [f"{sign}{bits}" for sign in "su" for bits in _BITS]
-# Integers are converted by the sign of the source. What is narrower than the result's register is extended by its own.
-for _to, _of in itertools.product(_INTEGERS, repeat=2):
+# A conversion of integers extends by the signedness of the source. A result that is narrower than its register is
+# extended by the signedness of the result.
+for _to, _source in itertools.product(_INTEGERS, repeat=2):
 
-    def _expect(value, to=_to, of=_of):
-        value = _signed(int(of[1:]), value) if of[0] == "s" else value & (1 << int(of[1:])) - 1
+    def _expect(value, to=_to, source=_source):
+        value = _signed(int(source[1:]), value) if source[0] == "s" else value & (1 << int(source[1:])) - 1
         value = _signed(int(to[1:]), value) if to[0] == "s" else value & (1 << int(to[1:])) - 1
         return value & (1 << max(16, int(to[1:]))) - 1
 
-    if _to[1:] not in (_of[1:], "8"):
-        _case(f"cvt.{_to}.{_of}", max(16, int(_to[1:])), [_integer(max(16, int(_of[1:])))], _expect)
+    if _to[1:] not in (_source[1:], "8"):
+        _case(f"cvt.{_to}.{_source}", max(16, int(_to[1:])), [_integer(max(16, int(_source[1:])))], _expect)
 
 ORDERS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 for (_name, _order), _kind, _bits in itertools.product(ORDERS.items(), "bsu", (16, 32, 64)):
@@ -170,7 +171,7 @@ for (_name, _order), _kind, _bits in itertools.product(ORDERS.items(), "bsu", (1
 
     if _kind != "b" or _name in ("eq", "ne"):
         _case(f"setp.{_name}.{_kind}{_bits}", 1, [_integer(_bits)] * 2, _expect)
-for _name, _of_nan in [*((each, 0) for each in ORDERS), *((each + "u", 1) for each in ORDERS), ("num", 0), ("nan", 1)]:
+for _name, _of_nan in [*((name, 0) for name in ORDERS), *((name + "u", 1) for name in ORDERS), ("num", 0), ("nan", 1)]:
 
     def _expect(a, b, name=_name, of_nan=_of_nan):
         a, b = F32.decode(a), F32.decode(b)
@@ -181,7 +182,7 @@ for _name, _of_nan in [*((each, 0) for each in ORDERS), *((each + "u", 1) for ea
     _case(f"setp.{_name}.f32", 1, [_float(F32)] * 2, _expect)
 
 
-# Sums and products on floating-point numbers, alone or two in a register
+# Sums and products of floating-point numbers, one or two in a register
 
 _DEFINED = {
     "add": lambda f, a, b: f.fma(a, 1.0, b),
@@ -189,9 +190,9 @@ _DEFINED = {
     "mul": lambda f, a, b: f.fma(a, b, -0.0),
     "fma": lambda f, a, b, c: f.fma(a, b, c),
 }
-# The product is halfway between two numbers, and only what no double holds decides to which it is rounded.
+# Products halfway between two bf16 numbers. A third operand too small for a double's sum decides the rounding.
 _HALFWAY = tuple(
-    tuple(BF16.encode(each) for each in (7 * s, 37 / 256, t * 1.5 * 2.0**-e))
+    tuple(BF16.encode(number) for number in (7 * s, 37 / 256, t * 1.5 * 2.0**-e))
     for s, t, e in itertools.product((1, -1), (1, -1), range(45, 60))
 )
 for _operation, _define in _DEFINED.items():
@@ -199,7 +200,7 @@ for _operation, _define in _DEFINED.items():
         for _mode in ("", ".rn") if _operation != "fma" else (".rn",):
             _source = _float(_format)
             if _format != F32 and _operation in ("sub", "mul"):
-                continue  # not known to the translator
+                continue  # the translator does not know these
 
             def _expect(*values, f=_format, define=_define):
                 return f.encode(define(f, *map(f.decode, values)))
@@ -216,7 +217,7 @@ def _flushed(number: float) -> float:
 for _name, _arguments, _define in (("fma.rn.ftz.f32", 3, F32.fma), ("abs.ftz.f32", 1, abs)):
 
     def _expect(*values, define=_define):
-        return F32.encode(_flushed(define(*(_flushed(F32.decode(each)) for each in values))))
+        return F32.encode(_flushed(define(*(_flushed(F32.decode(value)) for value in values))))
 
     _case(_name, 32, [_float(F32)] * _arguments, _expect)
 
@@ -242,7 +243,7 @@ for _body, _bits, _widths, _define in [
      "setp.ge.s32 %p1, %r1, 0; @!%p1 bra done; bra.uni again; done:", 32, (32,), lambda a: sum(range(1 + a % 16))),
 ]:  # fmt: skip
     _expect = lambda *values, bits=_bits, define=_define: define(*values) & (1 << bits) - 1  # noqa: E731
-    _case(_body, _bits, [_integer(each) for each in _widths], _expect, _body)
+    _case(_body, _bits, [_integer(width) for width in _widths], _expect, _body)
 
 
 def _type(bits: int) -> type:
@@ -251,16 +252,16 @@ def _type(bits: int) -> type:
 
 def _types(name: str) -> list[type]:
     """Return the types of the result and the sources of a case. Two numbers in a register double its width."""
-    bits = [CASES[name].bits, *(each.bits for each in CASES[name].sources)]
-    return [_type(each * (1 + name.endswith("x2"))) for each in bits]
+    widths = [CASES[name].bits, *(source.bits for source in CASES[name].sources)]
+    return [_type(bits * (1 + name.endswith("x2"))) for bits in widths]
 
 
 def _values(case: Case) -> list[list[int]]:
-    """Draw values of each source: the edges with each other, and random ones."""
-    drawn = random.Random(int(torch.randint(1 << 62, ())))
-    edges = list(itertools.product(*(each.edges for each in case.sources)))
-    rows = drawn.sample(edges, min(len(edges), 700)) + list(case.also)
-    rows += [tuple(each.draw(drawn) for each in case.sources) for _ in range(256)]
+    """Draw values of each source: combinations of edges, and random bits."""
+    generator = random.Random(int(torch.randint(1 << 62, ())))
+    edges = list(itertools.product(*(source.edges for source in case.sources)))
+    rows = generator.sample(edges, min(len(edges), 700)) + list(case.also)
+    rows += [tuple(source.draw(generator) for source in case.sources) for _ in range(256)]
     return [list(column) for column in zip(*rows)]
 
 
@@ -268,8 +269,8 @@ def _values(case: Case) -> list[list[int]]:
 def test_computes(name):
     case, types = CASES[name], _types(name)
     parts = [_values(case) for _ in range(1 + name.endswith("x2"))]  # low halves of registers, high halves
-    joined = [sum(np.array(v, np.uint64) << i * case.bits for i, v in enumerate(same)) for same in zip(*parts)]
-    results = compute(case.body, types[0], *(each.astype(to) for each, to in zip(joined, types[1:])))
+    joined = [sum(np.array(v, np.uint64) << i * case.bits for i, v in enumerate(halves)) for halves in zip(*parts)]
+    results = compute(case.body, types[0], *(source.astype(to) for source, to in zip(joined, types[1:])))
     for i, values in enumerate(parts):
         for result, *row in zip(results.astype(np.uint64) >> i * case.bits, *values):
             expected, result = case.expect(*row), int(result) & (1 << case.bits) - 1
@@ -283,13 +284,13 @@ def _random(bits: int, size: int = 1024) -> np.ndarray:
     return np.frombuffer(random.Random(int(torch.randint(1 << 62, ()))).randbytes(bits // 8 * size), _type(bits))
 
 
-# The least numbers that overflow, and what is beside them: as f16, as bf16.
+# The least fp32 numbers that overflow f16 and bf16, and their neighbours.
 _OVERFLOW = np.array([0x477FF000 + i for i in (-1, 0, 1)] + [0x7F7F8000 + i for i in (-1, 0, 1)], np.uint32)
 _HALVES = np.arange(1 << 16, dtype=np.uint16)
 
 
-def _widened(bits: np.ndarray, of: torch.dtype) -> np.ndarray:
-    return torch.from_numpy(bits.view(np.int16)).view(of).float().numpy()
+def _widened(bits: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    return torch.from_numpy(bits.view(np.int16)).view(dtype).float().numpy()
 
 
 def _narrowed(bits: np.ndarray, to: torch.dtype) -> np.ndarray:
@@ -297,15 +298,15 @@ def _narrowed(bits: np.ndarray, to: torch.dtype) -> np.ndarray:
     return _canonical(narrow, {torch.float16: F16, torch.bfloat16: BF16}[to])
 
 
-def _around(of: torch.dtype) -> np.ndarray:
-    """Return every number of 16 bits as fp32, what is halfway to the next, what is beside that, and random bits."""
-    low, high = _widened(_HALVES, of), _widened(_HALVES + np.uint16(1), of)
+def _around(dtype: torch.dtype) -> np.ndarray:
+    """Return every 16-bit number as fp32, the midpoints between neighbours and numbers beside them, and random bits."""
+    low, high = _widened(_HALVES, dtype), _widened(_HALVES + np.uint16(1), dtype)
     middle = (low / 2 + high / 2).view(np.uint32)
     return np.concatenate([low.view(np.uint32), middle - 1, middle, middle + 1, _OVERFLOW, _random(32, 1 << 14)])
 
 
 def _to_tf32(bits: np.ndarray) -> np.ndarray:
-    """Round to nearest, ties away from zero. A NaN loses its low bits: seen on an H200."""
+    """Round to nearest, ties away from zero. A NaN loses its low bits, as on an H200."""
     numbers = bits.view(np.float32).astype(np.float64)
     finite = np.where(np.isfinite(numbers), numbers, 0)
     step = 2.0 ** (np.maximum(np.frexp(finite)[1], -125) - 11)
@@ -321,12 +322,12 @@ def _around_tf32() -> np.ndarray:
 
 def _by_warp(result: Callable) -> Callable:
     """Return a function that applies ``result`` to the 32 lanes of each warp."""
-    return lambda *sources: np.concatenate([result(*rows) for rows in zip(*(each.reshape(-1, 32) for each in sources))])
+    return lambda *sources: np.concatenate([result(*rows) for rows in zip(*(s.reshape(-1, 32) for s in sources))])
 
 
 _LANE = np.arange(32)
 _WORDS = lambda: [_random(32), _random(32)]  # noqa: E731
-# The instruction, the bits of its result, the sources, and the result.
+# Instruction -> the bits of its result, a function that draws its sources, and a function of these to the result.
 VECTORS = {
     "cvt.f32.f16": (32, lambda: [_HALVES], lambda a: _widened(a, torch.float16).view(np.uint32)),
     "cvt.f32.bf16": (32, lambda: [_HALVES], lambda a: _widened(a, torch.bfloat16).view(np.uint32)),
@@ -361,7 +362,7 @@ VECTORS = {
         _by_warp(lambda a: np.ascontiguousarray(a.view(np.uint16).reshape(8, 8).T).reshape(64).view(np.uint32)),
     ),
     "redux.sync.add.s32 %out, %a, -1;": (32, _WORDS, _by_warp(lambda a, b: a.sum(dtype=np.uint32).repeat(32))),
-    "redux.sync.max.s32 %out, %a, -1;": (  # of the second half of the warps all numbers are negative
+    "redux.sync.max.s32 %out, %a, -1;": (  # all numbers of the second half of the warps are negative
         32, lambda: [_random(32) | (np.arange(1024, dtype=np.uint32) >> 9 << 31)],
         _by_warp(lambda a: a.view(np.int32).max().repeat(32).view(np.uint32)),
     ),
@@ -372,9 +373,9 @@ VECTORS = {
 }  # fmt: skip
 
 
-def _canonical(bits: np.ndarray, of: Format) -> np.ndarray:
-    nan = (bits & (1 << of.bits - 1) - 1) > of.encode(math.inf)
-    return np.where(nan, np.array(of.encode(math.nan), bits.dtype), bits)
+def _canonical(bits: np.ndarray, form: Format) -> np.ndarray:
+    nan = (bits & (1 << form.bits - 1) - 1) > form.encode(math.inf)
+    return np.where(nan, np.array(form.encode(math.nan), bits.dtype), bits)
 
 
 def _vector_body(name: str, sources: int) -> str:
@@ -385,14 +386,15 @@ def _vector_body(name: str, sources: int) -> str:
 def test_computes_vectors(name):
     bits, draw, expect = VECTORS[name]
     sources = draw()
-    got, expected = compute(_vector_body(name, len(sources)), _type(bits), *sources), expect(*sources)
-    if name.startswith("cvt.f32"):  # nobody says which NaN
-        got, expected = _canonical(got, F32), _canonical(expected, F32)
-    wrong = np.flatnonzero(got != expected)[:5]
-    assert not wrong.size, [(*(hex(s[i]) for s in sources), hex(got[i]), hex(expected[i])) for i in wrong]
+    actual, expected = compute(_vector_body(name, len(sources)), _type(bits), *sources), expect(*sources)
+    if name.startswith("cvt.f32"):  # the manual does not define which NaN results
+        actual, expected = _canonical(actual, F32), _canonical(expected, F32)
+    wrong = np.flatnonzero(actual != expected)[:5]
+    assert not wrong.size, [(*(hex(s[i]) for s in sources), hex(actual[i]), hex(expected[i])) for i in wrong]
 
 
-# The function, the relative error that is allowed, the exponents of sources, and results of special numbers.
+# Instruction -> the function, the allowed relative error, the range of sources' exponents, and special numbers with
+# their results.
 _INF, _NAN, _TINY, _HUGE = math.inf, math.nan, 2.0**-140, 2.0**127
 APPROXIMATIONS = {
     "ex2.approx.f32": (
@@ -423,24 +425,24 @@ def _arity(name: str) -> int:
 @pytest.mark.parametrize("error", [0.0, 1.0])
 @pytest.mark.parametrize("name", APPROXIMATIONS)
 def test_approximates(name, error):
-    """Compare with numpy. An error of 1 about reaches the largest allowed; rounding before and after it is extra."""
+    """Compare with numpy. An error of 1 comes close to the largest allowed error. Rounding adds to it."""
     function, bound, exponents, _ = APPROXIMATIONS[name]
     arity = _arity(name)
     drawn = torch.rand(arity, 8192, dtype=torch.float64) * (exponents[1] - exponents[0]) + exponents[0]
     sources = (2**drawn * torch.randn(arity, 8192).sign()).float().numpy()
     exact = function(*sources.astype(np.float64))
-    got = compute(_vector_body(name, arity), np.uint32, *sources.view(np.uint32), error=error)
-    off = np.abs(got.view(np.float32) / exact - 1)
-    assert (off < error * (bound + 2.0**-24) + 2.0**-24 * 1.001).all()
-    assert error == 0 or off.max() > 0.9 * bound
+    actual = compute(_vector_body(name, arity), np.uint32, *sources.view(np.uint32), error=error)
+    relative = np.abs(actual.view(np.float32) / exact - 1)
+    assert (relative < error * (bound + 2.0**-24) + 2.0**-24 * 1.001).all()
+    assert error == 0 or relative.max() > 0.9 * bound
 
 
 @pytest.mark.parametrize("name", APPROXIMATIONS)
 def test_approximates_special_numbers(name):
     special = [*APPROXIMATIONS[name][3], (_NAN,) * (1 + _arity(name))]
     *sources, expected = np.array(special, np.float32).view(np.uint32).T
-    got = compute(_vector_body(name, _arity(name)), np.uint32, *sources, error=0.0)
-    assert (got == _canonical(expected, F32)).all(), got.view(np.float32)
+    actual = compute(_vector_body(name, _arity(name)), np.uint32, *sources, error=0.0)
+    assert (actual == _canonical(expected, F32)).all(), actual.view(np.float32)
 
 
 # Arguments, special registers, memory
@@ -471,7 +473,7 @@ def test_loads_arguments_by_address(bits, kind):
     out, arguments = np.zeros(32, np.uint64), (0x8123456789ABCDEF, 0xFEDCBA98F6543210)
     launch(kernel(CHOSEN[bits].replace("KIND", kind), 3), out, *arguments)
     n = int(kind[1:])
-    values = [_signed(n, each) if kind[0] == "s" else each & (1 << n) - 1 for each in arguments]
+    values = [_signed(n, argument) if kind[0] == "s" else argument & (1 << n) - 1 for argument in arguments]
     expected = [values[1 if lane < 9 else 0] & (1 << 64) - 1 for lane in range(32)]
     assert out.tolist() == expected
 
@@ -485,7 +487,7 @@ def test_loads_arguments_by_address(bits, kind):
         ("mov.b64 %d42, %d60;", "UNDEFINED"),
     ],
 )
-def test_finds_addresses_of_no_argument(change, fault):
+def test_loading_from_an_address_of_no_argument_is_a_fault(change, fault):
     text = CHOSEN[64].replace("ld.param.KIND", f"{change} ld.param.b64")
     with pytest.raises(Fault, match=fault):
         launch(kernel(text, 3), np.zeros(32, np.uint64), 1, 2)
@@ -515,7 +517,7 @@ WIDTHS = [(bits, count) for bits in _BITS[1:] for count in (1, 2, 4) if bits * c
 
 
 def _global_text(load: str, store: str, bits: int, count: int, offset: int) -> str:
-    """Return a kernel whose lanes copy a vector each, from ``offset`` vectors beyond their own to as many before."""
+    """Return a kernel whose lanes copy a vector: from ``offset`` vectors beyond their own, to ``offset`` before it."""
     names, size = vector(20, count, "hrd"[_BITS.index(bits) - 1]), bits * count // 8
     suffix = f"{f'.v{count}' if count > 1 else ''}.{'bu'[bits == 32]}{bits}"
     return kernel(
@@ -525,7 +527,7 @@ def _global_text(load: str, store: str, bits: int, count: int, offset: int) -> s
 
 
 def _shared_text(bits: int, count: int) -> str:
-    """Return a kernel whose lanes give a vector to their neighbours."""
+    """Return a kernel whose lanes exchange a vector with their neighbours through shared memory."""
     names, size = vector(20, count, "hrd"[_BITS.index(bits) - 1]), bits * count // 8
     suffix = f"{f'.v{count}' if count > 1 else ''}.b{bits}"
     return kernel(
@@ -542,9 +544,9 @@ def test_moves_through_memory(bits, count):
     source = _random(64, 5 * size).view(np.uint8).reshape(-1, size)  # 40 vectors
     for (load, store), offset in itertools.product(GLOBAL, (-3, 0, 2)):
         out = np.zeros_like(source)
-        arrays = [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in (out, source)]
-        places = [low + 4 * size for low, _ in arrays]
-        launch(_global_text(load, store, bits, count, offset), *places, ranges=arrays)
+        extents = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in (out, source)]
+        addresses = [low + 4 * size for low, _ in extents]
+        launch(_global_text(load, store, bits, count, offset), *addresses, ranges=extents)
         expected = np.zeros_like(source)
         expected[4 - offset :][:32] = source[4 + offset :][:32]
         assert (out == expected).all(), (load, offset)
@@ -564,7 +566,8 @@ PAIRS = kernel(
 def test_moves_bytes_through_shared_memory_in_pairs():
     source, out = _random(32, 32), np.zeros((32, 2), np.uint16)
     launch(PAIRS, out, source, shared=128)
-    swapped = source.view(np.uint8).reshape(16, 2, 2, 2)[:, ::-1, :, ::-1].reshape(32, 4)  # of neighbours and of pairs
+    # Neighbouring lanes are swapped, and the bytes of a pair.
+    swapped = source.view(np.uint8).reshape(16, 2, 2, 2)[:, ::-1, :, ::-1].reshape(32, 4)
     assert np.array_equal(out[:, 0], swapped[:, 0])
     assert np.array_equal(out[:, 1], swapped[:, 2] + swapped[:, 3] * np.uint16(256))
 
@@ -607,7 +610,7 @@ def test_barrier_waits_for_all_warps():
 
 
 def _async_text(cache: str, size: int) -> str:
-    """Return a kernel of three groups of copies, each waited for by itself. The sizes of their sources come last."""
+    """Return a kernel that waits for three groups of copies one by one. Its last parameter is their source sizes."""
     lines = [f"mad.lo.s32 %r5, %lane, {3 * size}, %smem;", f"mad.wide.u32 %d11, %lane, {3 * size}, %d1;"]
     lines += [f"mad.wide.u32 %d10, %lane, {3 * size}, %d0; mad.wide.u32 %d12, %lane, 12, %d2;"]
     for i in range(3):
@@ -625,7 +628,7 @@ ASYNC = {(cache, size): _async_text(cache, size) for cache, size in [("ca", 4), 
 
 
 @pytest.mark.parametrize("form", ["ld.shared{}.v2.b32 {{%r1, %r2}}, [%r3+8]", "st.shared{}.b16 [%r3], %h1"])
-def test_shared_memory_is_the_own_ctas(form):
+def test_shared_cta_is_the_same_as_shared(form):
     named, plain = (translate.translate(kernel(f"{form.format(name)};", 1)).instructions[-2] for name in ("::cta", ""))
     assert named._replace(text=plain.text) == plain
 
@@ -644,7 +647,7 @@ def test_copies_asynchronously(cache, size):
 
 
 def _tiles_text(store: bool, count: int, transposed: str) -> str:
-    """Return a kernel that puts rows of 16 bytes into shared memory, and moves tiles by the addresses of rows."""
+    """Return a kernel that stores rows of 16 bytes to shared memory, and loads or stores tiles by row addresses."""
     tiles, row = vector(40, count) if count > 1 else "{%r40}", vector(20, 4)
     form = f"sync.aligned.m8n8.x{count}{transposed}.shared.b16"
     own = "mad.lo.s32 %r5, %lane, 16, %smem; mad.wide.u32 %d12, %lane, 16"
@@ -658,21 +661,21 @@ def _tiles_text(store: bool, count: int, transposed: str) -> str:
     return kernel("\n".join(lines), 4)
 
 
-TILES = {each: _tiles_text(*each) for each in itertools.product((False, True), (1, 2, 4), ("", ".trans"))}
+TILES = {case: _tiles_text(*case) for case in itertools.product((False, True), (1, 2, 4), ("", ".trans"))}
 
 
 @pytest.mark.parametrize("store, count, transposed", TILES)
 def test_moves_tiles(store, count, transposed):
-    rows, places = _random(16, 256).reshape(32, 8).copy(), torch.randperm(32).numpy()
-    addresses = (16 * places - 32).astype(np.uint32)
-    addresses[8 * count :] = 0xDEADBEEF  # nobody looks at them
-    tiles = rows[places].reshape(4, 8, 8)[:count] if not store else _random(16, 64 * count).reshape(count, 8, 8)
+    rows, order = _random(16, 256).reshape(32, 8).copy(), torch.randperm(32).numpy()
+    addresses = (16 * order - 32).astype(np.uint32)
+    addresses[8 * count :] = 0xDEADBEEF  # unused
+    tiles = rows[order].reshape(4, 8, 8)[:count] if not store else _random(16, 64 * count).reshape(count, 8, 8)
     # Lane l holds two neighbours of row l / 4, or of column l / 4.
     registers = np.ascontiguousarray(tiles.swapaxes(1, 2) if transposed else tiles).view(np.uint32).reshape(count, 32)
     out = np.zeros((32, 4) if store else (count, 32), np.uint32)
     launch(TILES[store, count, transposed], out, rows, addresses, registers, shared=512)
     if store:
-        rows[places[: 8 * count]] = tiles.reshape(-1, 8)
+        rows[order[: 8 * count]] = tiles.reshape(-1, 8)
         registers = rows.view(np.uint32)
     assert (out == registers).all()
 
@@ -685,7 +688,7 @@ ELEMENTS = {
 
 
 def _numbers(*shape: int) -> np.ndarray:
-    """Draw numbers that every format has, and whose sums of products are exact."""
+    """Draw numbers that every format can represent, and whose sums of products are exact."""
     return torch.randint(-32, 33, shape).float().numpy() / 8
 
 
@@ -693,27 +696,27 @@ _GROUP, _MEMBER = _LANE // 4, _LANE % 4
 
 
 def _packed(bits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the registers of an operand. Each has one or two neighbouring elements."""
-    elements, each = bits[rows, columns].astype(np.uint32), 4 // bits.itemsize
-    return sum(elements[i::each] << 16 * i for i in range(each))
+    """Return the registers of an operand. A register has one or two neighbouring elements."""
+    elements, per_register = bits[rows, columns].astype(np.uint32), 4 // bits.itemsize
+    return sum(elements[i::per_register] << 16 * i for i in range(per_register))
 
 
 def _left(bits: np.ndarray) -> np.ndarray:
-    """Return the registers that the manual's figures of A in mma.m16n8k16 and m16n8k8 show."""
-    each = 4 // bits.itemsize
-    i = np.arange(4 * each)[:, None]
-    return _packed(bits, _GROUP + 8 * (i // each % 2), each * _MEMBER + i % each + 4 * each * (i // each // 2))
+    """Return the registers of A as in the manual's figures of mma.m16n8k16 and m16n8k8."""
+    per = 4 // bits.itemsize  # elements of a register
+    i = np.arange(4 * per)[:, None]
+    return _packed(bits, _GROUP + 8 * (i // per % 2), per * _MEMBER + i % per + 4 * per * (i // per // 2))
 
 
 def _right(bits: np.ndarray) -> np.ndarray:
-    """Return the registers that the figures of B show."""
-    each = 4 // bits.itemsize
-    i = np.arange(2 * each)[:, None]
-    return _packed(bits, each * _MEMBER + i % each + 4 * each * (i // each), _GROUP)
+    """Return the registers of B as in the figures of mma."""
+    per = 4 // bits.itemsize
+    i = np.arange(2 * per)[:, None]
+    return _packed(bits, per * _MEMBER + i % per + 4 * per * (i // per), _GROUP)
 
 
 def _sums(c: np.ndarray) -> np.ndarray:
-    """Return the registers, of 16 rows a warp, that the figures of C in mma and of D in wgmma show."""
+    """Return the registers of C in mma and of D in wgmma, as in the figures. A warp has 16 rows."""
     lane, bits = np.arange(2 * c.shape[0]), np.ascontiguousarray(c).view(np.uint32)
     row, member = lane // 32 * 16 + lane % 32 // 4, lane % 4
     return np.stack([bits[row + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * member + i % 2] for i in range(c.shape[1] // 2)])
@@ -739,7 +742,7 @@ def test_multiplies_in_a_warp(element):
 
 
 def _group_text(element: str, columns: int, a: Operand | None, b: Operand, depth: int, second: int, image: int) -> str:
-    """Return the kernel of a warpgroup's product. Without ``a`` the left operand is in registers."""
+    """Return the kernel of a warpgroup's product. If ``a`` is None, the left operand is in registers."""
     step, row, sums = 32 // ELEMENTS[element][0], vector(20, 4), vector(100, columns // 2)
     lines = [
         f"""mad.lo.s32 %r5, %thread, 16, %smem; mad.wide.u32 %d10, %thread, 16, %d1; mov.b32 %r6, 0;
@@ -752,7 +755,7 @@ def _group_text(element: str, columns: int, a: Operand | None, b: Operand, depth
         "wgmma.fence.sync.aligned;",
     ]
     form = f"wgmma.mma_async.sync.aligned.m64n{columns}k{step}.f32.{element}.{element}"
-    transposed = "" if element == "tf32" else "".join(f", {int(not each.depth_first)}" for each in (a, b) if each)
+    transposed = "" if element == "tf32" else "".join(f", {int(not side.depth_first)}" for side in (a, b) if side)
     for i in range(depth // step):
         lines.append(f"add.s64 %d12, %d11, {hex(a.descriptor(0, i * step))};" if a else "")
         lines.append(f"add.s64 %d13, %d11, {hex(b.descriptor(second, i * step))};")
@@ -770,7 +773,7 @@ GROUPS = [
 
 
 def _group(element: str, swizzle: int, a: str, b: str, columns: int) -> tuple:
-    """Return the kernel of such a case, and where it has its operands."""
+    """Return the kernel of a case of `GROUPS`, both operands, the depth, the right operand's offset, and all bytes."""
     size = ELEMENTS[element][0]
     depth = (256 >> swizzle if swizzle else 64) // size
     left = None if a == "registers" else Operand(64, depth, size, swizzle, a == "K")
@@ -789,8 +792,8 @@ def test_multiplies_in_a_warpgroup(element, swizzle, a, b):
     image, registers = np.zeros(size, np.uint8), np.zeros((1, 1), np.uint32)
     right.put(image, second, encode(y))
     if left is None:
-        parts = encode(x).reshape(4, 16, -1, step).swapaxes(1, 2)  # of each warp, and of each step
-        registers = np.concatenate([np.concatenate([_left(each) for each in part]) for part in parts], 1)
+        parts = encode(x).reshape(4, 16, -1, step).swapaxes(1, 2)  # [warps, steps, 16 rows, step]
+        registers = np.concatenate([np.concatenate([_left(part) for part in warp]) for warp in parts], 1)
     else:
         left.put(image, 0, encode(x))
     for adds in (0, 1):
@@ -806,12 +809,12 @@ def test_loads_bytes(load):
         f"""cvt.u64.u32 %d10, %lane; add.u64 %d10, %d10, %d1; mad.wide.u32 %d11, %lane, 2, %d0;
         {load} %h20, [%d10+3]; st.global.b16 [%d11], %h20;""", 2,
     )  # fmt: skip
-    arrays = [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in (out, source)]
-    launch(text, *(low for low, _ in arrays), ranges=arrays)
+    extents = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in (out, source)]
+    launch(text, *(low for low, _ in extents), ranges=extents)
     assert np.array_equal(out, source[3:35])
 
 
-# What is not known is refused
+# Unknown instructions raise an error
 
 _REGISTERS = ", ".join(f"{{{vector(1, count)}}}" for count in (4, 4, 2, 4))
 _MMA = f"mma.sync.aligned.m16n8k{{}}.row.col.f32.{{}}.f32 {_REGISTERS}"
@@ -844,12 +847,12 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("instruction", UNKNOWN)
-def test_refuses(instruction):
+def test_an_unknown_instruction_raises(instruction):
     with pytest.raises(translate.UnknownInstruction, match=re.escape(instruction)):
         translate.translate(kernel(f"again: {instruction};", 1))
 
 
-# Nothing is left out
+# The tests above cover all operations
 
 
 def _texts() -> list[str]:
@@ -857,23 +860,23 @@ def _texts() -> list[str]:
     texts = [lanewise(CASES[name].body, *_types(name)) for name in CASES]
     for name, (bits, draw, _) in VECTORS.items():
         sources = draw()
-        texts.append(lanewise(_vector_body(name, len(sources)), _type(bits), *(each.dtype for each in sources)))
+        texts.append(lanewise(_vector_body(name, len(sources)), _type(bits), *(source.dtype for source in sources)))
     for name in APPROXIMATIONS:
         texts.append(lanewise(_vector_body(name, _arity(name)), np.uint32, *[np.uint32] * _arity(name)))
     texts += [_global_text(*forms, bits, count, 1) for forms in GLOBAL for bits, count in WIDTHS]
-    texts += [_shared_text(*each) for each in WIDTHS]
-    texts += [_group(*each, 64)[0] for each in GROUPS]
+    texts += [_shared_text(*width) for width in WIDTHS]
+    texts += [_group(*group, 64)[0] for group in GROUPS]
     texts.append(kernel(CHOSEN[32].replace("KIND", "b32"), 3))
-    atom = kernel("atom.global.gpu.relaxed.add.u32 %r1, [%d0], 1;", 1)  # in test_machine.py
+    atom = kernel("atom.global.gpu.relaxed.add.u32 %r1, [%d0], 1;", 1)  # tested in test_machine.py
     return [*texts, CLOCK, BARRIER, PAIRS, atom, *ASYNC.values(), *TILES.values(), *MMA.values()]
 
 
 def test_covers_every_operation():
-    used = {each.operation for text in _texts() for each in translate.translate(text, peers=True).instructions}
-    assert {translate.OPERATIONS[each] for each in used} == set(translate.OPERATIONS)
+    used = {i.operation for text in _texts() for i in translate.translate(text, peers=True).instructions}
+    assert {translate.OPERATIONS[operation] for operation in used} == set(translate.OPERATIONS)
 
 
 @pytest.mark.parametrize("pattern", [row[0] for row in translate._COMPUTING])
-def test_covers_every_pattern(pattern):
+def test_covers_every_pattern_of_the_translator(pattern):
     names = [re.split("[ ;]", name)[0] for name in (*CASES, *VECTORS, *APPROXIMATIONS)]
     assert any(pattern.fullmatch(name) for name in names)

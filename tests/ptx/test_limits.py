@@ -1,6 +1,6 @@
-"""Kernels where places in memory are beyond 32 bits: the programs of the last rows, of launches too large to execute.
+"""Tests of kernels with element offsets beyond 32 bits. Only the programs of the last rows of a launch are executed.
 
-Memory that nobody touches is not there: see `sparse`.
+The tensors take no memory where nothing touches them: see `sparse`.
 """
 
 import itertools
@@ -18,19 +18,19 @@ from triton_gru.launch import execute
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.plan.validity import MAX_SIZE
 
-# The last is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
+# The last flag is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 
 
 def sparse(*shape, dtype=torch.float16):
-    """Zeros, which take memory where they are touched."""
+    """Return zeros, of which only pages that are touched take memory."""
     size = math.prod(shape)
     memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize, flags=FLAGS)
     return torch.frombuffer(memory, dtype=dtype)[:size].view(shape)
 
 
 def make_gru(inputs, hidden, **options):
-    """A GRU in fp16 whose weights are `sparse`."""
+    """Return a GRU in fp16 whose weights are `sparse`."""
     gru = triton_gru.GRU(inputs, hidden, dtype=torch.float16, device="meta", **options).eval()
     for name, weight in gru.named_parameters():
         setattr(gru, name, nn.Parameter(sparse(*weight.shape), requires_grad=False))
@@ -38,7 +38,7 @@ def make_gru(inputs, hidden, **options):
 
 
 def make_launches(kernel, device, gru, x, hx=None):
-    """The launches of a call, and its output."""
+    """Return the launches of a call, the kernel's configuration, and the call's output."""
     call = bind_gru(gru, x, hx)
     problem = call.problem
     config = HEURISTICS[kernel](
@@ -54,8 +54,8 @@ def make_launches(kernel, device, gru, x, hx=None):
     return list(execute.launches(call, config, device, output, h_n, new)), config, output
 
 
-def of_last_rows(launch, config, directions):
-    """The programs of a launch that work on the last tile of the batch."""
+def programs_of_last_rows(launch, config, directions):
+    """Return the programs of a launch that compute the last tile of the batch."""
     x, y, z = (*launch.programs, 1, 1)[:3]
     name = launch.kernel.__name__
     if name == "block_scan":
@@ -66,23 +66,23 @@ def of_last_rows(launch, config, directions):
 
 @pytest.mark.parametrize("kernel, steps", [("block", 2), ("step", 1), ("step", 2)])
 @pytest.mark.parametrize("batch, hidden, inputs", [(111_059_956, 32, 32), (MAX_SIZE, 1, 1)])
-def test_the_last_rows_of_a_large_batch(kernel, steps, batch, hidden, inputs, gpu):
+def test_last_rows_of_a_large_batch_agree_with_torch(kernel, steps, batch, hidden, inputs, gpu):
     set_precision("fp16")
     gru = make_gru(inputs, hidden, bidirectional=True)
     for weight in gru.parameters():
         weight.uniform_(-0.5, 0.5)
     x = sparse(steps, batch, inputs)
-    started, config, output = make_launches(kernel, gpu.device, gru, x)
+    launches, config, output = make_launches(kernel, gpu.device, gru, x)
     first = (batch - 1) // config.batch * config.batch
     x[:, first:].normal_()
-    for each in started:
-        for program in of_last_rows(each, config, 2):
-            gpu.run_program(each, program)
+    for launch in launches:
+        for program in programs_of_last_rows(launch, config, 2):
+            gpu.run_program(launch, program)
     expected, _ = nn.GRU.forward(gru.float(), x[:, first:].float())
     assert (output[:, first:] - expected).abs().max() < 4e-3
 
 
-def test_the_last_inputs_weights_of_more_than_2_31(gpu):
+def test_last_rows_of_w_ih_beyond_2_31_elements_agree_with_torch(gpu):
     set_precision("fp16")
     hidden, inputs, rows = 65_536, 10_944, 128
     gru = make_gru(inputs, hidden)
@@ -96,12 +96,12 @@ def test_the_last_inputs_weights_of_more_than_2_31(gpu):
     assert (gi[:, 2, :3, -rows:] - expected).abs().max() < 2e-2
 
 
-def test_the_last_recurrent_weights_of_more_than_2_31(gpu):
+def test_last_rows_of_w_hh_beyond_2_31_elements_agree_with_torch(gpu):
     set_precision("fp16")
     hidden = 33_024
     gru = make_gru(1, hidden)
     weights = gru.weight_hh_l0.view(3, hidden, hidden)
-    assert 2**31 < 2 * hidden**2 < 2**32  # where n's begin, which 32 bits hold without a sign
+    assert 2**31 < 2 * hidden**2 < 2**32  # the offset of n's rows: it fits 32 bits only as unsigned
     hx = torch.randn(1, 3, hidden).half()
     (step,), config, output = make_launches("step", gpu.device, gru, torch.zeros(1, 3, 1).half(), hx)
     weights, state = weights[:, -config.units :].uniform_(-0.05, 0.05), hx[0].float()

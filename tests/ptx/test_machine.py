@@ -1,4 +1,4 @@
-"""Tests that the machine reports what a launch must not do and nothing else, and what its schedules and counts are."""
+"""Tests of the machine: it reports each kind of fault and nothing else, and schedules and counts are as documented."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,9 @@ from .machine import FAULTS, NOTES, Counts, Fault, Outcome, Schedule, Traffic, e
 from .snippets import kernel
 from .translate import UnknownInstruction, translate
 
-# Beside what a kernel of snippets.py has: %to and %own point to the thread's word of the first array and of shared
-# memory. %cta0, %warp0 and %lane0 are set in the first of each, %low in the lanes 0 to 15, and %never in none.
+# Registers in addition to those of snippets.py. %to and %own point to the thread's word of the first array and of
+# shared memory. %cta0, %warp0 and %lane0 are set in the first CTA, warp and lane. %low is set in lanes 0 to 15, and
+# %never in no lane.
 PRELUDE = """
 .reg .b16 %h; .reg .b32 %cta, %warp, %x, %y, %z, %i, %n, %own, %at; .reg .b64 %to, %on, %now, %then, %matrix;
 .reg .f32 %f0, %f1, %f2, %f3; .reg .pred %cta0, %warp0, %lane0, %low, %never, %p, %q, %unset;
@@ -23,8 +24,8 @@ mov.u32 %cta, %ctaid.x; mov.u32 %warp, %warpid; mad.wide.u32 %to, %thread, 4, %d
 setp.eq.u32 %cta0, %cta, 0; setp.eq.u32 %warp0, %warp, 0; setp.eq.u32 %lane0, %lane, 0; setp.lt.u32 %low, %lane, 16;
 setp.gt.u32 %never, %lane, 31; mov.b32 %x, 1; cvt.u16.u32 %h, %x;
 """
-# What the kernels here say for short. AFTER copies to the words of the warp after, and NEXT finds those of the lane
-# beside. WGMMA multiplies ones in registers by 8 x 16 halves in shared memory that FILL writes.
+# Abbreviations for the kernels here. AFTER copies to the next warp's words. NEXT sets %at and %on to the neighbouring
+# lane's words. WGMMA multiplies ones in registers by 8 x 16 halves in shared memory, which FILL writes.
 SHORT = {
     "LOAD": "ld.global.b32", "STORE": "st.global.b32", "GET": "ld.shared.b32", "PUT": "st.shared.b32",
     "SEND": "st.relaxed.gpu.global.b32", "RECEIVE": "ld.relaxed.gpu.global.b32",
@@ -40,8 +41,8 @@ SHORT = {
     "{%y,%y,%y,%y}, %matrix, %never, 1, 1, 0; wgmma.commit_group.sync.aligned;",
     "MULTIPLIED": "wgmma.wait_group.sync.aligned 0;",
 }  # fmt: skip
-SHORT["READY"] = " ".join(SHORT[each] for each in ("FILL", "FENCE", "BARRIER", "MATRIX"))
-SHORT["PRODUCT"] = " ".join(SHORT[each] for each in ("MATRIX", "WGMMA", "MULTIPLIED"))
+SHORT["READY"] = " ".join(SHORT[name] for name in ("FILL", "FENCE", "BARRIER", "MATRIX"))
+SHORT["PRODUCT"] = " ".join(SHORT[name] for name in ("MATRIX", "WGMMA", "MULTIPLIED"))
 SHORT["ADDING"] = SHORT["WGMMA"].replace("%never", "%low")
 BYTES = 1024  # of each array, and of shared memory
 SCHEDULES = [Schedule(1), Schedule(2, quantum=1, delay=30), Schedule(3, quantum=1000, delay=3, reconverge_late=True)]
@@ -49,26 +50,32 @@ SCHEDULES += [Schedule(4, quantum=8, delay=300, sleeps=True, reconverge_late=Tru
 
 
 def words() -> np.ndarray:
-    """Return an array of zeros that begins with a sector."""
-    held = np.zeros(BYTES // 4 + 16, np.uint32)
-    return held[-held.ctypes.data % 64 // 4 :][: BYTES // 4]
+    """Return an array of zeros that begins at the start of a sector."""
+    memory = np.zeros(BYTES // 4 + 16, np.uint32)
+    return memory[-memory.ctypes.data % 64 // 4 :][: BYTES // 4]
 
 
-def long(body: str) -> str:
-    return kernel(PRELUDE + re.sub(r"\b[A-Z]+\b", lambda found: SHORT.get(found[0], found[0]), body), 2)
+def expand(body: str) -> str:
+    """Return a kernel of two arrays. Words of `SHORT` in ``body`` are replaced."""
+    return kernel(PRELUDE + re.sub(r"\b[A-Z]+\b", lambda word: SHORT.get(word[0], word[0]), body), 2)
 
 
 def run(body, schedule, a=None, b=None, grid=1, warps=1, most=50_000, ranges=None, forgiven=()) -> Outcome:
-    """Execute ``body`` on two arrays; ``ranges`` are offsets in the first, if not all of both may be touched."""
-    a, b = (words() if each is None else each for each in (a, b))
-    at = [a.ctypes.data, b.ctypes.data]
-    whole = {name: (each, each + BYTES) for name, each in zip("ab", at)}
-    memory = whole if ranges is None else {str(each): (at[0] + each[0], at[0] + each[1]) for each in ranges}
-    return execute(long(body), at, memory, (grid, 1, 1), warps, BYTES, schedule, most, forgiven)
+    """Execute ``body`` on two arrays.
+
+    It may touch both of them, or only ``ranges``, which are pairs of offsets in the first array.
+    """
+    a, b = (words() if array is None else array for array in (a, b))
+    pointers = [a.ctypes.data, b.ctypes.data]
+    if ranges is None:
+        memory = {name: (pointer, pointer + BYTES) for name, pointer in zip("ab", pointers)}
+    else:
+        memory = {str(span): (pointers[0] + span[0], pointers[0] + span[1]) for span in ranges}
+    return execute(expand(body), pointers, memory, (grid, 1, 1), warps, BYTES, schedule, most, forgiven)
 
 
-# Kernels that do what they must not, one a line, and how a report calls it. Of <one|other> they have the first; with
-# the other they do nothing wrong. Those that speak of CTAs or warps have two of them, and wgmma has four warps.
+# Kernels with a fault, one a line, after the kind of the fault. With the first of <one|other> a kernel has the fault,
+# and with the second it is correct. A kernel that names CTAs or warps has two of them; one with wgmma has four warps.
 PLANTED = """
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<-1|0>];
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<1024|1023>];
@@ -141,7 +148,7 @@ ENDLESS: @%cta0 SEND [%d0+<4|0>], %x; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %
 ENDLESS: @!%low bra SET; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; ret; SET: SEND [%d0+<4|0>], 1;
 """
 PLANTED = [line.split(": ", 1) for line in PLANTED.strip().splitlines()]
-# What else the same mistake may be called, under some schedules, or leads to.
+# Kinds that some schedules report for the same fault, or for what follows from it.
 RELATED = {
     "SHARED_READ_AFTER_WRITE": {"SHARED_UNWRITTEN", "SHARED_WRITE_AFTER_READ"},
     "SHARED_WRITE_AFTER_READ": {"SHARED_READ_AFTER_WRITE", "SHARED_NOT_WAITED_FOR"},
@@ -150,29 +157,28 @@ RELATED = {
 CHOICE = re.compile(r"<([^|<>]*)\|([^<>]*)>")
 
 
-def size(text: str) -> dict[str, int]:
+def launch_size(text: str) -> dict[str, int]:
     return {"grid": 1 + ("%cta" in text), "warps": 4 if re.search("PRODUCT|WGMMA", text) else 1 + ("%warp" in text)}
 
 
-@pytest.mark.parametrize("kind, text", [pytest.param(*each, id=f"{i}-{each[0]}") for i, each in enumerate(PLANTED)])
-def test_a_fault_is_named_and_what_is_like_it_and_right_is_none(kind, text, seed):
+@pytest.mark.parametrize("kind, text", [pytest.param(*case, id=f"{i}-{case[0]}") for i, case in enumerate(PLANTED)])
+def test_a_planted_fault_is_reported_and_its_correct_twin_is_not(kind, text, seed):
     expected, seen = {kind} | RELATED.get(kind, set()), set()
     for schedule in [*SCHEDULES, Schedule.draw(seed, cooperative=True)]:
-        run(CHOICE.sub(r"\2", text), schedule, **size(text))
+        run(CHOICE.sub(r"\2", text), schedule, **launch_size(text))
         with pytest.raises(Fault) as fault:
-            run(CHOICE.sub(r"\1", text), schedule, **size(text))
-        *found, shown = str(fault.value).splitlines()
-        assert {line.split()[0] for line in found} <= expected and shown == str(schedule)
-        seen |= {line.split()[0] for line in found}
+            run(CHOICE.sub(r"\1", text), schedule, **launch_size(text))
+        *reports, last = str(fault.value).splitlines()
+        assert {line.split()[0] for line in reports} <= expected and last == str(schedule)
+        seen |= {line.split()[0] for line in reports}
     assert kind in seen
 
 
 def test_every_kind_of_fault_is_planted():
-    # A barrier opens when all warps that have not returned are there, so that none waits for ever.
-    assert {kind for kind, _ in PLANTED} | NOTES == set(FAULTS) - {"DEADLOCK"}
+    assert {kind for kind, _ in PLANTED} | NOTES == set(FAULTS)
 
 
-def test_an_access_lies_in_one_tensor_whole():
+def test_an_access_that_is_not_in_one_tensor_is_reported():
     for text, ranges in (
         ("LOAD %y, [%d0+<1020|1016>];", [(0, 1023)]),
         ("LOAD %y, [%d0+<0|4>];", [(1, 1024)]),
@@ -184,7 +190,7 @@ def test_an_access_lies_in_one_tensor_whole():
             run(CHOICE.sub(r"\1", text), SCHEDULES[0], ranges=ranges)
 
 
-def test_what_two_warps_store_alike_is_noted_and_hides_no_fault():
+def test_storing_the_same_value_twice_is_noted_and_hides_no_fault():
     where = ".loc 1 7 3 // kernels/some.py:7:3\n"
     for schedule in SCHEDULES:
         assert run(f"{where} STORE [%d0], 5;", schedule, warps=2).notes == [("STORED_TWICE", "kernels/some.py:7")]
@@ -193,19 +199,19 @@ def test_what_two_warps_store_alike_is_noted_and_hides_no_fault():
         run("".join(f"STORE [%d0+{4 * i}], 5;" for i in range(100)) + "BARRIER STORE [%d0+1024], 5;", schedule, warps=2)
 
 
-def test_what_the_machine_does_not_know_is_an_error():
+def test_unknown_instructions_raise():
     for text in (
         "bar.sync 1;", "bar.warp.sync 0x0000ffff;", "shfl.sync.bfly.b32 %y, %x, 1, 31, 0xffff;",
         "setp.eq.u32 %p|%q, %x, 0;", "redux.sync.add.s32 %y, %x, 0xffff;", "ld.acquire.gpu.global.b32 %y, [%d0];",
         "ASYNC [%smem], [%d0], 4, %p;", "ASYNC [%smem], [%d0], 3;", "cp.async.cg.shared.global [%smem], [%d0], 4;",
     ):  # fmt: skip
         with pytest.raises(UnknownInstruction):
-            translate(long(f"setp.eq.u32 %p, %x, 0; {text}"))
+            translate(expand(f"setp.eq.u32 %p, %x, 0; {text}"))
 
 
 @pytest.mark.parametrize("first, second", [(0, 4), (0, 512), (768, 0)])
 def test_stores_to_two_addresses_arrive_in_any_order(first, second):
-    # Each of two other CTAs waits for one of the words, and then stores what it finds in the other and 1.
+    # Two other CTAs wait for one of the words each. Then they store the value of the other word plus 1.
     text = f"""
     @!%lane0 bra END; @!%cta0 bra READ; SEND [%d0+{first}], 1; SEND [%d0+{second}], 1; bra END;
     READ: setp.eq.u32 %q, %cta, 1; selp.b64 %now, {first}, {second}, %q; selp.b64 %then, {second}, {first}, %q;
@@ -219,11 +225,11 @@ def test_stores_to_two_addresses_arrive_in_any_order(first, second):
             run(text, Schedule(number, quantum=4, delay=delay), a, b, grid=3)
             assert a[first // 4] == a[second // 4] == 1
             results.append(b[1:3].tolist())
-        assert [set(each) for each in zip(*results)] == expected
+        assert [set(values) for values in zip(*results)] == expected
 
 
 def test_stores_to_one_address_arrive_in_order(seed):
-    # The second CTA counts how often it finds less than before, and how many different words.
+    # The second CTA counts how often it reads a smaller word than before, and how many different words.
     text = f"""@!%lane0 bra END; @!%cta0 bra READ; {"".join(f"SEND [%d0], {i};" for i in range(1, 41))} bra END;
     READ: mov.u32 %z, 0; mov.u32 %i, 0; mov.u32 %n, 0;
     WAIT: RECEIVE %y, [%d0]; setp.lt.u32 %p, %y, %z; @%p add.u32 %i, %i, 1; setp.ne.u32 %p, %y, %z;
@@ -251,14 +257,14 @@ def test_stores_to_one_address_arrive_in_order(seed):
         ("SEND [%d0+12], 5; ASYNC [%smem], [%d0+12], 4; COMMIT COPIED GET %y, [%smem];", [0, 0, 0, 5]),
     ],
 )
-def test_a_cta_finds_its_own_stores_at_once_and_the_last_of_them_remains(text, expected):
+def test_a_cta_reads_its_own_stores_at_once_and_the_last_one_remains(text, expected):
     for schedule in [*SCHEDULES, Schedule(seed=5, delay=10**9)]:
         a, b = words(), words()
         run(f"@!%lane0 bra END; {text} STORE [%d1], %y; END: mov.u32 %y, 0;", schedule, a, b)
         assert a[:4].tolist() == expected and b[0] == expected[3]
 
 
-# Each CTA waits for the two words of the CTA before it, and sends on what its lanes make of them together.
+# Every CTA waits for the two words of the CTA before it. It sends words that two lanes compute from both.
 RING = """
 and.b32 %n, %lane, 1; mad.wide.u32 %to, %n, 4, %d0; mad.wide.u32 %to, %cta, 8, %to; setp.lt.u32 %q, %lane, 2;
 add.u32 %z, %n, 1; @%cta0 bra DONE; WAIT: RECEIVE %z, [%to+-8]; setp.eq.u32 %p, %z, 0; @%p bra WAIT;
@@ -266,16 +272,16 @@ TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 31, -1; mad.lo.u32 %z, %z, 3, %y; DONE: @
 """
 
 
-def test_what_is_sent_is_received_under_every_schedule(seed):
-    for each in itertools.product((1, 8, 64, 1000), (0, 3, 300), (False, True), (False, True)):
+def test_a_ring_of_ctas_computes_the_same_under_every_schedule(seed):
+    for fields in itertools.product((1, 8, 64, 1000), (0, 3, 300), (False, True), (False, True)):
         a = words()
-        run(RING, Schedule(seed, *each), a, grid=3, most=50_000_000)
+        run(RING, Schedule(seed, *fields), a, grid=3, most=50_000_000)
         assert a[:6].tolist() == [1, 2, 5, 7, 22, 26]
 
 
-def test_a_seed_is_one_schedule(seed):
+def test_a_seed_repeats_its_schedule(seed):
     outcomes = [run(RING, Schedule(seed + i % 10, 8, 30, sleeps=True), grid=4) for i in range(20)]
-    assert outcomes[:10] == outcomes[10:] and len({each.executed for each in outcomes}) > 5
+    assert outcomes[:10] == outcomes[10:] and len({outcome.executed for outcome in outcomes}) > 5
 
 
 NESTED = """
@@ -289,7 +295,8 @@ ADD: add.u32 %i, %i, 1; bra OUTER; END: TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 3
 """
 
 
-def nested(lane: int, trips: int) -> int:
+def compute_nested(lane: int, trips: int) -> int:
+    """Return what a lane of `NESTED` computes before its lanes exchange results."""
     z = lane
     for i in range(trips):
         if (i ^ lane) & 1:
@@ -300,17 +307,17 @@ def nested(lane: int, trips: int) -> int:
     return z
 
 
-def test_lanes_that_part_compute_what_each_would_alone(seed):
+def test_diverged_lanes_compute_what_each_would_alone(seed):
     for number, (quantum, late) in enumerate(itertools.product((1, 8, 64, 1000), (False, True))):
         a, lanes = words(), np.arange(256) % 32
         a[:] = np.random.default_rng(seed + number).integers(0, 20, 256)
-        made = np.array([nested(int(lane), int(trips)) for lane, trips in zip(lanes, a)], np.uint32)
-        made ^= made[np.arange(256) ^ 1]
+        results = np.array([compute_nested(int(lane), int(trips)) for lane, trips in zip(lanes, a)], np.uint32)
+        results ^= results[np.arange(256) ^ 1]
         run(NESTED, Schedule(seed + number, quantum, reconverge_late=late), a, warps=8)
-        assert (a == np.where(lanes < 16, made, ~made)).all()
+        assert (a == np.where(lanes < 16, results, ~results)).all()
 
 
-def test_lanes_that_reconverge_early_execute_what_they_share_together(seed):
+def test_reconverging_early_executes_shared_instructions_once(seed):
     text = """@%low bra EVEN; mov.u32 %y, 1; mov.u32 %z, 1; bra JOIN; EVEN: mov.u32 %y, 2; JOIN: mov.u32 %z, 2;
     mov.u32 %x, 3; mov.u32 %i, 4;"""
     base, late = run("", SCHEDULES[0]).executed, set()
@@ -340,7 +347,7 @@ COUNTED = [
     ("BARRIER", {"barriers": 1}, ""),
     ("fma.rn.f32 %f0, %f0, %f0, %f0;", {"fma": 1}, "mov.f32 %f0, 0f3F800000;"),
     ("fma.rn.f32x2 %on, %on, %on, %on;", {"fma": 2}, "mov.u64 %on, 0;"),
-    # Beside a loop that waits, one that computes.
+    # A loop that receives and computes: none of its passes counts as waited.
     (STEPS, {"instructions": 4 * 6, "received": 4 * 128, "written": 4 * 128, "fma": 4}, ZERO),
     ("WGMMA MULTIPLIED", {"instructions": 16, "matrix": 4, "flops": 2 * 64 * 8 * 16, "shared_read": 256}, "READY "),
     (MMA, {"matrix": 1, "flops": 2 * 16 * 8 * 16}, ZERO),
@@ -348,10 +355,12 @@ COUNTED = [
 
 
 @pytest.mark.parametrize("text, expected, setup", COUNTED)
-def test_what_is_counted(text, expected, setup):
-    without, made = (dataclasses.asdict(run(each, SCHEDULES[0], **size(text)).made) for each in (setup, setup + text))
-    found = {name: made[name] - without[name] for name in made if made[name] != without[name]}
-    assert found == {"instructions": 1} | expected
+def test_counts_of_one_instruction(text, expected, setup):
+    without, made = (
+        dataclasses.asdict(run(body, SCHEDULES[0], **launch_size(text)).made) for body in (setup, setup + text)
+    )
+    counts = {name: made[name] - without[name] for name in made if made[name] != without[name]}
+    assert counts == {"instructions": 1} | expected
 
 
 def test_the_busiest_warp_and_the_cta_that_reads_most_are_found():
@@ -366,23 +375,23 @@ def test_the_busiest_warp_and_the_cta_that_reads_most_are_found():
         assert outcome.memory == {"a": Traffic(0, 3 * 128, 0), "b": Traffic(32, 0, 0)}
 
 
-def test_arguments_that_overlap_are_counted_as_one():
+def test_overlapping_arguments_share_their_traffic():
     a, b = words(), words()
     at, other = a.ctypes.data, b.ctypes.data
     memory = {"a": (at, at + 64), "its end": (at + 60, at + 128), "after": (at + 128, at + 256)}
     memory |= {"b": (other, other + 4), "nothing": (0, 0)}
-    text = long("@%lane0 STORE [%d0], 1; @%lane0 LOAD %y, [%d0+124]; @%lane0 LOAD %y, [%d0+128];")
+    text = expand("@%lane0 STORE [%d0], 1; @%lane0 LOAD %y, [%d0+124]; @%lane0 LOAD %y, [%d0+128];")
     outcome = execute(text, [at, other], memory, (1, 1, 1), 1, BYTES, SCHEDULES[0])
     one = Traffic(32, 0, 4)
     assert outcome.memory == {"a": one, "its end": one, "after": Traffic(32, 0, 0), "b": Traffic(0, 0, 0)}
 
 
-def test_of_a_loop_that_waits_the_best_pass_alone_is_made(seed):
+def test_a_waiting_loop_counts_only_its_best_pass_as_made(seed):
     text = "@%cta0 bra OVER; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; OVER: SEND [%to], 1;"
     base, passes = run("", SCHEDULES[0]).executed, set()
     for number in range(20):
         outcome = run(text, Schedule(seed + number, quantum=8, delay=30), grid=2)
-        # Of each CTA the branch and the store, and one pass of three instructions.
+        # Two CTAs execute the branch and the store, and one of them a pass of three instructions.
         assert outcome.made == Counts(2 * base + 2 * 2 + 3, 0, 32, 256, *[0] * 6)
         waited = (outcome.executed - outcome.made.instructions) // 3
         assert outcome.waited == Counts(3 * waited, 0, 32 * waited, *[0] * 7)
@@ -399,27 +408,27 @@ def test_of_a_loop_that_waits_the_best_pass_alone_is_made(seed):
         ("SEND [%d0], 1; @!%warp0 bra END; RECEIVE %y, [%d0]; END: @%never RECEIVE %y, [%d0];", 1),
     ],
 )
-def test_an_exchange_is_to_receive_after_one_has_sent(text, exchanges):
+def test_receiving_after_sending_counts_as_an_exchange(text, exchanges):
     races = {"RACE_BETWEEN_CTAS", "RACE_IN_CTA"}
     outcome = run(f"@!%lane0 bra LAST; {text} LAST: mov.u32 %y, 0;", SCHEDULES[0], warps=2, forgiven=races)
     assert outcome.exchanges == exchanges
 
 
-# The last of the CTAs to count itself finds the others there, and each then reads what the one beside it has stored.
+# Every CTA stores a word, increments a counter and waits until it is 4. Then it reads the word of its neighbour.
 COUNTER = """@!%lane0 bra END; mad.wide.u32 %on, %cta, 4, %d1; STORE [%on], %cta; mov.u32 %z, 1;
 atom.global.gpu.release.add.u32 %y, [%d0], %z; WAIT: ld.global.gpu.acquire.b32 %y, [%d0]; setp.lt.u32 %p, %y, 4;
 @%p bra WAIT; xor.b32 %x, %cta, 1; mad.wide.u32 %on, %x, 4, %d1; LOAD %y, [%on]; mad.wide.u32 %on, %cta, 4, %d0;
 STORE [%on+4], %y; END: mov.u32 %y, 0;"""
 
 
-def test_counters_are_executed_where_races_between_ctas_are_forgiven():
+def test_atomics_are_executed_if_races_between_ctas_are_forgiven():
     for schedule in SCHEDULES:
         with pytest.raises(UnknownInstruction, match="atom"):
             run(COUNTER, schedule, grid=4)
         a = words()
         outcome = run(COUNTER, schedule, a, grid=4, forgiven={"RACE_BETWEEN_CTAS"})
         assert a[:6].tolist() == [4, 1, 0, 3, 2, 0]
-        assert outcome.exchanges == 1 and outcome.length == len(translate(long(COUNTER), peers=True).instructions)
+        assert outcome.exchanges == 1 and outcome.length == len(translate(expand(COUNTER), peers=True).instructions)
         assert {kind for kind, _ in outcome.notes} == {"RACE_BETWEEN_CTAS"}
         assert outcome.memory["a"].written == 8 * 4 and outcome.memory["a"].received >= 8 * 32
     with pytest.raises(Fault, match="^OUT_OF_BOUNDS"):
@@ -427,27 +436,27 @@ def test_counters_are_executed_where_races_between_ctas_are_forgiven():
 
 
 @pytest.mark.parametrize("ns", [0.5, 1, 10, 1000])
-def test_a_loop_ends_when_its_time_is_over(ns):
+def test_a_loop_that_reads_the_clock_ends_in_time(ns):
     text = """mov.u64 %then, %globaltimer;
     WAIT: mov.u64 %now, %globaltimer; sub.u64 %now, %now, %then; setp.lt.u64 %p, %now, 1000; @%p bra WAIT;"""
-    # The first pass reads the time one instruction after the beginning, and each other four after the one before.
+    # The first pass reads the time one instruction after the start, and every other pass four instructions later.
     passes = 1 + max(0, math.ceil((1000 / ns - 1) / 4))
-    without, made = (run(each, Schedule(1, ns_per_instruction=ns)).executed for each in ("", text))
-    assert made == without + 1 + 4 * passes
+    without, executed = (run(body, Schedule(1, ns_per_instruction=ns)).executed for body in ("", text))
+    assert executed == without + 1 + 4 * passes
 
 
-def test_a_kernel_needs_all_its_arguments():
+def test_a_wrong_number_of_arguments_raises():
     for n in (0, 1, 3):
         with pytest.raises(ValueError, match=f"takes 2 arguments, got {n}"):
             execute(kernel("", 2), [0] * n, {}, (1, 1, 1), 1, 0, SCHEDULES[0])
 
 
-def test_an_error_says_that_there_is_no_gcc_or_what_gcc_says(monkeypatch, tmp_path):
+def test_a_missing_gcc_and_a_failed_build_raise(monkeypatch, tmp_path):
     shutil.copytree(machine._SOURCES, tmp_path / "sources")
     (tmp_path / "sources" / "machine.c").write_text("int broken = nowhere;")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "_SOURCES", tmp_path / "sources")
-    machine._machine.cache_clear()  # errors are not cached: the next test has the whole machine again
+    machine._machine.cache_clear()  # Errors are not cached, so the next test builds the machine again.
     with pytest.raises(RuntimeError, match="(?s)gcc could not build.*nowhere.* undeclared"):
         run("", SCHEDULES[0])
     assert list((tmp_path / "triton_gru").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Faults planted in the PTX of every kernel: each has to show, as a fault of the machine or as a wrong result."""
+"""Tests that faults planted in the PTX of every kernel are found, by the machine or by a wrong result."""
 
 import contextlib
 import re
@@ -11,7 +11,7 @@ from triton_gru.plan.config import CUBLAS, BlockConfig, GridConfig
 from ..calls import make_call, run_checked, use_config, use_projection
 from .machine import Fault
 
-# For each kernel the call that executes it: backend, precision, hidden size, batch, steps, input size.
+# Kernel -> the call that executes it: backend, precision, hidden size, batch, steps, input size.
 CALLS = {
     "input_projection": ("block", "fp16", 64, 9, 3, 130),
     "arrange_products": ("block", "tf32", 64, 17, 3, 16),  # tiles of 16 rows, through shared memory
@@ -26,7 +26,7 @@ COPY = r"(cp\.async\.\S+ \[.*\], \[ %rd\d+) \+ 0", r"\1 + 16"
 SEND = r"@p st\.relaxed\.gpu\.global\.b16 .*?;", ""
 THREE_WORDS = r"(max\.u16x2 seen, seen, %r\d+;\s*(\.loc.*\s*)?){3}", ""
 WRONG = "differ|error"
-# A kernel; a pattern, and what comes in its place; which of its places (from the end if negative); what shows it.
+# Name -> kernel, pattern, replacement, index of the match to replace (from the end if negative), pattern of the error.
 FAULTS = {
     "projection: a barrier is gone": ("input_projection", *BARRIER, 4, "SHARED"),
     "projection: the last barrier is gone": ("input_projection", *BARRIER, -1, "SHARED"),
@@ -90,7 +90,7 @@ FAULTS = {
 
 
 def call(gpu, kernel: str) -> None:
-    """Execute the kernel, and check what comes out."""
+    """Execute a kernel and check its results."""
     backend, precision, hidden, batch, steps, inputs = CALLS[kernel]
     config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, "flag")
     with contextlib.ExitStack() as stack:
@@ -107,19 +107,19 @@ def call(gpu, kernel: str) -> None:
 
 
 def call_three_times(gpu, kernel: str) -> None:
-    """Call the kernel under several schedules."""
+    """Execute a kernel under three schedules and check its results."""
     for _ in range(3):
         call(gpu, kernel)
 
 
 @pytest.mark.parametrize("kernel", CALLS)
-def test_nothing_shows_without_a_fault(kernel, gpu):
+def test_a_kernel_without_a_fault_passes(kernel, gpu):
     call(gpu, kernel)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_shows(name, gpu):
-    target, pattern, replacement, which, shows = FAULTS[name]
+def test_a_planted_fault_is_found(name, gpu):
+    target, pattern, replacement, index, error = FAULTS[name]
     gpu.max_instructions = 3_000_000
     planted = 0
 
@@ -127,15 +127,14 @@ def test_a_planted_fault_shows(name, gpu):
         nonlocal planted
         if kernel != target:
             return ptx
-        places = list(re.finditer(pattern, ptx))
-        place = places[which]
+        match = list(re.finditer(pattern, ptx))[index]
         planted += 1
-        return ptx[: place.start()] + place.expand(replacement) + ptx[place.end() :]
+        return ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
 
     gpu.change_ptx = plant
-    gpu.fixed_schedule["delay"] = 300  # parts of a word arrive apart from each other
+    gpu.fixed_schedule["delay"] = 300  # parts of a word arrive at different times
     gpu.seed(0)
     torch.manual_seed(0)
-    with pytest.raises((Fault, AssertionError), match=shows):
+    with pytest.raises((Fault, AssertionError), match=error):
         call_three_times(gpu, target)
     assert planted

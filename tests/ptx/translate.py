@@ -1,7 +1,7 @@
 """Translates the PTX of a kernel into a flat program for the machine in ``machine/``.
 
-Every operand becomes a row of 32 values, one a lane: registers, predicates (0 or 1), immediates, kernel arguments and
-special registers alike. Labels become places in the program. An instruction that is not known here is an error.
+Every operand becomes a row of 32 values, one for each lane. That holds for registers, predicates (0 or 1), immediates,
+kernel arguments and special registers. Labels become indices of instructions. An unknown instruction is an error.
 """
 
 import functools
@@ -24,8 +24,8 @@ f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_
 """.split()
 _NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
 
-# Instructions that compute a register from others and do nothing else: a pattern in which N stands for the bits, the
-# operation, and the bits of each source (W is twice N). The operation's first extra number is N.
+# Instructions that only compute a register from others: a pattern, the operation, and the bits of each source. N stands
+# for the number of bits that the pattern matches, and W for twice N. N is the first of the instruction's extra numbers.
 _COMPUTING = [
     ("add.[su]N", "add", "N N"),
     ("sub.[su]N", "sub", "N N"),
@@ -97,22 +97,22 @@ _COMPUTING = [
 
 
 @functools.cache
-def _computing(name: str) -> tuple[str, int, list[int]] | None:
+def _match_computing(name: str) -> tuple[str, int, list[int]] | None:
     """Return an instruction's operation, its N, and the bits of its sources, or None if no pattern matches."""
     for pattern, operation, sources in _COMPUTING:
         if match := pattern.fullmatch(name):
             bits = match.groupdict().get("bits", "32")
             bits = 1 if bits == "red" else int(bits)
-            widths = [{"N": bits, "W": 2 * bits}.get(each) or int(each) for each in sources.split()]
+            widths = [{"N": bits, "W": 2 * bits}.get(width) or int(width) for width in sources.split()]
             return operation.replace("N", str(bits)), bits, widths
     return None
 
 
-# The machine's numbers of comparisons. From 8 on are those of floating point that are true of NaNs.
+# The machine's numbers of comparisons. Numbers from 8 on are comparisons of floats that are true if one is NaN.
 COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
 COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 
-# How a global access is ordered, and the element types that the matrix unit multiplies, as the machine numbers them.
+# The orders of a global access, and the element types that the matrix unit multiplies, as the machine numbers them.
 ORDERS = ["PLAIN", "CONSTANT", "RELAXED"]
 PLAIN, CONSTANT, RELAXED = range(3)
 ELEMENTS = ["F16", "BF16", "TF32"]
@@ -125,21 +125,21 @@ _SPECIAL = frozenset(SPECIAL)
 
 
 class UnknownInstruction(Exception):
-    """PTX that the translator has no meaning for."""
+    """An error for PTX that the translator does not know."""
 
 
 class Instruction(NamedTuple):
     """An instruction.
 
     Attributes:
-        operation: the place of its operation in `OPERATIONS`.
+        operation: the index of its operation in `OPERATIONS`.
         guard: the row of the predicate that the instruction depends on, or -1.
-        negated: whether lanes execute the instruction where the predicate is not set.
+        negated: whether the instruction is executed where the predicate is 0, and not where it is 1.
         aligned: whether all lanes of a warp have to execute the instruction together.
         extra: four numbers, whose meaning depends on the operation.
         out, into: the rows that the instruction writes, and those that it reads.
         line, text: the number of its line in the PTX, and its text.
-        where: the line of Python source that the instruction comes from, if the PTX names one.
+        where: the line of Python source that the instruction comes from, or "" if the PTX names none.
     """
 
     operation: int
@@ -159,8 +159,9 @@ class Program:
     """A kernel.
 
     Attributes:
-        parameters: names of the arguments, in order.
-        constants: rows that hold a value from the start: ("value", number), ("parameter", place) or ("special", name).
+        parameters: the names of the arguments, in order.
+        rows: the number of rows.
+        constants: rows that hold a value from the start: ("value", number), ("parameter", index) or ("special", name).
     """
 
     name: str
@@ -174,11 +175,11 @@ def translate(text: str, peers: bool = False) -> Program:
     """Return the program of the PTX's one kernel.
 
     Args:
-        peers: whether that is known, too, which kernels of ours have not: acquire loads, atomic additions, and single
-            bytes of shared memory. What they order and race with is not modelled.
+        peers: whether to accept instructions that only kernels of other libraries have. These are acquire loads, atomic
+            additions, and accesses of single bytes of shared memory. Their order and their races are not modelled.
 
     Raises:
-        UnknownInstruction: it contains what the machine cannot execute.
+        UnknownInstruction: the PTX contains an instruction that the machine cannot execute.
     """
     return _Translator(text, peers).translate()
 
@@ -186,7 +187,7 @@ def translate(text: str, peers: bool = False) -> Program:
 _SPACE = re.compile(r"\s+|//[^\n]*")
 _LABEL = re.compile(r"([\w$]+):(?!:)")
 _SOURCE = re.compile(r"//\s*(\S+\.py:\d+)")
-_REGISTER = re.compile(r"%\w+")  # of the function: those of an inner scope have names without a sign
+_REGISTER = re.compile(r"%\w+")  # registers of the function; names in an inner scope have no "%"
 _ADDRESS = re.compile(r"\[ ?([%\w]+) ?(?:\+ ?(-?\w+))? ?\]")
 
 
@@ -194,7 +195,7 @@ class _Translator:
     def __init__(self, text: str, peers: bool):
         self._text, self._peers = text, peers
         self._rows: dict[tuple, int] = {}
-        self._scopes: list[tuple[int, set]] = []  # of braces: a number, and the registers declared inside
+        self._scopes: list[tuple[int, set]] = []  # open braces: a number, and the registers declared inside
         self._labels: dict[tuple[int, str], int] = {}
         self._branches: list[tuple[int, str, list[int]]] = []
         self._where = ""
@@ -205,15 +206,15 @@ class _Translator:
         self._parameters = {name: i for i, name in enumerate(names)}
         self._program = Program(entry[1], names)
         self._read_body(self._text.index("{", entry.end()))
-        for at, name, scopes in self._branches:
-            found = [self._labels[scope, name] for scope in reversed(scopes) if (scope, name) in self._labels]
-            if not found:
-                instruction = self._program.instructions[at]
-                raise UnknownInstruction(f"line {instruction.line} of the PTX, {instruction.text!r}: no label {name}")
-            if found[0] == len(self._program.instructions):
-                raise UnknownInstruction(f"a branch to the end, {name}")
-            self._program.instructions[at] = self._program.instructions[at]._replace(extra=(found[0], 0, 0, 0))
         instructions = self._program.instructions
+        for index, name, scopes in self._branches:
+            targets = [self._labels[scope, name] for scope in reversed(scopes) if (scope, name) in self._labels]
+            if not targets:
+                branch = instructions[index]
+                raise UnknownInstruction(f"line {branch.line} of the PTX, {branch.text!r}: no label {name}")
+            if targets[0] == len(instructions):
+                raise UnknownInstruction(f"a branch to the end, {name}")
+            instructions[index] = instructions[index]._replace(extra=(targets[0], 0, 0, 0))
         if not instructions or OPERATIONS[instructions[-1].operation] != "ret" or instructions[-1].guard >= 0:
             raise UnknownInstruction("a kernel that does not end with ret")
         self._program.rows = len(self._rows)
@@ -250,7 +251,7 @@ class _Translator:
 
     def _read_statement(self, text: str, line: int) -> None:
         if text.startswith(".reg "):
-            # Those with numbers, %r<40>, are the function's own and need no declaration.
+            # Numbered registers of the function, %r<40>, are recognized by their "%".
             names = text.split(None, 2)[2].split(",")
             self._scopes[-1][1].update(name.strip() for name in names if "<" not in name)
             return
@@ -282,7 +283,7 @@ class _Translator:
         return self._rows.setdefault(key, len(self._rows))
 
     def _row(self, text: str, bits: int = 32) -> int:
-        """Return the row of a register, or of a constant of so many bits."""
+        """Return the row of a register, or of a constant of ``bits`` bits."""
         if (_REGISTER.fullmatch(text) and text not in _SPECIAL) or text == "_":
             return self._row_of((0, text))
         if text in _SPECIAL:
@@ -312,19 +313,19 @@ class _Translator:
         special = getattr(self, "_" + name.partition(".")[0], None)
         if special and special(name, o):
             return
-        if (found := _computing(name)) is None:
+        if (match := _match_computing(name)) is None:
             raise UnknownInstruction(name)
-        operation, bits, widths = found
+        operation, bits, widths = match
         into = [self._row(text, width) for text, width in zip(o[1:], widths, strict=True)]
         self._emit(operation, [self._row(o[0])], into, (bits,))
 
-    # Those below return whether they know the instruction.
+    # Every method below emits an instruction, and returns whether it knows the instruction.
 
     def _mov(self, name: str, o: list[str]) -> bool:
         bits = {"mov.b16": 16, "mov.b32": 32, "mov.b64": 64}.get(name)
         if o[1] == "%globaltimer":
             self._emit("clock", [self._row(o[0])])
-        elif bits and bits >= 32 and o[1] in self._parameters:  # Its address: arguments are eight bytes apart.
+        elif bits and bits >= 32 and o[1] in self._parameters:  # its address: arguments are 8 bytes apart
             self._emit("mov", [self._row(o[0])], [self._row_of(("value", 8 * self._parameters[o[1]]))], (bits,))
         elif bits and o[0].startswith("{"):
             out = self._vector(o[0], bits)
@@ -339,10 +340,10 @@ class _Translator:
     def _cvt(self, name: str, o: list[str]) -> bool:
         match = re.fullmatch(r"cvt\.([su])(\d+)\.([su])(\d+)", name)
         if match:
-            to, of = int(match[2]), int(match[4])
+            to, source = int(match[2]), int(match[4])
             if to == 8:
                 raise UnknownInstruction(name)
-            self._emit(f"extend_{match[3]}", [self._row(o[0])], [self._row(o[1], of)], (of, to))
+            self._emit(f"extend_{match[3]}", [self._row(o[0])], [self._row(o[1], source)], (source, to))
         return bool(match)
 
     def _setp(self, name: str, o: list[str]) -> bool:
@@ -366,7 +367,7 @@ class _Translator:
         return name in ("ret", "ret.uni")
 
     def _trap(self, name: str, o: list[str]) -> bool:
-        # Reported as a load from address 0, which is in no tensor.
+        # A load from address 0, which is in no tensor: the machine reports it.
         self._emit("load_global", [self._row("_")], [self._row("0", 64)], (4, PLAIN))
         return name == "trap"
 
@@ -387,7 +388,7 @@ class _Translator:
         if match := re.fullmatch(r"ld\.param\.([bsu])(\d+)", name):
             bits, where = int(match[2]), o[1].strip("[] ")
             if _REGISTER.fullmatch(where):
-                rows = [self._row_of(("parameter", place)) for place in self._parameters.values()]
+                rows = [self._row_of(("parameter", index)) for index in self._parameters.values()]
                 self._emit("load_parameter", [self._row(o[0])], [self._row(where), *rows], (bits, match[1] == "s"))
             else:
                 row = self._row_of(("parameter", self._parameters[where]))
@@ -433,24 +434,24 @@ class _Translator:
         elif name == "cp.async.wait_group":
             self._emit("cp_wait", extra=(int(o[0], 0),))
         elif name in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
-            (to, to_offset), (of, of_offset) = self._address(o[0]), self._address(o[1])
+            (to, to_offset), (source, source_offset) = self._address(o[0]), self._address(o[1])
             if (name[9:11], int(o[2], 0)) not in (("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)):
                 raise UnknownInstruction(f"copies of {o[2]} bytes by {name}")
-            if any(size.startswith("%p") for size in o[3:4]):  # a predicate there means another thing than a size
+            if any(size.startswith("%p") for size in o[3:4]):  # a predicate to ignore the source, not a size
                 raise UnknownInstruction(f"the operand {o[3]}")
-            into = [to, of, *(self._row(size) for size in o[3:4])]
-            self._emit("cp_async", [], into, (int(o[2], 0), to_offset, of_offset))
+            into = [to, source, *(self._row(size) for size in o[3:4])]
+            self._emit("cp_async", [], into, (int(o[2], 0), to_offset, source_offset))
         else:
             raise UnknownInstruction(name)
         return True
 
     def _mma(self, name: str, o: list[str]) -> bool:
         match = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", name)
-        depth, of, other = int(match[1]), match[2], match[3]
-        if of != other or (of, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
+        depth, left, right = int(match[1]), match[2], match[3]
+        if left != right or (left, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
             raise UnknownInstruction(name)
         into = [row for text in o[1:4] for row in self._vector(text, 32)]
-        extra = (ELEMENTS.index(of.upper()), depth)
+        extra = (ELEMENTS.index(left.upper()), depth)
         self._emit("mma", self._vector(o[0], 32), into, extra, aligned=True)
         return True
 
@@ -467,10 +468,10 @@ class _Translator:
             if columns % 8 or not 8 <= columns <= 256 or depth != (8 if match[3] == "tf32" else 16):
                 raise UnknownInstruction(name)
             in_registers = o[1].startswith("{")
-            negated_a, negated_b, *transposed = (int(each, 0) for each in o[4:])
+            negated_a, negated_b, *transposed = (int(flag, 0) for flag in o[4:])
             if (negated_a, negated_b) != (1, 1) or match[3] != match[4]:
                 raise UnknownInstruction(name)
-            # Of an operand in registers, and of TF32, there is nothing to transpose.
+            # The flags to transpose: none in TF32, and none for an operand in registers.
             transposed_b = transposed[-1] if transposed else 0
             transposed_a = transposed[0] if len(transposed) > 1 else 0
             kind = ELEMENTS.index(match[3].upper())
@@ -495,14 +496,14 @@ class _Translator:
     def _vote(self, name: str, o: list[str]) -> bool:
         if name != "vote.sync.any.pred" or not _is_whole_warp(o[2]):
             raise UnknownInstruction(name)
-        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (1,), aligned=True)  # of 0 and 1 the largest
+        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (1,), aligned=True)  # the maximum of 0 and 1
         return True
 
     def _redux(self, name: str, o: list[str]) -> bool:
         if not _is_whole_warp(o[2]):
             raise UnknownInstruction(name)
-        what = {"redux.sync.add.s32": 0, "redux.sync.max.s32": 1}[name]
-        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (what,), aligned=True)
+        reduction = {"redux.sync.add.s32": 0, "redux.sync.max.s32": 1}[name]
+        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (reduction,), aligned=True)
         return True
 
 
@@ -512,19 +513,19 @@ def _read_access(name: str, peers: bool) -> tuple[str, int, int]:
     match = re.fullmatch(
         r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
         r"\.[bu](?P<bits>8|16|32|64)",
-        name.replace(".shared::cta.", ".shared."),  # without a name it is the CTA's own, too
+        name.replace(".shared::cta.", ".shared."),  # without ::cta it is the same memory
     )
     if not match:
         raise UnknownInstruction(name)
     is_known = peers or ".v" in name if match["space"] == "shared" else name.startswith("ld")
     if match["bits"] == "8" and not is_known:
-        raise UnknownInstruction(name)  # what is known of accesses is known of two bytes at a time
+        raise UnknownInstruction(name)  # the machine tracks accesses of two bytes at a time
     order = RELAXED if match["relaxed"] else CONSTANT if match["cached"] == ".nc" else PLAIN
     return match["space"], order, int(match["bits"])
 
 
 def _is_whole_warp(mask: str) -> bool:
-    """Return whether a mask names all lanes. A register is taken to do so, as Triton sets it to -1."""
+    """Return whether a mask names all lanes. A register is assumed to, because Triton sets it to -1."""
     return mask in ("-1", "0xffffffff") or mask.startswith("%")
 
 
@@ -534,15 +535,15 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def waits(program: Program) -> list[tuple[int, int]]:
+def find_waits(program: Program) -> list[tuple[int, int]]:
     """Return the first and the last instruction of each loop that only waits for others' stores, innermost last."""
-    found = {}
+    loops = {}
     for last, instruction in enumerate(program.instructions):
         first = instruction.extra[0]
         if OPERATIONS[instruction.operation] != "bra" or first > last:
             continue
-        body = [(OPERATIONS[each.operation], each.extra[1]) for each in program.instructions[first : last + 1]]
+        body = [(OPERATIONS[inner.operation], inner.extra[1]) for inner in program.instructions[first : last + 1]]
         works = any(name in ("mma", "wgmma", "cp_async", "store_global") for name, _ in body)
         if ("load_global", RELAXED) in body and not works:
-            found[first] = last
-    return sorted(found.items(), key=lambda loop: loop[0] - loop[1])
+            loops[first] = last
+    return sorted(loops.items(), key=lambda loop: loop[0] - loop[1])

@@ -1,1 +1,1 @@
-"""From a module and its arguments to a checked `Call`."""
+"""Conversion of a module and its arguments to a checked `Call`."""

@@ -1,4 +1,4 @@
-"""From a module's arguments to a `Call`: checked, in the dtype of autocast, and without a copy where possible."""
+"""Conversion of a module's arguments to a `Call`: checked, in autocast's dtype, and without a copy where possible."""
 
 import dataclasses
 import operator
@@ -21,13 +21,14 @@ from .torch_state import TorchState, autocast_dtype, records_gradient
 
 @dataclass
 class Call:
-    """One call, batched.
+    """A call with its arguments in one form: batched and time first.
 
     Attributes:
-        input: [T, B, I], a time-first view of what the caller passed; of packed input the data [N, I].
-        hx: [layers * directions, B, H], or None for zeros; of packed input in the order of its rows.
+        problem: what a plan depends on.
+        input: [T, B, I], a view of the caller's input. For packed input, its data [N, I].
+        hx: [layers * directions, B, H], or None for zeros. For packed input, in the order of its rows.
         weights: of layer 0 (forward, then backward if bidirectional), layer 1, and so on.
-        sequences: where they end.
+        sequences: where the sequences end.
         resets: uint8 [T, B], not 0 where a sequence restarts before a step; or None.
         options: the module's settings.
     """
@@ -42,16 +43,16 @@ class Call:
 
     @property
     def batch_first(self) -> bool:
-        """Return whether the output is to be laid out batch first."""
+        """Return whether the output's memory is batch first."""
         return self.options.batch_first and self.sequences.layout != "packed"
 
     @property
     def dropout(self) -> float:
-        """Return the probability in force between layers."""
+        """Return the probability of dropout between layers, which is 0 in `eval()`."""
         return self.options.dropout if self.options.training else 0.0
 
     def initial_state(self) -> Tensor:
-        """Return hx, made of zeros where the caller passed none."""
+        """Return hx, or zeros if the caller passed None."""
         if self.hx is not None:
             return self.hx
         return self.input.new_zeros(len(self.weights), self.sequences.batch_size, self.problem.hidden_size)
@@ -62,8 +63,8 @@ def bind_gru(
 ) -> Call:
     """Return the `Call` for ``gru(input, hx, lengths, resets)`` of a `triton_gru.GRU`.
 
-    Raises what torch.nn.GRU raises for the same arguments. Where that fails inside a matrix product, the error is a
-    clearer one of the same type.
+    Raises what torch.nn.GRU raises for the same arguments. Exception: where torch.nn.GRU fails inside a matrix product,
+    our error has the same type and a clearer message.
     """
     check_gru(gru, input, hx, lengths, resets)
     options, weights = Options.from_module(gru), weights_of_gru(gru)
@@ -75,7 +76,7 @@ def bind_gru(
 
 
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
-    """Return the `Call` of one step for ``cell(input, hx)``. Raises what torch.nn.GRUCell raises, likewise."""
+    """Return the `Call` of one step for ``cell(input, hx)``. Raises as `bind_gru`, by torch.nn.GRUCell."""
     check_cell(cell, input, hx)
     input, hx = to_gru_arguments(input, hx)
     sequences = Sequences("dense", 1, input.size(1))
@@ -90,15 +91,17 @@ def bind_dense(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Call:
-    """Return the `Call` for arguments that are batched, not packed, and have been checked."""
+    """Return the `Call` for dense, batched arguments that have been checked."""
     if options.batch_first:
         input = input.transpose(0, 1)
         resets = None if resets is None else resets.transpose(0, 1)
     if resets is not None:
         resets = resets.contiguous().view(torch.uint8)
     steps, batch_size, _ = input.shape
-    dense = lengths is None
-    sequences = Sequences("dense", steps, batch_size) if dense else sequences_from_lengths(lengths, steps, input.device)
+    if lengths is None:
+        sequences = Sequences("dense", steps, batch_size)
+    else:
+        sequences = sequences_from_lengths(lengths, steps, input.device)
     return _bind(options, input, hx, weights, sequences, resets)
 
 
@@ -122,9 +125,9 @@ def _bind(
 
 
 def _unsupported_reason(call: Call, is_cell: bool) -> str:
-    """Return why no kernel can serve the call, whatever its shape; empty if one can.
+    """Return why no kernel can serve this call at any shape, or ''.
 
-    Every global setting that is read here has to be in `TorchState`, by which kept calls are found.
+    Any global setting read here must also be in `TorchState`, which is part of the signature of a kept call.
     """
     options, input, hx = call.options, call.input, call.hx
     if options.is_training_call:
@@ -140,16 +143,16 @@ def _unsupported_reason(call: Call, is_cell: bool) -> str:
         return "input and hx differ in dtype"
     if reason := unreadable_weights_reason(options, call.weights, input):
         return reason
-    # torch has a backward in eval() where it does not call cuDNN.
-    without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
-    torch_serves = options.backend == "auto" and options.reset_after and call.resets is None
-    if torch_serves and without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
-        return "autograd records the call, and torch has its backward: call it under torch.no_grad()"
+    # In eval(), torch can compute a backward of the calls that it does not give to cuDNN.
+    is_without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
+    can_torch_serve = options.backend == "auto" and options.reset_after and call.resets is None
+    if can_torch_serve and is_without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
+        return "autograd records the call, and torch can compute its backward: call it under torch.no_grad()"
     return too_many_rows_reason(input.size(0)) if call.sequences.layout == "packed" else ""
 
 
 def to_gru_arguments(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return a cell's input and state as those of a GRU of one layer, [1, B, I] and [1, B, H]."""
+    """Return a cell's input and state in the shapes of a GRU of one layer: [1, B, I] and [1, B, H]."""
     input, hx = add_cell_batch_dim(input, hx)
     return input.unsqueeze(0), unsqueeze_if_given(hx, 0)
 
@@ -157,7 +160,7 @@ def to_gru_arguments(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor |
 def cast_for_autocast(
     input: Tensor, hx: Tensor | None, weights: list[LayerWeights]
 ) -> tuple[Tensor, Tensor | None, list[LayerWeights]]:
-    """Cast to the dtype of autocast where autocast is on. float64 stays, as for cuDNN's GRU."""
+    """Cast the arguments and weights to autocast's dtype if autocast is on. float64 stays, as for cuDNN's GRU."""
     dtype = autocast_dtype(input.device)
     if dtype is None:
         return input, hx, weights
@@ -171,19 +174,20 @@ def cast_for_autocast(
 def weights_of_gru(gru) -> list[LayerWeights]:
     """Return the weights of each layer and direction, looked up by name.
 
-    Not from ``_flat_weights``: torch brings that list up to date by ``flatten_parameters``, which moves the parameters.
-    A CUDA graph that another module sharing them has captured would go on reading the memory that they left.
+    The list ``_flat_weights`` may be out of date, and torch only updates it by ``flatten_parameters``, which moves the
+    parameters. If a module that shares the parameters has been captured in a CUDA graph, the graph would then read the
+    old memory.
     """
     weights = [getattr(gru, name) for name in gru._flat_weights_names]
     if not torch.compiler.is_compiling() and any(map(operator.is_not, weights, gru._flat_weights)):
-        _forget_old_weights(gru, weights)
+        _update_flat_weights(gru, weights)
     return group_weights(weights, gru.bias)
 
 
-def _forget_old_weights(gru, weights: list[Tensor]) -> None:
-    """Put parameters that are new into ``_flat_weights``, which would keep those alive that they have replaced."""
-    replaced = zip(weights, gru._flat_weights)
-    gru._flat_weights = [new if isinstance(new, torch.nn.Parameter) else old for new, old in replaced]
+def _update_flat_weights(gru, weights: list[Tensor]) -> None:
+    """Put replaced parameters into ``_flat_weights``. Otherwise this list keeps the old parameters alive."""
+    pairs = zip(weights, gru._flat_weights)
+    gru._flat_weights = [new if isinstance(new, torch.nn.Parameter) else old for new, old in pairs]
 
 
 def weights_of_cell(cell) -> LayerWeights:
@@ -192,7 +196,7 @@ def weights_of_cell(cell) -> LayerWeights:
 
 
 def group_weights(flat: list[Tensor], bias: bool) -> list[LayerWeights]:
-    """Return torch's flat list of weights by layer and direction."""
+    """Return torch's flat list of weights, grouped by layer and direction."""
     per_layer = 4 if bias else 2
     return [
         (*flat[i : i + 2], *(flat[i + 2 : i + 4] if bias else (None, None))) for i in range(0, len(flat), per_layer)
@@ -200,10 +204,10 @@ def group_weights(flat: list[Tensor], bias: bool) -> list[LayerWeights]:
 
 
 def make_weights_contiguous(weights: list[LayerWeights]) -> list[LayerWeights]:
-    """Return weights that lie in order, copied where they do not."""
+    """Return contiguous weights. Those that are not contiguous are copied."""
     return [tuple(None if w is None else w.contiguous() for w in layer) for layer in weights]
 
 
 def flatten_weights(weights: list[LayerWeights]) -> list[Tensor]:
-    """Return weights as torch's flat list, the reverse of `group_weights`."""
+    """Return weights as torch's flat list. Undoes `group_weights`."""
     return [w for layer in weights for w in layer if w is not None]

@@ -1,4 +1,4 @@
-"""What torch.nn.GRU and torch.nn.GRUCell raise for arguments that are wrong, before anything is launched."""
+"""Checks of arguments before any launch. They raise the errors of torch.nn.GRU and torch.nn.GRUCell."""
 
 import torch
 from torch import Tensor
@@ -6,25 +6,25 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .torch_state import autocast_dtype
 
-REVERSE_BIDIRECTIONAL_ERROR = "reverse is for one direction: a bidirectional GRU goes both ways as it is"
+REVERSE_BIDIRECTIONAL_ERROR = "reverse=True needs one direction: a bidirectional GRU runs backward anyway"
 
 
 def check_gru(
     gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
 ) -> None:
-    """Raise what is wrong with the arguments of ``gru(input, hx, lengths, resets)``.
+    """Raise an error if the arguments of ``gru(input, hx, lengths, resets)`` are wrong.
 
-    Shapes, dtypes and devices are looked at, which may be symbolic.
+    The checks read shapes, dtypes and devices only. Shapes may be symbolic.
     """
-    packed = isinstance(input, PackedSequence)
-    if gru.reverse and gru.bidirectional:  # assigned later
+    is_packed = isinstance(input, PackedSequence)
+    if gru.reverse and gru.bidirectional:  # possible, as attributes can be assigned after the constructor's check
         raise ValueError(REVERSE_BIDIRECTIONAL_ERROR)
-    if resets is not None and (packed or gru.bidirectional or gru.reverse):
-        kind = "packed input" if packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
+    if resets is not None and (is_packed or gru.bidirectional or gru.reverse):
+        kind = "packed input" if is_packed else "a bidirectional GRU" if gru.bidirectional else "a reverse GRU"
         raise ValueError(f"resets cannot go with {kind}")
-    if packed:
+    if is_packed:
         if lengths is not None:
-            raise ValueError("lengths cannot go with packed input, which has its own")
+            raise ValueError("lengths cannot go with packed input, which contains its lengths")
         data = input.data
         _check_input(gru, data, 2)
         if hx is not None:
@@ -36,21 +36,24 @@ def check_gru(
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        whole, state, _ = add_batch_dim(gru.batch_first, input, hx, None)
-        _check_input(gru, whole, 3)
+        batched, state, _ = add_batch_dim(gru.batch_first, input, hx, None)
+        _check_input(gru, batched, 3)
         if state is not None:
-            gru.check_hidden_size(state, gru.get_expected_hidden_size(whole, None))
-        if whole.size(1 if gru.batch_first else 0) == 0:
+            gru.check_hidden_size(state, gru.get_expected_hidden_size(batched, None))
+        if batched.size(1 if gru.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
-            _check_lengths(lengths, whole.size(0 if gru.batch_first else 1) if input.dim() == 3 else None)
+            _check_lengths(lengths, batched.size(0 if gru.batch_first else 1) if input.dim() == 3 else None)
         if resets is not None:
             _check_resets(resets, input)
-    _check_same_place(data, hx, getattr(gru, gru._all_weights[0][0]))
+    _check_devices_and_dtypes(data, hx, getattr(gru, gru._all_weights[0][0]))
 
 
 def _check_input(gru, input: Tensor, dimensions: int) -> None:
-    """Raise what ``gru.check_input`` raises. That asks a list for the weights' dtype which may be of older weights."""
+    """Raise what ``gru.check_input`` raises.
+
+    torch's method reads the weights' dtype from ``_flat_weights``, which may hold older weights.
+    """
     weight = getattr(gru, gru._all_weights[0][0])
     if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
@@ -71,7 +74,7 @@ def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
     if lengths.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         raise TypeError(f"lengths must be a tensor of integers, got one of {lengths.dtype}")
     if batch_size is None:
-        raise ValueError("lengths need batched input")
+        raise ValueError("lengths need batched input, got unbatched input")
     if lengths.dim() != 1 or lengths.size(0) != batch_size:
         raise ValueError(f"lengths must be of shape [{batch_size}], one for each sequence, got {list(lengths.shape)}")
 
@@ -84,33 +87,35 @@ def _check_resets(resets: Tensor, input: Tensor) -> None:
             f"resets must be of input's shape without its features, {list(input.shape[:-1])}, got {list(resets.shape)}"
         )
     if resets.device != input.device:
-        raise RuntimeError(f"resets and input are not at the same device: {resets.device} and {input.device}")
+        raise RuntimeError(f"resets and input must be on the same device, got {resets.device} and {input.device}")
 
 
 def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
-    """Raise what is wrong with the arguments of ``cell(input, hx)``, as `check_gru` does."""
+    """Raise an error if the arguments of ``cell(input, hx)`` are wrong, as `check_gru`."""
     if input.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is not None and hx.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-    whole, state = add_cell_batch_dim(input, hx)
-    if whole.size(1) != cell.input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {whole.size(1)} expected {cell.input_size}")
+    batched, state = add_cell_batch_dim(input, hx)
+    if batched.size(1) != cell.input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {batched.size(1)} expected {cell.input_size}")
     if state is not None:
-        if state.size(0) != whole.size(0):
-            raise RuntimeError(f"Input batch size {whole.size(0)} doesn't match hidden0 batch size {state.size(0)}")
+        if state.size(0) != batched.size(0):
+            raise RuntimeError(f"Input batch size {batched.size(0)} doesn't match hidden0 batch size {state.size(0)}")
         if state.size(1) != cell.hidden_size:
             raise RuntimeError(
                 f"hidden0 has inconsistent hidden_size: got {state.size(1)}, expected {cell.hidden_size}"
             )
         if state.dim() != 2:
-            raise RuntimeError("hidden0 must have as many dimensions as input: both with a batch, or neither")
-    _check_same_place(input, hx, cell.weight_ih)
+            raise RuntimeError(
+                f"hidden0 and input must have the same number of dimensions, got {hx.dim()} and {input.dim()}"
+            )
+    _check_devices_and_dtypes(input, hx, cell.weight_ih)
     if input.dtype != cell.weight_ih.dtype and autocast_dtype(input.device) is None:
         raise RuntimeError(f"input dtype {input.dtype} does not match weight dtype {cell.weight_ih.dtype}")
 
 
-def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
+def _check_devices_and_dtypes(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
     if input.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
@@ -126,7 +131,7 @@ def _check_same_place(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
 
 
 def add_batch_dim(batch_first: bool, input: Tensor, hx: Tensor | None, resets: Tensor | None):
-    """Return a GRU's arguments with a batch: as they are, or of one sequence where ``input`` has none."""
+    """Return a GRU's arguments with a batch dimension. An unbatched input becomes a batch of one sequence."""
     if input.dim() == 3:
         return input, hx, resets
     batch = 0 if batch_first else 1
@@ -134,7 +139,7 @@ def add_batch_dim(batch_first: bool, input: Tensor, hx: Tensor | None, resets: T
 
 
 def add_cell_batch_dim(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return a cell's arguments with a batch: as they are, or of one row where ``input`` has none."""
+    """Return a cell's arguments with a batch dimension. An unbatched input becomes a batch of one row."""
     return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), unsqueeze_if_given(hx, 0))
 
 

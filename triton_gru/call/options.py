@@ -1,4 +1,4 @@
-"""What a GRU or a cell is set to, torch's own or this package's."""
+"""The options of a GRU or a cell, of torch.nn or of this package."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ from torch import nn
 from ..plan.problem import Problem
 from .torch_state import cublas_unsupported_reason, fp32_precision
 
-# Attributes that torch's modules do not have. `accelerate` sets none of them.
+# Attributes that nn.GRU and nn.GRUCell do not have. `accelerate` sets none of them.
 EXTRA_ATTRIBUTES = ("backend", "reset_after", "reverse")
-_NOTHING_SET = True, False, "auto"  # reset_after, reverse and backend of torch's own
+_DEFAULTS = True, False, "auto"  # reset_after, reverse and backend of nn.GRU and nn.GRUCell
 
 
 class Options(NamedTuple):
-    """The settings of a module, as `triton_gru.GRU` has them. A cell is a GRU of one layer."""
+    """The options of a module, named as in `triton_gru.GRU`. A cell has those of a GRU of one layer."""
 
     input_size: int
     hidden_size: int
@@ -30,15 +30,16 @@ class Options(NamedTuple):
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "Options":
-        """Return the settings of a GRU or a cell. torch's own has what is the default of `EXTRA_ATTRIBUTES`."""
+        """Return the options of a GRU or a cell. Those of torch.nn have the defaults of `EXTRA_ATTRIBUTES`."""
         kind = type(module)
-        own = (module.reset_after, module.reverse, module.backend) if hasattr(kind, "torch_class") else _NOTHING_SET
-        if issubclass(kind, nn.RNNCellBase):  # isinstance would ask our modules for more, which takes longer
+        extra = (module.reset_after, module.reverse, module.backend) if hasattr(kind, "torch_class") else _DEFAULTS
+        # issubclass(kind, ...) is faster than isinstance, which reads the __class__ property of our modules.
+        if issubclass(kind, nn.RNNCellBase):
             layers = 1, module.bias, False, 0.0, False
         else:
             layers = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
-        # Faster than cls(...), whose __new__ is in Python.
-        return tuple.__new__(cls, (module.input_size, module.hidden_size, *layers, *own, module.training))
+        # tuple.__new__ is faster than cls(...), whose __new__ is in Python.
+        return tuple.__new__(cls, (module.input_size, module.hidden_size, *layers, *extra, module.training))
 
     @property
     def directions(self) -> int:
@@ -46,18 +47,18 @@ class Options(NamedTuple):
 
     @property
     def unsupported_by_nn_gru(self) -> str:
-        """Name the settings that no GRU of torch's has; empty if there are none."""
+        """Return the options that nn.GRU lacks, such as "reset_after=False", or ''."""
         if self.reset_after and not self.reverse:
             return ""
         return ", ".join(["reset_after=False"] * (not self.reset_after) + ["reverse=True"] * self.reverse)
 
     @property
     def is_training_call(self) -> bool:
-        """Return whether a call now is to train the module."""
+        """Return whether a call trains the module: in training mode with grad enabled."""
         return self.training and torch.is_grad_enabled()
 
     def to_problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
-        """Return the problem that a call is. ``ends`` are ``layout``, ``resets`` and ``unsupported_reason`` of `Problem`."""
+        """Return the problem of a call. ``ends`` are the fields layout, resets and unsupported_reason of `Problem`."""
         precision = fp32_precision() if dtype == torch.float32 else "ieee"
         return Problem(
             steps=steps,
@@ -76,5 +77,5 @@ class Options(NamedTuple):
 
 
 def has_only_nn_gru_attributes(module: nn.Module) -> bool:
-    """Return whether ``module`` is torch's but for its class: `accelerate` changed that, and nobody set anything."""
+    """Return whether ``module`` only differs from a torch module by its class: `accelerate` changed nothing else."""
     return not any(name in module.__dict__ for name in EXTRA_ATTRIBUTES)

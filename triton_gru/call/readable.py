@@ -1,4 +1,4 @@
-"""Which tensors a kernel can read: those whose memory holds their values, as their dtype and shape say."""
+"""Checks that a kernel can read a tensor: its memory must hold its values, in its dtype and shape."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def materialize(tensor: Tensor | None) -> Tensor | None:
-    """Return ``tensor`` with its values in memory, as a copy where memory holds something else.
+    """Return ``tensor``, or a copy of it if its memory does not hold its values.
 
-    torch may keep a negation as a bit of the tensor (``z.conj().imag``), and zeros without any memory.
+    torch may represent a negation as a bit of the tensor (``z.conj().imag``), and zeros without any memory.
     """
     return tensor.clone() if type(tensor) in _PLAIN and _holds_other_values(tensor) else tensor
 
@@ -22,23 +22,23 @@ def _holds_other_values(tensor: Tensor) -> bool:
 
 
 def is_plain(tensor) -> bool:
-    """Return whether ``tensor`` is one of torch's own, with memory of its own."""
+    """Return whether ``tensor`` is a plain torch tensor with strided memory, not a subclass."""
     return type(tensor) in _PLAIN and tensor.layout is torch.strided
 
 
 def unreadable_reason(tensor: Tensor) -> str:
-    """Return why the values of ``tensor`` are not what its memory holds; empty if they are."""
+    """Return why the memory of ``tensor`` does not hold its values, or ''."""
     if type(tensor) not in _PLAIN:
         return f"{type(tensor).__name__} is a tensor subclass"
     if tensor.layout is not torch.strided:
-        return f"a tensor has the layout {str(tensor.layout)[6:]}, and kernels read strided memory"
+        return f"a tensor has the layout {str(tensor.layout)[6:]}, and kernels read strided memory only"
     if _holds_other_values(tensor):
-        return "the memory of a tensor holds other values: torch negates them when they are read, or has zeros only"
+        return "a tensor's memory holds other values: torch negates them on reading, or stores zeros without memory"
     return ""
 
 
 def unreadable_weights_reason(options: Options, weights: list[LayerWeights], input: Tensor) -> str:
-    """Return why a kernel cannot read the weights of a GRU or cell beside ``input``; empty if it can."""
+    """Return why a kernel cannot use the weights of a GRU or cell with ``input``, or ''."""
     hidden = options.hidden_size
     for i, layer in enumerate(weights):
         features = options.input_size if i < options.directions else options.directions * hidden
@@ -49,8 +49,10 @@ def unreadable_weights_reason(options: Options, weights: list[LayerWeights], inp
             if reason := unreadable_reason(weight):
                 return reason
             if weight.dtype != input.dtype or weight.device != input.device:
-                here, there = f"{weight.dtype} on {weight.device}", f"{input.dtype} on {input.device}"
-                return f"{name} and the input differ in dtype or device: {here} and {there}"
+                return (
+                    f"{name} and the input differ in dtype or device: {weight.dtype} on {weight.device} and "
+                    f"{input.dtype} on {input.device}"
+                )
             if weight.shape != shape:
                 return f"{name} has the shape {list(weight.shape)}, expected {list(shape)} by the module's sizes"
     return ""

@@ -1,4 +1,4 @@
-"""Where the sequences of a batch end: what the kernels need to know of ``lengths`` and of packed input."""
+"""The ends of a batch's sequences, as the kernels read them: from ``lengths`` and from packed input."""
 
 import collections
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from ..plan.device import is_capturing
 
 @dataclass
 class Sequences:
-    """Of one batch, on the device that computes it.
+    """The sequences of a batch: their layout and ends. Tensors are on the device that computes the batch.
 
     Attributes:
         layout: ``"dense"``, ``"lengths"`` or ``"packed"`` (kernels/sequences.py).
-        steps, batch_size: the longest sequence that there may be, and how many there are.
+        steps: largest possible length of a sequence.
+        batch_size: number of sequences.
         lengths: int32 [batch_size], each in [0, steps]; None for dense.
-        offsets: int32 [steps], the rows of packed data before each step's; None if it is not packed. They are wrong of
-            more rows than `validity.too_many_rows_reason` allows, for which no kernel reads them.
+        offsets: int32 [steps], for packed input: the number of rows before those of each step. Otherwise None. With
+            more rows than `validity.too_many_rows_reason` allows, int32 overflows. Then no kernel reads the offsets.
     """
 
     layout: str
@@ -30,52 +31,58 @@ class Sequences:
 
 
 def sequences_from_lengths(lengths: Tensor, steps: int, device: torch.device) -> Sequences:
-    """Of dense input whose sequences end at ``lengths`` [B], an integer tensor anywhere, clamped to [0, steps].
+    """Return the sequences of dense input that end at ``lengths``.
+
+    ``lengths`` is an integer tensor [B] on any device. It is clamped to [0, steps].
 
     Raises:
         RuntimeError: a CUDA graph is being captured and the lengths are not on its device.
     """
     if lengths.device != device:
         if is_capturing(device):
-            raise RuntimeError(
-                f"lengths are on {lengths.device}: to be captured in a CUDA graph they have to be on {device}"
-            )
-        lengths = _to(lengths, device)
+            raise RuntimeError(f"lengths must be on {device} while a CUDA graph is captured, got {lengths.device}")
+        lengths = _copy_to_device(lengths, device)
     if lengths.dtype not in (torch.int32, torch.int64):
-        lengths = lengths.to(torch.int32)  # smaller ones may not hold the number of steps, which they are clamped to
+        # A smaller dtype may not hold ``steps``, to which lengths are clamped.
+        lengths = lengths.to(torch.int32)
     return Sequences("lengths", steps, lengths.size(0), lengths.clamp(0, steps).to(torch.int32).contiguous())
 
 
 def sequences_from_batch_sizes(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences:
-    """Of packed input with ``batch_sizes`` (as in torch's PackedSequence, on the CPU) and ``rows`` rows of data.
+    """Return the sequences of packed input.
+
+    Args:
+        batch_sizes: as in torch's PackedSequence, on the CPU.
+        rows: number of rows of the packed data.
+        device: where the data is.
 
     Raises:
-        ValueError: there is no such packed sequence.
+        ValueError: batch_sizes and rows are not those of a packed sequence.
         RuntimeError: a CUDA graph is being captured and no call with these sizes came before.
     """
     steps = len(batch_sizes)
     if steps == 0:
         raise ValueError("Expected sequence length to be larger than 0 in RNN")
-    after = batch_sizes.cumsum(0)
-    if (batch_sizes < 1).any() or (batch_sizes.diff() > 0).any() or after[-1] != rows:
+    rows_so_far = batch_sizes.cumsum(0)
+    if (batch_sizes < 1).any() or (batch_sizes.diff() > 0).any() or rows_so_far[-1] != rows:
         raise ValueError(
-            "batch_sizes of a PackedSequence have to be positive, must not grow, and sum to the rows of its data: "
-            f"{rows}, got {_shortened(batch_sizes)}"
+            f"batch_sizes of a PackedSequence must be positive, must not grow, and must sum to the {rows} rows of its "
+            f"data, got {_format_sizes(batch_sizes)}"
         )
     batch_size = int(batch_sizes[0])
-    # Of ascending sizes, how many steps are no more than a row's number: in those it is not.
-    ended = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size, device="cpu"), right=True)
-    table = torch.cat([after - batch_sizes, steps - ended]).to(torch.int32)
+    # Row b is missing in every step whose batch size is at most b. Count these steps.
+    missing_steps = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size, device="cpu"), right=True)
+    table = torch.cat([rows_so_far - batch_sizes, steps - missing_steps]).to(torch.int32)
     if is_capturing(device):
-        table = _for_capture(table, device)
+        table = _find_captured_table(table, device)
     elif device.type == "cuda":
-        host, table = table, _to(table, device)
-        _recent.append((host, table))
+        host_table, table = table, _copy_to_device(table, device)
+        _recent.append((host_table, table))
     return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
 
 
 def unpack_input(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Sequences]:
-    """Return the data of a call on packed input, the state in the order of its rows, and its `Sequences`.
+    """Return the packed data, the state in the order of its rows, and the `Sequences`.
 
     Raises what `sequences_from_batch_sizes` raises.
     """
@@ -85,37 +92,36 @@ def unpack_input(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple
 
 
 def pack_results(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
-    """Return the results of a call on packed input as the caller wants them: packed, and in the order of the batch."""
+    """Return the results of a call on packed input: the output packed, and h_n in the order of the batch."""
     output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
     return output, gru.permute_hidden(h_n, input.unsorted_indices)
 
 
-# What a graph's replays read has to be there before its capture, and to stay: a copy from the host would, at every
-# replay, read what is in that memory of the host by then. So a capture takes the table of a call before it. Each with
-# what it was copied from.
+# Tables on the CPU and their copies on a device. A captured copy from the host would read the host's memory again at
+# every replay, when the memory may hold other values. So a capture uses the device's table of an earlier call.
 _recent: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=256)
-_captured: list[tuple[Tensor, Tensor]] = []  # for good: nobody tells when a graph is gone
+_captured: list[tuple[Tensor, Tensor]] = []  # kept forever, because torch does not tell when a graph is deleted
 
 
-def _for_capture(table: Tensor, device: torch.device) -> Tensor:
-    for known in (*_captured, *reversed(_recent)):
-        if known[1].device == device and torch.equal(known[0], table):
-            if not any(known is each for each in _captured):
-                _captured.append(known)
-            return known[1]
+def _find_captured_table(table: Tensor, device: torch.device) -> Tensor:
+    """Return the copy of ``table`` on the device that an earlier call made, and keep it for the graph."""
+    for pair in (*_captured, *reversed(_recent)):
+        if pair[1].device == device and torch.equal(pair[0], table):
+            if not any(pair is captured for captured in _captured):
+                _captured.append(pair)
+            return pair[1]
     raise RuntimeError(
-        "packed input can be captured in a CUDA graph after a call with the same batch_sizes outside of one: "
-        "a warm-up, as torch asks for"
+        "to capture packed input in a CUDA graph, first make a call with the same batch_sizes outside of the capture"
     )
 
 
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it where the tensor comes from the CPU."""
+def _copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy on the device. The host does not wait for a copy from the CPU to a GPU."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def _shortened(batch_sizes: Tensor) -> str:
+def _format_sizes(batch_sizes: Tensor) -> str:
     sizes = batch_sizes.tolist()
     return f"{sizes}" if len(sizes) <= 8 else f"[{', '.join(map(str, sizes[:8]))}, ...]"

@@ -1,4 +1,4 @@
-"""What the commands of ``triton-gru`` have in common: options, and what is made of them."""
+"""Options that several commands of ``triton-gru`` share, and functions that interpret them."""
 
 import argparse
 import importlib
@@ -17,19 +17,22 @@ TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
 
 
 def make_problem_parser() -> argparse.ArgumentParser:
-    """Return a parser, to be a parent of others, of the options of a problem that are no sizes. Unset ones are None."""
-    form = argparse.ArgumentParser(add_help=False)
-    form.add_argument("--precision", choices=("tf32", "ieee"), help="of fp32 products (default: tf32)")
-    form.add_argument("--bidirectional", action="store_true", default=None)
-    form.add_argument("--reset-before", action="store_true", default=None, help="reset before the recurrent product")
-    form.add_argument("--layout", choices=LAYOUTS, help="of the sequences (default: dense)")
-    return form
+    """Return a parent parser with the options of a problem that are not sizes. An option that is not given is None."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--precision", choices=("tf32", "ieee"), help="precision of fp32 products (default: tf32)")
+    parser.add_argument("--bidirectional", action="store_true", default=None, help="both directions")
+    parser.add_argument(
+        "--reset-before", action="store_true", default=None,
+        help="reset_after=False: the reset gate comes before the recurrent product",
+    )  # fmt: skip
+    parser.add_argument("--layout", choices=LAYOUTS, help="layout of the sequences (default: dense)")
+    return parser
 
 
 def build_problem(
     options, dtype: torch.dtype, hidden: int, batch: int, steps: int, layers: int, inputs: int | None
 ) -> Problem:
-    """Return the problem of these sizes, in the form that the options of `make_problem_parser` say."""
+    """Return the problem of these sizes. The options of `make_problem_parser` set its other fields."""
     precision = (options.precision or "tf32") if dtype == torch.float32 else "ieee"
     return Problem(
         steps=steps,
@@ -47,41 +50,44 @@ def build_problem(
 
 
 def parse_positive_int(text: str) -> int:
-    """Return a number of the command line that counts something."""
+    """Return a positive whole number from the command line."""
     if not re.fullmatch(r"0*[1-9]\d*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
     return int(text)
 
 
 def import_attribute(name: str):
-    """Return what ``module:attribute`` names. The module may be in the current folder.
+    """Return the object that ``module:attribute`` names. The module may be in the current folder.
 
-    Raises what importing it raises, or AttributeError.
+    Raises:
+        AttributeError: the module has no such attribute.
+        Exception: importing the module raises it.
     """
     module, _, attribute = name.partition(":")
-    if sys.path[0] != (here := os.getcwd()):
-        sys.path.insert(0, here)
+    if sys.path[0] != (folder := os.getcwd()):
+        sys.path.insert(0, folder)
     return getattr(importlib.import_module(module), attribute)
 
 
 def call_by_name(name: str):
-    """Return what the function ``module:function`` returns.
+    """Return the result of the function ``module:function``.
 
     Raises:
-        ValueError: that is not how a function is named.
-        RuntimeError: it cannot be imported or called, or fails.
+        ValueError: ``name`` does not have that form.
+        RuntimeError: the function cannot be imported or called, or raises.
     """
     if not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError(f"a function is named as MODULE:FUNCTION, such as mypackage.model:build, got {name!r}")
+        raise ValueError(f"name the function as MODULE:FUNCTION, such as mypackage.model:build, got {name!r}")
     try:
         return import_attribute(name)()
     except Exception as error:
         *_, last = traceback.extract_tb(error.__traceback__)
-        is_theirs = last.filename != __file__ and not last.filename.startswith("<")  # frozen: Python's import
-        where = f" ({last.filename}:{last.lineno})" * is_theirs
+        # A name such as "<frozen importlib._bootstrap>" is Python's import system.
+        is_in_user_code = last.filename != __file__ and not last.filename.startswith("<")
+        where = f" ({last.filename}:{last.lineno})" * is_in_user_code
         raise RuntimeError(f"{name} failed with {type(error).__name__}: {error}{where}") from None
 
 
 def choose_device() -> torch.device:
-    """Return where tensors lie for the kernels: on the current GPU, or on the CPU, where one may be emulated."""
+    """Return the device for the kernels' tensors: the current GPU, or else the CPU, where a GPU may be emulated."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

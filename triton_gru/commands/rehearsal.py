@@ -1,4 +1,4 @@
-"""The rehearsal of ``triton-gru tune``: all of it in a small form, with kernels that the CPU executes."""
+"""The rehearsal of ``triton-gru tune``: the same shapes in small sizes, with kernels that the CPU executes."""
 
 import contextlib
 import dataclasses
@@ -24,59 +24,60 @@ _BUDGET = 60.0  # seconds
 _FOLDER = "TRITON_GRU_CONFIG_DIR"
 _CHECKOUT = pathlib.Path(__file__).parents[2]
 INTERRUPTED = 130  # exit status
-# Runs in the folder of the caller, whose files the arguments name. But the checkout's tests come before the caller's.
+# Runs in the caller's folder, since arguments name files there. The checkout comes first in sys.path, so that `tests`
+# is the checkout's package and not one in the caller's folder.
 _EMULATOR = f"""
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 try:
     from tests.ptx.rehearse import main
     main(sys.argv[1:])
-except KeyboardInterrupt:  # before the command itself catches it
+except KeyboardInterrupt:  # the command itself catches later ones
     print("triton-gru tune: interrupted", file=sys.stderr)
     sys.exit({INTERRUPTED})
 """
 
 
 def is_table_kept() -> bool:
-    """Return whether a rehearsal keeps its table, in the folder that the environment names."""
+    """Return whether a rehearsal keeps its table: TRITON_GRU_CONFIG_DIR names a folder."""
     return bool(os.environ.get(_FOLDER))
 
 
 def is_emulated() -> bool:
-    """Return whether the CPU stands in for a GPU in this process."""
+    """Return whether this process emulates a GPU on the CPU."""
     return devices.emulated_device is not None
 
 
 def run_in_emulator(arguments: list[str]) -> NoReturn:
-    """Go on as ``triton-gru`` with these arguments, in this process, where a GPU is emulated.
+    """Replace this process by ``triton-gru`` with these arguments on an emulated GPU.
 
     Raises:
-        RuntimeError: the emulator is not there.
+        RuntimeError: this package is not in a checkout, which has the emulator.
     """
     if not (_CHECKOUT / "tests/ptx/rehearse.py").is_file():
         raise RuntimeError(
-            f"--rehearse needs the package of a checkout, beside which is the emulator (tests/ptx), and this one is in "
-            f"{_CHECKOUT}. From the root of a checkout: python -m triton_gru tune --rehearse"
+            f"--rehearse needs a checkout, which has the emulator in tests/ptx, but this package is in {_CHECKOUT}. "
+            "In the root of a checkout, run: python -m triton_gru tune --rehearse"
         )
-    # Not in a child: whoever ends this process ends the emulator.
+    # exec and no child process: a signal that ends this process then also ends the emulator.
     os.execv(sys.executable, [sys.executable, "-c", _EMULATOR, str(_CHECKOUT), "-m", "triton_gru", *arguments])
 
 
 def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
-    """Tune small forms of ``problems`` on the CPU by ``tune(problems, device, options)``; return what it returns."""
+    """Call ``tune(problems, device, options)`` with ``problems`` in small sizes, and return its exit status."""
     options.budget = options.budget or _BUDGET
-    small = list(merge_problems(map(_small, problems)).values())
+    small = list(merge_problems(map(_shrink, problems)).values())
     shapes = format_count(len(small), "shape")
     print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {format_duration(options.budget)}")
     print("All times below are the emulator's and mean nothing.", flush=True)
-    with _folder() as folder:
+    with _open_table_folder() as folder:
         status = tune(small, torch.device("cpu"), options)
-    table = f"Delete the table in {folder}, which {_FOLDER} names, before a service reads it"
-    print(f"Rehearsed. {table if folder else 'Nothing was kept'}.")
+    advice = f"Delete the table in {folder}, which {_FOLDER} names, before a service reads it"
+    print(f"Rehearsed. {advice if folder else 'Nothing was kept'}.")
     return status
 
 
-def _small(problem: Problem) -> Problem:
+def _shrink(problem: Problem) -> Problem:
     return dataclasses.replace(
         problem, hidden_size=min(problem.hidden_size, 16), input_size=min(problem.input_size, 16),
         batch_size=min(problem.batch_size, 2), steps=min(problem.steps, 3),
@@ -84,20 +85,20 @@ def _small(problem: Problem) -> Problem:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[str | None]:
-    """Let tables be kept in the folder that the environment names, which is yielded, or else in one that is removed."""
-    if named := os.environ.get(_FOLDER):
-        yield named
+def _open_table_folder() -> Iterator[str | None]:
+    """Yield the folder that TRITON_GRU_CONFIG_DIR names. If it is not set, set it to a temporary one and yield None."""
+    if named_folder := os.environ.get(_FOLDER):
+        yield named_folder
         return
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {_FOLDER: folder}):
-        _forget_tables()
+        _clear_caches()
         try:
             yield None
         finally:
-            _forget_tables()
+            _clear_caches()
 
 
-def _forget_tables() -> None:
+def _clear_caches() -> None:
     lookup.clear_table_cache()
     planner.clear_plan_cache()
     call_cache.clear_call_cache()

@@ -1,4 +1,4 @@
-"""What ``triton-gru tune`` shows: what it would do, how far it is, and what was found."""
+"""The texts that ``triton-gru tune`` prints: the list of shapes, the progress, and the summary of results."""
 
 import contextlib
 import shutil
@@ -14,12 +14,13 @@ from ..plan.problem import Problem
 from ..tuning.progress import Progress, ReportProgress, describe_shape
 from ..tuning.space import candidates
 from ..tuning.tuner import Tuned
+from ..tuning.verdict import MIN_GAIN
 from ..units import format_count, format_duration, format_number, format_time
 
 _BAR = 14  # characters
-_EVERY = 10.0  # seconds between two lines about the same shape
-_ROWS, _BEST = 15, 10  # of the last table: at most, and if there are more
-_FASTER = 1.03  # what is faster by less may be noise
+_LINE_INTERVAL_S = 10.0  # seconds between two lines about the same shape
+_MAX_ROWS = 15  # of the summary; if there are more results, it has the best `_BEST_ROWS`
+_BEST_ROWS = 10
 _TF32_BY_CUBLAS = (
     '+cublas in TF32 is taken only with torch.backends.cuda.matmul.fp32_precision = "tf32", which is not the default'
 )
@@ -27,24 +28,24 @@ _TF32_BY_CUBLAS = (
 
 @contextlib.contextmanager
 def show_progress() -> Iterator[ReportProgress]:
-    """Yield what to tell the progress: a bar on a terminal, else lines."""
-    say = Bar() if sys.stderr.isatty() else Lines()
+    """Yield a function that shows progress: as a bar if stderr is a terminal, else as lines."""
+    report = Bar() if sys.stderr.isatty() else Lines()
     try:
-        yield say
+        yield report
     finally:
-        say.close()
+        report.close()
 
 
 class Bar:
-    """Shows progress in one line of the terminal, rewritten in place on stderr; other lines go to stdout."""
+    """A progress bar in one line on stderr, which each report overwrites. Other lines go to stdout."""
 
-    def __call__(self, said: Progress | str) -> None:
-        if isinstance(said, str):
+    def __call__(self, report: Progress | str) -> None:
+        if isinstance(report, str):
             self.close()
-            print(said, flush=True)
+            print(report, flush=True)
             return
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r{bar(said)[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{format_bar(report)[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the line."""
@@ -52,32 +53,32 @@ class Bar:
 
 
 class Lines:
-    """Shows progress as lines on stdout: one as a shape begins, then not more than one in `_EVERY` seconds."""
+    """A progress report in lines on stdout: one when a shape begins, then at most one in `_LINE_INTERVAL_S`."""
 
     def __init__(self):
-        self._number, self._said = 0, 0.0
+        self._number, self._printed_at = 0, 0.0
 
-    def __call__(self, said: Progress | str) -> None:
-        if isinstance(said, Progress):
+    def __call__(self, report: Progress | str) -> None:
+        if isinstance(report, Progress):
             now = time.monotonic()
-            if said.number == self._number and now - self._said < _EVERY:
+            if report.number == self._number and now - self._printed_at < _LINE_INTERVAL_S:
                 return
-            self._number, self._said = said.number, now
-        print(said, flush=True)
+            self._number, self._printed_at = report.number, now
+        print(report, flush=True)
 
     def close(self) -> None:
         """Do nothing."""
 
 
-def bar(progress: Progress) -> str:
-    """Return progress as a bar, with words: first those that a narrow terminal is not to cut off."""
+def format_bar(progress: Progress) -> str:
+    """Return progress as a bar and texts. The most important texts come first, as a narrow terminal cuts the last."""
     full = int(_BAR * progress.fraction_done)
-    words = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", progress.time_left]
-    return "  ".join(filter(None, [*words, describe_shape(progress.key), progress.doing]))
+    parts = [f"[{'#' * full}{'.' * (_BAR - full)}] {progress.number}/{progress.shapes}", progress.time_left]
+    return "  ".join(filter(None, [*parts, describe_shape(progress.key), progress.doing]))
 
 
 def format_listing(problems: list[Problem], device: Device) -> str:
-    """Return what would be tuned, a line for each shape, with what runs without a table and its estimated time."""
+    """Return a line for each shape to tune, with the implementation that serves it untuned and its estimated time."""
     rows = [("", "shape", "candidates", "untuned", "estimated")]
     for number, problem in enumerate(problems, 1):
         plan = choose(problem, device, use_tables=False)
@@ -85,62 +86,67 @@ def format_listing(problems: list[Problem], device: Device) -> str:
         if plan.kernel != "reference":
             cost = estimate_call_cost(problem, plan.config, device, problem.steps > 1, plan.projection)
             time = format_time(cost.total)
-        tried = len(candidates(problem, device))
-        rows.append((str(number), describe_shape(problem.key()), str(tried), report_name(plan.implementation), time))
+        count = len(candidates(problem, device))
+        rows.append((str(number), describe_shape(problem.key()), str(count), report_name(plan.implementation), time))
     width = max(len(shape) for _, shape, *_ in rows)
     lines = [f"`triton-gru tune` on {device.name}, in this order:"]
-    for number, shape, tried, kernel, time in rows:
-        lines.append(f"{number:>4}  {shape:{width}}  {tried:>10}  {kernel:12} {time:>9}")
+    for number, shape, count, kernel, time in rows:
+        lines.append(f"{number:>4}  {shape:{width}}  {count:>10}  {kernel:12} {time:>9}")
     lines += [
         "candidates: configurations to measure; the fastest are measured with other input projections, too",
-        "untuned: what serves a call without a table, and the estimated time of one call",
+        "untuned: the implementation that serves a call without a table, and its estimated time",
     ]
     return "\n".join(lines)
 
 
 def format_summary(tuned: list[Tuned], shapes: int, seconds: float, to_ship: bool) -> str:
-    """Return what was found, on one screen; ``shapes`` were asked for. ``to_ship`` adds where it is kept."""
-    found = (
-        sorted(tuned, key=lambda each: each.speedup_over_untuned or 0.0, reverse=True) if len(tuned) > _ROWS else tuned
-    )
-    rows = found[: _BEST if len(tuned) > _ROWS else _ROWS]
-    columns = [_row_of(each) for each in rows]
+    """Return the results on one screen. ``shapes`` is the number requested; ``to_ship`` adds where the table is."""
+    has_more = len(tuned) > _MAX_ROWS
+    rows = sorted(tuned, key=lambda result: result.speedup_over_untuned or 0.0, reverse=True) if has_more else tuned
+    rows = rows[: _BEST_ROWS if has_more else _MAX_ROWS]
+    columns = [_summary_row(result) for result in rows]
     if rows:
         columns.insert(0, ("shape", "fastest", "time", "vs untuned", "vs nn.GRU"))
     width = max((len(shape) for shape, *_ in columns), default=0)
     lines = [f"{shape:{width}}  {kernel:12} {time:>8}  {a:>10}  {b:>9}" for shape, kernel, time, a, b in columns]
     if len(rows) < len(tuned):
         lines.append(f"and {len(tuned) - len(rows)} more, which gained less")
-    return "\n".join([*lines, "", *_sums(tuned, shapes, seconds), *(_kept(tuned) if to_ship else ())])
+    return "\n".join(
+        [*lines, "", *_summary_lines(tuned, shapes, seconds), *(_shipping_lines(tuned) if to_ship else ())]
+    )
 
 
-def _row_of(tuned: Tuned) -> tuple[str, ...]:
+def _summary_row(tuned: Tuned) -> tuple[str, ...]:
     entry = tuned.entry
     ratios = [
-        f"{format_number(each)}x" if each else "" for each in (tuned.speedup_over_untuned, entry.speedup_over_nn_gru)
+        f"{format_number(ratio)}x" if ratio else "" for ratio in (tuned.speedup_over_untuned, entry.speedup_over_nn_gru)
     ]
     return describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms), *ratios
 
 
-def _sums(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
-    known = sum(each.is_from_table for each in tuned)
+def _summary_lines(tuned: list[Tuned], shapes: int, seconds: float) -> list[str]:
+    known = sum(result.is_from_table for result in tuned)
     lines = [f"{len(tuned) - known} of {format_count(shapes, 'shape')} tuned in {format_duration(seconds)}"]
     lines[0] += f"; already in the table: {known}" * bool(known)
-    if cut := sum(each.is_cut_short for each in tuned):
+    if cut_short := sum(result.is_cut_short for result in tuned):
         lines.append(
-            f"too little time for all candidates: {format_count(cut, 'shape')}, measured again by the same command"
+            f"too little time for all candidates: {format_count(cut_short, 'shape')}; "
+            f"the same command measures {'it' if cut_short == 1 else 'them'} again"
         )
-    if lost := sum(not each.table_path for each in tuned):
-        lines.append(f"not written to the table, as warned: {format_count(lost, 'shape')}. Mend that and tune again")
+    if unwritten := sum(not result.table_path for result in tuned):
+        lines.append(
+            f"not written to the table, as warned: {format_count(unwritten, 'shape')}. Fix that and tune again"
+        )
     if any(map(_is_tf32_by_cublas, tuned)):
         lines.append(_TF32_BY_CUBLAS)
-    gained = [each for each in tuned if (each.speedup_over_untuned or 0.0) > _FASTER]
+    least = f"{100 * MIN_GAIN:.0f} %"
+    gained = [result for result in tuned if (result.speedup_over_untuned or 0.0) > 1 + MIN_GAIN]
     if gained:
-        best = max(gained, key=lambda each: each.speedup_over_untuned)
+        best = max(gained, key=lambda result: result.speedup_over_untuned)
         largest = f"at most {format_number(best.speedup_over_untuned)}x, {describe_shape(best.entry.key)}"
-        lines.append(f"{len(gained)} of {len(tuned)} faster than untuned by more than 3 %: {largest}")
+        lines.append(f"{len(gained)} of {len(tuned)} faster than untuned by more than {least}: {largest}")
     elif tuned:
-        lines.append(f"none of {len(tuned)} faster than untuned by more than 3 %")
+        lines.append(f"none of {len(tuned)} faster than untuned by more than {least}")
     return lines
 
 
@@ -149,15 +155,15 @@ def _is_tf32_by_cublas(tuned: Tuned) -> bool:
     return projection == CUBLAS and (key.dtype, key.precision) == ("float32", "tf32")
 
 
-def _kept(tuned: list[Tuned]) -> list[str]:
-    """Return where the table is, and how to ship it."""
-    files = sorted({str(each.table_path) for each in tuned if each.table_path})
-    if not files:
+def _shipping_lines(tuned: list[Tuned]) -> list[str]:
+    """Return the table's path, and how to take the table to another machine."""
+    paths = sorted({str(result.table_path) for result in tuned if result.table_path})
+    if not paths:
         return []
     return [
-        f"kept in {', '.join(files)}",
-        "GRUs of this user find it from now on. To ship it to a service with such a GPU, either",
-        "  copy that file into the folder that TRITON_GRU_CONFIG_DIR names there, or",
-        "  triton-gru table export FILE    # here, and there:",
+        f"kept in {', '.join(paths)}",
+        "This user's GRUs use the table from now on. To take it to another machine with the same GPU, either",
+        "  copy the file into the folder that TRITON_GRU_CONFIG_DIR names there, or",
+        "  triton-gru table export FILE    # here, then copy FILE and run there:",
         "  triton-gru table merge FILE",
     ]

@@ -1,4 +1,4 @@
-"""The command ``triton-gru table``: looks at tuned tables, and carries them from one machine to another."""
+"""``triton-gru table``: show and check tuned tables, and take them from one machine to another."""
 
 import argparse
 import dataclasses
@@ -17,36 +17,37 @@ from ..plan.validity import adapt_config, unsupported_config_reason, unsupported
 from ..tuning.progress import describe_shape
 from ..units import format_count, format_number, format_time
 
-_NO_FOLDER = "there is no home: name a folder in TRITON_GRU_CONFIG_DIR"
+_NO_FOLDER = "no home folder for tables: set TRITON_GRU_CONFIG_DIR to a folder"
 
 
 def add_parser(commands) -> None:
     """Add ``table`` to the commands of a parser."""
     parser = commands.add_parser(
         "table",
-        help="show, check and merge what was tuned, and take it to another machine",
-        description="Tunes on one machine, serves on another: `table export` here, `table merge` there.",
+        help="show, check and merge tuned tables, and take them to another machine",
+        description="Takes tuned tables from one machine to another: `table export` here, `table merge` there.",
     )
     actions = parser.add_subparsers(dest="action", required=True)
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument(
-        "files", nargs="*", type=pathlib.Path, metavar="FILE", help="default: this user's, and the package's"
+        "files", nargs="*", type=pathlib.Path, metavar="FILE", help="default: tables of this user and of the package"
     )
-    actions.add_parser("show", parents=[files], help="what is fastest for each shape, and by how much")
+    actions.add_parser("show", parents=[files], help="show the fastest implementation of each shape, and its speedup")
     actions.add_parser(
         "check",
         parents=[files],
-        help="whether this version understands all of a table",
-        description="Exit status: 0 if all is in force, 1 if an entry is not, 2 if a file is no table.",
+        help="check whether this version can use all of a table",
+        description="Exit status: 0 if every entry is in force, 1 if one is not, 2 if a file is not a table.",
     )
     export = actions.add_parser("export", help="write this user's table of a GPU to a file")
     export.add_argument("file", type=pathlib.Path, metavar="FILE")
-    export.add_argument("--device", metavar="NAME", help="as `table show` has it (default: this machine's GPU)")
+    export.add_argument("--device", metavar="NAME", help="GPU's name in `table show` (default: this machine's GPU)")
     export.add_argument("--force", action="store_true", help="overwrite FILE")
     merge = actions.add_parser(
         "merge",
-        help="take tables of other machines into this user's folder",
-        description="Of two entries of one shape the fresh one wins over a stale one, else the one tuned later.",
+        help="add tables of other machines to this user's",
+        description="If two entries have the same shape, a fresh one replaces a stale one. "
+        "Otherwise the one tuned later wins.",
     )
     merge.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE")
     merge.add_argument("--into", type=pathlib.Path, metavar="FOLDER", help="default: this user's folder of tables")
@@ -62,31 +63,31 @@ def run(options) -> int:
         return 2
 
 
-def _say(line: str = "") -> None:
-    """Print a line, of which parts may come from a file that is not trusted."""
-    print("".join(each if each.isprintable() else "?" for each in line).rstrip())
+def _print_line(line: str = "") -> None:
+    """Print a line without control characters: parts of it may come from an untrusted file."""
+    print("".join(character if character.isprintable() else "?" for character in line).rstrip())
 
 
-def _complain(what: str) -> None:
-    print(f"triton-gru table: {what}", file=sys.stderr)
+def _complain(message: str) -> None:
+    print(f"triton-gru table: {message}", file=sys.stderr)
 
 
 # Reading.
 
 
-def _user_directory() -> pathlib.Path:
+def _require_user_directory() -> pathlib.Path:
     folder = store.user_directory()
     if folder is None:
         raise store.UnusableTableError(_NO_FOLDER)
     return folder
 
 
-def _files_in(*folders: pathlib.Path | None) -> list[pathlib.Path]:
+def _list_files(*folders: pathlib.Path | None) -> list[pathlib.Path]:
     return [path for folder in folders if folder for path in sorted(folder.glob("*.json"))]
 
 
 def _load(path: pathlib.Path) -> store.Table | str:
-    """Return a table, or why it is none."""
+    """Return a table, or why the file is not one."""
     try:
         return store.load(path)
     except store.UnusableTableError as error:
@@ -95,15 +96,15 @@ def _load(path: pathlib.Path) -> store.Table | str:
         return error.strerror or str(error)
 
 
-def _loaded(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table | str]]:
-    """Return what is in the given files. Without any, return what is in those that there are."""
-    found = files or _files_in(store.user_directory(), lookup.SHIPPED_DIRECTORY)
-    if not found:
-        _say(f"there are no tables in {store.user_directory() or _NO_FOLDER}, and none come with the package")
-    return [(path, _load(path)) for path in found]
+def _load_all(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table | str]]:
+    """Load the given files, or by default the tables of the user and of the package; return each as `_load` does."""
+    paths = files or _list_files(store.user_directory(), lookup.SHIPPED_DIRECTORY)
+    if not paths:
+        _print_line(f"there are no tables in {store.user_directory() or _NO_FOLDER}, and none come with the package")
+    return [(path, _load(path)) for path in paths]
 
 
-def _in_words(device: dict) -> str:
+def _describe_device(device: dict) -> str:
     return f"{device['name']} (sm_{device['cc']}, {format_count(device['sms'], 'multiprocessor')})"
 
 
@@ -112,33 +113,33 @@ def _in_words(device: dict) -> str:
 
 def _show(options) -> int:
     status = 0
-    for path, table in _loaded(options.files):
+    for path, table in _load_all(options.files):
         if isinstance(table, str):
-            _complain(f"{path} is no table: {table}")
+            _complain(f"{path} is not a table: {table}")
             status = 2
         else:
-            for line in _shown(path, table):
-                _say(line)
+            for line in _format_table(path, table):
+                _print_line(line)
     return status
 
 
-def _shown(path: pathlib.Path, table: store.Table) -> list[str]:
+def _format_table(path: pathlib.Path, table: store.Table) -> list[str]:
     stale = sum(bool(entry.stale_reason) for entry in table.entries)
     counts = f"{format_count(len(table.entries), 'shape')}, {stale} stale, {len(table.skipped)} not understood"
-    lines = [f"{path}: {_in_words(table.device)}{_use_here(table.device)}", counts]
-    lines += [f"not understood: {why}" for why in table.skipped]
-    device = _device_of(table.device)
+    lines = [f"{path}: {_describe_device(table.device)}{_describe_local_use(table.device)}", counts]
+    lines += [f"not understood: {reason}" for reason in table.skipped]
+    device = _find_table_device(table.device)
     rows = [_row(entry, device) for entry in sorted(table.entries, key=lambda entry: dataclasses.astuple(entry.key))]
-    return [*lines, *(_in_columns([_TITLES, *rows]) if rows else []), ""]
+    return [*lines, *(_align_columns([_TITLES, *rows]) if rows else []), ""]
 
 
-def _use_here(device: dict) -> str:
-    """Return whether GPUs of this machine use a device's table."""
-    here = [store.describe_device(each) for each in list_gpus()]
-    if device in here:
+def _describe_local_use(device: dict) -> str:
+    """Return a text on the use of a device's table by GPUs of this machine, or ''."""
+    local_devices = [store.describe_device(gpu) for gpu in list_gpus()]
+    if device in local_devices:
         return ", in force here"
-    like = [each["name"] for each in here if {**each, "name": ""} == {**device, "name": ""}]
-    return f", in force here for what the tables of {like[0]} do not have" if like else ""
+    similar = [local["name"] for local in local_devices if {**local, "name": ""} == {**device, "name": ""}]
+    return f", in force here for shapes that the tables of {similar[0]} lack" if similar else ""
 
 
 _TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
@@ -147,31 +148,32 @@ _TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
 def _row(entry: Entry, device: Device | None) -> list[str]:
     speedup_over_untuned = entry.speedup_over_untuned(_untuned(entry, device))
     return [
-        describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms), _times(speedup_over_untuned),
-        _times(entry.speedup_over_nn_gru), entry.tuned_at[:10], f"stale: {entry.stale_reason}" if entry.stale_reason else "",
+        describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms),
+        _format_ratio(speedup_over_untuned), _format_ratio(entry.speedup_over_nn_gru), entry.tuned_at[:10],
+        f"stale: {entry.stale_reason}" if entry.stale_reason else "",
     ]  # fmt: skip
 
 
 def _untuned(entry: Entry, device: Device | None) -> str:
-    """Return the implementation that a plan takes without any table, empty if that is not known here."""
+    """Return the implementation that a plan takes without tables, or '' if the device is unknown."""
     try:
         return choose(entry.key.to_problem(), device, use_tables=False).implementation if device else ""
-    except ValueError:  # no kernel serves such a key
+    except ValueError:  # no kernel serves this key
         return ""
 
 
-def _times(ratio: float | None) -> str:
+def _format_ratio(ratio: float | None) -> str:
     return f"{format_number(ratio)}x" if ratio else "-"
 
 
-def _in_columns(rows: list[list[str]]) -> list[str]:
-    """Return lines of texts, with numbers to the right."""
+def _align_columns(rows: list[list[str]]) -> list[str]:
+    """Return a line for each row, with columns of numbers aligned to the right and others to the left."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    numbers = range(2, 5)
+    number_columns = range(2, 5)
     return [
         "  ".join(
-            text.rjust(width) if place in numbers else text.ljust(width)
-            for place, (text, width) in enumerate(zip(row, widths))
+            text.rjust(width) if column in number_columns else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths))
         )
         for row in rows
     ]
@@ -181,39 +183,41 @@ def _in_columns(rows: list[list[str]]) -> list[str]:
 
 
 def _check(options) -> int:
-    return max((_checked(path, table) for path, table in _loaded(options.files)), default=0)
+    return max((_check_table(path, table) for path, table in _load_all(options.files)), default=0)
 
 
-def _checked(path: pathlib.Path, table: store.Table | str) -> int:
-    """Print what this version makes of a table, and return the exit status for it."""
+def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
+    """Print which entries of a table this version cannot use, and return the exit status for the table."""
     if isinstance(table, str):
-        _say(f"{path}: no table: {table}")
+        _print_line(f"{path}: not a table: {table}")
         return 2
     stale = [
         f"stale: {describe_shape(entry.key)}: {entry.stale_reason}" for entry in table.entries if entry.stale_reason
     ]
-    device = _device_of(table.device)
-    broken = [f"cannot run: {why}" for entry in table.entries for why in _cannot_run(entry, device)] if device else []
-    fresh = len(table.entries) - len(stale)
-    _say(
-        f"{path}: {_in_words(table.device)}: {fresh} in force, {len(stale)} stale, {len(table.skipped)} not understood"
+    device = _find_table_device(table.device)
+    broken = (
+        [f"cannot run: {reason}" for entry in table.entries for reason in _unsupported_reasons(entry, device)]
+        if device
+        else []
     )
+    counts = f"{len(table.entries) - len(stale)} in force, {len(stale)} stale, {len(table.skipped)} not understood"
+    _print_line(f"{path}: {_describe_device(table.device)}: {counts}")
     if device is None:
-        _say("  not checked: whether configurations can run on that device, which is not known here")
-    for line in [*stale, *(f"not understood: {why}" for why in table.skipped), *broken]:
-        _say(f"  {line}")
+        _print_line("  not checked: whether configurations can run on that device, which this version does not know")
+    for line in [*stale, *(f"not understood: {reason}" for reason in table.skipped), *broken]:
+        _print_line(f"  {line}")
     return 1 if stale or table.skipped or broken else 0
 
 
-def _device_of(described: dict) -> Device | None:
-    """Return what is known of a table's device: it is in this machine, or its name names one that others have."""
-    here = next((device for device in list_gpus() if store.describe_device(device) == described), None)
-    device = here or match_device(described["name"], described["sms"])
+def _find_table_device(described: dict) -> Device | None:
+    """Return the device of a table: a GPU of this machine, or else a known device of that name. None if neither."""
+    local_device = next((device for device in list_gpus() if store.describe_device(device) == described), None)
+    device = local_device or match_device(described["name"], described["sms"])
     return device if device and device.compute_capability == described["cc"] else None
 
 
-def _cannot_run(entry: Entry, device: Device) -> list[str]:
-    """Return for each kernel whose configuration cannot run, which it is and why."""
+def _unsupported_reasons(entry: Entry, device: Device) -> list[str]:
+    """Return a text for each kernel whose configuration cannot run: the shape, the kernel and the reason."""
     try:
         problem = entry.key.to_problem()
     except ValueError as error:
@@ -225,69 +229,74 @@ def _cannot_run(entry: Entry, device: Device) -> list[str]:
             reasons[name] = unsupported_config_reason(config, problem, device) or unsupported_projection_reason(
                 result.tile, config, problem, device
             )
-    return [f"{describe_shape(entry.key)}: {name}: {why}" for name, why in reasons.items() if why]
+    return [f"{describe_shape(entry.key)}: {name}: {reason}" for name, reason in reasons.items() if reason]
 
 
 # Export.
 
 
 def _export(options) -> int:
-    source, table = _table_to_export(options.device)
-    _refuse_to_overwrite(options.file, source, options.force)
+    source, table = _find_table_to_export(options.device)
+    _check_may_write(options.file, source, options.force)
     try:
         store.write(table, options.file)
     except OSError as error:
         raise OSError(f"cannot write {options.file}: {error.strerror or error}") from None
     name = table.device["name"]
-    _say(f"{options.file}: {_in_words(table.device)}, {format_count(len(table.raw), 'shape')}")
-    _say("On the other machine, one of:")
-    _say(f"  triton-gru table merge {options.file.name}")
-    _say(f"  cp {options.file.name} FOLDER/{store.file_name_of(name)}  # and TRITON_GRU_CONFIG_DIR=FOLDER")
+    _print_line(f"{options.file}: {_describe_device(table.device)}, {format_count(len(table.raw), 'shape')}")
+    _print_line("On the other machine, one of:")
+    _print_line(f"  triton-gru table merge {options.file.name}")
+    _print_line(f"  cp {options.file.name} FOLDER/{store.file_name_of(name)}  # and TRITON_GRU_CONFIG_DIR=FOLDER")
     return 0
 
 
-def _table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
+def _find_table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
     """Return the user's table of a device, by default of this machine's GPU."""
-    folder = _user_directory()
-    loaded = {path: _load(path) for path in _files_in(folder)}
+    folder = _require_user_directory()
+    loaded = {path: _load(path) for path in _list_files(folder)}
     names = {name} if name else {device.name for device in list_gpus()}
-    # Another file there may be of the same device, such as one that was exported.
-    tuned = {path: table for path, table in loaded.items() if not isinstance(table, str) and _is_tuned(path, table)}
-    found = [(path, table) for path, table in tuned.items() if table.device["name"] in names]
-    if len(found) == 1:
-        return found[0]
-    unusable = "".join(f"; {path.name} is no table: {why}" for path, why in loaded.items() if isinstance(why, str))
-    there = [table.device["name"] for table in tuned.values()]
-    choice = f"Name a device by --device, of {_listed(there)}" if there else f"There are no tables in {folder}"
-    raise store.UnusableTableError(f"{_why_none_to_export(names, len(found), folder)}. {choice}{unusable}")
+    # The folder may have other tables of the same device, such as an exported one.
+    tuned = {
+        path: table for path, table in loaded.items() if not isinstance(table, str) and _has_tuned_name(path, table)
+    }
+    matches = [(path, table) for path, table in tuned.items() if table.device["name"] in names]
+    if len(matches) == 1:
+        return matches[0]
+    unusable = "".join(
+        f"; {path.name} is not a table: {reason}" for path, reason in loaded.items() if isinstance(reason, str)
+    )
+    known = [table.device["name"] for table in tuned.values()]
+    advice = f"Name a device with --device: {_quote_names(known)}" if known else f"There are no tables in {folder}"
+    raise store.UnusableTableError(f"{_export_failure(names, len(matches), folder)}. {advice}{unusable}")
 
 
-def _is_tuned(path: pathlib.Path, table: store.Table) -> bool:
+def _has_tuned_name(path: pathlib.Path, table: store.Table) -> bool:
     """Return whether a file has the name that tuning gives it."""
     return path.name == store.file_name_of(table.device["name"])
 
 
-def _why_none_to_export(names: set[str], number: int, folder: pathlib.Path) -> str:
+def _export_failure(names: set[str], number: int, folder: pathlib.Path) -> str:
     if not names:
-        return "there is no GPU here whose table could be meant"
-    return f"there {'is no table' if number == 0 else f'are {number} tables'} of {_listed(names)} in {folder}"
+        return "no GPU in this machine whose table to export"
+    return f"there {'is no table' if number == 0 else f'are {number} tables'} of {_quote_names(names)} in {folder}"
 
 
-def _listed(names) -> str:
+def _quote_names(names) -> str:
     return ", ".join(map(repr, sorted(names)))
 
 
-def _refuse_to_overwrite(path: pathlib.Path, source: pathlib.Path, force: bool) -> None:
+def _check_may_write(path: pathlib.Path, source: pathlib.Path, force: bool) -> None:
+    """Raise an error if exporting the table ``source`` to ``path`` would overwrite a file that must stay."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")
     if not path.exists():
         return
     if not path.is_file() or path.samefile(source):
         raise store.UnusableTableError(
-            f"{path} is {'no file' if not path.is_file() else 'that table itself'}: name another file"
+            f"{path} is {'not a file' if not path.is_file() else 'the table to export itself'}: name another file"
         )
     if not force:
-        raise FileExistsError(f"{path} is there already: name another file, or overwrite it by --force")
+        raise FileExistsError(f"{path} exists: name another file, or overwrite it with --force")
     try:
         store.load(path)
     except store.NewerTableError as error:
@@ -300,32 +309,32 @@ def _refuse_to_overwrite(path: pathlib.Path, source: pathlib.Path, force: bool) 
 
 
 def _merge(options) -> int:
-    folder = options.into or _user_directory()
+    folder = options.into or _require_user_directory()
     devices: dict[tuple, list] = {}
     for path in options.files:
         table = _load(path)
         if isinstance(table, str):
-            raise store.UnusableTableError(f"{path} is no table: {table}. Nothing was merged")
+            raise store.UnusableTableError(f"{path} is not a table: {table}. Nothing was merged")
         devices.setdefault(tuple(table.device.items()), []).extend(table.raw)
     counts: dict[tuple, Counter] = {}
 
-    def rule(device: tuple, old: list) -> list:
-        merge = Merge(old)
+    def merge_entries(device: tuple, entries: list) -> list:
+        merge = Merge(entries)
         for raw in devices[device]:
             merge.take(raw)
         counts[device] = merge.counts
         return merge.entries
 
-    rules = [(dict(device), functools.partial(rule, device)) for device in devices]
+    changes = [(dict(device), functools.partial(merge_entries, device)) for device in devices]
     try:
-        paths = store.rewrite(rules, folder)
+        paths = store.rewrite(changes, folder)
     except OSError as error:
         raise OSError(f"cannot merge into {folder}: {error}") from None
     for path, device in zip(paths, devices):
-        _say(f"{path}: {_in_words(dict(device))}: {_outcome(counts[device])}")
+        _print_line(f"{path}: {_describe_device(dict(device))}: {_format_counts(counts[device])}")
     return 0
 
 
-def _outcome(counts: Counter) -> str:
-    words = f"{counts['added']} added, {counts['replaced']} replaced, {counts['kept']} kept as they were"
-    return words + f"; not understood by this version: {counts['not understood']}" * bool(counts["not understood"])
+def _format_counts(counts: Counter) -> str:
+    text = f"{counts['added']} added, {counts['replaced']} replaced, {counts['kept']} kept as they were"
+    return text + f"; not understood by this version: {counts['not understood']}" * bool(counts["not understood"])

@@ -1,6 +1,6 @@
-"""Weights of other libraries' GRUs in this package's modules, and torch's both ways.
+"""Conversion of other libraries' GRUs to this package's modules, and of nn.GRU and nn.GRUCell in both directions.
 
-None of those libraries is imported but onnx, and that only by `from_onnx`.
+No file here imports another library. Exception: `from_onnx` imports onnx when it is called.
 """
 
 from .flax import from_flax

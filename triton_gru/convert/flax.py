@@ -1,4 +1,4 @@
-"""Flax's GRUCells, of flax.linen and of flax.nnx, by their dicts of parameters."""
+"""Conversion of the GRUCells of flax.linen and flax.nnx, from their dicts of parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,14 @@ _NNX = {"dense_i": {"kernel", "bias"}, "dense_h": {"kernel"}}
 
 
 def from_flax(params: Mapping[str, Any]) -> GRU:
-    r"""A GRU of the parameters of a `flax.linen.GRUCell` or a `flax.nnx.GRUCell`, whose activations are the defaults.
+    r"""Convert the parameters of a `flax.linen.GRUCell` or a `flax.nnx.GRUCell` to a GRU.
+
+        params = cell.init(key, carry, x)["params"]  # flax.linen
+        params = nnx.to_pure_dict(nnx.state(cell))  # flax.nnx
+        gru = triton_gru.convert.from_flax(params)
+
+    The cell must have the default activations, sigmoid and tanh. **A dict does not show other activations: do not
+    convert a cell that has them.**
 
     The formula (flax/linen/recurrent.py and flax/nnx/nn/recurrent.py, Flax 0.12), with ``x @ kernel`` for W x:
 
@@ -25,19 +32,27 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
         n = \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \qquad
         h' = (1 - z) \odot n + z \odot h
 
-    Shapes: of linen ``ir``, ``iz``, ``in`` {kernel [I, H], bias [H]}, ``hr``, ``hz`` {kernel [H, H]} and ``hn``
-    {kernel [H, H], bias [H]}; of nnx (``nnx.to_pure_dict(nnx.state(cell))``) ``dense_i`` {kernel [I, 3H], bias [3H]}
-    and ``dense_h`` {kernel [H, 3H]}, gates in the order r, z, n, and b_hn = 0. Either may be wrapped in
-    {"params": ...}. All of one dtype, float16, bfloat16, float32 or float64, which the GRU keeps.
+    Shapes of flax.linen:
+        ir, iz, in: {kernel [I, H], bias [H]}.
+        hr, hz: {kernel [H, H]}.
+        hn: {kernel [H, H], bias [H]}.
 
-    A dict does not tell other activations than sigmoid and tanh: do not convert a cell that has them.
+    Shapes of flax.nnx, with the gates in the order r, z, n, and b_hn = 0:
+        dense_i: {kernel [I, 3H], bias [3H]}.
+        dense_h: {kernel [H, 3H]}.
+
+    dtypes: float16, bfloat16, float32 or float64, the same for all arrays. The GRU keeps it.
+
+    Args:
+        params: a mapping with these keys and arrays. It may be wrapped as {"params": ...}.
 
     Returns:
         One layer in `eval()`: [T, B, I] -> [T, B, H]. Biases that Flax does not have are zero.
 
     Raises:
-        ValueError: other keys than these (of an LSTM, say, or of a module around the cell), or shapes that do not fit.
-        TypeError: ``params`` is no mapping, or an array is of another dtype.
+        ValueError: the keys are others, such as those of an LSTM or of a module that contains the cell.
+        ValueError: the shapes do not fit.
+        TypeError: ``params`` is not a mapping, or dtypes differ or are others.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"expected the dict of a GRUCell's parameters, got {type(params).__name__}")
@@ -45,38 +60,40 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
     keys = {name: set(value) if isinstance(value, Mapping) else set() for name, value in params.items()}
     if keys not in (_LINEN, _NNX):
         raise ValueError(
-            f"these are no parameters of one GRUCell, which has {_listed(_LINEN)} or {_listed(_NNX)}: {_listed(keys)}"
+            f"expected the parameters of one GRUCell, {_format_keys(_LINEN)} or {_format_keys(_NNX)}, "
+            f"got {_format_keys(keys)}"
         )
-    given = assemble.convert_to_tensors(
+    tensors = assemble.convert_to_tensors(
         {f"{outer}/{inner}": params[outer][inner] for outer in keys for inner in sorted(keys[outer])}
     )
-    return assemble.build_gru([_linen(given) if keys == _LINEN else _nnx(given)], reset_after=True)
+    weights = _convert_linen(tensors) if keys == _LINEN else _convert_nnx(tensors)
+    return assemble.build_gru([weights], reset_after=True)
 
 
-def _listed(keys: dict[str, set[str]]) -> str:
+def _format_keys(keys: dict[str, set[str]]) -> str:
     return ", ".join("/".join(map(str, [name, *sorted(inner, key=str)])) for name, inner in keys.items())
 
 
-def _linen(given: dict[str, torch.Tensor]) -> LayerWeights:
-    assemble.check_shape("ir/kernel", given["ir/kernel"], "input", "hidden")
-    inputs, hidden = given["ir/kernel"].shape
-    for name, tensor in given.items():
+def _convert_linen(tensors: dict[str, torch.Tensor]) -> LayerWeights:
+    assemble.check_shape("ir/kernel", tensors["ir/kernel"], "input", "hidden")
+    inputs, hidden = tensors["ir/kernel"].shape
+    for name, tensor in tensors.items():
         rows = inputs if name[0] == "i" else hidden
         assemble.check_shape(name, tensor, *((rows, hidden) if name.endswith("kernel") else (hidden,)))
-    weight_ih = torch.cat([given[f"i{gate}/kernel"].t() for gate in "rzn"])
-    weight_hh = torch.cat([given[f"h{gate}/kernel"].t() for gate in "rzn"])
-    bias_ih = torch.cat([given[f"i{gate}/bias"] for gate in "rzn"])
+    weight_ih = torch.cat([tensors[f"i{gate}/kernel"].t() for gate in "rzn"])
+    weight_hh = torch.cat([tensors[f"h{gate}/kernel"].t() for gate in "rzn"])
+    bias_ih = torch.cat([tensors[f"i{gate}/bias"] for gate in "rzn"])
     bias_hh = torch.zeros_like(bias_ih)
-    bias_hh[2 * hidden :] = given["hn/bias"]
+    bias_hh[2 * hidden :] = tensors["hn/bias"]
     return weight_ih, weight_hh, bias_ih, bias_hh
 
 
-def _nnx(given: dict[str, torch.Tensor]) -> LayerWeights:
-    assemble.check_shape("dense_h/kernel", given["dense_h/kernel"], "hidden", "3 * hidden")
-    hidden = given["dense_h/kernel"].size(0)
-    assemble.check_shape("dense_h/kernel", given["dense_h/kernel"], hidden, 3 * hidden)
-    assemble.check_shape("dense_i/kernel", given["dense_i/kernel"], "input", 3 * hidden)
-    assemble.check_shape("dense_i/bias", given["dense_i/bias"], 3 * hidden)
-    bias = given["dense_i/bias"]
-    weight_ih, weight_hh = (given[f"dense_{side}/kernel"].t().contiguous() for side in "ih")
+def _convert_nnx(tensors: dict[str, torch.Tensor]) -> LayerWeights:
+    assemble.check_shape("dense_h/kernel", tensors["dense_h/kernel"], "hidden", "3 * hidden")
+    hidden = tensors["dense_h/kernel"].size(0)
+    assemble.check_shape("dense_h/kernel", tensors["dense_h/kernel"], hidden, 3 * hidden)
+    assemble.check_shape("dense_i/kernel", tensors["dense_i/kernel"], "input", 3 * hidden)
+    assemble.check_shape("dense_i/bias", tensors["dense_i/bias"], 3 * hidden)
+    bias = tensors["dense_i/bias"]
+    weight_ih, weight_hh = (tensors[f"dense_{side}/kernel"].t().contiguous() for side in "ih")
     return weight_ih, weight_hh, bias, torch.zeros_like(bias)

@@ -1,4 +1,4 @@
-"""A GRU written out by hand, one matrix a gate, as textbooks and articles do."""
+"""Conversion of a GRU written by hand with one matrix a gate, as in textbooks and articles."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,11 @@ NAMES = ("W_xz", "W_hz", "b_z", "W_xr", "W_hr", "b_r", "W_xh", "W_hh", "b_h")
 
 
 def from_gates(gates: Sequence[Any]) -> GRU:
-    r"""A GRU of ``[W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h]``, tensors or arrays, used as ``x @ W``.
+    r"""Convert the nine tensors or arrays of a GRU written by hand, which it uses as ``x @ W``.
 
-    The formula (Dive into Deep Learning, https://d2l.ai/chapter_recurrent-modern/gru.html), whose state resets
-    before its product:
+        gru = triton_gru.convert.from_gates([W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h])
+
+    The formula (Dive into Deep Learning, https://d2l.ai/chapter_recurrent-modern/gru.html) resets before the product:
 
     .. math::
         Z = \sigma(X W_{xz} + H W_{hz} + b_z) \qquad
@@ -23,29 +24,33 @@ def from_gates(gates: Sequence[Any]) -> GRU:
         \tilde H = \tanh(X W_{xh} + (R \odot H) W_{hh} + b_h) \qquad
         H' = Z \odot H + (1 - Z) \odot \tilde H
 
-    Shapes: W_x* [input, hidden], W_h* [hidden, hidden], b_* [hidden]; all of one dtype (float16, bfloat16, float32 or
-    float64), which the GRU keeps.
+    Shapes:
+        W_xz, W_xr, W_xh: [input, hidden].
+        W_hz, W_hr, W_hh: [hidden, hidden].
+        b_z, b_r, b_h: [hidden].
+
+    dtypes: float16, bfloat16, float32 or float64, the same for all entries. The GRU keeps it.
 
     Returns:
-        One layer with ``reset_after=False``, in `eval()`: [T, B, input] -> [T, B, hidden]. The biases are its bias_ih,
-        its bias_hh is zero.
+        One layer with ``reset_after=False``, in `eval()`: [T, B, input] -> [T, B, hidden]. Its bias_ih has the biases,
+        and its bias_hh is zero.
 
     Raises:
-        ValueError: not nine entries, or one whose shape does not fit W_xz's; it is named.
-        TypeError: an entry of another dtype.
+        ValueError: there are not nine entries, or a shape does not fit that of W_xz. The error names the entry.
+        TypeError: dtypes differ or are others.
     """
     if len(gates) != len(NAMES):
         raise ValueError(
-            f"expected the {len(NAMES)} entries {', '.join(NAMES)} and no output layer's, got {len(gates)}"
+            f"expected the {len(NAMES)} entries {', '.join(NAMES)}, without those of an output layer, got {len(gates)}"
         )
-    given = assemble.convert_to_tensors(dict(zip(NAMES, gates)))
-    assemble.check_shape("W_xz", given["W_xz"], "input", "hidden")
-    inputs, hidden = given["W_xz"].shape
-    for name, tensor in given.items():
+    tensors = assemble.convert_to_tensors(dict(zip(NAMES, gates)))
+    assemble.check_shape("W_xz", tensors["W_xz"], "input", "hidden")
+    inputs, hidden = tensors["W_xz"].shape
+    for name, tensor in tensors.items():
         shape = {"W_x": (inputs, hidden), "W_h": (hidden, hidden)}.get(name[:3], (hidden,))
         assemble.check_shape(name, tensor, *shape)
     weight_ih, weight_hh, bias = (
-        torch.cat([given[kind + gate].t() if kind != "b_" else given[kind + gate] for gate in "rzh"])
+        torch.cat([tensors[kind + gate].t() if kind != "b_" else tensors[kind + gate] for gate in "rzh"])
         for kind in ("W_x", "W_h", "b_")
     )
     return assemble.build_gru([(weight_ih, weight_hh, bias, torch.zeros_like(bias))], reset_after=False)

@@ -1,6 +1,6 @@
-"""Checks of a GRU node's initial_h and sequence_lens, which a converted GRU leaves to its caller.
+"""Checks of a GRU node's initial_h and sequence_lens. The caller of a converted GRU passes both.
 
-Where the model itself has their values, the caller may not know of them, and the GRU's results would be wrong.
+If the model itself computes one of them, the caller may not know its value. Then the results of the GRU would be wrong.
 """
 
 from .onnx_constants import Constants, Scope, Source, label, moved_inputs
@@ -9,24 +9,27 @@ _RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 def check_initial_h(inputs: dict[str, str], scope: Scope, constants: Constants) -> None:
-    """Raise ValueError unless initial_h is zero, or is a state that the caller has.
+    """Raise ValueError unless initial_h is zero, or a state that the caller knows.
 
-    Such a state is an input of the graph or an output of a recurrent node, which other nodes may only have moved.
+    The caller knows inputs of the graph and outputs of recurrent nodes. Nodes between may only move elements.
     """
     if "initial_h" not in inputs:
         return
     for origin in constants.find_origins("initial_h", inputs["initial_h"], scope):
         if not isinstance(origin, Source):
             if origin.any():
-                raise ValueError("initial_h is a constant other than zero: set it to none and pass its value as hx")
+                raise ValueError(
+                    "initial_h is a constant other than zero: clear this input of the node, and pass its value as hx"
+                )
         elif not origin.is_input and origin.operator not in _RECURRENT:
-            raise ValueError(f"{_computed('initial_h', origin, constants)}: set it to none and pass its value as hx")
+            reason = _computed_reason("initial_h", origin, constants)
+            raise ValueError(f"{reason}: clear this input of the node, and pass its value as hx")
 
 
 def check_sequence_lens(inputs: dict[str, str], time: int, scope: Scope, constants: Constants) -> None:
-    """Raise ValueError unless sequence_lens is the whole length of X, or lengths that the caller has.
+    """Raise ValueError unless sequence_lens is the whole length of X, or lengths that the caller knows.
 
-    ``time`` is the dimension of X that counts steps.
+    The caller knows inputs of the graph. ``time`` is the dimension of X that counts steps.
     """
     if "sequence_lens" not in inputs or _is_whole_length(inputs, time, scope, constants):
         return
@@ -34,31 +37,31 @@ def check_sequence_lens(inputs: dict[str, str], time: int, scope: Scope, constan
     for origin in constants.find_origins("sequence_lens", inputs["sequence_lens"], scope):
         if not isinstance(origin, Source):
             if steps is None or (origin != steps).any():
-                declared = "unknown" if steps is None else steps
+                length = "unknown" if steps is None else steps
                 raise ValueError(
-                    f"sequence_lens has the constants {origin.ravel().tolist()}, and the length of X is {declared}: "
-                    "set it to none and pass its value as lengths"
+                    f"sequence_lens has the constants {origin.ravel().tolist()}, and the length of X is {length}: "
+                    "clear this input of the node, and pass its value as lengths"
                 )
         elif not origin.is_input:
-            what = _computed("sequence_lens", origin, constants)
-            raise ValueError(f"{what}: set it to none and pass its value as lengths")
+            reason = _computed_reason("sequence_lens", origin, constants)
+            raise ValueError(f"{reason}: clear this input of the node, and pass its value as lengths")
 
 
-def _computed(what: str, origin: Source, constants: Constants) -> str:
+def _computed_reason(what: str, origin: Source, constants: Constants) -> str:
     reason = constants.nonconstant_reason(next(filter(None, origin.proto.output)), origin.scope)
     return f"{what} is computed by {origin.proto.op_type} {label(origin.proto)!r}, {reason}"
 
 
 def _declared_size(name: str, dimension: int, scope: Scope) -> int | None:
-    """Return a size in the declared shape of a value, None if it is not a number."""
+    """Return a size in the declared shape of a value, or None if it is not a number."""
     sizes = scope.types[name].tensor_type.shape.dim if name in scope.types else []
     return sizes[dimension].dim_value or None if dimension < len(sizes) else None
 
 
 def _is_whole_length(inputs: dict[str, str], time: int, scope: Scope, constants: Constants) -> bool:
-    """Return whether sequence_lens has only elements of X's shape, and of it only the length.
+    """Return whether every element of sequence_lens is the length of X, taken from X's shape.
 
-    Nodes between the shape and sequence_lens are run on numbers of dimensions in the place of sizes.
+    To find out, the nodes between X's shape and sequence_lens are run on dimension numbers instead of sizes.
     """
     import numpy as np
 
@@ -75,13 +78,13 @@ def _is_whole_length(inputs: dict[str, str], time: int, scope: Scope, constants:
     )
     if not is_shape_of_X:
         return False
-    bounds = {each.name: each.i for each in source.proto.attribute}
+    bounds = {attribute.name: attribute.i for attribute in source.proto.attribute}
     dimensions = np.arange(3)[bounds.get("start", 0) : bounds.get("end", 3)]
-    for mover, made in reversed(movers):
-        others = [each for each in mover.get_required_names() if each != name]
-        if (dimensions == time).all() or any(constants.nonconstant_reason(each, mover.scope) for each in others):
+    for mover, output in reversed(movers):
+        others = [other for other in mover.get_required_names() if other != name]
+        if (dimensions == time).all() or any(constants.nonconstant_reason(other, mover.scope) for other in others):
             break
-        for each in others:
-            constants.evaluate("sequence_lens", each, mover.scope)
-        dimensions, name = constants.run("sequence_lens", mover, {name: dimensions})[made], made
+        for other in others:
+            constants.evaluate("sequence_lens", other, mover.scope)
+        dimensions, name = constants.run("sequence_lens", mover, {name: dimensions})[output], output
     return dimensions.size > 0 and bool((dimensions == time).all())

@@ -1,4 +1,4 @@
-"""torch.nn's GRU and GRUCell, both ways."""
+"""Conversion of `nn.GRU` and `nn.GRUCell` to this package's modules, and back."""
 
 from typing import overload
 
@@ -8,9 +8,9 @@ from ..call.options import Options
 from ..modules import GRU, GRUCell
 from . import assemble
 
-_CELL = ("input_size", "hidden_size", "bias")
-_LAYERS = (*_CELL, "num_layers", "batch_first", "dropout", "bidirectional")
-_OWN = {GRU: ("reset_after", "backend", "reverse"), GRUCell: ("reset_after", "backend")}
+_CELL_OPTIONS = ("input_size", "hidden_size", "bias")
+_GRU_OPTIONS = (*_CELL_OPTIONS, "num_layers", "batch_first", "dropout", "bidirectional")
+_EXTRA_OPTIONS = {GRU: ("reset_after", "backend", "reverse"), GRUCell: ("reset_after", "backend")}
 
 
 @overload
@@ -22,9 +22,13 @@ def from_torch(module: nn.GRUCell | GRUCell) -> GRUCell: ...
 
 
 def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
-    r"""A `GRU` of a `torch.nn.GRU`, a `GRUCell` of a `torch.nn.GRUCell`, with copies of its parameters; or of ours.
+    r"""Copy a `torch.nn.GRU` to a `GRU`, or a `torch.nn.GRUCell` to a `GRUCell`.
 
-    The formula is that of both (https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html):
+        gru = triton_gru.convert.from_torch(torch.nn.GRU(40, 64).eval())
+
+    `accelerate` does the same in place and without copies. ``module`` may also be a module of this package.
+
+    Both modules have this formula (https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html):
 
     .. math::
         r = \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr}) \qquad
@@ -32,16 +36,20 @@ def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
         n = \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \qquad
         h' = (1 - z) \odot n + z \odot h
 
-    weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H] and bias_hh [3H] of each layer and direction hold the gates in
-    the order r, z, n. Options, device, dtype, training mode and requires_grad are the module's; hooks are not copied.
-    `accelerate` does the same in place and without copies.
+    Shapes, of each layer and direction, with the gates in the order r, z, n:
+        weight_ih: [3H, I].
+        weight_hh: [3H, H].
+        bias_ih, bias_hh: [3H].
+
+    Returns:
+        A module with the options, device, dtype, training mode and requires_grad of ``module``. Hooks are not copied.
 
     Raises:
-        TypeError: another module, a subclass (a parametrized one too), or one whose `forward` has been replaced.
-        RuntimeError: a parameter is not there by its name, as after pruning.
+        TypeError: ``module`` is another module, a subclass or parametrized, or its `forward` has been replaced.
+        RuntimeError: a parameter is missing under its name, as after pruning.
     """
     ours = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
-    return _copied(module, ours, {name: getattr(module, name) for name in _OWN.get(type(module), ())})
+    return _copy_module(module, ours, {name: getattr(module, name) for name in _EXTRA_OPTIONS.get(type(module), ())})
 
 
 @overload
@@ -53,29 +61,36 @@ def to_torch(module: nn.GRUCell | GRUCell) -> nn.GRUCell: ...
 
 
 def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell:
-    """The reverse of `from_torch`: a `torch.nn.GRU` of a `GRU`, a `torch.nn.GRUCell` of a `GRUCell`; or of torch's.
+    """Copy a `GRU` to a `torch.nn.GRU`, or a `GRUCell` to a `torch.nn.GRUCell`. Undoes `from_torch`.
+
+        torch_gru = triton_gru.convert.to_torch(gru)
+
+    `restore` does the same in place and without copies. ``module`` may also be a module of torch.
 
     Raises:
         TypeError, RuntimeError: as `from_torch`.
-        ValueError: ``reset_after=False`` or ``reverse=True``, which torch does not have.
+        ValueError: ``reset_after=False`` or ``reverse=True``, which `nn.GRU` does not have.
     """
     theirs = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
-    copied = _copied(module, theirs, {})
-    if own := Options.from_module(module).unsupported_by_nn_gru:
-        raise ValueError(f"torch has no GRU with {own}")
-    return copied
+    copy = _copy_module(module, theirs, {})
+    if unsupported := Options.from_module(module).unsupported_by_nn_gru:
+        raise ValueError(f"torch has no GRU with {unsupported}")
+    return copy
 
 
-def _copied(module: nn.Module, classes: dict[type, type], own: dict):
+def _copy_module(module: nn.Module, classes: dict[type, type], extra_options: dict):
     new_class = classes.get(type(module))
     if new_class is None:
         kind = type(module)
-        raise TypeError(f"expected nn.GRU, nn.GRUCell or this package's, got {kind.__module__}.{kind.__qualname__}")
+        raise TypeError(
+            "expected nn.GRU, nn.GRUCell, triton_gru.GRU or triton_gru.GRUCell, "
+            f"got {kind.__module__}.{kind.__qualname__}"
+        )
     if "forward" in vars(module):
-        raise TypeError("the forward of this module has been replaced")
-    options = _LAYERS if isinstance(module, nn.RNNBase) else _CELL
-    copy = new_class(**{name: getattr(module, name) for name in options}, device="meta", **own)
-    # A pruned parameter is not one by its name; loading says which.
+        raise TypeError("the forward of this module has been replaced, so it cannot be converted")
+    names = _GRU_OPTIONS if isinstance(module, nn.RNNBase) else _CELL_OPTIONS
+    copy = new_class(**{name: getattr(module, name) for name in names}, device="meta", **extra_options)
+    # If a parameter has been pruned, its name is missing here, and loading raises an error with the name.
     assemble.assign_parameters(copy, {name: tensor.detach().clone() for name, tensor in module.state_dict().items()})
     for name, parameter in module.named_parameters():
         copy.get_parameter(name).requires_grad_(parameter.requires_grad)

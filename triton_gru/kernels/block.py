@@ -1,28 +1,51 @@
 """The ``block`` scan: one program owns all hidden units of a tile of the batch and walks the time steps.
 
-What a program does:
+The algorithm of a program:
 
     load W_hh                                 # once: it stays in registers, or in shared memory
     h = h_0 of my rows
     for t in steps:
-        load the gate inputs of step t + 1    # they are there when they are wanted
-        put h where all warps find it         # in shared memory, in two places by turns: one barrier a step
+        load the gate inputs of a later step  # early, so that they have arrived when that step begins
+        share h with all warps                # through two buffers in shared memory that alternate: one barrier a step
         r, z, n = W_hh h
         h = gru_update(gate inputs of t, r, z, n, h)
         store h in out
 
 The state never leaves the program, so programs do not wait for each other.
 
-Units are rows and batch rows are columns. ``W_hh[j, k]`` as nn.GRU stores it is then the left operand as it lies, the
-state is the right one, and eight batch rows are one column tile of the matrix unit. W_hh and the state are cut into
-``UNIT_TILES`` tiles of ``UNITS`` units.
+With ``reset_after=False`` (`Cut.RESET_AFTER` is false) a step makes r of all units first. Then r h takes the way of the
+state, through shared memory, to the product with n's weights.
 
-A program of two batch rows gives each of them four of the eight columns. What a thread then has of a product, two units
-in two columns, are two results twice: the threads of a pair of columns take one unit each. So a thread makes one
-result of a tile of 16 units and not four, and gate inputs need no padding.
+**Products.** Hidden units are rows and batch rows are columns. ``W_hh[j, k]`` is then the left operand, in the layout
+that nn.GRU stores. The state is the right operand. One instruction of the matrix unit takes eight columns.
 
-Where r comes before the recurrent product (``RESET_AFTER`` is not), r of all units is made first, then r h takes the
-state's way to the product with n's weights.
+**Tiles.** W_hh and the state are cut into ``UNIT_TILES`` tiles of ``UNITS`` units. In the code, i is a tile of the
+units that a product makes, and k a tile of the units that it sums over.
+
+**Two rows.** Exception: if a program has two batch rows, each of them takes four of the eight columns. The four columns
+are equal, so a thread keeps one number of every four (the picture is at `_state_units`). It updates a quarter of the
+elements, and gate inputs need no padding.
+
+**W_hh** is held in one of three ways. Registers hold the first ``REGISTER_TILES`` tiles, shared memory the others:
+
+    way            when                              loaded by           shared memory is managed by
+    fragments      16 bits or TF32, several warps    `_load_fragments`   `fragments`
+    shared memory  otherwise, if REGISTER_TILES = 0  `_load_all`         the compiler
+    peeled step    otherwise                         the peeled step     the compiler
+
+    way            ``w``                              ``addresses``        `_multiply` uses
+    fragments      the REGISTER_TILES tiles: tuples   `_get_addresses`     `fragments.multiply`
+    shared memory  all tiles: [UNITS, UNITS] each     ()                   ``tl.dot``
+    peeled step    all tiles: [UNITS, UNITS] each     ()                   ``tl.dot``
+
+The heuristic has the second way in fp32 ieee, and the third one up to H = 16, where a program is one warp.
+
+**Masks.**
+
+- ``row_live``: the row is in the batch. The last program may have fewer rows than columns.
+- ``live``: the row is in the batch, and the unit is below H. Only these elements exist in hx, carry and h_n.
+- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out. A row whose
+  sequence has ended keeps its state.
 """
 
 from dataclasses import dataclass
@@ -36,193 +59,238 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cut(CommonConstants):
-    """What `block_scan` is compiled for, beside the form of a call."""
+    """The constants that `block_scan` is compiled for, by the configuration (`CallConstants`: by the call)."""
 
-    RESET_AFTER: bool
+    RESET_AFTER: bool  # r multiplies W_hn h + b_hn. Else it multiplies h, before the product with W_hn
     UNITS: int  # hidden units of a tile, a power of two
-    UNIT_TILES: int  # tiles of units; UNIT_TILES * UNITS >= H
-    BATCH: int  # batch rows of a program: 2, or the columns of a product, 8 or 16
-    PREFETCH_STEPS: int  # steps per loop iteration, which is how far gi is prefetched
-    REGISTER_TILES: int  # of the 3 * UNIT_TILES**2 tiles of W_hh, how many stay in registers
-    WARPS: int
+    UNIT_TILES: int  # tiles of hidden units; UNIT_TILES * UNITS >= H
+    BATCH: int  # batch rows of a program: 2, 8 or 16
+    PREFETCH_STEPS: int  # time steps of a loop iteration, and from a load of gi to its use. A power of two
+    REGISTER_TILES: int  # of the 3 * UNIT_TILES**2 tiles of W_hh, the number that stays in registers
+    WARPS: int  # warps of a program
 
     @derived
     def PADDED_H(self):
+        """Return the number of hidden units of all tiles: H or more."""
         return self.UNIT_TILES.value * self.UNITS.value
 
     @derived
     def COLUMNS(self):
-        """Columns of a product: each of two batch rows has four."""
+        """Return the number of columns of a product: one for each batch row, or four for each of two rows."""
         return max(self.BATCH.value, 8)
 
     @derived
     def IN_FRAGMENTS(self):
-        """Products are made of operands that stay where `fragments` puts them. Of one warp they are not."""
+        """Return whether the operands of products stay in registers and memory that `fragments` manages."""
         return not self.IS_IEEE.value and self.WARPS.value > 1
 
     @derived
-    def CHUNKS(self):
-        """Times that a row of a tile takes four words of 128 bits, as `fragments` loads it."""
-        return fragments.chunks(self.UNITS.value, self.DTYPE.value)
+    def SEGMENTS(self):
+        """Return the number of segments of a row of a tile. A segment is four words of 128 bits (see `fragments`)."""
+        return fragments.count_segments(self.UNITS.value, self.DTYPE.value)
 
     @derived
     def GI_ROWS(self):
-        """Batch rows of a tile of gi: one where a program has two."""
+        """Return the number of batch rows of a tile of gi: BATCH. Exception: 1 if a program has two rows."""
         return 1 if self.BATCH.value == 2 else self.BATCH.value
 
     @derived
-    def GI_GATE(self):
-        """Elements of gi from a gate of a tile to the next."""
+    def GI_GATE_STRIDE(self):
+        """Return the elements of gi from a gate of a tile to the next gate."""
         return self.PADDED_H.value * self.GI_ROWS.value
 
 
 @reserve.add_shared_memory
 @triton.jit(
-    do_not_specialize=["steps", "start", "total", "state", "batch", "out_t", "out_b", "hx_l", "hx_b"],
+    do_not_specialize=["steps", "start", "total", "layer_row", "batch", "out_t", "out_b", "hx_l", "hx_b"],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def block_scan(
-    gi,  # [directions, steps, batch tiles, 3, UNIT_TILES * UNITS, BATCH]: x W_ih^T and the biases, see projection;
-    # of two batch rows [directions, steps, batch, 3, UNIT_TILES * UNITS]
+    gi,  # gate inputs [directions, steps, batch tiles, 3, UNIT_TILES * UNITS, BATCH], see projection.
+    # If BATCH is 2: [directions, steps, batch, 3, UNIT_TILES * UNITS]
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
-    w_hh_back,  # of the backward direction
-    b_hh_back,
-    hx,  # [layers * directions, batch, H] through strides; the state before the first step
+    b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER
+    w_hh_back,  # [3 * H, H] of the backward direction
+    b_hh_back,  # [3 * H] of the backward direction
+    hx,  # [layers * directions, batch, H] through strides: the state before the first step
     carry,  # fp32 [layers * directions, batch, H]: the state between launches
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
-    h_n,  # [layers * directions, batch, H]
+    h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
     resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
-    steps,  # of this launch
-    start,  # the first of them
-    total,  # of all launches
-    state,  # the layer's first in hx, carry and h_n
-    batch,
-    out_t,
-    out_b,
-    hx_l,
-    hx_b,
+    steps,  # time steps of this launch
+    start,  # first step of this launch
+    total,  # time steps of all launches
+    layer_row,  # the layer's first row of hx, carry and h_n: layer * directions
+    batch,  # batch rows of the call
+    out_t,  # elements of out from a time to the next
+    out_b,  # elements of out from a batch row to the next
+    hx_l,  # elements of hx from a row of a layer and direction to the next
+    hx_b,  # elements of hx from a batch row to the next
     cut: tl.constexpr,  # a `Cut`
     call: tl.constexpr,  # a `constants.CallConstants`
 ):
+    # ---- My direction and batch rows. 64-bit offsets are added to scalar pointers. The offsets of a tile are small.
     batch_tiles = tl.cdiv(batch, cut.BATCH)
     direction = tl.program_id(0) // batch_tiles
     backward = sequences.goes_backward(direction, call.REVERSE)
     w_hh = tl.where(direction != 0, w_hh_back, w_hh)
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-    # 64-bit offsets go into scalar addresses; what is left for the tiles is small.
     first_row = (tl.program_id(0) % batch_tiles) * cut.BATCH
-    unit = _units(cut)
-    row = _rows(cut)
+    unit = _state_units(cut)
+    row = _state_rows(cut)
     row_live = first_row + row < batch
-    state += direction.to(tl.int64)
-    hx += state * hx_l + first_row.to(tl.int64) * hx_b
-    state = (state * batch + first_row) * cut.H
+
+    # ---- Base pointers and offsets, in elements:
+    # - ``hx`` points to my first row.
+    # - ``state_offset`` is the offset of my first row in carry and h_n.
+    # - ``out`` points to my first row at step ``start``, later at the step that is made. A row is at
+    #   ``out + out_row_offset``, and in the packed layout at ``sequences.table_offset`` more.
+    # - ``out_step`` leads from a step to the next. It is 0 in the packed layout.
+    layer_row += direction.to(tl.int64)
+    hx += layer_row * hx_l + first_row.to(tl.int64) * hx_b
+    state_offset = (layer_row * batch + first_row) * cut.H
     length = sequences.load_lengths(lengths, first_row + row, batch, total, call.LAYOUT)
     out += direction * cut.H
-    out_row = sequences.row_offset(length, row, backward, out_t, out_b, call.LAYOUT)
-    out_s = sequences.step_stride(backward, out_t, call.LAYOUT)
-    out += first_row.to(tl.int64) * (out_t if call.LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_s
+    out_row_offset = sequences.row_offset(length, row, backward, out_t, out_b, call.LAYOUT)
+    out_step = sequences.step_stride(backward, out_t, call.LAYOUT)
+    out += first_row.to(tl.int64) * (out_t if call.LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_step
 
+    # ---- By tile of units: ``h``, the state, and ``b_n``, the sums that n's products begin with (b_hn, or zeros).
     b_n = ()
     h = ()
     for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         live = row_live & (j < cut.H)
-        h_i = isa.load_where(carry + state + row * cut.H + j, live & (start != 0), False)
+        h_i = isa.load_where(carry + state_offset + row * cut.H + j, live & (start != 0), False)
         if call.HAS_HX:
             h_i += isa.load_where(hx + row.to(tl.int64) * hx_b + j, live & (start == 0), True).to(tl.float32)
         if cut.IN_FRAGMENTS:
-            b_n = b_n + (_bias_of_sums(b_hh, i, call.HAS_BIAS and cut.RESET_AFTER, cut),)
+            b_n = b_n + (_initial_sums_of_n(b_hh, i, call.HAS_BIAS and cut.RESET_AFTER, cut),)
         else:
             bias = tl.zeros(unit.shape, tl.float32) + tl.zeros(row.shape, tl.float32)
             if call.HAS_BIAS and cut.RESET_AFTER:
                 bias += tl.load(b_hh + 2 * cut.H + j, mask=j < cut.H, other=0.0).to(tl.float32)
-            b_n = b_n + (_columns(bias, cut),)
+            b_n = b_n + (_state_to_columns(bias, cut),)
         h = h + (h_i,)
 
+    # ---- Gate inputs of my first row at step ``start``, with ``gi_step`` to the next step.
     gi_tiles = tl.cdiv(batch, cut.GI_ROWS)
-    gi += (direction.to(tl.int64) * steps * gi_tiles + first_row // cut.GI_ROWS) * (3 * cut.GI_GATE)
-    gi_t = gi_tiles.to(tl.int64) * (3 * cut.GI_GATE)
+    gi += (direction.to(tl.int64) * steps * gi_tiles + first_row // cut.GI_ROWS) * (3 * cut.GI_GATE_STRIDE)
+    gi_step = gi_tiles.to(tl.int64) * (3 * cut.GI_GATE_STRIDE)
     if cut.BATCH == 2:
-        # The last row stands in for one that is not there.
-        gi += tl.minimum(row, batch - 1 - first_row) * (3 * cut.GI_GATE) + unit
-    last = start + steps == total
-    # The program stops at its own longest row. One step is always made; if it is none of any row, it leaves nothing.
-    steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, call.LAYOUT) - start, 1))
+        # If the batch has only the first of the two rows, the second one reads the inputs of the first.
+        gi += tl.minimum(row, batch - 1 - first_row) * (3 * cut.GI_GATE_STRIDE) + unit
+    is_last_launch = start + steps == total
+    # The program stops at the longest of its sequences. It runs one step at least. If no row is active in that step,
+    # nothing is stored.
+    program_steps = tl.minimum(steps, tl.maximum(sequences.longest(length, total, call.LAYOUT) - start, 1))
 
+    # ---- Weights: in one of three ways, see the table at the top.
+    # The peeled step runs the loop's body once before the loop, and loads each tile at its first use. Without it the
+    # compiler keeps no tile in registers during the loop (perf/NOTES.md).
     w = ()
-    memory = ()
-    START: tl.constexpr = 0 if cut.REGISTER_TILES == 0 or cut.IN_FRAGMENTS else 1
+    addresses = ()
+    PEELED_STEPS: tl.constexpr = 0 if cut.REGISTER_TILES == 0 or cut.IN_FRAGMENTS else 1
     if cut.IN_FRAGMENTS:
-        memory = _own_memory(unit, row, cut)
-        w = _load_fragments(memory, w_hh, cut)
-    elif START == 0:
+        addresses = _get_addresses(unit, row, cut)
+        w = _load_fragments(addresses, w_hh, cut)
+    elif PEELED_STEPS == 0:
         w = _load_all(w_hh, cut)
     else:
-        # The first step stands before the loop, takes the loop's own path, and brings the weights in: without
-        # it the compiler keeps none in registers.
         first_gates = _load_gates(gi, cut)
         if call.HAS_RESETS:
-            at_first = sequences.is_reset(resets, start, length, first_row + row, batch, total)
-            h = _zero_where(at_first, h)
-        new, w = _advance(h, w, w_hh, memory, 0, b_n, first_gates, True, cut)
+            forget_first = sequences.is_reset(resets, start, length, first_row + row, batch, total)
+            h = _zero_where(forget_first, h)
+        new_h, w = _make_step(h, w, w_hh, addresses, 0, b_n, first_gates, True, cut)
         is_active = sequences.is_active(start, length, row_live, call.LAYOUT)
-        h = new if call.LAYOUT == "dense" else _select(is_active, new, h)
-        place = out_row + sequences.table_offset(start, length, backward, offsets, out_t, call.LAYOUT)
-        _store_state(out + place, h, is_active, unit, cut)
-        out += out_s
-    ahead = ()
-    forget = ()
+        h = new_h if call.LAYOUT == "dense" else _select(is_active, new_h, h)
+        out_offset = out_row_offset + sequences.table_offset(start, length, backward, offsets, out_t, call.LAYOUT)
+        _store_state(out + out_offset, h, is_active, unit, cut)
+        out += out_step
+    # ---- The loop over time. Gate inputs are loaded P = PREFETCH_STEPS steps before their use, by rotation of tuples:
+    # | gates_ahead = load(PEELED_STEPS .. PEELED_STEPS + P - 1)
+    # | for t in range(PEELED_STEPS, program_steps, P):
+    # |     gates_now, gates_ahead = gates_ahead, load(t + P .. t + 2 P - 1)
+    # |     run the steps t .. t + P - 1 with gates_now
+    # A load beyond the last step reads the last step's inputs. A step beyond the last one changes no state and stores
+    # nothing. ``forget_now`` and ``forget_ahead`` rotate in the same way: masks of rows that forget their state.
+    gates_ahead = ()
+    forget_ahead = ()
     for s in tl.static_range(cut.PREFETCH_STEPS):
-        ahead = ahead + _load_gates(gi + tl.minimum(START + s, steps - 1) * gi_t, cut)
+        gates_ahead = gates_ahead + _load_gates(gi + tl.minimum(PEELED_STEPS + s, program_steps - 1) * gi_step, cut)
         if call.HAS_RESETS:
-            step = start + START + s
-            forget = forget + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
-    for t in tl.range(START, steps, cut.PREFETCH_STEPS):
-        now = ahead
-        ahead = ()
-        forget_now = forget
-        forget = ()
+            step = start + PEELED_STEPS + s
+            forget_ahead = forget_ahead + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
+    for t in tl.range(PEELED_STEPS, program_steps, cut.PREFETCH_STEPS):
+        gates_now = gates_ahead
+        gates_ahead = ()
+        forget_now = forget_ahead
+        forget_ahead = ()
         for s in tl.static_range(cut.PREFETCH_STEPS):
-            ahead = ahead + _load_gates(gi + tl.minimum(t + cut.PREFETCH_STEPS + s, steps - 1) * gi_t, cut)
+            gates_ahead = gates_ahead + _load_gates(
+                gi + tl.minimum(t + cut.PREFETCH_STEPS + s, program_steps - 1) * gi_step, cut
+            )
             if call.HAS_RESETS:
                 step = start + t + cut.PREFETCH_STEPS + s
-                forget = forget + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
+                forget_ahead = forget_ahead + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
         for s in tl.static_range(cut.PREFETCH_STEPS):
             step = start + t + s
             is_active = sequences.is_active(step, length, row_live, call.LAYOUT)
-            if cut.PREFETCH_STEPS > 1:  # the last iteration may run past the end
-                is_active = is_active & (t + s < steps)
-            place = out_row + sequences.table_offset(step, length, backward, offsets, out_t, call.LAYOUT)
+            if cut.PREFETCH_STEPS > 1:  # the last iteration may run beyond the last step
+                is_active = is_active & (t + s < program_steps)
+            out_offset = out_row_offset + sequences.table_offset(step, length, backward, offsets, out_t, call.LAYOUT)
             if call.HAS_RESETS:
-                h = _zero_where(forget_now[s] & (t + s < steps), h)
-            turn = s % 2 if cut.PREFETCH_STEPS % 2 == 0 else t % 2
-            gates = now[3 * cut.UNIT_TILES * s : 3 * cut.UNIT_TILES * (s + 1)]
-            new, _ = _advance(h, w, w_hh, memory, turn, b_n, gates, False, cut)
+                h = _zero_where(forget_now[s] & (t + s < program_steps), h)
+            # The step's buffer of the state in shared memory alternates, also from one iteration to the next.
+            buffer = s % 2 if cut.PREFETCH_STEPS % 2 == 0 else t % 2
+            gates = gates_now[3 * cut.UNIT_TILES * s : 3 * cut.UNIT_TILES * (s + 1)]
+            new_h, _ = _make_step(h, w, w_hh, addresses, buffer, b_n, gates, False, cut)
             if call.LAYOUT == "dense" and cut.PREFETCH_STEPS == 1:
-                h = new
+                h = new_h
             else:
-                h = _select(is_active, new, h)
-            _store_state(out + place, h, is_active, unit, cut)
-            out += out_s
+                h = _select(is_active, new_h, h)
+            _store_state(out + out_offset, h, is_active, unit, cut)
+            out += out_step
 
+    # ---- The state goes to h_n after the last launch, else to carry for the next launch.
     for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         live = row_live & (j < cut.H)
-        isa.store(carry + state + row * cut.H + j, h[i], live & (last == 0))
-        isa.store(h_n + state + row * cut.H + j, h[i].to(cut.DTYPE), live & (last != 0))
+        isa.store(carry + state_offset + row * cut.H + j, h[i], live & (is_last_launch == 0))
+        isa.store(h_n + state_offset + row * cut.H + j, h[i].to(cut.DTYPE), live & (is_last_launch != 0))
 
 
-# What follows a product is made of its results, [UNITS, BATCH] or of two batch rows [UNITS // 2, 4]. Each row has two
-# columns of these: of every 16 units the first one has 0 to 7, the second one the others.
+# ---- Two arrangements of the numbers of a tile of units.
+#
+# Sums: a product's numbers, as the matrix unit leaves them, in all COLUMNS columns. With fragments they are a tuple
+# (see `fragments.multiply`), else a tensor [UNITS, COLUMNS]. The next product takes its right operand in columns, too.
+#
+# State: each (unit, row) once. h, gate inputs and gates are arranged so. The shape is
+# - [UNITS, BATCH] for 8 or 16 rows, without fragments;
+# - [UNITS // 2, 4] for two rows, without fragments;
+# - [numbers of a thread, WARPS, 8, 4] with fragments.
 
 
 @triton.jit
-def _units(cut: tl.constexpr):
-    """Return the units of a tile, in the order of its results."""
+def _state_units(cut: tl.constexpr):
+    """Return the unit of each element of a state, counted from the first unit of its tile.
+
+    Of the product of 16 units and 8 columns, lane 4 i + l of a warp (i to 7, l to 3) has four sums, c0 to c3:
+
+                          column 2 l    column 2 l + 1
+        unit i                c0              c1
+        unit i + 8            c2              c3
+
+    With 8 or 16 batch rows a column is a row, and the lane keeps all four sums. With two rows c0 = c1 and c2 = c3, and
+    the lane keeps c0 if l is even, c2 if l is odd:
+
+        column        0     1  |  2     3  |  4     5  |  6     7
+        lane          l = 0    |  l = 1    |  l = 2    |  l = 3
+        batch row     0     0  |  0     0  |  1     1  |  1     1
+        kept unit     i        |  i + 8    |  i        |  i + 8
+    """
     if cut.IN_FRAGMENTS:
         return fragments.state_units(cut.UNITS, cut.BATCH, cut.WARPS)
     elif cut.BATCH == 2:
@@ -233,8 +301,8 @@ def _units(cut: tl.constexpr):
 
 
 @triton.jit
-def _rows(cut: tl.constexpr):
-    """Return the batch rows of a tile, in the order of its results."""
+def _state_rows(cut: tl.constexpr):
+    """Return the batch row of each element of a state, counted from the program's first row: see `_state_units`."""
     if cut.IN_FRAGMENTS:
         return fragments.state_rows(cut.UNITS, cut.BATCH, cut.WARPS)
     elif cut.BATCH == 2:
@@ -244,13 +312,13 @@ def _rows(cut: tl.constexpr):
 
 
 @triton.jit
-def _results(product, cut: tl.constexpr):
-    """Return each result of a product [UNITS, columns] once. No number leaves its thread."""
+def _sums_to_state(product, cut: tl.constexpr):
+    """Return the sums of a product as a state. No number leaves the thread that has it."""
     if cut.IN_FRAGMENTS:
         return fragments.as_state(product, cut.BATCH)
     elif cut.BATCH == 2:
-        of_row, _ = tl.split(tl.reshape(product, (cut.UNITS // 16, 2, 8, 4, 2)))
-        first, second = tl.split(tl.permute(of_row, (0, 2, 3, 1)))
+        even_column, _ = tl.split(tl.reshape(product, (cut.UNITS // 16, 2, 8, 4, 2)))
+        first, second = tl.split(tl.permute(even_column, (0, 2, 3, 1)))
         odd = tl.arange(0, 4)[None, None, :] % 2 != 0
         return tl.reshape(tl.where(odd, second, first), (cut.UNITS // 2, 4))
     else:
@@ -258,8 +326,8 @@ def _results(product, cut: tl.constexpr):
 
 
 @triton.jit
-def _columns(x, cut: tl.constexpr):
-    """Return results as columns of a product, [UNITS, columns]."""
+def _state_to_columns(x, cut: tl.constexpr):
+    """Return a state, without fragments, as columns of a product, [UNITS, COLUMNS]: a row of two gets four columns."""
     if cut.BATCH == 2:
         x = tl.permute(tl.reshape(x, (cut.UNITS // 16, 8, 2, 2)), (0, 3, 1, 2))
         x = tl.join(x, x)
@@ -270,7 +338,10 @@ def _columns(x, cut: tl.constexpr):
 
 @triton.jit
 def _load_gates(gi, cut: tl.constexpr):
-    """Load one step's gate inputs: r, z, n of each tile of units. `_gate` makes numbers of them."""
+    """Return one step's gate inputs, 3 * UNIT_TILES tensors: r, z and n of each tile of units.
+
+    With 8 or 16 rows an element is a pair of numbers. `_gate_to_float` converts a tensor.
+    """
     TILE: tl.constexpr = cut.UNITS * cut.BATCH
     gates = ()
     for i in tl.static_range(cut.UNIT_TILES):
@@ -278,15 +349,15 @@ def _load_gates(gi, cut: tl.constexpr):
             for gate in tl.static_range(3):
                 gates = gates + (isa.load(gi + (gate * cut.UNIT_TILES + i) * cut.UNITS),)
         elif cut.IN_FRAGMENTS:
-            gates = gates + fragments.load_pairs(gi, i * TILE, cut.GI_GATE, cut.UNITS, cut.BATCH, cut.WARPS)
+            gates = gates + fragments.load_pairs(gi, i * TILE, cut.GI_GATE_STRIDE, cut.UNITS, cut.BATCH, cut.WARPS)
         else:
-            gates = gates + isa.load_gates(gi, i * TILE, cut.GI_GATE, cut.UNITS, cut.BATCH)
+            gates = gates + isa.load_gates(gi, i * TILE, cut.GI_GATE_STRIDE, cut.UNITS, cut.BATCH)
     return gates
 
 
 @triton.jit
-def _gate(raw, cut: tl.constexpr):
-    """Return in fp32 what `_load_gates` has of one gate and tile."""
+def _gate_to_float(raw, cut: tl.constexpr):
+    """Return one tensor of `_load_gates` as a state in fp32."""
     if cut.BATCH == 2:
         return raw.to(tl.float32)
     elif cut.IN_FRAGMENTS:
@@ -296,117 +367,146 @@ def _gate(raw, cut: tl.constexpr):
 
 
 @triton.constexpr_function
-def _place(gate, i, k, cut):
-    """Return the index of a tile of W_hh among all, in the order of first use. To reset before, r comes first."""
+def _tile_index(gate, i, k, cut):
+    """Return the index in ``w`` of the tile of W_hh with the gate, row i and column k of tiles.
+
+    Tiles are in the order of first use: r, z, n for each i and k. Exception: with ``reset_after=False``, r for each i
+    and k, then z, n for each i and k. `_tile_of_index` is the inverse.
+    """
     tiles = cut.UNIT_TILES.value
-    at = i * tiles + k
+    tile = i * tiles + k
     if cut.RESET_AFTER.value:
-        return 3 * at + gate
-    return at if gate == 0 else tiles**2 + 2 * at + gate - 1
+        return 3 * tile + gate
+    return tile if gate == 0 else tiles**2 + 2 * tile + gate - 1
 
 
 @triton.jit
-def _advance(h, w, w_hh, memory, turn, b_n, gates, LOAD_TILES: tl.constexpr, cut: tl.constexpr):
-    """Return the state after one step of ``gates``, and the weights' tiles ``w``.
+def _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES: tl.constexpr, cut: tl.constexpr):
+    """Return the state after one step, a tuple by tile of units, and the tiles ``w`` of W_hh.
 
-    With ``LOAD_TILES`` each tile is loaded right where it is first used, so that no more than one at a time
-    waits in registers for its place in shared memory. ``turn``, 0 or 1, changes from step to step.
+    With ``LOAD_TILES``, in the peeled step, ``w`` comes in empty. Each tile is then loaded where it is first used.
+    So no more than one tile at a time is in registers on its way to shared memory. ``buffer``, 0 or 1, alternates.
+
+    In the code, ``x`` is the state as right operands, and ``x_n`` are those of n's products. Of each gate, such as r,
+    ``g_r`` is the input and ``a_r`` the sums.
     """
-    # The right operand of ordinary fp32 products takes many registers: that of h is not kept beside that of r h.
+    # In fp32 ieee z's products are made together with r's: right operands take four times the registers there, so
+    # h's operand is not kept until r h has one (perf/NOTES.md).
     Z_WITH_R: tl.constexpr = cut.IS_IEEE and not LOAD_TILES
     if cut.IN_FRAGMENTS:
         zero = fragments.zeros(cut.UNITS // cut.WARPS, cut.COLUMNS, cut.WARPS)
     else:
         zero = tl.zeros((cut.UNITS, cut.COLUMNS), tl.float32)
-    # To reset before, the state has one place and r h the other: between two states all threads have passed r h.
-    x = _operands(h, memory, turn if cut.RESET_AFTER else 0, cut)
+    # With reset_after=False the state has buffer 0 at every step, and r h buffer 1. The barrier of r h is between two
+    # uses of buffer 0, and the state's barrier between two uses of buffer 1.
+    x = _operands(h, addresses, buffer if cut.RESET_AFTER else 0, cut)
     x_n = x
+    # With reset_after=False, by tile of units: z's sums if Z_WITH_R, otherwise the zeros that they begin with.
     z = ()
-    # The first gate whose products are made of each tile by itself, right before its update.
+    # The first of the gates whose products are made in the second loop, for a tile right before its update.
     FIRST: tl.constexpr = 0 if cut.RESET_AFTER else 2 if Z_WITH_R else 1
     if not cut.RESET_AFTER:
-        reset = ()
+        # r h of all tiles is made before any of its operands. One tile at a time spills two words at H = 128
+        # (perf/NOTES.md).
+        reset_h = ()
         for i in tl.static_range(cut.UNIT_TILES):
             a_r, a_z = zero, zero
             for k in tl.static_range(cut.UNIT_TILES):
                 if LOAD_TILES:
-                    w = w + (_load_tile(w_hh, 0, i, k, _place(0, i, k, cut) < cut.REGISTER_TILES, cut),)
-                a_r = _multiply(w, memory, _place(0, i, k, cut), x[k], a_r, cut)
+                    w = w + (_load_tile(w_hh, 0, i, k, _tile_index(0, i, k, cut) < cut.REGISTER_TILES, cut),)
+                a_r = _multiply(w, addresses, _tile_index(0, i, k, cut), x[k], a_r, cut)
                 if Z_WITH_R:
-                    a_z = tl.dot(w[_place(1, i, k, cut)], x[k], acc=a_z, input_precision=cut.PRECISION)
+                    a_z = tl.dot(w[_tile_index(1, i, k, cut)], x[k], acc=a_z, input_precision=cut.PRECISION)
             z = z + (isa.compute_before_wait(a_z) if Z_WITH_R else a_z,)
-            r_h = isa.reset_state(_gate(gates[3 * i], cut), _results(a_r, cut), h[i], cut.DTYPE)
+            r_h = isa.reset_state(_gate_to_float(gates[3 * i], cut), _sums_to_state(a_r, cut), h[i], cut.DTYPE)
             if cut.PADDED_H != cut.H:
-                r_h = tl.where(i * cut.UNITS + _units(cut) < cut.H, r_h, 0.0)  # as the state below
-            reset = reset + (r_h,)
-        x_n = _operands(reset, memory, 1, cut)
-    new = ()
+                r_h = tl.where(i * cut.UNITS + _state_units(cut) < cut.H, r_h, 0.0)  # for the same reason as h_i below
+            reset_h = reset_h + (r_h,)
+        x_n = _operands(reset_h, addresses, 1, cut)
+    new_h = ()
     for i in tl.static_range(cut.UNIT_TILES):
+        # The sums of r, z and n. Those of gates before FIRST are not changed here.
         a = (zero, zero if cut.RESET_AFTER else z[i], b_n[i])
         for k in tl.static_range(cut.UNIT_TILES):
             sums = a[:FIRST]
             for gate in tl.static_range(FIRST, 3):
                 if LOAD_TILES:
-                    w = w + (_load_tile(w_hh, gate, i, k, _place(gate, i, k, cut) < cut.REGISTER_TILES, cut),)
+                    w = w + (_load_tile(w_hh, gate, i, k, _tile_index(gate, i, k, cut) < cut.REGISTER_TILES, cut),)
                 x_k = x_n[k] if gate == 2 else x[k]
-                sums = sums + (_multiply(w, memory, _place(gate, i, k, cut), x_k, a[gate], cut),)
+                sums = sums + (_multiply(w, addresses, _tile_index(gate, i, k, cut), x_k, a[gate], cut),)
             a = sums
-        g_z, g_n = _gate(gates[3 * i + 1], cut), _gate(gates[3 * i + 2], cut)
-        a_z, a_n = _results(a[1], cut), _results(a[2], cut)
+        g_z, g_n = _gate_to_float(gates[3 * i + 1], cut), _gate_to_float(gates[3 * i + 2], cut)
+        a_z, a_n = _sums_to_state(a[1], cut), _sums_to_state(a[2], cut)
         if cut.RESET_AFTER:
-            g_r = _gate(gates[3 * i], cut)
-            h_i = isa.gru_update(g_r, g_z, g_n, _results(a[0], cut), a_z, a_n, h[i], cut.DTYPE)
+            g_r = _gate_to_float(gates[3 * i], cut)
+            h_i = isa.gru_update(g_r, g_z, g_n, _sums_to_state(a[0], cut), a_z, a_n, h[i], cut.DTYPE)
         else:
             h_i = isa.next_state(g_z, g_n, a_z, a_n, h[i], cut.DTYPE)
         if cut.PADDED_H != cut.H:
-            # Units beyond H stay zero: an infinite state would make NaN of their zero weights, and they of all.
-            h_i = tl.where(i * cut.UNITS + _units(cut) < cut.H, h_i, 0.0)
-        new = new + (h_i,)
-    return new, w
+            # Units beyond H stay zero. Otherwise an infinite one, times its zero weights, makes NaN of all units.
+            h_i = tl.where(i * cut.UNITS + _state_units(cut) < cut.H, h_i, 0.0)
+        new_h = new_h + (h_i,)
+    return new_h, w
 
 
 @triton.jit
-def _multiply(w, memory, index: tl.constexpr, x, sums, cut: tl.constexpr):
-    """Return ``sums`` and the product of tile ``index`` of W_hh with a tile of the state."""
+def _multiply(w, addresses, index: tl.constexpr, x, sums, cut: tl.constexpr):
+    """Return ``sums`` plus the product of tile ``index`` of W_hh with ``x``, a tile of the state as a right operand.
+
+    With fragments a tile is a tuple of the parts of words. Tiles from ``len(w)`` on are loaded from shared memory here.
+    """
     if cut.IN_FRAGMENTS:
         if index < len(w):
             tile = w[index]
         else:
-            WORDS: tl.constexpr = cut.CHUNKS * (cut.UNITS // cut.WARPS // 8)
-            tile = fragments.load_shared_tile(memory[0], index - len(w), WORDS, cut.WARPS)
-        for c in tl.static_range(cut.CHUNKS):
-            of_chunk = tile[len(tile) // cut.CHUNKS * c : len(tile) // cut.CHUNKS * (c + 1)]
-            words = x[len(x) // cut.CHUNKS * c : len(x) // cut.CHUNKS * (c + 1)]
-            sums = fragments.multiply(of_chunk, words, sums, cut.DTYPE)
+            WORDS: tl.constexpr = cut.SEGMENTS * (cut.UNITS // cut.WARPS // 8)
+            tile = fragments.load_shared_tile(addresses[0], index - len(w), WORDS, cut.WARPS)
+        for c in tl.static_range(cut.SEGMENTS):
+            segment_tile = tile[len(tile) // cut.SEGMENTS * c : len(tile) // cut.SEGMENTS * (c + 1)]
+            segment_words = x[len(x) // cut.SEGMENTS * c : len(x) // cut.SEGMENTS * (c + 1)]
+            sums = fragments.multiply(segment_tile, segment_words, sums, cut.DTYPE)
         return sums
     else:
         return tl.dot(w[index], x, acc=sums, input_precision=cut.PRECISION)
 
 
 @triton.jit
-def _operands(tiles, memory, turn, cut: tl.constexpr):
-    """Return the state, or r h, as right operands: of each tile."""
+def _operands(tiles, addresses, buffer, cut: tl.constexpr):
+    """Return the state, or r h, as right operands, one for each tile of units.
+
+    With fragments an operand is a tuple of the parts of words, 4 * SEGMENTS for each eight columns. They come from all
+    warps, through the buffer ``buffer`` in shared memory. Otherwise it is a tensor [UNITS, COLUMNS].
+    """
     x = ()
     if cut.IN_FRAGMENTS:
-        OFFSET: tl.constexpr = fragments.state_bytes(cut.BATCH, cut.UNITS, cut.BITS)
-        other = turn * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
+        TILE_BYTES: tl.constexpr = fragments.state_bytes(cut.BATCH, cut.UNITS, cut.BITS)
+        buffer_offset = buffer * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
         for k in tl.static_range(cut.UNIT_TILES):
-            fragments.store_state(memory[1] + other, isa.round_operand(tiles[k], cut.DTYPE, cut.PRECISION), k * OFFSET)
+            fragments.store_state(
+                addresses[1] + buffer_offset, isa.round_operand(tiles[k], cut.DTYPE, cut.PRECISION), k * TILE_BYTES
+            )
         tl.debug_barrier()
-        words = fragments.load_state(memory[2] + other, cut.UNIT_TILES * cut.CHUNKS, cut.BATCH)
+        words = fragments.load_state(addresses[2] + buffer_offset, cut.UNIT_TILES * cut.SEGMENTS, cut.BATCH)
         for k in tl.static_range(cut.UNIT_TILES):
             x = x + (words[len(words) // cut.UNIT_TILES * k : len(words) // cut.UNIT_TILES * (k + 1)],)
     else:
         for k in tl.static_range(cut.UNIT_TILES):
-            x = x + (isa.operand(_columns(tiles[k], cut), cut.DTYPE, cut.PRECISION),)
+            x = x + (isa.operand(_state_to_columns(tiles[k], cut), cut.DTYPE, cut.PRECISION),)
     return x
 
 
 @triton.jit
-def _own_memory(unit, row, cut: tl.constexpr):
-    """Return a thread's addresses in shared memory: of its weights, its results, and what it reads of the state."""
+def _get_addresses(unit, row, cut: tl.constexpr):
+    """Return a thread's three addresses in shared memory.
+
+    - of its words of W_hh, in the tiles from REGISTER_TILES on;
+    - of the elements of the state that it writes, in buffer 0;
+    - of the first word of the state that it reads, in buffer 0.
+
+    The memory has the tiles of W_hh, then the two buffers of the state.
+    """
     SHARED_TILES: tl.constexpr = 3 * cut.UNIT_TILES * cut.UNIT_TILES - cut.REGISTER_TILES
-    WEIGHTS: tl.constexpr = fragments.weights_bytes(SHARED_TILES * cut.CHUNKS, cut.UNITS // cut.WARPS, cut.WARPS)
+    WEIGHTS: tl.constexpr = fragments.weights_bytes(SHARED_TILES * cut.SEGMENTS, cut.UNITS // cut.WARPS, cut.WARPS)
     SIZE: tl.constexpr = WEIGHTS + 2 * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
     origin = fragments.touch_shared_memory(cut.WARPS)
     weights = fragments.shared_address(origin + 16 * fragments.thread(cut.WARPS), SIZE)
@@ -416,13 +516,13 @@ def _own_memory(unit, row, cut: tl.constexpr):
 
 
 @triton.jit
-def _bias_of_sums(b_hh, tile: tl.constexpr, IS_THERE: tl.constexpr, cut: tl.constexpr):
-    """Return b_hn of a tile as sums to begin with."""
+def _initial_sums_of_n(b_hh, tile: tl.constexpr, HAS_B_HN: tl.constexpr, cut: tl.constexpr):
+    """Return the sums of fragments that n's products of a tile begin with: b_hn in all columns, or zeros."""
     first = tl.zeros((cut.WARPS, 8, 4), tl.float32)
     second = first
     sums = ()
     for m in tl.static_range(cut.UNITS // cut.WARPS // 16):
-        if IS_THERE:
+        if HAS_B_HN:
             sixteen = (m * cut.WARPS + tl.arange(0, cut.WARPS)[:, None, None]) * 16
             unit = tile * cut.UNITS + sixteen + tl.arange(0, 8)[None, :, None]
             unit = unit + tl.zeros((cut.WARPS, 8, 4), tl.int32)
@@ -435,27 +535,27 @@ def _bias_of_sums(b_hh, tile: tl.constexpr, IS_THERE: tl.constexpr, cut: tl.cons
 
 
 @triton.jit
-def _load_fragments(memory, w_hh, cut: tl.constexpr):
-    """Return the tiles of W_hh that stay in registers, in the order of `_place`. The others go to shared memory."""
+def _load_fragments(addresses, w_hh, cut: tl.constexpr):
+    """Return the first REGISTER_TILES tiles of W_hh, by `_tile_index`. Store the others in shared memory."""
     for index in tl.static_range(cut.REGISTER_TILES, 3 * cut.UNIT_TILES * cut.UNIT_TILES):
-        fragments.store_tile(memory[0], _load_fragments_of(w_hh, index, cut), index - cut.REGISTER_TILES, cut.WARPS)
-    # Last: what passes through registers needs some itself.
+        fragments.store_tile(addresses[0], _load_fragment_tile(w_hh, index, cut), index - cut.REGISTER_TILES, cut.WARPS)
+    # The tiles that stay in registers come last, because the others need registers on their way to shared memory.
     w = ()
     for index in tl.static_range(cut.REGISTER_TILES):
-        w = w + (_load_fragments_of(w_hh, index, cut),)
+        w = w + (_load_fragment_tile(w_hh, index, cut),)
     return w
 
 
 @triton.jit
-def _load_fragments_of(w_hh, index: tl.constexpr, cut: tl.constexpr):
-    """Return the tile of W_hh that `_place` puts at ``index``."""
-    GATE: tl.constexpr = _tile_at(index, cut, 0)
-    ROW: tl.constexpr = _tile_at(index, cut, 1)
-    COLUMN: tl.constexpr = _tile_at(index, cut, 2)
-    unit = ROW * cut.UNITS + tl.arange(0, cut.WARPS)[:, None, None] * 16 + tl.arange(0, 8)[None, :, None]
+def _load_fragment_tile(w_hh, index: tl.constexpr, cut: tl.constexpr):
+    """Return the tile of W_hh with the index ``index``, a tuple of the parts of words (see `fragments.load_tile`)."""
+    GATE: tl.constexpr = _tile_of_index(index, cut, 0)
+    ROW_TILE: tl.constexpr = _tile_of_index(index, cut, 1)
+    COLUMN_TILE: tl.constexpr = _tile_of_index(index, cut, 2)
+    unit = ROW_TILE * cut.UNITS + tl.arange(0, cut.WARPS)[:, None, None] * 16 + tl.arange(0, 8)[None, :, None]
     tile = ()
-    for c in tl.static_range(cut.CHUNKS):
-        word = (COLUMN * cut.CHUNKS + c) * 4 + tl.arange(0, 4)[None, None, :]
+    for c in tl.static_range(cut.SEGMENTS):
+        word = (COLUMN_TILE * cut.SEGMENTS + c) * 4 + tl.arange(0, 4)[None, None, :]
         tile = tile + fragments.load_tile(
             w_hh, GATE, unit, word, cut.UNITS // cut.WARPS, 16 * cut.WARPS, cut.H, cut.PRECISION
         )
@@ -463,19 +563,22 @@ def _load_fragments_of(w_hh, index: tl.constexpr, cut: tl.constexpr):
 
 
 @triton.constexpr_function
-def _tile_at(index, cut, which):
-    """Return of the tile that `_place` puts at ``index`` the gate, or its row or its column of tiles."""
+def _tile_of_index(index, cut, which):
+    """Return the gate, the row or the column of tiles (``which`` is 0, 1 or 2) of the tile with the index ``index``.
+
+    It inverts `_tile_index` by a search at compile time.
+    """
     tiles = cut.UNIT_TILES.value
     return next(
         (gate, i, k)[which]
         for gate in range(3) for i in range(tiles) for k in range(tiles)
-        if _place(gate, i, k, cut) == index
+        if _tile_index(gate, i, k, cut) == index
     )  # fmt: skip
 
 
 @triton.jit
 def _load_all(w_hh, cut: tl.constexpr):
-    """All tiles of W_hh, in the order of `_place`, to stay in shared memory."""
+    """Return all tiles of W_hh, in the order of `_tile_index`. The compiler keeps them in shared memory."""
     w = ()
     if not cut.RESET_AFTER:
         for i in tl.static_range(cut.UNIT_TILES):
@@ -492,7 +595,7 @@ def _load_all(w_hh, cut: tl.constexpr):
 def _load_tile(
     w_hh, gate: tl.constexpr, i: tl.constexpr, k: tl.constexpr, IN_REGISTERS: tl.constexpr, cut: tl.constexpr
 ):
-    """Load a tile [UNITS, UNITS] of one gate's W_hh, of the rows and columns of tiles i and k; zero beyond H."""
+    """Return a tile [UNITS, UNITS] of a gate's W_hh: the rows of tile i, the columns of tile k, zeros beyond H."""
     row = i * cut.UNITS + tl.arange(0, cut.UNITS)[:, None]
     col = k * cut.UNITS + tl.arange(0, cut.UNITS)[None, :]
     if (i + 1) * cut.UNITS <= cut.H and (k + 1) * cut.UNITS <= cut.H:
@@ -502,31 +605,31 @@ def _load_tile(
     if cut.PRECISION == "tf32":
         tile = isa.round_to_tf32(tile)
     elif IN_REGISTERS:
-        tile += 0.0  # what comes straight from a load, the compiler keeps in shared memory
+        tile += 0.0  # Without an operation after the load the compiler keeps the tile in shared memory (perf/NOTES.md).
     return tile
 
 
 @triton.jit
 def _select(condition, a, b):
-    """Return of each tile a where ``condition``, and b elsewhere."""
-    chosen = ()
+    """Return, for each tile, a where ``condition`` and b elsewhere."""
+    selected = ()
     for i in tl.static_range(len(a)):
-        chosen = chosen + (tl.where(condition, a[i], b[i]),)
-    return chosen
+        selected = selected + (tl.where(condition, a[i], b[i]),)
+    return selected
 
 
 @triton.jit
 def _zero_where(condition, a):
-    """Return zeros where ``condition``, and a elsewhere, of each tile."""
-    chosen = ()
+    """Return, for each tile, zeros where ``condition`` and a elsewhere."""
+    selected = ()
     for i in tl.static_range(len(a)):
-        chosen = chosen + (tl.where(condition, 0.0, a[i]),)
-    return chosen
+        selected = selected + (tl.where(condition, 0.0, a[i]),)
+    return selected
 
 
 @triton.jit
 def _store_state(address, h, live, unit, cut: tl.constexpr):
-    """Store all tiles of a state, rounded, where ``live``."""
+    """Store all tiles of a state, rounded, in the rows where ``live``, at ``address`` and a unit's index."""
     for i in tl.static_range(cut.UNIT_TILES):
         j = i * cut.UNITS + unit
         isa.store(address + j, h[i].to(cut.DTYPE), live & (j < cut.H))

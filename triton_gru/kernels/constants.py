@@ -1,4 +1,4 @@
-"""Named values that kernels are compiled for, as one argument in the place of many."""
+"""The named values that kernels are compiled for, as one argument instead of many."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -7,32 +7,32 @@ import triton.language as tl
 
 
 def derived(function):
-    """Make a property of a `Constants` that a kernel reads as a constant, too."""
+    """Return a property of a `Constants` that a kernel reads as a ``tl.constexpr``, as it reads a field."""
     return property(lambda self: tl.constexpr(function(self)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Constants:
-    """Values for a kernel's argument ``cut: tl.constexpr``, whose functions read ``cut.UNITS`` and so on.
+    """The values of a kernel's argument ``cut: tl.constexpr``, read in the kernel as ``cut.UNITS`` and so on.
 
-    A subclass is a dataclass with a field for each value, and `derived` properties for what follows from them. Objects
-    of the same values are equal.
+    A subclass is a dataclass with a field for each value, and a `derived` property for each value that follows from
+    the fields. Objects with equal fields are equal.
 
-    Triton's cache on disk tells kernels apart by the text of these objects, and by the source of jitted functions. The
-    source of properties is not in it. So the text has what is derived, too: when a later version derives another value,
-    no kernel of an earlier one is taken for its own.
+    Triton's cache on disk has a key for each kernel. It contains the ``repr`` of these objects and the source of jitted
+    functions, but not the source of properties. So ``repr`` contains the derived values, too. Otherwise a version that
+    derives another value would be served the kernel of an earlier version.
     """
 
     def __post_init__(self):
-        values = tuple(getattr(self, each.name) for each in fields(self))
+        values = tuple(getattr(self, field.name) for field in fields(self))
         object.__setattr__(self, "_values", values)
-        for each, value in zip(fields(self), values):
-            object.__setattr__(self, each.name, tl.constexpr(value))
+        for field, value in zip(fields(self), values):
+            object.__setattr__(self, field.name, tl.constexpr(value))
 
     @classmethod
     @functools.lru_cache(maxsize=1024)
     def of(cls, **values):
-        """Return the one object of these values: a launch is found among those that are compiled by what it is."""
+        """Return the one object that has these values. It is part of the key of a compiled launch."""
         return cls(**values)
 
     def __eq__(self, other):
@@ -42,35 +42,36 @@ class Constants:
         return hash(self._values)
 
     def __repr__(self):
-        names = [each.name for each in fields(self)]
+        names = [field.name for field in fields(self)]
         names += sorted(name for name in dir(type(self)) if isinstance(getattr(type(self), name), property))
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name).value!r}' for name in names)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CommonConstants(Constants):
-    """What every kernel is told of the numbers of a call."""
+    """The constants of every kernel: the numbers' types, and the hidden size."""
 
-    DTYPE: tl.dtype  # of all tensors of floating-point numbers but the carry
-    PRECISION: str  # of products: "tf32" or "ieee"
-    H: int
+    DTYPE: tl.dtype  # of all tensors of floating-point numbers. Exception: the carry is fp32
+    PRECISION: str  # of products of fp32 numbers: "tf32" or "ieee"
+    H: int  # hidden size
 
     @derived
     def BITS(self):
+        """Return the bits of a number of DTYPE."""
         return self.DTYPE.value.primitive_bitwidth
 
     @derived
     def IS_IEEE(self):
-        """Products are ordinary fp32 ones: they are made without the matrix unit."""
+        """Return whether products are ordinary fp32 ones, made without the matrix unit."""
         return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CallConstants(Constants):
-    """What there is of a call, for all scans."""
+    """The constants of a call, for all scans, independent of the configuration."""
 
-    LAYOUT: str  # see sequences
-    REVERSE: bool  # an only direction goes backward
-    HAS_BIAS: bool
-    HAS_HX: bool
-    HAS_RESETS: bool
+    LAYOUT: str  # "dense", "lengths" or "packed", see sequences
+    REVERSE: bool  # whether the only direction goes backward
+    HAS_BIAS: bool  # whether the GRU has biases
+    HAS_HX: bool  # whether hx is given. Otherwise it is zeros
+    HAS_RESETS: bool  # whether resets are given

@@ -1,32 +1,34 @@
 """The hand-over of the hidden state between the programs of one launch, through a mailbox in memory.
 
-It promises: what a program receives is what the programs of the other units have sent, all of it, and no program waits
-for ever. How:
+A program receives exactly the elements that the programs of the other units have sent, and no program waits for ever.
+The means to keep these promises:
 
-- **The data is the flag.** The mailbox is filled with -1 before the launch. An element, one unit of one batch row, is
-  missing while it is -1. As a floating-point number that is a NaN, and `_encode` never makes it. So nothing has to
-  arrive in order, and a hand-over takes one trip through memory.
-- **A slot for every hand-over.** There is one for each state, from that before the first step to that after the last,
-  and, where r comes before the recurrent product, one for r h between two states. No slot is written twice, so no
-  program overtakes another's reading.
-- **Words.** An element goes out as one store and comes in as part of a word of 128 bits. A word holds neighbouring
-  units of one row, and the words of the same units of all rows lie side by side: what a warp reads at once, and what a
-  program sends, is one piece of memory. For ordinary fp32 products words have 64 bits, and where lanes make these
-  products, a program's words of one row lie side by side.
+- **The data is the flag.** The mailbox is filled with -1 before the launch. An element is one unit of one batch row.
+  It is missing while its bits are those of -1, a NaN that `_encode` never makes. So elements may arrive in any order,
+  and a hand-over takes one trip through memory.
+- **A slot for every hand-over.** Each state has a slot, from the state before the first step to the one after the last.
+  With ``reset_after=False`` a slot for r h comes between two states. No slot is written twice, so no program overwrites
+  elements that another one has yet to read.
+- **Words.** An element is sent by one store and received as part of a word of 128 bits. A word has neighbouring units
+  of one row. The words of the same units of all rows are adjacent. So a warp reads one piece of memory at a time, and
+  a program writes one. Exception: in fp32 ieee words have 64 bits. If lanes make these products, a program's words of
+  one row are adjacent.
 - **Two ways to wait.** With ``"flag"`` a thread reads all of its words until all have come. With ``"probe"`` it reads
-  one until that has come, and then all: a trip through memory more, but where many programs wait, they leave what
-  memory can deliver to those that need not.
-- **No deadlock.** A program sends its own part of a slot before it waits for that slot, and never waits for room to
-  send. All programs of a launch are on the chip at once (it is a cooperative one), so each that is waited for goes on.
-- **An end to waiting.** If something does not come for as long as ``watch`` says, a thread takes NaNs for all of its
-  words, and what depends on them becomes NaN. It sets the launch's abort word, so that no other wait is as long, and a
-  word in the host's memory (launch/hang.py).
+  one word until that word has come, then all. This takes another trip through memory, but many waiting programs leave
+  more of the memory's bandwidth to the others.
+- **No deadlock.** A program sends its part of a slot before it waits for that slot, and never waits in order to send.
+  The launch is cooperative, so all of its programs are on the chip at once and make progress.
+- **An end to waiting.** ``watch`` is int64 [2]: a time limit in nanoseconds, and the address of a word in host memory
+  (launch/hang.py). After the limit a thread takes NaNs for all of its words, and the results that depend on them become
+  NaN. It sets the abort word, which ends the launch's other waits, and the word in host memory.
 
-The mailbox is a header, then slots. The header begins with the abort word, which is 1 when a wait has given up. A slot
-has all tiles of the batch in all directions of the launch, and a tile an element for each unit of each row.
+The mailbox is a header, then slots. The header begins with the abort word of the launch, which is 1 after a wait has
+given up. A slot has all tiles of the batch in all directions of the launch. A tile has an element for each unit of each
+row.
 
-The loop that waits is PTX. The condition of a loop in Triton is one for all threads of a program. Here each thread goes
-on when its own words have come, or each warp does where its lanes exchange them (``IS_WARP_WIDE``).
+The loop that waits is PTX, because the condition of a loop in Triton is the same for all threads of a program. In PTX
+each thread leaves the loop when its words have come. Exception: if its lanes exchange words next, a warp leaves the
+loop as a whole (``IS_WARP_WIDE``).
 """
 
 from dataclasses import dataclass
@@ -37,103 +39,103 @@ import triton.language as tl
 from . import isa
 from .constants import Constants, derived
 
-# The header, in units of 64 bits: the abort word, in a line of 128 bytes of its own.
+# The size of the header in units of 64 bits. The abort word has a line of 128 bytes for itself.
 HEADER = tl.constexpr(16)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class WordLayout(Constants):
-    """Which words of a tile a thread receives: of every chunk of a row's words one, in some of the rows."""
+    """The words of a tile that a thread receives: one of every segment of a row's words, in some of the rows."""
 
-    BITS: int  # of an element, 16 or 32
-    PARTS: int  # of 32 bits in a word, 2 or 4
+    BITS: int  # bits of an element, 16 or 32
+    PARTS: int  # parts of 32 bits in a word, 2 or 4
     WORDS_PER_ROW: int  # words of a row
-    WORDS_PER_CHUNK: int  # words of a row that all threads take at a time
-    ROWS: int  # of a tile
-    ROWS_PER_THREAD: int = 1  # rows of a thread
-    THREAD_ROW_STEP: int = 1  # from one of them to the next
-    ADJACENT_WORDS: int = 1  # words of a row that lie side by side, before those of the next row
+    WORDS_PER_SEGMENT: int  # words of a row that all threads receive at a time, one each
+    ROWS: int  # rows of a tile
+    ROWS_PER_THREAD: int = 1  # rows in which a thread receives words
+    THREAD_ROW_STEP: int = 1  # from a row of a thread to its next row, in rows
+    ADJACENT_WORDS: int = 1  # words of a row that are adjacent in memory, before those of the next row
     PACK: int = 1  # words of a thread in each tensor
-    IS_WARP_WIDE: bool = False  # a warp waits as a whole, for its lanes to exchange what they have next
-    PROBE: bool = False  # wait for one word, then read all
+    IS_WARP_WIDE: bool = False  # whether a warp waits as a whole, because its lanes exchange words next
+    PROBE: bool = False  # whether a thread waits for one word before it reads all
 
     @derived
-    def CHUNKS(self):
-        """How many chunks a row has."""
-        return -(-self.WORDS_PER_ROW.value // self.WORDS_PER_CHUNK.value)
+    def SEGMENTS(self):
+        """Return the number of segments of a row."""
+        return -(-self.WORDS_PER_ROW.value // self.WORDS_PER_SEGMENT.value)
 
     @derived
     def HAS_TAIL(self):
-        """Whether the last chunk is not whole."""
-        return self.WORDS_PER_ROW.value % self.WORDS_PER_CHUNK.value != 0
+        """Return whether the last segment has fewer words."""
+        return self.WORDS_PER_ROW.value % self.WORDS_PER_SEGMENT.value != 0
 
     @derived
     def STRIDE(self):
-        """Words from a chunk to the next."""
-        return self.WORDS_PER_CHUNK.value * self.ROWS.value
+        """Return the number of words in memory from a segment to the next."""
+        return self.WORDS_PER_SEGMENT.value * self.ROWS.value
 
     @derived
     def ROW_STRIDE(self):
-        """Words from a thread's row to its next."""
+        """Return the number of words in memory from a thread's row to its next row."""
         return self.THREAD_ROW_STEP.value * self.ADJACENT_WORDS.value
 
     @derived
     def TENSORS(self):
-        """How many tensors `receive` returns: one by chunk, row and part."""
-        return self.CHUNKS.value * self.ROWS_PER_THREAD.value * self.PARTS.value
+        """Return the number of tensors that `receive` returns: one for each segment, row of a thread and part."""
+        return self.SEGMENTS.value * self.ROWS_PER_THREAD.value * self.PARTS.value
 
     @derived
     def NAN(self):
-        """A part of NaNs."""
+        """Return a part that has NaNs only: one of 32 bits, or two of 16."""
         return 0x7FFFFFFF if self.BITS.value == 32 else 0x7FFF7FFF
 
 
 @triton.constexpr_function
 def elements_per_word(bits, parts):
-    """Return the elements of a word of so many parts of 32 bits."""
+    """Return the elements of ``bits`` bits in a word of ``parts`` parts of 32 bits."""
     return 32 * parts // bits
 
 
 @triton.constexpr_function
 def words_per_slice(parts):
-    """Return the words of a row that a slice takes at a time.
+    """Return the words of a row that a slice takes at a time: 4 words of four parts, or 8 of two parts.
 
-    Those of four parts are one for each lane of a column of the matrix unit's right operand.
+    Four lanes have a column of the matrix unit's right operand, and take one of the 4 words each.
     """
     return 16 // parts
 
 
 @triton.jit
 def element_pointer(mailbox, DTYPE: tl.constexpr):
-    """Return a pointer to the first element of a mailbox."""
+    """Return a pointer to the first element of the first slot of a mailbox."""
     element: tl.constexpr = tl.int32 if DTYPE == tl.float32 else tl.int16
     return (mailbox + HEADER).to(tl.pointer_type(element))
 
 
 @triton.jit
 def element_offset(unit, row, ROWS: tl.constexpr, WORD: tl.constexpr):
-    """Return the index of a unit and one of ``ROWS`` batch rows among a tile's elements, ``WORD`` in a word."""
+    """Return the index of a unit of a row among the elements of a tile of ``ROWS`` rows, with ``WORD`` to a word."""
     return word_place(unit // WORD, row, ROWS, 1) * WORD + unit % WORD
 
 
 @triton.jit
 def word_place(word, row, ROWS: tl.constexpr, ADJACENT_WORDS: tl.constexpr):
-    """Return the index of a row's word among a tile's words, of which ``ADJACENT_WORDS`` of a row lie side by side."""
+    """Return the index of a row's word among a tile's words. ``ADJACENT_WORDS`` words of a row are adjacent."""
     return (word // ADJACENT_WORDS * ROWS + row) * ADJACENT_WORDS + word % ADJACENT_WORDS
 
 
 @triton.jit
 def send(element, x, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """Send fp32 ``x``, all that this program has of a tile, to ``element`` and ``OFFSET`` where ``mask``.
+    """Send fp32 ``x``, this program's part of a tile, ``OFFSET`` elements after ``element``, where ``mask``.
 
-    ``THREADS`` is what `isa.count_storing_threads` returned.
+    ``THREADS`` is the result of `isa.count_storing_threads`.
     """
     isa.send(element, _encode(x, DTYPE, PRECISION), mask, OFFSET, THREADS)
 
 
 @triton.jit
 def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return fp32 ``x`` as the bits of a product's operand, with one NaN for all."""
+    """Return the bits of fp32 ``x`` as a product's operand, with the same bits, never -1, for every NaN."""
     value = isa.round_operand(x, DTYPE, PRECISION)
     if DTYPE == tl.float32:
         return tl.where(x == x, value.to(tl.int32, bitcast=True), 0x7FFFFFFF)
@@ -142,25 +144,26 @@ def _encode(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def receive(box, OFFSET: tl.constexpr, abort, watch, word, row, words: tl.constexpr):
-    """Return a thread's ``words`` of a tile when all have come: int32 tensors by chunk, row and part.
+def receive(slot, OFFSET: tl.constexpr, abort, watch, word, row, words: tl.constexpr):
+    """Return a thread's ``words`` of a tile when all have come: a tuple of int32 tensors by segment, row and part.
 
-    The tile begins ``OFFSET`` elements after ``box``. ``word`` is the thread's word of the first chunk, and ``row`` its
-    first row. After the last word of a row come zeros.
+    The tile begins ``OFFSET`` elements after ``slot``. ``word`` is the thread's word of the first segment, and ``row`` is
+    its first row. A word beyond the end of a row is zero. ``abort`` points to the abort word.
     """
-    FIRST: tl.constexpr = OFFSET * words.BITS // (32 * words.PARTS)
-    in_tail = (words.CHUNKS - 1) * words.WORDS_PER_CHUNK + word
-    start = box.to(tl.pointer_type(tl.int32))
+    OFFSET_WORDS: tl.constexpr = OFFSET * words.BITS // (32 * words.PARTS)
+    tail_word = (words.SEGMENTS - 1) * words.WORDS_PER_SEGMENT + word
+    start = slot.to(tl.pointer_type(tl.int32))
     pointer = start + word_place(word, row, words.ROWS, words.ADJACENT_WORDS) * words.PARTS
     tail = (
         start
-        + word_place(tl.minimum(in_tail, words.WORDS_PER_ROW - 1), row, words.ROWS, words.ADJACENT_WORDS) * words.PARTS
+        + word_place(tl.minimum(tail_word, words.WORDS_PER_ROW - 1), row, words.ROWS, words.ADJACENT_WORDS)
+        * words.PARTS
     )
-    x = isa.wait_words(pointer, tail, abort, watch, FIRST, words)
+    x = isa.wait_words(pointer, tail, abort, watch, OFFSET_WORDS, words)
     if words.HAS_TAIL:
-        BEFORE: tl.constexpr = (words.CHUNKS - 1) * words.ROWS_PER_THREAD * words.PARTS
-        ended = ()
+        PARTS_BEFORE_TAIL: tl.constexpr = (words.SEGMENTS - 1) * words.ROWS_PER_THREAD * words.PARTS
+        tail_parts = ()
         for i in tl.static_range(words.ROWS_PER_THREAD * words.PARTS):
-            ended = ended + (tl.where(in_tail < words.WORDS_PER_ROW, x[BEFORE + i], 0),)
-        x = x[:BEFORE] + ended
+            tail_parts = tail_parts + (tl.where(tail_word < words.WORDS_PER_ROW, x[PARTS_BEFORE_TAIL + i], 0),)
+        x = x[:PARTS_BEFORE_TAIL] + tail_parts
     return x

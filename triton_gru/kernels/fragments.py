@@ -1,15 +1,17 @@
-"""Products by the matrix unit, of operands that stay where this file puts them: in registers or in shared memory.
+"""Products by tensor cores (``mma.sync``) whose operands stay where this file puts them: registers or shared memory.
 
-What a compiler makes of ``tl.dot`` differs from one Triton to the next: the instruction, whether W_hh stays in
-registers through a loop, the way of the state to the unit. Here each thread gives the unit what it has loaded itself.
-All tensors are [WARPS, 8, 4], a number for each thread, in tuples. The compiler's own layout has warps, then lanes in
-this order. Nothing here would ask for another one, and `reserve.add_shared_memory` checks that none came.
+``tl.dot`` compiles differently from one Triton to the next. The instruction changes, W_hh may leave its registers in a
+loop, and the state may take another way to the tensor core. Here each thread passes the numbers that it loaded itself.
 
-A word is 128 bits of a row, four parts of 32. Lane [i, l] of a warp has word l of row i of the right operand, and of
-rows i and i + 8 of the left one. The unit takes two parts at a time. It sums over all columns, so their order is free
-as long as both operands have the same one.
+An operand or a sum is a tuple of tensors [WARPS, 8, 4], one number for each thread. This order, warps and then lanes,
+is Triton's default layout of such a tensor. No code here asks for another one, and `reserve.add_shared_memory` checks
+the compiled kernel for it.
 
-The instructions are those of the PTX ISA, "Matrix multiply-accumulate operation using mma instruction".
+A word is 128 bits of a row: four parts of 32 bits. Lane [i, l] of a warp holds word l of row i of the right operand.
+Of the left operand it holds word l of rows i and i + 8. One ``mma`` takes two parts of each. A product sums over all
+columns, so their order is free, as long as both operands have the same one.
+
+The instructions are described in the PTX ISA, "Matrix multiply-accumulate operation using mma instruction".
 """
 
 import triton
@@ -23,9 +25,9 @@ def load_tile(
     w_hh, gate: tl.constexpr, unit, word, ROWS: tl.constexpr, APART: tl.constexpr, H: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return a left operand: of ``ROWS`` rows of a gate of W_hh the words ``word``, zero beyond H.
+    """Load a left operand: the words ``word`` of ``ROWS`` rows of one gate of W_hh, zero beyond H.
 
-    The first eight rows are ``unit``, the next eight follow. From sixteen to sixteen there are ``APART`` rows.
+    A thread takes rows ``unit`` and ``unit`` + 8, then the same two rows ``APART`` rows further, and so on.
     """
     WORD: tl.constexpr = 128 // w_hh.dtype.element_ty.primitive_bitwidth
     column = word * WORD
@@ -41,14 +43,14 @@ def load_tile(
 
 @triton.jit
 def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the four parts of the word at ``column`` of a gate's row, whose elements are zero beyond H."""
+    """Load the four parts of the word at ``column`` of a gate's row. Elements beyond H are zero."""
     BITS: tl.constexpr = w_hh.dtype.element_ty.primitive_bitwidth
-    there = tl.where(row < H, H - column, 0)
+    remaining = tl.where(row < H, H - column, 0)
     address = w_hh + (gate * H + row) * H + column
     parts = tl.inline_asm_elementwise(
         _load_ptx(BITS, H * BITS % 128 == 0),
         "=&r,=&r,=&r,=&r,l,r",
-        [address.to(tl.int64), there],
+        [address.to(tl.int64), remaining],
         dtype=(tl.int32,) * 4,
         is_pure=True,
         pack=1,
@@ -63,17 +65,17 @@ def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION:
 
 
 @triton.constexpr_function
-def _load_ptx(bits, whole):
-    """Return the load of a word of which so many elements are there: all or none, if ``whole``."""
+def _load_ptx(bits, is_whole):
+    """Return PTX that loads the first ``$5`` elements of the word at ``$4``: all or none of them if ``is_whole``."""
     size = bits // 8
     asm = ["{ .reg .pred p, there, even; .reg .b64 low; .reg .b16 e0, e1, e2, e3, e4, e5, e6, e7;"]
     asm.append("mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;")
-    if whole:
-        # In one piece, unless the tensor begins at an odd address.
+    if is_whole:
+        # One load of 128 bits. Exception: a tensor that does not begin at a multiple of 16 bytes.
         asm.append("setp.gt.s32 there, $5, 0; and.b64 low, $4, 15; setp.eq.b64 even, low, 0; and.pred p, even, there;")
         asm.append("@p ld.global.nc.v4.b32 {$0, $1, $2, $3}, [$4]; not.pred p, even; and.pred p, p, there;")
     for element in range(16 // size):
-        if not whole:
+        if not is_whole:
             asm.append(f"setp.gt.s32 p, $5, {element};")
         if bits == 32:
             asm.append(f"@p ld.global.nc.b32 ${element}, [$4+{4 * element}];")
@@ -81,31 +83,32 @@ def _load_ptx(bits, whole):
         asm.append(f"mov.b16 e{element}, 0; @p ld.global.nc.b16 e{element}, [$4+{2 * element}];")
         if element % 2:
             pair = f"mov.b32 ${element // 2}, {{e{element - 1}, e{element}}};"
-            asm.append(f"@p {pair}" if whole else pair)
+            asm.append(f"@p {pair}" if is_whole else pair)
     return "\n".join([*asm, "}"])
 
 
 @triton.constexpr_function
-def chunks(units, dtype):
-    """Return how many times a row's units take four words."""
+def count_segments(units, dtype):
+    """Return how many segments of four words (512 bits) a row of ``units`` takes."""
     return -(-units * dtype.primitive_bitwidth // 512)
 
 
 @triton.constexpr_function
 def weights_bytes(tiles, rows, warps):
-    """Return the bytes of shared memory of so many left operands of ``rows`` rows."""
+    """Return the bytes of shared memory of ``tiles`` left operands, each ``rows`` rows of four words in every warp."""
     return max(tiles, 0) * (rows // 8) * warps * 512
 
 
 @triton.jit
 def shared_address(offset, SIZE: tl.constexpr):
-    """Return addresses in the ``SIZE`` bytes of shared memory that are a kernel's own."""
-    return tl.inline_asm_elementwise(_place_ptx(SIZE), "=&r,r", [offset], dtype=tl.int32, is_pure=True, pack=1)
+    """Return the shared memory addresses of byte ``offset`` in the ``SIZE`` bytes that `reserve` adds to a launch."""
+    return tl.inline_asm_elementwise(_shared_address_ptx(SIZE), "=&r,r", [offset], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.constexpr_function
-def _place_ptx(size):
-    # The compiler's own use of shared memory comes before. What comes after it is asked for by `reserve.add_shared_memory`.
+def _shared_address_ptx(size):
+    # The compiler's shared memory comes first, and ours are the last bytes. `reserve.add_shared_memory` finds the size
+    # in the PTX by the comment below, and adds it to the launch.
     return (
         "{ .reg .b32 all; mov.u32 $0, global_smem; mov.u32 all, %dynamic_smem_size; add.u32 $0, $0, all;\n"
         f"sub.u32 $0, $0, {size}; // kept in shared memory\n"
@@ -115,31 +118,34 @@ def _place_ptx(size):
 
 @triton.jit
 def touch_shared_memory(WARPS: tl.constexpr):
-    """Return 0, by way of shared memory: PTX knows its name only in a kernel for which the compiler uses some, too."""
-    nothing = tl.inline_asm_elementwise(
+    """Return 0, computed through shared memory.
+
+    Otherwise a kernel may use no shared memory of the compiler's, and then its PTX does not declare ``global_smem``.
+    """
+    zero = tl.inline_asm_elementwise(
         "mov.b32 $0, 0;", "=r,r", [tl.arange(0, 32 * WARPS)], dtype=tl.int32, is_pure=True, pack=1
     )
-    return tl.max(nothing, 0)
+    return tl.max(zero, 0)
 
 
 @triton.jit
 def thread(WARPS: tl.constexpr):
-    """Return the index of each thread."""
+    """Return the index of each thread in its program, [WARPS, 8, 4]."""
     warp = tl.arange(0, WARPS)[:, None, None]
     return (warp * 8 + tl.arange(0, 8)[None, :, None]) * 4 + tl.arange(0, 4)[None, None, :]
 
 
 @triton.jit
-def store_tile(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
-    """Put a left operand into shared memory, where `load_shared_tile` finds it. No thread reads another one's.
+def store_tile(address, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
+    """Store left operand number ``INDEX`` in shared memory, for the same thread to read it by `load_shared_tile`.
 
-    ``place`` is each thread's, 16 bytes from one to the next.
+    ``address`` differs by 16 bytes from one thread to the next.
     """
     for word in tl.static_range(len(tile) // 4):
         tl.inline_asm_elementwise(
-            _keep_ptx((INDEX * (len(tile) // 4) + word) * WARPS * 512),
+            _store_tile_ptx((INDEX * (len(tile) // 4) + word) * WARPS * 512),
             "=r,r,r,r,r,r",
-            [place, tile[4 * word], tile[4 * word + 1], tile[4 * word + 2], tile[4 * word + 3]],
+            [address, tile[4 * word], tile[4 * word + 1], tile[4 * word + 2], tile[4 * word + 3]],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
@@ -147,28 +153,28 @@ def store_tile(place, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.constexpr_function
-def _keep_ptx(offset):
+def _store_tile_ptx(offset):
     return f"st.shared.v4.b32 [$1+{offset}], {{$2, $3, $4, $5}}; mov.b32 $0, 0;"
 
 
 @triton.jit
-def load_shared_tile(place, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
-    """Return a left operand of so many words of a thread that `store_tile` has put away."""
+def load_shared_tile(address, INDEX: tl.constexpr, WORDS: tl.constexpr, WARPS: tl.constexpr):
+    """Load left operand number ``INDEX``, ``WORDS`` words a thread, which `store_tile` has stored."""
     tile = ()
     for word in tl.static_range(WORDS):
-        tile = tile + _read_word(place, (INDEX * WORDS + word) * WARPS * 512)
+        tile = tile + _read_word(address, (INDEX * WORDS + word) * WARPS * 512)
     return tile
 
 
 @triton.jit
-def _read_word(place, OFFSET: tl.constexpr):
-    """Return the parts of a word of shared memory."""
+def _read_word(address, OFFSET: tl.constexpr):
+    """Load the four parts of a word of shared memory, ``OFFSET`` bytes after ``address``."""
     return tl.inline_asm_elementwise(
         _read_ptx(OFFSET),
         "=r,=r,=r,=r,r",
-        [place],
+        [address],
         dtype=(tl.int32,) * 4,
-        is_pure=False,  # else what is kept would be read once, before the loop, into registers
+        is_pure=False,  # otherwise the compiler reads W_hh once, before the loop, and keeps it in registers
         pack=1,
     )
 
@@ -180,7 +186,7 @@ def _read_ptx(offset):
 
 @triton.constexpr_function
 def state_bytes(rows, units, bits):
-    """Return the bytes of shared memory of a state of so many batch rows and units, whole chunks of four words."""
+    """Return the bytes of shared memory of a state of ``rows`` and ``units``, rounded up to segments of four words."""
     return rows * 64 * (-(-units * bits // 512))
 
 
@@ -188,27 +194,28 @@ def state_bytes(rows, units, bits):
 def state_offset(unit, row, ROWS: tl.constexpr, BITS: tl.constexpr):
     """Return the byte offset of an element of a state in shared memory, for `store_state`.
 
-    A row's four words of a chunk lie side by side, then those of the next row. By pairs of rows they change places, so
-    that what a warp writes at once lies in different banks.
+    The four words of a row's segment are adjacent, and the next row follows. Every two rows the order of the words
+    changes, so that the words that a warp writes together are in different banks.
     """
     WORD: tl.constexpr = 128 // BITS
     word = unit // WORD
-    return (_place_of_word(word // 4, word % 4, row, ROWS) * WORD + unit % WORD) * (BITS // 8)
+    return (_word_index(word // 4, word % 4, row, ROWS) * WORD + unit % WORD) * (BITS // 8)
 
 
 @triton.jit
-def _place_of_word(chunk, word, row, ROWS: tl.constexpr):
-    return (chunk * ROWS + row) * 4 + (word ^ (row // 2 % 4))
+def _word_index(segment, word, row, ROWS: tl.constexpr):
+    """Return the index of a row's word ``word``, 0 to 3, of a segment among the words of a state in shared memory."""
+    return (segment * ROWS + row) * 4 + (word ^ (row // 2 % 4))
 
 
 @triton.jit
-def store_state(place, x, OFFSET: tl.constexpr):
-    """Put elements of a state into shared memory, ``OFFSET`` bytes from their `place`."""
+def store_state(address, x, OFFSET: tl.constexpr):
+    """Store elements of a state in shared memory, ``OFFSET`` bytes after ``address`` (see `state_offset`)."""
     BITS: tl.constexpr = x.dtype.primitive_bitwidth
     tl.inline_asm_elementwise(
-        _share_ptx(BITS, OFFSET),
+        _store_state_ptx(BITS, OFFSET),
         "=r,r,h" if BITS == 16 else "=r,r,r",
-        [place, x],
+        [address, x],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
@@ -216,33 +223,33 @@ def store_state(place, x, OFFSET: tl.constexpr):
 
 
 @triton.constexpr_function
-def _share_ptx(bits, offset):
+def _store_state_ptx(bits, offset):
     return f"st.shared.b{bits} [$1+{offset}], $2; mov.b32 $0, 0;"
 
 
 @triton.jit
 def lane_state_offset(ROWS: tl.constexpr, WARPS: tl.constexpr):
-    """Return the byte offset of each lane's first word of a state. Of two rows each one has four columns."""
+    """Return the byte offset of each lane's first word of a state. Each of two rows fills four of the eight columns."""
     row = tl.arange(0, 8)[None, :, None]
     if ROWS == 2:
         row = row // 4
-    word = _place_of_word(0, tl.arange(0, 4)[None, None, :], row, ROWS)
+    word = _word_index(0, tl.arange(0, 4)[None, None, :], row, ROWS)
     return 16 * word + tl.zeros((WARPS, 8, 4), tl.int32)
 
 
 @triton.jit
-def load_state(place, CHUNKS: tl.constexpr, ROWS: tl.constexpr):
-    """Return a state that all threads have shared: by chunk, eight columns and part."""
+def load_state(address, SEGMENTS: tl.constexpr, ROWS: tl.constexpr):
+    """Load a state that all threads have stored, as a right operand: by segment, by eight columns, by part."""
     words = ()
-    for chunk in tl.static_range(CHUNKS):
+    for segment in tl.static_range(SEGMENTS):
         for eight in tl.static_range((ROWS + 7) // 8):
-            words = words + _read_word(place, (chunk * ROWS + eight * 8) * 64)
+            words = words + _read_word(address, (segment * ROWS + eight * 8) * 64)
     return words
 
 
 @triton.jit
 def zeros(UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr):
-    """Return sums to begin with, as `multiply` returns them."""
+    """Return sums of zero, in the order of `multiply`."""
     sums = ()
     for _ in tl.static_range(UNITS * COLUMNS // 32):
         sums = sums + (tl.zeros((WARPS, 8, 4), tl.float32),)
@@ -251,10 +258,10 @@ def zeros(UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr):
 
 @triton.jit
 def multiply(tile, words, sums, DTYPE: tl.constexpr):
-    """Return ``sums`` and the product of a left operand and a right one, whose words are by eights of its rows.
+    """Return ``sums`` plus the product of a left operand ``tile`` and a right operand ``words``.
 
-    The sums are by sixteens of the left operand's rows, then by eights of the right one's, then as the unit has them:
-    of rows i and i + 8 the columns 2 l and 2 l + 1 in lane [i, l].
+    The order of sums: 16 rows of the left operand, then 8 columns of the right operand, then the four that ``mma``
+    returns. Lane [i, l] has row i in columns 2 l and 2 l + 1, then row i + 8 in the same columns.
     """
     EIGHTS: tl.constexpr = len(words) // 4
     added = ()
@@ -271,7 +278,7 @@ def multiply(tile, words, sums, DTYPE: tl.constexpr):
 
 @triton.jit
 def mma(a, b, c, DTYPE: tl.constexpr):
-    """Return ``c`` and the product of four words of a left operand and two of a right one: one instruction."""
+    """Return ``c`` plus the product of four registers of a left operand and two of a right one: one instruction."""
     return tl.inline_asm_elementwise(
         _mma_ptx(DTYPE),
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
@@ -294,16 +301,16 @@ def _mma_ptx(dtype):
 
 @triton.jit
 def compute_before_wait(sums):
-    """Return sums, made before the wait that follows, as `isa.compute_before_wait` does."""
-    made = ()
+    """Force all ``sums`` to be computed before the following wait, as `isa.compute_before_wait` does."""
+    computed = ()
     for i in tl.static_range(len(sums)):
-        made = made + (isa.compute_before_wait(sums[i]),)
-    return made
+        computed = computed + (isa.compute_before_wait(sums[i]),)
+    return computed
 
 
 @triton.jit
 def together(parts, UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constexpr):
-    """Return each warp's sums of one, two or four products as one tensor, [COLUMNS, UNITS, products, WARPS]."""
+    """Return all warps' sums of one, two or four products as one tensor [COLUMNS, UNITS, products, WARPS]."""
     PARTS: tl.constexpr = len(parts)
     numbers = ()
     for k in tl.static_range(len(parts[0])):
@@ -313,13 +320,13 @@ def together(parts, UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.conste
     return tl.reshape(tl.permute(x, (1, 6, 3, 0, 2, 5, 4)), (COLUMNS, UNITS, PARTS, WARPS))
 
 
-# A state is [numbers, WARPS, 8, 4], of each thread the numbers that it makes. They are in the order of `multiply`'s
-# sums, or, of two batch rows, one of every four: each row has four of eight columns.
+# A state is [numbers, WARPS, 8, 4]: the numbers that each thread computes, in the order of `multiply`'s sums. With two
+# batch rows a state has one number of every four sums, because each row is four of the eight columns.
 
 
 @triton.jit
 def state_units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
-    """Return the units of a state. A warp has sixteens of them by turns."""
+    """Return the hidden unit of each number of a state. Warps take turns: 16 units each."""
     warp = tl.arange(0, WARPS)[None, :, None, None]
     lane = tl.arange(0, 8)[None, None, :, None]
     if BATCH == 2:
@@ -332,7 +339,7 @@ def state_units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
 
 @triton.jit
 def state_rows(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
-    """Return the batch rows of a state."""
+    """Return the batch row of each number of a state."""
     lane = tl.arange(0, 4)[None, None, None, :]
     if BATCH == 2:
         return lane // 2
@@ -343,9 +350,9 @@ def state_rows(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
 
 @triton.jit
 def as_state(sums, BATCH: tl.constexpr):
-    """Return sums as a state."""
+    """Return the sums of a product as a state."""
     if BATCH == 2:
-        # Of every 16 units the first column of a row has 0 to 7, the second one the others.
+        # Each batch row has two lanes. Of every 16 units the even lane keeps 0 to 7, the odd lane 8 to 15.
         odd = tl.arange(0, 4)[None, None, :] % 2 != 0
         numbers = ()
         for m in tl.static_range(len(sums) // 4):
@@ -357,7 +364,7 @@ def as_state(sums, BATCH: tl.constexpr):
 
 @triton.jit
 def load_pairs(gi, tile_offset, GATE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
-    """Return the r, z and n inputs of a state as `isa.load_gates` does: a pair of columns is a word."""
+    """Load the r, z and n inputs of a state, each pair of columns as one machine word, as `isa.load_gates` does."""
     number = tl.arange(0, UNITS * BATCH // WARPS // 64)[:, None, None, None]
     unit = (number // (BATCH // 4) * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * 16 + number % 2 * 8
     unit = unit + tl.arange(0, 8)[None, None, :, None]
@@ -367,7 +374,7 @@ def load_pairs(gi, tile_offset, GATE: tl.constexpr, UNITS: tl.constexpr, BATCH: 
 
 @triton.jit
 def pairs_to_float(raw, DTYPE: tl.constexpr):
-    """Return fp32 numbers of what `load_pairs` returned."""
+    """Return in fp32, in the order of a state, the pairs that `load_pairs` returned for one gate."""
     low, high = isa.split_pair(raw, DTYPE)
     x = tl.permute(tl.join(low, high), (0, 4, 1, 2, 3))
     return tl.reshape(x, (2 * raw.shape[0], raw.shape[1], 8, 4))
@@ -375,7 +382,7 @@ def pairs_to_float(raw, DTYPE: tl.constexpr):
 
 @triton.jit
 def _as_tensor(numbers, WARPS: tl.constexpr):
-    """Return numbers as one tensor [numbers, WARPS, 8, 4]."""
+    """Return tensors [WARPS, 8, 4] as one tensor [len(numbers), WARPS, 8, 4]."""
     x = tl.permute(isa.joined(numbers), (3, 0, 1, 2))
-    # No conversion between layouts moves past a reduction, into the products.
+    # Reduce over a dimension of 1. The compiler moves no layout conversion past a reduction into the products.
     return tl.sum(tl.reshape(x, (len(numbers), WARPS, 8, 4, 1)), 4)

@@ -1,11 +1,11 @@
-"""The primitives of all kernels: each says what it promises, and keeps it in PTX.
+"""The primitives of all kernels. Each docstring states what the primitive guarantees, and inline PTX keeps it.
 
-Why assembly: ``tl.load`` and ``tl.store`` choose a coalesced layout of their own. To move a tile between it and the
-matrix unit's layout costs a trip through shared memory and two barriers. Assembly for each element has no layout of its
-own, so it adopts the layout of what it is made of or used for.
+Why assembly: ``tl.load`` and ``tl.store`` choose a coalesced layout. Converting a tile between that layout and the
+tensor core's costs a trip through shared memory and two barriers. Elementwise assembly has no layout of its own. It
+adopts the layout of its operands or of the operation that uses its result.
 
-All inline assembly of the library is here and in fragments.py. Where its text depends on constants, a function of
-Python makes it, a ``constexpr_function``: Triton's cache knows a kernel by the source of these, too.
+All inline assembly of the library is in this file and in fragments.py. Where its text depends on constants, a
+``constexpr_function`` returns it. Triton's cache key includes the source of such functions.
 """
 
 import re
@@ -18,7 +18,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.constexpr_function
 def log2(number):
-    """Return the logarithm of a power of two."""
+    """Return the base-2 logarithm of a power of two."""
     return number.bit_length() - 1
 
 
@@ -27,7 +27,7 @@ def log2(number):
 
 @triton.jit
 def load(pointer):
-    """Load what nothing writes during the launch, in the layout that the result is used in. Bytes become int32."""
+    """Load data that no thread writes during the launch, in the layout of the result's use. Bytes become int32."""
     BITS: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
     if pointer.dtype.element_ty == tl.float32:
         return load(pointer.to(tl.pointer_type(tl.int32))).to(tl.float32, bitcast=True)
@@ -37,7 +37,7 @@ def load(pointer):
             _load_registers(BITS),
             [pointer.to(tl.int64)],
             dtype=tl.int32 if BITS == 8 else pointer.dtype.element_ty,
-            is_pure=True,  # so that the compiler keeps it in the one layout that is used
+            is_pure=True,  # lets the compiler load directly in the one layout that is used
             pack=1,
         )
 
@@ -54,9 +54,10 @@ def _load_registers(bits):
 
 @triton.jit
 def load_where(pointer, mask, IS_CONSTANT: tl.constexpr):
-    """Load numbers where ``mask``, in the layout that they are used in. Elsewhere they are zero.
+    """Load numbers where ``mask``, in the layout of their use, and return zero elsewhere.
 
-    With ``IS_CONSTANT`` nothing writes them during the launch. Else only the thread that loads them does, later.
+    With ``IS_CONSTANT`` no thread writes them during the launch. Without it only the thread that loads them may write
+    them, and only later.
     """
     BITS: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
     return tl.inline_asm_elementwise(
@@ -79,8 +80,8 @@ def _load_where_ptx(bits, is_constant):
 def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Load the r, z and n inputs of one tile [ROWS, COLS], columns contiguous, gates ``GATE`` elements apart.
 
-    A pair of columns is one machine word, so that a prefetched tile costs as few registers as it can. `gates_to_float`
-    makes numbers of it. ``GATE`` and ``tile_offset`` are even.
+    Each pair of columns stays one machine word, so that a prefetched tile takes as few registers as possible.
+    `gates_to_float` converts a tile to fp32. ``GATE`` and ``tile_offset`` are even.
     """
     row = tl.arange(0, ROWS)[:, None]
     return load_pairs(gi, tile_offset // 2 + row * (COLS // 2) + tl.arange(0, COLS // 2)[None, :], GATE)
@@ -88,7 +89,7 @@ def load_gates(gi, tile_offset, GATE: tl.constexpr, ROWS: tl.constexpr, COLS: tl
 
 @triton.jit
 def load_pairs(gi, pair, GATE: tl.constexpr):
-    """Load the pairs of numbers ``pair`` of r, z and n, each a machine word."""
+    """Load pair number ``pair`` of the r, z and n inputs, each as one machine word."""
     if gi.dtype.element_ty.primitive_bitwidth == 32:
         word = gi.to(tl.pointer_type(tl.int64)) + pair
     else:
@@ -98,14 +99,14 @@ def load_pairs(gi, pair, GATE: tl.constexpr):
 
 @triton.jit
 def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return fp32 [ROWS, COLS] of what `load_gates` returned of one gate."""
+    """Return in fp32, [ROWS, COLS], the pairs that `load_gates` returned for one gate."""
     low, high = split_pair(raw, DTYPE)
     return tl.reshape(tl.join(low, high), (ROWS, COLS))
 
 
 @triton.jit
 def split_pair(raw, DTYPE: tl.constexpr):
-    """Return both numbers of pairs in fp32."""
+    """Return the first and the second number of each pair, in fp32."""
     if DTYPE == tl.float32:
         low = raw.to(tl.int32).to(tl.float32, bitcast=True)
         high = (raw >> 32).to(tl.int32).to(tl.float32, bitcast=True)
@@ -123,24 +124,25 @@ def split_pair(raw, DTYPE: tl.constexpr):
 
 @triton.constexpr_function
 def count_storing_threads(elements, warps):
-    """Return how many threads have an element of a tile first: 0 where none has a copy of another's.
+    """Return how many threads store an element of a tile, or 0 where every thread holds elements of its own.
 
-    Where a tile has fewer elements than there are threads, those beyond its elements hold copies.
+    Where a tile has fewer elements than the program has threads, the threads after the last element hold copies. Only
+    the first copy is stored.
     """
     return elements if elements < 32 * warps else 0
 
 
 @triton.jit
 def store(pointer, value, mask, THREADS: tl.constexpr = 0):
-    """Store ``value`` where ``mask``, from the layout it is in, once: ``THREADS`` is what `count_storing_threads` returned."""
+    """Store each ``value`` once where ``mask``, from its own layout. ``THREADS`` is from `count_storing_threads`."""
     _store(pointer, value, mask, "st.global", 0, THREADS)
 
 
 @triton.jit
 def send(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr):
-    """Store what other programs wait for as `store` does, ``OFFSET`` elements after ``pointer``.
+    """Store ``value`` as `store` does, ``OFFSET`` elements after ``pointer``, for other programs that wait for it.
 
-    They see an element whole or not at all. Nothing is promised of the order of elements.
+    Another program sees an element completely or not at all. The order in which elements appear is not guaranteed.
     """
     BYTES: tl.constexpr = OFFSET * value.dtype.primitive_bitwidth // 8
     _store(pointer, value, mask, "st.relaxed.gpu.global", BYTES, THREADS)
@@ -149,13 +151,13 @@ def send(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr):
 @triton.jit
 def _store(pointer, value, mask, INSTRUCTION: tl.constexpr, BYTES: tl.constexpr, THREADS: tl.constexpr):
     BITS: tl.constexpr = value.dtype.primitive_bitwidth
-    # Where there are copies, the mask of an element is the number of threads that have it first.
+    # With copies, the condition in PTX is "thread index < threads": false for copies, and for all where mask is false.
     threads = tl.where(mask, THREADS, 0) if THREADS else mask.to(tl.int32)
     tl.inline_asm_elementwise(
         _store_ptx(BITS, INSTRUCTION, BYTES, THREADS),
         _store_registers(BITS),
         [pointer.to(tl.int64), value, threads],
-        dtype=tl.int32,  # assembly has to return something
+        dtype=tl.int32,  # inline assembly must have a result
         is_pure=False,
         pack=1,
     )
@@ -178,12 +180,12 @@ def _store_registers(bits):
 
 @triton.jit
 def round_to_tf32(x, USE: tl.constexpr = 0):
-    """Round fp32 to TF32's 10 mantissa bits. The matrix unit by itself would truncate: twice the error.
+    """Round fp32 to TF32's 10 mantissa bits. A tensor core would truncate instead, at twice the error.
 
-    Of the same number, results with another ``USE`` differ for Triton, and are one for the assembler that follows.
+    For Triton, roundings of one number with different ``USE`` are different values. For ptxas they are the same one.
     """
-    # The conversion by itself clears the low bits of a NaN: where those are its whole payload, what is left is infinity
-    # (seen on an H200). The sum with -0.0 is the number itself, but of any NaN the canonical one.
+    # cvt.rna.tf32 clears the low bits of a NaN. If they are its whole payload, the result is infinity (seen on an
+    # H200). Adding -0.0 first leaves numbers as they are, and makes any NaN the canonical one.
     return tl.inline_asm_elementwise(_tf32_ptx(USE), "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
@@ -194,23 +196,23 @@ def _tf32_ptx(use):
 
 @triton.jit
 def round_operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return fp32 ``x`` rounded to the precision that the matrix unit works in."""
+    """Return fp32 ``x`` rounded to the precision of a product's operands."""
     return round_to_tf32(x) if PRECISION == "tf32" else x.to(DTYPE)
 
 
 @triton.jit
 def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return fp32 ``x``, `round_operand`, as an operand of ``tl.dot`` whose layout does not depend on where it comes from."""
+    """Return fp32 ``x``, rounded, as an operand of ``tl.dot`` whose layout does not depend on the origin of ``x``."""
     x = round_operand(x, DTYPE, PRECISION)
-    # An identity that the compiler cannot see through. Without it the search for the best operand layout runs back
-    # through the join in gates_to_float, ends in another one than the step before the loop, and W is held twice.
+    # An identity that the compiler cannot see through. Otherwise its search for an operand layout goes back through the
+    # join in gates_to_float. The layout then differs from that in the step before the loop, and W_hh is held twice.
     PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK)
 
 
 @triton.jit
 def joined(parts):
-    """Return tensors joined along a new last dimension, in their order."""
+    """Return a power of two of tensors [A, B, C] joined along a new last dimension, in their order."""
     BITS: tl.constexpr = log2(len(parts))
     for _ in tl.static_range(BITS):
         longer = ()
@@ -225,9 +227,13 @@ def joined(parts):
 
 @triton.jit
 def exchange_lanes(a, b, BIT: tl.constexpr):
-    """Return of each [s, l] of [S, L, N] one of a and b, b where l has ``BIT``; and the same one of [s, l ^ BIT].
+    """Exchange numbers of two tensors [S, L, N] between lanes whose l differs in ``BIT``.
 
-    A lane of a warp has a number of each, and those of N lie side by side.
+    A lane has one number of each tensor.
+
+    Returns:
+        kept: b where l has ``BIT``, else a.
+        received: the number that the partner, the lane at l ^ BIT, has of the same tensor.
     """
     S: tl.constexpr = a.shape[0]
     L: tl.constexpr = a.shape[1]
@@ -253,7 +259,10 @@ def _exchange_ptx(distance):
 
 @triton.jit
 def mark_warp_uniform(x):
-    """Return x, the same int32 in all lanes, for the assembler to know it. A loop up to it may exchange lanes then."""
+    """Return int32 ``x``, equal in all lanes, in a form that ptxas knows to be equal in all lanes.
+
+    The body of a loop with such a bound may exchange numbers between lanes.
+    """
     return tl.inline_asm_elementwise(
         "redux.sync.max.s32 $0, $1, 0xffffffff;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
     )
@@ -261,7 +270,10 @@ def mark_warp_uniform(x):
 
 @triton.jit
 def compute_before_wait(x):
-    """Return fp32 ``x``, made before the wait that follows: after it, all it is made of would have had to be kept."""
+    """Force fp32 ``x`` to be computed before the following wait, and return it.
+
+    Otherwise the compiler may sink the computation below the wait, and keep its operands in registers across the wait.
+    """
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
 
 
@@ -270,7 +282,7 @@ def compute_before_wait(x):
 
 @triton.jit
 def gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
-    """Return the next state, from gate inputs g = W_i x + b and products a = W_h h (+ b_hn): torch.nn.GRU's formula.
+    """Return the next state by nn.GRU's formula, from gate inputs g = W_i x + b and products a = W_h h (+ b_hn).
 
     r = sigmoid(g_r + a_r)   z = sigmoid(g_z + a_z)   n = tanh(g_n + r a_n)   h' = n + z (h - n)
     """
@@ -280,7 +292,7 @@ def gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def next_state(g_z, g_n, a_z, a_n, h, DTYPE: tl.constexpr):
-    """Return the next state as `gru_update` does, of an a_n that r is in already: r W_hn h, or W_hn (r h)."""
+    """Return the next state as `gru_update` does, from an ``a_n`` that includes r: r W_hn h, or W_hn (r h)."""
     z = sigmoid(g_z.to(tl.float32) + a_z, DTYPE)
     n = tanh(g_n.to(tl.float32) + a_n, DTYPE)
     return n + z * (h - n)
@@ -288,13 +300,13 @@ def next_state(g_z, g_n, a_z, a_n, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def reset_state(g_r, a_r, h, DTYPE: tl.constexpr):
-    """Return r h, which W_hn is multiplied by in the GRU of Cho et al. 2014 (arXiv:1406.1078v3)."""
+    """Return r h, the right operand of W_hn in the GRU of Cho et al. 2014 (arXiv:1406.1078v3)."""
     return sigmoid(g_r.to(tl.float32) + a_r, DTYPE) * h
 
 
 @triton.jit
 def sigmoid(x, DTYPE: tl.constexpr):
-    """Return 1 / (1 + e^-x), finite at both infinities. For 16-bit results it is made of `tanh`, at half its error."""
+    """Return 1 / (1 + e^-x), finite at both infinities. For 16-bit results it uses `tanh`, at half its error."""
     if DTYPE == tl.float32:
         return _reciprocal(1.0 + _exp2(x * -LOG2_E))
     else:
@@ -303,7 +315,10 @@ def sigmoid(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def tanh(x, DTYPE: tl.constexpr):
-    """Return the hyperbolic tangent. For 16-bit results the hardware's: 2^-11 relative, as much as fp16's rounding."""
+    """Return the hyperbolic tangent.
+
+    For 16-bit results it is the hardware's ``tanh.approx``, whose relative error of 2^-11 is that of rounding to fp16.
+    """
     if DTYPE == tl.float32:
         return 2.0 * _reciprocal(1.0 + _exp2(x * (-2.0 * LOG2_E))) - 1.0
     else:
@@ -325,22 +340,22 @@ def _reciprocal(x):
 
 @triton.jit
 def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Return a thread's ``words`` (an `exchange.WordLayout`) when all have come, a tensor for each of their parts.
+    """Wait until all words of a thread have arrived, and return them: one int32 tensor for each part of each word.
 
-    They begin ``OFFSET`` words after ``pointer``; those of the last chunk after ``tail``, if that chunk is not whole.
-    An element that is -1 has not come.
+    ``words``, an `exchange.WordLayout`, says which words they are. They begin ``OFFSET`` words after ``pointer``. If
+    the last segment is incomplete, its words begin ``OFFSET`` words after ``tail``. An element of -1 has not arrived.
 
-    No wait is endless. Every 64th time round a thread looks at the ``abort`` word: if it is 1, the thread gives up. It
-    also gives up when the nanoseconds in ``watch[0]`` are over, and sets the abort word and the host's word at
-    ``watch[1]``. After giving up each part is a NaN.
+    No wait is endless. In every 64th round a thread reads the ``abort`` word and gives up if it is 1. A thread also
+    gives up after ``watch[0]`` nanoseconds. Then it sets the abort word, and the host's word at address ``watch[1]``.
+    After giving up, each part is a NaN.
     """
     return tl.inline_asm_elementwise(
         _wait_ptx(words, OFFSET, _capability()),
         _wait_registers(words),
         [pointer.to(tl.int64), tail.to(tl.int64), abort.to(tl.int64), watch.to(tl.int64)],
         dtype=(tl.int32,) * words.TENSORS,
-        # Else it would wait once for each layout that its words are wanted in. That the compiler leaves it behind the
-        # send that it waits for, tests/compiled read in the PTX.
+        # Otherwise a thread waits once for each layout in which its words are used. A pure wait might move above the
+        # send that it depends on; tests/compiled check in the PTX that it does not.
         is_pure=True,
         pack=words.PACK,
     )
@@ -348,30 +363,32 @@ def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.cons
 
 @triton.constexpr_function
 def _wait_registers(words):
-    """Return the registers of `wait_words`: of each result and each address one for each of a thread's words."""
+    """Return the constraints of `wait_words`: ``PACK`` registers for each result and for each of four addresses."""
     pack = words.PACK.value
     return ",".join(["=&r"] * words.TENSORS.value * pack + ["l"] * 4 * pack)
 
 
 @triton.constexpr_function
 def _wait_ptx(words, offset, capability):
-    """Return the loop of `wait_words`. Every 64th time round it asks whether to give up."""
+    """Return the loop of `wait_words` in PTX. In every 64th round it checks whether to give up."""
     pack, tensors = words.PACK.value, words.TENSORS.value
-    # Of each tensor the registers of a thread's words. The addresses follow: of abort and watch the first will do.
+    # Registers are numbered by tensor, ``pack`` numbers each. The addresses follow. ``abort`` and ``watch`` are the
+    # same address ``pack`` times, so the first number of each is enough.
     names = [[f"${tensor * pack + j}" for j in range(pack)] for tensor in range(tensors)]
     all_names = [name for tensor in names for name in tensor]
     abort, watch = (f"${(tensors + i) * pack}" for i in (2, 3))
     loads = wait_loads(words, offset)
     add, conclude = missing_ptx(words.BITS.value, capability)
-    # A warp that exchanges lanes next leaves the loop as a whole.
-    whole = {
-        each: f"vote.sync.any.pred {each}, {each}, 0xffffffff; " if words.IS_WARP_WIDE.value else ""
-        for each in ("missing", "p")
+    # If lanes exchange numbers next, all lanes of a warp leave the loop together. A vote makes a predicate true for all
+    # lanes if it is true for any.
+    vote = {
+        predicate: f"vote.sync.any.pred {predicate}, {predicate}, 0xffffffff; " if words.IS_WARP_WIDE.value else ""
+        for predicate in ("missing", "p")
     }
     if words.PROBE.value:
-        # The other words are read once the first has come, so that waiting takes little of what memory can deliver.
+        # Poll the first word alone, and read the others when it has arrived. So waiting takes little memory bandwidth.
         first = " ".join(add.replace("NEXT", names[part][0]) for part in range(words.PARTS.value))
-        loads.insert(1, f"mov.b32 seen, 0; {first} {conclude} {whole['missing']}@missing bra LATER;")
+        loads.insert(1, f"mov.b32 seen, 0; {first} {conclude} {vote['missing']}@missing bra LATER;")
     load = "\n".join(loads)
     test = "\n".join(["mov.b32 seen, 0;", *(add.replace("NEXT", name) for name in all_names), conclude])
     give_up = "\n".join(f"mov.b32 {name}, {words.NAN.value:#x};" for name in all_names)
@@ -381,12 +398,12 @@ mov.b32 rounds, 0;
 AGAIN:
 {load}
 {test}
-{whole["missing"]}@!missing bra DONE;
+{vote["missing"]}@!missing bra DONE;
 LATER:
 add.u32 rounds, rounds, 1; and.b32 a, rounds, 63; setp.ne.u32 p, a, 0; @p bra AGAIN;
-ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; {whole["p"]}@p bra GIVE_UP;
+ld.relaxed.gpu.global.b32 a, [{abort}]; setp.eq.u32 p, a, 1; {vote["p"]}@p bra GIVE_UP;
 mov.u64 now, %globaltimer; setp.eq.u32 p, rounds, 64; @p mov.b64 start, now; sub.u64 now, now, start;
-ld.global.b64 limit, [{watch}]; setp.lt.s64 p, now, limit; {whole["p"]}@p bra AGAIN;
+ld.global.b64 limit, [{watch}]; setp.lt.s64 p, now, limit; {vote["p"]}@p bra AGAIN;
 mov.b32 a, 1; st.relaxed.gpu.global.b32 [{abort}], a;
 ld.global.b64 limit, [{watch}+8]; st.relaxed.sys.global.b32 [limit], a;
 GIVE_UP:
@@ -397,38 +414,41 @@ DONE:
 
 @triton.constexpr_function
 def wait_loads(words, offset):
-    """Return the loads of all ``words`` of a thread, so that their trips through memory overlap."""
-    pack, parts, count, rows = (each.value for each in (words.PACK, words.PARTS, words.CHUNKS, words.ROWS_PER_THREAD))
+    """Return the loads of all words of a thread in PTX, one after the other, so that their latencies overlap."""
+    pack, parts, count, rows = (each.value for each in (words.PACK, words.PARTS, words.SEGMENTS, words.ROWS_PER_THREAD))
     tensors = words.TENSORS.value
     loads = []
-    for chunk in range(count):
-        in_tail = words.HAS_TAIL.value and chunk == count - 1
+    for segment in range(count):
+        in_tail = words.HAS_TAIL.value and segment == count - 1
         for row in range(rows):
-            place = offset + row * words.ROW_STRIDE.value + (0 if in_tail else chunk * words.STRIDE.value)
-            first = (chunk * rows + row) * parts
+            word = offset + row * words.ROW_STRIDE.value + (0 if in_tail else segment * words.STRIDE.value)
+            first = (segment * rows + row) * parts
             for j in range(pack):
                 into = ", ".join(f"${(first + part) * pack + j}" for part in range(parts))
                 address = (tensors + (1 if in_tail else 0)) * pack + j
-                loads.append(f"ld.relaxed.gpu.global.v{parts}.b32 {{{into}}}, [${address}+{4 * parts * place}];")
+                loads.append(f"ld.relaxed.gpu.global.v{parts}.b32 {{{into}}}, [${address}+{4 * parts * word}];")
     return loads
 
 
 @triton.constexpr_function
 def missing_ptx(bits, capability):
-    """Return what a part ``NEXT`` of words adds to ``seen``, and how that shows whether an element is missing."""
+    """Return PTX that folds a part ``NEXT`` into ``seen``, and PTX that sets ``missing`` from ``seen``.
+
+    ``missing`` is true if an element of any part is -1.
+    """
     if bits == 32:
         return "max.u32 seen, seen, NEXT;", "setp.eq.u32 missing, seen, 0xFFFFFFFF;"
-    # The 16-bit parts of y = ~x: one is zero exactly where (y - 0x00010001) & x has a part's high bit.
+    # A 16-bit half of y = ~x is zero exactly where (y - 0x00010001) & x has the high bit of that half.
     add = "sub.u32 b, 0xFFFEFFFE, NEXT; and.b32 b, b, NEXT; or.b32 seen, seen, b;"
     conclude = "and.b32 seen, seen, 0x80008000; setp.ne.u32 missing, seen, 0;"
     if capability < 90:
         return add, conclude
-    # One instruction takes the larger halves of two parts. So the test above is made of the largest alone.
-    of_largest = add.replace("NEXT", "a")
-    return "max.u16x2 seen, seen, NEXT;", f"mov.b32 a, seen; mov.b32 seen, 0; {of_largest} {conclude}"
+    # From sm_90 on, one instruction takes the larger halves of two parts. The test above is then made once, at the end.
+    test_largest = add.replace("NEXT", "a")
+    return "max.u16x2 seen, seen, NEXT;", f"mov.b32 a, seen; mov.b32 seen, 0; {test_largest} {conclude}"
 
 
 @tl.core.extern
 def _capability(_semantic=None):
-    """Return the compute capability that is compiled for, such as 90."""
+    """Return the compute capability of the target, such as 90."""
     return tl.constexpr(int(re.sub(r"\D", "", _semantic.builder.options.arch)))

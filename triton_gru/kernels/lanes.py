@@ -1,12 +1,14 @@
 """Products on the ordinary fp32 units for ``grid``, with W_hh in registers and no operand in shared memory.
 
-A slice of the sum over units is a warp's, as with the matrix unit. Within the warp ``LANES_PER_SLICE`` lanes share the slice's
-units, and the others the rows of W_hh. A thread multiplies what it has of W_hh by what it has itself waited for of the
-state, and computes no column that is not there. Then lanes halve their sums by turns: of two sums each lane keeps one,
-to which the other lane adds its own. What is left of the slices meets in shared memory once.
+Each warp computes one slice of the sum over hidden units, as with tensor cores. ``LANES_PER_SLICE`` lanes of the warp
+share the units of the slice. Across the other dimension of the warp, ``ACROSS``, lanes share the rows of W_hh.
 
-Tensors are [SLICES, LANES_PER_SLICE, ACROSS], a number for each thread, in tuples: the compiler's own layout has warps, then
-lanes in this order. ``cut`` is `grid.Cut`.
+A thread multiplies its numbers of W_hh by the numbers of the state that it has itself received. It computes only batch
+rows that exist. Then pairs of lanes exchange sums. Of every two sums, each lane keeps one and adds its partner's. After
+log2(LANES_PER_SLICE) exchanges every sum is in one lane. Last, the slices of all warps are added through shared memory.
+
+Values are tuples of tensors [SLICES, LANES_PER_SLICE, ACROSS], one number for each thread. This order, warps and then
+lanes, is Triton's default layout of such a tensor. ``cut`` is `grid.Cut`.
 """
 
 import triton
@@ -14,105 +16,118 @@ import triton.language as tl
 
 from . import exchange, isa, slices
 
-# Numbers of a row that a thread has side by side. More would leave lanes idle where H is small.
+# Adjacent numbers of a row in one thread. More than two would leave lanes idle where H is small.
 WORD = tl.constexpr(2)
 
 
 @triton.constexpr_function
-def apart(units, along):
-    """Rows of W_hh that a thread has of each gate."""
-    return units * along // 32
+def count_thread_rows(units, lanes_per_slice):
+    """Return how many rows of each gate of W_hh a thread holds."""
+    return units * lanes_per_slice // 32
 
 
 @triton.jit
 def load_weights(w_hh, first_unit, cut: tl.constexpr):
-    """Return a thread's numbers of W_hh: by chunk of columns, place in a word, gate and row. They are zero beyond H."""
+    """Load a thread's numbers of W_hh, zero beyond H.
+
+    Their order is by segment of columns, then by number in a word, then by gate, then by row.
+    """
     ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
-    CHUNK: tl.constexpr = cut.SLICES * cut.LANES_PER_SLICE * WORD
+    SEGMENT: tl.constexpr = cut.SLICES * cut.LANES_PER_SLICE * WORD
     unit = first_unit + tl.arange(0, ACROSS)[None, None, :]
     column = thread_word_index(cut) * WORD
     address = w_hh + unit * cut.H + column
     w = ()
-    for c in tl.static_range((cut.PADDED_H + CHUNK - 1) // CHUNK):
+    for c in tl.static_range((cut.PADDED_H + SEGMENT - 1) // SEGMENT):
         for i in tl.static_range(WORD):
-            there = c * CHUNK + i + column < cut.H
+            is_valid = c * SEGMENT + i + column < cut.H
             for gate in tl.static_range(3):
-                for u in tl.static_range(apart(cut.UNITS, cut.LANES_PER_SLICE)):
+                for u in tl.static_range(count_thread_rows(cut.UNITS, cut.LANES_PER_SLICE)):
                     if cut.PADDED_H != cut.H:
-                        there = (u * ACROSS + unit < cut.H) & (c * CHUNK + i + column < cut.H)
-                    place = (gate * cut.H + u * ACROSS) * cut.H + c * CHUNK + i
-                    w = w + (isa.load_where(address + place, there, True),)
+                        is_valid = (u * ACROSS + unit < cut.H) & (c * SEGMENT + i + column < cut.H)
+                    offset = (gate * cut.H + u * ACROSS) * cut.H + c * SEGMENT + i
+                    w = w + (isa.load_where(address + offset, is_valid, True),)
     return w
 
 
 @triton.jit
 def thread_word_index(cut: tl.constexpr):
-    """Return each thread's word of a chunk."""
+    """Return the index of each thread's word within a segment."""
     word = (
         tl.arange(0, cut.SLICES)[:, None, None] * cut.LANES_PER_SLICE + tl.arange(0, cut.LANES_PER_SLICE)[None, :, None]
     )
     return tl.broadcast_to(word, (cut.SLICES, cut.LANES_PER_SLICE, 32 // cut.LANES_PER_SLICE))
 
 
-def word_layout(cut, **of_tile) -> exchange.WordLayout:
-    """Return what each thread receives: the numbers that it multiplies, by chunk, row and number in a word."""
+def word_layout(cut, **tile_constants) -> exchange.WordLayout:
+    """Return which words each thread receives: the numbers it multiplies, by segment, by row, by number in a word."""
     return exchange.WordLayout(
-        WORDS_PER_CHUNK=cut.SLICES.value * cut.LANES_PER_SLICE.value, ROWS_PER_THREAD=cut.ROWS.value, ADJACENT_WORDS=cut.UNITS.value // WORD.value,
-        IS_WARP_WIDE=True, **of_tile,
-    )  # fmt: skip
+        WORDS_PER_SEGMENT=cut.SLICES.value * cut.LANES_PER_SLICE.value,
+        ROWS_PER_THREAD=cut.ROWS.value,
+        ADJACENT_WORDS=cut.UNITS.value // WORD.value,
+        IS_WARP_WIDE=True,
+        **tile_constants,
+    )
 
 
 @triton.jit
 def element_offset(unit, row, cut: tl.constexpr):
-    """Return what `exchange.element_offset` does, with a row's units of a program side by side: lanes read one row at a time."""
+    """Return the offset of an element in a tile of the mailbox.
+
+    Here a program's units of one row are adjacent, because lanes read one row at a time. `exchange.element_offset` has
+    one word of each row in turn.
+    """
     return exchange.word_place(unit, row, cut.ROWS, cut.UNITS)
 
 
 @triton.constexpr_function
 def count_gate_tensors(gates, units, rows, warps):
-    """Return how many tensors `load_gates` makes of the inputs of so many gates."""
+    """Return how many tensors `load_gates` returns for the inputs of ``gates`` gates."""
     return -(-_padded(gates) * units * rows // (32 * warps))
 
 
 @triton.constexpr_function
 def _padded(gates):
-    """Return how many sums so many gates have. n's inputs are added to no product, and have a sum of their own."""
+    """Return how many sums ``gates`` gates have, a power of two.
+
+    The gate inputs of n are a sum by themselves. Otherwise r could not multiply the product alone.
+    """
     return {1: 2, 2: 2, 3: 4}[gates]
 
 
 @triton.jit
 def load_gates(gi, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Return the inputs of the gates ``FIRST`` to before ``END``, each in one thread that has its sum."""
+    """Load the inputs of gates ``FIRST`` to ``END`` - 1, each into the one thread that keeps its sum."""
     ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
-    APART: tl.constexpr = apart(cut.UNITS, cut.LANES_PER_SLICE)
+    THREAD_ROWS: tl.constexpr = count_thread_rows(cut.UNITS, cut.LANES_PER_SLICE)
     GATES: tl.constexpr = _padded(END - FIRST)
     words = ()
     for i in tl.static_range(count_gate_tensors(END - FIRST, cut.UNITS, cut.ROWS, cut.SLICES)):
-        place = i * cut.SLICES * cut.LANES_PER_SLICE + thread_word_index(cut)
-        gate = place // (cut.ROWS * APART)
-        unit = place % APART * ACROSS + tl.arange(0, ACROSS)[None, None, :]
-        there = gate < GATES
-        if END == 3:
-            there = (gate < GATES) & (gate != GATES - 2)
+        index = i * cut.SLICES * cut.LANES_PER_SLICE + thread_word_index(cut)
+        gate = index // (cut.ROWS * THREAD_ROWS)
+        unit = index % THREAD_ROWS * ACROSS + tl.arange(0, ACROSS)[None, None, :]
+        has_input = gate < GATES
+        if END == 3:  # the last sum is n's inputs; n's product, the sum before it, has none
+            has_input = (gate < GATES) & (gate != GATES - 2)
             gate = tl.where(gate == GATES - 1, 2, gate)
-        address = gi + (gate * cut.ROWS + place // APART % cut.ROWS) * cut.PADDED_H + unit
-        words = words + (isa.load_where(address, there, True),)
+        address = gi + (gate * cut.ROWS + index // THREAD_ROWS % cut.ROWS) * cut.PADDED_H + unit
+        words = words + (isa.load_where(address, has_input, True),)
     return words
 
 
 @triton.jit
 def products(w, x, g, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Return the products of the gates ``FIRST`` to before ``END`` with the words ``x``, each [ROWS, UNITS].
+    """Return the products of gates ``FIRST`` to ``END`` - 1 with the state ``x``, each [ROWS, UNITS].
 
-    The inputs of r and z, from ``g``, are added to their products. Those of n follow the products.
+    The inputs of r and z, from ``g``, are added to their products. The inputs of n are returned after the products.
     """
     ROWS: tl.constexpr = cut.ROWS
     ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
-    APART: tl.constexpr = apart(cut.UNITS, cut.LANES_PER_SLICE)
+    THREAD_ROWS: tl.constexpr = count_thread_rows(cut.UNITS, cut.LANES_PER_SLICE)
     GATES: tl.constexpr = _padded(END - FIRST)
     zero = tl.zeros((cut.SLICES, cut.LANES_PER_SLICE, ACROSS), tl.float32)
     sums = ()
-    for _ in tl.static_range((END - FIRST) * ROWS * APART):
+    for _ in tl.static_range((END - FIRST) * ROWS * THREAD_ROWS):
         sums = sums + (zero,)
     for c in tl.static_range(len(x) // (ROWS * WORD)):
         for i in tl.static_range(WORD):
@@ -120,28 +135,28 @@ def products(w, x, g, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr)
             for gate in tl.static_range(FIRST, END):
                 for row in tl.static_range(ROWS):
                     number = x[(c * ROWS + row) * WORD + i].to(tl.float32, bitcast=True)
-                    for u in tl.static_range(APART):
-                        weight = w[((c * WORD + i) * 3 + gate) * APART + u]
+                    for u in tl.static_range(THREAD_ROWS):
+                        weight = w[((c * WORD + i) * 3 + gate) * THREAD_ROWS + u]
                         added = added + (tl.fma(weight, number, sums[len(added)]),)
             sums = added
     for i in tl.static_range(isa.log2(cut.LANES_PER_SLICE)):
         halved = ()
         for k in tl.static_range((len(sums) + 1) // 2):
-            mine, sent = isa.exchange_lanes(sums[2 * k], sums[2 * k + 1] if 2 * k + 1 < len(sums) else zero, 1 << i)
-            halved = halved + (mine + sent,)
+            kept, received = isa.exchange_lanes(sums[2 * k], sums[2 * k + 1] if 2 * k + 1 < len(sums) else zero, 1 << i)
+            halved = halved + (kept + received,)
         sums = halved
-    whole = ()
-    for k in tl.static_range(GATES * ROWS * APART // cut.LANES_PER_SLICE):
+    with_inputs = ()
+    for k in tl.static_range(GATES * ROWS * THREAD_ROWS // cut.LANES_PER_SLICE):
         warp = tl.arange(0, cut.SLICES)[:, None, None]
         inputs = tl.where(warp == k % cut.SLICES, g[k // cut.SLICES], 0.0)
-        whole = whole + (sums[k] + inputs if k < len(sums) else inputs,)
-    sums = whole
-    # Of the sums that are left, by tensor and lane. No conversion between layouts moves past a reduction: else the one
-    # below would be up here, and all of this done in threads that have everything.
+        with_inputs = with_inputs + (sums[k] + inputs if k < len(sums) else inputs,)
+    sums = with_inputs
+    # Join the sums by tensor and lane. The compiler moves no layout conversion past a reduction (here over a dimension
+    # of 1). Otherwise it would move the conversion below up here, and every thread would compute all of this.
     x = tl.permute(isa.joined(sums), (3, 0, 1, 2))
     x = tl.sum(tl.reshape(x, (len(sums), cut.SLICES, cut.LANES_PER_SLICE, ACROSS, 1)), 4)
     x = tl.permute(x, (0, 2, 3, 1))
-    x = tl.permute(tl.reshape(x, (GATES, ROWS, APART, ACROSS, cut.SLICES)), (1, 2, 3, 0, 4))
+    x = tl.permute(tl.reshape(x, (GATES, ROWS, THREAD_ROWS, ACROSS, cut.SLICES)), (1, 2, 3, 0, 4))
     x = slices.sum_last(x, cut.SLICES, cut.UNITS, ROWS, GATES)
     if GATES == 4:
         first, second = tl.split(tl.permute(tl.reshape(x, (ROWS, cut.UNITS, 2, 2)), (0, 1, 3, 2)))

@@ -1,11 +1,11 @@
-"""The input projection ``gi = x W_ih^T + b`` of many time steps at once, written the way the scan reads it.
+"""The input projection ``gi = x W_ih^T + b`` of many time steps at once, in the layout that the scan reads.
 
-``gi`` comes tile by tile, so that a scanning program finds the pairs of batch rows its matrix unit wants next to each
-other in memory. There are two ways to it:
+``gi`` is stored tile by tile, so that the batch rows that one thread of a scan needs together are adjacent in memory.
+There are two kernels:
 
-- `input_projection` multiplies, too. It follows the precision that torch has set for recurrent networks, reads the
-  input through strides, whichever of batch and time comes first, and skips what lies behind a sequence's end.
-- `arrange_products` lays out what cuBLAS has multiplied, and adds the biases. cuBLAS writes row by row.
+- `input_projection` computes the products, too. It follows torch's precision setting for recurrent networks. It reads
+  the input through strides, time first or batch first, and skips steps after a sequence's end.
+- `arrange_products` copies the products that cuBLAS wrote row by row into this layout, and adds the biases.
 """
 
 from dataclasses import dataclass
@@ -19,36 +19,36 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GateInputs(CommonConstants):
-    """How ``gi`` lies, and what is in it."""
+    """The layout of ``gi``, and which biases it includes."""
 
     RESET_AFTER: bool
-    REVERSE: bool  # an only direction goes backward
+    REVERSE: bool  # the only direction goes backward
     HAS_BIAS: bool
     PADDED_H: int
     BATCH: int  # batch rows of a tile of gi
-    UNIT_STRIDE: int  # elements from one unit to the next in gi: BATCH, or 1
+    UNIT_STRIDE: int  # elements from one unit to the next in gi: BATCH (units before rows), or 1 (rows before units)
 
     @derived
     def ROW_STRIDE(self):
-        """Elements from one batch row of a tile to the next in gi."""
+        """Return how many elements of gi are between one batch row of a tile and the next."""
         return 1 if self.UNIT_STRIDE.value == self.BATCH.value else self.PADDED_H.value
 
     @derived
     def ADDED(self):
-        """How many gates get b_hh here. A b_hn that belongs inside the product with r is added by the scan."""
+        """Return how many gates get b_hh here. With RESET_AFTER the scan adds b_hn, because r multiplies it."""
         return 2 if self.RESET_AFTER.value else 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cut(GateInputs):
-    """What `input_projection` is compiled for."""
+    """The constants that `input_projection` is compiled for."""
 
     LAYOUT: str  # see sequences
     I: int
     BLOCK_M: int  # rows: gate units
     BLOCK_N: int  # columns: (step, batch row) pairs, a multiple of BATCH
     BLOCK_K: int
-    X_UNIT: int  # elements that strides of x are counted in
+    X_UNIT: int  # elements in one unit of the strides of x
 
 
 @triton.jit(
@@ -59,20 +59,20 @@ def input_projection(
     x,  # [time, batch, I] through strides, or packed; see sequences
     w_ih,  # [3 * H, I]
     b_ih,  # [3 * H]
-    b_hh,  # [3 * H]; added here but for a b_hn that belongs inside the product with r
-    w_ih_back,  # of the backward direction
+    b_hh,  # [3 * H]; added here, except b_hn with RESET_AFTER
+    w_ih_back,  # w_ih of the backward direction
     b_ih_back,
     b_hh_back,
-    gi,  # [directions, steps, batch tiles, 3, PADDED_H, BATCH], or with the last two the other way round
+    gi,  # [directions, steps, batch tiles, 3, PADDED_H, BATCH], or [..., BATCH, PADDED_H] where UNIT_STRIDE is 1
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
-    steps,  # of the scan that reads gi, in its order
-    start,  # the first of them
-    total,  # of all scans
+    steps,  # steps in gi, in the order of the scan
+    start,  # index of gi's first step in the sequence
+    total,  # steps of the sequence
     batch,
-    x_t,  # in units of X_UNIT elements, so that the compiler knows what vectors the rows allow
+    x_t,  # strides of x, in units of X_UNIT elements. So the compiler knows how wide the loads of a row can be.
     x_b,
-    x_i,
+    x_i,  # in elements
     cut: tl.constexpr,  # a `Cut`
 ):
     batch_tiles = tl.cdiv(batch, cut.BATCH)
@@ -81,7 +81,7 @@ def input_projection(
     w_ih = tl.where(direction != 0, w_ih_back, w_ih)
     gi += direction.to(tl.int64) * steps * batch_tiles * (3 * cut.PADDED_H * cut.BATCH)
 
-    row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # of the padded gates
+    row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # rows of W_ih, with each gate padded to PADDED_H
     gate = row // cut.PADDED_H
     unit = row % cut.PADDED_H
     row_live = (gate < 3) & (unit < cut.H)
@@ -93,15 +93,15 @@ def input_projection(
     b = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
     length = sequences.load_lengths(lengths, b, batch, total, cut.LAYOUT)
     col_live = sequences.is_active(start + step, length, (step < steps) & (b < batch), cut.LAYOUT)
-    place = sequences.row_offset(length, b, backward, x_t, x_b, cut.LAYOUT)
-    place += (start + step).to(tl.int64) * sequences.step_stride(backward, x_t, cut.LAYOUT)
-    place += sequences.table_offset(start + step, length, backward, offsets, x_t, cut.LAYOUT)
-    x_row = x + place * cut.X_UNIT
+    offset = sequences.row_offset(length, b, backward, x_t, x_b, cut.LAYOUT)
+    offset += (start + step).to(tl.int64) * sequences.step_stride(backward, x_t, cut.LAYOUT)
+    offset += sequences.table_offset(start + step, length, backward, offsets, x_t, cut.LAYOUT)
+    x_row = x + offset * cut.X_UNIT
 
     acc = tl.zeros((cut.BLOCK_M, cut.BLOCK_N), tl.float32)
     end = cut.I
     if cut.LAYOUT != "dense":
-        end = tl.where(tl.max(col_live.to(tl.int32)) == 0, 0, cut.I)  # where all have ended there is nothing to read
+        end = tl.where(tl.max(col_live.to(tl.int32)) == 0, 0, cut.I)  # read nothing if all sequences have ended
     for k0 in tl.range(0, end, cut.BLOCK_K):
         k = k0 + tl.arange(0, cut.BLOCK_K)
         w_mask = row_live[:, None]
@@ -119,29 +119,29 @@ def input_projection(
     if cut.HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-        acc += _biases(b_ih, b_hh, gate, unit, row_live, cut)[:, None]
-    at = _in_tile(gate, unit, cut)
+        acc += _load_biases(b_ih, b_hh, gate, unit, row_live, cut)[:, None]
+    at = _offset_in_tile(gate, unit, cut)
     address = gi + tile.to(tl.int64)[None, :] * (3 * cut.PADDED_H * cut.BATCH) + at[:, None]
     address += (col % cut.BATCH * cut.ROW_STRIDE)[None, :]
     tl.store(address, acc.to(cut.DTYPE), mask=(gate < 3)[:, None] & (step < steps)[None, :])
 
 
 @triton.jit
-def _biases(b_ih, b_hh, gate, unit, live, cut: tl.constexpr):
-    """Return what is added to the products of each row."""
+def _load_biases(b_ih, b_hh, gate, unit, live, cut: tl.constexpr):
+    """Load the bias of each row of W_ih in fp32: b_ih, plus b_hh for the first ``ADDED`` gates."""
     bias = tl.load(b_ih + gate * cut.H + unit, mask=live, other=0.0).to(tl.float32)
     return bias + tl.load(b_hh + gate * cut.H + unit, mask=live & (gate < cut.ADDED), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _in_tile(gate, unit, cut: tl.constexpr):
-    """Return where the first batch row of each unit lies in a tile of gi."""
+def _offset_in_tile(gate, unit, cut: tl.constexpr):
+    """Return the offset of each unit's first batch row in a tile of gi, in elements."""
     return gate * (cut.PADDED_H * cut.BATCH) + unit * cut.UNIT_STRIDE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Arranged(GateInputs):
-    """What `arrange_products` is compiled for."""
+    """The constants that `arrange_products` is compiled for."""
 
     BLOCK_M: int  # gate units
     BLOCK_N: int  # (step, batch row) pairs
@@ -149,16 +149,16 @@ class Arranged(GateInputs):
 
 @triton.jit(do_not_specialize=["steps", "batch", "product_t", "product_b"])
 def arrange_products(
-    products,  # [directions, rows, 3 * H]: x W_ih^T, in the order of time also of the backward direction
+    products,  # [directions, rows, 3 * H]: x W_ih^T, in both directions from the first time to the last
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]
-    b_ih_back,  # of the backward direction
+    b_ih_back,  # b_ih of the backward direction
     b_hh_back,
-    gi,  # as `input_projection` writes it
+    gi,  # in the layout that `input_projection` writes
     steps,
     batch,
-    product_t,  # from the row of a step to that of the next one
-    product_b,  # from the row of a batch row to that of the next one
+    product_t,  # rows of products from one time to the next
+    product_b,  # rows of products from one batch row to the next
     cut: tl.constexpr,  # an `Arranged`
 ):
     batch_tiles = tl.cdiv(batch, cut.BATCH)
@@ -167,7 +167,7 @@ def arrange_products(
     products += direction.to(tl.int64) * steps * batch * (3 * cut.H)
     gi += direction.to(tl.int64) * steps * batch_tiles * (3 * cut.PADDED_H * cut.BATCH)
 
-    row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # of the padded gates
+    row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # rows of W_ih, with each gate padded to PADDED_H
     gate = row // cut.PADDED_H
     unit = row % cut.PADDED_H
     row_live = (gate < 3) & (unit < cut.H)
@@ -177,13 +177,15 @@ def arrange_products(
     b = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
 
     time = tl.where(backward != 0, steps - 1 - step, step)
-    place = (time.to(tl.int64) * product_t + b.to(tl.int64) * product_b) * (3 * cut.H)
-    there = ((step < steps) & (b < batch))[:, None] & row_live[None, :]
-    x = tl.load(products + place[:, None] + (gate * cut.H + unit)[None, :], mask=there, other=0.0).to(tl.float32)
+    offset = (time.to(tl.int64) * product_t + b.to(tl.int64) * product_b) * (3 * cut.H)
+    exists = ((step < steps) & (b < batch))[:, None] & row_live[None, :]
+    x = tl.load(products + offset[:, None] + (gate * cut.H + unit)[None, :], mask=exists, other=0.0).to(tl.float32)
     if cut.HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-        x += _biases(b_ih, b_hh, gate, unit, row_live, cut)[None, :]
-    address = gi + tile.to(tl.int64)[:, None] * (3 * cut.PADDED_H * cut.BATCH) + _in_tile(gate, unit, cut)[None, :]
+        x += _load_biases(b_ih, b_hh, gate, unit, row_live, cut)[None, :]
+    address = (
+        gi + tile.to(tl.int64)[:, None] * (3 * cut.PADDED_H * cut.BATCH) + _offset_in_tile(gate, unit, cut)[None, :]
+    )
     address += (col % cut.BATCH * cut.ROW_STRIDE)[:, None]
     tl.store(address, x.to(cut.DTYPE), mask=(step < steps)[:, None] & (gate < 3)[None, :])

@@ -1,4 +1,4 @@
-"""Shared memory beyond what the compiler takes, and the check of a layout, for kernels with `fragments`."""
+"""Shared memory beside the compiler's, and a check of layouts, for kernels that use `fragments`."""
 
 import re
 from collections import defaultdict
@@ -11,19 +11,20 @@ _OPERANDS = re.compile(_PRODUCT.replace(".", r"\.") + r'[^"]*".*?tensor<(\d+)x8x
 
 
 def add_shared_memory(kernel):
-    """Return ``kernel``, whose launches have the shared memory that `fragments.shared_address` calls for."""
+    """Return ``kernel``, changed: its launches reserve the shared memory that `fragments.shared_address` uses."""
 
     def create_binder():
-        made = type(kernel).create_binder(kernel)
+        binder = type(kernel).create_binder(kernel)
         compile_ = kernel.compile
-        kernel.compile = lambda *args, **options: _with_own_memory(compile_(*args, **options))
-        return made
+        kernel.compile = lambda *args, **options: _reserve_memory(compile_(*args, **options))
+        return binder
 
     kernel.device_caches = defaultdict(create_binder)
     return kernel
 
 
-def _with_own_memory(compiled):
+def _reserve_memory(compiled):
+    """Return a compiled kernel whose launches reserve its own shared memory after the compiler's."""
     if "ptx" not in compiled.asm:
         return compiled
     _check_layout(compiled.asm["ttgir"])
@@ -35,20 +36,23 @@ def _with_own_memory(compiled):
 
 
 def _check_layout(ttgir: str) -> None:
-    """Raise RuntimeError where a number of `fragments` is not in the lane that the matrix unit takes it from."""
+    """Raise RuntimeError if an operand's numbers are not in the lanes that the matrix unit takes them from."""
     operands = _OPERANDS.findall(ttgir)
     layouts = [re.search(rf"^{name} = (.*)$", ttgir, re.MULTILINE)[1] for _, name in operands]
     if len(operands) < ttgir.count(_PRODUCT) or not all(
-        _is_by_lanes(layout, int(warps)) for (warps, _), layout in zip(operands, layouts)
+        _has_one_number_per_lane(layout, int(warps)) for (warps, _), layout in zip(operands, layouts)
     ):
         raise RuntimeError(
-            "this Triton lays out the operands of products in another way than this version of triton_gru knows: "
+            "this Triton lays out the operands of products in a way that this version of triton_gru does not know: "
             f"{sorted(set(layouts))}. Install a Triton that was tested (triton_gru/SUPPORT.md)"
         )
 
 
-def _is_by_lanes(layout: str, warps: int) -> bool:
-    """Return whether a tensor [warps, 8, 4] has a number in each thread, in their order. Triton says so in two ways."""
+def _has_one_number_per_lane(layout: str, warps: int) -> bool:
+    """Return whether a layout gives each thread one number of a tensor [warps, 8, 4], in the order of threads.
+
+    Triton writes this layout as a blocked or as a linear one.
+    """
     blocked = f"[1, 1, 1], threadsPerWarp = [1, 8, 4], warpsPerCTA = [{warps}, 1, 1], order = [2, 1, 0]"
     of_warp = ", ".join(f"[{1 << i}, 0, 0]" for i in range(warps.bit_length() - 1))
     linear = f"register = [], lane = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]], warp = [{of_warp}]"

@@ -1,11 +1,14 @@
-"""Where the sequences of a batch end, and where the steps of each lie in memory: the same for all kernels.
+"""The ends of the sequences of a batch, and the place of each step of a sequence in memory, for all kernels.
 
-A scan counts its steps in the order in which it makes them. Forward, step s of a sequence is its time s; backward it is
-time length - 1 - s, so that every sequence begins at its own last time and none joins late. ``LAYOUT`` is
+A scan counts its steps in the order in which it makes them. Forward, step s of a sequence is time s. Backward, it is
+time length - 1 - s. So every sequence begins with step 0, backward at its own last time. ``LAYOUT`` is
 
 - ``"dense"``: [time, batch] through strides, all sequences as long as the input;
-- ``"lengths"``: the same, each as long as ``lengths`` says (0 to the input's length);
-- ``"packed"``: torch's PackedSequence, longest sequence first: time t of row b lies at ``offsets[t] + b``.
+- ``"lengths"``: [time, batch] through strides, each sequence as long as its entry of ``lengths`` (0 to the input's
+  length);
+- ``"packed"``: torch's PackedSequence, longest sequence first. Time t of batch row b is row ``offsets[t] + b``.
+
+A row is active at a step if it is in the batch and its sequence has the step.
 """
 
 import triton
@@ -16,13 +19,13 @@ from . import isa
 
 @triton.jit
 def goes_backward(direction, REVERSE: tl.constexpr):
-    """Whether a direction goes backward in time: the second does, and with ``REVERSE`` an only one."""
+    """Return whether a direction goes backward in time: the second one does, and with ``REVERSE`` the only one."""
     return direction | REVERSE
 
 
 @triton.jit
 def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
-    """Of the sequences in rows ``row`` of the batch; in place of rows beyond it, the last one's."""
+    """Return the lengths of the sequences in rows ``row`` of the batch. Rows beyond the batch get the last row's."""
     if LAYOUT == "dense":
         return total
     else:
@@ -31,7 +34,7 @@ def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
 
 @triton.jit
 def longest(lengths, total, LAYOUT: tl.constexpr):
-    """The largest of what `load_lengths` returned."""
+    """Return the largest of the lengths of `load_lengths`."""
     if LAYOUT == "dense":
         return total
     else:
@@ -40,21 +43,23 @@ def longest(lengths, total, LAYOUT: tl.constexpr):
 
 @triton.jit
 def is_active(step, lengths, row_live, LAYOUT: tl.constexpr):
-    """Which of the rows have a step ``step``; ``row_live`` are those that are there."""
+    """Return the mask of the rows that are active at step ``step``. ``row_live`` is the mask of rows in the batch."""
     if LAYOUT == "dense":
         return row_live
     else:
         return row_live & (step < lengths)
 
 
-# Where a step of a row lies, in elements from the first of all, in 64 bits, is the sum of three: `row_offset`; the step
-# times `step_stride`; and `table_offset`. Packed, ``stride_t`` is that from one row of the data to the next, and ``stride_b``
-# means nothing.
+# The offset of a step of a row, in elements and 64 bits, is a sum of three:
+#
+# | `row_offset` + step * `step_stride` + `table_offset`
+#
+# In the packed layout ``stride_t`` leads from a row of the data to the next, and ``stride_b`` is not used.
 
 
 @triton.jit
 def row_offset(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr):
-    """What is the same for all steps of a row."""
+    """Return the part of the offset that is the same for all steps of a row."""
     if LAYOUT == "packed":
         return row.to(tl.int64) * stride_t
     else:
@@ -64,7 +69,7 @@ def row_offset(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr)
 
 @triton.jit
 def step_stride(backward, stride_t, LAYOUT: tl.constexpr):
-    """From a step to the next one, where it is always the same."""
+    """Return the elements from a step to the next, or 0 in the packed layout, where `table_offset` has them."""
     if LAYOUT == "packed":
         return tl.cast(0, tl.int64)
     else:
@@ -73,10 +78,11 @@ def step_stride(backward, stride_t, LAYOUT: tl.constexpr):
 
 @triton.jit
 def table_offset(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexpr):
-    """Where it is not: from the first step to step ``step``."""
+    """Return the table-driven part of the offset of step ``step`` in the packed layout, else 0."""
     if LAYOUT == "packed":
         time = tl.where(backward != 0, lengths - 1 - step, step)
-        time = tl.minimum(tl.maximum(time, 0), tl.maximum(lengths - 1, 0))  # of a row that has ended, any of its own
+        # A row that has ended gets one of its own times. Otherwise its time could be outside of the table.
+        time = tl.minimum(tl.maximum(time, 0), tl.maximum(lengths - 1, 0))
         return isa.load(offsets + time).to(tl.int64) * stride_t
     else:
         return 0
@@ -84,6 +90,9 @@ def table_offset(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexp
 
 @triton.jit
 def is_reset(resets, step, lengths, row, batch, total):
-    """Which of the rows are to forget their state before step ``step``: never one that has ended. None but forward."""
-    at = tl.cast(tl.minimum(step, total - 1), tl.int64) * batch + tl.minimum(row, batch - 1)
-    return (isa.load(resets + at) != 0) & (step < lengths)
+    """Return the mask of the rows that forget their state before step ``step``. A row that has ended never does.
+
+    Only a forward direction has resets, so a step is its time.
+    """
+    offset = tl.cast(tl.minimum(step, total - 1), tl.int64) * batch + tl.minimum(row, batch - 1)
+    return (isa.load(resets + offset) != 0) & (step < lengths)

@@ -1,21 +1,22 @@
-"""The ``step`` scan: one launch a time step, which is what hands the state over.
+"""The ``step`` scan: one launch for each time step. The state goes from launch to launch through global memory.
 
 What a program does, for a few hidden units and batch rows:
 
     r, z, n = 0                              # sums in registers
-    for k in parts of all hidden units:      # W_hh is streamed from memory, every step anew
-        r, z, n += W_hh[:, k] h[k]           # h as the launch before has left it in memory
+    for k in parts of all hidden units:      # W_hh is streamed from memory in every step
+        r, z, n += W_hh[:, k] h[k]           # h is in memory, where the previous launch stored it
     h = gru_update(gate inputs, r, z, n, h of my units)
-    store h in out, and where the next launch finds it
+    store h in out, and in memory for the next launch
 
-It serves weights beyond what the chip holds, and a single step, where nothing can be kept. No program waits for
-another, so any size runs anywhere.
+It serves weights that do not fit on the chip, and calls of one step, which cannot reuse weights. No program waits for
+another, so any size runs on any GPU.
 
-`step_scan` makes a step of a sequence whose inputs have been projected; `whole_step` makes all of one, the projection
-included, where there is no more than one.
+`step_scan` computes a step of a sequence whose inputs have been projected. `whole_step` also computes the projection,
+for a call of a single step.
 
-Where r comes before the recurrent product, a step takes two launches: n's product is of r h, all of it. ``PART`` is
-``"reset"`` in the one that makes r h, ``"rest"`` in the other, and ``"all"`` to reset after.
+With the reset before the recurrent product (``RESET_AFTER=False``), a step takes two launches, because n's product
+needs r h of all units. ``PART`` is ``"reset"`` in the launch that computes r h, and ``"rest"`` in the other one. With
+the reset after the product there is one launch, and ``PART`` is ``"all"``.
 """
 
 from dataclasses import dataclass
@@ -29,17 +30,17 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cut(CommonConstants):
-    """What both kernels are compiled for, beside what there is of a call."""
+    """The constants that `step_scan` and `whole_step` are compiled for, beside those of the call."""
 
-    PART: str
+    PART: str  # "all", "reset" or "rest": the part of a step that a launch computes
     UNITS: int  # hidden units of a program
     BATCH: int  # batch rows of a program
-    DEPTH: int  # of the sum, an iteration
-    SLICES: int  # of the depth, one a warp
+    DEPTH: int  # hidden units (or features) that an iteration sums over
+    SLICES: int  # parts of an iteration's sum, one for each warp; 1 where all warps share it
 
     @derived
     def PROGRAMS(self):
-        """Programs that own all hidden units."""
+        """Return how many programs together own all hidden units."""
         return -(-self.H.value // self.UNITS.value)
 
     @derived
@@ -48,41 +49,41 @@ class Cut(CommonConstants):
 
     @derived
     def FIRST(self):
-        """The first gate of a launch."""
+        """Return the first gate of a launch: 0 r, 1 z, 2 n."""
         return 1 if self.PART.value == "rest" else 0
 
     @derived
     def END(self):
-        """The gate after the last one."""
+        """Return the gate after the last gate of a launch."""
         return 1 if self.PART.value == "reset" else 3
 
 
 @triton.jit(
-    do_not_specialize=["step", "steps", "start", "total", "state", "batch", "out_t", "out_b"],
+    do_not_specialize=["step", "steps", "start", "total", "layer_row", "batch", "out_t", "out_b"],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def step_scan(
     gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read, and only to reset after the product
-    w_hh_back,  # of the backward direction
+    b_hh,  # [3 * H]; only b_hn is read, and only with RESET_AFTER
+    w_hh_back,  # w_hh of the backward direction
     b_hh_back,
     hx,  # [layers * directions, batch, H]: the state before the first step
     carry_in,  # fp32 [layers * directions, batch, H]: the state before this step
-    carry_out,  # fp32 [layers * directions, batch, H]: the state after it
-    rounded_in,  # [layers * directions, batch, H]: carry_in as the product's operand; in fp32 carry_in will do
-    rounded_out,  # [layers * directions, batch, H]
-    reset_state,  # [directions, batch, H]: r h as the product's operand, from one part of the step to the other
+    carry_out,  # fp32 [layers * directions, batch, H]: the state after this step
+    rounded_in,  # [layers * directions, batch, H]: carry_in as the product's operand; unused in fp32
+    rounded_out,  # [layers * directions, batch, H]: carry_out as the product's operand; unused in fp32
+    reset_state,  # [directions, batch, H]: r h as the product's operand, from launch "reset" to launch "rest"
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
-    resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
-    step,  # in gi
-    steps,  # in gi
-    start,  # the first in gi
-    total,  # of the sequence
-    state,  # the layer's first in hx, carry and h_n
+    resets,  # uint8 [time, batch]: not 0 where the state is set to zero before a step
+    step,  # index of this step in gi
+    steps,  # steps in gi
+    start,  # index of gi's first step in the sequence
+    total,  # steps of the sequence
+    layer_row,  # index of the layer's first direction in hx, carry, rounded and h_n
     batch,
     out_t,
     out_b,
@@ -91,76 +92,78 @@ def step_scan(
 ):
     direction = tl.program_id(1)
     backward = sequences.goes_backward(direction, call.REVERSE)
-    state += direction.to(tl.int64)
+    layer_row += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * cut.H
-    tile, unit = _part(cut)
+    tile, unit = _find_part(cut)
     first_row = tile * cut.BATCH
     row = first_row + tl.arange(0, cut.BATCH)[:, None]
     now = start + step
     length = sequences.load_lengths(lengths, row, batch, total, call.LAYOUT)
-    live = sequences.is_active(now, length, row < batch, call.LAYOUT)
-    remembered = live
+    active = sequences.is_active(now, length, row < batch, call.LAYOUT)
+    has_state = active
     if call.HAS_RESETS:
-        remembered = live & (sequences.is_reset(resets, now, length, row, batch, total) == 0)
+        has_state = active & (sequences.is_reset(resets, now, length, row, batch, total) == 0)
+    # If all rows of the program have ended, its products are over no units.
     end = cut.H
     if call.LAYOUT != "dense":
-        end = tl.where(tl.max(tl.ravel(live.to(tl.int32))) == 0, 0, cut.H)
+        end = tl.where(tl.max(tl.ravel(active.to(tl.int32))) == 0, 0, cut.H)
     b_hn = tl.where(direction != 0, b_hh_back, b_hh)
     gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, cut.BATCH) + tile) * (3 * cut.BATCH * cut.PADDED_H)
     row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
-    there = (row_b < batch) & (unit < cut.H)
-    # What the gates take beside the products is on its way while those are made, where a thread has registers for it.
+    exists = (row_b < batch) & (unit < cut.H)
+    # With slices a thread has registers for the gate inputs, the bias and the state: load them before the products, so
+    # that they arrive meanwhile. Otherwise load them after the products.
     if cut.SLICES > 1:
-        g = _gate_inputs(gi, unit, cut)
-        b_n = _bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
+        g = _load_gates(gi, unit, cut)
+        b_n = _load_bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
         first = now == 0
-        at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, call.HAS_HX)
+        at = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, at, exists, first, call.HAS_HX)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source, remembered = _before(hx, carry_in, rounded_in, remembered, now == 0, call.HAS_HX, cut)
-    source = source + state * batch * cut.H + row * cut.H
-    sums = _recurrent_products(
-        _zeros(cut.END - cut.FIRST, cut), w, source, remembered, reset_state + row * cut.H, row < batch, unit, end, cut
+    source, has_state = _find_operand(hx, carry_in, rounded_in, has_state, now == 0, call.HAS_HX, cut)
+    source = source + layer_row * batch * cut.H + row * cut.H
+    sums = _add_recurrent_products(
+        _zeros(cut.END - cut.FIRST, cut), w, source, has_state, reset_state + row * cut.H, row < batch, unit, end, cut
     )
     if cut.SLICES == 1:
-        g = _gate_inputs(gi, unit, cut)
-        b_n = _bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
+        g = _load_gates(gi, unit, cut)
+        b_n = _load_bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
         first = now == 0
-        at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, call.HAS_HX)
-    a = _over_slices(sums, cut)
+        at = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, at, exists, first, call.HAS_HX)
+    a = _sum_slices(sums, cut)
     if cut.PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
     length = sequences.load_lengths(lengths, row_b, batch, total, call.LAYOUT)
-    live = sequences.is_active(now, length, there, call.LAYOUT)
+    active = sequences.is_active(now, length, exists, call.LAYOUT)
     before = h
     if call.HAS_RESETS:
         before = tl.where(sequences.is_reset(resets, now, length, row_b, batch, total), 0.0, h)
     if cut.PART == "reset":
-        _leave_reset(g[0], a[0], before, reset_state, row_b, unit, there, cut)
+        _store_reset_state(g[0], a[0], before, reset_state, row_b, unit, exists, cut)
     else:
         new = _update(g, a, before, cut)
-        h = new if call.LAYOUT == "dense" else tl.where(live, new, h)
-        place = sequences.row_offset(length, row_b, backward, out_t, out_b, call.LAYOUT)
-        place += now.to(tl.int64) * sequences.step_stride(backward, out_t, call.LAYOUT)
-        place += sequences.table_offset(now, length, backward, offsets, out_t, call.LAYOUT)
-        isa.store(out + direction * cut.H + place + unit, h.to(cut.DTYPE), live)
-        _leave(h, carry_out, rounded_out, h_n, at, there, now == total - 1, cut)
+        h = new if call.LAYOUT == "dense" else tl.where(active, new, h)
+        offset = sequences.row_offset(length, row_b, backward, out_t, out_b, call.LAYOUT)
+        offset += now.to(tl.int64) * sequences.step_stride(backward, out_t, call.LAYOUT)
+        offset += sequences.table_offset(now, length, backward, offsets, out_t, call.LAYOUT)
+        isa.store(out + direction * cut.H + offset + unit, h.to(cut.DTYPE), active)
+        _store_state(h, carry_out, rounded_out, h_n, at, exists, now == total - 1, cut)
 
 
-@triton.jit(do_not_specialize=["start", "total", "state", "batch"])
+@triton.jit(do_not_specialize=["start", "total", "layer_row", "batch"])
 def whole_step(
     x,  # [batch, I] through strides
     w_ih,  # [3 * H, I]
     w_hh,  # [3 * H, H]
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]
-    w_ih_back,  # of the backward direction
+    w_ih_back,  # w_ih of the backward direction
     w_hh_back,
     b_ih_back,
     b_hh_back,
-    hx,  # the states, from here to h_n, as in `step_scan`
+    hx,  # this and the states up to h_n are those of `step_scan`
     carry_in,
     carry_out,
     rounded_in,
@@ -168,9 +171,9 @@ def whole_step(
     reset_state,
     out,  # [batch, directions, H]
     h_n,
-    start,  # of the sequence's ``total`` steps, which this one is
-    total,
-    state,  # the layer's first in hx, carry and h_n
+    start,  # index of this step in the sequence
+    total,  # steps of the sequence
+    layer_row,  # index of the layer's first direction in hx, carry, rounded and h_n
     batch,
     x_b,
     x_i,
@@ -181,142 +184,149 @@ def whole_step(
     cut: tl.constexpr,  # a `Cut`
 ):
     direction = tl.program_id(1)
-    state += direction.to(tl.int64)
+    layer_row += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * cut.H
-    tile, unit = _part(cut)
+    tile, unit = _find_part(cut)
     first_row = tile * cut.BATCH
     row = first_row + tl.arange(0, cut.BATCH)[:, None]
     b_ih = tl.where(direction != 0, b_ih_back, b_ih)
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
-    there = (row_b < batch) & (unit < cut.H)
-    # As in `step_scan`.
+    exists = (row_b < batch) & (unit < cut.H)
+    # Load before or after the products, for the reason in `step_scan`.
     if cut.SLICES > 1:
-        biases = _biases(b_ih, b_hh, unit, HAS_BIAS, cut)
+        biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
         first = start == 0
-        at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, HAS_HX)
+        at = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, at, exists, first, HAS_HX)
     sums = _zeros(cut.END - cut.FIRST, cut)
     w = tl.where(direction != 0, w_ih_back, w_ih)
-    sums = _products(sums, w, x + row * x_b, x_i, row < batch, unit, I, cut.FIRST, I, cut)
-    of_x = ()
-    if cut.PART == "all":  # r goes between n's two products
-        of_x = (sums[2],)
+    sums = _add_products(sums, w, x + row * x_b, x_i, row < batch, unit, I, cut.FIRST, I, cut)
+    n_of_x = ()
+    if cut.PART == "all":  # r multiplies only the recurrent one of n's two products, so sum them separately
+        n_of_x = (sums[2],)
         sums = sums[:2] + _zeros(1, cut)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source, remembered = _before(hx, carry_in, rounded_in, row < batch, start == 0, HAS_HX, cut)
-    source = source + state * batch * cut.H + row * cut.H
-    sums = _recurrent_products(sums, w, source, remembered, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
+    source, has_state = _find_operand(hx, carry_in, rounded_in, row < batch, start == 0, HAS_HX, cut)
+    source = source + layer_row * batch * cut.H + row * cut.H
+    sums = _add_recurrent_products(sums, w, source, has_state, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
     if cut.SLICES == 1:
-        biases = _biases(b_ih, b_hh, unit, HAS_BIAS, cut)
+        biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
         first = start == 0
-        at = state * batch * cut.H + row_b * cut.H + unit
-        h = _state(hx, carry_in, at, there, first, HAS_HX)
-    sums = _over_slices(sums[:2] + of_x + sums[2:], cut)
+        at = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, at, exists, first, HAS_HX)
+    sums = _sum_slices(sums[:2] + n_of_x + sums[2:], cut)
     g = ()
     for i in tl.static_range(len(sums)):
         g = g + (sums[i] + biases[i],)
     if cut.PART == "reset":
-        _leave_reset(g[0], 0.0, h, reset_state, row_b, unit, there, cut)
+        _store_reset_state(g[0], 0.0, h, reset_state, row_b, unit, exists, cut)
     else:
         if cut.PART == "all":
             h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, cut.DTYPE)
         else:
             h = isa.next_state(g[0], g[1], 0.0, 0.0, h, cut.DTYPE)
-        isa.store(out + direction * cut.H + row_b * out_b + unit, h.to(cut.DTYPE), there)
-        _leave(h, carry_out, rounded_out, h_n, at, there, start == total - 1, cut)
+        isa.store(out + direction * cut.H + row_b * out_b + unit, h.to(cut.DTYPE), exists)
+        _store_state(h, carry_out, rounded_out, h_n, at, exists, start == total - 1, cut)
 
 
 @triton.jit
-def _part(cut: tl.constexpr):
-    """Return this program's tile of the batch, as 64-bit integer, and its units [UNITS, 1].
+def _find_part(cut: tl.constexpr):
+    """Return the index of this program's tile of the batch, as a 64-bit integer, and its units [UNITS, 1].
 
-    Both are counted in one dimension of the launch, units first: the other dimensions take 65,535 programs at most.
+    Both are encoded in the first dimension of the launch grid, because the others take at most 65,535 programs.
     """
     unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS + tl.arange(0, cut.UNITS)[:, None]
     return (tl.program_id(0) // cut.PROGRAMS).to(tl.int64), unit
 
 
 @triton.jit
-def _before(hx, carry, rounded, remembered, first, HAS_HX: tl.constexpr, cut: tl.constexpr):
-    """Return where the states before the step begin, as operands, and which rows of them are ``remembered``."""
+def _find_operand(hx, carry, rounded, has_state, first, HAS_HX: tl.constexpr, cut: tl.constexpr):
+    """Return the data pointer of the states before the step, as an operand, and the mask of rows that have a state.
+
+    In the ``first`` step the operand is ``hx``. Without ``hx`` no row has a state then.
+    """
     source = carry if cut.DTYPE == tl.float32 else rounded
     if HAS_HX:
         source = tl.where(first, hx, source)
     else:
-        remembered = remembered & (first == 0)
-    return source, remembered
+        has_state = has_state & (first == 0)
+    return source, has_state
 
 
 @triton.jit
-def _recurrent_products(sums, w, source, remembered, r_h, row_there, unit, end, cut: tl.constexpr):
-    """Return ``sums`` of a launch's gates and the products of rows of the batch with their rows of ``w``.
+def _add_recurrent_products(sums, w, source, has_state, r_h, row_exists, unit, end, cut: tl.constexpr):
+    """Return ``sums`` plus the recurrent products of the launch's gates.
 
-    The products are of the state at ``source``, which is zero where a row is not ``remembered``. In the second part of
-    a step n's product is of r h. A state of zeros is multiplied like any other: a weight that is NaN makes it NaN.
+    The right operand is the state at ``source``, or zero where ``has_state`` is false. Exception: in the launch
+    ``"rest"`` the right operand of n is r h. A zero state is multiplied like any other, so a NaN weight gives NaN.
     """
     if cut.PART == "rest":
-        of_r_h = _products((sums[1],), w, r_h, 1, row_there, unit, end, 2, cut.H, cut)
+        n_sums = _add_products((sums[1],), w, r_h, 1, row_exists, unit, end, 2, cut.H, cut)
         sums = (sums[0],)
-    sums = _products(sums, w, source, 1, remembered, unit, end, cut.FIRST, cut.H, cut)
-    return sums + of_r_h if cut.PART == "rest" else sums
+    sums = _add_products(sums, w, source, 1, has_state, unit, end, cut.FIRST, cut.H, cut)
+    return sums + n_sums if cut.PART == "rest" else sums
 
 
 @triton.jit
-def _products(sums, w, source, apart, row_live, unit, end, FIRST: tl.constexpr, K: tl.constexpr, cut: tl.constexpr):
-    """Return ``sums`` of gates from ``FIRST`` on, and rows ``unit`` of ``w`` [3 * H, K] times those at ``source``.
+def _add_products(
+    sums, w, source, stride, row_mask, unit, end, FIRST: tl.constexpr, K: tl.constexpr, cut: tl.constexpr
+):
+    """Return ``sums`` plus the products of rows ``unit`` of ``w`` [3 * H, K] with the batch rows at ``source``.
 
-    The sums end at ``end`` of K. With several slices they are [SLICES, UNITS, BATCH], each warp's part by itself.
+    The sums are of the gates from ``FIRST`` on, over columns 0 to ``end`` - 1 of K. Numbers of a batch row are
+    ``stride`` elements apart, and rows outside ``row_mask`` are zero. With several slices the sums are [SLICES, UNITS,
+    BATCH], one slice for each warp.
     """
-    in_chunk = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
+    in_segment = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
     if cut.SLICES > 1:
-        in_chunk = tl.arange(0, cut.SLICES)[:, None, None] * (cut.DEPTH // cut.SLICES) + in_chunk
+        in_segment = tl.arange(0, cut.SLICES)[:, None, None] * (cut.DEPTH // cut.SLICES) + in_segment
     w += unit.to(tl.int64) * K
-    # One iteration is no loop, and its loads are not made ahead of it: they go before the first product.
-    AT_ONCE: tl.constexpr = K <= cut.DEPTH
-    # With Triton 3.8 an operand that several products share goes through shared memory again, so each gets its own. The
-    # assembler unrolls a loop of up to four iterations, unless it gets longer by that.
-    OWN: tl.constexpr = K > 4 * cut.DEPTH
+    # A single iteration is no loop, so the compiler does not pipeline its loads. Load all weights before the products.
+    IS_ONE_ITERATION: tl.constexpr = K <= cut.DEPTH
+    # Triton 3.8 sends an operand of several products through shared memory again. So each product gets an operand of
+    # its own. Exception: loops of up to four iterations, which ptxas unrolls only if they do not get longer.
+    HAS_OWN_OPERANDS: tl.constexpr = K > 4 * cut.DEPTH
     for k0 in tl.range(0, end, cut.DEPTH):
-        k = k0 + in_chunk
-        # Turned before it is loaded: Triton 3.8 has what is turned afterwards go through shared memory again.
-        turned = tl.trans(k)
-        x = _load(tl.trans(source) + turned.to(tl.int64) * apart, tl.trans(row_live), turned, K, cut)
+        k = k0 + in_segment
+        # Transpose the addresses: Triton 3.8 sends a tile that is transposed after its load through shared memory.
+        k_transposed = tl.trans(k)
+        x = _load(tl.trans(source) + k_transposed.to(tl.int64) * stride, tl.trans(row_mask), k_transposed, K, cut)
         weights = ()
-        if AT_ONCE:
+        if IS_ONE_ITERATION:
             for i in tl.static_range(len(sums)):
-                weights = weights + (_weights(w, FIRST + i, unit, k, K, cut),)
+                weights = weights + (_load_weights(w, FIRST + i, unit, k, K, cut),)
         added = ()
         for i in tl.static_range(len(sums)):
-            if AT_ONCE:
-                of_gate = weights[i]
+            if IS_ONE_ITERATION:
+                w_gate = weights[i]
             else:
-                of_gate = _weights(w, FIRST + i, unit, k, K, cut)
-            x_i = isa.round_to_tf32(x, i if OWN else 0) if cut.PRECISION == "tf32" else x
-            added = added + (tl.dot(of_gate, x_i, acc=sums[i], input_precision=cut.PRECISION),)
+                w_gate = _load_weights(w, FIRST + i, unit, k, K, cut)
+            x_i = isa.round_to_tf32(x, i if HAS_OWN_OPERANDS else 0) if cut.PRECISION == "tf32" else x
+            added = added + (tl.dot(w_gate, x_i, acc=sums[i], input_precision=cut.PRECISION),)
         sums = added
     return sums
 
 
 @triton.jit
-def _weights(w, gate: tl.constexpr, unit, k, K: tl.constexpr, cut: tl.constexpr):
-    """Load a gate's rows ``unit`` of ``w`` at the columns k, as the left operand of a product."""
+def _load_weights(w, gate: tl.constexpr, unit, k, K: tl.constexpr, cut: tl.constexpr):
+    """Load rows ``unit`` of one gate of ``w``, at columns ``k``, as the left operand of a product."""
     value = _load(w + gate * cut.H * K + k, unit < cut.H, k, K, cut)
     return isa.round_to_tf32(value) if cut.PRECISION == "tf32" else value
 
 
 @triton.jit
-def _load(address, row_live, k, K: tl.constexpr, cut: tl.constexpr):
-    """Load an operand of a product, zero where ``row_live`` is not, and beyond K."""
-    live = row_live
+def _load(address, row_mask, k, K: tl.constexpr, cut: tl.constexpr):
+    """Load an operand of a product. It is zero in rows outside ``row_mask`` and in columns from K on."""
+    mask = row_mask
     if K % cut.DEPTH != 0:
-        live = row_live & (k < K)
-    return tl.load(address, mask=live, other=0.0)
+        mask = row_mask & (k < K)
+    return tl.load(address, mask=mask, other=0.0)
 
 
 @triton.jit
 def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
-    """Return so many sums to begin with."""
+    """Return ``COUNT`` sums of zero."""
     zero = tl.zeros((cut.UNITS, cut.BATCH) if cut.SLICES == 1 else (cut.SLICES, cut.UNITS, cut.BATCH), tl.float32)
     sums = ()
     for _ in tl.static_range(COUNT):
@@ -325,21 +335,21 @@ def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
 
 
 @triton.jit
-def _over_slices(sums, cut: tl.constexpr):
-    """Return each of the sums [SLICES, UNITS, BATCH] over all slices, [UNITS, BATCH]."""
+def _sum_slices(sums, cut: tl.constexpr):
+    """Return the sums [SLICES, UNITS, BATCH] added over all slices, each [UNITS, BATCH]."""
     if cut.SLICES == 1:
         return sums
     else:
-        turned = ()
-        summed = slices.sum_slices(sums, cut.SLICES, cut.UNITS, cut.BATCH)
+        transposed = ()
+        totals = slices.sum_slices(sums, cut.SLICES, cut.UNITS, cut.BATCH)
         for i in tl.static_range(len(sums)):
-            turned = turned + (tl.trans(summed[i]),)
-        return turned
+            transposed = transposed + (tl.trans(totals[i]),)
+        return transposed
 
 
 @triton.jit
-def _gate_inputs(gi, unit, cut: tl.constexpr):
-    """Load the gate inputs of a launch's gates."""
+def _load_gates(gi, unit, cut: tl.constexpr):
+    """Load the inputs of the launch's gates, each [UNITS, BATCH]."""
     gi += tl.arange(0, cut.BATCH)[None, :] * cut.PADDED_H + unit
     g = ()
     for gate in tl.static_range(cut.FIRST, cut.END):
@@ -348,37 +358,40 @@ def _gate_inputs(gi, unit, cut: tl.constexpr):
 
 
 @triton.jit
-def _bias(b, gate: tl.constexpr, unit, THERE: tl.constexpr, cut: tl.constexpr):
-    """Load a gate's bias in fp32, if it is there."""
-    return tl.load(b + gate * cut.H + unit, mask=unit < cut.H, other=0.0).to(tl.float32) if THERE else 0.0
+def _load_bias(b, gate: tl.constexpr, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
+    """Load a gate's bias in fp32. Without ``HAS_BIAS`` it is 0."""
+    return tl.load(b + gate * cut.H + unit, mask=unit < cut.H, other=0.0).to(tl.float32) if HAS_BIAS else 0.0
 
 
 @triton.jit
-def _biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
-    """Load the biases of a launch's gates. n's two are apart where r goes between them."""
+def _load_biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
+    """Load the sum of both biases of each gate of the launch.
+
+    Exception: with the reset after the product, n's two biases stay separate, because r multiplies only b_hn.
+    """
     biases = ()
     for gate in tl.static_range(cut.FIRST, cut.END):
-        of_x = _bias(b_ih, gate, unit, HAS_BIAS, cut)
-        of_h = _bias(b_hh, gate, unit, HAS_BIAS, cut)
+        b_i = _load_bias(b_ih, gate, unit, HAS_BIAS, cut)
+        b_h = _load_bias(b_hh, gate, unit, HAS_BIAS, cut)
         if gate == 2 and cut.PART == "all":
-            biases = biases + (of_x, of_h)
+            biases = biases + (b_i, b_h)
         else:
-            biases = biases + (of_x + of_h,)
+            biases = biases + (b_i + b_h,)
     return biases
 
 
 @triton.jit
-def _state(hx, carry, at, there, first, HAS_HX: tl.constexpr):
+def _load_state(hx, carry, at, exists, first, HAS_HX: tl.constexpr):
     """Load the state before the step in fp32: from ``hx`` if the step is the ``first``, else from ``carry``."""
-    h = tl.load(carry + at, mask=there & (first == 0), other=0.0)
+    h = tl.load(carry + at, mask=exists & (first == 0), other=0.0)
     if HAS_HX:
-        h += tl.load(hx + at, mask=there & (first != 0), other=0.0).to(tl.float32)
+        h += tl.load(hx + at, mask=exists & (first != 0), other=0.0).to(tl.float32)
     return h
 
 
 @triton.jit
 def _update(g, a, h, cut: tl.constexpr):
-    """Return the state after the step, of the gate inputs and products of a launch's gates."""
+    """Return the state after the step from the launch's gate inputs ``g`` and products ``a``."""
     if cut.PART == "rest":
         return isa.next_state(g[0], g[1], a[0], a[1], h, cut.DTYPE)
     else:
@@ -386,17 +399,17 @@ def _update(g, a, h, cut: tl.constexpr):
 
 
 @triton.jit
-def _leave_reset(g_r, a_r, h, reset_state, row, unit, there, cut: tl.constexpr):
-    """Store r h for the rest of the step, of what there is of r alone."""
+def _store_reset_state(g_r, a_r, h, reset_state, row, unit, exists, cut: tl.constexpr):
+    """Store r h in ``reset_state`` for the launch ``"rest"``."""
     r_h = isa.reset_state(g_r, a_r, h, cut.DTYPE)
-    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=there)
+    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=exists)
 
 
 @triton.jit
-def _leave(h, carry, rounded, h_n, at, there, last, cut: tl.constexpr):
-    """Store the state after the step: in ``carry`` and ``rounded`` for the next one, or in ``h_n`` for the caller."""
+def _store_state(h, carry, rounded, h_n, at, exists, last, cut: tl.constexpr):
+    """Store the state after the step: in ``h_n`` after the ``last`` step, else in ``carry`` and ``rounded``."""
     result = h.to(cut.DTYPE)
-    tl.store(carry + at, h, mask=there & (last == 0))
+    tl.store(carry + at, h, mask=exists & (last == 0))
     if cut.DTYPE != tl.float32:
-        tl.store(rounded + at, result, mask=there & (last == 0))
-    tl.store(h_n + at, result, mask=there & (last != 0))
+        tl.store(rounded + at, result, mask=exists & (last == 0))
+    tl.store(h_n + at, result, mask=exists & (last != 0))

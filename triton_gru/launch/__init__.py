@@ -1,1 +1,1 @@
-"""From a call and a plan to launches: memory, their order, and what each kernel is given."""
+"""Execution: from a call and its plan to memory, launches and their arguments."""

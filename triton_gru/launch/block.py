@@ -1,4 +1,4 @@
-"""What ``block`` is launched with."""
+"""Launches of ``block``."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from .scan import Scan, common_constants
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
-    """Yield the launch for a chunk of steps. The state comes in where it goes out."""
+    """Yield the launch for a chunk of steps. It reads the state from ``carry[0]`` and writes it back there."""
     yield Launch(
         block_scan,
         config.launch_grid(scan.batch, len(scan.weights)),
@@ -23,7 +23,7 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
 
 
 def cut(config: BlockConfig, problem: Problem) -> Cut:
-    """Return what the kernel is compiled for."""
+    """Return the constants that the kernel is compiled for."""
     return Cut.of(
         **common_constants(problem),
         RESET_AFTER=problem.reset_after,

@@ -1,8 +1,8 @@
-"""A call made again without binding and planning it anew, as long as all stays as it was in the calls before.
+"""A cache of routes, by which a repeated call skips checking, binding and planning.
 
-To check, bind and plan a call and to take its launches through Triton takes the host longer than it takes the GPU to
-run them. So what a module's calls have found out is kept, by the signature of a call: all that decides how it is
-served. The next call of that signature only asks whether it still holds, and passes on the addresses that are new.
+To check, bind and plan a call, and to launch through Triton, takes the host longer than the GPU takes to run the
+launches. So each module keeps a route for each call signature, which is all that decides how a call is served. The next
+call of a signature only checks that its route is still valid, and passes on the new data pointers.
 """
 
 import threading
@@ -24,17 +24,19 @@ from . import hang
 from .execute import launches
 from .prepared import Memory, ModuleWeights, PreparedCall, prepare
 
-# Signatures that are kept of a module, the latest ones.
+# Signatures that a module keeps. If it has more, the oldest is dropped.
 MAX_SIGNATURES = 32
-# Stands for a call that was seen once. Inputs of varying length mostly have signatures that never recur, so that a call
-# is prepared on its second use.
+# Marks a signature that was seen once. A call is prepared on its second use, because inputs of varying length mostly
+# have signatures that never recur.
 _SEEN_ONCE = object()
 
 
 class RouteCache:
-    """What serves the calls of a module, by signature, oldest first.
+    """The routes of a module's calls.
 
-    That is a function called as ``module.forward`` is; or `_SEEN_ONCE`; or None where a call cannot be prepared.
+    Attributes:
+        routes: by signature, oldest first. A route is a function that is called as ``module.forward`` is. `_SEEN_ONCE`
+            stands for a call that is not prepared yet, and None for one that cannot be prepared.
     """
 
     def __init__(self):
@@ -42,19 +44,19 @@ class RouteCache:
         self._lock = threading.Lock()
 
     def find(self, module: nn.Module, signature: object) -> Callable | None:
-        """Return what serves a call of this signature, None if that has to be found out."""
-        serves = self.routes.get(signature)
-        if type(serves) is not PreparedCall:
-            return None if serves is _SEEN_ONCE else serves
-        if not serves.weights.is_unchanged(module):
+        """Return the route kept for this signature, or None. If the module's weights changed, forget all routes."""
+        route = self.routes.get(signature)
+        if type(route) is not PreparedCall:
+            return None if route is _SEEN_ONCE else route
+        if not route.weights.is_unchanged(module):
             self.routes.clear()
             return None
-        return serves
+        return route
 
-    def add(self, signature: object, serves: object) -> None:
-        """Keep what serves calls of this signature."""
+    def add(self, signature: object, route: object) -> None:
+        """Keep a route for this signature, and drop the oldest if there are too many."""
         with self._lock:
-            self.routes[signature] = serves
+            self.routes[signature] = route
             if len(self.routes) > MAX_SIGNATURES:
                 del self.routes[next(iter(self.routes))]
 
@@ -63,21 +65,28 @@ _caches: weakref.WeakKeyDictionary[nn.Module, RouteCache] = weakref.WeakKeyDicti
 
 
 def find_route(module, input, hx: Tensor | None) -> Callable | None:
-    """Return what serves ``module(input, hx)`` and is called as ``module.forward`` is; None if nothing is kept.
+    """Return the route kept for ``module(input, hx)``, or None. A route is called as ``module.forward`` is.
 
     ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
     """
-    if torch.compiler.is_compiling():  # no graph is to see more of this
+    if torch.compiler.is_compiling():  # a compiled graph must not trace the cache
         return None
     cache = _caches.get(module)
-    serves = cache and cache.find(module, signature_of(module, input, hx))
-    return None if type(serves) is PreparedCall and is_on_other_gpu(serves.device) else serves
+    route = cache and cache.find(module, signature_of(module, input, hx))
+    return None if type(route) is PreparedCall and is_on_other_gpu(route.device) else route
 
 
 def keep_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
-    """Keep that ``module(input, hx)`` was bound and planned so; of the results of a kernel, where it has left them.
+    """Note that kernels served ``module(input, hx)``. On the second call of its signature, prepare the call.
 
-    ``output`` and ``h_n`` as `execute.run` returns them, or one and the same [1, B, H] where the caller gets but one.
+    Nothing is kept if no kernel served the call, if autograd recorded it, or if it ran on another than the current GPU.
+
+    Args:
+        module: a `triton_gru.GRU` or `triton_gru.GRUCell`.
+        input, hx: the call's arguments.
+        call, plan: the bound call and its plan.
+        output, h_n: the results, as `execute.run` returns them. Both are one tensor [1, B, H] if the caller gets one
+            result only.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     if plan.config is None or h_n.numel() == 0 or is_on_other_gpu(data.device):
@@ -97,40 +106,41 @@ def keep_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output:
     if not weights.has_all(module, call.weights):
         return
     if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
-        # The launches read the state in the order of the packed rows.
+        # The launches read a copy of the state, in the order of the packed rows. `PreparedCall` makes the same copy.
         hx = call.hx if TorchState.current(data.device).autocast is None else None
-    held = [hang.get_watchdog(data.device).watch] if plan.kernel == "grid" else []
-    memory = Memory(data, hx, output, h_n, weights.of(module), held)
+    kept_alive = [hang.get_watchdog(data.device).watch] if plan.kernel == "grid" else []
+    memory = Memory(data, hx, output, h_n, weights.of(module), kept_alive)
     if call.sequences.layout == "packed":
         memory.add_table(call.sequences)
-    made = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
-    cache.add(signature, prepare(made, weights, memory) if weights.is_unchanged(module) else None)
+    all_launches = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
+    cache.add(signature, prepare(all_launches, weights, memory) if weights.is_unchanged(module) else None)
 
 
 def keep_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> None:
-    """Keep that torch's own ``forward(module, input, hx)`` serves the call.
+    """Keep `nn.GRU`'s or `nn.GRUCell`'s ``forward(module, input, hx)`` as the route of a call that it has served.
 
-    It has done so once, and asks for the weights itself: whatever becomes of them, the answer is torch's.
+    This route stays valid if weights change, because ``forward`` reads and checks them itself.
     """
     if (signature := signature_of(module, input, hx)) is not None:
         _caches.setdefault(module, RouteCache()).add(signature, forward)
 
 
 def clear_call_cache() -> None:
-    """Forget everything kept: for when calls may be planned otherwise from here on."""
+    """Forget all routes, because calls may be planned differently from here on."""
     _caches.clear()
 
 
 def signature_of(module, input, hx: Tensor | None) -> tuple | None:
-    """Return all that decides how a call is served beside the weights.
+    """Return a call's signature: all that decides how the call is served besides the weights.
 
-    None stands for tensors that are not what they seem, of whose calls nothing is kept.
+    Return None if a tensor is a wrapper or subclass, or torch.jit.trace is active. Routes of such calls are not kept.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
     state = TorchState.current(data.device)
-    if state.is_wrapping or state.is_tracing:  # first: wrappers have no memory, and a trace would record what is asked
+    # Check this first: wrappers have no memory, and a trace would record the reads below.
+    if state.is_wrapping or state.is_tracing:
         return None
     options = Options.from_module(module)
     layout = _layout(data) if data is input else _packed_layout(options, input)
@@ -141,24 +151,24 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
 
 
 def _layout(tensor: Tensor) -> tuple:
-    """Return how a tensor lies in memory; of its address what a kernel was compiled for, and whether there is one."""
+    """Return a tensor's layout. Its address counts modulo 16, for which kernels are compiled. None: no memory."""
     address = tensor.data_ptr()
     alignment = address % 16 if address else None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
 
 
 def _packed_layout(options: Options, input: PackedSequence) -> tuple | None:
-    """Return all that decides how packed input is served, None where that cannot be told.
+    """Return all that decides how packed input is served, or None if its tensors are not plain or it is empty.
 
-    Where its sequences end is left out. So are its rows, unless layers write by turns into the output and into room
-    of as many rows.
+    The ends of the sequences are left out. The number of rows is left out, too. Exception: with two directions and
+    several layers, the workspace has a second output with as many rows.
     """
     sizes, order = input.batch_sizes, input.sorted_indices
-    plain = is_plain(sizes) and (order is None or is_plain(order))
-    if not plain or sizes.device.type != "cpu" or len(sizes) == 0:
+    are_plain = is_plain(sizes) and (order is None or is_plain(order))
+    if not are_plain or sizes.device.type != "cpu" or len(sizes) == 0:
         return None
     (rows, *features), *layout = _layout(input.data)
     if not (options.bidirectional and options.num_layers > 1):
-        # A single row has no stride that counts.
+        # The stride of a single row may have any value, so one row differs from several.
         rows = rows > 1, too_many_rows_reason(rows)
     return len(sizes), int(sizes[0]), rows, *features, *layout, None if order is None else order.shape

@@ -1,4 +1,4 @@
-"""Runs a planned call: memory, the order of launches, and what each kernel is given."""
+"""Execution of a planned call: its memory, and the order of its launches."""
 
 import contextlib
 import functools
@@ -20,15 +20,15 @@ from . import projection as inputs
 from .kernel_launch import Launch, Product
 from .scan import Scan
 
-# Cap on the workspace of a call: the input projection is made for as many time steps at once as fit (at least
-# one), so that memory does not grow with T, and what is read was written a moment ago, into the L2.
+# Most bytes of projected inputs in the workspace of a call, for any T. The steps are projected in chunks that fit, or
+# one by one. The scan then reads a chunk while it is still in the L2.
 WORKSPACE_BYTES = 32 << 20
 
 
 def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return ``output`` and ``h_n`` of a planned call, shaped as `allocate` says.
+    """Return ``output`` and ``h_n`` of a planned call, in the shapes of `allocate`.
 
-    The kernels have no backward: where grad mode would record one, it raises what cuDNN raises there.
+    The kernels have no backward. If autograd records the call, a backward through it raises cuDNN's error.
     """
     if plan.config is None:
         return fallback.run(call, plan.kernel)
@@ -68,30 +68,33 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def replace_failing_plan(plan: Plan, failure: Exception, device: torch.device) -> Plan:
-    """What to go on with where a configuration from a table does not run, as after an upgrade of Triton.
+    """Return another plan if a configuration from a table fails to run, for example after an upgrade of Triton.
 
-    Warns, and the table is not asked for it again. Raises ``failure`` if that is not about a table's configuration: not
-    what fails for want of memory, nor what fails while a graph is captured, for which it was to be loaded before.
+    The configuration is not used again in this process, and a warning reports it.
+
+    Raises:
+        Exception: ``failure``, if the configuration is not from a table, memory was short, or a CUDA graph is being
+            captured. A call has to run once before its capture.
     """
     if not plan.is_tuned or isinstance(failure, torch.OutOfMemoryError) or is_capturing(device):
         raise failure
     lookup.exclude_config(plan.device, plan.config)
     clear_plan_cache()
-    instead = choose(plan.problem, plan.device, plan.kernel)
+    new_plan = choose(plan.problem, plan.device, plan.kernel)
     text = f"{type(failure).__name__}: {failure}".strip().splitlines()[0]
     warnings.warn(
-        f"triton_gru's {plan.kernel} does not run as {plan.config}, which {plan.source} says ({text}): "
-        f"{instead.config} from {instead.source} is taken in its place. Tune it anew: triton-gru tune",
+        f"triton_gru's {plan.kernel} does not run as {plan.config} from {plan.source} ({text}). "
+        f"Using {new_plan.config} from {new_plan.source} instead. To tune again: triton-gru tune",
         stacklevel=2,
     )
-    return instead
+    return new_plan
 
 
 def allocate(call: Call) -> tuple[Tensor, Tensor]:
-    """Memory for the results of a call: output and h_n [layers * directions, B, H].
+    """Return memory for the results of a call: ``output``, and ``h_n`` [layers * directions, B, H].
 
-    output is [T, B, directions * H], [B, T, directions * H] if batch_first, or [N, directions * H] of packed input. It
-    is zero where sequences have ended, which no kernel writes.
+    ``output`` is [T, B, directions * H], or [B, T, directions * H] if batch_first. For packed input it is
+    [N, directions * H]. If sequences have lengths it is filled with zeros, as no kernel writes beyond their ends.
     """
     problem, x = call.problem, call.input
     features = problem.directions * problem.hidden_size
@@ -104,9 +107,9 @@ def allocate(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def start(launches: Iterable[Launch | Product]) -> None:
-    """Start launches one by one, as they come."""
-    for each in launches:
-        each.start()
+    """Start each launch as soon as ``launches`` yields it."""
+    for launch in launches:
+        launch.start()
 
 
 def launches(
@@ -118,13 +121,22 @@ def launches(
     new: Callable[..., Tensor] = Tensor.new_empty,
     projection: Projection | None = None,
 ) -> Iterator[Launch | Product]:
-    """Yield the launches of a call, in stream order: layers, in each chunks of time steps, in each projection and scan.
+    """Yield the launches of a call, in stream order.
 
-    A layer reads what the one before it has written into ``output`` and writes its own over it, chunk by chunk; into a
-    second tensor by turns with two directions, which begin at both ends, and where one launch reads and writes. The
-    state is carried from chunk to chunk in fp32, so that results do not depend on where the cuts fall. All memory
-    for what goes between launches is made by ``new``, which is called as `Tensor.new_empty` is. An empty batch takes no
+    Each layer goes from chunk to chunk of time steps, and each chunk is a projection and a scan. A layer reads the
+    states of the layer below from ``output`` and overwrites them, chunk by chunk.
+
+    Exception: with two directions, or if a launch computes a whole step, layers alternate between ``output`` and a
+    second tensor of its shape. Two directions begin at both ends, and a whole step is read and written by one launch.
+
+    The state is carried from chunk to chunk in fp32, so that results do not depend on the chunks. An empty batch has no
     launch.
+
+    Args:
+        call: the bound call.
+        config, projection, device: those of the plan.
+        output, h_n: memory for the results, in the shapes of `allocate`.
+        new: makes the workspace. It is called as `Tensor.new_empty` is.
     """
     problem = call.problem
     if problem.batch_size == 0:
@@ -134,44 +146,46 @@ def launches(
     hx = call.hx
     if hx is not None:
         hx = hx.contiguous() if isinstance(config, StepConfig) else _with_unit_stride(hx)
-    whole = is_fused_step(config, problem)
+    is_fused = is_fused_step(config, problem)
     targets = [output]
-    if (problem.bidirectional or whole) and len(layers) > 1:
-        other = new(output, *output.shape)
-        targets = [output, other] if len(layers) % 2 else [other, output]
+    if (problem.bidirectional or is_fused) and len(layers) > 1:
+        second_output = new(output, *output.shape)
+        targets = [output, second_output] if len(layers) % 2 else [second_output, output]
     if call.batch_first:
         targets = [target.transpose(0, 1) for target in targets]
-    # The state comes from outside and goes there in the one step of a whole call.
-    carry = new(output, 2, *((0,) if whole else h_n.shape), dtype=torch.float32)
+    # A fused step needs no carry: it reads hx and writes h_n.
+    carry = new(output, 2, *((0,) if is_fused else h_n.shape), dtype=torch.float32)
     scan = Scan(problem, call.sequences, hx, carry, h_n, call.resets)
 
     tiles = -(-problem.batch_size // config.rows)
-    gate_inputs = problem.directions * tiles * config.rows * 3 * config.padded_hidden  # numbers of a time step
-    multiplied = copied = 0
-    if projection == CUBLAS:  # whose products are laid out anew, and whose input may be copied first
-        multiplied = problem.directions * problem.batch_size * 3 * problem.hidden_size
+    # Elements of a time step: gate inputs, products of cuBLAS before they are arranged, and input that is copied.
+    gate_inputs = problem.directions * tiles * config.rows * 3 * config.padded_hidden
+    product_elements = copied = 0
+    if projection == CUBLAS:
+        product_elements = problem.directions * problem.batch_size * 3 * problem.hidden_size
         if not call.input.is_contiguous():
             copied = problem.batch_size * max(size for size, _ in problem.input_sizes)
-    chunk = max(1, min(problem.steps, WORKSPACE_BYTES // ((gate_inputs + multiplied + copied) * output.itemsize)))
+    step_bytes = (gate_inputs + product_elements + copied) * output.itemsize
+    chunk = max(1, min(problem.steps, WORKSPACE_BYTES // step_bytes))
     if isinstance(config, BlockConfig):
         scan_launches = functools.partial(block.launches, scan, config)
     elif isinstance(config, GridConfig):
         mailbox = grid.Mailbox(config, problem.batch_size, 1 if problem.reset_after else 2, output.dtype)
-        chunk = min(chunk, mailbox.longest)
+        chunk = min(chunk, mailbox.max_steps)
         words = new(output, mailbox.size(chunk), dtype=torch.int64)
         scan_launches = functools.partial(grid.launches, scan, config, mailbox, words)
     else:
         rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
         states = step.States(problem, carry, rounded, new)
         scan_launches = functools.partial(step.launches, scan, config, states)
-    if not whole:
+    if not is_fused:
         gi = new(output, problem.directions, chunk, tiles, 3, config.padded_hidden, config.rows)
-        products = new(output, chunk * multiplied) if multiplied else None
+        products = new(output, chunk * product_elements) if product_elements else None
     source = call.input
     for index, layer in enumerate(layers):
         out = targets[index % len(targets)]
         scan.begin_layer(index, layer, out)
-        if whole:
+        if is_fused:
             yield from step.fused_step_launches(scan, source[0], config, states)
         else:
             for first in range(0, problem.steps, chunk):

@@ -1,4 +1,4 @@
-"""Calls that no kernel serves: torch's own GRU where a call is not quite `nn.GRU`'s, or plain torch."""
+"""Calls that no kernel serves: by `torch.gru`, with lengths and ``reverse`` handled around it, or in plain torch."""
 
 import torch
 from torch import Tensor
@@ -12,18 +12,18 @@ from ..call.sequences import Sequences
 def run(call: Call, kernel: str) -> tuple[Tensor, Tensor]:
     """Return ``output`` and ``h_n`` as `execute.run` does, without a kernel of ours.
 
-    ``kernel`` is ``"torch"`` for torch's own GRU, ``"reference"`` for plain torch step by step.
+    ``kernel`` is ``"torch"`` for `torch.gru`, or ``"reference"`` for plain torch step by step.
     """
     x, sequences = call.input, call.sequences
     if sequences.layout == "packed":
-        x = _padded(x, sequences)
-    output, h_n = (_by_torch if kernel == "torch" else _by_reference)(call, x)
+        x = _pad(x, sequences)
+    output, h_n = (_run_nn_gru if kernel == "torch" else _run_reference)(call, x)
     if sequences.layout == "packed":
-        return output[_is_there(sequences)], h_n
+        return output[_mask_active(sequences)], h_n
     return output.transpose(0, 1) if call.batch_first else output, h_n
 
 
-def _by_reference(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+def _run_reference(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     problem = call.problem
     return reference.compute_gru(
         x, call.initial_state(), call.weights, reset_after=problem.reset_after, bidirectional=problem.bidirectional,
@@ -31,42 +31,43 @@ def _by_reference(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
 
 
-def _by_torch(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn reversed sequences round before and after."""
+def _run_nn_gru(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the results of `torch.gru` for ``x`` [T, B, I]. With ``reverse=True``, flip sequences before and after."""
     sequences = call.sequences
     if call.problem.reverse:
-        x = _turned(x, sequences)
-    if sequences.layout != "dense" and sequences.batch_size > 0:  # torch packs no empty batch
-        output, h_n = _with_lengths(call, x)
+        x = _flip_in_time(x, sequences)
+    if sequences.layout != "dense" and sequences.batch_size > 0:  # torch cannot pack an empty batch
+        output, h_n = _run_packed(call, x)
     else:
-        output, h_n = torch.gru(x, call.initial_state(), flatten_weights(call.weights), *_options(call), False)
-    return _turned(output, sequences) if call.problem.reverse else output, h_n
+        output, h_n = torch.gru(x, call.initial_state(), flatten_weights(call.weights), *_gru_options(call), False)
+    return _flip_in_time(output, sequences) if call.problem.reverse else output, h_n
 
 
-def _options(call: Call) -> tuple:
-    """Return what torch.gru wants to know after the weights."""
+def _gru_options(call: Call) -> tuple:
+    """Return the arguments of torch.gru after the weights."""
     problem, bias = call.problem, call.weights[0][2] is not None
     return bias, problem.num_layers, call.dropout, call.options.training, problem.bidirectional
 
 
-def _with_lengths(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack sequences and pad them again. The host waits for the lengths."""
+def _run_packed(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack sequences, run torch.gru and pad its output. The host waits for the lengths."""
     hx, lengths = call.initial_state(), call.sequences.lengths
-    given = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
+    # torch cannot pack a sequence of length 0, so it is packed with length 1 and its results are replaced.
+    packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
     data, h_n = torch.gru(
-        given.data,
-        given.batch_sizes,
-        hx.index_select(1, given.sorted_indices),
+        packed.data,
+        packed.batch_sizes,
+        hx.index_select(1, packed.sorted_indices),
         flatten_weights(call.weights),
-        *_options(call),
+        *_gru_options(call),
     )
-    output, _ = pad_packed_sequence(given._replace(data=data), total_length=call.problem.steps)
-    none = (lengths == 0).unsqueeze(1)
-    return torch.where(none, 0, output), torch.where(none, hx, h_n.index_select(1, given.unsorted_indices))
+    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=call.problem.steps)
+    is_empty = (lengths == 0).unsqueeze(1)
+    return torch.where(is_empty, 0, output), torch.where(is_empty, hx, h_n.index_select(1, packed.unsorted_indices))
 
 
-def _turned(x: Tensor, sequences: Sequences) -> Tensor:
-    """Return [T, B, I] with each sequence's steps in the opposite order; what is beyond its end stays there."""
+def _flip_in_time(x: Tensor, sequences: Sequences) -> Tensor:
+    """Return ``x`` [T, B, I] with the steps of each sequence in reverse order. Steps beyond its end stay."""
     if sequences.lengths is None:
         return x.flip(0)
     time = torch.arange(sequences.steps, device=x.device).unsqueeze(1)
@@ -74,13 +75,13 @@ def _turned(x: Tensor, sequences: Sequences) -> Tensor:
     return x.gather(0, time.unsqueeze(2).expand_as(x))
 
 
-def _padded(data: Tensor, sequences: Sequences) -> Tensor:
-    """Return packed data [N, I] as [T, B, I], zero where sequences have ended."""
-    there = _is_there(sequences)
-    return data.new_zeros(*there.shape, data.size(1)).masked_scatter(there.unsqueeze(2), data)
+def _pad(data: Tensor, sequences: Sequences) -> Tensor:
+    """Return packed data [N, I] as [T, B, I], with zeros after the end of each sequence."""
+    is_active = _mask_active(sequences)
+    return data.new_zeros(*is_active.shape, data.size(1)).masked_scatter(is_active.unsqueeze(2), data)
 
 
-def _is_there(sequences: Sequences) -> Tensor:
-    """Return a mask [T, B] of the steps before sequences have ended."""
+def _mask_active(sequences: Sequences) -> Tensor:
+    """Return a bool mask [T, B], True for the steps before a sequence's end."""
     steps = torch.arange(sequences.steps, device=sequences.lengths.device)
     return steps.unsqueeze(1) < sequences.lengths

@@ -1,4 +1,4 @@
-"""What ``grid`` is launched with, and the memory through which its programs hand the state over."""
+"""Launches of ``grid``, and the mailbox: the memory through which its programs hand the state over."""
 
 from collections.abc import Iterator
 
@@ -13,51 +13,56 @@ from . import hang
 from .kernel_launch import Clear, Launch
 from .scan import Scan, common_constants
 
-# Cap on the mailbox of a call, which has to stay in the L2, and holds two time steps at least.
+# Most bytes of a mailbox, so that it stays in the L2. Exception: it holds the slots of at least one step.
 MAILBOX_BYTES = 16 << 20
 
 
 class Mailbox:
-    """The memory through which the programs of ``grid`` launches hand the state over, one launch after another.
+    """The layout of a call's mailbox in global memory. All ``grid`` launches of a call use it, one after the other.
+
+    A mailbox is a header and slots of equal size, in 64-bit words. A slot holds the state of one hand-over, of all
+    batch tiles and directions in a launch.
 
     Args:
-        handovers: in a time step.
-        dtype: of the state.
+        config: the configuration of the launches.
+        batch: batch size.
+        handovers: hand-overs in a time step: one, or two with ``reset_after=False``.
+        dtype: dtype of the state in the mailbox.
     """
 
     def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype):
         self._handovers = handovers
         tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
         tiles *= config.directions
-        self._slot = tiles * config.rows * config.padded_hidden * dtype.itemsize // 8
+        self._slot_words = tiles * config.rows * config.padded_hidden * dtype.itemsize // 8
 
     @property
-    def longest(self) -> int:
-        """Time steps that one launch can take."""
-        in_all = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot
-        return max(1, (in_all - 1) // self._handovers)
+    def max_steps(self) -> int:
+        """Return the most time steps of one launch."""
+        slots = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot_words
+        return max(1, (slots - 1) // self._handovers)
 
     def size(self, steps: int) -> int:
-        """Return the words of 64 bits that a launch takes: a slot for each hand-over and one for the first state."""
-        return HEADER.value + (self._handovers * steps + 1) * self._slot
+        """Return the 64-bit words of a mailbox: the header, a slot for each hand-over, and one for the first state."""
+        return HEADER.value + (self._handovers * steps + 1) * self._slot_words
 
     def clear(self, words: Tensor, steps: int) -> Clear:
-        """What has to come before a launch of so many steps."""
+        """Return how to clear the mailbox ``words``, int64, before a launch of ``steps`` steps."""
         return Clear(words[: self.size(steps)], -1)
 
 
 def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:
-    """Yield one launch for all directions, or one for each where the chip has no room for both.
+    """Yield one launch for all directions, or one for each direction if the chip cannot hold both.
 
-    ``words``, int64, is the memory of ``mailbox``.
+    ``words``, int64 [`Mailbox.size` or more], is the memory of ``mailbox``.
     """
     constants = {
         "cut": cut(config, scan.problem),
         "call": scan.call_constants,
         "num_warps": config.slices,
         "num_stages": 1,
-        # There is one program to a multiprocessor: registers left free are of no use. By itself the assembler
-        # stops short of them here and there, and spills.
+        # A multiprocessor runs one program, so it may use all registers. Without this limit ptxas sometimes uses fewer,
+        # and spills.
         "maxnreg": 255,
         "launch_cooperative_grid": True,
     }
@@ -78,17 +83,17 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
 
 
 def cut(config: GridConfig, problem: Problem) -> Cut:
-    """Return what the kernel is compiled for."""
-    by_lanes = problem.is_ieee and config.register_tiles > 0
+    """Return the constants that the kernel is compiled for."""
+    uses_lanes = problem.is_ieee and config.register_tiles > 0
     return Cut.of(
         **common_constants(problem),
         RESET_AFTER=problem.reset_after,
         UNITS=config.units,
-        BATCH=config.rows if by_lanes else config.batch,
+        COLUMNS=config.rows if uses_lanes else config.batch,
         ROWS=config.rows,
         BATCH_TILES=config.tiles,
         SLICES=config.slices,
         REGISTER_TILES=config.register_tiles,
-        LANES_PER_SLICE=config.lanes_per_slice if by_lanes else 0,
+        LANES_PER_SLICE=config.lanes_per_slice if uses_lanes else 0,
         PROBE=config.handover == "probe",
     )

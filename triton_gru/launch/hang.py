@@ -1,7 +1,8 @@
-"""What becomes of a ``grid`` launch whose programs wait for each other in vain: an error, late, instead of a hang.
+"""Errors, in place of hangs, for ``grid`` launches whose programs time out while they wait for each other.
 
-A program that has waited for too long goes on with NaNs (kernels/exchange.py) and sets a word in the host's memory.
-Nothing waits for that word: the next call that starts a kernel on the device raises, and so does `raise_if_hung`.
+A program that has waited for too long gives up: it continues with NaNs (kernels/exchange.py), and sets a word in the
+host's memory. No call waits for this word. The next call that starts a kernel on the device raises, and so does
+`raise_if_hung`.
 """
 
 import ctypes
@@ -12,15 +13,15 @@ import torch
 
 
 def raise_if_hung(device: torch.device | None = None) -> None:
-    """Raise if a call that has run so far gave up waiting; its results are NaN.
+    """Raise if a call that has finished gave up waiting. The results of such a call are NaN.
 
         triton_gru.raise_if_hung()
 
-    A call still running may yet give up. For a definite answer synchronise first (``torch.cuda.synchronize()``). Each
+    A call that is still running may give up later. For a definite answer, call ``torch.cuda.synchronize()`` first. Each
     failure is raised once, here or in the next call of a kernel on the same device.
 
     Args:
-        device: the device asked about, with its index; all if not given.
+        device: the device to check, with its index. All devices if not given.
 
     Raises:
         RuntimeError: a launch gave up.
@@ -28,14 +29,14 @@ def raise_if_hung(device: torch.device | None = None) -> None:
     if device is None:
         for watchdog in list(_watchdogs.values()):
             watchdog.check()
-    elif device in _watchdogs:  # every call of a kernel asks
+    elif device in _watchdogs:  # every call of a kernel comes here
         _watchdogs[device].check()
 
 
 def check() -> None:
-    """Do what `raise_if_hung` does. Deprecated: the command ``triton-gru check`` is something else."""
+    """Do what `raise_if_hung` does. Deprecated, because the command ``triton-gru check`` is something else."""
     warnings.warn(
-        "triton_gru.check() is named triton_gru.raise_if_hung() now, and will go with the next version",
+        "triton_gru.check() is deprecated and will be removed in the next version: call triton_gru.raise_if_hung()",
         DeprecationWarning,
         stacklevel=2,
     )
@@ -43,10 +44,10 @@ def check() -> None:
 
 
 class Watchdog:
-    """One device's.
+    """The watchdog of a device: a word in the host's memory that a program sets when it gives up.
 
     Attributes:
-        watch: int64 [2] on the device: how long to wait in nanoseconds, and the host word's address.
+        watch: int64 [2] on the device: the longest wait in nanoseconds, and the address of the host's word.
     """
 
     def __init__(self, device: torch.device):
@@ -57,12 +58,14 @@ class Watchdog:
         self.watch = torch.tensor([int(self._seconds * 1e9), self._word.data_ptr()], device=device)
 
     def check(self) -> None:
+        """Raise RuntimeError if a program has given up since the last check."""
         if self._seen.value:
             self._seen.value = 0
             raise RuntimeError(
-                f"a grid launch on {self._device} gave up: for {self._seconds:g} s one of its programs did not get "
-                "what others had to hand over, and its results are NaN from there on. Under a debugger or sanitizer "
-                "allow more seconds in TRITON_GRU_TIMEOUT; otherwise this is a fault in triton_gru, please report it"
+                f"triton_gru's grid launch on {self._device} gave up: for {self._seconds:g} s one of its programs did "
+                "not receive the state from the others, and its results are NaN from that step on. Under a debugger "
+                "or sanitizer, or if another process uses the GPU, set TRITON_GRU_TIMEOUT to more seconds. Otherwise "
+                "this is a fault in triton_gru, please report it"
             )
 
 
@@ -70,15 +73,18 @@ _watchdogs: dict[torch.device, Watchdog] = {}
 
 
 def get_watchdog(device: torch.device) -> Watchdog:
-    """The device's watchdog, made at the first call, which copies to the device: not to be captured in a graph."""
+    """Return the device's watchdog.
+
+    The first call for a device makes it and copies to the device, which a CUDA graph cannot capture.
+    """
     if device not in _watchdogs:
-        with torch.inference_mode(False):  # it outlives the mode of the call
+        with torch.inference_mode(False):  # the watchdog outlives the inference mode of this call
             _watchdogs[device] = Watchdog(device)
     return _watchdogs[device]
 
 
 def _timeout() -> float:
-    """Seconds that a program waits at most: those in the environment variable TRITON_GRU_TIMEOUT, or 10."""
+    """Return the most seconds that a program waits: the environment variable TRITON_GRU_TIMEOUT, or 10."""
     text = os.environ.get("TRITON_GRU_TIMEOUT", "10")
     try:
         seconds = float(text)

@@ -1,4 +1,4 @@
-"""What a call starts on the GPU, as values: started, compiled, or made ready to be started again on other memory."""
+"""Launches as values, which can be started, compiled, or turned into a starter that takes other data pointers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,18 +12,18 @@ from ..triton_versions import COMPILER_OPTIONS, is_launcher_known
 
 
 class Clear(NamedTuple):
-    """``words.fill_(value)``."""
+    """A fill of memory before a launch: ``words.fill_(value)``."""
 
     words: Tensor
     value: int
 
 
 class Product(NamedTuple):
-    """``out = x w^T`` by cuBLAS, in the place of a launch.
+    """A matrix product by cuBLAS, ``out = x w^T``.
 
     Attributes:
-        x: [..., ..., I], its rows in the order of ``out``. They are copied first where they are not evenly apart.
-        w: [N, I]
+        x: [..., I], with rows in the order of ``out``. It is copied first if one stride cannot describe all rows.
+        w: [N, I].
         out: [rows, N], contiguous.
     """
 
@@ -32,16 +32,23 @@ class Product(NamedTuple):
     out: Tensor
 
     def start(self) -> None:
+        """Start the product on the current stream."""
         torch.mm(self.x.reshape(-1, self.x.size(-1)), self.w.t(), out=self.out)
 
     def compile(self) -> None:
-        """There is nothing to compile."""
+        """Do nothing, as cuBLAS is compiled."""
 
 
 class Launch(NamedTuple):
-    """One kernel launch: ``kernel[programs](*args, **constants)``, once ``clear`` is done.
+    """A kernel launch: ``kernel[programs](*args, **constants)``, after ``clear``.
 
-    `COMPILER_OPTIONS` are passed beside the constants.
+    Attributes:
+        kernel: the `triton.jit` function.
+        programs: number of programs, by dimension.
+        args: the kernel's first arguments: tensors, and numbers.
+        constants: the other arguments, which the kernel is compiled for, and options such as ``num_warps``.
+            `COMPILER_OPTIONS` are passed, too.
+        clear: memory to fill before the launch, or None.
     """
 
     kernel: object
@@ -51,34 +58,35 @@ class Launch(NamedTuple):
     clear: Clear | None = None
 
     def start(self):
-        """As Triton's own launch does, returns the compiled kernel."""
+        """Start the launch on the current stream, and return the compiled kernel, as Triton does."""
         if self.clear is not None:
             self.clear.words.fill_(self.clear.value)
         return self.kernel[self.programs](*self.args, **self.constants, **COMPILER_OPTIONS)
 
     def compile(self):
-        """What Triton makes of it, by the path of a real launch up to the moment it would start."""
+        """Return the compiled kernel, as a real launch would compile it, without starting it."""
         return self.kernel.warmup(*self.args, grid=self.programs, **self.constants, **COMPILER_OPTIONS)
 
     def make_starter(self) -> Callable[..., None]:
-        """Starts the kernel with other arguments of the same kinds, in place of tensors the addresses of such.
+        """Return a function that starts the kernel with other values of ``args``. Addresses stand for tensors.
 
-        It does not ask what they are: an address is to be as much of a multiple of 16 as the tensor's is.
+        The function does not check its arguments. An address has to be a multiple of 16 if that of the tensor in
+        ``args`` is. Other arguments have to be of the same types, and equal in what Triton specializes for.
         """
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
         grid = (*self.programs, 1, 1)[:3]
         compiled = self.compile()
-        observed = compiled[grid]  # which loads it, too
+        start_with_hooks = compiled[grid]  # this also loads the kernel onto the device
         run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-        stream, device = driver.active.get_current_stream, driver.active.get_current_device()
+        get_stream, device = driver.active.get_current_stream, driver.active.get_current_device()
         hooks = knobs.runtime
         if not is_launcher_known():
-            return lambda *args: observed(*args, *constants)
+            return lambda *args: start_with_hooks(*args, *constants)
 
         def start(*args) -> None:
-            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
-                observed(*args, *constants)
+            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler has set hooks
+                start_with_hooks(*args, *constants)
             else:
-                run(*grid, stream(device), function, metadata, None, None, None, *args, *constants)
+                run(*grid, get_stream(device), function, metadata, None, None, None, *args, *constants)
 
         return start

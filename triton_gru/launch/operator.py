@@ -1,7 +1,7 @@
-"""The GRU as one operator, for torch.compile, torch.export and dispatch modes: they see it whole and look no further.
+"""The GRU as one opaque operator, for torch.compile, torch.export and dispatch modes.
 
-What runs is planned when the operator runs, with the sizes of that call: any T and B are served by what was compiled
-or exported once. Outside of these, modules call the kernels past the operator.
+The operator plans when it runs, with the sizes of that call. So a graph that was compiled or exported once serves any T
+and B. Outside of graphs and dispatch modes, modules call the kernels without the operator.
 """
 
 import torch
@@ -35,52 +35,55 @@ _library.define(f"gru_backward(Tensor grad_output, Tensor grad_h_n, {_ARGUMENTS}
 
 
 def run_gru(gru, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None):
-    """Run a `triton_gru.GRU` by the operator; not on packed input."""
+    """Run a `triton_gru.GRU` by the operator. Packed input is not allowed."""
     check_gru(gru, input, hx, lengths, resets)
     unbatched = input.dim() == 2
     input, hx, resets = add_batch_dim(gru.batch_first, input, hx, resets)
     options, weights = Options.from_module(gru), weights_of_gru(gru)
-    operate = _operate_by_layers if gru.training and gru.dropout > 0 else _operate
-    output, h_n = operate(options, input, hx, weights, lengths, resets)
+    call = _call_operator_by_layers if gru.training and gru.dropout > 0 else _call_operator
+    output, h_n = call(options, input, hx, weights, lengths, resets)
     return (output.squeeze(0 if gru.batch_first else 1), h_n.squeeze(1)) if unbatched else (output, h_n)
 
 
 def run_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
     """Run a `triton_gru.GRUCell` by the operator."""
     check_cell(cell, input, hx)
-    h = _operate(Options.from_module(cell), *to_gru_arguments(input, hx), [weights_of_cell(cell)], None, None)[
-        1
-    ].squeeze(0)
+    arguments = (*to_gru_arguments(input, hx), [weights_of_cell(cell)], None, None)
+    _, h_n = _call_operator(Options.from_module(cell), *arguments)
+    h = h_n.squeeze(0)
     return h.squeeze(0) if input.dim() == 1 else h
 
 
-def _operate_by_layers(
+def _call_operator_by_layers(
     options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], *ends
 ) -> tuple[Tensor, Tensor]:
-    """Let a graph see what torch drops out between layers: it remembers that for a backward."""
+    """Call the operator for each layer, with dropout between layers in the graph, which keeps its mask for a backward.
+
+    ``ends`` are the lengths and resets.
+    """
     directions, states = options.directions, []
     for first in range(0, len(weights), directions):
         layer = slice(first, first + directions)
         if first > 0:
             input = F.dropout(input, options.dropout)
-        input, h_n = _operate(options, input, None if hx is None else hx[layer], weights[layer], *ends)
+        input, h_n = _call_operator(options, input, None if hx is None else hx[layer], weights[layer], *ends)
         states.append(h_n)
     return input, torch.cat(states)
 
 
-def _operate(
+def _call_operator(
     options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], lengths, resets
 ) -> tuple[Tensor, Tensor]:
     input, hx, weights = cast_for_autocast(input, hx, weights)
-    passed = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
-    passed += options.backend, options.is_training_call
-    return torch.ops.triton_gru.gru(input, hx, flatten_weights(weights), lengths, resets, *passed)
+    settings = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
+    settings += options.backend, options.is_training_call
+    return torch.ops.triton_gru.gru(input, hx, flatten_weights(weights), lengths, resets, *settings)
 
 
-def _options(
+def _make_options(
     weights: list[Tensor], bias, bidirectional, batch_first, reverse, reset_after, backend, training
 ) -> Options:
-    """Return the settings that the operator's arguments say."""
+    """Return the `Options` of the operator's arguments. Sizes and layers are those of ``weights``."""
     layers = len(weights) // (4 if bias else 2) // (2 if bidirectional else 1)
     return Options(
         weights[0].size(1), weights[1].size(1), layers, bias, batch_first, 0.0, bidirectional, reset_after, reverse,
@@ -88,25 +91,28 @@ def _options(
     )  # fmt: skip
 
 
-def _run(grad: bool, options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor]:
-    """Do what the operator does, so that it can be differentiated if ``grad``."""
-    # Its arguments are in the dtype they are to be in, whatever autocast there is by now.
+def _run(records_grad: bool, options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor]:
+    """Plan and run a call. Autograd records it if ``records_grad``."""
+    # `_call_operator` has cast the arguments, so an autocast that is active now must not cast them again.
     with torch.autocast(input.device.type, enabled=False):
-        with torch.enable_grad():  # as it was where `training` is set
+        with torch.enable_grad():  # `is_training_call` is true only if grad mode was on
             call = bind_dense(options, input, hx, group_weights(weights, options.bias), lengths, resets)
         plan = choose(call.problem, find_device(input.device), options.backend)
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(records_grad):
             return execute.run(call, plan)
 
 
-def _gru(input, hx, weights, lengths, resets, *passed) -> tuple[Tensor, Tensor]:
-    options, given = _options(weights, *passed), (input, hx, weights, lengths, resets)
-    output, h_n = _on_cpu(options, *given) or _run(False, options, *given)
+def _gru(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+    options, arguments = _make_options(weights, *settings), (input, hx, weights, lengths, resets)
+    output, h_n = _run_on_cpu(options, *arguments) or _run(False, options, *arguments)
     return output.contiguous(), h_n.contiguous()
 
 
-def _on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
-    """Return what torch's GRU gives on a CPU, where calls take microseconds; None if something else serves the call."""
+def _run_on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
+    """Return the results of torch.gru on a CPU without planning, as calls take microseconds there.
+
+    Return None if the call is not on a CPU, or needs a plan or autocast.
+    """
     if (
         not input.is_cpu
         or devices.emulated_device is not None
@@ -125,53 +131,57 @@ def _on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tens
     )  # fmt: skip
 
 
-def _gru_fake(input, hx, weights, lengths, resets, *passed) -> tuple[Tensor, Tensor]:
-    options = _options(weights, *passed)
+def _gru_fake(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+    options = _make_options(weights, *settings)
     output = input.new_empty(input.size(0), input.size(1), options.directions * options.hidden_size)
     batch = input.size(0 if options.batch_first else 1)
     return output, input.new_empty(options.num_layers * options.directions, batch, options.hidden_size)
 
 
-def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *passed) -> list[Tensor]:
-    """That of what serves the call, which runs once more for it; of a kernel, an error (`execute.run`)."""
+def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *settings) -> list[Tensor]:
+    """Run the call again under autograd, and return the gradients of input, hx and weights.
+
+    If a kernel serves the call, the backward raises an error (`execute.run`).
+    """
     variables = [t.detach().requires_grad_() for t in (input, hx, *weights) if t is not None]
-    rest = iter(variables)
-    # A dispatch mode calls operators where autograd no longer looks, nor at what is written through a view.
-    visible, key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
-    with visible(key.AutogradFunctionality, False), visible(key.ADInplaceOrView, False):
-        options = _options(weights, *passed)
-        results = _run(True, options, next(rest), None if hx is None else next(rest), list(rest), lengths, resets)
+    remaining = iter(variables)
+    # Under a dispatch mode, operators run with the dispatch keys of autograd and of views excluded. Include them.
+    set_excluded, key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
+    with set_excluded(key.AutogradFunctionality, False), set_excluded(key.ADInplaceOrView, False):
+        options = _make_options(weights, *settings)
+        first, state = next(remaining), None if hx is None else next(remaining)
+        results = _run(True, options, first, state, list(remaining), lengths, resets)
         grads = torch.autograd.grad(results, variables, (grad_output, grad_h_n))
     return [grad.contiguous() for grad in grads]
 
 
-def _gru_backward_fake(grad_output, grad_h_n, input, hx, weights, *options) -> list[Tensor]:
+def _gru_backward_fake(grad_output, grad_h_n, input, hx, weights, *settings) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in (input, hx, *weights) if t is not None]
 
 
-def _save(ctx, inputs, output) -> None:
-    input, hx, weights, lengths, resets, *ctx.options = inputs
-    ctx.has = hx is not None, lengths is not None, resets is not None
+def _save_for_backward(ctx, inputs, output) -> None:
+    input, hx, weights, lengths, resets, *ctx.settings = inputs
+    ctx.has_optional = hx is not None, lengths is not None, resets is not None
     ctx.save_for_backward(input, *weights, *(t for t in (hx, lengths, resets) if t is not None))
 
 
 def _backward(ctx, grad_output, grad_h_n):
-    has_hx, has_lengths, has_resets = ctx.has
+    has_hx, has_lengths, has_resets = ctx.has_optional
     saved = list(ctx.saved_tensors)
     resets = saved.pop() if has_resets else None
     lengths = saved.pop() if has_lengths else None
     hx = saved.pop() if has_hx else None
     input, *weights = saved
-    given = (input, hx, weights, lengths, resets, *ctx.options)
-    grad_input, *grads = torch.ops.triton_gru.gru_backward(grad_output, grad_h_n, *given)
+    arguments = (input, hx, weights, lengths, resets, *ctx.settings)
+    grad_input, *grads = torch.ops.triton_gru.gru_backward(grad_output, grad_h_n, *arguments)
     grad_hx = grads.pop(0) if has_hx else None
-    return grad_input, grad_hx, grads, None, None, *(None for _ in ctx.options)
+    return grad_input, grad_hx, grads, None, None, *(None for _ in ctx.settings)
 
 
 def _backward_twice(ctx, *grads):
     raise RuntimeError(
-        "triton_gru::gru can be differentiated once, and not again: for more call the module outside of torch.compile, "
-        "with backend='torch'"
+        "triton_gru::gru can be differentiated once, and has no second derivative: call the module outside of "
+        "torch.compile, with backend='torch'"
     )
 
 
@@ -179,5 +189,5 @@ _library.impl("gru", _gru, "CompositeExplicitAutograd")
 _library.impl("gru_backward", _gru_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("triton_gru::gru", _gru_fake, lib=_library)
 torch.library.register_fake("triton_gru::gru_backward", _gru_backward_fake, lib=_library)
-torch.library.register_autograd("triton_gru::gru", _backward, setup_context=_save, lib=_library)
+torch.library.register_autograd("triton_gru::gru", _backward, setup_context=_save_for_backward, lib=_library)
 torch.library.register_autograd("triton_gru::gru_backward", _backward_twice, lib=_library)

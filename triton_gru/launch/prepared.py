@@ -1,4 +1,4 @@
-"""The launches of a call as they can be made again: on the same weights, with other addresses for all else."""
+"""Prepared calls: the launches of a call, made again with the same weights and other data pointers."""
 
 import functools
 import itertools
@@ -17,241 +17,270 @@ from ..reference import LayerWeights as Layer
 from . import hang
 from .kernel_launch import Launch, Product
 
-# Nothing is kept of a call with more launches: many steps of ``step``, which take the GPU longer than the host.
+# Calls with more launches are not prepared. They are calls of ``step`` with many steps, whose launches take the GPU
+# longer than the host.
 MAX_LAUNCHES = 64
 
 
 class ModuleWeights:
-    """Which weights a module has, and where they lie.
+    """The identities and memory layouts of a module's weights, which tell whether a prepared call is still valid.
 
-    Nothing here refers to a weight: it would live on, and torch does not swap parameters that have weak references.
+    This class holds no reference to a weight. A reference would keep the weight alive. A weak reference would keep
+    torch from swapping the parameter.
     """
 
     def __init__(self, module):
         self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
         tensors = self.of(module)
-        self._there = [name for name, tensor in zip(self._names, tensors) if tensor is not None]
+        self._present_names = [name for name, tensor in zip(self._names, tensors) if tensor is not None]
         self._identities = [*map(id, tensors), *map(type, tensors)]
-        # Elsewhere than in memory a weight has no place.
-        self._places = None if any(w is not None and unreadable_reason(w) for w in tensors) else _places(tensors)
+        # A weight without readable memory has no data pointer. Then there are no layouts.
+        is_unreadable = any(w is not None and unreadable_reason(w) for w in tensors)
+        self._layouts = None if is_unreadable else _memory_layouts(tensors)
 
     def of(self, module) -> list[Tensor | None]:
-        """Return the weights that are the module's own, in torch's order; None for others and in place of biases."""
+        """Return the module's weight parameters in torch's order. None stands for a bias or other weight it lacks."""
         return list(map(module._parameters.get, self._names))
 
     def name_of(self, weight: Tensor) -> str | None:
-        """Return the name of the weight that lies where ``weight`` does; None if there is none."""
-        places = self._places or []
-        found = (name for name, place in zip(self._there, places) if [place] == _places([weight]))
-        return next(found, None)
+        """Return the name of the weight that has the memory layout of ``weight``, or None."""
+        layouts = self._layouts or []
+        names = (name for name, layout in zip(self._present_names, layouts) if [layout] == _memory_layouts([weight]))
+        return next(names, None)
 
     def has_all(self, module, used: list[Layer]) -> bool:
-        """Return whether the weights that a call uses are the module's own: none is made anew for each call."""
+        """Return whether all weights that a call uses are parameters of the module, not computed for each call."""
         return sum(w is not None for w in self.of(module)) == len(flatten_weights(used))
 
     def is_unchanged(self, module) -> bool:
-        """Return whether the module has the same weights yet, and they lie where they did."""
-        now = self.of(module)
-        # A weight that is gone may leave its id to another, so that the type counts.
-        same = [*map(id, now), *map(type, now)] == self._identities
-        return same and self._places is not None and _places(now) == self._places
+        """Return whether the module still has the same weights, with the same data pointers and layouts."""
+        weights = self.of(module)
+        # A new weight may have the id of one that was freed. So types are compared, too.
+        is_same = [*map(id, weights), *map(type, weights)] == self._identities
+        return is_same and self._layouts is not None and _memory_layouts(weights) == self._layouts
 
 
-def _places(weights: list[Tensor | None]) -> list:
-    """Return where weights lie, and how, which may change in place."""
+def _memory_layouts(weights: list[Tensor | None]) -> list:
+    """Return the data pointer and layout of each weight that is not None. Both may change in place."""
     return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
 
 
-# What has another address in each call.
-_INPUT, _HX, _OUTPUT, _H_N, _ROOM, _TABLE = range(6)
-# Between one part of the room and the next: bytes, a multiple of what the allocator itself aligns to for Triton's sake.
-_ALIGNED = 256
+# Indices of a call's buffers: the memory whose address differs from call to call. _TABLE is the offsets of packed
+# sequences, followed by their lengths.
+_INPUT, _HX, _OUTPUT, _H_N, _WORKSPACE, _TABLE = range(6)
+# Bytes to which each part of the workspace is aligned. Triton compiled the launches for addresses that are multiples of
+# 16, as those of new tensors are.
+_WORKSPACE_ALIGNMENT = 256
 
 
-# Where each memory of a call begins, in that order; and the same as tensors, None for what only has an address.
-_Starts = tuple[int, ...]
-_Tensors = tuple[Tensor | None, ...]
+# The addresses of a call's buffers by index (0 for None), and the buffers as tensors (None for the table).
+_Addresses = tuple[int, ...]
+_Buffers = tuple[Tensor | None, ...]
 
 
-class _Kernel(NamedTuple):
-    """A launch, of which some arguments are still open.
+class _ReplayedLaunch(NamedTuple):
+    """A launch whose addresses in buffers are filled in for each call.
 
     Attributes:
-        begin: of `Launch.make_starter`, for ``args``.
-        open: (which of them, of which memory, how many bytes from its start).
-        clear: words of the room, from and to, and what they are set to before.
+        starter: what `Launch.make_starter` returned. It takes ``args``.
+        args: the kernel's arguments, with addresses in place of tensors.
+        address_slots: (index in ``args``, index of the buffer, bytes from the buffer's start) of each argument that
+            depends on the call.
+        clear: (first word of the workspace, end, value) to be set before the launch, or None.
     """
 
-    begin: Callable[..., None]
+    starter: Callable[..., None]
     args: list
-    open: list[tuple[int, int, int]]
+    address_slots: list[tuple[int, int, int]]
     clear: tuple[int, int, int] | None
 
-    def start(self, starts: _Starts, tensors: _Tensors, module) -> None:
-        """Do what the launch does, at once: every call waits for this."""
-        begin, args, open, clear = self
+    def start(self, addresses: _Addresses, buffers: _Buffers, module) -> None:
+        """Start the launch. Every call waits for this, so it does not use `functions`."""
+        starter, args, address_slots, clear = self
         if clear is not None:
             first, end, value = clear
-            tensors[_ROOM][first:end].fill_(value)
-        begin(*_filled(args, open, starts))
+            buffers[_WORKSPACE][first:end].fill_(value)
+        starter(*_fill_addresses(args, address_slots, addresses))
 
-    def functions(self, starts: _Starts, tensors: _Tensors, module) -> Iterator[Callable[[], object]]:
-        """Yield functions that do what the launch does, in order."""
+    def functions(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
+        """Yield functions that together do what `start` does, in order."""
         if self.clear is not None:
             first, end, value = self.clear
-            yield functools.partial(tensors[_ROOM][first:end].fill_, value)
-        yield functools.partial(self.begin, *_filled(self.args, self.open, starts))
+            yield functools.partial(buffers[_WORKSPACE][first:end].fill_, value)
+        yield functools.partial(self.starter, *_fill_addresses(self.args, self.address_slots, addresses))
 
 
-def _filled(args: list, open: list[tuple[int, int, int]], starts: _Starts) -> list:
-    """Return a `_Kernel`'s arguments, with where the memory of a call begins."""
+def _fill_addresses(args: list, address_slots: list[tuple[int, int, int]], addresses: _Addresses) -> list:
+    """Return a copy of ``args`` of a `_ReplayedLaunch` with the addresses of a call's buffers."""
     args = args.copy()
-    for at, which, offset in open:
-        args[at] = starts[which] + offset
+    for index, buffer, offset in address_slots:
+        args[index] = addresses[buffer] + offset
     return args
 
 
-class _View(NamedTuple):
-    """A tensor as part of a memory: how many bytes from its start, and how it lies."""
+class _BufferView(NamedTuple):
+    """A tensor in a buffer.
 
-    which: int
+    Attributes:
+        buffer: index of the buffer.
+        offset: bytes from the buffer's start.
+        shape, stride, dtype: those of the tensor.
+    """
+
+    buffer: int
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
 
-    def of(self, tensors: _Tensors) -> Tensor:
-        whole = tensors[self.which]
-        whole = whole if whole.dtype == self.dtype else whole.view(self.dtype)
-        return whole.as_strided(self.shape, self.stride, whole.storage_offset() + self.offset // self.dtype.itemsize)
+    def resolve(self, buffers: _Buffers) -> Tensor:
+        """Return the tensor in the buffers of a call."""
+        tensor = buffers[self.buffer]
+        tensor = tensor if tensor.dtype == self.dtype else tensor.view(self.dtype)
+        return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset // self.dtype.itemsize)
 
 
-class _Product(NamedTuple):
-    """A `Product` of the weight of this name."""
+class _ReplayedProduct(NamedTuple):
+    """A `Product` of tensors in buffers with the module's parameter named ``weight``."""
 
-    x: _View
+    x: _BufferView
     weight: str
-    out: _View
+    out: _BufferView
 
-    def start(self, starts: _Starts, tensors: _Tensors, module) -> None:
-        """Do what the product does, at once."""
-        for function in self.functions(starts, tensors, module):
+    def start(self, addresses: _Addresses, buffers: _Buffers, module) -> None:
+        """Start the product."""
+        for function in self.functions(addresses, buffers, module):
             function()
 
-    def functions(self, starts: _Starts, tensors: _Tensors, module) -> Iterator[Callable[[], object]]:
-        """Yield a function that does what the product does."""
-        yield Product(self.x.of(tensors), module._parameters[self.weight], self.out.of(tensors)).start
+    def functions(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
+        """Yield one function that starts the product."""
+        yield Product(self.x.resolve(buffers), module._parameters[self.weight], self.out.resolve(buffers)).start
 
 
 class PreparedCall:
-    """The launches of a call on a module's ``weights``, and how much memory they take.
+    """The launches of a call on a module's weights. It is called as ``module.forward`` is.
 
-    They fill the results, and room for what goes between launches, on ``device``.
+    A call allocates its results and its workspace, the memory for what one launch leaves to the next.
+
+    Attributes:
+        weights: the module's weights, as the launches read them.
+        device: the device that the launches run on.
     """
 
-    def __init__(self, steps: list[_Kernel | _Product], weights: ModuleWeights, memory: "Memory"):
+    def __init__(self, steps: list[_ReplayedLaunch | _ReplayedProduct], weights: ModuleWeights, memory: "Memory"):
         self._steps, self.weights, self.device = steps, weights, memory.device
-        self._held, self._room = memory.held, memory.room
-        self._output, self._h_n = memory.output, memory.h_n
+        self._kept_alive, self._workspace_words = memory.kept_alive, memory.workspace_words
+        self._output_shape, self._h_n_shape = memory.output_shape, memory.h_n_shape
 
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
         if not isinstance(input, PackedSequence):
-            return self._launched(module, input, hx)
+            return self._launch(module, input, hx)
         data, hx, sequences = unpack_input(module, input, hx)
-        results = self._launched(module, data, materialize(hx), sequences.offsets.data_ptr())
+        results = self._launch(module, data, materialize(hx), sequences.offsets.data_ptr())
         return pack_results(module, input, *results)
 
-    def _launched(self, module, input: Tensor, hx: Tensor | None, table: int = 0):
-        """``table`` is the address of what packed input needs: offsets, and lengths behind them."""
+    def _launch(self, module, input: Tensor, hx: Tensor | None, table: int = 0):
+        """Start all launches, and return the results. ``table`` is the address of the offsets of packed sequences."""
         hang.raise_if_hung(input.device)
-        starts, tensors, results = self._allocate(input, hx, table)
+        addresses, buffers, results = self._allocate(input, hx, table)
         for step in self._steps:
-            step.start(starts, tensors, module)
+            step.start(addresses, buffers, module)
         return results
 
     def _allocate(self, input: Tensor, hx: Tensor | None, table: int):
-        """Return where each memory of a call begins, the memories themselves, and what the call returns."""
-        h_n = input.new_empty(self._h_n)
-        # Packed data has as many rows as it may.
-        output = h_n if self._output is None else input.new_empty(input.size(0), *self._output)
-        # Not kept: calls on two streams would share it.
-        room = input.new_empty(self._room, dtype=torch.int64) if self._room else None
-        starts = (
+        """Return the addresses of a call's buffers, the buffers, and the results in the shape that the call returns."""
+        h_n = input.new_empty(self._h_n_shape)
+        # The first dimension is the input's, as calls with other numbers of packed rows share this.
+        output = h_n if self._output_shape is None else input.new_empty(input.size(0), *self._output_shape)
+        # The workspace is not kept, because calls on two streams would share it.
+        workspace = input.new_empty(self._workspace_words, dtype=torch.int64) if self._workspace_words else None
+        addresses = (
             input.data_ptr(),
             0 if hx is None else hx.data_ptr(),
             output.data_ptr(),
             h_n.data_ptr(),
-            0 if room is None else room.data_ptr(),
+            0 if workspace is None else workspace.data_ptr(),
             table,
         )
-        return starts, (input, hx, output, h_n, room, None), h_n if self._output is None else (output, h_n)
+        buffers = (input, hx, output, h_n, workspace, None)
+        return addresses, buffers, h_n if self._output_shape is None else (output, h_n)
 
     def bind(self, module, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
-        """Return the results of a call, functions that start its launches, and what has to live as long as they do.
+        """Return the results of a call, functions that start its launches, and the tensors that they use.
 
-        The functions may be called again. They are for measuring what else a call costs.
+        The tensors have to be kept as long as the functions are called. Each function may be called several times.
+        They are for measuring the launches apart from the rest of a call.
         """
-        starts, tensors, results = self._allocate(input, hx, 0)
-        functions = [each for step in self._steps for each in step.functions(starts, tensors, module)]
-        return results, functions, tensors
+        addresses, buffers, results = self._allocate(input, hx, 0)
+        functions = [function for step in self._steps for function in step.functions(addresses, buffers, module)]
+        return results, functions, buffers
 
 
 def prepare(launches: Iterable[Launch | Product], weights: ModuleWeights, memory: "Memory") -> PreparedCall | None:
-    """Return launches, for which ``memory`` has made what goes between them, as they can be made again.
+    """Return the launches of a call as a prepared call. ``memory`` has made the workspace between them.
 
-    None if there are too many, or they read what was made for this call (a copy of its state, say).
+    Return None if there are too many launches. Return None also if they read a tensor that was made for this call only,
+    such as a copy of its state.
     """
-    made = list(itertools.islice(launches, MAX_LAUNCHES + 1))
-    if len(made) > MAX_LAUNCHES:
+    first_launches = list(itertools.islice(launches, MAX_LAUNCHES + 1))
+    if len(first_launches) > MAX_LAUNCHES:
         return None
-    steps = [_product(each, weights, memory) if isinstance(each, Product) else _kernel(each, memory) for each in made]
-    return None if memory.ambiguous or None in steps else PreparedCall(steps, weights, memory)
+    steps = [
+        _prepare_product(launch, weights, memory) if isinstance(launch, Product) else _prepare_launch(launch, memory)
+        for launch in first_launches
+    ]
+    return None if memory.is_ambiguous or None in steps else PreparedCall(steps, weights, memory)
 
 
-def _product(product: Product, weights: ModuleWeights, memory: "Memory") -> _Product | None:
+def _prepare_product(product: Product, weights: ModuleWeights, memory: "Memory") -> _ReplayedProduct | None:
     weight = weights.name_of(product.w)
-    x, out = (_view(each, memory) for each in (product.x, product.out))
-    return None if None in (weight, x, out) else _Product(x, weight, out)
+    x, out = (_find_view(tensor, memory) for tensor in (product.x, product.out))
+    return None if None in (weight, x, out) else _ReplayedProduct(x, weight, out)
 
 
-def _view(tensor: Tensor, memory: "Memory") -> _View | None:
-    place = memory.find(tensor)
-    if place is None or place[0] is None:
+def _find_view(tensor: Tensor, memory: "Memory") -> _BufferView | None:
+    location = memory.find(tensor)
+    if location is None or location[0] is None:
         return None
-    return _View(*place, tensor.shape, tensor.stride(), tensor.dtype)
+    return _BufferView(*location, tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _kernel(launch: Launch, memory: "Memory") -> _Kernel | None:
-    args, open = list(launch.args), []
-    for at, arg in enumerate(args):
+def _prepare_launch(launch: Launch, memory: "Memory") -> _ReplayedLaunch | None:
+    args, address_slots = list(launch.args), []
+    for index, arg in enumerate(args):
         if isinstance(arg, Tensor):
-            place = memory.find(arg)
-            if place is None:
+            location = memory.find(arg)
+            if location is None:
                 return None
-            which, offset = place
-            args[at] = offset
-            if which is not None:
-                open.append((at, which, offset))
+            buffer, offset = location
+            args[index] = offset
+            if buffer is not None:
+                address_slots.append((index, buffer, offset))
     clear = None
     if launch.clear is not None:
         words, value = launch.clear
         first = memory.find(words)[1] // words.itemsize
         clear = first, first + words.numel(), value
-    return _Kernel(launch.make_starter(), args, open, clear)
+    return _ReplayedLaunch(launch.make_starter(), args, address_slots, clear)
 
 
 class Memory:
-    """Tells of what the tensors of a call's launches are part.
+    """A map from the tensors of a call's launches to the call's buffers. It also makes the workspace.
 
     Args:
-        output, h_n: the call's results; one and the same [1, B, H] where the caller gets but one.
-        weights: those that the launches read, and None.
-        held: what else they read, not to be freed.
+        input: the call's input. Packed input is its data [N, I].
+        hx: the call's initial state, or None.
+        output, h_n: the call's results. Both are one tensor [1, B, H] if the caller gets one result only.
+        weights: the weights that the launches read. None entries are ignored.
+        kept_alive: other tensors that the launches read, which must not be freed.
 
     Attributes:
-        output, h_n: shapes, of ``output`` without the first dimension, which is the input's; None if there is but one.
-        room: 64-bit words for all that goes between the launches.
-        ambiguous: what lies where another call's input or state may not: it begins where something else does.
+        output_shape: shape of ``output`` without its first dimension, which is the input's. None if the caller gets
+            ``h_n`` only.
+        h_n_shape: shape of ``h_n``. If the caller gets ``h_n`` only, [B, H].
+        workspace_words: size of the workspace in 64-bit words.
+        is_ambiguous: whether the input, the state or a result begins at the address of another tensor, so that `find`
+            cannot tell them apart. In another call their addresses may differ.
     """
 
     def __init__(
@@ -261,52 +290,56 @@ class Memory:
         output: Tensor,
         h_n: Tensor,
         weights: list[Tensor | None],
-        held: list[Tensor],
+        kept_alive: list[Tensor],
     ):
-        single_result = output is h_n
-        self.output, self.h_n = (None, h_n.shape[1:]) if single_result else (output.shape[1:], h_n.shape)
-        self.device, self.held, self.room, self.ambiguous = input.device, held, 0, False
-        fixed = (*held, *(w for w in weights if w is not None))
-        self._starts: dict[int, tuple[int | None, int]] = {each.data_ptr(): (None, each.data_ptr()) for each in fixed}
+        has_one_result = output is h_n
+        shapes = (None, h_n.shape[1:]) if has_one_result else (output.shape[1:], h_n.shape)
+        self.output_shape, self.h_n_shape = shapes
+        self.device, self.kept_alive, self.workspace_words, self.is_ambiguous = input.device, kept_alive, 0, False
+        fixed = (*kept_alive, *(w for w in weights if w is not None))
+        # (buffer, offset in it) by address; (None, address) for tensors whose address stays.
+        self._locations: dict[int, tuple[int | None, int]] = {
+            tensor.data_ptr(): (None, tensor.data_ptr()) for tensor in fixed
+        }
         given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
-        for tensor, which in given:
-            self.ambiguous |= tensor.data_ptr() in self._starts and tensor is not output
-            self._starts[tensor.data_ptr()] = which, 0
-        self._given = [(tensor.data_ptr(), _end(tensor), which) for tensor, which in given]
-        self._between: list[tuple[Tensor, int]] = []
+        for tensor, buffer in given:
+            self.is_ambiguous |= tensor.data_ptr() in self._locations and tensor is not output
+            self._locations[tensor.data_ptr()] = buffer, 0
+        self._given = [(tensor.data_ptr(), _end_address(tensor), buffer) for tensor, buffer in given]
+        self._workspace_parts: list[tuple[Tensor, int]] = []  # with the offset of each, in bytes
 
     def add_table(self, sequences: Sequences) -> None:
-        """Let launches read what packed input needs."""
+        """Make `find` know the offsets and lengths of packed sequences, which lie in one buffer, offsets first."""
         offsets = sequences.offsets
-        self._starts |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
+        self._locations |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
 
     def new(self, like: Tensor, *shape: int, **options) -> Tensor:
-        """Make a tensor for what goes between launches, as `Tensor.new_empty` does."""
+        """Return a new tensor, as `Tensor.new_empty` does, and reserve its bytes in the workspace."""
         part = like.new_empty(*shape, **options)
-        self._between.append((part, 8 * self.room))
-        self.room += -(-part.nbytes // _ALIGNED) * _ALIGNED // 8
+        self._workspace_parts.append((part, 8 * self.workspace_words))
+        self.workspace_words += -(-part.nbytes // _WORKSPACE_ALIGNMENT) * _WORKSPACE_ALIGNMENT // 8
         return part
 
     def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
-        """Return of which memory a tensor is part, and how many bytes from its start.
+        """Return the index of the buffer that holds a tensor, and the tensor's offset there in bytes.
 
-        That is (None, address) of what stays; and None of what is neither.
+        Return (None, address) for a tensor whose address stays, such as a weight. Return None for any other tensor.
         """
         address = tensor.data_ptr()
         if tensor.numel() == 0:
             return None, 0
-        if address in self._starts:
-            return self._starts[address]
-        for part, offset in self._between:
+        if address in self._locations:
+            return self._locations[address]
+        for part, offset in self._workspace_parts:
             if part.data_ptr() <= address < part.data_ptr() + part.nbytes:
-                return _ROOM, offset + address - part.data_ptr()
-        for start, end, which in self._given:
+                return _WORKSPACE, offset + address - part.data_ptr()
+        for start, end, buffer in self._given:
             if start <= address < end:
-                return which, address - start
+                return buffer, address - start
         return None
 
 
-def _end(tensor: Tensor) -> int:
+def _end_address(tensor: Tensor) -> int:
     """Return the address behind a tensor's last byte."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     return tensor.data_ptr() + (last + 1) * tensor.element_size()

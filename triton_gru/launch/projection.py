@@ -1,4 +1,4 @@
-"""What makes the gate inputs of a scan: one launch of ours, or products of cuBLAS and a launch that lays them out."""
+"""Launches that compute the gate inputs of a scan: one of ours, or products of cuBLAS and a launch to arrange them."""
 
 from collections.abc import Iterator
 
@@ -13,25 +13,30 @@ from .scan import Scan, common_constants
 def launches(
     x: Tensor, scan: Scan, config: Config, projection: Projection | None, products: Tensor | None
 ) -> Iterator[Launch | Product]:
-    """Yield what fills the gate inputs of ``scan`` from ``x``, which is as in `Call`.
+    """Yield the launches that compute the gate inputs ``scan.gi`` of a chunk.
 
-    cuBLAS leaves what it multiplies in ``products``, one-dimensional.
+    Args:
+        x: the layer's input: [T, B, I] with any strides, or packed [N, I].
+        scan: the scan, at the chunk.
+        config: the scan's configuration.
+        projection: `CUBLAS`, a tile of our kernel, or None for the usual tile.
+        products: one-dimensional memory for cuBLAS's products, else None.
     """
     if projection == CUBLAS:
-        yield from _by_cublas(x, scan, config, products)
+        yield from _launch_cublas(x, scan, config, products)
     else:
-        yield _by_kernel(x, scan, config, projection)
+        yield _launch_kernel(x, scan, config, projection)
 
 
-def _by_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
+def _launch_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
     problem, inputs = scan.problem, x.size(-1)
-    # A dimension of one has no stride to speak of; zero keeps it from deciding what is compiled.
+    # The stride of a dimension of size 1 may have any value, which must not decide what is compiled. Make it zero.
     x_t = x.stride(0) if x.size(0) > 1 else 0
     x_b = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
     vector = 16 // x.element_size()
     unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
     aligned = unit > 1 and x.stride(-1) == 1
-    if tile is None or not aligned:  # tiles are tuned for rows that are
+    if tile is None or not aligned:  # tiles were tuned for aligned rows
         tile = projection_config(problem.hidden_size, x.dtype, problem.precision, aligned=aligned)
     cols = scan.steps * scan.gi.size(2) * config.rows
     cut = Cut.of(
@@ -54,17 +59,16 @@ def _by_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -
     )  # fmt: skip
 
 
-def _by_cublas(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
+def _launch_cublas(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
     rows, gates = scan.steps * scan.batch, 3 * scan.problem.hidden_size
     products = products[: len(scan.weights) * rows * gates].view(-1, rows, gates)
-    # Where sequences lie one after the other, rows are multiplied in that order: they are not copied, if they are all
-    # of x.
+    # If the memory of x is batch-first, multiply rows in that order. So x is not copied if the chunk is all of x.
     batch_first = x.stride(0) < x.stride(1) and scan.batch > 1
     for direction, (w_ih, *_) in enumerate(scan.weights):
         backward = direction == 1 or scan.problem.reverse
         first = scan.total - scan.start - scan.steps if backward else scan.start
-        part = x[first : first + scan.steps]
-        yield Product(part.transpose(0, 1) if batch_first else part, w_ih, products[direction])
+        chunk = x[first : first + scan.steps]
+        yield Product(chunk.transpose(0, 1) if batch_first else chunk, w_ih, products[direction])
     cut = Arranged.of(**_common_constants(scan, config), BLOCK_M=ARRANGE_TILE.rows, BLOCK_N=ARRANGE_TILE.cols)
     product_t, product_b = (1, scan.steps) if batch_first else (scan.batch, 1)
     yield Launch(

@@ -1,6 +1,7 @@
-"""Who serves a call: a call kept before, torch's own module, the operator, a gap between two graphs, or kernels.
+"""The choice of a route: the function that serves a call.
 
-A route is a function that is called as the module is, and is chosen here alone.
+A route is a kept call, `nn.GRU` or `nn.GRUCell`, the operator, a gap between two graphs, or kernels. It is called with
+the module and the module's arguments. Only this file chooses routes.
 """
 
 from collections.abc import Callable
@@ -23,55 +24,59 @@ _nn_gru, _nn_cell = nn.GRU.forward, nn.GRUCell.forward
 
 
 def find_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
-    """Return what serves ``gru(input, hx)`` without a look at anything else, None if that has to be found out.
+    """Return the route of ``gru(input, hx)`` if it is known without checking the call, or None.
 
-    That is torch's own on a CPU, where calls are a matter of microseconds; or what served the call before.
+    On a CPU that is `nn.GRU`, as calls may take only microseconds there. On a GPU it is the route kept for the call.
     """
-    plain = type(input) is Tensor and input.is_cpu and gru.backend == "auto" and gru.reset_after and not gru.reverse
-    if plain and devices.emulated_device is None and not torch.compiler.is_compiling():
+    is_plain_cpu_call = (
+        type(input) is Tensor and input.is_cpu and gru.backend == "auto" and gru.reset_after and not gru.reverse
+    )
+    if is_plain_cpu_call and devices.emulated_device is None and not torch.compiler.is_compiling():
         return _nn_gru
     return call_cache.find_route(gru, input, hx)
 
 
 def find_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
-    """Return what serves ``cell(input, hx)`` without a look at anything else, as `find_gru_route`."""
-    plain = type(input) is Tensor and input.is_cpu and cell.backend == "auto" and cell.reset_after
-    return _nn_cell if plain and devices.emulated_device is None else call_cache.find_route(cell, input, hx)
+    """Return the route of ``cell(input, hx)`` if it is known without checking the call, or None."""
+    is_plain_cpu_call = type(input) is Tensor and input.is_cpu and cell.backend == "auto" and cell.reset_after
+    if is_plain_cpu_call and devices.emulated_device is None:
+        return _nn_cell
+    return call_cache.find_route(cell, input, hx)
 
 
 def route_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets) -> Callable:
-    """Return what serves ``gru(input, hx, lengths, resets)``, called with the same arguments."""
+    """Return the route of ``gru(input, hx, lengths, resets)``, to be called with the same arguments."""
     if isinstance(input, Proxy):
         return run_traced
-    is_torchs = lengths is None and resets is None and _is_torchs(gru, input)
-    if is_torchs and not _is_in_graph():
+    is_nn_gru_call = lengths is None and resets is None and _is_nn_gru_call(gru, input)
+    if is_nn_gru_call and not _is_in_graph():
         return run_nn_gru
-    # At what torch serves a graph stops, as at any nn.GRU.
-    if _is_unknown_to_graph(input) or (is_torchs and not _is_graph_whole()):
+    # If nn.GRU serves the call, the graph breaks here, as it does at any nn.GRU.
+    if _is_unknown_to_graph(input) or (is_nn_gru_call and not _is_full_graph()):
         return run_outside_graph
     return operator.run_gru if _is_operator_needed(input) else run_kernels
 
 
 def route_cell(cell, input: Tensor, hx: Tensor | None) -> Callable:
-    """Return what serves ``cell(input, hx)``, called with the same arguments."""
+    """Return the route of ``cell(input, hx)``, to be called with the same arguments."""
     if isinstance(input, Proxy):
         return run_traced
-    # torch's cell has a backward in eval(), where its GRU on a GPU has none.
-    if _is_torchs(cell, input, (input, hx, *weights_of_cell(cell))):
+    # nn.GRUCell has a backward in eval(), unlike nn.GRU on a GPU. So it serves calls that autograd records.
+    if _is_nn_gru_call(cell, input, (input, hx, *weights_of_cell(cell))):
         return _nn_cell
     return operator.run_cell if _is_operator_needed(input) else run_cell_kernels
 
 
 def run_traced(module, *inputs) -> Proxy:
-    """Return what torch.fx.symbolic_trace puts in the place of a call: one of the module whole, as of torch's own."""
+    """Return the node of torch.fx.symbolic_trace for a call: one call of the module, as for `nn.GRU`."""
     tracer = inputs[0].tracer
-    input, hx, *more = inputs
-    more = {name: value for name, value in zip(("lengths", "resets"), more) if value is not None}
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), more)
+    input, hx, *ends = inputs
+    ends = {name: value for name, value in zip(("lengths", "resets"), ends) if value is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), ends)
 
 
 def run_nn_gru(gru, input, hx, lengths, resets):
-    """Run torch's own GRU."""
+    """Run `nn.GRU`, which has no lengths and resets."""
     return _nn_gru(gru, input, hx)
 
 
@@ -82,7 +87,7 @@ def run_outside_graph(gru, *arguments):
 
 
 def run_kernels(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets):
-    """Run what the plan of a call says, and keep it for calls to come."""
+    """Plan a call and run it by its plan. Keep its route for later calls."""
     call = bind_gru(gru, input, hx, lengths, resets)
     plan = plan_call(call)
     if plan.kernel == "torch" and lengths is None and not gru.reverse:
@@ -98,7 +103,7 @@ def run_kernels(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths,
 
 
 def run_cell_kernels(cell, input: Tensor, hx: Tensor | None) -> Tensor:
-    """Run what the plan of a cell's call says, and keep it for calls to come."""
+    """Plan a cell's call and run it by its plan. Keep its route for later calls."""
     call = bind_cell(cell, input, hx)
     plan = plan_call(call)
     if plan.kernel == "torch":
@@ -119,72 +124,72 @@ def plan_call(call: Call) -> Plan:
 
 
 def stops_compiler(gru) -> bool:
-    """Return whether torch.compile is to refuse a GRU as it does any `nn.GRU`: where torch serves its calls."""
-    served = (
+    """Return whether torch.compile should break the graph at a GRU, as at any `nn.GRU`, because `nn.GRU` serves it."""
+    is_nn_gru_call = (
         gru.backend == "torch" or Options.from_module(gru).is_training_call or _has_no_kernels(gru.weight_ih_l0.device)
     )
-    return served and gru.backend in ("auto", "torch") and not _is_graph_whole()
+    return is_nn_gru_call and gru.backend in ("auto", "torch") and not _is_full_graph()
 
 
-def _is_torchs(module, input: Tensor | PackedSequence, differentiable: tuple[Tensor | None, ...] = ()) -> bool:
-    """Return whether torch's own module serves the call whatever its sizes: then no plan is made.
+def _is_nn_gru_call(module, input: Tensor | PackedSequence, differentiable: tuple[Tensor | None, ...] = ()) -> bool:
+    """Return whether `nn.GRU` or `nn.GRUCell` serves the call at any size, so that no plan is made.
 
-    So it does where autograd records a call of the tensors ``differentiable``.
+    That is so if autograd records a call of the tensors ``differentiable``.
     """
     options = Options.from_module(module)
     if options.backend not in ("auto", "torch") or options.unsupported_by_nn_gru:
         return False
-    # A trace would not show a kernel; and a model that is compiled in training is to train.
+    # torch.jit.trace cannot record Triton kernels, and kernels cannot train.
     if options.backend == "torch" or torch.jit.is_tracing() or options.is_training_call:
         return True
-    is_left_out = not (_is_operator_needed(input) or _is_unknown_to_graph(input))
+    has_no_operator = not (_is_operator_needed(input) or _is_unknown_to_graph(input))
     if torch.compiler.is_exporting():
-        # An accelerated model goes to those who may not have this package.
-        return has_only_nn_gru_attributes(module) or is_left_out
-    if torch.compiler.is_compiling() and is_left_out:
+        # Whoever receives an exported model may not have this package. So accelerated modules export as nn.GRU.
+        return has_only_nn_gru_attributes(module) or has_no_operator
+    if torch.compiler.is_compiling() and has_no_operator:
         return True
     device = (input.data if isinstance(input, PackedSequence) else input).device
     return _has_no_kernels(device) or records_gradient(differentiable)
 
 
 def _has_no_kernels(device: torch.device) -> bool:
-    # A CUDA device may be one that a fake tensor says it is on: there is none to be found.
+    # A fake tensor may name a CUDA device that this machine lacks, so do not look up CUDA devices.
     return device.type != "cuda" and find_device(device) is None
 
 
 def _is_operator_needed(input: Tensor | PackedSequence) -> bool:
-    """Return whether a call has to go by the operator: in graphs and under dispatch modes."""
+    """Return whether a call has to use the operator, as in graphs and under dispatch modes."""
     if isinstance(input, PackedSequence) or _is_transformed():
         return False
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_unknown_to_graph(input: Tensor | PackedSequence) -> bool:
-    """Return whether a graph is made that cannot know the sizes of the input: packed ones."""
+    """Return whether Dynamo traces a call with packed input, whose sizes a graph cannot know."""
     return isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling()
 
 
 def _is_transformed() -> bool:
-    """Return whether a transform of torch.func looks inside. torch.compile, too, can answer how deep they are."""
+    """Return whether a transform of torch.func is active. torch.compile can trace this function."""
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def _is_in_graph() -> bool:
-    """Return whether torch.compile makes a graph of the call for this process."""
-    compiles = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-    return compiles and not _is_transformed()
+    """Return whether torch.compile, not torch.export, traces the call."""
+    is_compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return is_compiling and not _is_transformed()
 
 
-def _is_graph_whole() -> bool:
-    """Return whether the graph that is being made may have no gap: with fullgraph=True."""
+def _is_full_graph() -> bool:
+    """Return whether the graph that Dynamo traces may not break, because of fullgraph=True."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
-        maker = InstructionTranslator.current_tx()
-    except AttributeError:  # a graph is compiled, and none is made
+        translator = InstructionTranslator.current_tx()
+    except AttributeError:  # a graph is being compiled, but Dynamo does not trace
         return True
-    return maker.one_graph or getattr(maker, "error_on_graph_break", False)
+    return translator.one_graph or getattr(translator, "error_on_graph_break", False)
 
 
-# As torch.compiler.assume_constant_result, which takes a second to import.
-_is_graph_whole._dynamo_marked_constant = True
+# Do what torch.compiler.assume_constant_result does, which takes a second to import.
+_is_full_graph._dynamo_marked_constant = True

@@ -1,4 +1,4 @@
-"""What every scan kernel is told of a call, one layer and one chunk of time steps at a time."""
+"""Arguments that all scan kernels share, for one layer and one chunk of time steps at a time."""
 
 import torch
 import triton.language as tl
@@ -11,18 +11,28 @@ from ..reference import LayerWeights
 
 
 class Scan:
-    """The recurrence of a call: begun for each layer, moved on for each chunk of its steps.
+    """The recurrence of a call, at one layer and one chunk of time steps.
+
+    `begin_layer` moves it to a layer, and `move_to_chunk` to a chunk of the layer's steps.
 
     Attributes:
-        problem: what is computed.
-        gi: the gate inputs of the chunk [directions, at least steps, ...], tile by tile as the configuration cuts the
-            batch.
-        weights: of the layer, for each direction. A bias that is not there is a placeholder, which no kernel reads.
-        hx: [layers * directions, B, H], unit stride in H (``step``: contiguous), or None for zeros.
-        carry: fp32 [2, layers * directions, B, H], the state between launches. It comes in at ``parity`` and goes out
-            at the other, or where it came in if the kernel says so.
-        out: where the layer's states go, time first or packed.
-        start, steps, total: the chunk's first step, how many they are, and of how many.
+        problem: the problem that is computed.
+        layout: the layout of the input, as in `Problem`.
+        total: time steps of the call.
+        batch: batch size.
+        lengths, offsets: those of `Sequences`, or a placeholder, which no kernel reads.
+        hx: initial state [layers * directions, B, H] with unit stride in H (``step``: contiguous), or None for zeros.
+        h_n: last state [layers * directions, B, H], which the last chunk writes.
+        carry: float32 [2, layers * directions, B, H], the state between launches. A launch reads index ``parity`` and
+            writes the other. Exception: ``block`` reads and writes index 0.
+        weights: for each direction w_ih [3H, I], w_hh [3H, H], b_ih [3H] and b_hh [3H] of the layer. An absent bias is
+            a placeholder, which no kernel reads.
+        out: the layer's states, [T, B, directions * H] or packed [N, directions * H].
+        first_state: index of the layer's first state in ``hx``, ``carry`` and ``h_n``.
+        gi: gate inputs of the chunk, [directions, at least ``steps``, batch tiles, 3, ...]. The last two dimensions are
+            padded units and rows (``block``), or rows and padded units.
+        start, steps: first time step of the chunk, and the number of its steps.
+        parity: index in ``carry`` of the state before the chunk.
     """
 
     def __init__(
@@ -37,14 +47,14 @@ class Scan:
         self.problem = problem
         self.layout, self.total, self.batch = sequences.layout, sequences.steps, sequences.batch_size
         self.hx, self.carry, self.h_n = hx, carry, h_n
-        nothing = h_n  # a placeholder for tensors that are not there
-        self.lengths = nothing if sequences.lengths is None else sequences.lengths
-        self.offsets = nothing if sequences.offsets is None else sequences.offsets
-        self._resets = nothing if resets is None else resets
+        placeholder = h_n  # A kernel reads an optional tensor only if its constants say that the tensor is present.
+        self.lengths = placeholder if sequences.lengths is None else sequences.lengths
+        self.offsets = placeholder if sequences.offsets is None else sequences.offsets
+        self._resets = placeholder if resets is None else resets
         self._has_resets = resets is not None
 
     def begin_layer(self, layer: int, weights: list[LayerWeights], out: Tensor) -> None:
-        """Begin a layer, at the first step."""
+        """Move to the first step of a layer. ``weights`` are its weights for each direction."""
         self.has_bias = weights[0][3] is not None
         self.weights = [
             (w_ih, w_hh, w_ih if b_ih is None else b_ih, w_hh if b_hh is None else b_hh)
@@ -55,28 +65,33 @@ class Scan:
         self.start = 0
 
     def move_to_chunk(self, gi: Tensor, start: int, steps: int) -> None:
-        """Move on to a chunk of steps."""
+        """Move to the chunk of ``steps`` time steps from ``start``, whose gate inputs are in ``gi``."""
         self.gi, self.start, self.steps = gi, start, steps
 
     def set_middle_step(self, parity: int) -> None:
-        """Make the step neither the first nor the last: the state comes from ``carry`` and goes there."""
+        """Move to a step in the middle of a call, which reads its state from ``carry[parity]`` and writes the other."""
         self.parity, self.start, self.total = parity, 1, 3
 
     def select_weights(self, *which: int) -> list[Tensor]:
-        """Return the chosen weights (0 w_ih, 1 w_hh, 2 b_ih, 3 b_hh), forward then backward; of one direction twice."""
+        """Return the chosen weights (0 w_ih, 1 w_hh, 2 b_ih, 3 b_hh), forward then backward.
+
+        With one direction, repeat its weights.
+        """
         return [weights[i] for weights in (self.weights[0], self.weights[-1]) for i in which]
 
     @property
     def initial(self) -> Tensor:
+        """Return the initial state, or a placeholder, which no kernel reads."""
         return self.h_n if self.hx is None else self.hx
 
     @property
     def ends(self) -> tuple[Tensor, ...]:
+        """Return the tensors that tell where sequences end and restart: lengths, offsets and resets."""
         return self.lengths, self.offsets, self._resets
 
     @property
     def call_constants(self) -> CallConstants:
-        """Return what every scan is compiled for, whatever the configuration."""
+        """Return the constants of the call that each scan kernel is compiled for, in any configuration."""
         return CallConstants.of(
             LAYOUT=self.layout,
             REVERSE=self.problem.reverse,
@@ -87,11 +102,12 @@ class Scan:
 
     @property
     def out_strides(self) -> tuple[int, int]:
-        """Return the strides from time to time and from row to row. Packed, the former is that from row to row."""
+        """Return the first two strides of ``out``: of time and batch. If it is packed, of rows and features."""
         return self.out.stride(0), self.out.stride(1)
 
     @property
     def hx_strides(self) -> tuple[int, int]:
+        """Return the strides of ``hx`` from state to state and from row to row, or zeros without ``hx``."""
         return (0, 0) if self.hx is None else (self.hx.stride(0), self.hx.stride(1))
 
 
@@ -101,5 +117,5 @@ def common_constants(problem: Problem) -> dict:
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:
-    """Return Triton's name of a torch dtype."""
+    """Return the Triton dtype of a torch dtype."""
     return getattr(tl, str(dtype).removeprefix("torch."))

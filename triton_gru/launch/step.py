@@ -1,4 +1,4 @@
-"""What ``step`` is launched with: a launch a time step, or all of a call of one step."""
+"""Launches of ``step``: one or two for each time step, or for a whole call of one step."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,11 +12,13 @@ from .scan import Scan, common_constants
 
 
 class States:
-    """The states that a step reads and writes beside those of `Scan`.
+    """The states that ``step`` reads and writes besides those of `Scan`.
 
     Attributes:
-        rounded: the carry as the product's operand, of its shape; the carry itself in float32.
-        reset: r h between the two launches of a step to reset before, [directions, B, H]. A placeholder otherwise.
+        rounded: the carry [2, layers * directions, B, H], rounded to the dtype of the products. In float32 it is the
+            carry itself.
+        reset: r * h [directions, B, H], which the first launch of a step with ``reset_after=False`` leaves to the
+            second. With ``reset_after=True`` a placeholder, which no kernel reads.
     """
 
     def __init__(self, problem: Problem, carry: Tensor, rounded: Tensor, new: Callable[..., Tensor]):
@@ -26,17 +28,17 @@ class States:
         self._carry = carry
 
     def of(self, parity: int) -> tuple[Tensor, ...]:
-        """Return the arguments of a step whose state comes in at ``parity``."""
+        """Return the state arguments of a step that reads the carry at index ``parity`` and writes it at the other."""
         before, after = parity, 1 - parity
         carry, rounded = self._carry, self.rounded
         return carry[before], carry[after], rounded[before], rounded[after], self.reset
 
 
 def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]:
-    """Yield the launches of a chunk of steps. Parities change from step to step."""
-    cuts = [cut(config, scan.problem, part) for part in _parts(scan)]
+    """Yield the launches of a chunk of steps. The carry's two indices swap after each step."""
+    cuts = [cut(config, scan.problem, part) for part in _launch_parts(scan)]
     for step in range(scan.steps):
-        for each in cuts:
+        for launch_cut in cuts:
             yield Launch(
                 step_scan,
                 config.launch_grid(scan.batch, len(scan.weights)),
@@ -46,7 +48,7 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
                     scan.batch, *scan.out_strides,
                 ),
                 {
-                    "cut": each, "call": scan.call_constants,
+                    "cut": launch_cut, "call": scan.call_constants,
                     "num_warps": config.num_warps, "num_stages": config.num_stages,
                 },
             )  # fmt: skip
@@ -54,9 +56,9 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
 
 
 def fused_step_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) -> Iterator[Launch]:
-    """Yield all of a step, the projection of ``x`` [B, I] included: one launch, or two to reset before."""
+    """Yield the launches of a step with the projection of ``x`` [B, I]: one, or two with ``reset_after=False``."""
     batch, inputs = x.shape
-    for part in _parts(scan):
+    for part in _launch_parts(scan):
         yield Launch(
             whole_step,
             config.launch_grid(scan.batch, len(scan.weights)),
@@ -73,13 +75,13 @@ def fused_step_launches(scan: Scan, x: Tensor, config: StepConfig, states: State
         )  # fmt: skip
 
 
-def _parts(scan: Scan) -> tuple[str, ...]:
-    """Return the launches of a step. The second one's product is of what all programs of the first have made."""
+def _launch_parts(scan: Scan) -> tuple[str, ...]:
+    """Return the part of a step that each launch computes. The second launch needs the r * h of all programs."""
     return ("all",) if scan.problem.reset_after else ("reset", "rest")
 
 
 def cut(config: StepConfig, problem: Problem, part: str) -> Cut:
-    """Return what the kernel is compiled for."""
+    """Return the constants for ``config`` and ``part`` of a step that the kernel is compiled for."""
     return Cut.of(
         **common_constants(problem),
         PART=part,

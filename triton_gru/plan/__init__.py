@@ -1,1 +1,1 @@
-"""From a problem and a device to a `Plan`: which kernel serves a call, in which configuration, and why."""
+"""Plans: the choice of the kernel that serves a problem on a device, of its configuration, and the reasons."""

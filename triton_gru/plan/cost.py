@@ -1,8 +1,8 @@
-"""An estimate of the time of a call, for the heuristic where nothing was measured, and for the order of tuning.
+"""An estimate of the time of a call. The heuristic uses it if nothing was measured, and tuning orders candidates by it.
 
-It counts instructions, bytes, FLOPs and hand-overs; the rates are the device's own. The constants come from compiled
-code, and are fitted to what an H200 took for a thousand configurations (perf/NOTES.md): ``python -m perf
-report`` prints how far the estimates are from what was measured.
+The estimate counts instructions, bytes, FLOPs and hand-overs. Clocks and bandwidths are the device's. Other constants
+come from compiled code, and are fitted to the times of 1,028 configurations on an H200 (perf/NOTES.md). ``python -m perf
+report`` compares estimates with measured times.
 """
 
 import functools
@@ -27,15 +27,15 @@ from .validity import is_fused_step
 
 
 class Cost(NamedTuple):
-    """Microseconds by their cause; they add up.
+    """The estimated time of a call in microseconds, by cause. The parts add up.
 
     Attributes:
-        launch: starting kernels, and what clears memory for them.
-        projection: the inputs' products, by FLOPs or bytes, whichever takes longer.
-        instructions: those of the steps, of all warps that share a multiprocessor, and again for each part of the
-            batch or direction that has to wait for another (residency).
+        launch: starting kernels, and clearing memory for them.
+        projection: the input projection, by FLOPs or by bytes, whichever takes longer.
+        instructions: the instructions of the steps, of all warps that share a multiprocessor. They count again for each
+            part of the batch or direction that has to wait for another.
         hop: handing the state over from multiprocessor to multiprocessor.
-        bytes: of W_hh, the state and the gates, from the L2 or from memory, for which a step has to wait.
+        bytes: reading W_hh, the state and the gates from the L2 or from memory, as far as a step waits for it.
     """
 
     launch: float = 0.0
@@ -52,49 +52,50 @@ class Cost(NamedTuple):
         return Cost(*map(operator.add, self, other))
 
     def __mul__(self, times: float) -> "Cost":
-        return Cost(*(times * each for each in self))
+        return Cost(*(times * microseconds for microseconds in self))
 
     def __str__(self) -> str:
         terms = sorted(self._asdict().items(), key=lambda term: -term[1])
-        words = [f"{name} {format_rough_time(us)}" for name, us in terms if us >= self.total / 100]
-        return f"{format_time(self.total)}: {', '.join(words)}"
+        parts = [f"{name} {format_rough_time(us)}" for name, us in terms if us >= self.total / 100]
+        return f"{format_time(self.total)}: {', '.join(parts)}"
 
 
-# Cycles: of a step that computes nothing (barriers, a load of the state, three activations one after the other); of an
-# instruction of a warp, where four warps have a scheduler each, waits for shared memory included; of a store until
-# another multiprocessor sees it, and for each program that looks for it. Bytes a cycle that the L2 gives each
-# multiprocessor where all ask.
-_BLOCK_CHAIN, _GRID_CHAIN, _STEP_CHAIN = 110, 260, 900
-_INSTRUCTION = 3.6
-_HOP, _CROWD = 410, 4.2
-_L2_BYTES = 19
-# Bytes of a row that a product of 16 rows and 8 columns sums over.
-_SUMMED = 32
-# More cycles of a hop, for each program and each further one whose words lie in the same line of memory: all look at
-# the line while some of them write to it.
-_SHARED_LINE, _LINE = 1.8, 128
-# Of ``step`` with tiles of 16 rows: cycles until what it asks for is there, from the L2 and from memory, as an H200
-# took in 36 configurations. With larger tiles, so much of the bandwidths of memory and the L2.
-_STEP_LATENCY, _STEP_MEMORY_LATENCY = 400, 1090
-_STEP_REACHED = 0.55
-# Microseconds: from one kernel to the next, where the host is ahead or a graph replays them; of a launch a step from
-# Python, of which the host is not ahead; of a step of cuDNN's, launch by launch, so much of which at least is not work
-# (and more in fp32).
-_LAUNCH = 2.5
-_PYTHON_LAUNCH = 8.0
-_TORCHS_STEP, _TORCHS_STEP_IN_GRAPH, _TORCHS_GAP, _TORCHS_GAP_IN_FP32 = 11.0, 4.5, 4.0, 5.0
-# Cycles: of a step of cuDNN's where it is persistent, and for each hidden unit; so many times that in 16 bits from a
-# batch on.
-_TORCHS_PERSISTENT_STEP, _TORCHS_PERSISTENT_UNIT = 485, 7.2
-_TORCHS_PERSISTENT_BATCH, _TORCHS_PERSISTENT_BATCHED = 16, 2.2
-_TORCHS_PERSISTENT_UP_TO = 128  # hidden units, and of dense input alone
-_TORCHS_TF32 = 5  # times as long as `_flops` says takes a step's product as TF32, which is small
-# What a matrix unit does at its best, FLOPs a cycle and multiprocessor, in 16 bits; half of it as TF32.
-_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}
-_MATRIX_FLOPS_ELSEWHERE = 1024
-_ORDINARY_FLOPS = 256
-_REACHED = 0.5  # of the rates above, by a product of middling size
-_IEEE_PROJECTION = 3  # times as long takes our own projection on the ordinary units
+# "Fitted" means fitted to the times of 1,028 configurations on an H200. Cycles are those of a multiprocessor.
+#
+# Constants of the kernels:
+_BLOCK_EMPTY_STEP_CYCLES = 110  # of a step without products: barriers, a load of the state, three activations. Fitted.
+_GRID_EMPTY_STEP_CYCLES = 260  # of the same step in ``grid``. Fitted.
+_STEP_EMPTY_STEP_CYCLES = 900  # of the same step in ``step``. Fitted.
+_CYCLES_PER_INSTRUCTION = 3.6  # of a warp that has a scheduler to itself, with waits for shared memory. Fitted.
+_HOP_CYCLES = 410  # from a store until another multiprocessor reads the value; 0.208 us measured on an H200.
+_HOP_CYCLES_PER_PROGRAM = 4.2  # added to a hop for each program that polls. Fitted.
+_LINE_SHARING_CYCLES = 1.8  # added to a hop for each program and each other program with words in its line. Fitted.
+_LINE_BYTES = 128  # of a line of memory, by NVIDIA's architecture.
+_PRODUCT_DEPTH_BYTES = 32  # bytes of a row that one matrix product of 16 rows and 8 columns sums over (PTX's mma).
+_L2_BYTES_PER_CYCLE = 19  # that the L2 gives each multiprocessor if all read at once. Fitted.
+_STEP_L2_LATENCY_CYCLES = 400  # of a load of ``step`` with tiles of 16 rows; 36 configurations on an H200.
+_STEP_MEMORY_LATENCY_CYCLES = 1090  # of the same load from memory. The same source.
+_STEP_BANDWIDTH_FRACTION = 0.55  # of the bandwidth of memory and L2, that ``step`` reaches with larger tiles. Fitted.
+_LAUNCH_US = 2.5  # from one kernel to the next, if the host is ahead or in a CUDA graph. Fitted.
+_PYTHON_LAUNCH_US = 8.0  # of a launch from Python, if the host is not ahead. Fitted.
+# Constants of nn.GRU with one launch a step (cuDNN's standard algorithm):
+_NN_GRU_EAGER_STEP_US = 11.0  # shortest step, eager; measured on an H200: 11 to 12 above H = 192.
+_NN_GRU_GRAPH_STEP_US = 4.5  # shortest step, in a CUDA graph; measured on an H200: 4.5 to 10 above H = 192.
+_NN_GRU_GAP_US = 4.0  # shortest gap between launches, 16-bit dtypes. Fitted.
+_NN_GRU_FP32_GAP_US = 5.0  # shortest gap between launches, float32. Fitted.
+_NN_GRU_TF32_FACTOR = 5  # a step's small product in TF32 takes this many times its time at `_flops_per_us`. Fitted.
+# Constants of nn.GRU with cuDNN's persistent algorithm, where all steps are one launch:
+_NN_GRU_PERSISTENT_MAX_HIDDEN = 128  # hidden units up to which it runs, for dense input.
+_NN_GRU_PERSISTENT_STEP_CYCLES = 485  # of a step. Fitted.
+_NN_GRU_PERSISTENT_CYCLES_PER_UNIT = 7.2  # added to a step for each hidden unit. Fitted.
+_NN_GRU_PERSISTENT_BATCH = 16  # batch size from which the next factor applies, 16-bit dtypes.
+_NN_GRU_PERSISTENT_BATCH_FACTOR = 2.2  # times the cycles of a step. Fitted.
+# Constants of matrix products:
+_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}  # peak FLOPs a cycle of a multiprocessor, 16 bits; TF32 has half.
+_OTHER_MATRIX_FLOPS = 1024  # the same for other compute capabilities.
+_FP32_FLOPS = 256  # the same of the ordinary fp32 units: 128 multiply-adds.
+_GEMM_EFFICIENCY = 0.5  # fraction of these peaks that a product of middling size reaches. Fitted.
+_IEEE_PROJECTION_FACTOR = 3  # our own projection on the ordinary fp32 units takes this many times its time. Fitted.
 
 
 def estimate_call_cost(
@@ -104,36 +105,37 @@ def estimate_call_cost(
     in_graph: bool = False,
     projection: Projection | None = None,
 ) -> Cost:
-    """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if that is None.
+    """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if ``config`` is None.
 
-    In a CUDA graph no step waits for the host.
+    ``in_graph`` is whether the call runs in a CUDA graph, where no step waits for the host.
     """
     if config is None:
-        return _torchs_cost(problem, device, in_graph)
+        return _nn_gru_cost(problem, device, in_graph)
     layers, steps = problem.num_layers, problem.steps
     step = estimate_time_step_cost(config, problem.shape_on(device), problem.reset_after)
     work = step * (steps * layers)
     if projection == CUBLAS:
-        work += _projection(problem, device) + _arranging(problem, config, device)
+        work += _projection_cost(problem, device) + _arranging_cost(problem, config, device)
     elif is_fused_step(config, problem):
-        work += _projection(problem, device) * (_IEEE_PROJECTION if problem.is_ieee else 1)
+        work += _projection_cost(problem, device) * (_IEEE_PROJECTION_FACTOR if problem.is_ieee else 1)
     else:
-        work += _own_projection(problem, config, device, projection)
+        work += _own_projection_cost(problem, config, device, projection)
     if not isinstance(config, StepConfig):
-        # A projection and a scan; before that of ``grid`` its mailbox is cleared. W_hh comes on chip once.
-        launch = _LAUNCH * layers * (2 if isinstance(config, BlockConfig) else 3)
-        return work + Cost(launch=launch, bytes=layers * _weights_on_chip(problem, config, device))
+        # The launches are a projection and a scan. ``grid`` clears its mailbox before the scan. W_hh is loaded once.
+        launch = _LAUNCH_US * layers * (2 if isinstance(config, BlockConfig) else 3)
+        return work + Cost(launch=launch, bytes=layers * _weight_load_us(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
     if problem.is_single_step:
-        return work + Cost(launch=_LAUNCH * launches)
-    # Each waits for the one before it. While the host makes the next launch the GPU works on this one: the rest counts.
-    between = _LAUNCH * steps * launches
+        return work + Cost(launch=_LAUNCH_US * launches)
+    # A launch waits for the one before. The GPU works while the host prepares the next launch, so that only the time
+    # beyond this work counts.
+    between = _LAUNCH_US * steps * launches
     if not in_graph:
-        between = max(between, _PYTHON_LAUNCH * steps * launches - work.total)
-    return work + Cost(launch=_LAUNCH * layers + between)
+        between = max(between, _PYTHON_LAUNCH_US * steps * launches - work.total)
+    return work + Cost(launch=_LAUNCH_US * layers + between)
 
 
-@functools.lru_cache(maxsize=4096)  # a call with another number of steps asks again
+@functools.lru_cache(maxsize=4096)  # calls that differ in the number of steps share this
 def estimate_time_step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
     """Return the cost of a time step of all sequences and directions, of one layer."""
     return _TIME_STEP_COSTS[type(config)](config, shape, reset_after)
@@ -144,42 +146,44 @@ def _microseconds(cycles: float, device: Device) -> float:
 
 
 def _gate_bytes(config: Config, shape: Shape) -> int:
-    """Return the bytes of a step's three gates, which are read, and of its state, which is written."""
+    """Return the bytes that a step reads of its three gate inputs and writes of its state."""
     return shape.directions * shape.batch_size * 4 * config.padded_hidden * shape.itemsize
 
 
-def _block_step(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
+def _block_step_cost(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
     device = shape.device
     threads = 32 * config.num_warps
     if shape.is_ieee:
         instructions = 40 + 1.35 * 3 * config.padded_hidden**2 * config.batch / threads
     else:
-        # Of two rows a thread has every result four times, and makes it once.
+        # With two rows, four columns hold the same results, and a thread computes the gates of one.
         results = config.tiles * max(1, config.units * config.columns // threads) / (4 if config.batch == 2 else 1)
         rows_of_warp = config.tiles * max(1, config.units // (16 * config.num_warps))
-        products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // (_SUMMED // shape.itemsize)
+        depth = _PRODUCT_DEPTH_BYTES // shape.itemsize
+        products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // depth
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
-        # The state as a TF32 operand comes number by number, but of two rows matrix by matrix.
-        each = 1 if config.batch == 2 else shape.itemsize // 2
-        instructions = 40 + 15 * results + each * products + 4.3 * from_shared
-    # As many programs share a multiprocessor as their registers allow; the others wait.
+        # A TF32 operand of the state is loaded number by number. Exception: with two rows, matrix by matrix.
+        loads_per_product = 1 if config.batch == 2 else shape.itemsize // 2
+        instructions = 40 + 15 * results + loads_per_product * products + 4.3 * from_shared
+    # The registers limit how many programs share a multiprocessor. The others wait.
     programs = -(-shape.batch_size // config.batch) * shape.directions
     resident = max(1, 8 // config.num_warps)
     waves = -(-programs // (device.sms * resident))
     sharing = max(1.0, min(resident, -(-programs // device.sms)) * config.num_warps / 4)
-    chain, more = (1, 1) if reset_after else (1.7, 1.15)
-    cycles = waves * (_BLOCK_CHAIN * chain + _INSTRUCTION * instructions * more * sharing)
-    moved = _from_l2(_gate_bytes(config, shape), device)
+    empty_step_factor, instruction_factor = (1, 1) if reset_after else (1.7, 1.15)
+    computing = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * sharing
+    cycles = waves * (_BLOCK_EMPTY_STEP_CYCLES * empty_step_factor + computing)
+    moved = _l2_us(_gate_bytes(config, shape), device)
     return Cost(instructions=_microseconds(cycles, device), bytes=moved)
 
 
-# By hand-over, the trips that a hop takes, and how often a tile is read on average: "flag" reads it in vain until it is
-# there, "probe" waits for a word of it before.
+# For each hand-over, the trips to the L2 that a hop takes, and how often a tile is read on average. "flag" reads the
+# whole tile until it is complete, "probe" first waits for one word of it.
 _TRIPS = {"flag": 1, "probe": 1.5}
 _READS = {"flag": 2, "probe": 1}
 
 
-def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
+def _grid_step_cost(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
     device = shape.device
     threads = 32 * config.slices
     if shape.is_ieee and config.register_tiles:
@@ -191,27 +195,29 @@ def _grid_step(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
     else:
         results = max(1, config.units * config.batch // threads)
         weight_tiles = config.weight_tiles(shape.itemsize)
-        chunks = weight_tiles // 3 * config.depth(shape.itemsize) // (_SUMMED // shape.itemsize)
-        products = 3 * (config.units // 16) * (config.batch // 8) * chunks
+        segments = weight_tiles // 3 * config.depth(shape.itemsize) // (_PRODUCT_DEPTH_BYTES // shape.itemsize)
+        products = 3 * (config.units // 16) * (config.batch // 8) * segments
         words = config.state_registers(shape.itemsize) / 4
         from_shared = 2 * (weight_tiles - config.register_tiles) * config.units / 16
         sums = 3 * config.units * config.batch / 32
         instructions = 8 + 41 * results + 2.9 * sums + 2.5 * words + 5.3 * from_shared + 2 * products
-    handovers, more = (1, 1) if reset_after else (2, 1.4)
+    handovers, instruction_factor = (1, 1) if reset_after else (2, 1.4)
     rounds = config.count_rounds(shape.batch_size, shape.directions)
-    cycles = rounds * config.tiles * (_GRID_CHAIN + _INSTRUCTION * instructions * more * config.slices / 4)
-    hop = (_HOP + _CROWD * config.programs) * _TRIPS[config.handover]
+    computing = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * config.slices / 4
+    cycles = rounds * config.tiles * (_GRID_EMPTY_STEP_CYCLES + computing)
+    hop = (_HOP_CYCLES + _HOP_CYCLES_PER_PROGRAM * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
-        sent = config.rows * config.units * shape.itemsize
-        hop += _SHARED_LINE * config.programs * max(0.0, _LINE / sent - 1)
+        # Every program polls a line while the programs whose words lie in it write to it.
+        sent_bytes = config.rows * config.units * shape.itemsize
+        hop += _LINE_SHARING_CYCLES * config.programs * max(0.0, _LINE_BYTES / sent_bytes - 1)
     rows = -(-shape.batch_size // config.batch) * config.rows
-    read = shape.directions * config.programs * rows * config.padded_hidden * shape.itemsize
-    # Of two tiles in turn, one has come by the time the other is done: nothing is read in vain.
-    read *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
+    read_bytes = shape.directions * config.programs * rows * config.padded_hidden * shape.itemsize
+    # With two tiles in turn, one has arrived by the time the other is computed, so that each is read once.
+    read_bytes *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
     return Cost(
         instructions=_microseconds(cycles, device),
         hop=_microseconds(rounds * handovers * hop, device),
-        bytes=_from_l2(read + _gate_bytes(config, shape), device),
+        bytes=_l2_us(read_bytes + _gate_bytes(config, shape), device),
     )
 
 
@@ -219,10 +225,10 @@ def _step_kernel_cost(config: StepConfig, shape: Shape, reset_after: bool) -> Co
     device = shape.device
     tiles = -(-shape.batch_size // config.batch)
     programs = config.programs * tiles * shape.directions
-    # Of an iteration, in which warps share the products. As TF32 operands are rounded first: by several warps, where
-    # these have no slices of their own.
+    # Count the instructions of an iteration, in which warps share the products. TF32 operands are rounded first. Warps
+    # that have no slices round the same operands.
     numbers = 3 * config.units * config.batch * config.depth // config.num_warps
-    products = numbers // (16 * 8 * (_SUMMED // shape.itemsize))
+    products = numbers // (16 * 8 * (_PRODUCT_DEPTH_BYTES // shape.itemsize))
     if shape.is_ieee:
         instructions = 50 + 1.2 * numbers / 32
     elif shape.itemsize == 2:
@@ -231,44 +237,44 @@ def _step_kernel_cost(config: StepConfig, shape: Shape, reset_after: bool) -> Co
         instructions = (140 if config.slices > 1 else 300) + 4 * products
     sharing = max(1.0, programs / device.sms * config.num_warps / 4)
     iterations = -(-shape.hidden_size // config.depth)
-    computed = _microseconds(_INSTRUCTION * iterations * instructions * sharing, device)
-    # Loads are under way while products are made, from memory beside those from the L2: what takes longest counts.
+    computed = _microseconds(_CYCLES_PER_INSTRUCTION * iterations * instructions * sharing, device)
+    # Loads from memory, loads from the L2 and products overlap, so that the longest of the three counts.
     weights = 3 * shape.hidden_size**2 * shape.itemsize * shape.directions
     state = programs * config.batch * shape.hidden_size * shape.itemsize
-    moved = max(_from_l2_or_memory(weights, device), _from_l2(weights * tiles + state, device))
+    moved = max(_l2_or_memory_us(weights, device), _l2_us(weights * tiles + state, device))
     if config.batch > 16:
-        moved /= _STEP_REACHED
+        moved /= _STEP_BANDWIDTH_FRACTION
     else:
-        # All stages but one are on their way at once; so are those of the programs that share a multiprocessor.
+        # The stages except one are loaded at once, by all programs that share a multiprocessor.
         resident = max(1, device.shared_memory // config.shared_memory(shape.itemsize))
         trips = iterations / max(1, config.num_stages - 1) * max(1.0, programs / (resident * device.sms))
-        latency = _STEP_LATENCY if _stays_in_l2(weights, device) else _STEP_MEMORY_LATENCY
+        latency = _STEP_L2_LATENCY_CYCLES if _stays_in_l2(weights, device) else _STEP_MEMORY_LATENCY_CYCLES
         moved += _microseconds(trips * latency, device)
-    moved += _from_l2(_gate_bytes(config, shape), device)
-    cost = Cost(instructions=_microseconds(_STEP_CHAIN, device) + max(0.0, computed - moved), bytes=moved)
+    moved += _l2_us(_gate_bytes(config, shape), device)
+    cost = Cost(instructions=_microseconds(_STEP_EMPTY_STEP_CYCLES, device) + max(0.0, computed - moved), bytes=moved)
     return cost * (1 if reset_after else 1.5)
 
 
-_TIME_STEP_COSTS = {BlockConfig: _block_step, GridConfig: _grid_step, StepConfig: _step_kernel_cost}
+_TIME_STEP_COSTS = {BlockConfig: _block_step_cost, GridConfig: _grid_step_cost, StepConfig: _step_kernel_cost}
 
 
-def _weights_on_chip(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
-    """Return the microseconds for all programs to read their part of W_hh: once from memory, then from the L2."""
+def _weight_load_us(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
+    """Return the microseconds for all programs to load their part of W_hh, first from memory and again from the L2."""
     weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
-    times = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
-    copies = _from_l2(weights * problem.directions * (times - 1), device)
-    return _from_l2_or_memory(weights * problem.directions, device) + copies
+    loads = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
+    repeated = _l2_us(weights * problem.directions * (loads - 1), device)
+    return _l2_or_memory_us(weights * problem.directions, device) + repeated
 
 
-def _from_l2(size: float, device: Device) -> float:
-    """Return the microseconds for the multiprocessors to read so many bytes, all at once."""
-    return size / (_L2_BYTES * device.sms * device.clock_ghz * 1e3)
+def _l2_us(size: float, device: Device) -> float:
+    """Return the microseconds for all multiprocessors together to read ``size`` bytes from the L2."""
+    return size / (_L2_BYTES_PER_CYCLE * device.sms * device.clock_ghz * 1e3)
 
 
-def _from_l2_or_memory(size: int, device: Device) -> float:
-    """Return the microseconds to read ``size`` bytes once a step: from the L2 where they can stay there."""
+def _l2_or_memory_us(size: int, device: Device) -> float:
+    """Return the microseconds to read ``size`` bytes that every step reads, from the L2 if they fit there."""
     if _stays_in_l2(size, device):
-        return _from_l2(size, device)
+        return _l2_us(size, device)
     return size / (0.9 * device.memory_gbs * 1e3)
 
 
@@ -276,82 +282,82 @@ def _stays_in_l2(size: int, device: Device) -> bool:
     return size <= 0.7 * device.l2_bytes
 
 
-def _flops(problem: Problem, device: Device) -> float:
-    """Return what products get done, in FLOPs a microsecond."""
-    return _REACHED * _flops_of_cycle(problem, device) * device.sms * device.clock_ghz * 1e3
+def _flops_per_us(problem: Problem, device: Device) -> float:
+    """Return the FLOPs a microsecond that a product of middling size reaches on the device."""
+    return _GEMM_EFFICIENCY * _peak_flops(problem, device) * device.sms * device.clock_ghz * 1e3
 
 
-def _flops_of_cycle(problem: Problem, device: Device) -> float:
-    """Return the FLOPs a cycle that a multiprocessor makes at its best."""
+def _peak_flops(problem: Problem, device: Device) -> float:
+    """Return the peak FLOPs a cycle of a multiprocessor, in the problem's precision."""
     if problem.is_ieee:
-        return _ORDINARY_FLOPS
-    return _MATRIX_FLOPS.get(device.compute_capability, _MATRIX_FLOPS_ELSEWHERE) / (problem.dtype.itemsize // 2)
+        return _FP32_FLOPS
+    return _MATRIX_FLOPS.get(device.compute_capability, _OTHER_MATRIX_FLOPS) / (problem.dtype.itemsize // 2)
 
 
-def _own_projection(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
-    """Return the cost of our own projection, in tiles as they are usual if ``tile`` is None.
+def _own_projection_cost(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
+    """Return the cost of our own projection, in the usual tiles if ``tile`` is None.
 
-    Multiprocessors without a tile have nothing to do, as with many inputs of few sequences.
+    With many inputs and few sequences there are fewer tiles than multiprocessors, and some multiprocessors are idle.
     """
     pairs = problem.steps * -(-problem.batch_size // config.rows) * config.rows
     cycles = 0.0
     for inputs, layers in problem.input_sizes:
         aligned = inputs * problem.dtype.itemsize % 16 == 0
-        used = tile or projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
-        programs = math.prod(used.launch_grid(pairs, config.padded_hidden, problem.directions))
-        flops = 2 * used.rows * used.cols * used.depth * -(-inputs // used.depth)
-        cycles += layers * -(-programs // device.sms) * flops / (_REACHED * _flops_of_cycle(problem, device))
-    least = _projection(problem, device).total
-    return Cost(projection=max(_microseconds(cycles * (_IEEE_PROJECTION if problem.is_ieee else 1), device), least))
+        layer_tile = tile or projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
+        programs = math.prod(layer_tile.launch_grid(pairs, config.padded_hidden, problem.directions))
+        flops = 2 * layer_tile.rows * layer_tile.cols * layer_tile.depth * -(-inputs // layer_tile.depth)
+        cycles += layers * -(-programs // device.sms) * flops / (_GEMM_EFFICIENCY * _peak_flops(problem, device))
+    microseconds = _microseconds(cycles * (_IEEE_PROJECTION_FACTOR if problem.is_ieee else 1), device)
+    return Cost(projection=max(microseconds, _projection_cost(problem, device).total))
 
 
-def _projection(problem: Problem, device: Device) -> Cost:
-    """Return the cost of W_ih x, of all steps and layers, where all multiprocessors have as much of it to do."""
+def _projection_cost(problem: Problem, device: Device) -> Cost:
+    """Return the cost of W_ih x for all steps and layers, spread evenly over all multiprocessors."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
     for inputs, layers in problem.input_sizes:
         gates = 3 * problem.hidden_size * problem.directions
-        flops = 2 * rows * inputs * gates / _flops(problem, device)
+        flops = 2 * rows * inputs * gates / _flops_per_us(problem, device)
         moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
-        microseconds += layers * max(flops, _from_l2_or_memory(moved, device))
+        microseconds += layers * max(flops, _l2_or_memory_us(moved, device))
     return Cost(projection=microseconds)
 
 
-def _arranging(problem: Problem, config: Config, device: Device) -> Cost:
-    """Return the cost of laying out what cuBLAS has multiplied, and of what it takes beside our one launch a layer.
+def _arranging_cost(problem: Problem, config: Config, device: Device) -> Cost:
+    """Return the cost of bringing cuBLAS's products into the scan's layout, and of the products' launches.
 
-    That is a launch more for each direction. The products are read and written while they are in the L2.
+    That is one launch for each direction more than with our own projection. The products are read from the L2.
     """
     read = problem.batch_size * problem.hidden_size
     written = -(-problem.batch_size // config.rows) * config.rows * config.padded_hidden
     numbers = problem.num_layers * problem.directions * problem.steps * 3 * (read + written)
-    moved = _from_l2(numbers * problem.dtype.itemsize, device)
-    return Cost(launch=_LAUNCH * problem.num_layers * problem.directions, projection=moved)
+    moved = _l2_us(numbers * problem.dtype.itemsize, device)
+    return Cost(launch=_LAUNCH_US * problem.num_layers * problem.directions, projection=moved)
 
 
-def _torchs_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
+def _nn_gru_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
-    # gates of the input and of the state, written and read again, and the states
+    # The gates of input and state are written and read again, and the states are read and written.
     moved = batch * hidden * itemsize * 12
-    flops = 6 * hidden**2 * batch / _flops(problem, device)
+    flops = 6 * hidden**2 * batch / _flops_per_us(problem, device)
     if itemsize == 4 and not problem.is_ieee:
-        flops *= _TORCHS_TF32
-    weights = _from_l2_or_memory(3 * hidden**2 * itemsize, device)
-    if hidden <= _TORCHS_PERSISTENT_UP_TO and problem.layout == "dense" and batch <= 1024:
-        cycles = _TORCHS_PERSISTENT_STEP + _TORCHS_PERSISTENT_UNIT * hidden * (2 if problem.is_ieee else 1)
-        chain = _microseconds(cycles, device)
-        if itemsize == 2 and batch >= _TORCHS_PERSISTENT_BATCH:
-            chain *= _TORCHS_PERSISTENT_BATCHED
-        step = Cost(instructions=max(chain, flops), bytes=_from_l2_or_memory(moved, device))
+        flops *= _NN_GRU_TF32_FACTOR
+    weights = _l2_or_memory_us(3 * hidden**2 * itemsize, device)
+    if hidden <= _NN_GRU_PERSISTENT_MAX_HIDDEN and problem.layout == "dense" and batch <= 1024:
+        unit_cycles = _NN_GRU_PERSISTENT_CYCLES_PER_UNIT * hidden * (2 if problem.is_ieee else 1)
+        latency = _microseconds(_NN_GRU_PERSISTENT_STEP_CYCLES + unit_cycles, device)
+        if itemsize == 2 and batch >= _NN_GRU_PERSISTENT_BATCH:
+            latency *= _NN_GRU_PERSISTENT_BATCH_FACTOR
+        step = Cost(instructions=max(latency, flops), bytes=_l2_or_memory_us(moved, device))
     else:
-        work = max(flops, weights) + _from_l2_or_memory(moved, device)
-        least = _TORCHS_STEP_IN_GRAPH if in_graph else _TORCHS_STEP
-        gap = _TORCHS_GAP_IN_FP32 if itemsize == 4 else _TORCHS_GAP
-        step = Cost(launch=max(least - work, gap), bytes=work)
-    turned = 0.0
-    if problem.reverse or problem.layout == "lengths":  # input and output are turned, or packed and padded
-        turned = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)
-    whole = Cost(launch=_LAUNCH * 2 * problem.num_layers * problem.directions, bytes=turned)
-    # Both directions' launches may be under way at once: their work is done, and one of them waited for.
+        work = max(flops, weights) + _l2_or_memory_us(moved, device)
+        shortest = _NN_GRU_GRAPH_STEP_US if in_graph else _NN_GRU_EAGER_STEP_US
+        gap = _NN_GRU_FP32_GAP_US if itemsize == 4 else _NN_GRU_GAP_US
+        step = Cost(launch=max(shortest - work, gap), bytes=work)
+    rearranging = 0.0
+    if problem.reverse or problem.layout == "lengths":  # input and output are flipped in time, or packed and padded
+        rearranging = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)
+    call = Cost(launch=_LAUNCH_US * 2 * problem.num_layers * problem.directions, bytes=rearranging)
+    # The launches of two directions overlap: the work of both counts, and the launch gap of one.
     step = step * problem.directions + Cost(launch=step.launch * (1 - problem.directions))
-    return step * (problem.steps * problem.num_layers) + _projection(problem, device) + whole
+    return step * (problem.steps * problem.num_layers) + _projection_cost(problem, device) + call

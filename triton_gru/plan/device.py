@@ -1,4 +1,4 @@
-"""What a device offers to a kernel."""
+"""Facts about GPUs that plans depend on."""
 
 import functools
 import os
@@ -12,16 +12,16 @@ from triton.runtime import driver
 
 @dataclass(frozen=True)
 class Device:
-    """The facts a plan depends on.
+    """The facts about a GPU that a plan depends on.
 
     Attributes:
-        name: what the driver calls it.
+        name: the driver's name of the GPU.
         arch: ``"sm_90"`` for compute capability 9.0.
         sms: streaming multiprocessors.
         shared_memory: bytes of shared memory that one program may have.
-        clock_ghz: of a multiprocessor, at most.
-        memory_gbs: bandwidth of the device's memory, gigabytes a second.
-        l2_bytes: size of the L2.
+        clock_ghz: highest clock of a multiprocessor, in GHz.
+        memory_gbs: bandwidth of the device's memory, in gigabytes a second.
+        l2_bytes: size of the L2 cache, in bytes.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Device:
 
     @property
     def compute_capability(self) -> int:
-        """90 for sm_90."""
+        """Return the compute capability as a number: 90 for sm_90."""
         return int(self.arch[3:])
 
 
-# Devices that a plan can be made for without having one: as their makers describe them. Shared memory is what a program
-# may opt in to, by the CUDA C++ Programming Guide. The driver's figures are those that deviceQuery prints.
+# Devices that a plan can be made for without having one, by their makers' documents. Shared memory is what a program
+# may opt in to, from the CUDA C++ Programming Guide. "The driver" stands for the figures that deviceQuery prints.
 KNOWN_DEVICES = {
     device.name: device
     for device in (
@@ -60,22 +60,22 @@ KNOWN_DEVICES = {
 
 
 def match_device(name: str, sms: int | None = None) -> Device | None:
-    """Return the device of `KNOWN_DEVICES` that a driver names by that word (a GH200 is no H200), if all of it is there.
+    """Return the device of `KNOWN_DEVICES` whose name is a word of the driver's ``name``, or None.
 
-    ``sms`` is None if it is not known how many multiprocessors there are.
+    A GH200 does not match H200. If ``sms`` is given, the number of multiprocessors must match too.
     """
     named = (device for device in KNOWN_DEVICES.values() if re.search(rf"\b{re.escape(device.name)}\b", name))
     return next((device for device in named if sms in (None, device.sms)), None)
 
 
-# Whether Triton was told to interpret the kernels, in place of compiling them, when they were made.
+# True if TRITON_INTERPRET was set when the kernels were imported: Triton then interprets them and compiles none.
 _INTERPRETED = knobs.runtime.interpret
-# The device on which kernels take CPU tensors to lie: none, unless one is emulated.
+# The device that CPU tensors count as being on while a test emulates a GPU, else None.
 emulated_device: Device | None = None
 
 
 def find_device(device: torch.device) -> Device | None:
-    """The `Device` behind a torch device, None where no kernel can run."""
+    """Return the `Device` behind a torch device, or None if no kernel can run there."""
     if _INTERPRETED:
         return None
     if device.type == "cpu":
@@ -87,11 +87,11 @@ def find_device(device: torch.device) -> Device | None:
 
 def list_gpus() -> list[Device]:
     """Return this machine's GPUs on which kernels run."""
-    return [found for i in range(torch.cuda.device_count()) if (found := find_device(torch.device("cuda", i)))]
+    return [gpu for i in range(torch.cuda.device_count()) if (gpu := find_device(torch.device("cuda", i)))]
 
 
 def no_device_reason() -> str:
-    """Return why there may be no `Device` behind a torch device."""
+    """Return the most likely reason why `find_device` returned None."""
     if _INTERPRETED:
         return "the kernels run compiled only, and TRITON_INTERPRET was set when they were imported: unset it"
     if torch.version.hip:
@@ -100,27 +100,32 @@ def no_device_reason() -> str:
 
 
 def is_on_other_gpu(device: torch.device) -> bool:
-    """Whether another GPU is the current one, on which a kernel would start."""
+    """Return whether ``device`` is a GPU but not the current one, on which a kernel would start."""
     return device.type == "cuda" and device.index != torch.cuda.current_device()
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the current stream of a device that is there."""
+    """Return whether a CUDA graph is being captured on the current stream of ``device``."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def limit_sms(device: Device, sms: int | None) -> Device:
-    """Return ``device`` as one of ``sms`` multiprocessors, if it has more: another device, with tables of its own."""
+    """Return ``device`` with at most ``sms`` multiprocessors, if given.
+
+    A device with fewer counts as another device: it has another name, and separate tables.
+    """
     if sms is None or sms >= device.sms:
         return device
     return replace(device, name=f"{device.name}, {sms} SMs", sms=sms)
 
 
 def read_max_sms() -> int | None:
-    """Return how many multiprocessors programs that wait for each other may take: TRITON_GRU_MAX_SMS, or None for all.
+    """Return the environment variable TRITON_GRU_MAX_SMS, or None if it is unset.
+
+    That is how many multiprocessors the programs of ``grid``, which wait for each other, may take.
 
     Raises:
-        ValueError: it is no whole number above 0.
+        ValueError: the variable is no whole number above 0.
     """
     text = os.environ.get("TRITON_GRU_MAX_SMS", "").strip()
     if text and not (text.isascii() and text.isdecimal() and int(text) > 0):
@@ -132,11 +137,11 @@ def read_max_sms() -> int | None:
 def _find_gpu(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     limits = driver.active.utils.get_device_properties(index)
-    # Some drivers tell no clocks (0): then those of a middling GPU, so that estimates are rough, but finite.
+    # Some drivers report clocks of 0. Then take those of a middling GPU, so that estimates are rough, but finite.
     clock_ghz = limits["sm_clock_rate"] / 1e6 or 1.5
     memory_gbs = 2 * limits["mem_clock_rate"] * limits["mem_bus_width"] / 8e6 or 1000.0
-    whole = Device(
+    gpu = Device(
         properties.name, f"sm_{properties.major}{properties.minor}", properties.multi_processor_count,
         limits["max_shared_mem"], clock_ghz, memory_gbs, properties.L2_cache_size,
     )  # fmt: skip
-    return limit_sms(whole, read_max_sms())
+    return limit_sms(gpu, read_max_sms())

@@ -1,7 +1,7 @@
-"""Which configuration a kernel takes where none was measured: the one estimated cheapest, of those that compile well.
+"""The choice of a kernel's configuration if none was measured: the one with the lowest estimate (cost.py).
 
-What is known of them was read from compiled code: none spills, on any architecture named in ``tests/compiled``. Tuning
-(triton_gru/tuning) looks further, and replaces the estimate by measurement.
+Only configurations that compile well compete: none spills registers on any architecture named in ``tests/compiled``.
+Tuning (triton_gru/tuning) tries more configurations, and replaces the estimate by measurement.
 """
 
 import functools
@@ -17,56 +17,57 @@ from .problem import Problem, Shape
 from .validity import GRID_REGISTERS, out_of_resources_reason, too_large_reason, too_old_reason
 
 
-def _of_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | str]:
-    """Make a function of a `Shape` one of the shape's fields, cached, that refuses a device too old for any kernel."""
+def _cache_by_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | str]:
+    """Return a cached function of the fields of a `Shape` that calls ``choose`` with the shape.
+
+    If the device is too old for any kernel, the function returns the reason.
+    """
 
     @functools.lru_cache(maxsize=1024)
     @functools.wraps(choose)
-    def chosen(*fields) -> Config | str:
+    def choose_by_fields(*fields) -> Config | str:
         shape = Shape(*fields[:6])
         return too_old_reason(shape.device) or choose(shape, *fields[6:])
 
-    return chosen
+    return choose_by_fields
 
 
-def _too_large(shape: Shape, why: str) -> str:
-    return f"hidden_size {shape.hidden_size} is too large: {why}"
+def _too_large_reason(shape: Shape, limit: str) -> str:
+    return f"hidden_size {shape.hidden_size} is too large: {limit}"
 
 
-def _cheapest(configs: list[Config], shape: Shape) -> Config:
-    """Return the first of the cheapest."""
+def _find_cheapest(configs: list[Config], shape: Shape) -> Config:
+    """Return the configuration with the lowest estimate, or the first of several."""
     return min(configs, key=lambda config: estimate_time_step_cost(config, shape).total)
 
 
-@_of_fields
+@_cache_by_fields
 def block_config(shape: Shape) -> BlockConfig | str:
-    """Return the configuration of ``block`` for a shape, or the reason why there is none."""
+    """Return the configuration of ``block`` for a shape, or the reason why it has none."""
     config, device = _cut_block(shape), shape.device
-    if config is None:
-        return _too_large(shape, f"{device.name} keeps 128 hidden units in one program")
     needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
-        room = format_bytes(device.shared_memory)
-        memory = (
-            f"{format_bytes(needed)} of shared memory beside the registers of one program, {device.name} has {room}"
+        limit = (
+            f"W_hh in {shape.dtype_text} needs {format_bytes(needed)} of one program's shared memory, "
+            f"{device.name} has {format_bytes(device.shared_memory)}"
         )
-        return _too_large(shape, f"W_hh in {shape.dtype_text} needs {memory}")
+        return _too_large_reason(shape, limit)
     configs = [config]
     if config.batch == 8 and not shape.is_ieee:
-        # Two batch rows in a program, where products are of eight columns: for a quarter of what follows them. There,
-        # masks take no more registers than there are.
-        in_registers = 6 if config.tiles > 1 else config.register_tiles
-        configs.append(replace(config, batch=2, register_tiles=in_registers))
-    # Twice the rows, for fewer programs to wait for a multiprocessor, where registers allow it. Data-centre Blackwell
-    # would route products of 16 columns through tensor memory and back, every step.
+        # Two batch rows in a program. The products still have eight columns, but a thread computes a quarter of the
+        # gates. That leaves registers for six tiles even with masks.
+        register_tiles = 6 if config.tiles > 1 else config.register_tiles
+        configs.append(replace(config, batch=2, register_tiles=register_tiles))
+    # Twice the rows halve the programs that wait for a multiprocessor, if registers allow it. Exception: data-centre
+    # Blackwell, where Triton would move products of 16 columns through tensor memory and back at every step.
     too_wide = shape.itemsize == 4 and config.units > 64
     if config.shared_tiles == 0 and config.batch == 8 and not (too_wide or 100 <= device.compute_capability < 120):
         configs.append(replace(config, batch=16, ahead=1))
-    return _cheapest(configs, shape)
+    return _find_cheapest(configs, shape)
 
 
-def _cut_block(shape: Shape) -> BlockConfig | None:
-    """Return how W_hh is cut for 8 batch rows in a program; None if no program keeps it."""
+def _cut_block(shape: Shape) -> BlockConfig:
+    """Return the configuration of ``block`` with 8 batch rows in a program, even if it exceeds the shared memory."""
     padded = max(16, 1 << (shape.hidden_size - 1).bit_length())
     warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
     tiles = -(-shape.hidden_size // 64)
@@ -75,53 +76,54 @@ def _cut_block(shape: Shape) -> BlockConfig | None:
         units, tiles, warps = (padded, 1, warps) if padded <= 64 else (64, tiles, 8)
         return BlockConfig(units, tiles, 8, ahead=1, register_tiles=0, num_warps=warps)
     if padded <= 128:
-        # Prefetch further where a step is shorter than the latency of memory, as far as registers allow.
+        # A short step hides less of the latency of memory. So prefetch further, as far as registers allow.
         ahead = 4 if padded <= 64 else 1 if shape.itemsize == 4 else 2
         return BlockConfig(padded, 1, 8, ahead, register_tiles=3, num_warps=warps)
-    # Four warps have registers for six tiles of 64 by 64 16-bit numbers beside a step's own, fewer with masks.
-    in_registers = 0 if shape.itemsize == 4 else 6 if shape.hidden_size % 64 == 0 else 3
-    return BlockConfig(64, tiles, 8, ahead=1, register_tiles=in_registers, num_warps=4)
+    # Four warps have registers for six tiles of 64 by 64 16-bit numbers besides a step's values. With masks, for three.
+    register_tiles = 0 if shape.itemsize == 4 else 6 if shape.hidden_size % 64 == 0 else 3
+    return BlockConfig(64, tiles, 8, ahead=1, register_tiles=register_tiles, num_warps=4)
 
 
-# Times the least estimated cost: what costs no more is as good.
-_AS_GOOD = 1.05
+# Configurations whose estimate is at most this many times the lowest count as equally fast.
+_MAX_EQUAL_COST_RATIO = 1.05
 
 
-@_of_fields
+@_cache_by_fields
 def grid_config(
     shape: Shape, cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = ()
 ) -> GridConfig | str:
-    """Return the configuration of ``grid`` for a shape, or the reason why there is none.
+    """Return the configuration of ``grid`` for a shape, or the reason why it has none.
 
     ``cuts`` and ``handovers`` are those of `cut_grid`.
     """
     device = shape.device
-    least = -(-shape.hidden_size // 16)
-    if least > device.sms:
-        has = f"{device.name} has {device.sms}"
-        return _too_large(shape, f"it takes {least} programs at once, one on each multiprocessor, {has}")
+    fewest_programs = -(-shape.hidden_size // 16)
+    if fewest_programs > device.sms:
+        available = f"{device.name} has {device.sms}"
+        limit = f"it takes {fewest_programs} programs at once on as many multiprocessors, {available}"
+        return _too_large_reason(shape, limit)
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
-        room = f"the registers and shared memory of {least} programs on {device.name}"
-        return _too_large(shape, f"W_hh in {shape.dtype_text} does not fit {room}")
-    # Of as good as equals the one of fewest programs, in which fewer read the state and wait for each other. Where
-    # estimates differ by so little, that was the faster one on an H200.
-    least_time = _AS_GOOD * estimate_time_step_cost(_cheapest(configs, shape), shape).total
-    equals = [config for config in configs if estimate_time_step_cost(config, shape).total <= least_time]
+        memory = f"the registers and shared memory of {fewest_programs} programs on {device.name}"
+        return _too_large_reason(shape, f"W_hh in {shape.dtype_text} does not fit {memory}")
+    # Take the fewest programs among configurations with almost equal estimates: then fewer programs read the state and
+    # wait for each other. On an H200 that was faster if estimates differ by at most 5 %.
+    most_time = _MAX_EQUAL_COST_RATIO * estimate_time_step_cost(_find_cheapest(configs, shape), shape).total
+    equals = [config for config in configs if estimate_time_step_cost(config, shape).total <= most_time]
     programs = min(config.programs for config in equals)
-    return _cheapest([config for config in equals if config.programs == programs], shape)
+    return _find_cheapest([config for config in equals if config.programs == programs], shape)
 
 
-# To wait for one word of a tile before all of it was not worth it with fewer programs, on an H200.
-_PROBING_PROGRAMS = 64
+# "probe" is tried from this many programs on. With fewer it was 4 to 30 % slower on an H200 (perf/NOTES.md).
+_MIN_PROBE_PROGRAMS = 64
 
 
 def cut_grid(
     shape: Shape, cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = ()
 ) -> Iterator[GridConfig]:
-    """Yield the configurations with ``cuts`` that fit the device: by rows, hand-over and slices.
+    """Yield the configurations that fit the device, for each of ``cuts`` by rows, hand-over and slices.
 
-    Without ``handovers`` they have those that may be the fastest.
+    ``cuts`` are as `GRID_CUTS`. If ``handovers`` is empty, the hand-overs that may be the fastest are tried.
     """
     for units, batch, tiles in cuts:
         programs = -(-shape.hidden_size // units)
@@ -129,73 +131,75 @@ def cut_grid(
             continue
         start = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
         start = start.adapt_to(shape.batch_size, shape.directions, shape.device.sms)
-        # Lanes compute every row that there is.
-        by_lanes = shape.is_ieee and start.can_use_lanes
-        doubles = tiles == 1 and start.rows < batch and not by_lanes
-        all_rows = (start.rows, 2 * start.rows) if doubles else (start.rows,)
-        all_handovers = handovers or (HANDOVERS if programs >= _PROBING_PROGRAMS else ("flag",))
+        # Lanes compute all ``rows``, so that twice the rows are twice the work.
+        uses_lanes = shape.is_ieee and start.can_use_lanes
+        can_double_rows = tiles == 1 and start.rows < batch and not uses_lanes
+        all_rows = (start.rows, 2 * start.rows) if can_double_rows else (start.rows,)
+        all_handovers = handovers or (HANDOVERS if programs >= _MIN_PROBE_PROGRAMS else ("flag",))
         for rows, handover, slices in itertools.product(all_rows, all_handovers, (4, 8)):
-            # With two tiles in turn one has mostly come while the other was worked on: there is nothing to probe for.
+            # With two tiles in turn, one mostly arrives while the other is computed, so that "probe" gains nothing.
             if tiles == 1 or handover != "probe":
                 config = replace(start, rows=rows, handover=handover, slices=slices)
-                if config := _with_weights(config, shape):
+                if config := _place_weights(config, shape):
                     yield config
 
 
-def _with_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
-    """Return ``config`` with as many tiles of W_hh in registers as go there; None if it does not fit the device."""
+def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
+    """Return ``config`` with the most tiles of W_hh in registers that fit, or None if it does not fit the device."""
     itemsize = shape.itemsize
     if shape.is_ieee:
         # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
         is_narrow = (config.units, config.batch, config.tiles, config.slices) == (16, 8, 1, 8)
         if not is_narrow or out_of_resources_reason(config, shape):
             return None
-        by_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
-        return by_lanes if by_lanes.can_use_lanes else config
+        with_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
+        return with_lanes if with_lanes.can_use_lanes else config
     budget = GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if shape.device.compute_capability < 90:
-        budget -= 8  # the tests of what has come take more there
+        budget -= 8  # before Hopper, testing received words takes more registers
     if config.padded_hidden % (config.slices * config.depth(itemsize)):
-        budget -= 24 * (config.tiles - 1)  # so do the words after the last one
+        budget -= 24 * (config.tiles - 1)  # masking the words beyond the last unit takes registers, too
     spare = budget - config.registers(itemsize)
-    room = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
-    config = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), room)))
+    most_tiles = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
+    config = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), most_tiles)))
     return None if out_of_resources_reason(config, shape) else config
 
 
-@_of_fields
+@_cache_by_fields
 def step_config(shape: Shape) -> StepConfig | str:
-    """Return the configuration of ``step`` for a shape, or the reason why there is none."""
-    itemsize, ieee, device = shape.itemsize, shape.is_ieee, shape.device
-    batch = 16 if shape.batch_size <= 16 else 32 if shape.batch_size <= 32 or ieee else 64
+    """Return the configuration of ``step`` for a shape, or the reason why it has none."""
+    itemsize, is_ieee, device = shape.itemsize, shape.is_ieee, shape.device
+    batch = 16 if shape.batch_size <= 16 else 32 if shape.batch_size <= 32 or is_ieee else 64
     programs = -(-shape.hidden_size // 32) * -(-shape.batch_size // batch) * shape.directions
-    # With how many programs for each multiprocessor 32 units are worth trying, for fewer trips of the state, and in
-    # which order. What is on its way decides how fast weights come, on an H200, where this is measured.
-    full, units = (0.9, (32, 16)) if itemsize == 2 and batch == 16 else (2.0, (16, 32))
-    wide = programs >= full * device.sms and not ieee
+    # Programs of 32 units load the state less often. They are tried from this many programs a multiprocessor on, in
+    # this order of units. On an H200, the bytes in flight decide how fast weights arrive (perf/NOTES.md).
+    programs_per_sm, all_units = (0.9, (32, 16)) if itemsize == 2 and batch == 16 else (2.0, (16, 32))
+    can_be_wide = programs >= programs_per_sm * device.sms and not is_ieee
     aligned = shape.hidden_size * itemsize % 16 == 0
     configs = []
-    # Rows that are not aligned are loaded number by number, each with an address of its own: fewer of them at once.
-    for (size, stages), each in itertools.product(_STEP_LOOPS[0 if aligned else 1 :], units if wide else (16,)):
+    # Rows that are not aligned are loaded number by number, each by a separate address, so fewer bytes at once.
+    loops = _STEP_LOOPS[0 if aligned else 1 :]
+    for (size, stages), units in itertools.product(loops, all_units if can_be_wide else (16,)):
         depth = size // itemsize
-        # As many warps as there are slices of the least depth that the matrix unit sums over.
-        config = StepConfig(each, -(-shape.hidden_size // each), batch, depth, min(8, depth // 16), stages)
-        if config.slices == 1 or (ieee and not (batch == 16 and aligned)):  # ordinary products take more registers
+        # A warp has a slice of 16, the least depth that the matrix unit sums over, or more if there are over 8 slices.
+        config = StepConfig(units, -(-shape.hidden_size // units), batch, depth, min(8, depth // 16), stages)
+        if config.slices == 1 or (is_ieee and not (batch == 16 and aligned)):  # ordinary products take more registers
             config = replace(config, depth=128 // itemsize, num_warps=4, num_stages=3)
         if config.shared_memory(itemsize) <= device.shared_memory:
             configs.append(config)
-    return _cheapest(configs, shape)
+    return _find_cheapest(configs, shape)
 
 
-# Bytes of a row that an iteration takes, and stages.
+# (bytes of a row that an iteration loads, stages of the loop)
 _STEP_LOOPS = ((512, 3), (256, 4), (256, 3), (128, 3))
 
 
-# Each kernel's configuration for (hidden_size, batch_size, directions, dtype, precision, device), or why it has none.
+# Functions of (hidden_size, batch_size, directions, dtype, precision, device) that return a kernel's configuration, or
+# the reason why it has none.
 HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
 
 
 def heuristic(kernel: str, problem: Problem, device: Device) -> Config | str:
-    """Return a kernel's configuration for a problem, or why it has none."""
+    """Return a kernel's configuration for a problem, or the reason why it has none."""
     config = HEURISTICS[kernel](*problem.shape_on(device))
     return config if isinstance(config, str) else too_large_reason(config, problem) or config

@@ -1,4 +1,4 @@
-"""What a plan needs to know of a call: all of it, what a measurement holds for, and what a kernel is configured for."""
+"""Descriptions of a call: `Problem` for plans, `Shape` for a kernel's configuration, `Key` for tables."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from ..deprecated import rename_attributes
 from ..units import format_count
 from .device import Device
 
-# The dtypes that kernels compute in, by their names.
+# The dtypes that kernels compute in, by name.
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
-LAYOUTS = ("dense", "lengths", "packed")  # of `Problem`
+LAYOUTS = ("dense", "lengths", "packed")  # values of `Problem.layout`
 
 
 def describe_dtype(dtype: str, precision: str) -> str:
-    """Return a dtype by its name, with the precision of products where there is a choice: ``"float32 (TF32)"``."""
-    is_told = dtype == "float32" and precision
-    return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if is_told else dtype
+    """Return a dtype's name. float32 includes the precision of products if that is not empty: ``"float32 (TF32)"``."""
+    has_precision = dtype == "float32" and precision
+    return f"{dtype} ({'TF32' if precision == 'tf32' else precision})" if has_precision else dtype
 
 
 @rename_attributes(
@@ -26,15 +26,16 @@ def describe_dtype(dtype: str, precision: str) -> str:
 )  # fmt: skip
 @dataclass(frozen=True)
 class Problem:
-    """What a plan needs to know of a call.
+    """A call, as plans describe it.
 
     Attributes:
-        steps, batch_size: T and B of the input; of packed input, the longest length and the number of sequences.
-        layout: ``"dense"``, ``"lengths"`` (dense, but each sequence with a length of its own) or ``"packed"``.
-        resets: whether sequences restart on the way.
-        precision: of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, as torch has it set for recurrent networks.
-        unsupported_reason: why no kernel can serve the call, by what is not said here (grad mode, ...); empty if nothing.
-        cublas_unsupported_reason: why cuBLAS cannot make the input projection, by torch's settings; empty if nothing.
+        steps, batch_size: T and B of the input. For packed input, the longest length and the number of sequences.
+        precision: precision of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, from torch's setting for recurrent
+            networks.
+        layout: ``"dense"``, ``"lengths"`` (dense, with a length for each sequence) or ``"packed"``.
+        resets: whether the call has ``resets``, which restart sequences between steps.
+        unsupported_reason: why no kernel can serve the call, if the cause is in no other field (grad mode, ...), or ''.
+        cublas_unsupported_reason: why torch's settings exclude the input projection by cuBLAS, or ''.
     """
 
     steps: int
@@ -58,38 +59,41 @@ class Problem:
 
     @property
     def input_sizes(self) -> list[tuple[int, int]]:
-        """Sizes of layers' inputs, and how many layers have such: above the first they are outputs of the one below."""
-        above = self.num_layers - 1
-        return [(self.input_size, 1)] + [(self.directions * self.hidden_size, above)] * (above > 0)
+        """Return pairs of an input size and the number of layers that have it.
+
+        Layers above the first read the output of the layer below.
+        """
+        layers_above = self.num_layers - 1
+        return [(self.input_size, 1)] + [(self.directions * self.hidden_size, layers_above)] * (layers_above > 0)
 
     @property
     def is_ieee(self) -> bool:
-        """Whether products are of fp32 numbers as they are."""
+        """Return whether products are of fp32 numbers, not rounded to TF32."""
         return self.dtype == torch.float32 and self.precision == "ieee"
 
     @property
     def is_empty(self) -> bool:
-        """Whether a size is 0, as a batch and the features of a cell may be: there is nothing to compile or to time."""
+        """Return whether a size is 0, as a batch and a cell's features may be. Nothing is compiled or timed then."""
         return min(self.batch_size, self.input_size, self.hidden_size) < 1
 
     @property
     def is_single_step(self) -> bool:
-        """Whether the call is one step of dense input without resets, which ``step`` makes in one launch."""
+        """Return whether the call is one step of dense input without resets. ``step`` computes that in one launch."""
         return self.steps == 1 and self.layout == "dense" and not self.resets
 
     @property
     def nn_gru_unsupported_reason(self) -> str:
-        """Why `torch.nn.GRU` cannot serve the call; empty if it can."""
+        """Return why `torch.nn.GRU` cannot serve the call, or ''."""
         if not self.reset_after:
             return "nn.GRU always resets after the recurrent product"
-        return "nn.GRU does not restart within a sequence" if self.resets else ""
+        return "nn.GRU cannot reset the state within a sequence" if self.resets else ""
 
     def shape_on(self, device: Device) -> "Shape":
-        """Return what configurations depend on."""
+        """Return the sizes, dtype and device that a kernel's configuration depends on."""
         return Shape(self.hidden_size, self.batch_size, self.directions, self.dtype, self.precision, device)
 
     def key(self) -> "Key":
-        """Return what a measurement of this problem holds for."""
+        """Return the table key of this problem, with the batch rounded up to a power of two."""
         return Key(
             self.hidden_size, self.input_size, 1 << (max(self.batch_size, 1) - 1).bit_length(), self.steps,
             self.num_layers, self.directions, str(self.dtype)[6:], self.precision, self.reset_after, self.layout,
@@ -109,7 +113,7 @@ class Problem:
 
 
 class Shape(NamedTuple):
-    """What a kernel's configuration depends on: a time step of one layer, and the device."""
+    """A time step of one layer, and the device. A kernel's configuration depends on nothing else."""
 
     hidden_size: int
     batch_size: int
@@ -124,7 +128,7 @@ class Shape(NamedTuple):
 
     @property
     def is_ieee(self) -> bool:
-        """Whether products are of fp32 numbers as they are."""
+        """Return whether products are of fp32 numbers, not rounded to TF32."""
         return self.dtype == torch.float32 and self.precision == "ieee"
 
     @property
@@ -134,11 +138,11 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Key:
-    """What a measurement holds for.
+    """A key of a tuned table: the problems that a measurement holds for.
 
     Attributes:
-        batch: rows of the batch, up to a power of two.
-        steps: of the sequences that were measured.
+        batch: the batch size, rounded up to a power of two.
+        steps: time steps of the measured sequences.
     """
 
     hidden_size: int
@@ -156,7 +160,7 @@ class Key:
         """Return the largest problem that the measurement holds for.
 
         Raises:
-            ValueError: no kernel serves the dtype or as many directions, which come from a file.
+            ValueError: no kernel serves this dtype or number of directions, which come from a file.
         """
         if self.dtype not in DTYPES or self.directions not in (1, 2):
             raise ValueError(f"no kernel serves {self.dtype} in {self.directions} directions")
@@ -171,7 +175,7 @@ class Key:
 
     @property
     def options_text(self) -> str:
-        """Return in words, each after a space, what is not the default: ``" 2 layers bidirectional"``."""
-        words = [format_count(self.layers, "layer")] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
-        words += ["reset_after=False"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
-        return "".join(f" {word}" for word in words)
+        """Return the options that are not the default, each after a space: ``" 2 layers bidirectional"``."""
+        options = [format_count(self.layers, "layer")] * (self.layers > 1) + ["bidirectional"] * (self.directions == 2)
+        options += ["reset_after=False"] * (not self.reset_after) + [self.layout] * (self.layout != "dense")
+        return "".join(f" {option}" for option in options)

@@ -1,9 +1,12 @@
-"""Why a configuration cannot run a problem on a device, by what is known before it is compiled.
+"""Reasons why a configuration cannot run a problem on a device, as far as they are known before it is compiled.
 
-Sizes are limited by what a launch takes, and by what the 32-bit numbers hold that kernels count with. Places in memory
-are no limit: kernels find them in 64 bits, whatever the strides.
+A launch limits the number of programs. Kernels count steps, rows and features in 32 bits, which limits sizes. They
+compute addresses in 64 bits, so strides are not limited.
 """
 
+import math
+
+from ..units import format_bytes
 from .config import (
     ARRANGE_TILE,
     CUBLAS,
@@ -19,33 +22,34 @@ from .config import (
 from .device import Device
 from .problem import Problem, Shape
 
-# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": programs of a launch in x, y and z.
+# Programs of a launch in x, y and z: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 MAX_LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
-# Triton 3.6's launcher multiplies the three in an int. Where that overflows to less than one, it starts nothing.
-PROGRAMS = 2**31 - 1
-# Numbers of steps, rows and features. The last tile and what is loaded ahead go beyond the last one, by less than 128.
+# Programs of a launch. Triton 3.6's launcher multiplies x, y and z in an int, and starts nothing if that overflows to
+# less than one.
+MAX_PROGRAMS = 2**31 - 1
+# Steps, rows or features. The last tile and prefetched loads reach less than 128 beyond the last one.
 MAX_SIZE = 2**31 - 1 - 128
-# Of a thread's 255 registers, those that ``grid`` has for weights, a tile's state and sums. The heuristic puts tiles of
-# W_hh there up to the first number, for the compiler needs registers, too. Tuning tries up to the second, and up to the
-# third for the state alone: it sees which configurations spill (tuning/compile_pool.py).
-GRID_REGISTERS, _MOST_GRID_REGISTERS, _MOST_STATE_REGISTERS = 192, 230, 64
-# The same of ``block``: weights, and sums of three gates.
-_MOST_BLOCK_REGISTERS = 210
-# The same of our own projection, for sums.
-_MOST_TILE_REGISTERS = 128
+# Registers of a thread, of 255, that ``grid`` may take for weights, a tile's state and sums. The heuristic places tiles
+# of W_hh within GRID_REGISTERS, as the compiler needs registers, too. Tuning tries more, and sees which configurations
+# spill (tuning/compile_pool.py).
+GRID_REGISTERS = 192
+_MAX_GRID_REGISTERS = 230
+_MAX_STATE_REGISTERS = 64  # of these, for a tile's state
+_MAX_BLOCK_REGISTERS = 210  # of a thread of ``block``, for weights and the sums of three gates
+_MAX_TILE_REGISTERS = 128  # of a thread of our own projection, for sums
 
 
 def too_old_reason(device: Device) -> str:
-    """Return why no kernel runs on a device whatever the shape; empty if some do."""
+    """Return why no kernel runs on a device at any shape, or ''."""
     if device.compute_capability < 80:
         return f"needs compute capability 8.0 or later, {device.name} has {device.compute_capability / 10}"
     return ""
 
 
 def unsupported_config_reason(config: Config, problem: Problem, device: Device) -> str:
-    """Return why a configuration cannot run a problem on a device, as far as is known before it is compiled.
+    """Return why a configuration cannot run a problem on a device, or '' if nothing is known against it.
 
-    Empty if it can. The numbers in the configuration may be any: it may come from a file.
+    Nothing is compiled. The configuration may come from a file, so its numbers may have any value.
     """
     return (
         too_old_reason(device)
@@ -54,154 +58,195 @@ def unsupported_config_reason(config: Config, problem: Problem, device: Device) 
     )
 
 
-def _power(number: int, least: int, most: int) -> bool:
+def _is_power_of_two(number: int, least: int, most: int) -> bool:
+    """Return whether ``number`` is a power of two from ``least`` to ``most``."""
     return least <= number <= most and number & (number - 1) == 0
 
 
-def _against_block(config: BlockConfig, shape: Shape) -> str:
-    if not (_power(config.units, 16, 128) and _power(config.num_warps, 1, 8) and _power(config.ahead, 1, 8)):
-        return "units, num_warps and ahead must be powers of two, at most 128, 8 and 8"
+def _block_config_reason(config: BlockConfig, shape: Shape) -> str:
+    units, num_warps, ahead = config.units, config.num_warps, config.ahead
+    if not (_is_power_of_two(units, 16, 128) and _is_power_of_two(num_warps, 1, 8) and _is_power_of_two(ahead, 1, 8)):
+        limits = "units must be 16 to 128, num_warps and ahead 1 to 8, all powers of two"
+        return f"{limits}, got {units}, {num_warps} and {ahead}"
     if config.batch not in (2, 8, 16):
-        return "batch must be 2, 8 or 16"
+        return f"batch must be 2, 8 or 16, got {config.batch}"
     if config.batch == 2 and shape.is_ieee:
-        return "batch=2 takes the matrix unit, which does not multiply float32 (ieee)"
+        return "batch=2 needs the matrix unit, which does not multiply float32 (ieee)"
     if config.batch == 16 and config.tiles > 1:
-        # They spill hundreds of words, and on an H200 such a kernel has accessed memory that is not there.
-        return "too few registers for 16 rows and several tiles"
-    if not 1 <= config.tiles <= 4 or not _covers(config.units, config.tiles, shape.hidden_size):
-        return "tiles must be 1 to 4, and as many as hold hidden_size"
-    if not 0 <= config.register_tiles <= 3 * config.tiles**2 or (shape.is_ieee and config.register_tiles):
-        return "register_tiles must be at most the tiles of W_hh, and 0 in float32 (ieee)"
-    if config.num_warps * 16 > config.units:
-        return "num_warps must be at most units / 16"
-    held = config.register_tiles * config.units**2 * shape.itemsize / 4 + 3 * config.padded_hidden * config.columns
-    if held > 32 * config.num_warps * _MOST_BLOCK_REGISTERS:
-        return "too few registers"
-    if config.shared_memory(shape.itemsize) > shape.device.shared_memory:
-        return "too little shared memory"
-    return ""
+        # Such kernels spill hundreds of words, and one has accessed memory outside of its tensors on an H200.
+        return f"too few registers for batch=16 with tiles={config.tiles}: tiles must be 1"
+    if not 1 <= config.tiles <= 4:
+        return f"tiles must be 1 to 4, got {config.tiles}"
+    if reason := _coverage_reason("tiles", config.tiles, units, shape):
+        return reason
+    most_tiles = 0 if shape.is_ieee else 3 * config.tiles**2
+    if not 0 <= config.register_tiles <= most_tiles:
+        return f"register_tiles must be 0 to {most_tiles} in {shape.dtype_text}, got {config.register_tiles}"
+    if num_warps * 16 > units:
+        return f"num_warps must be at most units / 16, got {num_warps} with units={units}"
+    words = config.register_tiles * units**2 * shape.itemsize / 4 + 3 * config.padded_hidden * config.columns
+    if words > 32 * num_warps * _MAX_BLOCK_REGISTERS:
+        return _too_few_registers_reason(words / (32 * num_warps), _MAX_BLOCK_REGISTERS)
+    return _shared_memory_reason(config.shared_memory(shape.itemsize), shape.device)
 
 
-def _covers(units: int, tiles: int, hidden_size: int) -> bool:
-    """Return whether all units have a place, and no tile is empty."""
-    return units * (tiles - 1) < hidden_size <= units * tiles
+def _coverage_reason(name: str, tiles: int, units: int, shape: Shape) -> str:
+    """Return why ``tiles`` tiles of ``units`` hidden units do not cover hidden_size, or leave a tile empty, or ''."""
+    if units * (tiles - 1) < shape.hidden_size <= units * tiles:
+        return ""
+    return f"{name} must be {-(-shape.hidden_size // units)} with units={units}, to hold hidden_size, got {tiles}"
 
 
-def _against_grid(config: GridConfig, shape: Shape) -> str:
-    if not _power(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
-        return "units must be 16 or 32, batch 8 or 16, tiles 1 or 2"
-    if not _power(config.rows, 1, config.batch) or config.slices not in (4, 8) or config.handover not in HANDOVERS:
-        return "unsupported rows, slices or handover"
-    if not _covers(config.units, config.programs, shape.hidden_size):
-        return "programs must be as many as hold hidden_size"
+def _too_few_registers_reason(needed: float, most: int) -> str:
+    return f"too few registers: a thread needs {math.ceil(needed)}, of at most {most}"
+
+
+def _shared_memory_reason(needed: int, device: Device) -> str:
+    if needed <= device.shared_memory:
+        return ""
+    available = f"{device.name} has {format_bytes(device.shared_memory)}"
+    return f"too little shared memory: a program needs {format_bytes(needed)}, {available}"
+
+
+def _grid_config_reason(config: GridConfig, shape: Shape) -> str:
+    if not _is_power_of_two(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
+        got = f"{config.units}, {config.batch} and {config.tiles}"
+        return f"units must be 16 or 32, batch 8 or 16, tiles 1 or 2, got {got}"
+    if not _is_power_of_two(config.rows, 1, config.batch):
+        return f"rows must be a power of two of at most batch={config.batch}, got {config.rows}"
+    if config.slices not in (4, 8) or config.handover not in HANDOVERS:
+        limits = f"slices must be 4 or 8, handover {' or '.join(HANDOVERS)}"
+        return f"{limits}, got {config.slices} and {config.handover}"
+    if reason := _coverage_reason("programs", config.programs, config.units, shape):
+        return reason
     if config.directions < 1 or config.copies < 1 or shape.directions % config.directions:
-        return "directions and copies do not fit the problem"
-    if config.programs * config.copies * config.directions > shape.device.sms:
-        return "more programs than multiprocessors, where all have to be on the chip at once"
+        limits = f"directions must divide {shape.directions}, and copies be 1 or more"
+        return f"{limits}, got {config.directions} and {config.copies}"
+    programs = config.programs * config.copies * config.directions
+    if programs > shape.device.sms:
+        available = f"{shape.device.name} has {shape.device.sms}"
+        return f"{programs} programs have to run at once on as many multiprocessors, {available}"
     if config.rows < config.batch and (config.rows < shape.batch_size or config.tiles > 1):
-        return "fewer rows than the batch has"
-    if not 0 <= config.register_tiles <= config.weight_tiles(shape.itemsize):
-        return "register_tiles must be at most the tiles of W_hh"
-    all_fit = config.register_tiles == config.weight_tiles(shape.itemsize) and config.can_use_lanes
-    if shape.is_ieee and config.register_tiles and not all_fit:
-        return "register_tiles in float32 (ieee) must be 0, or all tiles of W_hh if they fit"
+        needed = "with tiles=2" if config.tiles > 1 else f"for {shape.batch_size} sequences"
+        return f"rows must be batch={config.batch} {needed}, got {config.rows}"
+    all_tiles = config.weight_tiles(shape.itemsize)
+    if not 0 <= config.register_tiles <= all_tiles:
+        return f"register_tiles must be 0 to {all_tiles}, got {config.register_tiles}"
+    can_hold_all = config.register_tiles == all_tiles and config.can_use_lanes
+    if shape.is_ieee and config.register_tiles and not can_hold_all:
+        limits = f"0, or all {all_tiles} tiles of W_hh if registers hold them"
+        return f"register_tiles in float32 (ieee) must be {limits}, got {config.register_tiles}"
     return out_of_resources_reason(config, shape)
 
 
 def out_of_resources_reason(config: GridConfig, shape: Shape) -> str:
-    """Return what a multiprocessor has too little of for a program of ``grid``; empty if it has enough."""
-    registers, of_state = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
-    if not shape.is_ieee and (registers > _MOST_GRID_REGISTERS or of_state > _MOST_STATE_REGISTERS):
-        return "too few registers"
-    return "too little shared memory" if config.shared_memory(shape.itemsize) > shape.device.shared_memory else ""
+    """Return why a program of ``grid`` exceeds the registers or shared memory of a multiprocessor, or ''."""
+    if not shape.is_ieee:
+        registers, state_registers = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
+        if registers > _MAX_GRID_REGISTERS:
+            return _too_few_registers_reason(registers, _MAX_GRID_REGISTERS)
+        if state_registers > _MAX_STATE_REGISTERS:
+            return f"{_too_few_registers_reason(state_registers, _MAX_STATE_REGISTERS)} for the state"
+    return _shared_memory_reason(config.shared_memory(shape.itemsize), shape.device)
 
 
-def _against_step(config: StepConfig, shape: Shape) -> str:
-    if not _power(config.units, 16, 32) or not _power(config.batch, 16, 64):
-        return "units must be 16 or 32, batch 16, 32 or 64"
-    if not _covers(config.units, config.programs, shape.hidden_size):
-        return "programs must be as many as hold hidden_size"
-    if not _power(config.depth * shape.itemsize, 64, 512) or not _power(config.num_warps, 2, 8):
-        return "depth must be 64 to 512 bytes, num_warps 2 to 8"
+def _step_config_reason(config: StepConfig, shape: Shape) -> str:
+    if not _is_power_of_two(config.units, 16, 32) or not _is_power_of_two(config.batch, 16, 64):
+        return f"units must be 16 or 32, batch 16, 32 or 64, got {config.units} and {config.batch}"
+    if reason := _coverage_reason("programs", config.programs, config.units, shape):
+        return reason
+    depth_bytes = config.depth * shape.itemsize
+    if not _is_power_of_two(depth_bytes, 64, 512) or not _is_power_of_two(config.num_warps, 2, 8):
+        limits = "depth must be 64 to 512 bytes, num_warps 2 to 8, both powers of two"
+        return f"{limits}, got {depth_bytes} and {config.num_warps}"
     if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.is_ieee:
-        return "several warps would make the same products"
-    if not 1 <= config.num_stages <= 5 or config.shared_memory(shape.itemsize) > shape.device.shared_memory:
-        return "too little shared memory"
-    return ""
+        tile = f"{config.units} units and {config.batch} rows"
+        return f"{config.num_warps} warps are too many for {tile}: some would repeat the products of others"
+    if not 1 <= config.num_stages <= 5:
+        return f"num_stages must be 1 to 5, got {config.num_stages}"
+    return _shared_memory_reason(config.shared_memory(shape.itemsize), shape.device)
 
 
-_REASONS = {BlockConfig: _against_block, GridConfig: _against_grid, StepConfig: _against_step}
+_REASONS = {BlockConfig: _block_config_reason, GridConfig: _grid_config_reason, StepConfig: _step_config_reason}
 
 
 def is_fused_step(config: Config, problem: Problem) -> bool:
-    """Return whether a call is a single step that ``step`` makes as a whole, without a projection before it."""
+    """Return whether a call is a single step that ``step`` computes without a separate launch for the projection."""
     return isinstance(config, StepConfig) and problem.is_single_step
 
 
 def unsupported_projection_reason(
     projection: Projection | None, config: Config, problem: Problem, device: Device
 ) -> str:
-    """Return why a scan's projection cannot be made so; empty if it can. None stands for the usual tile."""
+    """Return why a scan cannot have this input projection, or ''. None stands for our own in the usual tile."""
     if is_fused_step(config, problem):
-        return "" if projection is None else "a single step is one launch, without a projection"
+        return "" if projection is None else "a single step has no launch for the projection: the kernel computes it"
     if projection is None:
         return ""
     if projection == CUBLAS:
         if problem.layout != "dense":
             return "the sequences have unequal lengths, and cuBLAS would multiply beyond their ends"
         return problem.cublas_unsupported_reason or _too_large_projection_reason(ARRANGE_TILE, config, problem)
-    return _against_tile(projection, config, problem, device) or _too_large_projection_reason(
+    return _tile_reason(projection, config, problem, device) or _too_large_projection_reason(
         projection, config, problem
     )
 
 
-def _against_tile(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
-    itemsize = problem.dtype.itemsize
-    if not (_power(tile.rows, 16, 256) and _power(tile.cols, max(16, config.rows), 256)):
-        return "a tile's rows and cols must be powers of two, 16 to 256, and cols a multiple of the scan's rows"
-    if not _power(tile.depth * itemsize, 32, 256) or not _power(tile.num_warps, 1, 8) or tile.num_stages > 5:
-        return "a tile's depth must be 32 to 256 bytes, num_warps at most 8, num_stages at most 5"
-    if tile.rows * tile.cols > 32 * tile.num_warps * _MOST_TILE_REGISTERS:
-        return "too few registers"
-    return "too little shared memory" if tile.shared_memory(itemsize) > device.shared_memory else ""
+def _tile_reason(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
+    itemsize, least_cols = problem.dtype.itemsize, max(16, config.rows)
+    if not (_is_power_of_two(tile.rows, 16, 256) and _is_power_of_two(tile.cols, least_cols, 256)):
+        limits = f"a tile's rows must be 16 to 256, cols {least_cols} to 256, both powers of two"
+        return f"{limits}, got {tile.rows} and {tile.cols}"
+    depth_bytes = tile.depth * itemsize
+    if not _is_power_of_two(depth_bytes, 32, 256) or not _is_power_of_two(tile.num_warps, 1, 8) or tile.num_stages > 5:
+        limits = "a tile's depth must be 32 to 256 bytes, num_warps 1 to 8, both powers of two, num_stages at most 5"
+        return f"{limits}, got {depth_bytes}, {tile.num_warps} and {tile.num_stages}"
+    if tile.rows * tile.cols > 32 * tile.num_warps * _MAX_TILE_REGISTERS:
+        return _too_few_registers_reason(tile.rows * tile.cols / (32 * tile.num_warps), _MAX_TILE_REGISTERS)
+    return _shared_memory_reason(tile.shared_memory(itemsize), device)
 
 
 def adapt_config(config: Config, problem: Problem, device: Device) -> Config:
-    """Return a configuration found for another batch as it is for this problem's."""
+    """Return a configuration that was measured with another batch size, adapted to this problem's."""
     if not isinstance(config, GridConfig):
         return config
     return config.adapt_to(problem.batch_size, problem.directions, device.sms)
 
 
 def too_large_reason(config: Config, problem: Problem) -> str:
-    """Return why a problem is too large for a kernel in this configuration; empty if it is not."""
+    """Return why a problem is too large for a kernel in this configuration, or ''."""
     for name in ("steps", "batch_size", "input_size", "hidden_size"):
         if (size := getattr(problem, name)) > MAX_SIZE:
-            return f"{name} {size} is too large: kernels count in 32 bits, to {MAX_SIZE}"
-    usual = (projection_config(problem.hidden_size, problem.dtype, problem.precision, each) for each in (True, False))
-    reasons = (_too_large_projection_reason(tile, config, problem) for tile in usual)
-    scan = _why_no_launch(config.launch_grid(problem.batch_size, problem.directions))
-    return scan or next(filter(None, reasons), "")
+            return f"{name} {size} is too large: kernels count in 32 bits, up to {MAX_SIZE}"
+    usual_tiles = (
+        projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned) for aligned in (True, False)
+    )
+    projection_reasons = (_too_large_projection_reason(tile, config, problem) for tile in usual_tiles)
+    scan_reason = _too_large_launch_reason(config.launch_grid(problem.batch_size, problem.directions))
+    return scan_reason or next(filter(None, projection_reasons), "")
 
 
 def _too_large_projection_reason(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
-    """Return why a step's projection is too large to be launched. Several steps are at once only if they are small."""
+    """Return why the projection of one step is too large for a launch, or ''.
+
+    A launch projects several steps only if they fit the workspace, and then its size is no limit.
+    """
     pairs = -(-problem.batch_size // config.rows) * config.rows
-    return _why_no_launch(tile.launch_grid(pairs, config.padded_hidden, problem.directions))
+    return _too_large_launch_reason(tile.launch_grid(pairs, config.padded_hidden, problem.directions))
 
 
-def _why_no_launch(grid: tuple[int, ...]) -> str:
-    x, y, z = (*grid, 1, 1)[:3]
-    if all(size <= most for size, most in zip((x, y, z), MAX_LAUNCH_GRID)) and x * y * z <= PROGRAMS:
+def _too_large_launch_reason(launch_grid: tuple[int, ...]) -> str:
+    x, y, z = (*launch_grid, 1, 1)[:3]
+    if all(size <= most for size, most in zip((x, y, z), MAX_LAUNCH_GRID)) and x * y * z <= MAX_PROGRAMS:
         return ""
     return (
         f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and may have "
-        f"{' x '.join(map(str, MAX_LAUNCH_GRID))}, at most {PROGRAMS} in all"
+        f"{' x '.join(map(str, MAX_LAUNCH_GRID))}, at most {MAX_PROGRAMS} in all"
     )
 
 
 def too_many_rows_reason(rows: int) -> str:
-    """Return why packed data of so many rows is too large; empty if it is not."""
+    """Return why packed data of this many rows is too large, or ''."""
     if rows <= MAX_SIZE:
         return ""
-    return f"packed data of {rows} rows is too large: kernels count them in 32 bits, to {MAX_SIZE}"
+    return f"packed data of {rows} rows is too large: kernels count rows in 32 bits, up to {MAX_SIZE}"

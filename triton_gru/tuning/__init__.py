@@ -1,1 +1,1 @@
-"""Finding what is fastest on a GPU by measurement, and keeping it."""
+"""Measures which implementation of each shape is fastest on a GPU, and keeps the results."""

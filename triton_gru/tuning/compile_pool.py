@@ -1,4 +1,4 @@
-"""Compiles in processes of their own, side by side: what they compile stays in caches on disk, for all processes."""
+"""Compiles candidates in parallel processes. The compiled kernels stay in Triton's cache on disk, for all processes."""
 
 import contextlib
 import io
@@ -25,13 +25,17 @@ from ..plan.problem import Problem
 from .example import open_example, shorten_problem
 from .space import Candidate
 
-_MOST_WORKERS = 16
-# Bytes of stack beyond which registers are put away in the loop, and not only before it, where all weights come.
+_MAX_WORKERS = 16
+# Bytes of stack of one thread. With more, a kernel also spills in the loop over time, and not only before the loop,
+# where it loads all weights.
 MAX_STACK_BYTES = 384
 
 
 class AbsentDriver:
-    """A driver of a GPU that is not there. Each architecture is a device of its own, for the kernels' caches."""
+    """A Triton driver for a GPU that this machine lacks.
+
+    Its current device is the name of the `Device`, so that kernels' caches keep GPUs apart.
+    """
 
     def __init__(self, device: Device):
         self.device = device
@@ -47,38 +51,35 @@ class AbsentDriver:
 
 
 def set_compile_target(device: Device) -> None:
-    """Let Triton compile for ``device`` in this process from here on."""
+    """Set the GPU that Triton compiles for in this process."""
     driver.set_active(AbsentDriver(device))
 
 
 def compile_candidate(problem: Problem, device: Device, candidate: Candidate) -> str:
-    """Compile all that a call launches, for a GPU that need not be there; return the reason why the candidate is out.
-
-    It is empty if the candidate is in.
-    """
+    """Compile all launches of a call, for a GPU that this machine may lack. Return the reason to drop it, or ''."""
     set_compile_target(device)
     try:
         *projection, scan = compile_call(problem, candidate, device)
-        chosen = [scan, *projection] if candidate.projection else [scan]
-        stack = max(map(stack_bytes, chosen))
+        judged = [scan, *projection] if candidate.projection else [scan]
+        stack = max(map(stack_bytes, judged))
     finally:
-        driver.set_active(None)  # the GPU that is there
+        driver.set_active(None)  # this machine's GPU again
     return "it spills registers" if stack > MAX_STACK_BYTES else ""
 
 
 def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list:
-    """Compile all that a call launches, for the GPU that Triton takes for its own; return what is compiled, in order.
+    """Compile all launches of a call for Triton's current target, and return the compiled kernels in order.
 
-    What is done by cuBLAS is left out.
+    Exception: products of cuBLAS are left out.
     """
-    with open_example(shorten_problem(problem), "meta") as each:
-        results = execute.allocate(each.call)
-        launches = execute.launches(each.call, candidate.config, device, *results, projection=candidate.projection)
+    with open_example(shorten_problem(problem), "meta") as example:
+        results = execute.allocate(example.call)
+        launches = execute.launches(example.call, candidate.config, device, *results, projection=candidate.projection)
         return [compiled for launch in launches if (compiled := launch.compile()) is not None]
 
 
 def stack_bytes(kernel) -> int:
-    """Return the bytes of stack that a thread of a compiled kernel takes, 0 where nobody can tell."""
+    """Return the bytes of stack that a thread of a compiled kernel takes, or 0 if unknown."""
     if "cubin" not in kernel.asm:
         return 0
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -93,9 +94,9 @@ def stack_bytes(kernel) -> int:
 
 
 def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
-    """Make picklable calls in a `Pool`, for what they leave on disk.
+    """Make picklable calls in a `Pool`, to fill caches on disk.
 
-    What fails here fails again, with its message, where its result is needed.
+    A call that fails here is ignored. It fails again, with its message, when its result is needed.
     """
     with contextlib.closing(Pool(seconds_each=600)) as pool:
         for _ in pool.run(calls):
@@ -103,19 +104,20 @@ def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
 
 
 class Pool:
-    """Processes that make calls, each within ``seconds_each``, until closed.
+    """A pool of processes that make calls until it is closed. Each call has ``seconds_each``.
 
-    They have the modules and GPUs of this process. One that dies or is late is replaced.
+    The processes import from the same folders and see the same GPUs as this one. A process that dies or takes too long
+    is replaced.
     """
 
-    def __init__(self, seconds_each: int = 120):  # the compiler may explode, and others wait
+    def __init__(self, seconds_each: int = 120):  # some configurations take the compiler very long; others wait
         self._seconds_each = seconds_each
-        self._workers = [_Worker() for _ in range(min(len(os.sched_getaffinity(0)), _MOST_WORKERS))]
+        self._workers = [_Worker() for _ in range(min(len(os.sched_getaffinity(0)), _MAX_WORKERS))]
 
     def run(self, calls: Iterable[Callable], seconds: float = math.inf) -> Iterator[tuple[Callable, str]]:
-        """Begin calls in their order, and yield each that is done within ``seconds``, with a reason.
+        """Begin calls in their order, and yield each that ends within ``seconds``, with a text.
 
-        The reason is what the call has returned, or why it failed; empty if it has returned nothing.
+        The text is the call's result, or why the call failed. It is empty if the result is empty or None.
         """
         end = time.monotonic() + seconds
         todo = [(call, pickle.dumps(call)) for call in calls][::-1]
@@ -126,16 +128,17 @@ class Pool:
                     (call, task), worker = todo.pop(), idle.pop()
                     worker.begin(task)
                     busy[worker] = call, min(end, time.monotonic() + self._seconds_each)
-                first = min((limit for _, limit in busy.values()), default=end)
-                answered = wait(busy, max(0.0, first - time.monotonic()))
-                for worker in [each for each in busy if each in answered or busy[each][1] <= time.monotonic()]:
-                    call, limit = busy.pop(worker)
+                next_deadline = min((deadline for _, deadline in busy.values()), default=end)
+                answered = wait(busy, max(0.0, next_deadline - time.monotonic()))
+                done = [worker for worker in busy if worker in answered or busy[worker][1] <= time.monotonic()]
+                for worker in done:
+                    call, deadline = busy.pop(worker)
                     idle.append(worker)
                     if worker in answered:
-                        yield call, worker.answer()
+                        yield call, worker.receive_answer()
                         continue
                     worker.kill()
-                    if limit < end:
+                    if deadline < end:
                         yield call, f"not compiled within {self._seconds_each} s"
         finally:
             for worker in busy:
@@ -148,7 +151,7 @@ class Pool:
 
 
 class _Worker:
-    """A process that makes one call after another. It starts with the first, and anew with the first after its end."""
+    """A process that makes one call after another. It starts with the first call, and again after it was killed."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -156,21 +159,21 @@ class _Worker:
     def begin(self, task: bytes) -> None:
         if self._process is None:
             self._start()
-        with contextlib.suppress(OSError):  # the process has died, and `answer` says so
+        with contextlib.suppress(OSError):  # the process has died; `receive_answer` reports it
             self._connection.send_bytes(task)
 
-    def answer(self) -> str:
-        """Return the answer, or what became of the process."""
+    def receive_answer(self) -> str:
+        """Return the answer, or that the process has died, with the last line that it printed."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
             self._printed.seek(0)
-            words = [line for line in self._printed.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = [line for line in self._printed.read().decode(errors="replace").splitlines() if line.strip()]
             self.kill()
-            return " ".join(["the compiler crashed", *words[-1:]])[:170]
+            return " ".join(["the compiler crashed", *lines[-1:]])[:170]
 
     def fileno(self) -> int:
-        """Return the file descriptor that can be read once there is an answer, for `wait`."""
+        """Return a file descriptor that becomes readable when the answer comes, for `wait`."""
         return self._connection.fileno()
 
     def kill(self) -> None:
@@ -183,38 +186,42 @@ class _Worker:
 
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
-        self._connection, theirs = Pipe()
-        with theirs:
-            code = f"from {__name__} import serve; serve({theirs.fileno()}, {_name_of_main()!r})"
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
+        self._connection, remote = Pipe()
+        with remote:
+            code = f"from {__name__} import serve; serve({remote.fileno()}, {_name_main_module()!r})"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], env=environment, pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", code], env=environment, pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL, stdout=self._printed, stderr=self._printed,
             )  # fmt: skip
 
 
-def _name_of_main() -> str:
-    """Return the name by which a worker imports what is ``__main__`` here: a module, or a script in sys.path[0]."""
+def _name_main_module() -> str:
+    """Return the name by which a worker imports this process's ``__main__``: a module, or a script in sys.path[0]."""
     main = sys.modules["__main__"]
     return main.__spec__.name if main.__spec__ else pathlib.Path(getattr(main, "__file__", "")).stem
 
 
 def serve(connection: int, main: str) -> None:
-    """Make the calls that come by a file descriptor, from a process whose ``__main__`` is the module ``main``."""
+    """Make the calls that another process sends by the file descriptor ``connection``.
+
+    The other process runs the module ``main`` as its ``__main__``.
+    """
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str):
             return super().find_class(main if module == "__main__" else module, name)
 
-    with contextlib.suppress(EOFError), Connection(connection) as asker:
+    with contextlib.suppress(EOFError), Connection(connection) as remote:
         while True:
-            task = io.BytesIO(asker.recv_bytes())
+            task = io.BytesIO(remote.recv_bytes())
             try:
                 answer = str(Unpickler(task).load()() or "")
-            except Exception as failure:
-                answer = summarize_error(failure)
-            asker.send(answer)
+            except Exception as error:
+                answer = summarize_error(error)
+            remote.send(answer)
 
 
-def summarize_error(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {failure}".strip().splitlines()[0][:200]
+def summarize_error(error: Exception) -> str:
+    """Return the type and the first line of an error, in at most 200 characters."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]

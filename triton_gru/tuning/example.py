@@ -1,4 +1,4 @@
-"""A call that stands for a problem: a GRU with weights and inputs drawn at random."""
+"""An example call of a problem: a GRU with random weights, and random inputs."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from ..plan.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A module and what it is called with.
+    """A module and the arguments of a call of it.
 
     Attributes:
-        ends: ``lengths`` and ``resets`` of the call, where it has them.
-        call: all of it, bound.
+        ends: the arguments ``lengths`` and ``resets`` of the call, if it has them.
+        call: the call, bound.
     """
 
     gru: GRU
@@ -30,23 +30,23 @@ class Example:
 
 @contextlib.contextmanager
 def open_example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
-    """Make an example. Inside, torch's precision of fp32 products is the problem's."""
+    """Yield an example. Meanwhile torch's precision of fp32 products is the problem's."""
     with pin_fp32_precision(problem.dtype, problem.precision):
-        yield _example(problem, device)
+        yield _make_example(problem, device)
 
 
 @contextlib.contextmanager
 def pin_fp32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
-    """Set torch's precision of fp32 products, in recurrent networks and everywhere else.
+    """Set torch's precision of fp32 products, in recurrent networks and everywhere else, and restore it at the end.
 
-    In 16 bits it is TF32, torch's default for recurrent networks: with "ieee" torch forbids cuDNN the tensor cores for
-    bf16, too.
+    For 16-bit dtypes, set TF32, torch's default for recurrent networks. With "ieee", torch also forbids cuDNN to use
+    tensor cores for bf16.
     """
     precision = precision if dtype == torch.float32 else "tf32"
     recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = recurrent.fp32_precision, products.fp32_precision
     recurrent.fp32_precision = precision
-    products.allow_tf32 = precision == "tf32"  # sets fp32_precision, too; where they differ reading this one raises
+    products.allow_tf32 = precision == "tf32"  # also sets fp32_precision; reading allow_tf32 raises if the two differ
     try:
         yield
     finally:
@@ -55,12 +55,13 @@ def pin_fp32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
 
 
 def shorten_problem(problem: Problem) -> Problem:
-    """Return the problem of a call as short as one can be that compiles the same."""
-    layers = min(problem.num_layers, problem.directions)  # those above the first have as many inputs
+    """Return the problem of the shortest call that compiles the same kernels."""
+    # At most one layer per direction: layers above the first all have the same number of inputs.
+    layers = min(problem.num_layers, problem.directions)
     return dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)
 
 
-def _example(problem: Problem, device: torch.device | str) -> Example:
+def _make_example(problem: Problem, device: torch.device | str) -> Example:
     gru = GRU(
         problem.input_size, problem.hidden_size, problem.num_layers, bidirectional=problem.bidirectional,
         reset_after=problem.reset_after, reverse=problem.reverse, device=device, dtype=problem.dtype,
@@ -68,7 +69,7 @@ def _example(problem: Problem, device: torch.device | str) -> Example:
     steps, batch = problem.steps, problem.batch_size
     x = torch.randn(steps, batch, problem.input_size, device=device).to(problem.dtype)
     ends = {}
-    # From T down to a quarter of it, evenly: what is typical nobody knows.
+    # Lengths from T down to T / 4, evenly spaced. This is a guess: typical lengths are unknown.
     lengths = torch.linspace(steps, max(1, steps // 4), batch, device="cpu").round().long()
     if problem.layout == "packed":
         x = pack_padded_sequence(x, lengths)

@@ -1,10 +1,12 @@
-"""Tunes one problem: compiles what may be fastest, times what is right, and concludes."""
+"""Tunes one problem: compiles the candidates, checks and times them, and chooses the winner."""
 
 import contextlib
 import datetime
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ..plan.heuristic import HEURISTICS, heuristic
 from ..plan.planner import Plan, choose
@@ -17,157 +19,177 @@ from .space import IMPLEMENTATIONS, TORCH, Candidate, candidates, projections
 from .timing import Times, quantiles
 from .verdict import choose_winner
 
-# Rounds of a first look at all that compiled, of so many in turn, and of the finals between the fastest of each kernel.
-_SCREENING_ROUNDS, _GROUP_SIZE, _FINAL_ROUNDS, _FINALISTS = 10, 16, 60, 4
-# Of the time that there is, for compiling.
-_COMPILING = 0.7
-# Of the work, when what follows is done: scans compiled, judged, timed; then the same with other projections.
-_SCANS_COMPILED, _SCANS_JUDGED, _SCANS_TIMED = 0.5, 0.6, 0.7
-_COMPILED, _JUDGED, _TIMED = 0.8, 0.85, 0.9
-# Scans that take more than so many times as long as the fastest have their projection as it is.
-_IN_REACH = 1.3
+# Screening times a few calls of every candidate, in groups that are called in turn.
+_SCREENING_ROUNDS, _GROUP_SIZE = 10, 16
+# The finals time more calls of the fastest `_FINALISTS` of each implementation.
+_FINAL_ROUNDS, _FINALISTS = 60, 4
+_COMPILING_SHARE = 0.7  # of the time that is left
+# Other projections are tried only for kernels that can still win: those that take at most this many times as long as
+# the fastest kernel.
+_MAX_PROJECTED_RATIO = 1.3
+# Tables store this text. If it changes, entries that were cut short count as complete.
 SKIPPED_BUDGET = "not tried: the time was over"
 
-# (candidate, median milliseconds in the mode that counts), the fastest first.
+# (candidate, median milliseconds in the last mode), the fastest first.
 Ranking = tuple[tuple[Candidate, float], ...]
 
 
+class _Stage(NamedTuple):
+    """A part of the work on a problem, from ``start`` to ``end`` as fractions of all of it, for progress reports."""
+
+    start: float
+    end: float
+
+
+# Required candidates are compiled first. Then the scans of all others are compiled, checked and timed, and
+# then the fastest scans with other projections.
+_REQUIRED_COMPILING = _Stage(0.0, 0.0)
+_SCAN_COMPILING, _SCAN_CHECKING, _SCAN_TIMING = _Stage(0.0, 0.5), _Stage(0.5, 0.6), _Stage(0.6, 0.7)
+_PROJECTION_COMPILING, _PROJECTION_CHECKING, _PROJECTION_TIMING = _Stage(0.7, 0.8), _Stage(0.8, 0.85), _Stage(0.85, 0.9)
+
+
 class Run:
-    """The tuning of one problem, in about so many ``seconds``."""
+    """The tuning of one problem, in about ``seconds``."""
 
     def __init__(self, problem: Problem, bench: Bench, seconds: float, progress: Tracker):
         self._problem, self._bench, self._progress = problem, bench, progress
         self._end = time.monotonic() + seconds
         self._failed: Counter[str] = Counter()
-        self._before = _incumbents(problem, bench)
+        self._incumbents = _find_incumbents(problem, bench)
         heuristics = {kernel: Candidate(kernel, heuristic(kernel, problem, bench.device)) for kernel in HEURISTICS}
-        self._untuned = {kernel: each for kernel, each in heuristics.items() if not isinstance(each.config, str)}
-        untuned = _candidate(choose(problem, bench.device, use_tables=False))
+        self._untuned = {
+            kernel: candidate for kernel, candidate in heuristics.items() if not isinstance(candidate.config, str)
+        }
+        untuned = _candidate_of_plan(choose(problem, bench.device, use_tables=False))
         self._untuned[untuned.name] = untuned
-        # What runs now and what would untuned are measured whatever the time: without them there is nothing to compare.
-        here = (*self._before.values(), *self._untuned.values())
-        self._first = list(dict.fromkeys(each for each in here if each.config))
+        # Incumbents and untuned candidates are measured even if the time is over, as others are compared with them.
+        required = (*self._incumbents.values(), *self._untuned.values())
+        self._required = list(dict.fromkeys(candidate for candidate in required if candidate.config))
 
     def tune(self) -> tuple[Entry, Ranking] | None:
-        """Return what was found; None if nothing serves the problem, or nothing runs."""
+        """Return the table entry and the ranking; None if no kernel serves the problem, or no candidate runs."""
         key = self._problem.key()
-        rest = [each for each in candidates(self._problem, self._bench.device) if each not in self._first]
-        if not self._first:
+        others = [each for each in candidates(self._problem, self._bench.device) if each not in self._required]
+        if not self._required:
             self._progress.report(f"{describe_shape(key)}: no kernel serves it")
             return None
-        compiled = self._compile(self._first, math.inf, 0.0, 0.0)
-        must = ([] if self._problem.nn_gru_unsupported_reason else [TORCH]) + compiled
-        compiled += self._compile(rest, _COMPILING * self._left, 0.0, _SCANS_COMPILED)
+        compiled = self._compile(self._required, math.inf, _REQUIRED_COMPILING)
+        required = ([] if self._problem.nn_gru_unsupported_reason else [TORCH]) + compiled
+        compiled += self._compile(others, _COMPILING_SHARE * self._seconds_left, _SCAN_COMPILING)
         with self._bench.open_problem(self._problem):
-            right = self._right(must, compiled, _SCANS_COMPILED, _SCANS_JUDGED)
-            look = self._look(right, _SCANS_JUDGED, _SCANS_TIMED)
-        others = self._otherwise_projected(look)
-        # Outside, for compilers disturb who times.
-        compiled = self._compile(others, _COMPILING * self._left, _SCANS_TIMED, _COMPILED)
+            right = self._check(required, compiled, _SCAN_CHECKING)
+            screened = self._screen(right, _SCAN_TIMING)
+        projected = self._vary_projections(screened)
+        # Not within `open_problem`: compiling would disturb another tuner that times meanwhile.
+        compiled = self._compile(projected, _COMPILING_SHARE * self._seconds_left, _PROJECTION_COMPILING)
         with self._bench.open_problem(self._problem):
-            look |= self._look(self._right([], compiled, _COMPILED, _JUDGED), _JUDGED, _TIMED)
-            finals = self._finals(look)
+            screened |= self._screen(self._check([], compiled, _PROJECTION_CHECKING), _PROJECTION_TIMING)
+            finals = self._time_finalists(screened)
         if not any(finals.values()):
-            reasons = "; ".join(f"{number} {why}" for why, number in self._failed.most_common(3))
+            reasons = "; ".join(f"{number} {reason}" for reason, number in self._failed.most_common(3))
             self._progress.report(f"{describe_shape(key)}: nothing runs: {reasons}")
             return None
-        winner, results = choose_winner(self._before, self._untuned, finals)
+        winner, results = choose_winner(self._incumbents, self._untuned, finals)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        # The reasons may have numbers in them: the rarest are not worth their lines.
+        # Reasons that contain numbers may be many, so the rarest are dropped.
         failed = dict(self._failed.most_common(20))
-        tried = len(self._first) + len(rest) + len(others)
+        tried = len(self._required) + len(others) + len(projected)
         entry = Entry(key, winner, results, tried, failed, environment(), now)
-        medians = {each: times.p50 for each, times in finals[self._bench.modes[-1]].items()}
-        return entry, tuple(sorted(medians.items(), key=lambda each: each[1]))
+        medians = {candidate: times.p50 for candidate, times in finals[self._bench.modes[-1]].items()}
+        return entry, tuple(sorted(medians.items(), key=lambda pair: pair[1]))
 
     @property
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         return self._end - time.monotonic()
 
-    def _at(self, doing: str, fraction: float, start: float, end: float) -> None:
-        """Report that ``fraction`` is done of what goes from ``start`` to ``end`` of the work. So below."""
-        self._progress.update(doing, start + fraction * (end - start))
+    def _report(self, doing: str, fraction: float, stage: _Stage) -> None:
+        """Report the activity, and that ``fraction`` of the stage is done."""
+        self._progress.update(doing, stage.start + fraction * (stage.end - stage.start))
 
-    def _compile(self, todo: list[Candidate], seconds: float, start: float, end: float) -> list[Candidate]:
-        """Return the candidates that compile within so many ``seconds``."""
+    def _compile(self, todo: list[Candidate], seconds: float, stage: _Stage) -> list[Candidate]:
+        """Return the candidates that compile within ``seconds``."""
         compiled, failed = [], 0
-        for candidate, why in self._bench.compile(self._problem, todo, seconds) if todo else ():
-            if why:
-                self._failed[why] += 1
+        for candidate, reason in self._bench.compile(self._problem, todo, seconds) if todo else ():
+            if reason:
+                self._failed[reason] += 1
                 failed += 1
             else:
                 compiled.append(candidate)
             done = len(compiled) + failed
-            self._at(f"compiling {done} of {len(todo)}", done / len(todo), start, end)
-        self._failed += Counter({SKIPPED_BUDGET: len(todo) - len(compiled) - failed})  # which drops what is zero
+            self._report(f"compiling {done} of {len(todo)}", done / len(todo), stage)
+        self._failed += Counter({SKIPPED_BUDGET: len(todo) - len(compiled) - failed})  # "+=" drops counts of 0
         return compiled
 
-    def _right(self, must: list[Candidate], compiled: list[Candidate], start: float, end: float) -> list[Candidate]:
-        """Return those that are right. Those that ``must`` be there are run whatever the time."""
-        right, todo = [], list(dict.fromkeys(must + compiled))
+    def _check(self, required: list[Candidate], compiled: list[Candidate], stage: _Stage) -> list[Candidate]:
+        """Return the candidates whose results are right. ``required`` ones run even if the time is over."""
+        right, todo = [], list(dict.fromkeys(required + compiled))
         for done, candidate in enumerate(todo):
-            self._at(f"checking {done} of {len(todo)}", done / len(todo), start, end)
-            too_late = self._left < 0 and candidate not in must
-            if why := SKIPPED_BUDGET if too_late else self._bench.judge(candidate):
-                self._failed[why] += 1
+            self._report(f"checking {done} of {len(todo)}", done / len(todo), stage)
+            is_too_late = self._seconds_left < 0 and candidate not in required
+            if reason := SKIPPED_BUDGET if is_too_late else self._bench.judge(candidate):
+                self._failed[reason] += 1
             else:
                 right.append(candidate)
         return right
 
-    def _look(self, right: list[Candidate], start: float, end: float) -> dict[Candidate, Times]:
-        """Return the times of a few calls of each that can be timed."""
-        bench, look = self._bench, {}
+    def _screen(self, right: list[Candidate], stage: _Stage) -> dict[Candidate, Times]:
+        """Return the times of a few calls of each candidate that can be timed."""
+        bench, screened = self._bench, {}
         for first in range(0, len(right), _GROUP_SIZE):
             group = right[first : first + _GROUP_SIZE]
-            self._at(f"timing {first} of {len(right)}", first / len(right), start, end)
-            if first > 0 and self._left < 0:
+            self._report(f"timing {first} of {len(right)}", first / len(right), stage)
+            if first > 0 and self._seconds_left < 0:
                 self._failed[SKIPPED_BUDGET] += len(group)
                 continue
-            times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, max(1.0, self._left / 4))
+            times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, max(1.0, self._seconds_left / 4))
             self._failed += Counter({"it could not be timed": len(group) - len(times)})
-            look |= {each: quantiles(taken) for each, taken in times.items()}
-        return look
+            screened |= {candidate: quantiles(milliseconds) for candidate, milliseconds in times.items()}
+        return screened
 
-    def _otherwise_projected(self, look: dict[Candidate, Times]) -> list[Candidate]:
-        """Return the fastest of each kernel with other projections, where the kernel itself is not out of reach."""
+    def _vary_projections(self, screened: dict[Candidate, Times]) -> list[Candidate]:
+        """Return the fastest candidate of each kernel with other projections, if it is fast enough to win."""
         fastest = {}
-        for each in sorted(look, key=lambda each: look[each].p50):
-            if each != TORCH:
-                fastest.setdefault(each.kernel, each)
-        least = min((look[each].p50 for each in fastest.values()), default=0.0)
-        found = [
-            each._replace(projection=projection)
-            for each in fastest.values()
-            if look[each].p50 <= _IN_REACH * least
-            for projection in projections(self._problem, each.config, self._bench.device)
+        for candidate in sorted(screened, key=_median_of(screened)):
+            if candidate != TORCH:
+                fastest.setdefault(candidate.kernel, candidate)
+        least = min((screened[candidate].p50 for candidate in fastest.values()), default=0.0)
+        varied = [
+            candidate._replace(projection=projection)
+            for candidate in fastest.values()
+            if screened[candidate].p50 <= _MAX_PROJECTED_RATIO * least
+            for projection in projections(self._problem, candidate.config, self._bench.device)
         ]
-        return [each for each in found if each not in look]
+        return [candidate for candidate in varied if candidate not in screened]
 
-    def _finals(self, look: dict[Candidate, Times]) -> dict[str, dict[Candidate, Times]]:
-        """Return the finalists' times by mode, of those that can be timed in all."""
-        # torch.nn.GRU, what is there now, what would be untuned, and the fastest of each implementation.
-        bench, by_time = self._bench, sorted(look, key=lambda each: look[each].p50)
-        finalists = [each for each in (TORCH, *self._first) if each in look]
+    def _time_finalists(self, screened: dict[Candidate, Times]) -> dict[str, dict[Candidate, Times]]:
+        """Return the finalists' times by mode. A finalist that cannot be timed in every mode is left out."""
+        # nn.GRU, incumbents, untuned candidates, and the fastest of each implementation.
+        bench, by_time = self._bench, sorted(screened, key=_median_of(screened))
+        finalists = [candidate for candidate in (TORCH, *self._required) if candidate in screened]
         for name in IMPLEMENTATIONS:
-            finalists += [each for each in by_time if each.name == name][:_FINALISTS]
+            finalists += [candidate for candidate in by_time if candidate.name == name][:_FINALISTS]
         finalists = list(dict.fromkeys(finalists))
         finals = {
-            mode: bench.time_candidates(finalists, mode, _FINAL_ROUNDS, max(2.0, self._left / 2))
+            mode: bench.time_candidates(finalists, mode, _FINAL_ROUNDS, max(2.0, self._seconds_left / 2))
             for mode in bench.modes
         }
-        timed = [each for each in finalists if all(each in times for times in finals.values())]
-        return {mode: {each: quantiles(times[each]) for each in timed} for mode, times in finals.items()}
+        timed = [candidate for candidate in finalists if all(candidate in times for times in finals.values())]
+        return {mode: {candidate: quantiles(times[candidate]) for candidate in timed} for mode, times in finals.items()}
 
 
-def _incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
-    """Return what runs now: by implementation, and by "" what is chosen."""
-    found = {"": _candidate(choose(problem, bench.device))}
+def _median_of(times: dict[Candidate, Times]) -> Callable[[Candidate], float]:
+    return lambda candidate: times[candidate].p50
+
+
+def _find_incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
+    """Return the candidates that plans take now: implementation -> candidate, and "" -> the candidate of ``"auto"``."""
+    incumbents = {"": _candidate_of_plan(choose(problem, bench.device))}
     for kernel in HEURISTICS:
         with contextlib.suppress(RuntimeError):
-            candidate = _candidate(choose(problem, bench.device, kernel))
-            found[candidate.name] = candidate
-    return found
+            candidate = _candidate_of_plan(choose(problem, bench.device, kernel))
+            incumbents[candidate.name] = candidate
+    return incumbents
 
 
-def _candidate(plan: Plan) -> Candidate:
+def _candidate_of_plan(plan: Plan) -> Candidate:
     return Candidate(plan.kernel, plan.config, plan.projection)

@@ -1,4 +1,4 @@
-"""Which problems to tune: those of a model, or of a run that was watched."""
+"""Problems to tune: those of a model's GRUs, or those recorded in a run."""
 
 import contextlib
 import dataclasses
@@ -29,32 +29,34 @@ _CLASSES = nn.GRU, GRU, *_CELLS
 def shapes_of(
     model: nn.Module, batch_sizes: Iterable[int] = (1,), steps: Iterable[int] = (100,), dtype: torch.dtype | None = None
 ) -> list[Problem]:
-    """Return the problems that the GRUs of a model, torch's and ours, are for batches and numbers of steps to come.
+    """Return the problems of a model's GRUs and GRUCells, those of torch and of this package, for `tune`.
 
     Args:
-        dtype: that the model will run in (autocast, say), if it is not the one of its parameters.
+        model: a module that contains GRUs.
+        batch_sizes: batch sizes that the model will be called with.
+        steps: numbers of time steps that the model will be called with. A cell always has one.
+        dtype: the dtype that the GRUs will compute in, such as autocast's. Default: the dtype of their parameters.
 
     Returns:
-        One for each kind of GRU (a cell has one step), batch size and number of steps; none for float64, which no
-        kernel computes in.
+        A problem for each different GRU, batch size and number of steps. float64 is left out, as no kernel serves it.
     """
-    found, batch_sizes, steps = [], list(batch_sizes), list(steps)
+    problems, batch_sizes, steps = [], list(batch_sizes), list(steps)
     for module in model.modules():
         if not isinstance(module, _CLASSES):
             continue
         is_cell = isinstance(module, _CELLS)
-        used = dtype or (module.weight_hh if is_cell else module.weight_hh_l0).dtype
+        module_dtype = dtype or (module.weight_hh if is_cell else module.weight_hh_l0).dtype
         sizes = itertools.product(batch_sizes, (1,) if is_cell else steps)
-        found += [Options.from_module(module).to_problem(number, batch, used) for batch, number in sizes]
-    return [problem for problem in dict.fromkeys(found) if problem.dtype in DTYPES.values()]
+        problems += [Options.from_module(module).to_problem(number, batch, module_dtype) for batch, number in sizes]
+    return [problem for problem in dict.fromkeys(problems) if problem.dtype in DTYPES.values()]
 
 
 class Recorded(Sequence[Problem]):
-    """A sequence of the problems to tune, those first that took the most steps in all.
+    """A sequence of problems to tune. Problems whose calls took the most steps in total come first.
 
     Attributes:
-        seen: the problems as they were, and how often each was called.
-        largest: by key, the problem of the largest batch among those that tuning does not tell apart.
+        seen: a count of the calls of each problem, with its exact number of steps.
+        largest: key -> the problem with the largest batch. Tuning does not distinguish problems of one key.
     """
 
     def __init__(self) -> None:
@@ -63,50 +65,50 @@ class Recorded(Sequence[Problem]):
         self.largest: dict[Key, Problem] = {}
 
     def count_call(self, problem: Problem, calls: int = 1) -> None:
-        """Count calls of a problem. Its steps are tuned as those of the next power of two."""
+        """Count calls of a problem. To be tuned, its steps are rounded up to a power of two."""
         self.seen[problem] += calls
         self.add(dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length()), calls)
 
     def add(self, problem: Problem, calls: int = 1) -> None:
-        """Put a problem among those to tune, as so many calls of it."""
+        """Add a problem to tune, with the weight of ``calls`` calls."""
         key = problem.key()
         self._calls[key] += calls * problem.steps * problem.num_layers
         if key not in self.largest or problem.batch_size > self.largest[key].batch_size:
             self.largest[key] = problem
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the problems as they were seen, with their counts, to a small JSON file in place of what is there.
+        """Write the problems of `seen` and their counts to a small JSON file. An existing file is replaced.
 
-        ``triton-gru tune --recorded FILE`` tunes them, on this machine or another; `load` reads the file.
+        ``triton-gru tune --recorded FILE`` tunes them, on this machine or another. `load` reads the file.
 
         Raises:
-            OSError: it cannot be written. A file that was there is as it was.
+            OSError: the file cannot be written. An existing file stays unchanged.
         """
         seen = [_as_json(problem) | {"calls": calls} for problem, calls in self.seen.items()]
         store.replace_file(pathlib.Path(path), json.dumps({"schema": SCHEMA, "problems": seen}, indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Recorded":
-        """Return what `save` has written. The file is not trusted.
+        """Return the problems and counts in a file that `save` wrote. Every value in the file is checked.
 
         Raises:
-            ValueError: it is no file of recorded shapes.
-            OSError: it cannot be read.
+            ValueError: `save` did not write this file.
+            OSError: the file cannot be read.
         """
         recorded = cls()
         try:
-            whole = store.read_json(pathlib.Path(path), _MOST_BYTES)
-            if not isinstance(whole, dict) or whole.get("schema") != SCHEMA or whole["schema"] is True:
+            content = store.read_json(pathlib.Path(path), _MAX_BYTES)
+            if not isinstance(content, dict) or content.get("schema") != SCHEMA or content["schema"] is True:
                 raise ValueError(f"it is not of schema {SCHEMA}")
-            if not isinstance(whole.get("problems"), list):
+            if not isinstance(content.get("problems"), list):
                 raise ValueError("it has no list of problems")
-            for number, raw in enumerate(whole["problems"]):
+            for number, raw in enumerate(content["problems"]):
                 try:
                     recorded.count_call(*_from_json(raw))
                 except ValueError as error:
                     raise ValueError(f"problem {number}: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is no file that record_shapes' save() wrote: {error}") from None
+            raise ValueError(f"{os.fspath(path)} was not written by record_shapes' save(): {error}") from None
         return recorded
 
     @overload
@@ -122,10 +124,9 @@ class Recorded(Sequence[Problem]):
         return len(self.largest)
 
 
-# Of a file of recorded problems: the number of its form, and its most bytes, for some 300000 problems.
-SCHEMA = 1
-_MOST_BYTES = 64 << 20
-# Of what is no size: what a file may say.
+SCHEMA = 1  # of a file of recorded problems
+_MAX_BYTES = 64 << 20  # of such a file: about 300000 problems
+# The values that a file may have in fields that are not sizes.
 _CHOICES = {
     "dtype": (*DTYPES,), "precision": ("tf32", "ieee"), "layout": LAYOUTS,
     **dict.fromkeys(("bidirectional", "reset_after", "reverse", "resets"), (False, True)),
@@ -139,16 +140,16 @@ def _as_json(problem: Problem) -> dict:
 
 
 def _from_json(raw) -> tuple[Problem, int]:
-    """Return a problem and its number of calls. Raise ValueError if they are not what `_as_json` makes, and calls."""
+    """Return a problem and its number of calls. Raise ValueError if a field is missing, unknown or invalid."""
     if not isinstance(raw, dict) or set(raw) != {*_SIZES, *_CHOICES, "calls"}:
-        raise ValueError(f"it has to have {', '.join((*_SIZES, *_CHOICES))} and calls, nothing else")
+        raise ValueError(f"it must have exactly the fields {', '.join((*_SIZES, *_CHOICES))} and calls")
     for name, value in raw.items():
-        most = (1 << 53) if name == "calls" else (1 << 31)
+        largest = (1 << 53) if name == "calls" else (1 << 31)
         if name in _CHOICES:
-            right = any(type(value) is type(choice) and value == choice for choice in _CHOICES[name])
+            is_valid = any(type(value) is type(choice) and value == choice for choice in _CHOICES[name])
         else:
-            right = type(value) is int and 1 <= value <= most
-        if not right:
+            is_valid = type(value) is int and 1 <= value <= largest
+        if not is_valid:
             raise ValueError(f"{name} may not be {str(value)[:100]!r}")
     sizes = {name: value for name, value in raw.items() if name != "calls"}
     return Problem(**sizes | {"dtype": DTYPES[raw["dtype"]]}), raw["calls"]
@@ -156,38 +157,43 @@ def _from_json(raw) -> tuple[Problem, int]:
 
 @contextlib.contextmanager
 def record_shapes() -> Iterator[Recorded]:
-    """Watch what the GRUs of this process are called with, torch's own and ours, to be tuned.
+    """Record the shapes of all calls of GRUs and GRUCells in this process, those of torch and of this package.
+
+    Example:
 
         with triton_gru.record_shapes() as shapes:
             serve(model)
         shapes.save("shapes.json")
 
-    and then, on this machine or another one with such a GPU, when it has nothing else to do:
+    Then, on this machine or another one with the same GPU, when it is idle:
 
         triton-gru tune --recorded shapes.json
 
-    `tune` takes ``shapes``, too.
+    `tune` also takes ``shapes`` itself.
 
-    Steps are those of the next power of two, as T is what varies most and decides least. ``shapes.seen`` counts the
-    calls as they were.
+    To be tuned, steps are rounded up to a power of two. T varies most from call to call, and matters least for the
+    choice of a kernel. ``shapes.seen`` counts calls with their exact steps.
 
-    Not recorded are calls of float64 or in training with grad enabled, and those of subclasses whose `forward` is their
-    own. Nor are calls that only stand for others: inside torch.compile, export or a trace, under a dispatch mode or a
-    transform of torch.func, of fake tensors and other subclasses, and on the meta device.
+    These calls are not recorded:
+
+    - in float64, or in training with grad enabled
+    - of a subclass or module with a `forward` of its own
+    - in torch.compile, export or a trace, under a dispatch mode, or in a transform of torch.func
+    - on fake tensors, other subclasses of Tensor, or the meta device
     """
     recorded = Recorded()
     with _lock:
         _recorders.append(recorded)
-        for kind in _CLASSES:
-            kind.__call__ = _call_and_record
+        for module_class in _CLASSES:
+            module_class.__call__ = _call_and_record
     try:
         yield recorded
     finally:
         with _lock:
             _recorders.remove(recorded)
             if not _recorders:
-                for kind in _CLASSES:
-                    del kind.__call__  # nn.Module's own again
+                for module_class in _CLASSES:
+                    del module_class.__call__  # nn.Module.__call__ serves again
 
 
 _recorders: list[Recorded] = []
@@ -195,37 +201,39 @@ _lock = threading.Lock()
 
 
 def _call_and_record(module, *args, **kwargs):
-    """Call ``module`` and tell the recorders.
+    """Call ``module``, and pass its problem to the recorders.
 
-    In the place of a global forward hook, beside which torch.export in strict mode fails.
+    This replaces `__call__`, since torch.export in strict mode fails with a global forward hook.
     """
     output = nn.Module.__call__(module, *args, **kwargs)
-    # First: what compiles or traces is to see nothing of the rest, and its sizes are symbols.
+    # Return here when compiling or tracing: the code below must not enter the graph, and sizes are symbols there.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return output
-    # A subclass with a forward of its own may take other arguments than a GRU or cell.
-    is_grus = "forward" not in vars(module) and type(module).forward in [kind.forward for kind in _CLASSES]
-    if is_grus and not (module.training and torch.is_grad_enabled()):
-        given = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
-        problem = _problem_of_call(module, given, output)
+    # A forward of a subclass may take other arguments than that of a GRU or cell.
+    has_known_forward = "forward" not in vars(module) and type(module).forward in [
+        module_class.forward for module_class in _CLASSES
+    ]
+    if has_known_forward and not (module.training and torch.is_grad_enabled()):
+        arguments = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
+        problem = _problem_of_call(module, arguments, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
             for recorded in list(_recorders):
                 recorded.count_call(problem)
     return output
 
 
-def _problem_of_call(module, given: dict, output) -> Problem | None:
-    """Return the problem of a call that was served; None if it only stands for one.
+def _problem_of_call(module, arguments: dict, output) -> Problem | None:
+    """Return the problem of a call; None if its tensors are not plain data.
 
-    None also if a user's hook has put another input in place of the one ``given``: the output has its sizes.
+    It is also None if a user's hook has replaced the input in ``arguments`` by one of another type or size.
     """
-    input = given.get("input")
+    input = arguments.get("input")
     is_cell, is_packed = isinstance(module, _CELLS), isinstance(input, PackedSequence)
     result = output if is_cell or not isinstance(output, tuple) else output[0]
     if type(result) is not type(input):
         return None
-    data, made = (input.data, result.data) if is_packed else (input, result)
-    if not is_plain(data) or data.shape[:-1] != made.shape[:-1] or data.device.type == "meta":
+    data, result_data = (input.data, result.data) if is_packed else (input, result)
+    if not is_plain(data) or data.shape[:-1] != result_data.shape[:-1] or data.device.type == "meta":
         return None
     if is_wrapping():
         return None
@@ -238,6 +246,6 @@ def _problem_of_call(module, given: dict, output) -> Problem | None:
     else:
         steps, batch = input.size(0), 1
     dtype = data.dtype if data.dtype == torch.float64 else autocast_dtype(data.device) or data.dtype
-    layout = "packed" if is_packed else "dense" if given.get("lengths") is None else "lengths"
-    resets = given.get("resets") is not None
+    layout = "packed" if is_packed else "dense" if arguments.get("lengths") is None else "lengths"
+    resets = arguments.get("resets") is not None
     return Options.from_module(module).to_problem(steps, batch, dtype, layout=layout, resets=resets)

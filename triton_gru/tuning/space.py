@@ -1,4 +1,4 @@
-"""The configurations that tuning tries: all that can run on a device, and are not estimated to be far too slow."""
+"""The configurations that tuning tries: those that can run on a device, without those estimated to be far too slow."""
 
 import itertools
 from collections.abc import Iterator
@@ -23,10 +23,12 @@ from ..plan.validity import unsupported_config_reason, unsupported_projection_re
 
 
 class Candidate(NamedTuple):
-    """A kernel in a configuration; ``"torch"``, torch's own GRU, has none.
+    """A kernel in a configuration, or nn.GRU.
 
     Attributes:
-        projection: how the inputs are projected; None with the usual tile of our own.
+        kernel: ``"block"``, ``"grid"``, ``"step"``, or ``"torch"`` for nn.GRU.
+        config: the kernel's configuration; None for nn.GRU.
+        projection: the projection of the inputs; None for our kernel with its usual tile.
     """
 
     kernel: str
@@ -35,45 +37,45 @@ class Candidate(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return what it is called where implementations are compared."""
+        """Return the name of the implementation, such as ``"grid+cublas"``."""
         return implementation_name(self.kernel, self.projection)
 
     def __str__(self) -> str:
-        return " ".join(str(each) for each in (self.config or self.kernel, self.projection) if each)
+        return " ".join(str(part) for part in (self.config or self.kernel, self.projection) if part)
 
 
 TORCH = Candidate("torch", None)
 IMPLEMENTATIONS = [implementation_name(kernel, projection) for kernel in HEURISTICS for projection in (None, CUBLAS)]
-# By count so many times slower than the cheapest: not tried.
+# Configurations whose estimate is more than this many times the cheapest one are not tried.
 _MAX_COST_RATIO = 3.0
 
 
 def candidates(problem: Problem, device: Device) -> list[Candidate]:
-    """Return what is worth compiling for a problem: each kernel's heuristic first, then what is estimated cheapest."""
+    """Return the candidates to compile for a problem: each kernel's heuristic, then others from the cheapest on."""
     heuristics = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
-    first = [each for each in heuristics if not isinstance(each.config, str)]
-    found = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]
-    found = first + [each for each in found if not unsupported_config_reason(each.config, problem, device)]
-    costs = {each: estimate_call_cost(problem, each.config, device).total for each in found}
+    first = [candidate for candidate in heuristics if not isinstance(candidate.config, str)]
+    space = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]
+    runnable = first + [each for each in space if not unsupported_config_reason(each.config, problem, device)]
+    costs = {candidate: estimate_call_cost(problem, candidate.config, device).total for candidate in runnable}
     limit = _MAX_COST_RATIO * min(costs.values(), default=0.0)
     return list(dict.fromkeys(first + [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]))
 
 
 def projections(problem: Problem, config: Config, device: Device) -> list[Projection]:
-    """Return the ways to project the inputs of a scan that are worth a try beside the usual one: cuBLAS, and tiles."""
+    """Return the projections to try for a scan's inputs besides the usual one: cuBLAS, and our kernel's other tiles."""
     tiles = (
         ProjectionConfig(rows, cols, depth // problem.dtype.itemsize, warps, stages)
         for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.is_ieee else _TILES)
     )
     usual = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
-    # Rows that are not aligned to 16 bytes have but one tile.
+    # Our kernel has only one tile for rows that are not aligned to 16 bytes.
     if all(size * problem.dtype.itemsize % 16 for size, _ in problem.input_sizes):
         tiles = ()
-    found = (each for each in (CUBLAS, *tiles) if each != usual)
-    return [each for each in found if not unsupported_projection_reason(each, config, problem, device)]
+    others = (projection for projection in (CUBLAS, *tiles) if projection != usual)
+    return [each for each in others if not unsupported_projection_reason(each, config, problem, device)]
 
 
-# Rows, columns, bytes of depth, warps, stages: from what suits a few sequences' steps to what suits thousands.
+# (rows, columns, bytes of depth, warps, stages), from tiles for a few rows to tiles for thousands.
 _TILES = (
     (64, 16, 256, 4, 4), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 64, 128, 4, 3), (128, 64, 128, 4, 4),
     (64, 128, 128, 4, 3), (128, 128, 128, 4, 3), (128, 128, 128, 8, 3), (128, 128, 64, 4, 4), (256, 64, 128, 8, 3),

@@ -1,4 +1,4 @@
-"""The shapes that are tuned where nobody names any."""
+"""The standard shapes, which ``triton-gru tune`` tunes if no shapes are named."""
 
 import itertools
 
@@ -8,27 +8,27 @@ from ..plan.device import Device
 from ..plan.heuristic import HEURISTICS, heuristic
 from ..plan.problem import Problem
 
-# Dtype and the precision of products: what the library is made for, and what is asked for less.
+# (dtype, precision of products). The library is made for fp16 and TF32.
 _FP16, _TF32, _BF16 = (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee")
 _MAIN = _FP16, _TF32
-_SIZES = 512, 1024, 256  # hidden sizes, the most asked for first
-_LONG = 64
+_SIZES = 512, 1024, 256  # hidden sizes, the most used first
+_LONG = 64  # steps of a sequence
 
 
 def standard_problems(device: Device) -> list[Problem]:
     """Return the standard shapes that a kernel serves on ``device``, the most valuable first.
 
-    All have one layer and as many inputs as hidden units. A verdict holds for inputs within a factor of four. What was
-    measured at 64 steps holds for 32 and more.
+    All have one layer and I = H. A result holds for I within a factor of four. A result at 64 steps holds for 32 and
+    more.
 
-    The list goes by rounds, so that any beginning of it is useful:
+    The list goes in rounds, so that a run with little time tunes the most useful shapes:
 
-    1. What the library is made for: fp16 and TF32, hidden sizes 512, 1024 and 256, batches of 1 and 16, 64 steps.
-    2. The same in a single step, as a cell or a stream makes it.
-    3. Batches of 4 and 64.
+    1. The shapes that the library is made for: fp16 and TF32, H = 512, 1024 and 256, B = 1 and 16, 64 steps.
+    2. The same with a single step, as in a cell or a stream.
+    3. B = 4 and 64.
     4. The next smaller and larger hidden sizes, 128 and 2048.
     5. bf16.
-    6. Packed sequences, then both directions, whose verdicts do not follow from the rounds before.
+    6. Packed sequences, then both directions. Their results do not follow from earlier rounds.
 
     Example:
         >>> from triton_gru.plan.device import KNOWN_DEVICES
@@ -44,7 +44,7 @@ def standard_problems(device: Device) -> list[Problem]:
         _round(_SIZES, _MAIN, (16,), layout="packed"),
         _round(_SIZES, _MAIN, (1, 16), bidirectional=True),
     )
-    return [each for each in itertools.chain(*rounds) if _is_served(each, device)]
+    return [problem for problem in itertools.chain(*rounds) if _is_served(problem, device)]
 
 
 def _round(hidden_sizes, precisions, batches, steps=_LONG, layout="dense", bidirectional=False) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Milliseconds per call: providers taken in turn, inputs rotated, quantiles kept, noise said."""
+"""Times calls in milliseconds: in turn with others, on rotated inputs, as quantiles, with noisy times marked."""
 
 import random
 import time
@@ -9,13 +9,13 @@ import torch
 
 WARMUP = 3
 LEAST_ROUNDS = 8
-QUIET_CHECK_ROUNDS = 20  # if all are quiet by then
-MAX_QUIET_SPREAD = 0.02  # of the median: a larger spread than this from p20 to p80 is marked as noise
+QUIET_CHECK_ROUNDS = 20  # rounds from one check whether all times are quiet to the next
+MAX_QUIET_SPREAD = 0.02  # largest quiet (p80 - p20) / p50; a larger one is marked as noise
 
 
 @dataclass(frozen=True)
 class Times:
-    """Quantiles of ``n`` calls in milliseconds."""
+    """The quantiles of the times of ``n`` calls, in milliseconds."""
 
     n: int
     p20: float
@@ -25,59 +25,62 @@ class Times:
 
     @property
     def rel_iqr(self) -> float:
-        """Divide p80 - p20 by the median: stricter than the interquartile range, which is p75 - p25."""
+        """Return (p80 - p20) / p50. This is stricter than the relative interquartile range, with p75 - p25."""
         return (self.p80 - self.p20) / self.p50
 
     @property
     def status(self) -> str:
-        """Return the status of a row of a report that has these times."""
+        """Return the status for a report's row with these times."""
         return "ok" if self.rel_iqr <= MAX_QUIET_SPREAD else "noisy"
 
     def columns(self) -> dict[str, float]:
-        """Return the times under the names they have in a row of a report."""
+        """Return the times by the names of a report's columns."""
         times = {"p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "p99_ms": self.p99}
         return {"n": self.n, **times, "rel_iqr": self.rel_iqr}
 
 
 def quantiles(milliseconds: list[float]) -> Times:
-    samples, at = (
+    times, fractions = (
         torch.tensor(values, dtype=torch.float64, device="cpu") for values in (milliseconds, [0.2, 0.5, 0.8, 0.99])
     )
-    return Times(len(milliseconds), *samples.quantile(at).tolist())
+    return Times(len(milliseconds), *times.quantile(fractions).tolist())
 
 
 def samples(
     calls: dict[Hashable, list[Callable]], rounds: int, once: Callable[[Callable], float],
     seconds: float = float("inf"), stop_when_quiet: bool = False, least: int = 0,
 ) -> dict[Hashable, list[float]]:  # fmt: skip
-    """Return the milliseconds of each of ``calls`` by the clock ``once``, one call of each a round: all drift alike.
+    """Return the milliseconds of each of ``calls`` by the clock ``once``.
 
-    Rounds differ in their order: what a call leaves in the caches falls on any other, not always on the next.
-    A call is a list of functions without arguments, one per rotated input. All are warmed up before time counts. Rounds
-    end early when they have taken ``seconds``, but not before `LEAST_ROUNDS`; with ``stop_when_quiet`` also when, after
-    `QUIET_CHECK_ROUNDS` or any multiple of them, no call's spread is above `MAX_QUIET_SPREAD`. Neither ends them before ``least``.
+    A round times each call once, so that slow drift affects all alike. The order changes from round to round, as a call
+    leaves data in the caches for the next one. A call is a list of functions without arguments, one for each rotated
+    input. All functions are warmed up first.
+
+    There are ``rounds`` rounds at most. They end early after ``seconds``, though not before `LEAST_ROUNDS`. With
+    ``stop_when_quiet`` they also end after any multiple of `QUIET_CHECK_ROUNDS` if no call's spread is above
+    `MAX_QUIET_SPREAD`. Neither rule ends them before ``least`` rounds.
     """
     for functions in calls.values():
         for i in range(max(WARMUP, len(functions))):
             functions[i % len(functions)]()
-    taken = {name: [] for name in calls}
+    milliseconds = {name: [] for name in calls}
     order, shuffler = list(calls), random.Random(0)
     start = time.perf_counter()
     for i in range(rounds):
         if i >= max(least, LEAST_ROUNDS) and time.perf_counter() - start > seconds:
             break
-        pause = stop_when_quiet and i >= max(least, 1) and i % QUIET_CHECK_ROUNDS == 0
-        if pause and all(quantiles(each).rel_iqr <= MAX_QUIET_SPREAD for each in taken.values()):
+        is_check_due = stop_when_quiet and i >= max(least, 1) and i % QUIET_CHECK_ROUNDS == 0
+        if is_check_due and all(quantiles(times).rel_iqr <= MAX_QUIET_SPREAD for times in milliseconds.values()):
             break
         shuffler.shuffle(order)
         for name in order:
             functions = calls[name]
-            taken[name].append(once(functions[i % len(functions)]))
-    return taken
+            milliseconds[name].append(once(functions[i % len(functions)]))
+    return milliseconds
 
 
 def gpu_clock(function: Callable) -> float:
-    """Time from an idle GPU, as the caller of one inference finds it, to the end of its work, with the host's part."""
+    """Time a call on an idle GPU until the GPU has done its work, including the host's work before the launch."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -89,17 +92,17 @@ def gpu_clock(function: Callable) -> float:
 
 def cold_gpu_clock(l2_bytes: int) -> Callable[[Callable], float]:
     """Return a clock like `gpu_clock` that first writes memory twice the size of the L2."""
-    flushed = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda")
+    memory = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda")
 
     def clock(function: Callable) -> float:
-        flushed.zero_()
+        memory.zero_()
         return gpu_clock(function)
 
     return clock
 
 
 def host_clock(function: Callable) -> float:
-    """Time until the call returns, with nothing else queued. On a GPU its work goes on after that."""
+    """Time a call until it returns, with no other work queued. A GPU may still be working then."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -108,14 +111,14 @@ def host_clock(function: Callable) -> float:
 
 
 def clock(device: str) -> Callable[[Callable], float]:
-    """Return the clock of a whole call on a device that is idle before it."""
+    """Return the clock for calls on a device type: `gpu_clock` for ``"cuda"``, else `host_clock`."""
     return gpu_clock if device == "cuda" else host_clock
 
 
 def capture_graph(function: Callable, pool=None) -> tuple[Callable, object]:
-    """Return the replay of a CUDA graph of one call of ``function``, and the call's result, which replays write to.
+    """Record a call of ``function`` in a CUDA graph. Return the graph's replay, and the result that replays write to.
 
-    Graphs of one ``pool`` share memory: one's results last until another is replayed.
+    Graphs of one ``pool`` share memory, so a replay of another one overwrites the result.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -124,7 +127,7 @@ def capture_graph(function: Callable, pool=None) -> tuple[Callable, object]:
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # A capture that fails would leave its own stream the current one.
+    # The outer context restores the current stream, as a capture that fails leaves its own stream current.
     with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
         result = function()
     return graph.replay, result

@@ -1,4 +1,4 @@
-"""Measures which kernel in which configuration is fastest for a problem, nn.GRU among them, and keeps it."""
+"""Measures which kernel and configuration, or nn.GRU, is fastest for each problem, and keeps the results."""
 
 import contextlib
 import dataclasses
@@ -25,21 +25,23 @@ from .run import SKIPPED_BUDGET, Ranking, Run
 from .shapes import Recorded
 from .space import candidates
 
-# Where there is little time, the first shapes get so many seconds each, and others none. But so many shapes get some.
-_ENOUGH, _SHAPES_AT_LEAST = 20.0, 8
+# A shape gets at least 20 s, even if later shapes then get none. Exception: with a budget below 8 * 20 s, it gets at
+# least an eighth of the budget.
+_SECONDS_PER_SHAPE, _MIN_SHAPES = 20.0, 8
 
 
 @rename_attributes(kept="table_path", known="is_from_table", over_untuned="speedup_over_untuned")
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for a problem.
+    """The result of tuning a problem.
 
     Attributes:
-        entry: as the table has it; its winner is what ``backend="auto"`` takes from now on.
-        ranking: what was timed to the end, the fastest first: (candidate, median milliseconds in the last mode).
-        table_path: the table's file, None where it could not be written: then it holds for this process.
-        is_from_table: it was there already, and nothing was measured.
-        untuned: the implementation that a plan would take without any table.
+        problem: the tuned problem.
+        entry: the entry of the table. ``backend="auto"`` takes its winner from now on.
+        ranking: the finalists as (candidate, median milliseconds in the last mode), the fastest first.
+        table_path: the table's file; None if the table could not be written, so the result is of this process only.
+        is_from_table: whether the entry was in the table already, so that nothing was measured.
+        untuned: the implementation that a plan takes without any table.
     """
 
     problem: Problem
@@ -56,44 +58,50 @@ class Tuned:
 
     @property
     def speedup_over_untuned(self) -> float | None:
-        """Return how many times faster the winner is than what a plan takes without any table; None if not measured."""
+        """Return how many times as fast as untuned the winner is; None if the untuned one was not measured."""
         return self.entry.speedup_over_untuned(self.untuned)
 
     @property
     def line(self) -> str:
-        """Return the winner, and by how much it won, in a line."""
+        """Return one line: the winner, its time, and its speedups."""
         winner = f"{report_name(self.entry.winner)} {format_time(1000 * self.entry.ms)}"
-        words = [f"{describe_shape(self.entry.key)}: {winner}"]
+        parts = [f"{describe_shape(self.entry.key)}: {winner}"]
         if self.entry.winner == self.untuned == "torch":
-            words.append("as untuned")
+            parts.append("as untuned")
         elif self.speedup_over_untuned:
-            words.append(
+            parts.append(
                 f"{format_number(self.speedup_over_untuned)} times as fast as untuned ({report_name(self.untuned)})"
             )
         if self.entry.speedup_over_nn_gru and "torch" not in (self.entry.winner, self.untuned):
-            words.append(f"{format_number(self.entry.speedup_over_nn_gru)} times as fast as nn.GRU")
-        return ", ".join(words)
+            parts.append(f"{format_number(self.entry.speedup_over_nn_gru)} times as fast as nn.GRU")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
-        """Return a few lines: winner, runner-up, the heuristic, nn.GRU, and what became of the candidates."""
+        """Return the shape, lines for the winner, runner-up, heuristic and nn.GRU, and counts of dropped candidates."""
         entry = self.entry
         winner = entry.results[entry.winner]
         lines = [
             describe_shape(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.is_from_table else "")
         ]
-        lines.append(_line("winner", entry.winner, winner.ms, winner))
-        others = [each for each in self.ranking if (each[0].name, each[0].config) != (entry.winner, winner.config)]
-        lines += [_line("runner-up", each.name, ms) + f"  {each}".rstrip() for each, ms in others[:1]]
+        lines.append(_format_line("winner", entry.winner, winner.ms, winner))
+        others = [
+            (candidate, ms)
+            for candidate, ms in self.ranking
+            if (candidate.name, candidate.config) != (entry.winner, winner.config)
+        ]
+        lines += [
+            _format_line("runner-up", candidate.name, ms) + f"  {candidate}".rstrip() for candidate, ms in others[:1]
+        ]
         if winner.heuristic_ms:
-            lines.append(_line("untuned", entry.winner, winner.heuristic_ms))
-        if entry.winner != "torch" and (torchs := entry.results.get("torch")):
-            lines.append(_line("baseline", "torch", torchs.ms, torchs))
-        failed = [f"{number} {why}" for why, number in sorted(entry.failed.items(), key=lambda each: -each[1])]
+            lines.append(_format_line("untuned", entry.winner, winner.heuristic_ms))
+        if entry.winner != "torch" and (nn_gru := entry.results.get("torch")):
+            lines.append(_format_line("baseline", "torch", nn_gru.ms, nn_gru))
+        failed = [f"{number} {reason}" for reason, number in sorted(entry.failed.items(), key=lambda pair: -pair[1])]
         lines.append("; ".join([f"  {format_count(entry.candidates, 'candidate')}", *failed]))
         return "\n".join(lines)
 
 
-def _line(role: str, kernel: str, ms: float, result: TimedResult | None = None) -> str:
+def _format_line(role: str, kernel: str, ms: float, result: TimedResult | None = None) -> str:
     line = f"  {role:11}{report_name(kernel):12}{format_time(1000 * ms):>9}"
     if result is None:
         return line
@@ -110,36 +118,42 @@ def tune(
     budget: float = float("inf"),
     remeasure: bool = False,
     bench: Bench | None = None,
-    report: ReportProgress = lambda said: None,
+    report: ReportProgress = lambda progress: None,
 ) -> list[Tuned]:
-    """Find the fastest way to compute each of ``problems`` on a GPU and keep it, for this process and later ones.
+    """Measure the fastest implementation of each of ``problems`` on a GPU, and keep the results.
 
-    What is kept is what `GRU` runs from then on with ``backend="auto"``; its own kernels by name take the
-    configurations found. What is in the user's table already, and not stale, is left as it is; so a run that was
-    interrupted goes on where it was: it loses the problem it was at.
+    The results go into the user's table, for this process and later ones. From then on `GRU` with ``backend="auto"``
+    runs each winner. With a kernel's name as backend it runs that kernel's fastest configuration. Problems with a fresh
+    entry in the user's table are not measured again. So the same call continues a run that was interrupted, and only
+    the problem that was being measured begins again.
+
+    If the table cannot be written, the results are kept for this process, with a warning. The next result's write
+    includes them.
 
     Args:
-        problems: see `shapes_of`, `record_shapes`; or of a call, ``gru.plan(x).problem``. The most important first.
+        problems: the problems, the most important first. See `shapes_of` and `record_shapes`. The problem of a single
+            call is ``gru.plan(x).problem``.
         device: the GPU.
-        budget: seconds, in all. What it cuts short is tuned with fewer candidates, and once more after all others by
-            the next run. A problem that it leaves no time for is left out.
-        remeasure: measures what is in the table, too.
-        bench: what compiles and times, in place of the GPU.
-        report: told of the progress: a `Progress`, whose text is a line, or a line of what was found. `print` will do.
+        budget: seconds for all problems. With too little time for a problem, fewer candidates are measured, and the
+            next run measures the problem again after all others. A problem without any time is left out.
+        remeasure: measure problems that are in the table, too.
+        bench: compiles and times in place of the GPU.
+        report: called with the progress: a `Progress`, whose text is a line, or a line of results. `print` is enough.
 
     Returns:
-        What was found, for each problem that there was time for.
+        A result for each problem that was measured or in the table.
 
     Raises:
-        ValueError: a problem's batch or features are none.
-        RuntimeError: no kernel runs on the device or there is none, or a CUDA graph is being captured.
-        triton_gru.plan.tables.store.UnusableTableError: the user's table is none, or another device's: it would be in the way.
-
-    Where the table cannot be written, a warning says so, and what was found holds for this process. It is written with
-    what is found next, if that can be.
+        ValueError: a size of a problem is 0.
+        RuntimeError: there is no GPU, no kernel runs on it, or a CUDA graph is being captured.
+        triton_gru.plan.tables.store.UnusableTableError: the file of the user's table is not a table, or is the table
+            of another device. It would have to be overwritten.
     """
     if torch.cuda.is_available() and is_capturing(torch.device("cuda")):
-        raise RuntimeError("tune() while a CUDA graph is being captured: it compiles, waits and measures")
+        raise RuntimeError(
+            "tune() cannot run while a CUDA graph is being captured, as it compiles and waits for the GPU: "
+            "call it before the capture"
+        )
     with contextlib.closing(bench or Bench(_with_index(torch.device(device)))) as bench:
         return _tune_all(merge_problems(problems), bench, budget, remeasure, report)
 
@@ -150,22 +164,22 @@ def _tune_all(
     end, shapes = time.monotonic() + budget, format_count(len(problems), "shape")
     directory = store.user_directory()
     path = directory and directory / store.file_name(bench.device)
-    written = _written(path, bench)
-    known = {} if remeasure else _known(bench)
+    written = _read_user_table(path, bench)
+    known = {} if remeasure else _list_fresh_entries(bench)
     done = {key for key, entry in known.items() if _is_done(entry)}
     tuned = [
-        Tuned(each, known[key], (), path if key in written else None, True, _untuned(each, bench))
-        for key, each in problems.items()
+        Tuned(problem, known[key], (), path if key in written else None, True, _untuned(problem, bench))
+        for key, problem in problems.items()
         if key in done
     ]
-    tuned = _keep(tuned, bench, directory)
+    tuned = _save_results(tuned, bench, directory)
     if tuned:
         report(f"{len(tuned)} of {shapes} already in the table, and not measured again")
-    todo = [each for key, each in problems.items() if key not in done]
-    todo.sort(key=lambda each: each.key() in known)  # last those for which the time was too short
-    if again := sum(each.key() in known for each in todo):
-        report(f"{again} of {shapes} had too little time before, and measured again, last")
-    tracker = Tracker({each.key(): len(candidates(each, bench.device)) for each in todo}, end, report)
+    todo = [problem for key, problem in problems.items() if key not in done]
+    todo.sort(key=lambda problem: problem.key() in known)  # problems that were cut short come last
+    if cut_short := sum(problem.key() in known for problem in todo):
+        report(f"{cut_short} of {shapes} had too little time before: measured again, last")
+    tracker = Tracker({problem.key(): len(candidates(problem, bench.device)) for problem in todo}, end, report)
     for number, problem in enumerate(todo):
         now = time.monotonic()
         if now >= end and number > 0:
@@ -173,23 +187,24 @@ def _tune_all(
             break
         tracker.begin()
         shape = describe_shape(problem.key())
-        entry = None if remeasure else _written(path, bench).get(problem.key())
+        entry = None if remeasure else _read_user_table(path, bench).get(problem.key())
         if entry and entry != known.get(entry.key) and _is_done(entry):
             report(f"{shape}: another tuner has measured it meanwhile")
-            found, kept = (entry, ()), path
+            result, table_path = (entry, ()), path
         else:
-            seconds = max((end - now) / (len(todo) - number), min(budget / _SHAPES_AT_LEAST, _ENOUGH))
+            seconds = max((end - now) / (len(todo) - number), min(budget / _MIN_SHAPES, _SECONDS_PER_SHAPE))
             try:
-                found, kept = Run(problem, bench, seconds, tracker).tune(), None
+                result, table_path = Run(problem, bench, seconds, tracker).tune(), None
             except torch.OutOfMemoryError:
                 report(f"{shape}: left out, its tensors do not fit into the GPU's memory")
                 continue
-        if found:
-            tuned.append(Tuned(problem, *found, kept, is_from_table=kept is not None, untuned=_untuned(problem, bench)))
+        if result:
+            untuned = _untuned(problem, bench)
+            tuned.append(Tuned(problem, *result, table_path, is_from_table=table_path is not None, untuned=untuned))
             lookup.remember(bench.device, [tuned[-1].entry])
             clear_plan_cache()
             call_cache.clear_call_cache()
-            tuned = _keep(tuned, bench, directory)
+            tuned = _save_results(tuned, bench, directory)
             report(tuned[-1].line)
     return tuned
 
@@ -207,27 +222,27 @@ def _with_index(device: torch.device) -> torch.device:
 
 
 def merge_problems(problems: Iterable[Problem]) -> dict[Key, Problem]:
-    """Return for each key the problem of the largest batch, which the others' configurations have to hold.
+    """Return the problem with the largest batch for each key, since a configuration must run for all problems of a key.
 
     Raises:
         ValueError: a size is 0.
     """
-    found = Recorded()
+    merged = Recorded()
     for problem in problems:
         if problem.is_empty:
             raise ValueError(f"no size of a problem to be tuned may be 0, got {problem}")
-        # Calls with resets or in reverse are served as others, only not by torch: they are not measured apart. Settings
-        # in the way of cuBLAS are another matter: there its result is passed over.
-        found.add(
+        # Calls with resets or in reverse run the same kernels, though not nn.GRU, so they are not measured separately.
+        # cuBLAS is measured even if torch's settings forbid it now: plans skip its results while they do.
+        merged.add(
             dataclasses.replace(
                 problem, unsupported_reason="", cublas_unsupported_reason="", resets=False, reverse=False
             )
         )
-    return found.largest
+    return merged.largest
 
 
-def _known(bench: Bench) -> dict[Key, Entry]:
-    """Return what the user's tables say that is not stale, or was found in this process."""
+def _list_fresh_entries(bench: Bench) -> dict[Key, Entry]:
+    """Return the entries of this process and of the user's tables that are not stale."""
     return {
         entry.key: entry
         for source in reversed(lookup.sources(bench.device))
@@ -238,31 +253,32 @@ def _known(bench: Bench) -> dict[Key, Entry]:
 
 
 def _is_done(entry: Entry) -> bool:
-    """Return whether an entry holds, and there was time for all of it."""
+    """Return whether an entry is fresh, and was measured with enough time for all candidates."""
     return not entry.stale_reason and SKIPPED_BUDGET not in entry.failed
 
 
-def _written(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry]:
-    """Return what is in the user's table; raise if that would be in the way, before minutes are spent."""
+def _read_user_table(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry]:
+    """Return the entries of the user's table. If it is unusable, raise now and not after minutes of tuning."""
     try:
         return {entry.key: entry for entry in store.load(path, bench.device).entries} if path is not None else {}
     except OSError:
-        return {}  # there is none, or it cannot be written either, which is not worth an end
+        return {}  # No table yet, or it cannot be read. Tune anyway: results are then kept in this process.
     except store.NewerTableError as error:
         raise store.NewerTableError(f"{path}: {error}") from None
     except store.UnusableTableError as error:
-        raise store.UnusableTableError(f"{path}: {error}. Move it away or name another TRITON_GRU_CONFIG_DIR") from None
+        advice = "Move the file away, or set TRITON_GRU_CONFIG_DIR to another folder"
+        raise store.UnusableTableError(f"{path}: {error}. {advice}") from None
 
 
-def _keep(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
-    """Write what is not kept yet; return all, with the file that it is in."""
-    if all(each.table_path for each in tuned):
+def _save_results(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
+    """Write results that are not in the table yet. Return all results, with the table's path if it was written."""
+    if all(result.table_path for result in tuned):
         return tuned
     try:
         if directory is None:
-            raise OSError("there is no home: name a folder in TRITON_GRU_CONFIG_DIR")
-        path = store.save([each.entry for each in tuned if not each.table_path], bench.device, directory)
+            raise OSError("no home folder: set TRITON_GRU_CONFIG_DIR to a folder")
+        path = store.save([result.entry for result in tuned if not result.table_path], bench.device, directory)
     except (OSError, store.UnusableTableError) as error:
-        warnings.warn(f"what was tuned holds for this process alone, it cannot be kept: {error}", stacklevel=4)
+        warnings.warn(f"results are kept for this process only, as the table cannot be written: {error}", stacklevel=4)
         return tuned
-    return [dataclasses.replace(each, table_path=path) for each in tuned]
+    return [dataclasses.replace(result, table_path=path) for result in tuned]

@@ -1,4 +1,4 @@
-"""Which of what was timed is to be taken."""
+"""Chooses the winner among timed candidates."""
 
 from ..plan.config import CUBLAS
 from ..plan.tables.entries import TimedResult
@@ -6,63 +6,68 @@ from ..plan.tables.revision import revision
 from .space import IMPLEMENTATIONS, TORCH, Candidate
 from .timing import Times
 
-# What is not faster by this, or by the noise of the two if that is more (up to a tenth), is not faster.
-_LEAST, _MOST = 0.03, 0.1
+# A candidate is clearly faster if it is faster by more than `MIN_GAIN`, and by more than the noise of both times. Noise
+# above `_MAX_NOISE` counts as `_MAX_NOISE`.
+MIN_GAIN, _MAX_NOISE = 0.03, 0.1
 
 
 def is_clearly_faster(a: Times, b: Times) -> bool:
     """Return whether ``a`` is faster than ``b`` by more than noise."""
-    return a.p50 < b.p50 * (1 - min(_MOST, max(_LEAST, a.rel_iqr, b.rel_iqr)))
+    return a.p50 < b.p50 * (1 - min(_MAX_NOISE, max(MIN_GAIN, a.rel_iqr, b.rel_iqr)))
 
 
 def choose_winner(
-    before: dict[str, Candidate], untuned: dict[str, Candidate], finals: dict[str, dict[Candidate, Times]]
+    incumbents: dict[str, Candidate], untuned: dict[str, Candidate], finals: dict[str, dict[Candidate, Times]]
 ) -> tuple[str, dict[str, TimedResult]]:
-    """Return the implementation to take, or ``"torch"``, and the best of each.
+    """Return the winning implementation, or ``"torch"``, and the best result of each implementation.
 
-    What is there stays unless something is clearly faster: tuning again does not change tables to and fro.
+    An incumbent wins unless another candidate is clearly faster. Otherwise tables would flip back and forth when tuned
+    again.
 
-    torch's calls keep the host for another time than our launches do. So ours is taken where torch's own GRU serves,
-    too, only if it is not clearly slower in any mode; and cuBLAS's projection only if it is not so beside our own.
+    A kernel wins over nn.GRU only if it is not clearly slower in any mode. Modes differ, as nn.GRU keeps the host busy
+    for another time than our launches do. The same rule holds for cuBLAS's projection against ours.
 
     Args:
-        before: what runs now, by implementation; by "" what is chosen now.
-        untuned: what would run without a table, by implementation, where it is no other than by kernel.
-        finals: times by mode, in the order of `Bench.modes`; of the same candidates in each.
+        incumbents: implementation -> the candidate that plans take now. The key "" is the candidate of ``"auto"``.
+        untuned: implementation or kernel -> the candidate that plans take without a table.
+        finals: mode -> times, in the order of `Bench.modes`, with the same candidates in each.
     """
     compared = list(finals.values())[-1]
     best, results = {}, {}
     for name in IMPLEMENTATIONS:
-        if same := [each for each in compared if each.name == name]:
-            best[name] = _fastest(same, before.get(name), compared)
+        if same_name := [candidate for candidate in compared if candidate.name == name]:
+            best[name] = _choose_fastest(same_name, incumbents.get(name), compared)
             results[name] = _result(best[name], finals, compared.get(untuned.get(name, untuned.get(best[name].kernel))))
     if TORCH in compared:
         results["torch"] = _result(TORCH, finals)
     if not best:
         return "torch", results
-    taken = {
-        name: each
-        for name, each in best.items()
-        if each.projection != CUBLAS or not _is_faster_somewhere(best.get(each.kernel), each, finals)
+    eligible = {
+        name: candidate
+        for name, candidate in best.items()
+        if candidate.projection != CUBLAS or not _is_faster_in_a_mode(best.get(candidate.kernel), candidate, finals)
     }
-    ours = _fastest(list(taken.values()), taken.get(before[""].name), compared)
+    ours = _choose_fastest(list(eligible.values()), eligible.get(incumbents[""].name), compared)
     if TORCH in compared:
-        slower = _is_faster_somewhere(TORCH, ours, finals)
-        faster = _is_faster_somewhere(ours, TORCH, finals)
-        if slower or (not faster and before[""] == TORCH):
+        is_slower = _is_faster_in_a_mode(TORCH, ours, finals)
+        is_faster = _is_faster_in_a_mode(ours, TORCH, finals)
+        if is_slower or (not is_faster and incumbents[""] == TORCH):
             return "torch", results
     return ours.name, results
 
 
-def _is_faster_somewhere(a: Candidate | None, b: Candidate, finals: dict[str, dict[Candidate, Times]]) -> bool:
-    """Return whether ``a`` is clearly faster than ``b`` in a mode."""
+def _is_faster_in_a_mode(a: Candidate | None, b: Candidate, finals: dict[str, dict[Candidate, Times]]) -> bool:
+    """Return whether ``a`` is clearly faster than ``b`` in at least one mode."""
     return a is not None and any(is_clearly_faster(times[a], times[b]) for times in finals.values())
 
 
-def _fastest(candidates: list[Candidate], there: Candidate | None, compared: dict[Candidate, Times]) -> Candidate:
-    """Return the fastest, or what is there if that is not clearly slower."""
-    fastest = min(candidates, key=lambda each: compared[each].p50)
-    return there if there in compared and not is_clearly_faster(compared[fastest], compared[there]) else fastest
+def _choose_fastest(
+    candidates: list[Candidate], incumbent: Candidate | None, compared: dict[Candidate, Times]
+) -> Candidate:
+    """Return the incumbent if it was timed and none is clearly faster, else the fastest."""
+    fastest = min(candidates, key=lambda candidate: compared[candidate].p50)
+    keeps = incumbent in compared and not is_clearly_faster(compared[fastest], compared[incumbent])
+    return incumbent if keeps else fastest
 
 
 def _result(

@@ -1,4 +1,12 @@
-// Executes a translated kernel: the warps of all CTAs that are on the chip take turns at random, and memory is watched.
+// The machine: executes a kernel that translate.py has translated. machine.py calls `run`.
+//
+// A schedule decides the order of everything that a GPU promises no order for. All its choices are drawn from one seed,
+// so that a schedule repeats exactly. In each turn, `run` picks a random warp of the resident CTAs and executes up to
+// `quantum` of its instructions. Relaxed stores arrive in other CTAs a random number of turns later.
+//
+// The machine checks each access to memory against the earlier accesses of the same two bytes (memory.h, shared.h). Two
+// accesses race if nothing orders them, whichever came first under this schedule. Faults are reports, which do not stop
+// the launch. The machine also counts instructions, bytes and products. Waits are counted apart (warp.h).
 #include "machine.h"
 #include "numbers.h"
 #include "memory.h"
@@ -6,7 +14,7 @@
 #include "matrix.h"
 #include "warp.h"
 
-// Returns the value of a special register, by its place in translate.py.
+// Returns the value of a special register. `which` is its index in SPECIAL of translate.py.
 static u64 special(const Launch *o, const Warp *w, int lane, int which) {
   const Cta *c = w->cta;
   const int threads = 32 * o->n_warps;
@@ -19,7 +27,7 @@ static u64 special(const Launch *o, const Warp *w, int lane, int which) {
     case 12: return lane;
     case 13: return w->index;
     case 14: return SHARED_BASE;
-    case 15: return o->shared_bytes;  // all of it is dynamic
+    case 15: return o->shared_bytes;  // all shared memory is dynamic
     default: return 0;  // tid.y, tid.z
   }
 }
@@ -28,7 +36,7 @@ static void begin_warp(const Launch *o, Cta *c, Warp *w, int index) {
   w->cta = c; w->index = index;
   w->live = w->mask = ALL_LANES;
   w->rows = aligned_alloc(64, o->n_rows * sizeof(Row));
-  memset(w->rows, 0xA5, o->n_rows * sizeof(Row));  // what is not set is no number one would expect
+  memset(w->rows, 0xA5, o->n_rows * sizeof(Row));  // a register that nothing sets has an unlikely value
   w->defined = calloc(o->n_rows, sizeof(u32));
   for (int i = 0; i < o->n_constants; i++) {
     int row = o->constant_rows[i], kind = o->constant_kinds[i];
@@ -66,8 +74,8 @@ static void end_cta(Launch *o, Cta *c) {
   free(c->warps); free(c->shared); free(c->touched); free(c);
 }
 
-// Returns a warp that can go on, the first from a random one on. A warp that sleeps goes on only if no other can. One
-// always can, as the last warp to arrive at a barrier opens it.
+// Returns the first ready warp, counted from a random one. A sleeping warp is returned only if no other is ready. Some
+// warp is always ready, because the last warp to arrive at a barrier opens it.
 static Warp *next_warp(Machine *m, Cta **ctas, int n_ctas, i64 turn) {
   int n = n_ctas * m->launch->n_warps, first = draw_below(m, n);
   for (int awake = 1; awake >= 0; awake--) for (int k = 0; k < n; k++) {
@@ -83,10 +91,10 @@ void run(Launch *o) {
   for (int i = 0; i < 8; i++) draw(m);
   m->to_address = calloc(1 << 16, sizeof(u16));
   m->of_cta = calloc(1 << 16, sizeof(u16));
-  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) make_room(r);
+  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) allocate_touches(r);
   int total = o->grid[0] * o->grid[1] * o->grid[2], begun = 0, n = 0;
   int resident = o->resident && o->resident < total ? o->resident : total;
-  int *order = malloc(total * sizeof(int));  // nobody says which CTA comes first
+  int *order = malloc(total * sizeof(int));  // CTAs start in random order: a GPU promises none
   for (int i = 0; i < total; i++) order[i] = i;
   for (int i = total - 1; i > 0; i--) { int j = draw_below(m, i + 1), t = order[i]; order[i] = order[j]; order[j] = t; }
   Cta **ctas = calloc(resident, sizeof(Cta *));
@@ -102,12 +110,12 @@ void run(Launch *o) {
       end_cta(o, ctas[k]);
       ctas[k] = begun < total ? begin_cta(o, order[begun++]) : ctas[--n];
     } else if (o->executed > o->max_instructions) {
-      report(m, FAULT_ENDLESS, w, w->place, -1, 0, -1);
+      report(m, FAULT_ENDLESS, w, w->pc, -1, 0, -1);
       break;
     }
   }
   while (m->n_stores) arrive(m, 0);
   while (n) end_cta(o, ctas[--n]);
-  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) give_back(r);
+  for (Range *r = o->ranges; r < o->ranges + o->n_ranges; r++) free_touches(r);
   free(order); free(ctas); free(m->stores); free(m->to_address); free(m->of_cta);
 }

@@ -1,4 +1,4 @@
-// What a launch is given and what it answers (machine.py has the same structures), and what the parts share.
+// Structures and helpers that all parts share. machine.py declares the structures of a launch again, for ctypes.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,80 +11,80 @@
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
 typedef int32_t i32; typedef int64_t i64;
 
-// The values of a register, one a lane.
+// The values of a register, one for each lane.
 typedef u64 Row[32];
 #define ALL_LANES (~0u)
 
 typedef struct {
   i32 operation, guard, negated, aligned;
-  i32 n_out, n_in, at;          // their rows, from `at` on in Launch.operands
-  i32 extra[4];
-  i32 loop_first, loop_last;    // of the loop it is in that does nothing but wait, or -1
+  i32 n_out, n_in, at;          // rows of results and sources, which begin at `at` in Launch.operands
+  i32 extra[4];                 // constants: the translator and the operation agree on their meaning
+  i32 loop_first, loop_last;    // the loop around the instruction that only waits, or -1
 } Instruction;
 
-// What warps have done. Memory is read by sectors of 32 bytes that an instruction of a warp touches: by relaxed loads,
-// with which others' stores are waited for, apart.
+// The work of warps, as Counts of machine.py describes it. `received` counts bytes that relaxed loads read, and `read`
+// those of other loads. An instruction of a warp reads whole sectors of 32 bytes.
 typedef struct {
   i64 instructions, read, received, written, shared_read, shared_written, matrix, flops, fma, barriers;
 } Counts;
 
-// Memory that the launch may touch, and what of it was read and written.
+// Memory that the launch may touch, and how many bytes of it were read and written.
 struct Touch;
 typedef struct { u64 base, bytes; struct Touch *touched; i64 read, received, written; } Range;
 
-typedef struct { i32 kind, place, cta, warp, lane, other; u64 address, count; } Report;
+typedef struct { i32 kind, pc, cta, warp, lane, other; u64 address, count; } Report;
 
 typedef struct {
   const Instruction *instructions;
   const i32 *operands;
   i32 n_rows, n_constants;
-  const i32 *constant_rows, *constant_kinds;  // 0: a value; otherwise which special register
+  const i32 *constant_rows, *constant_kinds;  // kind 0: a value; kind k: special register k - 1
   const u64 *constant_values;
   i32 grid[3], n_warps, shared_bytes, n_ranges;
   Range *ranges;
   // The schedule.
   u64 seed;
   i64 max_instructions;
-  double ns_per_instruction, error;  // of approximations: the share that is made of what the PTX manual allows
-  i32 resident;       // CTAs at a time
+  double ns_per_instruction, error;  // error: as a share of what the PTX manual allows an approximation
+  i32 resident;       // CTAs on the chip at a time; 0 for all
   i32 reconverge_late, reconverge_early, quantum, delay, sleeps;
-  u64 forgiven;       // a bit for each kind of fault: these are noted alone
-  // Answers.
+  u64 forgiven;       // a bit for each kind of fault that does not fail the launch
+  // Results.
   i32 n_reports, most_reports;
   Report *reports;
   i64 executed;
-  Counts made, waited, busiest;      // of all warps, waits apart, and of the warp with the most instructions
-  i64 most_read;                     // by one CTA
-  i64 exchanges;                     // of the warp with most
-  i64 *by_warp;                      // instructions of each warp of a CTA, waits apart: the most of any CTA
+  Counts made, waited, busiest;      // all warps without waits; waits; the warp with the most instructions
+  i64 most_read;                     // bytes that one CTA read, the most of any
+  i64 exchanges;                     // the most of any warp
+  i64 *by_warp;                      // instructions of each warp of a CTA without waits, the most of any CTA
 } Launch;
 
-// A copy of cp.async, or a wgmma, that is under way.
-typedef struct { u64 to, from; i32 bytes, of_source, lane, place; } Copy;
-typedef struct { i32 place; u64 a, b; u32 adds, epoch; } Product;  // epoch: in which it was issued
+// A pending cp.async, and a pending wgmma. A pc (program counter) is the index of an instruction.
+typedef struct { u64 to, from; i32 bytes, of_source, lane, pc; } Copy;
+typedef struct { i32 pc; u64 a, b; u32 adds, epoch; } Product;  // epoch: of the CTA when the wgmma was issued
 
 typedef struct Warp {
   struct Cta *cta;
   i32 index;
   enum { READY, AT_BARRIER, DONE } state;
-  u32 live, mask;     // lanes that have not returned; of them, those at `place`
-  i32 place, next;    // next: the lowest place of the others
-  i32 places[32];     // of lanes that are not in `mask`
+  u32 live, mask;     // live: lanes that have not returned; mask: live lanes at `pc`
+  i32 pc, next;       // next: the lowest pc of the other live lanes
+  i32 pcs[32];        // of lanes that are not in `mask`
   Row *rows;
-  u32 *defined;       // lanes of a row that something has set
-  u32 synchronised;   // how often its lanes came together
-  u32 *fences;        // for each time it fenced for wgmma, the barriers that its CTA had passed
-  i32 n_fences, room_for_fences;
+  u32 *defined;       // for each row, the lanes that something has set
+  u32 synchronised;   // aligned instructions executed: each brings the lanes together
+  u32 *fences;        // the CTA's epoch at each of the warp's fences for wgmma
+  i32 n_fences, fences_capacity;
   Copy *copies;
   Product *products;
-  i32 n_copies, n_products, room_for_copies, room_for_products;
-  i32 *copy_groups, *product_groups;  // how many there were at each commit
-  i32 n_copy_groups, n_product_groups, room_for_copy_groups, room_for_product_groups;
+  i32 n_copies, n_products, copies_capacity, products_capacity;
+  i32 *copy_groups, *product_groups;  // the number of pending copies (products) at each commit
+  i32 n_copy_groups, n_product_groups, copy_groups_capacity, product_groups_capacity;
   i64 asleep_until;
-  // Of a loop that waits, the best pass counts as made and the others as waited.
+  // In a loop that waits, the best pass counts as made and the others as waited.
   Counts made, waited, pass, best;
   i32 waiting, failed, loop_first, loop_last;
-  // How often it has received after it had sent; and whether it has sent since.
+  // How often the warp has received after it had sent, and whether it has sent since.
   i64 exchanges;
   i32 sent;
 } Warp;
@@ -103,17 +103,17 @@ typedef struct {
   u64 random;
   Range *last_range;
   struct Store *stores;
-  i32 n_stores, room;
+  i32 n_stores, stores_capacity;
   u64 n_stored;
-  u16 *to_address, *of_cta;  // how many stores are under way to addresses with a hash; and of one CTA
+  u16 *to_address, *of_cta;  // pending stores by hash of the address; and by hash of the address and the CTA
 } Machine;
 
-// A new place at the end of a list that grows.
-#define APPENDED(list, n, room) \
-  (*(((n) == (room) ? (list = grown(list, &(room), sizeof(*(list)))) : 0), (list) + (n)++))
-static inline void *grown(void *list, i32 *room, size_t size) {
-  *room = *room ? 2 * *room : 256;
-  return realloc(list, *room * size);
+// The new last element of a list, which grows if it is full.
+#define APPENDED(list, n, capacity) \
+  (*(((n) == (capacity) ? (list = grown(list, &(capacity), sizeof(*(list)))) : 0), (list) + (n)++))
+static inline void *grown(void *list, i32 *capacity, size_t size) {
+  *capacity = *capacity ? 2 * *capacity : 256;
+  return realloc(list, *capacity * size);
 }
 
 static inline u64 draw(Machine *m) {
@@ -124,14 +124,14 @@ static inline u64 draw(Machine *m) {
 }
 static inline u32 draw_below(Machine *m, u32 n) { return (u32)(((draw(m) >> 32) * n) >> 32); }
 
-// Adds a report, or counts it if the same has been reported of the same place. `other`: another place, or a detail.
-static void report(Machine *m, int kind, const Warp *w, int place, int lane, u64 address, int other) {
+// Adds a report, or counts it if the same fault has been reported at the same pc. `other`: another pc, or a detail.
+static void report(Machine *m, int kind, const Warp *w, int pc, int lane, u64 address, int other) {
   Launch *o = m->launch;
-  if (o->forgiven >> kind & 1 && o->n_reports >= o->most_reports / 2) return;  // leave room for faults
+  if (o->forgiven >> kind & 1 && o->n_reports >= o->most_reports / 2) return;  // keep half of the reports for faults
   for (int i = 0; i < o->n_reports; i++) {
     Report *r = o->reports + i;
-    if (r->kind == kind && r->place == place && r->other == other) { r->count++; return; }
+    if (r->kind == kind && r->pc == pc && r->other == other) { r->count++; return; }
   }
   if (o->n_reports < o->most_reports)
-    o->reports[o->n_reports++] = (Report){kind, place, w->cta->index, w->index, lane, other, address, 1};
+    o->reports[o->n_reports++] = (Report){kind, pc, w->cta->index, w->index, lane, other, address, 1};
 }

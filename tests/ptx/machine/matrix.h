@@ -1,21 +1,21 @@
-// The matrix unit: mma, wgmma, and the loads and stores of its 8 x 8 tiles. Sums are made in double and rounded once.
+// The matrix unit: mma, wgmma, and loads and stores of 8 x 8 tiles. Sums are computed in double and rounded once.
 
 static inline float element_of(u64 v, int kind) {
   return kind == F16 ? of_f16(v & 0xffff) : kind == BF16 ? of_bf16(v) : of_tf32(v);
 }
 
-// Lane l of matrix k takes two neighbours of row l / 4, or of column l / 4 if transposed; lane 8 k + i has the address
-// of row i.
-static void move_matrices(Machine *m, Warp *w, int place, const Instruction *i, const i32 *rows, const u64 *addresses) {
+// Executes ldmatrix or stmatrix. Lane l holds two neighbours of row l / 4 of each matrix, or of column l / 4 if
+// transposed. Lane 8 k + i has the address of row i of matrix k.
+static void move_matrices(Machine *m, Warp *w, int pc, const Instruction *i, const i32 *rows, const u64 *addresses) {
   int stores = i->operation == OP_stmatrix, n = stores ? i->n_in - 1 : i->n_out;
   u64 loaded[4][32] = {{0}};
   for (int from = 0; from < 8 * n; from++) for (int column = 0; column < 8; column++) {
     int k = from / 8, row = from % 8, across = i->extra[0] ? row : column;
     int l = 4 * (i->extra[0] ? column : row) + across / 2, e = across % 2;
     u64 address = (u32)(addresses[from] + i->extra[2]);
-    if (column == 0 && !check_shared(m, (Origin){w, place, from}, address, 16)) break;
+    if (column == 0 && !check_shared(m, (Origin){w, pc, from}, address, 16)) break;
     address += 2 * column;
-    Origin o = {w, place, l};
+    Origin o = {w, pc, l};
     if (stores) shared_store(m, o, address, w->rows[rows[k]][l] >> 16 * e & 0xffff, 2);
     else { touch_shared_read(m, o, address, 2, 0, 0); loaded[k][l] |= shared_get(w->cta, address, 2) << 16 * e; }
   }
@@ -25,7 +25,7 @@ static void move_matrices(Machine *m, Warp *w, int place, const Instruction *i, 
   }
 }
 
-// The 16 x 16 (TF32: 16 x 8) left operand that four registers hold.
+// Unpacks the left operand that four registers hold: 16 x 16, or 16 x 8 in TF32.
 static void unpack_left(float a[16][16], Row *rows, const i32 *in, int kind) {
   for (int l = 0; l < 32; l++) for (int r = 0; r < 4; r++) {
     int row = (l >> 2) + 8 * (r & 1);
@@ -56,9 +56,9 @@ static void multiply(Warp *w, const Instruction *i, const i32 *out, const i32 *i
   for (int r = 0; r < 4; r++) { memcpy(w->rows[out[r]], result[r], sizeof(Row)); w->defined[out[r]] = ALL_LANES; }
 }
 
-// Where a wgmma finds an element in shared memory, by its descriptor: the row and the place k in the sum. Swizzled rows
-// have 128, 64 or 32 bytes, of which the units of 16 bytes are exchanged by the number of the row.
-static u64 place_of(u64 descriptor, u32 row, u32 k, int bytes, int transposed) {
+// Returns the address of an element of a wgmma's operand in shared memory. `k` is its index in the sum. Swizzled rows
+// have 128, 64 or 32 bytes, whose units of 16 bytes are exchanged by the number of the row.
+static u64 wgmma_address(u64 descriptor, u32 row, u32 k, int bytes, int transposed) {
   u64 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
   u64 stride = (descriptor >> 32 & 0x3fff) << 4;
   int swizzle = (int)(descriptor >> 62);  // 0 none, 1 of 128 bytes, 2 of 64, 3 of 32
@@ -76,22 +76,22 @@ static u64 place_of(u64 descriptor, u32 row, u32 k, int bytes, int transposed) {
 }
 static float from_shared(Machine *m, Origin o, u64 descriptor, u32 row, u32 k, int kind, int transposed, u32 issued) {
   int bytes = kind == TF32 ? 4 : 2;
-  u64 address = place_of(descriptor, row, k, bytes, transposed);
+  u64 address = wgmma_address(descriptor, row, k, bytes, transposed);
   if (!check_shared(m, o, address, bytes)) return NAN;
   touch_shared_read(m, o, address, bytes, 1, issued);
   return element_of(shared_get(o.warp->cta, address, bytes), kind);
 }
 static void mark_results(Machine *m, Warp *w, const Product *p, u32 defined) {
-  const Instruction *i = m->launch->instructions + p->place;
+  const Instruction *i = m->launch->instructions + p->pc;
   for (int r = 0; r < i->n_out; r++) w->defined[m->launch->operands[i->at + r]] = defined;
 }
-// A warp's 16 rows of a wgmma. It reads shared memory once as soon as it is issued, for races alone (`issued`), and
-// once as late as it is waited for, for the result.
+// Executes a warp's 16 rows of a wgmma. It reads shared memory twice: when it is issued (`issued`), only to find races,
+// and when it is waited for, for the result.
 static void multiply_group(Machine *m, Warp *w, const Product *p, int issued) {
-  const Instruction *i = m->launch->instructions + p->place;
+  const Instruction *i = m->launch->instructions + p->pc;
   const i32 *out = m->launch->operands + i->at, *in = out + i->n_out;
   int kind = i->extra[0] & 15, columns = i->extra[1], depth = i->extra[2], in_registers = i->extra[3];
-  Origin o = {w, p->place, 0};
+  Origin o = {w, p->pc, 0};
   u32 epoch = issued ? 0 : p->epoch;
   float a[16][16], b[256][16];
   if (in_registers) unpack_left(a, w->rows, in, kind);
@@ -118,5 +118,6 @@ static void wait_for_products(Machine *m, Warp *w, int left) {
   memmove(w->products, w->products + n, (w->n_products -= n) * sizeof(Product));
   for (int i = 0; i < left; i++) w->product_groups[i] = w->product_groups[done + i] - n;
   w->n_product_groups = left;
-  for (int i = 0; i < w->n_products; i++) mark_results(m, w, w->products + i, 0);  // those of one before, too
+  // A pending product may share its results with one that has just ended: they are undefined again.
+  for (int i = 0; i < w->n_products; i++) mark_results(m, w, w->products + i, 0);
 }

@@ -1,4 +1,4 @@
-// Arithmetic on the bits that registers hold, as the PTX manual defines it. A NaN that arithmetic makes is 0x7fffffff.
+// Arithmetic on the bits that registers hold, as the PTX manual defines it. A NaN as a result is 0x7fffffff.
 
 static inline u64 low(u64 v, int bits) { return bits >= 64 ? v : v & ((1ull << bits) - 1); }
 static inline i64 extended(u64 v, int bits) { return bits >= 64 ? (i64)v : (i64)(v << (64 - bits)) >> (64 - bits); }
@@ -9,7 +9,7 @@ static inline u64 of_f32(float f) { return isnan(f) ? 0x7fffffff : bits_of(f); }
 static inline float flushed(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f; }
 
 static inline float of_f16(u64 h) {
-  float f = as_f32((h & 0x7fff) << 13) * 0x1p112f;  // with the exponent's bias of fp32; exact, subnormals too
+  float f = as_f32((h & 0x7fff) << 13) * 0x1p112f;  // corrects the exponent's bias; exact, for subnormals too
   if ((h & 0x7c00) == 0x7c00) f = h & 0x3ff ? as_f32(0x7fffffff) : INFINITY;
   return h & 0x8000 ? -f : f;
 }
@@ -26,22 +26,23 @@ static inline u64 to_bf16(float f) {
   u32 v = bits_of(f);
   return isnan(f) ? 0x7fff : (v + 0x7fff + (v >> 16 & 1)) >> 16;
 }
-// Rounds to nearest, ties away from zero. Of a NaN it clears the low bits and no more: seen on an H200.
+// Rounds to nearest, ties away from zero. A NaN only has its low bits cleared: so an H200 did.
 static inline u64 to_tf32(float f) {
   u32 v = bits_of(f);
   return (isnan(f) || isinf(f) ? v : v + 0x1000) & 0xffffe000;
 }
-// The matrix unit reads the high bits of fp32 operands alone.
+// The matrix unit reads only the high bits of fp32 operands.
 static inline float of_tf32(u64 v) { return as_f32(v & 0xffffe000); }
 
 static inline u64 pair(float low_, float high) { return of_f32(low_) | of_f32(high) << 32; }
-// To fp32, odd if inexact: so rounded a second time, to 16 bits, it is what one rounding would have given.
+// Rounds to fp32, to the odd neighbour if inexact. Then a second rounding, to 16 bits, gives what a single one would.
 static inline float to_odd(double x) {
   float f = (float)x;
   if (isnan(f) || f == x) return f;
   return as_f32((bits_of(f) - (fabs((double)f) > fabs(x))) | 1);
 }
-// x y + z: exact but for what 53 bits cannot hold, and then not exact by a little in the right direction.
+// Returns x y + z in double, rounded to the odd neighbour if 53 bits cannot hold it. A later rounding to 16 bits then
+// gives the same as of the exact value.
 static inline double fma_for_rounding(double x, double y, double z) {
   double product = x * y, sum = product + z, added = sum - product;  // the product of two 16-bit numbers is exact
   double lost = (product - (sum - added)) + (z - added);
@@ -49,7 +50,7 @@ static inline double fma_for_rounding(double x, double y, double z) {
   memcpy(&bits, &sum, 8);
   return lost == 0 || isnan(lost) || bits & 1 ? sum : nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
 }
-// a * b + c of the n 16-bit numbers that the registers hold.
+// Returns a * b + c of the `n` 16-bit numbers that each register holds.
 static inline u64 fma_halves(u64 a, u64 b, u64 c, int bf16, int n) {
   u64 result = 0;
   for (int i = 0; i < 16 * n; i += 16) {
@@ -62,7 +63,7 @@ static inline u64 fma_halves(u64 a, u64 b, u64 c, int bf16, int n) {
 #define ONES_F16 0x3c003c00
 #define ONES_BF16 0x3f803f80
 
-// With an error up to `relative` that is a function of the argument.
+// Returns `y` with a relative error up to `relative` times the schedule's `error`, a hash of the argument.
 static float with_error(const Machine *m, float y, u64 argument, double relative) {
   if (m->launch->error == 0) return y;
   u64 h = (argument + 0x9E3779B97F4A7C15ull) * 0xBF58476D1CE4E5B9ull;
@@ -71,7 +72,7 @@ static float with_error(const Machine *m, float y, u64 argument, double relative
 }
 static float exp2_of(const Machine *m, u64 a) { return with_error(m, (float)exp2(as_f32(a)), a, 0x1p-22); }
 static float reciprocal_of(const Machine *m, float x) { return with_error(m, 1 / x, bits_of(x), 0x1p-23); }
-// The manual gives a relative error of 2^-11; that it is exactly 1 beyond 10 is what kernels need and hardware does.
+// The manual allows a relative error of 2^-11. Beyond 10 the result is exactly 1, as hardware does and kernels need.
 static float tanh_of(const Machine *m, float x) {
   return fabsf(x) > 10 ? copysignf(1, x) : with_error(m, (float)tanh(x), bits_of(x), 0x1p-11);
 }
@@ -116,7 +117,7 @@ static u64 shifted_right(u64 a, u64 by, int bits, int is_signed) {
   if ((u32)by >= (u32)bits) return is_signed && extended(a, bits) < 0 ? low(~0ull, bits) : 0;
   return is_signed ? low((u64)(extended(a, bits) >> by), bits) : low(a, bits) >> by;
 }
-// A field of `count` bits from `first` on; signed ones are filled with the field's highest bit.
+// Returns the field of `count` bits that begins at bit `first`. A signed one is extended with its highest bit.
 static u64 field_of(u64 a, u64 first, u64 count, int bits, int is_signed) {
   first &= 255; count &= 255;
   if (count == 0) return 0;
@@ -126,7 +127,7 @@ static u64 field_of(u64 a, u64 first, u64 count, int bits, int is_signed) {
   u64 held = first >= (u64)bits ? 0 : top - first + 1;
   return low(held >= 64 ? field : field | ~0ull << held, bits);
 }
-// Bytes of b:a, picked by four nibbles; the high bit of a nibble takes the byte's sign instead.
+// Returns four bytes of b:a, picked by four nibbles. A nibble's high bit replicates the sign of its byte instead.
 static u64 permuted(u64 a, u64 b, u64 selector) {
   u64 all = low(a, 32) | b << 32, result = 0;
   for (int i = 0; i < 4; i++) {

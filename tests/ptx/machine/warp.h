@@ -1,44 +1,47 @@
-// A warp: which of its lanes go on where they have parted, and what each instruction does.
+// A warp: which of its lanes run after they have diverged, what each instruction does, and what counts as waiting.
+//
+// Waits: how many passes a loop takes that waits for others' stores depends on the schedule. Its best pass counts as
+// made, and the other passes as waited (`counts_for`).
 
-// Takes up the lanes of one of the places where live lanes are: of the lowest, or of `any`. Lanes at an aligned
-// instruction wait for those that may get there. `places` has to be up to date for all live lanes.
+// Chooses which diverged lanes run: those at the lowest pc, or with `any` those at a random pc. Lanes at an aligned
+// instruction wait for the others while any other can run. `pcs` has to be up to date for all live lanes.
 static void choose_lanes(Machine *m, Warp *w, int any) {
   const Instruction *all = m->launch->instructions;
-  int chosen = -1, chosen_aligned = 1, n = 0, places[32];
+  int chosen = -1, chosen_aligned = 1, n = 0, pcs[32];
   for (int l = 0; l < 32; l++) if (w->live >> l & 1) {
     int known = 0;
-    for (int k = 0; k < n; k++) known |= places[k] == w->places[l];
-    if (!known) places[n++] = w->places[l];
+    for (int k = 0; k < n; k++) known |= pcs[k] == w->pcs[l];
+    if (!known) pcs[n++] = w->pcs[l];
   }
   if (any) {
     int first = draw_below(m, n);
     for (int k = 0; k < n && chosen_aligned; k++) {
-      chosen = places[(first + k) % n];
+      chosen = pcs[(first + k) % n];
       chosen_aligned = all[chosen].aligned;
     }
   } else { // the lowest
     for (int k = 0; k < n; k++) {
-      int aligned = all[places[k]].aligned;
-      if (chosen < 0 || aligned < chosen_aligned || (aligned == chosen_aligned && places[k] < chosen)) {
-        chosen = places[k]; chosen_aligned = aligned;
+      int aligned = all[pcs[k]].aligned;
+      if (chosen < 0 || aligned < chosen_aligned || (aligned == chosen_aligned && pcs[k] < chosen)) {
+        chosen = pcs[k]; chosen_aligned = aligned;
       }
     }
   }
-  w->place = chosen; w->mask = 0; w->next = 1 << 30;
+  w->pc = chosen; w->mask = 0; w->next = 1 << 30;
   for (int l = 0; l < 32; l++) if (w->live >> l & 1) {
-    if (w->places[l] == chosen) w->mask |= 1u << l;
-    else if (w->places[l] < w->next) w->next = w->places[l];
+    if (w->pcs[l] == chosen) w->mask |= 1u << l;
+    else if (w->pcs[l] < w->next) w->next = w->pcs[l];
   }
 }
-static void remember_places(Warp *w) {
-  for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->places[l] = w->place;
+static void store_pcs(Warp *w) {
+  for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->pcs[l] = w->pc;
 }
 static int should_choose(Machine *m, Warp *w, int done, int any) {
-  if (m->launch->instructions[w->place].aligned) return 1;
-  return any ? done % 16 == 15 : w->place >= w->next;
+  if (m->launch->instructions[w->pc].aligned) return 1;
+  return any ? done % 16 == 15 : w->pc >= w->next;
 }
 
-// All warps that have not returned are there: they go on.
+// Opens the barrier once all warps that have not returned have arrived.
 static void pass_barrier(Machine *m, Cta *c) {
   if (!c->n_arrived || c->n_arrived < m->launch->n_warps - c->n_done) return;
   for (int i = 0; i < m->launch->n_warps; i++) if (c->warps[i].state == AT_BARRIER) c->warps[i].state = READY;
@@ -49,7 +52,7 @@ static void pass_barrier(Machine *m, Cta *c) {
 static void add_counts(Counts *to, const Counts *of) {
   for (size_t i = 0; i < sizeof(Counts) / sizeof(i64); i++) ((i64 *)to)[i] += ((const i64 *)of)[i];
 }
-// Of the passes of a loop that waits, the best is the one that read the most, with the fewest instructions.
+// Ends a pass of a loop that waits. The best pass is the one that received the most, with the fewest instructions.
 static void end_pass(Warp *w) {
   Counts *pass = &w->pass, *best = &w->best;
   if (best->instructions < 0 || pass->received > best->received ||
@@ -60,13 +63,13 @@ static void end_pass(Warp *w) {
   if (pass->instructions > 0) add_counts(&w->waited, pass);
   *pass = (Counts){0};
   w->failed = 0;
-  if (w->place == w->loop_first) return;
+  if (w->pc == w->loop_first) return;
   add_counts(&w->made, best);
   w->waiting = 0;
 }
 static Counts *counts_for(Warp *w, const Instruction *i) {
-  if (w->waiting && (w->place <= w->loop_first || w->place > w->loop_last)) end_pass(w);
-  if (!w->waiting && w->place == i->loop_first) {
+  if (w->waiting && (w->pc <= w->loop_first || w->pc > w->loop_last)) end_pass(w);
+  if (!w->waiting && w->pc == i->loop_first) {
     w->waiting = 1; w->failed = 0;
     w->loop_first = i->loop_first; w->loop_last = i->loop_last;
     w->best.instructions = -1;
@@ -74,13 +77,13 @@ static Counts *counts_for(Warp *w, const Instruction *i) {
   return !w->waiting ? &w->made : w->failed ? &w->waited : &w->pass;
 }
 
-// The lanes in which all sources of an instruction are defined. What is computed from an undefined value is undefined;
-// memory and the matrix unit must not see one.
+// Returns the lanes in which the result of an instruction is defined. A result of an undefined source is undefined, and
+// only loads, stores and the matrix unit report one.
 static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask) {
   u32 all = ALL_LANES, any = 0;
   for (int k = 0; k < i->n_in; k++) { all &= w->defined[in[k]]; any |= w->defined[in[k]]; }
   switch (i->operation) {
-    case OP_pack: return any;  // compilers leave halves undefined that nobody reads
+    case OP_pack: return any;  // compilers leave a half undefined if nothing reads it
     case OP_redux: return (mask & ~all) == 0 ? ALL_LANES : 0;
     case OP_selp: {
       u32 chosen = 0;
@@ -93,7 +96,7 @@ static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *i
         u32 missing = mask & ~w->defined[in[k]];
         // Each matrix takes the addresses of eight lanes.
         if (i->operation == OP_ldmatrix && i->n_out < 4) missing &= (1u << 8 * i->n_out) - 1;
-        if (missing) report(m, FAULT_UNDEFINED, w, w->place, __builtin_ctz(missing), k, UNDEFINED_SOURCE);
+        if (missing) report(m, FAULT_UNDEFINED, w, w->pc, __builtin_ctz(missing), k, UNDEFINED_SOURCE);
       }
       return ALL_LANES;
     default: return all;
@@ -104,7 +107,7 @@ static void define(Warp *w, i32 row, u32 mask, u32 lanes) {
 }
 
 #define EACH for (int l = 0; l < 32; l++) if (mask >> l & 1)
-// Computes a register of each lane from its first three sources a, b and c.
+// Computes the first result of each lane from the first three sources a, b and c.
 #define COMPUTE(expression) do { \
   u64 *d = w->rows[out[0]]; \
   const u64 *A = w->rows[in[0]], *B = w->rows[in[i->n_in > 1]], *C = w->rows[in[i->n_in > 2 ? 2 : 0]]; \
@@ -113,17 +116,17 @@ static void define(Warp *w, i32 row, u32 mask, u32 lanes) {
     for (int l = 0; l < 32; l++) { u64 a = A[l], b = B[l], c = C[l]; (void)a; (void)b; (void)c; d[l] = (expression); } \
   } else EACH { u64 a = A[l], b = B[l], c = C[l]; (void)a; (void)b; (void)c; d[l] = (expression); } \
   define(w, out[0], mask, sources); } while (0)
-// The same from them as fp32 numbers x, y and z.
+// Does the same from the sources as fp32 numbers x, y and z.
 #define FLOATS(expression) \
   COMPUTE(({ float x = as_f32(a), y = as_f32(b), z = as_f32(c); (void)x; (void)y; (void)z; expression; }))
 
-// Loads an argument from its address, eight times its number. After the address, `in` has all arguments.
+// Loads an argument from its address, which is eight times its number. `in` has the address, then all arguments.
 static void load_parameter(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask) {
   int bits = i->extra[0], is_signed = i->extra[1];
   EACH {
     u64 address = w->rows[in[0]][l], value = 0xDEADDEADDEADDEADull;
     if (address % 8 || address / 8 >= (u64)i->n_in - 1)
-      report(m, FAULT_OUT_OF_BOUNDS, w, w->place, l, address, -1);
+      report(m, FAULT_OUT_OF_BOUNDS, w, w->pc, l, address, -1);
     else
       value = w->rows[in[1 + address / 8]][l];
     w->rows[out[0]][l] = is_signed ? (u64)extended(value, bits) : low(value, bits);
@@ -135,28 +138,29 @@ static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *ou
   int bytes = i->extra[0], order = i->extra[1], all = bytes * i->n_out;
   Sectors sectors = {0};
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 address = w->rows[in[0]][l] + (i64)i->extra[2];
     check_aligned(m, o, address, all);
-    int there = check_global(m, o, address, all, order, 0, 0);
-    if (there) {
+    int is_valid = check_global(m, o, address, all, order, 0, 0);
+    if (is_valid) {
       count_sectors(m, &sectors, address, all, order == RELAXED, n);
       arrive_own(m, w, address, all);
     }
     for (int k = 0; k < i->n_out; k++)
-      w->rows[out[k]][l] = there ? peek(address + k * bytes, bytes) : 0xDEADDEADDEADDEADull;
+      w->rows[out[k]][l] = is_valid ? peek(address + k * bytes, bytes) : 0xDEADDEADDEADDEADull;
   }
   for (int k = 0; k < i->n_out; k++) w->defined[out[k]] |= mask;
   if (order == RELAXED) { w->exchanges += w->sent; w->sent = 0; }
 }
 
-// Adds to memory and finds what was there, once all stores that are under way have arrived.
-static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
+// Adds to memory and returns the old value. All pending stores arrive first.
+static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask,
+                           Counts *n) {
   int bytes = i->extra[0];
   Sectors sectors = {0};
   while (m->n_stores) arrive(m, 0);
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 address = w->rows[in[0]][l] + (i64)i->extra[2];
     check_aligned(m, o, address, bytes);
     if (!check_global(m, o, address, bytes, RELAXED, 1, 0)) continue;
@@ -173,7 +177,7 @@ static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 
 static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * (i->n_in - 1);
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 address = w->rows[in[0]][l] + (i64)i->extra[2];
     int unchanged = find_range(m, address, all) != 0;
     for (int k = 1; unchanged && k < i->n_in; k++)
@@ -193,7 +197,7 @@ static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *i
 static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0];
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 address = (u32)(w->rows[in[0]][l] + i->extra[2]);
     if (!check_shared(m, o, address, bytes * i->n_out)) continue;
     touch_shared_read(m, o, address, bytes * i->n_out, 0, 0);
@@ -206,7 +210,7 @@ static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *ou
 static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0];
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 address = (u32)(w->rows[in[0]][l] + i->extra[2]);
     if (!check_shared(m, o, address, bytes * (i->n_in - 1))) continue;
     n->shared_written += bytes * (i->n_in - 1);
@@ -221,12 +225,12 @@ static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *i
 static void copy_async(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   Sectors sectors = {0};
   EACH {
-    Origin o = {w, w->place, l};
+    Origin o = {w, w->pc, l};
     u64 to = (u32)(w->rows[in[0]][l] + i->extra[1]), from = w->rows[in[1]][l] + (i64)i->extra[2];
-    Copy c = {to, from, i->extra[0], i->extra[0], l, w->place};
+    Copy c = {to, from, i->extra[0], i->extra[0], l, w->pc};
     if (i->n_in > 2) c.of_source = (i32)w->rows[in[2]][l];
     if (c.of_source < 0 || c.of_source > c.bytes) {
-      report(m, FAULT_OUT_OF_BOUNDS, w, w->place, l, c.from, -1);
+      report(m, FAULT_OUT_OF_BOUNDS, w, w->pc, l, c.from, -1);
       continue;
     }
     if (!check_shared(m, o, c.to, c.bytes)) continue;
@@ -240,10 +244,10 @@ static void copy_async(Machine *m, Warp *w, const Instruction *i, const i32 *in,
   }
 }
 
-// Whether a wgmma that has not been waited for writes a register, or (with `sources`) reads it.
-static int under_way(Machine *m, Warp *w, i32 row, int sources) {
+// Returns whether a pending wgmma writes a register, or (with `sources`) reads it.
+static int is_pending(Machine *m, Warp *w, i32 row, int sources) {
   for (Product *p = w->products; p < w->products + w->n_products; p++) {
-    const Instruction *i = m->launch->instructions + p->place;
+    const Instruction *i = m->launch->instructions + p->pc;
     int n = i->n_out + (sources && i->extra[3] ? 4 : 0);
     for (int k = 0; k < n; k++) if (m->launch->operands[i->at + k] == row) return 1;
   }
@@ -255,74 +259,74 @@ static void begin_product(Machine *m, Warp *w, const Instruction *i, const i32 *
   n->matrix++; n->flops += 2 * 16 * i->extra[1] * i->extra[2];
   n->shared_read += bytes * (i->extra[1] / 4 + (in_registers ? 0 : 16));
   u64 a = in_registers ? 0 : w->rows[in[0]][0], b = w->rows[in[n_a]][0];
-  Product p = {w->place, a, b, w->rows[in[n_a + 1]][0] & 1, w->cta->epoch};
+  Product p = {w->pc, a, b, w->rows[in[n_a + 1]][0] & 1, w->cta->epoch};
   for (int r = 0; r < i->n_out && p.adds; r++) {
     i32 row = m->launch->operands[i->at + r];
-    if (w->defined[row] != ALL_LANES && !under_way(m, w, row, 0))
-      report(m, FAULT_UNDEFINED, w, w->place, 0, r, UNDEFINED_ACCUMULATOR);
+    if (w->defined[row] != ALL_LANES && !is_pending(m, w, row, 0))
+      report(m, FAULT_UNDEFINED, w, w->pc, 0, r, UNDEFINED_ACCUMULATOR);
   }
   multiply_group(m, w, &p, 1);
-  APPENDED(w->products, w->n_products, w->room_for_products) = p;
+  APPENDED(w->products, w->n_products, w->products_capacity) = p;
 }
 
-// Executes up to so many instructions of a warp that is ready.
+// Executes up to `most` instructions of a warp that is ready.
 static void run_warp(Machine *m, Warp *w, int most) {
   const Launch *launch = m->launch;
   Cta *cta = w->cta;
-  // Now and then any lanes go on: those at the lowest place may wait for the others.
+  // Sometimes any lanes may run, not only those at the lowest pc, which may wait for the others' stores.
   int any = launch->reconverge_late || (draw_below(m, 16) == 0 && !launch->reconverge_early);
   if (w->live != w->mask) choose_lanes(m, w, any);
   for (int done = 0; done < most; done++) {
-    if (w->live != w->mask && should_choose(m, w, done, any)) { remember_places(w); choose_lanes(m, w, any); }
-    int place = w->place;
-    const Instruction *i = launch->instructions + place;
+    if (w->live != w->mask && should_choose(m, w, done, any)) { store_pcs(w); choose_lanes(m, w, any); }
+    int pc = w->pc;
+    const Instruction *i = launch->instructions + pc;
     const i32 *out = launch->operands + i->at, *in = out + i->n_out;
     u32 mask = w->mask;
-    // A warp that begins to wait again lets the others have their turn.
-    if (w->waiting && place == w->loop_first && done && draw_below(m, 8)) break;
+    // A warp that begins another pass of a wait mostly ends its turn.
+    if (w->waiting && pc == w->loop_first && done && draw_below(m, 8)) break;
     m->launch->executed++;
     Counts *count = counts_for(w, i);
     count->instructions++;
     if (i->guard >= 0) {
       u32 set = 0, undefined = mask & ~w->defined[i->guard];
       const u64 *p = w->rows[i->guard];
-      if (undefined) report(m, FAULT_UNDEFINED, w, place, __builtin_ctz(undefined), 0, UNDEFINED_PREDICATE);
+      if (undefined) report(m, FAULT_UNDEFINED, w, pc, __builtin_ctz(undefined), 0, UNDEFINED_PREDICATE);
       for (int l = 0; l < 32; l++) set |= (u32)(p[l] & 1) << l;
       mask &= i->negated ? ~set : set;
-      if (!mask) { w->place++; continue; }
+      if (!mask) { w->pc++; continue; }
     }
     if (i->aligned) {
       w->synchronised++;
-      if (mask != ALL_LANES) report(m, FAULT_DIVERGED, w, place, -1, mask, -1);
+      if (mask != ALL_LANES) report(m, FAULT_DIVERGED, w, pc, -1, mask, -1);
     }
     for (int k = 0; k < i->n_out && w->n_products && i->operation != OP_wgmma; k++)
-      if (under_way(m, w, out[k], 1)) report(m, FAULT_UNDEFINED, w, place, 0, k, UNDEFINED_REGISTER_OF_A_PENDING_WGMMA);
+      if (is_pending(m, w, out[k], 1)) report(m, FAULT_UNDEFINED, w, pc, 0, k, UNDEFINED_REGISTER_OF_A_PENDING_WGMMA);
     u32 sources = defined_lanes(m, w, i, in, mask);
-    int n = i->extra[0];  // of most: bits
+    int n = i->extra[0];  // in most instructions: bits
     switch (i->operation) {
       case OP_nop: case OP_barrier_warp: break;
       case OP_bra: {
-        // Out of a loop that waits, for a part of the lanes: they have found something missing.
+        // Some lanes leave a loop that waits: they have found something missing.
         if (w->waiting && mask != w->mask && (n < w->loop_first || n > w->loop_last)) w->failed = 1;
-        if (mask == w->mask) { w->place = n; continue; }
-        for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->places[l] = mask >> l & 1 ? n : place + 1;
+        if (mask == w->mask) { w->pc = n; continue; }
+        for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->pcs[l] = mask >> l & 1 ? n : pc + 1;
         choose_lanes(m, w, any);
         continue;
       }
       case OP_ret:
         w->live &= ~mask; w->mask &= ~mask;
-        if (w->mask) { w->place++; continue; }
+        if (w->mask) { w->pc++; continue; }
         if (w->live) { choose_lanes(m, w, any); continue; }
-        if (w->n_copies || w->n_products) report(m, FAULT_LEFT_UNDERWAY, w, place, -1, 0, -1);
-        if (cta->n_arrived) report(m, FAULT_LEFT_BARRIER, w, place, -1, 0, -1);
+        if (w->n_copies || w->n_products) report(m, FAULT_LEFT_UNDERWAY, w, pc, -1, 0, -1);
+        if (cta->n_arrived) report(m, FAULT_LEFT_BARRIER, w, pc, -1, 0, -1);
         w->state = DONE; cta->n_done++;
         pass_barrier(m, cta);
         return;
       case OP_barrier:
         count->barriers++;
-        if (cta->n_done) report(m, FAULT_LEFT_BARRIER, w, place, -1, 0, -1);
-        w->state = AT_BARRIER; cta->n_arrived++; w->place++;
-        if (w->live != w->mask) remember_places(w);
+        if (cta->n_done) report(m, FAULT_LEFT_BARRIER, w, pc, -1, 0, -1);
+        w->state = AT_BARRIER; cta->n_arrived++; w->pc++;
+        if (w->live != w->mask) store_pcs(w);
         pass_barrier(m, cta);
         return;
       case OP_clock: {
@@ -330,7 +334,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
         COMPUTE(now);
         break;
       }
-      case OP_fence_async: APPENDED(w->fences, w->n_fences, w->room_for_fences) = cta->epoch; break;
+      case OP_fence_async: APPENDED(w->fences, w->n_fences, w->fences_capacity) = cta->epoch; break;
       case OP_load_parameter: load_parameter(m, w, i, out, in, mask); break;
       case OP_load_global: load_global(m, w, i, out, in, mask, count); break;
       case OP_store_global: store_global(m, w, i, in, mask, count); break;
@@ -339,14 +343,14 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_store_shared: store_shared(m, w, i, in, mask, count); break;
       case OP_ldmatrix:
         count->shared_read += 128 * i->n_out;
-        move_matrices(m, w, place, i, out, w->rows[in[0]]);
+        move_matrices(m, w, pc, i, out, w->rows[in[0]]);
         break;
       case OP_stmatrix:
         count->shared_written += 128 * (i->n_in - 1);
-        move_matrices(m, w, place, i, in + 1, w->rows[in[0]]);
+        move_matrices(m, w, pc, i, in + 1, w->rows[in[0]]);
         break;
       case OP_cp_async: copy_async(m, w, i, in, mask, count); break;
-      case OP_cp_commit: APPENDED(w->copy_groups, w->n_copy_groups, w->room_for_copy_groups) = w->n_copies; break;
+      case OP_cp_commit: APPENDED(w->copy_groups, w->n_copy_groups, w->copy_groups_capacity) = w->n_copies; break;
       case OP_cp_wait: wait_for_copies(m, w, n); break;
       case OP_mma:
         count->matrix++; count->flops += 2 * 16 * 8 * i->extra[1];
@@ -354,7 +358,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
         break;
       case OP_wgmma: begin_product(m, w, i, in, count); break;
       case OP_wgmma_commit:
-        APPENDED(w->product_groups, w->n_product_groups, w->room_for_product_groups) = w->n_products;
+        APPENDED(w->product_groups, w->n_product_groups, w->product_groups_capacity) = w->n_products;
         break;
       case OP_wgmma_wait: wait_for_products(m, w, n); break;
       case OP_shuffle: {
@@ -368,7 +372,7 @@ static void run_warp(Machine *m, Warp *w, int most) {
         break;
       }
       case OP_movmatrix: {
-        // Of a matrix 8 x 8 each lane has two neighbours of a row; of its transpose it gets two.
+        // Each lane has two neighbours of a row of an 8 x 8 matrix. It gets two of the transpose.
         Row given;
         u32 defined = 0;
         memcpy(given, w->rows[in[0]], sizeof(Row));
@@ -485,9 +489,9 @@ static void run_warp(Machine *m, Warp *w, int most) {
       case OP_f32_to_bf16x2: FLOATS(to_bf16(x) << 16 | to_bf16(y)); break;
       case OP_f32_to_tf32: FLOATS(to_tf32(x)); break;
       case OP_u32_to_f16: COMPUTE(to_f16((float)low(a, 32))); break;
-      default: abort();  // the translator makes no others
+      default: abort();  // the translator emits no other operation
     }
-    w->place = place + 1;
+    w->pc = pc + 1;
   }
-  if (w->live != w->mask) remember_places(w);
+  if (w->live != w->mask) store_pcs(w);
 }

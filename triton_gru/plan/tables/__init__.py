@@ -1,1 +1,1 @@
-"""What was measured: tables of configurations, as files and as plans read them."""
+"""Tuned tables: measured configurations, in files and as plans read them."""

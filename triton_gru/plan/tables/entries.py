@@ -1,4 +1,4 @@
-"""What a table has of a shape that was tuned, and how that is read without trust."""
+"""Entries of tuned tables, and how untrusted JSON is read as entries."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,20 +8,22 @@ from ..problem import Key
 from .revision import stale_reason
 
 CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
-# What a file may hold at most: the size of a number, the lengths of texts and mappings.
-_MOST = {int: 1 << 31, str: 1000, dict: 100}
+# Upper limits for the values in a file: the size of a number, the lengths of texts and mappings.
+_MAX_SIZES = {int: 1 << 31, str: 1000, dict: 100}
 Quantiles = tuple[float, float, float]  # p20, p50, p80
 
 
 @dataclass(frozen=True)
 class TimedResult:
-    """An implementation (see `config.implementation`) in its best configuration; torch's own GRU has none.
+    """The times of an implementation (see `config.implementation_name`) in its best configuration.
 
     Attributes:
-        revision: of the kernel's code (see `revision`), empty for torch.
-        eager_ms, graph_ms: quantiles of a call; graph_ms is None where there are no graphs.
-        heuristic_ms: the median of the kernel as it would be without the table, in the mode of ``ms``; None if unknown.
-        tile: of our own input projection, None where it is the usual one, or there is none of ours.
+        config: the kernel's configuration, or None for ``"torch"``.
+        revision: hash of the kernel's code (see `revision.revision`), empty for ``"torch"``.
+        eager_ms: quantiles of the time of an eager call, in milliseconds.
+        graph_ms: the same in a CUDA graph, or None if it was not measured in one.
+        heuristic_ms: median of the kernel in the heuristic's configuration, in the mode of ``ms``. None if unknown.
+        tile: tile of our own input projection. None stands for the usual tile, and for cuBLAS.
     """
 
     config: Config | None
@@ -33,13 +35,23 @@ class TimedResult:
 
     @property
     def ms(self) -> float:
-        """The median that configurations are compared by: in a graph where there is one, without the host's part."""
+        """Return the median by which configurations are compared: in a CUDA graph if measured there, else eager."""
         return (self.graph_ms or self.eager_ms)[1]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was found for a key."""
+    """An entry of a table: the times of implementations for a key.
+
+    Attributes:
+        key: the problems that the entry holds for.
+        winner: name of the implementation to take.
+        results: times by implementation.
+        candidates: number of configurations that were tried.
+        failed: number of configurations that failed, by reason.
+        env: versions that the times depend on (see `revision.environment`).
+        tuned_at: date and time of the measurement, in UTC.
+    """
 
     key: Key
     winner: str
@@ -51,19 +63,19 @@ class Entry:
 
     @property
     def ms(self) -> float:
-        """The winner's median, in the mode that configurations are compared by."""
+        """Return the winner's median, in the mode by which configurations are compared."""
         return self.results[self.winner].ms
 
     @property
     def speedup_over_nn_gru(self) -> float | None:
-        """How many times faster the winner is than torch.nn.GRU; None if that was not measured."""
+        """Return how many times faster the winner is than nn.GRU, or None if nn.GRU was not measured."""
         result = self.results.get("torch")
         return result and result.ms / self.ms
 
     def speedup_over_untuned(self, untuned: str) -> float | None:
-        """Return how many times faster the winner is than ``untuned`` without a table; None if that was not measured.
+        """Return how many times faster the winner is than ``untuned`` without a table.
 
-        ``untuned`` is the implementation that a plan takes without any table.
+        ``untuned`` is the implementation that a plan takes without any table. Return None if it was not measured.
         """
         result = self.results.get(untuned)
         ms = result and (result.ms if untuned == "torch" else result.heuristic_ms)
@@ -71,7 +83,7 @@ class Entry:
 
     @property
     def stale_reason(self) -> str:
-        """Why it may no longer hold; empty if it does."""
+        """Return why the entry may no longer hold, or ''."""
         kernels = {split_implementation(name)[0]: result.revision for name, result in self.results.items()}
         if any(split_implementation(name)[1] for name in self.results):  # cuBLAS comes with torch
             kernels["torch"] = ""
@@ -81,88 +93,89 @@ class Entry:
 
 
 def parse_entry(raw) -> Entry:
-    """Return the entry that was read from JSON, which is not trusted.
+    """Return the entry that untrusted JSON describes.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError, OverflowError: it is none.
+        ValueError, TypeError, KeyError, AttributeError, OverflowError: ``raw`` is not a valid entry.
     """
-    _refuse_unknown(raw, Entry)
-    key = _fields(raw["key"], Key)
+    _check_known_fields(raw, Entry)
+    key = _parse_fields(raw["key"], Key)
     if key.layout not in ("dense", "lengths", "packed") or key.precision not in ("tf32", "ieee"):
-        raise ValueError("no such layout or precision")
-    results = {name: _result(name, result) for name, result in _checked(raw["results"], dict).items()}
+        raise ValueError(f"unknown layout or precision: {key.layout!r}, {key.precision!r}")
+    results = {name: _parse_result(name, result) for name, result in _check(raw["results"], dict).items()}
     if raw["winner"] not in results:
         raise ValueError("the winner is not among the results")
-    failed = {_checked(why, str): _checked(number, int) for why, number in _checked(raw["failed"], dict).items()}
-    env = {_checked(name, str): _checked(value, str) for name, value in _checked(raw["env"], dict).items()}
-    candidates, tuned_at = _checked(raw["candidates"], int), _checked(raw["tuned_at"], str)
+    failed = {_check(reason, str): _check(number, int) for reason, number in _check(raw["failed"], dict).items()}
+    env = {_check(name, str): _check(value, str) for name, value in _check(raw["env"], dict).items()}
+    candidates, tuned_at = _check(raw["candidates"], int), _check(raw["tuned_at"], str)
     return Entry(key, raw["winner"], results, candidates, failed, env, tuned_at)
 
 
 def parse_config(kernel: str, raw: dict) -> Config:
-    """Return a kernel's configuration by the names and values of its fields, which are not trusted.
+    """Return a kernel's configuration from untrusted names and values of its fields.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is none.
+        ValueError, TypeError, KeyError, AttributeError: ``raw`` is not a valid configuration.
     """
-    config = _fields(raw, CONFIGS[kernel])
+    config = _parse_fields(raw, CONFIGS[kernel])
     if isinstance(config, GridConfig) and config.handover not in HANDOVERS:
-        raise ValueError(f"no hand-over {config.handover!r}")
+        raise ValueError(f"handover must be {' or '.join(HANDOVERS)}, got {config.handover!r}")
     return config
 
 
-def _result(name: str, raw: dict) -> TimedResult:
-    _refuse_unknown(raw, TimedResult)
+def _parse_result(name: str, raw: dict) -> TimedResult:
+    _check_known_fields(raw, TimedResult)
     kernel, projection = split_implementation(name)
     config = None if name == "torch" else parse_config(kernel, raw["config"])
-    graph_ms = None if raw["graph_ms"] is None else _quantiles(raw["graph_ms"])
-    heuristic_ms = None if raw["heuristic_ms"] is None else _time(raw["heuristic_ms"])
-    # An earlier version had no tiles.
-    tile = None if projection or raw.get("tile") is None else _fields(raw["tile"], ProjectionConfig)
+    graph_ms = None if raw["graph_ms"] is None else _parse_quantiles(raw["graph_ms"])
+    heuristic_ms = None if raw["heuristic_ms"] is None else _parse_time(raw["heuristic_ms"])
+    # Tables of an earlier version have no tiles.
+    tile = None if projection or raw.get("tile") is None else _parse_fields(raw["tile"], ProjectionConfig)
     return TimedResult(
-        config, _checked(raw["revision"], str), _quantiles(raw["eager_ms"]), graph_ms, heuristic_ms, tile
+        config, _check(raw["revision"], str), _parse_quantiles(raw["eager_ms"]), graph_ms, heuristic_ms, tile
     )
 
 
-def _refuse_unknown(raw: dict, kind: type) -> None:
-    """Raise ValueError for fields that this version does not know, for they may change what the others mean."""
-    if unknown := _checked(raw, dict).keys() - {field.name for field in dataclasses.fields(kind)}:
+def _check_known_fields(raw: dict, kind: type) -> None:
+    """Raise ValueError if ``raw`` has fields that this version does not know. They may change the meaning of others."""
+    if unknown := _check(raw, dict).keys() - {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(map(repr, sorted(unknown)))}")
 
 
-def _fields(raw: dict, kind: type):
-    """Return an instance of a dataclass of integers from 1 (0 for register_tiles), bools and texts.
+def _parse_fields(raw: dict, kind: type):
+    """Return an instance of a dataclass of integers from 1 (register_tiles: from 0), bools and texts.
 
-    What has a default may be missing: an earlier version did not have it.
+    Fields with a default may be missing, as an earlier version did not have them.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    _refuse_unknown(raw, kind)
+    _check_known_fields(raw, kind)
     if missing := required - set(raw):
         raise ValueError(f"missing fields of {kind.__name__}: {', '.join(sorted(missing))}")
     for name, value in raw.items():
-        if _checked(value, fields[name].type) == 0 and type(value) is int and name != "register_tiles":
-            raise ValueError(f"{name} is 0")
+        if _check(value, fields[name].type) == 0 and type(value) is int and name != "register_tiles":
+            raise ValueError(f"{name} must be 1 or more, got 0")
     return kind(**raw)
 
 
-def _checked(raw, kind: type):
-    """Return ``raw`` if it is of this type, and neither negative nor too large."""
+def _check(raw, kind: type):
+    """Return ``raw`` if it is of this type, and neither negative nor too large. Raise otherwise."""
     if type(raw) is not kind:
-        raise TypeError(f"a {type(raw).__name__} where a {kind.__name__} has to be")
-    if kind in _MOST and not 0 <= (raw if kind is int else len(raw)) <= _MOST[kind]:
-        raise ValueError(f"a {kind.__name__} that is negative or too large")
+        raise TypeError(f"a value must be a {kind.__name__}, got a {type(raw).__name__}")
+    if kind in _MAX_SIZES and not 0 <= (raw if kind is int else len(raw)) <= _MAX_SIZES[kind]:
+        measure = "value" if kind is int else "length"
+        raise ValueError(f"the {measure} of a {kind.__name__} must be 0 to {_MAX_SIZES[kind]}")
     return raw
 
 
-def _time(raw) -> float:
+def _parse_time(raw) -> float:
     if type(raw) not in (int, float) or not 0 < raw < 1e9:
-        raise ValueError("no time")
+        raise ValueError("a time must be a number of milliseconds above 0 and below 1e9")
     return float(raw)
 
 
-def _quantiles(raw) -> Quantiles:
-    p20, p50, p80 = map(_time, raw)
+def _parse_quantiles(raw) -> Quantiles:
+    p20, p50, p80 = map(_parse_time, raw)
     if not p20 <= p50 <= p80:
-        raise ValueError("quantiles that do not ascend")
+        raise ValueError(f"quantiles must ascend, got {p20}, {p50} and {p80}")
     return p20, p50, p80

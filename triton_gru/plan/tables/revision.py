@@ -1,4 +1,4 @@
-"""Which code a measurement was made with."""
+"""Hashes of the kernels' code, and versions, by which a measurement is found to be stale."""
 
 import ast
 import functools
@@ -19,34 +19,34 @@ _SCANS = {"block": block, "grid": grid, "step": step}
 
 @functools.cache
 def revision(kernel: str) -> str:
-    """Return a hash of a kernel's code without comments, docstrings and layout; empty for torch's GRU."""
+    """Return a hash of a kernel's code without comments, docstrings and layout. Empty for ``"torch"``."""
     if kernel == "torch":
         return ""
     digest = hashlib.sha256()
     try:
         for module in find_kernel_modules(_SCANS[kernel], projection):
             digest.update(normalize_source(inspect.getsource(module)).encode())
-    except OSError:  # where Python code comes without its source, nothing is known to be the same
+    except OSError:  # Without source files, equal code cannot be recognized.
         return "unknown"
     return digest.hexdigest()[:12]
 
 
-def find_kernel_modules(*of_kernels: types.ModuleType) -> list[types.ModuleType]:
-    """Return the modules that kernels' code is in: their own, and what those import of `triton_gru.kernels`."""
-    found, new = {}, list(of_kernels)
-    while new:
-        module = new.pop()
-        found[module.__name__] = module
-        new += [
-            each
-            for each in vars(module).values()
-            if inspect.ismodule(each) and each.__package__ == kernels.__name__ and each.__name__ not in found
+def find_kernel_modules(*modules: types.ModuleType) -> list[types.ModuleType]:
+    """Return ``modules`` and the modules of `triton_gru.kernels` that they import, sorted by name."""
+    visited, to_visit = {}, list(modules)
+    while to_visit:
+        module = to_visit.pop()
+        visited[module.__name__] = module
+        to_visit += [
+            value
+            for value in vars(module).values()
+            if inspect.ismodule(value) and value.__package__ == kernels.__name__ and value.__name__ not in visited
         ]
-    return [found[name] for name in sorted(found)]
+    return [visited[name] for name in sorted(visited)]
 
 
 def normalize_source(source: str) -> str:
-    """Return Python code without what does not count."""
+    """Return Python code as a syntax tree's text, without comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         match getattr(node, "body", None):
@@ -57,7 +57,7 @@ def normalize_source(source: str) -> str:
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Return the versions that times depend on."""
+    """Return the versions of packages and libraries that times depend on."""
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return {
         "triton_gru": __version__,
@@ -69,9 +69,15 @@ def environment() -> dict[str, str]:
 
 
 def stale_reason(kernel: str, made_with: str, env: dict[str, str]) -> str:
-    """Return why a kernel's result may no longer hold; empty if it does."""
-    counts = "torch" if kernel == "torch" else "triton"
-    then, now = (get_minor_version(each.get(counts, "")) for each in (env, environment()))
+    """Return why the times of a kernel may no longer hold, or ''.
+
+    Args:
+        kernel: the kernel, or ``"torch"``.
+        made_with: the kernel's `revision` at the measurement.
+        env: the `environment` of the measurement.
+    """
+    package = "torch" if kernel == "torch" else "triton"
+    then, now = (get_minor_version(versions.get(package, "")) for versions in (env, environment()))
     if then != now:
-        return f"made with {counts} {then or 'unknown'}, this is {now}"
+        return f"made with {package} {then or 'unknown'}, this is {now}"
     return "" if made_with == revision(kernel) != "unknown" else f"{kernel} has changed since"

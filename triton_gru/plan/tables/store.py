@@ -1,14 +1,16 @@
-"""Tables of what was measured: one JSON file a device, read without trust, written without loss.
+"""Files of tuned tables: one JSON file for each device. Reading does not trust a file, and writing loses no entry.
 
     {"schema": 1, "device": {"name", "cc", "sms"}, "entries": [{
-        "key": {what the measurement holds for, see problem.Key},
-        "winner": the kernel to take, or "torch",
-        "results": {kernel: {"config", "revision", "eager_ms": [p20, p50, p80], "graph_ms", "heuristic_ms"}},
-        "candidates": how many were tried, "failed": {why: how many}, "env": {versions}, "tuned_at": when, in UTC
+        "key": {the fields of problem.Key},
+        "winner": the implementation to take, or "torch",
+        "results": {implementation: {
+            "config", "revision", "eager_ms": [p20, p50, p80], "graph_ms", "heuristic_ms", "tile"
+        }},
+        "candidates": number of configurations tried, "failed": {reason: number}, "env": {versions}, "tuned_at": UTC
     }]}
 
-A file is replaced as a whole, under a lock, by one that keeps every entry it does not replace, those it cannot read
-included.
+A write replaces the whole file under a lock. The new file keeps all entries with other keys, even those that this
+version cannot read.
 """
 
 import contextlib
@@ -29,28 +31,31 @@ from ..device import Device
 from .entries import Entry, parse_entry
 
 SCHEMA = 1
-# No table comes near these; whoever wrote more did not mean well.
-_MOST_BYTES = 16 << 20
-_FEW = 16 << 10  # bytes, of some shapes
-LOCK_TIMEOUT_S = 60.0  # seconds
-Rule = Callable[[list], list]  # from a table's raw entries to those that take their place
+# Largest file that is read or written. No real table comes near it.
+_MAX_BYTES = 16 << 20
+_PROBE_BYTES = 16 << 10  # written to test a folder: about the size of a table with some shapes
+LOCK_TIMEOUT_S = 60.0  # longest wait for another process's lock
+Rule = Callable[[list], list]  # from a table's raw entries to the raw entries that replace them
 
 
 class UnusableTableError(ValueError):
-    """A file that is no table."""
+    """A file is not a valid table."""
 
 
 class NewerTableError(UnusableTableError):
-    """A table whose schema only a later version knows."""
+    """A table has a schema that only a later version reads."""
 
 
 def user_directory() -> pathlib.Path | None:
-    """Return this user's folder of tables: ``TRITON_GRU_CONFIG_DIR``, else one in the cache; None without a home."""
-    if named := os.environ.get("TRITON_GRU_CONFIG_DIR"):
-        return pathlib.Path(named)
+    """Return this user's folder of tables, or None if the user has no home directory.
+
+    The environment variable ``TRITON_GRU_CONFIG_DIR`` names the folder. Without it, the folder is in the user's cache.
+    """
+    if folder := os.environ.get("TRITON_GRU_CONFIG_DIR"):
+        return pathlib.Path(folder)
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the user has no home directory
         return None
     return pathlib.Path(cache) / "triton_gru"
 
@@ -60,22 +65,24 @@ def file_name(device: Device) -> str:
 
 
 def file_name_of(name: str) -> str:
-    """Return the name of the file for a device of this name."""
+    """Return the name of the table file for a device of this name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") + ".json"
 
 
 def describe_device(device: Device) -> dict:
-    """Return a device as a table names it."""
+    """Return the fields by which a table names its device."""
     return {"name": device.name, "cc": device.compute_capability, "sms": device.sms}
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds.
+    """The contents of a table file.
 
     Attributes:
-        raw: its entries as they stand there; ``entries`` those that are understood.
-        skipped: why the others are not.
+        device: the device, as `describe_device` returns it.
+        raw: all entries as parsed JSON.
+        entries: the entries that this version can read.
+        skipped: for each other entry, its index and the reason why this version cannot read it.
     """
 
     device: dict
@@ -84,68 +91,68 @@ class Table:
     skipped: list[str]
 
 
-def read_json(path: pathlib.Path, most_bytes: int = _MOST_BYTES):
-    """Return what a JSON file holds, which is not trusted.
+def read_json(path: pathlib.Path, most_bytes: int = _MAX_BYTES):
+    """Return the value in an untrusted JSON file.
 
     Raises:
-        UnusableTableError: it is no JSON file, or has more bytes than that.
-        OSError: it cannot be read.
+        UnusableTableError: the file is not a JSON file, or has more than ``most_bytes`` bytes.
+        OSError: the file cannot be read.
     """
-    # Not opened before: to open what is no regular file may wait forever.
+    # Check this before opening. To open something other than a regular file, such as a pipe, may wait forever.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise UnusableTableError("it is no file")
+        raise UnusableTableError("it is not a regular file")
     with path.open("rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise UnusableTableError(f"it has more than {most_bytes >> 20} MiB")
     try:
         return json.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # of JSON, of its text, of a number; nested too deeply
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8 or a number is invalid, or nesting is too deep
         raise UnusableTableError(f"it is not JSON: {str(error)[:200]}") from None
 
 
 def load(path: pathlib.Path, device: Device | None = None) -> Table:
-    """Return what a file holds.
+    """Return the contents of a table file.
 
     Raises:
-        UnusableTableError: it is no table of this schema, or not of ``device``, if that is given.
-        OSError: it cannot be read.
+        UnusableTableError: the file is not a table of this schema, or not of ``device``, if that is given.
+        OSError: the file cannot be read.
     """
-    named, raw = _device_and_entries(read_json(path))
-    if device is not None and named != describe_device(device):
-        raise UnusableTableError(f"it is of {named}, not of {describe_device(device)}")
+    table_device, raw = _split_device_and_entries(read_json(path))
+    if device is not None and table_device != describe_device(device):
+        raise UnusableTableError(f"it is for {table_device}, not for {describe_device(device)}")
     entries, skipped = [], []
-    for number, each in enumerate(raw):
-        entry = try_parse_entry(each)
+    for number, raw_entry in enumerate(raw):
+        entry = try_parse_entry(raw_entry)
         if isinstance(entry, str):
             skipped.append(f"entry {number}: {entry}")
         else:
             entries.append(entry)
-    return Table(named, raw, entries, skipped)
+    return Table(table_device, raw, entries, skipped)
 
 
-def _device_and_entries(whole) -> tuple[dict, list]:
-    schema = whole.get("schema") if isinstance(whole, dict) else None
+def _split_device_and_entries(contents) -> tuple[dict, list]:
+    schema = contents.get("schema") if isinstance(contents, dict) else None
     if type(schema) is int and schema > SCHEMA:
         raise NewerTableError(
-            f"it is of schema {schema}, this version knows schema {SCHEMA}: upgrade triton_gru, or tune into another "
+            f"it has schema {schema}, this version reads schema {SCHEMA}: upgrade triton_gru, or tune into another "
             "TRITON_GRU_CONFIG_DIR"
         )
     if type(schema) is not int or schema != SCHEMA:
         raise UnusableTableError(f"it is not of schema {SCHEMA}")
-    named, raw = whole.get("device"), whole.get("entries")
-    if not isinstance(named, dict) or not isinstance(raw, list):
+    device, raw = contents.get("device"), contents.get("entries")
+    if not isinstance(device, dict) or not isinstance(raw, list):
         raise UnusableTableError("it names no device or has no list of entries")
     kinds = {"name": str, "cc": int, "sms": int}
-    if {name: type(value) for name, value in named.items()} != kinds:
-        raise UnusableTableError("its device is not a name, cc and sms")
-    if file_name_of(named["name"]) == ".json" or not (0 < named["cc"] < 1 << 31 and 0 < named["sms"] < 1 << 31):
-        raise UnusableTableError("its device has no name, or a cc or sms that cannot be")
-    return {name: named[name] for name in kinds}, raw
+    if {name: type(value) for name, value in device.items()} != kinds:
+        raise UnusableTableError("its device must have a name, cc and sms, and nothing else")
+    if file_name_of(device["name"]) == ".json" or not (0 < device["cc"] < 1 << 31 and 0 < device["sms"] < 1 << 31):
+        raise UnusableTableError("its device has an empty name, or cc or sms are not between 1 and 2**31 - 1")
+    return {name: device[name] for name in kinds}, raw
 
 
 def try_parse_entry(raw) -> Entry | str:
-    """Return an entry as it was read from JSON, or why this version does not understand it."""
+    """Return the entry that untrusted JSON describes, or the reason why this version cannot read it."""
     try:
         return parse_entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -153,14 +160,14 @@ def try_parse_entry(raw) -> Entry | str:
 
 
 def key_text(raw) -> str | None:
-    """Return the key of a raw entry as a text, which unlike Python's values tells 1 from true; None without a key."""
+    """Return the key of a raw entry as JSON text, which tells 1 from true. Return None if the entry has no key."""
     return json.dumps(raw["key"], sort_keys=True) if isinstance(raw, dict) and "key" in raw else None
 
 
 def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathlib.Path:
-    """Put entries into the device's file, in place of those of the same keys; all others stay as they are.
+    """Write entries into the device's file. They replace entries with the same keys, and all others stay unchanged.
 
-    So do those that this version does not understand, whatever their keys.
+    Entries that this version cannot read also stay, even those with the same keys.
 
     Returns:
         The file's path.
@@ -168,100 +175,104 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
     Raises:
         UnusableTableError, OSError: as `rewrite` does.
     """
-    new = [dataclasses.asdict(each) for each in entries]
-    replaced = {key_text(each) for each in new}
+    new = [dataclasses.asdict(entry) for entry in entries]
+    replaced = {key_text(raw) for raw in new}
 
-    def rule(raw: list) -> list:
-        return [each for each in raw if key_text(each) not in replaced or isinstance(try_parse_entry(each), str)] + new
+    def rule(all_raw: list) -> list:
+        return [raw for raw in all_raw if key_text(raw) not in replaced or isinstance(try_parse_entry(raw), str)] + new
 
     return rewrite([(describe_device(device), rule)], directory)[0]
 
 
 def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pathlib.Path]:
-    """Replace the entries of some devices' files in a folder by what a rule for each makes of them.
+    """Apply a rule to the entries in each device's file of a folder.
 
-    New files are written beside the old ones, and take their places once all are written. If anything fails before,
-    the old ones are as they were. A file that a rule does not change is not written.
+    All new files are written first, to temporary files in the folder, and then replace the old files. If anything fails
+    before, no file changes. A file that its rule does not change is not written.
+
+    Args:
+        rules: the device, as `describe_device` returns it, and the rule for its file.
+        directory: the folder, which is made if it does not exist.
 
     Returns:
         The files' paths.
 
     Raises:
-        UnusableTableError: a file is no table or another device's, or it would be too large. All files are left alone.
+        UnusableTableError: a file is not a table, is another device's, or would be too large. No file changes.
         OSError: a file cannot be written.
     """
-    _make(directory)
+    _make_directory(directory)
     with locked(directory / ".lock"), contextlib.ExitStack() as stack:
         texts = {}
         for device, rule in rules:
             path = directory / file_name_of(device["name"])
             if path in texts:
-                raise UnusableTableError(f"{path}: it would be of two devices, one of them {device}")
-            texts[path] = _changed(path, device, rule)
+                raise UnusableTableError(f"{path}: it would hold two devices, one of them {device}")
+            texts[path] = _apply_rule(path, device, rule)
             for left_over in directory.glob(f"{path.name}.*.tmp"):
                 with contextlib.suppress(OSError):
                     left_over.unlink()
-        written = {path: stack.enter_context(_beside(path, text)) for path, text in texts.items() if text}
+        written = {path: stack.enter_context(_temporary_file(path, text)) for path, text in texts.items() if text}
         for path, temporary in written.items():
             os.replace(temporary, path)
     return list(texts)
 
 
 def write(table: Table, path: pathlib.Path) -> None:
-    """Write a table to a file of any name, as a whole or not at all.
+    """Write a table to a file of any name. If that fails, the file is unchanged.
 
     Raises:
-        UnusableTableError: it would be too large.
-        OSError: it cannot be written.
+        UnusableTableError: the file would be too large, or an entry is nested too deeply.
+        OSError: the file cannot be written.
     """
     try:
-        text = _text(table.device, table.raw)
+        text = _format_table(table.device, table.raw)
     except RecursionError:
         raise UnusableTableError("an entry is nested too deeply to be written again") from None
     replace_file(path, text)
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Write a file beside ``path``, which then takes its place; if anything fails, the old one is as it was.
+    """Write a temporary file and replace ``path`` with it. If anything fails, the old file is unchanged.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    with _beside(path, text) as temporary:
+    with _temporary_file(path, text) as temporary:
         os.replace(temporary, path)
 
 
-def _changed(path: pathlib.Path, device: dict, rule: Rule) -> str:
-    """Return the new text of a file of which this process holds the lock. Return "" if it stays as it is."""
+def _apply_rule(path: pathlib.Path, device: dict, rule: Rule) -> str:
+    """Return the new text of a file, or '' if the rule does not change it. The caller holds the lock."""
     try:
-        old = load(path) if path.exists() else None
-        if old and old.device != device:
-            raise UnusableTableError(f"it is of {old.device}, not of {device}")
-        text = _text(device, rule(old.raw if old else []))
-        return "" if old and text == _text(device, old.raw) else text
+        table = load(path) if path.exists() else None
+        if table and table.device != device:
+            raise UnusableTableError(f"it is for {table.device}, not for {device}")
+        text = _format_table(device, rule(table.raw if table else []))
+        return "" if table and text == _format_table(device, table.raw) else text
     except UnusableTableError as error:
         raise type(error)(f"{path}: {error}") from None
     except RecursionError:
         raise UnusableTableError(f"{path}: an entry is nested too deeply to be written again") from None
 
 
-def _text(device: dict, raw: list) -> str:
+def _format_table(device: dict, raw: list) -> str:
     text = json.dumps({"schema": SCHEMA, "device": device, "entries": raw}, indent=1)
-    if len(text) > _MOST_BYTES:
-        raise UnusableTableError(f"it would have more than {_MOST_BYTES >> 20} MiB")
+    if len(text) > _MAX_BYTES:
+        raise UnusableTableError(f"it would have more than {_MAX_BYTES >> 20} MiB")
     return text
 
 
 @contextlib.contextmanager
-def _beside(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
-    """Write a text to a new file beside ``path``, with the permissions of that. Delete what is left of it at the end.
+def _temporary_file(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
+    """Write a text to a temporary file in the folder of ``path``, with its permissions. Delete that file at the end.
 
-    Only a process that is killed leaves such a file. No table has its name, and `rewrite` deletes it.
+    Only a killed process leaves a temporary file. `rewrite` deletes it later. No table has a name like it.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         try:
-            _write(temporary, text, path)
+            _write_like(temporary, text, path)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror or error}; it is left as it was", str(path)) from None
         yield temporary
@@ -270,52 +281,53 @@ def _beside(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
             temporary.unlink()
 
 
-def _write(temporary: pathlib.Path, text: str, path: pathlib.Path) -> None:
-    # A new file can take the place of one that is protected against writing.
+def _write_like(temporary: pathlib.Path, text: str, path: pathlib.Path) -> None:
+    """Write a text to ``temporary``, with the permissions of ``path``. Raise PermissionError if that is read-only."""
+    # A rename would replace even a read-only file.
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     with temporary.open("x") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    with contextlib.suppress(OSError):  # there is no file yet, or the file system has no permissions
+    with contextlib.suppress(OSError):  # ``path`` does not exist yet, or the file system has no permissions
         shutil.copymode(path, temporary)
 
 
 def check_writable(directory: pathlib.Path) -> None:
-    """Write a few bytes into a folder of tables, which is made, and delete them.
+    """Make a folder of tables if it does not exist, and write and delete a few bytes there.
 
     Raises:
         OSError: no table can be written there.
     """
-    _make(directory)
+    _make_directory(directory)
     with tempfile.TemporaryFile(dir=directory) as file:
-        file.write(bytes(_FEW))
+        file.write(bytes(_PROBE_BYTES))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _make(directory: pathlib.Path) -> None:
+def _make_directory(directory: pathlib.Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(directory))
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(directory))
     directory.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of this name, which a process loses when it ends, however it ends.
+    """Wait for the lock file ``path``, and hold it. A process releases the lock when it ends, even if it is killed.
 
     Raises:
         TimeoutError: another process holds the lock for longer than `LOCK_TIMEOUT_S`.
-        OSError: there can be no lock here.
+        OSError: the file system has no locks.
     """
-    import filelock  # 0.1 s, which only tuning needs
+    import filelock  # imported here as it takes 0.1 s, and only tuning needs it
 
     try:
         lock = filelock.FileLock(path, timeout=LOCK_TIMEOUT_S).acquire()
     except filelock.Timeout:
         raise TimeoutError(f"another process holds {path} for more than {LOCK_TIMEOUT_S:g} s") from None
-    except NotImplementedError as error:  # a file system without locks, to earlier versions of filelock
+    except NotImplementedError as error:  # earlier versions of filelock, on a file system without locks
         raise OSError(str(error)) from None
     with lock:
         yield
