@@ -35,7 +35,10 @@ _CPU_SWEEPS = ("smoke", "cells")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0, 1 if `compare` finds something slower, or 2 if the command fails."""
+    """Run a command. Return the exit status: 0, 1 if `compare` finds something slower, or 2 if the command fails.
+
+    If the process loses the GPU, a new process takes its place and continues the sweep.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     start = time.monotonic()
@@ -53,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of the command line. ``command`` is the function that runs the command with these options."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="run|report|compare|plot|count|floors")
@@ -122,7 +126,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument(
         "--provider", nargs="+", default=[], metavar="NAME", help="count these providers (default: all)"
     )
-    command.add_argument("--most", type=int, default=100_000_000, help="most instructions that a launch may execute")
+    command.add_argument(
+        "--most", type=int, default=100_000_000, metavar="INSTRUCTIONS", dest="max_instructions",
+        help="a launch that executes more instructions than this fails",
+    )  # fmt: skip
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSV")
     command.add_argument("--resume", action="store_true", help="skip cases that the CSV has rows of")
     command.add_argument("--markdown", action="store_true")
@@ -131,6 +138,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options) -> None:
+    """Measure the chosen sweep, adapted to a CPU if there is no GPU.
+
+    Raises:
+        ValueError: a provider is unknown, the shape is invalid, or the sweep needs a GPU.
+    """
     require_known(options.provider)
     sweep = shapes.choose_sweep(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,18 +161,21 @@ def _run(options) -> None:
 
 
 def _report(options) -> None:
-    from .report import report  # only `report`, `compare`, `plot` and `count` need pandas
+    """Print the report on the CSVs."""
+    from .report import format_report  # only `report`, `compare`, `plot` and `count` need pandas
 
-    print(report(options.file, options.markdown))
+    print(format_report(options.file, options.markdown))
 
 
 def _compare(options) -> int:
+    """Print what differs between two CSVs. Return the exit status, 1 if something became slower."""
     from . import compare
 
     return compare.main(options.before, options.after)
 
 
 def _plot(options) -> None:
+    """Draw the figures of the CSVs. Raise ValueError if matplotlib is not installed."""
     try:
         from . import plot
     except ModuleNotFoundError as error:
@@ -169,17 +184,20 @@ def _plot(options) -> None:
 
 
 def _floors(options) -> None:
+    """Measure and print the rates of this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(floors.load_or_measure(options.out, device, remeasure=True))
 
 
 def _count(options) -> None:
+    """Count the work of a step for all combinations of the options, and print the table of counts."""
     from . import count, tables
 
     sizes = itertools.product(options.precision, options.hidden, options.batch)
     cases = [Case(*size, steps=1) for size in sizes]
-    rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.most)
-    print(tables.join_tables([(count.TITLE.format(options.device), count.table(rows))], options.markdown))
+    rows = count.run(cases, options.device, options.provider, options.out, options.resume, options.max_instructions)
+    title = count.TITLE.format(options.device)
+    print(tables.join_tables([(title, count.tabulate_counts(rows))], options.markdown))
 
 
 if __name__ == "__main__":

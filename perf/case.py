@@ -1,4 +1,4 @@
-"""A case: the GRU and the shape that one cell of a sweep times, with its module and inputs."""
+"""A case: a GRU and the shape of its input. A sweep times its providers on each of its cases."""
 
 import contextlib
 import random
@@ -23,13 +23,15 @@ class Ragged(NamedTuple):
     lengths: Tensor
 
     def double(self) -> "Ragged":
+        """Return the batch in float64, as `Tensor.double` does for a tensor."""
         return self._replace(padded=self.padded.double())
 
 
 Input = Tensor | PackedSequence | Ragged
+# Calls take this many inputs in turn, so that successive calls read different memory.
 INPUT_COUNT = 4
-# Inputs of this many steps or bytes outgrow every cache, and take much memory and time to prepare. So there are two.
-LONG, LARGE = 1024, 1 << 28
+# An input of this many steps or bytes outgrows every cache, and takes much memory and time to prepare. Two are enough.
+LONG_STEPS, LARGE_BYTES, LARGE_INPUT_COUNT = 1024, 1 << 28, 2
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Case:
 
     Attributes:
         precision: a key of `PRECISIONS` in triton_gru.accuracy.
-        layout: as in `Problem`. "packed" is a PackedSequence and "lengths" a `Ragged`, with the property `lengths`.
-        input_size: None for the hidden size.
-        is_streaming: a call is a frame, one step from the state that the previous call left.
-        reset_after: False is the GRU that resets before the recurrent product, which torch lacks.
+        layout: as in `Problem`. "packed" is a PackedSequence and "lengths" a `Ragged`. The property `lengths` has the
+            steps of each sequence.
+        input_size: None means the hidden size. The property `inputs` has the size.
+        is_streaming: whether a call computes one frame: one step from the state that the previous call left.
+        reset_after: False means the GRU that resets before the recurrent product, which torch lacks.
     """
 
     precision: str
@@ -56,12 +59,14 @@ class Case:
     input_size: int | None = None
 
     def __str__(self) -> str:
-        words = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
-        words += [f"I={self.inputs}"] * (self.inputs != self.hidden)
-        words += [f"{name}={n}" for name, n in (("layers", self.layers), ("directions", self.directions)) if n > 1]
-        words += [self.layout] * (self.layout != "dense") + ["streaming"] * self.is_streaming
-        words += ["reset before"] * (not self.reset_after)
-        return " ".join(words)
+        """Return the precision and the sizes, followed by the attributes that differ from their defaults."""
+        texts = [f"{self.precision} H={self.hidden} B={self.batch} T={self.steps}"]
+        texts += [f"I={self.inputs}"] * (self.inputs != self.hidden)
+        counts = {"layers": self.layers, "directions": self.directions}
+        texts += [f"{name}={count}" for name, count in counts.items() if count > 1]
+        texts += [self.layout] * (self.layout != "dense") + ["streaming"] * self.is_streaming
+        texts += ["reset before"] * (not self.reset_after)
+        return " ".join(texts)
 
     @property
     def inputs(self) -> int:
@@ -70,14 +75,19 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the dtype of the inputs and the weights."""
         return PRECISIONS[self.precision][0]
 
-    def row(self, provider: str = "", mode: str = Row.mode, l2: str = "") -> Row:
-        """Return a row with the columns of the case, the provider, the mode and the L2 filled in."""
+    def make_row(self, provider: str = "", mode: str = Row.mode, l2: str = "") -> Row:
+        """Return a row without times, with the columns of the case, the provider, the mode and the L2 filled in.
+
+        In mode "graph" the row's provider is ``provider`` with "+graph" appended. For ``l2`` see `measure.Conditions`.
+        """
         return Row(
             provider=f"{provider}+graph" if mode == "graph" else provider, mode=mode, l2=l2,
-            dtype=str(self.dtype)[6:], precision=self._fp32_precision or "", T=self.steps, B=self.batch,
-            I=self.inputs, H=self.hidden, layers=self.layers, directions=self.directions, layout=self.layout,
+            dtype=str(self.dtype).removeprefix("torch."), precision=self._fp32_precision or "",
+            T=self.steps, B=self.batch, I=self.inputs, H=self.hidden,
+            layers=self.layers, directions=self.directions, layout=self.layout,
             variant=STREAMING if self.is_streaming else Row.variant if self.reset_after else RESET_BEFORE,
         )  # fmt: skip
 
@@ -101,27 +111,33 @@ class Case:
 
     @property
     def _fp32_precision(self) -> str | None:
+        """Return the precision of fp32 products, "tf32" or "ieee". Return None if the case computes in 16 bits."""
         return PRECISIONS[self.precision][1] if self.dtype == torch.float32 else None
 
-    def pinned(self) -> contextlib.AbstractContextManager:
+    def pin_precision(self) -> contextlib.AbstractContextManager:
         """Return a context in which torch's fp32 products, also of recurrent networks, have the case's precision."""
         return pin_fp32_precision(*PRECISIONS[self.precision])
 
-    def module(self, device: str) -> nn.GRU:
-        """Return a new GRU in eval(): `nn.GRU`, or for ``reset_after=False`` ours with the backend "reference".
+    def make_gru(self, device: str) -> nn.GRU:
+        """Return a new GRU of the case's sizes in eval(), with random weights.
 
-        torch flattens the weights of `nn.GRU` for cuDNN. Exception: bf16, where it compacts them on every call.
+        The GRU is an `nn.GRU`. Exception: for ``reset_after=False``, which `nn.GRU` lacks, it is ours with the
+        backend "reference", which computes by plain torch.
         """
         options = {"bidirectional": self.directions == 2, "device": device, "dtype": self.dtype}
         if not self.reset_after:
             options |= {"reset_after": False, "backend": "reference"}
-        gru = nn.GRU if self.reset_after else triton_gru.GRU
-        return gru(self.inputs, self.hidden, self.layers, **options).eval()
+        gru_class = nn.GRU if self.reset_after else triton_gru.GRU
+        return gru_class(self.inputs, self.hidden, self.layers, **options).eval()
 
-    def draw(self, device: str) -> list[Input]:
-        """Draw inputs of the case's layout, which calls use in turn. For a stream they are its frames."""
+    def draw_inputs(self, device: str) -> list[Input]:
+        """Return `INPUT_COUNT` random inputs of the case's layout, or two large ones, which calls use in turn.
+
+        For a stream, the inputs are its frames in their order.
+        """
         input_bytes = self.total_steps * self.inputs * self.dtype.itemsize
-        count = INPUT_COUNT if self.steps < LONG and input_bytes < LARGE else 2
+        is_large = self.steps >= LONG_STEPS or input_bytes >= LARGE_BYTES
+        count = LARGE_INPUT_COUNT if is_large else INPUT_COUNT
         shape = self.steps, self.batch, self.inputs
         inputs = [torch.randn(shape, device=device, dtype=self.dtype) for _ in range(count)]
         if self.layout == "packed":

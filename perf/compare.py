@@ -8,11 +8,14 @@ import pandas as pd
 from .report import CASE, SHOWN, keep_latest, load
 from .tables import format_table
 
-NOISE = 0.03  # a relative difference up to this, or up to the spread of either measurement, does not count
+NOISE = 0.03  # a relative difference up to this, or up to the spread of either measurement, is ignored
 
 
 def main(before: pathlib.Path, after: pathlib.Path) -> int:
-    """Print every measurement that differs by more than noise. Return 1 if one became slower or stopped working."""
+    """Print every measurement that differs between two CSVs by more than noise.
+
+    Return the exit status: 1 if a measurement became slower or stopped working, or else 0.
+    """
     table = compare_rows(load([before]), load([after]))
     if table.empty:
         raise ValueError(f"{before} and {after} have no measurement in common (same GPU, provider, shape and mode)")
@@ -25,16 +28,17 @@ def main(before: pathlib.Path, after: pathlib.Path) -> int:
 
 
 def compare_rows(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each measurement that ``before`` has a time of and ``after`` a row.
+    """Return a line for each measurement that has a time in ``before`` and a row in ``after``.
 
-    A line has the medians, their ratio, and a verdict. The verdict is "broken" if ``after`` has no time. It is "slower"
-    or "faster" if the medians differ by more than `NOISE` and by more than both values of rel_iqr. Else it is "same".
+    A line has the medians, their ratio, and a verdict. The verdict is "broken" if the row in ``after`` has no time. It
+    is "slower" or "faster" if the medians differ by more than `NOISE` and by more than both rows' ``rel_iqr``. Else it
+    is "same".
     """
     key = [*CASE, "provider", "mode"]
     before, after = keep_latest(before), keep_latest(after)
-    both = before[before["n"] > 0].merge(after, on=key, suffixes=("", "_after"))
-    ratio = both["p50_ms_after"] / both["p50_ms"]
-    noise = both[["rel_iqr", "rel_iqr_after"]].max(axis=1).clip(lower=NOISE)
-    conditions = [both["n_after"] == 0, ratio > 1 + noise, 1 / ratio > 1 + noise]
-    verdict = np.select(conditions, ["broken", "slower", "faster"], "same")
-    return both.assign(before=both["p50_ms"], after=both["p50_ms_after"], ratio=ratio, verdict=verdict)
+    pairs = before[before["n"] > 0].merge(after, on=key, suffixes=("", "_after"))
+    ratio = pairs["p50_ms_after"] / pairs["p50_ms"]
+    noise = pairs[["rel_iqr", "rel_iqr_after"]].max(axis=1).clip(lower=NOISE)
+    conditions = [pairs["n_after"] == 0, ratio > 1 + noise, 1 / ratio > 1 + noise]
+    verdict = np.select(conditions, ["broken", "slower", "faster"], default="same")
+    return pairs.assign(before=pairs["p50_ms"], after=pairs["p50_ms_after"], ratio=ratio, verdict=verdict)

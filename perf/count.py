@@ -18,21 +18,28 @@ from .providers.interface import Unavailable
 from .record import GrowingCsv, environment, one_line
 from .stamp import timestamp
 
-CASE = ["device", "provider", "dtype", "precision", "H", "B"]
+SHAPE_COLUMNS = ["dtype", "precision", "H", "B"]
+KEY_COLUMNS = ["device", "provider", *SHAPE_COLUMNS]  # rows that agree in all of these repeat each other
 COUNTS = ["launches", "programs", "warps", "read", "read_w_hh", "written", "busiest", "matrix", "fma", "barriers"]
 COUNTS += ["exchanges"]
 COLUMNS = ["timestamp_utc", "git_sha", "git_dirty", "device", "triton", "provider", "version", "kernel", "config"]
-COLUMNS += [*CASE[2:], *COUNTS, "max_abs_err", "status", "error"]
+COLUMNS += [*SHAPE_COLUMNS, *COUNTS, "max_abs_err", "status", "error"]
+_PRINTED_ERROR_LENGTH = 60  # characters of an error in the progress output. The CSV has more.
 TITLE = "One time step as compiled for {}: work, counted in its PTX, not time. KB read, W_hh of them. x: theirs / ours."
 
 
-def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, resume: bool, most: int) -> pd.DataFrame:
-    """Count each case by each provider into a CSV in the folder ``out``. Return the last row of each case and provider.
+def run(
+    cases: list[Case], device: str, names: list[str], out: pathlib.Path, resume: bool, max_instructions: int
+) -> pd.DataFrame:
+    """Count the work of each provider on each case, and write it to a CSV in the folder ``out``.
+
+    Return the CSV's last row of each case and provider, also of earlier runs.
 
     Args:
+        device: the name of the GPU to compile for, a key of `KNOWN_DEVICES`.
         names: the providers; empty for all.
-        resume: skip cases that the CSV has a row of.
-        most: the most instructions that a launch may execute.
+        resume: skip cases and providers that have a row in the CSV.
+        max_instructions: a launch that executes more fails.
 
     Raises:
         ValueError: the CSV has other columns, or a provider is unknown.
@@ -43,20 +50,21 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
     if unknown := {*names} - {*PROVIDERS}:
         raise ValueError(f"cannot count {', '.join(sorted(unknown))}: choose from {', '.join(PROVIDERS)}")
     report = GrowingCsv(out / f"counts-{device.replace(' ', '-')}.csv", COLUMNS, "a count")
-    done = load(report.path)[CASE].to_numpy().tolist() if resume else []
+    done = load(report.path)[KEY_COLUMNS].to_numpy().tolist() if resume else []
     machine, todo = environment("cpu"), list(itertools.product(cases, names or PROVIDERS))
     for number, (case, name) in enumerate(todo, 1):
-        row = {column: getattr(case.row(name), column, "") for column in COLUMNS} | {"device": device}
+        row = {column: getattr(case.make_row(name), column, "") for column in COLUMNS} | {"device": device}
         row |= {column: machine[column] for column in ("git_sha", "git_dirty", "triton")}
-        if [str(row[column]) for column in CASE] in done:
+        if [str(row[column]) for column in KEY_COLUMNS] in done:
             continue
         start = time.monotonic()
         torch.manual_seed(0)
         try:
-            with emulate_gpu(KNOWN_DEVICES[device], seed=1) as gpu, case.pinned(), torch.no_grad():
-                gpu.max_instructions = most
+            with emulate_gpu(KNOWN_DEVICES[device], seed=1) as gpu, case.pin_precision(), torch.no_grad():
+                gpu.max_instructions = max_instructions
                 step, columns = PROVIDERS[name](gpu, case)
-            step.update({"read": step["received"], "exchanges": step["launches"]})  # `update` of a Counter adds
+            # `Counter.update` adds to the counts. A step's own launch is an exchange, too.
+            step.update({"read": step["received"], "exchanges": step["launches"]})
             row |= columns | {count: f"{step[count]:.10g}" for count in COUNTS}
         except (Unavailable, ImportError) as reason:
             row |= {"status": "unavailable", "error": str(reason)}
@@ -66,26 +74,36 @@ def run(cases: list[Case], device: str, names: list[str], out: pathlib.Path, res
             row |= {"status": "failed", "error": f"{type(failure).__name__}: {failure}"}
         row |= {"timestamp_utc": timestamp(), "error": one_line(row["error"])}
         report.append(row[column] for column in COLUMNS)
-        result = f"{row['busiest']} instructions" if row["status"] == "ok" else f"{row['status']} {row['error'][:60]}"
+        result = (
+            f"{row['busiest']} instructions"
+            if row["status"] == "ok"
+            else f"{row['status']} {row['error'][:_PRINTED_ERROR_LENGTH]}"
+        )
         shape = f"{case.precision} H={case.hidden} B={case.batch}"
         print(f"[{number}/{len(todo)}] {shape} {name}: {result}, {time.monotonic() - start:.1f} s", flush=True)
-    return load(report.path).drop_duplicates(CASE, keep="last")
+    return load(report.path).drop_duplicates(KEY_COLUMNS, keep="last")
 
 
 def load(path: pathlib.Path) -> pd.DataFrame:
+    """Return the rows of a CSV of counts, with every value as text."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each row with counts, with ratios to the counts of ours for the same case."""
+def tabulate_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table to print: a line for each row with the status "ok", sorted by shape.
+
+    Bytes are shown in KB. The last two columns, "busiest x" and "KB x", are ratios to our counts for the same shape.
+    They are NaN if ours was not counted at this shape.
+    """
     rows = rows[rows["status"] == "ok"].astype(dict.fromkeys(["H", "B"], int) | dict.fromkeys(COUNTS, float))
-    rows = rows.sort_values(["dtype", "precision", "H", "B"], kind="stable")
-    shapes = pd.MultiIndex.from_frame(rows[CASE[2:]])
-    ours = rows.set_index(CASE[2:])[rows["provider"].to_numpy() == OURS]
-    case = rows["dtype"].map({"float16": "fp16", "bfloat16": "bf16"}).fillna(rows["precision"])
-    case += " " + rows["H"].astype(str)
-    shown = {"H, B": case + ", " + rows["B"].astype(str), "provider": rows["provider"]}
-    shown |= {name: rows[name] for name in ("launches", "exchanges", "warps", "matrix", "barriers", "busiest")}
-    shown |= {"KB": rows["read"] / 1024, "W_hh": rows["read_w_hh"] / 1024}
-    shown |= {f"{x} x": rows[name] / shapes.map(ours[name]) for x, name in (("busiest", "busiest"), ("KB", "read"))}
-    return pd.DataFrame(shown)
+    rows = rows.sort_values(SHAPE_COLUMNS, kind="stable")
+    our_counts = rows.set_index(SHAPE_COLUMNS)[rows["provider"].to_numpy() == OURS]
+    shape_of_row = pd.MultiIndex.from_frame(rows[SHAPE_COLUMNS])
+    precision = rows["dtype"].map({"float16": "fp16", "bfloat16": "bf16"}).fillna(rows["precision"])
+    shape_text = precision + " " + rows["H"].astype(str) + ", " + rows["B"].astype(str)
+    columns = {"H, B": shape_text, "provider": rows["provider"]}
+    columns |= {name: rows[name] for name in ("launches", "exchanges", "warps", "matrix", "barriers", "busiest")}
+    columns |= {"KB": rows["read"] / 1024, "W_hh": rows["read_w_hh"] / 1024}
+    columns["busiest x"] = rows["busiest"] / shape_of_row.map(our_counts["busiest"])
+    columns["KB x"] = rows["read"] / shape_of_row.map(our_counts["read"])
+    return pd.DataFrame(columns)

@@ -14,7 +14,10 @@ def read_shared(
     PART: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Read all of ``source`` in every program, ``rounds`` times, past the L1, as programs read each other's state."""
+    """Read all of ``source`` in every program, ``rounds`` times, and store the sum of the elements read.
+
+    Reads bypass the L1, as programs do when they read each other's state.
+    """
     total = tl.zeros((PART,), tl.int32)
     for _ in range(rounds):
         # Programs start at different parts, so that they do not read the same part at the same time.
@@ -30,15 +33,16 @@ def smallest_steps(
     result,  # fp32 [16, 8]
     steps,
 ):
-    """Run the shortest steps of a GRU: one warp, 16 units of 8 rows, inputs of zero.
+    """Run the shortest steps of a GRU: one warp, 16 units, 8 rows, inputs of zero.
 
-    A step has the chain that any GRU has: a product, a sigmoid, a tanh, the update, and the conversion to an operand.
+    These operations wait for each other in any GRU's step: a product, a sigmoid, a tanh and the update. The conversion
+    of the state to an operand is the last.
     """
     row, pair = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of each lane
     pairs = w.to(tl.pointer_type(tl.int32)) + row * 8 + pair
     weights = (tl.load(pairs), tl.load(pairs + 64), tl.load(pairs + 4), tl.load(pairs + 68))
     zero = tl.zeros((1, 8, 4), tl.float32)
-    # The state of both columns of the pair, for unit ``row`` (h0, h1) and unit ``row + 8`` (h2, h3).
+    # Each lane has the states of two columns, for unit ``row`` (h0, h1) and for unit ``row + 8`` (h2, h3).
     h0, h1, h2, h3 = zero + 1.0, zero + 1.0, zero + 1.0, zero + 1.0
     for _ in range(steps):
         operand = (_transpose_pairs(h0, h1), _transpose_pairs(h2, h3))
@@ -56,7 +60,10 @@ def smallest_steps(
 
 @triton.jit
 def _transpose_pairs(low, high):
-    """Return the transpose of [8 units, 8 columns] as pairs of fp16. Each lane has two columns of a unit."""
+    """Return the transpose of a matrix of 8 units and 8 columns, in fp16, two values in an int32.
+
+    Each lane passes the values of one unit in two adjacent columns, ``low`` and ``high``.
+    """
     return tl.inline_asm_elementwise(
         "{ .reg .b32 pair; cvt.rn.f16x2.f32 pair, $2, $1; movmatrix.sync.aligned.m8n8.trans.b16 $0, pair; }",
         "=r,f,f", [low, high], dtype=tl.int32, is_pure=True, pack=1,
@@ -72,36 +79,42 @@ def hop_steps(
     PROGRAMS: tl.constexpr,
     ROW: tl.constexpr,  # elements of a row. A program sends the same ROW // PROGRAMS elements of each row
     BATCH: tl.constexpr,  # rows
-    SLICES: tl.constexpr,  # one a warp
+    SLICES: tl.constexpr,  # one for each warp
     words: tl.constexpr,  # the words of a tile, an `exchange.WordLayout`
 ):
+    """Hand elements over among all programs, ``steps`` times, and store a result that depends on all of them.
+
+    Each program adds the words received in a step to its ``history``, and sends elements that depend on the history.
+    So a step cannot begin before the previous step has ended, and wrong elements change the result.
+    """
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
     LANES: tl.constexpr = exchange.words_per_slice(4)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
-    own = exchange.element_offset(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.elements_per_word(16, 4))
+    offset = exchange.element_offset(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.elements_per_word(16, 4))
     elements = exchange.element_pointer(mailbox, DTYPE)
     word = tl.arange(0, SLICES)[:, None, None] * LANES + tl.arange(0, LANES)[None, :, None]
     row = tl.arange(0, BATCH)[None, None, :]
 
     THREADS: tl.constexpr = isa.count_storing_threads(UNITS * BATCH, SLICES)
     history = 0
-    exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee")
+    exchange.send(elements + offset, _make_elements(history, offset), offset >= 0, 0, THREADS, DTYPE, "ieee")
     for _ in tl.range(0, steps):
         x = exchange.receive(elements, 0, mailbox, watch, word, row, words)
         total = tl.zeros((SLICES, LANES, BATCH), tl.int32)
-        for c in tl.static_range(len(x)):
-            total += x[c]
+        for i in tl.static_range(len(x)):
+            total += x[i]
         history = history * 5 + tl.sum(tl.ravel(total)).to(tl.int32)
         elements += BATCH * ROW
-        exchange.send(elements + own, _numbers(history, own), own >= 0, 0, THREADS, DTYPE, "ieee")
+        exchange.send(elements + offset, _make_elements(history, offset), offset >= 0, 0, THREADS, DTYPE, "ieee")
     tl.store(result + tl.program_id(0), history)
 
 
 @triton.jit
-def _numbers(history, element):
-    """Return the values of elements after ``history``: whole numbers that fp16 holds exactly.
+def _make_elements(history, element):
+    """Return the values to send at the indices ``element``, integers that depend on ``history``.
 
-    Some numbers occur more often than others. Otherwise their sum would not depend on the history.
+    fp16 holds the values exactly. Some values occur more often than others, because otherwise their sum would not
+    depend on the history.
     """
     return (((history >> 12) + (element & 127)) & 1023).to(tl.float32)

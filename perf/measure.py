@@ -21,16 +21,17 @@ from .providers.interface import Ready, Unavailable
 from .providers.ours import get_hang_error, is_lost
 from .record import Row, add_times
 
-# The tolerance of a peer is this many times the tolerance of our kernels. The comparison looks for wrong results, not
-# for another rounding. The row has the largest error.
+# The tolerance of a peer is this many times the tolerance of our kernels, because the comparison shall find wrong
+# results, not another rounding. The row shows the largest error.
 PEERS_SLACK = 4
-ROUNDS = 200
+MAX_ROUNDS = 200
 
 
 class DeviceLost(Exception):
-    """A provider has left the process without a working GPU. ``rows`` have the status and the error."""
+    """A provider has left the process without a working GPU. ``rows`` are the provider's rows, with the error."""
 
     def __init__(self, rows: list[Row]):
+        """Take the message from the rows, which have the same error."""
         super().__init__(rows[-1].error)
         self.rows = rows
 
@@ -40,10 +41,11 @@ class Conditions:
     """The conditions of a measurement.
 
     Attributes:
+        device: "cuda" or "cpu".
         modes: "eager" and "graph" (a CUDA graph of the call, replayed), or "host": only the host's part of a call.
         l2: "warm" if the L2 has what the previous providers' calls left. "cold" if it is overwritten before each call.
-        seconds: time for the rounds of a case. A few rounds are made always.
-        rounds: the least number of rounds.
+        seconds: time for the rounds of a case. No round begins later. Exception: a few rounds always run.
+        rounds: the least number of rounds, even if they take longer than ``seconds``.
     """
 
     device: str
@@ -54,71 +56,81 @@ class Conditions:
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """Return a row for each provider and mode. `BASELINE` is first, even if ``providers`` lacks it.
+    """Return a row for each provider and mode, timed if its results are right, or else with the reason.
+
+    `BASELINE` is first, even if ``providers`` lacks it.
 
     Raises:
-        DeviceLost: a CUDA error that outlives the call.
+        DeviceLost: a provider left the process without a working GPU.
     """
     names = [BASELINE, *(name for name in providers if name != BASELINE)]
-    rows = [case.row(name, mode, conditions.l2) for name in names for mode in conditions.modes]
+    rows = [case.make_row(name, mode, conditions.l2) for name in names for mode in conditions.modes]
     for row in rows:
         row.floor_ms = floors.compute_floor_ms(case, row.mode, row.l2)
-    with case.pinned():
+    with case.pin_precision():
         try:  # make the module outside of inference_mode, as users do
-            gru, inputs = case.module(conditions.device), case.draw(conditions.device)
+            gru, inputs = case.make_gru(conditions.device), case.draw_inputs(conditions.device)
             with torch.inference_mode():
                 gate = _Gate(case, gru, inputs)
         except Exception as failure:  # for example too little memory for the case
             _fail(rows, failure)
             return rows
         with torch.inference_mode():
-            calls, kept = {}, []
+            calls, memory_owners = {}, []
             for name in names:
-                kept.append(_make_ready(name, gru, inputs, gate, [row for row in rows if row.base == name], calls))
+                rows_of_provider = [row for row in rows if row.provider_name == name]
+                memory_owners.append(_prepare_calls(name, gru, inputs, gate, rows_of_provider, calls))
             del gate
             _time(rows, calls, conditions)
     return rows
 
 
 def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
-    """Time the calls of the rows with status "ok" in turn, and put the times into the rows."""
+    """Time the calls of the rows with status "ok" in turn, and put the times into the list of rows.
+
+    ``calls`` has for each row's ``provider`` a list of functions, one for each input.
+    """
     timed_calls = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
-    least, time_once = conditions.rounds, clock(conditions.device)
+    min_rounds, time_once = conditions.rounds, clock(conditions.device)
     if conditions.modes == ("host",):
         time_once = host_clock
     elif conditions.l2 == "cold":
         time_once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
     try:
-        taken = samples(
-            timed_calls, max(ROUNDS, least), time_once, conditions.seconds, stop_when_quiet=True, least=least
-        )
-    except Exception as failure:  # the call that failed is unknown
+        times = samples(
+            timed_calls, max(MAX_ROUNDS, min_rounds), time_once, conditions.seconds, stop_when_quiet=True,
+            least=min_rounds,
+        )  # fmt: skip
+    except Exception as failure:  # all rows fail, because the provider whose call failed is unknown
         return _fail([row for row in rows if row.provider in timed_calls], failure)
     error = get_hang_error()
     for i, row in enumerate(rows):
-        if (
-            error and row.provider in timed_calls and is_ours(row.provider)
-        ):  # times of a launch that gave up are invalid
+        if row.provider not in timed_calls:
+            continue
+        if error and is_ours(row.provider):  # times of a launch that gave up are invalid
             row.status, row.error = "failed", f"this provider or another of ours: {error}"
-        elif row.provider in timed_calls:
-            rows[i] = add_times(row, taken[row.provider])
+        else:
+            rows[i] = add_times(row, times[row.provider])
 
 
-def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict) -> object:
-    """Call and judge the provider in the mode of each row, and put its status into the rows.
+def _prepare_calls(
+    name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows: list[Row], calls: dict[str, list[Callable]]
+) -> object:
+    """Prepare a provider, and call and judge it in the mode of each of its ``rows``. Put the outcome into the rows.
 
-    Calls for all inputs are added to ``calls``. The caller must keep the returned object: it owns memory of the graphs.
+    If a mode works, its calls for all inputs are added to ``calls`` by the row's ``provider``. The caller must keep the
+    returned object as long as the calls, because it owns memory that CUDA graphs use.
     """
-    before = _reset_peak_memory()
+    bytes_before = _reset_peak_memory()
     try:
         ready = make_ready(name, gru, inputs[0], gate.is_streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
-        _reset_peak_memory()  # reset the peak: memory for the preparation does not count
+        _reset_peak_memory()  # the row shows the peak of a call, without the preparation
         results, peak = _tensors(ready.call(inputs[0])), ""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-            peak = (torch.cuda.max_memory_allocated() - before) / 1e6  # megabytes
+            peak = (torch.cuda.max_memory_allocated() - bytes_before) / 1e6  # megabytes
     except Exception as failure:
         return _fail(rows, failure)
     for row in rows:
@@ -126,7 +138,7 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
         row.peak_mem_mb = peak
         try:
             if row.mode == "graph":
-                results, calls[row.provider] = _graphs(ready, inputs, gate.is_streaming)
+                results, calls[row.provider] = _capture_graphs(ready, inputs, gate.is_streaming)
             else:
                 calls[row.provider] = [functools.partial(ready.call, x) for x in inputs]
                 if gate.is_streaming:
@@ -139,39 +151,53 @@ def _make_ready(name: str, gru: nn.GRU, inputs: list[Input], gate: "_Gate", rows
 
 
 def _tensors(returned) -> list[Tensor]:
-    """Return a call's output (of a PackedSequence its data) and last states. Exception: a frame has only the output."""
-    return [part.data for part in ([returned] if isinstance(returned, (Tensor, PackedSequence)) else returned)]
+    """Return the list of tensors in the result of a `Call` or a `Frame`.
+
+    These are the output and the last states. A frame has only the output. Of a PackedSequence, the data is taken.
+    """
+    parts = [returned] if isinstance(returned, (Tensor, PackedSequence)) else returned
+    return [part.data for part in parts]
 
 
 def _run_frames(ready: Ready, calls: Iterable[Callable]) -> list[Tensor]:
-    """Return the output [T, B, H] of calls of one frame each, made in turn from a state of zeros."""
+    """Reset the stream, make the calls, each of one frame, and return the outputs as a list of one tensor [T, B, H]."""
     ready.reset()
     frames = [_tensors(call())[0].clone() for call in calls]
     return [torch.stack([frame.view(frame.shape[-2:]) for frame in frames])]
 
 
-def _graphs(ready: Ready, inputs: list[Input], is_streaming: bool) -> tuple[list[Tensor], list[Callable]]:
-    """Return the results of the first input's replay, or of all frames of a stream, and a replay for each input."""
+def _capture_graphs(ready: Ready, inputs: list[Input], is_streaming: bool) -> tuple[list[Tensor], list[Callable]]:
+    """Return results to judge, and a list with the replay of a CUDA graph for each input.
+
+    The results are those of the first input's replay. Exception: those of a stream are the outputs of all frames.
+
+    Raises:
+        Unavailable: the provider's calls cannot be captured.
+    """
     if ready.no_graph_reason:
         raise Unavailable(ready.no_graph_reason)
     pool = torch.cuda.graph_pool_handle()
     calls = [functools.partial(ready.captured or ready.call, x) for x in inputs]
     judged_count = len(calls) if is_streaming else 1
     graphs = [capture_graph(call, pool) for call in calls[:judged_count]]
-    replayed = [functools.partial(_replayed, *graph) for graph in graphs]
-    results = _run_frames(ready, replayed) if is_streaming else replayed[0]()
+    checked_replays = [functools.partial(_replay_and_copy, *graph) for graph in graphs]
+    results = _run_frames(ready, checked_replays) if is_streaming else checked_replays[0]()
     replays = [replay for replay, _ in graphs]
-    del graphs, replayed  # so that graphs captured now share their memory
+    # Free the results of these graphs. The graphs captured below then use the same memory.
+    del graphs, checked_replays
     return results, replays + [capture_graph(call, pool)[0] for call in calls[judged_count:]]
 
 
-def _replayed(replay: Callable, returned) -> list[Tensor]:
-    """Replay a graph, and return copies of its results. Elements that the replay does not write are NaN."""
-    written = _tensors(returned)
-    for tensor in written:
+def _replay_and_copy(replay: Callable, returned) -> list[Tensor]:
+    """Replay a graph, and return copies of its results. Elements that the replay does not write are NaN.
+
+    ``returned`` is what the captured call returned: its tensors are the memory that the replay writes to.
+    """
+    results = _tensors(returned)
+    for tensor in results:
         tensor.fill_(float("nan"))
     replay()
-    return [tensor.clone() for tensor in written]
+    return [tensor.clone() for tensor in results]
 
 
 def _fail(rows: list[Row], failure: Exception) -> None:
@@ -189,13 +215,16 @@ def _reset_peak_memory() -> int:
     if not torch.cuda.is_available():
         return 0
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # memory that failed or earlier cases have left
+    torch.cuda.empty_cache()  # free memory that failed providers or earlier cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
 
 
 class _Gate:
-    """A judge of every provider's results for the first input, or of its outputs for all inputs of a stream."""
+    """A judge of the results of every provider of a case, by float64.
+
+    It judges results for the first input. Exception: for a stream, it judges the outputs for all inputs.
+    """
 
     def __init__(self, case: Case, gru: nn.GRU, inputs: list[Input]):
         self.is_streaming, self._precision = case.is_streaming, case.precision
@@ -207,11 +236,16 @@ class _Gate:
             self._judge = Judge.for_call(gru, x, None, case.precision)
 
     def judge(self, name: str, ready: Ready, results: list[Tensor]) -> tuple[str, float | str]:
-        """Return whether the results are "ok" or "wrong", and their largest error."""
+        """Return the status "ok" or "wrong", and the largest error, or "" if the provider is not judged.
+
+        ``results`` are tensors as `_tensors` returns them.
+        """
         if not ready.is_judged:
             return "ok", ""
         judge = self._judge
-        if ready.expected is not None:  # another cell, with its own reference and no baseline: only NaN is wrong
+        if ready.expected is not None:
+            # The provider computes something else than the GRU, and nothing else computes it. So its results are their
+            # own baseline, and only NaN is wrong.
             judge = Judge(_tensors(ready.expected(self._x.double())), results, self._precision)
-        error, right = judge(results, slack=1 if is_ours(name) else PEERS_SLACK)
-        return ("ok" if right else "wrong"), error
+        error, is_right = judge(results, slack=1 if is_ours(name) else PEERS_SLACK)
+        return ("ok" if is_right else "wrong"), error

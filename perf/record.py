@@ -1,4 +1,4 @@
-"""Rows of timings: a measurement is a row of a CSV. Speedups are computed from rows and never stored."""
+"""Rows of timings: a measurement is a row of a CSV. Speedups are computed from rows, and never stored."""
 
 import csv
 import dataclasses
@@ -33,10 +33,11 @@ KEY = (
 
 @dataclass
 class Row:
-    """A measurement: the milliseconds of a call, of the GPU and the host, or in mode "host" of the host alone.
+    """A measurement: one provider on one case in one mode, with the milliseconds of a call.
 
-    ``precision`` is that of fp32 products, "ieee" or "tf32". ``samples_ms`` has the times of all rounds in their order.
-    Rows of one case and run share rounds. ``status`` is one of these:
+    A time covers the GPU and the host. Exception: in mode "host" it covers the host alone. ``precision``, "ieee" or
+    "tf32", is the precision of fp32 products. ``samples_ms`` has the times of all rounds in their order. Rows of one
+    case and run were timed in the same rounds, so their samples can be paired. ``status`` is one of these:
 
     - "ok", or "noisy" if the spread of the times is above timing.MAX_QUIET_SPREAD;
     - without times: "wrong" if the results are too far from float64, "failed", or "unavailable" (see ``error``).
@@ -86,8 +87,8 @@ class Row:
     samples_ms: str = ""  # the last column, because it is long
 
     @property
-    def base(self) -> str:
-        """Return the provider without its mode."""
+    def provider_name(self) -> str:
+        """Return ``provider`` without the suffix "+graph", which the rows of the mode "graph" have."""
         return self.provider.removesuffix("+graph")
 
 
@@ -95,7 +96,7 @@ COLUMNS = [field.name for field in dataclasses.fields(Row)]
 
 
 def environment(device: str) -> dict[str, object]:
-    """Return the columns that are the same for all rows of a run: machine, versions and commit."""
+    """Return the columns that are the same for all rows of a run, by name: run, machine, versions and commit."""
     sha, given_sha = read_commit(), os.environ.get("GIT_SHA")
     # Results are written during a run, and do not make the measured code dirty.
     dirty = (
@@ -126,17 +127,17 @@ def environment(device: str) -> dict[str, object]:
 
 
 def machine_name(device: str) -> str:
-    """Return the machine's name in names of files: "cpu", or the GPU's name with dashes."""
+    """Return the machine's name for use in file names: "cpu", or the GPU's name with dashes."""
     return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()) if device == "cuda" else "cpu"
 
 
 def one_line(error: str) -> str:
-    """Return an error's text in one line, as rows are lines, cut to 1000 characters."""
+    """Return an error's text as one line of at most 1000 characters, because each row of a CSV is a line."""
     return " ".join(error.split())[:1000]
 
 
 def config_text(config) -> str:
-    """Return the JSON of a configuration's fields, or "" for None."""
+    """Return the JSON of the fields of a kernel's configuration (a dataclass), or "" for None."""
     return json.dumps(dataclasses.asdict(config)) if config else ""
 
 
@@ -144,13 +145,13 @@ class GrowingCsv:
     """A CSV to which each row is written at once, so that a run that dies loses no finished row.
 
     Args:
-        of: the name of the columns, for the error.
+        columns_name: what the columns belong to, such as "schema 5". It appears in the error message.
 
     Raises:
         ValueError: the file exists with other columns than ``columns``.
     """
 
-    def __init__(self, path: pathlib.Path, columns: list[str], of: str):
+    def __init__(self, path: pathlib.Path, columns: list[str], columns_name: str):
         self.path, header = path, (",".join(columns) + "\r\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
@@ -159,27 +160,31 @@ class GrowingCsv:
         elif text.startswith(header):
             os.truncate(path, text.rfind(b"\n") + 1)  # drop a row whose writing was interrupted
         else:
-            raise ValueError(f"{path} has other columns than those of {of}: choose another folder, or move the file")
+            raise ValueError(
+                f"{path} has other columns than those of {columns_name}: choose another folder, or move the file"
+            )
 
     def append(self, values: Iterable[object]) -> None:
+        """Write a row with these values, and close the file, so that the row is not lost if the process dies."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(values)
 
 
 class TimingsCsv(GrowingCsv):
-    """The CSV of a sweep, with rows of this machine and others. Raises what `GrowingCsv` raises."""
+    """The CSV of a sweep or of the floors, which may have rows of several machines. Raises what `GrowingCsv` raises."""
 
     def __init__(self, path: pathlib.Path, device: str):
         super().__init__(path, COLUMNS, f"schema {SCHEMA}")
         self.environment = environment(device)
 
     def add(self, *rows: Row) -> None:
+        """Append the rows, with the columns of `environment` and the current time filled in."""
         for row in rows:
-            about = self.environment | {"timestamp_utc": timestamp(), "error": one_line(row.error)}
-            self.append(dataclasses.astuple(dataclasses.replace(row, **about)))
+            shared_columns = self.environment | {"timestamp_utc": timestamp(), "error": one_line(row.error)}
+            self.append(dataclasses.astuple(dataclasses.replace(row, **shared_columns)))
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows of this run and earlier ones."""
+        """Return all rows of the file, of this run and of earlier runs."""
         return read(self.path.parent, self.path.name)
 
     def last_statuses(self) -> dict[tuple[str, ...], str]:
@@ -188,13 +193,16 @@ class TimingsCsv(GrowingCsv):
 
 
 def add_times(row: Row, milliseconds: list[float]) -> Row:
-    """Return the row with the times of all rounds, their quantiles, and the status that follows from them."""
+    """Return a copy of the row with the times of all rounds and their quantiles.
+
+    Its status is "ok" or "noisy", by the spread of the times.
+    """
     times, samples_ms = quantiles(milliseconds), " ".join(f"{ms:.5g}" for ms in milliseconds)
     return dataclasses.replace(row, status=times.status, samples_ms=samples_ms, **times.columns())
 
 
 def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
-    """Return the rows of all CSVs in the folder that match ``pattern``."""
+    """Return the rows of all CSVs in the folder whose names match the glob ``pattern``."""
     rows = []
     for path in sorted(folder.glob(pattern)):
         with path.open(newline="") as file:
@@ -203,10 +211,13 @@ def read(folder: pathlib.Path, pattern: str) -> list[dict[str, str]]:
 
 
 def row_key(row: Row, key: tuple[str, ...] = KEY[1:]) -> tuple[str, ...]:
-    """Return the columns that identify the measurement of ``row`` on any machine."""
+    """Return the values of the columns ``key`` as text, as a CSV has them.
+
+    With the default ``key``, these values identify the measurement of ``row`` on one machine.
+    """
     return tuple(str(getattr(row, name)) for name in key)
 
 
 def statuses(rows: Iterable[dict[str, str]], key: tuple[str, ...] = KEY[1:]) -> dict[tuple[str, ...], str]:
-    """Return the last status of each `row_key` among the rows of a CSV."""
+    """Return the last status of each `row_key` among ``rows``, which were read from CSVs."""
     return {tuple(row[name] for name in key): row["status"] for row in rows}

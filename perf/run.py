@@ -1,4 +1,4 @@
-"""Measurement of cells one after the other, into a CSV that a later run can continue. A sweep's cells are its cases."""
+"""Measurement of the cases of a sweep, one after the other, into a CSV that a later run can continue."""
 
 import functools
 import gc
@@ -20,7 +20,7 @@ from .providers import BASELINE
 from .record import BEGUN, Row, TimingsCsv, machine_name, row_key
 from .sweeps import Sweep
 
-_NOT_FLATTENED = "RNN module weights are not part of single contiguous chunk"
+_NOT_FLATTENED_WARNING = "RNN module weights are not part of single contiguous chunk"
 
 
 def run(
@@ -35,62 +35,69 @@ def run(
 
     Args:
         providers: providers to time with `BASELINE`.
-        resume: skip measurements with rows. Otherwise all are measured again, and the last rows count.
-        minutes: no case is begun after this time.
+        resume: skip measurements that have rows. Otherwise all are measured again, and their last rows are valid.
+        minutes: begin no case after this time.
 
     Raises:
         ValueError: the CSV has another schema.
-        DeviceLost: its rows are written before. A new process with ``resume`` skips the provider that caused it.
+        DeviceLost: the GPU is lost. The rows of the exception are written before it is raised. A new process with
+            ``resume`` skips the provider that caused the loss.
     """
-    end = time.monotonic() + 60 * minutes
+    end_time = time.monotonic() + 60 * minutes
     device = conditions.device
     report = TimingsCsv(out / f"{sweep.name}-{machine_name(device)}.csv", device)
-    todo = find_owed(sweep, providers, report.last_statuses() if resume else {})
+    owed = find_owed(sweep, providers, report.last_statuses() if resume else {})
     _say(f"{sweep.name}: {sweep.question}")
-    _say(f"{len(todo)} of {len(sweep.cases)} cases to measure")
+    _say(f"{len(owed)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(out, device)
     _say(f"floors: {floors}")
-    if device == "cuda" and todo:
-        compile_ahead(todo)
+    if device == "cuda" and owed:
+        compile_ahead(owed)
 
     def measure_case(case: Case, names: list[str]) -> list[Row]:
+        """Return the rows of the case's providers. Raise the warning of weights that are not flattened."""
         with warnings.catch_warnings():
             # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none, so
             # `cudnn.STANDARD_PROVIDER` is timed as well.
-            warnings.filterwarnings("ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED)
+            warnings.filterwarnings(
+                "ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED_WARNING
+            )
             return measure(case, names, conditions, floors)
 
-    cells = [(case, _first_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in todo]
-    measure_cells(report, cells, functools.partial(summarize_rows, said=set()), end)
+    todo = [(case, _make_begun_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in owed]
+    measure_cases(report, todo, functools.partial(summarize_rows, printed_reasons=set()), end_time)
 
 
-def measure_cells(
+def measure_cases(
     report: TimingsCsv,
     todo: list[tuple[object, Row, Callable[[], list[Row]]]],
     summarize: Callable[[list[Row]], str],
-    end: float = float("inf"),
+    end_time: float = float("inf"),
 ) -> None:
-    """Measure cells one after the other and write the rows of each at once.
+    """Measure cases one after the other, and write the rows of each case as soon as it is measured.
+
+    Before a case is measured, a row with the status `BEGUN` is written. If the case kills the process, `find_owed`
+    finds this row in the next run.
 
     Args:
-        todo: for each cell its name, a row that identifies it, and the function that measures it.
-        summarize: returns the text to print for a cell's rows.
-        end: no cell is begun after this time of the clock `time.monotonic`.
+        todo: for each case its name, the row to write when it is begun, and the function that measures it.
+        summarize: returns the text to print for a case's rows.
+        end_time: no case is begun after this time of the clock `time.monotonic`.
 
     Raises:
-        DeviceLost: its rows are written before.
+        DeviceLost: the GPU is lost. The rows of the exception are written before it is raised.
     """
     start = time.monotonic()
-    for done, (name, row, measure_cell) in enumerate(todo):
+    for done, (name, begun_row, measure_case) in enumerate(todo):
         now = time.monotonic()
-        if now > end:
+        if now > end_time:
             _say(f"time is over: {len(todo) - done} cases left")
             break
-        left = f", {(now - start) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
-        _say(f"[{done + 1}/{len(todo)}] {name}{left}")
-        report.add(replace(row, status=BEGUN))
+        time_left = f", {(now - start) / done * (len(todo) - done) / 60:.1f} min left" if done else ""
+        _say(f"[{done + 1}/{len(todo)}] {name}{time_left}")
+        report.add(replace(begun_row, status=BEGUN))
         try:
-            rows = measure_cell()
+            rows = measure_case()
         except DeviceLost as lost:
             report.add(*lost.rows)
             raise
@@ -100,51 +107,58 @@ def measure_cells(
     _say(f"wrote {report.path}")
 
 
-def _first_row(case: Case, sweep: Sweep) -> Row:
-    return case.row(BASELINE, sweep.modes[0], sweep.l2)
+def _make_begun_row(case: Case, sweep: Sweep) -> Row:
+    """Return the row that records that the case was begun: the baseline's in the sweep's first mode, without times.
+
+    The baseline is measured first, so its row replaces this row as soon as the case is finished.
+    """
+    return case.make_row(BASELINE, sweep.modes[0], sweep.l2)
 
 
 def find_owed(
     sweep: Sweep, providers: Iterable[str], last_statuses: dict[tuple[str, ...], str]
 ) -> list[tuple[Case, list[str]]]:
-    """Return the cases with the providers that ``last_statuses``, statuses by `record.row_key`, lacks.
+    """Return the cases that still have to be measured, each with its providers that lack a finished row.
 
-    A case whose baseline has failed is not repeated, because nothing remains to compare the others with. A case that
-    was begun and not finished comes last, because it may have hung or ended the process.
+    ``last_statuses`` has the last status of each measurement with a row, by `record.row_key`. A case whose baseline has
+    failed is not repeated, because nothing remains to compare the other providers with. A case that was begun and not
+    finished comes last, because it may have hung or ended the process.
     """
-    todo = []
+    owed = []
     for case in sweep.cases:
         statuses = {
-            name: [last_statuses.get(row_key(case.row(name, mode, sweep.l2))) for mode in sweep.modes]
+            name: [last_statuses.get(row_key(case.make_row(name, mode, sweep.l2))) for mode in sweep.modes]
             for name in (BASELINE, *providers)
         }
         names = [name for name, by_mode in statuses.items() if None in by_mode or BEGUN in by_mode]
         if names and "failed" not in statuses[BASELINE]:
-            todo.append((case, names))
-    return sorted(todo, key=lambda owed: last_statuses.get(row_key(_first_row(owed[0], sweep))) == BEGUN)
+            owed.append((case, names))
+    return sorted(owed, key=lambda entry: last_statuses.get(row_key(_make_begun_row(entry[0], sweep))) == BEGUN)
 
 
-def summarize_rows(rows: list[Row], said: set[tuple[str, str]]) -> str:
+def summarize_rows(rows: list[Row], printed_reasons: set[tuple[str, str]]) -> str:
     """Return a line for each provider: its kernel, each mode's median, and the speedup over the baseline's best mode.
 
-    Providers without a time come last. Their reason is printed once for each provider and status, noted in ``said``.
+    Providers without a time follow, with the reason. ``printed_reasons`` has the pairs of provider and status whose
+    reason was printed for an earlier case. New pairs are added. Later lines name such providers without a reason.
     """
-    baseline = [row.p50_ms for row in rows if row.base == BASELINE and row.n]
+    baseline_times = [row.p50_ms for row in rows if row.provider_name == BASELINE and row.n]
     timed, reasons, repeated = {}, [], {}
     for row in rows:
         if row.n:
-            words = f"{row.mode} {format_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
-            words += f", {min(baseline) / row.p50_ms:.2f}x" if baseline else ""
-            timed.setdefault(row.base, [row.kernel]).append(words)
-        elif (row.provider, row.status) in said:
+            text = f"{row.mode} {format_time(1000 * row.p50_ms)}{' (noisy)' * (row.status == 'noisy')}"
+            text += f", {min(baseline_times) / row.p50_ms:.2f}x" if baseline_times else ""
+            timed.setdefault(row.provider_name, [row.kernel]).append(text)
+        elif (row.provider, row.status) in printed_reasons:
             repeated.setdefault(row.status, []).append(row.provider)
         else:
-            said.add((row.provider, row.status))
+            printed_reasons.add((row.provider, row.status))
             reason = row.error or f"error {row.max_abs_err:.2g}"
             reasons.append(f"    {row.provider} {row.status}: {reason[:200]}")
-    lines = [f"    {name:23} {kernel:13} " + "  ".join(words) for name, (kernel, *words) in timed.items()]
+    lines = [f"    {name:23} {kernel:13} " + "  ".join(texts) for name, (kernel, *texts) in timed.items()]
     return "\n".join(lines + reasons + [f"    {status}: {', '.join(names)}" for status, names in repeated.items()])
 
 
 def _say(text: str) -> None:
+    """Print a line at once, even if the output is a file."""
     print(text, flush=True)

@@ -18,7 +18,7 @@ DTYPES = ("fp32", "fp16", "bf16")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Add the options of a shape to the command ``perf run``."""
+    """Add the options of a shape to the command ``perf run``. Its default ``shape_options`` has their names."""
     size = {"type": parse_positive_int, "nargs": "+"}
     group = command.add_argument_group("with --hidden", "All combinations of the sizes are timed.")
     actions = [
@@ -53,25 +53,28 @@ def build_sweep(options: argparse.Namespace) -> Sweep:
     Raises:
         ValueError: the model cannot be called, or calls no GRU that can be timed.
     """
-    cases = _called_by(options.model) if options.model else _of_sizes(options)
+    cases = _find_cases_of_model(options.model) if options.model else _combine_sizes(options)
     return Sweep("own", "How fast is each provider at these shapes?", 0, EVERYONE, tuple(dict.fromkeys(cases)))
 
 
-def _of_sizes(options: argparse.Namespace) -> list[Case]:
-    fp32 = "fp32" if options.precision == "ieee" else "tf32"
-    precisions = [fp32 if dtype == "fp32" else dtype for dtype in options.dtype or ["fp32"]]
+def _combine_sizes(options: argparse.Namespace) -> list[Case]:
+    """Return a case for each combination of the sizes and dtypes on the command line, or of their defaults."""
+    fp32_precision = "fp32" if options.precision == "ieee" else "tf32"
+    precisions = [fp32_precision if dtype == "fp32" else dtype for dtype in options.dtype or ["fp32"]]
     batches, steps, inputs = options.batch or [1], options.steps or [100], options.input or [None]
     return [
         Case(
-            precision, h, b, t, options.layers or 1, 1 + options.bidirectional, options.layout or "dense",
-            reset_after=not options.reset_before, input_size=i,
+            precision, h, b, t, layers=options.layers or 1, directions=1 + options.bidirectional,
+            layout=options.layout or "dense", reset_after=not options.reset_before, input_size=i,
         )
         for precision, h, i, b, t in itertools.product(precisions, options.hidden, inputs, batches, steps)
     ]  # fmt: skip
 
 
-def _called_by(name: str) -> list[Case]:
-    """Call ``module:function`` and return a case for each kind of GRU call that it makes, the most frequent first.
+def _find_cases_of_model(name: str) -> list[Case]:
+    """Call the function ``name``, given as ``module:function``. Return a case for each shape of its GRU calls.
+
+    The most frequent shape is first. Calls that only this library can serve are skipped, and named on stderr.
 
     Raises:
         ValueError: see `build_sweep`.
@@ -86,20 +89,22 @@ def _called_by(name: str) -> list[Case]:
         raise ValueError(
             f"--model {name}: the function called no GRU in 16 or 32 bits; it must call the model, not only build it"
         )
-    called = [(problem, _case(problem)) for problem, _ in shapes.seen.most_common()]
-    for problem in (problem for problem, case in called if case is None):
-        print(f"skipped, because only ours has resets or runs backward alone: {problem}", file=sys.stderr)
-    if not any(case for _, case in called):
+    cases = []
+    for problem, _ in shapes.seen.most_common():
+        if problem.resets or problem.reverse:
+            print(f"skipped, because only ours has resets or runs backward alone: {problem}", file=sys.stderr)
+        else:
+            cases.append(_make_case(problem))
+    if not cases:
         raise ValueError(f"--model {name}: all its GRUs have resets or run backward alone, which only ours can do")
-    return [case for _, case in called if case]
+    return cases
 
 
-def _case(problem: Problem) -> Case | None:
-    if problem.resets or problem.reverse:
-        return None
+def _make_case(problem: Problem) -> Case:
+    """Return the case of a problem without resets that does not run backward alone."""
     names = {precision: name for name, precision in PRECISIONS.items()}
     return Case(
         names[problem.dtype, problem.precision], problem.hidden_size, problem.batch_size, problem.steps,
-        problem.num_layers, problem.directions, problem.layout, reset_after=problem.reset_after,
-        input_size=problem.input_size,
+        layers=problem.num_layers, directions=problem.directions, layout=problem.layout,
+        reset_after=problem.reset_after, input_size=problem.input_size,
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Runs the GRU that articles teach by triton_gru: written by hand, as nn.GRU + nn.Linear, and compared in numbers.
+"""Runs GRUs as articles teach them by triton_gru: one written by hand, and one of nn.GRU + nn.Linear.
+
+Then it compares RNN, LSTM and GRU in numbers.
 
 Without a GPU the compiled kernels are executed on the CPU (tests/ptx), which needs gcc.
 """
@@ -32,13 +34,12 @@ TOLERANCE = 5e-6  # in fp32, for outputs of about 1, each of which is a sum over
 def make_parameters(inputs: int, hidden: int, outputs: int) -> list[Tensor]:
     """Return random parameters: W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h, and W_hq, b_q of the output."""
 
-    def normal(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=DEVICE) * hidden**-0.5
 
-    gates = [make() for _ in range(3) for make in (
-        lambda: normal(inputs, hidden), lambda: normal(hidden, hidden), lambda: normal(hidden),
-    )]  # fmt: skip
-    return [*gates, normal(hidden, outputs), normal(outputs)]
+    gate_shapes = (inputs, hidden), (hidden, hidden), (hidden,)
+    gates = [draw(*shape) for _ in range(3) for shape in gate_shapes]
+    return [*gates, draw(hidden, outputs), draw(outputs)]
 
 
 def gru_by_hand(inputs: Tensor, state: Tensor, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -55,8 +56,8 @@ def gru_by_hand(inputs: Tensor, state: Tensor, parameters: list[Tensor]) -> tupl
     return torch.stack(outputs), H
 
 
-class ByHand(nn.Module):
-    """A module that computes the same by triton_gru, with the output layer of all steps as one product."""
+class Converted(nn.Module):
+    """A module that computes the same as `gru_by_hand` by triton_gru. The output layer of all steps is one product."""
 
     def __init__(self, parameters: list[Tensor]):
         super().__init__()
@@ -91,15 +92,15 @@ class GRUModel(nn.Module):
 
 
 @torch.no_grad()
-def both_models(backends: tuple[str, ...]) -> None:
-    """Compare each model by triton_gru, on each of ``backends``, with the same model in plain torch."""
+def compare_models(backends: tuple[str, ...]) -> None:
+    """Compare both models by triton_gru, on each of ``backends``, with the same models in plain torch."""
     set_precision("fp32")
     torch.manual_seed(0)
     steps, batch, inputs, hidden, outputs = (35, 32, 28, 256, 28) if GPU else (4, 3, 28, 32, 28)
     print(f"by hand, T={steps} B={batch} H={hidden} on the {DEVICE}: reset before the product, output H @ W_hq + b_q")
     parameters = make_parameters(inputs, hidden, outputs)
     X, H = torch.randn(steps, batch, inputs, device=DEVICE), torch.randn(batch, hidden, device=DEVICE)
-    model = ByHand(parameters)
+    model = Converted(parameters)
     expected = gru_by_hand(X, H, parameters)
     for backend in backends:
         model.gru.backend = backend
@@ -115,25 +116,30 @@ def both_models(backends: tuple[str, ...]) -> None:
         compare(model.gru.plan(x).kernel, [model(x)], [expected])
 
 
-def compare(kernel: str, actual, expected) -> None:
-    errors = torch.stack([(a - b).abs().max() for a, b in zip(actual, expected)])
+def compare(kernel: str, results, expected_results) -> None:
+    """Print the largest difference of two sequences of tensors, and end the program if it is above the tolerance."""
+    differences = [(result - expected).abs().max() for result, expected in zip(results, expected_results)]
+    errors = torch.stack(differences)
     print(f"    {kernel:10} largest difference from plain torch {errors.max():.1e}", flush=True)
-    if not (errors <= TOLERANCE).all():  # also true if an error is NaN
+    if not (errors <= TOLERANCE).all():  # or an error is NaN
         raise SystemExit(f"the difference is more than {TOLERANCE:.1e}, which rounding does not explain")
 
 
 # ---- RNN, LSTM and GRU
 
 
-def comparison(measured_here: bool, out: pathlib.Path) -> None:
-    """Print gates, parameters, FLOPs and bytes per step, and times, from the sweep ``cells`` of perf/."""
+def print_comparison(measures_here: bool, out: pathlib.Path) -> None:
+    """Print gates, parameters, FLOPs and bytes per step, and times, from the sweep ``cells`` of perf/.
+
+    The sweep runs if ``measures_here``, or if perf/results has no file of this machine. It writes to ``out``.
+    """
     from perf.record import machine_name
-    from perf.report import cells, keep_latest, load
+    from perf.report import compare_cells, keep_latest, load
     from perf.tables import format_table
 
     name = f"cells-{machine_name(DEVICE)}.csv"
     path = ROOT / "perf/results" / name
-    if measured_here or not path.exists():
+    if measures_here or not path.exists():
         command = [sys.executable, "-m", "perf", "run", "--sweep", "cells", "--out", str(out)]
         subprocess.run(command, cwd=ROOT, check=True)
         path = out / name
@@ -142,23 +148,24 @@ def comparison(measured_here: bool, out: pathlib.Path) -> None:
     print(f"RNN, LSTM and GRU, measured on: {machines}")
     if DEVICE == "cpu":
         print("(on a CPU nn.GRU serves all calls of triton_gru: these times say nothing about the kernels' speed)")
-    print(format_table(cells(keep_latest(rows))))
+    print(format_table(compare_cells(keep_latest(rows))))
 
 
 def main() -> None:
+    """Compare the models on this machine's device, and on a CPU also by emulated kernels. Print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: 1 to 3 minutes on a GPU")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder for measurements")
     options = parser.parse_args()
-    both_models(("auto", "grid", "step") if GPU else ("auto",))
+    compare_models(("auto", "grid", "step") if GPU else ("auto",))
     if not GPU and shutil.which("gcc"):
         print("\nthe kernels, compiled for an H200 and executed on the CPU")
         with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):
-            both_models(KERNELS)
+            compare_models(KERNELS)
     elif not GPU:
         print("\nthe kernels are left out: executing them on the CPU needs gcc, which is missing")
     print()
-    comparison(options.measure, options.out.resolve())
+    print_comparison(options.measure, options.out.resolve())
 
 
 if __name__ == "__main__":

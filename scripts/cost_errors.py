@@ -31,16 +31,20 @@ from triton_gru.tuning.space import IMPLEMENTATIONS
 Tables = dict[pathlib.Path, store.Table]
 # The cost model has estimates of our kernels, as the package configures them, and of nn.GRU.
 _PROVIDERS = (BASELINE, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
+# The columns of two of the report's tables: title -> how pandas computes it for a group.
 _LOSSES = {"entries": "size", "geomean": geomean, "median": "median", "max": "max"}
 _ERRORS = {
-    "cells": "size",
+    "cases": "size",
     "estimate over measured": geomean,
     "median off by": lambda ratios: np.exp(np.log(ratios).abs().median()),
     "at most off by": lambda ratios: np.exp(np.log(ratios).abs().max()),
 }
-# A cell is a timed kernel. Cells are grouped by the columns `_CELL`. The columns `_CALL` are the arguments of
-# `estimate_call_cost`.
-_CELL, _CALL = ["kernel", "precision", "source"], ["problem", "config", "device", "in_graph", "projection"]
+# A case is a timed implementation in a configuration, for one problem. Cases are grouped by the columns `_GROUP`. The
+# columns `_ARGUMENTS` are the arguments of `estimate_call_cost`.
+_GROUP = ["kernel", "precision", "source"]
+_ARGUMENTS = ["problem", "config", "device", "in_graph", "projection"]
+_MAX_LOSS = 1.15  # a choice is close if it takes at most this many times as long as the fastest
+_WORST = 10  # choices that the report lists
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,13 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"cost_errors: {error}", file=sys.stderr)
         return 2
-    filled = [(title, table) for title, table in sections(report.keep_latest(rows), tables) if len(table)]
+    filled = [(title, table) for title, table in build_sections(report.keep_latest(rows), tables) if len(table)]
     print(join_tables(filled, options.markdown) or "the files have no time that the cost model estimates")
     return 0
 
 
 def load(paths: list[pathlib.Path]) -> Tables:
-    """Read tuned tables. Raise ValueError for a file that is not one."""
+    """Return the tuned tables in files. Raise ValueError if a file is not a tuned table."""
     tables = {}
     for path in paths:
         try:
@@ -71,38 +75,46 @@ def load(paths: list[pathlib.Path]) -> Tables:
     return tables
 
 
-def sections(last: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame]]:
-    """Return the report's tables with their titles, from the latest rows of CSVs and from tuned tables.
+def build_sections(latest_rows: pd.DataFrame, tables: Tables) -> list[tuple[str, pd.DataFrame]]:
+    """Return the report as (title, table) pairs, from the latest rows of CSVs and from tuned tables.
 
     A table is empty if the files have no data for it.
     """
-    cells = pd.concat([_cells_of_tables(tables), _cells_of_rows(last)], ignore_index=True)
-    cells = cells.astype({"ms": float, "heuristic_ms": float})  # needed if there are no cells
-    over_tuned = cells.assign(loss=cells["heuristic_ms"] / cells["ms"]).dropna(subset="loss")
+    cases = pd.concat([_list_cases_of_tables(tables), _list_cases_of_rows(latest_rows)], ignore_index=True)
+    cases = cases.astype({"ms": float, "heuristic_ms": float})  # needed if there are no cases
+    heuristic_losses = cases.assign(loss=cases["heuristic_ms"] / cases["ms"]).dropna(subset="loss")
     # An estimate needs a problem that a kernel serves, a device with known rates, and a configuration.
-    known = cells[cells["config"].notna() | (cells["kernel"] == "torch")].dropna(subset=["problem", "device"])
-    us = [estimate_call_cost(*call).total for call in zip(*(known[name] for name in _CALL))]
-    ratios = known.assign(ratio=us / (1e3 * known["ms"])).sort_values(_CELL)
-    choices = _choices(known.dropna(subset="entry"))
-    is_right = choices["chosen"] == choices["fastest"]
-    worst = choices[~is_right].sort_values("loss", ascending=False, kind="stable").head(10)
-    counted = {"that kernel": is_right, "as tuned": choices["as tuned"]}
+    is_configured = cases["config"].notna() | (cases["kernel"] == "torch")
+    estimable = cases[is_configured].dropna(subset=["problem", "device"])
+    us = [estimate_call_cost(*arguments).total for arguments in zip(*(estimable[name] for name in _ARGUMENTS))]
+    ratios = estimable.assign(ratio=us / (1e3 * estimable["ms"])).sort_values(_GROUP)
+    choices = _choose_by_estimate(estimable.dropna(subset="entry"))
+    is_fastest = choices["chosen"] == choices["fastest"]
+    worst = choices[~is_fastest].sort_values("loss", ascending=False, kind="stable").head(_WORST)
+    shares = {"that kernel": is_fastest, "as tuned": choices["as tuned"]}
     return [
-        ("Tuned tables", _overview(tables)),
-        ("The cost model against measurement", summarize_groups(ratios, _CELL, "ratio", _ERRORS)),
-        ("Which kernel: the heuristic's choice against the fastest measured", _losses(choices, "precision", **counted)),
-        ("The worst 10 choices of a kernel", worst[["problem", "device", "chosen", "fastest", "loss"]]),
-        ("Heuristic over tuned", _losses(over_tuned, "kernel")),
+        ("Tuned tables", _describe_tables(tables)),
+        ("The cost model against measurement", summarize_groups(ratios, _GROUP, "ratio", _ERRORS)),
+        (
+            "Which kernel: the heuristic's choice against the fastest measured",
+            _summarize_losses(choices, "precision", **shares),
+        ),
+        (f"The worst {_WORST} choices of a kernel", worst[["problem", "device", "chosen", "fastest", "loss"]]),
+        ("Heuristic over tuned", _summarize_losses(heuristic_losses, "kernel")),
     ]
 
 
-def _losses(table: pd.DataFrame, by: str, **counted: pd.Series) -> pd.DataFrame:
-    close = {"within 15 %": table["loss"] <= 1.15}
-    return summarize_groups(table.sort_values(by), [by], "loss", _LOSSES, **close, **counted)
+def _summarize_losses(table: pd.DataFrame, by: str, **flags: pd.Series) -> pd.DataFrame:
+    """Return statistics of the column "loss" for each value of the column ``by``, with the share of each of ``flags``.
+
+    A loss is a time over the time of the best choice.
+    """
+    is_close = {"within 15 %": table["loss"] <= _MAX_LOSS}
+    return summarize_groups(table.sort_values(by), [by], "loss", _LOSSES, **is_close, **flags)
 
 
 def problem_of_key(key: Key) -> Problem | None:
-    """Return the problem of a key, or None if no kernel serves it."""
+    """Return the problem of a key, or None if no kernel serves the problem."""
     try:
         return key.to_problem()
     except ValueError:
@@ -124,79 +136,92 @@ def device_of(name: str, sms: str) -> Device | None:
 
 
 def _device_of_table(table: store.Table) -> Device | None:
+    """Return the known device that a tuned table was measured on, or None."""
     return match_device(table.device["name"], table.device["sms"])
 
 
-def config_of(kernel: str, text: str) -> Config | None:
-    """Return the configuration of a row, or None if the text is not a configuration of this kernel."""
-    if kernel == "torch":
+def config_of(implementation: str, text: str) -> Config | None:
+    """Return the configuration of a row, or None if the text is not a configuration of the kernel."""
+    if implementation == "torch":
         return None
+    kernel, _ = split_implementation(implementation)
     try:
-        return entries.parse_config(split_implementation(kernel)[0], json.loads(text))
+        return entries.parse_config(kernel, json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def _overview(tables: Tables) -> pd.DataFrame:
-    """Return a line for each table, with the device whose rates the estimates use."""
+def _describe_tables(tables: Tables) -> pd.DataFrame:
+    """Return a line for each tuned table, with the known device whose rates the estimates use."""
     lines = []
     for path, table in tables.items():
-        named = {name: " ".join(str(table.device.get(name)).split())[:60] for name in ("name", "cc", "sms")}
-        known = {"estimated as": getattr(_device_of_table(table), "name", "unknown"), "entries": len(table.entries)}
-        lines.append({"table": path.name, **named, **known, "not understood": len(table.skipped)})
+        # A file may have any text here. Limit it to one short line.
+        recorded = {name: " ".join(str(table.device.get(name)).split())[:60] for name in ("name", "cc", "sms")}
+        estimated_as = getattr(_device_of_table(table), "name", "unknown")
+        numbers = {"entries": len(table.entries), "not understood": len(table.skipped)}
+        lines.append({"table": path.name, **recorded, "estimated as": estimated_as, **numbers})
     return pd.DataFrame(lines)
 
 
-def _cells_of_rows(last: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells of a report's rows. A call in a CUDA graph counts, or else the eager one."""
-    is_torch = last["base"] == BASELINE
-    # Rows of ours that fell back to nn.GRU are left out, as nn.GRU has rows of its own.
-    is_timed = last["base"].isin(_PROVIDERS) & (last["n"] > 0) & last["mode"].isin(["eager", "graph"])
-    timed = last[is_timed & (is_torch | last["kernel"].isin(IMPLEMENTATIONS))]
-    timed = timed.assign(kernel=timed["kernel"].mask(is_torch, "torch"), ms=timed["p50_ms"])
+def _list_cases_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases of CSV rows. The time of a case is that in a CUDA graph, or else the eager one."""
+    is_nn_gru = rows["base"] == BASELINE
+    is_timed = rows["base"].isin(_PROVIDERS) & (rows["n"] > 0) & rows["mode"].isin(["eager", "graph"])
+    # Rows of ours that fell back to nn.GRU are left out, because nn.GRU has separate rows.
+    timed = rows[is_timed & (is_nn_gru | rows["kernel"].isin(IMPLEMENTATIONS))]
+    timed = timed.assign(kernel=timed["kernel"].mask(is_nn_gru, "torch"), ms=timed["p50_ms"])
     timed["config"] = [*map(config_of, timed["kernel"], timed["config"])]
-    # A kernel in a configuration is one cell, for all providers that run it.
-    same = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
-    timed = timed.sort_values("mode", kind="stable").drop_duplicates(same, keep="last")  # "graph" comes after "eager"
-    source = np.where(timed["l2"] == "cold", "CSV, cold L2", "CSV")  # estimates are for a warm L2
-    call = {"problem": [problem_of_row(row) for _, row in timed.iterrows()], "in_graph": timed["mode"] == "graph"}
-    call["projection"] = [split_implementation(kernel)[1] for kernel in timed["kernel"]]
-    devices = [*map(device_of, timed["gpu_name"], timed["sms"])]
-    return timed.assign(source=source, device=devices, **call)[[*_CELL, *_CALL, "ms"]]
+    # Several providers may run the same kernel in the same configuration. That is one case.
+    case_columns = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
+    timed = timed.sort_values("mode", kind="stable")  # "eager" before "graph"
+    timed = timed.drop_duplicates(case_columns, keep="last")
+    cases = timed.assign(
+        source=np.where(timed["l2"] == "cold", "CSV, cold L2", "CSV"),  # estimates are for a warm L2
+        problem=[problem_of_row(row) for _, row in timed.iterrows()],
+        device=[*map(device_of, timed["gpu_name"], timed["sms"])],
+        in_graph=timed["mode"] == "graph",
+        projection=[split_implementation(implementation)[1] for implementation in timed["kernel"]],
+    )
+    return cases[[*_GROUP, *_ARGUMENTS, "ms"]]
 
 
-def _cells_of_tables(tables: Tables) -> pd.DataFrame:
-    """Return the cells of tables' entries. If two entries have the same device and key, the last one counts."""
+def _list_cases_of_tables(tables: Tables) -> pd.DataFrame:
+    """Return the cases of tables' entries. If two entries have the same device and key, the last one is used.
+
+    Cases of the same entry have the same number in the column "entry".
+    """
     last = {(str(table.device), entry.key): (entry, table) for table in tables.values() for entry in table.entries}
-    cells = [
-        (kernel, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
+    cases = [
+        (implementation, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
          problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms),
-         split_implementation(kernel)[1], result.ms, result.heuristic_ms, number, str(key))
-        for number, ((_, key), (entry, table)) in enumerate(last.items()) for kernel, result in entry.results.items()
+         split_implementation(implementation)[1], result.ms, result.heuristic_ms, number, str(key))
+        for number, ((_, key), (entry, table)) in enumerate(last.items())
+        for implementation, result in entry.results.items()
     ]  # fmt: skip
-    return pd.DataFrame(cells, columns=[*_CELL, *_CALL, "ms", "heuristic_ms", "entry", "key"])
+    return pd.DataFrame(cases, columns=[*_GROUP, *_ARGUMENTS, "ms", "heuristic_ms", "entry", "key"])
 
 
-def _choices(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return for each entry the kernel with the lowest estimate, with all kernels as the heuristic configures them.
+def _choose_by_estimate(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return for each entry the implementation with the lowest estimate, in the heuristic's configuration.
 
-    The column "as tuned" is True if the heuristic's configuration was not timed. Then the time of the tuned
-    configuration is used. An entry without any estimate is left out.
+    The column "loss" is the measured time of this implementation over that of the fastest one. The column "as tuned" is
+    True if the heuristic's configuration was not timed. Then the time of the tuned configuration is used. An entry
+    without any estimate is left out.
     """
     us = []
-    for kernel, problem, device in cells[["kernel", "problem", "device"]].itertuples(index=False):
-        name, projection = split_implementation(kernel)
-        config = None if name == "torch" else heuristic(name, problem, device)
+    for implementation, problem, device in cases[["kernel", "problem", "device"]].itertuples(index=False):
+        kernel, projection = split_implementation(implementation)
+        config = None if kernel == "torch" else heuristic(kernel, problem, device)
         is_served = not isinstance(config, str)
         us.append(estimate_call_cost(problem, config, device, projection=projection).total if is_served else np.nan)
-    fastest = cells.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
-    cells = cells.assign(us=us, fastest=fastest["kernel"], least=fastest["ms"]).dropna(subset="us")
-    chosen = cells.sort_values(["entry", "us"]).drop_duplicates("entry")
+    fastest = cases.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
+    cases = cases.assign(us=us, fastest=fastest["kernel"], fastest_ms=fastest["ms"]).dropna(subset="us")
+    chosen = cases.sort_values(["entry", "us"]).drop_duplicates("entry")
     return pd.DataFrame({
         "precision": chosen["precision"], "problem": chosen["key"],
         "device": [device.name for device in chosen["device"]],
         "chosen": chosen["kernel"], "fastest": chosen["fastest"],
-        "loss": chosen["heuristic_ms"].fillna(chosen["ms"]) / chosen["least"],
+        "loss": chosen["heuristic_ms"].fillna(chosen["ms"]) / chosen["fastest_ms"],
         "as tuned": (chosen["kernel"] != "torch") & chosen["heuristic_ms"].isna(),
     })  # fmt: skip
 

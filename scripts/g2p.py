@@ -20,9 +20,9 @@ MAX_PHONEMES = 20  # of a pronunciation, as in the original model
 
 
 class Pronouncer(nn.Module):
-    """A model that writes phonemes [B, MAX_PHONEMES] for letters [B, L], always the most likely one.
+    """A model that writes phonemes [B, MAX_PHONEMES] for letters [B, L], each time the most likely phoneme.
 
-    It uses nn.GRU and nn.GRUCell, which `triton_gru.accelerate` replaces.
+    The model uses nn.GRU and nn.GRUCell, which `triton_gru.accelerate` replaces.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -54,6 +54,7 @@ class Pronouncer(nn.Module):
 
 
 def load_model() -> Pronouncer:
+    """Return the trained model, on the CPU in fp32 and in eval()."""
     with np.load(distribution("g2p-en").locate_file("g2p_en/checkpoint20.npz")) as arrays:
         return Pronouncer(dict(arrays)).eval()
 
@@ -69,8 +70,11 @@ def load_dictionary() -> dict[str, list[tuple[str, ...]]]:
     return dict(dictionary)
 
 
-def phoneme_names(dictionary: dict[str, list[tuple[str, ...]]]) -> list[str]:
-    """Return the model's phonemes in its order: special marks, then the dictionary's and UW without stress, sorted."""
+def list_phonemes(dictionary: dict[str, list[tuple[str, ...]]]) -> list[str]:
+    """Return the names of the model's phonemes, in the order of their numbers.
+
+    Special marks come first. The phonemes of the dictionary, and UW without stress, follow in alphabetical order.
+    """
     used = {
         phoneme
         for pronunciations in dictionary.values()
@@ -80,30 +84,37 @@ def phoneme_names(dictionary: dict[str, list[tuple[str, ...]]]) -> list[str]:
     return SPECIAL + sorted(used | {"UW"})
 
 
-def batches(words: list[str], size: int) -> list[list[str]]:
+def make_batches(words: list[str], batch_size: int) -> list[list[str]]:
     """Return the words in batches of one length each, so that no word is padded."""
     by_length = defaultdict(list)
     for word in words:
         by_length[len(word)].append(word)
-    return [group[i : i + size] for _, group in sorted(by_length.items()) for i in range(0, len(group), size)]
+    return [
+        group[start : start + batch_size]
+        for _, group in sorted(by_length.items())
+        for start in range(0, len(group), batch_size)
+    ]
 
 
 def encode(batch: list[str], device: str) -> Tensor:
+    """Return the numbers of the letters of words of one length, each word with an end mark: [B, L + 1]."""
     index = {letter: i for i, letter in enumerate(LETTERS)}
     return torch.tensor([[*(index[letter] for letter in word), index["</s>"]] for word in batch], device=device)
 
 
-def pronunciation(phonemes: list[int], names: list[str]) -> tuple[str, ...]:
-    """Return the names of the phonemes up to the end mark."""
+def name_phonemes(phonemes: list[int], names: list[str]) -> tuple[str, ...]:
+    """Return the names of a word's phonemes up to the end mark."""
     end = phonemes.index(END) if END in phonemes else len(phonemes)
     return tuple(names[phoneme] for phoneme in phonemes[:end])
 
 
-def edit_distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """Count insertions, deletions and substitutions between two pronunciations (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
+def edit_distance(phonemes: tuple[str, ...], true_phonemes: tuple[str, ...]) -> int:
+    """Return the least number of insertions, deletions and substitutions between two pronunciations (Levenshtein)."""
+    # distances[j]: between the phonemes so far and the first j true phonemes.
+    distances = list(range(len(true_phonemes) + 1))
+    for i, phoneme in enumerate(phonemes, 1):
+        diagonal, distances[0] = distances[0], i
+        for j, true_phoneme in enumerate(true_phonemes, 1):
+            substituted = diagonal + (phoneme != true_phoneme)
+            diagonal, distances[j] = distances[j], min(distances[j] + 1, distances[j - 1] + 1, substituted)
+    return distances[-1]

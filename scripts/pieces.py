@@ -17,7 +17,6 @@ from perf.sweeps import SWEEPS, shrink_sweep
 SHARDS = 6  # of the tests that are not marked `first`
 _PARALLEL = "-n 12 --maxschedchunk 2"  # pytest-xdist: 12 processes on one GPU, each of which takes two tests at a time
 _REHEARSE = "python3 -m tests.ptx.rehearse"  # executes kernels on the CPU
-_FIRST = f"tests -m 'gpu and first' {_PARALLEL}"
 
 Rows = list[dict]
 
@@ -27,12 +26,12 @@ class Piece:
     """A question, and the command that answers it.
 
     Attributes:
-        seconds: the time it takes on an H100 with 16 cores, including compilation. It is a guess until measured there.
+        seconds: the time of the command on an H100 with 16 cores, including compilation. A guess until measured there.
         command: the command for a GPU, not read by a shell. ``{out}`` is the folder of results, and ``{gpu}`` is its
             name. ``{seconds}`` or ``{minutes}`` is the time after which the command begins no measurement.
         rehearsal: a small form of the command, for a CPU.
-        file: the pattern of the files that it writes in the folder of results.
-        progress: (rows of these files, whether it is a rehearsal) -> (measurements done, all measurements).
+        file: the pattern of the files that the command writes in the folder of results.
+        progress: (rows of these files, whether this is a rehearsal) -> (measurements done, all measurements).
         after: a piece whose results this one needs.
     """
 
@@ -55,95 +54,146 @@ class Piece:
         return self.progress(rows, rehearse)
 
 
-def _sweep(name: str, environment: str = "", after: Piece | None = None) -> Piece:
+def _make_sweep_piece(name: str, environment: str = "", after: Piece | None = None) -> Piece:
+    """Return a piece that times a sweep of perf/. ``environment`` is a prefix of the command that sets variables."""
     command = f"-m perf run --sweep {name} --out {{out}} --resume --minutes {{minutes}}"
 
-    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+    def count_cases(rows: Rows, rehearse: bool) -> tuple[int, int]:
         sweep = shrink_sweep(SWEEPS[name]) if rehearse else SWEEPS[name]
         return len(sweep.cases) - len(find_owed(sweep, sweep.providers, statuses(rows))), len(sweep.cases)
 
-    small = f"{_REHEARSE} {command} --rehearse --seconds 0.01"
-    command = f"{environment}python3 {command} --seconds 0.6"
     return Piece(
-        name, SWEEPS[name].question, SWEEPS[name].seconds, command, small, f"{name}-{{gpu}}.csv", progress, after
+        name=name,
+        question=SWEEPS[name].question,
+        seconds=SWEEPS[name].seconds,
+        command=f"{environment}python3 {command} --seconds 0.6",
+        rehearsal=f"{_REHEARSE} {command} --rehearse --seconds 0.01",
+        file=f"{name}-{{gpu}}.csv",
+        progress=count_cases,
+        after=after,
     )
 
 
-def _tests(name: str, question: str, which: str, small: str, before: str = "") -> Piece:
-    """Return a piece that runs the tests of pytest's arguments ``which``, or those of ``small`` on a CPU.
+def _make_test_piece(name: str, question: str, tests: str, rehearsed_tests: str, prefix: str = "") -> Piece:
+    """Return a piece that runs tests.
 
-    ``before`` is a prefix of the command on a GPU.
+    Args:
+        name, question: as in `Piece`.
+        tests: the tests to run on a GPU, as arguments of pytest.
+        rehearsed_tests: the tests to run on a CPU instead, a few quick ones.
+        prefix: text before the command on a GPU, such as a program that runs it.
     """
     options = f"-p tests.outcomes --outcomes {{out}}/{name}-{{gpu}}.csv --seconds {{seconds}} -q --no-summary"
     command = f"python3 -m pytest {options} -p no:cacheprovider -W default"
 
-    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+    def count_tests(rows: Rows, rehearse: bool) -> tuple[int, int]:
         outcomes = {row["test"]: row["outcome"] for row in rows}
+        # The file lists all tests once the first run has begun. Before, their number is unknown: nothing of 1 is done.
         return sum(outcome != "owed" for outcome in outcomes.values()), len(outcomes) or 1
 
     return Piece(
-        name, question, 150, f"{before}{command} {which}", f"{command} {small}", f"{name}-{{gpu}}.csv", progress
+        name=name,
+        question=question,
+        seconds=150,
+        command=f"{prefix}{command} {tests}",
+        rehearsal=f"{command} {rehearsed_tests}",
+        file=f"{name}-{{gpu}}.csv",
+        progress=count_tests,
     )
 
 
-def _shard(number: int) -> Piece:
+def _make_shard_piece(number: int) -> Piece:
+    """Return a piece that runs a share of the tests that the pieces "right" and "right-alone" leave."""
     shard = f"--shard {number}/{SHARDS}"
-    which = f"tests -m 'gpu and not first and not alone' {_PARALLEL} {shard}"
-    question = f"Do the other tests pass? Part {number} of {SHARDS}."
-    return _tests(f"right-rest-{number}", question, which, f"tests/test_errors.py {shard}")
+    return _make_test_piece(
+        f"right-rest-{number}",
+        f"Do the other tests pass? Part {number} of {SHARDS}.",
+        tests=f"tests -m 'gpu and not first and not alone' {_PARALLEL} {shard}",
+        rehearsed_tests=f"tests/test_errors.py {shard}",
+    )
 
 
-def _models() -> Piece:
+def _make_models_piece() -> Piece:
+    """Return a piece that times whole models, each in two precisions."""
     command = "scripts/models.py --out {out}"
 
-    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
-        cells = len(models.cells(rehearse))
-        return cells - len(models.find_owed(rows, rehearse)), cells
+    def count_targets(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        num_targets = len(models.list_targets(rehearse))
+        return num_targets - len(models.find_owed(rows, rehearse)), num_targets
 
     return Piece(
-        "models", "How much faster are whole models?", 120, f"python3 {command}", f"{_REHEARSE} {command} --rehearse",
-        "models-{gpu}.csv", progress,
-    )  # fmt: skip
+        name="models",
+        question="How much faster are whole models?",
+        seconds=120,
+        command=f"python3 {command}",
+        rehearsal=f"{_REHEARSE} {command} --rehearse",
+        file="models-{gpu}.csv",
+        progress=count_targets,
+    )
 
 
-def _tune() -> Piece:
-    tune = "env TRITON_GRU_CONFIG_DIR={out}/tables python3 -m triton_gru tune"
-    command, small = f"{tune} --budget {{seconds}}", f"{tune} --rehearse --budget 5"
+def _make_tuning_piece() -> Piece:
+    """Return a piece that tunes the standard shapes, into a folder of tables among the results."""
+    command = "env TRITON_GRU_CONFIG_DIR={out}/tables python3 -m triton_gru tune"
 
-    def progress(rows: Rows, rehearse: bool) -> tuple[int, int]:
+    def count_entries(rows: Rows, rehearse: bool) -> tuple[int, int]:
+        # One run tunes about eight shapes: with a short budget, each gets an eighth (tuning/tuner.py).
         return len(rows), 1 if rehearse else 8
 
     return Piece(
-        "tune", "What is fastest for the first standard shapes?", 150, command, small, "tables/*.json", progress
+        name="tune",
+        question="What is fastest for the first standard shapes?",
+        seconds=150,
+        command=f"{command} --budget {{seconds}}",
+        rehearsal=f"{command} --rehearse --budget 5",
+        file="tables/*.json",
+        progress=count_entries,
     )
 
 
-def _sanitize(tool: str) -> Piece:
-    before = "env TRITON_GRU_TIMEOUT=120 PYTORCH_NO_CUDA_MEMORY_CACHING=1 "
-    before += f"compute-sanitizer --tool {tool} --error-exitcode 1 "
+def _make_sanitizer_piece(tool: str) -> Piece:
+    """Return a piece that runs a few kernel tests under a tool of compute-sanitizer.
+
+    The sanitizer slows kernels down, so they wait longer for each other before they give up. Without torch's caching of
+    memory, it sees each tensor as a separate allocation.
+    """
+    environment = "env TRITON_GRU_TIMEOUT=120 PYTORCH_NO_CUDA_MEMORY_CACHING=1"
     files = "tests/kernels/test_block.py tests/kernels/test_grid.py tests/kernels/test_step.py"
-    question = "Does a kernel touch memory it does not own, or race?"
-    return _tests(
-        f"sanitize-{tool}", question, f"{files} -m 'gpu and first'", "tests/kernels/test_step.py -k agrees", before
+    return _make_test_piece(
+        f"sanitize-{tool}",
+        "Does a kernel touch memory it does not own, or race?",
+        tests=f"{files} -m 'gpu and first'",
+        rehearsed_tests="tests/kernels/test_step.py -k agrees",
+        prefix=f"{environment} compute-sanitizer --tool {tool} --error-exitcode 1 ",
     )
 
 
-_TUNE = _tune()
+_RIGHT = _make_test_piece(
+    "right",
+    "Are the kernels right on this GPU? The first 500 tests.",
+    tests=f"tests -m 'gpu and first' {_PARALLEL}",
+    rehearsed_tests="tests/kernels/test_isa.py -n 2",
+)
+_RIGHT_ALONE = _make_test_piece(
+    "right-alone",
+    "Do the tests pass that measure times?",
+    tests="tests -m 'gpu and alone'",
+    rehearsed_tests="tests/test_demo.py",
+)
+_TUNE = _make_tuning_piece()
 PIECES = (
-    _tests(
-        "right", "Are the kernels right on this GPU? The first 500 tests.", _FIRST, "tests/kernels/test_isa.py -n 2"
-    ),
-    _sweep("heart"),
-    _models(),
-    *map(_sweep, ("t1", "packed", "heart-small", "heart-large", "overhead")),
+    _RIGHT,
+    _make_sweep_piece("heart"),
+    _make_models_piece(),
+    *map(_make_sweep_piece, ("t1", "packed", "heart-small", "heart-large", "overhead")),
     _TUNE,
-    _sweep("tuned", "env TRITON_GRU_CONFIG_DIR={out}/tables ", _TUNE),
-    *map(_sweep, ("bidirectional", "streaming", "smoke", "peers", "step-breakdown", "hand-overs", "short")),
-    *map(_sweep, ("projection", "reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench")),
-    *map(_sweep, ("t1-cold", "layers", "cells", "throughput", "large", "long")),
-    *map(_shard, range(1, SHARDS + 1)),
-    _tests(
-        "right-alone", "Do the tests pass that measure times?", "tests -m 'gpu and alone'", "tests/test_demo.py"
-    ),
-    *map(_sanitize, ("memcheck", "racecheck")),
+    _make_sweep_piece("tuned", environment="env TRITON_GRU_CONFIG_DIR={out}/tables ", after=_TUNE),
+    *map(_make_sweep_piece, (
+        "bidirectional", "streaming", "smoke", "peers", "step-breakdown", "hand-overs", "short", "projection",
+        "reset-before", "lengths", "anchor-flashrnn2", "anchor-768", "anchor-24", "deepbench", "t1-cold", "layers",
+        "cells", "throughput", "large", "long",
+    )),
+    *map(_make_shard_piece, range(1, SHARDS + 1)),
+    _RIGHT_ALONE,
+    *map(_make_sanitizer_piece, ("memcheck", "racecheck")),
 )  # fmt: skip

@@ -20,7 +20,7 @@ import xml.etree.ElementTree as xml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERSIONS = "3.6.0", "3.7.1", "3.8.0", "3.9.0"
-WORKERS = 2  # processes that run tests
+WORKERS = 2  # processes that run tests in parallel
 # The tests of each column of the table, as arguments of pytest. They cover kernels of every kind, but not every
 # configuration. So they take less than ten minutes on two slow cores, with nothing compiled before.
 PARTS = {
@@ -40,7 +40,9 @@ PARTS = {
 
 
 def install(version: str) -> pathlib.Path | None:
-    """Return a folder with a version of Triton to put before .venv's packages, or None if .venv has that version.
+    """Install a version of Triton, unless it is installed. Return its folder, to put before .venv's packages.
+
+    Return None if the Triton in .venv itself is of that version.
 
     Raises:
         CalledProcessError: pip cannot install it.
@@ -58,8 +60,8 @@ def install(version: str) -> pathlib.Path | None:
     return folder
 
 
-def run(folder: pathlib.Path | None, tests: list[str]) -> str:
-    """Run tests with the Triton in ``folder``, and return their result, such as ``"3 fail, 27 pass"``."""
+def run_tests(folder: pathlib.Path | None, tests: list[str]) -> str:
+    """Run tests with the Triton in ``folder`` (None: in .venv). Return their result, such as ``"3 fail, 27 pass"``."""
     paths = [str(folder)] * (folder is not None) + [os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +72,10 @@ def run(folder: pathlib.Path | None, tests: list[str]) -> str:
 
 
 def describe(code: int, report: str) -> str:
-    """Return the result of a run of pytest, from its exit status and its report in JUnit's format."""
+    """Return the result of a run of pytest as text, from the exit status and the report in JUnit's format.
+
+    The result is broken, not failed, if pytest ended with an error of its own or without a report.
+    """
     if code not in (0, 1) or not report:
         return f"broken: pytest ended with {code}"
     suite = xml.fromstring(report).find("testsuite")
@@ -82,17 +87,20 @@ def describe(code: int, report: str) -> str:
 
 
 def has_passed(result: str) -> bool:
+    """Return whether the result, a text of `describe`, has no failed test and is not broken."""
     return result.endswith(" pass") and "fail" not in result
 
 
 def print_table(results: dict[str, dict[str, str]]) -> None:
-    rows = [["Triton", *PARTS], *([version, *cells.values()] for version, cells in results.items())]
+    """Print a line for each version of Triton. ``results`` is version -> part -> result."""
+    rows = [["Triton", *PARTS], *([version, *parts.values()] for version, parts in results.items())]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Return 0 if all tests pass with all versions, else 1."""
     parser = argparse.ArgumentParser(prog="scripts/versions", description=__doc__.splitlines()[0])
     parser.add_argument(
         "versions", nargs="*", metavar="VERSION", help=f"of Triton, or newest (default: {' '.join(VERSIONS)})"
@@ -105,11 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
         for part, tests in PARTS.items():
             print(f"== Triton {version}: {part}", flush=True)
             start = time.monotonic()
-            results[version][part] = run(folder, tests)
+            results[version][part] = run_tests(folder, tests)
             print(f"== {results[version][part]}, {time.monotonic() - start:.0f} s", flush=True)
     print()
     print_table(results)
-    return 0 if all(has_passed(result) for cells in results.values() for result in cells.values()) else 1
+    return 0 if all(has_passed(result) for parts in results.values() for result in parts.values()) else 1
 
 
 if __name__ == "__main__":

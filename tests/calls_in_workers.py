@@ -17,7 +17,10 @@ def _raise_name_error():
 
 
 def behave(action) -> str | None:
-    """Do the action ``action``. Return a reason or None."""
+    """Do the action that ``action`` names: print, raise, die, hang, or nothing.
+
+    Return the reason of a failed compilation for "say why", otherwise None, as the functions that the pool calls do.
+    """
     if action == "say why":
         return "because"
     if action == "print":

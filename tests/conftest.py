@@ -26,6 +26,7 @@ from .ptx.device import emulate_gpu
 
 
 def pytest_configure(config):
+    """Set the environment variables that all test processes share, and limit torch's threads in each process."""
     os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `poison_memory` needs it
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -37,10 +38,12 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def _seeded(request):
+    """Set torch's random seed for each test, from TESTS_SEED and the test's id."""
     torch.manual_seed(zlib.crc32(f"{os.environ['TESTS_SEED']} {request.node.nodeid}".encode()))
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
+    """Print the seed of a run that failed."""
     if exitstatus != 0:
         terminalreporter.write_line(f"to draw the same random numbers again: TESTS_SEED={os.environ['TESTS_SEED']}")
 
@@ -54,7 +57,7 @@ def alone():
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """Yield the name of the torch device whose tensors kernels run on."""
+    """Yield "cpu", on which kernels are emulated, or "cuda": the torch device of the test's tensors."""
     if request.param == "gpu":
         assert torch.cuda.is_available(), "this test needs a GPU, and torch finds none: run with -m 'not gpu'"
         yield "cuda"
@@ -78,28 +81,33 @@ def old_gpu_on_cpu(monkeypatch):
 
 @pytest.fixture
 def gpu_of_backend(backend, request):
-    """Use `old_gpu_on_cpu` if the test's parameter ``backend`` is ``"auto"``, otherwise `kernels_on_cpu`."""
+    """Emulate an H200, or a GPU that no kernel runs on if the test's parameter ``backend`` is "auto"."""
     request.getfixturevalue("old_gpu_on_cpu" if backend == "auto" else "kernels_on_cpu")
 
 
 def seed_of(test) -> int:
-    """Return the seed of a test's schedules, which depends on TESTS_SEED and the test's id."""
+    """Return the seed of the order in which emulated programs run, from TESTS_SEED and the test's id."""
     return zlib.crc32(f"{os.environ['TESTS_SEED']} schedules of {test.nodeid}".encode())
 
 
 @pytest.fixture
 def launched(monkeypatch) -> Launches:
-    """Record every kernel that the library starts, so that a test can tell a kernel from a fallback."""
+    """Record the name of every kernel that the library starts, so that a test can tell a kernel from a fallback.
+
+    A product by cuBLAS is recorded as "cublas".
+    """
     names = Launches()
     start = execute.start
 
     def record(launches):
-        def recorded():
+        """Start the launches as `execute.start` does, and note the name of each."""
+
+        def record_each():
             for launch in launches:
                 names.append("cublas" if isinstance(launch, Product) else launch.kernel.__name__)
                 yield launch
 
-        start(recorded())
+        start(record_each())
 
     monkeypatch.setattr(execute, "start", record)
     make_starter = Launch.make_starter
@@ -115,34 +123,35 @@ def launched(monkeypatch) -> Launches:
 @contextlib.contextmanager
 def poison_memory():
     """Fill memory that is allocated inside the context with NaN, to show elements that a kernel does not write."""
-    before = torch.are_deterministic_algorithms_enabled()
+    were_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan().all()
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(were_deterministic)
 
 
 @pytest.fixture
 def matmul():
     """Yield torch's settings of matrix products, and restore them afterwards."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision, matmul.allow_fp16_accumulation
+    settings_before = matmul.fp32_precision, matmul.allow_fp16_accumulation
     yield matmul
     matmul.allow_tf32 = False
-    matmul.fp32_precision, matmul.allow_fp16_accumulation = before
+    matmul.fp32_precision, matmul.allow_fp16_accumulation = settings_before
 
 
 @pytest.fixture
 def inference_mode():
+    """Run the test in torch.inference_mode."""
     with torch.inference_mode():
         yield
 
 
 @pytest.fixture
 def few_calls(monkeypatch):
-    """Let the perf suite time only a few calls."""
+    """Let the perf suite use two inputs, one warm-up call and at least three rounds: few calls, for a quick test."""
     monkeypatch.setattr("perf.case.INPUT_COUNT", 2)
     monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)
@@ -179,6 +188,7 @@ def tables(tmp_path, monkeypatch):
 
 
 def _clear_caches():
+    """Clear the caches of tables, plans and prepared calls."""
     lookup.clear_table_cache()
     planner.clear_plan_cache()
     call_cache.clear_call_cache()
@@ -186,22 +196,26 @@ def _clear_caches():
 
 @pytest.fixture(autouse=True)
 def _restore_precision():
-    before = torch.backends.cudnn.rnn.fp32_precision
+    """Restore torch's fp32 precision of RNNs after each test."""
+    precision_before = torch.backends.cudnn.rnn.fp32_precision
     yield
-    torch.backends.cudnn.rnn.fp32_precision = before
+    torch.backends.cudnn.rnn.fp32_precision = precision_before
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Move the tests of tests/gpu_first.py to the front, and mark them ``first``."""
+    """Move the tests of tests/gpu_first.py to the front, and mark them ``first``.
+
+    Mark the GPU tests that use the fixture `alone` with the marker ``alone``.
+    """
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     for item in gpu_tests:
         # torch warns of some tests on a GPU: weights that are copied for a call, empty graphs.
         item.add_marker(pytest.mark.filterwarnings("default"))
         if "alone" in item.fixturenames:
             item.add_marker("alone")
-    first = gpu_first.choose(gpu_tests)
-    for item in first:
+    first_tests = gpu_first.choose(gpu_tests)
+    for item in first_tests:
         item.add_marker("first")
-    known = set(first)
-    items[:] = first + [item for item in items if item not in known]
+    moved = set(first_tests)
+    items[:] = first_tests + [item for item in items if item not in moved]

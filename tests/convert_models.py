@@ -9,7 +9,7 @@ SHAPES = [(7, 3, 5, 25), (1, 1, 4, 1), (7, 1, 3, 96), (1, 3, 2, 25)]  # T, B, I,
 
 
 def make_draw(seed: int = 0):
-    """Return a function that draws an array of normal numbers."""
+    """Return ``draw(*shape, scale=1.0)``, which returns float32 arrays of normally distributed random values."""
     generator = np.random.default_rng(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -19,6 +19,7 @@ def make_draw(seed: int = 0):
 
 
 def tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    """Return a tensor that shares the memory of ``array``, or None for None."""
     return None if array is None else torch.from_numpy(array)
 
 
@@ -27,6 +28,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def assert_agree(actual, expected, atol: float = 5e-6) -> None:
+    """Assert that two results, arrays or tensors, differ by at most ``atol`` in each element."""
     actual, expected = (torch.as_tensor(result).detach().cpu() for result in (actual, expected))
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
@@ -37,9 +39,9 @@ def use_one_thread():
 
     At these sizes threads compute nothing faster, and on a busy machine they wait long for each other.
     """
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)

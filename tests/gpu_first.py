@@ -1,7 +1,7 @@
 """The tests that run first on a GPU, in order of value: ``pytest tests -m "gpu and first"``.
 
-Each line of `FIRST` has a prefix of test ids, and how many tests with this prefix are taken (None: all). A line takes
-from the tests that the lines before it left. Every run draws the same ones.
+Each line of `FIRST` has a prefix of test ids, and the maximum number of tests taken with this prefix (None: all). A
+line takes only tests that no line before it took. Every run draws the same tests.
 """
 
 import random
@@ -60,12 +60,12 @@ FIRST = (
 
 
 def choose(tests: list) -> list:
-    """Return the tests of `FIRST` among pytest's ``tests``, in the order of `FIRST`."""
+    """Return those of pytest's ``tests`` that `FIRST` takes, in the order of `FIRST`."""
     remaining, chosen = list(tests), []
-    for prefix, number in FIRST:
+    for prefix, max_tests in FIRST:
         matching = [test for test in remaining if test.nodeid.startswith(f"tests/{prefix}")]
-        if number is not None and number < len(matching):
-            drawn = set(random.Random(prefix).sample(range(len(matching)), number))
+        if max_tests is not None and max_tests < len(matching):
+            drawn = set(random.Random(prefix).sample(range(len(matching)), max_tests))
             matching = [test for i, test in enumerate(matching) if i in drawn]
         chosen += matching
         taken = set(matching)

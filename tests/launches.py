@@ -9,6 +9,7 @@ class Launches(list):
 
     @property
     def scan_count(self) -> int:
+        """Return how many of the kernels are scans: all except projections."""
         return sum(name not in PROJECTIONS for name in self)
 
     def has_only(self, kernel: str) -> bool:

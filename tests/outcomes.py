@@ -4,8 +4,8 @@
 
 A test that passed or was skipped does not run again. Tests without an outcome come first, in pytest's order. Failed
 tests follow, then tests that began and did not end. No test begins after ``--seconds``. A failure is printed at once
-and in full, with the plan of the last call that a kernel served. The last row of a test counts. Its outcome is "owed"
-(collected), "begun", "passed", "skipped" or "failed".
+and in full, with the plan of the last call that a kernel served. If a test has several rows, its last row takes
+precedence. An outcome is "owed" (collected), "begun", "passed", "skipped" or "failed".
 """
 
 import csv
@@ -20,11 +20,13 @@ import pytest
 from perf.stamp import read_commit, timestamp
 
 FIELDS = ("timestamp_utc", "git_sha", "test", "outcome", "seconds", "error")
+# The order in which outcomes run. Tests with other outcomes do not run.
 _ORDER = {"owed": 0, "failed": 1, "begun": 2}
-_LONGEST_ERROR = 4000
+_MAX_ERROR_CHARACTERS = 4000
 
 
 def pytest_addoption(parser):
+    """Add the plugin's command line options."""
     group = parser.getgroup("outcomes")
     group.addoption("--outcomes", type=pathlib.Path, required=True, help="the CSV, created or continued")
     group.addoption("--seconds", type=float, default=float("inf"), help="no test begins later than this")
@@ -33,13 +35,16 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter
 def pytest_configure(config):
+    """Register the two plugins. The process that receives the reports sets the deadline for all."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(config))
-        os.environ["OUTCOMES_END"] = str(time.time() + config.option.seconds)  # pytest-xdist's workers read it
+        os.environ["OUTCOMES_END"] = str(
+            time.time() + config.option.seconds
+        )  # pytest-xdist's workers read this variable
     config.pluginmanager.register(_Runner(config.option.outcomes))
 
 
-def read(path: pathlib.Path) -> dict[str, str]:
+def read_outcomes(path: pathlib.Path) -> dict[str, str]:
     """Return the last outcome of each test in the file, or {} if the file does not exist."""
     if not path.exists():
         return {}
@@ -47,7 +52,7 @@ def read(path: pathlib.Path) -> dict[str, str]:
         return {row["test"]: row["outcome"] for row in csv.DictReader(file) if row["outcome"]}
 
 
-def count(outcomes: dict[str, str]) -> str:
+def describe_counts(outcomes: dict[str, str]) -> str:
     """Describe how many tests have each outcome, and how many of all ran."""
     counts = Counter(outcomes.values())
     ran = counts.total() - counts["owed"]
@@ -58,13 +63,14 @@ class _Runner:
     """A plugin of every process that runs tests. It chooses the tests, and stops them at the deadline."""
 
     def __init__(self, path: pathlib.Path):
-        self._before = read(path)
+        self._earlier_outcomes = read_outcomes(path)
         self._plan = ""
 
     @pytest.hookimpl(trylast=True)  # after -m and -k
     def pytest_collection_modifyitems(self, config, items):
+        """Keep the tests of this shard that are to run, in the order of `_ORDER`."""
         index, shards = map(int, config.option.shard.split("/"))
-        outcomes = {item: self._before.get(item.nodeid, "owed") for item in items[index - 1 :: shards]}
+        outcomes = {item: self._earlier_outcomes.get(item.nodeid, "owed") for item in items[index - 1 :: shards]}
         chosen = sorted(
             (item for item in outcomes if outcomes[item] in _ORDER), key=lambda item: _ORDER[outcomes[item]]
         )
@@ -73,6 +79,7 @@ class _Runner:
         items[:] = chosen
 
     def pytest_collection_finish(self):
+        """Patch the library, if a test imported it, to note the plan of each call that a kernel serves."""
         if (launch := sys.modules.get("triton_gru.launch.execute")) is None:
             return
         run_kernels = launch._run_kernels
@@ -84,11 +91,14 @@ class _Runner:
         launch._run_kernels = run_and_note_plan
 
     def pytest_runtest_protocol(self, item):
+        """Skip a test without a report if the deadline has passed."""
         self._plan = ""
-        return True if time.time() > float(os.environ["OUTCOMES_END"]) else None  # True: skip the test
+        # pytest does not run the test if a hook returns True.
+        return True if time.time() > float(os.environ["OUTCOMES_END"]) else None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self):
+        """Add the plan of the last call that a kernel served to the report of a failed test."""
         report = yield
         if report.failed and self._plan:
             report.sections.append(("plan of the last call that a kernel served", str(self._plan)))
@@ -101,10 +111,10 @@ class _Recorder:
     def __init__(self, config):
         self._print = config.pluginmanager.getplugin("terminalreporter").write_line
         self._path = path = config.option.outcomes
-        self._all = read(path)
+        self._outcomes = read_outcomes(path)
         self._sha = read_commit()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._all:
+        if not self._outcomes:
             with path.open("w", newline="") as file:
                 csv.writer(file).writerow(FIELDS)
 
@@ -116,29 +126,35 @@ class _Recorder:
         self._write_owed(ids)
 
     def _write_owed(self, tests: list[str]):
-        self._write([(test, "owed") for test in tests if test not in self._all])
+        """Write a row "owed" for each test that has no outcome yet."""
+        self._write([(test, "owed") for test in tests if test not in self._outcomes])
 
     def pytest_runtest_logstart(self, nodeid):
         self._write([(nodeid, "begun")])
 
     def pytest_runtest_logreport(self, report):
+        """Record the outcome of a test. Print a failure at once. Skip passed set-ups and tear-downs."""
         if report.passed and report.when != "call":
             return
         error = ""
         if report.failed:
             error = "\n".join([report.longreprtext, *(f"{title}:\n{text}" for title, text in report.sections)])
             self._print(f"\nFAILED {report.nodeid}\n{error}", flush=True)
-        self._write([(report.nodeid, report.outcome, f"{report.duration:.2f}", error[-_LONGEST_ERROR:])])
+        self._write([(report.nodeid, report.outcome, f"{report.duration:.2f}", error[-_MAX_ERROR_CHARACTERS:])])
 
     def pytest_sessionfinish(self, session, exitstatus):
-        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._all:
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._outcomes:
             session.exitstatus = pytest.ExitCode.OK  # all tests have passed or were skipped before
 
     def pytest_terminal_summary(self):
-        self._print(f"\nof all tests so far: {count(self._all)}")
+        self._print(f"\nof all tests so far: {describe_counts(self._outcomes)}")
 
     def _write(self, rows: list[tuple]):
+        """Append rows to the CSV: (test, outcome), or (test, outcome, seconds, error). Missing fields stay empty."""
         now = timestamp()
+        added_fields = 2  # time and commit
         with self._path.open("a", newline="") as file:
-            csv.writer(file).writerows([now, self._sha, *row, *[""] * (len(FIELDS) - 2 - len(row))] for row in rows)
-        self._all |= {row[0]: row[1] for row in rows}
+            csv.writer(file).writerows(
+                [now, self._sha, *row, *[""] * (len(FIELDS) - added_fields - len(row))] for row in rows
+            )
+        self._outcomes |= {row[0]: row[1] for row in rows}

@@ -14,15 +14,17 @@ KNOWN_FLOORS = Floors(
 TINY = Case("fp32", hidden=16, batch=2, steps=3)
 
 
-def plant(monkeypatch, name, prepare):
+def plant_provider(monkeypatch, name, prepare):
+    """Add a provider to the suite for a test. ``prepare(gru, x)`` returns a `Ready`."""
     monkeypatch.setitem(providers.PROVIDERS, name, prepare)
 
 
-def read(path):
+def read_csv(path):
+    """Return the rows of a CSV as dictionaries of texts."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def rows_of(path):
-    """Return the rows of a sweep's CSV. Exception: rows of the status "begun"."""
-    return [row for row in read(path) if row["status"] != "begun"]
+def read_finished_rows(path):
+    """Return the rows of a sweep's CSV, without those with the status "begun"."""
+    return [row for row in read_csv(path) if row["status"] != "begun"]

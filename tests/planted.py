@@ -32,7 +32,9 @@ ONE_CONFIG, OTHER_CONFIG = [candidate.config for candidate in candidates(PROBLEM
 class PlantedBench:
     """A bench that compiles and runs nothing.
 
-    ``ms(candidate, mode)`` is the time of a call. ``out(candidate)`` is the reason why a candidate fails, or ``""``.
+    ``ms(candidate, mode)`` returns the milliseconds of a call. ``out(candidate)`` returns the reason why the candidate
+    does not compile, or ``""``. Opening the problem of index ``stop_at`` raises KeyboardInterrupt, as Ctrl-C does. The
+    bench notes the ``problems`` opened, the candidates ``compiled``, and whether it was ``closed``.
     """
 
     def __init__(self, ms, out=None, device=H200, modes=("eager", "graph"), stop_at=None):
@@ -41,22 +43,26 @@ class PlantedBench:
         self._ms, self._out, self._stop_at = ms, out or (lambda candidate: ""), stop_at
 
     def compile(self, problem, candidates, seconds):
+        """Yield each candidate with the reason why it does not compile. Yield nothing if no seconds are left."""
         for candidate in candidates if seconds > 0 else ():
             self.compiled.append(candidate)
             yield candidate, self._out(candidate)
 
     @contextlib.contextmanager
     def open_problem(self, problem):
-        if problem not in self.problems[-1:]:  # a problem is opened twice
+        """Note the problem. Raise KeyboardInterrupt if its index is ``stop_at``."""
+        if problem not in self.problems[-1:]:  # tuning opens a problem twice
             if len(self.problems) == self._stop_at:
                 raise KeyboardInterrupt
             self.problems.append(problem)
         yield
 
     def judge(self, candidate):
+        """Return the reason why the results of ``candidate`` are wrong: always '', since nothing runs."""
         return ""
 
     def time_candidates(self, candidates, mode, rounds, seconds):
+        """Return ``rounds`` times of each candidate: its planted time, spread by 0.1 % either way."""
         return {
             candidate: [self._ms(candidate, mode) * (1 + 0.001 * (i % 3 - 1)) for i in range(rounds)]
             for candidate in candidates
@@ -67,6 +73,7 @@ class PlantedBench:
 
 
 def make_result(kernel: str, config: Config | None, ms: float, heuristic_ms=None) -> TimedResult:
+    """Return a result whose times are ``ms`` within 1 %, in both modes."""
     quantiles = (0.99 * ms, ms, 1.01 * ms)
     return TimedResult(config, revision(kernel), quantiles, quantiles, heuristic_ms)
 
@@ -83,7 +90,7 @@ def plant_times(ms):
 
 
 def start_python(code: str, *arguments, **options) -> subprocess.Popen:
-    """Start a process with Python code that can import from this repository. Pass the arguments as texts."""
+    """Start a process that runs ``code`` with imports from this repository. ``arguments`` become its sys.argv."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = pathlib.Path(__file__).parents[1]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
@@ -101,10 +108,11 @@ def fill_disk(monkeypatch, step: str, writes_before: int = 0) -> None:
     if step == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
         return
-    opened = pathlib.Path.open
+    open_path = pathlib.Path.open
 
     def open_to_fail(path, mode="r", *arguments, **options):
-        file = opened(path, mode, *arguments, **options)
+        """Open a file as `pathlib.Path.open` does. Writing to a file that is created fails."""
+        file = open_path(path, mode, *arguments, **options)
         if "x" in mode:
             file.write = fail
         return file

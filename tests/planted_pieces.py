@@ -15,7 +15,7 @@ _loader.exec_module(measure)
 
 @dataclass(frozen=True)
 class Planted:
-    """A piece with the fields that scripts/measure reads. It is done when its file has ``of`` lines."""
+    """A piece with the fields that scripts/measure reads. It is done when the file ``name``.csv has ``of`` lines."""
 
     name: str
     command: str
@@ -28,16 +28,18 @@ class Planted:
         return f"Is {self.name}?"
 
     def count_done(self, out: pathlib.Path, rehearse: bool) -> tuple[int, int]:
+        """Return how many lines the piece's file has, and how many it needs."""
         path = out / f"{self.name}.csv"
         return len(path.read_text().splitlines()) if path.exists() else 0, self.of
 
 
 def plant_piece(name: str, program: str, of: int = 1) -> Planted:
-    """Return a piece whose Python program appends lines to its file."""
+    """Return a piece that runs ``program``, Python code in which ``file`` is the piece's open CSV."""
     program = f"import os, sys, time; file = open('{{out}}/{name}.csv', 'a', buffering=1); {program}"
     return Planted(name, f"python3 -c {shlex.quote(program)}", of)
 
 
+# Program text that adds a line to the piece's file.
 ROW = r"file.write('1\n')"
 GOOD = plant_piece("good", f"print('how it was'); {ROW}")
 FAILS = plant_piece("fails", "sys.exit(3)")

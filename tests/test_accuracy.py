@@ -15,40 +15,41 @@ LENGTHS = torch.tensor([3, 5, 5])
 
 
 def make_call(kind, batch_first=False):
-    """Return a GRU, and the arguments of a call of this kind."""
+    """Return a GRU, its input, hx, and the arguments ``lengths`` or ``resets`` of a call of this kind."""
     gru = triton_gru.GRU(4, 6, 2, batch_first=batch_first, bidirectional=kind != "resets", backend="reference").eval()
     x = torch.randn(*((3, 5) if batch_first else (5, 3)), 4)
     hx = torch.randn(2 * (1 + gru.bidirectional), 3, 6)
-    ends = {}
+    sequence_options = {}
     if kind == "packed":
         x = pack_padded_sequence(x, LENGTHS, batch_first, enforce_sorted=False)
     elif kind == "lengths":
-        ends["lengths"] = LENGTHS
+        sequence_options["lengths"] = LENGTHS
     elif kind == "resets":
-        ends["resets"] = torch.rand(x.shape[:2]) < 0.3
-    return gru, x, hx, ends
+        sequence_options["resets"] = torch.rand(x.shape[:2]) < 0.3
+    return gru, x, hx, sequence_options
 
 
 def copy_results(results):
+    """Return copies of output and h_n without autograd. A packed output becomes its data."""
     output, h_n = results
     return output.data.detach().clone(), h_n.detach().clone()
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
-def test_judge_finds_a_wrong_number_anywhere(kind, batch_first):
-    gru, x, hx, ends = make_call(kind, batch_first)
-    judge = Judge.for_call(gru, x, hx, "fp32", **ends)
-    results = gru(x, hx, **ends)
-    error, right = judge(results)
-    assert right and 0 < error <= judge.allowed
+def test_judge_finds_a_wrong_element_of_either_result(kind, batch_first):
+    gru, x, hx, sequence_options = make_call(kind, batch_first)
+    judge = Judge.for_call(gru, x, hx, "fp32", **sequence_options)
+    results = gru(x, hx, **sequence_options)
+    error, is_right = judge(results)
+    assert is_right and 0 < error <= judge.allowed
     assert judge(copy_results(results)) == judge(results)
-    for part in (0, 1):
-        for wrong in (1e-3, math.nan, math.inf):
-            spoilt = copy_results(results)
-            spoilt[part][(-1,) * spoilt[part].dim()] += wrong
-            error, right = judge(spoilt, slack=4)
-            assert not right and not error < 9e-4
+    for index in (0, 1):
+        for added_error in (1e-3, math.nan, math.inf):
+            wrong_results = copy_results(results)
+            wrong_results[index][(-1,) * wrong_results[index].dim()] += added_error
+            error, is_right = judge(wrong_results, slack=4)
+            assert not is_right and not error < 9e-4  # `not <` is true for an error of NaN
     assert judge(copy_results(results)[:1])[1], "an output without h_n can be right"
 
 
@@ -60,8 +61,8 @@ def test_judge_rejects_other_shapes():
         output, h_n = gru(x, hx)
         judge = Judge([output, h_n], [output, h_n], "fp32")
     assert judge([output, h_n])[1]
-    error, right = judge([output[:, :1], h_n[:, :1]])
-    assert math.isnan(error) and not right
+    error, is_right = judge([output[:, :1], h_n[:, :1]])
+    assert math.isnan(error) and not is_right
 
 
 def test_judge_allows_the_baseline_error_and_the_margin():
@@ -77,21 +78,22 @@ def test_judge_allows_the_baseline_error_and_the_margin():
 
 
 @pytest.mark.parametrize("kind", ["dense", "packed", "lengths", "resets"])
-def test_exact_results_are_the_same_in_parts(kind, monkeypatch):
-    gru, x, hx, ends = make_call(kind)
-    expected = copy_results(compute_exact(gru, x, hx, **ends))
-    calls = []
+def test_exact_results_are_the_same_a_few_rows_at_a_time(kind, monkeypatch):
+    """A large batch is computed a few rows at a time, to save memory."""
+    gru, x, hx, sequence_options = make_call(kind)
+    expected = copy_results(compute_exact(gru, x, hx, **sequence_options))
+    inputs = []
     compute = accuracy.reference.compute_gru
     monkeypatch.setattr(
         accuracy.reference,
         "compute_gru",
-        lambda x, *arguments, **ends: calls.append(x) or compute(x, *arguments, **ends),
+        lambda x, *arguments, **sequence_options: inputs.append(x) or compute(x, *arguments, **sequence_options),
     )
-    monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 2 * 5 * 6 * (1 + gru.bidirectional))  # two rows
-    parts = compute_exact(gru, x, hx, **ends)
-    assert [part.size(1) for part in calls] == [2, 1]
-    torch.testing.assert_close(copy_results(parts), expected, rtol=0, atol=1e-15)
-    assert parts[0].data.dtype == torch.double
+    monkeypatch.setattr(accuracy, "_MAX_OUTPUT_ELEMENTS", 2 * 5 * 6 * (1 + gru.bidirectional))  # outputs of two rows
+    results = compute_exact(gru, x, hx, **sequence_options)
+    assert [rows.size(1) for rows in inputs] == [2, 1]
+    torch.testing.assert_close(copy_results(results), expected, rtol=0, atol=1e-15)
+    assert results[0].data.dtype == torch.double
 
 
 @pytest.mark.parametrize("sorted", [True, False])

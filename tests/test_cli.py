@@ -23,9 +23,9 @@ from .planted import H200, PROBLEM, T4, make_entry
 EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
 
 
-def run_info(monkeypatch, capsys, *devices):
+def run_info(monkeypatch, capsys, *gpus):
     """Return the lines of ``triton-gru info`` on a machine with these GPUs, without the first line (versions)."""
-    monkeypatch.setattr(info, "list_gpus", lambda: list(devices))
+    monkeypatch.setattr(info, "list_gpus", lambda: list(gpus))
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"triton-gru {triton_gru.__version__} (torch {torch.__version__}, Triton ")
@@ -63,8 +63,18 @@ def test_info_reports_a_kernel_for_each_size_and_next_steps(tables, monkeypatch,
         "",
         "The implementation that serves a GRU in eval(): 100 steps; last column: one step (GRUCell, stream), fp16, B=1",
     ]
-    assert lines[4].split("  ")[1] == "H" and len(lines) <= 30
-    problem = Problem(100, 64, 2048, 2048, 1, False, torch.float16, "ieee", True)
+    assert lines[4].split("  ")[1] == "H" and len(lines) <= 30  # short enough for one screen
+    problem = Problem(
+        steps=100,
+        batch_size=64,
+        input_size=2048,
+        hidden_size=2048,
+        num_layers=1,
+        bidirectional=False,
+        dtype=torch.float16,
+        precision="ieee",
+        reset_after=True,
+    )
     assert choose(problem, H200).kernel == "torch"
     rows = [line.split() for line in lines[5:12]]
     assert [row[0] for row in rows] == ["64", "128", "256", "512", "1024", "2048", "4096"]
@@ -84,8 +94,18 @@ def test_info_reports_a_kernel_for_each_size_and_next_steps(tables, monkeypatch,
 
 
 def test_info_reports_tuned_tables(tables, monkeypatch, capsys):
-    """Measured times decide, and stale entries are to be measured again."""
-    problem = Problem(100, 1, 64, 64, 1, False, torch.float16, "ieee", True)
+    """Check that measured times decide, and that stale entries are to be measured again."""
+    problem = Problem(
+        steps=100,
+        batch_size=1,
+        input_size=64,
+        hidden_size=64,
+        num_layers=1,
+        bidirectional=False,
+        dtype=torch.float16,
+        precision="ieee",
+        reset_after=True,
+    )
     fresh = make_entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
     stale = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
     path = store.save([fresh], H200, tables)
@@ -208,14 +228,15 @@ def test_check_reports_right_kernels(device, launched, monkeypatch):
     assert {name for name in launched if name.endswith("_scan")} == {f"{kernel}_scan" for kernel in KERNELS}
 
 
-@pytest.mark.parametrize("part, planted", [(0, 1.0), (0, float("nan")), (1, float("nan"))])
-def test_check_reports_a_wrong_kernel(part, planted, device, monkeypatch, capsys):
+@pytest.mark.parametrize("index, added_error", [(0, 1.0), (0, float("nan")), (1, float("nan"))])
+def test_check_reports_a_wrong_kernel(index, added_error, device, monkeypatch, capsys):
     run_right = triton_gru.launch.execute.run
 
     def run_wrong(call, plan):
+        """Run the call. Add the error to one element of a result if ``block`` serves H = 25."""
         results = run_right(call, plan)
         if call.problem.hidden_size == 25 and plan.kernel == "block":
-            results[part][-1, 0, -1] += planted
+            results[index][-1, 0, -1] += added_error
         return results
 
     monkeypatch.setattr(triton_gru.launch.execute, "run", run_wrong)
@@ -223,11 +244,12 @@ def test_check_reports_a_wrong_kernel(part, planted, device, monkeypatch, capsys
     if device == "cpu":
         monkeypatch.setattr(accuracy, "STEPS", 2)
     monkeypatch.setattr(accuracy, "PRECISIONS", {name: accuracy.PRECISIONS[name] for name in ("tf32", "fp16")})
-    before = torch.backends.cudnn.rnn.fp32_precision
+    precision_before = torch.backends.cudnn.rnn.fp32_precision
     assert cli.main(["check"]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["kernel", "precision", "shape", "reset_after", "error", "nn.GRU"]
+    # 12 checks: two hidden sizes, two precisions, and three pairs of a batch size and reset_after. H = 25 is wrong.
     assert printed[-1] == "6 wrong of 12 checked"
     assert sum("WRONG" in line for line in printed) == 6
     assert all("H=25 " in line for line in printed if "WRONG" in line)
-    assert torch.backends.cudnn.rnn.fp32_precision == before
+    assert torch.backends.cudnn.rnn.fp32_precision == precision_before

@@ -22,15 +22,16 @@ from .pairwise import pairwise
 from .test_errors import WRONG_CALLS
 from .twins import make_twins
 
-# Tests of a kernel use `kernels_on_cpu` too, which comes later and wins.
+# Tests of a kernel use the fixture `kernels_on_cpu` too. It runs later than `old_gpu_on_cpu`, and overrides it.
 pytestmark = pytest.mark.usefixtures("old_gpu_on_cpu")
-exactly = {"rtol": 0, "atol": 0}
+EXACTLY = {"rtol": 0, "atol": 0}
 # torch.export triggers this warning itself.
 quiet = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled():
+    """Clear torch.compile's caches before each test."""
     torch._dynamo.reset()
 
 
@@ -46,6 +47,7 @@ def list_grus(graph) -> list[str]:
 
 
 def assert_one_operator(graphs, compilations=1):
+    """Assert that torch.compile made ``compilations`` graphs, each with one operator of ours and no other GRU."""
     assert [list_grus(traced.graph) for traced in graphs.graphs] == [["triton_gru.gru"]] * compilations
 
 
@@ -61,16 +63,16 @@ CALLS = {
 
 
 def make_arguments(gru, given, steps=3, batch=2):
-    """Return the arguments of a call of a GRU of 4 features and 5 units."""
-    first, second = (batch, steps) if gru.batch_first else (steps, batch)
+    """Return the input and the arguments named in ``given``, by their names, for a GRU of 4 features and 5 units."""
+    outer, inner = (batch, steps) if gru.batch_first else (steps, batch)
     states = gru.num_layers * (2 if gru.bidirectional else 1)
-    every = {
-        "input": torch.randn(first, second, 4),
+    arguments = {
+        "input": torch.randn(outer, inner, 4),
         "hx": torch.randn(states, batch, 5),
         "lengths": torch.arange(steps, steps - batch, -1),
-        "resets": torch.arange(first * second).view(first, second) % 3 == 1,
+        "resets": torch.arange(outer * inner).view(outer, inner) % 3 == 1,
     }
-    return {name: every[name] for name in ("input", *given)}
+    return {name: arguments[name] for name in ("input", *given)}
 
 
 # ---- torch.compile
@@ -93,7 +95,7 @@ def test_compiles_to_one_operator(backend, name, gpu_of_backend, launched):
     with torch.no_grad():
         actual = run(**call)
         assert launched.has_only(backend) if backend != "auto" else not launched
-        torch.testing.assert_close(actual, gru(**call), **({} if backend == "auto" else exactly))
+        torch.testing.assert_close(actual, gru(**call), **({} if backend == "auto" else EXACTLY))
     assert_one_operator(graphs)
 
 
@@ -112,7 +114,7 @@ def test_unbatched_input_and_cells_compile_to_one_operator(backend, gpu_of_backe
         with torch.no_grad():
             actual = run(*call)
             assert launched.has_only(backend) if backend != "auto" else not launched
-            torch.testing.assert_close(actual, module(*call), **exactly)
+            torch.testing.assert_close(actual, module(*call), **EXACTLY)
         assert_one_operator(graphs)
 
 
@@ -141,10 +143,10 @@ def test_inductor_compiles_an_accelerated_model(plain_inductor):
     torch.testing.assert_close(actual, expected)
     # Autograd records the cell, so the graph has the operator of nn.GRUCell.
     assert [list_grus(traced.graph) for traced in graphs.graphs] == [["triton_gru.gru", str(torch.gru_cell)]]
-    gradients = [p.grad.clone() for p in model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     expected.sum().backward()
-    torch.testing.assert_close(gradients, [p.grad for p in model.parameters()])
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in model.parameters()])
 
 
 def test_other_sizes_and_weights_reuse_graphs():
@@ -154,13 +156,13 @@ def test_other_sizes_and_weights_reuse_graphs():
         for steps in (3, 7, 5):
             for batch in (2, 4, 3):
                 call = make_arguments(gru, ("lengths",), steps, batch)
-                torch.testing.assert_close(run(**call), gru(**call), **exactly)
-        assert graphs.frame_count <= 3
+                torch.testing.assert_close(run(**call), gru(**call), **EXACTLY)
+        assert graphs.frame_count <= 3  # torch.compile makes a size dynamic once it has changed
         assert_one_operator(graphs, graphs.frame_count)
-        before, compilations = run(**call)[0], graphs.frame_count
+        output_before, compilations = run(**call)[0], graphs.frame_count
         gru.weight_hh_l0.mul_(2)
-        torch.testing.assert_close(run(**call), gru(**call), **exactly)
-        assert not torch.equal(run(**call)[0], before)
+        torch.testing.assert_close(run(**call), gru(**call), **EXACTLY)
+        assert not torch.equal(run(**call)[0], output_before)
         assert graphs.frame_count == compilations
 
 
@@ -175,7 +177,7 @@ def test_packed_input_breaks_the_graph(kernels_on_cpu, launched):
     with torch.no_grad():
         actual = torch.compile(forward, backend="eager")(*call)
         assert launched.has_only("block")
-        torch.testing.assert_close(actual, forward(*call), **exactly)
+        torch.testing.assert_close(actual, forward(*call), **EXACTLY)
 
 
 def test_transforms_see_nn_gru():
@@ -195,11 +197,11 @@ def test_wrong_calls_raise_the_eager_error(name, launched):
 
 
 @pytest.mark.parametrize(
-    "more",
+    "arguments",
     [(None, torch.ones(2)), (None, torch.ones(3, dtype=torch.int)), (None, None, torch.ones(2, 2, dtype=torch.bool))],
 )
-def test_wrong_lengths_and_resets_raise_the_eager_error(more):
-    assert_raises_eager_error(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 4), *more))
+def test_wrong_lengths_and_resets_raise_the_eager_error(arguments):
+    assert_raises_eager_error(triton_gru.GRU(4, 5).eval(), (torch.randn(3, 2, 4), *arguments))
 
 
 def test_wrong_cell_calls_raise_the_eager_error():
@@ -224,7 +226,7 @@ def assert_raises_eager_error(module, call):
 
 
 def compute_gradients(results, module, call):
-    """Return the gradients of the arguments and parameters that require them."""
+    """Return the gradients of those arguments and parameters that require them, and reset the gradients to None."""
     sum(result.square().sum() for result in results).backward()
     variables = [*(t for t in call.values() if t.is_leaf and t.requires_grad), *module.parameters()]
     grads = [variable.grad for variable in variables]
@@ -245,13 +247,13 @@ def test_gradients_of_calls_served_by_nn_gru(name):
     assert_one_operator(graphs)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_gradients_of_one_result(which):
+@pytest.mark.parametrize("index", [0, 1])
+def test_gradients_of_one_result(index):
     gru = triton_gru.GRU(4, 5).eval()
     call = make_arguments(gru, ())
     run, _ = compile_whole(gru)
-    actual = compute_gradients(run(**call)[which : which + 1], gru, call)
-    torch.testing.assert_close(actual, compute_gradients(gru(**call)[which : which + 1], gru, call))
+    actual = compute_gradients(run(**call)[index : index + 1], gru, call)
+    torch.testing.assert_close(actual, compute_gradients(gru(**call)[index : index + 1], gru, call))
 
 
 def test_backward_through_a_kernel_raises(kernels_on_cpu, launched):
@@ -261,7 +263,7 @@ def test_backward_through_a_kernel_raises(kernels_on_cpu, launched):
     output, _ = run(x)
     assert launched.has_only("block")
     assert_one_operator(graphs)
-    torch.testing.assert_close(output, gru(x)[0], **exactly)
+    torch.testing.assert_close(output, gru(x)[0], **EXACTLY)
     with pytest.raises(RuntimeError, match="cudnn RNN backward can only be called in training mode"):
         output.sum().backward()
 
@@ -281,6 +283,8 @@ def test_training_compiles_to_one_operator(given, launched):
 
 
 class Tagger(nn.Module):
+    """A model that maps each frame to one value, with a GRU of two layers."""
+
     def __init__(self):
         super().__init__()
         self.gru, self.out = nn.GRU(4, 5, 2, batch_first=True), nn.Linear(5, 1)
@@ -291,14 +295,16 @@ class Tagger(nn.Module):
 
 def count_traced_nodes(model, steps, fullgraph):
     """Return the number of nodes of each graph that torch.compile and autograd make of a call and its backward."""
-    counts = []
+    node_counts = []
 
-    def count(graph, _):
-        counts.append(len(graph.graph.nodes))
+    def note_node_count(graph, _):
+        node_counts.append(len(graph.graph.nodes))
         return make_boxed_func(graph)
 
     torch._dynamo.reset()
-    run = torch.compile(model, backend=aot_autograd(fw_compiler=count, bw_compiler=count), fullgraph=fullgraph)
+    run = torch.compile(
+        model, backend=aot_autograd(fw_compiler=note_node_count, bw_compiler=note_node_count), fullgraph=fullgraph
+    )
     x = torch.randn(2, steps, 4)
     run(x).square().sum().backward()
     actual = [parameter.grad.clone() for parameter in model.parameters()]
@@ -306,7 +312,7 @@ def count_traced_nodes(model, steps, fullgraph):
     model(x).square().sum().backward()
     torch.testing.assert_close(actual, [parameter.grad for parameter in model.parameters()])
     model.zero_grad()
-    return counts
+    return node_counts
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -327,6 +333,7 @@ def test_graphs_without_kernels_are_those_of_nn_gru(training, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gru_without_kernels_stays_out_of_graphs(training, monkeypatch):
+    """Check that nn.GRU serves the call outside of graphs, as torch.compile leaves nn.GRU to eager code."""
     monkeypatch.setattr(devices, "emulated_device", None)
     gru = triton_gru.accelerate(nn.GRU(4, 5).train(training))
     graphs = CompileCounterWithBackend("aot_eager")
@@ -360,72 +367,74 @@ def test_dropout_draws_the_numbers_of_the_eager_call(backend):
         run, _ = compile_whole(gru)
         assert not torch.equal(run(**call)[0], run(**call)[0])
         gru.eval()
-        torch.testing.assert_close(run(**call), gru(**call), **exactly)
+        torch.testing.assert_close(run(**call), gru(**call), **EXACTLY)
 
 
 # ---- torch.export
 
 
-class Both(nn.Module):
+class DenseThenLengths(nn.Module):
     """A GRU of dense input, then one with lengths."""
 
     def __init__(self):
         super().__init__()
         self.dense = triton_gru.GRU(4, 5, 2, bidirectional=True)
-        self.ended = triton_gru.GRU(10, 5, batch_first=True)
+        self.with_lengths = triton_gru.GRU(10, 5, batch_first=True)
 
     def forward(self, x, lengths):
         output, h_n = self.dense(x)
-        return *self.ended(output.transpose(0, 1), None, lengths), h_n
+        return *self.with_lengths(output.transpose(0, 1), None, lengths), h_n
 
 
-BOTH = torch.randn(3, 2, 4), torch.tensor([1, 3])
-LARGER = torch.randn(7, 5, 4), torch.tensor([7, 3, 0, 9, 5])
+# Arguments of `DenseThenLengths`: models are exported with the small call, and run with both.
+SMALL_CALL = torch.randn(3, 2, 4), torch.tensor([1, 3])
+LARGE_CALL = torch.randn(7, 5, 4), torch.tensor([7, 3, 0, 9, 5])
 
 
 def export(model, strict=False):
+    """Return the exported program of ``model`` for any number of steps and rows."""
     steps, batch = Dim("steps"), Dim("batch")
     sizes = {0: steps, 1: batch}, {0: batch}
     with torch.no_grad():
-        return torch.export.export(model, BOTH, dynamic_shapes=sizes, strict=strict)
+        return torch.export.export(model, SMALL_CALL, dynamic_shapes=sizes, strict=strict)
 
 
 @quiet
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_for_every_size(strict):
-    model = Both().eval()
+    model = DenseThenLengths().eval()
     program = export(model, strict)
     for version in (program, program.run_decompositions()):
         assert list_grus(version.graph) == ["triton_gru.gru.default"] * 2
-        for call in (BOTH, LARGER):
+        for call in (SMALL_CALL, LARGE_CALL):
             with torch.no_grad():
-                torch.testing.assert_close(version.module()(*call), model(*call), **exactly)
+                torch.testing.assert_close(version.module()(*call), model(*call), **EXACTLY)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # it was exported without autocast
-        actual = program.module()(*LARGER)
-    torch.testing.assert_close(actual, model(*LARGER), **exactly)
+        actual = program.module()(*LARGE_CALL)
+    torch.testing.assert_close(actual, model(*LARGE_CALL), **EXACTLY)
 
 
 @quiet
 def test_exported_program_runs_on_a_kernel(kernels_on_cpu, launched):
-    model = Both().eval()
-    model.dense.backend = model.ended.backend = "block"
+    model = DenseThenLengths().eval()
+    model.dense.backend = model.with_lengths.backend = "block"
     program = export(model)
     assert not launched
     with torch.no_grad():
-        actual = program.module()(*LARGER)
+        actual = program.module()(*LARGE_CALL)
         assert launched.has_only("block")
-        torch.testing.assert_close(actual, model(*LARGER), **exactly)
+        torch.testing.assert_close(actual, model(*LARGE_CALL), **EXACTLY)
 
 
 @quiet
 def test_aot_inductor(plain_inductor, tmp_path):
-    model = Both().eval()
+    model = DenseThenLengths().eval()
     program = export(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Inductor warns itself
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         run = torch._inductor.aoti_load_package(package)
-        for call in (BOTH, LARGER):
+        for call in (SMALL_CALL, LARGE_CALL):
             torch.testing.assert_close(tuple(run(*call)), model(*call))
 
 
@@ -438,32 +447,42 @@ def test_export_raises_the_error_of_the_call():
 # ---- the operator
 
 
-def make_operands(with_hx, bias, ends, directions, batch_first, reset_after, grad, backend):
+def make_operands(with_hx, bias, sequence_option, directions, batch_first, reset_after, requires_grad, backend):
+    """Return the operands of our operator: tensors, then the options.
+
+    ``sequence_option`` is "", "lengths" or "resets". There are no resets with a reverse direction: it takes none.
+    """
     bidirectional, reverse = directions == "both", directions == "reverse"
-    gru = triton_gru.GRU(4, 5, 2, bias=bias, bidirectional=bidirectional, batch_first=batch_first).requires_grad_(grad)
-    given = ["hx"] * with_hx + [ends] * (ends != "" and not (ends == "resets" and directions != "forward"))
+    gru = triton_gru.GRU(4, 5, 2, bias=bias, bidirectional=bidirectional, batch_first=batch_first).requires_grad_(
+        requires_grad
+    )
+    given = ["hx"] * with_hx + [sequence_option] * (
+        sequence_option != "" and not (sequence_option == "resets" and directions != "forward")
+    )
     call = make_arguments(gru, given)
     for tensor in call.values():
-        tensor.requires_grad_(grad and tensor.is_floating_point())
+        tensor.requires_grad_(requires_grad and tensor.is_floating_point())
     input, hx, lengths, resets = map(call.get, ("input", "hx", "lengths", "resets"))
     options = (bias, bidirectional, batch_first, reverse, reset_after, backend, False)
     return input, hx, list(gru.parameters()), lengths, resets, *options
 
 
 BOOLS = True, False
-ENDS = "", "lengths", "resets"
+SEQUENCE_OPTIONS = "", "lengths", "resets"
 DIRECTIONS = "forward", "reverse", "both"
 
 
-@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS, BOOLS, ("auto", "reference")))
+@pytest.mark.parametrize(
+    "row", pairwise(BOOLS, BOOLS, SEQUENCE_OPTIONS, DIRECTIONS, BOOLS, BOOLS, BOOLS, ("auto", "reference"))
+)
 def test_operators_pass_opcheck(row):
     torch.library.opcheck(torch.ops.triton_gru.gru.default, make_operands(*row))
-    given = make_operands(*row[:-2], False, row[-1])
-    grads = map(torch.randn_like, torch.ops.triton_gru.gru(*given))
-    torch.library.opcheck(torch.ops.triton_gru.gru_backward.default, (*grads, *given))
+    operands = make_operands(*row[:-2], False, row[-1])
+    grads = map(torch.randn_like, torch.ops.triton_gru.gru(*operands))
+    torch.library.opcheck(torch.ops.triton_gru.gru_backward.default, (*grads, *operands))
 
 
-@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, ENDS, DIRECTIONS, BOOLS, BOOLS))
+@pytest.mark.parametrize("row", pairwise(BOOLS, BOOLS, SEQUENCE_OPTIONS, DIRECTIONS, BOOLS, BOOLS))
 def test_operator_on_a_kernel_passes_opcheck(row, kernels_on_cpu, launched):
     torch.library.opcheck(torch.ops.triton_gru.gru.default, make_operands(*row, False, "block"))
     assert launched.has_only("block")
@@ -475,15 +494,15 @@ def test_operator_without_kernels_equals_nn_gru(row, monkeypatch):
     bias, bidirectional, batch_first, with_hx = row
     theirs = nn.GRU(4, 5, 2, bias, batch_first, bidirectional=bidirectional).requires_grad_(False)
     call = make_arguments(theirs, ("hx",) * with_hx)
-    given = call["input"], call.get("hx"), list(theirs.parameters()), None, None
-    actual = torch.ops.triton_gru.gru(*given, bias, bidirectional, batch_first, False, True, "auto", False)
-    torch.testing.assert_close(actual, theirs(*call.values()), **exactly)
+    operands = call["input"], call.get("hx"), list(theirs.parameters()), None, None
+    actual = torch.ops.triton_gru.gru(*operands, bias, bidirectional, batch_first, False, True, "auto", False)
+    torch.testing.assert_close(actual, theirs(*call.values()), **EXACTLY)
 
 
 @quiet
 @pytest.mark.parametrize("batch_first", BOOLS)
-@pytest.mark.parametrize("given", ENDS)
-def test_fake_tensors_need_no_plan(batch_first, given, monkeypatch, launched):
+@pytest.mark.parametrize("sequence_option", SEQUENCE_OPTIONS)
+def test_fake_tensors_need_no_plan(batch_first, sequence_option, monkeypatch, launched):
     """Fake tensors on "cuda" need no GPU, in FakeTensorMode and in torch.export."""
     for method in ("RNNBase.reset_parameters", "RNNBase.flatten_parameters", "RNNCellBase.reset_parameters"):
         monkeypatch.setattr(f"torch.nn.{method}", lambda self: None)
@@ -492,26 +511,28 @@ def test_fake_tensors_need_no_plan(batch_first, given, monkeypatch, launched):
     monkeypatch.delattr(triton_gru.launch.route, "choose")
     options = {"device": "cuda", "dtype": torch.float16}
     with torch.no_grad(), FakeTensorMode():
-        gru = triton_gru.GRU(4, 5, 2, batch_first=batch_first, bidirectional=given != "resets", **options).eval()
+        gru = triton_gru.GRU(
+            4, 5, 2, batch_first=batch_first, bidirectional=sequence_option != "resets", **options
+        ).eval()
         x = torch.empty((2, 3, 4) if batch_first else (3, 2, 4), **options)
-        more = {
+        sequence_arguments = {
             "": {},
             "lengths": {"lengths": torch.empty(2, dtype=torch.int, device="cuda")},
             "resets": {"resets": torch.empty(x.shape[:2], dtype=torch.bool, device="cuda")},
         }
-        call = {"input": x, **more[given]}
-        in_a_mode = gru(**call)
-        h = triton_gru.GRUCell(4, 5, **options).eval()(torch.empty(3, 4, **options))
+        call = {"input": x, **sequence_arguments[sequence_option]}
+        fake_results = gru(**call)
+        fake_h = triton_gru.GRUCell(4, 5, **options).eval()(torch.empty(3, 4, **options))
     with torch.no_grad():
         program = torch.export.export(gru, (), call, strict=False)
     assert list_grus(program.graph) == ["triton_gru.gru.default"]
     (node,) = (node for node in program.graph.nodes if str(node.target) == "triton_gru.gru.default")
-    directions = 1 if given == "resets" else 2
-    for output, h_n in (in_a_mode, node.meta["val"]):
+    directions = 1 if sequence_option == "resets" else 2
+    for output, h_n in (fake_results, node.meta["val"]):
         assert output.shape == (*x.shape[:2], 5 * directions)
         assert h_n.shape == (2 * directions, 2, 5)
-    assert h.shape == (3, 5)
-    for tensor in (*in_a_mode, *node.meta["val"], h):
+    assert fake_h.shape == (3, 5)
+    for tensor in (*fake_results, *node.meta["val"], fake_h):
         assert (tensor.device.type, tensor.dtype) == ("cuda", torch.float16)
         assert tensor.is_contiguous()
     assert not launched
@@ -524,9 +545,9 @@ def test_autocast(cell, kernels_on_cpu, launched):
     run, graphs = compile_whole(module)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         actual, expected = run(x), module(x)
-    for a, b in zip(*((result,) if cell else result for result in (actual, expected))):
-        assert a.dtype == torch.bfloat16
-        assert torch.equal(a, b)
+    for compiled, eager in zip(*((result,) if cell else result for result in (actual, expected))):
+        assert compiled.dtype == torch.bfloat16
+        assert torch.equal(compiled, eager)
     assert launched.has_only("step")
     assert_one_operator(graphs)
 
@@ -535,12 +556,14 @@ def test_autocast(cell, kernels_on_cpu, launched):
 
 
 class Recorder(TorchDispatchMode):
+    """A dispatch mode that notes the name of each operator that it sees."""
+
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.operators = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
+        self.operators.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -553,8 +576,8 @@ def test_dispatch_modes_see_the_operator(kernels_on_cpu, launched):
         launched.clear()
         with FlopCounterMode(display=False), Recorder() as recorder:
             actual = gru(x), cell(x[0])
-    torch.testing.assert_close(actual, expected, **exactly)
-    assert recorder.seen.count("triton_gru.gru.default") == 2
+    torch.testing.assert_close(actual, expected, **EXACTLY)
+    assert recorder.operators.count("triton_gru.gru.default") == 2
     assert launched.scan_count == 2
 
 
@@ -563,7 +586,7 @@ def test_gradients_in_a_dispatch_mode():
     call = make_arguments(gru, ("lengths",))
     with Recorder() as recorder:
         actual = compute_gradients(gru(**call), gru, call)
-    assert {"triton_gru.gru.default", "triton_gru.gru_backward.default"} <= set(recorder.seen)
+    assert {"triton_gru.gru.default", "triton_gru.gru_backward.default"} <= set(recorder.operators)
     torch.testing.assert_close(actual, compute_gradients(gru(**call), gru, call))
     with Recorder():
         output, _ = gru(**call)
@@ -574,10 +597,10 @@ def test_gradients_in_a_dispatch_mode():
 
 def test_dispatch_mode_sees_nn_gru_without_kernels(monkeypatch):
     monkeypatch.setattr(triton_gru.launch.route, "find_device", lambda device: None)
-    seen = []
+    seen_operators = []
     for module in make_twins(4, 5, 2):
         with torch.no_grad(), Recorder() as recorder:
-            module.eval()(BOTH[0])
-        seen.append(recorder.seen)
-    assert seen[0] == seen[1]
-    assert seen[0]
+            module.eval()(SMALL_CALL[0])
+        seen_operators.append(recorder.operators)
+    assert seen_operators[0] == seen_operators[1]
+    assert seen_operators[0]

@@ -17,9 +17,9 @@ from .calls_in_workers import Unreadable, behave
 
 
 def run_items(pool, items, *seconds):
-    """Call `behave` with each item in ``pool``. Yield each item with its answer."""
-    for call, answer in pool.run([functools.partial(behave, item) for item in items], *seconds):
-        yield call.args[0], answer
+    """Call `behave` with each item in ``pool``. Yield each item with its answer: '' or the reason of its failure."""
+    for call, reason in pool.run([functools.partial(behave, item) for item in items], *seconds):
+        yield call.args[0], reason
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def test_killed_process_is_replaced(pool):
 
 def test_slow_calls_fail_and_calls_after_the_deadline_are_dropped(pool):
     assert list(run_items(pool, ["nothing"], 0)) == []
-    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # now its process runs
+    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # now the pool's process runs
     pool._seconds_each = 1
     assert list(run_items(pool, ["hang"])) == [("hang", "not compiled within 1 s")]
     pool._seconds_each = 60
-    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # and so does the process that replaced it
+    assert list(run_items(pool, ["nothing"])) == [("nothing", "")]  # in the process that replaced the one killed
     assert list(run_items(pool, ["nothing", "hang", "nothing"], 3)) == [("nothing", "")]
 
 
@@ -89,10 +89,11 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_program_can_run_its_own_functions(by_name, tmp_path):
+@pytest.mark.parametrize("as_module", [False, True])
+def test_program_can_run_its_own_functions(as_module, tmp_path):
+    """Check that worker processes find functions of the main program, a file or a module."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = ["-m", "program"] if by_name else [str(tmp_path / "program.py")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path)] * by_name + sys.path)}
+    command = ["-m", "program"] if as_module else [str(tmp_path / "program.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path)] * as_module + sys.path)}
     subprocess.run([sys.executable, *command, str(tmp_path / "made")], env=environment, check=True)
     assert (tmp_path / "made").exists()

@@ -25,9 +25,14 @@ LAYERS = [
 ]
 
 
-def has_same_parameters(a: nn.Module, b: nn.Module) -> bool:
-    pairs = list(zip(a.named_parameters(), b.named_parameters(), strict=True))
-    return all(x[0] == y[0] and torch.equal(x[1], y[1]) and x[1].data_ptr() != y[1].data_ptr() for x, y in pairs)
+def has_same_parameters(module: nn.Module, other: nn.Module) -> bool:
+    """Return whether the parameters have the same names and values, and share no memory."""
+    return all(
+        name == other_name and torch.equal(value, other_value) and value.data_ptr() != other_value.data_ptr()
+        for (name, value), (other_name, other_value) in zip(
+            module.named_parameters(), other.named_parameters(), strict=True
+        )
+    )
 
 
 @pytest.mark.parametrize("options", LAYERS, ids=str)
@@ -43,9 +48,9 @@ def test_torch_layers_both_ways(options):
         return
     assert has_same_parameters(ours, theirs) and has_same_parameters(back, ours)
     x = torch.randn(5, 5, 4, dtype=theirs.weight_hh_l0.dtype)
-    for a, b, c in zip(ours(x), back(x), theirs(x)):
-        assert torch.equal(b, c)
-        assert_agree(a, c)
+    for our_result, back_result, expected in zip(ours(x), back(x), theirs(x)):
+        assert torch.equal(back_result, expected)
+        assert_agree(our_result, expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -65,7 +70,7 @@ def test_conversion_keeps_mode_and_requires_grad():
     theirs.weight_hh_l0.requires_grad_(False)
     for converted in (convert.from_torch(theirs), convert.to_torch(theirs)):
         assert converted.training
-        assert [p.requires_grad for p in converted.parameters()] == [True, False, True, True]
+        assert [parameter.requires_grad for parameter in converted.parameters()] == [True, False, True, True]
 
 
 def test_from_torch_keeps_options_that_nn_gru_lacks():
@@ -77,17 +82,18 @@ def test_from_torch_keeps_options_that_nn_gru_lacks():
 
 def test_conversion_draws_no_random_numbers():
     theirs = nn.GRU(3, 4)
-    before = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     convert.from_torch(theirs)
     convert.from_gates(make_gates())
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 class Subclass(nn.GRU):
     pass
 
 
-def make_replaced() -> nn.GRU:
+def make_with_replaced_forward() -> nn.GRU:
+    """Return an nn.GRU whose ``forward`` a user has replaced."""
     gru = nn.GRU(3, 4)
     gru.forward = lambda *args: None
     return gru
@@ -100,7 +106,7 @@ def make_replaced() -> nn.GRU:
         (nn.LSTM(3, 4), "got torch.nn.modules.rnn.LSTM"),
         (Subclass(3, 4), "got .*Subclass"),
         (parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"), "got .*ParametrizedGRU"),
-        (make_replaced(), "forward .* has been replaced"),
+        (make_with_replaced_forward(), "forward .* has been replaced"),
         ([1], "got builtins.list"),
     ],
 )
@@ -132,11 +138,13 @@ def test_to_torch_refuses_options_that_nn_gru_lacks(module, text):
 
 
 def make_gates(I: int = 3, H: int = 4) -> list[np.ndarray]:
+    """Return random weights as from_gates takes them: W_x [I, H], W_h [H, H] and b [H] of each gate z, r, h."""
     draw = make_draw()
     return [draw(*shape, scale=H**-0.5) for _ in range(3) for shape in ((I, H), (H, H), (H,))]
 
 
 def run_by_hand(x: np.ndarray, h: np.ndarray, gates: list[np.ndarray]) -> np.ndarray:
+    """Return the outputs [T, B, H] of a GRU that resets before the product, by its formula."""
     W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h = gates
     outputs = []
     for x_t in x:
@@ -161,7 +169,7 @@ def test_from_gates_agrees_with_a_gru_by_hand(T, B, I, H, kind):
 
 
 @pytest.mark.parametrize(
-    "given, kept",
+    "numpy_dtype, torch_dtype",
     [
         (np.float16, torch.float16),
         (np.float32, torch.float32),
@@ -169,11 +177,11 @@ def test_from_gates_agrees_with_a_gru_by_hand(T, B, I, H, kind):
         (ml_dtypes.bfloat16, torch.bfloat16),
     ],
 )
-def test_dtypes_are_kept(given, kept):
-    weights = [weight.astype(given) for weight in make_gates()]
+def test_dtypes_are_kept(numpy_dtype, torch_dtype):
+    weights = [weight.astype(numpy_dtype) for weight in make_gates()]
     gru = convert.from_gates(weights)
-    assert all(parameter.dtype == kept for parameter in gru.parameters())
-    expected = weights[3].astype(np.float64).T
+    assert all(parameter.dtype == torch_dtype for parameter in gru.parameters())
+    expected = weights[3].astype(np.float64).T  # W_xr: nn.GRU has the gate r first
     assert torch.equal(gru.weight_ih_l0[:4].double(), torch.from_numpy(expected))
 
 
@@ -181,11 +189,13 @@ def test_arrays_of_any_memory_layout():
     weights = make_gates()
     weights[0] = np.asfortranarray(weights[0])[::-1]
     gru = convert.from_gates(weights)
+    # W_xz becomes rows 4 to 7: nn.GRU has the gate z second.
     assert torch.equal(gru.weight_ih_l0[4:8], torch.from_numpy(weights[0].copy()).T)
     assert all(parameter.is_contiguous() for parameter in gru.parameters())
 
 
 def alter_gates(index: int, change) -> list[np.ndarray]:
+    """Return the weights of `make_gates` with ``change`` applied to the weight ``index``."""
     weights = make_gates()
     weights[index] = change(weights[index])
     return weights
@@ -196,22 +206,26 @@ def alter_gates(index: int, change) -> list[np.ndarray]:
     [
         (make_gates()[:8], ValueError, "9 entries W_xz, W_hz, b_z.*got 8"),
         (make_gates() + make_gates()[:2], ValueError, "output layer, got 11"),
-        (alter_gates(0, lambda a: a[0]), ValueError, r"W_xz has the shape \(4,\), expected \(input, hidden\)"),
-        (alter_gates(1, lambda a: a[:3]), ValueError, r"W_hz has the shape \(3, 4\), expected \(4, 4\)"),
-        (alter_gates(3, lambda a: a.T), ValueError, r"W_xr has the shape \(4, 3\), expected \(3, 4\)"),
-        (alter_gates(8, lambda a: a[None]), ValueError, r"b_h has the shape \(1, 4\), expected \(4,\)"),
+        (alter_gates(0, lambda array: array[0]), ValueError, r"W_xz has the shape \(4,\), expected \(input, hidden\)"),
+        (alter_gates(1, lambda array: array[:3]), ValueError, r"W_hz has the shape \(3, 4\), expected \(4, 4\)"),
+        (alter_gates(3, lambda array: array.T), ValueError, r"W_xr has the shape \(4, 3\), expected \(3, 4\)"),
+        (alter_gates(8, lambda array: array[None]), ValueError, r"b_h has the shape \(1, 4\), expected \(4,\)"),
         (
-            alter_gates(4, lambda a: a.astype(np.float64)),
+            alter_gates(4, lambda array: array.astype(np.float64)),
             TypeError,
             "W_hr is torch.float64 .*, but W_xz is torch.float32",
         ),
-        (alter_gates(2, lambda a: torch.empty(4, device="meta")), TypeError, "b_z is torch.float32 on meta, but W_xz"),
         (
-            [each.astype(np.int64) for each in make_gates()],
+            alter_gates(2, lambda array: torch.empty(4, device="meta")),
+            TypeError,
+            "b_z is torch.float32 on meta, but W_xz",
+        ),
+        (
+            [weight.astype(np.int64) for weight in make_gates()],
             TypeError,
             "W_xz is torch.int64, expected one of torch.float16",
         ),
-        (alter_gates(5, lambda a: "weights"), TypeError, "b_r is not an array"),
+        (alter_gates(5, lambda array: "weights"), TypeError, "b_r is not an array"),
     ],
 )
 def test_from_gates_refuses_wrong_arrays(weights, error, text):

@@ -37,6 +37,7 @@ FLAX_OUTPUTS = {
 
 
 def to_arrays(params: dict) -> dict:
+    """Return the parameters with float32 arrays instead of lists."""
     return {name: {key: np.asarray(value, np.float32) for key, value in leaf.items()} for name, leaf in params.items()}
 
 
@@ -50,6 +51,7 @@ def to_nnx(params: dict) -> dict:
 
 
 def make_linen(I: int, H: int) -> dict:
+    """Return random parameters of a flax.linen.GRUCell with I inputs and H units."""
     draw = make_draw()
     params = {
         f"{side}{gate}": {"kernel": draw(n, H, scale=H**-0.5)} for side, n in (("i", I), ("h", H)) for gate in "rzn"
@@ -59,9 +61,11 @@ def make_linen(I: int, H: int) -> dict:
     return params
 
 
-def run_by_hand(x: np.ndarray, h: np.ndarray, p: dict) -> np.ndarray:
+def run_by_hand(x: np.ndarray, h: np.ndarray, params: dict) -> np.ndarray:
+    """Return the outputs [T, B, H] of a GRU with linen's parameters, by its formula."""
+
     def dense(name, value):
-        return value @ p[name]["kernel"] + p[name].get("bias", 0)
+        return value @ params[name]["kernel"] + params[name].get("bias", 0)
 
     outputs = []
     for x_t in x:
@@ -92,9 +96,11 @@ def test_agrees_with_a_gru_by_hand(T, B, I, H):
 
 
 def without(params: dict, name: str, key: str) -> dict:
+    """Return ``params`` without the entry ``key`` of the layer ``name``."""
     return {**params, name: {inner: value for inner, value in params[name].items() if inner != key}}
 
 
+# The parameters of an LSTM cell: they have gates i, f, g, o.
 LSTM = {f"{side}{gate}": {"kernel": np.ones((2, 2))} for side in "ih" for gate in "ifgo"}
 
 
@@ -151,8 +157,8 @@ def test_results_share_no_memory(kind):
         outer: {inner: kind(array) for inner, array in leaf.items()} for outer, leaf in to_nnx(make_linen(1, 1)).items()
     }
     gru = convert.from_flax(params)
-    before = copy.deepcopy(gru.state_dict())
+    weights_before = copy.deepcopy(gru.state_dict())
     for leaf in params.values():
         for array in leaf.values():
             array[...] = 7
-    assert all(torch.equal(value, before[name]) for name, value in gru.state_dict().items())
+    assert all(torch.equal(value, weights_before[name]) for name, value in gru.state_dict().items())

@@ -24,32 +24,37 @@ layers = keras.layers
 
 
 def tanh(x):
+    """Return twice tanh(x). The converter must refuse this activation, although its name is that of Keras's tanh."""
     return 2 * keras.activations.tanh(x)
 
 
-def hard(x):
+def hard_sigmoid(x):
+    """Return a hard sigmoid. The converter must refuse this activation, although its name is set to "sigmoid" below."""
     return keras.activations.hard_sigmoid(x)
 
 
-hard.__name__ = hard.__qualname__ = "sigmoid"
+hard_sigmoid.__name__ = hard_sigmoid.__qualname__ = "sigmoid"
 
 
-def own_tanh(x):
+def keras_2_tanh(x):
+    """Return tanh(x). The fixture `keras_2` makes this function the activation "tanh" of tf_keras, for a conversion."""
     return keras.ops.tanh(x)
 
 
-def sigmoid(x):
+def keras_2_sigmoid(x):
+    """Return sigmoid(x). The fixture `keras_2` makes this function the activation "sigmoid" of tf_keras."""
     return keras.ops.sigmoid(x)
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu():
+    """Run Keras on the CPU in one thread: on a machine with a GPU its layers would go there."""
     with keras.device("cpu"), use_one_thread():
         yield
 
 
 def build(layer, I: int, B: int | None = None):
-    """Return the layer, built, with random weights, none of them zero."""
+    """Build ``layer`` for I features. Give it random weights, none of them zero. Return it."""
     layer.build((B, None, I))
     draw = make_draw()
     H = layer.get_weights()[1].shape[0]
@@ -58,14 +63,17 @@ def build(layer, I: int, B: int | None = None):
 
 
 def make_gru(H: int, **options):
+    """Return a Keras GRU of H units that returns all outputs and its last state."""
     return layers.GRU(H, return_sequences=True, return_state=True, **options)
 
 
 def call(layer, x, **arguments) -> list[torch.Tensor]:
+    """Return the results of a Keras layer as tensors without autograd."""
     return [keras.ops.convert_to_tensor(result).detach() for result in layer(x, **arguments)]
 
 
 def make_case(layer, T, B, I, H, directions: int = 1):
+    """Return the layer, built, a random input [B, T, I], and a random initial state [directions, B, H]."""
     draw = make_draw(1)
     return build(layer, I), draw(B, T, I), draw(directions, B, H)
 
@@ -109,13 +117,13 @@ def test_last_output_is_h_n(go_backwards):
     """With return_sequences=False Keras returns h_n, as the docstring of from_keras says."""
     layer, x, _ = make_case(layers.GRU(5, go_backwards=go_backwards), 4, 2, 3, 5)
     assert_agree(convert.from_keras(layer)(tensor(x))[1][0], layer(x))
-    both, x, _ = make_case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
-    assert_agree(torch.cat([*convert.from_keras(both)(tensor(x))[1]], 1), both(x))
+    bidirectional, x, _ = make_case(layers.Bidirectional(layers.GRU(5)), 4, 2, 3, 5, directions=2)
+    assert_agree(torch.cat([*convert.from_keras(bidirectional)(tensor(x))[1]], 1), bidirectional(x))
 
 
 @pytest.mark.parametrize("go_backwards", [True, False])
 @pytest.mark.parametrize("zero_output_for_mask", [True, False])
-def test_masks_are_lengths(go_backwards, zero_output_for_mask):
+def test_lengths_replace_a_mask(go_backwards, zero_output_for_mask):
     T, B = 6, 4
     layer = make_gru(5, go_backwards=go_backwards, zero_output_for_mask=zero_output_for_mask)
     layer, x, h = make_case(layer, T, B, 3, 5)
@@ -130,7 +138,7 @@ def test_masks_are_lengths(go_backwards, zero_output_for_mask):
         assert_agree(output, sequence)
 
 
-def test_masks_are_lengths_in_both_directions():
+def test_lengths_replace_a_mask_in_both_directions():
     T, B = 6, 4
     layer, x, h = make_case(layers.Bidirectional(make_gru(5)), T, B, 3, 5, directions=2)
     mask = np.arange(T) < np.array([[6], [1], [4], [3]])
@@ -151,15 +159,15 @@ def test_cell_agrees_with_keras_alone_and_in_an_rnn(reset_after, use_bias):
     assert_agree(ours(tensor(x[:, 0]), tensor(h[0])), cell(x[:, 0], [tensor(h[0])])[0])
 
 
-def test_dropout_and_kept_state_are_not_carried_over():
-    """Inference needs neither. The seeds of dropout are variables of the layer, too."""
+def test_dropout_and_stateful_are_not_converted():
+    """Inference needs no dropout, and callers pass the state. The seeds of dropout are variables of the layer, too."""
     layer = build(layers.GRU(5, dropout=0.5, recurrent_dropout=0.5, stateful=True), 3, B=2)
     x = make_draw(1)(2, 4, 3)
-    first, second = layer(x), layer(x)
+    first_result, second_result = layer(x), layer(x)
     ours = convert.from_keras(layer)
     _, h_n = ours(tensor(x))
-    assert_agree(h_n[0], first)
-    assert_agree(ours(tensor(x), h_n)[1][0], second)
+    assert_agree(h_n[0], first_result)
+    assert_agree(ours(tensor(x), h_n)[1][0], second_result)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -176,31 +184,33 @@ def keras_2(monkeypatch):
     for kind in (layers.GRU, layers.GRUCell):
         monkeypatch.setattr(kind, "__module__", "tf_keras.src.layers.rnn.gru")
     monkeypatch.setitem(sys.modules, "tf_keras.src.layers.rnn.gru", sys.modules["keras.src.layers.rnn.gru"])
-    monkeypatch.setitem(sys.modules, "tf_keras.src.activations", types.SimpleNamespace(tanh=own_tanh, sigmoid=sigmoid))
+    monkeypatch.setitem(
+        sys.modules, "tf_keras.src.activations", types.SimpleNamespace(tanh=keras_2_tanh, sigmoid=keras_2_sigmoid)
+    )
 
 
 def test_time_major_of_keras_2(monkeypatch, keras_2):
-    layer, x, _ = make_case(make_gru(5, activation=own_tanh, recurrent_activation=sigmoid), 4, 2, 3, 5)
+    layer, x, _ = make_case(make_gru(5, activation=keras_2_tanh, recurrent_activation=keras_2_sigmoid), 4, 2, 3, 5)
     monkeypatch.setattr(layers.GRU, "time_major", True, raising=False)
     ours = convert.from_keras(layer)
     assert_agree(ours(tensor(x).transpose(0, 1))[0].transpose(0, 1), call(layer, x)[0])
 
 
-def test_activations_have_to_be_of_the_layers_keras(keras_2):
+def test_refuses_activations_of_another_keras_than_the_layer(keras_2):
     with pytest.raises(ValueError, match="activation is 'keras.src.activations.activations.tanh'"):
         convert.from_keras(build(layers.GRU(4), 3))
 
 
-@pytest.mark.parametrize("given", ["tanh", keras.activations.tanh, keras.ops.tanh])
-def test_activation_by_name_or_function(given):
-    layer, x, _ = make_case(make_gru(5, activation=given), 4, 2, 3, 5)
+@pytest.mark.parametrize("activation", ["tanh", keras.activations.tanh, keras.ops.tanh])
+def test_activation_by_name_or_function(activation):
+    layer, x, _ = make_case(make_gru(5, activation=activation), 4, 2, 3, 5)
     assert_agree(convert.from_keras(layer)(tensor(x))[0], call(layer, x)[0])
 
 
 def test_arrays_may_be_tensors():
     weights = build(layers.GRU(5), 3).get_weights()
-    ours, same = convert.from_keras(weights), convert.from_keras(tuple(map(torch.tensor, weights)))
-    assert all(torch.equal(value, same.state_dict()[name]) for name, value in ours.state_dict().items())
+    ours, from_tensors = convert.from_keras(weights), convert.from_keras(tuple(map(torch.tensor, weights)))
+    assert all(torch.equal(value, from_tensors.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
 # ---- errors
@@ -210,34 +220,40 @@ class Subclass(layers.GRU):
     pass
 
 
-# Classes with the names of Keras's, in modules whose names contain "keras".
+# Classes of a user with the names of Keras's, in modules whose names contain "keras".
 named_gru = type("GRU", (layers.GRU,), {"__module__": "my_keras_layers"})
 named_cell = type("GRUCell", (layers.GRUCell,), {"__module__": "keras.of_mine"})
 
 
-def make_replaced(make, name: str):
+def make_with_replaced_method(make, name: str):
+    """Return the layer that ``make`` makes, with its method ``name`` replaced by a user."""
     layer = make()
     setattr(layer, name, lambda *arguments: None)
     return layer
 
 
-def with_cell(cell):
+def make_with_cell(cell):
+    """Return a Keras GRU whose cell is replaced by ``cell``."""
     layer = layers.GRU(4)
     layer.cell = cell
     return layer
 
 
 def make_different_directions(**backward):
+    """Return a Bidirectional layer whose backward layer has the options ``backward``."""
     options = {"units": 4, "return_sequences": True}
     return layers.Bidirectional(
         layers.GRU(**options), backward_layer=layers.GRU(**{**options, **backward}, go_backwards=True)
     )
 
 
-LAYERS = [
+REFUSED_LAYERS = [
     (lambda: layers.GRU(4, activation="relu"), "activation is 'relu'"),
     (lambda: layers.GRU(4, activation=tanh), r"activation is '.*test_convert_keras\.tanh': only Keras's own 'tanh'"),
-    (lambda: layers.GRUCell(4, recurrent_activation=hard), r"recurrent_activation is '.*\.sigmoid': only Keras's own"),
+    (
+        lambda: layers.GRUCell(4, recurrent_activation=hard_sigmoid),
+        r"recurrent_activation is '.*\.sigmoid': only Keras's own",
+    ),
     (lambda: layers.GRU(4, activation=layers.Activation("tanh")), "activation is '<Activation"),
     (lambda: layers.GRU(4, activation=None), "activation is 'linear'"),
     (lambda: layers.GRU(4, recurrent_activation="hard_sigmoid"), "recurrent_activation is 'hard_sigmoid'"),
@@ -257,7 +273,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("make, text", LAYERS)
+@pytest.mark.parametrize("make, text", REFUSED_LAYERS)
 def test_refuses_options(make, text):
     layer = make()
     layer.build((None, 3) if isinstance(layer, layers.GRUCell) else (None, None, 3))
@@ -281,11 +297,11 @@ def test_refuses_layers_that_are_not_built(make):
         (lambda: named_gru(4), "got my_keras_layers.GRU"),
         (lambda: named_cell(4), "got keras.of_mine.GRUCell"),
         (lambda: layers.RNN(named_cell(4)), "got keras.of_mine.GRUCell"),
-        (lambda: with_cell(layers.GRU(4)), "got keras.*GRU"),
-        (lambda: make_replaced(lambda: layers.GRU(4), "call"), "call of this GRU has been replaced"),
-        (lambda: make_replaced(lambda: layers.GRU(4), "inner_loop"), "inner_loop of this GRU"),
-        (lambda: make_replaced(lambda: make_different_directions(), "call"), "call of this Bidirectional"),
-        (lambda: layers.RNN(make_replaced(lambda: layers.GRUCell(4), "call")), "call of this GRUCell"),
+        (lambda: make_with_cell(layers.GRU(4)), "got keras.*GRU"),
+        (lambda: make_with_replaced_method(lambda: layers.GRU(4), "call"), "call of this GRU has been replaced"),
+        (lambda: make_with_replaced_method(lambda: layers.GRU(4), "inner_loop"), "inner_loop of this GRU"),
+        (lambda: make_with_replaced_method(lambda: make_different_directions(), "call"), "call of this Bidirectional"),
+        (lambda: layers.RNN(make_with_replaced_method(lambda: layers.GRUCell(4), "call")), "call of this GRUCell"),
         (lambda: layers.Bidirectional(layers.LSTM(4)), "got keras.*LSTM"),
         (lambda: layers.Bidirectional(layers.GRU(4), backward_layer=Subclass(4, go_backwards=True)), "got .*Subclass"),
         (lambda: layers.RNN(layers.LSTMCell(4)), "got keras.*LSTMCell"),
@@ -305,34 +321,38 @@ def test_refuses_arguments_for_arrays_with_a_layer(options):
         convert.from_keras(build(layers.GRU(4), 3), **options)
 
 
-def arrays(*shapes) -> list[np.ndarray]:
+def make_ones(*shapes) -> list[np.ndarray]:
+    """Return arrays of ones with these shapes."""
     return [np.ones(shape, np.float32) for shape in shapes]
 
 
-GOOD = [(3, 12), (4, 12), (2, 12)]
+# Shapes of kernel, recurrent kernel and bias of a layer with 3 features, 4 units and reset_after=True.
+VALID = [(3, 12), (4, 12), (2, 12)]
 
 
 @pytest.mark.parametrize(
     "source, options, error, text",
     [
-        (arrays((3, 12)), {}, ValueError, "got 1 arrays"),
-        (arrays(*GOOD, *GOOD[:2]), {}, ValueError, "got 5 arrays"),
-        (arrays(*GOOD * 3), {}, ValueError, "got 9 arrays"),
-        (arrays(*GOOD[:2]), {}, ValueError, "do not show reset_after"),
-        (arrays(*GOOD[:2] * 2), {}, ValueError, "do not show reset_after"),
-        (arrays(*GOOD), {"reset_after": False}, ValueError, "reset_after=False, but .* reset_after=True"),
-        (arrays(*GOOD[:2], (12,)), {"reset_after": True}, ValueError, "reset_after=True, but .* reset_after=False"),
-        (arrays(*GOOD * 2), {"go_backwards": True}, ValueError, "go_backwards is for one direction"),
-        (arrays((3, 8), *GOOD[1:]), {}, ValueError, r"^kernel has the shape \(3, 8\), expected \(input, 12\)"),
-        (arrays((3, 12), (4, 8), (2, 12)), {}, ValueError, r"^recurrent_kernel .*\(4, 8\), expected \(4, 12\)"),
-        (arrays((3, 12), (12,), (2, 12)), {}, ValueError, r"^recurrent_.*\(12,\), expected \(hidden, 3 \* hidden"),
-        (arrays(*GOOD[:2], (24,)), {}, ValueError, r"^bias has the shape \(24,\), expected \(12,\)"),
-        (arrays(*GOOD[:2], (3, 12)), {}, ValueError, r"^bias has the shape \(3, 12\), expected \(2, 12\)"),
-        (arrays(*GOOD, (5, 12), *GOOD[1:]), {}, ValueError, r"backward kernel .*\(5, 12\), expected \(3, 12\)"),
-        (arrays(*GOOD, (3, 15), (5, 15), (2, 15)), {}, ValueError, r"backward kernel .*\(3, 15\), expected \(3, 12\)"),
-        (arrays(*GOOD, *GOOD[:2], (12,)), {}, ValueError, r"backward bias .*\(12,\), expected \(2, 12\)"),
-        ([np.ones(GOOD[0]), *arrays(*GOOD[1:])], {}, TypeError, "recurrent_kernel is torch.float32.*kernel is torch.f"),
-        ([np.ones(shape, int) for shape in GOOD], {}, TypeError, "is torch.int64, expected one of"),
+        (make_ones((3, 12)), {}, ValueError, "got 1 arrays"),
+        (make_ones(*VALID, *VALID[:2]), {}, ValueError, "got 5 arrays"),
+        (make_ones(*VALID * 3), {}, ValueError, "got 9 arrays"),
+        (make_ones(*VALID[:2]), {}, ValueError, "do not show reset_after"),
+        (make_ones(*VALID[:2] * 2), {}, ValueError, "do not show reset_after"),
+        (make_ones(*VALID), {"reset_after": False}, ValueError, "reset_after=False, but .* reset_after=True"),
+        (make_ones(*VALID[:2], (12,)), {"reset_after": True}, ValueError, "reset_after=True, but .* reset_after=False"),
+        (make_ones(*VALID * 2), {"go_backwards": True}, ValueError, "go_backwards is for one direction"),
+        (make_ones((3, 8), *VALID[1:]), {}, ValueError, r"^kernel has the shape \(3, 8\), expected \(input, 12\)"),
+        (make_ones((3, 12), (4, 8), (2, 12)), {}, ValueError, r"^recurrent_kernel .*\(4, 8\), expected \(4, 12\)"),
+        (make_ones((3, 12), (12,), (2, 12)), {}, ValueError, r"^recurrent_.*\(12,\), expected \(hidden, 3 \* hidden"),
+        (make_ones(*VALID[:2], (24,)), {}, ValueError, r"^bias has the shape \(24,\), expected \(12,\)"),
+        (make_ones(*VALID[:2], (3, 12)), {}, ValueError, r"^bias has the shape \(3, 12\), expected \(2, 12\)"),
+        (make_ones(*VALID, (5, 12), *VALID[1:]), {}, ValueError, r"backward kernel .*\(5, 12\), expected \(3, 12\)"),
+        (make_ones(*VALID, (3, 15), (5, 15), (2, 15)), {}, ValueError,
+         r"backward kernel .*\(3, 15\), expected \(3, 12\)"),
+        (make_ones(*VALID, *VALID[:2], (12,)), {}, ValueError, r"backward bias .*\(12,\), expected \(2, 12\)"),
+        ([np.ones(VALID[0]), *make_ones(*VALID[1:])], {}, TypeError,
+         "recurrent_kernel is torch.float32.*kernel is torch.f"),
+        ([np.ones(shape, int) for shape in VALID], {}, TypeError, "is torch.int64, expected one of"),
     ],
 )  # fmt: skip
 def test_refuses_wrong_arrays(source, options, error, text):
@@ -341,5 +361,5 @@ def test_refuses_wrong_arrays(source, options, error, text):
 
 
 def test_keras_resets_after_by_default():
-    """The table in triton_gru/convert/README.md says so."""
+    """The table in triton_gru/convert/README.md has this default."""
     assert layers.GRU(2).reset_after and layers.GRUCell(2).reset_after

@@ -10,28 +10,28 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_gru import convert
 
-from .convert_onnx_models import arrays, functions, model, parse_nodes
+from .convert_onnx_models import add_functions, make_model, make_weights, parse_nodes
 
-W = arrays()["W"]
+W = make_weights()["W"]
 
 
 def make_two_nodes(names: tuple[str, str]) -> onnx.ModelProto:
-    """Return a model of two GRU nodes. The second is in an If within an If, with weights of the outer graphs."""
-    proto = model(arrays(), name=names[0])
-    other = numpy_helper.from_array(2 * W, "W2")
+    """Return a model of two GRU nodes. The second is in an If within an If, and uses weights of the outer graphs."""
+    proto = make_model(make_weights(), name=names[0])
+    w2 = numpy_helper.from_array(2 * W, "W2")
     node = helper.make_node("GRU", ["X", "W2", "R"], ["Y2"], names[1], hidden_size=4)
-    value = helper.make_tensor_value_info("Y2", TensorProto.FLOAT, None)
-    inner = helper.make_graph([node], "inner", [], [value])
-    empty = helper.make_graph([helper.make_node("Identity", ["X"], ["Z2"])], "empty", [], [value])
-    deep = helper.make_node("If", ["c"], ["Y3"], then_branch=empty, else_branch=inner)
-    middle = helper.make_graph([deep], "middle", [], [value], [other])
-    proto.graph.node.append(helper.make_node("If", ["c"], ["Y4"], then_branch=middle, else_branch=empty))
+    output_info = helper.make_tensor_value_info("Y2", TensorProto.FLOAT, None)
+    inner_branch = helper.make_graph([node], "inner_branch", [], [output_info])
+    empty_branch = helper.make_graph([helper.make_node("Identity", ["X"], ["Z2"])], "empty_branch", [], [output_info])
+    inner_if = helper.make_node("If", ["c"], ["Y3"], then_branch=empty_branch, else_branch=inner_branch)
+    outer_branch = helper.make_graph([inner_if], "outer_branch", [], [output_info], [w2])
+    proto.graph.node.append(helper.make_node("If", ["c"], ["Y4"], then_branch=outer_branch, else_branch=empty_branch))
     return proto
 
 
-@pytest.mark.parametrize("names, asked", [(("first", "second"), ("first", "second")), (("", ""), ("Y_h", "Y2"))])
-def test_finds_a_node_by_its_name_or_an_output(names, asked):
-    first, second = (convert.from_onnx(make_two_nodes(names), name) for name in asked)
+@pytest.mark.parametrize("names, node_names", [(("first", "second"), ("first", "second")), (("", ""), ("Y_h", "Y2"))])
+def test_finds_a_node_by_its_name_or_an_output(names, node_names):
+    first, second = (convert.from_onnx(make_two_nodes(names), name) for name in node_names)
     assert torch.equal(2 * first.weight_ih_l0, second.weight_ih_l0)
     assert first.bias and not second.bias
 
@@ -50,7 +50,7 @@ def test_finds_a_node_by_its_name_or_an_output(names, asked):
         (helper.make_model(helper.make_graph([], "g", [], [])), None, "no GRU node"),
     ],
 )
-def test_refuses_names(proto, name, text):
+def test_refuses_names_that_select_no_or_several_nodes(proto, name, text):
     with pytest.raises(ValueError, match=text):
         convert.from_onnx(proto, name)
 
@@ -59,35 +59,39 @@ def test_refuses_names(proto, name, text):
 
 
 def make_other_domain(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
-    proto = model(weights, nodes=nodes)
+    """Return a model whose first node is of the domain "com.microsoft", whose operators are not those of ONNX."""
+    proto = make_model(weights, nodes=nodes)
     proto.graph.node[0].domain = "com.microsoft"
     return proto
 
 
 def make_model_without_r() -> onnx.ModelProto:
-    proto = model(arrays())
+    """Return a model whose GRU node has no recurrent weights R, which ONNX requires."""
+    proto = make_model(make_weights())
     del proto.graph.node[0].input[2:]
     return proto
 
 
 def make_mixed_dtypes(name: str, dtype) -> onnx.ModelProto:
-    return model({**arrays(), name: arrays()[name].astype(dtype)})
+    """Return a model whose weight ``name`` has the dtype ``dtype``. The other weights are float32."""
+    return make_model({**make_weights(), name: make_weights()[name].astype(dtype)})
 
 
-NO_W = {"R": arrays()["R"]}
+# The weights of a node without W, which the model has to compute.
+NO_W = {"R": make_weights()["R"]}
 
 
 def make_computed_w(*nodes: str, inputs: tuple[str, ...] = ("X",), opset: int = 22, **constants) -> onnx.ModelProto:
     """Return a model whose nodes compute W from the constant ``a`` and others."""
     node_protos, weights = parse_nodes(*nodes, a=W, **NO_W, **constants)
-    return model(weights, inputs, node_protos, opset)
+    return make_model(weights, inputs, node_protos, opset)
 
 
 def make_gru_in_a_loop() -> onnx.ModelProto:
     """Return a GRU in the body of a Loop. Its W changes in each iteration, and is named as an initializer."""
     body = """W = Loop(n, , a) <body = b (int64 i, bool go, float[1] W) => (bool more, float[1] o, float[1] Y) {
         more = Identity(go) o = Neg(W) [gru] Y = GRU<hidden_size = 4>(X, W, R) }>"""
-    proto = model(arrays(), nodes=parse_nodes(body)[0])
+    proto = make_model(make_weights(), nodes=parse_nodes(body)[0])
     del proto.graph.node[1]
     return proto
 
@@ -98,25 +102,29 @@ ACTIVATION_PARAMETERS = {"activation_alpha": [1.0], "activation_beta": [1.0]}
 @pytest.mark.parametrize(
     "proto, text",
     [
-        (model(arrays(), clip=3.0), "GRU node 'gru': clip cannot"),
-        (model(arrays(), **ACTIVATION_PARAMETERS), "activation_alpha, activation_beta cannot"),
-        (model(arrays(), activations=["HardSigmoid", "Tanh"]), "activations are HardSigmoid, Tanh"),
-        (model(arrays(), activations=["Sigmoid", "Relu"]), "activations are Sigmoid, Relu"),
-        (model(arrays(D=2), direction="bidirectional", activations=["Sigmoid", "Tanh", "Sigmoid", "Affine"]), "Affine"),
-        (model(arrays(D=2), direction="bidirectional", activations=["Sigmoid", "Tanh"]), "in each direction"),
-        (model(arrays(), direction="backward"), "direction is 'backward'"),
-        (model(arrays(), output_sequence=1, more=2), "unknown attributes more, output_sequence"),
-        (model(arrays(), hidden_size=5), "hidden_size is 5, but R has the shape for 4"),
-        (model(arrays(), opset=3), "opset 3 is too old"),
-        (make_other_domain(**arrays()), "domain is 'com.microsoft'"),
-        (model(arrays(D=2)), r"R has the shape \(2, 12, 4\), expected \(1, 3 \* hidden, hidden\)"),
-        (model(arrays(), direction="bidirectional"), r"R has the shape \(1, 12, 4\), expected \(2, "),
-        (model({**arrays(), "R": arrays(H=5)["R"][:, :, :4]}), r"R has the shape \(1, 15, 4\), expected \(1, 12, 4\)"),
-        (model({**arrays(), "W": W[:, :9]}), r"W has the shape \(1, 9, 3\), expected \(1, 12, input\)"),
-        (model({**arrays(), "B": arrays()["B"][:, :12]}), r"B has the shape \(1, 12\), expected \(1, 24\)"),
+        (make_model(make_weights(), clip=3.0), "GRU node 'gru': clip cannot"),
+        (make_model(make_weights(), **ACTIVATION_PARAMETERS), "activation_alpha, activation_beta cannot"),
+        (make_model(make_weights(), activations=["HardSigmoid", "Tanh"]), "activations are HardSigmoid, Tanh"),
+        (make_model(make_weights(), activations=["Sigmoid", "Relu"]), "activations are Sigmoid, Relu"),
+        (make_model(make_weights(D=2), direction="bidirectional", activations=["Sigmoid", "Tanh", "Sigmoid", "Affine"]),
+         "Affine"),
+        (make_model(make_weights(D=2), direction="bidirectional", activations=["Sigmoid", "Tanh"]),
+         "in each direction"),
+        (make_model(make_weights(), direction="backward"), "direction is 'backward'"),
+        (make_model(make_weights(), output_sequence=1, more=2), "unknown attributes more, output_sequence"),
+        (make_model(make_weights(), hidden_size=5), "hidden_size is 5, but R has the shape for 4"),
+        (make_model(make_weights(), opset=3), "opset 3 is too old"),
+        (make_other_domain(**make_weights()), "domain is 'com.microsoft'"),
+        (make_model(make_weights(D=2)), r"R has the shape \(2, 12, 4\), expected \(1, 3 \* hidden, hidden\)"),
+        (make_model(make_weights(), direction="bidirectional"), r"R has the shape \(1, 12, 4\), expected \(2, "),
+        (make_model({**make_weights(), "R": make_weights(H=5)["R"][:, :, :4]}),
+         r"R has the shape \(1, 15, 4\), expected \(1, 12, 4\)"),
+        (make_model({**make_weights(), "W": W[:, :9]}), r"W has the shape \(1, 9, 3\), expected \(1, 12, input\)"),
+        (make_model({**make_weights(), "B": make_weights()["B"][:, :12]}),
+         r"B has the shape \(1, 12\), expected \(1, 24\)"),
         (make_model_without_r(), "it has no input R"),
-        (model(NO_W), "W is not constant: nothing in the model computes 'W'"),
-        (model(arrays(bias=False), ("X", "B")), "B is not constant: it comes from the input 'B'"),
+        (make_model(NO_W), "W is not constant: nothing in the model computes 'W'"),
+        (make_model(make_weights(bias=False), ("X", "B")), "B is not constant: it comes from the input 'B'"),
         (make_computed_w("b = Identity(a)", "W = Add(b, X)"), "W is not constant: it comes from the input 'X'"),
         (make_computed_w("W = Identity(c)"), "W is not constant: nothing in the model computes 'c'"),
         (make_computed_w("W = Identity(V)", "V = Identity(W)"), "W is not constant: a cycle"),
@@ -136,7 +144,8 @@ ACTIVATION_PARAMETERS = {"activation_alpha": [1.0], "activation_beta": [1.0]}
         (make_computed_w("W = Loop(n, , a) <body = b (int64 i, bool go, float[1] v) => (bool m, float[1] o) "
                   "{ m = Identity(go) o = Neg(v) }>", n=np.array(2)), "computes Loop 'W' wrongly"),
         (make_computed_w("W = Softmax(a)", opset=12), "computes Softmax 'W' wrongly in opset 12"),
-        (functions(model(arrays()), "f(w) => (o) { o = own.f(w) }"), "cannot inline the functions .* own.f"),
+        (add_functions(make_model(make_weights()), "f(w) => (o) { o = own.f(w) }"),
+         "cannot inline the functions .* own.f"),
     ],
 )  # fmt: skip
 def test_refuses_models(proto, text):
@@ -148,11 +157,11 @@ def test_refuses_models(proto, text):
     "proto, text",
     [
         (b"bytes", "expected an onnx.ModelProto or a path, got bytes"),
-        (model(arrays()).graph, "got GraphProto"),
+        (make_model(make_weights()).graph, "got GraphProto"),
         (make_mixed_dtypes("R", np.float64), "R is torch.float64 on cpu, but W is torch.float32"),
         (make_mixed_dtypes("W", np.int32), "W is torch.int32"),
     ],
 )
-def test_refuses_types(proto, text):
+def test_refuses_wrong_types_and_mixed_dtypes(proto, text):
     with pytest.raises(TypeError, match=text):
         convert.from_onnx(proto)

@@ -14,15 +14,27 @@ from triton_gru.plan.problem import Problem
 from triton_gru.tuning.space import candidates
 
 H200 = KNOWN_DEVICES["H200"]
-PROBLEM = Problem(100, 16, 512, 512, 1, False, torch.float16, "ieee", True)
+PROBLEM = Problem(
+    steps=100,
+    batch_size=16,
+    input_size=512,
+    hidden_size=512,
+    num_layers=1,
+    bidirectional=False,
+    dtype=torch.float16,
+    precision="ieee",
+    reset_after=True,
+)
 KERNELS = ("block", "grid", "step")
 
 
-def change(**fields):
+def change_problem(**fields):
+    """Return `PROBLEM` with these fields changed."""
     return dataclasses.replace(PROBLEM, **fields)
 
 
-def cost(kernel, problem=PROBLEM, device=H200, **options):
+def estimate_heuristic_cost(kernel, problem=PROBLEM, device=H200, **options):
+    """Return the estimated cost of a call of ``kernel`` in the heuristic's configuration, or of nn.GRU ("torch")."""
     config = None if kernel == "torch" else heuristic(kernel, problem, device)
     return estimate_call_cost(problem, config, device, **options)
 
@@ -47,7 +59,17 @@ MEASURED = {
 def test_estimates_agree_with_measured_times(case):
     precision, hidden, batch = case
     dtype, fp32 = (torch.float16, "ieee") if precision == "fp16" else (torch.float32, "tf32")
-    problem = Problem(512, batch, hidden, hidden, 1, False, dtype, fp32, True)
+    problem = Problem(
+        steps=512,
+        batch_size=batch,
+        input_size=hidden,
+        hidden_size=hidden,
+        num_layers=1,
+        bidirectional=False,
+        dtype=dtype,
+        precision=fp32,
+        reset_after=True,
+    )
     plan = choose(problem, H200)
     assert plan.kernel == ("block" if hidden <= 128 else "grid")
     config = dataclasses.replace(plan.config, batch=8) if plan.kernel == "block" else plan.config
@@ -59,36 +81,44 @@ def test_estimates_agree_with_measured_times(case):
     "kernel, hidden", [("block", 64), ("grid", 512), ("step", 4096), ("torch", 64), ("torch", 512)]
 )
 def test_more_work_costs_more(kernel, hidden):
-    problem = change(hidden_size=hidden, input_size=hidden)
-    base = cost(kernel, problem)
+    problem = change_problem(hidden_size=hidden, input_size=hidden)
+    base = estimate_heuristic_cost(kernel, problem)
     assert all(term >= 0 for term in base) and base.total > 0
-    for more in (
+    for fields in (
         {"steps": 200}, {"num_layers": 2}, {"batch_size": 4096}, {"input_size": 64 * hidden},
         {"bidirectional": True, "batch_size": 512},
     ):  # fmt: skip
-        assert cost(kernel, dataclasses.replace(problem, **more)).total > base.total, more
+        assert estimate_heuristic_cost(kernel, dataclasses.replace(problem, **fields)).total > base.total, fields
     slow = dataclasses.replace(H200, clock_ghz=1.0, memory_gbs=1000.0)
-    assert cost(kernel, problem, slow).total >= base.total
-    assert cost(kernel, problem, in_graph=True).total <= base.total
+    assert estimate_heuristic_cost(kernel, problem, slow).total >= base.total
+    assert estimate_heuristic_cost(kernel, problem, in_graph=True).total <= base.total
 
 
 def test_each_term_follows_its_cause():
     block, grid, step = (
-        cost(kernel, change(hidden_size=h)) for kernel, h in (("block", 64), ("grid", 512), ("step", 4096))
+        estimate_heuristic_cost(kernel, change_problem(hidden_size=h))
+        for kernel, h in (("block", 64), ("grid", 512), ("step", 4096))
     )
     assert block.hop == 0 and grid.hop > 0 and step.hop == 0, "the state stays in the program, or is handed over"
-    weights = 3 * 4096**2 * 2 / (0.9 * H200.memory_gbs * 1e3)
-    assert step.bytes >= 100 * weights, "each step reads W_hh from memory once"
-    reset_before = cost("grid", change(reset_after=False))
+    read_us = 3 * 4096**2 * 2 / (0.9 * H200.memory_gbs * 1e3)  # of W_hh in fp16, at 90 % of the memory's rate
+    assert step.bytes >= 100 * read_us, "each step reads W_hh from memory once"
+    reset_before = estimate_heuristic_cost("grid", change_problem(reset_after=False))
     assert reset_before.hop == 2 * grid.hop and reset_before.instructions > grid.instructions
-    # If the batch does not fit the chip at once, its parts run one after the other, each through all steps.
-    config = heuristic("grid", change(batch_size=1), H200)
+    # If the batch does not fit the chip at once, parts of it run one after the other, each through all steps.
+    config = heuristic("grid", change_problem(batch_size=1), H200)
     config_of_8_rows = dataclasses.replace(config, rows=8, copies=1)
-    parts = [estimate_time_step_cost(config_of_8_rows, change(batch_size=batch).shape_on(H200)) for batch in (8, 16)]
-    assert parts[1].instructions == 2 * parts[0].instructions and parts[1].hop == 2 * parts[0].hop
+    batch_costs = [
+        estimate_time_step_cost(config_of_8_rows, change_problem(batch_size=batch).shape_on(H200)) for batch in (8, 16)
+    ]
+    assert (
+        batch_costs[1].instructions == 2 * batch_costs[0].instructions and batch_costs[1].hop == 2 * batch_costs[0].hop
+    )
     # cuDNN has a persistent kernel for small hidden sizes. Exception: packed input.
-    small = change(hidden_size=64)
-    assert cost("torch", dataclasses.replace(small, layout="packed")).total > 2 * cost("torch", small).total
+    small = change_problem(hidden_size=64)
+    assert (
+        estimate_heuristic_cost("torch", dataclasses.replace(small, layout="packed")).total
+        > 2 * estimate_heuristic_cost("torch", small).total
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,18 +130,18 @@ def test_each_term_follows_its_cause():
 )  # fmt: skip
 def test_step_estimates_agree_with_measured_pipelines(hidden, units, depth, stages, microseconds):
     """Times in fp16 at B = 1, in a graph, from perf/results/NVIDIA-H200/second-light/space.csv."""
-    config = StepConfig(units, hidden // units, 16, depth, 4, stages)
-    problem = change(hidden_size=hidden, input_size=hidden, batch_size=1, steps=100)
-    full, half = (
+    config = StepConfig(units=units, programs=hidden // units, batch=16, depth=depth, num_warps=4, num_stages=stages)
+    problem = change_problem(hidden_size=hidden, input_size=hidden, batch_size=1, steps=100)
+    us_100_steps, us_50_steps = (
         estimate_call_cost(dataclasses.replace(problem, steps=n), config, H200, True).total for n in (100, 50)
     )
-    assert 0.8 < (full - half) / 50 / microseconds < 1.25
+    assert 0.8 < (us_100_steps - us_50_steps) / 50 / microseconds < 1.25
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 def test_estimates_every_configuration(device):
     for hidden, batch in ((1, 1), (64, 3), (200, 100), (1024, 16), (5000, 1)):
         for dtype, precision in ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
-            problem = change(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
+            problem = change_problem(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
             for _, config, _ in candidates(problem, device):
                 assert 0 < estimate_call_cost(problem, config, device).total < 1e7

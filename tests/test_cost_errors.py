@@ -19,7 +19,7 @@ from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.plan.tables.entries import Entry, TimedResult
 
-from .test_perf_report import row, squeezed, written
+from .test_perf_report import row, squeeze_spaces, write_csv
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
 
@@ -27,7 +27,17 @@ import cost_errors
 from cost_errors import main
 
 H200, A100 = KNOWN_DEVICES["H200"], KNOWN_DEVICES["A100"]
-GRID = Problem(512, 4, 512, 512, 1, False, torch.float16, "ieee", True)  # the problem of `row`
+GRID = Problem(
+    steps=512,
+    batch_size=4,
+    input_size=512,
+    hidden_size=512,
+    num_layers=1,
+    bidirectional=False,
+    dtype=torch.float16,
+    precision="ieee",
+    reset_after=True,
+)  # the problem of `row`
 UNKNOWN = dataclasses.replace(H200, name="NVIDIA Unheard-of", sms=7)
 
 ERRORS = "The cost model against measurement"
@@ -36,29 +46,31 @@ WORST = "The worst 10 choices of a kernel"
 OVER_TUNED = "Heuristic over tuned"
 
 
-def config_of(kernel, problem=GRID, device=H200):
+def make_config(kernel, problem=GRID, device=H200):
+    """Return the heuristic's configuration, a text with the reason if there is none, or None for "torch"."""
     return None if kernel == "torch" else heuristic(kernel, problem, device)
 
 
-def estimate(kernel, problem=GRID, device=H200, in_graph=True):
-    """Return the estimated milliseconds."""
-    return estimate_call_cost(problem, config_of(kernel, problem, device), device, in_graph).total / 1000
+def estimate_ms(kernel, problem=GRID, device=H200, in_graph=True):
+    """Return the estimated milliseconds of a call."""
+    return estimate_call_cost(problem, make_config(kernel, problem, device), device, in_graph).total / 1000
 
 
 def make_result(kernel, ms, problem=GRID, heuristic_ms=None):
     """Return a result of ``ms`` in a graph, and three times as long in eager calls."""
     times = [(0.9 * p50, p50, 1.1 * p50) for p50 in (3 * ms, ms)]
-    return TimedResult(config_of(kernel, problem), "revision", *times, heuristic_ms)
+    return TimedResult(make_config(kernel, problem), "revision", *times, heuristic_ms)
 
 
 def make_entry(problem=GRID, **results):
+    """Return a table's entry with these results by kernel. The fastest kernel wins."""
     winner = min(results, key=lambda kernel: results[kernel].ms)
     return Entry(problem.key(), winner, results, 9, {}, {}, "2026-01-01")
 
 
 def make_off_by(factor, problem=GRID, kernel="grid"):
     """Return an entry of a kernel that takes ``factor`` times its estimate."""
-    return make_entry(problem, **{kernel: make_result(kernel, factor * estimate(kernel, problem), problem)})
+    return make_entry(problem, **{kernel: make_result(kernel, factor * estimate_ms(kernel, problem), problem)})
 
 
 @pytest.fixture
@@ -67,29 +79,29 @@ def save_table(tmp_path):
     return lambda *entries, device=H200: store.save(list(entries), device, tmp_path)
 
 
-def make_row(ms, kernel="grid", gpu_name="NVIDIA H200", **more):
-    """Return a row of our GRU on ``kernel``, or of nn.GRU for "torch", in a graph if ``mode`` is "graph"."""
+def make_row(ms, kernel="grid", gpu_name="NVIDIA H200", **fields):
+    """Return a CSV row of our GRU on ``kernel``, or of nn.GRU for "torch". ``fields`` replaces fields of the row."""
     provider = "torch.nn.GRU" if kernel == "torch" else "triton_gru"
-    provider += "+graph" if more.get("mode") == "graph" else ""
-    config = config_text(config_of(kernel))
-    return dataclasses.replace(row(provider, ms, gpu_name=gpu_name, kernel=kernel, config=config), **more)
+    provider += "+graph" if fields.get("mode") == "graph" else ""
+    config = config_text(make_config(kernel))
+    return dataclasses.replace(row(provider, ms, gpu_name=gpu_name, kernel=kernel, config=config), **fields)
 
 
 def make_sections(*tables, rows=None):
     """Return the sections of the report by their titles."""
     rows = report.load([]) if rows is None else rows
-    return dict(cost_errors.sections(report.keep_latest(rows), cost_errors.load(tables)))
+    return dict(cost_errors.build_sections(report.keep_latest(rows), cost_errors.load(tables)))
 
 
 @pytest.fixture
 def errors(tmp_path):
-    """Return a function of rows and tables: the errors of the model by kernel, precision and source."""
+    """Return a function of CSV rows and tables. It returns the model's errors by kernel, precision and source."""
 
-    def errors(rows, *tables):
-        section = make_sections(*tables, rows=report.load([written(tmp_path / "rows.csv", rows)]))[ERRORS]
+    def report_errors(rows, *tables):
+        section = make_sections(*tables, rows=report.load([write_csv(tmp_path / "rows.csv", rows)]))[ERRORS]
         return section.set_index(["kernel", "precision", "source"]) if len(section) else section
 
-    return errors
+    return report_errors
 
 
 def test_table_errors_are_grouped_by_kernel_and_precision(errors, save_table):
@@ -115,8 +127,8 @@ def test_table_errors_are_grouped_by_kernel_and_precision(errors, save_table):
 
 def test_row_errors_are_listed_with_table_errors(errors, save_table):
     rows = [
-        make_row(1.25 * estimate("grid")), make_row(0.5 * estimate("torch", in_graph=False), "torch"),
-        make_row(estimate("step", in_graph=False), "step", provider="triton_gru.step"),
+        make_row(1.25 * estimate_ms("grid")), make_row(0.5 * estimate_ms("torch", in_graph=False), "torch"),
+        make_row(estimate_ms("step", in_graph=False), "step", provider="triton_gru.step"),
     ]  # fmt: skip
     model_errors = errors(rows, save_table(make_off_by(2.0)))
     assert model_errors.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.8, 1.25, 1.25])
@@ -126,14 +138,14 @@ def test_row_errors_are_listed_with_table_errors(errors, save_table):
     assert len(model_errors) == 4
 
 
-def test_each_cell_counts_once_and_prefers_graph_times(errors):
-    """Rows of a kernel by name, host times and earlier runs do not count again."""
-    expected = estimate("grid")
+def test_each_case_has_one_time_and_graph_times_take_precedence(errors):
+    """Rows of a kernel by name, host times and earlier runs are left out."""
+    expected = estimate_ms("grid")
     rows = [
         make_row(4.0 * expected, mode="graph"), make_row(2.0 * expected, mode="graph", run_id="2"),
         make_row(9.0 * expected),
         make_row(9.0 * expected, provider="triton_gru.grid"), make_row(9.0 * expected, mode="host"),
-        make_row(9.0 * estimate("torch"), "torch"), make_row(estimate("torch"), "torch", mode="graph"),
+        make_row(9.0 * estimate_ms("torch"), "torch"), make_row(estimate_ms("torch"), "torch", mode="graph"),
     ]  # fmt: skip
     model_errors = errors(rows)
     assert model_errors.loc["grid", "float16", "CSV"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
@@ -141,14 +153,14 @@ def test_each_cell_counts_once_and_prefers_graph_times(errors):
 
 
 def test_cold_l2_is_a_separate_source(errors):
-    model_errors = errors([make_row(estimate("grid")), make_row(2.0 * estimate("grid"), l2="cold")])
+    model_errors = errors([make_row(estimate_ms("grid")), make_row(2.0 * estimate_ms("grid"), l2="cold")])
     assert model_errors["estimate over measured"].to_dict() == pytest.approx({
         ("grid", "float16", "CSV"): 1.0, ("grid", "float16", "CSV, cold L2"): 0.5
     })  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "more",
+    "fields",
     [
         {"gpu_name": "none: AVX512 CPU"}, {"gpu_name": "NVIDIA GB200"}, {"gpu_name": "NVIDIA L4"},
         {"sms": "16"}, {"variant": "streaming", "T": 1}, {"dtype": "float64"}, {"n": 0, "status": "wrong"},
@@ -157,9 +169,9 @@ def test_cold_l2_is_a_separate_source(errors):
     ],
     ids=str,
 )  # fmt: skip
-def test_skips_rows_that_cannot_be_estimated(more, errors):
+def test_skips_rows_that_cannot_be_estimated(fields, errors):
     assert len(errors([make_row(1.0)])) == 1
-    assert len(errors([dataclasses.replace(make_row(1.0), **more)])) == 0
+    assert len(errors([dataclasses.replace(make_row(1.0), **fields)])) == 0
 
 
 @pytest.mark.parametrize(
@@ -188,10 +200,11 @@ def test_table_is_estimated_for_the_device_it_names(save_table):
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_configurations_survive_a_round_trip(kernel):
-    config = config_of(kernel, dataclasses.replace(GRID, hidden_size=64))
+    config = make_config(kernel, dataclasses.replace(GRID, hidden_size=64))
     assert cost_errors.config_of(kernel, config_text(config)) == config
 
 
+# A configuration of ``step`` as the CSVs have it.
 JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "num_stages": 3}'
 
 
@@ -201,8 +214,8 @@ JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "
         "", "16", "StepConfig()", "(" * 9999, "[" * 99999, "\0",
         "StepConfig(units=16, programs=4, batch=16, depth=64, num_warps=4, num_stages=3)",
         *(
-            JSON.replace("16", other, 1)
-            for other in ("0", "-16", "16.0", "True", "true", "1" * 40, "1" * 9999, "print()", '"16"', "null", "NaN")
+            JSON.replace("16", value, 1)
+            for value in ("0", "-16", "16.0", "True", "true", "1" * 40, "1" * 9999, "print()", '"16"', "null", "NaN")
         ),
         JSON.replace("units", "others"), JSON.replace("}", ', "more": 1}'), JSON[:-1], f"[{JSON}]", JSON * 2,
     ],
@@ -213,35 +226,49 @@ def test_other_texts_are_no_configuration(text):
 
 
 def test_unknown_hand_over_is_no_configuration():
-    text = config_text(config_of("grid"))
+    text = config_text(make_config("grid"))
     assert isinstance(cost_errors.config_of("grid", text), GridConfig)
     assert cost_errors.config_of("grid", text.replace("flag", "hearsay")) is None
 
 
 def test_problems_are_read_from_keys_and_rows(tmp_path):
-    packed = Problem(7, 8, 96, 96, 3, True, torch.bfloat16, "ieee", True, layout="packed")
+    packed = Problem(
+        steps=7,
+        batch_size=8,
+        input_size=96,
+        hidden_size=96,
+        num_layers=3,
+        bidirectional=True,
+        dtype=torch.bfloat16,
+        precision="ieee",
+        reset_after=True,
+        layout="packed",
+    )
     tf32 = dataclasses.replace(packed, dtype=torch.float32, precision="tf32", layout="dense", bidirectional=False)
     for problem in (packed, tf32, dataclasses.replace(tf32, precision="ieee", reset_after=False, layout="lengths")):
         assert cost_errors.problem_of_key(problem.key()) == problem
     assert cost_errors.problem_of_key(dataclasses.replace(packed.key(), dtype="float64")) is None
     assert cost_errors.problem_of_key(dataclasses.replace(packed.key(), directions=3)) is None
     cases = [Case("bf16", 96, 8, 7, 3, 2, layout="packed"), Case("tf32", 96, 8, 7, 3), Case("fp32", 96, 8, 7, 3)]
-    rows = report.load([written(tmp_path / "rows.csv", [case.row() for case in cases])])
+    rows = report.load([write_csv(tmp_path / "rows.csv", [case.make_row() for case in cases])])
     wanted = [packed, tf32, dataclasses.replace(tf32, precision="ieee")]
     assert [cost_errors.problem_of_row(row) for _, row in rows.iterrows()] == wanted
 
 
 def test_chosen_kernel_is_compared_with_the_fastest(save_table):
     """The model chooses grid for three entries: grid is fastest, step is faster, only the tuned grid was timed."""
-    assert estimate("grid") < estimate("step")
-    steps = [dataclasses.replace(GRID, steps=steps) for steps in (64, 128, 256)]
+    assert estimate_ms("grid") < estimate_ms("step")
+    problems = [dataclasses.replace(GRID, steps=steps) for steps in (64, 128, 256)]
     right, wrong, untimed = (
-        make_entry(problem, grid=make_result("grid", grid, heuristic_ms=heuristic_ms), step=make_result("step", step))
-        for problem, grid, heuristic_ms, step in zip(steps, (1.0, 1.0, 1.2), (1.1, 1.2, None), (2.0, 0.8, 0.5))
+        make_entry(
+            problem, grid=make_result("grid", grid_ms, heuristic_ms=heuristic_ms), step=make_result("step", step_ms)
+        )
+        for problem, grid_ms, heuristic_ms, step_ms in zip(problems, (1.0, 1.0, 1.2), (1.1, 1.2, None), (2.0, 0.8, 0.5))
     )
     sections = make_sections(save_table(right, wrong, untimed))
     (choices,) = sections[CHOICES].to_dict("records")
     assert choices == {
+        # Time of the chosen kernel over the fastest: 1.1 / 1.0, 1.2 / 0.8 and 1.2 / 0.5.
         "precision": "float16", "entries": 3, "geomean": pytest.approx((1.1 * 1.5 * 2.4) ** (1 / 3)),
         "median": pytest.approx(1.5), "max": pytest.approx(2.4), "within 15 %": 1, "that kernel": 1, "as tuned": 1,
     }  # fmt: skip
@@ -253,7 +280,7 @@ def test_chosen_kernel_is_compared_with_the_fastest(save_table):
 
 def test_kernel_without_a_heuristic_configuration_is_not_chosen(save_table):
     """The table has block for 512 hidden units, and the heuristic has not."""
-    assert isinstance(config_of("block"), str)
+    assert isinstance(make_config("block"), str)
     small = heuristic("block", dataclasses.replace(GRID, hidden_size=64), H200)
     block = dataclasses.replace(make_result("torch", 1.0), config=small)
     with_torch, only_block = (
@@ -267,11 +294,11 @@ def test_kernel_without_a_heuristic_configuration_is_not_chosen(save_table):
     assert sections[CHOICES][["entries", "as tuned"]].to_numpy().tolist() == [[1, 0]]
 
 
-def test_heuristic_over_tuned(save_table):
+def test_times_of_heuristic_configurations_over_tuned_ones(save_table):
     problems = [dataclasses.replace(GRID, batch_size=batch) for batch in (1, 2, 4)]
     entries = [
-        make_entry(problem, grid=make_result("grid", 2.0, heuristic_ms=2.0 * over), torch=make_result("torch", 1.0))
-        for problem, over in zip(problems, (1.0, 1.125, 2.0))
+        make_entry(problem, grid=make_result("grid", 2.0, heuristic_ms=2.0 * ratio), torch=make_result("torch", 1.0))
+        for problem, ratio in zip(problems, (1.0, 1.125, 2.0))
     ]
     entries.append(make_entry(dataclasses.replace(GRID, batch_size=8), grid=make_result("grid", 2.0)))
     section = make_sections(save_table(*entries))[OVER_TUNED]
@@ -281,7 +308,7 @@ def test_heuristic_over_tuned(save_table):
     }]  # fmt: skip
 
 
-def test_last_table_wins_for_equal_keys(errors, tmp_path):
+def test_later_table_takes_precedence_for_equal_keys(errors, tmp_path):
     tables = [store.save([make_off_by(factor)], H200, tmp_path / str(factor)) for factor in (4.0, 2.0)]
     assert errors([], *tables).loc["grid", "float16", "table"].tolist() == pytest.approx([1, 0.5, 2.0, 2.0])
 
@@ -298,8 +325,8 @@ def test_nothing_is_estimated_for_an_unknown_device(save_table):
 
 @pytest.mark.parametrize("files", ["csv", "json", "csv json", "json csv"])
 def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, save_table, capsys):
-    rows = [make_row(1.25 * estimate("grid")), make_row(2.0, "torch")]
-    paths = {"csv": written(tmp_path / "rows.csv", rows), "json": save_table(make_off_by(2.0))}
+    rows = [make_row(1.25 * estimate_ms("grid")), make_row(2.0, "torch")]
+    paths = {"csv": write_csv(tmp_path / "rows.csv", rows), "json": save_table(make_off_by(2.0))}
     assert main([*(str(paths[kind]) for kind in files.split())]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in lines if line.startswith("grid ") and "float16" in line] == [
@@ -309,9 +336,9 @@ def test_csvs_and_tables_are_reported_in_any_mix(files, tmp_path, save_table, ca
 
 
 def test_tables_in_markdown(save_table, capsys):
-    ours = make_result("grid", 2.0 * estimate("grid"), heuristic_ms=2.2 * estimate("grid"))
+    ours = make_result("grid", 2.0 * estimate_ms("grid"), heuristic_ms=2.2 * estimate_ms("grid"))
     assert main(["--markdown", str(save_table(make_entry(grid=ours)))]) == 0
-    lines = squeezed(capsys.readouterr().out.splitlines())
+    lines = squeeze_spaces(capsys.readouterr().out.splitlines())
     assert f"**{ERRORS}**" in lines and f"**{CHOICES}**" in lines and f"**{WORST}**" not in lines
     assert "| H200.json | H200 | 90 | 132 | H200 | 1 | 0 |" in lines
     assert "| grid | float16 | table | 1 | 0.5 | 2 | 2 |" in lines
@@ -343,7 +370,7 @@ def test_empty_table_has_no_errors(save_table, capsys):
 
 
 def test_reports_a_csv_without_estimates(tmp_path, capsys):
-    assert main([str(written(tmp_path / "rows.csv", [row("torchrl", 1.0)]))]) == 0
+    assert main([str(write_csv(tmp_path / "rows.csv", [row("torchrl", 1.0)]))]) == 0
     assert capsys.readouterr().out == "the files have no time that the cost model estimates\n"
 
 

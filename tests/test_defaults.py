@@ -26,8 +26,8 @@ def find_constructions(source):
     """Yield the calls in ``source`` that make a tensor on torch's default device."""
     constructors = {f"torch.{name}" for name in CONSTRUCTORS}
     for node in ast.walk(ast.parse(source)):
-        makes = isinstance(node, ast.Call) and ast.unparse(node.func) in constructors
-        if makes and "device" not in [keyword.arg for keyword in node.keywords]:
+        constructs = isinstance(node, ast.Call) and ast.unparse(node.func) in constructors
+        if constructs and "device" not in [keyword.arg for keyword in node.keywords]:
             yield node
 
 
@@ -45,44 +45,56 @@ def test_every_tensor_names_its_device(folder):
 
 @contextlib.contextmanager
 def use_default_dtype(dtype):
-    before = torch.get_default_dtype()
+    """Make ``dtype`` torch's default inside the context."""
+    dtype_before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(dtype_before)
 
 
-OTHERS = {"device": lambda: torch.device("meta"), "dtype": lambda: use_default_dtype(torch.float64)}
+OTHER_DEFAULTS = {"device": lambda: torch.device("meta"), "dtype": lambda: use_default_dtype(torch.float64)}
 
 
 @pytest.mark.parametrize("backend", ["block", "grid", "step", "reference", "torch"])
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", OTHER_DEFAULTS)
 def test_results_are_the_same_under_other_defaults(other, backend, device, monkeypatch):
-    monkeypatch.setattr(hang, "_watchdogs", {})  # made again under these defaults
+    monkeypatch.setattr(hang, "_watchdogs", {})  # so that new watchdogs are made under the other defaults
     gru = make_gru(4, 16, "fp32", device, backend)
     cell = triton_gru.GRUCell(4, 16, device=device, backend="reference" if backend == "grid" else backend).eval()
     x, lengths = torch.randn(3, 3, 4, device=device), torch.tensor([2, 3, 1])
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
 
-    def run():
+    def compute_results():
         stream = gru.stream(3) if backend != "block" and backend != "grid" else None
         frames = [] if stream is None else [stream(x[0]), stream.state, stream(x[1])]
         return [*gru(x), gru(packed)[0].data, gru(packed)[1], *gru(x, lengths=lengths), cell(x[0]), *frames]
 
     with torch.no_grad():
-        expected = run()
-        with OTHERS[other]():
-            actual = run()
+        expected = compute_results()
+        with OTHER_DEFAULTS[other]():
+            actual = compute_results()
     for result, expected_result in zip(actual, expected, strict=True):
         assert result.device.type == device and torch.equal(result, expected_result)
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", OTHER_DEFAULTS)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 def test_tuner_and_check_work_under_other_defaults(other, layout):
-    problem = Problem(4, 3, 5, 16, 1, False, torch.float16, "ieee", True, layout=layout)
-    with OTHERS[other](), torch.no_grad():
+    problem = Problem(
+        steps=4,
+        batch_size=3,
+        input_size=5,
+        hidden_size=16,
+        num_layers=1,
+        bidirectional=False,
+        dtype=torch.float16,
+        precision="ieee",
+        reset_after=True,
+        layout=layout,
+    )
+    with OTHER_DEFAULTS[other](), torch.no_grad():
         assert timing.quantiles([1.0, 2.0, 3.0]).p50 == 2.0
         with open_example(problem, "cpu") as example:
             assert example.call.problem == problem

@@ -18,20 +18,28 @@ import g2p
 
 @pytest.fixture
 def model():
+    """Return the demo's model with small sizes and random weights."""
     draw = np.random.default_rng(0)
     shapes = {"enc_emb": (29, 6), "dec_emb": (9, 6), "fc_w": (9, 5), "fc_b": (9,)}
-    for part in ("enc", "dec"):
-        shapes |= {f"{part}_w_ih": (15, 6), f"{part}_w_hh": (15, 5), f"{part}_b_ih": (15,), f"{part}_b_hh": (15,)}
+    for prefix in ("enc", "dec"):
+        shapes |= {
+            f"{prefix}_w_ih": (15, 6),
+            f"{prefix}_w_hh": (15, 5),
+            f"{prefix}_b_ih": (15,),
+            f"{prefix}_b_hh": (15,),
+        }
     return g2p.Pronouncer({name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}).eval()
 
 
 @pytest.fixture
 def dictionary():
+    """Return twelve words with made-up pronunciations."""
     words = "word", "gate", "cell", "unit", "step", "grid", "a", "ab", "abc", "bc", "ca", "abcdefghijklmnopqrstuvwxyz"
     return {word: [("AA1", "B", "CH", "D")[: 1 + len(word) % 4]] for word in words}
 
 
 def assert_fits_a_screen(story: str) -> None:
+    """Assert that the story has at most 38 lines of 100 characters, and no progress line."""
     lines = story.splitlines()
     assert len(lines) <= 38 and max(map(len, lines)) <= 100  # the installation prints two more lines
     assert "\r" not in story
@@ -103,7 +111,7 @@ def test_model_gives_the_same_results_on_kernels(model, device, launched):
 
 def test_each_batch_has_words_of_one_length():
     words = ["a", "bb", "cc", "d", "eee", "ff"]
-    groups = g2p.batches(words, 2)
+    groups = g2p.make_batches(words, 2)
     assert groups == [["a", "d"], ["bb", "cc"], ["ff"], ["eee"]]
 
 
@@ -113,13 +121,13 @@ def test_encoding_ends_with_the_end_mark():
 
 def test_pronunciation_stops_at_the_end_mark():
     names = [*g2p.SPECIAL, "AA", "B"]
-    assert g2p.pronunciation([4, 5, g2p.END, 4], names) == ("AA", "B")
-    assert g2p.pronunciation([4, 5], names) == ("AA", "B")
+    assert g2p.name_phonemes([4, 5, g2p.END, 4], names) == ("AA", "B")
+    assert g2p.name_phonemes([4, 5], names) == ("AA", "B")
 
 
 @pytest.mark.parametrize(
-    "a, b, distance",
+    "source, target, distance",
     [("", "", 0), ("abc", "abc", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)],
 )
-def test_edit_distance(a, b, distance):
-    assert g2p.edit_distance(tuple(a), tuple(b)) == distance
+def test_edit_distance(source, target, distance):
+    assert g2p.edit_distance(tuple(source), tuple(target)) == distance

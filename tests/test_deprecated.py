@@ -13,6 +13,7 @@ from triton_gru.tuning.tuner import Tuned
 
 PROBLEM = triton_gru.Problem(9, 4, 64, 64, 1, False, torch.float16, "ieee", reset_after=True)
 PLAN = choose(PROBLEM, KNOWN_DEVICES["H200"])
+# Old attribute name -> (an object that has it, the new name).
 OLD_NAMES = {
     "obstacle": (PROBLEM, "unsupported_reason"),
     "cublas_obstacle": (PROBLEM, "cublas_unsupported_reason"),
@@ -30,11 +31,13 @@ OLD_NAMES = {
 }
 
 
-@pytest.mark.parametrize("old", OLD_NAMES)
-def test_old_attribute_names_warn(old):
-    owner, new = OLD_NAMES[old]
-    with pytest.warns(DeprecationWarning, match=f"{old} of triton_gru's {type(owner).__name__} is named {new} now"):
-        assert getattr(owner, old) == getattr(owner, new)
+@pytest.mark.parametrize("old_name", OLD_NAMES)
+def test_old_attribute_names_warn(old_name):
+    owner, new_name = OLD_NAMES[old_name]
+    with pytest.warns(
+        DeprecationWarning, match=f"{old_name} of triton_gru's {type(owner).__name__} is named {new_name} now"
+    ):
+        assert getattr(owner, old_name) == getattr(owner, new_name)
 
 
 def test_old_keywords_of_fields_warn():

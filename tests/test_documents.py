@@ -1,4 +1,4 @@
-"""Checks of documents: Python blocks run, command lines parse, links resolve, figures are those of the CSVs."""
+"""Checks of documents: Python blocks run, command lines parse, links resolve, times are those of the CSVs."""
 
 import argparse
 import contextlib
@@ -43,21 +43,23 @@ class Block(NamedTuple):
 
 
 def find_blocks(document: str) -> list[Block]:
-    blocks, fence, start = [], None, 0
+    """Return the fenced blocks of a document, in order. Assert that each block has an end."""
+    blocks, language, start = [], None, 0
     lines = DOCUMENTS[document].splitlines()
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         if not line.startswith("```"):
             continue
-        if fence is None:
-            fence, start = line[3:].strip(), number
+        if language is None:
+            language, start = line[3:].strip(), line_number
         else:
-            blocks.append(Block(fence, "\n".join(lines[start : number - 1]), start + 1))
-            fence = None
-    assert fence is None, f"{document}:{start}: the block that starts here has no end"
+            blocks.append(Block(language, "\n".join(lines[start : line_number - 1]), start + 1))
+            language = None
+    assert language is None, f"{document}:{start}: the block that starts here has no end"
     return blocks
 
 
 def strip_code_blocks(document: str) -> str:
+    """Return the text of a document without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
 
 
@@ -95,7 +97,10 @@ def test_python_blocks_run_on_a_gpu(document, launched, tables, monkeypatch):
 
 
 def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str, Block | None]]:
-    """Run the Python blocks in one namespace. Yield the output of each, and the text block after it or None."""
+    """Run the Python blocks in one namespace. Yield the output of each, and the text block after it or None.
+
+    ``adapt`` returns the code to run for a block's text.
+    """
     blocks = find_blocks(document)
     names = {"__name__": "pasted"}
     for block, following in zip(blocks, [*blocks[1:], None]):
@@ -110,11 +115,11 @@ def run_blocks(document: str, adapt: Callable[[str], str]) -> Iterator[tuple[str
 
 
 COMMANDS = [
-    pytest.param(line, id=f"{document}:{number}")
+    pytest.param(line, id=f"{document}:{line_number}")
     for document in DOCUMENTS
     for block in find_blocks(document)
     if block.language == "sh"
-    for number, line in enumerate(block.text.splitlines(), block.line)
+    for line_number, line in enumerate(block.text.splitlines(), block.line)
     if line.strip() and not line.startswith("#")
 ]
 # Commands within a sentence, in the README only: in other documents they may be patterns.
@@ -139,6 +144,7 @@ def test_commands_parse(line):
 
 
 def check_command(words: list[str]) -> None:
+    """Assert that the program of a command line exists and accepts its arguments."""
     program, *arguments = words
     if program in ("python", ".venv/bin/python"):
         check_python(arguments)
@@ -155,6 +161,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_python(arguments: list[str]) -> None:
+    """Assert that Python accepts the arguments: a script, or a module after -m."""
     flag, name, *rest = arguments if arguments[0] == "-m" else ("", *arguments)
     if flag and name == "pip":
         check_pip(rest)
@@ -172,6 +179,7 @@ def check_python(arguments: list[str]) -> None:
 
 
 def check_script(name: str, arguments: list[str]) -> None:
+    """Assert that a script of the repository exists and accepts the arguments."""
     path = ROOT / name
     assert path.is_file(), f"{name} does not exist"
     if name == "scripts/test":
@@ -193,11 +201,14 @@ def check_script(name: str, arguments: list[str]) -> None:
 
 
 def parse_arguments(main: Callable, arguments: list[str], sys_argv: bool = False) -> argparse.Namespace:
-    """Return the arguments as the parser of ``main`` reads them. Stop ``main`` there."""
+    """Return the arguments as the parser of ``main`` reads them. Stop ``main`` after parsing.
+
+    ``main`` takes the arguments as a list, or reads them from sys.argv if ``sys_argv`` is set.
+    """
     parse_args = argparse.ArgumentParser.parse_args
 
-    def stop(parser, *given) -> None:
-        raise _ParsedArguments(parse_args(parser, *given))
+    def stop(parser, *options) -> None:
+        raise _ParsedArguments(parse_args(parser, *options))
 
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
@@ -209,6 +220,7 @@ def parse_arguments(main: Callable, arguments: list[str], sys_argv: bool = False
 
 
 def check_pip(arguments: list[str]) -> None:
+    """Assert that pip's subcommand is known, and that extras in brackets are the package's."""
     assert arguments[0] in ("install", "wheel")
     extras = importlib.metadata.metadata("triton-gru").get_all("Provides-Extra")
     for name in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
@@ -216,6 +228,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def check_pytest(arguments: list[str]) -> None:
+    """Assert that pytest's options are known here, that paths exist, and that markers are the project's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("paths", nargs="*")
     for flag in ("-m", "-k", "-n", "-p", "--dist"):
@@ -260,6 +273,7 @@ def test_readme_is_short():
     assert len(DOCUMENTS["README.md"].splitlines()) <= MAX_README_LINES
 
 
+# Rows of the README's table of times: dtype, packed, H, B, and four times.
 TIMES = re.compile(r"^\| (float16|TF32)(, packed)? \| (\d+) \| (\d+)((?: \| [\d.]+){4}) \|$", re.MULTILINE)
 
 
@@ -270,7 +284,7 @@ def test_readme_times_are_those_of_the_csvs():
         "p50_ms"
     ]
     table = TIMES.findall(DOCUMENTS["README.md"])
-    assert len(table) >= 5
+    assert len(table) >= 5  # the pattern finds the table's rows
     for precision, packed, hidden, batch, stated in table:
         case = {"TF32": "fp32 tf32"}.get(precision, precision), packed.strip(", "), int(hidden), int(batch)
         columns = itertools.product(("eager", "graph"), ("torch.nn.GRU", "triton_gru"))

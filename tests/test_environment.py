@@ -12,6 +12,7 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "scripts/environment.sh"
 
 @pytest.fixture
 def run(tmp_path):
+    """Return a function that runs shell commands after sourcing a copy of the script, in an empty folder."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
 

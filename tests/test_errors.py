@@ -9,6 +9,7 @@ import triton_gru
 from .twins import make_twins
 
 x3, x2 = torch.randn(3, 2, 4), torch.randn(3, 4)
+# Input and hx of calls that nn.GRU(4, 5, 2) refuses. Our errors are the same.
 WRONG_CALLS = {
     "1D input": (torch.randn(4), None),
     "4D input": (torch.randn(1, 3, 2, 4), None),
@@ -24,23 +25,27 @@ WRONG_CALLS = {
     "unbatched hx layers": (x2, torch.randn(1, 5)),
     "input elsewhere": (torch.empty(3, 2, 4, device="meta"), None),
 }
+# Calls that nn.GRU refuses with a message that does not name the fault. Ours has to name it.
 CLEARER = {
     "hx dtype": (x3, torch.randn(2, 2, 5).half()),
     "hx elsewhere": (x3, torch.empty(2, 2, 5, device="meta")),
 }
 
 
-def assert_raises_alike(theirs, ours, call, clearer: str | None):
-    """Assert that both raise the same type and message. With ``clearer`` our message has only to contain this word."""
+def assert_raises_alike(theirs, ours, call, required_word: str | None):
+    """Assert that both modules raise the same type and message for ``call``. `plan` raises like the call.
+
+    With ``required_word`` our message only has to contain this word.
+    """
     with pytest.raises(Exception) as expected:
         theirs(*call)
-    for attempt in (ours, ours.plan):
+    for method in (ours, ours.plan):
         with pytest.raises(type(expected.value)) as raised:
-            attempt(*call)
-        if clearer is None:
+            method(*call)
+        if required_word is None:
             assert str(raised.value) == str(expected.value)
         else:
-            assert clearer in str(raised.value)
+            assert required_word in str(raised.value)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
@@ -48,11 +53,12 @@ def assert_raises_alike(theirs, ours, call, clearer: str | None):
 def test_errors_are_those_of_nn_gru(name, backend, launched):
     theirs, ours = make_twins(4, 5, 2)
     ours.eval().backend = backend
-    clearer = None if name in WRONG_CALLS else name.split()[1].replace("elsewhere", "device")
-    assert_raises_alike(theirs, ours, (WRONG_CALLS | CLEARER)[name], clearer)
+    required_word = None if name in WRONG_CALLS else name.split()[1].replace("elsewhere", "device")
+    assert_raises_alike(theirs, ours, (WRONG_CALLS | CLEARER)[name], required_word)
     assert not launched
 
 
+# The same for nn.GRUCell(4, 5).
 WRONG_CELL_CALLS = {
     "3D input": (x3, None),
     "3D hx": (x2, torch.randn(1, 3, 5)),
@@ -73,8 +79,8 @@ CLEARER_CELL = {
 @pytest.mark.parametrize("name", [*WRONG_CELL_CALLS, *CLEARER_CELL])
 def test_cell_errors_are_those_of_nn_gru_cell(name, backend, launched):
     theirs, ours = nn.GRUCell(4, 5), triton_gru.GRUCell(4, 5, backend=backend).eval()
-    clearer = None if name in WRONG_CELL_CALLS else name.split()[1]
-    assert_raises_alike(theirs, ours, (WRONG_CELL_CALLS | CLEARER_CELL)[name], clearer)
+    required_word = None if name in WRONG_CELL_CALLS else name.split()[1]
+    assert_raises_alike(theirs, ours, (WRONG_CELL_CALLS | CLEARER_CELL)[name], required_word)
     assert not launched
 
 

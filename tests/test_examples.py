@@ -31,7 +31,7 @@ def read_shown_output(name: str) -> str:
 
 
 def hide_measurements(text: str) -> str:
-    """Return a program's output with "#" for the differences, whose digits depend on the CPU."""
+    """Return a program's output with "#" for numbers like 1.2e-07: they are errors, whose digits depend on the CPU."""
     return re.sub(r"\d\.\de[+-]\d\d", "#", text)
 
 
@@ -57,8 +57,8 @@ def test_ragged_on_a_kernel(device, launched, capsys):
 
 
 def test_streaming_on_a_kernel(device, launched, capsys):
-    frames, small = (200, {}) if device == "cuda" else (6, {"frames": 6, "batch": 2, "hidden": 64})
-    streaming.main(device, **small)
+    frames, sizes = (200, {}) if device == "cuda" else (6, {"frames": 6, "batch": 2, "hidden": 64})
+    streaming.main(device, **sizes)
     layers, warm_up = 2, 1
     assert launched.has_only("step") and launched.scan_count == layers * (warm_up + frames)
     printed = capsys.readouterr().out
@@ -68,6 +68,7 @@ def test_streaming_on_a_kernel(device, launched, capsys):
 
 @pytest.fixture
 def from_onnx():
+    """Return the example's module. Skip the test without the package onnx."""
     pytest.importorskip("onnx", reason="onnx is not installed; scripts/test installs it")
     return importlib.import_module("from_onnx")
 
@@ -90,12 +91,12 @@ def test_tune_recorded_on_kernels(device, tables, launched, monkeypatch, tmp_pat
     for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._SCREENING_ROUNDS"):
         monkeypatch.setattr(f"triton_gru.tuning.{name}", 1)
 
-    def one_of_each_kernel(problem, described):
-        all_candidates = candidates(problem, described)
+    def choose_one_of_each_kernel(problem, gpu):
+        all_candidates = candidates(problem, gpu)
         return [next(entry for entry in all_candidates if entry.kernel == kernel) for kernel in KERNELS]
 
-    monkeypatch.setattr(run, "candidates", one_of_each_kernel)
-    tune_recorded.main(str(tmp_path / "recorded"), 20, device, requests=1, longest=3, hidden=16)
+    monkeypatch.setattr(run, "candidates", choose_one_of_each_kernel)
+    tune_recorded.main(str(tmp_path / "recorded"), 20, device, requests=1, max_steps=3, hidden=16)
     assert {"block_scan", "grid_scan", "step_scan"} <= set(launched)
     assert (tmp_path / "recorded").is_file()
     printed = capsys.readouterr().out

@@ -21,12 +21,13 @@ from .twins import make_twins
 
 
 def find_rejection(plan):
+    """Return the plan's reason against ``block``, or ''."""
     return dict(plan.rejection_reasons).get("block", "")
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_device_without_kernels_needs_no_plan(packed, monkeypatch):
-    theirs, ours = (m.eval() for m in make_twins(4, 5))
+    theirs, ours = (module.eval() for module in make_twins(4, 5))
     cell = triton_gru.GRUCell(4, 5).eval()
     x = torch.randn(3, 2, 4)
     call = pack_padded_sequence(x, torch.tensor([3, 1])) if packed else x
@@ -49,13 +50,13 @@ def test_packed_input_of_wrong_width_raises_the_error_of_nn_gru():
 
 
 def test_training_goes_to_nn_gru(device, launched):
-    theirs, ours = (m.to(device) for m in make_twins(4, 5, 2))
+    theirs, ours = (module.to(device) for module in make_twins(4, 5, 2))
     x = torch.randn(3, 2, 4, device=device)
     assert find_rejection(ours.plan(x)).startswith("the module is in training mode with grad enabled")
     for module in (theirs, ours):
         module(x)[0].square().sum().backward()
-    for a, b in zip(ours.parameters(), theirs.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
+    for parameter, expected in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(parameter.grad, expected.grad)
     assert not launched
     ours.backend = "block"
     with pytest.raises(RuntimeError, match="training mode with grad enabled"):
@@ -96,14 +97,14 @@ def test_eval_with_grad_runs_the_kernel_and_refuses_backward(device, launched):
 GRAD_MODES = {"enable": torch.enable_grad, "no": torch.no_grad, "inference": torch.inference_mode}
 
 
-@pytest.mark.parametrize("requires", ["nothing", "input", "hx", "weight"])
+@pytest.mark.parametrize("requires_grad_of", ["nothing", "input", "hx", "weight"])
 @pytest.mark.parametrize("mode", GRAD_MODES)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     "kind, dtype", [("gru", "float32"), ("gru", "float16"), ("gru", "bfloat16"), ("cell", "float32")]
 )
-def test_auto_leaves_calls_to_nn_gru_that_it_differentiates(kind, dtype, training, mode, requires):
-    """In eval() on a GPU these are cells and bfloat16 GRUs: they do not use cuDNN, which has no backward in eval()."""
+def test_auto_leaves_calls_to_nn_gru_that_only_nn_gru_differentiates(kind, dtype, training, mode, requires_grad_of):
+    """In eval() on a GPU these are cells and bfloat16 GRUs. They do not use cuDNN, which has no backward in eval()."""
     dtype = getattr(torch, dtype)
     if kind == "gru":
         module, x, hx, bind = triton_gru.GRU(4, 16, dtype=dtype), torch.randn(3, 2, 4), torch.randn(1, 2, 16), bind_gru
@@ -111,23 +112,23 @@ def test_auto_leaves_calls_to_nn_gru_that_it_differentiates(kind, dtype, trainin
         module, x, hx, bind = triton_gru.GRUCell(4, 16, dtype=dtype), torch.randn(2, 4), torch.randn(2, 16), bind_cell
     module.requires_grad_(False).train(training)
     x, hx = x.to(dtype), hx.to(dtype)
-    differentiated = {"input": x, "hx": hx, "weight": next(module.parameters())}.get(requires)
+    differentiated = {"input": x, "hx": hx, "weight": next(module.parameters())}.get(requires_grad_of)
     if differentiated is not None:
         differentiated.requires_grad_()
     with GRAD_MODES[mode]():
         problem = bind(module, x, hx).problem
-    records = mode == "enable" and requires != "nothing"
+    is_recorded = mode == "enable" and requires_grad_of != "nothing"
     with GRAD_MODES[mode]():
         # nn.GRU computes an empty batch without cuDNN too. Calls that nn.GRU does not serve go to kernels.
-        empty = bind(module, x[..., :0, :], hx[..., :0, :]).problem
+        empty_problem = bind(module, x[..., :0, :], hx[..., :0, :]).problem
         module.reset_after = False
-        reset_before = bind(module, x, hx).problem
-    assert bool(empty.unsupported_reason) == ((mode == "enable" and training) or records)
-    assert bool(reset_before.unsupported_reason) == (mode == "enable" and training)
-    without_cudnn = kind == "cell" or dtype == torch.bfloat16
-    to_torch = (mode == "enable" and training) or (records and without_cudnn)
-    assert bool(problem.unsupported_reason) == to_torch
-    assert not to_torch or choose(problem, KNOWN_DEVICES["H200"]).kernel == "torch"
+        reset_before_problem = bind(module, x, hx).problem
+    assert bool(empty_problem.unsupported_reason) == ((mode == "enable" and training) or is_recorded)
+    assert bool(reset_before_problem.unsupported_reason) == (mode == "enable" and training)
+    is_without_cudnn = kind == "cell" or dtype == torch.bfloat16
+    is_unsupported = (mode == "enable" and training) or (is_recorded and is_without_cudnn)
+    assert bool(problem.unsupported_reason) == is_unsupported
+    assert not is_unsupported or choose(problem, KNOWN_DEVICES["H200"]).kernel == "torch"
 
 
 def test_cell_in_eval_has_the_gradients_of_nn_gru_cell(device, launched):
@@ -135,18 +136,20 @@ def test_cell_in_eval_has_the_gradients_of_nn_gru_cell(device, launched):
     ours = triton_gru.convert.from_torch(theirs)
     x, hx = torch.randn(2, 4, device=device), torch.randn(2, 5, device=device, requires_grad=True)
 
-    def gradients(module, call):
+    def compute_gradients(module, call):
+        """Return the gradients of hx and of the module's parameters for a ``call`` of the module."""
         module.zero_grad()
         hx.grad = None
         call(x, hx).square().sum().backward()
         return [hx.grad, *(parameter.grad for parameter in module.parameters())]
 
-    def checkpointed(x, hx):
+    def call_checkpointed(x, hx):
         return torch.utils.checkpoint.checkpoint(ours, x, hx, use_reentrant=False)
 
-    expected = gradients(theirs, theirs)
-    for call in (ours, ours, ours, checkpointed):
-        torch.testing.assert_close(gradients(ours, call), expected)
+    expected = compute_gradients(theirs, theirs)
+    # Three calls, because a kernel would serve the third one as a prepared call.
+    for call in (ours, ours, ours, call_checkpointed):
+        torch.testing.assert_close(compute_gradients(ours, call), expected)
     assert not launched
     with torch.no_grad():
         ours.backend = "step"
@@ -164,7 +167,7 @@ def test_inference_mode(device, launched):
 
 
 def test_float64_goes_to_nn_gru(device):
-    theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
+    theirs, ours = (module.to(device).eval() for module in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     assert torch.equal(ours(x)[0], theirs(x)[0])
     ours.backend = "block"
@@ -174,7 +177,7 @@ def test_float64_goes_to_nn_gru(device):
 
 @pytest.mark.parametrize("value, expected", [(None, "tf32"), ("0", "ieee"), ("1", "tf32")])
 def test_nvidia_tf32_override_is_obeyed(value, expected, monkeypatch):
-    """NVIDIA's libraries obey this variable too, and read it once."""
+    """NVIDIA's libraries obey this variable too, and read it once a process. So the test loads the module again."""
     if value is None:
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     else:
@@ -210,15 +213,15 @@ def test_autocast_computes_in_its_dtype(cell, device, launched):
         mixed = module(x.bfloat16(), hx)
     expected = copy.deepcopy(module).bfloat16()(x.bfloat16(), hx.bfloat16())
     for results in (actual, mixed):
-        for a, b in zip((results,) if cell else results, (expected,) if cell else expected):
-            assert a.dtype == torch.bfloat16
-            assert torch.equal(a, b)
-    assert all(p.dtype == torch.float32 for p in module.parameters())
+        for result, expected_result in zip((results,) if cell else results, (expected,) if cell else expected):
+            assert result.dtype == torch.bfloat16
+            assert torch.equal(result, expected_result)
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
     assert launched.has_only(module.backend)
 
 
 def test_autocast_leaves_float64_to_nn_gru(device):
-    theirs, ours = (m.to(device).eval() for m in make_twins(4, 5, dtype=torch.float64))
+    theirs, ours = (module.to(device).eval() for module in make_twins(4, 5, dtype=torch.float64))
     x = torch.randn(3, 2, 4, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
         assert ours(x)[0].dtype == theirs(x)[0].dtype
@@ -228,7 +231,7 @@ def test_autocast_leaves_float64_to_nn_gru(device):
 
 
 def test_autocast_on_the_cpu_equals_nn_gru():
-    theirs, ours = (m.eval() for m in make_twins(4, 5))
+    theirs, ours = (module.eval() for module in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         expected, actual = theirs(x)[0], ours(x)[0]
@@ -238,20 +241,22 @@ def test_autocast_on_the_cpu_equals_nn_gru():
 
 def test_functional_call_uses_the_weights_given(device, launched):
     gru = make_gru(4, 5, "fp32", device)
-    other = make_gru(4, 5, "fp32", device)
+    other_gru = make_gru(4, 5, "fp32", device)
     x = torch.randn(3, 2, 4, device=device)
     with torch.no_grad():
-        swapped = torch.func.functional_call(gru, dict(other.named_parameters()), (x,))
-        assert torch.equal(swapped[0], other(x)[0])
+        swapped = torch.func.functional_call(gru, dict(other_gru.named_parameters()), (x,))
+        assert torch.equal(swapped[0], other_gru(x)[0])
         assert not torch.equal(swapped[0], gru(x)[0])
     assert launched.scan_count == 3
 
 
-def replaced_by_functional_call(module, x, weights):
+def call_functionally(module, x, weights):
+    """Call ``module`` with ``weights`` in place of its parameters, through torch.func.functional_call."""
     return torch.func.functional_call(module, weights, (x,))
 
 
-def replaced_by_registration(module, x, weights):
+def register_and_call(module, x, weights):
+    """Register ``weights`` as the module's parameters. Call it with ``x``."""
     for name, weight in weights.items():
         delattr(module, name)
         module.register_parameter(name, torch.nn.Parameter(weight))
@@ -259,7 +264,7 @@ def replaced_by_registration(module, x, weights):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "block"])
-@pytest.mark.parametrize("call", [replaced_by_functional_call, replaced_by_registration])
+@pytest.mark.parametrize("call", [call_functionally, register_and_call])
 def test_replaced_weights_accept_input_of_their_dtype(call, backend, device):
     """`check_input` takes the dtype from torch's list of weights, which still has the old weights."""
     theirs, ours = (module.to(device).eval() for module in make_twins(4, 16))
@@ -272,27 +277,27 @@ def test_replaced_weights_accept_input_of_their_dtype(call, backend, device):
 
 
 def test_transforms_and_tracing_go_to_nn_gru(old_gpu_on_cpu):
-    theirs, ours = (m.eval() for m in make_twins(4, 5))
+    theirs, ours = (module.eval() for module in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing an nn.GRU warns the same
         traced = torch.jit.trace(ours, (x,))
         assert torch.equal(traced(x)[0], theirs(x)[0])
-    seen = []
+    rejections = []
 
     def forward(x):
-        seen.append(find_rejection(ours.plan(x)))
+        rejections.append(find_rejection(ours.plan(x)))
         return ours(x)[0].sum()
 
     ours.requires_grad_(False)
     gradient = torch.func.grad(forward)(x)
-    assert "transform" in seen[0]
+    assert "transform" in rejections[0]
     expected = torch.func.grad(lambda x: theirs(x)[0].sum())(x)
     torch.testing.assert_close(gradient, expected)
 
 
 def test_compiles_without_graph_breaks():
-    theirs, ours = (m.eval() for m in make_twins(4, 5))
+    theirs, ours = (module.eval() for module in make_twins(4, 5))
     x = torch.randn(3, 2, 4)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

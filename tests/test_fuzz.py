@@ -19,6 +19,7 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed; scripts/t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+# Functions that return a tensor of the same shape, in another memory layout.
 VIEWS = {
     "contiguous": torch.clone,
     "transposed": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
@@ -29,6 +30,7 @@ VIEWS = {
     "a constant": lambda t: t[..., :1].expand_as(t),
     "negated": lambda t: torch._neg_view(t.neg()),
 }
+# Changes of a module's weight between calls, given the module, the weight's name, and the weight.
 CHANGES = {
     "in place": lambda module, name, weight: 0 in weight.stride() or weight.mul_(-0.9),
     "another": lambda module, name, weight: setattr(module, name, nn.Parameter(-weight)),
@@ -68,14 +70,15 @@ def test_random_calls_with_changes_between(kernel, cell, device, launched):
         st.tuples(SIZES, SIZES), OPTIONS, LAYERS, DIRECTIONS, st.sampled_from(list(PRECISIONS)), CALLS, LAYOUTS,
         st.lists(st.sampled_from(list(CHANGES)), max_size=2), st.integers(0, 2**31),
     )  # fmt: skip
-    def run(sizes, options, layers, directions, precision, call, layouts, changes, seed):
+    def run_example(sizes, options, layers, directions, precision, call, layouts, changes, seed):
+        """Draw one module. Call it three times in each layout, then once in each layout after each change."""
         torch.manual_seed(seed)
         options |= {"dtype": set_precision(precision), "device": device}
         options |= {} if cell else layers | directions
         module = (triton_gru.GRUCell if cell else triton_gru.GRU)(*sizes, **options, backend=kernel).eval()
         for change in (None, None, None, *changes):  # the third call uses what the second has prepared
             if change is not None:
-                names = [name for name in _weights(module) if name in module._parameters]
+                names = [name for name in _get_weights(module) if name in module._parameters]
                 with torch.no_grad():
                     CHANGES[change](module, names[0], module._parameters[names[0]]) if names else None
             for layout in layouts:
@@ -83,10 +86,10 @@ def test_random_calls_with_changes_between(kernel, cell, device, launched):
                 batch = _call_checked(module, precision, *call, *layout)
                 assert launched.has_only(kernel) if batch else not launched
 
-    run()
+    run_example()
 
 
-def _weights(module):
+def _get_weights(module):
     """Return a module's weights by name. The first is the recurrent one of the first layer: all results need it."""
     if isinstance(module, triton_gru.GRU):
         names = sorted(module._flat_weights_names, key=lambda name: name != "weight_hh_l0")
@@ -96,36 +99,43 @@ def _weights(module):
 
 
 def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, hx_view):
-    """Call the module on random numbers. Assert that the results are right. Return the number of rows."""
-    cell, weight = isinstance(module, triton_gru.GRUCell), next(iter(_weights(module).values()))
-    one_way = not cell and not module.bidirectional and not module.reverse
-    if (kind == "resets" and not one_way) or (cell and kind != "unbatched"):
+    """Call the module on random values. Assert that the results are accurate. Return the number of rows.
+
+    A kind that the module does not support becomes "dense". ``x_view`` and ``hx_view`` are keys of `VIEWS`.
+    """
+    cell, weight = isinstance(module, triton_gru.GRUCell), next(iter(_get_weights(module).values()))
+    is_forward_only = not cell and not module.bidirectional and not module.reverse
+    if (kind == "resets" and not is_forward_only) or (cell and kind != "unbatched"):
         kind = "dense"
     batch_first, steps = not cell and module.batch_first, 1 if cell else steps
     batch = 1 if kind == "unbatched" else max(batch, 1) if kind == "packed" else batch
     states = 1 if cell else module.num_layers * (1 + module.bidirectional)
-    new = lambda *shape: torch.randn(shape, device=weight.device).to(weight.dtype)  # noqa: E731
-    x = VIEWS[x_view](new(*((batch, steps) if batch_first else (steps, batch)), module.input_size))
-    hx = None if not with_hx else VIEWS[hx_view](new(states, batch, module.hidden_size))
-    ends, given, given_hx = {}, x, hx
+    draw = lambda *shape: torch.randn(shape, device=weight.device).to(weight.dtype)  # noqa: E731
+    x = VIEWS[x_view](draw(*((batch, steps) if batch_first else (steps, batch)), module.input_size))
+    hx = None if not with_hx else VIEWS[hx_view](draw(states, batch, module.hidden_size))
+    sequence_options, call_x, call_hx = {}, x, hx
     if kind in ("lengths", "packed"):
-        ends["lengths"] = torch.randint(int(kind == "packed"), steps + 1, (batch,), device=x.device)
-        ends["lengths"][:1] = steps
+        sequence_options["lengths"] = torch.randint(int(kind == "packed"), steps + 1, (batch,), device=x.device)
+        sequence_options["lengths"][:1] = steps
     if kind == "packed":
-        given = pack_padded_sequence(x.resolve_neg(), ends["lengths"].cpu(), batch_first, enforce_sorted=False)
+        call_x = pack_padded_sequence(
+            x.resolve_neg(), sequence_options["lengths"].cpu(), batch_first, enforce_sorted=False
+        )
     elif kind == "resets":
-        ends["resets"] = torch.rand(x.shape[:2], device=x.device) < 0.4
+        sequence_options["resets"] = torch.rand(x.shape[:2], device=x.device) < 0.4
     time = 1 if batch_first else 0
     if cell:
-        given, given_hx = given[0], None if hx is None else hx[0]
+        call_x, call_hx = call_x[0], None if hx is None else hx[0]
     if kind == "unbatched":
-        given, given_hx = given.squeeze(0 if cell else 1 - time), None if hx is None else given_hx.squeeze(-2)
+        call_x, call_hx = call_x.squeeze(0 if cell else 1 - time), None if hx is None else call_hx.squeeze(-2)
     with MODES[mode](), poison_memory(), torch.no_grad() if mode == "autocast" else contextlib.nullcontext():
-        result = module(given, given_hx, **({} if kind == "packed" else ends))
-        recorded = torch.is_grad_enabled() and any(w.requires_grad for w in _weights(module).values())
+        result = module(call_x, call_hx, **({} if kind == "packed" else sequence_options))
+        is_recorded = torch.is_grad_enabled() and any(
+            parameter.requires_grad for parameter in _get_weights(module).values()
+        )
     output, h_n = (result, result) if cell else result
     assert output.data.dtype == (torch.bfloat16 if mode == "autocast" else weight.dtype)
-    assert h_n.requires_grad == recorded and h_n.is_inference() == (mode == "inference")
+    assert h_n.requires_grad == is_recorded and h_n.is_inference() == (mode == "inference")
     if kind == "packed":
         output, _ = pad_packed_sequence(output, batch_first, total_length=steps)
     if kind == "unbatched":
@@ -134,16 +144,18 @@ def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, 
         output, h_n = output.unsqueeze(0), h_n.unsqueeze(0)
     dtype, precision = (torch.bfloat16, "bf16") if mode == "autocast" else (weight.dtype, precision)
     x, hx = x.to(dtype), None if hx is None else hx.to(dtype)
-    baseline = compute_baseline(_plain(module, dtype), x, hx, precision, **ends)
+    baseline = compute_baseline(_copy_to_plain_gru(module, dtype), x, hx, precision, **sequence_options)
     with torch.no_grad():
-        double = _plain(module, dtype).double()
-        exact = accuracy.compute_baseline(double, x.double(), None if hx is None else hx.double(), **ends)
+        double_gru = _copy_to_plain_gru(module, dtype).double()
+        exact = accuracy.compute_baseline(
+            double_gru, x.double(), None if hx is None else hx.double(), **sequence_options
+        )
     for results in zip((output, h_n), baseline, exact):
         assert_accurate(*results, precision)
     return batch
 
 
-def _plain(module, dtype):
+def _copy_to_plain_gru(module, dtype):
     """Return a GRU with copies of the module's current weights. For a cell it has one layer."""
     options = {name: getattr(module, name) for name in ("input_size", "hidden_size", "bias", "reset_after")}
     if isinstance(module, triton_gru.GRU):
@@ -151,7 +163,7 @@ def _plain(module, dtype):
         suffix = ""
     else:
         suffix = "_l0"
-    weights = {name + suffix: weight for name, weight in _weights(module).items()}
+    weights = {name + suffix: weight for name, weight in _get_weights(module).items()}
     plain = triton_gru.GRU(**options, dtype=dtype, device=next(iter(weights.values())).device)
     plain.load_state_dict(weights)
     return plain.eval()

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 
 @contextlib.contextmanager
 def no_synchronisation():
+    """Make torch raise at each call that waits for the GPU, inside the context."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -42,7 +43,7 @@ def test_full_sizes(precision, hidden, batch, reset_after, launched):
 
 
 def test_offsets_beyond_32_bits():
-    """In outputs of 2.1e9 numbers, rows from first to last agree with the same sequence alone."""
+    """In outputs of 2.1e9 elements, rows from first to last agree with calls of one sequence."""
     torch.manual_seed(0)
     gru = make_gru(2, 128, "fp16", "cuda", batch_first=True)
     x = torch.randn(2050, 8192, 2, device="cuda").half()
@@ -66,15 +67,15 @@ def test_memory_is_bounded_and_released(kernel, hidden):
         gru(x[:10])
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        bytes_before = torch.cuda.memory_allocated()
         output, h_n = gru(x)
         torch.cuda.synchronize()
-        kept = torch.cuda.memory_allocated() - before
-        extra = torch.cuda.max_memory_allocated() - before - kept
+        result_bytes = torch.cuda.memory_allocated() - bytes_before
+        extra_bytes = torch.cuda.max_memory_allocated() - bytes_before - result_bytes
     slack = 4 << 20  # the allocator's rounding
-    assert kept <= output.nbytes + h_n.nbytes + slack
+    assert result_bytes <= output.nbytes + h_n.nbytes + slack
     mailbox = grid.MAILBOX_BYTES if kernel == "grid" else 0
-    assert extra <= execute.WORKSPACE_BYTES + mailbox + slack
+    assert extra_bytes <= execute.WORKSPACE_BYTES + mailbox + slack
 
 
 @EACH_KERNEL
@@ -85,7 +86,7 @@ def test_nothing_synchronises(kernel, hidden, launched):
     with no_synchronisation():
         gru(x)
         gru(x, torch.zeros(2, 4, hidden, device="cuda").half())
-    assert launched.count("input_projection") == 6
+    assert launched.count("input_projection") == 6  # three calls of two layers
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -122,7 +123,7 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
     gru = make_gru(64, hidden, "fp16", "cuda", kernel)
     inputs = [torch.randn(steps, batch, 64, device="cuda").half() for _ in range(2)]
     if isinstance(HEURISTICS[kernel](hidden, batch, 1, torch.float16, "ieee", find_device(inputs[0].device)), str):
-        pytest.skip("this GPU is too small for it")
+        pytest.skip("this GPU is too small for this configuration")
     with torch.no_grad():
         expected = [gru(x)[0] for x in inputs]
         streams = [torch.cuda.Stream() for _ in inputs]
@@ -133,7 +134,7 @@ def test_two_streams_at_once(kernel, hidden, batch, steps):
                 with torch.cuda.stream(stream):
                     results.append(gru(x)[0])
             torch.cuda.synchronize()
-            assert all(torch.equal(a, b) for a, b in zip(results, expected))
+            assert all(torch.equal(result, output) for result, output in zip(results, expected))
     triton_gru.raise_if_hung()
 
 
@@ -163,24 +164,24 @@ def test_reduce_overhead(launched):
     assert launched.scan_count == 1
 
 
-@pytest.mark.parametrize("first", ["gru", "other"])
+@pytest.mark.parametrize("started_first", ["gru", "other"])
 @pytest.mark.parametrize("hidden", [512, 2048])
-def test_beside_a_kernel_that_fills_the_chip(first, hidden):
+def test_beside_a_kernel_that_fills_the_chip(started_first, hidden):
     """``grid`` waits for free multiprocessors, later kernels wait for the end of ``grid``, and neither hangs."""
     gru = make_gru(64, hidden, "fp16", "cuda", "grid")
     x = torch.randn(300, 4, 64, device="cuda").half()
-    a = torch.randn(8192, 8192, device="cuda").half()
-    other = torch.cuda.Stream()
+    matrix = torch.randn(8192, 8192, device="cuda").half()
+    other_stream = torch.cuda.Stream()
     with torch.no_grad():
-        expected, product = gru(x)[0], a @ a
+        expected, product = gru(x)[0], matrix @ matrix
         torch.cuda.synchronize()
         for _ in range(5):
-            for turn in ("gru", "other") if first == "gru" else ("other", "gru"):
+            for turn in ("gru", "other") if started_first == "gru" else ("other", "gru"):
                 if turn == "gru":
                     outputs = [gru(x)[0] for _ in range(3)]
                 else:
-                    with torch.cuda.stream(other):
-                        products = [a @ a for _ in range(4)]
+                    with torch.cuda.stream(other_stream):
+                        products = [matrix @ matrix for _ in range(4)]
             torch.cuda.synchronize()
             assert all(torch.equal(output, expected) for output in outputs)
             assert all(torch.equal(result, product) for result in products)

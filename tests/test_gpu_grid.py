@@ -55,20 +55,21 @@ def short_timeout(monkeypatch):
     If processes share a GPU, a launch also waits tens of milliseconds while others run.
     """
     torch.cuda.synchronize()
-    before = dict(hang._watchdogs)
+    watchdogs_before = dict(hang._watchdogs)
     monkeypatch.setenv("TRITON_GRU_TIMEOUT", "1")
     hang._watchdogs.clear()
     yield
     torch.cuda.synchronize()
     hang._watchdogs.clear()
-    hang._watchdogs.update(before)
+    hang._watchdogs.update(watchdogs_before)
 
 
-launches = grid.launches
+make_launches = grid.launches  # tests patch grid.launches
 
 
-def launch_one_program_too_few(*args):
-    for launch in launches(*args):
+def yield_launches_with_too_few_programs(*args):
+    """Yield the launches of `grid`, each with one program fewer: the others wait for its part of the state."""
+    for launch in make_launches(*args):
         yield launch._replace(programs=(launch.programs[0] - 1,))
 
 
@@ -82,20 +83,21 @@ def test_missing_producer_times_out_and_the_next_call_works(precision, handover,
     with use_config("grid", config), torch.no_grad(), poison_memory():
         gru = make_gru(16, 512, precision, "cuda", "grid")
         x = torch.randn(100, 4, 16, device="cuda").to(gru.weight_hh_l0.dtype)
-        right, _ = gru(x)
+        expected_output, _ = gru(x)
         torch.cuda.synchronize()
         with monkeypatch.context() as planted:
-            planted.setattr(grid, "launches", launch_one_program_too_few)
+            planted.setattr(grid, "launches", yield_launches_with_too_few_programs)
             start = time.monotonic()
             output, h_n = gru(x)
             torch.cuda.synchronize()
             assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waited, or none did"
-        call_cache.clear_call_cache()  # later calls would repeat the second one, which has too few programs
+        # Otherwise later calls would repeat the prepared second call, which has too few programs.
+        call_cache.clear_call_cache()
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 1 s"):
             gru(x)
-        assert torch.equal(gru(x)[0], right)
+        assert torch.equal(gru(x)[0], expected_output)
         torch.cuda.synchronize()
         triton_gru.raise_if_hung()
 
@@ -104,17 +106,17 @@ def test_oversized_grid_fails_at_launch(monkeypatch):
     gru = make_gru(16, 512, "fp16", "cuda", "grid")
     x = torch.randn(10, 4, 16, device="cuda").half()
 
-    def launch_a_hundred_times_too_many(*args):
-        for launch in launches(*args):
+    def yield_launches_with_too_many_programs(*args):
+        for launch in make_launches(*args):
             yield launch._replace(programs=(launch.programs[0] * 100,))
 
     with torch.no_grad():
-        right, _ = gru(x)
+        expected_output, _ = gru(x)
         with monkeypatch.context() as planted:
-            planted.setattr(grid, "launches", launch_a_hundred_times_too_many)
+            planted.setattr(grid, "launches", yield_launches_with_too_many_programs)
             with pytest.raises(RuntimeError, match="cooperative"):
                 gru(x)
-        assert torch.equal(gru(x)[0], right)
+        assert torch.equal(gru(x)[0], expected_output)
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
@@ -129,22 +131,23 @@ def test_ten_thousand_replays_see_new_inputs(handover):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output, _ = gru(x)
-        wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+        wrong_replays = torch.zeros((), dtype=torch.int64, device="cuda")
         for i in range(10_000):
             x.copy_(inputs[i % 7])
             graph.replay()
-            wrong += (output != expected[i % 7]).any()
-        assert wrong.item() == 0
+            wrong_replays += (output != expected[i % 7]).any()
+        assert wrong_replays.item() == 0
     triton_gru.raise_if_hung()
 
 
-@pytest.mark.parametrize("where", ["hx", "x"])
+@pytest.mark.parametrize("planted_in", ["hx", "x"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_nan_of_every_payload_stays_in_its_row(where, precision, launched):
+def test_nan_of_every_payload_stays_in_its_row(planted_in, precision, launched):
     gru = make_gru(16, 256, precision, "cuda", "grid")
     dtype = gru.weight_hh_l0.dtype
     bits = 8 * dtype.itemsize
     integer = {16: torch.int16, 32: torch.int32}[bits]
+    # Every value of the upper 16 bits, with lower bits of 0, 1 and all ones.
     patterns = torch.arange(1 << 16, device="cuda") << (bits - 16)
     patterns = torch.cat([patterns, patterns + 1, patterns + (1 << (bits - 16)) - 1]).unique()
     patterns = torch.where(patterns >= 1 << (bits - 1), patterns - (1 << bits), patterns).to(integer)
@@ -152,11 +155,11 @@ def test_nan_of_every_payload_stays_in_its_row(where, precision, launched):
     batch = 2 * len(payloads)  # every other row is clean
     x = torch.randn(3, batch, 16, device="cuda").to(dtype)
     hx = torch.randn(1, batch, 256, device="cuda").to(dtype)
-    planted = hx[0, ::2] if where == "hx" else x[1, ::2]
-    unit = torch.arange(len(payloads), device="cuda") % planted.size(1)
-    planted.view(integer)[torch.arange(len(payloads), device="cuda"), unit] = payloads
+    planted_rows = hx[0, ::2] if planted_in == "hx" else x[1, ::2]
+    unit = torch.arange(len(payloads), device="cuda") % planted_rows.size(1)
+    planted_rows.view(integer)[torch.arange(len(payloads), device="cuda"), unit] = payloads
     output, _ = run_checked(gru, x, hx, precision, launched)
-    assert output[1 if where == "x" else 0 :, ::2].isnan().all()
+    assert output[1 if planted_in == "x" else 0 :, ::2].isnan().all()
     assert output[:, 1::2].isfinite().all()
     triton_gru.raise_if_hung()
 
@@ -192,7 +195,7 @@ def test_results_do_not_depend_on_the_chunks_at_full_size(kernel, monkeypatch):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_offsets_beyond_32_bits(batch_first):
-    """In outputs of 2.1e9 numbers, the last steps agree with a run that starts shortly before them."""
+    """In outputs of 2.1e9 elements, the last steps agree with a run that starts shortly before them."""
     gru = make_gru(2, 256, "fp16", "cuda", "grid", batch_first=batch_first)
     steps = (1 << 17) + 100
     shape = (64, steps, 2) if batch_first else (steps, 64, 2)
@@ -202,8 +205,8 @@ def test_offsets_beyond_32_bits(batch_first):
         output, h_n = gru(x)
         assert output.numel() > 2**31
         tail, tail_h_n = gru(x.narrow(time_axis, steps - 400, 400))
-        last = output.narrow(time_axis, steps - 20, 20)
-    torch.testing.assert_close(last, tail.narrow(time_axis, 380, 20), rtol=0, atol=8e-3)
+        last_outputs = output.narrow(time_axis, steps - 20, 20)
+    torch.testing.assert_close(last_outputs, tail.narrow(time_axis, 380, 20), rtol=0, atol=8e-3)
     torch.testing.assert_close(h_n, tail_h_n, rtol=0, atol=8e-3)
 
 
@@ -222,7 +225,7 @@ def test_step_at_full_sizes(precision, hidden, batch, launched):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_step_of_more_batch_tiles_than_65535(steps, launched):
-    """CUDA takes 65535 programs in y and z. Here the batch has more tiles."""
+    """CUDA takes at most 65535 programs in the grid's dimensions y and z. Here the batch has more tiles."""
     gru = make_gru(8, 16, "fp16", "cuda", "step")
     x = torch.randn(steps, 64 * 65_536 + 3, 8, device="cuda").half()
     assert x.size(1) > 65_535 * gru.plan(x).config.batch
@@ -230,6 +233,6 @@ def test_step_of_more_batch_tiles_than_65535(steps, launched):
         output, h_n = gru(x)
         assert launched.has_only("step")
         for rows in (slice(200), slice(-200, None)):
-            part, part_h_n = gru(x[:, rows].contiguous())
-            torch.testing.assert_close(output[:, rows], part, rtol=0, atol=8e-3)
-            torch.testing.assert_close(h_n[:, rows], part_h_n, rtol=0, atol=8e-3)
+            expected, expected_h_n = gru(x[:, rows].contiguous())
+            torch.testing.assert_close(output[:, rows], expected, rtol=0, atol=8e-3)
+            torch.testing.assert_close(h_n[:, rows], expected_h_n, rtol=0, atol=8e-3)

@@ -26,8 +26,8 @@ KINDS = (
 )  # fmt: skip
 
 
-def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
-    """Return a GRU, and a call of it: input, hx and keyword arguments."""
+def make_call(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
+    """Return a GRU of this kind, an input, hx, and the arguments ``lengths`` or ``resets``."""
     options = {"reset_after": "reset before" not in kind, "reverse": "reverse" in kind}
     gru = make_gru(
         64, hidden, precision, "cuda", kernel, num_layers=layers, bidirectional="bidirectional" in kind, **options
@@ -36,15 +36,15 @@ def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
     x = torch.randn(steps, batch, 64, device="cuda").to(dtype)
     hx = torch.randn(layers * (1 + gru.bidirectional), batch, hidden, device="cuda").to(dtype)
     lengths = torch.randint(1, steps + 1, (batch,))
-    lengths[3] = steps
-    ends = {}
+    lengths[3] = steps  # the longest sequence has all steps
+    sequence_options = {}
     if "lengths" in kind:
-        ends["lengths"] = lengths.cuda()
+        sequence_options["lengths"] = lengths.cuda()
     if "resets" in kind:
-        ends["resets"] = torch.rand(steps, batch, device="cuda") < 0.1
+        sequence_options["resets"] = torch.rand(steps, batch, device="cuda") < 0.1
     if "packed" in kind:
         x = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    return gru, x, hx, ends
+    return gru, x, hx, sequence_options
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -54,13 +54,13 @@ def make(kind, kernel, hidden, precision="fp16", steps=64, batch=20, layers=2):
     [("block", 100, 40), ("block", 128, 9), ("grid", 256, 1), ("grid", 600, 40), ("grid", 1024, 64), ("step", 600, 40)],
 )
 def test_full_sizes(kind, kernel, hidden, batch, precision, launched):
-    gru, x, hx, ends = make(kind, kernel, hidden, precision, 100, max(batch, 4), layers=1)
+    gru, x, hx, sequence_options = make_call(kind, kernel, hidden, precision, 100, max(batch, 4), layers=1)
     config = HEURISTICS[kernel](hidden, batch, 1 + gru.bidirectional, *PRECISIONS[precision], find_device(x.device))
     if isinstance(config, str):  # the largest sizes, on smaller GPUs
         with pytest.raises(RuntimeError, match="too large"):
-            gru(x, hx, **ends)
+            gru(x, hx, **sequence_options)
         return
-    run_checked(gru, x, hx, precision, launched, **ends)
+    run_checked(gru, x, hx, precision, launched, **sequence_options)
     triton_gru.raise_if_hung()
 
 
@@ -86,13 +86,13 @@ def test_packed_full_sizes(kernel, hidden, precision, bidirectional, launched):
 @EACH_KERNEL
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_synchronises(kind, kernel, hidden, launched):
-    gru, x, hx, ends = make(kind, kernel, hidden)
+    gru, x, hx, sequence_options = make_call(kind, kernel, hidden)
     with torch.no_grad():
-        gru(x, hx, **ends)
+        gru(x, hx, **sequence_options)
         with no_synchronisation():
-            gru(x, hx, **ends)
+            gru(x, hx, **sequence_options)
     if "lengths" in kind:
-        on_cpu = ends["lengths"].cpu()
+        on_cpu = sequence_options["lengths"].cpu()
         with torch.no_grad(), no_synchronisation():
             gru(x, hx, lengths=on_cpu)
     assert launched.has_only(kernel)
@@ -101,83 +101,88 @@ def test_nothing_synchronises(kind, kernel, hidden, launched):
 @EACH_KERNEL
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_replays_see_new_inputs(kind, kernel, hidden):
-    gru, x, hx, ends = make(kind, kernel, hidden)
+    gru, x, hx, sequence_options = make_call(kind, kernel, hidden)
     data = x.data if "packed" in kind else x
     with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            gru(x, hx, **ends)
+            gru(x, hx, **sequence_options)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output, h_n = gru(x, hx, **ends)
+            output, h_n = gru(x, hx, **sequence_options)
         for _ in range(10):
             data.copy_(torch.randn_like(data))
-            for tensor in ends.values():  # other lengths, other resets
+            for tensor in sequence_options.values():  # other lengths, other resets
                 tensor.copy_(tensor[torch.randperm(len(tensor), device="cuda")])
             # The host keeps packed layouts for later captures. A replay must not need them.
-            sequences._recent.clear()
+            sequences._recent_tables.clear()
             graph.replay()
-            expected, expected_h_n = gru(x, hx, **ends)
-            a, b = (output.data, expected.data) if "packed" in kind else (output, expected)
-            assert torch.equal(a, b)
+            expected, expected_h_n = gru(x, hx, **sequence_options)
+            if "packed" in kind:
+                assert torch.equal(output.data, expected.data)
+            else:
+                assert torch.equal(output, expected)
             assert torch.equal(h_n, expected_h_n)
     triton_gru.raise_if_hung()
 
 
 def test_capture_refuses_calls_that_it_cannot_record():
-    gru, x, hx, _ = make("packed", "grid", 512)
+    gru, x, hx, _ = make_call("packed", "grid", 512)
     padded = torch.randn(64, 20, 64, device="cuda").half()
     with torch.no_grad():
         gru(padded, hx)  # compiled, but with other sequences
-        for call, ends, message in (
+        for call, sequence_options, message in (
             (x, {}, "make a call with the same batch_sizes"),
             (padded, {"lengths": torch.full((20,), 3)}, "lengths must be on cuda"),
         ):
             with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
-                gru(call, hx, **ends)
+                gru(call, hx, **sequence_options)
 
 
 @EACH_KERNEL
 def test_two_threads_at_once(kernel, hidden):
     """The threads call one module, each on its own stream."""
-    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    gru, x, hx, _ = make_call("bidirectional", kernel, hidden)
     packed = pack_padded_sequence(x, torch.randint(1, 65, (20,)), enforce_sorted=False)
     with torch.no_grad():
         expected = gru(x, hx)[0], gru(packed, hx)[0].data
     torch.cuda.synchronize()
-    wrong = []
+    differs = []
 
-    def run(call, right):
+    def call_on_a_new_stream(call, expected_output):
+        """Call the module twenty times on a new stream. Note whether each output differs from the expected."""
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
                 output = gru(call, hx)[0]
                 output = output if torch.is_tensor(output) else output.data
                 torch.cuda.current_stream().synchronize()
-                wrong.append(not torch.equal(output, right))
+                differs.append(not torch.equal(output, expected_output))
 
-    threads = [threading.Thread(target=run, args=arguments) for arguments in zip((x, packed), expected)]
+    threads = [
+        threading.Thread(target=call_on_a_new_stream, args=arguments) for arguments in zip((x, packed), expected)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [False] * 40
+    assert differs == [False] * 40
     triton_gru.raise_if_hung()
 
 
 @EACH_KERNEL
 def test_other_stream_than_the_default(kernel, hidden):
     """Kernels run on the current stream, after the work that was queued before them."""
-    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    gru, x, hx, _ = make_call("bidirectional", kernel, hidden)
     with torch.no_grad():
         expected = gru(x, hx)[0]
-        late = torch.empty_like(x)
+        late_input = torch.empty_like(x)
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda._sleep(50_000_000)
-            late.copy_(x)
-            output = gru(late, hx)[0]
+            late_input.copy_(x)
+            output = gru(late_input, hx)[0]
             torch.cuda.current_stream().synchronize()
     assert torch.equal(output, expected)
 
@@ -186,12 +191,12 @@ def test_other_stream_than_the_default(kernel, hidden):
 def test_second_device(kernel, hidden):
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
-    gru, x, hx, _ = make("bidirectional", kernel, hidden)
+    gru, x, hx, _ = make_call("bidirectional", kernel, hidden)
     with torch.no_grad():
         expected = gru(x, hx)[0]
-        other = gru.to("cuda:1")
+        moved_gru = gru.to("cuda:1")
         with torch.cuda.device(0):
-            actual = other(x.to("cuda:1"), hx.to("cuda:1"))[0]
+            actual = moved_gru(x.to("cuda:1"), hx.to("cuda:1"))[0]
     assert actual.device.index == 1
     torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0, atol=4e-3)
 
@@ -211,22 +216,24 @@ def test_autocast_agrees_with_torch(cell, precision, launched):
     assert launched
     with torch.no_grad():
         exact = copy.deepcopy(theirs).double()(x.double())
-    for a, b, c in zip(*((r,) if cell else r for r in (actual, expected, exact))):
-        assert a.dtype == dtype
-        assert b.dtype == dtype or not cell  # cuDNN's GRU computes in float16 whatever autocast's dtype (torch 2.11)
-        assert_accurate(a, b, c.cpu(), precision)
+    for our_result, their_result, exact_result in zip(
+        *((result,) if cell else result for result in (actual, expected, exact))
+    ):
+        assert our_result.dtype == dtype
+        assert their_result.dtype == dtype or not cell  # cuDNN's GRU ignores autocast's dtype: float16 (torch 2.11)
+        assert_accurate(our_result, their_result, exact_result.cpu(), precision)
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_compiled_by_inductor(kernel):
     """Inductor compiles the code around the operator, with lengths, for any T and B."""
-    gru, _, _, _ = make("bidirectional", kernel, 100, "fp32")
+    gru, _, _, _ = make_call("bidirectional", kernel, 100, "fp32")
     compiled = torch.compile(gru, fullgraph=True, dynamic=True)
     with torch.no_grad():
         for steps, batch in ((30, 4), (50, 7)):
             x, lengths = torch.randn(steps, batch, 64, device="cuda"), torch.randint(0, steps, (batch,), device="cuda")
-            for a, b in zip(compiled(x, None, lengths), gru(x, None, lengths)):
-                assert torch.equal(a, b)
+            for actual, expected in zip(compiled(x, None, lengths), gru(x, None, lengths)):
+                assert torch.equal(actual, expected)
 
 
 def test_packed_input_needs_no_padded_copy():
@@ -238,8 +245,8 @@ def test_packed_input_needs_no_padded_copy():
         gru(packed)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        bytes_before = torch.cuda.memory_allocated()
         output, _ = gru(packed)
         torch.cuda.synchronize()
-        extra = torch.cuda.max_memory_allocated() - before - output.data.nbytes
-    assert extra < triton_gru.launch.execute.WORKSPACE_BYTES + triton_gru.launch.grid.MAILBOX_BYTES + (8 << 20)
+        extra_bytes = torch.cuda.max_memory_allocated() - bytes_before - output.data.nbytes
+    assert extra_bytes < triton_gru.launch.execute.WORKSPACE_BYTES + triton_gru.launch.grid.MAILBOX_BYTES + (8 << 20)

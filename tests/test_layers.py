@@ -30,6 +30,7 @@ def find_imports() -> dict[str, set[str]]:
 
 
 def _find_imported(name, path, files):
+    """Yield the files of the package that the file ``name`` imports. Assert that each exists."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith("triton_gru") for alias in node.names), f"{name}: use from ... import"

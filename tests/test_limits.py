@@ -24,7 +24,7 @@ from triton_gru.plan.validity import MAX_LAUNCH_GRID, MAX_SIZE, unsupported_proj
 from .pairwise import pairwise
 
 H200 = KNOWN_DEVICES["H200"]
-# Sizes on both sides of three limits: the programs of a dimension, weights of 2**31 numbers, the numbers of a tile of
+# Sizes on both sides of three limits: the programs of a dimension, weights of 2**31 elements, the elements of a tile of
 # gate inputs.
 SIZES = pairwise(
     (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, MAX_SIZE, MAX_SIZE + 1, 2**31),  # batch
@@ -50,36 +50,39 @@ def make_call(batch, hidden, inputs, steps, bidirectional=False, layout="dense",
 
 
 def list_first_launches(call, plan, projection=None):
-    """Return the first launches of a call, which may have 2**31 of them."""
+    """Return the kernel launches among the first four of a call. A call may have 2**31 launches."""
     results = execute.allocate(call)
     launches = execute.launches(call, plan.config, plan.device, *results, projection=projection)
     return [launch for launch in itertools.islice(launches, 4) if isinstance(launch, Launch)]
 
 
-def check_launch(launch):
+def assert_launch_fits(launch):
     """Assert that a launch can start, and that the 32-bit counts of its kernel fit."""
     grid = (*launch.programs, 1, 1)[:3]
     assert all(0 < size <= limit for size, limit in zip(grid, MAX_LAUNCH_GRID)), launch
     assert math.prod(grid) < 2**31, launch  # otherwise Triton would start nothing
     cut = launch.constants["cut"]
-    given = dict(zip(launch.kernel.arg_names, launch.args)) | launch.constants
-    given |= {field.name: getattr(cut, field.name).value for field in dataclasses.fields(cut)}
-    numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+    parameters = dict(zip(launch.kernel.arg_names, launch.args)) | launch.constants
+    parameters |= {field.name: getattr(cut, field.name).value for field in dataclasses.fields(cut)}
+    integers = {name: value for name, value in parameters.items() if isinstance(value, int)}
     strides = {"x_t", "x_b", "x_i", "out_t", "out_b", "hx_l", "hx_b"}
-    assert all(-(2**31) <= value < 2**31 for name, value in numbers.items() if name not in strides), numbers
-    tile_rows = given["COLUMNS"] if "COLUMNS" in given else given["BATCH"]
-    rows = -(-given["batch"] // tile_rows) * tile_rows
-    tile = 3 * (given.get("PADDED_H") or -(-given["H"] // given["UNITS"]) * given["UNITS"]) * tile_rows
-    largest_counts = given.get("total", 1) + 16, rows, tile, given["H"] + 32, given.get("I", 0) + 128
-    assert max(largest_counts) < 2**31, given
+    assert all(-(2**31) <= value < 2**31 for name, value in integers.items() if name not in strides), integers
+    tile_rows = parameters["COLUMNS"] if "COLUMNS" in parameters else parameters["BATCH"]
+    rows = -(-parameters["batch"] // tile_rows) * tile_rows
+    tile = (
+        3 * (parameters.get("PADDED_H") or -(-parameters["H"] // parameters["UNITS"]) * parameters["UNITS"]) * tile_rows
+    )
+    # Counts that kernels compute, with the largest step that each can go beyond its end.
+    largest_counts = parameters.get("total", 1) + 16, rows, tile, parameters["H"] + 32, parameters.get("I", 0) + 128
+    assert max(largest_counts) < 2**31, parameters
     name = launch.kernel.__name__
     if name in ("input_projection", "arrange_products"):
-        assert grid[0] * given["BLOCK_N"] < 2**31 and grid[1] * given["BLOCK_M"] < 2**31, given
+        assert grid[0] * parameters["BLOCK_N"] < 2**31 and grid[1] * parameters["BLOCK_M"] < 2**31, parameters
     elif name in ("block_scan", "grid_scan"):
-        assert 3 * given["H"] ** 2 < 2**31, given
+        assert 3 * parameters["H"] ** 2 < 2**31, parameters
 
 
-@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 def test_sizes_are_served_within_limits_or_refused(device):
     served, refused = set(), {}
     for sizes in SIZES:
@@ -98,7 +101,7 @@ def test_sizes_are_served_within_limits_or_refused(device):
                 by_cublas = unsupported_projection_reason(CUBLAS, plan.config, call.problem, device) == ""
                 for projection in (None, CUBLAS) if by_cublas else (None,):
                     for launch in list_first_launches(call, plan, projection):
-                        check_launch(launch)
+                        assert_launch_fits(launch)
     assert len(served) > 10 and len(refused) > 10
     assert all("too large" in reason for reason in refused.values())
 
@@ -110,7 +113,7 @@ def test_batches_of_graph_nodes_are_served(hidden):
         if backend == "block" and hidden > 256:
             continue
         for launch in list_first_launches(call, choose(call.problem, H200, backend)):
-            check_launch(launch)
+            assert_launch_fits(launch)
         if hidden == 32:
             assert choose(call.problem, H200).kernel in ("block", "step")
 
@@ -136,9 +139,9 @@ def test_refuses_too_many_packed_rows():
     with torch.device("meta"):
         gru = triton_gru.GRU(1, 1, dtype=torch.float16).eval()
     for steps in (2**15 - 1, 2**15):
-        sizes = torch.full((steps,), 2**16)
+        batch_sizes = torch.full((steps,), 2**16)
         data = torch.empty(steps * 2**16, 1, dtype=torch.float16, device="meta")
-        problem = bind_gru(gru, PackedSequence(data, sizes), None).problem
+        problem = bind_gru(gru, PackedSequence(data, batch_sizes), None).problem
         if steps == 2**15:
             assert choose(problem, H200).kernel == "torch"
             with pytest.raises(RuntimeError, match="packed data of 2147483648 rows is too large"):

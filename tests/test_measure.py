@@ -32,15 +32,18 @@ from pieces import PIECES
 
 @pytest.fixture
 def bench(tmp_path):
+    """Return a bench of scripts/measure that writes into a temporary folder."""
     return measure.Bench(tmp_path / "GPU", False, tmp_path / "out")
 
 
 def read_journal(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Return the name and the status of each piece that ran, from pieces.csv."""
     with (folder / "pieces.csv").open(newline="") as file:
         return [(row["piece"], row["status"]) for row in csv.DictReader(file)]
 
 
 def is_running(pattern: str) -> bool:
+    """Return whether a process has a command line that matches ``pattern``."""
     return subprocess.run(["pgrep", "-f", pattern], capture_output=True).returncode == 0
 
 
@@ -66,8 +69,8 @@ def test_failed_dead_or_hung_pieces_do_not_stop_others(bench, tmp_path, capsys, 
 
     # In the next run, finished pieces are skipped, and pieces that failed before come last.
     mended = plant_piece("dies", ROW)
-    new = plant_piece("new", ROW)
-    assert bench.measure([FAILS, GOOD, mended, new, LAST], False, time.monotonic() + 100) == 1
+    new_piece = plant_piece("new", ROW)
+    assert bench.measure([FAILS, GOOD, mended, new_piece, LAST], False, time.monotonic() + 100) == 1
     assert read_journal(bench.folder)[5:] == [("new", "done"), ("fails", "failed with exit status 3"), ("dies", "done")]
     assert bench.measure([GOOD, mended], False, time.monotonic() + 100) == 0
     assert bench.measure([GOOD], True, time.monotonic() + 100) == 0  # a piece asked for by name runs again
@@ -81,17 +84,18 @@ def test_begins_no_piece_when_little_time_is_left(bench, capsys):
 
 
 def test_piece_waits_for_the_piece_it_needs(bench, capsys):
-    then = dataclasses.replace(LAST, after=GOOD)
-    assert bench.measure([then], False, time.monotonic() + 100) == 0
+    waiting = dataclasses.replace(LAST, after=GOOD)
+    assert bench.measure([waiting], False, time.monotonic() + 100) == 0
     assert "it needs the results of good" in capsys.readouterr().out and not (bench.folder / "pieces.csv").exists()
-    assert bench.measure([GOOD, then], False, time.monotonic() + 100) == 0
+    assert bench.measure([GOOD, waiting], False, time.monotonic() + 100) == 0
     assert read_journal(bench.folder) == [("good", "done"), ("last", "done")]
 
 
 def test_piece_receives_its_time(bench, monkeypatch):
-    told = plant_piece("told", f"print('{{seconds}}', '{{minutes}}'); {ROW}")
-    bench.measure([told], False, time.monotonic() + 40)
-    seconds, minutes = (bench.folder / "logs/told.log").read_text().split()
+    reports_time = plant_piece("reports_time", f"print('{{seconds}}', '{{minutes}}'); {ROW}")
+    bench.measure([reports_time], False, time.monotonic() + 40)
+    seconds, minutes = (bench.folder / "logs/reports_time.log").read_text().split()
+    # A piece may begin measurements in three quarters of the 40 seconds that are left.
     assert int(seconds) in (28, 29, 30) and float(minutes) == pytest.approx(int(seconds) / 60, abs=0.02)
 
 
@@ -107,15 +111,15 @@ sys.exit(measure.Bench(pathlib.Path("{folder}/GPU"), False).measure([GOOD, slow,
 def test_killed_run_resumes(tmp_path):
     """SIGKILL leaves no process behind, no row unwritten, and no lock."""
     command = [sys.executable, "-c", DRIVER.format(root=ROOT, folder=tmp_path)]
-    first = subprocess.Popen(command, env=os.environ | {"PAUSE": "1002"}, stdout=subprocess.PIPE, text=True)
+    killed_run = subprocess.Popen(command, env=os.environ | {"PAUSE": "1002"}, stdout=subprocess.PIPE, text=True)
     slow = tmp_path / "GPU/slow.csv"
     while not slow.exists() or not slow.read_text():
-        assert first.poll() is None
+        assert killed_run.poll() is None
         time.sleep(0.05)
-    second = subprocess.run(command, env=os.environ | {"PAUSE": "0"}, capture_output=True, text=True)
-    assert second.returncode == 2 and "another measurement writes to" in second.stderr
-    first.kill()
-    first.communicate()
+    concurrent_run = subprocess.run(command, env=os.environ | {"PAUSE": "0"}, capture_output=True, text=True)
+    assert concurrent_run.returncode == 2 and "another measurement writes to" in concurrent_run.stderr
+    killed_run.kill()
+    killed_run.communicate()
     for _ in range(100):
         if not is_running("slow.csv"):
             break
@@ -144,7 +148,7 @@ def test_pieces_name_existing_files_and_options(tmp_path):
     for piece in PIECES:
         assert f"`{piece.name}`" in readme or piece.name.startswith("right-rest-"), piece.name
         for command in (piece.command, piece.rehearsal):
-            words = [w.format(out=tmp_path, gpu="GPU", seconds=9, minutes=0.15) for w in shlex.split(command)]
+            words = [word.format(out=tmp_path, gpu="GPU", seconds=9, minutes=0.15) for word in shlex.split(command)]
             if "run" in words:
                 options = cli.parse(words[words.index("run") :])
                 assert options.sweep == piece.name and options.resume and options.minutes == 0.15
@@ -166,19 +170,22 @@ def test_cases_with_a_row_count_as_done(tmp_path, monkeypatch):
     for number, case in enumerate(cases):
         assert piece.count_done(gpu, False) == (number, 2)
         report = TimingsCsv(gpu / "t1-GPU.csv", "cpu")
-        report.add(case.row("torch.nn.GRU", "eager", "warm"))
+        report.add(case.make_row("torch.nn.GRU", "eager", "warm"))
     assert piece.count_done(gpu, False) == (2, 2)
 
 
 def test_pieces_are_chosen_by_name_or_prefix():
-    def names(*wanted):
+    def choose_names(*wanted):
         return [piece.name for piece in measure.choose_pieces(PIECES, list(wanted))]
 
-    assert names("heart") == ["heart"]
-    assert names("t1-cold", "right-rest") == ["t1-cold", *(f"right-rest-{i}" for i in range(1, pieces.SHARDS + 1))]
-    assert names("sanitize") == ["sanitize-memcheck", "sanitize-racecheck"]
+    assert choose_names("heart") == ["heart"]
+    assert choose_names("t1-cold", "right-rest") == [
+        "t1-cold",
+        *(f"right-rest-{i}" for i in range(1, pieces.SHARDS + 1)),
+    ]
+    assert choose_names("sanitize") == ["sanitize-memcheck", "sanitize-racecheck"]
     with pytest.raises(SystemExit, match="no piece 'hart', only right, heart"):
-        names("hart")
+        choose_names("hart")
 
 
 def test_tells_what_can_be_done_without_a_gpu(capsys):

@@ -15,14 +15,14 @@ from .calls import make_gru
 from .twins import make_twins
 
 
-def negated(tensor):
+def make_negated(tensor):
     """Return a tensor equal to ``tensor`` whose memory holds the opposite sign."""
     view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
     assert view.is_neg() and torch.equal(view, tensor)
     return view
 
 
-def zeros_without_memory(tensor):
+def make_zeros_without_memory(tensor):
     """Return zeros of the shape of ``tensor`` that have no memory."""
     return torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
@@ -38,6 +38,7 @@ class Scaled(torch.Tensor):
         self.integers, self.scale = integers, scale
 
     def value(self):
+        """Return the values as a plain tensor."""
         return self.integers * self.scale
 
     @classmethod
@@ -49,6 +50,7 @@ class Scaled(torch.Tensor):
 
 
 def make_scaled(tensor):
+    """Return a `Scaled` tensor that is nearly equal to ``tensor``."""
     scale = tensor.detach().abs().max() / 127
     return Scaled((tensor.detach() / scale).round().to(torch.int8), scale)
 
@@ -67,12 +69,12 @@ def make_calls(x, hx):
         "dense": (x, hx),
         "without a state": (x,),
         "unbatched": (x[:, 0], hx[:, 0]),
-        "packed": (packed._replace(data=negated(packed.data)), hx),
+        "packed": (packed._replace(data=make_negated(packed.data)), hx),
         "lengths": (x, hx, torch.tensor([0, 3, 2])),
     }
 
 
-@pytest.mark.parametrize("make_view", [negated, zeros_without_memory])
+@pytest.mark.parametrize("make_view", [make_negated, make_zeros_without_memory])
 def test_input_and_state_are_read_by_value(make_view, device, launched):
     gru = make_gru(4, 16, "fp32", device)
     cell = triton_gru.GRUCell(4, 16, device=device, backend="block").eval()
@@ -93,25 +95,26 @@ def test_frames_and_their_state_are_read_by_value(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x, state = torch.randn(2, 3, 4, device=device), torch.randn(1, 3, 16, device=device)
     results = []
-    for make_view in (negated, torch.clone):
+    for make_view in (make_negated, torch.clone):
         stream = gru.stream(3)
         stream.state = make_view(state)
         results.append(torch.stack([stream(make_view(frame)) for frame in x]))
     assert torch.equal(*results)
 
 
-def results_or_error(module, x):
+def get_results_or_error(module, x):
+    """Return all tensors that ``module(x)`` returns, or the text of the RuntimeError that it raises."""
     try:
         return list_results(module, (x,))
     except RuntimeError as error:
         return str(error)
 
 
-def unreadable_weights():
+def make_unreadable_weights():
     """Return the name of each kind of weight that no kernel reads, with a function that makes it, and the reason."""
     return {
-        "negative bit": (negated, "holds other values"),
-        "no memory": (zeros_without_memory, "holds other values"),
+        "negative bit": (make_negated, "holds other values"),
+        "no memory": (make_zeros_without_memory, "holds other values"),
         "subclass": (make_scaled, "Scaled is a tensor subclass"),
         "sparse": (torch.Tensor.to_sparse, "layout sparse_coo"),
         "dtype": (torch.Tensor.half, "differ in dtype"),
@@ -119,10 +122,10 @@ def unreadable_weights():
     }
 
 
-@pytest.mark.parametrize("name", unreadable_weights())
+@pytest.mark.parametrize("name", make_unreadable_weights())
 def test_unreadable_weights_go_to_nn_gru(name, device, launched):
-    """Only the weight itself tells, as it is in the last layer. nn.GRU computes the result or raises its error."""
-    make, reason = unreadable_weights()[name]
+    """Only one weight is unreadable, in the last layer of a GRU. nn.GRU computes the result or raises its own error."""
+    make, reason = make_unreadable_weights()[name]
     gru = make_gru(4, 16, "fp32", device, "auto", num_layers=2)
     cell = triton_gru.GRUCell(4, 16, device=device).eval()
     for module, weight, x in ((gru, "weight_hh_l1", torch.randn(3, 2, 4)), (cell, "weight_hh", torch.randn(2, 4))):
@@ -132,13 +135,13 @@ def test_unreadable_weights_go_to_nn_gru(name, device, launched):
         with torch.no_grad():
             plan = module.plan(x)
             assert plan.kernel == "torch" and re.search(reason, dict(plan.rejection_reasons)["block"])
-            actual = results_or_error(module, x)
+            actual = get_results_or_error(module, x)
             for kernel in KERNELS:
                 module.backend = kernel
                 with pytest.raises(RuntimeError, match=reason):
                     module(x)
             # Restore the module itself, not a copy: on a GPU torch flattens the weights of a GRU that is copied.
-            expected = results_or_error(triton_gru.restore(module), x)
+            expected = get_results_or_error(triton_gru.restore(module), x)
             if isinstance(expected, str):
                 assert actual == expected
             else:

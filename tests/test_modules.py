@@ -64,7 +64,7 @@ def test_cell_construction(bias):
     ours = triton_gru.GRUCell(4, 6, bias)
     assert repr(ours) == f"triton_gru.{theirs!r}"
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert all(torch.equal(value, expected) for value, expected in zip(ours.parameters(), theirs.parameters()))
 
 
 def test_repr_shows_options_that_nn_gru_lacks():
@@ -118,7 +118,7 @@ def test_unknown_backend(module):
 @pytest.mark.parametrize(
     "module", [triton_gru.GRU(3, 4, 2, backend="torch"), triton_gru.GRUCell(3, 4, backend="torch")]
 )
-def test_copies(module):
+def test_copies_and_pickles_are_equal_and_share_no_memory(module):
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
@@ -128,8 +128,9 @@ def test_copies(module):
         assert repr(copied) == repr(module)
         x = torch.randn(5, 3)
         expected, actual = module(x), copied(x)
-        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (expected, actual))):
-            assert torch.equal(a, b)
+        results = (result if isinstance(result, tuple) else (result,) for result in (expected, actual))
+        for expected_result, actual_result in zip(*results):
+            assert torch.equal(expected_result, actual_result)
         with torch.no_grad():
             next(copied.parameters()).add_(1)
         assert not torch.equal(next(copied.parameters()), next(module.parameters()))
@@ -159,10 +160,10 @@ def test_casts(cast, device, launched):
 
 def test_reset_parameters_draws_again():
     gru = triton_gru.GRU(4, 16)
-    before = gru.weight_hh_l0.clone()
+    old_weight = gru.weight_hh_l0.clone()
     gru.reset_parameters()
-    assert not torch.equal(before, gru.weight_hh_l0)
-    assert gru.weight_hh_l0.abs().max() <= 0.25
+    assert not torch.equal(old_weight, gru.weight_hh_l0)
+    assert gru.weight_hh_l0.abs().max() <= 0.25  # 1 / sqrt(16), the bound of nn.GRU
 
 
 # ---- calls of every shape, on a kernel and on nn.GRU
@@ -174,7 +175,7 @@ def test_reset_parameters_draws_again():
 @pytest.mark.parametrize("with_hx", [True, False])
 def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launched):
     set_precision("fp32")
-    theirs, ours = (m.to(device).eval() for m in make_twins(4, 10, 2, batch_first=batch_first))
+    theirs, ours = (module.to(device).eval() for module in make_twins(4, 10, 2, batch_first=batch_first))
     ours.backend = backend
     batch, steps = 3, 64 if device == "cuda" else 5  # "auto" leaves fewer steps to nn.GRU
     x, hx = torch.randn(steps, 4, device=device), torch.randn(2, 10, device=device)
@@ -185,11 +186,10 @@ def test_shapes_and_values(backend, batch_first, batched, with_hx, device, launc
         hx = None
     with torch.no_grad():
         expected, actual = theirs(x, hx), ours(x, hx)
-    for a, b, exact in zip(actual, expected, compute_in_double(theirs, x, hx)):
-        assert_accurate(a, b, exact, "fp32", count_summed_products(theirs))
-    assert bool(launched) == (
-        ours.plan(x, hx).kernel in KERNELS
-    )  # on a GPU "auto" may choose any kernel: see test_plan.py
+    for our_result, their_result, exact in zip(actual, expected, compute_in_double(theirs, x, hx)):
+        assert_accurate(our_result, their_result, exact, "fp32", count_summed_products(theirs))
+    # On a GPU "auto" may choose any kernel: see test_plan.py.
+    assert bool(launched) == (ours.plan(x, hx).kernel in KERNELS)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
@@ -249,9 +249,9 @@ def test_shapes_on_the_meta_device():
 def test_hx_is_neither_returned_nor_written(device):
     gru = make_gru(4, 6, "fp32", device)
     hx = torch.randn(1, 2, 6, device=device)
-    before = hx.clone()
+    hx_before = hx.clone()
     output, h_n = gru(torch.randn(3, 2, 4, device=device), hx)
-    assert torch.equal(hx, before)
+    assert torch.equal(hx, hx_before)
     assert len({hx.data_ptr(), h_n.data_ptr(), output.data_ptr()}) == 3
 
 
@@ -262,16 +262,16 @@ def test_hx_is_neither_returned_nor_written(device):
 @pytest.mark.parametrize("kind", ["dense", "batch first", "packed", "unbatched"])
 def test_reverse_equals_the_second_direction(kind, backend, kernels_on_cpu):
     set_precision("fp32")
-    both = nn.GRU(4, 6, bidirectional=True, batch_first=kind == "batch first").eval()
-    ours = triton_gru.GRU(4, 6, batch_first=both.batch_first, reverse=True, backend=backend).eval()
-    ours.load_state_dict({name: getattr(both, f"{name}_reverse") for name in ours.state_dict()})
+    two_directions = nn.GRU(4, 6, bidirectional=True, batch_first=kind == "batch first").eval()
+    ours = triton_gru.GRU(4, 6, batch_first=two_directions.batch_first, reverse=True, backend=backend).eval()
+    ours.load_state_dict({name: getattr(two_directions, f"{name}_reverse") for name in ours.state_dict()})
     x, hx = torch.randn(3, 3, 4), torch.randn(2, 3, 6)
     if kind == "unbatched":
         x, hx = x[0], hx[:, 0]
     elif kind == "packed":
         x = pack_padded_sequence(x, torch.tensor([2, 3, 1]), enforce_sorted=False)
     with torch.no_grad():
-        expected, expected_h_n = both(x, hx)
+        expected, expected_h_n = two_directions(x, hx)
         actual, h_n = ours(x, hx[1:])
     if kind == "packed":
         assert torch.equal(actual.batch_sizes, expected.batch_sizes)

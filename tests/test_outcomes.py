@@ -11,6 +11,7 @@ import pytest
 from . import outcomes
 
 ROOT = pathlib.Path(__file__).parents[1]
+# A file of tests with every outcome. test_wrong passes as soon as a file "mended" exists.
 PLANTED = """
 import os, pytest
 
@@ -32,7 +33,8 @@ def test_setup(no_setup): pass
 def test_teardown(no_end): pass
 """
 
-ON_A_KERNEL = """
+# A file of tests whose one test fails after a call that a kernel serves.
+FAILS_ON_A_KERNEL = """
 import torch, triton_gru
 from tests.ptx.device import emulate_gpu
 from triton_gru.plan.device import KNOWN_DEVICES
@@ -45,10 +47,12 @@ def test_wrong():
 
 
 @pytest.fixture
-def run(tmp_path):
+def run_pytest(tmp_path):
+    """Return a function that runs pytest on the planted file with the plugin, and returns what it printed."""
     (tmp_path / "test_planted.py").write_text(PLANTED)
 
-    def run(*options: str, status: int | None = None) -> str:
+    def run_in_folder(*options: str, status: int | None = None) -> str:
+        """Return what pytest printed. Assert that it exited with ``status`` if a status is given."""
         command = [sys.executable, "-m", "pytest", "test_planted.py", "--rootdir", ".", "-c", os.devnull, "-q"]
         command += [
             "-p",
@@ -66,32 +70,32 @@ def run(tmp_path):
         assert status in (None, ended.returncode), ended.stdout
         return ended.stdout
 
-    return run
+    return run_in_folder
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2", "--maxschedchunk", "1")], ids=["alone", "xdist"])
-def test_writes_outcomes_and_repeats_nothing_done(run, tmp_path, workers):
+def test_writes_outcomes_and_repeats_nothing_done(run_pytest, tmp_path, workers):
     path = tmp_path / "right.csv"
     if not workers:  # the process that dies is the only one
-        run()
-        assert outcomes.count(outcomes.read(path)) == "4 owed, 1 passed, 1 begun; 2 of 6 ran"
-        run("-k", "not dies")
+        run_pytest()
+        assert outcomes.describe_counts(outcomes.read_outcomes(path)) == "4 owed, 1 passed, 1 begun; 2 of 6 ran"
+        run_pytest("-k", "not dies")
     else:
-        printed = run(*workers)
+        printed = run_pytest(*workers)
         assert "crashed while running" in printed
-    first_outcomes = outcomes.read(path)
+    first_outcomes = outcomes.read_outcomes(path)
     assert {name.split("::")[1]: outcome for name, outcome in first_outcomes.items()} == {
         "test_good": "passed", "test_dies": "begun" if not workers else "failed", "test_skipped": "skipped",
         "test_wrong": "failed", "test_setup": "failed", "test_teardown": "failed",
     }  # fmt: skip
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    wrong = next(row for row in rows if row["test"].endswith("wrong") and row["outcome"] == "failed")
-    assert "a bad number" in wrong["error"] and wrong["git_sha"] == "abc"
+    failed_row = next(row for row in rows if row["test"].endswith("wrong") and row["outcome"] == "failed")
+    assert "a bad number" in failed_row["error"] and failed_row["git_sha"] == "abc"
 
     (tmp_path / "mended").touch()
-    printed = run("-k", "not dies", *workers)
-    second_outcomes = outcomes.read(path)
+    printed = run_pytest("-k", "not dies", *workers)
+    second_outcomes = outcomes.read_outcomes(path)
     assert next(outcome for name, outcome in second_outcomes.items() if name.endswith("wrong")) == "passed"
     with path.open(newline="") as file:
         repeated = [row["test"].split("::")[1] for row in list(csv.DictReader(file))[len(rows) :]]
@@ -99,29 +103,29 @@ def test_writes_outcomes_and_repeats_nothing_done(run, tmp_path, workers):
     assert "of all tests so far: 3 failed, 2 passed, 1 skipped; 6 of 6 ran" in printed or "1 begun" in printed
 
 
-def test_failure_is_printed_in_full_at_once(run, tmp_path):
-    """The report has the plan and the configuration of the kernel."""
-    (tmp_path / "test_planted.py").write_text(ON_A_KERNEL)
-    printed = run()
+def test_failure_is_printed_in_full_at_once(run_pytest, tmp_path):
+    """The CSV and the printed report also have the plan of the call that the kernel served, with its configuration."""
+    (tmp_path / "test_planted.py").write_text(FAILS_ON_A_KERNEL)
+    printed = run_pytest()
     assert printed.index("FAILED") < printed.index("of all tests so far: 1 failed; 1 of 1 ran")
     for text in (printed, (tmp_path / "right.csv").read_text()):
         assert "a bad number" in text and "plan of the last call" in text and "units=16" in text
 
 
-def test_succeeds_when_all_is_done_and_fails_without_tests(run):
-    run("-k", "good", status=0)
-    assert "1 passed; 1 of 1 ran" in run("-k", "good", status=0)
-    run("-k", "nonesuch", "--outcomes", "another.csv", status=pytest.ExitCode.NO_TESTS_COLLECTED)
+def test_succeeds_when_all_is_done_and_fails_without_tests(run_pytest):
+    run_pytest("-k", "good", status=0)
+    assert "1 passed; 1 of 1 ran" in run_pytest("-k", "good", status=0)
+    run_pytest("-k", "nonesuch", "--outcomes", "another.csv", status=pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
-def test_shards_share_the_tests(run, tmp_path):
-    for number in (1, 2, 3):
-        run("-k", "not dies", "--shard", f"{number}/3", "--outcomes", tmp_path / f"{number}.csv")
-    names = [name for number in (1, 2, 3) for name in outcomes.read(tmp_path / f"{number}.csv")]
+def test_shards_share_the_tests(run_pytest, tmp_path):
+    for index in (1, 2, 3):
+        run_pytest("-k", "not dies", "--shard", f"{index}/3", "--outcomes", tmp_path / f"{index}.csv")
+    names = [name for index in (1, 2, 3) for name in outcomes.read_outcomes(tmp_path / f"{index}.csv")]
     assert len(names) == len(set(names)) == 5
 
 
-def test_no_test_begins_after_the_deadline(run, tmp_path):
-    printed = run("--seconds", "0", "-n", "2")
+def test_no_test_begins_after_the_deadline(run_pytest, tmp_path):
+    printed = run_pytest("--seconds", "0", "-n", "2")
     assert "6 owed; 0 of 6 ran" in printed
-    assert set(outcomes.read(tmp_path / "right.csv").values()) == {"owed"}
+    assert set(outcomes.read_outcomes(tmp_path / "right.csv").values()) == {"owed"}

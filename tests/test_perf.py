@@ -12,16 +12,16 @@ from perf.record import COLUMNS, Row, TimingsCsv, config_text, environment, row_
 from triton_gru.plan.config import StepConfig
 from triton_gru.tuning.timing import LEAST_ROUNDS, QUIET_CHECK_ROUNDS, host_clock, quantiles, samples
 
-from .perf_calls import read
+from .perf_calls import read_csv
 
 
 def test_csv_grows_row_by_row(tmp_path):
     path = tmp_path / "folder" / "report.csv"
     first = TimingsCsv(path, "cpu")
     first.add(Row(provider="a", T=3, p50_ms=1.5, error='quotes " and, commas\nand lines'))
-    assert len(read(first.path)) == 1
+    assert len(read_csv(first.path)) == 1
     TimingsCsv(path, "cpu").add(Row(provider="b"))
-    rows = read(first.path)
+    rows = read_csv(first.path)
     assert rows == first.rows()
     assert [row["provider"] for row in rows] == ["a", "b"]
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
@@ -42,10 +42,10 @@ def test_cut_off_row_is_dropped_and_the_others_kept(tmp_path):
         path.write_bytes(complete[:cut])
         kept = max(0, complete[:cut].count(b"\n") - 1)
         reopened = TimingsCsv(tmp_path / "report.csv", "cpu")
-        assert [row["provider"] for row in read(path)] == ["a", "b"][:kept]
+        assert [row["provider"] for row in read_csv(path)] == ["a", "b"][:kept]
         assert len(reopened.last_statuses()) == kept
     reopened.add(Row(provider="c"))
-    assert [row["provider"] for row in read(path)] == ["a", "c"]
+    assert [row["provider"] for row in read_csv(path)] == ["a", "c"]
 
 
 def test_csv_with_other_columns_is_refused_and_unchanged(tmp_path):
@@ -75,7 +75,7 @@ def test_last_statuses_are_found_by_the_key_of_a_row(tmp_path):
 
 
 def test_commit_of_a_copy_comes_from_git_sha(tmp_path, monkeypatch):
-    """GIT_SHA counts inside of a repository too, whose commit may be another one."""
+    """GIT_SHA takes precedence, also inside of a repository, whose commit may be another one."""
     monkeypatch.setenv("GIT_SHA", "abc")
     for folder in (pathlib.Path(__file__).parent, tmp_path):
         monkeypatch.chdir(folder)
@@ -115,7 +115,7 @@ def test_slow_call_takes_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch
 
     monkeypatch.setattr("triton_gru.tuning.timing.time", types.SimpleNamespace(perf_counter=lambda: now))
     calls = {"slow": [lambda: take(0.09)] * 4, "fast": [lambda: take(0.01)] * 4}
-    for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, QUIET_CHECK_ROUNDS)):
+    for seconds, rounds in ((0.6, LEAST_ROUNDS), (1.05, 11), (60.0, QUIET_CHECK_ROUNDS)):  # a round takes 0.1 s
         start = now
         taken = samples(calls, 200, host_clock, seconds, stop_when_quiet=True)
         assert [len(times) for times in taken.values()] == [rounds, rounds]
@@ -125,7 +125,7 @@ def test_slow_call_takes_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch
 def test_order_of_calls_varies_between_rounds():
     order = []
     samples({name: [lambda name=name: order.append(name)] for name in "abc"}, 60, host_clock)
-    timed = order[-180:]
+    timed = order[-180:]  # 60 rounds of three calls, without the warm-up
     before_a = [timed[i - 1] for i in range(3, 180) if timed[i] == "a"]
     assert min(before_a.count("b"), before_a.count("c")) > 10
 

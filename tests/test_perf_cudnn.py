@@ -40,8 +40,16 @@ def write_description(description, dtype, rank, sizes, strides):
 class FakeLibrary:
     """A library with cuDNN's function names and prototypes, called as C functions are, that records its calls.
 
-    It stores what descriptors are set to and lays weights out in an order of its own. It computes GRUs by the
-    formulas and gate numbers in cuDNN's documentation.
+    It stores the contents of descriptors, and computes GRUs by the formulas and gate numbers in cuDNN's documentation.
+    Its layout of weights differs from cuDNN's, so that tests fail if a provider assumes a layout. A method like
+    `SetRNNDescriptor_v8` does the work of the function with the prefix "cudnn". The method takes the arguments of the
+    function, and writes results to pointers.
+
+    Attributes:
+        calls: the name and the arguments of each call.
+        alive: the contents of each handle and descriptor that is not destroyed, by address.
+        failing: the name of a function that returns an error, or "".
+        falls_back: whether all algorithms have the workspace of the standard algorithm.
     """
 
     def __init__(self, failing: str = "", falls_back: bool = False):
@@ -54,6 +62,11 @@ class FakeLibrary:
         self.cudnnGetErrorString = lambda status: {NOT_SUPPORTED: b"CUDNN_STATUS_NOT_SUPPORTED"}[status]
 
     def _recording(self, name: str):
+        """Return a function that records a call of ``name``, and returns a status.
+
+        The function runs the method whose name lacks "cudnn", if there is one.
+        """
+
         def function(*arguments):
             self.calls.append((name, *arguments))
             if name == self.failing:
@@ -69,7 +82,8 @@ class FakeLibrary:
 
         return function
 
-    def named(self, name: str) -> list[tuple]:
+    def find_calls(self, name: str) -> list[list]:
+        """Return the arguments of each call of a function."""
         return [arguments for called, *arguments in self.calls if called == name]
 
     def GetVersion(self):
@@ -81,7 +95,7 @@ class FakeLibrary:
     def SetTensorNdDescriptor(self, tensor, dtype, rank, sizes, strides):
         self.alive[tensor][1:] = dtype, rank, sizes[:rank], strides[:rank]
 
-    def GetTensorNdDescriptor(self, tensor, most, dtype, rank, sizes, strides):
+    def GetTensorNdDescriptor(self, tensor, max_rank, dtype, rank, sizes, strides):
         write_description(self.alive[tensor][1:], dtype, rank, sizes, strides)
 
     def SetRNNDataDescriptor(self, data, dtype, layout, steps, batch, width, lengths, fill):
@@ -108,14 +122,14 @@ class FakeLibrary:
     def GetRNNWeightSpaceSize(self, handle, rnn, size):
         size[0] = self._weights(rnn)[1] * DTYPES[self.alive[rnn][6]].itemsize
 
-    def GetRNNWeightParams(self, handle, rnn, layer, size, space, number, matrix, matrix_at, bias, bias_at):
+    def GetRNNWeightParams(self, handle, rnn, layer, size, space, number, matrix, matrix_address, bias, bias_address):
         dtype = self.alive[rnn][6]
         layout, total = self._weights(rnn)
         assert size == total * DTYPES[dtype].itemsize
         offset, rows, columns, bias_offset = layout[layer, number]
-        matrix_at[0] = space + offset * DTYPES[dtype].itemsize
+        matrix_address[0] = space + offset * DTYPES[dtype].itemsize
         self.alive[matrix][1:] = dtype, 3, [1, rows, columns], [rows * columns, columns, 1]
-        bias_at[0] = None if bias_offset is None else space + bias_offset * DTYPES[dtype].itemsize
+        bias_address[0] = None if bias_offset is None else space + bias_offset * DTYPES[dtype].itemsize
         self.alive[bias][1:] = (
             (0, 0, [0] * 3, [0] * 3) if bias_offset is None else (dtype, 3, [1, rows, 1], [rows, 1, 1])
         )
@@ -168,19 +182,19 @@ def make_call(fake: FakeLibrary, algorithm=STANDARD, dtype=torch.float32, math=M
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_descriptors_hold_the_settings_of_the_call(precision, algorithm, bias):
     dtype = set_precision(precision)
-    number = {"fp32": 0, "tf32": 0, "fp16": 2, "bf16": 9}[precision]
+    data_type = {"fp32": 0, "tf32": 0, "fp16": 2, "bf16": 9}[precision]
     math = {"fp32": 3, "tf32": 0, "fp16": 1, "bf16": 1}[precision]
     fake = FakeLibrary()
     call, _, x = make_call(fake, algorithm, dtype, math_type(dtype), bias=bias)
     call(x)
-    handle, rnn, mode, lengths, x_like, _, y_like, _, state, *_ = fake.named("cudnnRNNForward")[0]
+    handle, rnn, mode, lengths, x_like, _, y_like, _, state, *_ = fake.find_calls("cudnnRNNForward")[0]
     assert (fake.alive[handle], mode, lengths) == ([""], 0, None)
     biases = 2 if bias or algorithm != STANDARD else 0
-    assert fake.alive[rnn] == ["RNNDescriptor", algorithm, 3, biases, 0, 0, number, 0, math, 5, 3, 3, 2, None, 0]
-    assert fake.alive[x_like] == ["RNNDataDescriptor", number, 1, 4, 2, 5, [4, 4], None]
-    assert fake.alive[y_like] == ["RNNDataDescriptor", number, 1, 4, 2, 3, [4, 4], None]
-    assert fake.alive[state] == ["TensorDescriptor", number, 3, [2, 2, 3], [6, 3, 1]]
-    assert fake.named("cudnnBuildRNNDynamic") == ([[handle, rnn, 2]] if algorithm == DYNAMIC else [])
+    assert fake.alive[rnn] == ["RNNDescriptor", algorithm, 3, biases, 0, 0, data_type, 0, math, 5, 3, 3, 2, None, 0]
+    assert fake.alive[x_like] == ["RNNDataDescriptor", data_type, 1, 4, 2, 5, [4, 4], None]
+    assert fake.alive[y_like] == ["RNNDataDescriptor", data_type, 1, 4, 2, 3, [4, 4], None]
+    assert fake.alive[state] == ["TensorDescriptor", data_type, 3, [2, 2, 3], [6, 3, 1]]
+    assert fake.find_calls("cudnnBuildRNNDynamic") == ([[handle, rnn, 2]] if algorithm == DYNAMIC else [])
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -204,7 +218,7 @@ def test_two_directions_agree_with_nn_gru(algorithm, layers):
     call, gru, x = make_call(fake, algorithm, layers=layers, bidirectional=True)
     with torch.inference_mode():
         torch.testing.assert_close(call(x), gru(x))
-    _, rnn, _, _, x_like, _, y_like, _, state, *_ = fake.named("cudnnRNNForward")[0]
+    _, rnn, _, _, x_like, _, y_like, _, state, *_ = fake.find_calls("cudnnRNNForward")[0]
     assert fake.alive[rnn][4] == 1 and fake.alive[rnn][12] == layers
     assert (fake.alive[x_like][5], fake.alive[y_like][5]) == (5, 6)
     assert fake.alive[state][3:] == [[2 * layers, 2, 3], [6, 3, 1]]
@@ -223,7 +237,7 @@ def test_packed_input_agrees_with_nn_gru(algorithm, bidirectional):
         output, h_n = call(x.data)
         theirs, their_h_n = gru(x)
     torch.testing.assert_close((output, h_n), (theirs.data, their_h_n))
-    _, _, _, _, x_like, _, y_like, *_ = fake.named("cudnnRNNForward")[0]
+    _, _, _, _, x_like, _, y_like, *_ = fake.find_calls("cudnnRNNForward")[0]
     assert fake.alive[x_like] == ["RNNDataDescriptor", 0, 1, 4, 3, 5, [4, 2, 1], None]
     assert fake.alive[y_like][5:7] == [3 + 3 * bidirectional, [4, 2, 1]]
 
@@ -239,19 +253,18 @@ def test_provider_passes_the_data_of_packed_input(monkeypatch):
 def test_arguments_of_two_calls_differ_only_in_the_input():
     fake = FakeLibrary()
     call, _, x = make_call(fake, STATIC)
-    another = x + 1
-    first = call(x)
-    second = call(another)
-    assert [result.data_ptr() for result in first] == [result.data_ptr() for result in second]
-    first_arguments, second_arguments = fake.named("cudnnRNNForward")
+    other_x = x + 1
+    results, other_results = call(x), call(other_x)
+    assert [result.data_ptr() for result in results] == [result.data_ptr() for result in other_results]
+    first_arguments, second_arguments = fake.find_calls("cudnnRNNForward")
     handle, rnn, _, lengths, x_like, x_pointer, y_like, y, state, hx, hy, cell, cx, cy, *spaces = first_arguments
     assert x_pointer == x.data_ptr()
-    assert second_arguments == [*first_arguments[:5], another.data_ptr(), *first_arguments[6:]]
+    assert second_arguments == [*first_arguments[:5], other_x.data_ptr(), *first_arguments[6:]]
     assert len({handle, rnn, x_like, y_like, state}) == 5
-    assert [y, hy] == [result.data_ptr() for result in first]
+    assert [y, hy] == [result.data_ptr() for result in results]
     assert [lengths, hx, cell, cx, cy] == [None] * 5
     size, space, work_size, work, reserve_size, reserve = spaces
-    (*_, asked_size, asked_space, number, _, _, _, _) = fake.named("cudnnGetRNNWeightParams")[0]
+    (*_, asked_size, asked_space, number, _, _, _, _) = fake.find_calls("cudnnGetRNNWeightParams")[0]
     assert (size, space, number) == (asked_size, asked_space, 0)
     assert (work_size, reserve_size, reserve) == (WORKSPACE + 32, 0, None)
     memory(work, torch.uint8, work_size).fill_(1)
@@ -262,7 +275,7 @@ def test_handle_follows_the_stream():
     handle = Handle(Library(fake), lambda: next(streams))
     for _ in range(5):
         handle.follow()
-    assert fake.named("cudnnSetStream") == [[handle.pointer.value, stream] for stream in (None, 7, None)]
+    assert fake.find_calls("cudnnSetStream") == [[handle.pointer.value, stream] for stream in (None, 7, None)]
 
 
 def test_descriptors_are_destroyed_with_the_call():
@@ -274,11 +287,11 @@ def test_descriptors_are_destroyed_with_the_call():
     assert not fake.alive
 
 
-QUIET = {"cudnnGetVersion", "cudnnGetErrorString", "cudnnGetLastErrorString"}
-LAST = {name for name in PROTOTYPES if name.startswith("cudnnDestroy")}
+WITHOUT_STATUS = {"cudnnGetVersion", "cudnnGetErrorString", "cudnnGetLastErrorString"}
+DESTROYING = {name for name in PROTOTYPES if name.startswith("cudnnDestroy")}  # called after a failure, too
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOTYPES if name not in QUIET | LAST])
+@pytest.mark.parametrize("name", [name for name in PROTOTYPES if name not in WITHOUT_STATUS | DESTROYING])
 def test_failing_function_is_reported_and_undone(name, monkeypatch):
     fake = FakeLibrary(failing=name)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
@@ -300,7 +313,7 @@ def test_config_tells_that_the_standard_algorithm_may_run_instead(name, falls_ba
 
 @pytest.mark.parametrize("wrong", [(2, 3, [1, 3, 5], [15, 5, 1]), (0, 3, [1, 5, 3], [15, 3, 1])])
 def test_unexpected_weight_descriptors_are_refused(wrong, monkeypatch):
-    def describe(self, tensor, most, *results):
+    def describe(self, tensor, max_rank, *results):
         write_description(wrong, *results)
 
     monkeypatch.setattr(FakeLibrary, "GetTensorNdDescriptor", describe)
@@ -312,11 +325,12 @@ def test_unexpected_weight_descriptors_are_refused(wrong, monkeypatch):
 def test_weights_outside_of_the_weight_space_are_refused(shift, monkeypatch):
     original = FakeLibrary.GetRNNWeightParams
 
-    def outside(self, *arguments):
+    def return_wrong_address(self, *arguments):
         original(self, *arguments)
-        arguments[7][0] = arguments[4] + shift
+        space, matrix_address = arguments[4], arguments[7]
+        matrix_address[0] = space + shift  # before the space, between elements, or after the space
 
-    monkeypatch.setattr(FakeLibrary, "GetRNNWeightParams", outside)
+    monkeypatch.setattr(FakeLibrary, "GetRNNWeightParams", return_wrong_address)
     with pytest.raises(CudnnError, match="cudnnGetRNNWeightParams"):
         make_call(FakeLibrary())
 
@@ -355,6 +369,7 @@ def test_without_cudnn_providers_are_unavailable(monkeypatch):
 
 @pytest.fixture
 def real() -> ctypes.CDLL:
+    """Return the real library of cuDNN."""
     return ctypes.CDLL(cudnn.LIBRARY)
 
 
@@ -365,7 +380,7 @@ def real() -> ctypes.CDLL:
 def test_cudnn_reads_back_the_rnn_descriptor(real, precision, algorithm, bias):
     dtype, fake, library = set_precision(precision), FakeLibrary(), Library(real)
     make_call(fake, algorithm, dtype, math_type(dtype), bias=bias)
-    _, *settings = fake.named("cudnnSetRNNDescriptor_v8")[0]
+    _, *settings = fake.find_calls("cudnnSetRNNDescriptor_v8")[0]
     rnn, numbers, dropout, flags = c_void_p(), [c_int(-1) for _ in range(12)], c_void_p(), c_uint(9)
     library.call("cudnnCreateRNNDescriptor", byref(rnn))
     try:
@@ -383,7 +398,8 @@ def test_error_holds_cudnns_message(real):
 
 
 @contextlib.contextmanager
-def on_another_stream():
+def run_on_another_stream():
+    """Run the block on a new stream, after the work of the current stream and before its later work."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -403,7 +419,7 @@ def test_providers_are_right_eagerly_and_in_a_graph(precision, name, hidden, bat
     torch.manual_seed(0)
     dtype = set_precision(precision)
     gru = nn.GRU(hidden, hidden, layers, bias=bias, bidirectional=bidirectional, device="cuda", dtype=dtype).eval()
-    x, another = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
+    x, other_x = torch.randn(2, 40, batch, hidden, device="cuda").to(gru.weight_hh_l0.dtype)
     reason = ""
     try:
         call = cudnn.PROVIDERS[name](gru, x).call
@@ -420,18 +436,18 @@ def test_providers_are_right_eagerly_and_in_a_graph(precision, name, hidden, bat
             assert (ours.double() - expected).abs().max().item() <= allowed
 
     check(call(x), x)
-    check(call(another), another)
-    with on_another_stream():
+    check(call(other_x), other_x)
+    with run_on_another_stream():
         results = call(x)
     check(results, x)
-    with on_another_stream():
-        call(another)
+    with run_on_another_stream():
+        call(other_x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = call(another)
+        results = call(other_x)
     for _ in range(2):
         for result in results:
             result.fill_(float("nan"))
         graph.replay()
-        check(results, another)
+        check(results, other_x)
     check(call(x), x)

@@ -17,18 +17,19 @@ from triton_gru.kernels import exchange, grid, isa
 from triton_gru.launch import execute
 from triton_gru.plan.device import limit_sms
 
-from .perf_calls import CPU, KNOWN_FLOORS, plant, rows_of
+from .perf_calls import CPU, KNOWN_FLOORS, plant_provider, read_finished_rows
 from .planted import H200
 from .ptx.device import emulate_gpu
-from .test_perf_report import row, squeezed, table, written
+from .test_perf_report import find_table, row, squeeze_spaces, write_csv
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
-# Stages that cannot be left out in fp32 without TF32, and a part of the message.
-STAGE = "perf.experiments.stages:"
-NOT_LEFT_OUT = {
-    f"{STAGE}grid-without-{stage}": "in 16 bits and TF32" for stage in ("products-but-the-first", "sums", "gate-inputs")
-} | {f"{STAGE}block-without-gate-inputs": "where a program has two rows"}
-NAMES = [STAGE + name for name in stages.PROVIDERS]
+STAGES_MODULE = "perf.experiments.stages:"  # before the names of the providers
+# Providers that cannot serve fp32 without TF32, and a part of their error.
+UNAVAILABLE_IN_IEEE = {
+    f"{STAGES_MODULE}grid-without-{stage}": "in 16 bits and TF32"
+    for stage in ("products-but-the-first", "sums", "gate-inputs")
+} | {f"{STAGES_MODULE}block-without-gate-inputs": "where a program has two rows"}
+NAMES = [STAGES_MODULE + name for name in stages.PROVIDERS]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_each_stage_is_timed_by_its_kernel_and_not_judged(kernel, hidden, starte
     case = Case("fp16", hidden, batch=2, steps=2)
     for stage in STAGES[kernel]:
         started.clear()
-        _, timed = measure.measure(case, [f"{STAGE}{kernel}-without-{stage}"], CPU, KNOWN_FLOORS)
+        _, timed = measure.measure(case, [f"{STAGES_MODULE}{kernel}-without-{stage}"], CPU, KNOWN_FLOORS)
         assert load_scan_without(kernel, stage) in started and stages.SCANS[kernel] not in started
         assert timed.status in ("ok", "noisy") and timed.n and timed.max_abs_err == "", timed
         assert timed.kernel == kernel and '"units"' in timed.config
@@ -60,7 +61,7 @@ def test_kernel_without_a_stage_computes_something_else(monkeypatch):
     """The accuracy gate would stop such a kernel if it judged the results."""
     name = "grid-without-activations"
     prepare = stages.PROVIDERS[name]
-    plant(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
+    plant_provider(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
     _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN_FLOORS)
     assert timed.status == "wrong"
 
@@ -69,19 +70,19 @@ def test_step_breakdown_can_be_rehearsed(tmp_path, monkeypatch, started):
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
     arguments = ["run", "--sweep", "step-breakdown", "--rehearse", "--out", str(tmp_path), "--seconds", "0.01"]
     assert main(arguments) == 0
-    rows = {row["provider"]: row for row in rows_of(tmp_path / "step-breakdown-cpu.csv")}
+    rows = {row["provider"]: row for row in read_finished_rows(tmp_path / "step-breakdown-cpu.csv")}
     assert list(rows) == ["torch.nn.GRU", "triton_gru.grid", "triton_gru.block", *NAMES]
-    assert {name for name, row in rows.items() if row["status"] == "unavailable"} == {*NOT_LEFT_OUT}
-    assert all(message in rows[name]["error"] for name, message in NOT_LEFT_OUT.items())
-    timed = [row for name, row in rows.items() if name not in NOT_LEFT_OUT]
+    assert {name for name, row in rows.items() if row["status"] == "unavailable"} == {*UNAVAILABLE_IN_IEEE}
+    assert all(message in rows[name]["error"] for name, message in UNAVAILABLE_IN_IEEE.items())
+    timed = [row for name, row in rows.items() if name not in UNAVAILABLE_IN_IEEE]
     assert all(row["status"] in ("ok", "noisy") and row["mode"] == "eager" for row in timed)
-    kernels = [load_scan_without(*name.removeprefix(STAGE).split("-without-")) for name in NAMES]
-    assert len({*kernels} & started) == len(NAMES) - len(NOT_LEFT_OUT)
+    kernels = [load_scan_without(*name.removeprefix(STAGES_MODULE).split("-without-")) for name in NAMES]
+    assert len({*kernels} & started) == len(NAMES) - len(UNAVAILABLE_IN_IEEE)
 
 
 def test_unsupported_case_is_unavailable_with_a_reason():
     with emulate_gpu(limit_sms(H200, 64), 1):
-        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGE}grid-without-output"], CPU, KNOWN_FLOORS)
+        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGES_MODULE}grid-without-output"], CPU, KNOWN_FLOORS)
     assert timed.status == "unavailable" and "it takes 65 programs at once" in timed.error
 
 
@@ -99,14 +100,14 @@ def test_report_shows_the_time_of_each_stage(tmp_path):
         return row(f"{provider}+graph", 512 * microseconds / 1000, kernel="grid", **more)
 
     rows = [
-        timed("triton_gru.grid", 0.8), timed(f"{STAGE}grid-without-sums", 0.7),
-        timed(f"{STAGE}grid-without-waiting", 0.3),
-        timed("triton_gru.grid", 1.0, B=16), timed(f"{STAGE}grid-without-waiting", 0.75, B=16),
-        timed(f"{STAGE}grid-without-sums", 0.5, B=16, run_id="another"), timed("triton_gru", 0.1),
+        timed("triton_gru.grid", 0.8), timed(f"{STAGES_MODULE}grid-without-sums", 0.7),
+        timed(f"{STAGES_MODULE}grid-without-waiting", 0.3),
+        timed("triton_gru.grid", 1.0, B=16), timed(f"{STAGES_MODULE}grid-without-waiting", 0.75, B=16),
+        timed(f"{STAGES_MODULE}grid-without-sums", 0.5, B=16, run_id="another"), timed("triton_gru", 0.1),
     ]  # fmt: skip
-    loaded = report.load([written(tmp_path / "rows.csv", rows)])
-    shown = table(loaded, "Stages: microseconds of a step, and microseconds saved without each stage")
-    assert squeezed(format_table(shown).splitlines()) == [
+    loaded = report.load([write_csv(tmp_path / "rows.csv", rows)])
+    shown = find_table(loaded, "Stages: microseconds of a step, and microseconds saved without each stage")
+    assert squeeze_spaces(format_table(shown).splitlines()) == [
         "kernel precision H B T step sums waiting",
         "grid float16 512 4 512 0.8 0.1 0.5",
         "grid float16 512 16 512 1 0.25",

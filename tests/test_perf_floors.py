@@ -17,7 +17,7 @@ from perf.floors import Floors, Hops
 from perf.floors_kernel import read_shared
 from triton_gru.plan.config import HANDOVERS
 
-from .perf_calls import read
+from .perf_calls import read_csv
 from .planted import H200
 
 # 100 multiprocessors that hold 1 000 bytes each. Each of them makes 1e10 FLOPs a second.
@@ -29,6 +29,7 @@ QUICK = dataclasses.replace(CHIP, memory=1e14, launch={"eager": 0.0})  # reads a
 
 
 def seconds(chip, case, mode="eager", l2="cold"):
+    """Return the floor of a case on a chip, in seconds."""
     return chip.compute_floor_ms(case, mode, l2) / 1000
 
 
@@ -111,7 +112,7 @@ def test_floor_of_two_directions_packed_input_and_frames():
 def strategies(chip, case):
     """Return the seconds of a call by three strategies: layer after layer, with all traffic and FLOPs overlapped."""
     rate, h, steps = chip.matrix["float16", ""], case.hidden, case.steps * case.layers
-    product = 6 * h * h / (rate / chip.multiprocessors)
+    product = 6 * h * h / (rate / chip.multiprocessors)  # of one row's step on one multiprocessor
     reading = max(0, 6 * h * h - chip.on_chip) / 384e9
     rows = math.ceil(case.batch / chip.multiprocessors)
     one_per_row = steps * (rows * product + reading + chip.step)
@@ -129,6 +130,7 @@ SLOWER = {"memory": 0.5, "l2": 0.5, "hop": 2, "step": 2, "on_chip": 0.5, "l2_byt
 
 
 def draw_chip(rng):
+    """Return the floors of a random chip. Rates and latencies span several powers of ten."""
     return Floors(
         memory=10 ** rng.uniform(10, 14), l2=10 ** rng.uniform(12, 15), launch={"eager": 1e-9},
         matrix={("float16", ""): 10 ** rng.uniform(10, 16)},
@@ -153,8 +155,8 @@ def test_floor_is_below_any_strategy_and_grows_with_case_and_slower_chip():
 
 
 def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
-    one_in_20_is_not_delayed = itertools.cycle([0.5] + 19 * [1.0])
-    monkeypatch.setattr(floors, "host_clock", lambda function: next(one_in_20_is_not_delayed))
+    launch_times = itertools.cycle([0.5] + 19 * [1.0])  # of each 20 launches, one is not delayed
+    monkeypatch.setattr(floors, "host_clock", lambda function: next(launch_times))
     first = floors.load_or_measure(tmp_path, "cpu")
     assert first.launch["host"] == 0.5e-3
     assert 1e7 < first.memory < 1e13  # wide bounds, as other processes may use the machine
@@ -168,43 +170,49 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))  # as after a kill: the file is incomplete, and measured again
     assert floors.load_or_measure(tmp_path, "cpu").memory > 0
-    assert len(read(path)) == 2 * len(lines) - 3
+    # The header and the last row are missing from the first run's lines. The second run is complete.
+    assert len(read_csv(path)) == (len(lines) - 2) + (len(lines) - 1)
     assert floors.load_or_measure(tmp_path, "cpu", remeasure=True).memory > 0
 
 
-def test_read_shared_reads_all_numbers(kernels_on_cpu):
-    numbers = torch.arange(4 * 64, dtype=torch.int32)
+def test_read_shared_reads_every_element(kernels_on_cpu):
+    """Three programs read four parts of 64 elements, five times."""
+    source = torch.arange(4 * 64, dtype=torch.int32)
     result = torch.zeros(3, dtype=torch.int32)
-    read_shared[(3,)](numbers, result, 5, PART=64, PARTS=4)
-    assert result.tolist() == [5 * int(numbers.sum())] * 3
+    read_shared[(3,)](source, result, rounds=5, PART=64, PARTS=4)
+    assert result.tolist() == [5 * int(source.sum())] * 3
 
 
-def hops(handover):
-    return Hops(handover, 3, torch.device("cpu"))
+def make_hops(handover):
+    return Hops(handover, steps=3, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("handover", HANDOVERS)
 def test_every_handover_ends_with_the_known_answer(handover, kernels_on_cpu):
-    tested = hops(handover)
-    assert tested.is_right(tested.launch.start)
-    assert not tested.is_right(lambda: None)
+    hops = make_hops(handover)
+    assert hops.is_right(hops.launch.start)
+    assert not hops.is_right(lambda: None)  # nothing runs, so the results stay zero
 
 
 @triton.jit
-def _numbers_of_no_history(history, element):
+def _make_elements_without_history(history, element):
     return (element & 1023).to(tl.float32)
 
 
-def test_hop_that_hands_over_other_numbers_is_wrong(kernels_on_cpu, monkeypatch):
-    monkeypatch.setattr("perf.floors_kernel._numbers", _numbers_of_no_history)
-    # A new JITFunction, as the old one would run what it compiled with the original `_numbers`.
+def test_hop_that_hands_over_wrong_elements_is_wrong(kernels_on_cpu, monkeypatch):
+    monkeypatch.setattr("perf.floors_kernel._make_elements", _make_elements_without_history)
+    # A new JITFunction, as the old one would run what it compiled with the original `_make_elements`.
     monkeypatch.setattr(floors, "hop_steps", triton.jit(floors.hop_steps.fn, do_not_specialize=["steps"]))
-    assert not any(tested.is_right(tested.launch.start) for tested in map(hops, HANDOVERS))
+    assert not any(hops.is_right(hops.launch.start) for hops in map(make_hops, HANDOVERS))
 
 
 @pytest.fixture
 def stub_hops(monkeypatch):
-    """Stand for hops on a GPU: 3 us by "flag", 2 us by "probe". Return the list of wrong hand-overs, empty at first."""
+    """Replace hops on a GPU by ones of 3 us by "flag" and 2 us by "probe". A launch takes 0.5 ms more.
+
+    Return an empty list. A test adds the names of hand-overs to it whose results shall be wrong. If the test adds
+    "gives up", all hand-overs give up.
+    """
     wrong = []
 
     class Stub:

@@ -18,7 +18,7 @@ from triton_gru.plan.device import limit_sms
 from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
-from .perf_calls import CPU, KNOWN_FLOORS, TINY, plant
+from .perf_calls import CPU, KNOWN_FLOORS, TINY, plant_provider
 from .planted import H200
 from .ptx.device import emulate_gpu
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
 
 
 def measure_rows(names, case=TINY, conditions=CPU):
+    """Measure the named providers and the baseline on a case. Return their rows by provider."""
     return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN_FLOORS)}
 
 
@@ -54,7 +55,7 @@ def test_handwritten_loop_rnn_and_lstm_are_right(layers):
 def test_reset_before_is_measured_and_reset_after_is_wrong_for_it(monkeypatch):
     """The gate finds outputs of the other variant. Providers without `reset_after=False` are unavailable."""
     case = dataclasses.replace(TINY, layers=2, reset_after=False)
-    plant(monkeypatch, "triton_gru.after", lambda gru, x: Ready(make_nn_gru(gru)))
+    plant_provider(monkeypatch, "triton_gru.after", lambda gru, x: Ready(make_nn_gru(gru)))
     names = ["triton_gru", *(f"triton_gru.{kernel}" for kernel in KERNELS), "handwritten"]
     rows = measure_rows([*names, "triton_gru.after", "cudnn.standard", "torch.compile"], case)
     for name in ("torch.nn.GRU", *names):
@@ -76,7 +77,10 @@ def make_nn_gru(gru):
 
 
 def make_wrong(part, value):
-    """Return a provider like `nn.GRU`, with ``value`` added to the last number of the output or of ``h_n``."""
+    """Return a provider like `nn.GRU`, with ``value`` added to the last element of a result.
+
+    ``part`` is 0 for the output and 1 for ``h_n``.
+    """
 
     def prepare(gru, x):
         def call(x):
@@ -92,7 +96,7 @@ def make_wrong(part, value):
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("value", [1e-3, float("nan")])
 def test_wrong_provider_gets_no_time(part, value, monkeypatch):
-    plant(monkeypatch, "wrong", make_wrong(part, value))
+    plant_provider(monkeypatch, "wrong", make_wrong(part, value))
     rows = measure_rows(["wrong", "handwritten"])
     assert (rows["wrong"].status, rows["wrong"].n, rows["wrong"].p50_ms) == ("wrong", 0, "")
     assert not rows["wrong"].max_abs_err < 9e-4
@@ -100,18 +104,18 @@ def test_wrong_provider_gets_no_time(part, value, monkeypatch):
 
 
 def test_gate_compares_every_row_of_a_batch_checked_in_parts(monkeypatch):
-    plant(monkeypatch, "wrong", make_wrong(0, 1e-3))
-    monkeypatch.setattr(accuracy, "_NUMBERS_AT_ONCE", 16 * 3 * 2)  # two rows
+    plant_provider(monkeypatch, "wrong", make_wrong(0, 1e-3))
+    monkeypatch.setattr(accuracy, "_MAX_OUTPUT_ELEMENTS", 16 * 3 * 2)  # H = 16, T = 3: parts of two rows
     rows = measure_rows(["wrong", "handwritten"], dataclasses.replace(TINY, batch=5))
     assert rows["wrong"].status == "wrong"
     assert rows["handwritten"].n > 0
 
 
 def test_our_providers_have_less_slack_than_peers(monkeypatch):
-    """The test plants providers whose error is three times the bound of the package."""
-    allowed = 3 * 4 * torch.finfo(torch.float32).eps
-    plant(monkeypatch, "peer", make_wrong(0, allowed))
-    plant(monkeypatch, "triton_gru.new", make_wrong(0, allowed))
+    """An error of three times our bound is within the tolerance of a peer, which is four times our bound."""
+    error = 3 * 4 * torch.finfo(torch.float32).eps
+    plant_provider(monkeypatch, "peer", make_wrong(0, error))
+    plant_provider(monkeypatch, "triton_gru.new", make_wrong(0, error))
     rows = measure_rows(["peer", "triton_gru.new"])
     assert rows["peer"].n > 0
     assert rows["triton_gru.new"].status == "wrong"
@@ -124,8 +128,8 @@ def test_unmeasurable_providers_give_rows_with_a_reason(monkeypatch):
     def failing(gru, x):
         return Ready(lambda x: 1 / 0)
 
-    plant(monkeypatch, "missing", unavailable)
-    plant(monkeypatch, "failing", failing)
+    plant_provider(monkeypatch, "missing", unavailable)
+    plant_provider(monkeypatch, "failing", failing)
     with emulate_gpu(limit_sms(H200, 64), 1):
         rows = measure_rows(["missing", "failing", "triton_gru.grid"], dataclasses.replace(TINY, hidden=1040))
     assert (rows["missing"].status, rows["missing"].error) == ("unavailable", "the package is not here")
@@ -139,7 +143,7 @@ def test_unmeasurable_providers_give_rows_with_a_reason(monkeypatch):
 
 def test_provider_that_fails_while_timed_leaves_no_times(monkeypatch):
     def prepare(gru, x):
-        calls = iter(range(5))
+        calls = iter(range(5))  # enough calls to be judged
 
         def call(x):
             if next(calls, None) is None:
@@ -148,7 +152,7 @@ def test_provider_that_fails_while_timed_leaves_no_times(monkeypatch):
 
         return Ready(call)
 
-    plant(monkeypatch, "tired", prepare)
+    plant_provider(monkeypatch, "tired", prepare)
     rows = measure_rows(["tired", "triton_gru.block"])
     assert {row.status for row in rows.values()} == {"failed"}
     assert rows["tired"].error == "RuntimeError: enough"
@@ -190,7 +194,7 @@ def test_provider_gets_inputs_in_its_own_layout(monkeypatch):
     def prepare(gru, x):
         return Ready(lambda x: called.append(x) or gru(x), lay_out=lay_out)
 
-    plant(monkeypatch, "another layout", prepare)
+    plant_provider(monkeypatch, "another layout", prepare)
     assert measure_rows(["another layout"])["another layout"].n > 0
     assert {id(x) for x in called} == {id(x) for x in laid_out}
 
@@ -216,8 +220,13 @@ def test_every_kernel_serves_two_directions_and_unequal_lengths(case, launched):
 @pytest.mark.parametrize("case", [BIDIRECTIONAL, PACKED, dataclasses.replace(RAGGED, input_size=None)])
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 @pytest.mark.parametrize("part", [0, 1])
-def test_wrong_number_is_found_in_either_direction_and_after_the_ends(part, wrong, case, monkeypatch):
-    """The last number of a padded output is a zero after the end of the shortest sequence."""
+def test_last_element_of_every_result_is_judged(part, wrong, case, monkeypatch):
+    """An error in one element is found, whichever result and part of the result has the element.
+
+    The last element of ``h_n`` belongs to the second direction of the bidirectional case. The last element of a padded
+    output is a zero after the end of the shortest sequence. Without the error, the same provider is right.
+    """
+    error = wrong
 
     def prepare(gru, x):
         nn_gru = torch_modules.PROVIDERS["torch.nn.GRU"](gru, x)
@@ -230,18 +239,18 @@ def test_wrong_number_is_found_in_either_direction_and_after_the_ends(part, wron
 
         return Ready(call)
 
-    plant(monkeypatch, "another", prepare)
-    error = wrong
-    assert measure_rows(["another"], case)["another"].status == "wrong"
-    error = 0.0
-    assert measure_rows(["another"], case)["another"].n > 0
+    plant_provider(monkeypatch, "planted", prepare)
+    assert measure_rows(["planted"], case)["planted"].status == "wrong"
+    error = 0.0  # `call` reads this variable
+    assert measure_rows(["planted"], case)["planted"].n > 0  # timed, so it was right
 
 
 def test_providers_without_unequal_lengths_are_unavailable():
-    names = ["handwritten", "torch.compile", "torchrl"]
-    for case, unable in ((PACKED, names), (RAGGED, [*names, "cudnn.standard", "cudnn.persist_static"])):
-        rows = measure_rows(unable, case)
-        for name in unable:
+    padded_only = ["handwritten", "torch.compile", "torchrl"]
+    without_lengths = [*padded_only, "cudnn.standard", "cudnn.persist_static"]
+    for case, names in ((PACKED, padded_only), (RAGGED, without_lengths)):
+        rows = measure_rows(names, case)
+        for name in names:
             assert (rows[name].status, "of one length" in rows[name].error) == ("unavailable", True)
     names = ["handwritten", "torchrl"]
     rows = measure_rows(names, BIDIRECTIONAL)
@@ -251,20 +260,23 @@ def test_providers_without_unequal_lengths_are_unavailable():
 FRAMES = dataclasses.replace(TINY, steps=1, layers=2, is_streaming=True)
 
 
-def _stream(forgetful=False, resets=True):
-    """Return a streaming provider of `nn.GRU`. Each frame starts from zeros if ``forgetful``."""
+def make_stream(is_forgetful=False, can_reset=True):
+    """Return a streaming provider of `nn.GRU`.
+
+    If ``is_forgetful``, each frame starts from zeros. Without ``can_reset``, its `reset` does nothing.
+    """
 
     def prepare(gru, x):
         state = None
 
         def call(x):
             nonlocal state
-            output, state = gru(x, None if forgetful else state)
+            output, state = gru(x, None if is_forgetful else state)
             return output
 
         def reset():
             nonlocal state
-            state = None if resets else state
+            state = None if can_reset else state
 
         return Ready(call, reset=reset, no_graph_reason="it has its own")
 
@@ -272,9 +284,9 @@ def _stream(forgetful=False, resets=True):
 
 
 def test_stream_is_judged_from_its_reset_and_by_its_state(monkeypatch):
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "right", _stream())
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "forgetful", _stream(forgetful=True))
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "not reset", _stream(resets=False))
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "right", make_stream())
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "forgetful", make_stream(is_forgetful=True))
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "not reset", make_stream(can_reset=False))
     rows = measure_rows(["right", "forgetful", "not reset"], FRAMES)
     assert {name: row.status for name, row in rows.items() if not row.n} == {
         "forgetful": "wrong", "not reset": "wrong",
@@ -285,7 +297,7 @@ def test_stream_is_judged_from_its_reset_and_by_its_state(monkeypatch):
 
 def test_nan_is_wrong_in_frames_and_in_other_cells(monkeypatch):
     def prepare_stream(gru, x):
-        ready = _stream()(gru, x)
+        ready = make_stream()(gru, x)
         return dataclasses.replace(ready, call=lambda x: ready.call(x) * torch.nan)
 
     def prepare_cell(gru, x):
@@ -293,7 +305,7 @@ def test_nan_is_wrong_in_frames_and_in_other_cells(monkeypatch):
         return dataclasses.replace(ready, call=lambda x: (ready.call(x)[0], ready.call(x)[1] * torch.nan))
 
     monkeypatch.setitem(providers.STREAMING_PROVIDERS, "frames", prepare_stream)
-    plant(monkeypatch, "cell", prepare_cell)
+    plant_provider(monkeypatch, "cell", prepare_cell)
     assert measure_rows(["frames"], FRAMES)["frames"].status == "wrong"
     assert measure_rows(["cell"])["cell"].status == "wrong"
 
@@ -329,36 +341,35 @@ def test_graph_of_a_stream_must_carry_its_state(monkeypatch):
 
     monkeypatch.setattr(measure, "capture_graph", capture_graph)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "own graph", _stream())
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "own graph", make_stream())
     both_modes = dataclasses.replace(CPU, modes=("eager", "graph"))
     names = ["torch.nn.GRUCell", "triton_gru", "own graph"]
     rows = measure_rows(names, FRAMES, both_modes)
     assert all(rows[f"{name}+graph"].n > 0 for name in ["torch.nn.GRU", *names[:2]])
     assert (rows["own graph"].n > 0, rows["own graph+graph"].error) == (True, "it has its own")
 
-    def left_behind(gru, x):
+    def prepare_without_carry(gru, x):
         ready = streaming.PROVIDERS["torch.nn.GRU"](gru, x)
         zeros = x.new_zeros(gru.num_layers, x.size(1), gru.hidden_size)
         return dataclasses.replace(ready, captured=lambda x: gru(x, zeros)[0])
 
-    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "left behind", left_behind)
+    monkeypatch.setitem(providers.STREAMING_PROVIDERS, "left behind", prepare_without_carry)
     rows = measure_rows(["left behind"], FRAMES, both_modes)
     assert (rows["left behind"].n > 0, rows["left behind+graph"].status) == (True, "wrong")
 
 
 def test_conditions_set_the_number_of_rounds(monkeypatch):
-    monkeypatch.setattr(measure, "ROUNDS", 5)
-    few = dataclasses.replace(CPU, seconds=0.0)
-    rows = measure_rows([], conditions=dataclasses.replace(few, rounds=7)) | {
-        "few": measure_rows([], conditions=few)["torch.nn.GRU"]
-    }
-    assert (rows["torch.nn.GRU"].n, rows["few"].n) == (7, 3)
+    monkeypatch.setattr(measure, "MAX_ROUNDS", 5)
+    no_time = dataclasses.replace(CPU, seconds=0.0)
+    for conditions, rounds in ((dataclasses.replace(no_time, rounds=7), 7), (no_time, 3)):  # 3 by `few_calls`
+        assert measure_rows([], conditions=conditions)["torch.nn.GRU"].n == rounds
 
 
 def test_rounds_are_written_in_order_and_paired_in_the_report(tmp_path, monkeypatch):
+    # The ratios of the rounds are 3, 2 and 2, with the median 2.
     planted = {"torch.nn.GRU": [300.0, 2.469134, 0.00002], "triton_gru": [100.0, 1.234567, 0.00001]}
     monkeypatch.setattr(measure, "samples", lambda calls, *_, **__: {name: planted[name] for name in calls})
-    plant(monkeypatch, "wrong", make_wrong(0, 1e-3))
+    plant_provider(monkeypatch, "wrong", make_wrong(0, 1e-3))
     written = TimingsCsv(tmp_path / "rows.csv", "cpu")
     written.add(*measure_rows(["triton_gru", "wrong"]).values())
     assert [row["samples_ms"] for row in written.rows()] == ["300 2.4691 2e-05", "100 1.2346 1e-05", ""]
@@ -366,8 +377,10 @@ def test_rounds_are_written_in_order_and_paired_in_the_report(tmp_path, monkeypa
 
 
 def test_least_rounds_are_taken_though_all_is_quiet():
-    taken = timing.samples({"a": [int]}, 50, lambda function: 1.0, 0.0, stop_when_quiet=True, least=30)
-    assert len(taken["a"]) == 30
+    times = timing.samples(
+        {"a": [int]}, rounds=50, time_once=lambda function: 1.0, seconds=0.0, stop_when_quiet=True, least=30
+    )
+    assert len(times["a"]) == 30
 
 
 def test_99th_percentile():
@@ -377,7 +390,7 @@ def test_99th_percentile():
 
 
 def test_lost_gpu_raises_with_the_culprits_rows(monkeypatch):
-    plant(monkeypatch, "killer", lambda gru, x: 1 / 0)
+    plant_provider(monkeypatch, "killer", lambda gru, x: 1 / 0)
     monkeypatch.setattr(measure, "is_lost", lambda: True)
     with pytest.raises(DeviceLost) as lost:
         measure_rows(["killer"])
@@ -396,7 +409,7 @@ def test_smoke_providers_on_a_gpu_in_both_modes(l2, monkeypatch):
         for name in (provider, f"{provider}+graph"):
             assert rows[name].status in ("ok", "noisy"), rows[name].error
             assert rows[name].peak_mem_mb > 0
-            assert rows[name].p50_ms > 0.02
+            assert rows[name].p50_ms > 0.02  # 100 steps take longer than an empty graph
     assert rows["triton_gru"].kernel == "grid"
     assert {row.status for row in rows.values()} <= {"ok", "noisy", "unavailable"}, {
         row.provider: row.error for row in rows.values() if row.status in ("wrong", "failed")
@@ -425,11 +438,11 @@ def test_precision_is_pinned_everywhere_and_restored():
     backends = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("fp16", "tf32")):
-        with Case(precision, 1, 1, 1).pinned():
+        with Case(precision, 1, 1, 1).pin_precision():
             assert [backend.fp32_precision for backend in backends] == [expected] * 2
     assert [backend.fp32_precision for backend in backends] == before
 
 
 def test_row_of_an_unmeasured_case_holds_its_shape():
-    row = TINY.row("handwritten", "graph", "warm")
+    row = TINY.make_row("handwritten", "graph", "warm")
     assert (row.provider, row.mode, row.l2, row.H, row.floor_ms) == ("handwritten+graph", "graph", "warm", 16, "")

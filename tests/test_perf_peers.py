@@ -19,7 +19,7 @@ from perf import measure, providers
 from perf.case import Case
 from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
 from perf.providers.interface import Ready, Unavailable
-from perf.providers.torch_modules import make_cell_like
+from perf.providers.torch_modules import make_module_like
 
 from .perf_calls import CPU, KNOWN_FLOORS, TINY
 
@@ -30,17 +30,18 @@ LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, Fals
 @pytest.fixture
 def tf32():
     """Allow products of float32 in TF32."""
-    with Case("tf32", 1, 1, 1).pinned():
+    with Case("tf32", 1, 1, 1).pin_precision():
         yield
 
 
 @pytest.fixture
-def cases(layers, bias):
-    """Return a GRU and an input, whose sizes all differ."""
+def gru_and_input(layers, bias):
+    """Return a GRU and an input. All sizes differ, so that exchanged axes cause an error."""
     return nn.GRU(7, 20, layers, bias=bias).eval(), torch.randn(5, 3, 7)
 
 
-def on_a_gpu(dtype=torch.float32):
+def stand_for_gpu_input(dtype=torch.float32):
+    """Return an object with the attributes of an input on a GPU that `import_gpu_peer` reads."""
     return types.SimpleNamespace(is_cuda=True, dtype=dtype)
 
 
@@ -57,20 +58,20 @@ def test_peer_that_is_not_installed_is_unavailable(monkeypatch):
 
 def test_import_gpu_peer_refuses_unsupported_calls():
     import_peer = partial(interface.import_gpu_peer, "json", "nothing", nn.GRU(4, 4))
-    assert import_peer(on_a_gpu()).__name__ == "json"
+    assert import_peer(stand_for_gpu_input()).__name__ == "json"
     with pytest.raises(Unavailable, match="json needs a CUDA device, the input is on cpu"):
         import_peer(torch.zeros(1, 1, 4))
     with pytest.raises(Unavailable, match=r"computes in torch.float32 here, not in torch.float16"):
-        import_peer(on_a_gpu(torch.float16), (torch.float32,))
+        import_peer(stand_for_gpu_input(torch.float16), (torch.float32,))
     with pytest.raises(Unavailable, match="one direction"):
-        interface.import_gpu_peer("json", "nothing", nn.GRU(4, 4, bidirectional=True), on_a_gpu())
+        interface.import_gpu_peer("json", "nothing", nn.GRU(4, 4, bidirectional=True), stand_for_gpu_input())
     with pytest.raises(Unavailable, match="of one length"):
         import_peer(nn.utils.rnn.pack_sequence([torch.zeros(2, 4)]))
 
 
 @LAYERS
-def test_handwritten_loop_with_and_without_biases(cases):
-    gru, x = cases
+def test_handwritten_loop_with_and_without_biases(gru_and_input):
+    gru, x = gru_and_input
     torch.testing.assert_close(handwritten.PROVIDERS["handwritten"](gru, x).call(x), gru(x))
 
 
@@ -78,7 +79,7 @@ def test_handwritten_loop_with_and_without_biases(cases):
 
 
 def scan(gi, h0, Wh_cat, bh_cat, **sizes):
-    """Stand for gru-qat's two forward functions: gates in the order r, z, n, b_hn inside of the reset."""
+    """Compute what gru-qat's two forward functions do: gates in the order r, z, n, and b_hn inside of the reset."""
     assert all(tensor.is_contiguous() for tensor in (gi, h0, Wh_cat, bh_cat))
     h, outputs = h0, []
     for gates in gi:
@@ -90,25 +91,26 @@ def scan(gi, h0, Wh_cat, bh_cat, **sizes):
 
 
 @LAYERS
-def test_gru_qat_gets_the_weights(cases):
-    gru, x = cases
+def test_gru_qat_gets_the_weights(gru_and_input):
+    gru, x = gru_and_input
     torch.testing.assert_close(gru_qat.bind(scan, gru, x)(x), gru(x))
 
 
 def test_gru_qat_tunes_each_case_and_takes_the_fastest_blocks(monkeypatch, tf32):
-    kernel = types.SimpleNamespace(cache={"of another H": "BLOCK_B: 32"})
+    kernel = types.SimpleNamespace(cache={"another H": "BLOCK_B: 32"})
 
-    def tuning(*arguments):
-        kernel.cache["of this"] = "BLOCK_B: 16"
+    def scan_with_tuning(*arguments):
+        kernel.cache["this H"] = "BLOCK_B: 16"
         return scan(*arguments)
 
     peer = types.SimpleNamespace(
-        gru_scan_forward=tuning, gru_scan_forward_persistent=scan, gru_scan_fwd_kernel=kernel
+        gru_scan_forward=scan_with_tuning, gru_scan_forward_persistent=scan, gru_scan_fwd_kernel=kernel
     )  # fmt: skip
     monkeypatch.setattr(gru_qat, "import_gpu_peer", lambda *_: peer)
-    chip = types.SimpleNamespace(multi_processor_count=132)
+    chip = types.SimpleNamespace(multi_processor_count=132)  # an H200
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
-    monkeypatch.setattr(gru_qat, "samples", lambda calls, *_: {name: [9.0 - i] for i, name in enumerate(calls)})
+    # The later block sizes are tried, the faster they seem.
+    monkeypatch.setattr(gru_qat, "samples", lambda calls, **_: {name: [9.0 - i] for i, name in enumerate(calls)})
     gru, x = nn.GRU(7, 64), torch.randn(5, 3, 7)
     ready = providers.make_ready("gru_qat.scan", gru, x, is_streaming=False)
     assert (ready.kernel, ready.config, ready.config_source) == ("scan", "BLOCK_B: 16", "autotuned")
@@ -129,12 +131,14 @@ def test_gru_qat_has_no_products_in_ieee(monkeypatch):
 
 
 def test_blocks_of_gru_qat_fit_and_are_powers_of_two():
-    assert gru_qat.blocks(16, 512, 132) == [
+    assert gru_qat.list_block_sizes(16, 512, 132) == [
         {"block_b": 8, "block_oh": units, "block_k": 32} for units in (16, 32, 64, 128)
     ]
-    assert gru_qat.blocks(1, 20, 132) == [{"block_b": 8, "block_oh": 16, "block_k": 16}]
-    assert [(block["block_b"], block["block_oh"]) for block in gru_qat.blocks(1024, 512, 132)] == [(64, 64), (32, 128)]
-    assert gru_qat.blocks(4096, 4096, 132) == []
+    assert gru_qat.list_block_sizes(1, 20, 132) == [{"block_b": 8, "block_oh": 16, "block_k": 16}]
+    # With 16 or 32 units a program, even 64 rows a program would make more than 132 programs.
+    rows_and_units = [(sizes["block_b"], sizes["block_oh"]) for sizes in gru_qat.list_block_sizes(1024, 512, 132)]
+    assert rows_and_units == [(64, 64), (32, 128)]
+    assert gru_qat.list_block_sizes(4096, 4096, 132) == []
 
 
 # --- FlashRNN
@@ -153,7 +157,7 @@ class FlashRNNConfig(types.SimpleNamespace):
         super().__init__(backend=backend, function=function, num_states=1 if function == "gru" else 2, **others)
 
 
-def stand_in(Wx, R, b, states, config):
+def compute_flashrnn(Wx, R, b, states, config):
     """Compute FlashRNN's formulas (flashrnn/vanilla) with one head, from arguments in the layouts of ``config``."""
     assert tuple(getattr(config, name) for name in SHAPES) == INTERNAL[config.backend]
     assert all(tensor.is_contiguous() for tensor in (Wx, R, b, states))
@@ -169,9 +173,9 @@ def stand_in(Wx, R, b, states, config):
             n = torch.tanh(w[2] + biases[3] + r * (y[0] + biases[0]))
             state = [z * state[0] + (1 - z) * n]
         else:
-            i, f, g, o = w + y + biases[:, None]
-            c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-            state = [o.sigmoid() * c.tanh(), c]
+            input_gate, forget_gate, candidate, output_gate = w + y + biases[:, None]
+            c = forget_gate.sigmoid() * state[1] + input_gate.sigmoid() * candidate.tanh()
+            state = [output_gate.sigmoid() * c.tanh(), c]
         all_states.append(torch.stack(state))
     h = torch.stack(all_states, 1).unsqueeze(3)
     return h, h[:, -1:]
@@ -179,11 +183,11 @@ def stand_in(Wx, R, b, states, config):
 
 @LAYERS
 @pytest.mark.parametrize("function", ["gru", "lstm"])
-def test_flashrnn_gets_the_weights(cases, function, monkeypatch, tf32):
-    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=stand_in)
+def test_flashrnn_gets_the_weights(gru_and_input, function, monkeypatch, tf32):
+    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=compute_flashrnn)
     monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/cuda")
-    gru, x = cases
+    gru, x = gru_and_input
     ready = providers.make_ready("flashrnn" if function == "gru" else "flashrnn.lstm", gru, x, is_streaming=False)
     assert ready.kernel == ("alternating" if function == "gru" else "fused")
     got = "cuda, float32 in IEEE" if function == "gru" else "cuda_fused"
@@ -197,18 +201,18 @@ def test_flashrnn_gets_the_weights(cases, function, monkeypatch, tf32):
 
 @pytest.mark.parametrize("backend", flashrnn.KERNELS)
 def test_both_kernels_of_flashrnn_serve_an_lstm_with_biases(backend):
-    lstm, _ = make_cell_like(nn.LSTM, nn.GRU(7, 20, 2))
+    lstm, _ = make_module_like(nn.LSTM, nn.GRU(7, 20, 2))
     config = FlashRNNConfig(backend, "lstm", output_shape="STBHD", **flashrnn.KERNELS[backend][1])
     x = torch.randn(5, 3, 7)
     output, (h_n, _) = lstm(x)
-    torch.testing.assert_close(flashrnn.bind(stand_in, config, lstm, x)(x), (output, h_n))
+    torch.testing.assert_close(flashrnn.bind(compute_flashrnn, config, lstm, x)(x), (output, h_n))
 
 
 def test_flashrnn_reports_what_it_lacks(monkeypatch):
-    def none_fits(*_, **__):
+    def fail_to_compile(*_, **__):
         raise ValueError("No working solution")
 
-    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=none_fits)
+    peer = types.SimpleNamespace(FlashRNNConfig=FlashRNNConfig, flashrnn=fail_to_compile)
     monkeypatch.setattr(flashrnn, "import_gpu_peer", lambda *_: peer)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     gru, x = nn.GRU(4, 4), torch.zeros(1, 1, 4)
@@ -238,6 +242,8 @@ class Cell:
 
 
 class Dense:
+    """A stand-in for `nnx.Linear`."""
+
     def __init__(self, use_bias):
         self.use_bias, self.bias = use_bias, None
 
@@ -247,12 +253,12 @@ class Dense:
 
 
 class Jax:
-    """A stand-in for the module `jax`, with tensors as arrays. ``waited`` counts calls that wait."""
+    """A stand-in for the module `jax`, with tensors as arrays. ``waits`` is the number of calls that waited."""
 
     numpy = torch
 
     def __init__(self):
-        self.waited, self.precisions = 0, []
+        self.waits, self.precisions = 0, []
         self.lax = types.SimpleNamespace(scan=self.scan)
 
     def devices(self, platform):
@@ -278,12 +284,13 @@ class Jax:
         return carry, torch.stack(outputs[::-1] if reverse else outputs)
 
     def block_until_ready(self, arrays):
-        self.waited += 1
+        self.waits += 1
         return arrays
 
 
 @pytest.fixture
 def jax(monkeypatch):
+    """Plant stand-ins for jax and flax.nnx as modules, and return that for jax."""
     nnx = types.ModuleType("flax.nnx")
     nnx.GRUCell, nnx.Rngs, nnx.Param = Cell, lambda seed: None, lambda array: array
     nnx.initializers = types.SimpleNamespace(zeros=None)
@@ -302,7 +309,7 @@ def test_flax_gets_the_weights_and_the_call_waits(layers, bias, bidirectional, j
     x = torch.randn(5, 3, 7)
     ready = providers.make_ready("flax.scan", gru, x, is_streaming=False)
     torch.testing.assert_close(ready.call(ready.lay_out(x)), gru(x))
-    assert (jax.waited, jax.precisions) == (1, ["highest"])
+    assert (jax.waits, jax.precisions) == (1, ["highest"])
     assert "its own stream" in ready.no_graph_reason
 
 
@@ -341,8 +348,11 @@ def test_dynamo_keeps_compiled_code_of_every_case(monkeypatch):
 
 
 @pytest.fixture
-def brought(tmp_path, monkeypatch):
-    """Put a module on the path, with a plain call, a Ready, a wrong provider and a number. Return its name."""
+def user_module(tmp_path, monkeypatch):
+    """Put a user's module on the path, and return its name. It has three providers and a number.
+
+    The providers return a plain call, a `Ready` and wrong results. A second module, "broken_peers", raises on import.
+    """
     (tmp_path / "brought_peers.py").write_text(
         "from perf.providers.interface import Ready\n"
         "plain = lambda gru, x: lambda x: gru(x)\n"
@@ -357,8 +367,8 @@ def brought(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_calls")
-def test_provider_of_another_module_is_judged_and_timed_under_its_name(brought):
-    names = [f"{brought}:{name}" for name in ("plain", "ready", "wrong")]
+def test_provider_of_another_module_is_judged_and_timed_under_its_name(user_module):
+    names = [f"{user_module}:{name}" for name in ("plain", "ready", "wrong")]
     providers.require_known([*names, "triton_gru", "torchrl"])
     rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN_FLOORS)}
     assert list(rows) == ["torch.nn.GRU", *names]
@@ -376,14 +386,21 @@ def test_ready_of_another_module_is_used_unchanged(monkeypatch):
 
 
 def batch_first_gru(wx, recurrent, bias, initial, cell):
-    """Stand for FlashRNN2's recurrence: [B, T, G, H, D], R [G, H, D, P], bias [G, H, D], states [S, B, T, H, D]."""
+    """Compute what FlashRNN2's recurrence does, with its arguments in its layouts.
+
+    ``wx`` is [B, T, G, H, D], ``recurrent`` [G, H, D, P], ``bias`` [G, H, D], and ``initial`` [states, B, T, H, D].
+    """
     config = FlashRNNConfig("cuda", cell, **dict(zip(SHAPES, INTERNAL["cuda"])))
     arranged = wx.permute(1, 0, 3, 2, 4), recurrent.permute(1, 3, 0, 2), bias.transpose(0, 1), initial.transpose(1, 2)
-    return [result.transpose(1, 2) for result in stand_in(*(tensor.contiguous() for tensor in arranged), config)]
+    results = compute_flashrnn(*(tensor.contiguous() for tensor in arranged), config)
+    return [result.transpose(1, 2) for result in results]
 
 
 def xma_gru(input, weight, forget_input, forget_weight, reset_input, reset_weight):
-    """Stand for XMA's functional GRU, which resets before the product: [B, S, N, H] and weights [N, H, H]."""
+    """Compute what XMA's function of a GRU does, which resets before the product.
+
+    Inputs are [B, steps, heads, H], and weights [heads, H, H].
+    """
     h, outputs = torch.zeros_like(input[:, 0]), []
     for x, x_f, x_r in zip(*(tensor.unbind(1) for tensor in (input, forget_input, reset_input))):
         f, r = (
@@ -398,7 +415,7 @@ def xma_gru(input, weight, forget_input, forget_weight, reset_input, reset_weigh
 def flag_gems_gru(
     input, hx, params, has_biases=True, num_layers=1, dropout=0.0, train=False, bidirectional=False, batch_first=False
 ):
-    """Stand for the function `gru` of FlagGems."""
+    """Compute what the function `gru` of FlagGems does."""
     return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
 
 
@@ -433,6 +450,6 @@ def test_examples_of_the_readme_agree(layers, bias, monkeypatch):
         ("brought_peers:", r"cannot be imported: AttributeError"),
     ],
 )
-def test_unknown_provider_names_are_refused(name, message, brought):
+def test_unknown_provider_names_are_refused(name, message, user_module):
     with pytest.raises(ValueError, match=message):
         providers.require_known(["triton_gru", name])

@@ -65,8 +65,11 @@ def test_torchrl_without_a_gpu_is_unavailable(monkeypatch):
         torchrl.PROVIDERS["torchrl"](nn.GRU(4, 4), torch.zeros(1, 1, 4))
 
 
-class Stub:
-    """A stand-in for `gru_triton` of TorchRL, with its arguments and its TF32 setting, that computes by torch."""
+class GruTritonStub:
+    """A stand-in for `gru_triton` of TorchRL, which has its arguments and computes by torch.
+
+    ``precisions`` has for each call the requested precision, and whether torch allowed TF32.
+    """
 
     def __init__(self):
         self.precisions = []
@@ -95,26 +98,26 @@ def test_torchrl_gets_the_weights(hidden, layers, bias, dtype, precision, matmul
     matmul.allow_tf32 = precision == "tf32"
     gru = nn.GRU(7, hidden, layers, bias=bias, dtype=dtype).eval()
     x = torch.randn(4, 3, 7, dtype=dtype)
-    stub = Stub()
+    stub = GruTritonStub()
     results = torchrl.bind(stub, gru, x)(x)
     assert stub.precisions == [(precision, precision == "tf32")] * layers
     torch.testing.assert_close(results, gru(x))
 
 
 @pytest.fixture
-def on_the_cpu(kernels_on_cpu, monkeypatch):
+def cases_on_cpu(kernels_on_cpu, monkeypatch):
     """Let cases that `perf` compiles for a GPU run on CPU tensors."""
-    for name in ("module", "draw"):
+    for name in ("make_gru", "draw_inputs"):
         method = getattr(Case, name)
         monkeypatch.setattr(Case, name, lambda self, device, method=method: method(self, "cpu"))
 
 
 def test_kernels_are_compiled_once_for_shapes_with_equal_launches(monkeypatch):
-    noted = []
+    compiled_launches = []
     compiled = types.SimpleNamespace(asm={})
     monkeypatch.setattr(ours, "find_device", lambda device: KNOWN_DEVICES["H200"])
     monkeypatch.setattr(
-        Launch, "compile", lambda self: noted.append((self.kernel.__name__, self.constants)) or compiled
+        Launch, "compile", lambda self: compiled_launches.append((self.kernel.__name__, self.constants)) or compiled
     )
     case = Case("fp16", hidden=20, batch=3, steps=9)
     bidirectional, packed = dataclasses.replace(case, directions=2), dataclasses.replace(case, layout="packed")
@@ -127,12 +130,12 @@ def test_kernels_are_compiled_once_for_shapes_with_equal_launches(monkeypatch):
         dataclasses.replace(bidirectional, layers=2),
         dataclasses.replace(case, steps=1),
     ]
-    kernels, compiled_for = ours.kernels_of([(case, ["triton_gru.block"]) for case in cases]), []
+    kernels, compiled_for = ours.find_kernels([(case, ["triton_gru.block"]) for case in cases]), []
     for candidate in kernels:
-        noted.clear()
+        compiled_launches.clear()
         assert compile_candidate(*candidate) == ""
-        compiled_for.append([*noted])
-        assert {kernel for kernel, _ in noted} == {"input_projection", "block_scan"}
+        compiled_for.append([*compiled_launches])
+        assert {kernel for kernel, _ in compiled_launches} == {"input_projection", "block_scan"}
     shapes = [(problem.layout, problem.directions, problem.num_layers, problem.steps) for problem, *_ in kernels]
     assert shapes == [
         ("dense", 1, 1, 2),
@@ -144,13 +147,14 @@ def test_kernels_are_compiled_once_for_shapes_with_equal_launches(monkeypatch):
     inputs = [constants["cut"].I.value for kernel, constants in compiled_for[3] if kernel == "input_projection"]
     assert inputs == [20, 40]
     assert compiled_for[2] != compiled_for[0]
-    assert ours.kernels_of([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []
+    assert ours.find_kernels([(dataclasses.replace(case, hidden=4096), ["triton_gru.block"])]) == []
 
 
-def test_providers_without_a_plan_are_compiled_by_a_call(on_the_cpu, monkeypatch, launched):
+def test_providers_without_a_plan_are_compiled_by_a_call(cases_on_cpu, monkeypatch, launched):
+    """Planned kernels are compiled from their plans. Other providers and streams are called once in a process."""
     calls, planned = [], []
     monkeypatch.setattr(precompile, "run_in_parallel", calls.extend)
-    monkeypatch.setattr(precompile, "kernels_of", lambda wanted: planned.extend(wanted) or [])
+    monkeypatch.setattr(precompile, "find_kernels", lambda wanted: planned.extend(wanted) or [])
     frame = Case("fp32", hidden=16, batch=2, steps=1, is_streaming=True)
     sequence = Case("fp32", hidden=16, batch=2, steps=3)
     names = ["torch.nn.GRUCell", "triton_gru.block", "torchrl", "perf.experiments.stages:block-without-output"]
@@ -193,13 +197,13 @@ def test_launches_without_the_module_compute_the_same(kernel, steps, device, lau
     gru = nn.GRU(4, 20, device=device).eval()
     ready = ours.prepare_launches(gru, torch.randn(steps, 3, 4, device=device), kernel)
     inputs = torch.randn(2, steps, 3, 4, device=device)
-    expected = [ours.BackendProvider(kernel).module(gru)(x) for x in inputs]
+    expected = [ours.BackendProvider(kernel).make_gru(gru)(x) for x in inputs]
     for _ in range(2):
         launched.clear()
         for x, (output, h_n) in zip(inputs, expected):
             actual = ready.call(x)
             assert torch.equal(actual[0], output) and torch.equal(actual[1], h_n)
         assert launched.has_only(kernel)
-    assert ready.call(inputs[0])[0] is ready.call(inputs[0])[0], "nothing is made for a call"
+    assert ready.call(inputs[0])[0] is ready.call(inputs[0])[0], "a call allocates no results"
     with pytest.raises(Unavailable, match="nn.GRU serves the call"):
         ours.prepare_launches(gru, inputs[0], "torch")

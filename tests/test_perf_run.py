@@ -19,7 +19,7 @@ from perf.measure import Conditions
 from perf.report import load
 from triton_gru.plan.problem import LAYOUTS
 
-from .perf_calls import KNOWN_FLOORS, TINY, plant, read, rows_of
+from .perf_calls import KNOWN_FLOORS, TINY, plant_provider, read_csv, read_finished_rows
 
 pytestmark = pytest.mark.usefixtures("few_calls")
 
@@ -29,17 +29,17 @@ def test_run_resumes_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, 
     started = []
     monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
     monkeypatch.setattr(measure, "is_lost", lambda: True)
-    plant(monkeypatch, "handwritten", lambda gru, x: 1 / 0)
+    plant_provider(monkeypatch, "handwritten", lambda gru, x: 1 / 0)
     assert run(tmp_path, "--minutes", "5") == 2
     assert started[0][1:3] == ["-m", "perf"]
     arguments = started[0][3:]
     assert 4.9 < float(arguments[-1]) < 5
-    assert [row["provider"] for row in rows_of(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
+    assert [row["provider"] for row in read_finished_rows(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
 
-    plant(monkeypatch, "torch.nn.GRU", lambda gru, x: 1 / 0)
+    plant_provider(monkeypatch, "torch.nn.GRU", lambda gru, x: 1 / 0)
     assert main(arguments) == main(arguments) == 2
     assert main(arguments) == 0
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = read_finished_rows(tmp_path / "smoke-cpu.csv")
     assert [(row["provider"], row["B"], row["status"]) for row in rows] == [
         ("handwritten", "2", "failed"), ("torch.nn.GRU", "3", "failed"), ("torch.nn.GRU", "2", "failed"),
     ]  # fmt: skip
@@ -55,6 +55,7 @@ def two_cases(monkeypatch):
 
 
 def run(out, *more):
+    """Run the sweep "smoke" into the folder ``out``, and return the exit status."""
     return main(["run", "--sweep", "smoke", "--out", str(out), "--seconds", "0.02", *more])
 
 
@@ -62,15 +63,15 @@ def test_resumed_run_measures_only_missing_rows(two_cases, tmp_path, capsys):
     assert run(tmp_path) == 0
     path = tmp_path / "smoke-cpu.csv"
     complete = path.read_bytes()
-    assert [(row["provider"], row["B"]) for row in rows_of(path)] == [
+    assert [(row["provider"], row["B"]) for row in read_finished_rows(path)] == [
         ("torch.nn.GRU", "2"), ("handwritten", "2"), ("torch.nn.GRU", "3"), ("handwritten", "3"),
     ]  # fmt: skip
-    assert all(float(row["floor_ms"]) > 0 for row in rows_of(path))
+    assert all(float(row["floor_ms"]) > 0 for row in read_finished_rows(path))
 
     lines = complete.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:50])  # killed while it wrote the second case's first row
     assert run(tmp_path, "--resume") == 0
-    rows = rows_of(path)
+    rows = read_finished_rows(path)
     assert path.read_bytes().startswith(b"".join(lines[:5]))
     assert [(row["provider"], row["B"]) for row in rows[2:]] == [("torch.nn.GRU", "3"), ("handwritten", "3")]
     assert rows[2]["run_id"] == rows[3]["run_id"] != rows[0]["run_id"]
@@ -78,7 +79,7 @@ def test_resumed_run_measures_only_missing_rows(two_cases, tmp_path, capsys):
     capsys.readouterr()
     assert run(tmp_path, "--resume") == 0
     assert "0 of 2 cases" in capsys.readouterr().out
-    assert rows_of(path) == rows
+    assert read_finished_rows(path) == rows
 
 
 def test_case_that_killed_the_process_is_measured_last(two_cases, tmp_path, monkeypatch):
@@ -87,24 +88,24 @@ def test_case_that_killed_the_process_is_measured_last(two_cases, tmp_path, monk
         with pytest.raises(SystemExit):
             run(tmp_path)
     path = tmp_path / "smoke-cpu.csv"
-    assert [(row["B"], row["status"], row["n"]) for row in read(path)] == [("2", "begun", "0")]
+    assert [(row["B"], row["status"], row["n"]) for row in read_csv(path)] == [("2", "begun", "0")]
     assert run(tmp_path, "--resume") == 0
-    assert [row["B"] for row in read(path)[1:] if row["status"] != "begun"] == ["3", "3", "2", "2"]
+    assert [row["B"] for row in read_csv(path)[1:] if row["status"] != "begun"] == ["3", "3", "2", "2"]
     assert len(load([path])) == 4  # the report leaves out rows with status "begun"
     assert run(tmp_path, "--resume") == 0
-    assert len(read(path)) == 7
+    assert len(read_csv(path)) == 7
 
 
 def test_added_provider_is_measured_with_the_baseline(two_cases, tmp_path):
     assert run(tmp_path) == 0
     assert run(tmp_path, "--resume", "--provider", "triton_gru.block", "handwritten") == 0
-    added = rows_of(tmp_path / "smoke-cpu.csv")[4:]
+    added = read_finished_rows(tmp_path / "smoke-cpu.csv")[4:]
     assert [row["provider"] for row in added] == ["torch.nn.GRU", "triton_gru.block"] * 2
 
 
 def test_without_resume_all_is_measured_again(two_cases, tmp_path):
     assert run(tmp_path) == run(tmp_path) == 0
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = read_finished_rows(tmp_path / "smoke-cpu.csv")
     assert [row["provider"] for row in rows] == ["torch.nn.GRU", "handwritten"] * 4
     assert len({row["run_id"] for row in rows}) == 2
 
@@ -112,7 +113,7 @@ def test_without_resume_all_is_measured_again(two_cases, tmp_path):
 def test_no_case_begins_after_the_time_limit(two_cases, tmp_path, capsys):
     assert run(tmp_path, "--minutes", "0") == 0
     assert "2 cases left" in capsys.readouterr().out
-    assert rows_of(tmp_path / "smoke-cpu.csv") == []
+    assert read_finished_rows(tmp_path / "smoke-cpu.csv") == []
 
 
 def test_killed_process_has_written_every_finished_case(tmp_path):
@@ -123,7 +124,7 @@ def test_killed_process_has_written_every_finished_case(tmp_path):
             break
     process.kill()
     process.communicate()
-    rows = rows_of(tmp_path / "smoke-cpu.csv")
+    rows = read_finished_rows(tmp_path / "smoke-cpu.csv")
     assert len(rows) >= 2
     assert {row["status"] for row in rows} <= {"ok", "noisy"}
 
@@ -185,7 +186,7 @@ def test_bad_arguments_are_reported_in_a_line(arguments, message, capsys):
 def test_drawn_inputs_have_the_lengths_of_the_case(layout):
     """Lengths are between a quarter of T and T, and the same in every draw."""
     case = Case("fp32", hidden=4, batch=300, steps=41, layout=layout, input_size=3)
-    first, again = case.draw("cpu")[:2]
+    first, again = case.draw_inputs("cpu")[:2]
     if layout == "dense":
         assert first.shape == (41, 300, 3) and set(case.lengths) == {41}
         assert case.total_steps == 41 * 300
@@ -196,22 +197,22 @@ def test_drawn_inputs_have_the_lengths_of_the_case(layout):
     assert first.padded.shape == (41, 300, 3) and not torch.equal(first.padded, again.padded)
     lengths = first.lengths.tolist()
     assert lengths == case.lengths == again.lengths.tolist() == sorted(lengths, reverse=True)
-    assert set(lengths) == set(range(11, 42))
+    assert set(lengths) == set(range(11, 42))  # a quarter of 41 steps, rounded up, to 41
 
 
 def test_name_and_row_of_a_case_hold_all_its_fields():
     case = Case("fp16", 8, 2, 1, layers=2, directions=2, layout="packed", is_streaming=True, input_size=5)
     assert str(case) == "fp16 H=8 B=2 T=1 I=5 layers=2 directions=2 packed streaming"
-    row = case.row()
+    row = case.make_row()
     assert (row.I, row.layers, row.directions, row.layout, row.variant) == (5, 2, 2, "packed", "streaming")
     assert str(Case("fp16", 8, 2, 1)) == str(Case("fp16", 8, 2, 1, input_size=8)) == "fp16 H=8 B=2 T=1"
     before = Case("fp16", 8, 2, 1, reset_after=False, layout="lengths")
-    assert str(before) == "fp16 H=8 B=2 T=1 lengths reset before" and before.row().variant == "reset_before"
-    module = case.module("cpu")
+    assert str(before) == "fp16 H=8 B=2 T=1 lengths reset before" and before.make_row().variant == "reset_before"
+    module = case.make_gru("cpu")
     assert (module.input_size, module.hidden_size, module.bidirectional) == (5, 8, True)
 
 
-REHEARSED_BY = {
+REHEARSED_BY = {  # sweep: the provider that rehearses it instead of "handwritten"
     "layers": "triton_gru.step",
     "packed": "triton_gru",
     "lengths": "triton_gru",
@@ -235,7 +236,7 @@ def test_every_sweep_can_be_rehearsed(tmp_path, kernels_on_cpu, monkeypatch):
         provider = REHEARSED_BY.get(name, "handwritten")
         options = ["--out", str(tmp_path), "--rehearse", "--seconds", "0.02", "--provider", provider]
         assert main(["run", "--sweep", name, *options]) == 0
-        rows = rows_of(tmp_path / f"{name}-cpu.csv")
+        rows = read_finished_rows(tmp_path / f"{name}-cpu.csv")
         assert len(rows) == 2 * (2 if name == "bidirectional" else 1)
         assert {row["variant"] for row in rows} == {
             {"streaming": "streaming", "reset-before": "reset_before"}.get(name, "reset_after")

@@ -14,24 +14,27 @@ from perf.providers import PROVIDERS
 from perf.shapes import build_sweep
 from perf.sweeps import EVERYONE
 
-from .perf_calls import KNOWN_FLOORS, rows_of
+from .perf_calls import KNOWN_FLOORS, read_finished_rows
 
 
-def cases(*arguments):
+def make_cases(*arguments):
+    """Return the cases that `perf run` makes of its arguments."""
     return build_sweep(parse(["run", *map(str, arguments)])).cases
 
 
 def test_options_define_the_case():
-    assert cases("--hidden", 256) == (Case("tf32", 256, 1, 100),)
+    assert make_cases("--hidden", 256) == (Case("tf32", 256, 1, 100),)
     options = "--input 80 --batch 8 --steps 200 --layers 2 --bidirectional --reset-before --layout lengths --dtype bf16"
-    assert cases("--hidden", 256, *options.split()) == (
+    assert make_cases("--hidden", 256, *options.split()) == (
         Case("bf16", 256, 8, 200, 2, 2, "lengths", reset_after=False, input_size=80),
     )
-    assert cases("--hidden", 8, "--precision", "ieee") == (Case("fp32", 8, 1, 100),)
+    assert make_cases("--hidden", 8, "--precision", "ieee") == (Case("fp32", 8, 1, 100),)
 
 
 def test_sizes_are_combined_in_order():
-    combined = cases(*["--hidden", "8", "16", "--batch", "1", "4", "--steps", "5", "--dtype", "fp16", "fp32", "fp16"])
+    combined = make_cases(
+        *["--hidden", "8", "16", "--batch", "1", "4", "--steps", "5", "--dtype", "fp16", "fp32", "fp16"]
+    )
     assert combined == tuple(Case(p, h, b, 5) for p in ("fp16", "tf32") for h in (8, 16) for b in (1, 4))
 
 
@@ -53,12 +56,13 @@ def test_own_shape_runs_all_providers():
 
 @pytest.fixture
 def run_own(tmp_path, monkeypatch):
+    """Return a function that runs `perf run` with the given arguments, and returns the rows of its CSV."""
     monkeypatch.setattr("perf.run.load_or_measure", lambda *_: KNOWN_FLOORS)
 
     def run_own(*arguments):
         options = ["--seconds", "0.02", "--out", str(tmp_path), "--provider", "triton_gru"]
         assert main(["run", *map(str, arguments), *options]) == 0
-        return rows_of(tmp_path / "own-cpu.csv")
+        return read_finished_rows(tmp_path / "own-cpu.csv")
 
     return run_own
 

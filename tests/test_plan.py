@@ -37,17 +37,18 @@ PROBLEM = Problem(
 )  # fmt: skip
 
 
-def change(**fields):
+def change_problem(**fields):
+    """Return `PROBLEM` with these fields changed."""
     return dataclasses.replace(PROBLEM, **fields)
 
 
-@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 @pytest.mark.parametrize(
     "dtype, hidden",
     [(torch.float32, 25), (torch.float32, 64), (torch.float16, 25), (torch.float16, 128), (torch.bfloat16, 64)],
 )
 def test_auto_takes_block_if_it_is_estimated_fastest(device, dtype, hidden):
-    plan = choose(change(dtype=dtype, hidden_size=hidden, precision="tf32"), device)
+    plan = choose(change_problem(dtype=dtype, hidden_size=hidden, precision="tf32"), device)
     assert plan.kernel == "block"
     assert plan.config.padded_hidden >= hidden
     assert plan.source == "heuristic"
@@ -67,28 +68,30 @@ def test_auto_takes_block_if_it_is_estimated_fastest(device, dtype, hidden):
     ],
 )
 def test_auto_falls_back_to_torch_with_a_reason(fields, reason):
-    plan = choose(change(**fields), H200)
+    plan = choose(change_problem(**fields), H200)
     assert plan.kernel == "torch"
     assert plan.config is None
-    assert plan.rejection_reasons[0][0] == "block"
-    assert plan.rejection_reasons[0][1].startswith(reason)
+    (kernel, first_reason), *_ = plan.rejection_reasons
+    assert kernel == "block" and first_reason.startswith(reason)
     assert reason in str(plan)
     with pytest.raises(RuntimeError, match="cannot serve this call"):
-        choose(change(**fields), H200, "block")
+        choose(change_problem(**fields), H200, "block")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device", [None, T4, *KNOWN_DEVICES.values()], ids=lambda d: d.name if d else "cpu")
+@pytest.mark.parametrize(
+    "device", [None, T4, *KNOWN_DEVICES.values()], ids=lambda device: device.name if device else "cpu"
+)
 def test_reset_before_is_planned_like_reset_after(backend, device):
     """Plans are those of reset after. Exception: in place of `nn.GRU`, the reference serves a call without a kernel."""
-    after, before = PROBLEM, change(reset_after=False)
-    for problem in (before, dataclasses.replace(before, dtype=torch.float64)):
+    after_problem, before_problem = PROBLEM, change_problem(reset_after=False)
+    for problem in (before_problem, dataclasses.replace(before_problem, dtype=torch.float64)):
         if backend == "torch":
             with pytest.raises(RuntimeError, match="nn.GRU always resets after the recurrent product"):
                 choose(problem, device, backend)
             continue
         try:
-            expected = choose(dataclasses.replace(after, dtype=problem.dtype), device, backend).kernel
+            expected = choose(dataclasses.replace(after_problem, dtype=problem.dtype), device, backend).kernel
         except RuntimeError as error:
             with pytest.raises(RuntimeError, match=re.escape(str(error).split(" (")[0])):
                 choose(problem, device, backend)
@@ -108,16 +111,16 @@ def test_reset_before_is_planned_like_reset_after(backend, device):
 )
 def test_kernel_serves_options_that_nn_gru_lacks(fields, option):
     """A kernel is taken even if `nn.GRU` is estimated to be faster: the fallback here is a loop of launches."""
-    assert choose(change(**fields), H200).kernel == "torch"
-    assert choose(change(**fields, **option), H200).kernel in KERNELS
+    assert choose(change_problem(**fields), H200).kernel == "torch"
+    assert choose(change_problem(**fields, **option), H200).kernel in KERNELS
 
 
 def test_key_holds_the_largest_problem_of_its_range():
-    problem = change(
+    problem = change_problem(
         batch_size=33, num_layers=2, bidirectional=True, layout="packed", reset_after=False, dtype=torch.float32
     )
     key = problem.key()
-    assert key.batch == 64 and change(batch_size=0).key().batch == 1
+    assert key.batch == 64 and change_problem(batch_size=0).key().batch == 1
     assert key.to_problem() == dataclasses.replace(problem, batch_size=64) and key.to_problem().key() == key
     for fields in ({"dtype": "float64"}, {"dtype": "nonsense"}, {"directions": 3}):
         with pytest.raises(ValueError, match="no kernel serves"):
@@ -125,11 +128,11 @@ def test_key_holds_the_largest_problem_of_its_range():
 
 
 @pytest.mark.parametrize(
-    "fields, single",
+    "fields, is_single_step",
     [({}, True), ({"steps": 2}, False), ({"layout": "lengths"}, False), ({"resets": True}, False)],
 )
-def test_single_step_needs_dense_input_without_resets(fields, single):
-    assert change(**{"steps": 1, **fields}).is_single_step == single
+def test_single_step_needs_dense_input_without_resets(fields, is_single_step):
+    assert change_problem(**{"steps": 1, **fields}).is_single_step == is_single_step
 
 
 def test_cpu_tensors_go_to_torch():
@@ -173,11 +176,11 @@ def test_interpreted_kernels_are_refused():
 
 
 def test_auto_takes_torch_if_kernels_are_estimated_slower():
-    ieee = change(dtype=torch.float32, hidden_size=128, batch_size=512)
-    assert choose(ieee, H200).kernel == "torch"
-    assert dict(choose(ieee, H200).rejection_reasons)["block"].startswith("estimated ")
-    assert choose(ieee, H200, "block").kernel == "block"
-    assert choose(dataclasses.replace(ieee, precision="tf32"), H200).kernel == "block"
+    ieee_problem = change_problem(dtype=torch.float32, hidden_size=128, batch_size=512)
+    assert choose(ieee_problem, H200).kernel == "torch"
+    assert dict(choose(ieee_problem, H200).rejection_reasons)["block"].startswith("estimated ")
+    assert choose(ieee_problem, H200, "block").kernel == "block"
+    assert choose(dataclasses.replace(ieee_problem, precision="tf32"), H200).kernel == "block"
 
 
 def test_old_gpu_is_refused():
@@ -214,8 +217,8 @@ def test_old_gpu_is_refused():
         ({"hidden_size": 4096, "batch_size": 65}, "torch"),
     ],
 )
-def test_auto_if_block_cannot_hold_w_hh_or_is_slower(fields, kernel):
-    plan = choose(change(**fields), H200)
+def test_auto_takes_another_kernel_if_block_cannot_hold_w_hh_or_is_slower(fields, kernel):
+    plan = choose(change_problem(**fields), H200)
     assert plan.kernel == kernel
     reasons = dict(plan.rejection_reasons)
     assert "too large" in reasons["block"] or reasons["block"].startswith("estimated ")
@@ -224,43 +227,40 @@ def test_auto_if_block_cannot_hold_w_hh_or_is_slower(fields, kernel):
 
 @pytest.mark.parametrize("hidden", [1, 64, 512, 1024])
 def test_single_step_is_planned_as_step(hidden):
-    plan = choose(change(hidden_size=hidden, steps=1), H200)
+    plan = choose(change_problem(hidden_size=hidden, steps=1), H200)
     assert plan.kernel == "step"
 
 
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 @pytest.mark.parametrize("hidden, kernel", [(64, "block"), (512, "grid")])
 def test_layout_does_not_change_the_kernel(hidden, kernel, layout):
-    assert choose(change(hidden_size=hidden, layout=layout), H200).kernel == kernel
+    assert choose(change_problem(hidden_size=hidden, layout=layout), H200).kernel == kernel
     if layout != "packed":
-        assert choose(change(hidden_size=hidden, layout=layout, resets=True), H200).kernel == kernel
+        assert choose(change_problem(hidden_size=hidden, layout=layout, resets=True), H200).kernel == kernel
 
 
 def test_both_directions_run_at_once_if_the_chip_has_room():
-    for hidden, batch, at_once, copies in ((512, 8, 2, 1), (512, 16, 2, 2), (1024, 8, 2, 1), (2048, 8, 1, 1)):
-        config = choose(change(hidden_size=hidden, batch_size=batch, bidirectional=True), H200).config
-        assert (config.directions, config.copies) == (at_once, copies), hidden
+    for hidden, batch, directions, copies in ((512, 8, 2, 1), (512, 16, 2, 2), (1024, 8, 2, 1), (2048, 8, 1, 1)):
+        config = choose(change_problem(hidden_size=hidden, batch_size=batch, bidirectional=True), H200).config
+        assert (config.directions, config.copies) == (directions, copies), hidden
         assert config.directions * config.copies * config.programs <= H200.sms
-        assert config.count_rounds(batch, 2) == 2 // at_once
+        assert config.count_rounds(batch, 2) == 2 // directions
     # Two directions fit at once only with fewer programs of more units.
     assert grid_config(1024, 16, 1, torch.float16, "ieee", H200).units == 16
     assert grid_config(1024, 16, 2, torch.float16, "ieee", H200).units == 32
 
 
-def test_reads_of_the_state_count_in_the_estimate():
-    reasons = dict(choose(change(hidden_size=2048, batch_size=64), H200).rejection_reasons)
+def test_estimate_includes_reads_of_the_state():
+    """The estimate of a large batch includes the bytes of the state that programs read."""
+    reasons = dict(choose(change_problem(hidden_size=2048, batch_size=64), H200).rejection_reasons)
     assert re.search(r"estimated .* bytes \d", reasons["grid"])
 
 
 def test_larger_batches_take_more_copies_and_tiles():
-    def config(batch):
-        return grid_config(512, batch, 1, torch.float16, "ieee", H200)
-
-    cuts = {
-        batch: (c.units, c.batch, c.tiles, c.copies)
-        for batch in (1, 8, 9, 32, 33, 64, 65, 129, 257)
-        for c in [config(batch)]
-    }
+    cuts = {}
+    for batch in (1, 8, 9, 32, 33, 64, 65, 129, 257):
+        config = grid_config(512, batch, 1, torch.float16, "ieee", H200)
+        cuts[batch] = config.units, config.batch, config.tiles, config.copies
     assert cuts == {
         1: (16, 8, 1, 1), 8: (16, 8, 1, 1), 9: (16, 8, 1, 2), 32: (16, 8, 1, 4), 33: (32, 8, 1, 5), 64: (32, 8, 1, 8),
         65: (32, 8, 2, 5), 129: (32, 16, 2, 5), 257: (32, 8, 2, 8),
@@ -273,30 +273,51 @@ def test_small_batches_hand_over_fewer_rows():
     That saves a fourth of a step at H = 1024 (perf/NOTES.md).
     """
     batches = (1, 2, 3, 4, 5, 8, 9)
-    assert [grid_config(512, b, 1, torch.float16, "ieee", H200).rows for b in batches] == [2, 4, 4, 4, 8, 8, 8]
+    assert [grid_config(512, batch, 1, torch.float16, "ieee", H200).rows for batch in batches] == [2, 4, 4, 4, 8, 8, 8]
 
 
-@pytest.mark.parametrize("rows, batch, kept", [(2, 1, 2), (4, 1, 1), (8, 4, 8), (4, 4, 4), (1, 3, 4), (8, 9, 8)])
-def test_tuned_rows_are_adapted_to_the_batch(rows, batch, kept):
+@pytest.mark.parametrize(
+    "rows, batch, adapted_rows", [(2, 1, 2), (4, 1, 1), (8, 4, 8), (4, 4, 4), (1, 3, 4), (8, 9, 8)]
+)
+def test_tuned_rows_are_adapted_to_the_batch(rows, batch, adapted_rows):
     config = dataclasses.replace(grid_config(512, 1, 1, torch.float16, "ieee", H200), rows=rows)
-    assert adapt_config(config, change(hidden_size=512, batch_size=batch), H200).rows == kept
+    assert adapt_config(config, change_problem(hidden_size=512, batch_size=batch), H200).rows == adapted_rows
 
 
 def test_many_programs_hand_over_by_probe():
-    def handover(hidden, batch):
+    def choose_handover(hidden, batch):
         return grid_config(hidden, batch, 1, torch.float16, "ieee", H200).handover
 
-    assert [handover(512, 64), handover(1024, 16), handover(2048, 1), handover(2048, 8)] == ["flag", *3 * ["probe"]]
-    assert handover(2048, 64) == "flag", "two tiles in turn: what is waited for has mostly come"
+    assert [
+        choose_handover(512, 64),
+        choose_handover(1024, 16),
+        choose_handover(2048, 1),
+        choose_handover(2048, 8),
+    ] == ["flag", *3 * ["probe"]]
+    assert choose_handover(2048, 64) == "flag", (
+        "with two tiles, a program computes one while it waits for the other, so it rarely waits"
+    )
 
 
 def test_block_refuses_16_rows_with_several_tiles():
     """Such a kernel spills registers. One of them accessed invalid memory on an H200."""
-    problem = change(hidden_size=192, batch_size=64)
-    assert "too few registers" in unsupported_config_reason(BlockConfig(64, 3, 16, 1, 3, 4), problem, H200)
-    assert unsupported_config_reason(BlockConfig(64, 3, 8, 1, 3, 4), problem, H200) == ""
+    problem = change_problem(hidden_size=192, batch_size=64)
+    assert "too few registers" in unsupported_config_reason(
+        BlockConfig(units=64, tiles=3, batch=16, ahead=1, register_tiles=3, num_warps=4), problem, H200
+    )
     assert (
-        unsupported_config_reason(BlockConfig(128, 1, 16, 1, 3, 8), change(hidden_size=128, batch_size=64), H200) == ""
+        unsupported_config_reason(
+            BlockConfig(units=64, tiles=3, batch=8, ahead=1, register_tiles=3, num_warps=4), problem, H200
+        )
+        == ""
+    )
+    assert (
+        unsupported_config_reason(
+            BlockConfig(units=128, tiles=1, batch=16, ahead=1, register_tiles=3, num_warps=8),
+            change_problem(hidden_size=128, batch_size=64),
+            H200,
+        )
+        == ""
     )
 
 
@@ -304,11 +325,13 @@ def test_block_refuses_16_rows_with_several_tiles():
 def test_hopper_gpus_with_other_memory_get_equal_configurations(kernel):
     """Up to 4096 hidden units, kernels compiled for an H200 are proven for all three GPUs."""
     devices = [dataclasses.replace(KNOWN_DEVICES[name], name="a Hopper") for name in ("H200", "H100", "GH200")]
-    for hidden, batch, numbers in itertools.product((25, 128, 512, 2048, 4096), (1, 64, 1000), PRECISIONS.values()):
-        assert len({HEURISTICS[kernel](hidden, batch, 1, *numbers, device) for device in devices}) == 1
+    for hidden, batch, dtype_and_precision in itertools.product(
+        (25, 128, 512, 2048, 4096), (1, 64, 1000), PRECISIONS.values()
+    ):
+        assert len({HEURISTICS[kernel](hidden, batch, 1, *dtype_and_precision, device) for device in devices}) == 1
 
 
-@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_grid_is_never_larger_than_the_chip(device, dtype, precision):
@@ -331,7 +354,7 @@ ANY_OPTIONS = pairwise(
 )
 
 
-@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 def test_any_size_is_planned_launched_and_tuned(device):
     for (batch, steps, hidden), options in zip(ANY_SIZE, itertools.cycle(ANY_OPTIONS)):
         inputs, layers, bidirectional, precision, reset_after, layout = options
@@ -339,7 +362,16 @@ def test_any_size_is_planned_launched_and_tuned(device):
             layout = "dense"  # torch cannot pack an empty batch
         dtype, fp32_precision = PRECISIONS[precision]
         problem = Problem(
-            steps, batch, inputs, hidden, layers, bidirectional, dtype, fp32_precision, reset_after, layout=layout
+            steps=steps,
+            batch_size=batch,
+            input_size=inputs,
+            hidden_size=hidden,
+            num_layers=layers,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            precision=fp32_precision,
+            reset_after=reset_after,
+            layout=layout,
         )
         assert choose(problem, device).kernel in BACKENDS
         for candidate in candidates(problem, device):
@@ -359,7 +391,7 @@ def test_any_size_is_planned_launched_and_tuned(device):
 def test_cell_without_features_goes_to_torch():
     """`nn.GRUCell` allows sizes of 0, and `nn.GRU` does not."""
     for inputs, hidden in ((0, 3), (3, 0)):
-        problem = change(steps=1, input_size=inputs, hidden_size=hidden)
+        problem = change_problem(steps=1, input_size=inputs, hidden_size=hidden)
         assert choose(problem, H200).kernel == "torch"
         for kernel in KERNELS:
             with pytest.raises(RuntimeError, match="both must be positive"):
@@ -373,6 +405,7 @@ def test_block_takes_more_rows_only_when_the_device_is_full():
     assert block_config(128, 1 << 20, 1, torch.float16, "ieee", KNOWN_DEVICES["B200"]).batch == 8
 
 
+# Texts of printed plans, and parts of them.
 FIELDS = "units=16, programs=32, batch=8, rows=8, tiles=1, copies=2, slices=4, register_tiles=12, handover=flag"
 EXCESS = "of one program's shared memory, H200 has 227 KiB"
 TOO_LARGE = f"hidden_size 512 is too large: W_hh in float16 needs 1.47 MiB {EXCESS}"
@@ -414,20 +447,23 @@ reference: plain PyTorch serves the call step by step, as neither a kernel nor n
   GPU        H200
   not block, grid, step  no kernel for float64
   not torch  nn.GRU cannot reset the state within a sequence"""
+# Problems of the printed plans above.
 USUAL = planted.PROBLEM
-OTHER = dataclasses.replace(
+STEP_PROBLEM = dataclasses.replace(
     USUAL, steps=1, num_layers=2, bidirectional=True, dtype=torch.float32, precision="tf32", reset_after=False
 )
-LARGE = dataclasses.replace(USUAL, steps=1000, batch_size=256, input_size=64, hidden_size=4096, layout="lengths")
-RESTARTED = dataclasses.replace(USUAL, dtype=torch.float64, resets=True, reverse=True, layout="packed")
+LARGE_PROBLEM = dataclasses.replace(
+    USUAL, steps=1000, batch_size=256, input_size=64, hidden_size=4096, layout="lengths"
+)
+RESETS_PROBLEM = dataclasses.replace(USUAL, dtype=torch.float64, resets=True, reverse=True, layout="packed")
 
 
 @pytest.mark.parametrize(
     "problem, device, backend, text",
     [
-        (USUAL, H200, "auto", ESTIMATED), (OTHER, KNOWN_DEVICES["A100"], "step", BY_NAME),
+        (USUAL, H200, "auto", ESTIMATED), (STEP_PROBLEM, KNOWN_DEVICES["A100"], "step", BY_NAME),
         (USUAL, None, "auto", WITHOUT_GPU),
-        (LARGE, H200, "auto", FALLBACK), (RESTARTED, H200, "auto", REFERENCE),
+        (LARGE_PROBLEM, H200, "auto", FALLBACK), (RESETS_PROBLEM, H200, "auto", REFERENCE),
     ],
     ids=["estimated", "by name", "without a GPU", "fallback", "reference"],
 )  # fmt: skip
@@ -488,13 +524,13 @@ def test_plans_print_short_numbers_and_no_banned_words():
             text = str(error)
         assert not re.search(r"\de[+-]|16 \(ieee\)|64 \(ieee\)|by +count|torch's|\(tf32\)|nan|\binf\b", text), text
         assert not re.search(r" [01] (layers|programs|shapes)\b|needs ([\d.]+ \w+) .* has \2\b", text), text
-        given = {str(getattr(problem, name)) for name in ("steps", "batch_size", "input_size", "hidden_size")}
+        sizes = {str(getattr(problem, name)) for name in ("steps", "batch_size", "input_size", "hidden_size")}
         checked = "\n".join(line for line in text.splitlines() if not line.startswith("  config "))
         numbers = re.findall(r"(?<![\w.])\d[\d.]*", checked)
-        long_numbers = {number for number in numbers if len(number.replace(".", "").strip("0")) > 4} - given
+        long_numbers = {number for number in numbers if len(number.replace(".", "").strip("0")) > 4} - sizes
         assert not long_numbers, (long_numbers, text)
-        label = re.compile(r"  (\w+|not \w+(, \w+)*) +\S")
-        assert all(label.match(line) for line in text.splitlines()[1:]), text
+        labelled_line = re.compile(r"  (\w+|not \w+(, \w+)*) +\S")
+        assert all(labelled_line.match(line) for line in text.splitlines()[1:]), text
 
 
 def test_module_plan_has_the_problem_of_its_call(device):
@@ -505,8 +541,8 @@ def test_module_plan_has_the_problem_of_its_call(device):
     assert plan.config == block_config(64, 4, 1, torch.float16, "ieee", find_device(x.device))
     assert isinstance(plan.config, BlockConfig)
     cell = triton_gru.GRUCell(32, 64, device=device, dtype=torch.float16, backend="block").eval()
-    assert cell.plan(x[0]).problem == change(steps=1)
-    assert cell.plan(x[0, 0]).problem == change(steps=1, batch_size=1)
+    assert cell.plan(x[0]).problem == change_problem(steps=1)
+    assert cell.plan(x[0, 0]).problem == change_problem(steps=1, batch_size=1)
 
 
 @pytest.mark.parametrize("setting, precision", [("tf32", "tf32"), ("ieee", "ieee"), ("none", "ieee")])
@@ -514,23 +550,23 @@ def test_precision_follows_the_setting_for_recurrent_networks(setting, precision
     gru = triton_gru.GRU(3, 4).eval()
     torch.backends.cudnn.rnn.fp32_precision = setting
     assert gru.plan(torch.randn(2, 1, 3)).problem.precision == precision
-    torch.backends.cuda.matmul.fp32_precision, before = "tf32", torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision, matmul_precision = "tf32", torch.backends.cuda.matmul.fp32_precision
     try:
         assert gru.plan(torch.randn(2, 1, 3)).problem.precision == precision
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.cuda.matmul.fp32_precision = matmul_precision
 
 
 def test_limited_multiprocessors_are_a_device_of_its_own(monkeypatch):
     """Plans, tables and file names treat a limited GPU as another device."""
-    part = limit_sms(H200, 64)
-    plan = choose(change(hidden_size=1024, batch_size=64), part, "grid")
+    limited = limit_sms(H200, 64)
+    plan = choose(change_problem(hidden_size=1024, batch_size=64), limited, "grid")
     assert plan.config.programs * plan.config.copies <= 64
     assert "H200, 64 SMs" in str(plan)
-    assert store.describe_device(part) == {"name": "H200, 64 SMs", "cc": 90, "sms": 64}
-    assert store.file_name(part) == "H200-64-SMs.json"
+    assert store.describe_device(limited) == {"name": "H200, 64 SMs", "cc": 90, "sms": 64}
+    assert store.file_name(limited) == "H200-64-SMs.json"
     assert limit_sms(H200, 132) is limit_sms(H200, 500) is limit_sms(H200, None) is H200
-    assert isinstance(heuristic("grid", change(hidden_size=2048), limit_sms(H200, 100)), str)
+    assert isinstance(heuristic("grid", change_problem(hidden_size=2048), limit_sms(H200, 100)), str)
     for text, sms in (("", None), ("64", 64), (" 7 ", 7)):
         monkeypatch.setenv("TRITON_GRU_MAX_SMS", text)
         assert read_max_sms() == sms
@@ -554,16 +590,16 @@ def test_found_gpu_is_limited_by_max_sms(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "version, precision, hidden, batch, is_told",
+    "version, precision, hidden, batch, is_reported",
     [
         ("3.8", "tf32", 512, 16, True), ("3.8", "tf32", 513, 16, False), ("3.8", "tf32", 512, 64, False),
         ("3.8", "fp16", 512, 16, False), ("3.9", "tf32", 512, 16, False),
     ],
 )  # fmt: skip
-def test_plan_tells_that_triton_3_8_copies_shared_operands(version, precision, hidden, batch, is_told, monkeypatch):
+def test_plan_tells_that_triton_3_8_copies_shared_operands(version, precision, hidden, batch, is_reported, monkeypatch):
     monkeypatch.setattr(
         triton_gru.plan.planner, "copies_shared_operands", lambda: copies_shared_operands(f"{version}.1")
     )
     dtype, fp32 = PRECISIONS[precision]
-    problem = change(dtype=dtype, precision=fp32, hidden_size=hidden, batch_size=batch, steps=1)
-    assert ("16 % more instructions" in str(choose(problem, H200, "step"))) == is_told
+    problem = change_problem(dtype=dtype, precision=fp32, hidden_size=hidden, batch_size=batch, steps=1)
+    assert ("16 % more instructions" in str(choose(problem, H200, "step"))) == is_reported

@@ -1,4 +1,4 @@
-"""Prepared calls of a `GRUCell`: equal results, and a new binding whenever something has changed.
+"""Prepared calls of a `GRUCell`: equal results, and a new binding if module, call or mode have changed.
 
 test_prepared_gru.py tests prepared calls of a `GRU`, and everything that both share.
 """
@@ -17,15 +17,16 @@ from .oracle import PRECISIONS, set_precision
 
 
 @pytest.fixture
-def bound(monkeypatch):
-    """Return the list of calls that are bound. A prepared call adds nothing."""
-    calls = []
+def bound_calls(monkeypatch):
+    """Return the list of calls that are bound. A prepared call adds nothing to it."""
+    bound = []
     bind = route.bind_cell
-    monkeypatch.setattr(route, "bind_cell", lambda *args: calls.append(args) or bind(*args))
-    return calls
+    monkeypatch.setattr(route, "bind_cell", lambda *args: bound.append(args) or bind(*args))
+    return bound
 
 
-def make(device, precision="fp16", **options):
+def make_cell_call(device, precision="fp16", **options):
+    """Return a GRUCell of 20 units on ``step``, an input of five rows, and hx."""
     dtype = set_precision(precision)
     cell = triton_gru.GRUCell(7, 20, device=device, dtype=dtype, backend="step", **options).eval()
     return cell, torch.randn(5, 7, device=device).to(dtype), torch.randn(5, 20, device=device).to(dtype)
@@ -35,52 +36,59 @@ def make(device, precision="fp16", **options):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("with_hx", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_third_call_is_prepared_and_equals_the_first(precision, bias, with_hx, reset_after, device, launched, bound):
-    cell, x, hx = make(device, precision, bias=bias, reset_after=reset_after)
+def test_third_call_is_prepared_and_equals_the_first(
+    precision, bias, with_hx, reset_after, device, launched, bound_calls
+):
+    cell, x, hx = make_cell_call(device, precision, bias=bias, reset_after=reset_after)
     hx = hx if with_hx else None
     with torch.no_grad():
         first, second = cell(x, hx), cell(x, hx)
         with poison_memory():
             third = cell(x, hx)
-        assert len(bound) == 2
+        assert len(bound_calls) == 2
         assert launched == ["whole_step"] * (3 if reset_after else 6)
         assert torch.equal(first, second)
         assert torch.equal(first, third)
-        other, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
-        again = cell(other, other_hx)
-        assert len(bound) == 2
-        assert torch.equal(again, copy.deepcopy(cell)(other, other_hx))  # a copy is not prepared
+        other_x, other_hx = torch.randn_like(x), None if hx is None else torch.randn_like(hx)
+        other_result = cell(other_x, other_hx)
+        assert len(bound_calls) == 2
+        assert torch.equal(other_result, copy.deepcopy(cell)(other_x, other_hx))  # a copy is not prepared
         assert torch.equal(first, third), "results of different calls share memory"
 
 
 @pytest.mark.parametrize("backend", ["block", "grid"])
-def test_other_kernels_are_prepared(backend, device, launched, bound):
-    cell, x, hx = make(device)
+def test_other_kernels_are_prepared(backend, device, launched, bound_calls):
+    cell, x, hx = make_cell_call(device)
     cell.backend = backend
     with torch.no_grad():
         first, *_ = (cell(x, hx) for _ in range(3))
-        assert len(bound) == 2
+        assert len(bound_calls) == 2
         assert launched.has_only(backend)
-        again = cell(2 * x, hx)
+        other_result = cell(2 * x, hx)
         assert torch.equal(first, cell(x, hx))
-        assert len(bound) == 2
-        assert torch.equal(again, copy.deepcopy(cell)(2 * x, hx))
+        assert len(bound_calls) == 2
+        assert torch.equal(other_result, copy.deepcopy(cell)(2 * x, hx))
 
 
-def changes():
-    def weight(cell, x, hx):
+def make_changes():
+    """Return the name of each change and a function that makes it.
+
+    The function takes the cell and the arguments of a call. It returns other arguments, or None to keep them.
+    """
+
+    def replace_weight(cell, x, hx):
         cell.weight_hh = nn.Parameter(cell.weight_hh.detach() * 2)
 
-    def data(cell, x, hx):
+    def replace_data(cell, x, hx):
         cell.weight_ih.data = cell.weight_ih.data * 2
 
-    def transposed(cell, x, hx):
+    def transpose_weight(cell, x, hx):
         cell.weight_hh = nn.Parameter(cell.weight_hh.detach().view(20, 60).T)
 
     return {
-        "another weight": weight,
-        "another weight's data": data,
-        "a weight of other strides": transposed,
+        "another weight": replace_weight,
+        "another weight's data": replace_data,
+        "a weight of other strides": transpose_weight,
         "another batch": lambda cell, x, hx: (x[:3], hx[:3]),
         "no state": lambda cell, x, hx: (x, None),
         "unbatched": lambda cell, x, hx: (x[0], hx[0]),
@@ -92,27 +100,27 @@ def changes():
     }
 
 
-@pytest.mark.parametrize("name", changes())
-def test_changes_between_calls_are_noticed(name, device, bound):
-    cell, x, hx = make(device)
+@pytest.mark.parametrize("name", make_changes())
+def test_changes_between_calls_are_noticed(name, device, bound_calls):
+    cell, x, hx = make_cell_call(device)
     with torch.no_grad():
         for _ in range(3):
             cell(x, hx)
-        assert len(bound) == 2
-        x, hx = changes()[name](cell, x, hx) or (x, hx)
+        assert len(bound_calls) == 2
+        x, hx = make_changes()[name](cell, x, hx) or (x, hx)
         actual = cell(x, hx)
-        assert len(bound) == 3
+        assert len(bound_calls) == 3
         fresh = copy.deepcopy(cell)
         assert torch.equal(actual, fresh(x, hx))
 
 
-def test_modes_of_torch_are_noticed(device, bound):
-    cell, x, hx = make(device, "fp32")
+def test_modes_of_torch_are_noticed(device, bound_calls):
+    cell, x, hx = make_cell_call(device, "fp32")
     with torch.no_grad():
-        before, *_ = (cell(x, hx) for _ in range(3))
+        result_before, *_ = (cell(x, hx) for _ in range(3))
         torch.backends.cudnn.rnn.fp32_precision = "tf32"
-        assert not torch.equal(cell(x, hx), before)
-        assert len(bound) == 3
+        assert not torch.equal(cell(x, hx), result_before)
+        assert len(bound_calls) == 3
         with torch.autocast(device, torch.bfloat16):
             assert cell(x, hx).dtype == torch.bfloat16
     assert cell(x, hx).requires_grad
@@ -125,12 +133,12 @@ def test_modes_of_torch_are_noticed(device, bound):
         cell(x, hx.half())
 
 
-def test_weights_changed_in_place_are_read_again(device, bound):
-    cell, x, hx = make(device)
+def test_weights_changed_in_place_are_read_again(device, bound_calls):
+    cell, x, hx = make_cell_call(device)
     with torch.no_grad():
-        before, *_ = (cell(x, hx) for _ in range(3))
+        result_before, *_ = (cell(x, hx) for _ in range(3))
         cell.weight_hh.mul_(2)
-        after = cell(x, hx)
-        assert len(bound) == 2
-        assert not torch.equal(before, after)
-        assert torch.equal(after, copy.deepcopy(cell)(x, hx))
+        result_after = cell(x, hx)
+        assert len(bound_calls) == 2
+        assert not torch.equal(result_before, result_after)
+        assert torch.equal(result_after, copy.deepcopy(cell)(x, hx))

@@ -1,6 +1,6 @@
-"""Prepared calls of a `GRU`: equal results, and a new binding whenever something has changed.
+"""Prepared calls of a `GRU`: equal results, and a new binding if module, call or mode have changed.
 
-The first call of a signature is bound and planned. So is the second, and then it is prepared.
+The first call of a signature is bound and planned. The second is bound and planned too, and then it is prepared.
 """
 
 import copy
@@ -27,12 +27,12 @@ from .twins import make_twins
 
 
 @pytest.fixture
-def bound(monkeypatch):
-    """Return the list of calls that are bound. A prepared call adds nothing."""
-    calls = []
+def bound_calls(monkeypatch):
+    """Return the list of calls that are bound. A prepared call adds nothing to it."""
+    bound = []
     bind = route.bind_gru
-    monkeypatch.setattr(route, "bind_gru", lambda *args: calls.append(args) or bind(*args))
-    return calls
+    monkeypatch.setattr(route, "bind_gru", lambda *args: bound.append(args) or bind(*args))
+    return bound
 
 
 PAIRS = pairwise(
@@ -51,16 +51,26 @@ PAIRS = pairwise(
     "kernel, steps, precision, layout, layers, with_hx, reset_after, directions",
     PAIRS,
     ids=[
-        f"{k}-{directions}-{case_id(18, 2, steps, precision, layout, True, layers, with_hx, reset_after)}"
-        for k, steps, precision, layout, layers, with_hx, reset_after, directions in PAIRS
+        f"{kernel}-{directions}-{case_id(18, 2, steps, precision, layout, True, layers, with_hx, reset_after)}"
+        for kernel, steps, precision, layout, layers, with_hx, reset_after, directions in PAIRS
     ],
 )
 def test_third_call_is_prepared_and_equals_the_first(
-    kernel, steps, precision, layout, layers, with_hx, reset_after, directions, device, launched, bound, monkeypatch
+    kernel,
+    steps,
+    precision,
+    layout,
+    layers,
+    with_hx,
+    reset_after,
+    directions,
+    device,
+    launched,
+    bound_calls,
+    monkeypatch,
 ):
-    monkeypatch.setattr(
-        execute, "WORKSPACE_BYTES", 0
-    )  # chunks of one step, with the state carried from each to the next
+    # Chunks of one step, with the state carried from each to the next.
+    monkeypatch.setattr(execute, "WORKSPACE_BYTES", 0)
     gru, x, hx = make_call(
         kernel, 18, 2, steps, precision, layout, True, layers, with_hx, reset_after, device, directions=directions
     )
@@ -68,34 +78,34 @@ def test_third_call_is_prepared_and_equals_the_first(
         first = gru(x, hx)
         names = list(launched)
         second = gru(x, hx)
-        assert len(bound) == 2
-        kept = [result.clone() for result in (*first, *second)]
-        other, other_hx = torch.empty_like(x).copy_(x.flip(0)), None if hx is None else hx.flip(1)
+        assert len(bound_calls) == 2
+        copies = [result.clone() for result in (*first, *second)]
+        other_x, other_hx = torch.empty_like(x).copy_(x.flip(0)), None if hx is None else hx.flip(1)
         if layout == "every_other_feature":
-            other = torch.stack([other, other], -1).flatten(2)[..., ::2]
+            other_x = torch.stack([other_x, other_x], -1).flatten(2)[..., ::2]
         elif layout == "odd_offset":
-            other = torch.cat([other.flatten()[:1], other.flatten()])[1:].view(x.shape)
+            other_x = torch.cat([other_x.flatten()[:1], other_x.flatten()])[1:].view(x.shape)
         launched.clear()
         with poison_memory():
-            third = gru(other, other_hx)
-        assert len(bound) == 2
+            third = gru(other_x, other_hx)
+        assert len(bound_calls) == 2
         assert launched == names
         launched.clear()
-        expected = copy.deepcopy(gru)(other, other_hx)  # a copy is not prepared
-        assert len(bound) == 3
-        for actual_part, expected_part in zip(third, expected):
-            assert torch.equal(actual_part, expected_part)
+        expected = copy.deepcopy(gru)(other_x, other_hx)  # a copy is not prepared
+        assert len(bound_calls) == 3
+        for actual_result, expected_result in zip(third, expected):
+            assert torch.equal(actual_result, expected_result)
             assert (
-                actual_part.shape == expected_part.shape
-                and actual_part.stride() == expected_part.stride()
-                and actual_part.dtype == expected_part.dtype
+                actual_result.shape == expected_result.shape
+                and actual_result.stride() == expected_result.stride()
+                and actual_result.dtype == expected_result.dtype
             )
-        for result, before in zip((*first, *second), kept):
-            assert torch.equal(result, before), "results of different calls share memory"
+        for result, copied in zip((*first, *second), copies):
+            assert torch.equal(result, copied), "results of different calls share memory"
 
 
-def make(device, kernel="block", **options):
-    """Return a small GRU of two layers and directions, and the arguments of a call that is prepared."""
+def make_prepared_call(device, kernel="block", **options):
+    """Return a small GRU of two layers and directions by default, and the input and hx of a call that is prepared."""
     gru = make_gru(7, 16, "fp16", device, kernel, **({"num_layers": 2, "bidirectional": True} | options))
     states = gru.num_layers * (2 if gru.bidirectional else 1)
     x, hx = torch.randn(2, 2, 7, device=device).half(), torch.randn(states, 2, 16, device=device).half()
@@ -105,29 +115,34 @@ def make(device, kernel="block", **options):
     return gru, x, hx
 
 
-def changes():
-    def weight(gru, x, hx):
+def make_changes():
+    """Return the name of each change and a function that makes it.
+
+    The function takes the GRU and the arguments of a call. It returns other arguments, or None to keep them.
+    """
+
+    def replace_weight(gru, x, hx):
         gru.weight_hh_l1_reverse = nn.Parameter(gru.weight_hh_l1_reverse.detach() * 2)
 
-    def data(gru, x, hx):
+    def replace_data(gru, x, hx):
         gru.bias_ih_l1.data = gru.bias_ih_l1.data * 2
 
-    def tied(gru, x, hx):
+    def tie_weights(gru, x, hx):
         gru.weight_hh_l0_reverse = gru.weight_hh_l0
 
-    def transposed(gru, x, hx):
+    def transpose_weight(gru, x, hx):
         """Replace a weight by other strides over the same memory."""
         gru.weight_hh_l0.data = gru.weight_hh_l0.data.view(16, 48).T
 
-    def half(gru, x, hx):
+    def cast_to_bfloat16(gru, x, hx):
         return gru.to(torch.bfloat16) and (x.bfloat16(), hx.bfloat16())
 
     return {
-        "another weight": weight,
-        "another weight's data": data,
-        "a weight tied to another": tied,
-        "a weight of other strides": transposed,
-        "another dtype": half,
+        "another weight": replace_weight,
+        "another weight's data": replace_data,
+        "a weight tied to another": tie_weights,
+        "a weight of other strides": transpose_weight,
+        "another dtype": cast_to_bfloat16,
         "another batch": lambda gru, x, hx: (x[:, :1], hx[:, :1]),
         "more steps": lambda gru, x, hx: (torch.cat([x, x]), hx),
         "no state": lambda gru, x, hx: (x, None),
@@ -144,38 +159,38 @@ def changes():
     }
 
 
-@pytest.mark.parametrize("name", changes())
-def test_changes_between_calls_are_noticed(name, device, bound):
-    gru, x, hx = make(device)
+@pytest.mark.parametrize("name", make_changes())
+def test_changes_between_calls_are_noticed(name, device, bound_calls):
+    gru, x, hx = make_prepared_call(device)
     with torch.no_grad():
         gru(x, hx)
-        assert len(bound) == 2
-        arguments = changes()[name](gru, x, hx) or (x, hx)
+        assert len(bound_calls) == 2
+        arguments = make_changes()[name](gru, x, hx) or (x, hx)
         actual = gru(*arguments)
-        assert len(bound) == 3
+        assert len(bound_calls) == 3
         call_cache.clear_call_cache()
-        for actual_part, expected_part in zip(actual, gru(*arguments)):
-            assert torch.equal(actual_part, expected_part)
+        for actual_result, expected_result in zip(actual, gru(*arguments)):
+            assert torch.equal(actual_result, expected_result)
 
 
-def test_changes_of_resets_and_reverse_are_noticed(device, bound):
-    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+def test_changes_of_resets_and_reverse_are_noticed(device, bound_calls):
+    gru, x, hx = make_prepared_call(device, num_layers=1, bidirectional=False)
     resets = torch.tensor([[False, True], [True, False]], device=device)
     with torch.no_grad():
         forward = gru(x, hx)[0]
-        assert len(bound) == 2
+        assert len(bound_calls) == 2
         assert not torch.equal(gru(x, hx, resets=resets)[0], forward)
         gru.reverse = True
         backward = gru(x, hx)[0]
-        assert len(bound) == 4
+        assert len(bound_calls) == 4
         assert torch.equal(backward, copy.deepcopy(gru)(x, hx)[0])
         assert not torch.equal(backward, forward)
 
 
-def test_modes_of_torch_are_noticed(device, bound):
-    gru, x, hx = make(device)
+def test_modes_of_torch_are_noticed(device, bound_calls):
+    gru, x, hx = make_prepared_call(device)
     with torch.no_grad():
-        before = gru(x, hx)[0]
+        output_before = gru(x, hx)[0]
         for dtype in (torch.float16, torch.bfloat16):
             call = x.to(dtype), hx.to(dtype)
             with torch.autocast(device, dtype):
@@ -187,28 +202,28 @@ def test_modes_of_torch_are_noticed(device, bound):
                 assert all(output.dtype == dtype for output in outputs)
                 assert torch.equal(outputs[3], copy.deepcopy(gru)(x, hx)[0])
                 assert not torch.equal(outputs[2], outputs[3])
-        others = {name: 2 * weight for name, weight in gru.named_parameters()}
+        other_weights = {name: 2 * weight for name, weight in gru.named_parameters()}
         for _ in range(3):
-            twice = torch.func.functional_call(gru, others, (x, hx))[0]
-            assert not torch.equal(twice, before)
+            other_output = torch.func.functional_call(gru, other_weights, (x, hx))[0]
+            assert not torch.equal(other_output, output_before)
         for _ in range(3):
-            assert torch.equal(gru(x, hx)[0], before)
-        bound.clear()
+            assert torch.equal(gru(x, hx)[0], output_before)
+        bound_calls.clear()
         hang.get_watchdog(x.device)._seen.value = 1
         with pytest.raises(RuntimeError, match="gave up"):
             gru(x, hx)
-        assert not bound
+        assert not bound_calls
     with torch.inference_mode():
-        assert torch.equal(gru(x, hx)[0], before)
+        assert torch.equal(gru(x, hx)[0], output_before)
     output = gru(x, hx)[0]
-    assert torch.equal(output, before)
+    assert torch.equal(output, output_before)
     with pytest.raises(RuntimeError, match="can only be called in training mode"):
         output.sum().backward()
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
         gru(x[..., :6], hx)
 
 
-def test_changes_of_precision_are_noticed(device, bound):
+def test_changes_of_precision_are_noticed(device, bound_calls):
     gru = make_gru(7, 16, "fp32", device)
     x = torch.randn(2, 2, 7, device=device)
     outputs = []
@@ -216,20 +231,20 @@ def test_changes_of_precision_are_noticed(device, bound):
         for precision in ("ieee", "tf32") * 3:
             torch.backends.cudnn.rnn.fp32_precision = precision
             outputs.append(gru(x)[0])
-    assert len(bound) == 4  # two for each precision, and both signatures are kept
+    assert len(bound_calls) == 4  # two for each precision, and both signatures are kept
     assert torch.equal(outputs[4], outputs[0]) and torch.equal(outputs[5], outputs[1])
     assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_recording_calls_are_not_prepared(device, bound):
-    gru, x, hx = make(device)
+def test_recording_calls_are_not_prepared(device, bound_calls):
+    gru, x, hx = make_prepared_call(device)
     for _ in range(3):
         assert gru(x, hx)[0].requires_grad
-    assert len(bound) == 5
+    assert len(bound_calls) == 5
     gru.requires_grad_(False)
     for _ in range(3):
         assert not gru(x, hx)[0].requires_grad
-    assert len(bound) == 7
+    assert len(bound_calls) == 7
     hx.requires_grad_()
     assert gru(x, hx)[0].requires_grad
     gru.weight_hh_l1.requires_grad_()
@@ -251,8 +266,8 @@ def test_weights_released_by_the_module_are_not_kept(kind, kernel, release, devi
     if release == "the module":
         del module, call
     elif release == "another state dict":
-        others = {name: 2 * weight for name, weight in module.state_dict().items()}
-        module.load_state_dict(others, assign=True)
+        other_weights = {name: 2 * weight for name, weight in module.state_dict().items()}
+        module.load_state_dict(other_weights, assign=True)
     else:
         for name, weight in list(module.named_parameters()):
             delattr(module, name)
@@ -264,18 +279,18 @@ def test_weights_released_by_the_module_are_not_kept(kind, kernel, release, devi
     assert not any(weight() is not None for weight in weights)
     if release != "the module":
         with torch.no_grad():
-            first = module.stream(2)(x) if kind == "stream" else module(x)
+            expected = module.stream(2)(x) if kind == "stream" else module(x)
             call.reset() if kind == "stream" else None
-            for actual_part, expected_part in zip(call(x), first):
-                assert torch.equal(actual_part, expected_part)
+            for actual_result, expected_result in zip(call(x), expected):
+                assert torch.equal(actual_result, expected_result)
 
 
-@pytest.mark.parametrize("kind, shape", [(triton_gru.GRU, (3, 2, 4)), (triton_gru.GRUCell, (2, 4))])
-def test_module_with_swapped_parameters_is_served(kind, shape, device):
+@pytest.mark.parametrize("module_class, shape", [(triton_gru.GRU, (3, 2, 4)), (triton_gru.GRUCell, (2, 4))])
+def test_module_with_swapped_parameters_is_served(module_class, shape, device):
     """torch refuses to swap a parameter with weak references, so the package may hold none."""
-    module = kind(4, 16, backend="step", device=device).eval()
+    module = module_class(4, 16, backend="step", device=device).eval()
     x = torch.randn(shape, device=device)
-    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    swaps_before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with torch.no_grad():
@@ -285,20 +300,20 @@ def test_module_with_swapped_parameters_is_served(kind, shape, device):
             results = [module(x.half()) for _ in range(4)]
             expected = copy.deepcopy(module)(x.half())
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(swaps)
+        torch.__future__.set_swap_module_params_on_conversion(swaps_before)
     for result in results:
         torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
-def test_weights_changed_in_place_are_read_again(device, bound):
-    gru, x, hx = make(device)
+def test_weights_changed_in_place_are_read_again(device, bound_calls):
+    gru, x, hx = make_prepared_call(device)
     with torch.no_grad():
-        before = gru(x, hx)[0]
+        output_before = gru(x, hx)[0]
         gru.weight_hh_l0.mul_(2)
-        after = gru(x, hx)[0]
-        assert len(bound) == 2
-        assert not torch.equal(before, after)
-        assert torch.equal(after, copy.deepcopy(gru)(x, hx)[0])
+        output_after = gru(x, hx)[0]
+        assert len(bound_calls) == 2
+        assert not torch.equal(output_before, output_after)
+        assert torch.equal(output_after, copy.deepcopy(gru)(x, hx)[0])
 
 
 def test_parametrized_weights_are_read_in_each_call(device):
@@ -306,7 +321,7 @@ def test_parametrized_weights_are_read_in_each_call(device):
         def forward(self, weight):
             return 2 * weight
 
-    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+    gru, x, hx = make_prepared_call(device, num_layers=1, bidirectional=False)
     cell = triton_gru.GRUCell(7, 16, device=device, dtype=torch.float16, backend="step").eval()
     for module, name, *call in ((gru, "weight_hh_l0", x, hx), (cell, "weight_hh", x[0], hx[0])):
         nn.utils.parametrize.register_parametrization(module, name, Twice())
@@ -315,7 +330,7 @@ def test_parametrized_weights_are_read_in_each_call(device):
             for _ in range(4):
                 results.append(module(*call)[0])
                 module.parametrizations[name].original.mul_(-1.5)
-        assert not any(torch.equal(a, b) for a, b in itertools.pairwise(results))
+        assert not any(torch.equal(earlier, later) for earlier, later in itertools.pairwise(results))
 
 
 def test_tensors_at_one_address_are_not_confused(device):
@@ -334,51 +349,52 @@ def test_tensors_at_one_address_are_not_confused(device):
 
 def test_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
     """New memory may be clear by chance, so right results would not prove that it is cleared."""
-    prepare, seen = kernel_launch.Launch.make_starter, []
+    make_starter, was_clear = kernel_launch.Launch.make_starter, []
 
     def make_observed_starter(self):
-        start = prepare(self)
+        """Return a starter that first notes whether the launch's mailbox is clear, if the launch has a mailbox."""
+        start = make_starter(self)
 
         def start_observed(*args):
             mailbox = args[self.kernel.arg_names.index("mailbox")]
             words = (ctypes.c_int64 * self.clear.words.numel()).from_address(mailbox)
-            seen.append(set(words) == {self.clear.value})
+            was_clear.append(set(words) == {self.clear.value})
             start(*args)
 
         return start if self.clear is None else start_observed
 
     monkeypatch.setattr(kernel_launch.Launch, "make_starter", make_observed_starter)
-    gru, x, hx = make("cpu", "grid", num_layers=2, bidirectional=False)
+    gru, x, hx = make_prepared_call("cpu", "grid", num_layers=2, bidirectional=False)
     with torch.no_grad(), poison_memory():
         gru(x, hx)
-    assert seen == [True, True]
+    assert was_clear == [True, True]
 
 
-def test_number_of_signatures_is_limited(device, bound, monkeypatch):
+def test_number_of_signatures_is_limited(device, bound_calls, monkeypatch):
     monkeypatch.setattr(call_cache, "MAX_SIGNATURES", 3)
-    gru, x, hx = make(device, num_layers=1, bidirectional=False)
+    gru, x, hx = make_prepared_call(device, num_layers=1, bidirectional=False)
     with torch.no_grad():
         for steps in (1, 2, 3, 4):
             x = torch.randn(steps, 2, 7, device=device).half()
             gru(x, hx)
             gru(x, hx)
-        assert len(bound) == 8  # two calls of each signature
+        assert len(bound_calls) == 8  # two calls of each signature
         assert len(call_cache._caches[gru].routes) == 3
         gru(x, hx)
-        assert len(bound) == 8
+        assert len(bound_calls) == 8
         gru(x[:2], hx)
-        assert len(bound) == 9
+        assert len(bound_calls) == 9
 
 
 def test_signatures_seen_once_are_not_prepared(device, monkeypatch):
-    monkeypatch.setattr(call_cache, "prepare", lambda *args: pytest.fail("it was"))
+    monkeypatch.setattr(call_cache, "prepare", lambda *args: pytest.fail("a signature seen once was prepared"))
     gru = make_gru(7, 16, "fp16", device)
     with torch.no_grad():
         for steps in (1, 2, 3):
             gru(torch.randn(steps, 2, 7, device=device).half())
 
 
-def test_calls_of_many_launches_are_not_prepared(device, bound, monkeypatch):
+def test_calls_of_many_launches_are_not_prepared(device, bound_calls, monkeypatch):
     monkeypatch.setattr(prepared, "MAX_LAUNCHES", 3)
     gru = make_gru(7, 16, "fp16", device, "step")
     x = torch.randn(3, 2, 7, device=device).half()
@@ -387,11 +403,11 @@ def test_calls_of_many_launches_are_not_prepared(device, bound, monkeypatch):
         gru(x)
         monkeypatch.delattr(call_cache, "launches")  # the launches are not enumerated again either
         assert torch.equal(gru(x)[0], first)
-        assert len(bound) == 3
+        assert len(bound_calls) == 3
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_route_to_nn_gru_is_kept(training, old_gpu_on_cpu, bound):
+def test_route_to_nn_gru_is_cached(training, old_gpu_on_cpu, bound_calls):
     theirs, ours = make_twins(7, 16, 2, batch_first=True)
     x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
     with torch.set_grad_enabled(not training):
@@ -399,9 +415,9 @@ def test_route_to_nn_gru_is_kept(training, old_gpu_on_cpu, bound):
             for _ in range(3):
                 output, _ = module(x, hx)
                 assert output.requires_grad == (not training)
-        assert len(bound) == 1
+        assert len(bound_calls) == 1
         assert torch.equal(ours(x)[0], theirs(x)[0])
-        assert len(bound) == 2
+        assert len(bound_calls) == 2
         ours.reset_after = False
         assert not torch.equal(ours(x, hx)[0], output)
         ours.reset_after, ours.reverse = True, True
@@ -416,7 +432,7 @@ def test_route_to_nn_gru_is_kept(training, old_gpu_on_cpu, bound):
             ours(x, hx)
 
 
-def test_route_to_nn_gru_cell_is_kept(old_gpu_on_cpu, monkeypatch):
+def test_route_to_nn_gru_cell_is_cached(old_gpu_on_cpu, monkeypatch):
     cell = triton_gru.GRUCell(7, 16)
     x = torch.randn(2, 7)
     cell.eval()
@@ -429,21 +445,24 @@ def test_route_to_nn_gru_cell_is_kept(old_gpu_on_cpu, monkeypatch):
 
 
 def test_deleted_module_leaves_nothing_in_the_cache(device):
-    gru, x, hx = make(device)
+    gru, x, hx = make_prepared_call(device)
     assert gru in call_cache._caches
-    gone = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
+    references = weakref.ref(x), weakref.ref(hx), weakref.ref(gru)
     pickle.loads(pickle.dumps(gru))
     del x, hx
-    assert gone[0]() is None and gone[1]() is None
-    kept = len(call_cache._caches)
+    assert references[0]() is None and references[1]() is None
+    size_before = len(call_cache._caches)
     del gru
-    assert gone[2]() is None
-    assert len(call_cache._caches) == kept - 1
+    assert references[2]() is None
+    assert len(call_cache._caches) == size_before - 1
 
 
-@pytest.mark.parametrize("steps, most", [(16, 40), (1, 40)])
-def test_prepared_call_runs_few_python_functions(steps, most, monkeypatch):
-    """The test counts all Python functions of a call, those of `nn.Module` too. A launch counts as one."""
+MAX_PYTHON_CALLS = 40
+
+
+@pytest.mark.parametrize("steps", [16, 1])
+def test_prepared_call_runs_few_python_functions(steps, monkeypatch):
+    """The test counts all Python functions of a call, those of `nn.Module` too. A launch is one function."""
     monkeypatch.setattr(route, "find_device", lambda device: H200)
     monkeypatch.setattr(execute, "start", lambda launches: list(launches))
     monkeypatch.setattr(kernel_launch.Launch, "make_starter", lambda self: lambda *args: None)
@@ -451,21 +470,21 @@ def test_prepared_call_runs_few_python_functions(steps, most, monkeypatch):
     x, hx = torch.randn(steps, 1, 16).half(), torch.randn(1, 1, 512).half()
     calls = []
 
-    def count(frame, event, argument):
+    def note_call(frame, event, argument):
         if event == "call":
             calls.append(frame.f_code.co_qualname)
 
     with torch.no_grad():
         gru(x, hx)
         gru(x, hx)
-        before = sys.getprofile()
-        sys.setprofile(count)
+        profile_before = sys.getprofile()
+        sys.setprofile(note_call)
         try:
             gru(x, hx)
         finally:
-            sys.setprofile(before)
+            sys.setprofile(profile_before)
     assert "PreparedCall.__call__" in calls
-    assert len(calls) < most, calls
+    assert len(calls) < MAX_PYTHON_CALLS, calls
 
 
 PACKED = pairwise(
@@ -480,7 +499,7 @@ PACKED = pairwise(
 
 @pytest.mark.parametrize("kernel, precision, layers, with_hx, in_order, directions", PACKED)
 def test_packed_input_of_other_lengths_is_prepared(
-    kernel, precision, layers, with_hx, in_order, directions, device, launched, bound, monkeypatch
+    kernel, precision, layers, with_hx, in_order, directions, device, launched, bound_calls, monkeypatch
 ):
     monkeypatch.setattr(execute, "WORKSPACE_BYTES", 0)
     gru, x, hx = make_call(
@@ -490,30 +509,30 @@ def test_packed_input_of_other_lengths_is_prepared(
     def pack(*lengths):
         return pack_padded_sequence(x[: max(lengths)], torch.tensor(lengths), enforce_sorted=in_order)
 
-    # Several layers of both directions alternate between the output and a workspace of its size.
-    # Their signature includes the number of rows.
+    # Several layers of both directions alternate between the output and a workspace of the output's size.
+    # Therefore the signature of their calls includes the number of rows.
     alternates = layers > 1 and directions == "both"
     with torch.no_grad():
         for lengths in ((3, 3, 1), (3, 2, 2)):
             gru(pack(*lengths), hx)
-        assert len(bound) == 2
+        assert len(bound_calls) == 2
         for lengths in ((3, 3, 1) if in_order else (1, 3, 3), *[(3, 3, 3)] * (not alternates)):
             launched.clear()
             with poison_memory():
                 output, h_n = gru(pack(*lengths), hx)
-            assert len(bound) == 2
+            assert len(bound_calls) == 2
             names = list(launched)
             launched.clear()
             expected, expected_h_n = copy.deepcopy(gru)(pack(*lengths), hx)  # a copy is not prepared
-            bound.pop()
+            bound_calls.pop()
             assert launched == names
             assert torch.equal(h_n, expected_h_n)
-            for actual_part, expected_part in zip(output, expected):
-                assert expected_part is actual_part is None or torch.equal(actual_part, expected_part)
+            for actual_result, expected_result in zip(output, expected):
+                assert expected_result is actual_result is None or torch.equal(actual_result, expected_result)
         gru(pack(2, 2, 1), hx)
-        assert len(bound) == 3, "a sequence less long is of another form"
+        assert len(bound_calls) == 3, "a call with fewer steps has another signature"
         gru(pack(3, 3, 3), hx)
-        assert len(bound) == 3 + alternates
+        assert len(bound_calls) == 3 + alternates
 
 
 def test_batch_sizes_of_a_prepared_signature_are_checked(device):
@@ -522,13 +541,13 @@ def test_batch_sizes_of_a_prepared_signature_are_checked(device):
     packed = pack_padded_sequence(x, torch.tensor([4, 2, 1]))
     with torch.no_grad():
         for _ in range(3):
-            right, _ = gru(packed)
+            expected, _ = gru(packed)
         assert call_cache.find_route(gru, packed, None) is not None
         packed.batch_sizes[1:3] = torch.tensor([1, 2])
         with pytest.raises(ValueError, match="must not grow"):
             gru(packed)
         packed.batch_sizes[1:3] = torch.tensor([2, 1])
-        assert torch.equal(gru(packed)[0].data, right.data)
+        assert torch.equal(gru(packed)[0].data, expected.data)
 
 
 def test_sorted_and_cast_state_is_not_passed_to_a_prepared_call(device):

@@ -18,6 +18,7 @@ SECOND = dataclasses.replace(KEY, batch=64)
 
 @pytest.fixture
 def clock(monkeypatch):
+    """Return a clock of the progress reports that stands still. Tests advance ``now``."""
     clock = types.SimpleNamespace(now=1000.0)
     monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -30,7 +31,7 @@ def test_time_left_follows_the_pace_and_is_limited_by_the_budget(clock):
     assert (reports[-1].seconds_left, reports[-1].time_left, reports[-1].fraction_done) == (None, "", 0.0)
     assert "left" not in str(reports[-1])
     clock.now += 60
-    tracker.update("compiling 15 of 30", 0.5)  # 15 of 40 in a minute
+    tracker.update("compiling 15 of 30", 0.5)  # 15 of all 40 candidates in a minute
     assert reports[-1].seconds_left == pytest.approx(100) and reports[-1].fraction_done == 15 / 40
     assert str(reports[-1]) == "[1/2] fp16 H=512 B<=16 T=100: compiling 15 of 30, about 2 min left"
     clock.now += 60

@@ -29,25 +29,27 @@ from triton_gru.tuning.space import TORCH, Candidate, projections
 
 from .planted import H200, ONE_CONFIG, PROBLEM, PlantedBench, make_entry, make_result, plant_times
 
-TILE = ProjectionConfig(128, 128, 64, 4, 3)
+TILE = ProjectionConfig(rows=128, cols=128, depth=64, num_warps=4, num_stages=3)
 IEEE = dataclasses.replace(PROBLEM, dtype=torch.float32, precision="ieee", input_size=1024)
 
 
-def change(problem=PROBLEM, **fields):
+def change_problem(problem=PROBLEM, **fields):
+    """Return ``problem`` with these fields changed."""
     return dataclasses.replace(problem, **fields)
 
 
-def save(tables, *entries):
+def save_table(tables, *entries):
+    """Save entries as the table of an H200. Clear the caches. Return the path."""
     path = store.save(list(entries), H200, tables)
     lookup.clear_table_cache()
     clear_plan_cache()
     return path
 
 
-def measured(problem, winner, **ms):
-    """Return an entry with these milliseconds.
+def make_measured_entry(problem, winner, **ms):
+    """Return an entry with the milliseconds of each keyword: an implementation whose "+" is "_".
 
-    ``grid_cublas`` is ``grid+cublas``, and ``grid_tile`` is ``grid`` with `TILE`.
+    ``grid_cublas`` is ``grid+cublas``. ``grid_tile`` is ``grid`` with the projection `TILE`.
     """
     results = {}
     for name, milliseconds in ms.items():
@@ -64,7 +66,7 @@ def measured(problem, winner, **ms):
 
 
 def test_cublas_is_taken_if_estimated_to_be_clearly_faster(tables):
-    """In fp32 without TF32 our own projection counts three times what a library takes, by a fit to an H200."""
+    """In fp32 without TF32 our projection is estimated to take three times a library's time, by a fit to an H200."""
     plan = choose(IEEE, H200)
     assert (plan.kernel, plan.projection, plan.implementation) == ("grid", CUBLAS, "grid+cublas")
     assert "inputs     projected by cuBLAS; with our kernel the call is estimated to take " in str(plan)
@@ -73,7 +75,7 @@ def test_cublas_is_taken_if_estimated_to_be_clearly_faster(tables):
     ours, cublas = (estimate_call_cost(IEEE, plan.config, H200, True, projection) for projection in (None, CUBLAS))
     assert cublas.total < 0.9 * ours.total and cublas.launch > ours.launch
     # A gain below a tenth is not worth a second kernel.
-    narrow = change(IEEE, input_size=16)
+    narrow = change_problem(IEEE, input_size=16)
     assert choose(narrow, H200).projection is None
     assert choose(PROBLEM, H200).projection is None, "as fast as ours in 16 bits, and its products must be rearranged"
     assert set(dict(choose(PROBLEM, H200).rejection_reasons)) == {"block", "step", "torch"}
@@ -82,16 +84,18 @@ def test_cublas_is_taken_if_estimated_to_be_clearly_faster(tables):
 def test_multiprocessors_without_a_tile_cost_time():
     """Few rows of many inputs make few tiles, each with a long sum. A library splits the sum too."""
 
-    def cost(projection, **fields):
-        problem = change(input_size=4096, **fields)
+    def estimate_projection_cost(projection, **fields):
+        problem = change_problem(input_size=4096, **fields)
         return estimate_call_cost(problem, choose(problem, H200, "grid").config, H200, True, projection).projection
 
-    assert cost(None, steps=16) == cost(None, steps=8), "as many tiles as there are multiprocessors take no longer"
-    assert cost(CUBLAS, steps=16) == pytest.approx(2 * cost(CUBLAS, steps=8))
-    assert cost(None, steps=16) > 2 * cost(CUBLAS, steps=16)
-    assert cost(None, steps=1000) < 1.1 * cost(CUBLAS, steps=1000)
-    smaller = ProjectionConfig(64, 32, 64, 4, 4)
-    assert cost(smaller, steps=8) < cost(None, steps=8)
+    assert estimate_projection_cost(None, steps=16) == estimate_projection_cost(None, steps=8), (
+        "as many tiles as there are multiprocessors take no longer"
+    )
+    assert estimate_projection_cost(CUBLAS, steps=16) == pytest.approx(2 * estimate_projection_cost(CUBLAS, steps=8))
+    assert estimate_projection_cost(None, steps=16) > 2 * estimate_projection_cost(CUBLAS, steps=16)
+    assert estimate_projection_cost(None, steps=1000) < 1.1 * estimate_projection_cost(CUBLAS, steps=1000)
+    smaller = ProjectionConfig(rows=64, cols=32, depth=64, num_warps=4, num_stages=4)
+    assert estimate_projection_cost(smaller, steps=8) < estimate_projection_cost(None, steps=8)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +107,11 @@ def test_multiprocessors_without_a_tile_cost_time():
     ],
 )
 def test_our_projection_serves_if_cublas_cannot_and_the_plan_tells_why(fields, reason, tables):
-    problem = change(PROBLEM, **fields)
+    problem = change_problem(PROBLEM, **fields)
     for backend in ("auto", "grid"):
         plan = choose(problem, H200, backend)
         assert plan.projection is None and reason in str(plan)
-    save(tables, measured(problem, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
+    save_table(tables, make_measured_entry(problem, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     plan = choose(problem, H200)
     assert (plan.kernel, plan.projection, plan.config) == ("grid", None, ONE_CONFIG)
     assert plan.time.milliseconds == 0.6
@@ -144,7 +148,7 @@ def test_cublas_is_refused_if_torch_would_raise(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_changed_setting_counts_in_the_next_call(kernels_on_cpu, launched, tables, matmul):
+def test_changed_setting_applies_to_the_next_call(kernels_on_cpu, launched, tables, matmul):
     gru = triton_gru.GRU(32, 32, backend="block").eval()
     set_precision("tf32")
     x = torch.randn(4, 3, 32)
@@ -152,7 +156,7 @@ def test_changed_setting_counts_in_the_next_call(kernels_on_cpu, launched, table
     config = heuristic("block", problem, H200)
     results = {"block": make_result("block", config, 0.6), "block+cublas": make_result("block", config, 0.5)}
     entry = make_entry(problem, "torch", torch=(None, 1.0))
-    save(tables, dataclasses.replace(entry, winner="block+cublas", results=entry.results | results))
+    save_table(tables, dataclasses.replace(entry, winner="block+cublas", results=entry.results | results))
     with torch.no_grad():
         for precision in ("ieee", "tf32", "ieee"):
             matmul.fp32_precision = precision
@@ -166,24 +170,24 @@ def test_changed_setting_counts_in_the_next_call(kernels_on_cpu, launched, table
 
 
 def test_faster_measured_projection_is_taken(tables):
-    save(tables, measured(PROBLEM, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
+    save_table(tables, make_measured_entry(PROBLEM, "grid+cublas", grid=0.6, grid_cublas=0.5, torch=1.0))
     for backend in ("auto", "grid"):
         plan = choose(PROBLEM, H200, backend)
         assert (plan.kernel, plan.config, plan.projection, plan.is_tuned) == ("grid", ONE_CONFIG, CUBLAS, True)
         assert "inputs     projected by cuBLAS; with our kernel the call took 600 us\n" in str(plan)
     assert choose(PROBLEM, H200).time.milliseconds == 0.5
-    save(tables, measured(PROBLEM, "grid", grid=0.5, grid_cublas=0.6, torch=1.0))
+    save_table(tables, make_measured_entry(PROBLEM, "grid", grid=0.5, grid_cublas=0.6, torch=1.0))
     assert choose(PROBLEM, H200).projection is choose(PROBLEM, H200, "grid").projection is None
 
 
 def test_measured_tile_holds_for_the_problems_of_its_verdict(tables):
-    path = save(tables, measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
+    path = save_table(tables, make_measured_entry(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
     assert store.load(path).entries[0].results["grid"].tile == TILE
     for fields, holds in (
         ({}, True), ({"steps": 1000}, True), ({"steps": 50}, True), ({"input_size": 2048}, True),
         ({"steps": 20}, False), ({"input_size": 4096}, False), ({"num_layers": 2}, False),
     ):  # fmt: skip
-        plan = choose(change(**fields), H200, "grid")
+        plan = choose(change_problem(**fields), H200, "grid")
         assert plan.is_tuned and plan.projection == (TILE if holds else None), fields
     text = "our kernel, rows=128, cols=128, depth=64, num_warps=4, num_stages=3; with cuBLAS the call is estimated"
     assert f"inputs     projected by {text}" in str(choose(PROBLEM, H200, "grid"))
@@ -199,13 +203,13 @@ def test_measured_tile_holds_for_the_problems_of_its_verdict(tables):
 )  # fmt: skip
 def test_tile_that_cannot_run_is_ignored(fields, tables):
     """The plan takes the default tile, as the file may come from anywhere."""
-    bad = dataclasses.replace(TILE, **fields)
-    assert unsupported_projection_reason(bad, ONE_CONFIG, PROBLEM, H200)
-    entry = measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
-    save(
+    bad_tile = dataclasses.replace(TILE, **fields)
+    assert unsupported_projection_reason(bad_tile, ONE_CONFIG, PROBLEM, H200)
+    entry = make_measured_entry(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
+    save_table(
         tables,
         dataclasses.replace(
-            entry, results=entry.results | {"grid": dataclasses.replace(entry.results["grid"], tile=bad)}
+            entry, results=entry.results | {"grid": dataclasses.replace(entry.results["grid"], tile=bad_tile)}
         ),
     )
     plan = choose(PROBLEM, H200)
@@ -213,7 +217,7 @@ def test_tile_that_cannot_run_is_ignored(fields, tables):
 
 
 def test_entry_with_an_invalid_tile_is_skipped(tables):
-    path = save(tables, measured(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
+    path = save_table(tables, make_measured_entry(PROBLEM, "grid", grid_tile=0.5, torch=1.0))
     table = json.loads(path.read_text())
     for tile in ({"rows": 64}, 7, {**dataclasses.asdict(TILE), "more": 1}, {**dataclasses.asdict(TILE), "rows": -1}):
         table["entries"][0]["results"]["grid"]["tile"] = tile
@@ -226,11 +230,11 @@ def test_entry_with_an_invalid_tile_is_skipped(tables):
 
 def test_another_torch_makes_cublas_entries_stale(tables):
     """cuBLAS comes with torch, and our projection does not."""
-    problem = change(reset_after=False)
+    problem = change_problem(reset_after=False)
     for winner, is_stale in (("grid+cublas", True), ("grid", False)):
-        entry = measured(problem, winner, **{winner.replace("+", "_"): 0.5})
-        old = dataclasses.replace(entry, env={**environment(), "torch": "1.13.0"})
-        assert bool(old.stale_reason) == is_stale
+        entry = make_measured_entry(problem, winner, **{winner.replace("+", "_"): 0.5})
+        old_entry = dataclasses.replace(entry, env={**environment(), "torch": "1.13.0"})
+        assert bool(old_entry.stale_reason) == is_stale
 
 
 def test_names_of_implementations_are_split_again():
@@ -255,12 +259,12 @@ def test_tuning_finds_a_faster_projection_and_keeps_it(fastest, precision, table
         fastest = [tile for tile in projections(problem, config, H200) if tile != CUBLAS][-1]
     scan = Candidate("grid", config)
 
-    def ms(candidate):
+    def get_ms(candidate):
         if (candidate.kernel, candidate.config) != scan[:2]:
             return 1.0
         return 0.5 if candidate.projection == fastest else 0.7
 
-    bench = PlantedBench(plant_times(ms))
+    bench = PlantedBench(plant_times(get_ms))
     (result,) = triton_gru.tune([problem], bench=bench)
     winner = result.entry.results[result.entry.winner]
     assert result.entry.winner == implementation_name("grid", fastest)
@@ -274,8 +278,8 @@ def test_tuning_finds_a_faster_projection_and_keeps_it(fastest, precision, table
     for backend in ("auto", "grid"):
         assert choose(problem, H200, backend).projection == fastest
     # Tuning again with times that differ by noise keeps the projection.
-    again = PlantedBench(plant_times(lambda candidate: 0.5 if candidate.projection == fastest else 0.49))
-    triton_gru.tune([problem], bench=again, remeasure=True)
+    noisy_bench = PlantedBench(plant_times(lambda candidate: 0.5 if candidate.projection == fastest else 0.49))
+    triton_gru.tune([problem], bench=noisy_bench, remeasure=True)
     assert choose(problem, H200).projection == fastest
 
 
@@ -285,42 +289,44 @@ def test_cublas_must_be_as_fast_in_every_mode(slow, fast, tables):
     config = heuristic("grid", PROBLEM, H200)
     times = {slow: 0.6, fast: 0.3}
 
-    def ms(candidate, mode):
+    def get_ms(candidate, mode):
         if candidate == TORCH:
             return 1.0
         return times[mode] if candidate == ("grid", config, CUBLAS) else 0.5
 
-    (tuned,) = triton_gru.tune([PROBLEM], bench=PlantedBench(ms))
+    (tuned,) = triton_gru.tune([PROBLEM], bench=PlantedBench(get_ms))
     assert tuned.entry.winner == "grid" and "grid+cublas" in tuned.entry.results
 
 
 def test_projections_are_tried_only_with_scans_near_the_fastest(tables):
-    tried = {}
+    tried_kernels = {}
     for slow in (1.2, 1.4):  # times as long as the fastest scan
         bench = PlantedBench(
             plant_times(lambda candidate, slow=slow: 0.5 * (slow if candidate.kernel == "step" else 1))
         )
         triton_gru.tune([PROBLEM], bench=bench, remeasure=True)
-        tried[slow] = {candidate.kernel for candidate in bench.compiled if candidate.projection}
-    assert tried == {1.2: {"grid", "step"}, 1.4: {"grid"}}
+        tried_kernels[slow] = {candidate.kernel for candidate in bench.compiled if candidate.projection}
+    assert tried_kernels == {1.2: {"grid", "step"}, 1.4: {"grid"}}
 
 
 def test_single_step_is_tried_without_projections(tables):
-    single = change(steps=1)
+    single = change_problem(steps=1)
     bench = PlantedBench(plant_times(lambda candidate: 0.5 if isinstance(candidate.config, StepConfig) else 0.9))
     triton_gru.tune([single], bench=bench)
     assert {candidate.projection for candidate in bench.compiled} == {None} and TORCH not in bench.compiled
 
 
 def test_unaligned_inputs_have_no_other_tile():
-    assert projections(change(input_size=13), ONE_CONFIG, H200) == [CUBLAS]
-    assert len(projections(change(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1, "the layer above has 512 inputs"
-    assert projections(change(input_size=13, layout="packed"), ONE_CONFIG, H200) == []
+    assert projections(change_problem(input_size=13), ONE_CONFIG, H200) == [CUBLAS]
+    assert len(projections(change_problem(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1, (
+        "the layer above has 512 inputs"
+    )
+    assert projections(change_problem(input_size=13, layout="packed"), ONE_CONFIG, H200) == []
 
 
 @pytest.mark.parametrize("hidden", [32, 512])
 def test_default_tile_is_not_tried_twice(hidden):
-    problem = change(hidden_size=hidden, batch_size=1)
+    problem = change_problem(hidden_size=hidden, batch_size=1)
     config = heuristic("grid", problem, H200)
-    usual = projection_config(hidden, problem.dtype, problem.precision, aligned=True)
-    assert usual not in projections(problem, config, H200)
+    default_tile = projection_config(hidden, problem.dtype, problem.precision, aligned=True)
+    assert default_tile not in projections(problem, config, H200)

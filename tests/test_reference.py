@@ -1,4 +1,4 @@
-"""The oracle, compared with torch and with the formulas computed number by number."""
+"""The oracle, compared with torch and with the formulas computed element by element."""
 
 import math
 
@@ -20,8 +20,8 @@ def test_agrees_with_torch_in_float64(layers, bidirectional, bias, batch_first):
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     hx = torch.randn(layers * (2 if bidirectional else 1), 4 if batch_first else 3, 7, dtype=torch.float64)
     for state in (hx, None):
-        for a, b in zip(compute_exact(gru, x, state), gru(x, state)):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+        for actual, expected in zip(compute_exact(gru, x, state), gru(x, state)):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
 
 
 def test_sums_in_order_need_the_bound_for_many_products():
@@ -35,28 +35,31 @@ def test_sums_in_order_need_the_bound_for_many_products():
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_step_agrees_with_the_formulas_number_by_number(reset_after, bias):
+def test_step_agrees_with_the_formulas_element_by_element(reset_after, bias):
     """The test computes two units from the formulas in the docstring of `triton_gru.reference`."""
     w_ih, w_hh, b_ih, b_hh = (torch.randn(6, n, dtype=torch.float64) for n in (3, 2, 1, 1))
     b_ih, b_hh = (b_ih[:, 0], b_hh[:, 0]) if bias else (None, None)
     x, h = [0.3, -1.2, 0.5], [0.7, -0.4]
 
     def dot(row, values):
-        return sum(w * v for w, v in zip(row.tolist(), values))
+        return sum(weight * value for weight, value in zip(row.tolist(), values))
 
-    def add(bias, index):
+    def get_bias(bias, index):
         return 0.0 if bias is None else bias[index].item()
 
-    def sigmoid(v):
-        return 1 / (1 + math.exp(-v))
+    def sigmoid(value):
+        return 1 / (1 + math.exp(-value))
 
-    r = [sigmoid(dot(w_ih[j], x) + add(b_ih, j) + dot(w_hh[j], h) + add(b_hh, j)) for j in (0, 1)]
-    z = [sigmoid(dot(w_ih[j], x) + add(b_ih, j) + dot(w_hh[j], h) + add(b_hh, j)) for j in (2, 3)]
-    reset = [a * b for a, b in zip(r, h)]
+    # Rows of the weights: r of both units, z of both units, n of both units.
+    r = [sigmoid(dot(w_ih[j], x) + get_bias(b_ih, j) + dot(w_hh[j], h) + get_bias(b_hh, j)) for j in (0, 1)]
+    z = [sigmoid(dot(w_ih[j], x) + get_bias(b_ih, j) + dot(w_hh[j], h) + get_bias(b_hh, j)) for j in (2, 3)]
+    reset = [r_j * h_j for r_j, h_j in zip(r, h)]
     expected = []
     for i, j in enumerate((4, 5)):
-        inner = dot(w_ih[j], x) + add(b_ih, j)
-        recurrent = r[i] * (dot(w_hh[j], h) + add(b_hh, j)) if reset_after else dot(w_hh[j], reset) + add(b_hh, j)
+        inner = dot(w_ih[j], x) + get_bias(b_ih, j)
+        recurrent = (
+            r[i] * (dot(w_hh[j], h) + get_bias(b_hh, j)) if reset_after else dot(w_hh[j], reset) + get_bias(b_hh, j)
+        )
         expected.append((1 - z[i]) * math.tanh(inner + recurrent) + z[i] * h[i])
     arguments = torch.tensor([x], dtype=torch.float64), torch.tensor([h], dtype=torch.float64)
     actual = reference.compute_step(*arguments, (w_ih, w_hh, b_ih, b_hh), reset_after=reset_after)

@@ -9,6 +9,7 @@ from triton_gru.plan.device import find_device
 
 from .ptx import rehearse
 
+# A program that imports a file beside it and prints its GPU and its arguments.
 PROGRAM = """
 import sys, torch
 from triton_gru.plan.device import find_device
@@ -18,13 +19,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("by_name", [False, True])
-def test_program_gets_a_gpu_and_its_arguments(by_name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("as_module", [False, True])
+def test_program_gets_a_gpu_and_its_arguments(as_module, tmp_path, monkeypatch, capsys):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "beside.py").touch()
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr(sys, "path", [str(tmp_path)] * by_name + sys.path)
-    program = ["-m", "program"] if by_name else [str(tmp_path / "program.py")]
+    monkeypatch.setattr(sys, "path", [str(tmp_path)] * as_module + sys.path)
+    program = ["-m", "program"] if as_module else [str(tmp_path / "program.py")]
     rehearse.main([*program, "--words", "7"])
     assert capsys.readouterr().out == "H200 --words 7\n"
     assert find_device(torch.device("cpu")) is None

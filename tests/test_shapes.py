@@ -23,32 +23,35 @@ def test_shapes_of_a_model():
     model.append(nn.GRU(3, 4, dtype=torch.float64))
     model.append(nn.LSTM(3, 4))
     problems = triton_gru.shapes_of(model, batch_sizes=(1, 8), steps=(100,))
-    assert [(p.hidden_size, p.batch_size, p.steps) for p in problems] == [
+    assert [(problem.hidden_size, problem.batch_size, problem.steps) for problem in problems] == [
         (16, 1, 100), (16, 8, 100), (5, 1, 100), (5, 8, 100), (4, 1, 1), (4, 8, 1),
     ]  # fmt: skip
     assert (problems[0].num_layers, problems[0].directions, problems[0].precision) == (2, 2, "tf32")
     assert not problems[2].reset_after and problems[4].dtype == torch.bfloat16
-    assert {p.dtype for p in triton_gru.shapes_of(model, dtype=torch.float16)} == {torch.float16}
+    assert {problem.dtype for problem in triton_gru.shapes_of(model, dtype=torch.float16)} == {torch.float16}
 
 
 def test_shapes_of_a_run():
-    two_ways = nn.GRU(8, 16, bidirectional=True, batch_first=True).eval()
-    ours, cell = triton_gru.GRU(4, 5).eval(), nn.GRUCell(3, 4)
+    bidirectional_gru = nn.GRU(8, 16, bidirectional=True, batch_first=True).eval()
+    our_gru, cell = triton_gru.GRU(4, 5).eval(), nn.GRUCell(3, 4)
     with triton_gru.record_shapes() as shapes, torch.no_grad():
         for _ in range(3):
-            ours(torch.randn(100, 3, 4))
-        two_ways(torch.randn(2, 10, 8))
-        two_ways(torch.randn(10, 8))
-        ours(torch.randn(7, 3, 4), lengths=torch.tensor([7, 1, 2]))
-        ours(torch.randn(7, 3, 4), resets=torch.zeros(7, 3, dtype=torch.bool))
-        ours(nn.utils.rnn.pack_padded_sequence(torch.randn(7, 3, 4), torch.tensor([7, 2, 1])))
+            our_gru(torch.randn(100, 3, 4))
+        bidirectional_gru(torch.randn(2, 10, 8))
+        bidirectional_gru(torch.randn(10, 8))
+        our_gru(torch.randn(7, 3, 4), lengths=torch.tensor([7, 1, 2]))
+        our_gru(torch.randn(7, 3, 4), resets=torch.zeros(7, 3, dtype=torch.bool))
+        our_gru(nn.utils.rnn.pack_padded_sequence(torch.randn(7, 3, 4), torch.tensor([7, 2, 1])))
         cell(torch.randn(5, 3))
         with torch.autocast("cpu", torch.bfloat16):
             cell(torch.randn(5, 3))
-        ours.double()(torch.randn(2, 3, 4).double())
-    ours.float()(torch.randn(100, 3, 4))  # no longer watched
+        our_gru.double()(torch.randn(2, 3, 4).double())
+    our_gru.float()(torch.randn(100, 3, 4))  # no longer watched
     assert nn.GRU.__call__ is triton_gru.GRUCell.__call__ is nn.Module.__call__
-    sizes = [(p.hidden_size, p.batch_size, p.steps, p.layout, str(p.dtype)[6:]) for p in shapes]
+    sizes = [
+        (problem.hidden_size, problem.batch_size, problem.steps, problem.layout, str(problem.dtype)[6:])
+        for problem in shapes
+    ]
     assert sizes[0] == (5, 3, 128, "dense", "float32")
     assert sorted(sizes[1:]) == sorted([
         (16, 2, 16, "dense", "float32"), (16, 1, 16, "dense", "float32"), (5, 3, 8, "lengths", "float32"),
@@ -56,12 +59,12 @@ def test_shapes_of_a_run():
         (4, 5, 1, "dense", "bfloat16"),
     ])  # fmt: skip
     assert len(shapes) == 8 and all(isinstance(problem, Problem) for problem in shapes)
-    ((most, calls),) = shapes.seen.most_common(1)
-    assert (most.hidden_size, most.steps, calls) == (5, 100, 3)
-    assert sorted(p.steps for p in shapes.seen) == [1, 1, 7, 7, 7, 10, 10, 100]
-    two_ways.train()
+    ((problem_called_most, calls),) = shapes.seen.most_common(1)
+    assert (problem_called_most.hidden_size, problem_called_most.steps, calls) == (5, 100, 3)
+    assert sorted(problem.steps for problem in shapes.seen) == [1, 1, 7, 7, 7, 10, 10, 100]
+    bidirectional_gru.train()
     with triton_gru.record_shapes() as shapes:
-        two_ways(torch.randn(2, 10, 8))
+        bidirectional_gru(torch.randn(2, 10, 8))
     assert len(shapes) == 0
 
 
@@ -72,8 +75,8 @@ class Masked(nn.GRU):
         return super().forward(input * mask)
 
 
-def unrecorded_calls():
-    """Return calls that trace, or compute nothing: their sizes are symbols or without meaning."""
+def make_unrecorded_calls():
+    """Return the name and the function of each call that traces or computes nothing: sizes are symbols or arbitrary."""
     steps, batch = torch.export.Dim("steps", min=2, max=64), torch.export.Dim("batch", min=2, max=64)
     dynamic = {"dynamic_shapes": {"input": {0: steps, 1: batch}}}
     x = torch.randn(3, 2, 4)
@@ -82,24 +85,25 @@ def unrecorded_calls():
         "dynamic export": lambda gru: torch.export.export(gru, (x,), **dynamic),
         "strict export": lambda gru: torch.export.export(gru, (x,), **dynamic, strict=True),
         "compile": lambda gru: torch.compile(gru, backend="eager", dynamic=True)(x),
-        "fake tensors": lambda gru: fake_call(gru, x),
+        "fake tensors": lambda gru: call_with_fake_tensors(gru, x),
         "meta": lambda gru: gru.to("meta")(x.to("meta")),
         "torch.func": lambda gru: torch.func.grad(lambda x: gru(x)[0].sum())(x),
         "subclass": lambda gru: gru(x.as_subclass(type("Sub", (torch.Tensor,), {}))),
     }
 
 
-def fake_call(gru, x):
+def call_with_fake_tensors(gru, x):
+    """Call ``gru`` with a fake tensor of the shape of ``x``."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         gru(mode.from_tensor(x))
 
 
-@pytest.mark.parametrize("name", unrecorded_calls())
+@pytest.mark.parametrize("name", make_unrecorded_calls())
 def test_traced_and_fake_calls_are_not_recorded(name, old_gpu_on_cpu):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers of torch warn
         with triton_gru.record_shapes() as shapes:
-            unrecorded_calls()[name](triton_gru.GRU(4, 6).eval())
+            make_unrecorded_calls()[name](triton_gru.GRU(4, 6).eval())
         assert len(shapes) == 0
 
 
@@ -117,7 +121,7 @@ def test_nested_recorders_and_subclasses():
 
 
 @pytest.mark.parametrize(
-    "given, hook, batches",
+    "arguments, hook, batches",
     [
         ((torch.ones(3, 2, 4), 1, 2, 3, 4), lambda module, args: (args[0],), [2]),
         ((torch.ones(()),), lambda module, args: (torch.ones(3, 2, 4),), []),
@@ -125,11 +129,11 @@ def test_nested_recorders_and_subclasses():
     ],
     ids=["more arguments", "another input", "another view"],
 )
-def test_inputs_that_a_hook_replaces_are_not_recorded(given, hook, batches):
+def test_inputs_that_a_hook_replaces_are_not_recorded(arguments, hook, batches):
     gru = nn.GRU(4, 6).eval()
     gru.register_forward_pre_hook(hook)
     with torch.no_grad(), triton_gru.record_shapes() as shapes:
-        assert gru(*given)[0].shape == (3, 2, 6)
+        assert gru(*arguments)[0].shape == (3, 2, 6)
     assert [problem.batch_size for problem in shapes] == batches
 
 
@@ -137,12 +141,12 @@ def make_recording() -> Recorded:
     """Return a recording of problems that differ in each field, with different numbers of calls."""
     recorded = Recorded()
     recorded.count_call(PROBLEM, 3)
-    for number, change in enumerate([
+    for index, fields in enumerate([
         {"steps": 7}, {"steps": 7, "batch_size": 9}, {"dtype": torch.float32, "precision": "tf32"},
         {"dtype": torch.float32}, {"dtype": torch.bfloat16, "num_layers": 2}, {"bidirectional": True},
         {"layout": "packed"}, {"layout": "lengths", "resets": True}, {"reset_after": False}, {"reverse": True},
     ]):  # fmt: skip
-        recorded.count_call(dataclasses.replace(PROBLEM, **change), 1 + number * number)
+        recorded.count_call(dataclasses.replace(PROBLEM, **fields), 1 + index * index)
     return recorded
 
 
@@ -170,7 +174,7 @@ def test_recorded_run_is_saved_with_its_calls(tmp_path):
 def test_failed_save_leaves_the_old_recording(tmp_path, monkeypatch):
     path = tmp_path / "shapes.json"
     make_recording().save(path)
-    before = path.read_text()
+    text_before = path.read_text()
 
     def fail(*_):
         raise OSError("the disk is full")
@@ -178,7 +182,7 @@ def test_failed_save_leaves_the_old_recording(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="the disk is full"):
         Recorded().save(path)
-    assert path.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["shapes.json"]
+    assert path.read_text() == text_before and [path.name for path in tmp_path.iterdir()] == ["shapes.json"]
 
 
 @pytest.mark.parametrize(

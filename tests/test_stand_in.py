@@ -22,6 +22,8 @@ KINDS = pytest.mark.parametrize("theirs, ours", [(nn.GRU, triton_gru.GRU), (nn.G
 
 
 class Sequence(nn.Module):
+    """A model of one GRU that returns the GRU's output."""
+
     def __init__(self):
         super().__init__()
         self.gru = nn.GRU(4, 6, 2, bidirectional=True)
@@ -31,6 +33,8 @@ class Sequence(nn.Module):
 
 
 class OneStep(nn.Module):
+    """A model of one cell that returns the state after the first frame."""
+
     def __init__(self):
         super().__init__()
         self.cell = nn.GRUCell(4, 6)
@@ -70,18 +74,20 @@ def test_isinstance_of_both_classes(theirs, ours):
 @pytest.mark.parametrize(
     "module", [triton_gru.GRU(4, 6, reset_after=False), triton_gru.GRU(4, 6, reverse=True)], ids=["before", "reverse"]
 )
-def test_module_beyond_nn_gru_is_no_instance_of_it(module):
+def test_module_with_options_that_nn_gru_lacks_is_no_instance_of_nn_gru(module):
     assert not isinstance(module, nn.GRU)
     assert module.__class__ is triton_gru.GRU
 
 
 @KINDS
-def test_subclass_of_ours_is_an_instance_of_nn_gru(theirs, ours):
-    class Own(ours):
+def test_module_of_a_users_subclass_is_an_instance_of_nn_gru(theirs, ours):
+    """Our modules report nn.GRU's class as ``__class__``, but a subclass must still find itself there."""
+
+    class UserClass(ours):
         pass
 
-    assert isinstance(Own(4, 6), theirs)
-    assert issubclass(Own(4, 6).__class__, Own)
+    assert isinstance(UserClass(4, 6), theirs)
+    assert issubclass(UserClass(4, 6).__class__, UserClass)
 
 
 def test_init_functions_find_accelerated_modules():
@@ -123,18 +129,18 @@ def test_isinstance_between_compiled_frames():
     model, _, _ = make_accelerated(ChecksClass)
 
     @torch.compile(backend="eager")
-    def ask(x):
+    def check_classes(x):
         x = x + 1
         torch._dynamo.graph_break()
-        return x, [isinstance(module, nn.GRU) for module in asked()]
+        return x, [isinstance(module, nn.GRU) for module in list_checked_modules()]
 
     @torch._dynamo.disable(recursive=False)
-    def asked():
+    def list_checked_modules():
         return [model.gru] if isinstance(model.gru, nn.GRU) else []
 
     for _ in range(3):
         torch._dynamo.reset()
-        assert len(asked()) == len(ask(torch.zeros(2))[1]) == 1
+        assert len(list_checked_modules()) == len(check_classes(torch.zeros(2))[1]) == 1
 
 
 def test_tables_of_types_skip_an_accelerated_module():
@@ -170,27 +176,27 @@ def test_parametrizations_are_added_and_removed(options, device, launched):
 @pytest.mark.parametrize("options", [{}, {"reset_after": False, "backend": "reference"}], ids=["torch's", "own"])
 def test_copies_keep_class_and_options(theirs, ours, options):
     module = ours(4, 6, **options).eval()
-    for copied, shares in ((copy.copy(module), True), (copy.deepcopy(module), False)):
+    for copied, shares_parameters in ((copy.copy(module), True), (copy.deepcopy(module), False)):
         assert type(copied) is ours
         assert (copied.reset_after, copied.backend, copied.training) == (module.reset_after, module.backend, False)
-        for a, b in zip(copied.parameters(), module.parameters(), strict=True):
-            assert (a is b) is shares
-            assert torch.equal(a, b)
+        for copied_parameter, original in zip(copied.parameters(), module.parameters(), strict=True):
+            assert (copied_parameter is original) is shares_parameters
+            assert torch.equal(copied_parameter, original)
         x = torch.randn(3, 4)
         torch.testing.assert_close(copied(x), module(x), rtol=0, atol=0)
     tied = copy.deepcopy(nn.ModuleList([module, module]))
     assert tied[0] is tied[1]
 
 
-def reloaded(module):
+def reload(module):
     """Return the module after pickle, and after torch.load with ``weights_only=True`` and our classes allowed."""
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
-    before = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     with torch.serialization.safe_globals([nn.GRU, nn.GRUCell, triton_gru.GRU, triton_gru.GRUCell]):
         loaded = torch.load(buffer, weights_only=True)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
     return [pickle.loads(pickle.dumps(module)), loaded]
 
 
@@ -198,19 +204,19 @@ def reloaded(module):
 def test_accelerated_module_is_pickled_as_nn_gru(theirs, ours):
     module = triton_gru.accelerate(theirs(4, 6).eval())
     x = torch.randn(3, 4)
-    for loaded in reloaded(module):
+    for loaded in reload(module):
         assert type(loaded) is theirs
         torch.testing.assert_close(loaded(x), module(x))
         assert type(triton_gru.accelerate(loaded)) is ours
     module.backend = "reference"
-    assert [(type(loaded), loaded.backend) for loaded in reloaded(module)] == [(ours, "reference")] * 2
+    assert [(type(loaded), loaded.backend) for loaded in reload(module)] == [(ours, "reference")] * 2
 
 
 @KINDS
-def test_own_module_is_pickled_as_ours(theirs, ours):
+def test_module_made_as_ours_is_pickled_as_ours(theirs, ours):
     module = ours(4, 6, reset_after=False)
-    assert [(type(loaded), loaded.reset_after) for loaded in reloaded(module)] == [(ours, False)] * 2
-    assert [type(loaded) for loaded in reloaded(ours(4, 6))] == [ours] * 2
+    assert [(type(loaded), loaded.reset_after) for loaded in reload(module)] == [(ours, False)] * 2
+    assert [type(loaded) for loaded in reload(ours(4, 6))] == [ours] * 2
 
 
 def test_receiver_needs_only_torch(tmp_path):
@@ -288,7 +294,10 @@ def test_torchscript(make):
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.testing.assert_close(torch.jit.script(model)(x), expected)
     # torch.jit.script leaves `nn.GRU` in the model, with the same Parameters: `accelerate` swaps it again.
-    assert all(a is b for a, b in zip(triton_gru.accelerate(model).parameters(), parameters, strict=True))
+    assert all(
+        parameter is original
+        for parameter, original in zip(triton_gru.accelerate(model).parameters(), parameters, strict=True)
+    )
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
 
@@ -310,8 +319,9 @@ def test_fx_traces_a_call_as_one_node(backend, device, launched):
             self.layers = nn.ModuleDict({"gru": nn.GRU(4, 6, batch_first=True), "cell": nn.GRUCell(6, 6)})
 
         def forward(self, x, lengths=None):
-            more = {} if backend == "auto" else {"lengths": lengths}
-            output, h_n = self.layers["gru"](x, **more)
+            # "auto" is called as nn.GRU is, "block" also with an argument that nn.GRU lacks.
+            options = {} if backend == "auto" else {"lengths": lengths}
+            output, h_n = self.layers["gru"](x, **options)
             return self.layers["cell"](output[:, -1], h_n[-1])
 
     model = triton_gru.accelerate(Model().to(device).eval())

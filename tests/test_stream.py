@@ -16,6 +16,7 @@ from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_error
 
 
 def run_frames(gru, x, stream=None):
+    """Return the outputs [T, B, H] of the frames of ``x``, and the stream that ran: a new one unless it is given."""
     stream = stream or gru.stream(x.size(1))
     return torch.stack([stream(frame) for frame in x]), stream
 
@@ -28,12 +29,12 @@ def test_stream_agrees_with_the_sequence(precision, layers, bias, reset_after, d
     gru = make_gru(7, 20, precision, device, "step", num_layers=layers, bias=bias, reset_after=reset_after)
     x = torch.randn(6, 5, 7, device=device).to(gru.weight_hh_l0.dtype)
     output, stream = run_frames(gru, x)
-    a_frame = layers if reset_after else 2 * layers
-    assert launched.count("whole_step") == 6 * a_frame
+    launches_per_frame = layers if reset_after else 2 * layers
+    assert launched.count("whole_step") == 6 * launches_per_frame
     expected, expected_h_n = compute_exact(gru, x, None)
-    theirs, their_h_n = compute_baseline(gru, x, None, precision)
-    assert_accurate(output, theirs, expected, precision)
-    assert_accurate(stream.state, their_h_n, expected_h_n, precision)
+    baseline, baseline_h_n = compute_baseline(gru, x, None, precision)
+    assert_accurate(output, baseline, expected, precision)
+    assert_accurate(stream.state, baseline_h_n, expected_h_n, precision)
     assert not output.requires_grad and output.dtype == x.dtype
     assert stream.state.dtype == torch.float32
 
@@ -47,10 +48,13 @@ def test_error_does_not_grow_over_a_thousand_frames(precision, device):
     x = torch.randn(steps, 2, 4, device=device).to(gru.weight_hh_l0.dtype)
     output, _ = run_frames(gru, x)
     expected = compute_exact(gru, x, None)[0]
-    theirs = compute_baseline(gru, x, None, precision)[0].double().cpu()
-    for part in (slice(0, steps // 10), slice(-steps // 10, None)):
-        error, allowed = (output.double().cpu() - expected)[part].abs().max(), (theirs - expected).abs().max().item()
-        assert error <= compute_error_bound(allowed, precision)
+    baseline = compute_baseline(gru, x, None, precision)[0].double().cpu()
+    for frames in (slice(0, steps // 10), slice(-steps // 10, None)):
+        error, baseline_error = (
+            (output.double().cpu() - expected)[frames].abs().max(),
+            (baseline - expected).abs().max().item(),
+        )
+        assert error <= compute_error_bound(baseline_error, precision)
 
 
 def test_state_is_set_read_and_reset(device):
@@ -70,36 +74,36 @@ def test_state_is_set_read_and_reset(device):
     # `state` is a copy: changes to it, or to the output of a frame, do not change the stream.
     stream.reset()
     first = stream(x[0])
-    kept, state = first.clone(), stream.state
+    first_copy, state = first.clone(), stream.state
     state.fill_(7)
     second = stream(x[1])
-    assert torch.equal(first, kept) and torch.equal(second, expected[1])
+    assert torch.equal(first, first_copy) and torch.equal(second, expected[1])
     # The stream starts from a state that is set.
     stream.state = state = torch.randn(2, 3, 16, device=device)
-    after = stream(x[0])
+    output_from_state = stream(x[0])
     stream.state = state
-    assert torch.equal(stream(x[0]), after) and not torch.equal(after, expected[0])
+    assert torch.equal(stream(x[0]), output_from_state) and not torch.equal(output_from_state, expected[0])
 
 
 def test_changed_weights_are_noticed(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x = torch.randn(3, 2, 4, device=device)
     stream = gru.stream(2)
-    before = stream(x[0])
+    first_output = stream(x[0])
     with torch.no_grad():
         gru.weight_ih_l0.mul_(2)  # in place
     stream.reset()
-    changed = stream(x[0])
-    assert not torch.equal(before, changed)
+    changed_output = stream(x[0])
+    assert not torch.equal(first_output, changed_output)
     gru.weight_hh_l0 = nn.Parameter(gru.weight_hh_l0.detach().clone() * 2)  # a new Parameter
     expected = run_frames(copy.deepcopy(gru), x)[0]
     stream.reset()
     assert torch.equal(run_frames(gru, x, stream)[0], expected)
     gru.reset_after = False
-    expected_before = run_frames(copy.deepcopy(gru), x)[0]
-    assert not torch.equal(expected_before[1:], expected[1:])
+    expected_reset_before = run_frames(copy.deepcopy(gru), x)[0]
+    assert not torch.equal(expected_reset_before[1:], expected[1:])
     stream.reset()
-    assert torch.equal(run_frames(gru, x, stream)[0], expected_before)
+    assert torch.equal(run_frames(gru, x, stream)[0], expected_reset_before)
 
 
 def test_parametrized_weights_are_read_in_each_frame(device, launched):
@@ -152,8 +156,8 @@ def test_autocast_decides_the_dtype_of_a_frame(device):
     with torch.autocast(device, torch.bfloat16):
         output, stream = run_frames(gru, x)
     assert output.dtype == torch.bfloat16
-    without = run_frames(gru, x, stream)[0]  # the same stream, in its own dtype again
-    assert without.dtype == torch.float32
+    without_autocast = run_frames(gru, x, stream)[0]  # the same stream, in the module's dtype again
+    assert without_autocast.dtype == torch.float32
 
 
 def test_invalid_streams_and_frames_are_refused(kernels_on_cpu):
@@ -162,13 +166,13 @@ def test_invalid_streams_and_frames_are_refused(kernels_on_cpu):
     with pytest.raises(ValueError, match="a reverse GRU needs the whole sequence"):
         triton_gru.GRU(4, 5, reverse=True).stream(2)
     gru = triton_gru.GRU(4, 5, backend="step").eval()
-    for wrong in (0, -1, 2.0, None):
+    for batch_size in (0, -1, 2.0, None):
         with pytest.raises(ValueError, match="batch_size must be a positive integer"):
-            gru.stream(wrong)
+            gru.stream(batch_size)
     stream = gru.stream(2)
-    for wrong in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 5), torch.randn(1, 2, 4)):
+    for frame in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 5), torch.randn(1, 2, 4)):
         with pytest.raises(ValueError, match=r"a frame must be of shape \[2, 4\]"):
-            stream(wrong)
+            stream(frame)
     stream(torch.randn(2, 4))
     with pytest.raises((ValueError, RuntimeError), match="dtype|float16"):
         stream(torch.randn(2, 4).half())
@@ -176,9 +180,9 @@ def test_invalid_streams_and_frames_are_refused(kernels_on_cpu):
         stream(torch.empty(2, 4, device="meta"))
     with pytest.raises(ValueError, match=r"of shape \[1, 2, 5\]"):
         stream.state = torch.zeros(2, 5)
-    for wrong in (torch.zeros(2), torch.zeros(3, dtype=torch.bool)):
+    for mask in (torch.zeros(2), torch.zeros(3, dtype=torch.bool)):
         with pytest.raises(ValueError, match="mask must be bool"):
-            stream.reset(wrong)
+            stream.reset(mask)
     gru.double()
     with pytest.raises(RuntimeError, match="the module is now torch.float64 on cpu"):
         stream(torch.randn(2, 4).double())
@@ -212,25 +216,25 @@ def test_frames_after_the_second_are_prepared(device, launched):
     gru = make_gru(64, 128, "fp16", device, "step", num_layers=2)
     stream = gru.stream(4)
     x = torch.randn(8, 4, 64, device=device).half()
-    first = [stream(frame) for frame in x[:2]]
+    first_outputs = [stream(frame) for frame in x[:2]]
     assert launched == ["whole_step"] * 4
-    with mock.patch.object(Stream, "plan", side_effect=AssertionError), no_synchronising(device):
-        outputs = torch.stack(first + [stream(frame) for frame in x[2:]])
+    with mock.patch.object(Stream, "plan", side_effect=AssertionError), refuse_synchronisation(device):
+        outputs = torch.stack(first_outputs + [stream(frame) for frame in x[2:]])
     assert launched == ["whole_step"] * 16
     with torch.no_grad():
         torch.testing.assert_close(outputs, gru(x)[0], rtol=0, atol=5e-3)
     if device == "cuda":
-        for again in (stream, gru.stream(4)):
+        for any_stream in (stream, gru.stream(4)):
             with (
                 pytest.raises(RuntimeError, match="a stream cannot be captured"),
                 torch.cuda.graph(torch.cuda.CUDAGraph()),
             ):
-                again(x[0])
+                any_stream(x[0])
 
 
 @contextlib.contextmanager
-def no_synchronising(device):
-    """Raise in this block if anything synchronises with the GPU."""
+def refuse_synchronisation(device):
+    """Make torch raise at each call that waits for the GPU, inside the context. Do nothing on a CPU."""
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -252,8 +256,8 @@ def test_frames_of_any_layout_are_read(device, launched):
     odd[1:] = x[1].flatten()
     negated = torch.complex(x[2], -x[2]).conj().imag
     assert negated.is_neg()
-    given = wide[:, ::2], odd[1:].view(2, 6), negated
-    assert torch.equal(torch.stack([stream(frame) for frame in given]), expected)
+    frames = wide[:, ::2], odd[1:].view(2, 6), negated
+    assert torch.equal(torch.stack([stream(frame) for frame in frames]), expected)
     stream.reset()
-    assert torch.equal(torch.stack([stream(frame) for frame in given]), expected)
+    assert torch.equal(torch.stack([stream(frame) for frame in frames]), expected)
     assert launched.has_only("step")

@@ -20,97 +20,106 @@ class Subclass(torch.Tensor):
     """A subclass that the package does not know."""
 
 
-def table() -> dict[str, list[str]]:
-    """Return the cells of each row by its first cell."""
+def read_table() -> dict[str, list[str]]:
+    """Return the cells of each row of the document's table, by the row's first cell."""
     lines = SUPPORT.read_text().split("| otherwise |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name: cells for name, *cells in rows}
 
 
-def gru(backend, **options):
+def make_eval_gru(backend, **options):
+    """Return a GRU of 4 features and 20 units in eval()."""
     return triton_gru.GRU(4, 20, backend=backend, **options).eval()
 
 
-def in_dtype(precision):
-    def row(backend):
+def make_dtype_call(precision):
+    """Return a function that calls a GRU of this precision."""
+
+    def call_in_dtype(backend):
         module = make_gru(4, 20, precision, "cpu", backend)
         module(x.to(module.weight_hh_l0.dtype))
 
-    return row
+    return call_in_dtype
 
 
-def float64(backend):
+def call_float64(backend):
     triton_gru.GRU(4, 5, dtype=torch.float64, backend=backend).eval()(x.double())
 
 
-def layers(backend):
-    gru(backend, num_layers=2, bias=False)(x, hx.repeat(2, 1, 1))
+def call_layers(backend):
+    make_eval_gru(backend, num_layers=2, bias=False)(x, hx.repeat(2, 1, 1))
 
 
-def layouts(backend):
-    module = gru(backend, batch_first=True)
+def call_layouts(backend):
+    """Call a GRU with batch_first, unbatched and non-contiguous input."""
+    module = make_eval_gru(backend, batch_first=True)
     module(x)
     module(x[0])
     module(x.transpose(0, 2).contiguous().transpose(0, 2))
 
 
-def packed(backend, call=None):
-    call = gru(backend) if call is None else call
+def call_packed(backend, call=None):
+    """Call a GRU, or ``call``, with sorted and with unsorted packed input."""
+    call = make_eval_gru(backend) if call is None else call
     for enforce_sorted in (True, False):
         lengths = torch.tensor([2, 2, 1] if enforce_sorted else [1, 2, 2])
         call(pack_padded_sequence(x, lengths, enforce_sorted=enforce_sorted))
 
 
-def cell(backend):
+def call_cell(backend):
     triton_gru.GRUCell(4, 20, backend=backend).eval()(x[0], hx[0])
 
 
-def autocast(backend):
+def call_autocast(backend):
     with torch.autocast("cpu", torch.bfloat16):
-        assert gru(backend)(x)[0].dtype == torch.bfloat16 or backend == "auto"
+        assert make_eval_gru(backend)(x)[0].dtype == torch.bfloat16 or backend == "auto"
 
 
-def eval_with_grad(backend):
+def call_with_grad(backend):
+    """Call a GRU with grad enabled. A backward raises, unless nn.GRU may serve the call."""
     with torch.enable_grad():
-        output = gru(backend)(x)[0]
+        output = make_eval_gru(backend)(x)[0]
         if backend != "auto":
             with pytest.raises(RuntimeError, match="can only be called in training mode"):
                 output.sum().backward()
 
 
-def subclasses(backend):
-    module = gru(backend)
+def call_with_subclass_weight(backend):
+    """Call a GRU one of whose weights is a tensor subclass."""
+    module = make_eval_gru(backend)
     module.weight_hh_l0 = torch.nn.Parameter(module.weight_hh_l0.detach().as_subclass(Subclass), requires_grad=False)
     module(x)
 
 
-def training(backend):
+def train(backend):
     with torch.enable_grad():
-        gru(backend).train()(x)[0].sum().backward()
+        make_eval_gru(backend).train()(x)[0].sum().backward()
 
 
-def dropout(backend):
-    gru(backend, num_layers=2, dropout=0.5).train()(x)
+def call_with_dropout(backend):
+    make_eval_gru(backend, num_layers=2, dropout=0.5).train()(x)
 
 
-def compiled(backend):
-    torch.compile(gru(backend), fullgraph=True, backend="eager")(x)
-    torch.export.export(gru(backend), (x,)).module()(x)
+def call_compiled(backend):
+    torch.compile(make_eval_gru(backend), fullgraph=True, backend="eager")(x)
+    torch.export.export(make_eval_gru(backend), (x,)).module()(x)
 
 
-def compiled_packed(backend):
-    packed(backend, torch.compile(gru(backend), backend="eager"))
+def call_compiled_packed(backend):
+    call_packed(backend, torch.compile(make_eval_gru(backend), backend="eager"))
 
 
-def weights(backend):
-    module, other = gru(backend, num_layers=2), gru(backend, num_layers=2)
+def call_with_other_weights(backend):
+    """Call a GRU through functional_call, and with one weight in two layers."""
+    module, other = make_eval_gru(backend, num_layers=2), make_eval_gru(backend, num_layers=2)
     torch.func.functional_call(module, dict(other.named_parameters()), (x,))
     module.weight_hh_l1 = module.weight_hh_l0
     module(x)
 
 
-def transforms(backend):
-    module = gru(backend)
+def call_transforms(backend):
+    """Trace a GRU with torch.jit, which a kernel refuses, and differentiate it with torch.func."""
+    module = make_eval_gru(backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing `nn.GRU` warns in the same way
         if backend in ("auto", "torch"):
@@ -121,50 +130,53 @@ def transforms(backend):
     torch.func.grad(lambda x: module(x)[0].sum())(x)
 
 
-def scripted(backend):
+def call_scripted(backend):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(torch.nn.Sequential(gru(backend)))(x)
+        torch.jit.script(torch.nn.Sequential(make_eval_gru(backend)))(x)
 
 
+# Row of the table -> function that makes the calls of this row with the backend that it is given.
 ROWS = {
-    "float32 as TF32": in_dtype("tf32"),
-    "float32 ieee": in_dtype("fp32"),
-    "float16": in_dtype("fp16"),
-    "bfloat16": in_dtype("bf16"),
-    "float64": float64,
-    "several layers, no bias, `hx`": layers,
-    "`batch_first`, unbatched, non-contiguous": layouts,
-    "bidirectional": lambda backend: gru(backend, bidirectional=True)(x),
-    "one direction backward (`reverse=True`)": lambda backend: gru(backend, reverse=True)(x),
-    "reset before the recurrent product (`reset_after=False`)": lambda backend: gru(backend, reset_after=False)(x),
-    "`PackedSequence`, sorted or not": packed,
-    "`lengths=`": lambda backend: gru(backend)(x, lengths=torch.tensor([2, 0, 1])),
-    "`resets=`": lambda backend: gru(backend)(x, resets=torch.rand(2, 3) < 0.5),
-    "`GRUCell`": cell,
-    "`stream()`": lambda backend: gru(backend).stream(3)(x[0]),
-    "`torch.autocast`": autocast,
-    "`eval()` with grad enabled (a backward raises)": eval_with_grad,
-    "tensor subclasses, sparse weights": subclasses,
-    "training with grad enabled": training,
-    "dropout in training": dropout,
-    "`torch.compile(fullgraph=True)`, `torch.export`": compiled,
-    "`torch.compile` with a `PackedSequence` (a graph break)": compiled_packed,
-    "`torch.func.functional_call`, tied weights": weights,
-    "other `torch.func` transforms, `torch.jit.trace`": transforms,
-    "`torch.jit.script`": scripted,
+    "float32 as TF32": make_dtype_call("tf32"),
+    "float32 ieee": make_dtype_call("fp32"),
+    "float16": make_dtype_call("fp16"),
+    "bfloat16": make_dtype_call("bf16"),
+    "float64": call_float64,
+    "several layers, no bias, `hx`": call_layers,
+    "`batch_first`, unbatched, non-contiguous": call_layouts,
+    "bidirectional": lambda backend: make_eval_gru(backend, bidirectional=True)(x),
+    "one direction backward (`reverse=True`)": lambda backend: make_eval_gru(backend, reverse=True)(x),
+    "reset before the recurrent product (`reset_after=False`)": lambda backend: make_eval_gru(
+        backend, reset_after=False
+    )(x),
+    "`PackedSequence`, sorted or not": call_packed,
+    "`lengths=`": lambda backend: make_eval_gru(backend)(x, lengths=torch.tensor([2, 0, 1])),
+    "`resets=`": lambda backend: make_eval_gru(backend)(x, resets=torch.rand(2, 3) < 0.5),
+    "`GRUCell`": call_cell,
+    "`stream()`": lambda backend: make_eval_gru(backend).stream(3)(x[0]),
+    "`torch.autocast`": call_autocast,
+    "`eval()` with grad enabled (a backward raises)": call_with_grad,
+    "tensor subclasses, sparse weights": call_with_subclass_weight,
+    "training with grad enabled": train,
+    "dropout in training": call_with_dropout,
+    "`torch.compile(fullgraph=True)`, `torch.export`": call_compiled,
+    "`torch.compile` with a `PackedSequence` (a graph break)": call_compiled_packed,
+    "`torch.func.functional_call`, tied weights": call_with_other_weights,
+    "other `torch.func` transforms, `torch.jit.trace`": call_transforms,
+    "`torch.jit.script`": call_scripted,
 }
 
 
 def test_every_row_of_the_table_is_tested():
-    assert list(table()) == list(ROWS)
+    assert list(read_table()) == list(ROWS)
 
 
 @pytest.mark.parametrize("backend", [*KERNELS, "auto"])
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
 def test_support_is_as_in_the_table(name, backend, gpu_of_backend, launched):
-    *cells, otherwise = table()[name]
+    *cells, otherwise = read_table()[name]
     assert set(cells) <= {"yes", "no"}
     assert otherwise in ("torch", "reference") or "no" not in cells
     if backend == "auto":

@@ -77,20 +77,21 @@ def test_model_in_eval_without_no_grad_runs_the_kernels(device, launched):
 
 
 def test_call_does_not_move_the_weights(device, launched):
-    """Two modules share the weights here: a CUDA graph of the other module would read them at the old address."""
+    """Another module shares the weights. A CUDA graph of that module would still read them at the old address."""
     theirs = nn.GRU(4, 16, 2).to(device).eval()
     ours = triton_gru.GRU(4, 16, 2, device="meta", backend="block").eval()
     for name, parameter in theirs.named_parameters():
         setattr(ours, name, parameter)
-    before = [parameter.data_ptr() for parameter in theirs.parameters()]
+    addresses_before = [parameter.data_ptr() for parameter in theirs.parameters()]
     with (
-        mock.patch.object(nn.RNNBase, "flatten_parameters") as moved,
+        # On a CPU flatten_parameters moves nothing, so the test also checks that nobody calls it.
+        mock.patch.object(nn.RNNBase, "flatten_parameters") as flatten_parameters,
         torch.no_grad(),
-    ):  # flatten_parameters does nothing on a CPU
+    ):
         ours(torch.randn(3, 2, 4, device=device))
     assert launched.has_only("block")
-    assert not moved.called
-    assert [parameter.data_ptr() for parameter in theirs.parameters()] == before
+    assert not flatten_parameters.called
+    assert [parameter.data_ptr() for parameter in theirs.parameters()] == addresses_before
 
 
 def test_accelerated_model_trains(device):
@@ -100,8 +101,8 @@ def test_accelerated_model_trains(device):
     tokens = torch.randint(20, (3, 7), device=device)
     for model in (plain, accelerated):
         model(tokens).square().sum().backward()
-    for a, b in zip(accelerated.parameters(), plain.parameters()):
-        torch.testing.assert_close(a.grad, b.grad)
+    for parameter, expected in zip(accelerated.parameters(), plain.parameters()):
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 def test_a_gru_as_the_model_is_swapped():
@@ -113,24 +114,24 @@ def test_a_gru_as_the_model_is_swapped():
 
 def test_printed_model_shows_accelerated_modules():
     model = nn.ModuleDict({"encoder": nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2)), "decoder": nn.GRUCell(2, 5)})
-    before = repr(model)
-    after = before.replace("GRU", "triton_gru.GRU")
-    assert repr(triton_gru.accelerate(model)) == after
-    assert "(0): triton_gru.GRU(3, 4)" in after and "(decoder): triton_gru.GRUCell(2, 5)" in after
-    assert repr(triton_gru.restore(model)) == before
+    text_before = repr(model)
+    text_after = text_before.replace("GRU", "triton_gru.GRU")
+    assert repr(triton_gru.accelerate(model)) == text_after
+    assert "(0): triton_gru.GRU(3, 4)" in text_after and "(decoder): triton_gru.GRUCell(2, 5)" in text_after
+    assert repr(triton_gru.restore(model)) == text_before
 
 
 def test_hooks_still_fire():
     model = nn.Sequential(nn.GRU(3, 4)).eval()
-    seen = []
-    model[0].register_forward_pre_hook(lambda module, args: seen.append("before"))
-    model[0].register_forward_hook(lambda module, args, output: seen.append("after"))
+    calls = []
+    model[0].register_forward_pre_hook(lambda module, args: calls.append("before"))
+    model[0].register_forward_hook(lambda module, args, output: calls.append("after"))
     triton_gru.accelerate(model)
     model(torch.randn(2, 1, 3))
-    assert seen == ["before", "after"]
+    assert calls == ["before", "after"]
     triton_gru.restore(model)
     model(torch.randn(2, 1, 3))
-    assert seen == ["before", "after"] * 2
+    assert calls == ["before", "after"] * 2
 
 
 def test_shared_module_is_swapped_once_and_tied_weights_stay_tied():
@@ -141,10 +142,10 @@ def test_shared_module_is_swapped_once_and_tied_weights_stay_tied():
     assert model[0] is model[1]
     assert model[2].weight_hh_l0 is model[0].weight_hh_l0
     x = torch.randn(3, 2, 4)
-    before = model[2](x)[0]
+    output_before = model[2](x)[0]
     with torch.no_grad():
         model[0].weight_hh_l0.mul_(2)
-    assert not torch.equal(model[2](x)[0], before)
+    assert not torch.equal(model[2](x)[0], output_before)
 
 
 def test_other_modules_are_unchanged_and_reported():
@@ -189,7 +190,7 @@ def test_model_without_a_gru_warns_once():
 
 
 @pytest.mark.parametrize("option", ["reset_after=False", "reverse=True"])
-def test_restore_leaves_modules_beyond_nn_gru(option):
+def test_restore_leaves_modules_with_options_that_nn_gru_lacks(option):
     name, value = option.split("=")
     ours = triton_gru.GRU(3, 4, **{name: value == "True"})
     model = nn.ModuleDict({"ours": ours, "torch's": triton_gru.GRU(3, 4)})

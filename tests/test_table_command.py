@@ -31,48 +31,54 @@ JANUARY, FEBRUARY = "2026-01-02T03:04:05+00:00", "2026-02-01T00:00:00+00:00"
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
-    on_machine(monkeypatch)
+    """Let the command find no GPU, unless a test plants one."""
+    plant_gpus(monkeypatch)
 
 
-def on_machine(monkeypatch, *devices):
-    monkeypatch.setattr(table, "list_gpus", lambda: list(devices))
+def plant_gpus(monkeypatch, *gpus):
+    """Let the command find these GPUs in this machine, or none."""
+    monkeypatch.setattr(table, "list_gpus", lambda: list(gpus))
 
 
 @pytest.fixture
 def run(tables, capsys):
-    """Run the command. Return its exit status, and what it printed to stdout and to stderr."""
+    """Return a function that runs the command. It returns the exit status, and the texts of stdout and stderr."""
 
-    def run(*arguments):
+    def run_table(*arguments):
         status = cli.main(["table", *map(str, arguments)])
         return status, *capsys.readouterr()
 
-    return run
+    return run_table
 
 
-def measured(steps=100, ms=0.5, config=ONE_CONFIG, tuned_at=JANUARY, triton=None, heuristic_ms=None):
+def make_measured(steps=100, ms=0.5, config=ONE_CONFIG, tuned_at=JANUARY, triton=None, heuristic_ms=None):
+    """Return an entry of `PROBLEM` with other steps: ``grid`` took ``ms``, and nn.GRU 1 ms."""
     entry = make_entry(
         dataclasses.replace(PROBLEM, steps=steps), "grid", grid=(config, ms, heuristic_ms), torch=(None, 1.0)
     )
     return dataclasses.replace(entry, tuned_at=tuned_at, env=entry.env | ({"triton": triton} if triton else {}))
 
 
-def raw(*arguments, **fields):
-    return json.loads(json.dumps(dataclasses.asdict(measured(*arguments, **fields))))
+def make_raw(*arguments, **fields):
+    """Return the entry of `make_measured` as JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(make_measured(*arguments, **fields))))
 
 
-def written(path, *entries, **fields):
-    """Write a table of raw entries, of an H200 unless ``fields`` say otherwise. Return its path."""
+def write_table(path, *entries, **fields):
+    """Write a table of raw entries. ``fields`` replaces fields of the file, such as the device. Return its path."""
     content = {"schema": 1, "device": store.describe_device(H200), "entries": list(entries)} | fields
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
 
 
-def contents(folder):
+def read_contents(folder):
+    """Return the bytes of each file in a folder by its name, except those of the lock."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
-def milliseconds(path):
+def read_milliseconds(path):
+    """Return the median milliseconds of ``grid`` in a table, by the number of steps."""
     return {entry["key"]["steps"]: entry["results"]["grid"]["eager_ms"][1] for entry in store.load(path).raw}
 
 
@@ -81,10 +87,10 @@ def milliseconds(path):
 
 def test_show_lists_tables_with_their_entries(run, tables, monkeypatch):
     monkeypatch.setattr(lookup, "SHIPPED_DIRECTORY", tables / "shipped")
-    old = raw(1000, ms=123.4, triton="3.5.1", tuned_at="2025-12-01T00:00:00+00:00")
-    unknown_entry = raw(7) | {"power": 300}
-    path = written(tables / "H200.json", old, raw(ms=0.41234, heuristic_ms=0.613), unknown_entry)
-    shipped = written(tables / "shipped" / "A100.json", device=store.describe_device(A100))
+    old = make_raw(1000, ms=123.4, triton="3.5.1", tuned_at="2025-12-01T00:00:00+00:00")
+    unknown_entry = make_raw(7) | {"power": 300}
+    path = write_table(tables / "H200.json", old, make_raw(ms=0.41234, heuristic_ms=0.613), unknown_entry)
+    shipped = write_table(tables / "shipped" / "A100.json", device=store.describe_device(A100))
     status, printed, errors = run("show")
     assert (status, errors) == (0, "")
     assert printed.splitlines() == [
@@ -104,7 +110,7 @@ def test_show_lists_tables_with_their_entries(run, tables, monkeypatch):
 
 
 def test_show_compares_with_the_plan_without_a_table(run, tables):
-    """The untuned plan may take another kernel than the winner. The screen of `triton-gru tune` compares alike."""
+    """The untuned plan may take another kernel than the winner. `triton-gru tune` prints the same ratio."""
     problem = dataclasses.replace(PROBLEM, hidden_size=2048, dtype=torch.float32, precision="tf32", steps=64)
     assert choose(problem, H200, use_tables=False).implementation == "torch"
     step = heuristic("step", problem, H200), 0.5, 0.6
@@ -112,10 +118,10 @@ def test_show_compares_with_the_plan_without_a_table(run, tables):
     assert run("show", path)[1].splitlines()[-2].split()[-3:-1] == ["2.00x", "2.00x"]
 
 
-def test_show_tells_which_tables_are_in_force_here(run, tables, monkeypatch):
+def test_show_reports_which_tables_apply_to_this_gpu(run, tables, monkeypatch):
     for device in (H200, A100, dataclasses.replace(H200, name="H200 NVL")):
-        store.save([measured()], device, tables)
-    on_machine(monkeypatch, H200)
+        store.save([make_measured()], device, tables)
+    plant_gpus(monkeypatch, H200)
     heads = [line for line in run("show")[1].splitlines() if "json: " in line]
     assert [line.partition("multiprocessors)")[2] for line in heads] == [
         "",
@@ -124,13 +130,13 @@ def test_show_tells_which_tables_are_in_force_here(run, tables, monkeypatch):
     ]
 
 
-def test_show_without_tables_says_so(run, tables):
-    none = f"there are no tables in {tables}, and none come with the package\n"
-    assert run("show") == run("check") == (0, none, "")
+def test_show_without_tables_reports_that(run, tables):
+    no_tables = f"there are no tables in {tables}, and none come with the package\n"
+    assert run("show") == run("check") == (0, no_tables, "")
 
 
 def test_show_reports_invalid_tables_and_shows_the_others(run, tables):
-    good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
+    good, newer = write_table(tables / "H200.json", make_raw()), write_table(tables / "newer.json", schema=7)
     status, printed, errors = run("show", tables / "nothing.json", newer, good)
     assert status == 2 and "1 shape, 0 stale" in printed
     assert errors == (
@@ -142,10 +148,10 @@ def test_show_reports_invalid_tables_and_shows_the_others(run, tables):
 @pytest.mark.parametrize("command", ["show", "check"])
 def test_control_characters_of_a_file_are_escaped(command, run, tables):
     evil = "\x1b]0;evil\x07\n"
-    evil_values = raw() | {"tuned_at": evil}
+    evil_values = make_raw() | {"tuned_at": evil}
     evil_values["key"]["dtype"] = evil
-    evil_field = raw() | {evil: 1}
-    path = written(
+    evil_field = make_raw() | {evil: 1}
+    path = write_table(
         tables / "H200.json", evil_values, evil_field, device=store.describe_device(H200) | {"name": f"H200 {evil}"}
     )
     _, printed, errors = run(command, path)
@@ -155,23 +161,23 @@ def test_control_characters_of_a_file_are_escaped(command, run, tables):
 @pytest.mark.parametrize(
     "entries, status, report",
     [
-        ([raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
-        # Copies follow the batch, so those of a table do not count.
-        ([raw(config=dataclasses.replace(ONE_CONFIG, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
+        ([make_raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
+        # Copies follow the batch, so those of a table are ignored.
+        ([make_raw(config=dataclasses.replace(ONE_CONFIG, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
         (
-            [raw(), raw(16, triton="3.5.1")],
+            [make_raw(), make_raw(16, triton="3.5.1")],
             1,
             "1 in force, 1 stale, 0 not understood\n"
             "  stale: fp16 H=512 B<=16 T=16: made with triton 3.5, this is 3.6\n",
         ),
         (
-            [raw() | {"power": 300}],
+            [make_raw() | {"power": 300}],
             1,
             "0 in force, 0 stale, 1 not understood\n"
             "  not understood: entry 0: ValueError unknown fields of Entry: 'power'\n",
         ),
         (
-            [raw(config=dataclasses.replace(ONE_CONFIG, programs=31))],
+            [make_raw(config=dataclasses.replace(ONE_CONFIG, programs=31))],
             1,
             "1 in force, 0 stale, 0 not understood\n"
             "  cannot run: fp16 H=512 B<=16 T=100: "
@@ -180,12 +186,12 @@ def test_control_characters_of_a_file_are_escaped(command, run, tables):
     ],
 )
 def test_check_reports_stale_unknown_and_impossible_entries(entries, status, report, run, tables):
-    path = written(tables / "H200.json", *entries)
+    path = write_table(tables / "H200.json", *entries)
     assert run("check") == run("check", path) == (status, f"{path}: {OF_H200}: {report}", "")
 
 
 def test_check_reports_invalid_tables(run, tables):
-    good, newer = written(tables / "H200.json", raw()), written(tables / "newer.json", schema=7)
+    good, newer = write_table(tables / "H200.json", make_raw()), write_table(tables / "newer.json", schema=7)
     status, printed, _ = run("check", newer, good)
     assert status == 2
     assert printed == (f"{newer}: not a table: {NEWER}\n{good}: {OF_H200}: 1 in force, 0 stale, 0 not understood\n")
@@ -197,7 +203,7 @@ def test_check_reports_invalid_tables(run, tables):
 
 
 @pytest.mark.parametrize(
-    "device, known",
+    "device, is_known",
     [
         (dataclasses.replace(H200, name="NVIDIA H200"), True),
         (dataclasses.replace(H200, name="NVIDIA GH200 480GB"), True),
@@ -206,34 +212,34 @@ def test_check_reports_invalid_tables(run, tables):
         (CHIP, False),
     ],
 )
-def test_check_recognises_a_device_by_name_and_size(device, known, run, tables, monkeypatch):
-    store.save([measured(config=dataclasses.replace(ONE_CONFIG, programs=31))], device, tables)
+def test_check_recognises_a_device_by_name_and_size(device, is_known, run, tables, monkeypatch):
+    store.save([make_measured(config=dataclasses.replace(ONE_CONFIG, programs=31))], device, tables)
     not_known = "not checked: whether configurations can run on that device"
     status, printed, _ = run("check")
-    assert (status, "cannot run" in printed, not_known in printed) == (known, known, not known)
-    on_machine(monkeypatch, device)
+    assert (status, "cannot run" in printed, not_known in printed) == (is_known, is_known, not is_known)
+    plant_gpus(monkeypatch, device)
     status, printed, _ = run("check")
     assert (status, "cannot run" in printed, not_known in printed) == (1, True, False)
 
 
 def test_check_survives_huge_numbers(run, tables):
-    numbers = [name for name, value in vars(ONE_CONFIG).items() if type(value) is int]
-    harm = [raw(config=dataclasses.replace(ONE_CONFIG, **{name: 1 << 31})) for name in numbers]
-    sizes = [raw() for _ in range(4)]
-    for entry, name in zip(sizes, ("hidden_size", "input_size", "batch", "steps")):
+    integer_fields = [name for name, value in vars(ONE_CONFIG).items() if type(value) is int]
+    huge_configs = [make_raw(config=dataclasses.replace(ONE_CONFIG, **{name: 1 << 31})) for name in integer_fields]
+    huge_sizes = [make_raw() for _ in range(4)]
+    for entry, name in zip(huge_sizes, ("hidden_size", "input_size", "batch", "steps")):
         entry["key"][name] = 1 << 31
-    others = [raw(), raw()]
-    others[0]["key"]["directions"], others[1]["key"]["dtype"] = 3, "float8"
-    status, printed, _ = run("check", written(tables / "H200.json", *harm, *sizes, *others))
-    assert status == 1 and f"{len(harm) + 6} in force" in printed
+    invalid_keys = [make_raw(), make_raw()]
+    invalid_keys[0]["key"]["directions"], invalid_keys[1]["key"]["dtype"] = 3, "float8"
+    status, printed, _ = run("check", write_table(tables / "H200.json", *huge_configs, *huge_sizes, *invalid_keys))
+    assert status == 1 and f"{len(huge_configs) + 6} in force" in printed
     assert "no kernel serves float16 in 3 directions" in printed and "no kernel serves float8" in printed
 
 
 def test_show_survives_the_largest_number_of_layers(run, tables):
     """Estimating the untuned plan computes equal layers once."""
-    deep = raw()
+    deep = make_raw()
     deep["key"]["layers"] = 1 << 31
-    status, printed, _ = run("show", written(tables / "H200.json", deep))
+    status, printed, _ = run("show", write_table(tables / "H200.json", deep))
     assert status == 0 and f"{1 << 31} layers" in printed
 
 
@@ -241,8 +247,8 @@ def test_show_survives_the_largest_number_of_layers(run, tables):
 
 
 def test_export_writes_every_entry_unchanged(run, tables, tmp_path_factory):
-    entries = [raw(), 5, None, {"key": 1}, raw(16) | {"power": 300}, raw(17, triton="3.5.1")]
-    written(tables / "H200.json", *entries)
+    entries = [make_raw(), 5, None, {"key": 1}, make_raw(16) | {"power": 300}, make_raw(17, triton="3.5.1")]
+    write_table(tables / "H200.json", *entries)
     file = tmp_path_factory.mktemp("other") / "h200.json"
     status, printed, errors = run("export", file, "--device", "H200")
     assert (status, errors) == (0, "")
@@ -258,17 +264,17 @@ def test_export_writes_every_entry_unchanged(run, tables, tmp_path_factory):
 
 def test_export_takes_the_table_of_the_present_gpu(run, tables, monkeypatch):
     for device in (H200, A100):
-        store.save([measured()], device, tables)
-    on_machine(monkeypatch, A100, A100)
+        store.save([make_measured()], device, tables)
+    plant_gpus(monkeypatch, A100, A100)
     assert run("export", tables / "here.json")[0] == 0
     assert store.load(tables / "here.json").device == store.describe_device(A100)
-    assert run("export", tables / "again.json")[0] == 0, "what was exported is not taken for what was tuned"
+    assert run("export", tables / "again.json")[0] == 0, "an exported file in the folder is not taken for a tuned table"
 
 
 @pytest.mark.parametrize(
     "gpus, arguments, message",
     [
-        ([], [], "no GPU in this machine whose table to export. Name a device with --device: 'A100', 'H200'"),
+        ([], [], "this machine has no GPU whose table could be exported. Name a device with --device: 'A100', 'H200'"),
         ([CHIP], [], "there is no table of 'Chip X' in FOLDER. Name a device with --device: 'A100', 'H200'"),
         ([H200, A100], [], "there are 2 tables of 'A100', 'H200' in FOLDER. Name a device with --device"),
         ([H200], ["--device", "B200"], "there is no table of 'B200' in FOLDER. Name a device with --device"),
@@ -276,8 +282,8 @@ def test_export_takes_the_table_of_the_present_gpu(run, tables, monkeypatch):
 )
 def test_export_asks_for_a_device_if_the_table_is_unclear(gpus, arguments, message, run, tables, monkeypatch):
     for device in (H200, A100):
-        store.save([measured()], device, tables)
-    on_machine(monkeypatch, *gpus)
+        store.save([make_measured()], device, tables)
+    plant_gpus(monkeypatch, *gpus)
     status, printed, errors = run("export", tables / "out", *arguments)
     assert (status, printed) == (2, "") and errors.startswith(
         f"triton-gru table: {message}".replace("FOLDER", str(tables))
@@ -286,44 +292,44 @@ def test_export_asks_for_a_device_if_the_table_is_unclear(gpus, arguments, messa
 
 
 def test_export_without_tables_fails(run, tables):
-    newer = written(tables / "newer.json", schema=7)
+    newer = write_table(tables / "newer.json", schema=7)
     _, _, errors = run("export", tables / "out")
     assert errors.endswith(f"There are no tables in {tables}; {newer.name} is not a table: {NEWER}\n")
 
 
 def test_export_overwrites_only_with_force_and_never_newer_tables(run, tables):
-    own = written(tables / "H200.json", raw())
-    existing, newer, folder = tables / "there", written(tables / "newer", schema=7), tables / "folder"
+    h200_table = write_table(tables / "H200.json", make_raw())
+    existing, newer, folder = tables / "there", write_table(tables / "newer", schema=7), tables / "folder"
     existing.write_text("something else")
     folder.mkdir()
-    before = {path: path.read_bytes() for path in (own, existing, newer)}
+    before = {path: path.read_bytes() for path in (h200_table, existing, newer)}
 
-    def refused(file, *arguments):
+    def fail_to_export(file, *arguments):
         status, _, errors = run("export", file, "--device", "H200", *arguments)
         assert status == 2 and {path: path.read_bytes() for path in before} == before
         return errors.removeprefix("triton-gru table: ").removesuffix("\n")
 
-    assert refused(existing) == f"{existing} exists: name another file, or overwrite it with --force"
-    assert refused(own, "--force") == f"{own} is the table to export itself: name another file"
-    assert refused(newer, "--force") == f"{newer} is not overwritten: {NEWER}"
-    assert refused(folder, "--force") == f"{folder} is not a file: name another file"
-    assert refused(tables / "no" / "out") == f"no folder {tables / 'no'} to write out to"
+    assert fail_to_export(existing) == f"{existing} exists: name another file, or overwrite it with --force"
+    assert fail_to_export(h200_table, "--force") == f"{h200_table} is the table to export itself: name another file"
+    assert fail_to_export(newer, "--force") == f"{newer} is not overwritten: {NEWER}"
+    assert fail_to_export(folder, "--force") == f"{folder} is not a file: name another file"
+    assert fail_to_export(tables / "no" / "out") == f"no folder {tables / 'no'} to write out to"
     assert run("export", existing, "--device", "H200", "--force")[0] == 0
-    assert store.load(existing) == store.load(own)
+    assert store.load(existing) == store.load(h200_table)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])
 @pytest.mark.parametrize("force", [False, True])
 def test_export_to_a_full_disk_changes_nothing(step, force, run, tables, monkeypatch):
-    written(tables / "H200.json", raw())
+    write_table(tables / "H200.json", make_raw())
     if force:
         (tables / "out").write_text("something else")
-    before = contents(tables)
+    contents_before = read_contents(tables)
     fill_disk(monkeypatch, step)
     status, printed, errors = run("export", tables / "out", "--device", "H200", *(["--force"] * force))
     reason = "No space left on device; it is left as it was"
     assert (status, printed, errors) == (2, "", f"triton-gru table: cannot write {tables / 'out'}: {reason}\n")
-    assert contents(tables) == before
+    assert read_contents(tables) == contents_before
 
 
 # Merge.
@@ -339,154 +345,172 @@ def in_tokyo(monkeypatch):
     time.tzset()
 
 
-NOT_UNDERSTOOD = raw() | {"power": 300}
+NOT_UNDERSTOOD = make_raw() | {"power": 300}
 
 
 @pytest.mark.parametrize(
     "old, new, result, counts",
     [
-        ([], [raw()], [raw()], {"added": 1}),
-        ([raw()], [raw()], [raw()], {"kept": 1}),
-        ([raw()], [raw(16)], [raw(), raw(16)], {"added": 1}),
-        ([raw(16), raw()], [raw(16, 0.7, tuned_at=FEBRUARY)],
-         [raw(16, 0.7, tuned_at=FEBRUARY), raw()], {"replaced": 1}),
-        ([raw(tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(tuned_at=FEBRUARY)], {"kept": 1}),
-        ([raw()], [raw(ms=0.7)], [raw()], {"kept": 1}),  # equal times
+        ([], [make_raw()], [make_raw()], {"added": 1}),
+        ([make_raw()], [make_raw()], [make_raw()], {"kept": 1}),
+        ([make_raw()], [make_raw(16)], [make_raw(), make_raw(16)], {"added": 1}),
+        ([make_raw(16), make_raw()], [make_raw(16, 0.7, tuned_at=FEBRUARY)],
+         [make_raw(16, 0.7, tuned_at=FEBRUARY), make_raw()], {"replaced": 1}),
+        ([make_raw(tuned_at=FEBRUARY)], [make_raw(ms=0.7)], [make_raw(tuned_at=FEBRUARY)], {"kept": 1}),
+        ([make_raw()], [make_raw(ms=0.7)], [make_raw()], {"kept": 1}),  # equal times
         # 01:00 in Tokyo is the day before in UTC. A date without a time zone is in UTC.
-        ([raw(tuned_at="2026-01-01T23:00:00+00:00")], [raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
-         [raw(tuned_at="2026-01-01T23:00:00+00:00")], {"kept": 1}),
-        ([raw(tuned_at="2026-01-02T01:00:00+09:00")], [raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")],
-         [raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")], {"replaced": 1}),
-        ([raw(tuned_at="2026-01-02T01:00:00+09:00")], [raw(ms=0.7, tuned_at="2026-01-01T23:00:00")],
-         [raw(ms=0.7, tuned_at="2026-01-01T23:00:00")], {"replaced": 1}),
-        ([raw(tuned_at="2026-01-01T23:00:00")], [raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
-         [raw(tuned_at="2026-01-01T23:00:00")], {"kept": 1}),
-        ([raw(tuned_at="soon")], [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")],
-         [raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")], {"replaced": 1}),
-        ([raw()], [raw(ms=0.7, tuned_at="tomorrow")], [raw()], {"kept": 1}),
+        ([make_raw(tuned_at="2026-01-01T23:00:00+00:00")], [make_raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
+         [make_raw(tuned_at="2026-01-01T23:00:00+00:00")], {"kept": 1}),
+        ([make_raw(tuned_at="2026-01-02T01:00:00+09:00")], [make_raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")],
+         [make_raw(ms=0.7, tuned_at="2026-01-01T23:00:00Z")], {"replaced": 1}),
+        ([make_raw(tuned_at="2026-01-02T01:00:00+09:00")], [make_raw(ms=0.7, tuned_at="2026-01-01T23:00:00")],
+         [make_raw(ms=0.7, tuned_at="2026-01-01T23:00:00")], {"replaced": 1}),
+        ([make_raw(tuned_at="2026-01-01T23:00:00")], [make_raw(ms=0.7, tuned_at="2026-01-02T01:00:00+09:00")],
+         [make_raw(tuned_at="2026-01-01T23:00:00")], {"kept": 1}),
+        ([make_raw(tuned_at="soon")], [make_raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")],
+         [make_raw(ms=0.7, tuned_at="0001-01-01T00:00:00+14:00")], {"replaced": 1}),
+        ([make_raw()], [make_raw(ms=0.7, tuned_at="tomorrow")], [make_raw()], {"kept": 1}),
         # Stale entries.
-        ([raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw(ms=0.7)], [raw(ms=0.7)], {"replaced": 1}),
-        ([raw()], [raw(triton="3.5.1", tuned_at=FEBRUARY)], [raw()], {"kept": 1}),
-        ([raw(triton="3.5.1")], [raw(triton="3.4.0", tuned_at=FEBRUARY)],
-         [raw(triton="3.4.0", tuned_at=FEBRUARY)], {"replaced": 1}),
+        ([make_raw(triton="3.5.1", tuned_at=FEBRUARY)], [make_raw(ms=0.7)], [make_raw(ms=0.7)], {"replaced": 1}),
+        ([make_raw()], [make_raw(triton="3.5.1", tuned_at=FEBRUARY)], [make_raw()], {"kept": 1}),
+        ([make_raw(triton="3.5.1")], [make_raw(triton="3.4.0", tuned_at=FEBRUARY)],
+         [make_raw(triton="3.4.0", tuned_at=FEBRUARY)], {"replaced": 1}),
         # Entries that this version does not know.
         ([], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"added": 1, "not understood": 1}),
         ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD], [NOT_UNDERSTOOD], {"kept": 1}),
-        ([raw()], [NOT_UNDERSTOOD], [raw()], {"kept": 1}),
-        ([NOT_UNDERSTOOD], [raw()], [NOT_UNDERSTOOD, raw()], {"added": 1}),
+        ([make_raw()], [NOT_UNDERSTOOD], [make_raw()], {"kept": 1}),
+        ([NOT_UNDERSTOOD], [make_raw()], [NOT_UNDERSTOOD, make_raw()], {"added": 1}),
         ([NOT_UNDERSTOOD], [NOT_UNDERSTOOD | {"power": 400}], [NOT_UNDERSTOOD], {"kept": 1}),
         ([5, {"a": 1}], [5, True, 1, None, {"a": 1}, {"a": True}],
          [5, {"a": 1}, True, 1, None, {"a": True}], {"kept": 2, "added": 4, "not understood": 4}),
         # Files with one key twice.
-        ([raw(), raw(tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at="2026-01-20T00:00:00+00:00")],
-         [raw(), raw(tuned_at=FEBRUARY)], {"kept": 1}),
-        ([], [raw(), raw(ms=0.7, tuned_at=FEBRUARY)], [raw(ms=0.7, tuned_at=FEBRUARY)], {"added": 1, "replaced": 1}),
+        ([make_raw(), make_raw(tuned_at=FEBRUARY)], [make_raw(ms=0.7, tuned_at="2026-01-20T00:00:00+00:00")],
+         [make_raw(), make_raw(tuned_at=FEBRUARY)], {"kept": 1}),
+        ([], [make_raw(), make_raw(ms=0.7, tuned_at=FEBRUARY)],
+         [make_raw(ms=0.7, tuned_at=FEBRUARY)], {"added": 1, "replaced": 1}),
     ],
 )  # fmt: skip
 def test_merge_keeps_the_best_entry_of_each_key(old, new, result, counts, in_tokyo):
-    before, merge = json.dumps(old), Merge(old)
+    old_text, merge = json.dumps(old), Merge(old)
     for entry in new:
         merge.take(entry)
     # Compared as JSON, because True equals 1 in Python.
     assert [json.dumps(entry) for entry in merge.entries] == [json.dumps(entry) for entry in result]
     assert merge.counts == counts
-    assert json.dumps(old) == before
-    again = Merge(merge.entries)
+    assert json.dumps(old) == old_text
+    second_merge = Merge(merge.entries)
     for entry in new:
-        again.take(entry)
-    assert json.dumps(again.entries) == json.dumps(merge.entries), "a second time changes nothing"
-    assert again.counts == {"kept": len(new)}
+        second_merge.take(entry)
+    assert json.dumps(second_merge.entries) == json.dumps(merge.entries), "a second time changes nothing"
+    assert second_merge.counts == {"kept": len(new)}
 
 
 def test_merge_adds_entries_to_the_table_of_their_device(run, tables, tmp_path_factory):
-    own = written(tables / "H200.json", raw(ms=0.9), raw(1000), 5)
-    other = tmp_path_factory.mktemp("other")
+    h200_table = write_table(tables / "H200.json", make_raw(ms=0.9), make_raw(1000), 5)
+    other_folder = tmp_path_factory.mktemp("other")
     files = [
-        written(other / "1", raw(16), raw(ms=0.4, tuned_at=FEBRUARY), raw(1000, ms=7), {"later": 1}),
-        written(other / "2", raw(), raw(16), device=store.describe_device(A100)),
-        written(other / "3", raw(17), device=dict(reversed(store.describe_device(H200).items()))),
+        write_table(
+            other_folder / "1", make_raw(16), make_raw(ms=0.4, tuned_at=FEBRUARY), make_raw(1000, ms=7), {"later": 1}
+        ),
+        write_table(other_folder / "2", make_raw(), make_raw(16), device=store.describe_device(A100)),
+        write_table(other_folder / "3", make_raw(17), device=dict(reversed(store.describe_device(H200).items()))),
     ]
-    before = contents(other)
+    contents_before = read_contents(other_folder)
     assert run("merge", *files) == (
         0,
-        f"{own}: {OF_H200}: 3 added, 1 replaced, 1 kept as they were; not understood by this version: 1\n"
+        f"{h200_table}: {OF_H200}: 3 added, 1 replaced, 1 kept as they were; not understood by this version: 1\n"
         f"{tables / 'A100.json'}: {OF_A100}: 2 added, 0 replaced, 0 kept as they were\n",
         "",
     )
-    assert store.load(own).raw == [raw(ms=0.4, tuned_at=FEBRUARY), raw(1000), 5, raw(16), {"later": 1}, raw(17)]
-    assert milliseconds(tables / "A100.json") == {100: 0.5, 16: 0.5}
-    merged = contents(tables)
-    status, printed, _ = run("merge", *files, own)
+    assert store.load(h200_table).raw == [
+        make_raw(ms=0.4, tuned_at=FEBRUARY),
+        make_raw(1000),
+        5,
+        make_raw(16),
+        {"later": 1},
+        make_raw(17),
+    ]
+    assert read_milliseconds(tables / "A100.json") == {100: 0.5, 16: 0.5}
+    merged = read_contents(tables)
+    status, printed, _ = run("merge", *files, h200_table)
     assert status == 0 and printed.count("0 added, 0 replaced, ") == 2
-    assert contents(tables) == merged, "a second time changes nothing, nor does the table itself"
-    assert contents(other) == before
+    assert read_contents(tables) == merged, "a second time changes nothing, nor does the table itself"
+    assert read_contents(other_folder) == contents_before
 
 
 def test_merge_of_the_table_itself_writes_nothing(run, tables):
-    own = written(tables / "H200.json", raw(), raw(), NOT_UNDERSTOOD, 5)  # `store` would format the JSON otherwise
-    before = own.read_bytes(), own.stat().st_ino
-    assert run("merge", own) == (
+    h200_table = write_table(
+        tables / "H200.json", make_raw(), make_raw(), NOT_UNDERSTOOD, 5
+    )  # `store` would format the JSON otherwise
+    file_before = h200_table.read_bytes(), h200_table.stat().st_ino
+    assert run("merge", h200_table) == (
         0,
-        f"{own}: {OF_H200}: 0 added, 0 replaced, 4 kept as they were\n",
+        f"{h200_table}: {OF_H200}: 0 added, 0 replaced, 4 kept as they were\n",
         "",
     )
-    assert (own.read_bytes(), own.stat().st_ino) == before
+    assert (h200_table.read_bytes(), h200_table.stat().st_ino) == file_before
 
 
 def test_merge_into_another_folder(run, tables):
-    own = written(tables / "H200.json", raw())
+    h200_table = write_table(tables / "H200.json", make_raw())
     folder = tables / "new" / "folder"
-    status, printed, _ = run("merge", own, "--into", folder)
+    status, printed, _ = run("merge", h200_table, "--into", folder)
     assert status == 0 and printed.startswith(f"{folder / 'H200.json'}: ")
-    assert store.load(folder / "H200.json") == store.load(own)
+    assert store.load(folder / "H200.json") == store.load(h200_table)
 
 
-def broken_files(folder):
+def make_broken_files(folder):
+    """Yield each path that is no readable table, with the message that merge must print."""
     yield folder / "nothing", "is not a table: No such file or directory. Nothing was merged"
-    yield written(folder / "newer", schema=7), f"is not a table: {NEWER}. Nothing was merged"
+    yield write_table(folder / "newer", schema=7), f"is not a table: {NEWER}. Nothing was merged"
     yield folder, "is not a table: it is not a regular file. Nothing was merged"
     (folder / "text").write_text("{")
     yield folder / "text", "is not a table: it is not JSON: "
 
 
 def test_merge_reads_all_files_before_it_writes_any(run, tables, tmp_path_factory):
-    own = written(tables / "H200.json", raw())
-    other = tmp_path_factory.mktemp("other")
-    good = written(other / "good", raw(16))
-    for broken, message in broken_files(other):
-        before = contents(tables)
+    h200_table = write_table(tables / "H200.json", make_raw())
+    other_folder = tmp_path_factory.mktemp("other")
+    good = write_table(other_folder / "good", make_raw(16))
+    for broken, message in make_broken_files(other_folder):
+        contents_before = read_contents(tables)
         status, printed, errors = run("merge", good, broken)
         assert (status, printed) == (2, "") and errors.startswith(f"triton-gru table: {broken} {message}")
-        assert contents(tables) == before
+        assert read_contents(tables) == contents_before
     # An unusable table is also found before another table is written.
-    newer = written(tables / "A100.json", schema=7)
-    before = contents(tables)
-    status, _, errors = run("merge", good, written(other / "a100", raw(), device=store.describe_device(A100)))
+    newer = write_table(tables / "A100.json", schema=7)
+    contents_before = read_contents(tables)
+    status, _, errors = run(
+        "merge", good, write_table(other_folder / "a100", make_raw(), device=store.describe_device(A100))
+    )
     assert (status, errors) == (2, f"triton-gru table: {newer}: {NEWER}\n")
-    assert contents(tables) == before
-    assert own.exists()
+    assert read_contents(tables) == contents_before
+    assert h200_table.exists()
 
 
 def test_merge_refuses_two_devices_with_one_file_name(run, tables):
     half_gpu = dataclasses.replace(H200, sms=66)
-    written(tables / "H200.json", raw())
-    before = contents(tables)
-    other = written(tables / "other" / "1", raw(), device=store.describe_device(half_gpu))
-    status, _, errors = run("merge", other)
+    write_table(tables / "H200.json", make_raw())
+    contents_before = read_contents(tables)
+    half_gpu_table = write_table(tables / "other" / "1", make_raw(), device=store.describe_device(half_gpu))
+    status, _, errors = run("merge", half_gpu_table)
     assert status == 2 and f"{tables / 'H200.json'}: it is for {store.describe_device(H200)}, not for" in errors
-    status, _, errors = run("merge", other, tables / "H200.json", "--into", tables / "new")
+    status, _, errors = run("merge", half_gpu_table, tables / "H200.json", "--into", tables / "new")
     assert status == 2 and f"{tables / 'new' / 'H200.json'}: it would hold two devices" in errors
-    assert (tables / "H200.json").read_bytes() == before["H200.json"]
+    assert (tables / "H200.json").read_bytes() == contents_before["H200.json"]
     assert not (tables / "new" / "H200.json").exists()
 
 
 @pytest.mark.parametrize("step", ["write", "fsync"])
 @pytest.mark.parametrize("writes_before", [0, 1])
 def test_merge_to_a_full_disk_changes_nothing(step, writes_before, run, tables, tmp_path_factory, monkeypatch):
-    written(tables / "H200.json", raw())
-    other = tmp_path_factory.mktemp("other")
-    files = [written(other / "1", raw(16)), written(other / "2", raw(), device=store.describe_device(A100))]
-    before = contents(tables)
+    write_table(tables / "H200.json", make_raw())
+    other_folder = tmp_path_factory.mktemp("other")
+    files = [
+        write_table(other_folder / "1", make_raw(16)),
+        write_table(other_folder / "2", make_raw(), device=store.describe_device(A100)),
+    ]
+    contents_before = read_contents(tables)
     fill_disk(monkeypatch, step, writes_before)
     status, printed, errors = run("merge", *files)
     path = tables / ("A100.json" if writes_before else "H200.json")
@@ -495,7 +519,7 @@ def test_merge_to_a_full_disk_changes_nothing(step, writes_before, run, tables, 
         f"triton-gru table: cannot merge into {tables}: [Errno 28] No space left on device; "
         f"it is left as it was: '{path}'\n"
     )
-    assert contents(tables) == before
+    assert read_contents(tables) == contents_before
 
 
 @contextlib.contextmanager
@@ -516,9 +540,9 @@ def test_merge_without_permission_fails(run, monkeypatch):
     folder = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))  # other users cannot read pytest's folders
     try:
         monkeypatch.setenv("TRITON_GRU_CONFIG_DIR", str(folder))
-        path = written(folder / "H200.json", raw())
-        file = written(folder / "other" / "1", raw(16))
-        before = path.read_bytes()
+        path = write_table(folder / "H200.json", make_raw())
+        file = write_table(folder / "other" / "1", make_raw(16))
+        bytes_before = path.read_bytes()
         for mode_of_folder, mode_of_file in ((0o755, 0o666), (0o777, 0o644)):
             folder.chmod(mode_of_folder), path.chmod(mode_of_file)
             with another_user() as is_other_user:
@@ -529,13 +553,13 @@ def test_merge_without_permission_fails(run, monkeypatch):
             assert (
                 errors.startswith(f"triton-gru table: cannot merge into {folder}: ") and "Permission denied" in errors
             )
-            assert path.read_bytes() == before and not list(folder.glob("*.tmp"))
+            assert path.read_bytes() == bytes_before and not list(folder.glob("*.tmp"))
     finally:
         shutil.rmtree(folder)
 
 
 def test_merge_without_a_home_needs_a_folder(run, tables, monkeypatch):
-    file = written(tables / "1", raw())
+    file = write_table(tables / "1", make_raw())
     monkeypatch.setattr(store, "user_directory", lambda: None)
     message = "triton-gru table: no home folder for tables: set TRITON_GRU_CONFIG_DIR to a folder\n"
     assert run("merge", file) == run("export", tables / "out") == (2, "", message)
@@ -543,6 +567,7 @@ def test_merge_without_a_home_needs_a_folder(run, tables, monkeypatch):
     assert run("show")[0] == 0
 
 
+# A program that merges files into a folder, one after the other.
 MERGES = """
 import sys
 from triton_gru import cli
@@ -551,6 +576,7 @@ print("ready", flush=True)
 for file in files:
     assert cli.main(["table", "merge", file, "--into", folder]) == 0
 """
+# A program that saves thirty entries into a folder, as tuning does.
 SAVES = """
 import dataclasses, pathlib, sys
 from tests.planted import H200, ONE_CONFIG, PROBLEM, make_entry
@@ -564,8 +590,8 @@ for steps in range(1, 31):
 
 
 def test_concurrent_merge_and_tune_lose_nothing(tables, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    files = [written(other / str(steps), raw(steps), {"later": steps}) for steps in range(101, 131)]
+    other_folder = tmp_path_factory.mktemp("other")
+    files = [write_table(other_folder / str(steps), make_raw(steps), {"later": steps}) for steps in range(101, 131)]
     processes = [start_python(MERGES, *files, tables), start_python(SAVES, tables)]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs

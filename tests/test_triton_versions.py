@@ -26,7 +26,7 @@ def test_import_warns_once():
     program = "import triton; triton.__version__ = '3.10.0'; import triton_gru, triton_gru.cli; import triton_gru"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.count("this is Triton 3.10.0") == 1, done.stderr
-    assert "<string>:1: UserWarning" in done.stderr, "the warning is to name the line that imports"
+    assert "<string>:1: UserWarning" in done.stderr, "the warning must name the line that imports"
 
 
 def test_launcher_is_known():
@@ -35,13 +35,14 @@ def test_launcher_is_known():
 
 
 def _pass_metadata_last(kernel, grid):
+    """Return a launcher that gets its arguments in another order than those of tested versions."""
     return lambda *args, stream: kernel.run(
         *grid, stream, kernel.function, *args, kernel.packed_metadata, kernel.launch_metadata(grid, stream, *args)
     )
 
 
 @pytest.mark.parametrize(
-    "get_item",
+    "make_launcher",
     [
         _pass_metadata_last,
         lambda kernel, grid: lambda *args, stream: kernel.run(*grid, stream, kernel.handle, *args),
@@ -49,6 +50,6 @@ def _pass_metadata_last(kernel, grid):
     ],
     ids=["another order", "another attribute", "no stream"],
 )
-def test_other_launchers_are_not_known(get_item, monkeypatch):
-    monkeypatch.setattr(CompiledKernel, "__getitem__", get_item)
+def test_other_launchers_are_not_known(make_launcher, monkeypatch):
+    monkeypatch.setattr(CompiledKernel, "__getitem__", make_launcher)
     assert not triton_versions.is_launcher_known.__wrapped__()

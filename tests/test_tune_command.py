@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Replace the bench of the command by planted times on an emulated H200. Return the bench."""
+    """Replace the bench of the command by a bench of planted times, for an emulated H200. Return the bench."""
     bench = PlantedBench(plant_times(lambda candidate: 0.5))
     monkeypatch.setattr(tuner, "Bench", lambda device: bench)
     monkeypatch.setattr(devices, "emulated_device", H200)
@@ -42,6 +42,7 @@ def planted(monkeypatch):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
+    """Let torch find no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -70,13 +71,13 @@ def test_without_arguments_the_standard_shapes_are_tuned(tables, planted, capsys
     assert cli.main(["tune"]) == 0
     assert planted.problems == standard_problems(H200)
     printed = capsys.readouterr().out
-    last = printed[printed.rindex("  fastest  ") :].splitlines()
-    assert len(last) <= 24
-    assert last[11] == f"and {len(standard_problems(H200)) - 10} more, which gained less"
+    table = printed[printed.rindex("  fastest  ") :].splitlines()
+    assert len(table) <= 24
+    assert table[11] == f"and {len(standard_problems(H200)) - 10} more, which gained less"
     # `nn.GRU` takes 1 ms and every kernel 0.5 ms: two shapes gain, because untuned plans take `nn.GRU`.
-    assert [line.split()[-2:] for line in last[1:3]] == [["2.00x", "2.00x"]] * 2
-    assert "2 of 68 faster than untuned by more than 3 %: at most 2.00x, tf32 H=2048 B=1 T=64" in last
-    assert max(map(len, last)) <= 120
+    assert [line.split()[-2:] for line in table[1:3]] == [["2.00x", "2.00x"]] * 2
+    assert "2 of 68 faster than untuned by more than 3 %: at most 2.00x, tf32 H=2048 B=1 T=64" in table
+    assert max(map(len, table)) <= 120
 
 
 def test_table_has_a_row_for_each_shape(tables, planted, capsys):
@@ -114,7 +115,20 @@ def test_condition_of_cublas_in_tf32_is_printed(sizes, ms, is_printed, tables, p
 def test_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsys):
     recorded = Recorded()
     recorded.count_call(PROBLEM, calls=2)
-    recorded.count_call(Problem(5, 3, 8, 96, 1, True, torch.bfloat16, "ieee", True), calls=1000)
+    recorded.count_call(
+        Problem(
+            steps=5,
+            batch_size=3,
+            input_size=8,
+            hidden_size=96,
+            num_layers=1,
+            bidirectional=True,
+            dtype=torch.bfloat16,
+            precision="ieee",
+            reset_after=True,
+        ),
+        calls=1000,
+    )
     recorded.save(tmp_path / "shapes.json")
     assert cli.main(["tune", "--recorded", str(tmp_path / "shapes.json")]) == 0
     assert [(problem.hidden_size, problem.steps) for problem in planted.problems] == [(96, 8), (512, 128)]
@@ -143,8 +157,8 @@ def test_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsy
     )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tune", "--model", "built:build", "--batch", "4", "--steps", "50", "--dtype", "fp16", "bf16"]) == 0
-    assert [(str(p.dtype)[6:], p.num_layers, p.batch_size) for p in planted.problems] == [
-        ("float16", 2, 4), ("bfloat16", 2, 4),
+    assert [(problem.dtype, problem.num_layers, problem.batch_size) for problem in planted.problems] == [
+        (torch.float16, 2, 4), (torch.bfloat16, 2, 4),
     ]  # fmt: skip
     reasons = {
         "built:nothing": "no attribute", "built:number": "must return an nn.Module, got int", "no:x": "No module",
@@ -206,26 +220,32 @@ def test_interrupt_keeps_finished_shapes(tables, planted, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, is_folder_named, kept",
+    "arguments, is_folder_named, expected_suffix",
     [
         ([], False, "; results so far are kept (`triton-gru table show`), and the same command continues"),
         (["--remeasure"], False, "; results so far are kept (`triton-gru table show`)"),
         (["--list"], False, ""),
         (["--rehearse"], False, ""),
-        (["--rehearse"], True, "; results so far are kept (`triton-gru table show`), and the same command continues"),
+        (
+            ["--rehearse"],
+            True,
+            "; results so far are kept (`triton-gru table show`), and the same command continues",
+        ),
     ],
 )
-def test_interrupt_tells_what_is_kept(arguments, is_folder_named, kept, tables, planted, monkeypatch, capsys):
+def test_interrupt_tells_what_is_kept(
+    arguments, is_folder_named, expected_suffix, tables, planted, monkeypatch, capsys
+):
     planted._stop_at = 0
     if "--list" in arguments:
-        monkeypatch.setattr(tune_command, "format_listing", interrupt)
+        monkeypatch.setattr(tune_command, "format_listing", raise_interrupt)
     if "--rehearse" in arguments and not is_folder_named:
         monkeypatch.delenv("TRITON_GRU_CONFIG_DIR")
     assert cli.main(["tune", *arguments]) == 130
-    assert capsys.readouterr().err == f"triton-gru tune: interrupted{kept}\n"
+    assert capsys.readouterr().err == f"triton-gru tune: interrupted{expected_suffix}\n"
 
 
-def interrupt(*_):
+def raise_interrupt(*_):
     raise KeyboardInterrupt
 
 
@@ -244,17 +264,17 @@ def test_unwritable_folder_stops_tuning_before_it_begins(tables, planted, monkey
 
 
 @pytest.mark.filterwarnings("default")
-def test_failed_write_is_reported_in_a_line_and_made_up_for_later(tables, planted, monkeypatch, capsys):
+def test_failed_write_is_reported_and_repeated_with_the_next_shape(tables, planted, monkeypatch, capsys):
     arguments = ["tune", "--hidden", "512", "--batch", "1", "4", "16", "--steps", "64", "--dtype", "fp16"]
     original_save, calls = store.save, []
 
-    def save(entries, *more):
+    def save_or_fail(entries, *options):
         calls.append(len(entries))
         if len(calls) in failing_calls:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original_save(entries, *more)
+        return original_save(entries, *options)
 
-    monkeypatch.setattr(store, "save", save)
+    monkeypatch.setattr(store, "save", save_or_fail)
     failing_calls = [1, 2]
     assert cli.main(arguments) == 0
     assert calls == [1, 2, 3] and len(store.load(tables / "H200.json").entries) == 3
@@ -315,6 +335,7 @@ def test_gpu_without_kernels_is_refused(tables, planted, monkeypatch, capsys):
     )
 
 
+# A program that tunes four shapes with planted times, and sleeps in the shape that its argument numbers.
 KILLED = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -346,15 +367,16 @@ def test_kill_loses_only_the_current_shape(tables):
                 process.kill()
     assert process.returncode == -9
     assert [entry.key.batch for entry in store.load(tables / "H200.json").entries] == [1, 4]
-    again = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
-    assert "2 of 4 shapes already in the table" in again.stdout and "measured [16, 64]\n" in again.stdout
+    second_run = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert "2 of 4 shapes already in the table" in second_run.stdout and "measured [16, 64]\n" in second_run.stdout
     assert [entry.key.batch for entry in store.load(tables / "H200.json").entries] == [1, 4, 16, 64]
 
 
 # Output.
 
 
-def progress(number=12, doing="compiling 34 of 80"):
+def make_progress(number=12, doing="compiling 34 of 80"):
+    """Return a progress report of the shape ``number`` of 64."""
     return Progress(number, 64, PROBLEM.key(), doing, 0.4, 540.0)
 
 
@@ -362,16 +384,16 @@ def test_terminal_shows_progress_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "95")
     with screen.show_progress() as show:
-        show(progress())
+        show(make_progress())
         show("found")
-        show(progress(13, doing="x" * 100))
+        show(make_progress(13, doing="x" * 100))
     out, err = capsys.readouterr()
     assert out == "found\n"
     assert "\n" not in err
-    first, cleared, cut, last = err.split("\r")[1:]
-    assert first == "[#####.........] 12/64  about 9 min left  fp16 H=512 B<=16 T=100  compiling 34 of 80\x1b[K"
-    assert cleared == last == "\x1b[K"
-    assert len(cut.removesuffix("\x1b[K")) == 94 and "13/64  about 9 min left  fp16" in cut
+    shown, cleared_for_result, shortened, cleared_at_end = err.split("\r")[1:]
+    assert shown == "[#####.........] 12/64  about 9 min left  fp16 H=512 B<=16 T=100  compiling 34 of 80\x1b[K"
+    assert cleared_for_result == cleared_at_end == "\x1b[K"
+    assert len(shortened.removesuffix("\x1b[K")) == 94 and "13/64  about 9 min left  fp16" in shortened
 
 
 def test_other_output_has_a_line_every_ten_seconds(monkeypatch, capsys):
@@ -381,7 +403,7 @@ def test_other_output_has_a_line_every_ten_seconds(monkeypatch, capsys):
         for number in (1, 2):
             for second in range(25):
                 now[0] += 1
-                show(progress(number, f"at {second}"))
+                show(make_progress(number, f"at {second}"))
         show("found")
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"\[(\d+)/64\].*: at (\d+),", line).groups() for line in lines[:-1]] == [
@@ -415,13 +437,13 @@ def test_without_a_gpu_the_list_is_printed(tables, no_gpu, capsys):
 def test_list_does_not_depend_on_the_table(tables, planted, capsys):
     arguments = ["--hidden", "512", "--steps", "64"]
     assert cli.main(["tune", "--list", *arguments]) == 0
-    before = capsys.readouterr()
-    assert "on H200" in before.out and not before.err and not planted.compiled
+    listing = capsys.readouterr()
+    assert "on H200" in listing.out and not listing.err and not planted.compiled
     planted._ms = plant_times(lambda candidate: 1.5)
     assert cli.main(["tune", *arguments]) == 0
     capsys.readouterr()
     assert cli.main(["tune", "--list", *arguments]) == 0
-    assert capsys.readouterr().out == before.out
+    assert capsys.readouterr().out == listing.out
     assert cli.main(["tune", "--list", "--device", "A100"]) == 0
     assert "on A100" in capsys.readouterr().out
 
@@ -465,7 +487,19 @@ def test_rehearsal_from_a_shell(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
     recorded = Recorded()
-    recorded.count_call(Problem(2, 1, 4, 4, 1, False, torch.float16, "ieee", True))
+    recorded.count_call(
+        Problem(
+            steps=2,
+            batch_size=1,
+            input_size=4,
+            hidden_size=4,
+            num_layers=1,
+            bidirectional=False,
+            dtype=torch.float16,
+            precision="ieee",
+            reset_after=True,
+        )
+    )
     recorded.save(tmp_path / "shapes.json")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_GRU_CONFIG_DIR"}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}

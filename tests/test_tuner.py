@@ -28,6 +28,7 @@ SMALL = dataclasses.replace(PROBLEM, hidden_size=64, input_size=64)
 
 
 def tune(*problems, ms, **options):
+    """Tune ``problems`` with planted times. Return the results and the bench, which gets the ``options``."""
     planted = PlantedBench(ms, **options)
     return triton_gru.tune(problems, bench=planted), planted
 
@@ -42,9 +43,9 @@ def test_fastest_is_found_kept_and_used(tables, capsys):
         candidate for candidate in candidates(PROBLEM, H200)
         if candidate.kernel == "grid" and candidate.config.tiles == 2 and candidate.config.rows == 8
     )  # fmt: skip
-    before = choose(PROBLEM, H200)
-    assert (before.kernel, before.source, before.is_tuned) == ("grid", "heuristic", False)
-    assert before.config != fastest.config
+    untuned_plan = choose(PROBLEM, H200)
+    assert (untuned_plan.kernel, untuned_plan.source, untuned_plan.is_tuned) == ("grid", "heuristic", False)
+    assert untuned_plan.config != fastest.config
     ((tuned,), planted) = tune(PROBLEM, ms=plant_one_time(fastest))
     assert planted.closed
     assert len(set(planted.compiled)) == len(planted.compiled) == tuned.entry.candidates > 10
@@ -54,17 +55,17 @@ def test_fastest_is_found_kept_and_used(tables, capsys):
         if from_file:
             lookup.clear_table_cache()
             triton_gru.plan.planner.clear_plan_cache()
-        after = choose(PROBLEM, H200)
-        assert (after.kernel, after.config, after.is_tuned) == ("grid", fastest.config, True)
-        assert ("H200.json" in after.source) == from_file
-        assert after.time.milliseconds == 0.5 and dict(after.rejection_reasons)["torch"] == "measured 1.00 ms"
+        plan = choose(PROBLEM, H200)
+        assert (plan.kernel, plan.config, plan.is_tuned) == ("grid", fastest.config, True)
+        assert ("H200.json" in plan.source) == from_file
+        assert plan.time.milliseconds == 0.5 and dict(plan.rejection_reasons)["torch"] == "measured 1.00 ms"
     assert choose(PROBLEM, H200, "grid").config == fastest.config
     arguments = ["explain", "--hidden", "512", "--batch", "16", "--dtype", "fp16", "--device", "H200"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "measured   500 us in a CUDA graph (table /" in printed and "H200.json, of 20" in printed
     text = str(tuned)
-    for part in (
+    for line in (
         "winner     grid",
         "runner-up",
         "untuned",
@@ -72,7 +73,7 @@ def test_fastest_is_found_kept_and_used(tables, capsys):
         "in a CUDA graph 1.00 ms",
         "candidates",
     ):
-        assert part in text
+        assert line in text
 
 
 def test_auto_uses_torch_if_it_is_faster(tables):
@@ -97,17 +98,17 @@ def test_plan_is_not_slower_than_torch_or_other_candidates(seed, tables):
     for _ in range(3):
         times = defaultdict(lambda: rng.uniform(0.4, 1.6))
 
-        def ms(candidate, mode, times=times):
+        def get_ms(candidate, mode, times=times):
             return times[candidate, mode]
 
-        triton_gru.tune([PROBLEM], bench=PlantedBench(ms), remeasure=True)
+        triton_gru.tune([PROBLEM], bench=PlantedBench(get_ms), remeasure=True)
         plan = choose(PROBLEM, H200)
         taken = Candidate(plan.kernel, plan.config, plan.projection)
         for mode in ("eager", "graph"):
-            assert 0.97 * ms(taken, mode) <= ms(TORCH, mode)
+            assert 0.97 * get_ms(taken, mode) <= get_ms(TORCH, mode)
         if taken != TORCH:
-            assert 0.97**2 * ms(taken, "graph") <= min(
-                ms(candidate, "graph") for candidate in candidates(PROBLEM, H200)
+            assert 0.97**2 * get_ms(taken, "graph") <= min(
+                get_ms(candidate, "graph") for candidate in candidates(PROBLEM, H200)
             )
 
 
@@ -116,13 +117,13 @@ def test_noise_does_not_change_a_table(tables):
     for ms in (0.98, 1.02):  # all others take 1
         ((tuned,), _) = tune(dataclasses.replace(SMALL, steps=200), ms=plant_one_time(ours, ms))
         assert (tuned.entry.winner, tuned.entry.results["block"].config) == ours[:2]
-        other = next(
+        other_candidate = next(
             candidate for candidate in candidates(SMALL, H200) if candidate.kernel == "block" and candidate != ours
         )
-        triton_gru.tune([SMALL], bench=PlantedBench(plant_one_time(other, ms)), remeasure=True)
+        triton_gru.tune([SMALL], bench=PlantedBench(plant_one_time(other_candidate, ms)), remeasure=True)
         assert choose(SMALL, H200).config == ours.config
-    triton_gru.tune([SMALL], bench=PlantedBench(plant_one_time(other, 0.8)), remeasure=True)
-    assert choose(SMALL, H200).config == other.config
+    triton_gru.tune([SMALL], bench=PlantedBench(plant_one_time(other_candidate, 0.8)), remeasure=True)
+    assert choose(SMALL, H200).config == other_candidate.config
     triton_gru.tune([SMALL], bench=PlantedBench(plant_times(lambda candidate: 1.04)), remeasure=True)
     assert choose(SMALL, H200).kernel == "torch"
     triton_gru.tune([SMALL], bench=PlantedBench(plant_times(lambda candidate: 0.98)), remeasure=True)
@@ -130,21 +131,21 @@ def test_noise_does_not_change_a_table(tables):
 
 
 @pytest.mark.parametrize(
-    "a, b, expected",
+    "times, other_times, expected",
     [([0.9], [1.0], True), ([0.98], [1.0], False), ([0.8, 0.9, 1.0], [1.0], False), ([0.5, 0.9, 1.0], [1.1], True)],
 )
-def test_is_clearly_faster(a, b, expected):
-    assert is_clearly_faster(quantiles(a), quantiles(b)) is expected
+def test_is_clearly_faster(times, other_times, expected):
+    assert is_clearly_faster(quantiles(times), quantiles(other_times)) is expected
 
 
 def test_failures_are_counted_and_reported(tables):
-    def out(candidate):
+    def find_failure(candidate):
         if candidate.config.num_warps == 8 if candidate.kernel == "step" else candidate.kernel == "grid":
             return "it spills registers"
         return ""
 
     single = dataclasses.replace(PROBLEM, steps=1)
-    ((tuned,), _) = tune(single, ms=plant_times(lambda candidate: 0.5), out=out)
+    ((tuned,), _) = tune(single, ms=plant_times(lambda candidate: 0.5), out=find_failure)
     assert tuned.entry.failed["it spills registers"] > 10
     assert "it spills" in str(tuned)
     assert "grid" not in tuned.entry.results and tuned.entry.winner == "step"
@@ -154,22 +155,26 @@ def test_skips_candidates_that_cannot_be_timed(tables):
     """Memory may suffice for judging and not for timing, as judged calls are shorter."""
     planted = PlantedBench(plant_times(lambda candidate: 0.5))
     time_candidates = planted.time_candidates
-    planted.time_candidates = lambda candidates, mode, *more: time_candidates(
-        [one for one in candidates if one.kernel != "grid" and (one.kernel != "torch" or mode == "eager")],
+    planted.time_candidates = lambda candidates, mode, *limits: time_candidates(
+        [
+            candidate
+            for candidate in candidates
+            if candidate.kernel != "grid" and (candidate.kernel != "torch" or mode == "eager")
+        ],
         mode,
-        *more,
+        *limits,
     )
     (tuned,) = triton_gru.tune([PROBLEM], bench=planted)
     assert set(tuned.entry.results) == {"step", "step+cublas"} and tuned.entry.failed["it could not be timed"] > 10
-    planted.time_candidates = lambda candidates, *more: {}
+    planted.time_candidates = lambda candidates, *limits: {}
     assert triton_gru.tune([SMALL], bench=planted) == []
 
 
 def test_problem_without_running_candidates_goes_to_torch_or_nowhere(tables):
     reports = []
     planted = PlantedBench(plant_times(lambda candidate: 0.5), out=lambda candidate: "no compiler")
-    before = dataclasses.replace(PROBLEM, reset_after=False)
-    assert triton_gru.tune([before], bench=planted, report=reports.append) == []
+    reset_before = dataclasses.replace(PROBLEM, reset_after=False)
+    assert triton_gru.tune([reset_before], bench=planted, report=reports.append) == []
     assert any("nothing runs" in str(line) and "no compiler" in str(line) for line in reports)
     assert not list(tables.iterdir())
     ((tuned,), _) = tune(PROBLEM, ms=plant_times(lambda candidate: 0.5), out=lambda candidate: "no compiler")
@@ -226,11 +231,11 @@ def test_shapes_of_another_tuner_are_not_measured_again(tables):
 
 
 def test_budget_cuts_candidates_and_then_problems(tables):
-    others = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (1, 4)]
+    other_problems = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (1, 4)]
     planted = PlantedBench(plant_times(lambda candidate: 0.5))
-    (tuned,) = triton_gru.tune([PROBLEM, *others], bench=planted, budget=0)
-    first = {Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step")}
-    assert set(planted.compiled) == first, "the untuned configurations are measured even without time"
+    (tuned,) = triton_gru.tune([PROBLEM, *other_problems], bench=planted, budget=0)
+    untuned = {Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step")}
+    assert set(planted.compiled) == untuned, "the untuned configurations are measured even without time"
     assert tuned.entry.failed == {"not tried: the time was over": tuned.entry.candidates - 2}
 
 
@@ -248,16 +253,16 @@ def test_budget_limits_the_runs_of_candidates(tables, monkeypatch):
 
     planted.judge = judge
     (tuned,) = triton_gru.tune([PROBLEM], bench=planted, budget=10)
-    first = {TORCH, *(Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step"))}
-    assert set(judged[:3]) == first and len(judged) == 11
+    untuned = {TORCH, *(Candidate(kernel, heuristic(kernel, PROBLEM, H200)) for kernel in ("grid", "step"))}
+    assert set(judged[:3]) == untuned and len(judged) == 11
     assert tuned.entry.failed == {"not tried: the time was over": tuned.entry.candidates - 10}
     assert tuned.entry.winner == "grid"
 
 
 def test_problems_of_one_key_are_measured_once(tables):
-    same = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (9, 16, 12)]
-    same += [dataclasses.replace(PROBLEM, resets=True), dataclasses.replace(PROBLEM, reverse=True)]
-    _, planted = tune(*same, ms=plant_times(lambda candidate: 0.5))
+    problems_of_one_key = [dataclasses.replace(PROBLEM, batch_size=batch) for batch in (9, 16, 12)]
+    problems_of_one_key += [dataclasses.replace(PROBLEM, resets=True), dataclasses.replace(PROBLEM, reverse=True)]
+    _, planted = tune(*problems_of_one_key, ms=plant_times(lambda candidate: 0.5))
     assert [problem.batch_size for problem in planted.problems] == [16]
     configs = {choose(dataclasses.replace(PROBLEM, batch_size=batch), H200).config for batch in range(9, 17)}
     assert len(configs) == 1
@@ -301,7 +306,7 @@ def test_tuning_without_a_gpu_is_refused(monkeypatch, capsys):
         triton_gru.tune([PROBLEM])
 
 
-@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda d: d.name)
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
 @pytest.mark.parametrize("precision", [(torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")])
 def test_space_holds_runnable_candidates_and_the_heuristic(device, precision):
     dtype, fp32 = precision
@@ -328,11 +333,13 @@ def test_tuning_with_real_times(device, tables, launched, monkeypatch):
     monkeypatch.setattr(run, "_FINAL_ROUNDS", 3)
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 1)
 
-    def few(problem, described):
-        every = candidates(problem, described)
-        return [candidate for kernel in KERNELS for candidate in [c for c in every if c.kernel == kernel][:2]]
+    def choose_two_of_each_kernel(problem, gpu):
+        of_kernel = defaultdict(list)
+        for candidate in candidates(problem, gpu):
+            of_kernel[candidate.kernel].append(candidate)
+        return [candidate for kernel in KERNELS for candidate in of_kernel[kernel][:2]]
 
-    monkeypatch.setattr(run, "candidates", few)
+    monkeypatch.setattr(run, "candidates", choose_two_of_each_kernel)
     problem = dataclasses.replace(PROBLEM, hidden_size=16, input_size=5, batch_size=3, steps=2)
     (tuned,) = triton_gru.tune([problem], device=device)
     assert tuned.entry.failed == {}
@@ -345,6 +352,7 @@ def test_tuning_with_real_times(device, tables, launched, monkeypatch):
     run_right = triton_gru.launch.execute.run
 
     def run_wrong(call, plan):
+        """Run the call. Make the output of ``step`` and the h_n of ``block`` wrong."""
         output, h_n = run_right(call, plan)
         if plan.kernel == "step":
             output += 1

@@ -27,10 +27,10 @@ def test_every_part_has_existing_tests():
 
 
 @pytest.fixture
-def parts(tmp_path, monkeypatch):
-    """Return a function that replaces the parts by test files of the given texts. No version is installed."""
+def plant_parts(tmp_path, monkeypatch):
+    """Return a function that replaces the parts by test files with the given texts. No version is installed."""
 
-    def write(**texts):
+    def write_parts(**texts):
         for name, text in texts.items():
             (tmp_path / f"test_{name}.py").write_text(text)
         tests = {name: [str(tmp_path / f"test_{name}.py"), "-c", "/dev/null"] for name in texts}
@@ -38,16 +38,16 @@ def parts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(versions, "WORKERS", 0)
     monkeypatch.setattr(versions, "install", lambda version: tmp_path / version)
-    return write
+    return write_parts
 
 
-def test_prints_a_table_and_exits_with_1_on_failures(parts, capfd):
-    parts(only=f"{PASSES}\ndef test_too(): pass")
+def test_prints_a_table_and_exits_with_1_on_failures(plant_parts, capfd):
+    plant_parts(only=f"{PASSES}\ndef test_too(): pass")
     assert versions.main(["3.6.0", "newest"]) == 0
     printed = capfd.readouterr().out
     assert printed.endswith("\nTriton  only\n3.6.0   2 pass\n3.9.0   2 pass\n")
     assert "== Triton 3.9.0: only" in printed
-    parts(first=f"{PASSES}\n{FAILS}", second="")
+    plant_parts(first=f"{PASSES}\n{FAILS}", second="")
     assert versions.main(["3.7.1"]) == 1
     printed = capfd.readouterr().out
     cells = "1 fail, 1 pass", "broken: pytest ended with 5"
@@ -62,30 +62,31 @@ def test_run_without_a_report_has_not_passed(code, report):
     assert result == f"broken: pytest ended with {code}" and not versions.has_passed(result)
 
 
-def test_tests_import_the_installed_version(parts, tmp_path):
-    parts(path=f"import sys\ndef test_path(): assert sys.path.index({str(tmp_path / '3.8.0')!r}) < 3")
+def test_tests_import_the_installed_version(plant_parts, tmp_path):
+    plant_parts(path=f"import sys\ndef test_path(): assert sys.path.index({str(tmp_path / '3.8.0')!r}) < 3")
     assert versions.main(["3.8.0"]) == 0
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_version_is_installed_once_and_completely(interrupted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_version_is_installed_once_and_completely(is_interrupted, tmp_path, monkeypatch):
     calls = []
 
-    def run(command, **options):
+    def run_pip(command, **options):
+        """Stand in for pip: make the target folder. The first call is interrupted if ``is_interrupted``."""
         calls.append(command)
         target = pathlib.Path(command[command.index("--target") + 1])
         assert not target.exists()
         target.mkdir(parents=True)
-        if interrupted and len(calls) == 1:
+        if is_interrupted and len(calls) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(versions, "ROOT", tmp_path)
-    monkeypatch.setattr(versions.subprocess, "run", run)
-    if interrupted:
+    monkeypatch.setattr(versions.subprocess, "run", run_pip)
+    if is_interrupted:
         with pytest.raises(KeyboardInterrupt):
             versions.install("3.7.1")
     assert versions.install("3.7.1") == versions.install("3.7.1") == tmp_path / ".venv/triton-3.7.1"
-    assert len(calls) == 1 + interrupted and all(command[-1] == "triton==3.7.1" for command in calls)
+    assert len(calls) == 1 + is_interrupted and all(command[-1] == "triton==3.7.1" for command in calls)
     assert list((tmp_path / ".venv").iterdir()) == [tmp_path / ".venv/triton-3.7.1"]
 
 

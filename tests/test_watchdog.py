@@ -12,36 +12,36 @@ from .calls import make_gru
 
 
 @pytest.fixture
-def gave_up(device):
-    """Yield a function that sets the word of the watchdog, as a launch that gave up would."""
+def plant_give_up(device):
+    """Yield a function that sets the watchdog's word, as a launch that gives up does."""
     indexed_device = torch.device(device, 0) if device == "cuda" else torch.device(device)
 
-    def plant():
+    def set_word():
         hang.get_watchdog(indexed_device)._word.fill_(1)
 
-    plant.seconds = hang.get_watchdog(indexed_device)._seconds
-    yield plant
+    set_word.seconds = hang.get_watchdog(indexed_device)._seconds
+    yield set_word
     hang.get_watchdog(indexed_device)._word.zero_()
 
 
-def test_raise_if_hung_raises_once(gave_up):
+def test_raise_if_hung_raises_once(plant_give_up):
     triton_gru.raise_if_hung()
-    gave_up()
-    with pytest.raises(RuntimeError, match=f"gave up: for {gave_up.seconds:g} s .* TRITON_GRU_TIMEOUT"):
+    plant_give_up()
+    with pytest.raises(RuntimeError, match=f"gave up: for {plant_give_up.seconds:g} s .* TRITON_GRU_TIMEOUT"):
         triton_gru.raise_if_hung()
     triton_gru.raise_if_hung()
 
 
-def test_old_name_check_warns(gave_up):
-    gave_up()
+def test_old_name_check_warns(plant_give_up):
+    plant_give_up()
     with pytest.warns(DeprecationWarning, match="raise_if_hung"), pytest.raises(RuntimeError, match="gave up"):
         triton_gru.check()
 
 
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
-def test_next_call_raises_and_the_one_after_works(kernel, gave_up, device, launched):
+def test_next_call_raises_and_the_one_after_works(kernel, plant_give_up, device, launched):
     gru, x = make_gru(3, 16, "fp16", device, kernel), torch.randn(2, 1, 3, device=device).half()
-    gave_up()
+    plant_give_up()
     with pytest.raises(RuntimeError, match="gave up"):
         gru(x)
     assert not launched

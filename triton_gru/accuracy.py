@@ -3,7 +3,7 @@
 A kernel's error may exceed that of nn.GRU in the same precision by at most `MARGIN`. The unit of the margin is the last
 place of 1.0, which is the scale of a GRU's outputs. The margin covers the kernels' own activations. These are accurate
 to 2.5 units in fp32 (two hardware approximations each), and to half a unit in 16 bits. The recurrence feeds
-errors back.
+errors back into later steps.
 """
 
 import copy
@@ -22,18 +22,21 @@ from .call.sequences import pack_results
 from .modules import GRU
 from .plan.planner import KERNELS, CannotServe
 
-# name: (dtype, torch.backends.cudnn.rnn.fp32_precision)
+# Name of a precision -> its dtype and its torch.backends.cudnn.rnn.fp32_precision.
 PRECISIONS = {
     "fp32": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
     "fp16": (torch.float16, "ieee"),
     "bf16": (torch.bfloat16, "ieee"),
 }
-# `check_kernels` runs each kernel at these sizes, for which it is made.
+# Kernel -> the hidden sizes at which `check_kernels` runs it. The kernel is made for these sizes.
 HIDDEN_SIZES = {"block": (1, 25, 64, 100, 128, 192), "grid": (25, 200, 256, 400, 1024, 2048), "step": (1, 400, 4096)}
-STEPS = 300
-MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}
-_NUMBERS_AT_ONCE = 1 << 27  # outputs that the reference computes together, which bounds its temporary memory
+STEPS = 300  # time steps of each check
+_INPUT_SIZE = 40  # of each check
+MARGIN = {"fp32": 4, "tf32": 2, "fp16": 2, "bf16": 2}  # in units of the last place of 1.0 (TF32: 2^-10)
+# `compute_exact` gives the reference slices of the batch with at most this many output elements. Otherwise the
+# reference's temporary tensors may exceed the memory.
+_MAX_OUTPUT_ELEMENTS = 1 << 27
 
 Input = Tensor | PackedSequence
 Results = Sequence[Input]
@@ -65,12 +68,12 @@ class Judge:
         self.allowed = compute_error_bound(self.baseline_error, precision, scale, num_products)
 
     @classmethod
-    def for_call(cls, gru: nn.RNNBase, x: Input, hx: Tensor | None, precision: str, **ends: Tensor) -> "Judge":
-        """Return the judge of ``gru(x, hx, **ends)``; ``ends`` are lengths and resets."""
+    def for_call(cls, gru: nn.RNNBase, x: Input, hx: Tensor | None, precision: str, **extra_inputs: Tensor) -> "Judge":
+        """Return the judge of ``gru(x, hx, **extra_inputs)``. ``extra_inputs`` may be lengths and resets."""
         with torch.no_grad():
             return cls(
-                compute_exact(gru, x, hx, **ends),
-                compute_baseline(gru, x, hx, **ends),
+                compute_exact(gru, x, hx, **extra_inputs),
+                compute_baseline(gru, x, hx, **extra_inputs),
                 precision,
                 num_products=count_summed_products(gru),
             )
@@ -86,7 +89,7 @@ class Judge:
         return error, error <= slack * self.allowed  # False for NaN
 
     def _error(self, results: Results) -> float:
-        """Return the largest error; NaN if a result has a NaN or another shape."""
+        """Return the largest error of ``results``, or NaN if a result contains NaN or does not have the exact shape."""
         pairs = [(result.data, exact) for result, exact in zip(results, self._exact)]
         if any(result.shape != exact.shape for result, exact in pairs):
             return math.nan
@@ -99,33 +102,37 @@ def compute_error_bound(baseline_error: float, precision: str, scale: float = 1.
     Args:
         baseline_error: the largest error of nn.GRU in the same precision.
         precision: a key of `PRECISIONS`.
-        scale: magnitude of the numbers.
-        num_products: number of products K in a sum, if torch may have added them in another order. 0 if not.
+        scale: largest magnitude of the exact results. Above 1, the margin grows with the scale.
+        num_products: number of products K in a sum, if torch may add them in another order than the kernels. Else 0.
 
             The kernels add fp32 products one after another. Each addition rounds by at most half a unit of the sum so
             far, at random. Five standard deviations of K additions are eps sqrt(K) of the whole sum S. An activation f
             passes on at most half of that, as |S| f'(S) < 0.45. In TF32 and 16 bits, rounding the operands costs far
             more.
     """
-    unit = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
-    order = math.sqrt(num_products) / 2 if precision == "fp32" else 0.0
-    return baseline_error + (MARGIN[precision] + order) * unit * max(scale, 1.0)
+    last_place = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
+    order_margin = math.sqrt(num_products) / 2 if precision == "fp32" else 0.0
+    return baseline_error + (MARGIN[precision] + order_margin) * last_place * max(scale, 1.0)
 
 
 def count_summed_products(gru: nn.RNNBase) -> int:
-    """Return the number of products in the longest sum of a step."""
-    return max(weight.size(1) for weight in gru.parameters() if weight.dim() == 2)
+    """Return the number of products in the longest sum of a step: the most columns of any weight matrix."""
+    return max(weight.size(1) for weight in gru.parameters() if weight.dim() == 2)  # a bias has one dimension
 
 
 def compute_exact(
     gru: nn.RNNBase, x: Input, hx: Tensor | None, lengths: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Input, Tensor]:
-    """Return ``gru(x, hx, lengths, resets)`` in float64, computed by the reference on the device of batched ``x``."""
+    """Return the output and h_n of ``gru(x, hx, lengths, resets)`` in float64, on the device of ``x``.
+
+    The reference computes them. ``x`` is batched (three dimensions) or packed, never unbatched.
+    """
     if isinstance(x, PackedSequence):
         hx = None if hx is None else gru.permute_hidden(hx, x.sorted_indices)
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes), gru.batch_first)
         output, h_n = compute_exact(gru, padded, hx, lengths.to(padded.device))
         return pack_results(gru, x, pack_padded_sequence(output, lengths, gru.batch_first).data, h_n)
+    # Without biases, a layer has two names: fill up with None to four entries, as in LayerWeights.
     weights = [
         (*(getattr(gru, name).detach().double() for name in names), None, None)[:4] for names in gru._all_weights
     ]
@@ -136,8 +143,8 @@ def compute_exact(
         hx = x.new_zeros(len(weights), batch, gru.hidden_size)
     output = x.new_empty(steps, batch, gru.hidden_size * (1 + gru.bidirectional), dtype=torch.double)
     h_n = torch.empty_like(hx, dtype=torch.double)
-    at_once = max(1, _NUMBERS_AT_ONCE // (steps * output.size(2)))
-    for rows in (slice(first, first + at_once) for first in range(0, batch, at_once)):
+    rows_at_once = max(1, _MAX_OUTPUT_ELEMENTS // (steps * output.size(2)))
+    for rows in (slice(start, start + rows_at_once) for start in range(0, batch, rows_at_once)):
         output[:, rows], h_n[:, rows] = reference.compute_gru(
             x[:, rows].double(), hx[:, rows].double(), weights,
             reset_after=options.reset_after, bidirectional=options.bidirectional, reverse=options.reverse,
@@ -146,30 +153,43 @@ def compute_exact(
     return output.transpose(0, 1) if gru.batch_first else output, h_n
 
 
-def compute_baseline(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
-    """Return the results of the call by nn.GRU. Exception: `compute_by_reference` for what nn.GRU cannot serve."""
-    if Options.from_module(gru).unsupported_by_nn_gru or any(tensor is not None for tensor in ends.values()):
-        return compute_by_reference(gru, x, hx, **ends)
+def compute_baseline(
+    gru: nn.RNNBase, x: Input, hx: Tensor | None, **extra_inputs: Tensor | None
+) -> tuple[Input, Tensor]:
+    """Return the output and h_n that nn.GRU computes for ``gru(x, hx, **extra_inputs)``.
+
+    Exception: `compute_by_reference` computes a call that nn.GRU cannot serve: one with lengths or resets, or with an
+    option that nn.GRU lacks.
+    """
+    if Options.from_module(gru).unsupported_by_nn_gru or any(tensor is not None for tensor in extra_inputs.values()):
+        return compute_by_reference(gru, x, hx, **extra_inputs)
     return nn.GRU.forward(gru, x, hx)
 
 
-def compute_by_reference(gru: nn.RNNBase, x: Input, hx: Tensor | None, **ends: Tensor | None) -> tuple[Input, Tensor]:
-    """Return the results of the call by plain torch, in the same precision."""
+def compute_by_reference(
+    gru: nn.RNNBase, x: Input, hx: Tensor | None, **extra_inputs: Tensor | None
+) -> tuple[Input, Tensor]:
+    """Return the output and h_n that plain torch computes for ``gru(x, hx, **extra_inputs)``.
+
+    The reference multiplies matrices by torch.matmul. So torch's precision of matrix products is set to that of
+    recurrent networks meanwhile.
+    """
     reference_gru = copy.copy(gru)
     reference_gru.backend = "reference"
     previous_precision = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
-        return reference_gru(x, hx, **ends)
+        return reference_gru(x, hx, **extra_inputs)
     finally:
         torch.backends.cuda.matmul.fp32_precision = previous_precision
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result for one shape. Its text is a row of the table with the header `RESULT_HEADER`.
+    """The result of one check: a kernel at one shape in one precision.
 
-    ``status`` is "right", "WRONG", or why the kernel does not serve the shape.
+    ``str(result)`` is a row of the table with the header `RESULT_HEADER`. ``error`` is the kernel's largest error.
+    ``status`` is "right", "WRONG", or "not served: " and the reason. The errors of a shape that is not served are NaN.
     """
 
     kernel: str
@@ -190,6 +210,7 @@ class CheckResult:
 
     @property
     def is_judged(self) -> bool:
+        """Return whether the kernel serves the shape, so that its results were compared with float64."""
         return self.status in ("right", "WRONG")
 
 
@@ -199,19 +220,21 @@ RESULT_HEADER = _ROW.format("kernel", "precision", "shape", "reset_after", "erro
 
 
 def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
-    """Run every kernel on random numbers, and yield a `CheckResult` for each size, precision and batch size.
+    """Run every kernel on random inputs, and yield a `CheckResult` for each precision and shape.
 
-    ``device`` is a GPU. The generator changes torch's precision for recurrent networks, and restores it at its end.
+    ``device`` is a GPU. The generator changes torch's precision for recurrent networks. When it ends, it restores the
+    previous precision.
     """
     previous_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel, precision in itertools.product(KERNELS, PRECISIONS):
             dtype = set_precision(precision)
-            shapes = itertools.product(HIDDEN_SIZES[kernel], ((1, True), (17, True), (17, False)))
+            batch_sizes_and_reset_after = ((1, True), (17, True), (17, False))
+            shapes = itertools.product(HIDDEN_SIZES[kernel], batch_sizes_and_reset_after)
             for hidden_size, (batch_size, reset_after) in shapes:
                 options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}
-                gru = GRU(40, hidden_size, device=device, dtype=dtype, **options).eval()
-                x = torch.randn(STEPS, batch_size, 40, device=device).to(dtype)
+                gru = GRU(_INPUT_SIZE, hidden_size, device=device, dtype=dtype, **options).eval()
+                x = torch.randn(STEPS, batch_size, _INPUT_SIZE, device=device).to(dtype)
                 hx = torch.randn(2, batch_size, hidden_size, device=device).to(dtype)
                 yield _check_one(gru, x, hx, precision)
     finally:
@@ -219,6 +242,7 @@ def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
 
 
 def _check_one(gru: GRU, x: Tensor, hx: Tensor, precision: str) -> CheckResult:
+    """Return the `CheckResult` of ``gru(x, hx)``. The module's backend names the kernel."""
     shape = (gru.backend, gru.reset_after, precision, gru.hidden_size, x.size(1), x.size(0))
     try:
         gru.plan(x, hx)

@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     return run[options.command](options)
 
 
-def _explain(options) -> int:
+def _explain(options: argparse.Namespace) -> int:
+    """Run ``triton-gru explain``: print the plan for a shape. Return 1 if there is no plan, and print why."""
     dtype = DTYPES[options.dtype]
     problem = build_problem(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
         device = KNOWN_DEVICES[options.device] if options.device else next(iter(list_gpus()), None)
+        # Without a GPU, `device` is None, and the plan is nn.GRU.
         device = device and limit_sms(device, options.max_sms or read_max_sms())
         print(choose(problem, device, options.backend))
     except (RuntimeError, ValueError) as error:
@@ -54,7 +56,8 @@ def _explain(options) -> int:
     return 0
 
 
-def _check(options) -> int:
+def _check(options: argparse.Namespace) -> int:
+    """Run ``triton-gru check``: print a row for each check. Return 1 if there is no GPU or a kernel is wrong."""
     device = find_device(choose_device())
     if device is None:
         print(f"Nothing was checked: {no_device_reason()}.")
@@ -67,6 +70,6 @@ def _check(options) -> int:
         results.append(result)
     judged = [result for result in results if result.is_judged]
     num_wrong = sum(result.status == "WRONG" for result in judged)
-    unserved = f"; {len(results) - len(judged)} not served" * (len(judged) < len(results))
-    print(f"{f'{num_wrong} wrong of' if num_wrong else 'all right:'} {len(judged)} checked{unserved}")
+    unserved_text = f"; {len(results) - len(judged)} not served" if len(judged) < len(results) else ""
+    print(f"{f'{num_wrong} wrong of' if num_wrong else 'all right:'} {len(judged)} checked{unserved_text}")
     return 1 if num_wrong else 0

@@ -9,15 +9,18 @@ Function = TypeVar("Function", bound=Callable)
 Class = TypeVar("Class", bound=type)
 
 
-def rename_keywords(**names: str) -> Callable[[Function], Function]:
-    """Return a decorator that lets a function take old keywords, too: ``rename_keywords(old="new")``."""
+def rename_keywords(**new_names: str) -> Callable[[Function], Function]:
+    """Return a decorator by which a function accepts old names of keyword arguments, too.
+
+    ``@rename_keywords(old="new")`` passes the argument ``old`` on as ``new``, and warns.
+    """
 
     def decorate(function):
         @functools.wraps(function)
         def call(*args, **keywords):
-            for old in names.keys() & keywords.keys():
-                _warn(function.__qualname__, old, names[old])
-                keywords[names[old]] = keywords.pop(old)
+            for old in new_names.keys() & keywords.keys():
+                _warn(function.__qualname__, old, new_names[old])
+                keywords[new_names[old]] = keywords.pop(old)
             return function(*args, **keywords)
 
         return call
@@ -25,8 +28,11 @@ def rename_keywords(**names: str) -> Callable[[Function], Function]:
     return decorate
 
 
-def rename_attributes(**names: str) -> Callable[[Class], Class]:
-    """Return a decorator that keeps a class's old attributes and keywords: ``rename_attributes(old="new")``."""
+def rename_attributes(**new_names: str) -> Callable[[Class], Class]:
+    """Return a decorator by which a class keeps old names of attributes, and of its constructor's keyword arguments.
+
+    With ``@rename_attributes(old="new")``, reading the attribute ``old`` returns the attribute ``new``, and warns.
+    """
 
     def decorate(cls):
         def make_alias(old, new):
@@ -36,8 +42,8 @@ def rename_attributes(**names: str) -> Callable[[Class], Class]:
 
             return property(get, doc=f"Return `{new}`. Deprecated.")
 
-        cls.__init__ = rename_keywords(**names)(cls.__init__)
-        for old, new in names.items():
+        cls.__init__ = rename_keywords(**new_names)(cls.__init__)
+        for old, new in new_names.items():
             setattr(cls, old, make_alias(old, new))
         return cls
 
@@ -45,9 +51,10 @@ def rename_attributes(**names: str) -> Callable[[Class], Class]:
 
 
 def _warn(owner: str, old: str, new: str) -> None:
+    """Warn that the name ``old`` is ``new`` now. ``owner`` is the class, or the function that takes the argument."""
     owner = owner.removesuffix(".__init__")
     warnings.warn(
         f"{old} of triton_gru's {owner} is named {new} now; the next version removes the old name",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=3,  # the line that uses the old name
     )

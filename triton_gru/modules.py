@@ -70,16 +70,17 @@ class GRU(StandIn, nn.RNNBase):
 
     Raises:
         ValueError, RuntimeError: as torch.nn.GRU for the same arguments, before any launch.
-        ValueError, TypeError, RuntimeError: lengths or resets have another shape, dtype or device than above, or do not
-            go with the input or the options.
+        ValueError, TypeError, RuntimeError: the shape, dtype or device of lengths or resets is wrong, or they cannot be
+            combined with this input or these options.
         ValueError: the backend is unknown.
         RuntimeError: a backend other than "auto" cannot serve the call.
         RuntimeError: an earlier call on the device has given up waiting (see `triton_gru.raise_if_hung`).
     """
 
     torch_class = nn.GRU
-    _empty = 1, 1, 1, True, False, 0.0, False, "meta"
-    _empty_torch_class = *_empty[:-1], 0, "meta"  # 0 is proj_size
+    # input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device
+    _empty_args = 1, 1, 1, True, False, 0.0, False, "meta"
+    _empty_torch_args = *_empty_args[:-1], 0, "meta"  # nn.GRU has proj_size (0) before device
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class GRU(StandIn, nn.RNNBase):
         resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Return ``output, h_n``, of the shapes in the docstring of `GRU`."""
-        if lengths is None and resets is None and (serve := route.find_gru_route(self, input, hx)) is not None:
+        if lengths is None and resets is None and (serve := route.find_cached_gru_route(self, input, hx)) is not None:
             return serve(self, input, hx)
         return route.route_gru(self, input, hx, lengths, resets)(self, input, hx, lengths, resets)
 
@@ -145,8 +146,8 @@ class GRU(StandIn, nn.RNNBase):
     ) -> Plan:
         """Return the plan of ``self(input, hx, lengths, resets)``, without computing the GRU.
 
-        The plan has the kernel, its configuration, where the configuration comes from, and why the other kernels were
-        not taken. ``print(plan)`` writes a report.
+        The plan has the kernel and its configuration. It tells whether the configuration was tuned, and why the other
+        kernels were not chosen. ``print(plan)`` writes a report.
 
         Raises what the call itself raises.
         """
@@ -159,7 +160,11 @@ class GRU(StandIn, nn.RNNBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + _format_extra_options(self)
 
-    def _stops_compiler(self) -> bool:
+    def _must_break_graph(self) -> bool:
+        """Return whether torch.compile must break the graph at this GRU, because `nn.GRU` serves its calls.
+
+        torch.compile breaks the graph at every `nn.GRU`, too. With fullgraph=True, the result is False.
+        """
         return route.stops_compiler(self)
 
 
@@ -196,7 +201,7 @@ class GRUCell(StandIn, nn.RNNCellBase):
     """
 
     torch_class = nn.GRUCell
-    _empty = _empty_torch_class = 1, 1, True, "meta"
+    _empty_args = _empty_torch_args = 1, 1, True, "meta"  # input_size, hidden_size, bias, device
 
     def __init__(
         self,
@@ -220,7 +225,7 @@ class GRUCell(StandIn, nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return the next state, of the shape in the docstring of `GRUCell`."""
-        if (serve := route.find_cell_route(self, input, hx)) is not None:
+        if (serve := route.find_cached_cell_route(self, input, hx)) is not None:
             return serve(self, input, hx)
         return route.route_cell(self, input, hx)(self, input, hx)
 

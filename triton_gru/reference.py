@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LayerWeights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H]
+# w_ih [3H, I], w_hh [3H, H], b_ih [3H], b_hh [3H] of one layer in one direction. Without biases, these are None.
+LayerWeights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's names and order, as in LayerWeights
 
 
@@ -53,19 +54,19 @@ def compute_scan(
     """Compute one layer in one direction: x [T, B, I], h [B, H] -> outputs [T, B, H], last state [B, H].
 
     Args:
-        lengths: [B]. A sequence ends after this many steps, and outputs beyond the end are zero. With ``reverse``, the
-            sequence begins at this end.
-        resets: [T, B]. Where it is not 0, the state before the step is zero.
+        lengths: [B]. Sequence b ends after ``lengths[b]`` steps, and its outputs after them are zero. With ``reverse``,
+            the scan of the sequence begins at its last step.
+        resets: [T, B]. Where it is not 0, the state is set to zero before the step.
     """
-    outputs = [h] * len(x)
+    outputs = [h] * len(x)  # placeholders, each replaced below
     for t in reversed(range(len(x))) if reverse else range(len(x)):
-        before = h if resets is None else torch.where(resets[t].bool().unsqueeze(1), 0, h)
-        new = outputs[t] = compute_step(x[t], before, weights, reset_after=reset_after)
+        previous_h = h if resets is None else torch.where(resets[t].bool().unsqueeze(1), 0, h)
+        next_h = outputs[t] = compute_step(x[t], previous_h, weights, reset_after=reset_after)
         if lengths is None:
-            h = new
+            h = next_h
         else:
             is_active = (t < lengths).unsqueeze(1)
-            h, outputs[t] = torch.where(is_active, new, h), torch.where(is_active, new, 0)
+            h, outputs[t] = torch.where(is_active, next_h, h), torch.where(is_active, next_h, 0)
     return torch.stack(outputs), h
 
 
@@ -84,24 +85,24 @@ def compute_gru(
     """Compute all layers: x [T, B, I], hx [layers * directions, B, H] -> output [T, B, directions * H], h_n as hx.
 
     Args:
-        weights: of layer 0 forward, layer 0 backward (if bidirectional), layer 1 forward, and so on.
-        reverse: whether all layers go backward in time. For one direction.
-        dropout: probability with which an output is zeroed. The last layer has no dropout.
+        weights: an entry for layer 0 forward, layer 0 backward (if bidirectional), layer 1 forward, and so on.
+        reverse: whether all layers scan backward in time. Not with ``bidirectional``.
+        dropout: probability with which an element of a layer's output is zeroed. The last layer has no dropout.
         lengths: [B], as in `compute_scan`.
         resets: [T, B], as in `compute_scan`.
     """
     directions = 2 if bidirectional else 1
-    ends = {"lengths": lengths, "resets": resets}
     h_n = []
-    for first in range(0, len(weights), directions):
-        if first > 0 and dropout > 0:
+    for layer_start in range(0, len(weights), directions):
+        if layer_start > 0 and dropout > 0:
             x = F.dropout(x, dropout)
         outputs = []
-        for d in range(directions):
-            backward = reverse or d == 1
+        for direction in range(directions):
+            index = layer_start + direction  # of this layer and direction in weights and hx
             output, h = compute_scan(
-                x, hx[first + d], weights[first + d], reset_after=reset_after, reverse=backward, **ends
-            )
+                x, hx[index], weights[index], reset_after=reset_after, reverse=reverse or direction == 1,
+                lengths=lengths, resets=resets,
+            )  # fmt: skip
             outputs.append(output)
             h_n.append(h)
         x = torch.cat(outputs, dim=2)

@@ -1,6 +1,6 @@
 """The base class by which this package's modules pass for `nn.GRU` and `nn.GRUCell`.
 
-It serves isinstance, copies, pickles, TorchScript and torch.fx.
+The class answers isinstance, copies, pickles, TorchScript and torch.fx as nn.GRU does.
 """
 
 import copy
@@ -22,64 +22,74 @@ class StandIn:
         torch_class: the class to pass for, `nn.GRU` or `nn.GRUCell`.
         backend, reset_after, reverse: as in `GRU`. These defaults are class attributes, so `accelerate` can change the
             class of a torch module without setting anything. ``reverse`` means nothing to a cell.
-        _empty_torch_class, _empty: arguments with which torch_class and this class make a module without memory.
+        _empty_torch_args, _empty_args: arguments of the constructors of ``torch_class`` and of this class. The module
+            is on the meta device, where its parameters have no memory.
     """
 
     torch_class: type[nn.Module]
     backend = "auto"
     reset_after = True
     reverse = False
-    _empty_torch_class: tuple
-    _empty: tuple
+    _empty_torch_args: tuple
+    _empty_args: tuple
 
-    def _passes_for(self) -> type:
-        """Return the class for isinstance: one derived from ``torch_class`` too.
+    def _choose_apparent_class(self) -> type:
+        """Return the class that isinstance sees: one derived from both the real class and ``torch_class``.
 
-        Exception: a module that ``torch_class`` cannot compute has its own type. torch.compile also gets the module's
-        own type if it is to look into the module, because it does not look into any `nn.GRU`.
+        Exception: isinstance sees the real class of a module that ``torch_class`` cannot compute. While torch.compile
+        runs, isinstance also sees the real class of a module at which the graph need not break. Otherwise torch.compile
+        would not look into the module, as it does not look into any `nn.GRU`.
         """
         kind = type(self)
         is_compiling = CompileContext.try_get() is not None
-        if is_compiling and StandIn._passes_for is _passes_for:
-            # torch.compile must not compile this method: the answer differs while torch.compile runs.
-            StandIn._passes_for = torch.compiler.disable(_passes_for)
+        if is_compiling and StandIn._choose_apparent_class is _choose_apparent_class:
+            # torch.compile must not compile this method, because the result differs while torch.compile runs. Disable
+            # it only once torch.compile runs.
+            StandIn._choose_apparent_class = torch.compiler.disable(_choose_apparent_class)
         unsupported_by_nn_gru = not self.reset_after or self.reverse
-        if issubclass(kind, self.torch_class) or unsupported_by_nn_gru or (is_compiling and not self._stops_compiler()):
+        # A subclass of both classes, such as a parametrized module, is its own apparent class.
+        keeps_class = issubclass(kind, self.torch_class) or unsupported_by_nn_gru
+        if keeps_class or (is_compiling and not self._must_break_graph()):
             return kind
         return _derive_class(kind)
 
-    def _set_class(self, new: type) -> None:
-        # torch's parametrizations derive a class from __class__. Later they assign its base, made by `_derive_class`.
-        _set_real_class(self, vars(new).get("_stands_for", new))
+    def _set_class(self, new_class: type) -> None:
+        """Set the real class. If ``new_class`` is an apparent class, set the real class from which it is derived.
+
+        torch's parametrizations read ``__class__`` and later assign it again, so they assign an apparent class.
+        """
+        _set_real_class(self, vars(new_class).get("_stands_for", new_class))
 
     # methodcaller has no Python frame, which torch.compile would compile.
-    __class__ = property(operator.methodcaller("_passes_for"), _set_class)
+    __class__ = property(operator.methodcaller("_choose_apparent_class"), _set_class)
 
-    def _stops_compiler(self) -> bool:
-        """Return whether torch.compile has to refuse the module, as it refuses any `nn.GRU`."""
+    def _must_break_graph(self) -> bool:
+        """Return whether torch.compile must break the graph at the module, as at any `nn.GRU`. `GRU` overrides this."""
         return False
 
     def __deepcopy__(self, memo: dict):
         new = memo[id(self)] = object.__new__(type(self))
-        new.__setstate__(copy.deepcopy(self._state(), memo))
+        new.__setstate__(copy.deepcopy(self._copy_attributes(), memo))
         return new
 
     def __copy__(self):
         new = object.__new__(type(self))
-        new.__setstate__(self._state())
+        new.__setstate__(self._copy_attributes())
         return new
 
     def __reduce_ex__(self, protocol):
-        """Return how to pickle a module. One that `accelerate` has changed becomes ``torch_class``.
+        """Return what pickle stores: a function that makes an empty module, its arguments, and the attributes.
 
-        So receivers do not need this package. Unpickling calls a class to make an empty module, and then fills it:
-        `torch.load` allows no other functions by default.
+        A module that `accelerate` has changed is stored as ``torch_class``, so a receiver does not need this package.
+        If possible, the function is a class, because by default `torch.load` allows no other functions.
         """
         kind = type(self)
-        make = (kind, self._empty) if "_empty" in vars(kind) else (object.__new__, (kind,))
+        # A subclass may have a constructor with other arguments, so do not call it.
+        maker = (kind, self._empty_args) if "_empty_args" in vars(kind) else (object.__new__, (kind,))
         if has_only_nn_gru_attributes(self):
-            make = self.torch_class, self._empty_torch_class
-        return *make, getattr(self, "__getstate__", self._state)()
+            maker = self.torch_class, self._empty_torch_args
+        # nn.GRU has __getstate__. nn.GRUCell has it from Python 3.11 on, inherited from object.
+        return *maker, getattr(self, "__getstate__", self._copy_attributes)()
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return a module of ``torch_class`` with the same parameters, for torch.jit.script.
@@ -105,20 +115,18 @@ class StandIn:
         kind = type(self)
         return f"triton_gru.{kind.__name__}" if kind.__module__ == "triton_gru.modules" else kind.__name__
 
-    def _state(self) -> dict:
-        """Return the attributes, without the weak references that ``__setstate__`` makes itself."""
+    def _copy_attributes(self) -> dict:
+        """Return a dict of the attributes, without nn.GRU's weak references, which its ``__setstate__`` makes again."""
         return {name: value for name, value in vars(self).items() if name != "_flat_weight_refs"}
 
 
-_passes_for = StandIn._passes_for
-
-
-_derived: dict[type, type] = {}
+_choose_apparent_class = StandIn._choose_apparent_class  # the method before torch.compiler.disable wraps it
+_apparent_classes: dict[type, type] = {}  # by real class
 
 
 def _derive_class(kind: type) -> type:
-    """Return the class derived from ``kind`` and from its ``torch_class``. Each call returns the same class."""
-    if kind not in _derived:
+    """Return the apparent class of ``kind``: derived from it and from its ``torch_class``, and made only once."""
+    if kind not in _apparent_classes:
         attributes = {"__module__": kind.__module__, "_stands_for": kind}
-        _derived[kind] = type(kind.__name__, (kind, kind.torch_class), attributes)
-    return _derived[kind]
+        _apparent_classes[kind] = type(kind.__name__, (kind, kind.torch_class), attributes)
+    return _apparent_classes[kind]

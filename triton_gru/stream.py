@@ -18,9 +18,10 @@ from .launch.prepared import Memory, ModuleWeights, prepare
 from .launch.scan import Scan
 from .plan.device import find_device, is_capturing, is_on_other_gpu
 from .plan.planner import Plan, choose
-from .reference import LayerWeights as Layer
+from .reference import LayerWeights
 
-_BY_MODULE = object()  # cache entry of frames that the module itself computes, as no kernel serves them
+# A cache entry in place of a function that runs a frame. No kernel serves the frame, so the stream calls the module.
+_CALL_MODULE = object()
 
 
 class Stream:
@@ -63,29 +64,31 @@ class Stream:
         self._shape = (batch_size, gru.input_size)
         # Normal tensors, even if the stream is made in inference_mode: a tensor made there cannot change outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            # Two buffers, used by the parity of the frame: a launch reads one state while it writes the other.
-            self._carry = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
-            self._rounded = self._carry if weight.dtype == torch.float32 else self._carry.to(weight.dtype)
-        self._parity = 0
+            # Two buffers of a state [layers, B, H]. A launch reads the state from one buffer and writes the next state
+            # to the other buffer. `_state_index` is the index of the buffer with the current state.
+            self._states = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
+            # The same state, rounded to the module's dtype. The kernel multiplies the rounded state.
+            self._rounded_states = self._states if weight.dtype == torch.float32 else self._states.to(weight.dtype)
+        self._state_index = 0
         self._cache = call_cache.RouteCache()
 
     @property
     def state(self) -> Tensor:
         """Return a copy of the state after the last frame, float32 [layers, B, H]. May be assigned."""
-        return self._carry[self._parity].clone()
+        return self._states[self._state_index].clone()
 
     @state.setter
     @torch.no_grad()
     def state(self, value: Tensor) -> None:
-        if value.shape != self._carry.shape[1:]:
-            raise ValueError(f"the state must be of shape {list(self._carry.shape[1:])}, got {list(value.shape)}")
-        self._carry[self._parity].copy_(value)
+        if value.shape != self._states.shape[1:]:
+            raise ValueError(f"the state must be of shape {list(self._states.shape[1:])}, got {list(value.shape)}")
+        self._states[self._state_index].copy_(value)
         self._round_state()
 
     @torch.no_grad()
     def reset(self, mask: Tensor | None = None) -> None:
         """Set the state to zero: of all sequences, or of those where ``mask`` (bool [B]) is True."""
-        state = self._carry[self._parity]
+        state = self._states[self._state_index]
         if mask is None:
             state.zero_()
         elif mask.dtype != torch.bool or mask.shape != self._shape[:1]:
@@ -95,27 +98,30 @@ class Stream:
         self._round_state()
 
     def _round_state(self) -> None:
-        """Copy the state to the buffer in the module's dtype, which the kernel multiplies."""
-        if self._rounded is not self._carry:
-            self._rounded[self._parity].copy_(self._carry[self._parity])
+        """Round the current state to the module's dtype, after the float32 state was set."""
+        if self._rounded_states is not self._states:
+            self._rounded_states[self._state_index].copy_(self._states[self._state_index])
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        """Run one frame: x [B, I] -> the last layer's output [B, H]. Replace the state by that after the frame."""
         self._check_frame(x)
-        x = materialize(x.to(self._rounded.dtype))  # the dtypes differ under autocast only
+        # Cast the frame to the module's dtype. Only under autocast may a frame have another dtype.
+        x = materialize(x.to(self._rounded_states.dtype))
         gru = self._gru
-        signature = call_cache.signature_of(gru, x, None), self._parity
+        # The launches of a frame have the addresses of both buffers, so each state index has its own launches.
+        signature = call_cache.signature_of(gru, x, None), self._state_index
         with torch.cuda.device(x.device) if is_on_other_gpu(x.device) else contextlib.nullcontext():
-            run_frame = self._cache.find(gru, signature) or self._make_frame(x, signature)
-            if run_frame is _BY_MODULE:
+            run_frame = self._cache.find(gru, signature) or self._build_run_frame(x, signature)
+            if run_frame is _CALL_MODULE:
                 return self._call_module(x)
             _raise_if_capturing(x.device)
             output = run_frame(gru, x, None)
-        self._parity ^= 1
+        self._state_index = 1 - self._state_index
         return output
 
     def _check_frame(self, x: Tensor) -> None:
-        """Raise an error if a frame, or the module by now, does not fit the stream."""
+        """Raise an error if ``x`` does not fit the stream, or if the module has changed its dtype or device."""
         if x.shape != self._shape:
             raise ValueError(f"a frame must be of shape {list(self._shape)}, got {list(x.shape)}")
         weight = self._gru.weight_hh_l0
@@ -123,10 +129,10 @@ class Stream:
             raise ValueError(
                 f"frames must be {weight.dtype} on {weight.device}, as the weights are, got {x.dtype} on {x.device}"
             )
-        if weight.dtype != self._rounded.dtype or weight.device != self._rounded.device:
+        if weight.dtype != self._rounded_states.dtype or weight.device != self._rounded_states.device:
             raise RuntimeError(
-                f"the stream was made for {self._rounded.dtype} on {self._rounded.device}, and the module is now "
-                f"{weight.dtype} on {weight.device}: make another stream"
+                f"the stream was made for {self._rounded_states.dtype} on {self._rounded_states.device}, and the "
+                f"module is now {weight.dtype} on {weight.device}: make another stream"
             )
 
     @torch.no_grad()
@@ -141,25 +147,31 @@ class Stream:
                 "set backend='auto' or 'step'"
             )
         if gru.backend == "auto" and device is not None:
-            try:  # `step` wherever it can serve, even if another is estimated to be faster
+            try:  # Take `step` if it can serve the frame, even if nn.GRU or another kernel is estimated to be faster.
                 return choose(problem, device, "step")
             except RuntimeError:
                 pass
         return choose(problem, device, gru.backend)
 
     def _call_module(self, x: Tensor) -> Tensor:
+        """Run one frame by a call of the module with one time step, as `__call__`. No kernel serves such a frame."""
         gru = self._gru
-        time = 1 if gru.batch_first else 0
-        output, h_n = gru(x.unsqueeze(time), self._carry[self._parity].to(x.dtype))
-        self._carry[self._parity].copy_(h_n)
+        time_dim = 1 if gru.batch_first else 0
+        output, h_n = gru(x.unsqueeze(time_dim), self._states[self._state_index].to(x.dtype))
+        self._states[self._state_index].copy_(h_n)
         self._round_state()
-        return output.squeeze(time)
+        return output.squeeze(time_dim)
 
-    def _make_frame(self, x: Tensor, signature: tuple) -> Callable:
-        """Return the function that runs a frame like ``x``. Keep it for later frames if it can run again."""
+    def _build_run_frame(self, x: Tensor, signature: tuple) -> Callable:
+        """Return the function that runs a frame like ``x``, or `_CALL_MODULE` if the module has to run the frame.
+
+        The function is called with the module, the frame and None for hx. It is cached under ``signature`` if it can
+        run again.
+        """
         plan = self.plan(x)
-        if plan.kernel != "step" or plan.problem.dtype != x.dtype:  # the dtypes differ under autocast only
-            run_frame = _BY_MODULE
+        # Under autocast, the plan has autocast's dtype. If it is not the module's dtype, the module runs the frame.
+        if plan.kernel != "step" or plan.problem.dtype != x.dtype:
+            run_frame = _CALL_MODULE
         else:
             _raise_if_capturing(x.device)
             try:
@@ -171,17 +183,23 @@ class Stream:
         return run_frame or functools.partial(self._run_once, plan)
 
     def _prepare_frame(self, x: Tensor, plan: Plan) -> Callable | None:
-        """Return the prepared launches of a frame like ``x``, or None if they read tensors made for this frame only."""
+        """Return the prepared launches of a frame like ``x``, or None if they cannot be repeated for later frames.
+
+        Launches cannot be repeated if they read tensors that were made for this frame only, such as weights that
+        are computed at each call.
+        """
         gru = self._gru
         weights, module_weights = weights_of_gru(gru), ModuleWeights(gru)
         if not (module_weights.has_all(gru, weights) and module_weights.is_unchanged(gru)):
             return None
         output = x.new_empty(1, x.size(0), gru.hidden_size)
-        memory = Memory(x, None, output, output, module_weights.of(gru), [*self._carry, *self._rounded])
+        state_buffers = [*self._states, *self._rounded_states]
+        # To `Memory`, a call with one result has this result as its output and as its h_n.
+        memory = Memory(x, None, output, output, module_weights.tensors_of(gru), state_buffers)
         return prepare(self._iterate_launches(x, plan, weights, output[0], memory.new), module_weights, memory)
 
     def _run_once(self, plan: Plan, gru, x: Tensor, hx: None) -> Tensor:
-        """Run a frame by launches that are not kept."""
+        """Run a frame by launches that are not cached. ``gru`` and ``hx`` are ignored: the stream has both."""
         output, weights = x.new_empty(x.size(0), gru.hidden_size), weights_of_gru(gru)
         try:
             execute.start(self._iterate_launches(x, plan, weights, output, Tensor.new_empty))
@@ -191,16 +209,21 @@ class Stream:
         return output
 
     def _iterate_launches(
-        self, x: Tensor, plan: Plan, weights: list[Layer], output: Tensor, new: Callable[..., Tensor]
+        self, x: Tensor, plan: Plan, weights: list[LayerWeights], output: Tensor, new_empty: Callable[..., Tensor]
     ) -> Iterator[Launch]:
-        """Yield the launches of a frame, which write to ``output`` in the last layer. ``new`` allocates tensors."""
+        """Yield the launches of a frame. Those of the last layer write to ``output``.
+
+        ``new_empty(tensor, *shape)`` allocates a tensor of the dtype and device of ``tensor``.
+        """
         problem = plan.problem
-        scan = Scan(problem, Sequences("dense", 1, x.size(0)), None, self._carry, self._carry)
-        states = step.States(problem, self._carry, self._rounded, new)
+        sequences = Sequences("dense", steps=1, batch_size=x.size(0))
+        # A step in the middle of a call reads and writes the carry only, so hx and h_n are not used.
+        scan = Scan(problem, sequences, None, self._states, self._states)
+        states = step.States(problem, self._states, self._rounded_states, new_empty)
         for layer, layer_weights in enumerate(make_weights_contiguous(weights)):
-            layer_output = output if layer == len(weights) - 1 else new(output, *output.shape)
+            layer_output = output if layer == len(weights) - 1 else new_empty(output, *output.shape)
             scan.begin_layer(layer, [layer_weights], layer_output)
-            scan.set_middle_step(self._parity)
+            scan.set_middle_step(self._state_index)
             yield from step.fused_step_launches(scan, x, plan.config, states)
             x = layer_output
 

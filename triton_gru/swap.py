@@ -12,8 +12,8 @@ from .stand_in import StandIn
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_TO_OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
-_TO_TORCH = {ours: torch_class for torch_class, ours in _TO_OURS.items()}
+_TO_OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}  # torch's class -> this package's class
+_TO_TORCH = {our_class: torch_class for torch_class, our_class in _TO_OURS.items()}
 
 
 def accelerate(model: _Model) -> _Model:
@@ -60,8 +60,8 @@ def restore(model: _Model) -> _Model:
 
         triton_gru.restore(model)
 
-    Modules with ``reset_after=False`` or ``reverse=True`` stay unchanged, because torch has no such GRU. So do
-    subclasses, and modules whose `forward` has been replaced. A warning names their paths in the model.
+    Modules with ``reset_after=False`` or ``reverse=True`` stay unchanged, because torch has no such GRU. Subclasses and
+    modules whose `forward` has been replaced stay unchanged, too. A warning names the path of each in the model.
 
     Returns:
         ``model``.
@@ -70,8 +70,11 @@ def restore(model: _Model) -> _Model:
     return model
 
 
-def _change_classes(model: nn.Module, classes: dict[type, type], called: str) -> None:
-    """Switch the modules of ``model`` to the classes that ``classes`` maps theirs to. Warn of GRUs left unchanged."""
+def _change_classes(model: nn.Module, classes: dict[type, type], function_name: str) -> None:
+    """Switch each module of ``model`` whose class is a key of ``classes`` to the class that is the key's value.
+
+    Warn of GRUs and cells that stay unchanged. ``function_name`` names the public function in the warning.
+    """
     unchanged = []
     for path, module in model.named_modules():
         new_class = classes.get(type(module))
@@ -79,14 +82,18 @@ def _change_classes(model: nn.Module, classes: dict[type, type], called: str) ->
             unchanged.append(f"{path!r} ({reason})" if path else f"the model itself ({reason})")
         elif new_class is not None:
             module.__class__ = new_class
-            for name in EXTRA_ATTRIBUTES:
+            for name in EXTRA_ATTRIBUTES:  # nn.GRU does not have them, and our classes have defaults
                 module.__dict__.pop(name, None)
     if unchanged:
-        warnings.warn(f"triton_gru.{called} left these modules unchanged: {', '.join(unchanged)}", stacklevel=3)
+        warnings.warn(f"triton_gru.{function_name} left these modules unchanged: {', '.join(unchanged)}", stacklevel=3)
 
 
 def _unchanged_reason(module: nn.Module, new_class: type | None, classes: dict[type, type]) -> str:
-    """Return why a GRU cannot change its class, or ''. The reason is '' for a module that is no GRU, too."""
+    """Return why a GRU or cell keeps its class, or ''.
+
+    Return '' for any other module, too, and for one that has a class of this package when `accelerate` asks.
+    ``new_class`` is the class to which ``classes`` maps the module's class, or None.
+    """
     kind = type(module)
     if new_class is None:
         bases = [base for base in classes if issubclass(kind, base)]

@@ -14,22 +14,25 @@ COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 
 def get_minor_version(version: str) -> str:
-    """Return the major and minor part of a version, which decides on features: ``"3.9"`` for ``"3.9.0+git"``."""
+    """Return the major and minor part of a version, which decide on features: ``"3.9"`` for ``"3.9.0+git"``."""
     return ".".join(version.split(".")[:2])
 
 
 def warn_if_untested(version: str = triton.__version__) -> None:
-    """Warn whoever imports this package if it was not tested with this version of Triton."""
+    """Warn if this package was not tested with this version of Triton. The package calls this when it is imported."""
     if get_minor_version(version) not in TESTED_VERSIONS:
         warnings.warn(
             f"triton_gru was tested with Triton {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[-1]}, and this is Triton "
             f"{version}. Its kernels may fail or be slow: run `triton-gru check`, or install a Triton that was tested",
-            stacklevel=3,
+            stacklevel=3,  # the line that imports this package
         )
 
 
 def copies_shared_operands(version: str = triton.__version__) -> bool:
-    """Return whether an operand of several products goes through shared memory for all products after the first."""
+    """Return whether this Triton copies an operand of several products.
+
+    The operand then goes through shared memory for each product after the first.
+    """
     return get_minor_version(version) == "3.8"
 
 
@@ -37,9 +40,10 @@ def copies_shared_operands(version: str = triton.__version__) -> bool:
 def is_launcher_known() -> bool:
     """Return whether this Triton passes the same arguments to its launcher as `Launch.make_starter` does.
 
-    A stand-in for the compiled kernel records the arguments.
+    To find out, Triton launches a `_Recorder` instead of a compiled kernel. If the result is False, repeated calls go
+    through Triton's own entry.
     """
-    recorder = _Recorder()
+    recorder = _Recorder()  # The values below are arbitrary, and show which argument is passed where.
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     try:
         CompiledKernel.__getitem__(recorder, (2, 3, 4))("argument", "constant", stream="stream")
@@ -50,7 +54,10 @@ def is_launcher_known() -> bool:
 
 
 class _Recorder:
-    """A stand-in for `CompiledKernel`, with the attributes that ``CompiledKernel.__getitem__`` uses."""
+    """A stand-in for `CompiledKernel` that records the arguments of its launcher in ``passed``.
+
+    It has the attributes that ``CompiledKernel.__getitem__`` uses.
+    """
 
     function, packed_metadata = "function", "metadata"
 

@@ -22,13 +22,16 @@ _GRID = BackendProvider("grid")
 
 
 def _prepare(handover: str, cut: tuple[int, ...], gru: nn.GRU, x: Input) -> Ready:
-    """Prepare ``grid`` with the given hand-over or cut instead of the plan's. An empty argument keeps the default."""
-    ours = _GRID.module(gru)
+    """Return ``grid`` with a hand-over or a cut instead of the plan's, ready for inputs like ``x``.
+
+    An empty ``handover`` or ``cut`` leaves the choice to the heuristic.
+    """
+    ours = _GRID.make_gru(gru)
     plan = _GRID.plan(ours, x)
     problem = plan.problem
     shape = problem.hidden_size, problem.batch_size, problem.directions, problem.dtype, problem.precision
     config = grid_config(*shape, plan.device, (cut,) if cut else GRID_CUTS, (handover,) if handover else ())
-    if isinstance(config, str):
+    if isinstance(config, str):  # the reason why no configuration fits
         raise Unavailable(config)
     plan = dataclasses.replace(plan, config=config)
 

@@ -19,14 +19,18 @@ from ..case import Input
 from ..providers.interface import Ready, Unavailable, require_padded
 from ..providers.ours import BackendProvider, describe_plan
 
-WAYS = {"ours": None, "cublas": CUBLAS}
+PROJECTIONS = {"ours": None, "cublas": CUBLAS}  # by name, as arguments of `execute.launches`
 _PROJECTION_KERNELS = "input_projection", "arrange_products"
 
 
 def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Input) -> Ready:
+    """Return a call with the given projection, ready for inputs like ``x``.
+
+    If ``is_alone``, the call starts only the launches of the projection, and its results are meaningless.
+    """
     require_padded(x)
-    variant, plan = _choose_plan(projection, gru, x)
-    ours = variant.module(gru)
+    provider, plan = _choose_plan(projection, gru, x)
+    ours = provider.make_gru(gru)
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
         bound = bind_gru(ours, x, None)
@@ -36,18 +40,21 @@ def _prepare(projection: Projection | None, is_alone: bool, gru: nn.GRU, x: Inpu
         return results
 
     description = describe_plan(plan)
-    return Ready(
-        call, **description | {"kernel": f"{plan.kernel}{'+cublas' if projection else ''}"}, is_judged=not is_alone
-    )
+    description["kernel"] = f"{plan.kernel}{'+cublas' if projection else ''}"
+    return Ready(call, **description, is_judged=not is_alone)
 
 
 def _choose_plan(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple[BackendProvider, Plan]:
-    """Return the plan of "auto", or of the first kernel that can have this projection, with its provider."""
+    """Return a provider of ours that can run with this projection, and its plan: "auto", or else the first kernel.
+
+    Raises:
+        Unavailable: none can. The message has the reason for each.
+    """
     reasons = {}
     for backend in ("auto", *KERNELS):
-        variant = BackendProvider(backend)
+        provider = BackendProvider(backend)
         try:
-            plan = variant.plan(variant.module(gru), x)
+            plan = provider.plan(provider.make_gru(gru), x)
         except RuntimeError as error:
             reasons[backend] = str(error)
             continue
@@ -58,17 +65,18 @@ def _choose_plan(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple
         elif reason := unsupported_projection_reason(projection, plan.config, plan.problem, plan.device):
             reasons[backend] = reason
         else:
-            return variant, plan
+            return provider, plan
     raise Unavailable("; ".join(f"{backend}: {reason}" for backend, reason in reasons.items()))
 
 
 def _is_projection(launch: Launch | Product) -> bool:
+    """Return whether a launch of a call belongs to the input projection."""
     return isinstance(launch, Product) or launch.kernel.__name__ in _PROJECTION_KERNELS
 
 
 PROVIDERS = {
-    f"{way}{'-alone' * is_alone}": functools.partial(_prepare, projection, is_alone)
-    for way, projection in WAYS.items()
+    f"{name}{'-alone' * is_alone}": functools.partial(_prepare, projection, is_alone)
+    for name, projection in PROJECTIONS.items()
     for is_alone in (False, True)
 }
 globals().update(PROVIDERS)  # so that perf.experiments.projections:NAME is a provider

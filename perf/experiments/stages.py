@@ -3,9 +3,9 @@
 The question is where a step spends its time. In the sweep `step-breakdown`, the difference to the complete kernel is
 the time that a stage adds. Stages that overlap add less than they take, so these times do not sum to the step.
 
-The stage "products-but-the-first" of ``grid`` leaves out all products except those of the first words. These are half
-of the products at H = 256 in fp16, and seven of eight at 2048. tests/compiled asserts the compiled code of each kernel.
-The answer decides which terms of the cost model to correct.
+Without the stage "products-but-the-first", ``grid`` multiplies only the first segment of the state. This leaves out
+half of the products at H = 256 in fp16, and seven of eight at H = 2048. tests/compiled asserts the compiled code of
+each kernel. The answer decides which terms of the cost model to correct.
 """
 
 import functools
@@ -27,10 +27,11 @@ _TENSOR_CORE_STAGES = ("products-but-the-first", "sums", "gate-inputs")  # of gr
 
 
 def _prepare(kernel: str, stage: str, gru: nn.GRU, x: Input) -> Ready:
+    """Return a kernel without a stage, ready for inputs like ``x``. Its results are meaningless."""
     require_padded(x)
-    variant = BackendProvider(kernel)
-    ours = variant.module(gru)
-    plan = variant.plan(ours, x)
+    provider = BackendProvider(kernel)
+    ours = provider.make_gru(gru)
+    plan = provider.plan(ours, x)
     if plan.problem.is_ieee and kernel == "grid" and stage in _TENSOR_CORE_STAGES:
         raise Unavailable(
             f"{stage}: grid can run without this stage only in 16 bits and TF32, where tensor cores make products"

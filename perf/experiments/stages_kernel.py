@@ -15,91 +15,106 @@ import triton.language as tl
 from triton_gru import kernels
 from triton_gru.kernels import grid, isa
 
-# A trap if the value is a number that it never is. So the compiler must compute the value.
-_TEST = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
+# Stop the program if the value equals a constant that it never equals. So the compiler must compute the value.
+_TRAP_ON_CONSTANT = tl.constexpr("{ .reg .pred p; setp.eq.b32 p, $1, 0x7FEDCBA9; @p trap; mov.b32 $0, 0; }")
 
 
 @triton.jit
 def _keep(x):
-    """Keep a value of 32 bits, which the compiler could leave out as unused."""
-    tl.inline_asm_elementwise(_TEST, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+    """Make the compiler compute a value of 32 bits, which it could leave out as unused."""
+    tl.inline_asm_elementwise(_TRAP_ON_CONSTANT, "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def _words_as_they_are(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Load words once, even if they have not come. Replaces isa.wait_words."""
+def _load_words_without_waiting(pointer, tail, abort, watch, OFFSET: tl.constexpr, layout: tl.constexpr):
+    """Load the words once, even if they have not arrived. Replaces isa.wait_words."""
     return tl.inline_asm_elementwise(
-        _loads_text(words, OFFSET),
-        _loads_registers(words),
+        _loads_ptx(layout, OFFSET),
+        _loads_registers(layout),
         [pointer.to(tl.int64), tail.to(tl.int64)],
-        dtype=(tl.int32,) * words.TENSORS,
+        dtype=(tl.int32,) * layout.TENSORS,
         is_pure=True,
-        pack=words.PACK,
+        pack=layout.PACK,
     )
 
 
 @triton.constexpr_function
-def _loads_text(words, offset):
-    return "\n".join(isa.wait_loads(words, offset))
+def _loads_ptx(layout, offset):
+    """Return the PTX of the loads of `isa.wait_words`."""
+    return "\n".join(isa.wait_loads(layout, offset))
 
 
 @triton.constexpr_function
-def _loads_registers(words):
-    pack = words.PACK.value
-    return ",".join(["=&r"] * words.TENSORS.value * pack + ["l"] * 2 * pack)
+def _loads_registers(layout):
+    """Return the constraints of `_loads_ptx`: ``PACK`` registers for each result and for each of two addresses."""
+    pack = layout.PACK.value
+    return ",".join(["=&r"] * layout.TENSORS.value * pack + ["l"] * 2 * pack)
 
 
 @triton.jit
-def _words_of_nothing(pointer, tail, abort, watch, OFFSET: tl.constexpr, words: tl.constexpr):
-    """Make words from their addresses, which differ from step to step. Replaces isa.wait_words."""
+def _make_words_from_addresses(pointer, tail, abort, watch, OFFSET: tl.constexpr, layout: tl.constexpr):
+    """Return the addresses of words instead of the words, without a load. Replaces isa.wait_words.
+
+    The addresses differ from step to step, so the compiler cannot compute a step only once.
+    """
     results = ()
-    for i in tl.static_range(words.TENSORS):
-        results = results + ((pointer + i * words.STRIDE).to(tl.int64).to(tl.int32),)
+    for i in tl.static_range(layout.TENSORS):
+        results = results + ((pointer + i * layout.STRIDE).to(tl.int64).to(tl.int32),)
     return results
 
 
 @triton.jit
-def _not_sent(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr):
+def _send_nothing(pointer, value, mask, OFFSET: tl.constexpr, THREADS: tl.constexpr):
+    """Compute the value to send, without a store. Replaces isa.send."""
     _keep(value.to(tl.int32))
 
 
 @triton.jit
-def _first_products(w, kept, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Make only the products of the first words of the tuple. Replaces grid._products_of_slices."""
-    WORDS: tl.constexpr = cut.WORD_LAYOUT.PARTS * (cut.COLUMNS // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
-    return grid._products_of_slices(w, kept, x[:WORDS], FIRST, END, cut)
+def _products_of_first_segment(w, w_shared, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
+    """Return the sums of the products with only the first segment of the state. Replaces grid._products_of_slices.
+
+    The time of the other segments' products is then the difference to the complete kernel. ``x`` has the tensors of all
+    segments one after the other, and the first ones are passed on.
+    """
+    SEGMENT_PARTS: tl.constexpr = (
+        cut.WORD_LAYOUT.PARTS * (cut.COLUMNS // 8) if cut.IN_FRAGMENTS else cut.WORD_LAYOUT.PARTS
+    )
+    return grid._products_of_slices(w, w_shared, x[:SEGMENT_PARTS], FIRST, END, cut)
 
 
 @triton.jit
-def _not_summed(parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr):
-    """Keep the products, which are in fragments, and return zeros. Replaces slices.sum_slices."""
+def _leave_unsummed(
+    products, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr
+):
+    """Compute the products, which are in fragments, and return zeros. Replaces slices.sum_slices."""
     sums = ()
-    for part in tl.static_range(len(parts)):
+    for i in tl.static_range(len(products)):
         if IN_FRAGMENTS:
-            for k in tl.static_range(0, len(parts[part]), 4):
-                bits = parts[part][k].to(tl.int32, bitcast=True)
-                for i in tl.static_range(1, 4):
-                    bits = bits ^ parts[part][k + i].to(tl.int32, bitcast=True)
+            for k in tl.static_range(0, len(products[i]), 4):
+                bits = products[i][k].to(tl.int32, bitcast=True)
+                for m in tl.static_range(1, 4):
+                    bits = bits ^ products[i][k + m].to(tl.int32, bitcast=True)
                 _keep(bits)
         sums = sums + (tl.zeros((BATCH, UNITS), tl.float32),)
     return sums
 
 
 @triton.jit
-def _not_activated(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
+def _update_without_activations(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
+    """Return a sum of all arguments, without sigmoid and tanh. Replaces isa.gru_update."""
     return 0.5 * h + ((g_r.to(tl.float32) + a_r) + (g_z.to(tl.float32) + a_z) + (g_n.to(tl.float32) + a_n))
 
 
 @triton.jit
-def _no_gates_of_grid(gi, in_tile, there, cut: tl.constexpr):
-    """Return zeros. Replaces grid._load_gates. Exception: products by lanes have other gates."""
-    zero = tl.zeros(in_tile.shape, gi.dtype.element_ty)
+def _make_zero_gates_of_grid(gi, gi_offset, is_sent, cut: tl.constexpr):
+    """Return zeros as gate inputs, without a load. Replaces grid._load_gates, except for products by lanes."""
+    zero = tl.zeros(gi_offset.shape, gi.dtype.element_ty)
     return zero, zero, zero
 
 
 @triton.jit
-def _no_gates_of_block(gi, cut: tl.constexpr):
-    """Return zeros. Replaces block._load_gates for programs of two rows."""
+def _make_zero_gates_of_block(gi, cut: tl.constexpr):
+    """Return zeros as gate inputs, without a load. Replaces block._load_gates for programs of two rows."""
     gates = ()
     for _ in tl.static_range(3 * cut.UNIT_TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
@@ -107,33 +122,37 @@ def _no_gates_of_block(gi, cut: tl.constexpr):
 
 
 @triton.jit
-def _not_stored(pointer, value, mask, THREADS: tl.constexpr = 0):
-    pass
+def _store_nothing(pointer, value, mask, THREADS: tl.constexpr = 0):
+    """Do nothing. Replaces isa.store."""
 
 
-# For each kernel and stage, functions and their replacements. The stage "waiting" of ``grid`` is a part of "hand-over".
+# kernel: {stage: {replaced function: replacement}}. The stage "waiting" of ``grid`` is a part of "hand-over".
 STAGES = {
     "grid": {
-        "waiting": {"isa.wait_words": _words_as_they_are},
-        "hand-over": {"isa.wait_words": _words_of_nothing, "isa.send": _not_sent},
-        "products-but-the-first": {"grid._products_of_slices": _first_products},
-        "sums": {"slices.sum_slices": _not_summed},
-        "activations": {"isa.gru_update": _not_activated},
-        "gate-inputs": {"grid._load_gates": _no_gates_of_grid},
-        "output": {"isa.store": _not_stored},
+        "waiting": {"isa.wait_words": _load_words_without_waiting},
+        "hand-over": {"isa.wait_words": _make_words_from_addresses, "isa.send": _send_nothing},
+        "products-but-the-first": {"grid._products_of_slices": _products_of_first_segment},
+        "sums": {"slices.sum_slices": _leave_unsummed},
+        "activations": {"isa.gru_update": _update_without_activations},
+        "gate-inputs": {"grid._load_gates": _make_zero_gates_of_grid},
+        "output": {"isa.store": _store_nothing},
     },
     "block": {
-        "activations": {"isa.gru_update": _not_activated},
-        "gate-inputs": {"block._load_gates": _no_gates_of_block},
-        "output": {"isa.store": _not_stored},
+        "activations": {"isa.gru_update": _update_without_activations},
+        "gate-inputs": {"block._load_gates": _make_zero_gates_of_block},
+        "output": {"isa.store": _store_nothing},
     },
 }
 
 
 def load_copy(name: str, kernel: str) -> types.ModuleType:
-    """Return the module of a kernel in a new copy of the package of kernels, named ``name``."""
-    for loaded in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
-        del sys.modules[loaded]
+    """Return the module of a kernel from a new copy of the package `triton_gru.kernels`.
+
+    The copy has the name ``name`` in `sys.modules`, and replaces an earlier copy of that name. Changes to modules of
+    the copy do not affect the library.
+    """
+    for module_name in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+        del sys.modules[module_name]
     package = types.ModuleType(name)
     package.__path__ = list(kernels.__path__)
     sys.modules[name] = package
@@ -146,8 +165,8 @@ def load_scan_without(kernel: str, stage: str):
     name = f"{__name__}.{kernel} without {stage}"
     module = load_copy(name, kernel)
     for replaced, replacement in STAGES[kernel][stage].items():
-        owner, attribute = replaced.split(".")
-        owner = sys.modules[f"{name}.{owner}"]
-        assert hasattr(owner, attribute), replaced
-        setattr(owner, attribute, replacement)
+        module_name, function_name = replaced.split(".")
+        owner = sys.modules[f"{name}.{module_name}"]
+        assert hasattr(owner, function_name), replaced
+        setattr(owner, function_name, replacement)
     return getattr(module, f"{kernel}_scan")

@@ -16,9 +16,9 @@ from . import compiled, cudnn, flashrnn, flax_scan, gru_qat, handwritten, ours, 
 from .interface import Prepare, Ready, Unavailable
 from .streaming import PROVIDERS as STREAMING_PROVIDERS
 
-OURS = "triton_gru"  # names that begin with this are ours
-EXPERIMENTS = "perf.experiments."  # modules with providers that are ours, too
-BASELINE = "torch.nn.GRU"  # measured in every cell, to compare the others with
+OURS = "triton_gru"  # providers of this library have names that begin with this
+EXPERIMENTS = "perf.experiments."  # providers in these modules run this library's kernels, too
+BASELINE = "torch.nn.GRU"  # measured on every case, to compare the other providers with
 
 PROVIDERS: dict[str, Prepare] = {BASELINE: torch_modules.PROVIDERS[BASELINE]}  # first in reports
 for _module in (ours, cudnn, handwritten, compiled, torchrl, gru_qat, flashrnn, flax_scan, torch_modules):
@@ -27,6 +27,7 @@ NAMES = tuple(PROVIDERS | STREAMING_PROVIDERS)
 
 
 def is_ours(name: str) -> bool:
+    """Return whether a provider runs this library's kernels."""
     return name.startswith((OURS, EXPERIMENTS))
 
 
@@ -43,6 +44,7 @@ def require_known(names: Iterable[str]) -> None:
 
 
 def _import_provider(name: str) -> Prepare:
+    """Return the function that ``module:callable`` names. Raise ValueError if there is no function of that name."""
     try:
         prepare = import_attribute(name)
     except Exception as error:  # a module may raise anything
@@ -53,10 +55,10 @@ def _import_provider(name: str) -> Prepare:
 
 
 def make_ready(name: str, gru: nn.GRU, x: Input, is_streaming: bool) -> Ready:
-    """Prepare the provider for sequences, or for frames of a stream.
+    """Return the provider, prepared for sequences like ``x``, or for frames like ``x`` of a stream.
 
     Raises:
-        Unavailable: the provider cannot serve them.
+        Unavailable: the provider cannot serve this GRU or such inputs.
     """
     if ":" in name and not is_streaming:
         prepared = _import_provider(name)(gru, x)

@@ -15,34 +15,36 @@ from torch import Tensor, nn
 from . import handwritten
 from .interface import Ready, Unavailable, require_one_direction, require_padded
 
-# The most layers times directions times steps. Compile time is proportional to these: for 1, 4, 16 and 64 steps of one
-# layer with H = 64 it was 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). Of the 48 s, the C++ compiler took
-# 32, which a GPU does not need.
-MOST_STEPS = 64
+# Limit of layers times directions times steps. Compile time is proportional to this product: for 1, 4, 16 and 64 steps
+# of one layer with H = 64 it was 1.1, 3.4, 12 and 48 s for a CPU (torch 2.13 on two cores). Of the 48 s, the C++
+# compiler took 32, which a GPU does not need.
+MAX_UNROLLED_STEPS = 64
 # Modules share the code of `forward`, and cases the code of a step. Dynamo gives up at 8 versions of one code, and at
 # 256 in total. Resetting Dynamo instead would drop code that other providers have compiled for this case.
 _NO_LIMIT = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20}
 
 
-def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+def _prepare_module(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return `nn.GRU` compiled by torch.compile, ready for inputs like ``x``. Compilation may take a minute."""
     require_padded(x)
     steps = gru.num_layers * (1 + gru.bidirectional) * x.size(0)
-    if steps > MOST_STEPS:
+    if steps > MAX_UNROLLED_STEPS:
         raise Unavailable(
             f"torch.compile unrolls the recurrence, and its compile time is proportional to layers times directions "
-            f"times steps: at most {MOST_STEPS} here (48 s on a CPU), got {steps}"
+            f"times steps: at most {MAX_UNROLLED_STEPS} here (48 s on a CPU), got {steps}"
         )
     _require_compiler(x)
     # Compile `forward`, because calling the module takes some microseconds more.
     call = torch.compile(gru.forward, dynamic=False, fullgraph=True)
-    # allow_rnn is needed only to compile: no guard checks it. A later call that would compile again raises. So does one
-    # whose input was made outside of inference_mode, if x was made inside.
+    # allow_rnn is needed only to compile: no guard checks it. A later call that would compile again raises, for example
+    # a call whose input was made outside of inference_mode, if x was made inside.
     with torch._dynamo.config.patch(allow_rnn=True, **_NO_LIMIT):
         call(x)
     return Ready(call, kernel="inductor", config=f"{steps} steps unrolled")
 
 
-def _prepare_cells(gru: nn.GRU, x: Tensor) -> Ready:
+def _prepare_compiled_step(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return a loop over one step that torch.compile has compiled, ready for inputs like ``x``."""
     require_padded(x)
     require_one_direction(gru)
     _require_compiler(x)
@@ -53,6 +55,7 @@ def _prepare_cells(gru: nn.GRU, x: Tensor) -> Ready:
 
 
 def _require_compiler(x: Tensor) -> None:
+    """Raise Unavailable if Inductor would need a C++ compiler for ``x``'s device, and there is none."""
     if not x.is_cuda:
         from torch._inductor.cpp_builder import get_cpp_compiler  # Inductor generates C++ for a CPU
 
@@ -62,4 +65,4 @@ def _require_compiler(x: Tensor) -> None:
             raise Unavailable("torch.compile needs a C++ compiler on a CPU: install g++ or set CXX") from error
 
 
-PROVIDERS = {"torch.compile": _prepare, "torch.compile.cells": _prepare_cells}
+PROVIDERS = {"torch.compile": _prepare_module, "torch.compile.cells": _prepare_compiled_step}

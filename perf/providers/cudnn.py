@@ -24,6 +24,8 @@ STANDARD_PROVIDER = "cudnn.standard"  # the algorithm that torch picks, with fla
 
 
 class Algorithm(enum.IntEnum):
+    """An algorithm of recurrent networks, cudnnRNNAlgo_t."""
+
     CUDNN_RNN_ALGO_STANDARD = 0
     CUDNN_RNN_ALGO_PERSIST_STATIC = 1
     CUDNN_RNN_ALGO_PERSIST_DYNAMIC = 2
@@ -31,6 +33,8 @@ class Algorithm(enum.IntEnum):
 
 
 class Math(enum.IntEnum):
+    """A math type, cudnnMathType_t, which decides how products are computed."""
+
     CUDNN_DEFAULT_MATH = 0  # TF32 for fp32
     CUDNN_TENSOR_OP_MATH = 1  # tensor cores, without conversion of operands
     CUDNN_FMA_MATH = 3  # no tensor cores
@@ -88,6 +92,7 @@ class Library:
             raise self.error(name, status)
 
     def error(self, name: str, status: int) -> CudnnError:
+        """Return an error with the function's name, the name of the status, and cuDNN's last message, if any."""
         details = ctypes.create_string_buffer(2048)
         self.cudnnGetLastErrorString(details, len(details))
         texts = [name.encode(), self.cudnnGetErrorString(status), details.value]
@@ -95,7 +100,10 @@ class Library:
 
 
 class Handle:
-    """A cuDNN handle on the current CUDA device. ``current_stream`` returns the address of the stream in use."""
+    """A cuDNN handle on the current CUDA device, destroyed with this object.
+
+    ``current_stream`` is a function that returns the address of the current CUDA stream.
+    """
 
     def __init__(self, library: Library, current_stream: Callable[[], int]):
         self.library = library
@@ -113,7 +121,7 @@ class Handle:
 
 @functools.cache
 def handle_of(device: torch.device) -> Handle:
-    """Return the device's handle, which is made once, because it allocates memory on the device.
+    """Return the device's handle. Each device has one, because a handle allocates memory on the device.
 
     Raises:
         CudnnError: the device is no CUDA device, or cuDNN cannot be loaded or does not work on it.
@@ -129,7 +137,10 @@ def handle_of(device: torch.device) -> Handle:
 
 
 def math_type(dtype: torch.dtype) -> Math:
-    """Return the math type that torch uses. Exception: bf16 has that of fp16, as torch's depends on fp32 there."""
+    """Return the math type that torch passes to cuDNN for a dtype.
+
+    Exception: bf16 has the math type of fp16. For bf16, torch chooses it by the precision of fp32 products.
+    """
     if dtype != torch.float32:
         return Math.CUDNN_TENSOR_OP_MATH
     tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
@@ -153,7 +164,7 @@ class Gru:
     """
 
     def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor | PackedSequence, algorithm: Algorithm, math: Math):
-        lengths, x = _lengths(x), x.data
+        lengths, x = _count_steps(x), x.data
         batch, inputs = len(lengths), x.size(-1)
         hidden, layers, directions = gru.hidden_size, gru.num_layers, 1 + gru.bidirectional
         if x.dtype not in DATA_TYPES or not x.is_contiguous():
@@ -171,7 +182,7 @@ class Gru:
         direction = CUDNN_BIDIRECTIONAL if gru.bidirectional else CUDNN_UNIDIRECTIONAL
         with contextlib.ExitStack() as undo:
 
-            def network(algorithm: Algorithm) -> tuple[c_void_p, c_size_t]:
+            def describe_network(algorithm: Algorithm) -> tuple[c_void_p, c_size_t]:
                 """Return the algorithm's descriptor and the bytes of its workspace."""
                 rnn, size, no_projection, no_dropout = self._create("RNNDescriptor", undo), c_size_t(), hidden, None
                 call(
@@ -185,15 +196,18 @@ class Gru:
                 call("cudnnGetRNNTempSpaceSizes", handle.pointer, rnn, no_training, x_like, byref(size), None)
                 return rnn, size
 
-            x_like, y_like = (self._sequences(lengths, width, undo) for width in (inputs, directions * hidden))
+            widths = inputs, directions * hidden
+            x_like, y_like = (self._describe_sequences(lengths, width, undo) for width in widths)
             state = self._create("TensorDescriptor", undo)
             sizes, strides = (directions * layers, batch, hidden), (batch * hidden, hidden, 1)
             call("cudnnSetTensorNdDescriptor", state, self._type, 3, (c_int * 3)(*sizes), (c_int * 3)(*strides))
-            rnn, size = network(algorithm)
-            # cuDNN 9 does not report that it lacks a persistent kernel for bf16 or for a newer GPU. The size shows it.
-            self.has_standard_workspace = algorithm != standard and size.value == network(standard)[1].value
+            rnn, size = describe_network(algorithm)
+            # If cuDNN 9 lacks a persistent kernel for bf16 or for a newer GPU, it reports no error. The workspace then
+            # has the size of the standard algorithm's.
+            _, standard_size = (rnn, size) if algorithm == standard else describe_network(standard)
+            self.has_standard_workspace = algorithm != standard and size.value == standard_size.value
             self._results = x.new_empty(*x.shape[:-1], directions * hidden), x.new_empty(sizes)
-            self._weights = self._weight_space(gru, rnn, x)
+            self._weights = self._copy_weights(gru, rnn, x)
             self._workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
             self._x = c_void_p()  # the only argument that differs between calls
             tensors = *self._results, self._weights, self._workspace
@@ -207,6 +221,7 @@ class Gru:
             weakref.finalize(self, undo.pop_all().close)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the GRU of an input like that of the constructor, on the current CUDA stream."""
         self._handle.follow()
         self._x.value = x.data_ptr()
         if status := self._library.cudnnRNNForward(*self._arguments):
@@ -214,68 +229,82 @@ class Gru:
         return self._results
 
     def _create(self, kind: str, undo: contextlib.ExitStack) -> c_void_p:
+        """Return a new descriptor of a kind of `_CREATED`, which is destroyed when ``undo`` is closed."""
         descriptor = c_void_p()
         self._library.call(f"cudnnCreate{kind}", byref(descriptor))
         undo.callback(self._library.call, f"cudnnDestroy{kind}", descriptor)
         return descriptor
 
-    def _sequences(self, lengths: list[int], width: int, undo: contextlib.ExitStack) -> c_void_p:
-        """Return a descriptor of packed data of that width. Sequences of one length are the tensor [T, B, width]."""
+    def _describe_sequences(self, lengths: list[int], width: int, undo: contextlib.ExitStack) -> c_void_p:
+        """Return a new descriptor of packed sequences of these lengths, with ``width`` elements in each step.
+
+        If all lengths are T, packed data is the tensor [T, B, width].
+        """
         data, batch = self._create("RNNDataDescriptor", undo), len(lengths)
         layout, steps, fill = CUDNN_RNN_DATA_LAYOUT_SEQ_MAJOR_PACKED, (c_int * batch)(*lengths), None
         self._library.call("cudnnSetRNNDataDescriptor", data, self._type, layout, lengths[0], batch, width, steps, fill)
         return data
 
-    def _weight_space(self, gru: nn.GRU, rnn: c_void_p, x: Tensor) -> Tensor:
-        """Return the weights in cuDNN's layout. Its order of gates is torch's: reset, update, new."""
+    def _copy_weights(self, gru: nn.GRU, rnn: c_void_p, x: Tensor) -> Tensor:
+        """Return a copy of ``gru``'s weights in the layout of cuDNN's weight space, in the dtype of ``x``.
+
+        The order of gates is reset, update, new in cuDNN as in torch.
+        """
         size, call = c_size_t(), self._library.call
         call("cudnnGetRNNWeightSpaceSize", self._handle.pointer, rnn, byref(size))
         space = torch.zeros(size.value // x.itemsize, dtype=x.dtype, device=x.device)
         with contextlib.ExitStack() as undo:
             matrix, bias = (self._create("TensorDescriptor", undo) for _ in range(2))
-            matrix_at, bias_at = c_void_p(), c_void_p()
+            matrix_address, bias_address = c_void_p(), c_void_p()
             # cuDNN numbers each direction of a layer as a layer.
             for layer, parameters in enumerate(gru.all_weights):
-                for number in range(6):  # the three gates' weights of the input, then of the state
+                for number in range(6):  # the weights of the input for the three gates, then those of the state
                     call(
                         "cudnnGetRNNWeightParams", self._handle.pointer, rnn, layer, space.nbytes, space.data_ptr(),
-                        number, matrix, byref(matrix_at), bias, byref(bias_at),
+                        number, matrix, byref(matrix_address), bias, byref(bias_address),
                     )  # fmt: skip
                     is_recurrent, gate = divmod(number, 3)
-                    # The matrix, and the bias if there is one.
+                    # The gate's rows of W_ih and b_ih, or of W_hh and b_hh. Without biases, only of the matrix.
                     blocks = [parameter.detach().chunk(3)[gate] for parameter in parameters[is_recurrent::2]]
-                    for block, described, address in zip(blocks, (matrix, bias), (matrix_at, bias_at)):
-                        self._copy(block.view(len(block), -1), space, described, address)
+                    for block, descriptor, address in zip(
+                        blocks, (matrix, bias), (matrix_address, bias_address), strict=False
+                    ):
+                        self._copy_block(block.view(len(block), -1), space, descriptor, address)
         return space
 
-    def _copy(self, block: Tensor, space: Tensor, descriptor: c_void_p, address: c_void_p) -> None:
-        """Copy a gate's weights, or its bias as a column, to the address in the weight space."""
+    def _copy_block(self, block: Tensor, space: Tensor, descriptor: c_void_p, address: c_void_p) -> None:
+        """Copy a gate's matrix, or its bias as a column, to the address in the weight space that cuDNN gave for it.
+
+        Raises:
+            CudnnError: ``descriptor``, cuDNN's description of the block, has another shape or layout.
+        """
         type_, rank, sizes, strides = c_int(), c_int(), (c_int * 3)(), (c_int * 3)()
         self._library.call("cudnnGetTensorNdDescriptor", descriptor, 3, byref(type_), byref(rank), sizes, strides)
         described = type_.value, rank.value, [*sizes], [*strides]
         expected = self._type, 3, [1, *block.shape], [block.numel(), block.size(1), 1]
-        offset, rest = divmod((address.value or 0) - space.data_ptr(), space.itemsize)
-        if described != expected or rest or not 0 <= offset <= len(space) - block.numel():
+        offset, misalignment = divmod((address.value or 0) - space.data_ptr(), space.itemsize)
+        if described != expected or misalignment or not 0 <= offset <= len(space) - block.numel():
             raise CudnnError(
                 f"cudnnGetRNNWeightParams: got {described} at {offset} of {len(space)} elements, expected {expected}"
             )
         space[offset:][: block.numel()].view_as(block).copy_(block)
 
 
-def _lengths(x: Tensor | PackedSequence) -> list[int]:
-    """Return the steps of each sequence in the order of its rows, the longest first."""
+def _count_steps(x: Tensor | PackedSequence) -> list[int]:
+    """Return the number of steps of each sequence, the longest first."""
     if isinstance(x, Tensor):
         return [x.size(0)] * x.size(1)
     return [int((x.batch_sizes > i).sum()) for i in range(x.batch_sizes[0])]
 
 
 def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor | PackedSequence) -> Ready:
+    """Return cuDNN's GRU with a forced algorithm, ready for inputs like ``x``, which may be packed."""
     if not isinstance(x, PackedSequence):
         require_padded(x)
     math = math_type(x.data.dtype)
     handle = handle_of(x.data.device)
     call = Gru(handle, gru, x, algorithm, math)
-    call(x.data)  # cuDNN reports some errors only now
+    call(x.data)  # some errors are reported only by a call
     config = f"algo={algorithm.name} math={math.name} cudnn={handle.library.version}"
     if call.has_standard_workspace:
         config += " (its workspace is CUDNN_RNN_ALGO_STANDARD's, which may run in its place)"

@@ -16,6 +16,7 @@ from .interface import Ready, Unavailable, allows_tf32, import_peer, layers_of, 
 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return Flax's GRU with ``gru``'s weights, ready for inputs like ``x``."""
     require_padded(x)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # otherwise JAX takes 3/4 of the GPU's memory
     jax, nnx = import_peer("jax", "jax[cuda12]"), import_peer("flax.nnx", "flax")
@@ -27,8 +28,9 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     precision = "tensorfloat32" if allows_tf32() else "highest"
     cells = []
     for w_ih, w_hh, b_ih, b_hh in layers_of(gru):
-        cells.append(nnx.GRUCell(w_ih.size(1), hidden, recurrent_kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)))
-        for dense, weight, bias in ((cells[-1].dense_i, w_ih, b_ih), (cells[-1].dense_h, w_hh, b_hh)):
+        cell = nnx.GRUCell(w_ih.size(1), hidden, recurrent_kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+        cells.append(cell)
+        for dense, weight, bias in ((cell.dense_i, w_ih, b_ih), (cell.dense_h, w_hh, b_hh)):
             dense.kernel = nnx.Param(jnp.from_dlpack(weight.t().contiguous()))
             dense.bias, dense.use_bias = nnx.Param(jnp.from_dlpack(bias)), True
     graphs, states = zip(*map(nnx.split, cells))
@@ -36,18 +38,19 @@ def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
     @jax.jit
     @jax.default_matmul_precision(precision)
     def network(states, x):
-        last, outputs = [], []
+        """Return the output and h_n, as `Call` does. ``states`` has the weights of each layer and direction."""
+        last_states, outputs = [], []
         for i, state in enumerate(states):
             cell = nnx.merge(graphs[i], state)
             gates = cell.dense_i(x)
-            cell.dense_i = lambda gates: gates
+            cell.dense_i = lambda gates: gates  # the scan gets projected inputs
             h_0 = jnp.zeros_like(gates[0, :, :hidden])
             h_n, output = jax.lax.scan(cell, h_0, gates, reverse=i % directions == 1)
-            last.append(h_n)
+            last_states.append(h_n)
             outputs.append(output)
             if len(outputs) == directions:
                 x, outputs = jnp.concatenate(outputs, -1), []
-        return x, jnp.stack(last)
+        return x, jnp.stack(last_states)
 
     def call(x) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_dlpack, jax.block_until_ready(network(states, x))))

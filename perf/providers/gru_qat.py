@@ -24,46 +24,59 @@ from triton_gru.tuning.timing import gpu_clock, quantiles, samples
 from .interface import FLOATS, Call, Ready, Unavailable, allows_tf32, import_gpu_peer, layers_of, through_layers
 
 
-def _scan(gru: nn.GRU, x: Tensor) -> Ready:
-    peer = _import(gru, x, (torch.float32,))
+def _prepare_scan(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return "gru_qat.scan", ready for inputs like ``x``, with its kernel tuned for them."""
+    peer = _import_peer(gru, x, (torch.float32,))
     call = bind(peer.gru_scan_forward, gru, x)
-    tuned = peer.gru_scan_fwd_kernel.cache
-    tuned.clear()  # The peer tunes once for each T and B, for all H. Forget other sizes.
+    tuned_configs = peer.gru_scan_fwd_kernel.cache
+    # The peer tunes once for each T and B, and uses the result for every H. So forget results for another H.
+    tuned_configs.clear()
     call(x)
-    return Ready(call, "scan", config=", ".join(map(str, tuned.values())), config_source="autotuned")
+    return Ready(call, "scan", config=", ".join(map(str, tuned_configs.values())), config_source="autotuned")
 
 
-def _persistent(gru: nn.GRU, x: Tensor) -> Ready:
-    """Prepare the fastest of `blocks`. The peer's default is at most 4 programs at H = 512 and B <= 8."""
-    peer, calls = _import(gru, x, FLOATS), {}
+def _prepare_persistent(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return "gru_qat.persistent", ready for inputs like ``x``, with the fastest of the block sizes that fit.
+
+    The peer's default sizes would use at most 4 programs at H = 512 and B <= 8.
+    """
+    peer, calls = _import_peer(gru, x, FLOATS), {}
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    for sizes in blocks(x.size(1), gru.hidden_size, processors):
-        calls[str(sizes)] = [partial(bind(partial(peer.gru_scan_forward_persistent, **sizes), gru, x), x)]
+    for sizes in list_block_sizes(x.size(1), gru.hidden_size, processors):
+        scan = partial(peer.gru_scan_forward_persistent, **sizes)
+        calls[str(sizes)] = [partial(bind(scan, gru, x), x)]
     if not calls:
         raise Unavailable(
             f"with 64 rows and 128 hidden units a program, it has more programs than {processors} processors"
         )
-    times = samples(calls, 8, gpu_clock)
+    times = samples(calls, rounds=8, time_once=gpu_clock)
     fastest = min(times, key=lambda sizes: quantiles(times[sizes]).p50)
-    return Ready(calls[fastest][0].func, "persistent", config=fastest, config_source="timed here")
+    (timed_call,) = calls[fastest]
+    return Ready(timed_call.func, "persistent", config=fastest, config_source="timed here")
 
 
-def blocks(batch: int, hidden: int, processors: int) -> list[dict[str, int]]:
-    """Return sizes of blocks, one for each number of hidden units. All blocks run at once, as they wait for each other.
+def list_block_sizes(batch: int, hidden: int, processors: int) -> list[dict[str, int]]:
+    """Return the block sizes to try, as arguments of `gru_scan_forward_persistent`.
 
-    Sizes are powers of two, as Triton requires, and at most H, because the peer replaces larger sizes by H.
+    A program computes a block: ``block_oh`` hidden units of ``block_b`` batch rows. For each number of units from 16 to
+    128, the result has the fewest rows with which all programs run at once. They must, because programs wait for each
+    other. A number of units is left out if even 64 rows a program make too many programs.
+
+    Sizes are powers of two, as Triton requires. They are at most H, because the peer replaces larger sizes by H.
     """
-    most = max(16, 1 << hidden.bit_length() - 1)
-    by_units = {
-        units: {"block_b": rows, "block_oh": units, "block_k": min(32, most)}
-        for units in (16, 32, 64, 128)
-        for rows in (64, 32, 16, 8)  # the fewest rows that fit remain
-        if units <= most and -(-batch // rows) * -(-hidden // units) <= processors
-    }
-    return [*by_units.values()]
+    max_units = max(16, 1 << hidden.bit_length() - 1)  # the largest power of two up to H, but at least 16
+    block_sizes = []
+    for units in (16, 32, 64, 128):
+        for rows in (8, 16, 32, 64):
+            programs = -(-batch // rows) * -(-hidden // units)
+            if units <= max_units and programs <= processors:
+                block_sizes.append({"block_b": rows, "block_oh": units, "block_k": min(32, max_units)})
+                break
+    return block_sizes
 
 
-def _import(gru: nn.GRU, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> ModuleType:
+def _import_peer(gru: nn.GRU, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> ModuleType:
+    """Return gru-qat's module of scans. Raise Unavailable if it cannot serve ``gru`` with ``x``."""
     peer = import_gpu_peer("gru_qat.triton_kernels.scan", "gru-qat", gru, x, dtypes)
     if x.dtype == torch.float32 and not allows_tf32():
         raise Unavailable("gru-qat computes products of float32 in TF32, but the case has IEEE")
@@ -71,7 +84,10 @@ def _import(gru: nn.GRU, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> ModuleTy
 
 
 def bind(scan: Callable, gru: nn.GRU, x: Tensor) -> Call:
-    """Return a call that computes ``gru`` for inputs like ``x`` by ``scan``, a forward function of gru-qat."""
+    """Return a call that computes ``gru`` for inputs like ``x``.
+
+    ``scan`` is a forward function of gru-qat: (gate inputs [T, B, 3H], h_0, W_hh, b_hh) -> output [T, B, H].
+    """
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
 
     def layer(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
@@ -80,4 +96,4 @@ def bind(scan: Callable, gru: nn.GRU, x: Tensor) -> Call:
     return through_layers(layer, layers_of(gru))
 
 
-PROVIDERS = {"gru_qat.scan": _scan, "gru_qat.persistent": _persistent}
+PROVIDERS = {"gru_qat.scan": _prepare_scan, "gru_qat.persistent": _prepare_persistent}

@@ -12,18 +12,23 @@ from .interface import Call, Ready, layers_of, require_one_direction, require_pa
 
 
 def _prepare(gru: nn.GRU, x: Tensor) -> Ready:
+    """Return the loop, ready for inputs like ``x``. Its step resets after or before the product, as ``gru`` does."""
     require_padded(x)
     require_one_direction(gru)
-    return Ready(bind(step if Options.from_module(gru).reset_after else _step_reset_before, gru, x), kernel="torch")
+    step_function = step if Options.from_module(gru).reset_after else _step_reset_before
+    return Ready(bind(step_function, gru, x), kernel="torch")
 
 
 def bind(step: Callable[..., Tensor], gru: nn.GRU, x: Tensor) -> Call:
-    """Return a call of ``gru`` for inputs like ``x``, which calls ``step`` for each step of each layer."""
+    """Return a call that computes ``gru`` for inputs like ``x`` by calling ``step`` for each step of each layer.
+
+    ``step`` is the function `step` below, compiled or not, or `_step_reset_before`.
+    """
     h_0 = x.new_zeros(x.size(1), gru.hidden_size)
 
     def layer(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         h, outputs, recurrent = h_0, [], (w_hh.t(), b_hh)
-        if step is _step_reset_before:
+        if step is _step_reset_before:  # b_hh can be added to b_ih, because r multiplies h before the product
             b_ih, recurrent = b_ih + b_hh, w_hh.t().tensor_split([2 * h.size(1)], dim=1)
         for gates in F.linear(x, w_ih, b_ih).unbind():
             h = step(gates, h, *recurrent)
@@ -34,7 +39,10 @@ def bind(step: Callable[..., Tensor], gru: nn.GRU, x: Tensor) -> Call:
 
 
 def step(gates: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
-    """Return the state after ``h``. ``gates`` [B, 3H] are the projected inputs. ``w_hh`` is [H, 3H]."""
+    """Return the state after a step from the state ``h`` [B, H].
+
+    ``gates`` [B, 3H] are the projected inputs of the step. ``w_hh`` is W_hh transposed, [H, 3H].
+    """
     i_rz, i_n = gates.tensor_split([2 * h.size(1)], dim=1)
     h_rz, h_n = torch.addmm(b_hh, h, w_hh).tensor_split([2 * h.size(1)], dim=1)
     r, z = torch.sigmoid(i_rz + h_rz).chunk(2, dim=1)
@@ -42,6 +50,10 @@ def step(gates: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
 
 
 def _step_reset_before(gates: Tensor, h: Tensor, w_rz: Tensor, w_n: Tensor) -> Tensor:
+    """Return the state after a step from ``h``, with the reset gate before the recurrent product.
+
+    ``gates`` include b_hh. ``w_rz`` [H, 2H] and ``w_n`` [H, H] are the columns of W_hh transposed.
+    """
     i_rz, i_n = gates.tensor_split([2 * h.size(1)], dim=1)
     r, z = torch.sigmoid(torch.addmm(i_rz, h, w_rz)).chunk(2, dim=1)
     return torch.lerp(torch.tanh(torch.addmm(i_n, r * h, w_n)), h, z)

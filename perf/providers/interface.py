@@ -1,4 +1,12 @@
-"""The interface of providers. A provider computes the outputs of a `torch.nn.GRU`, to be timed."""
+"""The interface of providers. A provider is an implementation that computes what a given `torch.nn.GRU` computes.
+
+To be timed on a case, a provider is prepared. A function of the type `Prepare` takes the GRU and an example input, and
+returns a `Ready`: the call to time, with facts about it. The suite then does the following:
+
+1. It converts each of the case's inputs by ``lay_out``, once and untimed, to what the call takes.
+2. It calls ``call`` with the first converted input, and compares the result with float64.
+3. It times ``call``, and a CUDA graph of ``call``, with the converted inputs in turn.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -11,31 +19,39 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..case import Input, Ragged
 
-# x [T, B, I] -> (output [T, B, D * H], h_n [D * layers, B, H]) with D directions, from a state of zeros. For a
-# PackedSequence the output is a PackedSequence or its data. For a `Ragged` it is zero after the ends of sequences.
+# x [T, B, I] -> (output [T, B, D * H], h_n [D * layers, B, H]) with D directions. The first state is zeros. If x is a
+# PackedSequence, the output is a PackedSequence or its data. If x is a `Ragged`, the output is a padded tensor, with
+# zeros after the end of each sequence.
 Call = Callable[[Input], tuple[Input, Tensor]]
-# A frame [1, B, I] -> its output [1, B, H] or [B, H], from the state that the previous call left.
+# A frame [1, B, I] -> the output of the frame, [1, B, H] or [B, H]. The call starts from the state that the previous
+# call left.
 Frame = Callable[[Tensor], Tensor]
 
 
 class Unavailable(Exception):
-    """The provider cannot serve the case on this machine. The message has the reason."""
+    """The provider cannot serve the case on this machine. The message has the reason, which the row shows."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A provider prepared for one case.
+    """A provider prepared for one case. The module's docstring says how the suite uses it.
 
     Attributes:
-        call: the call to time, a `Frame` if the case is streaming. It runs on torch's current stream and does not wait
-            for the device. After a first call, a CUDA graph may capture it. It may overwrite earlier results.
-        kernel, config, config_source: the kernel that runs, its configuration and where that comes from, if known.
-        expected: a call in float64, for a provider that computes something other than the GRU.
-        lay_out: converts an input for ``call``, before anything is timed.
-        reset: sets a `Frame`'s state to zeros.
-        captured: the call that a CUDA graph captures instead of a `Frame`. It writes the new state over the old state.
+        call: the call to time, a `Frame` if the case is streaming. The call runs on torch's current stream and does not
+            wait for the device. After a first call, a CUDA graph may capture it. A call may overwrite the results of
+            earlier calls.
+        kernel: the name of the kernel that runs, or "" if unknown. This and the next two fields are columns of the row.
+        config: the configuration of the kernel as text, or "" if unknown.
+        config_source: where the configuration comes from, such as "autotuned", or "".
+        expected: a function that takes the input in float64 and returns the results to compare with. None if they are
+            those of the GRU. A provider sets it if it computes something else, such as an LSTM.
+        lay_out: a function that converts an input of the case to the layout that ``call`` takes. The default returns
+            the input unchanged.
+        reset: a function that sets the state of a `Frame` to zeros.
+        captured: a `Frame` for a CUDA graph to capture instead of ``call``, or None. A graph reads the same memory in
+            every replay, so ``captured`` must write the new state over the old state.
         no_graph_reason: why no CUDA graph can capture ``call``, or "".
-        is_judged: False for a call whose results are meaningless by design, and not compared.
+        is_judged: False if the results of ``call`` are meaningless by design. Then they are not compared.
     """
 
     call: Call | Frame
@@ -50,34 +66,42 @@ class Ready:
     is_judged: bool = True
 
 
-# Prepares a provider for ``gru``'s weights and inputs of ``x``'s shape, dtype and device. ``gru`` comes from
-# `Case.module`, time first and in eval(). torch has the case's precision for recurrent networks
-# (torch.backends.cudnn.rnn) and matrix products (torch.backends.cuda.matmul). Called under inference_mode. Raises
-# Unavailable.
+# (gru, x) -> a `Ready` for the weights of ``gru``, and for inputs of the shape, dtype and device of ``x``. ``gru`` is
+# from `Case.make_gru`, with time first, in eval(). The function is called under inference_mode, while torch has the
+# case's precision for recurrent networks (torch.backends.cudnn.rnn) and matrix products (torch.backends.cuda.matmul).
+# The function raises `Unavailable` if the provider cannot serve the case.
 Prepare = Callable[[nn.GRU, Input], Ready]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_padded(x: Input) -> None:
+    """Raise Unavailable if the input has sequences of several lengths."""
     if isinstance(x, (PackedSequence, Ragged)):
         raise Unavailable("this provider is called here only with sequences of one length")
 
 
 def require_one_direction(gru: nn.GRU) -> None:
+    """Raise Unavailable if the GRU is bidirectional."""
     if gru.bidirectional:
         raise Unavailable("this provider is written here only for one direction")
 
 
 def import_peer(module: str, package: str) -> ModuleType:
-    """Import a module of a ``package`` from pip, or raise Unavailable."""
+    """Return the imported module, or raise Unavailable. ``package`` is what `pip install` must install to get it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise Unavailable(f"{module} cannot be imported: pip install {package} ({error})") from error
 
 
-def import_gpu_peer(module: str, package: str, gru: nn.GRU, x: Input, dtypes: tuple = FLOATS) -> ModuleType:
-    """Import a module that serves padded inputs of ``dtypes`` on a GPU in one direction, or raise Unavailable."""
+def import_gpu_peer(
+    module: str, package: str, gru: nn.GRU, x: Input, dtypes: tuple[torch.dtype, ...] = FLOATS
+) -> ModuleType:
+    """Return the imported module of a peer that serves only padded inputs of ``dtypes`` on a GPU, in one direction.
+
+    Raises:
+        Unavailable: the peer cannot serve ``gru`` with ``x``, or the ``package`` is not installed.
+    """
     require_padded(x)
     require_one_direction(gru)
     peer = import_peer(module, package)
@@ -94,19 +118,26 @@ def allows_tf32() -> bool:
 
 
 def layers_of(module: nn.RNNBase) -> list[list[Tensor]]:
-    """Return W_ih, W_hh, b_ih and b_hh of each layer and direction. Missing biases are zeros."""
-    layers = [[getattr(module, name).detach() for name in names] for names in module._all_weights]
-    return [[*weights, *[weights[1].new_zeros(len(weights[1]))] * 2][:4] for weights in layers]
+    """Return [W_ih, W_hh, b_ih, b_hh] of each layer and direction. If the module has no biases, they are zeros."""
+    layers = []
+    for names in module._all_weights:
+        w_ih, w_hh, *biases = (getattr(module, name).detach() for name in names)
+        zeros = w_hh.new_zeros(len(w_hh))
+        layers.append([w_ih, w_hh, *(biases or (zeros, zeros))])
+    return layers
 
 
 def through_layers(layer: Callable[..., Tensor], layers: list) -> Call:
-    """Return a call that runs ``layer(x, *weights)`` -> [T, B, H] with the weights of each layer in turn."""
+    """Return a call that computes a GRU of one direction, layer by layer, from a function of one layer.
+
+    ``layer(x, *weights)`` returns the output [T, B, H] of a layer. ``layers`` has the weights of each layer.
+    """
 
     def call(x: Tensor) -> tuple[Tensor, Tensor]:
-        last = []
+        last_states = []
         for weights in layers:
             x = layer(x, *weights)
-            last.append(x[-1:])
-        return x, last[0] if len(last) == 1 else torch.cat(last)
+            last_states.append(x[-1:])
+        return x, last_states[0] if len(last_states) == 1 else torch.cat(last_states)
 
     return call

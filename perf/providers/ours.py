@@ -28,22 +28,23 @@ from .interface import Ready, Unavailable, require_padded
 
 @dataclass(frozen=True)
 class BackendProvider:
-    """The library with one of its backends."""
+    """A provider that runs the library with one of its backends: "auto", or a kernel by name."""
 
     backend: str
 
     @property
     def name(self) -> str:
+        """Return the provider's name."""
         return "triton_gru" if self.backend == "auto" else f"triton_gru.{self.backend}"
 
-    def module(self, gru: nn.GRU) -> triton_gru.GRU:
+    def make_gru(self, gru: nn.GRU) -> triton_gru.GRU:
         """Return the library's GRU with ``gru``'s own Parameters, because graphs of ``gru`` read their memory."""
         ours = triton_gru.accelerate(copy.copy(gru))
         ours.backend = self.backend
         return ours
 
     def plan(self, ours: triton_gru.GRU, x: Input) -> Plan:
-        """Return the plan of a call of ``ours``, which `module` returned. Raises what `choose` raises."""
+        """Return the plan of a call of ``ours``, which `make_gru` returned, with ``x``. Raise what `choose` raises."""
         call = bind(ours, x)
         return self.choose(call.problem, find_device(call.input.device))
 
@@ -59,7 +60,8 @@ class BackendProvider:
             raise Unavailable(str(error)) from error
 
     def prepare(self, gru: nn.GRU, x: Input) -> Ready:
-        ours = self.module(gru)
+        """Return the library's GRU with ``gru``'s weights, ready for inputs like ``x``. This is a `Prepare`."""
+        ours = self.make_gru(gru)
         plan = self.plan(ours, x)
         if isinstance(x, Ragged):
             return Ready(lambda x: ours(x.padded, lengths=x.lengths), **describe_plan(plan))
@@ -67,6 +69,7 @@ class BackendProvider:
 
 
 def bind(ours: triton_gru.GRU, x: Input) -> Call:
+    """Return the bound call of ``ours`` with an input of any layout, from a state of zeros."""
     return bind_gru(ours, x.padded, None, x.lengths) if isinstance(x, Ragged) else bind_gru(ours, x, None)
 
 
@@ -82,12 +85,15 @@ LAUNCHES = "triton_gru.launches"
 
 
 def prepare_launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
-    """Prepare only the launches of a call, on memory allocated before. A whole call adds the host's own work."""
+    """Return only the launches of a call, on memory allocated before, ready for inputs like ``x``.
+
+    The difference to the time of a whole call is the host's other work.
+    """
     require_padded(x)
-    variant = BackendProvider(backend)
-    ours = variant.module(gru)
-    plan = variant.plan(ours, x)
-    for _ in range(2):  # the library keeps the launches of a signature at its second call
+    provider = BackendProvider(backend)
+    ours = provider.make_gru(gru)
+    plan = provider.plan(ours, x)
+    for _ in range(2):  # the library prepares the launches of a signature at its second call
         ours(x)
     route = call_cache.find_route(ours, x, None)
     if not isinstance(route, PreparedCall):
@@ -105,20 +111,23 @@ def prepare_launches(gru: nn.GRU, x: Input, backend: str = "auto") -> Ready:
     return Ready(call, **describe_plan(plan))
 
 
-VARIANTS = [BackendProvider(backend) for backend in ("auto", *KERNELS)]
-PROVIDERS = {variant.name: variant.prepare for variant in VARIANTS} | {LAUNCHES: prepare_launches}
+BACKEND_PROVIDERS = [BackendProvider(backend) for backend in ("auto", *KERNELS)]
+PROVIDERS = {provider.name: provider.prepare for provider in BACKEND_PROVIDERS} | {LAUNCHES: prepare_launches}
 
 
-def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Problem, Device, Candidate]]:
-    """Return arguments of `compile_candidate`, once for each kernel that the variants launch for the cases."""
+def find_kernels(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Problem, Device, Candidate]]:
+    """Return the arguments of `compile_candidate` for each kernel that cases need, without repetitions.
+
+    ``wanted`` has cases with names of providers. Only `BACKEND_PROVIDERS` are considered, because others have no plan.
+    """
     device, kernels = find_device(torch.device("cuda")), {}
     for case, names in wanted:
-        with case.pinned():
-            options = Options.from_module(case.module("meta"))
+        with case.pin_precision():
+            options = Options.from_module(case.make_gru("meta"))
             problem = options.to_problem(case.steps, case.batch, case.dtype, layout=case.layout)
-        for variant in (variant for variant in VARIANTS if variant.name in names):
+        for provider in (provider for provider in BACKEND_PROVIDERS if provider.name in names):
             with contextlib.suppress(Unavailable):  # the run reports the reason
-                plan = variant.choose(problem, device)
+                plan = provider.choose(problem, device)
                 config, short = plan.config, dataclasses.replace(shorten_problem(problem), batch_size=1)
                 if isinstance(config, GridConfig):
                     config = dataclasses.replace(config, copies=1)  # compiled code does not depend on copies
@@ -128,7 +137,7 @@ def kernels_of(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Probl
 
 
 def get_hang_error() -> str:
-    """Wait for the GPU, and return the error if a launch of the library has given up waiting, or ""."""
+    """Wait for the GPU. Return the text of the error if a launch of the library has given up waiting, or else ""."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()

@@ -36,6 +36,7 @@ def make_model(inputs: int, hidden: int) -> onnx.ModelProto:
 def main(
     path: str | None = None, node: str | None = None, device: str = DEVICE, steps: int = 50, hidden: int = 96
 ) -> None:
+    """Convert the GRU ``node`` of the file ``path`` and run it. Without a file, check a small model against ONNX."""
     torch.manual_seed(0)
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that results differ only by rounding in fp32
     model = path or make_model(40, hidden)
@@ -43,18 +44,18 @@ def main(
     x = torch.randn(steps, 4, gru.input_size, device=device, dtype=gru.weight_hh_l0.dtype)
     output, _ = gru(x)
     served_by = gru.plan(x).kernel
-    names = {"torch": "nn.GRU itself", "reference": "plain torch, step by step"}
-    print(f"{gru}\nserved by: {served_by} ({names.get(served_by, 'a Triton kernel')})")
+    descriptions = {"torch": "nn.GRU itself", "reference": "plain torch, step by step"}
+    print(f"{gru}\nserved by: {served_by} ({descriptions.get(served_by, 'a Triton kernel')})")
     if path is None:
-        by_onnx = onnx.reference.ReferenceEvaluator(model).run(["Y"], {"X": x.cpu().numpy()})[0]
-        expected = torch.from_numpy(by_onnx[:, 0]).to(device)  # Y is [steps, directions, batch, hidden]
+        (onnx_output,) = onnx.reference.ReferenceEvaluator(model).run(["Y"], {"X": x.cpu().numpy()})
+        expected = torch.from_numpy(onnx_output[:, 0]).to(device)  # Y is [steps, directions, batch, hidden]
         as_nn_gru = copy.deepcopy(gru)
         as_nn_gru.reset_after = True
-        error, mistake = ((result - expected).abs().max().item() for result in (output, as_nn_gru(x)[0]))
+        error, error_as_nn_gru = ((result - expected).abs().max().item() for result in (output, as_nn_gru(x)[0]))
         tolerance = 4 * hidden**0.5 * torch.finfo(x.dtype).eps  # rounding grows like the root of the number of terms
         print(f"largest difference from ONNX: {error:.1e} (allowed: {tolerance:.1e})")
-        print(f"the same weights with the reset gate after the product, as in nn.GRU: {mistake:.1e}")
-        assert error <= tolerance < 1e-2 < mistake
+        print(f"the same weights with the reset gate after the product, as in nn.GRU: {error_as_nn_gru:.1e}")
+        assert error <= tolerance < 1e-2 < error_as_nn_gru
 
 
 if __name__ == "__main__":

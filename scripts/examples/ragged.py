@@ -17,6 +17,7 @@ LENGTHS = (100, 91, 73, 64, 40, 22, 9, 1)
 
 @torch.no_grad()
 def main(device: str = DEVICE, lengths: tuple[int, ...] = LENGTHS, hidden: int = 256) -> None:
+    """Run the batch by `nn.GRU` and by triton_gru, and compare the results."""
     torch.manual_seed(0)
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # not TF32, so that results differ only by rounding in fp32
     gru = nn.GRU(40, hidden, num_layers=2, batch_first=True, bidirectional=True, device=device).eval()

@@ -17,11 +17,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()
-def serve(model: nn.GRU, requests: int, longest: int) -> None:
+def serve(model: nn.GRU, requests: int, max_steps: int) -> None:
     """Answer requests of many lengths, some of them in batches. Your service would be here."""
     draw = random.Random(0)
     for _ in range(requests):
-        batch, steps = draw.choice((1, 1, 1, 8)), draw.randint(1 + longest // 3, longest)
+        batch = draw.choice((1, 1, 1, 8))  # a quarter of the requests are batches of 8
+        steps = draw.randint(1 + max_steps // 3, max_steps)
         model(torch.randn(steps, batch, model.input_size, device=model.weight_hh_l0.device))
 
 
@@ -30,20 +31,22 @@ def main(
     seconds: float = 120,
     device: str = DEVICE,
     requests: int = 50,
-    longest: int = 64,
+    max_steps: int = 64,
     hidden: int = 256,
 ) -> None:
+    """Record the shapes of requests and save them. On a GPU, tune for them within ``seconds``."""
     torch.manual_seed(0)
     gru = triton_gru.accelerate(nn.GRU(40, hidden, device=device).eval())
     with triton_gru.record_shapes() as shapes:  # records all calls of GRUs in this block, in any module
-        serve(gru, requests, longest)
+        serve(gru, requests, max_steps)
     shapes.save(path)
-    assert sum(shapes.seen.values()) == requests
+    assert sum(shapes.seen.values()) == requests  # `seen` counts the calls of each exact shape
     print(f"{requests} calls of {len(shapes.seen)} shapes, {len(shapes)} to tune, kept in {path}:")
-    for problem in shapes:  # shapes that took the most steps come first
+    # The shapes to tune are fewer, as steps are rounded up. Shapes whose calls took the most steps come first.
+    for problem in shapes:
         print(f"  up to {problem.steps} steps, batches up to {problem.batch_size}, H = {problem.hidden_size}")
 
-    if gru.plan(torch.randn(1, 1, 40, device=device)).device is None:
+    if gru.plan(torch.randn(1, 1, 40, device=device)).device is None:  # no kernel runs on this machine
         print("served by: nn.GRU, as there is no GPU here. On the machine that has one, run:")
         print(f"  triton-gru tune --recorded {path}")
         return

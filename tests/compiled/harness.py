@@ -34,14 +34,15 @@ _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _LABEL = re.compile(r"^([\w.$]+):")  # of a branch target, or of a function: newer compilers call functions
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);")
 
-# The first known device of each architecture.
+# The first known device of each architecture. A later entry of the dict replaces an earlier one, hence `reversed`.
 ARCHITECTURES = list({device.arch: device for device in reversed(KNOWN_DEVICES.values())}.values())
 
 
 def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
-    """Return pytest's parameters: a device, and a kernel, precision, hidden size and batch size that it serves.
+    """Return pytest's parameters: a device, a kernel, a precision, a hidden size and a batch size.
 
-    If several devices of an architecture get the same configuration, only the first is compiled for.
+    The arguments are tuples of the last four, for devices of sm_90 and for all others. Cases that the heuristic does
+    not serve are left out. If several devices of an architecture get the same configuration, only the first stays.
     """
     params = {}
     for device in KNOWN_DEVICES.values():
@@ -74,7 +75,16 @@ def kernel_launches(
     reset_after=True,
     reverse=False,
 ):
-    """Return the launches that the library would make for a call on ``device``, with uninitialized CPU tensors."""
+    """Return the launches that the library would make for a call on ``device``, with uninitialized CPU tensors.
+
+    They can be compiled, but not started.
+
+    Args:
+        config: the kernel's configuration, or None for the heuristic's choice.
+        odd_address: whether the input begins one element after an aligned address.
+        hx: whether the call has an initial state.
+        layout: ``"dense"``, ``"packed"`` or ``"lengths"``.
+    """
     dtype, fp32_precision = set_precision(precision), PRECISIONS[precision][1]
     options = {"bidirectional": bidirectional, "reset_after": reset_after, "reverse": reverse}
     # Weights are not initialized: for 4096 units that takes longer than to compile.
@@ -96,7 +106,7 @@ def kernel_launches(
 
 
 def count_variants(launches: Iterable[Launch]) -> dict[str, int]:
-    """Return, by kernel, how often Triton would compile it for ``launches`` on the active device."""
+    """Return how often Triton would compile each kernel for ``launches`` on the active device, by the kernel's name."""
     launches = list(launches)
     kernels = {launch.kernel.__name__: launch.kernel for launch in launches}
     with mock.patch("triton.compiler.compile"):  # a kernel with an empty cache calls this
@@ -111,9 +121,9 @@ def count_variants(launches: Iterable[Launch]) -> dict[str, int]:
     return counts
 
 
-# The most bytes of stack. A kernel may store values there before its loop, when it loads all weights at once.
+# The largest number of bytes of stack. Before its loop, when it loads all weights, a kernel may store values there.
 STACK_LIMIT = MAX_STACK_BYTES
-# The version of Triton for which tables have numbers of instructions. With another version, a step may take 5 % more.
+# The version of Triton for which tables have numbers of instructions. With any other version, a step may take 5 % more.
 PINNED_TRITON = "3.6.0"
 INSTRUCTION_SLACK = 1 if triton.__version__ == PINNED_TRITON else 1.05
 
@@ -134,7 +144,7 @@ class KernelStats:
 
     @functools.cached_property
     def spills(self) -> int:
-        """Return the number of loads and stores of the stack in the loop. Those before and after it do not count."""
+        """Return the number of loads and stores of the stack in the loop, or in all code if there is no loop."""
         if "cubin" not in self._compiled.asm:
             return self._read_amd_field("vgpr_spill_count")  # spilled scalars go to a vector register
         if self.stack == 0:
@@ -149,11 +159,12 @@ class KernelStats:
 
     @property
     def executed(self) -> int:
-        """Return how many of the loop's instructions an iteration executes if it has nothing to wait for."""
+        """Return how many of the loop's instructions an iteration executes if all that it waits for is there."""
         return _count_executed(self._loop)
 
     @property
     def shared_bytes_read(self) -> int:
+        """Return the bytes that a warp reads from shared memory in an iteration."""
         return sum(_shared_bytes(text) for _, text in self._loop)
 
     @functools.cached_property
@@ -174,15 +185,18 @@ class KernelStats:
 
     @functools.cached_property
     def _loop(self) -> list[tuple[int, str]]:
+        """Return the address and text of the loop's instructions, empty if no loop has products."""
         return _innermost_loop_with_products(self._instructions)
 
     def _read_by(self, tool: str, *options: str) -> str:
+        """Return the output of one of NVIDIA's tools for the kernel's machine code."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self._compiled.asm["cubin"])
             file.flush()
             return subprocess.run([_BIN / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
     def _read_amd_field(self, field: str) -> int:
+        """Return the value of a field of the metadata in the assembly for an AMD GPU."""
         return int(re.findall(rf"\.{field}:\s+(\d+)", self._compiled.asm["amdgcn"])[-1])
 
     def __repr__(self) -> str:
@@ -191,32 +205,41 @@ class KernelStats:
 
 
 def _count_names(instructions: list[tuple[int, str]]) -> Counter:
+    """Return how often each instruction occurs, by its name without modifiers: ``LDG`` for ``LDG.E.128``."""
     return Counter(text.split()[0].split(".")[0] for _, text in instructions)
 
 
 def _branch_target(text: str) -> int | None:
-    """Return the address that a branch goes to, or None for other instructions."""
+    """Return the target address of a branch, or None for any other instruction."""
     match = re.search(r"0x([0-9a-f]+)", text) if text.startswith("BRA") else None
     return int(match[1], 16) if match else None
 
 
+_MIN_PRODUCTS = 6  # of the loop over time steps: other loops have fewer
+
+
 def _innermost_loop_with_products(instructions: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return the shortest loop with at least `_MIN_PRODUCTS` instructions that multiply and add, empty if none has."""
     position = {address: i for i, (address, _) in enumerate(instructions)}
     loops = []
     for i, (address, text) in enumerate(instructions):
         target = _branch_target(text)
         if target in position and target < address:
             loops.append(instructions[position[target] : i + 1])
-    with_products = [loop for loop in loops if sum(text.startswith(("HMMA", "HGMMA", "FFMA")) for _, text in loop) >= 6]
+    products = ("HMMA", "HGMMA", "FFMA")
+    with_products = [loop for loop in loops if sum(text.startswith(products) for _, text in loop) >= _MIN_PRODUCTS]
     return min(with_products, key=len, default=[])
 
 
-# Instructions that the assembler inserts as padding. Its versions from 13 on use the second form.
+# Instructions that ptxas inserts as padding. From version 13 on, ptxas uses the latter two.
 _PADDING = ("NOP", "UIADD3 URZ, URZ, URZ, URZ", "UIADD3 URZ, UPT, UPT, URZ, URZ, URZ")
 
 
 def _count_executed(loop: list[tuple[int, str]]) -> int:
-    """Count instructions without padding, and without the code with the clock that only an unfinished wait executes."""
+    """Return the number of instructions, without padding and without code that only an unfinished wait executes.
+
+    A branch skips that code, which reads the clock.
+    """
     count, i = 0, 0
     while i < len(loop):
         address, text = loop[i]
@@ -235,7 +258,8 @@ def _shared_bytes(text: str) -> int:
     if name.startswith("LDSM"):  # 8 x 8 matrices of 16-bit numbers
         return 128 * int(match[1]) if (match := re.search(r"\.(\d)$", name)) else 128
     if name.startswith("LDS"):
-        return 32 * (16 if ".128" in name else 8 if ".64" in name else 4)
+        bytes_per_lane = 16 if ".128" in name else 8 if ".64" in name else 4
+        return 32 * bytes_per_lane
     return 0
 
 

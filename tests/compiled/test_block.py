@@ -31,25 +31,29 @@ INSTRUCTIONS = {
 }  # fmt: skip
 # Batch sizes for which a program has two, eight and sixteen batch rows. Exception: shapes that lack one of these.
 BATCHES = (1, 1_000, 20_000)
-# Fewer shapes for architectures other than sm_90: those where registers are short.
+# Fewer shapes for architectures other than sm_90: the shapes that need most registers.
 ELSEWHERE = {"fp16": (128, 192), "tf32": (128,), "fp32": (64,)}
 
 
-def fits(device, precision, hidden_size, batch_size=1):
-    return not isinstance(block_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device), str)
+def fits(device, precision, hidden_size):
+    """Return whether the heuristic has a configuration for a single batch row."""
+    return not isinstance(block_config(hidden_size, 1, 1, *PRECISIONS[precision], device), str)
 
 
-def shapes(sizes):
+def make_shapes(sizes):
+    """Return the arguments of `cases` for hidden sizes by precision, each with all `BATCHES`."""
     return [
         ("block", precision, hidden_size, batch_size)
         for precision in sizes for hidden_size in sizes[precision] for batch_size in BATCHES
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("device, kernel, precision, hidden_size, batch_size", cases(shapes(SIZES), shapes(ELSEWHERE)))
+@pytest.mark.parametrize(
+    "device, kernel, precision, hidden_size, batch_size", cases(make_shapes(SIZES), make_shapes(ELSEWHERE))
+)
 def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     set_compile_target(device)
-    inputs = hidden_size if hidden_size > 1 else 7
+    inputs = hidden_size if hidden_size > 1 else 7  # also an odd number of features
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=inputs)
     for launch in launches if batch_size == 1 else launches[1:]:  # the projection's tile is the same for all
         stats = KernelStats(launch.compile())
@@ -61,12 +65,12 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     assert stats.shared <= config.shared_memory(dtype.itemsize), "the heuristic's estimate was too low"
     # For a single warp, the compiler decides where the weights stay. Triton 3.8 keeps them in shared memory.
     is_placed = config.num_warps > 1 or triton.__version__ == PINNED_TRITON
-    # The loop reads only gate inputs from memory, of the steps ahead. A load has a pair of batch rows, or one if a
-    # program has only two. The compiler may omit loads of units beyond H.
+    # The loop reads only the gate inputs of the steps ahead from memory. A load has a pair of batch rows, or a single
+    # row if a program has only two rows. The compiler may omit loads of units beyond H.
     threads = 32 * config.num_warps
     words = -(-config.units * config.columns // (4 if config.batch == 2 else 2) // threads)
     assert 0 < stats.loop["LDG"] <= 3 * config.tiles * config.ahead * words, stats
-    # Per step, a warp reads from shared memory the state, and its rows of the weights that stay there.
+    # In a step, a warp reads the state from shared memory, and the warp's rows of the weights that stay there.
     if fp32_precision == "tf32" or dtype != torch.float32:
         itemsize, warps = dtype.itemsize, min(config.num_warps, config.units // 16)
         weights = (config.shared_tiles if is_placed else 3 * config.tiles**2) * config.units**2 * itemsize // warps
@@ -95,7 +99,10 @@ def test_a_hidden_size_that_does_not_fit_gives_a_reason(device):
 def test_largest_hidden_size_of_each_device():
     """Check the table of hidden sizes in triton_gru/SUPPORT.md."""
     largest = {
-        device.name: {p: max(h for h in range(1, 300) if fits(device, p, h)) for p in PRECISIONS}
+        device.name: {
+            precision: max(hidden_size for hidden_size in range(1, 300) if fits(device, precision, hidden_size))
+            for precision in PRECISIONS
+        }
         for device in KNOWN_DEVICES.values()
     }
     small = {"fp16": 128, "bf16": 128, "tf32": 128, "fp32": 64}

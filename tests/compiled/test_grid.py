@@ -22,8 +22,8 @@ from .harness import (
     set_compile_target,
 )
 
-# Shape -> instructions of a step, as in perf/NOTES.md, or 0 if not checked. The shapes are exact and with every kind of
-# tail: of units, of segments, of words. Weights are only in registers or also in shared memory, and tiles are one or two.
+# Shape -> instructions of a step, as in perf/NOTES.md, or 0 if not checked. Some shapes are exact, and others have a
+# tail of units, of segments or of words. Weights are only in registers, or also in shared memory. Tiles are one or two.
 SHAPES = {
     ("fp16", 25, 1): 0, ("fp16", 256, 1): 120, ("fp16", 512, 1): 135, ("fp16", 512, 64): 169, ("fp16", 512, 1000): 0,
     ("fp16", 600, 1000): 0, ("fp16", 1024, 1): 187, ("fp16", 1024, 64): 430, ("fp16", 1024, 1000): 0,
@@ -32,11 +32,12 @@ SHAPES = {
     ("tf32", 1024, 1): 209, ("tf32", 1024, 64): 594, ("tf32", 1500, 1): 0,
     ("fp32", 600, 1): 273, ("fp32", 1024, 1): 390, ("bf16", 1024, 64): 0,
 }  # fmt: skip
-# Fewer shapes for architectures other than sm_90: those where registers are short.
+# Fewer shapes for architectures other than sm_90: the shapes that need most registers.
 ELSEWHERE = (("fp16", 1024, 1000), ("fp16", 2048, 1), ("tf32", 1024, 1000), ("fp32", 300, 1))
 
 
 def choose_config(device, precision, hidden_size, batch_size):
+    """Return the heuristic's configuration, or why there is none."""
     return grid_config(hidden_size, batch_size, 1, *PRECISIONS[precision], device)
 
 
@@ -61,7 +62,8 @@ def test_largest_hidden_size_of_each_device():
     }
 
 
-def scan_of(device, precision, hidden_size, batch_size, hx=True, **options):
+def make_scan(device, precision, hidden_size, batch_size, hx=True, **options):
+    """Return the scan's launch of a call, as `kernel_launches`."""
     return kernel_launches("grid", device, precision, hidden_size, batch_size, hx=hx, **options)[-1]
 
 
@@ -81,8 +83,8 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
     assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
     assert stats.shared <= config.shared_memory(itemsize) <= device.shared_memory, stats
 
-    # A step reads from memory the words of the state and the gate inputs of the next step, and after a long wait three
-    # more words. It does not read the weights.
+    # A step reads the words of the state and the gate inputs of the next step from memory, and after a long wait three
+    # more words. The step does not read the weights.
     words = config.weight_tiles(itemsize) // 3 * config.batch // (4 if precision == "fp32" else 8)
     if precision == "fp32" and config.register_tiles:
         words = config.lane_words(config.lanes_per_slice) * config.rows
@@ -94,19 +96,19 @@ def test_every_chosen_configuration_stays_on_chip(device, kernel, precision, hid
         if config.register_tiles:
             assert stats.loop["BAR"] == 2 * config.tiles, stats
         return
-    # The instructions of a step have a bound. It has four for each word, product and load from shared memory, 30 for
-    # each tile, and 80 for each result of a thread.
+    # The bound of a step's instructions has four for each word, product and load from shared memory. It has 30 for each
+    # tile, and 80 for each result of a thread.
     results = max(1, config.units * config.batch // (32 * config.slices))
     from_shared = 2 * (config.weight_tiles(itemsize) - config.register_tiles) * config.units // 16
     bound = config.tiles * (4 * (words + from_shared) + 30 + 80 * results) + 4 * stats.loop["HMMA"]
     assert stats.executed <= bound, stats
-    # A step reads from shared memory the weights that stay there and the slices' sums, which the compiler may pad by a
-    # fourth. It does not read the weights in registers.
+    # From shared memory, a step reads the weights that stay there, and the slices' sums, which the compiler may pad by
+    # a fourth. The step does not read the weights in registers from there.
     depth = 32 if itemsize == 2 else 16
-    tile = config.units * depth * itemsize  # a warp's part
+    tile_bytes = config.units * depth * itemsize  # the part of one warp
     in_shared = config.weight_tiles(itemsize) - config.register_tiles
     sums = 16 * config.units * max(config.batch, 32 * config.slices // config.units)
-    assert stats.shared_bytes_read <= config.tiles * (in_shared * tile + sums), stats
+    assert stats.shared_bytes_read <= config.tiles * (in_shared * tile_bytes + sums), stats
     # Slices exchange the sums of a tile in one trip through shared memory, or in two if the sums are many.
     trips = 1 if config.slices * config.units * config.batch <= 2048 else 2
     assert stats.loop["BAR"] == 2 * trips * config.tiles, stats
@@ -121,7 +123,8 @@ def test_a_state_is_sent_before_the_wait_for_the_next_one(precision, handover, t
     set_compile_target(KNOWN_DEVICES["H200"])
     config = choose_config(KNOWN_DEVICES["H200"], precision, 256, 8)
     config = dataclasses.replace(config, tiles=tiles, handover=handover, register_tiles=0)
-    compiled = scan_of(KNOWN_DEVICES["H200"], precision, 256, 8, config=config).compile()
+    compiled = make_scan(KNOWN_DEVICES["H200"], precision, 256, 8, config=config).compile()
+    # AGAIN is the label of the loop of a wait. All others are sends: stores or additions of data, not of addresses.
     marks = re.findall(
         r"AGAIN:|st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+(?:\+\d+)?\], %)|red\S*add|atom\S*add",
         compiled.asm["ptx"],
@@ -129,32 +132,33 @@ def test_a_state_is_sent_before_the_wait_for_the_next_one(precision, handover, t
     sends = [i for i, mark in enumerate(marks) if mark != "AGAIN:"]
     waits = [i for i, mark in enumerate(marks) if mark == "AGAIN:"]
     assert len(waits) == tiles, marks
-    first_wait = waits[0]
+    sends_before = sum(i < waits[0] for i in sends)
+    sends_after = len(sends) - sends_before
     # First the initial states of all tiles are sent. Then the loop alternates between a wait and a send for each tile.
-    assert sum(i < first_wait for i in sends) == sum(i > first_wait for i in sends) >= tiles, marks
+    assert sends_before == sends_after >= tiles, marks
     if tiles == 2:
         assert any(waits[0] < i < waits[1] for i in sends), marks
 
 
 @pytest.mark.parametrize("hx", [False, True])
 def test_other_lengths_and_batches_need_no_other_kernel(hx):
-    """Check that a kernel serves all lengths and batches. Exception: each power of two below a tile has its own."""
+    """Check that one kernel serves all lengths and batches. Exception: 1 row and 2 to 4 rows have other kernels."""
     set_compile_target(KNOWN_DEVICES["H200"])
 
-    def count(*batch_sizes):
+    def count_kernels(*batch_sizes):
         scans = [
-            scan_of(KNOWN_DEVICES["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
+            make_scan(KNOWN_DEVICES["H200"], "fp16", 200, batch_size, hx=hx, steps=steps)
             for batch_size in batch_sizes for steps in (1, 2, 17)
         ]  # fmt: skip
         return count_variants(scans)["grid_scan"]
 
-    assert count(5, 7, 8, 17) == 1
-    assert count(1, 2, 3, 4, 5) == 3
+    assert count_kernels(5, 7, 8, 17) == 1
+    assert count_kernels(1, 2, 3, 4, 5) == 3
 
 
 @pytest.mark.parametrize("text", ["isa._store_ptx", "isa._wait_ptx", "isa.missing_ptx", "fragments._mma_ptx"])
 def test_the_cache_key_of_a_kernel_depends_on_its_assembly(text):
-    """Otherwise Triton's cache would serve kernels compiled with an earlier version's assembly."""
+    """Check this for each text. Otherwise Triton's cache would serve kernels with an earlier version's assembly."""
     before = load_copy("kernels in a copy", "grid").grid_scan.cache_key
     assert load_copy("kernels in a copy", "grid").grid_scan.cache_key == before
     owner, name = text.split(".")
@@ -164,4 +168,5 @@ def test_the_cache_key_of_a_kernel_depends_on_its_assembly(text):
 
 
 def _no_assembly(*arguments):
+    """Return an empty text, in place of PTX."""
     return ""

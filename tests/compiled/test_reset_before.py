@@ -34,23 +34,25 @@ CASES = {
 ELSEWHERE = [("block", "fp16", 128, 1), ("grid", "fp16", 1024, 64)]
 
 
-def compiled_scans(device, kernel, precision, hidden_size, batch_size, **options):
-    """Return the compiled scan. For ``step``, these are two kernels."""
+def compile_scans(device, kernel, precision, hidden_size, batch_size, **options):
+    """Return the compiled kernels of a scan with ``reset_after=False``: one, or two for ``step``."""
     set_compile_target(device)
     launches = kernel_launches(
         kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True, reset_after=False, **options
     )
-    return [launch.compile() for launch in launches[1 : 3 if kernel == "step" else 2]]
+    kernels_per_step = 2 if kernel == "step" else 1
+    return [launch.compile() for launch in launches[1 : 1 + kernels_per_step]]  # launches[0]: the input projection
 
 
 @pytest.mark.parametrize("device, kernel, precision, hidden_size, batch_size", cases(CASES, ELSEWHERE))
 def test_a_step_stays_on_chip(device, kernel, precision, hidden_size, batch_size):
     case = kernel, precision, hidden_size, batch_size
-    for compiled in compiled_scans(device, *case):
+    is_masked_fp32 = case[:3] == ("block", "fp32", 100)
+    for compiled in compile_scans(device, *case):
         stats = KernelStats(compiled)
         # fp32 products with masks leave no free register: two words are spilled and loaded again.
-        spills = 4 if case[:3] == ("block", "fp32", 100) else 0
-        assert stats.stack <= STACK_LIMIT and stats.spills <= spills, stats
+        max_spills = 4 if is_masked_fp32 else 0
+        assert stats.stack <= STACK_LIMIT and stats.spills <= max_spills, stats
         dtype, fp32_precision = PRECISIONS[precision]
         limit = device.shared_memory
         config = HEURISTICS[kernel](hidden_size, batch_size, 1, dtype, fp32_precision, device)
@@ -61,13 +63,14 @@ def test_a_step_stays_on_chip(device, kernel, precision, hidden_size, batch_size
             # Slices exchange the sums of r in one trip, and those of z and n in another. A trip has two barriers.
             assert stats.loop["BAR"] == 4 * config.tiles, stats
         if device.arch == "sm_90" and CASES[case]:
-            assert stats.executed / getattr(config, "ahead", 1) <= INSTRUCTION_SLACK * CASES[case], stats
+            steps_per_iteration = getattr(config, "ahead", 1)
+            assert stats.executed / steps_per_iteration <= INSTRUCTION_SLACK * CASES[case], stats
 
 
 @pytest.mark.parametrize("options", [{"layout": "packed"}, {"layout": "lengths", "resets": True}], ids=str)
 @pytest.mark.parametrize("case", [("block", "fp16", 192, 1), ("grid", "fp16", 1024, 64)], ids=lambda case: case[0])
 def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options):
-    (compiled,) = compiled_scans(H200, *case, **options)
+    (compiled,) = compile_scans(H200, *case, **options)
     stats = KernelStats(compiled)
     assert stats.spills == 0 and stats.stack <= STACK_LIMIT, stats
     assert stats.executed <= 1.25 * INSTRUCTION_SLACK * CASES[case], stats
@@ -77,17 +80,23 @@ def test_packed_input_lengths_and_resets_spill_nothing_in_the_loop(case, options
     "precision, tiles, handover", [("fp16", 2, handover) for handover in HANDOVERS] + [("tf32", 1, "flag")]
 )
 def test_each_handover_is_sent_before_the_wait_for_the_next_one(precision, handover, tiles):
-    """Check the order in the PTX. z's products come between: they are computed while r h is on its way."""
+    """Check the order of sends, waits and products in the PTX.
+
+    A step has two hand-overs, r h and the new state. A wait that the compiler moved above the send that it needs would
+    never end. z's products stand between the send of r h and the wait for it, so that they hide the time of a hop.
+    """
     config = grid_config(256, 8, 1, *PRECISIONS[precision], H200)
     config = dataclasses.replace(config, tiles=tiles, handover=handover, register_tiles=0)
-    (compiled,) = compiled_scans(H200, "grid", precision, 256, 8, config=config)
+    (compiled,) = compile_scans(H200, "grid", precision, 256, 8, config=config)
     send = r"st\.relaxed\.gpu\.global\.b(?:16|32|64)(?= \[%rd\d+(?:\+\d+)?\], %)"
     marks = re.findall(rf"AGAIN:|{send}|red\S*add|atom\S*add|mma\.sync", compiled.asm["ptx"])
-    order = "".join("W" if mark == "AGAIN:" else "p" if mark == "mma.sync" else "S" for mark in marks)
-    order = re.sub("p+", "p", re.sub("S+", "S", order))
-    # The first states are sent. Then the loop waits for the state of each tile, sends r h, and computes z's products.
-    # Then it waits for r h of each tile, and sends the next state.
-    assert order == "S" + tiles * "WpSp" + tiles * "WpS", order
+    events = {"AGAIN:": "wait", "mma.sync": "product"}  # AGAIN is the label of a wait's loop. All others are sends.
+    order = [events.get(mark, "send") for mark in marks]
+    # Several products or sends in a row are one event. Waits are not: each has to be followed by its products.
+    order = [event for i, event in enumerate(order) if event == "wait" or order[i - 1 : i] != [event]]
+    first_half = ["wait", "product", "send", "product"]  # for the state: r's products, send r h, z's products
+    second_half = ["wait", "product", "send"]  # for r h: n's products, send the new state
+    assert order == ["send"] + tiles * first_half + tiles * second_half, order
 
 
 @pytest.mark.parametrize("precision, hidden_size", [("fp16", 512), ("tf32", 100)])

@@ -8,6 +8,7 @@ from triton_gru.kernels.step import whole_step
 
 from .harness import KNOWN_DEVICES, STACK_LIMIT, KernelStats, cases, count_variants, kernel_launches, set_compile_target
 
+# Name -> options of `kernel_launches`.
 LAYOUTS = {"packed": {"layout": "packed"}, "lengths and resets": {"layout": "lengths", "resets": True}}
 H200 = KNOWN_DEVICES["H200"]
 
@@ -27,9 +28,9 @@ def test_a_step_takes_little_more_than_a_dense_step(kernel, precision, hidden_si
     set_compile_target(H200)
 
     def compile_scan(**options):
-        scan = kernel_launches(
+        *_, scan = kernel_launches(
             kernel, H200, precision, hidden_size, batch_size, inputs=hidden_size, hx=True, **options
-        )[-1]
+        )
         return KernelStats(scan.compile())
 
     dense = compile_scan()
@@ -48,10 +49,10 @@ def test_a_step_takes_little_more_than_a_dense_step(kernel, precision, hidden_si
 )
 def test_packed_scans_compile_for_every_other_architecture(device, kernel, precision, hidden_size, batch_size):
     set_compile_target(device)
-    projection, scan = kernel_launches(
+    projection, scan, *_ = kernel_launches(
         kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True, layout="packed"
-    )[:2]
-    for launch in (projection, scan) if kernel == "block" else (scan,):
+    )
+    for launch in (projection, scan) if kernel == "block" else (scan,):  # the projection is the same for all kernels
         stats = KernelStats(launch.compile())
         assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
         assert stats.shared <= device.shared_memory, stats
@@ -60,15 +61,21 @@ def test_packed_scans_compile_for_every_other_architecture(device, kernel, preci
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_a_single_reverse_direction_compiles(kernel):
     set_compile_target(H200)
-    for launch in kernel_launches(kernel, H200, "fp16", 100, 3, inputs=100, hx=True, layout="packed", reverse=True)[:2]:
-        assert launch.constants["call" if "call" in launch.constants else "cut"].REVERSE.value is True
+    # Further launches of ``step`` are of the same kernel as its first scan.
+    projection, scan, *_ = kernel_launches(
+        kernel, H200, "fp16", 100, 3, inputs=100, hx=True, layout="packed", reverse=True
+    )
+    for launch in (projection, scan):
+        # Scans have the constants of a call. The projection has only those of its cut.
+        constants = launch.constants.get("call") or launch.constants["cut"]
+        assert constants.REVERSE.value is True
         stats = KernelStats(launch.compile())
         assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
 
 
 @pytest.mark.parametrize("layout", ["lengths", "packed"])
 def test_other_lengths_need_no_other_kernel(layout):
-    """Check that kernels do not depend on the addresses of the tables of lengths either."""
+    """Check that a kernel is compiled once for any number of steps and any address of the tables of lengths."""
     set_compile_target(H200)
     launches = [kernel_launches("block", H200, "fp16", 64, 9, steps=steps, layout=layout) for steps in (2, 3, 5, 8)]
     assert count_variants(itertools.chain(*launches)) == {"block_scan": 1, "input_projection": 1}
@@ -78,7 +85,9 @@ def test_other_lengths_need_no_other_kernel(layout):
 def test_a_second_direction_needs_no_other_kernel(kernel):
     set_compile_target(H200)
     hidden_size = 100 if kernel == "block" else 200
-    launches = [kernel_launches(kernel, H200, "fp16", hidden_size, 8, bidirectional=both) for both in (False, True)]
+    launches = [
+        kernel_launches(kernel, H200, "fp16", hidden_size, 8, bidirectional=is_both) for is_both in (False, True)
+    ]
     assert count_variants(itertools.chain(*launches)) == {f"{kernel}_scan": 1, "input_projection": 1}
 
 
@@ -90,11 +99,9 @@ def test_a_single_step_is_one_launch(device, kernel, precision, hidden_size, bat
     set_compile_target(device)
     launches = []
     for rows in (1, batch_size):
-        launch_of_step = kernel_launches(
-            kernel, device, precision, hidden_size, rows, steps=1, inputs=hidden_size, hx=True
-        )
-        assert [launch.kernel for launch in launch_of_step] == [whole_step]
-        launches += launch_of_step
+        (launch,) = kernel_launches(kernel, device, precision, hidden_size, rows, steps=1, inputs=hidden_size, hx=True)
+        assert launch.kernel is whole_step
+        launches.append(launch)
     assert count_variants(launches) == {"whole_step": 1}
     stats = KernelStats(launches[0].compile())
     assert stats.stack == 0 and stats.spills == 0, stats
@@ -102,18 +109,21 @@ def test_a_single_step_is_one_launch(device, kernel, precision, hidden_size, bat
 
 
 def test_a_prepared_launch_passes_all_parameters_in_order():
-    """Check that constants are among the parameters, as in Triton's own launch."""
+    """Check that the kernel gets arguments and constants in the order of its parameters, as in Triton's own launch."""
     set_compile_target(H200)
     launch = kernel_launches("step", H200, "fp16", 512, 3, steps=1, inputs=512, hx=True)[0]
     passed = {}
 
     class Compiled:
+        """A compiled kernel that only notes how it is loaded and run."""
+
         function = packed_metadata = None
 
         def __getitem__(self, grid):
             passed.update(loaded=grid)
 
         def run(self, *args):
+            # After the grid: stream, function, two metadata and two hooks. Then the kernel's parameters.
             passed.update(grid=args[:3], args=args[9:])
 
     launch._replace(kernel=Recorded(launch.kernel, Compiled())).make_starter()(*launch.args)

@@ -7,22 +7,22 @@ from perf.experiments.stages_kernel import STAGES, load_scan_without
 
 from .harness import KNOWN_DEVICES, KernelStats, kernel_launches, set_compile_target
 
-# The counted instructions of a step: loads and stores of global and shared memory, barriers, products, activations.
-COUNTED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
-# Stage -> the counts that change without it, as functions of the counts `w` of the full scan.
+# The compared instructions: loads and stores of global and shared memory, barriers, products, activations.
+COMPARED = ("LDG", "STG", "LDS", "LDSM", "STS", "BAR", "HMMA", "MUFU")
+# Stage -> the counts that change without the stage, as functions of the counts `full` of the full scan.
 GRID = {
-    "waiting": {"LDG": lambda w: w["LDG"] - 3, "STG": lambda w: w["STG"] - 2},  # those after a long wait
-    "hand-over": {"LDG": lambda w: 3, "STG": lambda w: 1},
-    "products-but-the-first": {"HMMA": lambda w: 6},
-    "sums": dict.fromkeys(("LDS", "STS", "BAR"), lambda w: 0),
-    "activations": {"MUFU": lambda w: 0},
-    "gate-inputs": {"LDG": lambda w: w["LDG"] - 3},
-    "output": {"STG": lambda w: w["STG"] - 1},
+    "waiting": {"LDG": lambda full: full["LDG"] - 3, "STG": lambda full: full["STG"] - 2},  # accesses after a long wait
+    "hand-over": {"LDG": lambda full: 3, "STG": lambda full: 1},
+    "products-but-the-first": {"HMMA": lambda full: 6},
+    "sums": dict.fromkeys(("LDS", "STS", "BAR"), lambda full: 0),
+    "activations": {"MUFU": lambda full: 0},
+    "gate-inputs": {"LDG": lambda full: full["LDG"] - 3},
+    "output": {"STG": lambda full: full["STG"] - 1},
 }
 BLOCK = {
-    "activations": {"MUFU": lambda w: 0},
-    "gate-inputs": {"LDG": lambda w: 0},
-    "output": {"STG": lambda w: 0},
+    "activations": {"MUFU": lambda full: 0},
+    "gate-inputs": {"LDG": lambda full: 0},
+    "output": {"STG": lambda full: 0},
 }
 CASES = [("grid", "fp16", 256, GRID), ("block", "tf32", 64, BLOCK)]
 
@@ -37,6 +37,6 @@ def test_only_the_removed_stage_is_missing(kernel, precision, hidden, changes):
     full = KernelStats(launch.compile()).loop
     for stage, changed in changes.items():
         stats = KernelStats(launch._replace(kernel=load_scan_without(kernel, stage)).compile())
-        expected = {name: changed[name](full) if name in changed else full[name] for name in COUNTED}
-        assert {name: stats.loop[name] for name in COUNTED} == expected, stage
+        expected = {name: changed[name](full) if name in changed else full[name] for name in COMPARED}
+        assert {name: stats.loop[name] for name in COMPARED} == expected, stage
         assert stats.stack == 0 and stats.spills == 0, stage

@@ -17,8 +17,8 @@ from .harness import (
 )
 
 # Shape -> instructions of an iteration, or 0 if not checked. The shapes have every width of a batch tile, and rows of
-# W_hh that are aligned and not. An iteration takes 512 bytes of each of a program's rows of W_hh. Exception: 128 bytes
-# if warps have no slices.
+# W_hh that are aligned or not. An iteration takes 512 bytes of each row of W_hh that a program computes. Exception: the
+# iteration takes 128 bytes if warps have no slices.
 SHAPES = {
     ("fp16", 25, 1): 0, ("fp16", 4001, 1): 0, ("fp16", 4001, 64): 0, ("fp16", 512, 16): 74, ("fp16", 4096, 1): 119,
     ("fp16", 4096, 32): 113, ("fp16", 4096, 64): 115, ("fp16", 4096, 1000): 160,
@@ -36,8 +36,8 @@ ELSEWHERE = [("fp16", 4096, 1), ("tf32", 4001, 64)]
 def test_every_chosen_configuration_streams_the_weights_once(device, kernel, precision, hidden_size, batch_size):
     set_compile_target(device)
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
-    projection, first = launches[:2]
-    for launch in (projection, first) if batch_size == 1 or hidden_size % 2 else (first,):
+    projection, scan, *_ = launches  # all scans have the same kernel
+    for launch in (projection, scan) if batch_size == 1 or hidden_size % 2 else (scan,):
         stats = KernelStats(launch.compile())
         assert stats.stack <= STACK_LIMIT and stats.spills == 0, stats
         assert stats.shared <= device.shared_memory, stats
@@ -51,7 +51,14 @@ def test_every_chosen_configuration_streams_the_weights_once(device, kernel, pre
 def test_batch_tiles_grow_with_the_batch():
     h200 = KNOWN_DEVICES["H200"]
     configs = [step_config(4096, batch, 1, *PRECISIONS["fp16"], h200) for batch in (1, 16, 17, 32, 33, 1000)]
-    assert [(c.units, c.batch) for c in configs] == [(32, 16), (32, 16), (16, 32), (16, 32), (16, 64), (32, 64)]
+    assert [(config.units, config.batch) for config in configs] == [
+        (32, 16),
+        (32, 16),
+        (16, 32),
+        (16, 32),
+        (16, 64),
+        (32, 64),
+    ]
 
 
 @pytest.mark.parametrize("hx", [False, True])

@@ -14,7 +14,10 @@ from triton_gru.tuning.space import Candidate
 
 from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
-PROBLEM = Problem(256, 3, 16, 16, 1, False, torch.float16, "ieee", True)
+PROBLEM = Problem(
+    steps=256, batch_size=3, input_size=16, hidden_size=16, num_layers=1, bidirectional=False, dtype=torch.float16,
+    precision="ieee", reset_after=True,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", [{}, {"layout": "packed"}, {"steps": 1}], ids=str)
@@ -24,14 +27,18 @@ def test_compiling_ahead_gives_the_kernel_of_a_call(fields):
     problem = dataclasses.replace(PROBLEM, **fields)
     kernel = "step" if problem.steps == 1 else "grid"
     candidate = Candidate(kernel, heuristic(kernel, problem, device))
-    compiled = compile_call(problem, candidate, device)[-1]
+    *_, compiled = compile_call(problem, candidate, device)  # the scan
     with open_example(problem, "cpu") as example:  # its tensors have addresses
         launches = list(execute.launches(example.call, candidate.config, device, *execute.allocate(example.call)))
     kernels = [launch.kernel for launch in launches]
-    before = [len(kernel.device_caches[device.name][0]) for kernel in kernels]
+
+    def count_compiled() -> list[int]:
+        """Return how many variants of each kernel Triton has in memory."""
+        return [len(kernel.device_caches[device.name][0]) for kernel in kernels]
+
+    before = count_compiled()
     scan = launches[-1].compile()
-    after = [len(kernel.device_caches[device.name][0]) for kernel in kernels]
-    assert after == before, "the call compiled a kernel again"
+    assert count_compiled() == before, "the call compiled a kernel again"
     assert compiled.asm["ptx"] == scan.asm["ptx"]
     assert stack_bytes(compiled) == KernelStats(scan).stack
     assert compile_candidate(problem, device, candidate) == (
@@ -40,7 +47,7 @@ def test_compiling_ahead_gives_the_kernel_of_a_call(fields):
 
 
 def test_a_candidate_that_spills_is_rejected(monkeypatch):
-    """Check that the stack is compared which the compiler's own tool reports."""
+    """Check that the compared stack is the one that the compiler's tool reports."""
     device, candidate = KNOWN_DEVICES["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN_DEVICES["H200"]))
     monkeypatch.setattr("triton_gru.tuning.compile_pool.MAX_STACK_BYTES", -1)
     assert compile_candidate(PROBLEM, device, candidate) == "it spills registers"

@@ -32,7 +32,7 @@ def test_agrees_with_float64(
         "block", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs
     )
     config = block_config(hidden, batch, 1, *PRECISIONS[precision], find_device(gru.weight_ih_l0.device))
-    if isinstance(config, str):  # the largest hidden sizes do not fit
+    if isinstance(config, str):  # the reason: the largest hidden sizes do not fit
         with pytest.raises(RuntimeError, match="too large"):
             gru(x, hx)
         return
@@ -56,11 +56,15 @@ CONFIGS = [
 ]
 
 
+def config_id(config):
+    """Return the id of a test of one configuration."""
+    size = f"{config.units}x{config.tiles}-B{config.batch}-ahead{config.ahead}"
+    return f"{size}-{config.register_tiles}_in_registers"
+
+
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("steps", [1, 2, 9])
-@pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda c: f"{c.units}x{c.tiles}-B{c.batch}-ahead{c.ahead}-{c.register_tiles}_in_registers"
-)
+@pytest.mark.parametrize("config", CONFIGS, ids=config_id)
 def test_every_configuration_agrees_with_float64(config, steps, reset_after, device, launched):
     with use_config("block", config):
         gru = make_gru(5, 30, "fp16", device, reset_after=reset_after)

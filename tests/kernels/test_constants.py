@@ -14,7 +14,21 @@ CUTS = (
     step.Cut(tl.bfloat16, "tf32", 100, "all", 16, 16, 64, 1),
     projection.Cut(tl.float16, "tf32", 100, True, "dense", False, True, 7, 112, 8, 8, 64, 64, 32, 1),
     CallConstants("packed", True, False, True, False),
-)
+)  # any values that are valid together: only equality is tested
+GRID_CUT = CUTS[0]
+# Values that are replaced by another valid value. Other values are negated or changed by `change_value`.
+OTHER_VALUES = {tl.float16: tl.bfloat16, "tf32": "ieee", "all": "rest", "dense": "lengths"}
+
+
+def change_value(value):
+    """Return another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if value in OTHER_VALUES:
+        return OTHER_VALUES[value]
+    if isinstance(value, tl.dtype):
+        return tl.float16
+    return "tf32" if isinstance(value, str) else value + 1
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: type(cut).__module__.rpartition(".")[2])
@@ -23,21 +37,16 @@ def test_constants_with_another_value_are_not_equal(cut):
     copied = type(cut)(**values)
     assert copied == cut and hash(copied) == hash(cut) and repr(copied) == repr(cut)
     for name, value in values.items():
-        other = {tl.float16: tl.bfloat16, "tf32": "ieee", "all": "rest", "dense": "lengths"}.get(value)
-        other = other or (
-            tl.float16 if isinstance(value, tl.dtype) else "tf32" if isinstance(value, str) else value + 1
-        )
-        changed = type(cut)(**values | {name: not value if isinstance(value, bool) else other})
+        changed = type(cut)(**values | {name: change_value(value)})
         assert changed != cut and repr(changed) != repr(cut), name
 
 
 def test_derived_values_are_in_the_text_that_identifies_kernels_on_disk():
     """Check `repr`: a later version may derive another value from the same constants."""
-    assert (
-        "PROGRAMS=7" in repr(CUTS[0])
-        and "WORD_LAYOUT=WordLayout(BITS=16," in repr(CUTS[0])
-        and "STRIDE=" in repr(CUTS[0])
-    )
+    text = repr(GRID_CUT)
+    assert "PROGRAMS=7" in text  # 100 hidden units, 16 for each program
+    assert "WORD_LAYOUT=WordLayout(BITS=16," in text
+    assert "STRIDE=" in text
 
 
 def test_constants_of_another_class_are_not_equal():

@@ -9,8 +9,9 @@ from triton_gru.launch.kernel_launch import Launch
 def test_the_smallest_step_computes_a_step_of_a_gru(device):
     w, h = torch.randn(16, 16, device=device).half(), torch.ones(16, 8, device=device)
     result = torch.full_like(h, float("nan"))
-    Launch(smallest_steps, (1,), (w, result, 3), {"num_warps": 1}).start()
-    for _ in range(3):
+    steps = 3
+    Launch(smallest_steps, (1,), (w, result, steps), {"num_warps": 1}).start()
+    for _ in range(steps):
         products = w.double() @ h.half().double()
         gate = products.sigmoid()
         new = (gate * products).tanh()

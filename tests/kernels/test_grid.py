@@ -38,7 +38,7 @@ def test_agrees_with_float64(
     assert output.is_contiguous()
 
 
-# Two and a half programs for 40 hidden units. Slices, segments and their tails all have odd sizes.
+# 40 hidden units fill two and a half programs. Slices, segments and their tails all have odd sizes.
 CONFIG = GridConfig(16, programs=3, batch=8, rows=8, tiles=1, copies=1, slices=4, register_tiles=3)
 CONFIGS = {
     "one tile after the other": CONFIG,
@@ -74,6 +74,7 @@ def test_every_handover_carries_every_precision(precision, handover, reset_after
     with use_config("grid", dataclasses.replace(CONFIG, handover=handover, register_tiles=0)):
         gru = make_gru(5, 40, precision, device, "grid", reset_after=reset_after)
         x, hx = torch.randn(3, 3, 5, device=device), torch.randn(1, 3, 40, device=device)
+        # Values that a hand-over must not change. Row 1 becomes NaN by its input, and row 2 by its state.
         x[0, 1, 2] = hx[0, 2, 33] = float("nan")
         hx[0, 0, 7] = float("inf")
         dtype = PRECISIONS[precision][0]
@@ -83,12 +84,13 @@ def test_every_handover_carries_every_precision(precision, handover, reset_after
 @pytest.mark.parametrize("hidden, batch", [(25, 3), (1000, 17), (2048, 64), (512, 4096)])
 @pytest.mark.parametrize("handovers", [1, 2])
 def test_the_mailbox_is_bounded(hidden, batch, handovers, device):
-    """Check the larger of two bounds: its limit, and the hand-overs of a time step with the first state."""
+    """Check that the mailbox has at most `MAILBOX_BYTES`, or the hand-overs of one time step and the first state."""
     properties = find_device(torch.device(device))
     config = grid_config(hidden, batch, 1, torch.float16, "ieee", dataclasses.replace(properties, sms=132))
     mailbox = grid.Mailbox(config, batch, handovers, torch.float16)
-    words = mailbox.size(min(mailbox.max_steps, 10**6))
+    words = mailbox.count_words(min(mailbox.max_steps, 10**6))  # of 8 bytes
     rows = -(-batch // (config.batch * config.tiles)) * config.tiles * config.batch
-    least = (1 + handovers) * rows * config.padded_hidden * 2 + 1024 * rows
-    assert 8 * words <= max(grid.MAILBOX_BYTES, least)
-    assert mailbox.size(1) <= words
+    # The last term is more than the header.
+    one_step_bytes = (1 + handovers) * rows * config.padded_hidden * 2 + 1024 * rows
+    assert 8 * words <= max(grid.MAILBOX_BYTES, one_step_bytes)
+    assert mailbox.count_words(1) <= words

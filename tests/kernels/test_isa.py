@@ -18,9 +18,10 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.4e38, -3.4e38, float("inf"), -float("inf"), 1
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def numbers(device: str) -> torch.Tensor:
-    """Return 2048 floats of all magnitudes, with special values among them."""
-    spread = torch.randn(2048 - len(SPECIAL)) * 10.0 ** torch.randint(-6, 6, (2048 - len(SPECIAL),))
+def draw_numbers(device: str) -> torch.Tensor:
+    """Return 2048 numbers in fp32: special values, and random numbers of all magnitudes."""
+    count = 2048 - len(SPECIAL)
+    spread = torch.randn(count) * 10.0 ** torch.randint(-6, 6, (count,))
     return torch.cat([torch.tensor(SPECIAL), spread]).to(device)
 
 
@@ -38,16 +39,17 @@ def _apply(x, y, FUNCTION: tl.constexpr, DTYPE: tl.constexpr, N: tl.constexpr):
 
 
 def apply(function: str, x: torch.Tensor, dtype: torch.dtype):
+    """Return the results of a function of isa.py, named as in `_apply`, for the elements of ``x``."""
     y = torch.full_like(x, float("nan"))
     Launch(_apply, (1,), (x, y), {"FUNCTION": function, "DTYPE": DTYPES[dtype], "N": x.numel()}).start()
     return y
 
 
 def test_rounding_to_tf32(device):
-    x = numbers(device)
+    x = draw_numbers(device)
     # Leave out ties, which `tf32` rounds to even and the kernels away from zero. They are tested below.
     x = x[(x.abs() < 3e38) & (x.view(torch.int32) & 0x1FFF != 0x1000)]
-    x = x[: 1 << (len(x).bit_length() - 1)]
+    x = x[: 1 << (len(x).bit_length() - 1)]  # a power of two, as Triton needs
     assert torch.equal(apply("tf32", x, torch.float32).double().cpu(), tf32(x.double().cpu()))
     ties = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 2.0], device=device)
     assert apply("tf32", ties, torch.float32).tolist() == [1 + 2**-10, -1 - 2**-10, 1 + 2**-9, 2.0]
@@ -60,7 +62,7 @@ def test_rounding_to_tf32(device):
 @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_activations(function, dtype, device):
-    x = torch.cat([numbers(device), torch.linspace(-12, 12, 2048, device=device)])
+    x = torch.cat([draw_numbers(device), torch.linspace(-12, 12, 2048, device=device)])
     expected = getattr(torch, function)(x.double())
     allowed = 2.5 * 2**-23 if dtype == torch.float32 else 2**-10.9
     assert (apply(function, x, dtype).double() - expected).abs().max() <= allowed
@@ -82,7 +84,7 @@ def test_load_returns_the_values_in_memory(dtype, device):
 
 
 @triton.jit
-def _through_gates(gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def _load_and_convert_gates(gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     DTYPE: tl.constexpr = gi.dtype.element_ty
     raw = isa.load_gates(gi, OFFSET, GATE, R, C)
     at = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
@@ -92,15 +94,15 @@ def _through_gates(gi, out, OFFSET: tl.constexpr, GATE: tl.constexpr, R: tl.cons
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loaded_gates_keep_their_order(dtype, device):
-    rows, cols, gate, offset = 16, 8, 160, 16
+    rows, cols, gate, offset = 16, 8, 160, 16  # gates are 160 elements apart, of which a tile has 128
     gi = torch.randn(offset + 3 * gate, device=device).to(dtype)
     gi[offset + 5] = float("nan")
     gi[offset + gate + 4] = -float("inf")
     out = torch.full((3, rows, cols), float("nan"), device=device)
-    Launch(_through_gates, (1,), (gi, out), {"OFFSET": offset, "GATE": gate, "R": rows, "C": cols}).start()
-    for g in range(3):
-        expected = gi[offset + g * gate :][: rows * cols].view(rows, cols).float()
-        assert torch.equal(out[g].nan_to_num(7), expected.nan_to_num(7))
+    Launch(_load_and_convert_gates, (1,), (gi, out), {"OFFSET": offset, "GATE": gate, "R": rows, "C": cols}).start()
+    for index in range(3):
+        expected = gi[offset + index * gate :][: rows * cols].view(rows, cols).float()
+        assert torch.equal(out[index].nan_to_num(7), expected.nan_to_num(7))
 
 
 @triton.jit
@@ -122,7 +124,10 @@ def test_store_writes_only_where_the_mask_is_set(dtype, device):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("bits", [16, 32])
 def test_missing_ptx_recognizes_missing_elements(bits, capability):
-    """Compare with the definition of a missing element, on all combinations of parts that are nearly missing."""
+    """Compare with the definition, an element of -1, on all pairs of parts whose bits are near that.
+
+    `missing_ptx` returns PTX that adds a part to what has been seen, and PTX that concludes whether one was missing.
+    """
     add, conclude = isa.missing_ptx(bits, capability)
     edges = [0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 5]
     parts = [upper << 16 | lower for upper in edges for lower in edges]
@@ -133,7 +138,7 @@ def test_missing_ptx_recognizes_missing_elements(bits, capability):
         missing = (first == 0xFFFFFFFF) | (second == 0xFFFFFFFF)
     present = "mov.b32 %r5, 0; " + add.replace("NEXT", "%r5")
     both = add.replace("NEXT", "%a") + add.replace("NEXT", "%b")
-    # Both parts alone, and with a part that is present before or after them.
+    # Check the two parts, and the two parts after or before a part without a missing element.
     for adds in (both, present + both, both + present):
         body = (
             f"{{ .reg .b32 a, b, seen; .reg .pred missing; mov.b32 seen, 0; {adds} {conclude} "

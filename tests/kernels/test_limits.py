@@ -5,16 +5,16 @@ import torch
 
 from ..calls import make_gru, run_checked
 
-# A stride for which the last of three elements is more than 2**31 elements from the first.
+# A stride in elements. The third of three elements is then more than 2**31 elements after the first.
 FAR = 2**30 + 8
 
 
-def far_apart(shape, dim, device):
+def make_spread_input(shape, dim, device):
     """Return a float16 input [T, B, I] with stride ``FAR`` in ``dim``. Most of its memory is never touched."""
-    size = shape[dim]
-    near = [1 if i == dim else length for i, length in enumerate(shape)]
-    memory = torch.empty((size - 1) * FAR + torch.Size(near).numel(), dtype=torch.float16, device=device)
-    strides = list(torch.empty(near).stride())
+    count = shape[dim]
+    without_dim = [1 if i == dim else size for i, size in enumerate(shape)]  # elements with the same index in `dim`
+    memory = torch.empty((count - 1) * FAR + torch.Size(without_dim).numel(), dtype=torch.float16, device=device)
+    strides = list(torch.empty(without_dim).stride())
     strides[dim] = FAR
     x = memory.as_strided(shape, strides)
     x.copy_(torch.randn(shape))
@@ -26,4 +26,4 @@ def far_apart(shape, dim, device):
 )
 def test_input_with_a_large_stride_agrees_with_float64(kernel, steps, dim, device, launched):
     gru = make_gru(3, 16, "fp16", device, kernel)
-    run_checked(gru, far_apart((steps, 3, 3), dim, device), None, "fp16", launched)
+    run_checked(gru, make_spread_input((steps, 3, 3), dim, device), None, "fp16", launched)

@@ -1,4 +1,4 @@
-"""The test matrix of PyTorch's RNNs (test_nn.py, cuDNN against the CPU), with each kernel forced."""
+"""Tests of each kernel with the options of PyTorch's test of RNNs (test_nn.py, cuDNN against the CPU)."""
 
 import copy
 import itertools
@@ -32,23 +32,27 @@ SIZES = {
 
 
 def spread(tensor):
-    """Return the same numbers with a stride of two, and NaNs between them."""
+    """Return the elements of a tensor with a stride of two, and NaNs between them."""
     return torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=-1)[..., 0]
 
 
-def compare(kernel, device, launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous):
+def check_kernel(kernel, device, launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous):
+    """Compare a call of a kernel with float64, as closely as `nn.GRU` or the reference in fp32 agrees with it.
+
+    ``lengths`` is None, or one of `LENGTHS` for packed input. Unless ``contiguous``, all tensors are `spread`.
+    """
     set_precision("fp32")
     steps, batch, inputs, hidden = SIZES[device][kernel]
     bidirectional = directions == "both"
     options = {"num_layers": layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
     variant = {"reset_after": reset_after, "reverse": directions == "reverse"}
     if reset_after and directions != "reverse":
-        theirs = nn.GRU(inputs, hidden, **options).eval()
+        baseline = nn.GRU(inputs, hidden, **options).eval()
     else:  # nn.GRU lacks these variants
-        theirs = triton_gru.GRU(inputs, hidden, **options, **variant, backend="reference").eval()
-    ours = triton_gru.GRU(inputs, hidden, **options, **variant, backend=kernel).eval()
-    ours.load_state_dict(theirs.state_dict())
-    ours = ours.to(device)
+        baseline = triton_gru.GRU(inputs, hidden, **options, **variant, backend="reference").eval()
+    gru = triton_gru.GRU(inputs, hidden, **options, **variant, backend=kernel).eval()
+    gru.load_state_dict(baseline.state_dict())
+    gru = gru.to(device)
     x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), inputs)
     hx = torch.randn(layers * (1 + bidirectional), batch, hidden)
     if lengths is not None:
@@ -58,27 +62,29 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
             ends = ends.sort(descending=True).values
         ends = ends if "tensor" in lengths else ends.tolist()
         x = pack_padded_sequence(x, ends, batch_first=batch_first, enforce_sorted="sorted" in lengths)
-    our_x, our_hx = x.to(device), hx.to(device)
+    gru_x, gru_hx = x.to(device), hx.to(device)
     if not contiguous:
-        our_hx = spread(our_hx)
-        our_x = spread(our_x) if lengths is None else PackedSequence(spread(our_x.data), *our_x[1:])
-        for name, parameter in list(ours.named_parameters()):
-            setattr(ours, name, nn.Parameter(spread(parameter.detach())))
+        gru_hx = spread(gru_hx)
+        gru_x = spread(gru_x) if lengths is None else PackedSequence(spread(gru_x.data), *gru_x[1:])
+        for name, parameter in list(gru.named_parameters()):
+            setattr(gru, name, nn.Parameter(spread(parameter.detach())))
     with torch.no_grad():
-        exact = copy.deepcopy(theirs).double()(x.to(torch.float64), hx.double())
-        expected = theirs(x, hx)
+        exact = copy.deepcopy(baseline).double()(x.to(torch.float64), hx.double())
+        expected = baseline(x, hx)
         with poison_memory():
-            actual = ours(our_x, our_hx)
+            actual = gru(gru_x, gru_hx)
     assert launched.has_only(kernel)
     if lengths is not None:
-        for a, b in zip(actual[0][1:], expected[0][1:]):
-            assert (a is None) == (b is None)
-            assert a is None or torch.equal(a.cpu(), b)
-        assert isinstance(actual[0], PackedSequence)
+        (output, _), (expected_output, _) = actual, expected
+        assert isinstance(output, PackedSequence)
+        # The fields after the data: batch sizes and indices, which may be None.
+        for field, expected_field in zip(output[1:], expected_output[1:]):
+            assert (field is None) == (expected_field is None)
+            assert field is None or torch.equal(field.cpu(), expected_field)
         actual, expected, exact = ((output.data, h_n) for output, h_n in (actual, expected, exact))
-    for a, b, c in zip(actual, expected, exact):
-        assert_accurate(a, b, c, "fp32")
-        assert a.is_contiguous()
+    for actual_result, expected_result, exact_result in zip(actual, expected, exact):
+        assert_accurate(actual_result, expected_result, exact_result, "fp32")
+        assert actual_result.is_contiguous()
 
 
 @pytest.mark.usefixtures("kernels_on_cpu")
@@ -88,7 +94,7 @@ def compare(kernel, device, launched, reset_after, bias, directions, batch_first
 def test_matrix_pairwise(
     kernel, reset_after, bias, directions, batch_first, layers, lengths, contiguous, launched
 ):  # fmt: skip
-    compare(kernel, "cpu", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)
+    check_kernel(kernel, "cpu", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)
 
 
 @pytest.mark.gpu
@@ -96,4 +102,4 @@ def test_matrix_pairwise(
 @each_variant
 @each_case
 def test_matrix(kernel, reset_after, bias, directions, batch_first, layers, lengths, contiguous, launched):
-    compare(kernel, "cuda", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)
+    check_kernel(kernel, "cuda", launched, reset_after, bias, directions, batch_first, layers, lengths, contiguous)

@@ -28,9 +28,9 @@ DIRECTIONS = ("forward", "reverse", "both")
     ids=lambda value: value if isinstance(value, str) else case_id(*value),
 )
 def test_scans_read_products_of_cublas(case, directions, device, launched, matmul, monkeypatch):
-    """Make the call three times: it is bound and planned twice, then prepared. Half of the cases run in chunks."""
+    """Check three calls: two are bound and planned, and the third is prepared. Half of the cases have chunks."""
     draw = random.Random(torch.initial_seed())
-    precision = case[3]
+    _, _, _, precision, *_ = case
     matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     gru, x, hx = make_call(draw.choice(KERNELS), *case, device, directions=directions)
     if draw.random() < 0.5:
@@ -55,7 +55,8 @@ def test_every_tile_gives_the_same_gate_inputs(precision, device):
     call = bind_gru(gru, x, None)
     plan = choose(call.problem, gru.plan(x).device, "grid")
 
-    def gate_inputs(projection):
+    def compute_gate_inputs(projection):
+        """Return the result of the first launch, which is the projection."""
         with poison_memory():
             launch = next(
                 execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=projection)
@@ -63,19 +64,21 @@ def test_every_tile_gives_the_same_gate_inputs(precision, device):
             launch.start()
         return launch.args[launch.kernel.arg_names.index("gi")].float()
 
-    default = gate_inputs(None)
+    default = compute_gate_inputs(None)
     expected = x.double() @ gru.weight_ih_l0.double().T + gru.bias_ih_l0.double()
     assert default.isfinite().all()
-    # Results are rounded to the dtype, and a sum of 64 terms has an error as well.
+    # Results are rounded to the dtype, and a sum of 64 terms has an error as well. `unit` is one unit in the last place
+    # of 1.0.
     unit = {"fp32": 2.0**-23, "tf32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}[precision]
     choices = projections(call.problem, plan.config, plan.device)
     tiles = [projection for projection in choices if projection != CUBLAS]
     assert len(tiles) > 3
     for tile in random.Random(torch.initial_seed()).sample(tiles, 2):
-        assert (gate_inputs(tile) - default).abs().max() <= 8 * unit * expected.abs().max(), tile
+        assert (compute_gate_inputs(tile) - default).abs().max() <= 8 * unit * expected.abs().max(), tile
 
 
 def test_rows_that_are_not_aligned_get_the_default_tile(device):
+    """Check that a chosen tile is ignored for rows of 64 features with a stride of 65."""
     gru = make_gru(64, 20, "fp16", device, "block")
     x = torch.randn(3, 2, 65, device=device).half()[..., :64]
     call = bind_gru(gru, x, None)
@@ -83,11 +86,12 @@ def test_rows_that_are_not_aligned_get_the_default_tile(device):
     choices = projections(call.problem, plan.config, plan.device)
     tile = next(projection for projection in choices if projection != CUBLAS)
 
-    def first_cut(projection):
+    def find_cut(projection):
+        """Return the constants of the input projection."""
         launches = execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=projection)
         return next(launches).constants["cut"]
 
-    assert first_cut(None) == first_cut(tile)
+    assert find_cut(None) == find_cut(tile)
 
 
 def test_nan_and_inf_stay_in_their_row(device, launched):
@@ -104,14 +108,14 @@ def test_nan_and_inf_stay_in_their_row(device, launched):
 
 
 def test_cublas_multiplies_the_current_weights(device):
-    """Change weights in place and replace them. The call is prepared by then."""
+    """Change weights in place, and replace one, when the call is prepared."""
     with use_projection(CUBLAS):
         gru = make_gru(6, 32, "fp16", device, "block", bidirectional=True)
         x = torch.randn(4, 3, 6, device=device).half()
         with torch.no_grad():
             for change in (
                 lambda: None,
-                lambda: None,
+                lambda: None,  # now the call is prepared
                 lambda: gru.weight_ih_l0_reverse.mul_(2),
                 lambda: gru.weight_ih_l0.add_(1),
             ):
@@ -137,14 +141,15 @@ def test_cublas_is_unsupported_for_lengths_and_for_single_steps_of_step(kernels_
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_the_workspace_bounds_all_memory_of_cublas(batch_first, device, monkeypatch):
-    """Count its products, and copies of inputs without a uniform stride. With many inputs, these are the largest."""
+    """Add up products, gate inputs, and copies of inputs without a uniform stride. Many features make copies large."""
     monkeypatch.setattr(execute, "WORKSPACE_BYTES", 1 << 18)
     gru = make_gru(1000, 16, "fp16", device, "grid", batch_first=batch_first, bidirectional=True)
     x = torch.randn(*((4, 100) if batch_first else (100, 4)), 1000, device=device).half()
     call, plan = bind_gru(gru, x, None), gru.plan(x)
     launches = list(execute.launches(call, plan.config, plan.device, *execute.allocate(call), projection=CUBLAS))
     largest = 0
-    for first, second, arranging in zip(*(launches[i::4] for i in range(3))):
+    # A chunk has four launches: a product for each direction, their arrangement, and the scan.
+    for first, second, arranging, _scan in zip(*(launches[i::4] for i in range(4))):
         copied = [
             0 if product.x.reshape(-1, 1000).data_ptr() == product.x.data_ptr() else product.x.nbytes
             for product in (first, second)

@@ -23,7 +23,8 @@ def test_results_do_not_depend_on_the_chunks(kernel, precision, batch_first, dev
     hx = torch.randn(2, 3, 20, device=device).to(x.dtype)
     expected, expected_h_n = run_checked(gru, x, hx, precision, launched)
     assert launched.count("input_projection") == 2
-    for workspace in (0, 2_000) if kernel == "grid" else (0, 5_000):  # grid projects fewer rows
+    # Chunks of one step, or of a few. The gate inputs of a step take fewer bytes for ``grid``.
+    for workspace in (0, 2_000) if kernel == "grid" else (0, 5_000):
         monkeypatch.setattr(execute, "WORKSPACE_BYTES", workspace)
         launched.clear()
         output, h_n = run_checked(gru, x, hx, precision, launched)
@@ -40,12 +41,14 @@ def test_workspace_does_not_grow_with_the_sequence(kernel, device):
         call = triton_gru.call.bind.bind_gru(gru, x, None)
         plan = gru.plan(x)
         output, h_n = torch.empty(1, device=device), torch.empty(2, 8, 16, device=device)
-        gi = next(execute.launches(call, plan.config, plan.device, output, h_n)).args[7]
+        projection = next(execute.launches(call, plan.config, plan.device, output, h_n))
+        gi = projection.args[projection.kernel.arg_names.index("gi")]
         largest = max(largest, gi.nbytes)
         assert largest <= execute.WORKSPACE_BYTES
     assert largest > execute.WORKSPACE_BYTES / 2
 
 
+# Precision, the tensor with a value that is not finite, that value, hidden size, and reset after.
 PLANTED = (
     tuple(PRECISIONS), ("x", "hx", "w_hh", "w_ih"), (float("nan"), float("inf"), -float("inf")), (1, 16, 25),
     (True, False),
@@ -58,6 +61,7 @@ def test_nan_and_inf_stay_in_their_row(kernel, precision, target, value, hidden,
     gru = make_gru(5, hidden, precision, device, kernel, reset_after=reset_after)
     x, hx = torch.randn(2, 9, 5, device=device).to(gru.weight_hh_l0.dtype), torch.randn(1, 9, hidden, device=device)
     hx = hx.to(x.dtype)
+    # A vector in which one element is replaced: of row 2 of the batch for x, and of row 8 for hx.
     planted = {"x": x[1, 2], "hx": hx[0, 8], "w_hh": gru.weight_hh_l0[hidden], "w_ih": gru.weight_ih_l0[-1]}[target]
     with torch.no_grad():
         planted[len(planted) // 2] = value
@@ -71,13 +75,16 @@ def test_nan_and_inf_stay_in_their_row(kernel, precision, target, value, hidden,
 def test_a_weight_that_is_not_finite_gives_nan_with_a_state_of_zeros(
     kernel, steps, reset_after, value, device, launched
 ):
-    """Zero times this weight is NaN. Check the first step without hx, and a row that restarts, r h included."""
+    """Check that zero times this weight is NaN, without hx and in a row that restarts.
+
+    With ``reset_after=False``, NaN of r in one unit makes r h NaN, and with it the row.
+    """
     gru = make_gru(3, 20, "fp32", device, kernel, reset_after=reset_after)
     x, hx = torch.randn(steps, 3, 3, device=device), torch.randn(1, 3, 20, device=device)
     resets = torch.zeros(steps, 3, dtype=torch.bool, device=device)
     resets[0, 1] = True
     with torch.no_grad():
-        gru.weight_hh_l0[5, 7] = value  # of r: r h of unit 5 is NaN
+        gru.weight_hh_l0[5, 7] = value  # from unit 7 to r of unit 5
     output, _ = run_checked(gru, x, None, "fp32", launched)
     assert output[0, :, 5].isnan().all()
     output, _ = run_checked(gru, x, hx, "fp32", launched, resets=resets)
@@ -135,7 +142,7 @@ def test_inputs_and_weights_do_not_change(kernel, device):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rows_that_are_not_aligned_to_vectors(kernel, batch_first, precision, device, launched):
-    """Rows have a multiple of the vector size, with a stride of one number more. Only every eighth row is aligned."""
+    """Check rows of 40 features, a multiple of a vector, with a stride of 41. Only every eighth row is aligned."""
     gru = make_gru(40, 16, precision, device, kernel, batch_first=batch_first)
     x = torch.randn(8, 8, 41, device=device).to(gru.weight_hh_l0.dtype)[..., :40]
     run_checked(gru, x, None, precision, launched)

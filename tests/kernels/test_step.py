@@ -30,10 +30,12 @@ def test_agrees_with_float64(
 ):
     gru, x, hx = make_call("step", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device)
     run_checked(gru, x, hx, precision, launched)
-    per_step = 1 if reset_after else 2
-    assert launched == layers * (
-        ["whole_step"] * per_step if steps == 1 else ["input_projection"] + ["step_scan"] * (per_step * steps)
-    )
+    launches_per_step = 1 if reset_after else 2
+    if steps == 1:
+        of_layer = ["whole_step"] * launches_per_step
+    else:
+        of_layer = ["input_projection"] + ["step_scan"] * (launches_per_step * steps)
+    assert launched == layers * of_layer
 
 
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])

@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from triton_gru import convert, restore
 
-# Operators whose arguments after the first are constant numbers: sizes, axes, bounds.
-WITH_NUMBERS = ("Slice", "Reshape", "Pad")
+# Operators whose second and further arguments are lists of constant integers: sizes, axes, bounds.
+OPERATORS_WITH_LISTS = ("Slice", "Reshape", "Pad")
 
 
 class _Gru(nn.Module):
-    """A GRU with outputs in ONNX's layout, [T, D, B, H]. A call of it is a graph break for torch.compile."""
+    """A GRU with outputs in ONNX's layout, [T, D, B, H]. A call of the module is a graph break for torch.compile."""
 
     def __init__(self, gru: nn.GRU):
         super().__init__()
@@ -37,11 +37,13 @@ def torch_model(model: onnx.ModelProto, example: tuple[Tensor, ...]) -> fx.Graph
         KeyError: a node has another operator than those in `FUNCTIONS`.
     """
     root, graph = nn.Module(), fx.Graph()
+    # Name in the ONNX graph -> a constant, the value for ``example``, and the node of the new graph.
     known = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in model.graph.initializer}
     values = {input.name: x for input, x in zip(model.graph.input, example)}
     nodes = {name: graph.placeholder(f"input_{i}") for i, name in enumerate(values)}
 
-    def node_of(name: str) -> fx.Node:
+    def find_node(name: str) -> fx.Node:
+        """Return the node of a value. A constant gets a node on its first use."""
         if name not in nodes:
             attribute = f"constant_{len(nodes)}"
             root.register_buffer(attribute, known[name])
@@ -54,8 +56,9 @@ def torch_model(model: onnx.ModelProto, example: tuple[Tensor, ...]) -> fx.Graph
             gru, name = _Gru(restore(convert.from_onnx(model, node.name))), f"gru_{len(nodes)}"
             root.add_module(name, gru)
             # A constant initial_h is zero: from_onnx raises for any other constant.
+            # Inputs of a GRU in ONNX: X, W, R, B, sequence_lens, initial_h.
             names = [names[0], *(name for name in node.input[5:6] if name in nodes)]
-            call = graph.call_module(name, tuple(map(node_of, names)))
+            call = graph.call_module(name, tuple(map(find_node, names)))
             with torch.no_grad():
                 results = gru(*(values[name] for name in names))
             outputs = [graph.call_function(operator.getitem, (call, i)) for i in (0, 1)]
@@ -64,12 +67,12 @@ def torch_model(model: onnx.ModelProto, example: tuple[Tensor, ...]) -> fx.Graph
             known[node.output[0]] = FUNCTIONS[node.op_type](*arguments, **attributes)
             continue
         else:
-            has_numbers = node.op_type in WITH_NUMBERS
-            first, others = names[0], names[1:]
-            rest = [known[name].tolist() if has_numbers else node_of(name) for name in others]
-            outputs = [graph.call_function(FUNCTIONS[node.op_type], (node_of(first), *rest), attributes)]
-            arguments = [values[first], *(known[name].tolist() if has_numbers else values[name] for name in others)]
-            results = [FUNCTIONS[node.op_type](*arguments, **attributes)]
+            has_lists, function = node.op_type in OPERATORS_WITH_LISTS, FUNCTIONS[node.op_type]
+            first, *others = names
+            argument_nodes = [known[name].tolist() if has_lists else find_node(name) for name in others]
+            outputs = [graph.call_function(function, (find_node(first), *argument_nodes), attributes)]
+            arguments = [known[name].tolist() if has_lists else values[name] for name in others]
+            results = [function(values[first], *arguments, **attributes)]
         nodes |= zip(node.output, outputs)
         values |= zip(node.output, results)
     graph.output(tuple(nodes[output.name] for output in model.graph.output))
@@ -81,10 +84,14 @@ def grus_of(model: nn.Module) -> list[nn.RNNBase]:
 
 
 def _attributes(node: onnx.NodeProto) -> dict:
+    """Return the attributes of a node by name. The tensor of a Constant is converted to torch's."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if "value" in attributes:
         attributes["value"] = torch.from_numpy(numpy_helper.to_array(attributes["value"]).copy())
     return attributes
+
+
+# The functions below take the inputs and attributes of ONNX's operators, under the names of `FUNCTIONS`.
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -127,18 +134,25 @@ def transpose(x: Tensor, perm: list[int]) -> Tensor:
 
 
 def slice_of(x: Tensor, starts, ends, axes, steps=None) -> Tensor:
-    starts, ends, axes = (ns.tolist() if isinstance(ns, Tensor) else ns for ns in (starts, ends, axes))
+    """Return a slice. The bounds are tensors if the operator is computed here, and lists in the graph."""
+    starts, ends, axes = (
+        numbers.tolist() if isinstance(numbers, Tensor) else numbers for numbers in (starts, ends, axes)
+    )
     for start, end, axis, step in zip(starts, ends, axes, steps or [1] * len(axes)):
         x = x[(*[slice(None)] * (axis % x.dim()), slice(start, end, step))]
     return x
 
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
-    return x.reshape([n or x.size(i) for i, n in enumerate(shape)])
+    """Return ``x`` in a shape, in which 0 stands for the size of ``x`` in the same dimension."""
+    return x.reshape([size or x.size(i) for i, size in enumerate(shape)])
 
 
 def pad(x: Tensor, pads: list[int], value: float = 0.0) -> Tensor:
-    """Pad with ONNX's list, which has all beginnings, then all ends. torch takes pairs, of the last dimension first."""
+    """Pad by ONNX's list, which has the sizes before all dimensions, then those after all dimensions.
+
+    torch takes pairs of sizes, from the last dimension to the first.
+    """
     before, after = pads[: x.dim()], pads[x.dim() :]
     return F.pad(x, [size for pair in zip(before[::-1], after[::-1]) for size in pair], value=value)
 

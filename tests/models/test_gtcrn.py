@@ -16,7 +16,16 @@ import onnx
 
 import triton_gru
 
-from . import GTCRN, NOISE, WRONG, difference, load_in_onnxruntime, noisy_speech, package_file, set_reset_before
+from . import (
+    GTCRN,
+    ROUNDING_NOISE,
+    WRONG_VARIANT,
+    compute_difference,
+    load_in_onnxruntime,
+    make_noisy_speech,
+    package_file,
+    set_reset_before,
+)
 from .onnx_model import grus_of, torch_model
 
 Arrays = tuple[np.ndarray, ...]
@@ -30,38 +39,42 @@ def model() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
     """Return real and imaginary parts of windows of 32 ms, one every 16 ms, [20, 1, 257, 1, 2]."""
-    windows = np.lib.stride_tricks.sliding_window_view(noisy_speech(0.336, 0), 512)[::256] * np.sqrt(np.hanning(512))
+    windows = np.lib.stride_tricks.sliding_window_view(make_noisy_speech(0.336, 0), 512)[::256] * np.sqrt(
+        np.hanning(512)
+    )
     bands = np.fft.rfft(windows)
     return np.stack([bands.real, bands.imag], -1).astype(np.float32).reshape(20, 1, 257, 1, 2)
 
 
-def zero_states(model: onnx.ModelProto) -> Arrays:
-    """Return the states before the first frame."""
+def make_zero_states(model: onnx.ModelProto) -> Arrays:
+    """Return the states before the first frame, which are the graph's inputs after the frame."""
     sizes = ([size.dim_value for size in input.type.tensor_type.shape.dim] for input in model.graph.input)
-    return tuple(np.zeros(size, np.float32) for size in sizes)[1:]
+    _frame, *states = (np.zeros(size, np.float32) for size in sizes)
+    return tuple(states)
 
 
 def stream(process_frame: Callable[[Arrays], Arrays], frames: np.ndarray, states: Arrays) -> list[Arrays]:
-    """Return the output and the new states of each frame. A frame begins with the states of the frame before."""
+    """Return the output and the new states of each frame. A frame takes the states of the frame before it."""
     results = []
     for frame in frames:
-        results.append(process_frame((frame, *states)))
-        states = results[-1][1:]
+        output, *states = process_frame((frame, *states))
+        results.append((output, *states))
     return results
 
 
 @pytest.fixture(scope="module")
 def expected(model, frames) -> list[Arrays]:
     """Return the results of onnxruntime."""
-    return stream(load_in_onnxruntime(model), frames, zero_states(model))
+    return stream(load_in_onnxruntime(model), frames, make_zero_states(model))
 
 
 def to_torch(model: onnx.ModelProto, frames: np.ndarray) -> nn.Module:
-    return torch_model(model, tuple(map(torch.from_numpy, (frames[0], *zero_states(model))))).eval()
+    """Return the model as a torch module for one frame."""
+    return torch_model(model, tuple(map(torch.from_numpy, (frames[0], *make_zero_states(model))))).eval()
 
 
-def on_arrays(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arrays]:
-    """Return a function that calls ``module`` with numpy arrays."""
+def wrap_for_arrays(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arrays]:
+    """Return a function that calls ``module`` on a device with numpy arrays, and returns numpy arrays."""
 
     def process_frame(inputs: Arrays) -> Arrays:
         with torch.no_grad():
@@ -71,27 +84,31 @@ def on_arrays(module: nn.Module, device: str = "cpu") -> Callable[[Arrays], Arra
     return process_frame
 
 
-def largest_difference(actual: list[Arrays], expected: list[Arrays]) -> float:
-    """Return the largest `difference` of the output and the states, over all frames."""
+def find_largest_difference(actual: list[Arrays], expected: list[Arrays]) -> float:
+    """Return the largest `compute_difference` of the output and the states, over all frames."""
     pairs = [pair for frame in zip(actual, expected, strict=True) for pair in zip(*frame, strict=True)]
-    return float(np.max([difference(*pair) for pair in pairs]))
+    return float(np.max([compute_difference(*pair) for pair in pairs]))
 
 
 def test_model_agrees_with_onnxruntime_without_kernels(model, frames, expected):
-    module, start = to_torch(model, frames), zero_states(model)
+    module, start = to_torch(model, frames), make_zero_states(model)
     assert len(grus_of(module)) == 14 and sum(gru.bidirectional for gru in grus_of(module)) == 4
-    assert largest_difference(stream(on_arrays(module), frames, start), expected) <= NOISE
+    assert find_largest_difference(stream(wrap_for_arrays(module), frames, start), expected) <= ROUNDING_NOISE
     triton_gru.accelerate(module)
-    assert largest_difference(stream(on_arrays(module), frames[:5], start), expected[:5]) <= NOISE
-    assert largest_difference(stream(on_arrays(set_reset_before(module)), frames[:5], start), expected[:5]) > WRONG
+    assert find_largest_difference(stream(wrap_for_arrays(module), frames[:5], start), expected[:5]) <= ROUNDING_NOISE
+    assert (
+        find_largest_difference(stream(wrap_for_arrays(set_reset_before(module)), frames[:5], start), expected[:5])
+        > WRONG_VARIANT
+    )
 
 
 def test_model_agrees_with_onnxruntime_on_kernels(model, frames, expected, device, launched):
-    """Start at the sixth frame, where no state is zero. The CPU stops after it."""
+    """Start at the sixth frame, where no state is zero. The CPU computes only this frame."""
     end = 6 if device == "cpu" else len(frames)
     module = triton_gru.accelerate(to_torch(model, frames))
     for gru in grus_of(module):
         gru.backend = "block"
-    actual = stream(on_arrays(module, device), frames[5:end], expected[4][1:])
+    _output, *states = expected[4]
+    actual = stream(wrap_for_arrays(module, device), frames[5:end], states)
     assert launched.has_only("block")
-    assert largest_difference(actual, expected[5:end]) <= NOISE
+    assert find_largest_difference(actual, expected[5:end]) <= ROUNDING_NOISE

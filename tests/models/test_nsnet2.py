@@ -10,7 +10,16 @@ import onnx
 
 import triton_gru
 
-from . import NOISE, NSNET2, WRONG, difference, load_in_onnxruntime, noisy_speech, package_file, set_reset_before
+from . import (
+    NSNET2,
+    ROUNDING_NOISE,
+    WRONG_VARIANT,
+    compute_difference,
+    load_in_onnxruntime,
+    make_noisy_speech,
+    package_file,
+    set_reset_before,
+)
 from .onnx_model import grus_of, torch_model
 
 
@@ -19,7 +28,7 @@ def model() -> onnx.ModelProto:
     return onnx.load(package_file(*NSNET2))
 
 
-def log_spectrum(sound: np.ndarray) -> np.ndarray:
+def compute_log_spectrum(sound: np.ndarray) -> np.ndarray:
     """Return the logarithm of the power in windows of 20 ms, one every 10 ms, [frames, 161]."""
     windows = np.lib.stride_tricks.sliding_window_view(sound, 320)[::160] * np.sqrt(np.hanning(320))
     return np.log10(np.maximum(np.abs(np.fft.rfft(windows)) ** 2, 1e-12)).astype(np.float32)
@@ -27,11 +36,12 @@ def log_spectrum(sound: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sounds() -> np.ndarray:
-    return np.stack([log_spectrum(noisy_speech(1.0, seed)) for seed in range(2)])
+    """Return the log spectra of two sounds, [2, frames, 161]."""
+    return np.stack([compute_log_spectrum(make_noisy_speech(1.0, seed)) for seed in range(2)])
 
 
 def compute_gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """Return the factor for each band of each frame."""
+    """Return the model's result: the factor by which each band of each frame is multiplied."""
     with torch.no_grad():
         return module.to(device)(torch.from_numpy(sounds).to(device))[0].cpu().numpy()
 
@@ -40,9 +50,9 @@ def test_model_agrees_with_onnxruntime_without_kernels(model, sounds):
     module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), load_in_onnxruntime(model)((sounds,))
     assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"
-    assert difference(compute_gains(module, sounds), expected) <= NOISE
-    assert difference(compute_gains(triton_gru.accelerate(module), sounds), expected) <= NOISE
-    assert difference(compute_gains(set_reset_before(module), sounds), expected) > WRONG
+    assert compute_difference(compute_gains(module, sounds), expected) <= ROUNDING_NOISE
+    assert compute_difference(compute_gains(triton_gru.accelerate(module), sounds), expected) <= ROUNDING_NOISE
+    assert compute_difference(compute_gains(set_reset_before(module), sounds), expected) > WRONG_VARIANT
 
 
 @pytest.mark.parametrize(
@@ -56,10 +66,10 @@ def test_model_agrees_with_onnxruntime_without_kernels(model, sounds):
 )
 def test_model_agrees_with_onnxruntime_on_kernels(model, sounds, device, kernel, launched):
     if device == "cpu":
-        sounds = sounds[:, :2]
+        sounds = sounds[:, :2]  # two frames
     module = triton_gru.accelerate(torch_model(model, (torch.from_numpy(sounds),)).eval())
     for gru in grus_of(module):
         gru.backend = kernel
     actual = compute_gains(module, sounds, device)
     assert launched.has_only(kernel)
-    assert difference(actual, load_in_onnxruntime(model)((sounds,))[0]) <= NOISE
+    assert compute_difference(actual, load_in_onnxruntime(model)((sounds,))[0]) <= ROUNDING_NOISE

@@ -1,6 +1,6 @@
 """Runs a campaign: ``python -m tests.ptx matrix 1 600`` draws random calls from seed 1 for ten minutes.
 
-A case that fails is printed with the command that repeats only this case.
+The command that repeats a failed case is printed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from .device import emulate_gpu
 
 
 def main() -> int:
+    """Run the cases of a campaign until the time is over. Return the exit status: 1 if any failed or none passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__.splitlines()[0])
     parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("seed", type=int, help="the seed of all cases")
@@ -32,15 +33,15 @@ def main() -> int:
     torch.set_num_threads(1)
     os.environ.setdefault("TESTS_SEED", str(options.seed))
     end = time.monotonic() + options.seconds
-    tally, case, instructions = collections.Counter(), options.case or 0, 0
+    tally, case, executed = collections.Counter(), options.case or 0, 0
     while time.monotonic() < end:
-        result, executed = _run_case(options, case)
+        result, executed_by_case = _run_case(options, case)
         tally[result] += 1
-        instructions += executed
+        executed += executed_by_case
         case += 1
         if options.case is not None:
             break
-    print(f"{options.campaign} on {options.device}, seed {options.seed}: {dict(tally)}, {instructions:,} instructions")
+    print(f"{options.campaign} on {options.device}, seed {options.seed}: {dict(tally)}, {executed:,} instructions")
     return 1 if tally["failed"] or not tally["passed"] else 0
 
 

@@ -21,9 +21,10 @@ from ..calls import PRECISIONS, make_gru
 from .device import EmulatedGpu
 from .machine import Outcome
 
-# The numbers of steps of two calls: their difference, divided by two, is one step. If the loop makes several steps at a
-# time, `count_step` adds more.
+# The numbers of steps of two calls, whose difference is the work of MORE - FEWER steps. If a loop makes several steps
+# at a time, the longer call of `count_step` has more.
 FEWER, MORE = 2, 4
+# Lanes meet as early as possible, so that no instruction is counted once for each half of a warp.
 SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "resident": 0}
 SCHEDULE |= {"reconverge_late": False, "reconverge_early": True}
 
@@ -46,15 +47,16 @@ class Case:
     reset_after: bool = True
 
     def __str__(self) -> str:
-        more = [
+        options = [
             "" if self.ends == "dense" else self.ends,
             "both directions" if self.is_bidirectional else "",
             "" if self.reset_after else "reset before",
         ]
-        return " ".join([f"{self.kernel} H{self.hidden} B{self.batch} {self.precision}", *filter(None, more)])
+        return " ".join([f"{self.kernel} H{self.hidden} B{self.batch} {self.precision}", *filter(None, options)])
 
     @property
     def backend(self) -> str:
+        """Return the backend that has the kernel."""
         return "step" if self.kernel == "whole" else self.kernel
 
     def config(self, device) -> Config | str:
@@ -91,36 +93,36 @@ def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Co
         bidirectional=case.is_bidirectional, reset_after=case.reset_after,
     )  # fmt: skip
     if case.kernel == "whole":
-        return _count(gpu, case, config, gru, 1)
-    steps = max(MORE - FEWER, getattr(config, "ahead", 1))
-    return _per_step(lambda n: _count(gpu, case, config, gru, n), FEWER, FEWER + steps)
+        return _count_call(gpu, case, config, gru, 1)
+    difference = max(MORE - FEWER, getattr(config, "ahead", 1))
+    return _count_one_step(lambda steps: _count_call(gpu, case, config, gru, steps), FEWER, FEWER + difference)
 
 
 def count_calls(gpu: EmulatedGpu, call: Callable[[int], object], fewer: int, more: int) -> Counter:
-    """Execute the launches of ``call(steps)`` for two numbers of steps, and return the numbers of `count_step`."""
+    """Execute the launches of ``call(fewer)`` and ``call(more)``, and return the work of a step, as `count_step`."""
     gpu.fixed_schedule = dict(SCHEDULE)
 
     def count(steps: int) -> Counter:
-        counted, first = Counter(), len(gpu.outcomes)
+        counted, outcomes_before = Counter(), len(gpu.outcomes)
         call(steps)
-        for outcome in gpu.outcomes[first:]:
-            _add(counted, outcome, 1, outcome.ctas)
+        for outcome in gpu.outcomes[outcomes_before:]:
+            _add_launch(counted, outcome, times=1, programs=outcome.ctas)
         return counted
 
-    return _per_step(count, fewer, more)
+    return _count_one_step(count, fewer, more)
 
 
-def _per_step(count: Callable[[int], Counter], fewer: int, more: int) -> Counter:
-    """Return the work of one step, by the difference of two calls."""
+def _count_one_step(count: Callable[[int], Counter], fewer: int, more: int) -> Counter:
+    """Return the work of one step: the difference of ``count(more)`` and ``count(fewer)``, divided by the steps."""
     short, long = count(fewer), count(more)
     step = Counter({name: (long[name] - short[name]) / (more - fewer) for name in long})
-    # Exception: these are the longer call's numbers, not a difference.
+    # Exception: these are numbers of the longer call, not a difference. `update` adds.
     step.update({name: long[name] - step[name] for name in ("twice", "programs", "warps")})
     return step
 
 
-def _add(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
-    """Add the work of a launch of ``programs`` programs. ``outcome`` is the work of one in ``times`` programs."""
+def _add_launch(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
+    """Add the work of a launch of ``programs`` programs to ``counted``: ``times`` times the work of ``outcome``."""
     made, busiest = outcome.made, outcome.busiest
     counted.update({"busiest": max(outcome.by_warp), "idlest": min(outcome.by_warp), "barriers": busiest.barriers})
     counted.update({"twice": len(outcome.notes), "launches": 1, "exchanges": outcome.exchanges})
@@ -130,26 +132,27 @@ def _add(counted: Counter, outcome: Outcome, times: int, programs: int) -> None:
     for name, traffic in (("", made), *outcome.memory.items()):
         for direction in ("read", "received", "written"):
             work[f"{direction} {name}".strip()] = getattr(traffic, direction)
-    counted.update({name: times * n for name, n in work.items()})
+    counted.update({name: times * amount for name, amount in work.items()})
 
 
-def _count(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> Counter:
-    """Return the work of a call of ``steps`` steps."""
+def _count_call(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> Counter:
+    """Return the work of the scans of a call of ``steps`` steps."""
     counted = Counter()
-    for scan in _scans(gpu, case, config, gru, steps):
+    for scan in _make_scans(gpu, case, config, gru, steps):
         if scan.clear is not None:
             scan.clear.words.zero_()  # no element of the mailbox is missing
-        if alike := _are_programs_alike(case, config):
+        if are_alike := _are_programs_alike(case, config):
             gpu.run_program(scan, (0, 0, 0))
         else:
             gpu.make_starter(scan)(*scan.args)
         outcome, programs = gpu.outcomes[-1], math.prod(scan.programs)
-        _add(counted, outcome, programs if alike else 1, programs)
+        _add_launch(counted, outcome, times=programs if are_alike else 1, programs=programs)
         assert not any(dataclasses.astuple(outcome.waited)), "a program waited"
     return counted
 
 
-def _scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> list[Launch]:
+def _make_scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> list[Launch]:
+    """Return the launches of a call of ``steps`` steps with zeros as input, without the input projection."""
     dtype = gru.weight_hh_l0.dtype
     x = torch.zeros(steps, case.batch, gru.input_size, dtype=dtype)
     hx = torch.zeros(1 + case.is_bidirectional, case.batch, case.hidden, dtype=dtype)
@@ -163,7 +166,7 @@ def _scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -> lis
 
 
 def _are_programs_alike(case: Case, config: Config) -> bool:
-    """Return whether all programs do the same, on different memory."""
+    """Return whether all programs do the same, on different memory: none has a tail of units, rows or tiles."""
     tiles = -(-case.batch // config.batch)
     groups = -(-tiles // getattr(config, "tiles", 1)) if case.kernel == "grid" else tiles
     return (

@@ -25,7 +25,7 @@ from .machine import Outcome, Schedule, execute
 
 
 class _Driver(AbsentDriver):
-    """A driver for Triton with a device name of its own, so that Triton's caches separate emulated and real GPUs."""
+    """A driver for Triton. Its devices are named "emulated", so that Triton's caches separate them from real GPUs."""
 
     def get_current_device(self) -> str:
         return f"emulated {self.device.name}"
@@ -53,7 +53,7 @@ class EmulatedGpu:
         self.change_ptx = lambda kernel, ptx: ptx
         self.forgiven: Collection[str] = ()
         self._draw = random.Random(seed)
-        self._extents: dict[int, int] = {}  # first address -> end, for the input and output of a prepared call
+        self._extents: dict[int, int] = {}  # first address -> end, of the input and the output of a prepared call
 
     def seed(self, seed: int) -> None:
         """Draw the next schedules from ``seed``."""
@@ -66,7 +66,7 @@ class EmulatedGpu:
             by_name = dict(zip(function.arg_names, args)) | options
             arguments = [by_name[name] for name in function.arg_names if compiled.src.signature[name] != "constexpr"]
             grid = grid(by_name) if callable(grid) else grid
-            self._execute(compiled, arguments, _memory(by_name.items()), grid, options)
+            self._execute(compiled, arguments, _memory_of(by_name.items()), grid, options)
         return compiled
 
     def make_starter(self, launch: Launch) -> Callable[..., None]:
@@ -77,7 +77,8 @@ class EmulatedGpu:
         """
 
         # Keep sizes only, so that the tensors can be freed.
-        sizes = {name: high - low for name, (low, high) in _memory(zip(launch.kernel.arg_names, launch.args)).items()}
+        extents = _memory_of(zip(launch.kernel.arg_names, launch.args))
+        sizes = {name: end - first for name, (first, end) in extents.items()}
         compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.programs, launch.constants
 
         def start(*args) -> None:
@@ -100,14 +101,15 @@ class EmulatedGpu:
         return starts, tensors, results
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
-        """Execute a single program of a launch, for launches that are too large to execute."""
+        """Execute only the program with index ``program`` of a launch, for launches that are too large to execute."""
         compiled = launch.compile()
         signature = compiled.src.signature
         arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]
-        memory = _memory(zip(launch.kernel.arg_names, launch.args))
+        memory = _memory_of(zip(launch.kernel.arg_names, launch.args))
         change = self.change_ptx
 
         def fix_program(kernel: str, ptx: str) -> str:
+            """Replace the index of the program by a constant."""
             for dimension, index in zip("xyz", program):
                 ptx = ptx.replace(f"%ctaid.{dimension}", str(index))
             return change(kernel, ptx)
@@ -116,9 +118,16 @@ class EmulatedGpu:
             self._execute(compiled, arguments, memory, (1, 1, 1), launch.constants)
 
     def _execute(self, compiled, arguments: list, memory: dict, grid: tuple, options: dict) -> None:
+        """Execute a compiled kernel and append its `Outcome`.
+
+        ``memory`` is as in `machine.execute`. ``options`` are the launch's constants and options.
+
+        Raises:
+            OutOfResources: the kernel needs more shared memory than the device has.
+        """
         if compiled.metadata.shared > self.device.shared_memory:
             raise OutOfResources(compiled.metadata.shared, self.device.shared_memory, "shared memory")
-        values = [_bits(argument) for argument in arguments]
+        values = [_bits_of(argument) for argument in arguments]
         seed = self.fixed_schedule.get("seed", self._draw.getrandbits(63))
         cooperative = bool(options.get("launch_cooperative_grid"))
         schedule = Schedule.draw(cooperative=cooperative, **{"seed": seed} | self.fixed_schedule)
@@ -137,15 +146,15 @@ class EmulatedGpu:
 _compile, _allocate = JITFunction.run, PreparedCall._allocate
 
 
-def _bits(argument: torch.Tensor | float) -> int:
+def _bits_of(argument: torch.Tensor | float) -> int:
     """Return the bits of a kernel's argument: an address, an integer, or an fp32 number."""
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr()
     return struct.unpack("<I", struct.pack("<f", argument))[0] if isinstance(argument, float) else int(argument)
 
 
-def _memory(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:
-    """Return the extents of the arguments that are tensors, by name."""
+def _memory_of(named: Iterable[tuple[str, object]]) -> dict[str, tuple[int, int]]:
+    """Return the `_extent` of each argument that is a tensor, by name."""
     return {name: _extent(value) for name, value in named if isinstance(value, torch.Tensor)}
 
 

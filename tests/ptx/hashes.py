@@ -4,8 +4,9 @@
     python -m tests.ptx.hashes after.json        # on the tree after it
     python -m tests.ptx.hashes before.json after.json
 
-The last command lists the launches that differ. Its exit status is 1 if any does. Names of kernels and helpers count;
-line numbers and comments do not. ptxas does not run. With an empty cache, two cores take a quarter of an hour.
+The last command lists the launches that differ, and exits with status 1 if there is one. A hash depends on names of
+kernels and helpers. It does not depend on line numbers and comments. ptxas does not run. With an empty cache, two cores
+take a quarter of an hour.
 """
 
 import argparse
@@ -33,8 +34,8 @@ SHAPES = {
 # A few shapes for the other devices.
 ELSEWHERE = {"block": ((100, 128), (1, 64)), "grid": ((200, 512), (1, 16)), "step": ((512,), (1, 64))}
 DEVICES = ("H200", "A100", "RTX 4090", "B200", "RTX 5090")
-# Options that change what a launch is compiled for. Each shape takes the next one, so that all are covered.
-FORMS = (
+# Options of `kernel_launches` that change what a launch is compiled for. Each shape takes the next options in turn.
+CALL_OPTIONS = (
     {},
     {"hx": True},
     {"reset_after": False},
@@ -50,32 +51,32 @@ FORMS = (
 
 
 def cases() -> list[tuple]:
-    """Return a device's name, a kernel, a precision, sizes and a form for each call whose launches are hashed."""
+    """Return a device's name, a kernel, a precision, H, a batch size and options for each call to hash."""
     calls = []
-    forms = itertools.cycle(FORMS)
+    all_options = itertools.cycle(CALL_OPTIONS)
     for name in DEVICES:
         for kernel, (sizes, batches) in (SHAPES if name == "H200" else ELSEWHERE).items():
             for precision, hidden, batch in itertools.product(PRECISIONS, sizes, batches):
-                calls.append((name, kernel, precision, hidden, batch, next(forms)))
+                calls.append((name, kernel, precision, hidden, batch, next(all_options)))
     return calls
 
 
 def hash_launches(case: tuple) -> dict[str, str]:
-    """Return a hash for each launch of a case, or an empty dict if the kernel does not serve the shape."""
-    name, kernel, precision, hidden, batch, form = case
-    device, directions = KNOWN_DEVICES[name], 2 if form.get("bidirectional") else 1
+    """Return a hash for each launch of one of `cases`, or an empty dict if the kernel does not serve the shape."""
+    name, kernel, precision, hidden, batch, options = case
+    device, directions = KNOWN_DEVICES[name], 2 if options.get("bidirectional") else 1
     if isinstance(HEURISTICS[kernel](hidden, batch, directions, *PRECISIONS[precision], device), str):
         return {}
     set_compile_target(device)
-    options = " ".join(f"{key}={value}" for key, value in form.items())
+    options_text = " ".join(f"{key}={value}" for key, value in options.items())
     hashes = {}
-    for number, launch in enumerate(kernel_launches(kernel, device, precision, hidden, batch, **form)):
-        key = f"{name} {kernel} {precision} H={hidden} B={batch} {options} {number}: {launch.kernel.__name__}"
+    for number, launch in enumerate(kernel_launches(kernel, device, precision, hidden, batch, **options)):
+        key = f"{name} {kernel} {precision} H={hidden} B={batch} {options_text} {number}: {launch.kernel.__name__}"
         try:
-            compiled = launch.compile().asm["ptx"]
+            text = launch.compile().asm["ptx"]
         except Exception as failure:  # an error is a result, too: hash its message
-            compiled = traceback.format_exception_only(failure)[-1]
-        hashes[key] = hashlib.sha256(strip_debug_info(compiled).encode()).hexdigest()[:16]
+            text = traceback.format_exception_only(failure)[-1]
+        hashes[key] = hashlib.sha256(strip_debug_info(text).encode()).hexdigest()[:16]
     return hashes
 
 
@@ -95,7 +96,7 @@ def _skip_ptxas() -> None:
 
 
 def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Return a line for each launch whose hash differs, or that only one of both has."""
+    """Return a line for each launch whose hash differs, or that only ``before`` or only ``after`` has."""
     changes = {(True, False): "is gone", (False, True): "is new", (True, True): "differs"}
     return [
         f"{key} {changes[key in before, key in after]}"
@@ -105,6 +106,7 @@ def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def main() -> int:
+    """Hash all launches into a file, or compare two files. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.ptx.hashes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

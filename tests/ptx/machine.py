@@ -29,7 +29,7 @@ SHARED_OUT_OF_BOUNDS SHARED_MISALIGNED SHARED_UNWRITTEN SHARED_NOT_WAITED_FOR SH
 SHARED_WRITE_AFTER_READ SHARED_WRITE_AFTER_WRITE SHARED_RACE_IN_WARP
 UNDEFINED DIVERGED LEFT_BARRIER LEFT_UNDERWAY ENDLESS
 """.split()
-# Kinds that are reported but do not fail a launch. STORED_TWICE: two warps store the same value at the same address.
+# Kinds that are reported and fail no launch. STORED_TWICE: two warps store the same value at the same address.
 NOTES = {"STORED_TWICE"}
 RACES = {"RACE_BETWEEN_CTAS", "RACE_IN_CTA"}
 
@@ -45,16 +45,16 @@ class Fault(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The order of everything that a GPU promises no order for. The same numbers give the same order again.
+    """The order of everything that a GPU promises no order for. Equal schedules give the same order.
 
     Attributes:
         seed: the seed of every choice.
-        quantum: the most instructions that a warp executes in a turn.
+        quantum: the largest number of instructions that a warp executes in a turn.
         delay: how late relaxed stores arrive: some may after each turn, with probability 1 / (``delay`` + 1).
         sleeps: whether warps may fall far behind.
-        reconverge_late: whether diverged lanes of a warp run in any order. Otherwise those at the lowest instruction
-            run first, except in one turn of 16.
-        reconverge_early: whether those at the lowest instruction run first in every turn, so that lanes meet where
+        reconverge_late: whether diverged lanes of a warp run in any order. Otherwise the lanes at the lowest
+            instruction run first, except in one turn of 16.
+        reconverge_early: whether the lanes at the lowest instruction run first in every turn, so that lanes meet where
             their paths do. A warp whose lanes wait for each other may then never end.
         resident: how many CTAs run at a time, or 0 for all.
         ns_per_instruction: how much ``%globaltimer`` advances with each instruction of a warp.
@@ -73,7 +73,10 @@ class Schedule:
 
     @classmethod
     def draw(cls, seed: int, cooperative: bool, **fixed) -> "Schedule":
-        """Return a schedule drawn from ``seed``, with the ``fixed`` fields. All CTAs of a cooperative launch run."""
+        """Return a schedule drawn from ``seed``, with the ``fixed`` fields.
+
+        All CTAs of a cooperative launch run at a time, and one to four CTAs of any other launch.
+        """
         draw = random.Random(seed)
         drawn = {
             "quantum": draw.choice((1, 8, 64, 1000)),
@@ -129,11 +132,11 @@ class Outcome:
     Attributes:
         made: the work of all warps. A loop that waits for others' stores counts as its best pass.
         waited: the work of all other passes of these loops.
-        busiest: the part of ``made`` of the warp with the most instructions.
-        by_warp: the instructions of each warp of a CTA in ``made``, the most of any CTA.
-        most_read: the bytes that one CTA has read and received, the most of any.
-        exchanges: how often a warp received after it had sent, the most of any warp. To send is a relaxed store or an
-            atomic addition, and to receive a relaxed or acquire load, each of global memory.
+        busiest: the share of ``made`` that the warp with the most instructions has.
+        by_warp: the instructions in ``made`` of each warp of a CTA, in the CTA where the warp has the most.
+        most_bytes_read: the bytes that one CTA has read and received, in the CTA with the most.
+        exchanges: how often a warp received after it had sent, in the warp with the most. To send is a relaxed store or
+            an atomic addition, and to receive a relaxed or acquire load, each of global memory.
         memory: the traffic of each argument's memory, by its name. Arguments that overlap share one `Traffic`.
         notes: the reports of `NOTES` and of forgiven faults, as (kind, line of source).
         executed: the instructions of all warps, waits included.
@@ -147,7 +150,7 @@ class Outcome:
     waited: Counts
     busiest: Counts
     by_warp: tuple[int, ...]
-    most_read: int
+    most_bytes_read: int
     exchanges: int
     memory: dict[str, Traffic]
     notes: list[tuple[str, str]]
@@ -188,7 +191,7 @@ def execute(
         raise ValueError(f"the machine runs at most 65,534 CTAs, got {ctas}")
     if len(arguments) != len(program.parameters):
         raise ValueError(f"{program.name} takes {len(program.parameters)} arguments, got {len(arguments)}")
-    extents = _merge(memory.values())
+    extents = _merge_extents(memory.values())
     ranges = (_Range * max(1, len(extents)))(*((low, high - low) for low, high in extents))
     reports = (_Report * 64)()
     by_warp = (ctypes.c_int64 * num_warps)()
@@ -209,31 +212,39 @@ def execute(
     explained = [_explain(report, program, extents) for report in reports[: launch.n_reports]]
     faults = [f"{kind} in {program.name}, {message}" for kind, _, message in explained if kind not in noted]
     if faults:
-        raise Fault("\n".join([*faults[:6], str(schedule)]))
+        raise Fault("\n".join([*faults[:6], str(schedule)]))  # more lines than six rarely help
 
     def traffic_at(address: int) -> Traffic:
-        (touched,) = (piece for piece in ranges[: len(extents)] if piece.base <= address < piece.base + piece.bytes)
+        (touched,) = (piece for piece in ranges[: len(extents)] if 0 <= address - piece.base < piece.bytes)
         return Traffic(touched.read, touched.received, touched.written)
 
     return Outcome(
         program.name, ctas, num_warps,
         *(Counts(*(getattr(counts, name) for name, _ in counts._fields_)) for counts in launch.counts()),
-        tuple(by_warp), launch.most_read, launch.exchanges,
+        tuple(by_warp), launch.most_bytes_read, launch.exchanges,
         {name: traffic_at(first) for name, (first, end) in memory.items() if first < end},
         [(kind, where) for kind, where, _ in explained], launch.executed,
         len(program.instructions),
     )  # fmt: skip
 
 
+# The order of the accesses of a race, as memory.h numbers it. "": the report has no such detail.
+_RACE_DETAILS = ["", ", a write after a write", ", a write after a read", ", a read after a write"]
+
+
 def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]) -> tuple[str, str, str]:
-    """Return the kind of a report, the line of source, and a description."""
-    kind, at = FAULTS[report.kind], program.instructions[report.pc]
-    message = f"{at.where}, line {at.line} of the PTX, {at.text[:120]!r}: CTA {report.cta}, warp {report.warp}"
+    """Return the kind of a report, the line of Python source, and a description.
+
+    ``extents`` are the first addresses and the ends of the memory that the launch may touch.
+    """
+    kind, instruction = FAULTS[report.kind], program.instructions[report.pc]
+    message = f"{instruction.where}, line {instruction.line} of the PTX, {instruction.text[:120]!r}"
+    message += f": CTA {report.cta}, warp {report.warp}"
     if report.lane >= 0:
         message += f", lane {report.lane}"
     if kind == "UNDEFINED":
         message += f", {UNDEFINED[report.other].lower().replace('_', ' ')} {report.address}"
-    elif OPERATIONS[at.operation] == "load_parameter":
+    elif OPERATIONS[instruction.operation] == "load_parameter":
         message += f", address {report.address} of no kernel argument"
     elif kind.startswith("SHARED"):
         message += f", address {report.address}"
@@ -241,15 +252,17 @@ def _explain(report: "_Report", program: Program, extents: list[tuple[int, int]]
             other = program.instructions[report.other]
             message += f", against {other.where}, line {other.line}, {other.text[:120]!r}"
     elif kind in ("OUT_OF_BOUNDS", "MISALIGNED", "STORED_TWICE") or kind.startswith("RACE"):
-        low, high = min(extents, key=lambda e: min(abs(report.address - end) for end in e), default=(0, 0))
+        # The extent with the nearest limit is that of the tensor that the access probably meant.
+        low, high = min(
+            extents, key=lambda extent: min(abs(report.address - limit) for limit in extent), default=(0, 0)
+        )
         message += f", {report.address - low:+d} bytes from a tensor's start, {report.address - high:+d} from its end"
-        message += ["", ", a write after a write", ", a write after a read", ", a read after a write"][
-            max(0, report.other)
-        ]
-    return kind, at.where, f"{message}; {report.count} times"
+        message += _RACE_DETAILS[max(0, report.other)]
+    return kind, instruction.where, f"{message}; {report.count} times"
 
 
-def _merge(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merge_extents(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the extents in order of their addresses. Empty extents are left out, and overlapping ones merged."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(extent for extent in extents if extent[1] > extent[0]):
         if merged and low < merged[-1][1]:
@@ -264,21 +277,24 @@ class _Loaded:
 
     def __init__(self, text: str, peers: bool):
         self.program = program = translate(text, peers)
-        loops = {}
+        loops = {}  # index of an instruction -> the innermost loop around it that only waits
         for first, last in find_waits(program):
             loops |= dict.fromkeys(range(first, last + 1), (first, last))
         operands, records = [], []
-        for index, i in enumerate(program.instructions):
-            counts = len(i.out), len(i.into), len(operands)
-            operands += i.out + i.into
-            records += [i.operation, i.guard, i.negated, i.aligned, *counts, *i.extra, *loops.get(index, (-1, -1))]
+        for index, instruction in enumerate(program.instructions):
+            operation, guard, negated, aligned, extra, results, sources, *_ = instruction
+            # The fields of Instruction in machine.h, in order.
+            records += [operation, guard, negated, aligned, len(results), len(sources), len(operands), *extra]
+            records += loops.get(index, (-1, -1))
+            operands += results + sources
         self.instructions = np.array(records, np.int32)
-        self.operands = np.array([*operands, 0], np.int32)
+        self.operands = np.array([*operands, 0], np.int32)  # 0: so that the array is never empty
         kinds = [1 + SPECIAL.index(value) if kind == "special" else 0 for kind, value in program.constants.values()]
         values = [value if kind == "value" else 0 for kind, value in program.constants.values()]
         self.constant_rows = np.array(list(program.constants), np.int32)
-        self.constant_kinds = np.array(kinds, np.int32)
+        self.constant_kinds = np.array(kinds, np.int32)  # as in machine.h
         self.constant_values = np.array(values, np.uint64)
+        # (index among the constants, index of the argument): `execute` sets these values.
         self.parameters = [
             (i, value) for i, (kind, value) in enumerate(program.constants.values()) if kind == "parameter"
         ]
@@ -286,7 +302,7 @@ class _Loaded:
 
 _load = functools.lru_cache(maxsize=512)(_Loaded)
 
-# The structures of machine.h.
+# The structures of machine.h, with the same fields in the same order.
 _I, _P = ctypes.c_int32, ctypes.c_void_p
 
 
@@ -317,21 +333,27 @@ class _Launch(ctypes.Structure):
         ("resident", _I), ("reconverge_late", _I), ("reconverge_early", _I),
         ("quantum", _I), ("delay", _I), ("sleeps", _I), ("forgiven", ctypes.c_uint64),
         ("n_reports", _I), ("most_reports", _I), ("reports", _P), ("executed", ctypes.c_int64),
-        ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_read", ctypes.c_int64),
+        ("made", _Counts), ("waited", _Counts), ("busiest", _Counts), ("most_bytes_read", ctypes.c_int64),
         ("exchanges", ctypes.c_int64), ("by_warp", _P),
     ]  # fmt: skip
 
     def counts(self) -> tuple[_Counts, _Counts, _Counts]:
+        """Return the first three counts of an `Outcome`."""
         return self.made, self.waited, self.busiest
 
 
 @functools.cache
 def _machine() -> ctypes.CDLL:
-    """Return the machine's library. Build it first if the user's cache has none of the same sources."""
+    """Return the machine's library. Build it first if the user's cache has no library of these sources.
+
+    Raises:
+        RuntimeError: gcc is missing, or fails.
+    """
     gcc = shutil.which("gcc")
     if gcc is None:
         raise RuntimeError("executing PTX needs gcc, which is not on the PATH: install it (Debian: apt install gcc)")
     numbered = {"OP_": OPERATIONS, "FAULT_": FAULTS, "UNDEFINED_": UNDEFINED}
+    # The numbers that Python and C share, as enums in names.h.
     enums = [ORDERS, ELEMENTS, *([prefix + name for name in names] for prefix, names in numbered.items())]
     header = "".join(f"enum {{ {', '.join(names)} }};\n" for names in enums)
     sources = sorted(_SOURCES.iterdir())

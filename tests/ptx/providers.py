@@ -1,4 +1,4 @@
-"""Counts a time step of our kernels and of other libraries' GRUs in Triton, launched by their own host code.
+"""Counts a time step of our kernels and of other libraries' GRUs in Triton, launched by each library's host code.
 
 If a library tunes its kernel, the counted configuration is the one whose busiest warp has the fewest instructions.
 """
@@ -36,11 +36,11 @@ from .machine import RACES, Fault
 
 # Our kernel is the one that "auto" chooses for a sequence of 512 steps.
 STEPS = 512
-# The numbers of steps of two calls of a peer, whose difference is four steps. Our kernel is checked in a call of FEWER.
+# The numbers of steps of two calls of a peer, whose difference is counted. Our kernel is checked in a call of FEWER.
 FEWER, MORE = 4, 8
-# If a tuned kernel has more than LONG instructions, or executes more than MANY, only the configuration with the most
-# warps is counted. The others take minutes to compile or to execute.
-LONG, MANY = 10_000, 4_000_000
+# If a tuned kernel has more or executes more instructions than this, only the configuration with the most warps is
+# counted. The other configurations take minutes to compile or to execute.
+MAX_KERNEL_LENGTH, MAX_EXECUTED = 10_000, 4_000_000
 
 
 class WrongResult(Exception):
@@ -50,14 +50,14 @@ class WrongResult(Exception):
 def count_ours(gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]:
     """Return the work of a step of the kernel that ``"auto"`` chooses for a long sequence, and columns that name it.
 
-    The numbers are those of `count_step`. A short call is also executed in full and checked. If it takes too many
-    instructions, the columns have no largest error.
+    The numbers are those of `count_step`. A short call is also executed in full and checked. If the call takes too many
+    instructions, the columns have no ``max_abs_err``.
 
     Raises:
         Unavailable: ``"auto"`` chooses no kernel.
         WrongResult: the kernel's result is wrong.
     """
-    gru, x = case.module("cpu"), torch.randn(FEWER, case.batch, case.hidden).to(case.dtype)
+    gru, x = case.make_gru("cpu"), torch.randn(FEWER, case.batch, case.hidden).to(case.dtype)
     plan = ours.BackendProvider("auto").choose(
         Options.from_module(gru).to_problem(STEPS, case.batch, case.dtype), gpu.device
     )
@@ -68,7 +68,7 @@ def count_ours(gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]:
     step["read_w_hh"] = step["read w_hh"]
     columns = {"version": triton_gru.__version__, "kernel": plan.kernel, "config": config_text(plan.config)}
     try:
-        error, is_right = judge(ours.BackendProvider(plan.kernel).module(gru)(x))
+        error, is_right = judge(ours.BackendProvider(plan.kernel).make_gru(gru)(x))
     except Fault as fault:
         if not str(fault).startswith("ENDLESS"):
             raise
@@ -92,13 +92,15 @@ class Peer(NamedTuple):
     prepare: Callable[[Case, nn.GRU, Tensor], Callable[[Tensor], Tensor]]
 
 
-def _torchrl(case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _prepare_torchrl(case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function from the input to the output of torchrl's GRU, as `Peer.prepare`."""
     rnn = import_peer("torchrl.modules.tensordict_module._rnn_triton", "torchrl")
     call = torchrl.bind(rnn.gru_triton, gru, x)
     return lambda x: call(x)[0]
 
 
-def _gru_qat(entry: str, case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _prepare_gru_qat(entry: str, case: Case, gru: nn.GRU, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function from the input to the output of gru-qat's function ``entry``, as `Peer.prepare`."""
     if case.precision != "tf32":
         raise Unavailable("gru-qat computes only in fp32 with products in TF32")
     scan = getattr(import_peer("gru_qat.triton_kernels.scan", "gru-qat"), entry)
@@ -111,9 +113,9 @@ def count_peer(peer: Peer, gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]
 
     Raises:
         Unavailable: the library is not installed, or does not serve the case.
-        WrongResult: its result is wrong.
+        WrongResult: the library's result is wrong.
     """
-    gru, x = case.module("cpu"), torch.randn(MORE, case.batch, case.hidden).to(case.dtype)
+    gru, x = case.make_gru("cpu"), torch.randn(MORE, case.batch, case.hidden).to(case.dtype)
     judges = {steps: Judge.for_call(gru, x[:steps], None, case.precision) for steps in (FEWER, MORE)}
     errors, counted = [], []
 
@@ -124,20 +126,21 @@ def count_peer(peer: Peer, gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]
             raise WrongResult(error)
         errors.append(error)
 
+    # Count each configuration of a tuned kernel. Their number is known after the first launch.
     for index in itertools.count():
         with patch_host_code(gpu, index) as configs, contextlib.suppress(OutOfResources), poison_memory():
             counted.append((count.count_calls(gpu, call, FEWER, MORE), index))
-        is_slow = any(outcome.length > LONG or outcome.executed > MANY for outcome in gpu.outcomes)
+        is_slow = any(outcome.length > MAX_KERNEL_LENGTH or outcome.executed > MAX_EXECUTED for outcome in gpu.outcomes)
         if index + 1 >= len(configs) or is_slow:
             break
     if not counted:
         raise Unavailable(f"no configuration of {peer.package} fits {gpu.device.name}")
     if not gpu.outcomes:
         raise Unavailable(f"{peer.package} launches no kernel")
-    step, best = min(counted, key=lambda pair: pair[0]["busiest"])
+    step, best_index = min(counted, key=lambda pair: pair[0]["busiest"])
     step["read_w_hh"] = sum(step[f"read {name}"] for name in peer.weights)
     choice = "best" if index + 1 == len(configs) else "most warps"
-    config = f"{choice} of {len(configs)}: {configs[best]}" if configs else ""
+    config = f"{choice} of {len(configs)}: {configs[best_index]}" if configs else ""
     kernels = ", ".join(dict.fromkeys(gpu.launched))
     return step, {"version": version(peer.package), "kernel": kernels, "config": config, "max_abs_err": max(errors)}
 
@@ -146,14 +149,16 @@ def count_peer(peer: Peer, gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]
 def patch_host_code(gpu: EmulatedGpu, index: int = 0) -> Iterator[list[Config]]:
     """Let other libraries treat CPU tensors as tensors on ``gpu``, and use configuration ``index`` of tuned kernels.
 
-    Races in global memory are only noted: peers order their accesses by counters, and the machine does not model that.
+    Races in global memory are only noted: peers order accesses by counters, which the machine does not model.
 
     Yields:
-        The configurations of the tuned kernel, those of most warps first. The list is empty before the first launch.
+        The configurations of the tuned kernel, from the most warps to the fewest. The list is empty before the first
+        launch.
     """
     device, configs = gpu.device, []
 
     def run(tuner: Autotuner, *args, **options):
+        """Launch configuration ``index``, without timing any."""
         tuner.nargs = dict(zip(tuner.arg_names, args))
         configs[:] = sorted(tuner.prune_configs(options), key=lambda config: -config.num_warps)
         return tuner.fn.run(*args, **options, **configs[index].all_kwargs())
@@ -176,8 +181,8 @@ _QAT = "gru_scan_forward"
 # Functions that return the numbers of `count_step` and columns of a row. torch's settings must be those of the case.
 PROVIDERS: dict[str, Callable[[EmulatedGpu, Case], tuple[Counter, dict]]] = {
     OURS: count_ours,
-    "torchrl": functools.partial(count_peer, Peer("torchrl", ("w_r_ptr", "w_z_ptr", "w_n_ptr"), _torchrl)),
+    "torchrl": functools.partial(count_peer, Peer("torchrl", ("w_r_ptr", "w_z_ptr", "w_n_ptr"), _prepare_torchrl)),
 }
 for _name, _entry in {"gru_qat.scan": _QAT, "gru_qat.persistent": f"{_QAT}_persistent"}.items():
-    _peer = Peer("gru-qat", ("Wh_ptr",), functools.partial(_gru_qat, _entry))
+    _peer = Peer("gru-qat", ("Wh_ptr",), functools.partial(_prepare_gru_qat, _entry))
     PROVIDERS[_name] = functools.partial(count_peer, _peer)

@@ -29,8 +29,9 @@ HIDDEN, BATCH = (64, 128, 192, 256, 512, 1024, 2048), (1, 4, 16, 64)
 PRECISION = ("fp16", "tf32", "fp32")
 SECTOR = 32  # the fewest bytes that a warp reads
 
-# Exact instructions of the busiest warp / barriers of a step, by precision, kernel, H and (columns) batch size.
-# If the loop makes several steps at a time, a step has its share. "-": "auto" chooses another kernel.
+# Instructions of the busiest warp / barriers of a step, by precision, kernel, H and (columns) batch size. They are
+# exact. If a loop makes several steps at a time, the numbers are those of the loop, divided by the steps. "-": "auto"
+# chooses another kernel.
 TABLE = """
 fp16 block   64   60.25/1   60.25/1   60.25/1   60.25/1
 fp16 block  128      74/1      74/1      74/1      74/1
@@ -97,19 +98,19 @@ tf32 whole 2048   6035/69   6035/69   6035/69 38969/261
 
 
 def count_tiles(case: Case, config: Config) -> int:
-    """Return how many tiles of the batch are computed, of all directions."""
+    """Return how many tiles of the batch are computed in all directions."""
     group = config.tiles if case.kernel == "grid" else 1  # tiles beyond the batch fill the last group
     return -(-case.batch // (config.batch * group)) * group * (1 + case.is_bidirectional)
 
 
-def padded_depth(case: Case, config: Config) -> int:
-    """Return the number of hidden units that a product sums over, padded."""
+def pad_depth(case: Case, config: Config) -> int:
+    """Return the number of hidden units that a product sums over, padding included."""
     if case.kernel == "block":
         return config.padded_hidden
     itemsize = PRECISIONS[case.precision][0].itemsize
     chunk = config.slices * config.depth(itemsize) if case.kernel == "grid" else config.depth
-    summed = config.padded_hidden if case.kernel == "grid" else case.hidden
-    return -(-summed // chunk) * chunk
+    units = config.padded_hidden if case.kernel == "grid" else case.hidden
+    return -(-units // chunk) * chunk
 
 
 def is_by_lanes(case: Case, config: Config) -> bool:
@@ -123,8 +124,8 @@ def count_products(case: Case, config: Config) -> int:
         columns = config.rows if is_by_lanes(case, config) else config.batch  # lanes compute no padding of a tile
     else:
         columns = max(config.batch, 8)  # the fewest columns of the matrix unit
-    operands = 2 if case.kernel == "whole" else 1  # the state, and x, which has as many features here
-    return 3 * config.padded_hidden * padded_depth(case, config) * columns * count_tiles(case, config) * operands
+    operands = 2 if case.kernel == "whole" else 1  # the state, and x, which has H features here
+    return 3 * config.padded_hidden * pad_depth(case, config) * columns * count_tiles(case, config) * operands
 
 
 def max_other_fma(case: Case, config: Config) -> int:
@@ -135,10 +136,11 @@ def max_other_fma(case: Case, config: Config) -> int:
 
 
 def count_warps(case: Case, config: Config) -> int:
+    """Return the number of warps of a program."""
     return config.slices if case.kernel == "grid" else config.num_warps
 
 
-def bytes_written(case: Case, config: Config) -> dict[str, int]:
+def count_bytes_written(case: Case, config: Config) -> dict[str, int]:
     """Return the bytes that a step writes, by argument: its output, and the state for other programs or launches."""
     itemsize = PRECISIONS[case.precision][0].itemsize
     state = case.batch * case.hidden * (1 + case.is_bidirectional)
@@ -170,7 +172,7 @@ def max_bytes_read(case: Case, config: Config) -> dict[str, int]:
         holders = 1 if is_by_lanes(case, config) else max(1, 32 * warps // (config.units * config.batch))
         gate = config.rows * config.units * itemsize * holders
         # Every program reads the full state. A slice beyond its end reads the last word of each row.
-        beyond = (padded_depth(case, config) - hidden) * itemsize // SECTOR
+        beyond = (pad_depth(case, config) - hidden) * itemsize // SECTOR
         state = config.rows * hidden * itemsize + beyond * max(SECTOR, 8 * config.rows)
         return {"gi": config.programs * tiles * 3 * gate, "mailbox": config.programs * tiles * state}
     # Weights are read once for each tile of the batch. Every program reads their full operand, and every warp the bias.
@@ -192,37 +194,44 @@ def max_bytes_read(case: Case, config: Config) -> dict[str, int]:
 
 
 def find_waste(case: Case, config: Config, step: Counter) -> list[str]:
-    """Return a line for each kind of work that a step does too often or not at all."""
+    """Return a line for each kind of work that a step does too often or not at all.
+
+    ``step`` has the numbers of `count_step`.
+    """
     messages = []
-    least = count_products(case, config)
+    product_fma = count_products(case, config)
     if case.precision == "fp32":
-        most = least + max_other_fma(case, config)
-        if step["fma"] > most:
-            messages.append(f"{step['fma'] / most:.3g} times the {most} multiply-adds that it needs")
-    elif step["flops"] != 2 * least:
-        messages.append(f"{step['flops'] / 2 / least:.3g} times the {least} multiply-adds that it needs")
+        max_fma = product_fma + max_other_fma(case, config)
+        if step["fma"] > max_fma:
+            messages.append(f"{step['fma'] / max_fma:.3g} times the {max_fma} multiply-adds that it needs")
+    elif step["flops"] != 2 * product_fma:
+        messages.append(f"{step['flops'] / 2 / product_fma:.3g} times the {product_fma} multiply-adds that it needs")
     if step["twice"]:
         messages.append(f"{step['twice']} lines of source store the same value twice")
-    due = bytes_written(case, config)
+    due = count_bytes_written(case, config)
     writes = {name: step[f"written {name}"] for name in due}
     messages += [
         f"{name}: {writes[name]:.0f} bytes are written, not {due[name]}" for name in due if writes[name] != due[name]
     ]
     if step["written"] != sum(writes.values()):
         messages.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
+    # `max_bytes_read` knows no other cases.
     if case.ends != "dense" or case.is_bidirectional or not case.reset_after or case.hidden % config.units:
         return messages
-    most = max_bytes_read(case, config)
-    reads = {name: step[f"read {name}"] + step[f"received {name}"] for name in most}
+    limits = max_bytes_read(case, config)
+    reads = {name: step[f"read {name}"] + step[f"received {name}"] for name in limits}
     messages += [
-        f"{name}: {reads[name]:.0f} bytes are read, not {most[name]}" for name in most if reads[name] > most[name]
+        f"{name}: {reads[name]:.0f} bytes are read, not {limit}"
+        for name, limit in limits.items()
+        if reads[name] > limit
     ]
-    if step["read"] + step["received"] != sum(reads.values()):
-        messages.append(f"{step['read'] + step['received']:.0f} bytes are read in all, not only of {', '.join(most)}")
+    bytes_read = step["read"] + step["received"]
+    if bytes_read != sum(reads.values()):
+        messages.append(f"{bytes_read:.0f} bytes are read in all, not only of {', '.join(limits)}")
     return messages
 
 
-def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]:
+def make_cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]:
     """Return cases of the kernel that ``"auto"`` chooses for a long sequence, and of both kernels of ``step``."""
     dtype, fp32 = PRECISIONS[precision]
     gru, x, hx = make_call("auto", hidden, batch, 1, precision, "time_first", True, 1, True, True, "meta")
@@ -238,6 +247,7 @@ def cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]
 
 
 def format_entry(step: Counter) -> str:
+    """Return an entry of `TABLE` for a step: the busiest warp's instructions / barriers."""
     return f"{step['busiest']:g}/{step['barriers']:g}"
 
 
@@ -263,13 +273,13 @@ def format_table(entries: dict[Case, str]) -> str:
 
 
 def count_all() -> str:
-    """Check all cases, and return `TABLE` as this Triton compiles the kernels. It takes about an hour.
+    """Check all cases, and return `TABLE` as this version of Triton compiles the kernels. This takes about an hour.
 
     The command is ``python -c "from tests.ptx.test_counts import *; print(count_all())"``.
     """
     entries = {}
     for hidden, batch, precision in itertools.product(HIDDEN, BATCH, PRECISION):
-        for case in cases(hidden, batch, precision, KNOWN_DEVICES["H200"]):
+        for case in make_cases(hidden, batch, precision, KNOWN_DEVICES["H200"]):
             with emulate_gpu(KNOWN_DEVICES["H200"], 1) as gpu:
                 step, config = count_step(gpu, case), case.config(gpu.device)
             messages = find_waste(case, config, step)
@@ -278,13 +288,14 @@ def count_all() -> str:
     return format_table(entries)
 
 
-CHOSEN = pairwise(("auto", "step", "whole"), HIDDEN, BATCH, PRECISION)
+CASES = pairwise(("auto", "step", "whole"), HIDDEN, BATCH, PRECISION)
 
 
-@pytest.mark.parametrize("which, hidden, batch, precision", CHOSEN)
+@pytest.mark.parametrize("which, hidden, batch, precision", CASES)
 def test_a_step_repeats_no_work(which, hidden, batch, precision, gpu):
-    chosen, *of_step = cases(hidden, batch, precision, gpu.device)
-    case = chosen if which == "auto" else next(each for each in (chosen, *of_step) if each.kernel == which)
+    by_kernel = make_cases(hidden, batch, precision, gpu.device)
+    of_auto = by_kernel[0]
+    case = of_auto if which == "auto" else next(case for case in by_kernel if case.kernel == which)
     step = count_step(gpu, case)
     messages = find_waste(case, case.config(gpu.device), step)
     assert not messages, "\n".join(messages)
@@ -292,6 +303,7 @@ def test_a_step_repeats_no_work(which, hidden, batch, precision, gpu):
         assert format_entry(step) == parse_table(TABLE).get(case)
 
 
+# Cases with tails of units, rows or tiles.
 EDGES = [
     Case("block", 96, 3, "fp16"), Case("block", 96, 9, "tf32", "packed"), Case("block", 96, 9, "fp32", "resets"),
     Case("block", 180, 3, "bf16", "lengths", is_bidirectional=True), Case("block", 96, 33, "tf32", reset_after=False),
@@ -316,9 +328,9 @@ def test_a_step_repeats_no_work_at_edges_of_tiles(case, gpu):
 )
 def test_counting_one_program_equals_counting_all(kernel, precision, gpu, monkeypatch):
     case = Case(kernel, 64, 16, precision)
-    one = count_step(gpu, case)
+    by_one_program = count_step(gpu, case)
     monkeypatch.setattr(count, "_are_programs_alike", lambda *args: False)
-    assert count_step(gpu, case) == one
+    assert count_step(gpu, case) == by_one_program
 
 
 @pytest.mark.parametrize(
@@ -336,6 +348,7 @@ def test_programs_exchange_the_state_no_more_than_needed(case, exchanges, launch
     assert step["warps"] == count_warps(case, case.config(gpu.device))
 
 
+# Kind of work -> a pattern of the PTX that does it, and the beginning of the message if that PTX is repeated.
 REPEATED = {
     "products": (r"(?m)^\s*(wg)?mma\.\S*sync\S* \{.*;$", "2 times the"),
     "stores": (r"@p st\.global\S+ .*?;", "out:"),
@@ -343,9 +356,9 @@ REPEATED = {
 }
 
 
-@pytest.mark.parametrize("what", REPEATED)
-def test_repeated_work_is_found(what, gpu):
-    pattern, expected = REPEATED[what]
+@pytest.mark.parametrize("work", REPEATED)
+def test_repeated_work_is_found(work, gpu):
+    pattern, expected = REPEATED[work]
     gpu.change_ptx = lambda kernel, ptx: re.sub(pattern, r"\g<0> \g<0>", ptx)
     case = Case("block", 64, 16, "fp16")
     (message,) = find_waste(case, case.config(gpu.device), count_step(gpu, case))

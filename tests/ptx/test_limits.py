@@ -1,6 +1,6 @@
 """Tests of kernels with element offsets beyond 32 bits. Only the programs of the last rows of a launch are executed.
 
-The tensors take no memory where nothing touches them: see `sparse`.
+The tensors take no memory where nothing touches them: see `make_sparse`.
 """
 
 import itertools
@@ -18,22 +18,22 @@ from triton_gru.launch import execute
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.plan.validity import MAX_SIZE
 
-# The last flag is MAP_NORESERVE of linux/mman.h, which Python names from 3.13 on.
-FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+MAP_NORESERVE = 0x4000  # of linux/mman.h: Python names it from 3.13 on
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 
 
-def sparse(*shape, dtype=torch.float16):
-    """Return zeros, of which only pages that are touched take memory."""
+def make_sparse(*shape, dtype=torch.float16):
+    """Return a tensor of zeros. Only its pages that are touched take memory."""
     size = math.prod(shape)
     memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize, flags=FLAGS)
     return torch.frombuffer(memory, dtype=dtype)[:size].view(shape)
 
 
 def make_gru(inputs, hidden, **options):
-    """Return a GRU in fp16 whose weights are `sparse`."""
+    """Return a GRU in fp16 whose weights are from `make_sparse`."""
     gru = triton_gru.GRU(inputs, hidden, dtype=torch.float16, device="meta", **options).eval()
     for name, weight in gru.named_parameters():
-        setattr(gru, name, nn.Parameter(sparse(*weight.shape), requires_grad=False))
+        setattr(gru, name, nn.Parameter(make_sparse(*weight.shape), requires_grad=False))
     return gru
 
 
@@ -45,23 +45,23 @@ def make_launches(kernel, device, gru, x, hx=None):
         problem.hidden_size, problem.batch_size, problem.directions, *PRECISIONS["fp16"], device
     )
     features = problem.directions * problem.hidden_size
-    output = sparse(problem.steps, problem.batch_size, features)
-    h_n = sparse(problem.directions, problem.batch_size, problem.hidden_size)
+    output = make_sparse(problem.steps, problem.batch_size, features)
+    h_n = make_sparse(problem.directions, problem.batch_size, problem.hidden_size)
 
-    def new(like, *shape, dtype=torch.float16):
-        return sparse(*shape, dtype=dtype)
+    def allocate(like, *shape, dtype=torch.float16):
+        return make_sparse(*shape, dtype=dtype)
 
-    return list(execute.launches(call, config, device, output, h_n, new)), config, output
+    return list(execute.launches(call, config, device, output, h_n, allocate)), config, output
 
 
 def programs_of_last_rows(launch, config, directions):
-    """Return the programs of a launch that compute the last tile of the batch."""
-    x, y, z = (*launch.programs, 1, 1)[:3]
+    """Return the indices of a launch's programs that compute the last tile of the batch."""
+    x, y, z = (*launch.programs, 1, 1)[:3]  # the missing dimensions have one program
     name = launch.kernel.__name__
-    if name == "block_scan":
-        return [(x // directions * (i + 1) - 1, 0, 0) for i in range(directions)]
-    last = 1 if name == "input_projection" else config.programs
-    return itertools.product(range(x - last, x), range(y), range(z))
+    if name == "block_scan":  # the last program of each direction
+        return [(x // directions * (direction + 1) - 1, 0, 0) for direction in range(directions)]
+    programs_per_tile = 1 if name == "input_projection" else config.programs
+    return itertools.product(range(x - programs_per_tile, x), range(y), range(z))
 
 
 @pytest.mark.parametrize("kernel, steps", [("block", 2), ("step", 1), ("step", 2)])
@@ -71,9 +71,9 @@ def test_last_rows_of_a_large_batch_agree_with_torch(kernel, steps, batch, hidde
     gru = make_gru(inputs, hidden, bidirectional=True)
     for weight in gru.parameters():
         weight.uniform_(-0.5, 0.5)
-    x = sparse(steps, batch, inputs)
+    x = make_sparse(steps, batch, inputs)
     launches, config, output = make_launches(kernel, gpu.device, gru, x)
-    first = (batch - 1) // config.batch * config.batch
+    first = (batch - 1) // config.batch * config.batch  # the first row of the last tile
     x[:, first:].normal_()
     for launch in launches:
         for program in programs_of_last_rows(launch, config, 2):
@@ -84,7 +84,7 @@ def test_last_rows_of_a_large_batch_agree_with_torch(kernel, steps, batch, hidde
 
 def test_last_rows_of_w_ih_beyond_2_31_elements_agree_with_torch(gpu):
     set_precision("fp16")
-    hidden, inputs, rows = 65_536, 10_944, 128
+    hidden, inputs, rows = 65_536, 10_944, 128  # the last program computes the last 128 units
     gru = make_gru(inputs, hidden)
     assert gru.weight_ih_l0.numel() > 2**31
     gru.weight_ih_l0[-rows:].uniform_(-0.05, 0.05)

@@ -26,7 +26,7 @@ setp.gt.u32 %never, %lane, 31; mov.b32 %x, 1; cvt.u16.u32 %h, %x;
 """
 # Abbreviations for the kernels here. AFTER copies to the next warp's words. NEXT sets %at and %on to the neighbouring
 # lane's words. WGMMA multiplies ones in registers by 8 x 16 halves in shared memory, which FILL writes.
-SHORT = {
+ABBREVIATIONS = {
     "LOAD": "ld.global.b32", "STORE": "st.global.b32", "GET": "ld.shared.b32", "PUT": "st.shared.b32",
     "SEND": "st.relaxed.gpu.global.b32", "RECEIVE": "ld.relaxed.gpu.global.b32",
     "LDM": "ldmatrix.sync.aligned.m8n8", "ASYNC": "cp.async.ca.shared.global",
@@ -41,41 +41,43 @@ SHORT = {
     "{%y,%y,%y,%y}, %matrix, %never, 1, 1, 0; wgmma.commit_group.sync.aligned;",
     "MULTIPLIED": "wgmma.wait_group.sync.aligned 0;",
 }  # fmt: skip
-SHORT["READY"] = " ".join(SHORT[name] for name in ("FILL", "FENCE", "BARRIER", "MATRIX"))
-SHORT["PRODUCT"] = " ".join(SHORT[name] for name in ("MATRIX", "WGMMA", "MULTIPLIED"))
-SHORT["ADDING"] = SHORT["WGMMA"].replace("%never", "%low")
+ABBREVIATIONS["READY"] = " ".join(ABBREVIATIONS[name] for name in ("FILL", "FENCE", "BARRIER", "MATRIX"))
+ABBREVIATIONS["PRODUCT"] = " ".join(ABBREVIATIONS[name] for name in ("MATRIX", "WGMMA", "MULTIPLIED"))
+ABBREVIATIONS["ADDING"] = ABBREVIATIONS["WGMMA"].replace("%never", "%low")
 BYTES = 1024  # of each array, and of shared memory
+# Schedules without and with delayed stores, with short and long turns, and with any order of diverged lanes.
 SCHEDULES = [Schedule(1), Schedule(2, quantum=1, delay=30), Schedule(3, quantum=1000, delay=3, reconverge_late=True)]
 SCHEDULES += [Schedule(4, quantum=8, delay=300, sleeps=True, reconverge_late=True)]
 
 
-def words() -> np.ndarray:
-    """Return an array of zeros that begins at the start of a sector."""
+def make_zeros() -> np.ndarray:
+    """Return an array of `BYTES` zero bytes, as 32-bit words, that begins at a multiple of 64 bytes."""
     memory = np.zeros(BYTES // 4 + 16, np.uint32)
     return memory[-memory.ctypes.data % 64 // 4 :][: BYTES // 4]
 
 
 def expand(body: str) -> str:
-    """Return a kernel of two arrays. Words of `SHORT` in ``body`` are replaced."""
-    return kernel(PRELUDE + re.sub(r"\b[A-Z]+\b", lambda word: SHORT.get(word[0], word[0]), body), 2)
+    """Return a kernel that takes two arrays. `ABBREVIATIONS` in ``body`` are replaced."""
+    return kernel(PRELUDE + re.sub(r"\b[A-Z]+\b", lambda match: ABBREVIATIONS.get(match[0], match[0]), body), 2)
 
 
-def run(body, schedule, a=None, b=None, grid=1, warps=1, most=50_000, ranges=None, forgiven=()) -> Outcome:
-    """Execute ``body`` on two arrays.
+def run(body, schedule, a=None, b=None, grid=1, warps=1, max_instructions=50_000, ranges=None, forgiven=()) -> Outcome:
+    """Execute ``body`` on two arrays, of zeros if None.
 
-    It may touch both of them, or only ``ranges``, which are pairs of offsets in the first array.
+    The kernel may touch both arrays, or only ``ranges``: pairs of byte offsets in the first array, start and end.
     """
-    a, b = (words() if array is None else array for array in (a, b))
+    a, b = (make_zeros() if array is None else array for array in (a, b))
     pointers = [a.ctypes.data, b.ctypes.data]
     if ranges is None:
         memory = {name: (pointer, pointer + BYTES) for name, pointer in zip("ab", pointers)}
     else:
         memory = {str(span): (pointers[0] + span[0], pointers[0] + span[1]) for span in ranges}
-    return execute(expand(body), pointers, memory, (grid, 1, 1), warps, BYTES, schedule, most, forgiven)
+    return execute(expand(body), pointers, memory, (grid, 1, 1), warps, BYTES, schedule, max_instructions, forgiven)
 
 
-# Kernels with a fault, one a line, after the kind of the fault. With the first of <one|other> a kernel has the fault,
-# and with the second it is correct. A kernel that names CTAs or warps has two of them; one with wgmma has four warps.
+# Kernels with a fault, one a line, after the kind of the fault. <one|other> is a choice of two texts: with the left
+# text the kernel has the fault, and with the right text it is correct. `launch_size` tells how many CTAs and warps run
+# it.
 PLANTED = """
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<-1|0>];
 OUT_OF_BOUNDS: ld.global.b8 %h, [%d0+<1024|1023>];
@@ -148,30 +150,42 @@ ENDLESS: @%cta0 SEND [%d0+<4|0>], %x; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %
 ENDLESS: @!%low bra SET; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; ret; SET: SEND [%d0+<4|0>], 1;
 """
 PLANTED = [line.split(": ", 1) for line in PLANTED.strip().splitlines()]
-# Kinds that some schedules report for the same fault, or for what follows from it.
-RELATED = {
+# Kind of a fault -> kinds that some schedules report for the same fault, or for a consequence of the fault.
+ALSO_REPORTED = {
     "SHARED_READ_AFTER_WRITE": {"SHARED_UNWRITTEN", "SHARED_WRITE_AFTER_READ"},
     "SHARED_WRITE_AFTER_READ": {"SHARED_READ_AFTER_WRITE", "SHARED_NOT_WAITED_FOR"},
     "UNDEFINED": {"OUT_OF_BOUNDS", "MISALIGNED", "SHARED_OUT_OF_BOUNDS", "SHARED_MISALIGNED"},
 }
-CHOICE = re.compile(r"<([^|<>]*)\|([^<>]*)>")
+CHOICE = re.compile(r"<(?P<faulty>[^|<>]*)\|(?P<correct>[^<>]*)>")
+
+
+def make_faulty(text: str) -> str:
+    """Return a line of `PLANTED` with the left text of its choices."""
+    return CHOICE.sub(r"\g<faulty>", text)
+
+
+def make_correct(text: str) -> str:
+    """Return a line of `PLANTED` with the right text of its choices."""
+    return CHOICE.sub(r"\g<correct>", text)
 
 
 def launch_size(text: str) -> dict[str, int]:
+    """Return how many CTAs and warps execute a text: two of each that it names, and four warps for wgmma."""
     return {"grid": 1 + ("%cta" in text), "warps": 4 if re.search("PRODUCT|WGMMA", text) else 1 + ("%warp" in text)}
 
 
 @pytest.mark.parametrize("kind, text", [pytest.param(*case, id=f"{i}-{case[0]}") for i, case in enumerate(PLANTED)])
 def test_a_planted_fault_is_reported_and_its_correct_twin_is_not(kind, text, seed):
-    expected, seen = {kind} | RELATED.get(kind, set()), set()
+    allowed, reported = {kind} | ALSO_REPORTED.get(kind, set()), set()
     for schedule in [*SCHEDULES, Schedule.draw(seed, cooperative=True)]:
-        run(CHOICE.sub(r"\2", text), schedule, **launch_size(text))
+        run(make_correct(text), schedule, **launch_size(text))
         with pytest.raises(Fault) as fault:
-            run(CHOICE.sub(r"\1", text), schedule, **launch_size(text))
-        *reports, last = str(fault.value).splitlines()
-        assert {line.split()[0] for line in reports} <= expected and last == str(schedule)
-        seen |= {line.split()[0] for line in reports}
-    assert kind in seen
+            run(make_faulty(text), schedule, **launch_size(text))
+        *reports, schedule_line = str(fault.value).splitlines()
+        kinds = {line.split()[0] for line in reports}
+        assert kinds <= allowed and schedule_line == str(schedule)
+        reported |= kinds
+    assert kind in reported
 
 
 def test_every_kind_of_fault_is_planted():
@@ -185,18 +199,20 @@ def test_an_access_that_is_not_in_one_tensor_is_reported():
         ("<ld.global.v2.b32 {%y,%z}|LOAD %y>, [%d0+512];", [(0, 516), (516, 1024)]),
         ("<LOAD %y, [%d0];|>", []),
     ):
-        run(CHOICE.sub(r"\2", text), SCHEDULES[0], ranges=ranges)
+        run(make_correct(text), SCHEDULES[0], ranges=ranges)
         with pytest.raises(Fault, match="^OUT_OF_BOUNDS"):
-            run(CHOICE.sub(r"\1", text), SCHEDULES[0], ranges=ranges)
+            run(make_faulty(text), SCHEDULES[0], ranges=ranges)
 
 
 def test_storing_the_same_value_twice_is_noted_and_hides_no_fault():
-    where = ".loc 1 7 3 // kernels/some.py:7:3\n"
+    line_info = ".loc 1 7 3 // kernels/some.py:7:3\n"
     for schedule in SCHEDULES:
-        assert run(f"{where} STORE [%d0], 5;", schedule, warps=2).notes == [("STORED_TWICE", "kernels/some.py:7")]
-        assert run(f"{where} @%warp0 STORE [%d0], 5;", schedule, warps=2).notes == []
+        assert run(f"{line_info} STORE [%d0], 5;", schedule, warps=2).notes == [("STORED_TWICE", "kernels/some.py:7")]
+        assert run(f"{line_info} @%warp0 STORE [%d0], 5;", schedule, warps=2).notes == []
+    # The notes of a hundred stores leave room for the report of a fault (see `report` in machine.h).
+    stores = "".join(f"STORE [%d0+{4 * i}], 5;" for i in range(100))
     with pytest.raises(Fault, match="OUT_OF_BOUNDS"):
-        run("".join(f"STORE [%d0+{4 * i}], 5;" for i in range(100)) + "BARRIER STORE [%d0+1024], 5;", schedule, warps=2)
+        run(stores + "BARRIER STORE [%d0+1024], 5;", schedule, warps=2)
 
 
 def test_unknown_instructions_raise():
@@ -211,37 +227,40 @@ def test_unknown_instructions_raise():
 
 @pytest.mark.parametrize("first, second", [(0, 4), (0, 512), (768, 0)])
 def test_stores_to_two_addresses_arrive_in_any_order(first, second):
-    # Two other CTAs wait for one of the words each. Then they store the value of the other word plus 1.
+    # CTA 0 stores two words. CTA 1 waits for the first and CTA 2 for the second. Each then reads the word for which it
+    # did not wait, and stores that word plus 1: 1 if the word has not arrived yet, else 2.
     text = f"""
     @!%lane0 bra END; @!%cta0 bra READ; SEND [%d0+{first}], 1; SEND [%d0+{second}], 1; bra END;
     READ: setp.eq.u32 %q, %cta, 1; selp.b64 %now, {first}, {second}, %q; selp.b64 %then, {second}, {first}, %q;
     add.u64 %now, %now, %d0; add.u64 %then, %then, %d0; mad.wide.u32 %on, %cta, 4, %d1;
     WAIT: RECEIVE %y, [%now]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; RECEIVE %z, [%then]; add.u32 %z, %z, 1;
     STORE [%on], %z; END: mov.u32 %y, 0;"""
+    # Without a delay, stores arrive at once: the second word is there only after the first.
     for delay, expected in ((30, [{1, 2}, {1, 2}]), (0, [{1, 2}, {2}])):
         results = []
-        for number in range(60):
-            a, b = words(), words()
-            run(text, Schedule(number, quantum=4, delay=delay), a, b, grid=3)
+        for schedule_seed in range(60):
+            a, b = make_zeros(), make_zeros()
+            run(text, Schedule(schedule_seed, quantum=4, delay=delay), a, b, grid=3)
             assert a[first // 4] == a[second // 4] == 1
             results.append(b[1:3].tolist())
         assert [set(values) for values in zip(*results)] == expected
 
 
 def test_stores_to_one_address_arrive_in_order(seed):
-    # The second CTA counts how often it reads a smaller word than before, and how many different words.
+    # CTA 0 stores 1 to 40. CTA 1 counts how often it reads a smaller number than before, and how many different
+    # numbers.
     text = f"""@!%lane0 bra END; @!%cta0 bra READ; {"".join(f"SEND [%d0], {i};" for i in range(1, 41))} bra END;
     READ: mov.u32 %z, 0; mov.u32 %i, 0; mov.u32 %n, 0;
     WAIT: RECEIVE %y, [%d0]; setp.lt.u32 %p, %y, %z; @%p add.u32 %i, %i, 1; setp.ne.u32 %p, %y, %z;
     @%p add.u32 %n, %n, 1; mov.u32 %z, %y; setp.lt.u32 %p, %z, 40; @%p bra WAIT; st.global.v2.b32 [%d1], {{%i,%n}};
     END: mov.u32 %y, 0;"""
-    different = set()
-    for number in range(40):
-        b = words()
-        run(text, Schedule(seed + number, delay=30, quantum=3), b=b, grid=2)
+    numbers_read = set()
+    for i in range(40):
+        b = make_zeros()
+        run(text, Schedule(seed + i, delay=30, quantum=3), b=b, grid=2)
         assert b[0] == 0
-        different.add(int(b[1]))
-    assert len(different) > 3
+        numbers_read.add(int(b[1]))
+    assert len(numbers_read) > 3  # schedules differ
 
 
 @pytest.mark.parametrize(
@@ -257,33 +276,39 @@ def test_stores_to_one_address_arrive_in_order(seed):
         ("SEND [%d0+12], 5; ASYNC [%smem], [%d0+12], 4; COMMIT COPIED GET %y, [%smem];", [0, 0, 0, 5]),
     ],
 )
-def test_a_cta_reads_its_own_stores_at_once_and_the_last_one_remains(text, expected):
-    for schedule in [*SCHEDULES, Schedule(seed=5, delay=10**9)]:
-        a, b = words(), words()
+def test_a_cta_reads_its_stores_at_once_and_the_last_store_remains(text, expected):
+    for schedule in [*SCHEDULES, Schedule(seed=5, delay=10**9)]:  # with the last, no store arrives before the end
+        a, b = make_zeros(), make_zeros()
         run(f"@!%lane0 bra END; {text} STORE [%d1], %y; END: mov.u32 %y, 0;", schedule, a, b)
         assert a[:4].tolist() == expected and b[0] == expected[3]
 
 
-# Every CTA waits for the two words of the CTA before it. It sends words that two lanes compute from both.
-RING = """
+# CTA 0 sends the words 1 and 2. Every other CTA waits for two words z0, z1 of the CTA before it, and sends 3 z0 + z1
+# and 3 z1 + z0, which two lanes compute.
+CHAIN = """
 and.b32 %n, %lane, 1; mad.wide.u32 %to, %n, 4, %d0; mad.wide.u32 %to, %cta, 8, %to; setp.lt.u32 %q, %lane, 2;
 add.u32 %z, %n, 1; @%cta0 bra DONE; WAIT: RECEIVE %z, [%to+-8]; setp.eq.u32 %p, %z, 0; @%p bra WAIT;
 TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 31, -1; mad.lo.u32 %z, %z, 3, %y; DONE: @%q SEND [%to], %z;
 """
 
 
-def test_a_ring_of_ctas_computes_the_same_under_every_schedule(seed):
-    for fields in itertools.product((1, 8, 64, 1000), (0, 3, 300), (False, True), (False, True)):
-        a = words()
-        run(RING, Schedule(seed, *fields), a, grid=3, most=50_000_000)
-        assert a[:6].tolist() == [1, 2, 5, 7, 22, 26]
+def test_a_chain_of_ctas_computes_the_same_under_every_schedule(seed):
+    choices = itertools.product((1, 8, 64, 1000), (0, 3, 300), (False, True), (False, True))
+    for quantum, delay, sleeps, reconverge_late in choices:
+        schedule = Schedule(seed, quantum, delay, sleeps, reconverge_late)
+        a = make_zeros()
+        run(CHAIN, schedule, a, grid=3, max_instructions=50_000_000)
+        assert a[:6].tolist() == [1, 2, 3 * 1 + 2, 3 * 2 + 1, 3 * 5 + 7, 3 * 7 + 5]
 
 
 def test_a_seed_repeats_its_schedule(seed):
-    outcomes = [run(RING, Schedule(seed + i % 10, 8, 30, sleeps=True), grid=4) for i in range(20)]
+    # Ten schedules, each of them twice.
+    outcomes = [run(CHAIN, Schedule(seed + i % 10, quantum=8, delay=30, sleeps=True), grid=4) for i in range(20)]
     assert outcomes[:10] == outcomes[10:] and len({outcome.executed for outcome in outcomes}) > 5
 
 
+# A loop with a branch and an inner loop, whose numbers of passes depend on the lane. `compute_nested` has the same in
+# Python. Then neighbouring lanes exchange their results, and lanes 16 to 31 invert the bits.
 NESTED = """
 LOAD %n, [%to]; mov.u32 %i, 0; mov.u32 %z, %lane;
 OUTER: setp.ge.u32 %p, %i, %n; @%p bra END; xor.b32 %y, %i, %lane; and.b32 %y, %y, 1; setp.eq.u32 %p, %y, 0;
@@ -296,7 +321,7 @@ ADD: add.u32 %i, %i, 1; bra OUTER; END: TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 3
 
 
 def compute_nested(lane: int, trips: int) -> int:
-    """Return what a lane of `NESTED` computes before its lanes exchange results."""
+    """Return what a lane of `NESTED` computes before lanes exchange their results. ``trips`` is the lane's word."""
     z = lane
     for i in range(trips):
         if (i ^ lane) & 1:
@@ -308,23 +333,24 @@ def compute_nested(lane: int, trips: int) -> int:
 
 
 def test_diverged_lanes_compute_what_each_would_alone(seed):
-    for number, (quantum, late) in enumerate(itertools.product((1, 8, 64, 1000), (False, True))):
-        a, lanes = words(), np.arange(256) % 32
-        a[:] = np.random.default_rng(seed + number).integers(0, 20, 256)
+    for i, (quantum, reconverge_late) in enumerate(itertools.product((1, 8, 64, 1000), (False, True))):
+        a, lanes = make_zeros(), np.arange(256) % 32
+        a[:] = np.random.default_rng(seed + i).integers(0, 20, 256)
         results = np.array([compute_nested(int(lane), int(trips)) for lane, trips in zip(lanes, a)], np.uint32)
-        results ^= results[np.arange(256) ^ 1]
-        run(NESTED, Schedule(seed + number, quantum, reconverge_late=late), a, warps=8)
+        results ^= results[np.arange(256) ^ 1]  # of the neighbouring lane
+        run(NESTED, Schedule(seed + i, quantum, reconverge_late=reconverge_late), a, warps=8)
         assert (a == np.where(lanes < 16, results, ~results)).all()
 
 
 def test_reconverging_early_executes_shared_instructions_once(seed):
     text = """@%low bra EVEN; mov.u32 %y, 1; mov.u32 %z, 1; bra JOIN; EVEN: mov.u32 %y, 2; JOIN: mov.u32 %z, 2;
     mov.u32 %x, 3; mov.u32 %i, 4;"""
-    base, late = run("", SCHEDULES[0]).executed, set()
-    for number in range(200):
-        assert run(text, Schedule(seed + number, 1000, reconverge_early=True)).executed == base + 8
-        late.add(run(text, Schedule(seed + number, 1000)).executed)
-    assert {base + 8} < late
+    base, executed = run("", SCHEDULES[0]).executed, set()
+    expected = base + 8  # two branches, and six moves: those after JOIN once for all lanes
+    for i in range(200):
+        assert run(text, Schedule(seed + i, quantum=1000, reconverge_early=True)).executed == expected
+        executed.add(run(text, Schedule(seed + i, quantum=1000)).executed)
+    assert {expected} < executed  # other schedules sometimes execute more
 
 
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3}, {%x,%x,%x,%x}, {%x,%x}, {%f0,%f0,%f0,%f0};"
@@ -332,6 +358,7 @@ COPIES = "".join(f"@%lane0 ASYNC [%smem+{4 * i}], [%d0], 4; COMMIT " for i in ra
 ZERO = "mov.u32 %i, 0; mov.f32 %f0, 0f00000000;"
 STEPS = """STEP: RECEIVE %y, [%to]; fma.rn.f32 %f0, %f0, %f0, %f0; SEND [%to], %f0;
 add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 4; @%p bra STEP;"""
+# Text -> the counts that it adds, besides one instruction, and a text before it that is not counted.
 COUNTED = [
     ("@%never STORE [%d0], %x;", {}, ""),
     ("LOAD %y, [%to];", {"read": 128}, ""),
@@ -354,48 +381,60 @@ COUNTED = [
 ]
 
 
+def make_counts(**counts: int) -> Counts:
+    """Return these counts, and zero for all others."""
+    return Counts(**dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0) | counts)
+
+
 @pytest.mark.parametrize("text, expected, setup", COUNTED)
 def test_counts_of_one_instruction(text, expected, setup):
-    without, made = (
+    before, after = (
         dataclasses.asdict(run(body, SCHEDULES[0], **launch_size(text)).made) for body in (setup, setup + text)
     )
-    counts = {name: made[name] - without[name] for name in made if made[name] != without[name]}
-    assert counts == {"instructions": 1} | expected
+    added = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert added == {"instructions": 1} | expected
 
 
 def test_the_busiest_warp_and_the_cta_that_reads_most_are_found():
     base = run("", SCHEDULES[0]).executed
     text = "@!%warp0 bra END; RECEIVE %y, [%to]; @!%cta0 bra END; LOAD %y, [%d1]; END: mov.u32 %z, 1;"
     for schedule in SCHEDULES:
-        a, b = words(), words()
+        a, b = make_zeros(), make_zeros()
         outcome = run(text, schedule, a, b, grid=3, warps=2)
-        assert outcome.busiest == Counts(base + 5, 32, 128, *[0] * 7) and outcome.most_read == 160
+        assert outcome.busiest == make_counts(instructions=base + 5, read=32, received=128)
+        assert outcome.most_bytes_read == 32 + 128
+        # Beyond the empty kernel, one of the six warps executes five instructions, two execute four, and three two.
         assert outcome.made.instructions == outcome.executed == 6 * base + 5 + 2 * 4 + 3 * 2
         assert outcome.by_warp == (base + 5, base + 2)
-        assert outcome.memory == {"a": Traffic(0, 3 * 128, 0), "b": Traffic(32, 0, 0)}
+        of_a, of_b = Traffic(read=0, received=3 * 128, written=0), Traffic(read=32, received=0, written=0)
+        assert outcome.memory == {"a": of_a, "b": of_b}
 
 
 def test_overlapping_arguments_share_their_traffic():
-    a, b = words(), words()
-    at, other = a.ctypes.data, b.ctypes.data
-    memory = {"a": (at, at + 64), "its end": (at + 60, at + 128), "after": (at + 128, at + 256)}
+    a, b = make_zeros(), make_zeros()
+    first, other = a.ctypes.data, b.ctypes.data
+    memory = {"a": (first, first + 64), "overlapping": (first + 60, first + 128), "after": (first + 128, first + 256)}
     memory |= {"b": (other, other + 4), "nothing": (0, 0)}
+    # A store to "a", a load from "overlapping", and a load from "after".
     text = expand("@%lane0 STORE [%d0], 1; @%lane0 LOAD %y, [%d0+124]; @%lane0 LOAD %y, [%d0+128];")
-    outcome = execute(text, [at, other], memory, (1, 1, 1), 1, BYTES, SCHEDULES[0])
-    one = Traffic(32, 0, 4)
-    assert outcome.memory == {"a": one, "its end": one, "after": Traffic(32, 0, 0), "b": Traffic(0, 0, 0)}
+    outcome = execute(text, [first, other], memory, grid=(1, 1, 1), num_warps=1, shared=BYTES, schedule=SCHEDULES[0])
+    shared = Traffic(read=32, received=0, written=4)
+    assert outcome.memory == {
+        "a": shared, "overlapping": shared, "after": Traffic(read=32, received=0, written=0),
+        "b": Traffic(read=0, received=0, written=0),
+    }  # fmt: skip
 
 
 def test_a_waiting_loop_counts_only_its_best_pass_as_made(seed):
     text = "@%cta0 bra OVER; WAIT: RECEIVE %y, [%d0]; setp.eq.u32 %p, %y, 0; @%p bra WAIT; OVER: SEND [%to], 1;"
     base, passes = run("", SCHEDULES[0]).executed, set()
-    for number in range(20):
-        outcome = run(text, Schedule(seed + number, quantum=8, delay=30), grid=2)
+    for i in range(20):
+        outcome = run(text, Schedule(seed + i, quantum=8, delay=30), grid=2)
         # Two CTAs execute the branch and the store, and one of them a pass of three instructions.
-        assert outcome.made == Counts(2 * base + 2 * 2 + 3, 0, 32, 256, *[0] * 6)
-        waited = (outcome.executed - outcome.made.instructions) // 3
-        assert outcome.waited == Counts(3 * waited, 0, 32 * waited, *[0] * 7)
-        passes.add(waited)
+        assert outcome.made == make_counts(instructions=2 * base + 2 * 2 + 3, received=32, written=2 * 128)
+        other_passes = (outcome.executed - outcome.made.instructions) // 3
+        assert outcome.waited == make_counts(instructions=3 * other_passes, received=32 * other_passes)
+        passes.add(other_passes)
     assert len(passes) > 3
 
 
@@ -425,9 +464,9 @@ def test_atomics_are_executed_if_races_between_ctas_are_forgiven():
     for schedule in SCHEDULES:
         with pytest.raises(UnknownInstruction, match="atom"):
             run(COUNTER, schedule, grid=4)
-        a = words()
+        a = make_zeros()
         outcome = run(COUNTER, schedule, a, grid=4, forgiven={"RACE_BETWEEN_CTAS"})
-        assert a[:6].tolist() == [4, 1, 0, 3, 2, 0]
+        assert a[:6].tolist() == [4, 1, 0, 3, 2, 0]  # the counter, the words of the four CTAs' neighbours, and no more
         assert outcome.exchanges == 1 and outcome.length == len(translate(expand(COUNTER), peers=True).instructions)
         assert {kind for kind, _ in outcome.notes} == {"RACE_BETWEEN_CTAS"}
         assert outcome.memory["a"].written == 8 * 4 and outcome.memory["a"].received >= 8 * 32
@@ -439,16 +478,17 @@ def test_atomics_are_executed_if_races_between_ctas_are_forgiven():
 def test_a_loop_that_reads_the_clock_ends_in_time(ns):
     text = """mov.u64 %then, %globaltimer;
     WAIT: mov.u64 %now, %globaltimer; sub.u64 %now, %now, %then; setp.lt.u64 %p, %now, 1000; @%p bra WAIT;"""
-    # The first pass reads the time one instruction after the start, and every other pass four instructions later.
+    # The first pass reads the time one instruction after the start, and each later pass four instructions after the
+    # pass before it.
     passes = 1 + max(0, math.ceil((1000 / ns - 1) / 4))
-    without, executed = (run(body, Schedule(1, ns_per_instruction=ns)).executed for body in ("", text))
-    assert executed == without + 1 + 4 * passes
+    base, executed = (run(body, Schedule(1, ns_per_instruction=ns)).executed for body in ("", text))
+    assert executed == base + 1 + 4 * passes
 
 
 def test_a_wrong_number_of_arguments_raises():
-    for n in (0, 1, 3):
-        with pytest.raises(ValueError, match=f"takes 2 arguments, got {n}"):
-            execute(kernel("", 2), [0] * n, {}, (1, 1, 1), 1, 0, SCHEDULES[0])
+    for count in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"takes 2 arguments, got {count}"):
+            execute(kernel("", 2), [0] * count, {}, grid=(1, 1, 1), num_warps=1, shared=0, schedule=SCHEDULES[0])
 
 
 def test_a_missing_gcc_and_a_failed_build_raise(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from triton_gru.plan.config import CUBLAS, BlockConfig, GridConfig
 from ..calls import make_call, run_checked, use_config, use_projection
 from .machine import Fault
 
-# Kernel -> the call that executes it: backend, precision, hidden size, batch, steps, input size.
+# Kernel -> a call that launches it: backend, precision, hidden size, batch, steps, input size.
 CALLS = {
     "input_projection": ("block", "fp16", 64, 9, 3, 130),
     "arrange_products": ("block", "tf32", 64, 17, 3, 16),  # tiles of 16 rows, through shared memory
@@ -20,12 +20,13 @@ CALLS = {
     "step_scan": ("step", "bf16", 264, 9, 3, 16),
     "whole_step": ("step", "fp16", 264, 9, 1, 130),
 }
+# Pattern and replacement.
 BARRIER = r"bar\.sync\s+0;", ""
 COPIED = r"cp\.async\.wait_group\s+\w+;", ""
 COPY = r"(cp\.async\.\S+ \[.*\], \[ %rd\d+) \+ 0", r"\1 + 16"
 SEND = r"@p st\.relaxed\.gpu\.global\.b16 .*?;", ""
 THREE_WORDS = r"(max\.u16x2 seen, seen, %r\d+;\s*(\.loc.*\s*)?){3}", ""
-WRONG = "differ|error"
+WRONG = "differ|error"  # in the message of a wrong result
 # Name -> kernel, pattern, replacement, index of the match to replace (from the end if negative), pattern of the error.
 FAULTS = {
     "projection: a barrier is gone": ("input_projection", *BARRIER, 4, "SHARED"),
@@ -89,15 +90,16 @@ FAULTS = {
 }  # fmt: skip
 
 
-def call(gpu, kernel: str) -> None:
-    """Execute a kernel and check its results."""
+def check_call(gpu, kernel: str) -> None:
+    """Make the call of a kernel, and check its results."""
     backend, precision, hidden, batch, steps, inputs = CALLS[kernel]
-    config = GridConfig(16, 4, 8, 8, 1, 1, 4, 0, "flag")
+    config = GridConfig(16, programs=4, batch=8, rows=8, tiles=1, copies=1, slices=4, register_tiles=0, handover="flag")
     with contextlib.ExitStack() as stack:
         if backend == "grid":
             stack.enter_context(use_config("grid", config))
         elif kernel == "arrange_products":
-            stack.enter_context(use_config("block", BlockConfig(64, 1, 16, 1, 3, 4)))
+            config = BlockConfig(64, tiles=1, batch=16, ahead=1, register_tiles=3, num_warps=4)
+            stack.enter_context(use_config("block", config))
             stack.enter_context(use_projection(CUBLAS))
         gru, x, hx = make_call(
             backend, hidden, batch, steps, precision, "time_first", True, 1, True, True, "cpu", inputs=inputs
@@ -106,29 +108,29 @@ def call(gpu, kernel: str) -> None:
     assert kernel in gpu.launched
 
 
-def call_three_times(gpu, kernel: str) -> None:
-    """Execute a kernel under three schedules and check its results."""
+def check_three_calls(gpu, kernel: str) -> None:
+    """Make the call of a kernel under three schedules, and check its results."""
     for _ in range(3):
-        call(gpu, kernel)
+        check_call(gpu, kernel)
 
 
 @pytest.mark.parametrize("kernel", CALLS)
 def test_a_kernel_without_a_fault_passes(kernel, gpu):
-    call(gpu, kernel)
+    check_call(gpu, kernel)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(name, gpu):
     target, pattern, replacement, index, error = FAULTS[name]
     gpu.max_instructions = 3_000_000
-    planted = 0
+    planted_count = 0
 
     def plant(kernel: str, ptx: str) -> str:
-        nonlocal planted
+        nonlocal planted_count
         if kernel != target:
             return ptx
-        match = list(re.finditer(pattern, ptx))[index]
-        planted += 1
+        match = list(re.finditer(pattern, ptx))[index]  # fails if Triton compiles no such code
+        planted_count += 1
         return ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
 
     gpu.change_ptx = plant
@@ -136,5 +138,5 @@ def test_a_planted_fault_is_found(name, gpu):
     gpu.seed(0)
     torch.manual_seed(0)
     with pytest.raises((Fault, AssertionError), match=error):
-        call_three_times(gpu, target)
-    assert planted
+        check_three_calls(gpu, target)
+    assert planted_count

@@ -22,10 +22,10 @@ add_f16 add_f16x2 add_bf16 add_bf16x2 fma_f16 fma_f16x2 fma_bf16 fma_bf16x2
 add_f32_f16 add_f32_bf16
 f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_tf32 u32_to_f16
 """.split()
-_NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
+_OPERATION_NUMBERS = {name: i for i, name in enumerate(OPERATIONS)}
 
-# Instructions that only compute a register from others: a pattern, the operation, and the bits of each source. N stands
-# for the number of bits that the pattern matches, and W for twice N. N is the first of the instruction's extra numbers.
+# Instructions that only compute a register from other registers: a pattern, the operation, and the bits of each source.
+# N stands for the number of bits that the pattern matches, and W for twice N. N is the first of `Instruction.extra`.
 _COMPUTING = [
     ("add.[su]N", "add", "N N"),
     ("sub.[su]N", "sub", "N N"),
@@ -98,17 +98,17 @@ _COMPUTING = [
 
 @functools.cache
 def _match_computing(name: str) -> tuple[str, int, list[int]] | None:
-    """Return an instruction's operation, its N, and the bits of its sources, or None if no pattern matches."""
+    """Return the operation, N and the bits of the sources of the instruction `name`, or None if no pattern matches."""
     for pattern, operation, sources in _COMPUTING:
         if match := pattern.fullmatch(name):
             bits = match.groupdict().get("bits", "32")
-            bits = 1 if bits == "red" else int(bits)
+            bits = 1 if bits == "red" else int(bits)  # "red": the end of .pred
             widths = [{"N": bits, "W": 2 * bits}.get(width) or int(width) for width in sources.split()]
             return operation.replace("N", str(bits)), bits, widths
     return None
 
 
-# The machine's numbers of comparisons. Numbers from 8 on are comparisons of floats that are true if one is NaN.
+# The machine's numbers of comparisons. Those after "ge" are of floats only. From 8 on, a comparison with NaN is true.
 COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
 COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 
@@ -116,6 +116,8 @@ COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 ORDERS = ["PLAIN", "CONSTANT", "RELAXED"]
 PLAIN, CONSTANT, RELAXED = range(3)
 ELEMENTS = ["F16", "BF16", "TF32"]
+# The results of all lanes together that `redux` computes, as the machine numbers them.
+REDUCTIONS = ["add", "max"]
 
 SPECIAL = (
     "%tid.x %tid.y %tid.z %ctaid.x %ctaid.y %ctaid.z %ntid.x %ntid.y %ntid.z %nctaid.x %nctaid.y %nctaid.z "
@@ -132,14 +134,14 @@ class Instruction(NamedTuple):
     """An instruction.
 
     Attributes:
-        operation: the index of its operation in `OPERATIONS`.
+        operation: the index of the operation in `OPERATIONS`.
         guard: the row of the predicate that the instruction depends on, or -1.
         negated: whether the instruction is executed where the predicate is 0, and not where it is 1.
         aligned: whether all lanes of a warp have to execute the instruction together.
         extra: four numbers, whose meaning depends on the operation.
-        out, into: the rows that the instruction writes, and those that it reads.
-        line, text: the number of its line in the PTX, and its text.
-        where: the line of Python source that the instruction comes from, or "" if the PTX names none.
+        results, sources: the rows that the instruction writes, and the rows that the instruction reads.
+        line, text: the number of the instruction's line in the PTX, and the instruction's text.
+        where: the file and line of Python that the instruction was compiled from, or "" if the PTX names none.
     """
 
     operation: int
@@ -147,8 +149,8 @@ class Instruction(NamedTuple):
     negated: bool
     aligned: bool
     extra: tuple[int, ...]
-    out: list[int]
-    into: list[int]
+    results: list[int]
+    sources: list[int]
     line: int
     text: str
     where: str
@@ -156,10 +158,12 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Program:
-    """A kernel.
+    """A kernel as the machine executes it.
 
     Attributes:
+        name: the kernel's name in the PTX.
         parameters: the names of the arguments, in order.
+        instructions: the instructions, in order.
         rows: the number of rows.
         constants: rows that hold a value from the start: ("value", number), ("parameter", index) or ("special", name).
     """
@@ -191,69 +195,100 @@ _REGISTER = re.compile(r"%\w+")  # registers of the function; names in an inner 
 _ADDRESS = re.compile(r"\[ ?([%\w]+) ?(?:\+ ?(-?\w+))? ?\]")
 
 
+class _Branch(NamedTuple):
+    """A branch whose target is not known yet.
+
+    Attributes:
+        index: the branch's index among the instructions.
+        label: the name of the target.
+        scopes: the numbers of the scopes that are open at the branch, innermost last.
+    """
+
+    index: int
+    label: str
+    scopes: list[int]
+
+
 class _Translator:
+    """A translation of one PTX text.
+
+    The methods ``_mov``, ``_ld``, ``_bra`` and so on are handlers: `_decode` calls the one that the first part of an
+    instruction's name names. A handler takes the instruction's name and the texts of its operands, in the order of the
+    PTX. It emits the instruction and returns True. It returns False if the instruction may be one of `_COMPUTING`. It
+    raises UnknownInstruction if no operation executes the instruction. `_read_statement` reports a failed look-up of a
+    handler as an UnknownInstruction, too.
+    """
+
     def __init__(self, text: str, peers: bool):
         self._text, self._peers = text, peers
+        # A row for each register, (scope, name), and for each constant, as in `Program.constants`.
         self._rows: dict[tuple, int] = {}
         self._scopes: list[tuple[int, set]] = []  # open braces: a number, and the registers declared inside
-        self._labels: dict[tuple[int, str], int] = {}
-        self._branches: list[tuple[int, str, list[int]]] = []
+        self._labels: dict[tuple[int, str], int] = {}  # (scope, name) -> the index of the instruction after the label
+        self._branches: list[_Branch] = []
         self._where = ""
 
     def translate(self) -> Program:
+        """Return the program of the kernel. The method may be called once."""
         entry = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)", self._text, re.S)
         names = re.findall(r"\.param\s+\.\w+[^,]*?(\w+)\s*(?:,|$)", entry[2], re.S)
         self._parameters = {name: i for i, name in enumerate(names)}
         self._program = Program(entry[1], names)
         self._read_body(self._text.index("{", entry.end()))
         instructions = self._program.instructions
-        for index, name, scopes in self._branches:
-            targets = [self._labels[scope, name] for scope in reversed(scopes) if (scope, name) in self._labels]
+        for index, label, scopes in self._branches:
+            targets = [self._labels[scope, label] for scope in reversed(scopes) if (scope, label) in self._labels]
             if not targets:
                 branch = instructions[index]
-                raise UnknownInstruction(f"line {branch.line} of the PTX, {branch.text!r}: no label {name}")
-            if targets[0] == len(instructions):
-                raise UnknownInstruction(f"a branch to the end, {name}")
-            instructions[index] = instructions[index]._replace(extra=(targets[0], 0, 0, 0))
+                raise UnknownInstruction(f"line {branch.line} of the PTX, {branch.text!r}: no label {label}")
+            innermost = targets[0]
+            if innermost == len(instructions):
+                raise UnknownInstruction(f"a branch to the end, {label}")
+            instructions[index] = instructions[index]._replace(extra=(innermost, 0, 0, 0))
         if not instructions or OPERATIONS[instructions[-1].operation] != "ret" or instructions[-1].guard >= 0:
             raise UnknownInstruction("a kernel that does not end with ret")
         self._program.rows = len(self._rows)
         self._program.constants = {row: key for key, row in self._rows.items() if isinstance(key[0], str)}
         return self._program
 
-    def _read_body(self, at: int) -> None:
-        text, scopes, line, counted = self._text, 0, 1, 0
+    def _read_body(self, position: int) -> None:
+        """Read the kernel's body, whose opening brace is at ``position`` of the text."""
+        text, scope_count = self._text, 0
+        line, counted_to = 1, 0  # `line` is the number of the line at `counted_to`
         while True:
-            while match := _SPACE.match(text, at):
-                at = match.end()
-            if text[at] == "{":
-                scopes += 1
-                self._scopes.append((scopes, set()))
-                at += 1
-            elif text[at] == "}":
+            while match := _SPACE.match(text, position):
+                position = match.end()
+            if text[position] == "{":
+                scope_count += 1
+                self._scopes.append((scope_count, set()))
+                position += 1
+            elif text[position] == "}":
                 self._scopes.pop()
-                at += 1
+                position += 1
                 if not self._scopes:
                     return
-            elif match := _LABEL.match(text, at):
-                self._labels[self._scopes[-1][0], match[1]] = len(self._program.instructions)
-                at = match.end()
-            elif text.startswith(".loc", at):
-                end = text.index("\n", at)
-                if match := _SOURCE.search(text, at, end):
+            elif match := _LABEL.match(text, position):
+                scope, _ = self._scopes[-1]
+                self._labels[scope, match[1]] = len(self._program.instructions)
+                position = match.end()
+            elif text.startswith(".loc", position):
+                end = text.index("\n", position)
+                if match := _SOURCE.search(text, position, end):
                     self._where = match[1]
-                at = end
+                position = end
             else:
-                end = text.index(";", at)
-                line, counted = line + text.count("\n", counted, at), at
-                self._read_statement(" ".join(text[at:end].split()), line)
-                at = end + 1
+                end = text.index(";", position)
+                line, counted_to = line + text.count("\n", counted_to, position), position
+                self._read_statement(" ".join(text[position:end].split()), line)
+                position = end + 1
 
     def _read_statement(self, text: str, line: int) -> None:
+        """Read a declaration, a pragma or an instruction, without its semicolon."""
         if text.startswith(".reg "):
             # Numbered registers of the function, %r<40>, are recognized by their "%".
             names = text.split(None, 2)[2].split(",")
-            self._scopes[-1][1].update(name.strip() for name in names if "<" not in name)
+            _, declared = self._scopes[-1]
+            declared.update(name.strip() for name in names if "<" not in name)
             return
         if text.startswith(".pragma"):
             return
@@ -263,41 +298,45 @@ class _Translator:
                 predicate, _, body = text[1:].partition(" ")
                 guard, negated = self._row(predicate.lstrip("!"), 1), predicate.startswith("!")
             name, _, operands = body.partition(" ")
-            self._emit_as = guard, negated, line, text, self._where
+            self._emit_as = guard, negated, line, text, self._where  # for `_emit`
             self._decode(name, _split(operands))
         except (UnknownInstruction, KeyError, IndexError, ValueError, TypeError) as failure:
             raise UnknownInstruction(
                 f"line {line} of the PTX, {text!r}: {type(failure).__name__} {failure}"
             ) from failure
 
-    def _emit(self, operation: str, out=(), into=(), extra=(), aligned=False) -> None:
+    def _emit(self, operation: str, *, results=(), sources=(), extra=(), aligned=False) -> None:
+        """Append an instruction to the program. The arguments are as in `Instruction`; ``extra`` may be shorter."""
         guard, negated, line, text, where = self._emit_as
         extra = (*map(int, extra), 0, 0, 0, 0)[:4]
+        number, results, sources = _OPERATION_NUMBERS[operation], list(results), list(sources)
         self._program.instructions.append(
-            Instruction(_NUMBER[operation], guard, negated, aligned, extra, list(out), list(into), line, text, where)
+            Instruction(number, guard, negated, aligned, extra, results, sources, line, text, where)
         )
 
     # Operands
 
     def _row_of(self, key: tuple) -> int:
+        """Return the row of a key of ``_rows``. A new key gets the next row."""
         return self._rows.setdefault(key, len(self._rows))
 
     def _row(self, text: str, bits: int = 32) -> int:
         """Return the row of a register, or of a constant of ``bits`` bits."""
         if (_REGISTER.fullmatch(text) and text not in _SPECIAL) or text == "_":
-            return self._row_of((0, text))
+            return self._row_of((0, text))  # 0: the function, outside of all scopes that declare names without "%"
         if text in _SPECIAL:
             return self._row_of(("special", text))
         if match := re.fullmatch(r"0[fFdD]([0-9a-fA-F]+)", text):
             return self._row_of(("value", int(match[1], 16)))
         if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
             return self._row_of(("value", int(text.rstrip("U"), 0) & (1 << bits) - 1))
-        for number, declared in reversed(self._scopes):
+        for scope, declared in reversed(self._scopes):
             if text in declared:
-                return self._row_of((number, text))
+                return self._row_of((scope, text))
         raise UnknownInstruction(f"the register {text}")
 
     def _vector(self, text: str, bits: int) -> list[int]:
+        """Return the rows of a vector in braces, or the row of a single register."""
         return [self._row(part, bits) for part in (_split(text[1:-1]) if text.startswith("{") else [text])]
 
     def _address(self, text: str) -> tuple[int, int]:
@@ -309,211 +348,288 @@ class _Translator:
 
     # Instructions
 
-    def _decode(self, name: str, o: list[str]) -> None:
-        special = getattr(self, "_" + name.partition(".")[0], None)
-        if special and special(name, o):
+    def _decode(self, name: str, operands: list[str]) -> None:
+        """Translate an instruction: by the handler for the first part of its name, or else by `_COMPUTING`."""
+        handler = getattr(self, "_" + name.partition(".")[0], None)
+        if handler and handler(name, operands):
             return
         if (match := _match_computing(name)) is None:
             raise UnknownInstruction(name)
         operation, bits, widths = match
-        into = [self._row(text, width) for text, width in zip(o[1:], widths, strict=True)]
-        self._emit(operation, [self._row(o[0])], into, (bits,))
+        result, *sources = operands
+        rows = [self._row(text, width) for text, width in zip(sources, widths, strict=True)]
+        self._emit(operation, results=[self._row(result)], sources=rows, extra=(bits,))
 
-    # Every method below emits an instruction, and returns whether it knows the instruction.
+    # The handlers, by the first part of the instruction's name. The class's docstring has their protocol.
 
-    def _mov(self, name: str, o: list[str]) -> bool:
+    def _mov(self, name: str, operands: list[str]) -> bool:
+        """Translate a move of the clock or of an argument's address, or to or from a vector. `_COMPUTING` has more."""
+        to, source = operands
         bits = {"mov.b16": 16, "mov.b32": 32, "mov.b64": 64}.get(name)
-        if o[1] == "%globaltimer":
-            self._emit("clock", [self._row(o[0])])
-        elif bits and bits >= 32 and o[1] in self._parameters:  # its address: arguments are 8 bytes apart
-            self._emit("mov", [self._row(o[0])], [self._row_of(("value", 8 * self._parameters[o[1]]))], (bits,))
-        elif bits and o[0].startswith("{"):
-            out = self._vector(o[0], bits)
-            self._emit("unpack", out, [self._row(o[1], bits)], (bits // len(out),))
-        elif bits and o[1].startswith("{"):
-            parts = len(_split(o[1][1:-1]))
-            self._emit("pack", [self._row(o[0])], self._vector(o[1], bits // parts), (bits // parts,))
+        if source == "%globaltimer":
+            self._emit("clock", results=[self._row(to)])
+        elif bits and bits >= 32 and source in self._parameters:
+            address = 8 * self._parameters[source]  # arguments are 8 bytes apart
+            self._emit("mov", results=[self._row(to)], sources=[self._row_of(("value", address))], extra=(bits,))
+        elif bits and to.startswith("{"):
+            parts = self._vector(to, bits)
+            self._emit("unpack", results=parts, sources=[self._row(source, bits)], extra=(bits // len(parts),))
+        elif bits and source.startswith("{"):
+            part_bits = bits // len(_split(source[1:-1]))
+            self._emit("pack", results=[self._row(to)], sources=self._vector(source, part_bits), extra=(part_bits,))
         else:
             return False
         return True
 
-    def _cvt(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"cvt\.([su])(\d+)\.([su])(\d+)", name)
-        if match:
-            to, source = int(match[2]), int(match[4])
-            if to == 8:
-                raise UnknownInstruction(name)
-            self._emit(f"extend_{match[3]}", [self._row(o[0])], [self._row(o[1], source)], (source, to))
-        return bool(match)
-
-    def _setp(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"setp\.(\w+)\.([busf])(16|32|64)", name)
-        kind, bits = match[2], int(match[3])
-        if kind == "f" and bits != 32:
+    def _cvt(self, name: str, operands: list[str]) -> bool:
+        """Translate a conversion between integers. `_COMPUTING` has those of floats."""
+        match = re.fullmatch(r"cvt\.[su](?P<to_bits>\d+)\.(?P<sign>[su])(?P<bits>\d+)", name)
+        if not match:
+            return False
+        bits, to_bits = int(match["bits"]), int(match["to_bits"])
+        # A wider result is extended by the sign of the source. Its own sign type would matter only for a result of 8
+        # bits in a register of 16, which no operation executes.
+        if to_bits == 8:
             raise UnknownInstruction(name)
-        into = [self._row(text, bits) for text in o[1:]]
-        if len(into) != 2 or (kind != "f" and COMPARISONS[match[1]] > 5):
-            raise UnknownInstruction(name)
-        self._emit("setp", [self._row(o[0])], into, (COMPARISONS[match[1]], "busf".index(kind), bits))
+        to, source = operands
+        self._emit(
+            f"extend_{match['sign']}", results=[self._row(to)], sources=[self._row(source, bits)],
+            extra=(bits, to_bits),
+        )  # fmt: skip
         return True
 
-    def _bra(self, name: str, o: list[str]) -> bool:
-        self._branches.append((len(self._program.instructions), o[0], [number for number, _ in self._scopes]))
+    def _setp(self, name: str, operands: list[str]) -> bool:
+        """Translate a comparison of two sources. A third source, which PTX combines with the result, is unknown."""
+        match = re.fullmatch(r"setp\.(?P<comparison>\w+)\.(?P<type>[busf])(?P<bits>16|32|64)", name)
+        is_float, bits = match["type"] == "f", int(match["bits"])
+        if is_float and bits != 32:
+            raise UnknownInstruction(name)
+        result, *sources = operands
+        rows = [self._row(text, bits) for text in sources]
+        comparison = COMPARISONS[match["comparison"]]
+        if len(rows) != 2 or (not is_float and comparison > COMPARISONS["ge"]):  # later ones are of floats only
+            raise UnknownInstruction(name)
+        extra = (comparison, "busf".index(match["type"]), bits)
+        self._emit("setp", results=[self._row(result)], sources=rows, extra=extra)
+        return True
+
+    def _bra(self, name: str, operands: list[str]) -> bool:
+        """Translate a branch. `translate` sets its target once all labels are known."""
+        if name not in ("bra", "bra.uni"):
+            raise UnknownInstruction(name)
+        scopes = [scope for scope, _ in self._scopes]
+        self._branches.append(_Branch(len(self._program.instructions), operands[0], scopes))
         self._emit("bra")
-        return name in ("bra", "bra.uni")
+        return True
 
-    def _ret(self, name: str, o: list[str]) -> bool:
+    def _ret(self, name: str, operands: list[str]) -> bool:
+        if name not in ("ret", "ret.uni"):
+            raise UnknownInstruction(name)
         self._emit("ret")
-        return name in ("ret", "ret.uni")
+        return True
 
-    def _trap(self, name: str, o: list[str]) -> bool:
-        # A load from address 0, which is in no tensor: the machine reports it.
-        self._emit("load_global", [self._row("_")], [self._row("0", 64)], (4, PLAIN))
-        return name == "trap"
+    def _trap(self, name: str, operands: list[str]) -> bool:
+        """Translate a load from address 0. No tensor has this address, so the machine reports the load."""
+        if name != "trap":
+            raise UnknownInstruction(name)
+        self._emit("load_global", results=[self._row("_")], sources=[self._row("0", 64)], extra=(4, PLAIN))
+        return True
 
-    def _bar(self, name: str, o: list[str]) -> bool:
-        if name == "bar.warp.sync" and _is_whole_warp(o[0]):
+    def _bar(self, name: str, operands: list[str]) -> bool:
+        """Translate the barrier of a warp's lanes, or barrier 0 of all warps. Others are unknown."""
+        if name == "bar.warp.sync" and _is_whole_warp(operands[0]):
             self._emit("barrier_warp", aligned=True)
-        elif name == "bar.sync" and o == ["0"]:  # of all warps
+        elif name == "bar.sync" and operands == ["0"]:
             self._emit("barrier", aligned=True)
         else:
             raise UnknownInstruction(name)
         return True
 
-    def _fence(self, name: str, o: list[str]) -> bool:
+    def _fence(self, name: str, operands: list[str]) -> bool:
+        """Translate the fence between stores to shared memory and the wgmma that reads them."""
+        if name != "fence.proxy.async.shared::cta":
+            raise UnknownInstruction(name)
         self._emit("fence_async")
-        return name == "fence.proxy.async.shared::cta"
+        return True
 
-    def _ld(self, name: str, o: list[str]) -> bool:
-        if match := re.fullmatch(r"ld\.param\.([bsu])(\d+)", name):
-            bits, where = int(match[2]), o[1].strip("[] ")
-            if _REGISTER.fullmatch(where):
-                rows = [self._row_of(("parameter", index)) for index in self._parameters.values()]
-                self._emit("load_parameter", [self._row(o[0])], [self._row(where), *rows], (bits, match[1] == "s"))
+    def _ld(self, name: str, operands: list[str]) -> bool:
+        """Translate a load of an argument, or of global or shared memory."""
+        to, source = operands
+        if match := re.fullmatch(r"ld\.param\.(?P<type>[bsu])(?P<bits>\d+)", name):
+            is_signed, bits, address = match["type"] == "s", int(match["bits"]), source.strip("[] ")
+            if _REGISTER.fullmatch(address):
+                arguments = [self._row_of(("parameter", index)) for index in self._parameters.values()]
+                sources = [self._row(address), *arguments]
+                self._emit("load_parameter", results=[self._row(to)], sources=sources, extra=(bits, is_signed))
             else:
-                row = self._row_of(("parameter", self._parameters[where]))
-                self._emit(f"extend_{'s' if match[1] == 's' else 'u'}", [self._row(o[0])], [row], (bits, 64))
+                argument = self._row_of(("parameter", self._parameters[address]))
+                operation = "extend_s" if is_signed else "extend_u"
+                self._emit(operation, results=[self._row(to)], sources=[argument], extra=(bits, 64))
             return True
         if self._peers:
             name = name.replace("ld.global.gpu.acquire.", "ld.relaxed.gpu.global.")
         space, order, bits = _read_access(name, self._peers)
-        base, offset = self._address(o[1])
-        self._emit(f"load_{space}", self._vector(o[0], bits), [base], (bits // 8, order, offset))
+        base, offset = self._address(source)
+        self._emit(f"load_{space}", results=self._vector(to, bits), sources=[base], extra=(bits // 8, order, offset))
         return True
 
-    def _st(self, name: str, o: list[str]) -> bool:
+    def _st(self, name: str, operands: list[str]) -> bool:
         space, order, bits = _read_access(name, self._peers)
-        base, offset = self._address(o[0])
-        self._emit(f"store_{space}", [], [base, *self._vector(o[1], bits)], (bits // 8, order, offset))
+        to, source = operands
+        base, offset = self._address(to)
+        sources = [base, *self._vector(source, bits)]
+        self._emit(f"store_{space}", sources=sources, extra=(bits // 8, order, offset))
         return True
 
-    def _atom(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"atom\.global\.gpu\.(?:relaxed|acquire|release|acq_rel)\.add\.[su](32|64)", name)
+    def _atom(self, name: str, operands: list[str]) -> bool:
+        """Translate an atomic addition in global memory. Only kernels of other libraries have one."""
+        match = re.fullmatch(r"atom\.global\.gpu\.(?:relaxed|acquire|release|acq_rel)\.add\.[su](?P<bits>32|64)", name)
         if not (match and self._peers):
             raise UnknownInstruction(name)
-        base, offset = self._address(o[1])
-        into, bits = [base, self._row(o[2], int(match[1]))], int(match[1])
-        self._emit("atom_add", [self._row(o[0])], into, (bits // 8, RELAXED, offset))
+        old_value, address, addend = operands
+        base, offset = self._address(address)
+        bits = int(match["bits"])
+        self._emit(
+            "atom_add", sources=[base, self._row(addend, bits)], results=[self._row(old_value)],
+            extra=(bits // 8, RELAXED, offset),
+        )  # fmt: skip
         return True
 
-    def _ldmatrix(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", name)
-        base, offset = self._address(o[1])
-        self._emit("ldmatrix", self._vector(o[0], 32), [base], (bool(match[1]), 0, offset), aligned=True)
+    def _ldmatrix(self, name: str, operands: list[str]) -> bool:
+        match = re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](?P<transposed>\.trans)?\.shared\.b16", name)
+        to, source = operands
+        base, offset = self._address(source)
+        extra = (bool(match["transposed"]), 0, offset)
+        self._emit("ldmatrix", results=self._vector(to, 32), sources=[base], extra=extra, aligned=True)
         return True
 
-    def _stmatrix(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16", name)
-        base, offset = self._address(o[0])
-        self._emit("stmatrix", [], [base, *self._vector(o[1], 32)], (bool(match[1]), 0, offset), aligned=True)
+    def _stmatrix(self, name: str, operands: list[str]) -> bool:
+        match = re.fullmatch(r"stmatrix\.sync\.aligned\.m8n8\.x[124](?P<transposed>\.trans)?\.shared\.b16", name)
+        to, source = operands
+        base, offset = self._address(to)
+        extra = (bool(match["transposed"]), 0, offset)
+        self._emit("stmatrix", sources=[base, *self._vector(source, 32)], extra=extra, aligned=True)
         return True
 
-    def _cp(self, name: str, o: list[str]) -> bool:
+    def _cp(self, name: str, operands: list[str]) -> bool:
+        """Translate a cp.async from global to shared memory, the end of a group of copies, or a wait for groups."""
         if name == "cp.async.commit_group":
             self._emit("cp_commit")
         elif name == "cp.async.wait_group":
-            self._emit("cp_wait", extra=(int(o[0], 0),))
+            self._emit("cp_wait", extra=(int(operands[0], 0),))
         elif name in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
-            (to, to_offset), (source, source_offset) = self._address(o[0]), self._address(o[1])
-            if (name[9:11], int(o[2], 0)) not in (("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)):
-                raise UnknownInstruction(f"copies of {o[2]} bytes by {name}")
-            if any(size.startswith("%p") for size in o[3:4]):  # a predicate to ignore the source, not a size
-                raise UnknownInstruction(f"the operand {o[3]}")
-            into = [to, source, *(self._row(size) for size in o[3:4])]
-            self._emit("cp_async", [], into, (int(o[2], 0), to_offset, source_offset))
+            # source_size has no entry or one: the bytes to read. The copy fills the remaining bytes with zeros.
+            to, source, size, *source_size = operands
+            (to_base, to_offset), (source_base, source_offset) = self._address(to), self._address(source)
+            cache = name.split(".")[2]
+            if (cache, int(size, 0)) not in (("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)):
+                raise UnknownInstruction(f"copies of {size} bytes by {name}")
+            if any(operand.startswith("%p") for operand in source_size):  # a predicate to ignore the source, not a size
+                raise UnknownInstruction(f"the operand {source_size[0]}")
+            sources = [to_base, source_base, *map(self._row, source_size)]
+            self._emit("cp_async", sources=sources, extra=(int(size, 0), to_offset, source_offset))
         else:
             raise UnknownInstruction(name)
         return True
 
-    def _mma(self, name: str, o: list[str]) -> bool:
-        match = re.fullmatch(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(\w+)\.(\w+)\.f32", name)
-        depth, left, right = int(match[1]), match[2], match[3]
-        if left != right or (left, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
+    def _mma(self, name: str, operands: list[str]) -> bool:
+        match = re.fullmatch(
+            r"mma\.sync\.aligned\.m16n8k(?P<depth>\d+)\.row\.col\.f32\.(?P<left>\w+)\.(?P<right>\w+)\.f32", name
+        )
+        depth, left = int(match["depth"]), match["left"]
+        if left != match["right"] or (left, depth) not in (("f16", 16), ("bf16", 16), ("tf32", 8)):
             raise UnknownInstruction(name)
-        into = [row for text in o[1:4] for row in self._vector(text, 32)]
+        result, *matrices = operands  # D, and A, B, C of D = A B + C
+        sources = [row for text in matrices[:3] for row in self._vector(text, 32)]
         extra = (ELEMENTS.index(left.upper()), depth)
-        self._emit("mma", self._vector(o[0], 32), into, extra, aligned=True)
+        self._emit("mma", results=self._vector(result, 32), sources=sources, extra=extra, aligned=True)
         return True
 
-    def _wgmma(self, name: str, o: list[str]) -> bool:
+    def _wgmma(self, name: str, operands: list[str]) -> bool:
+        """Translate a product of a warpgroup, its fence, the end of a group of products, or a wait for groups."""
         if name == "wgmma.fence.sync.aligned":
             self._emit("nop", aligned=True)
         elif name == "wgmma.commit_group.sync.aligned":
             self._emit("wgmma_commit", aligned=True)
         elif name == "wgmma.wait_group.sync.aligned":
-            self._emit("wgmma_wait", extra=(int(o[0], 0),), aligned=True)
+            self._emit("wgmma_wait", extra=(int(operands[0], 0),), aligned=True)
         else:
-            match = re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.(\w+)", name)
-            columns, depth = int(match[1]), int(match[2])
-            if columns % 8 or not 8 <= columns <= 256 or depth != (8 if match[3] == "tf32" else 16):
-                raise UnknownInstruction(name)
-            in_registers = o[1].startswith("{")
-            negated_a, negated_b, *transposed = (int(flag, 0) for flag in o[4:])
-            if (negated_a, negated_b) != (1, 1) or match[3] != match[4]:
-                raise UnknownInstruction(name)
-            # The flags to transpose: none in TF32, and none for an operand in registers.
-            transposed_b = transposed[-1] if transposed else 0
-            transposed_a = transposed[0] if len(transposed) > 1 else 0
-            kind = ELEMENTS.index(match[3].upper())
-            into = [*self._vector(o[1], 64), self._row(o[2], 64), self._row(o[3], 1)]
-            extra = (kind + 16 * transposed_a + 32 * transposed_b, columns, depth, in_registers)
-            self._emit("wgmma", self._vector(o[0], 32), into, extra, aligned=True)
+            self._multiply_in_warpgroup(name, *operands)
         return True
 
-    def _shfl(self, name: str, o: list[str]) -> bool:
-        mode = {"shfl.sync.bfly.b32": 0, "shfl.sync.idx.b32": 1}[name]
-        if len(o) != 5 or o[3] not in ("31", "0x1f") or "|" in o[0] or not _is_whole_warp(o[4]):
+    def _multiply_in_warpgroup(self, name: str, result: str, left: str, right: str, adds: str, *flags: str) -> None:
+        match = re.fullmatch(
+            r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<columns>\d+)k(?P<depth>\d+)\.f32\.(?P<left>\w+)\.(?P<right>\w+)",
+            name,
+        )
+        element, columns, depth = match["left"], int(match["columns"]), int(match["depth"])
+        if columns % 8 or not 8 <= columns <= 256 or depth != (8 if element == "tf32" else 16):
             raise UnknownInstruction(name)
-        self._emit("shuffle", [self._row(o[0])], [self._row(o[1]), self._row(o[2])], (mode,), aligned=True)
+        scale_a, scale_b, *transposed = (int(flag, 0) for flag in flags)
+        if (scale_a, scale_b) != (1, 1) or element != match["right"]:  # a scale of -1 negates an operand
+            raise UnknownInstruction(name)
+        # The flags to transpose: none in TF32, and none for an operand in registers.
+        transposed_b = transposed[-1] if transposed else 0
+        transposed_a = transposed[0] if len(transposed) > 1 else 0
+        # One number has the element type in its low four bits, then the two flags.
+        kind = ELEMENTS.index(element.upper()) + 16 * transposed_a + 32 * transposed_b
+        is_left_in_registers = left.startswith("{")
+        self._emit(
+            "wgmma", results=self._vector(result, 32),
+            sources=[*self._vector(left, 64), self._row(right, 64), self._row(adds, 1)],
+            extra=(kind, columns, depth, is_left_in_registers), aligned=True,
+        )  # fmt: skip
+
+    def _shfl(self, name: str, operands: list[str]) -> bool:
+        """Translate a shuffle among all lanes of a warp, without a predicate as a second result."""
+        mode = {"shfl.sync.bfly.b32": 0, "shfl.sync.idx.b32": 1}[name]
+        if len(operands) != 5:
+            raise UnknownInstruction(name)
+        result, source, lane, clamp, mask = operands
+        if clamp not in ("31", "0x1f") or "|" in result or not _is_whole_warp(mask):
+            raise UnknownInstruction(name)
+        sources = [self._row(source), self._row(lane)]
+        self._emit("shuffle", results=[self._row(result)], sources=sources, extra=(mode,), aligned=True)
         return True
 
-    def _movmatrix(self, name: str, o: list[str]) -> bool:
+    def _movmatrix(self, name: str, operands: list[str]) -> bool:
         if name != "movmatrix.sync.aligned.m8n8.trans.b16":
             raise UnknownInstruction(name)
-        self._emit("movmatrix", [self._row(o[0])], [self._row(o[1])], aligned=True)
+        to, source = operands
+        self._emit("movmatrix", results=[self._row(to)], sources=[self._row(source)], aligned=True)
         return True
 
-    def _vote(self, name: str, o: list[str]) -> bool:
-        if name != "vote.sync.any.pred" or not _is_whole_warp(o[2]):
+    def _vote(self, name: str, operands: list[str]) -> bool:
+        """Translate a vote of all lanes of a warp: whether any predicate is set, by the maximum of 0 and 1."""
+        result, source, mask = operands
+        if name != "vote.sync.any.pred" or not _is_whole_warp(mask):
             raise UnknownInstruction(name)
-        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (1,), aligned=True)  # the maximum of 0 and 1
+        self._emit(
+            "redux", results=[self._row(result)], sources=[self._row(source)], extra=(REDUCTIONS.index("max"),),
+            aligned=True,
+        )  # fmt: skip
         return True
 
-    def _redux(self, name: str, o: list[str]) -> bool:
-        if not _is_whole_warp(o[2]):
+    def _redux(self, name: str, operands: list[str]) -> bool:
+        """Translate the sum or the maximum of a signed number of all lanes of a warp."""
+        result, source, mask = operands
+        match = re.fullmatch(r"redux\.sync\.(?P<reduction>add|max)\.s32", name)
+        if not match or not _is_whole_warp(mask):
             raise UnknownInstruction(name)
-        reduction = {"redux.sync.add.s32": 0, "redux.sync.max.s32": 1}[name]
-        self._emit("redux", [self._row(o[0])], [self._row(o[1])], (reduction,), aligned=True)
+        self._emit(
+            "redux", results=[self._row(result)], sources=[self._row(source)],
+            extra=(REDUCTIONS.index(match["reduction"]),), aligned=True,
+        )  # fmt: skip
         return True
 
 
 @functools.cache
 def _read_access(name: str, peers: bool) -> tuple[str, int, int]:
-    """Return the memory that a load or store accesses, its order, and the bits of an element."""
+    """Return the memory that a load or store accesses ("global" or "shared"), the order, and the bits of an element."""
     match = re.fullmatch(
         r"(?:ld|st)(?P<relaxed>\.relaxed\.(?:gpu|sys))?\.(?P<space>global|shared)(?P<cached>\.nc|\.cg)?(?:\.v[24])?"
         r"\.[bu](?P<bits>8|16|32|64)",
-        name.replace(".shared::cta.", ".shared."),  # without ::cta it is the same memory
+        name.replace(".shared::cta.", ".shared."),  # both names are the same memory
     )
     if not match:
         raise UnknownInstruction(name)
@@ -525,7 +641,7 @@ def _read_access(name: str, peers: bool) -> tuple[str, int, int]:
 
 
 def _is_whole_warp(mask: str) -> bool:
-    """Return whether a mask names all lanes. A register is assumed to, because Triton sets it to -1."""
+    """Return whether a mask names all lanes. A register is assumed to name all, because Triton sets it to -1."""
     return mask in ("-1", "0xffffffff") or mask.startswith("%")
 
 
@@ -539,11 +655,12 @@ def find_waits(program: Program) -> list[tuple[int, int]]:
     """Return the first and the last instruction of each loop that only waits for others' stores, innermost last."""
     loops = {}
     for last, instruction in enumerate(program.instructions):
-        first = instruction.extra[0]
+        first = instruction.extra[0]  # the target of a branch
         if OPERATIONS[instruction.operation] != "bra" or first > last:
             continue
+        # The operation of each instruction, and the second extra number, which is the order of a load.
         body = [(OPERATIONS[inner.operation], inner.extra[1]) for inner in program.instructions[first : last + 1]]
-        works = any(name in ("mma", "wgmma", "cp_async", "store_global") for name, _ in body)
-        if ("load_global", RELAXED) in body and not works:
+        does_work = any(name in ("mma", "wgmma", "cp_async", "store_global") for name, _ in body)
+        if ("load_global", RELAXED) in body and not does_work:
             loops[first] = last
     return sorted(loops.items(), key=lambda loop: loop[0] - loop[1])

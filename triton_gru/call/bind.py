@@ -21,15 +21,15 @@ from .torch_state import TorchState, autocast_dtype, records_gradient
 
 @dataclass
 class Call:
-    """A call with its arguments in one form: batched and time first.
+    """A call whose arguments have one form: batched and time first.
 
     Attributes:
         problem: what a plan depends on.
-        input: [T, B, I], a view of the caller's input. For packed input, its data [N, I].
-        hx: [layers * directions, B, H], or None for zeros. For packed input, in the order of its rows.
-        weights: of layer 0 (forward, then backward if bidirectional), layer 1, and so on.
+        input: [T, B, I], a view of the caller's input. For packed input, the data [N, I] of the PackedSequence.
+        hx: [layers * directions, B, H], or None for zeros. For packed input, in the order of the packed rows.
+        weights: an entry for layer 0 (forward, then backward if bidirectional), layer 1, and so on.
         sequences: where the sequences end.
-        resets: uint8 [T, B], not 0 where a sequence restarts before a step; or None.
+        resets: uint8 [T, B], or None. Where it is not 0, the state becomes zero before the step.
         options: the module's settings.
     """
 
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def dropout(self) -> float:
-        """Return the probability of dropout between layers, which is 0 in `eval()`."""
+        """Return the probability of dropout between layers. In `eval()` it is 0."""
         return self.options.dropout if self.options.training else 0.0
 
     def initial_state(self) -> Tensor:
@@ -76,10 +76,13 @@ def bind_gru(
 
 
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
-    """Return the `Call` of one step for ``cell(input, hx)``. Raises as `bind_gru`, by torch.nn.GRUCell."""
+    """Return the `Call` for ``cell(input, hx)``: a call of a GRU with one layer and one step.
+
+    Raises what torch.nn.GRUCell raises for the same arguments, with the exception of `bind_gru`.
+    """
     check_cell(cell, input, hx)
     input, hx = to_gru_arguments(input, hx)
-    sequences = Sequences("dense", 1, input.size(1))
+    sequences = Sequences("dense", steps=1, batch_size=input.size(1))
     return _bind(Options.from_module(cell), input, hx, [weights_of_cell(cell)], sequences, is_cell=True)
 
 
@@ -91,7 +94,7 @@ def bind_dense(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Call:
-    """Return the `Call` for dense, batched arguments that have been checked."""
+    """Return the `Call` for dense, batched arguments that `check_gru` has accepted, in the module's ``batch_first``."""
     if options.batch_first:
         input = input.transpose(0, 1)
         resets = None if resets is None else resets.transpose(0, 1)
@@ -114,10 +117,15 @@ def _bind(
     resets: Tensor | None = None,
     is_cell: bool = False,
 ) -> Call:
+    """Return the `Call` of arguments that are time first: cast for autocast, with memory that kernels can read.
+
+    If no kernel can serve the call, its problem has the reason.
+    """
     input, hx, weights = cast_for_autocast(input, hx, weights)
     input, hx = materialize(input), materialize(hx)
-    ends = {"layout": sequences.layout, "resets": resets is not None}
-    problem = options.to_problem(sequences.steps, sequences.batch_size, input.dtype, **ends)
+    problem = options.to_problem(
+        sequences.steps, sequences.batch_size, input.dtype, layout=sequences.layout, resets=resets is not None
+    )
     call = Call(problem, input, hx, weights, sequences, resets, options)
     if reason := _unsupported_reason(call, is_cell):
         call.problem = dataclasses.replace(problem, unsupported_reason=reason)
@@ -125,9 +133,10 @@ def _bind(
 
 
 def _unsupported_reason(call: Call, is_cell: bool) -> str:
-    """Return why no kernel can serve this call at any shape, or ''.
+    """Return why no kernel of any configuration can serve this call, or ''.
 
-    Any global setting read here must also be in `TorchState`, which is part of the signature of a kept call.
+    Limits of one kernel, such as the largest hidden size, are not checked here. If this function reads a global setting
+    of torch, `TorchState` must have the setting, too. Otherwise a cached route serves calls under another setting.
     """
     options, input, hx = call.options, call.input, call.hx
     if options.is_training_call:
@@ -143,16 +152,19 @@ def _unsupported_reason(call: Call, is_cell: bool) -> str:
         return "input and hx differ in dtype"
     if reason := unreadable_weights_reason(options, call.weights, input):
         return reason
-    # In eval(), torch can compute a backward of the calls that it does not give to cuDNN.
-    is_without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
-    can_torch_serve = options.backend == "auto" and options.reset_after and call.resets is None
-    if can_torch_serve and is_without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
+    # A backward through a kernel's output raises. In eval(), a backward through cuDNN's output raises, too, so kernels
+    # may replace cuDNN. But torch computes some calls without cuDNN: cells, dtypes that it does not pass to cuDNN
+    # (bfloat16), and empty input. These calls have a backward in eval(). So if autograd records such a call, and nn.GRU
+    # can serve the call, no kernel does.
+    is_served_without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
+    can_nn_gru_serve = options.backend == "auto" and options.reset_after and call.resets is None
+    if can_nn_gru_serve and is_served_without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
         return "autograd records the call, and torch can compute its backward: call it under torch.no_grad()"
     return too_many_rows_reason(input.size(0)) if call.sequences.layout == "packed" else ""
 
 
 def to_gru_arguments(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return a cell's input and state in the shapes of a GRU of one layer: [1, B, I] and [1, B, H]."""
+    """Return a cell's input and state as those of a GRU with one step and one layer: [1, B, I] and [1, B, H]."""
     input, hx = add_cell_batch_dim(input, hx)
     return input.unsqueeze(0), unsqueeze_if_given(hx, 0)
 
@@ -174,9 +186,9 @@ def cast_for_autocast(
 def weights_of_gru(gru) -> list[LayerWeights]:
     """Return the weights of each layer and direction, looked up by name.
 
-    The list ``_flat_weights`` may be out of date, and torch only updates it by ``flatten_parameters``, which moves the
-    parameters. If a module that shares the parameters has been captured in a CUDA graph, the graph would then read the
-    old memory.
+    The module's list ``_flat_weights`` may have older weights. torch updates the list in ``flatten_parameters`` only,
+    which also moves the parameters to new memory. A CUDA graph of another module with the same parameters would then
+    read the old memory. So this function updates the list without moving parameters.
     """
     weights = [getattr(gru, name) for name in gru._flat_weights_names]
     if not torch.compiler.is_compiling() and any(map(operator.is_not, weights, gru._flat_weights)):
@@ -185,29 +197,31 @@ def weights_of_gru(gru) -> list[LayerWeights]:
 
 
 def _update_flat_weights(gru, weights: list[Tensor]) -> None:
-    """Put replaced parameters into ``_flat_weights``. Otherwise this list keeps the old parameters alive."""
+    """Replace the module's ``_flat_weights`` by ``weights``, so that the list does not keep old parameters in memory.
+
+    Exception: a weight that is no Parameter, but computed at each call, does not replace the entry.
+    """
     pairs = zip(weights, gru._flat_weights)
-    gru._flat_weights = [new if isinstance(new, torch.nn.Parameter) else old for new, old in pairs]
+    gru._flat_weights = [weight if isinstance(weight, torch.nn.Parameter) else entry for weight, entry in pairs]
 
 
 def weights_of_cell(cell) -> LayerWeights:
-    """Return the weights of a cell."""
+    """Return the four weights of a cell. Without biases, the last two are None."""
     return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
 def group_weights(flat: list[Tensor], bias: bool) -> list[LayerWeights]:
-    """Return torch's flat list of weights, grouped by layer and direction."""
-    per_layer = 4 if bias else 2
-    return [
-        (*flat[i : i + 2], *(flat[i + 2 : i + 4] if bias else (None, None))) for i in range(0, len(flat), per_layer)
-    ]
+    """Return torch's flat list of weights as a tuple of four for each layer and direction, with None for no bias."""
+    size = 4 if bias else 2
+    groups = [flat[start : start + size] for start in range(0, len(flat), size)]
+    return [tuple(group) if bias else (*group, None, None) for group in groups]
 
 
 def make_weights_contiguous(weights: list[LayerWeights]) -> list[LayerWeights]:
-    """Return contiguous weights. Those that are not contiguous are copied."""
+    """Return the weights, with a contiguous copy in place of each weight that is not contiguous."""
     return [tuple(None if w is None else w.contiguous() for w in layer) for layer in weights]
 
 
 def flatten_weights(weights: list[LayerWeights]) -> list[Tensor]:
-    """Return weights as torch's flat list. Undoes `group_weights`."""
+    """Return the weights as one flat list without the missing biases, as torch has it. Undoes `group_weights`."""
     return [w for layer in weights for w in layer if w is not None]

@@ -26,7 +26,7 @@ def check_gru(
         if lengths is not None:
             raise ValueError("lengths cannot go with packed input, which contains its lengths")
         data = input.data
-        _check_input(gru, data, 2)
+        _check_input(gru, data, dimensions=2)
         if hx is not None:
             gru.check_hidden_size(hx, gru.get_expected_hidden_size(data, input.batch_sizes))
     else:
@@ -36,10 +36,10 @@ def check_gru(
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        batched, state, _ = add_batch_dim(gru.batch_first, input, hx, None)
-        _check_input(gru, batched, 3)
-        if state is not None:
-            gru.check_hidden_size(state, gru.get_expected_hidden_size(batched, None))
+        batched, batched_hx, _ = add_batch_dim(gru.batch_first, input, hx, resets=None)
+        _check_input(gru, batched, dimensions=3)
+        if batched_hx is not None:
+            gru.check_hidden_size(batched_hx, gru.get_expected_hidden_size(batched, batch_sizes=None))
         if batched.size(1 if gru.batch_first else 0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         if lengths is not None:
@@ -52,9 +52,10 @@ def check_gru(
 def _check_input(gru, input: Tensor, dimensions: int) -> None:
     """Raise what ``gru.check_input`` raises.
 
-    torch's method reads the weights' dtype from ``_flat_weights``, which may hold older weights.
+    torch's method reads the weights' dtype from ``_flat_weights``, which may hold older weights. ``dimensions`` is the
+    number of dimensions that ``input`` must have.
     """
-    weight = getattr(gru, gru._all_weights[0][0])
+    weight = getattr(gru, gru._all_weights[0][0])  # weight_ih_l0
     if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -69,6 +70,7 @@ def _check_input(gru, input: Tensor, dimensions: int) -> None:
 
 
 def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
+    """Raise an error unless ``lengths`` are integers [batch_size]. ``batch_size`` is None for unbatched input."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
     if lengths.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
@@ -80,6 +82,7 @@ def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
 
 
 def _check_resets(resets: Tensor, input: Tensor) -> None:
+    """Raise an error unless ``resets`` are bools on the device of ``input``, in its shape without the features."""
     if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
         raise TypeError(f"resets must be a tensor of bools, got {getattr(resets, 'dtype', type(resets).__name__)}")
     if resets.shape != input.shape[:-1]:
@@ -96,17 +99,19 @@ def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
         raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
     if hx is not None and hx.dim() not in (1, 2):
         raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-    batched, state = add_cell_batch_dim(input, hx)
+    batched, batched_hx = add_cell_batch_dim(input, hx)
     if batched.size(1) != cell.input_size:
         raise RuntimeError(f"input has inconsistent input_size: got {batched.size(1)} expected {cell.input_size}")
-    if state is not None:
-        if state.size(0) != batched.size(0):
-            raise RuntimeError(f"Input batch size {batched.size(0)} doesn't match hidden0 batch size {state.size(0)}")
-        if state.size(1) != cell.hidden_size:
+    if batched_hx is not None:
+        if batched_hx.size(0) != batched.size(0):
             raise RuntimeError(
-                f"hidden0 has inconsistent hidden_size: got {state.size(1)}, expected {cell.hidden_size}"
+                f"Input batch size {batched.size(0)} doesn't match hidden0 batch size {batched_hx.size(0)}"
             )
-        if state.dim() != 2:
+        if batched_hx.size(1) != cell.hidden_size:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {batched_hx.size(1)}, expected {cell.hidden_size}"
+            )
+        if batched_hx.dim() != 2:
             raise RuntimeError(
                 f"hidden0 and input must have the same number of dimensions, got {hx.dim()} and {input.dim()}"
             )
@@ -116,6 +121,7 @@ def check_cell(cell, input: Tensor, hx: Tensor | None) -> None:
 
 
 def _check_devices_and_dtypes(input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
+    """Raise an error if the devices of these tensors differ, or the dtypes of ``input`` and ``hx`` without autocast."""
     if input.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
@@ -131,17 +137,18 @@ def _check_devices_and_dtypes(input: Tensor, hx: Tensor | None, weight: Tensor) 
 
 
 def add_batch_dim(batch_first: bool, input: Tensor, hx: Tensor | None, resets: Tensor | None):
-    """Return a GRU's arguments with a batch dimension. An unbatched input becomes a batch of one sequence."""
+    """Return a GRU's input, hx and resets, batched. Unbatched arguments become a batch of one sequence."""
     if input.dim() == 3:
         return input, hx, resets
-    batch = 0 if batch_first else 1
-    return input.unsqueeze(batch), unsqueeze_if_given(hx, 1), unsqueeze_if_given(resets, batch)
+    batch_dim = 0 if batch_first else 1
+    return input.unsqueeze(batch_dim), unsqueeze_if_given(hx, 1), unsqueeze_if_given(resets, batch_dim)
 
 
 def add_cell_batch_dim(input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return a cell's arguments with a batch dimension. An unbatched input becomes a batch of one row."""
+    """Return a cell's input and hx, batched. Unbatched arguments become a batch of one row."""
     return (input, hx) if input.dim() == 2 else (input.unsqueeze(0), unsqueeze_if_given(hx, 0))
 
 
 def unsqueeze_if_given(tensor: Tensor | None, dim: int) -> Tensor | None:
+    """Return ``tensor.unsqueeze(dim)``, or None for an argument that was not given."""
     return None if tensor is None else tensor.unsqueeze(dim)

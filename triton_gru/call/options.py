@@ -8,13 +8,13 @@ from torch import nn
 from ..plan.problem import Problem
 from .torch_state import cublas_unsupported_reason, fp32_precision
 
-# Attributes that nn.GRU and nn.GRUCell do not have. `accelerate` sets none of them.
+# Attributes that nn.GRU and nn.GRUCell do not have. `accelerate` does not set them: our classes have defaults.
 EXTRA_ATTRIBUTES = ("backend", "reset_after", "reverse")
-_DEFAULTS = True, False, "auto"  # reset_after, reverse and backend of nn.GRU and nn.GRUCell
+_EXTRA_DEFAULTS = True, False, "auto"  # the options reset_after, reverse and backend of nn.GRU and nn.GRUCell
 
 
 class Options(NamedTuple):
-    """The options of a module, named as in `triton_gru.GRU`. A cell has those of a GRU of one layer."""
+    """The options of a module, named as in `triton_gru.GRU`. A cell has the options of a GRU with one layer."""
 
     input_size: int
     hidden_size: int
@@ -30,35 +30,41 @@ class Options(NamedTuple):
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "Options":
-        """Return the options of a GRU or a cell. Those of torch.nn have the defaults of `EXTRA_ATTRIBUTES`."""
+        """Return the options of a GRU or a cell. A module of torch.nn gets our defaults for the options it lacks."""
         kind = type(module)
-        extra = (module.reset_after, module.reverse, module.backend) if hasattr(kind, "torch_class") else _DEFAULTS
+        is_ours = hasattr(kind, "torch_class")
+        extra_options = (module.reset_after, module.reverse, module.backend) if is_ours else _EXTRA_DEFAULTS
         # issubclass(kind, ...) is faster than isinstance, which reads the __class__ property of our modules.
         if issubclass(kind, nn.RNNCellBase):
-            layers = 1, module.bias, False, 0.0, False
+            layer_options = 1, module.bias, False, 0.0, False
         else:
-            layers = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
+            layer_options = module.num_layers, module.bias, module.batch_first, module.dropout, module.bidirectional
         # tuple.__new__ is faster than cls(...), whose __new__ is in Python.
-        return tuple.__new__(cls, (module.input_size, module.hidden_size, *layers, *extra, module.training))
+        sizes = module.input_size, module.hidden_size
+        return tuple.__new__(cls, (*sizes, *layer_options, *extra_options, module.training))
 
     @property
     def directions(self) -> int:
+        """Return the number of directions in time: 2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
     def unsupported_by_nn_gru(self) -> str:
-        """Return the options that nn.GRU lacks, such as "reset_after=False", or ''."""
+        """Return the options that this module sets and nn.GRU lacks, such as "reset_after=False", or ''."""
         if self.reset_after and not self.reverse:
             return ""
         return ", ".join(["reset_after=False"] * (not self.reset_after) + ["reverse=True"] * self.reverse)
 
     @property
     def is_training_call(self) -> bool:
-        """Return whether a call trains the module: in training mode with grad enabled."""
+        """Return whether a call now would be one of training: in training mode with grad enabled."""
         return self.training and torch.is_grad_enabled()
 
-    def to_problem(self, steps: int, batch_size: int, dtype: torch.dtype, **ends) -> Problem:
-        """Return the problem of a call. ``ends`` are the fields layout, resets and unsupported_reason of `Problem`."""
+    def to_problem(self, steps: int, batch_size: int, dtype: torch.dtype, **other_fields) -> Problem:
+        """Return the problem of a call of these sizes, under torch's current settings of precision.
+
+        ``other_fields`` are fields of `Problem` that depend on a call's arguments: layout, resets, unsupported_reason.
+        """
         precision = fp32_precision() if dtype == torch.float32 else "ieee"
         return Problem(
             steps=steps,
@@ -72,10 +78,13 @@ class Options(NamedTuple):
             reset_after=self.reset_after,
             reverse=self.reverse,
             cublas_unsupported_reason=cublas_unsupported_reason(dtype, precision),
-            **ends,
+            **other_fields,
         )
 
 
 def has_only_nn_gru_attributes(module: nn.Module) -> bool:
-    """Return whether ``module`` only differs from a torch module by its class: `accelerate` changed nothing else."""
+    """Return whether only the class of ``module`` differs from nn.GRU or nn.GRUCell, as after `accelerate`.
+
+    If it returns False, a GRU of this package was constructed, or one of `EXTRA_ATTRIBUTES` was set later.
+    """
     return not any(name in module.__dict__ for name in EXTRA_ATTRIBUTES)

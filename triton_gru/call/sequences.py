@@ -19,8 +19,8 @@ class Sequences:
         steps: largest possible length of a sequence.
         batch_size: number of sequences.
         lengths: int32 [batch_size], each in [0, steps]; None for dense.
-        offsets: int32 [steps], for packed input: the number of rows before those of each step. Otherwise None. With
-            more rows than `validity.too_many_rows_reason` allows, int32 overflows. Then no kernel reads the offsets.
+        offsets: int32 [steps] for packed input, else None. ``offsets[t]`` is the number of rows of all steps before t.
+            With more rows than `validity.too_many_rows_reason` allows, int32 overflows. Then no kernel reads them.
     """
 
     layout: str
@@ -43,22 +43,23 @@ def sequences_from_lengths(lengths: Tensor, steps: int, device: torch.device) ->
             raise RuntimeError(f"lengths must be on {device} while a CUDA graph is captured, got {lengths.device}")
         lengths = _copy_to_device(lengths, device)
     if lengths.dtype not in (torch.int32, torch.int64):
-        # A smaller dtype may not hold ``steps``, to which lengths are clamped.
+        # Lengths are clamped to ``steps`` below, and a smaller dtype may not hold ``steps``.
         lengths = lengths.to(torch.int32)
-    return Sequences("lengths", steps, lengths.size(0), lengths.clamp(0, steps).to(torch.int32).contiguous())
+    clamped = lengths.clamp(0, steps).to(torch.int32).contiguous()
+    return Sequences("lengths", steps, batch_size=lengths.size(0), lengths=clamped)
 
 
 def sequences_from_batch_sizes(batch_sizes: Tensor, rows: int, device: torch.device) -> Sequences:
     """Return the sequences of packed input.
 
     Args:
-        batch_sizes: as in torch's PackedSequence, on the CPU.
+        batch_sizes: number of sequences at each time step, on the CPU, as in torch's PackedSequence.
         rows: number of rows of the packed data.
-        device: where the data is.
+        device: device of the packed data.
 
     Raises:
-        ValueError: batch_sizes and rows are not those of a packed sequence.
-        RuntimeError: a CUDA graph is being captured and no call with these sizes came before.
+        ValueError: ``batch_sizes`` and ``rows`` are not those of a packed sequence.
+        RuntimeError: a CUDA graph is being captured, and no earlier call had these ``batch_sizes``.
     """
     steps = len(batch_sizes)
     if steps == 0:
@@ -72,17 +73,18 @@ def sequences_from_batch_sizes(batch_sizes: Tensor, rows: int, device: torch.dev
     batch_size = int(batch_sizes[0])
     # Row b is missing in every step whose batch size is at most b. Count these steps.
     missing_steps = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch_size, device="cpu"), right=True)
+    # Offsets and lengths are parts of one tensor, so that one copy brings both to the device.
     table = torch.cat([rows_so_far - batch_sizes, steps - missing_steps]).to(torch.int32)
     if is_capturing(device):
         table = _find_captured_table(table, device)
     elif device.type == "cuda":
         host_table, table = table, _copy_to_device(table, device)
-        _recent.append((host_table, table))
-    return Sequences("packed", steps, batch_size, table[steps:], table[:steps])
+        _recent_tables.append((host_table, table))
+    return Sequences("packed", steps, batch_size, lengths=table[steps:], offsets=table[:steps])
 
 
 def unpack_input(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple[Tensor, Tensor | None, Sequences]:
-    """Return the packed data, the state in the order of its rows, and the `Sequences`.
+    """Return the packed data, ``hx`` with its sequences in the order of the packed rows, and the `Sequences`.
 
     Raises what `sequences_from_batch_sizes` raises.
     """
@@ -92,36 +94,45 @@ def unpack_input(gru: nn.GRU, input: PackedSequence, hx: Tensor | None) -> tuple
 
 
 def pack_results(gru: nn.GRU, input: PackedSequence, output: Tensor, h_n: Tensor) -> tuple[PackedSequence, Tensor]:
-    """Return the results of a call on packed input: the output packed, and h_n in the order of the batch."""
+    """Return the output as a PackedSequence, and h_n in the caller's order of sequences. Undoes `unpack_input`."""
     output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
     return output, gru.permute_hidden(h_n, input.unsorted_indices)
 
 
-# Tables on the CPU and their copies on a device. A captured copy from the host would read the host's memory again at
-# every replay, when the memory may hold other values. So a capture uses the device's table of an earlier call.
-_recent: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=256)
-_captured: list[tuple[Tensor, Tensor]] = []  # kept forever, because torch does not tell when a graph is deleted
+# Pairs of a table on the CPU and its copy on a device. A captured copy from the host would read the host's memory again
+# at every replay, when the memory may hold other values. So a capture uses the device's table of an earlier call.
+_recent_tables: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=256)
+# Pairs whose copy a CUDA graph reads. They stay forever, because torch does not tell when a graph is deleted.
+_captured_tables: list[tuple[Tensor, Tensor]] = []
+_MAX_SIZES_SHOWN = 8  # batch sizes in an error
 
 
 def _find_captured_table(table: Tensor, device: torch.device) -> Tensor:
-    """Return the copy of ``table`` on the device that an earlier call made, and keep it for the graph."""
-    for pair in (*_captured, *reversed(_recent)):
-        if pair[1].device == device and torch.equal(pair[0], table):
-            if not any(pair is captured for captured in _captured):
-                _captured.append(pair)
-            return pair[1]
+    """Return the copy of ``table`` that an earlier call made on ``device``, and keep it in memory for the graph.
+
+    Raise RuntimeError if there is no such copy.
+    """
+    for pair in (*_captured_tables, *reversed(_recent_tables)):
+        host_table, device_table = pair
+        if device_table.device == device and torch.equal(host_table, table):
+            if not any(pair is captured_pair for captured_pair in _captured_tables):
+                _captured_tables.append(pair)
+            return device_table
     raise RuntimeError(
         "to capture packed input in a CUDA graph, first make a call with the same batch_sizes outside of the capture"
     )
 
 
 def _copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy on the device. The host does not wait for a copy from the CPU to a GPU."""
+    """Return ``tensor`` on ``device``. The host does not wait for a copy from the CPU to a GPU."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def _format_sizes(batch_sizes: Tensor) -> str:
+    """Return ``batch_sizes`` for an error, cut off after `_MAX_SIZES_SHOWN`."""
     sizes = batch_sizes.tolist()
-    return f"{sizes}" if len(sizes) <= 8 else f"[{', '.join(map(str, sizes[:8]))}, ...]"
+    if len(sizes) <= _MAX_SIZES_SHOWN:
+        return f"{sizes}"
+    return f"[{', '.join(map(str, sizes[:_MAX_SIZES_SHOWN]))}, ...]"

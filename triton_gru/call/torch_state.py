@@ -16,14 +16,15 @@ _DETERMINISTIC_WORKSPACES = ":4096:8", ":16:8"
 
 
 class TorchState(NamedTuple):
-    """The settings of torch that apply to a call. Each call reads them once. They are part of its signature.
+    """The settings of torch that apply to a call. They are a part of the call's signature, and are read at every call.
 
     Attributes:
         is_grad_enabled: grad mode.
         is_cudnn_enabled: `torch.backends.cudnn.enabled`.
-        fp32_precision: as the function `fp32_precision`.
-        matmul_precision, is_fp16_accumulation_allowed, is_cublas_refused: as `cublas_unsupported_reason` reads them.
-        autocast: as the function `autocast_dtype`.
+        fp32_precision: result of the function `fp32_precision`.
+        matmul_precision, is_fp16_accumulation_allowed, is_cublas_refused: the settings on which the result of
+            `cublas_unsupported_reason` depends.
+        autocast: result of the function `autocast_dtype`.
         is_tracing: whether torch.jit.trace is active.
         is_wrapping: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
         is_forward_ad_on: whether forward-mode differentiation is active.
@@ -58,7 +59,7 @@ class TorchState(NamedTuple):
             is_wrapping(),
             torch.autograd.forward_ad._current_level >= 0,
         )
-        return tuple.__new__(cls, values)  # is faster than cls(...), whose __new__ is in Python
+        return tuple.__new__(cls, values)  # faster than cls(*values), whose __new__ is in Python
 
     def unsupported_reason(self, backend: str) -> str:
         """Return why no kernel can serve any call in this state, or ''."""
@@ -116,4 +117,4 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def records_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether autograd would record a call of these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

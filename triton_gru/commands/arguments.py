@@ -81,10 +81,10 @@ def call_by_name(name: str):
     try:
         return import_attribute(name)()
     except Exception as error:
-        *_, last = traceback.extract_tb(error.__traceback__)
+        *_, innermost = traceback.extract_tb(error.__traceback__)
         # A name such as "<frozen importlib._bootstrap>" is Python's import system.
-        is_in_user_code = last.filename != __file__ and not last.filename.startswith("<")
-        where = f" ({last.filename}:{last.lineno})" * is_in_user_code
+        is_in_user_code = innermost.filename != __file__ and not innermost.filename.startswith("<")
+        where = f" ({innermost.filename}:{innermost.lineno})" * is_in_user_code
         raise RuntimeError(f"{name} failed with {type(error).__name__}: {error}{where}") from None
 
 

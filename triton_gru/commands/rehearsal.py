@@ -20,7 +20,7 @@ from ..plan.tables import lookup
 from ..tuning.tuner import merge_problems
 from ..units import format_count, format_duration
 
-_BUDGET = 60.0  # seconds
+_BUDGET = 60.0  # seconds, without --budget
 _FOLDER = "TRITON_GRU_CONFIG_DIR"
 _CHECKOUT = pathlib.Path(__file__).parents[2]
 INTERRUPTED = 130  # exit status
@@ -64,7 +64,7 @@ def run_in_emulator(arguments: list[str]) -> NoReturn:
 
 
 def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
-    """Call ``tune(problems, device, options)`` with ``problems`` in small sizes, and return its exit status."""
+    """Call ``tune(problems, device, options)`` with ``problems`` in small sizes. Return the exit status of ``tune``."""
     options.budget = options.budget or _BUDGET
     small = list(merge_problems(map(_shrink, problems)).values())
     shapes = format_count(len(small), "shape")
@@ -78,6 +78,7 @@ def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
 
 
 def _shrink(problem: Problem) -> Problem:
+    """Return the problem in sizes that the emulated GPU runs in seconds, with the other options unchanged."""
     return dataclasses.replace(
         problem, hidden_size=min(problem.hidden_size, 16), input_size=min(problem.input_size, 16),
         batch_size=min(problem.batch_size, 2), steps=min(problem.steps, 3),
@@ -86,7 +87,10 @@ def _shrink(problem: Problem) -> Problem:
 
 @contextlib.contextmanager
 def _open_table_folder() -> Iterator[str | None]:
-    """Yield the folder that TRITON_GRU_CONFIG_DIR names. If it is not set, set it to a temporary one and yield None."""
+    """Yield the folder of the user's tables that TRITON_GRU_CONFIG_DIR names.
+
+    If the variable is not set, set it to a temporary folder meanwhile, and yield None.
+    """
     if named_folder := os.environ.get(_FOLDER):
         yield named_folder
         return
@@ -99,6 +103,7 @@ def _open_table_folder() -> Iterator[str | None]:
 
 
 def _clear_caches() -> None:
+    """Forget tables, plans and prepared calls of another folder of tables."""
     lookup.clear_table_cache()
     planner.clear_plan_cache()
     call_cache.clear_call_cache()

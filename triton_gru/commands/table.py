@@ -6,8 +6,9 @@ import functools
 import pathlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
 
-from ..plan.config import report_name
+from ..plan.config import format_implementation
 from ..plan.device import Device, list_gpus, match_device
 from ..plan.planner import choose
 from ..plan.tables import lookup, store
@@ -69,6 +70,7 @@ def _print_line(line: str = "") -> None:
 
 
 def _complain(message: str) -> None:
+    """Print an error on stderr."""
     print(f"triton-gru table: {message}", file=sys.stderr)
 
 
@@ -76,6 +78,7 @@ def _complain(message: str) -> None:
 
 
 def _require_user_directory() -> pathlib.Path:
+    """Return the folder of the user's tables. Raise `UnusableTableError` if there is none."""
     folder = store.user_directory()
     if folder is None:
         raise store.UnusableTableError(_NO_FOLDER)
@@ -83,11 +86,12 @@ def _require_user_directory() -> pathlib.Path:
 
 
 def _list_files(*folders: pathlib.Path | None) -> list[pathlib.Path]:
+    """Return the JSON files in the folders, sorted by name in each. A folder that is None has no files."""
     return [path for folder in folders if folder for path in sorted(folder.glob("*.json"))]
 
 
 def _load(path: pathlib.Path) -> store.Table | str:
-    """Return a table, or why the file is not one."""
+    """Return the table in a file, or the reason why the file is not a table."""
     try:
         return store.load(path)
     except store.UnusableTableError as error:
@@ -97,7 +101,10 @@ def _load(path: pathlib.Path) -> store.Table | str:
 
 
 def _load_all(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table | str]]:
-    """Load the given files, or by default the tables of the user and of the package; return each as `_load` does."""
+    """Return (path, result of `_load`) for each of ``files``, by default for the tables of the user and the package.
+
+    If there are none by default, print that.
+    """
     paths = files or _list_files(store.user_directory(), lookup.SHIPPED_DIRECTORY)
     if not paths:
         _print_line(f"there are no tables in {store.user_directory() or _NO_FOLDER}, and none come with the package")
@@ -105,6 +112,7 @@ def _load_all(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table
 
 
 def _describe_device(device: dict) -> str:
+    """Return a text on the device of a table."""
     return f"{device['name']} (sm_{device['cc']}, {format_count(device['sms'], 'multiprocessor')})"
 
 
@@ -112,6 +120,7 @@ def _describe_device(device: dict) -> str:
 
 
 def _show(options) -> int:
+    """Run ``table show`` and return its exit status: 0, or 2 if a file is not a table."""
     status = 0
     for path, table in _load_all(options.files):
         if isinstance(table, str):
@@ -124,12 +133,14 @@ def _show(options) -> int:
 
 
 def _format_table(path: pathlib.Path, table: store.Table) -> list[str]:
-    stale = sum(bool(entry.stale_reason) for entry in table.entries)
-    counts = f"{format_count(len(table.entries), 'shape')}, {stale} stale, {len(table.skipped)} not understood"
-    lines = [f"{path}: {_describe_device(table.device)}{_describe_local_use(table.device)}", counts]
+    """Return a table as lines: its file and device, counts, skipped entries, and a row for each entry."""
+    num_stale = sum(bool(entry.stale_reason) for entry in table.entries)
+    summary = f"{format_count(len(table.entries), 'shape')}, {num_stale} stale, {len(table.skipped)} not understood"
+    lines = [f"{path}: {_describe_device(table.device)}{_describe_local_use(table.device)}", summary]
     lines += [f"not understood: {reason}" for reason in table.skipped]
     device = _find_table_device(table.device)
-    rows = [_row(entry, device) for entry in sorted(table.entries, key=lambda entry: dataclasses.astuple(entry.key))]
+    entries = sorted(table.entries, key=lambda entry: dataclasses.astuple(entry.key))
+    rows = [_format_row(entry, device) for entry in entries]
     return [*lines, *(_align_columns([_TITLES, *rows]) if rows else []), ""]
 
 
@@ -138,38 +149,44 @@ def _describe_local_use(device: dict) -> str:
     local_devices = [store.describe_device(gpu) for gpu in list_gpus()]
     if device in local_devices:
         return ", in force here"
-    similar = [local["name"] for local in local_devices if {**local, "name": ""} == {**device, "name": ""}]
-    return f", in force here for shapes that the tables of {similar[0]} lack" if similar else ""
+    # A table also serves GPUs of another name that are otherwise equal.
+    similar_names = [local["name"] for local in local_devices if {**local, "name": ""} == {**device, "name": ""}]
+    return f", in force here for shapes that the tables of {similar_names[0]} lack" if similar_names else ""
 
 
 _TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
 
 
-def _row(entry: Entry, device: Device | None) -> list[str]:
-    speedup_over_untuned = entry.speedup_over_untuned(_untuned(entry, device))
+def _format_row(entry: Entry, device: Device | None) -> list[str]:
+    """Return the texts of an entry for the columns `_TITLES`. ``device`` is None if this version does not know it."""
+    speedup_over_untuned = entry.speedup_over_untuned(_name_untuned(entry, device))
     return [
-        describe_shape(entry.key), report_name(entry.winner), format_time(1000 * entry.ms),
+        describe_shape(entry.key), format_implementation(entry.winner), format_time(1000 * entry.ms),
         _format_ratio(speedup_over_untuned), _format_ratio(entry.speedup_over_nn_gru), entry.tuned_at[:10],
         f"stale: {entry.stale_reason}" if entry.stale_reason else "",
     ]  # fmt: skip
 
 
-def _untuned(entry: Entry, device: Device | None) -> str:
-    """Return the implementation that a plan takes without tables, or '' if the device is unknown."""
+def _name_untuned(entry: Entry, device: Device | None) -> str:
+    """Return the name of the implementation that a plan takes without tables.
+
+    Return '' if the device is unknown or no kernel serves the entry's problem.
+    """
     try:
         return choose(entry.key.to_problem(), device, use_tables=False).implementation if device else ""
-    except ValueError:  # no kernel serves this key
+    except ValueError:
         return ""
 
 
 def _format_ratio(ratio: float | None) -> str:
+    """Return a speedup as text, or "-" if it is unknown."""
     return f"{format_number(ratio)}x" if ratio else "-"
 
 
 def _align_columns(rows: list[list[str]]) -> list[str]:
-    """Return a line for each row, with columns of numbers aligned to the right and others to the left."""
+    """Return a line for each row of `_TITLES`' columns. Columns with numbers are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    number_columns = range(2, 5)
+    number_columns = range(2, 5)  # "time", "vs untuned" and "vs nn.GRU"
     return [
         "  ".join(
             text.rjust(width) if column in number_columns else text.ljust(width)
@@ -183,11 +200,15 @@ def _align_columns(rows: list[list[str]]) -> list[str]:
 
 
 def _check(options) -> int:
+    """Run ``table check`` and return its exit status: the highest one of all tables."""
     return max((_check_table(path, table) for path, table in _load_all(options.files)), default=0)
 
 
 def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
-    """Print which entries of a table this version cannot use, and return the exit status for the table."""
+    """Print which entries of a table this version cannot use.
+
+    Return the exit status for the table: 0 if every entry is in force, 1 if one is not, 2 if the file is not a table.
+    """
     if isinstance(table, str):
         _print_line(f"{path}: not a table: {table}")
         return 2
@@ -200,8 +221,8 @@ def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
         if device
         else []
     )
-    counts = f"{len(table.entries) - len(stale)} in force, {len(stale)} stale, {len(table.skipped)} not understood"
-    _print_line(f"{path}: {_describe_device(table.device)}: {counts}")
+    summary = f"{len(table.entries) - len(stale)} in force, {len(stale)} stale, {len(table.skipped)} not understood"
+    _print_line(f"{path}: {_describe_device(table.device)}: {summary}")
     if device is None:
         _print_line("  not checked: whether configurations can run on that device, which this version does not know")
     for line in [*stale, *(f"not understood: {reason}" for reason in table.skipped), *broken]:
@@ -210,7 +231,10 @@ def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
 
 
 def _find_table_device(described: dict) -> Device | None:
-    """Return the device of a table: a GPU of this machine, or else a known device of that name. None if neither."""
+    """Return the device that a table describes: a GPU of this machine, or else a known device of the same name.
+
+    Return None if there is no such device, or if the known device has another compute capability.
+    """
     local_device = next((device for device in list_gpus() if store.describe_device(device) == described), None)
     device = local_device or match_device(described["name"], described["sms"])
     return device if device and device.compute_capability == described["cc"] else None
@@ -236,6 +260,7 @@ def _unsupported_reasons(entry: Entry, device: Device) -> list[str]:
 
 
 def _export(options) -> int:
+    """Run ``table export`` and return its exit status, always 0. Errors are raised."""
     source, table = _find_table_to_export(options.device)
     _check_may_write(options.file, source, options.force)
     try:
@@ -251,23 +276,33 @@ def _export(options) -> int:
 
 
 def _find_table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
-    """Return the user's table of a device, by default of this machine's GPU."""
+    """Return the file and the user's table of the device ``name``, by default of this machine's GPU.
+
+    Raises:
+        UnusableTableError: there is no such table, or more than one.
+    """
     folder = _require_user_directory()
-    loaded = {path: _load(path) for path in _list_files(folder)}
+    tables_or_reasons = {path: _load(path) for path in _list_files(folder)}
     names = {name} if name else {device.name for device in list_gpus()}
     # The folder may have other tables of the same device, such as an exported one.
     tuned = {
-        path: table for path, table in loaded.items() if not isinstance(table, str) and _has_tuned_name(path, table)
+        path: table
+        for path, table in tables_or_reasons.items()
+        if not isinstance(table, str) and _has_tuned_name(path, table)
     }
     matches = [(path, table) for path, table in tuned.items() if table.device["name"] in names]
     if len(matches) == 1:
         return matches[0]
     unusable = "".join(
-        f"; {path.name} is not a table: {reason}" for path, reason in loaded.items() if isinstance(reason, str)
+        f"; {path.name} is not a table: {reason}"
+        for path, reason in tables_or_reasons.items()
+        if isinstance(reason, str)
     )
-    known = [table.device["name"] for table in tuned.values()]
-    advice = f"Name a device with --device: {_quote_names(known)}" if known else f"There are no tables in {folder}"
-    raise store.UnusableTableError(f"{_export_failure(names, len(matches), folder)}. {advice}{unusable}")
+    tuned_names = [table.device["name"] for table in tuned.values()]
+    advice = f"There are no tables in {folder}"
+    if tuned_names:
+        advice = f"Name a device with --device: {_quote_names(tuned_names)}"
+    raise store.UnusableTableError(f"{_describe_export_failure(names, len(matches), folder)}. {advice}{unusable}")
 
 
 def _has_tuned_name(path: pathlib.Path, table: store.Table) -> bool:
@@ -275,18 +310,24 @@ def _has_tuned_name(path: pathlib.Path, table: store.Table) -> bool:
     return path.name == store.file_name_of(table.device["name"])
 
 
-def _export_failure(names: set[str], number: int, folder: pathlib.Path) -> str:
-    if not names:
-        return "no GPU in this machine whose table to export"
-    return f"there {'is no table' if number == 0 else f'are {number} tables'} of {_quote_names(names)} in {folder}"
+def _describe_export_failure(device_names: set[str], num_tables: int, folder: pathlib.Path) -> str:
+    """Return why no table can be exported. An export needs exactly one table of the named devices in ``folder``."""
+    if not device_names:
+        return "this machine has no GPU whose table could be exported"
+    tables = f"are {num_tables} tables" if num_tables else "is no table"
+    return f"there {tables} of {_quote_names(device_names)} in {folder}"
 
 
-def _quote_names(names) -> str:
+def _quote_names(names: Iterable[str]) -> str:
+    """Return the names as one text, sorted and in quotes."""
     return ", ".join(map(repr, sorted(names)))
 
 
 def _check_may_write(path: pathlib.Path, source: pathlib.Path, force: bool) -> None:
-    """Raise an error if exporting the table ``source`` to ``path`` would overwrite a file that must stay."""
+    """Raise an error if exporting the table ``source`` to ``path`` would overwrite a file that must stay.
+
+    A table of a later schema stays even with ``force``, as does ``source`` itself.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")
     if not path.exists():
@@ -302,39 +343,41 @@ def _check_may_write(path: pathlib.Path, source: pathlib.Path, force: bool) -> N
     except store.NewerTableError as error:
         raise store.NewerTableError(f"{path} is not overwritten: {error}") from None
     except store.UnusableTableError:
-        pass
+        pass  # The file is no table, and may be overwritten.
 
 
 # Merge.
 
 
 def _merge(options) -> int:
+    """Run ``table merge`` and return its exit status, always 0. Errors are raised."""
     folder = options.into or _require_user_directory()
-    devices: dict[tuple, list] = {}
+    new_entries: dict[tuple, list] = {}  # the items of a table's device -> raw entries of all files
     for path in options.files:
         table = _load(path)
         if isinstance(table, str):
             raise store.UnusableTableError(f"{path} is not a table: {table}. Nothing was merged")
-        devices.setdefault(tuple(table.device.items()), []).extend(table.raw)
+        new_entries.setdefault(tuple(table.device.items()), []).extend(table.raw)
     counts: dict[tuple, Counter] = {}
 
-    def merge_entries(device: tuple, entries: list) -> list:
-        merge = Merge(entries)
-        for raw in devices[device]:
+    def merge_entries(device: tuple, old_entries: list) -> list:
+        merge = Merge(old_entries)
+        for raw in new_entries[device]:
             merge.take(raw)
         counts[device] = merge.counts
         return merge.entries
 
-    changes = [(dict(device), functools.partial(merge_entries, device)) for device in devices]
+    changes = [(dict(device), functools.partial(merge_entries, device)) for device in new_entries]
     try:
         paths = store.rewrite(changes, folder)
     except OSError as error:
         raise OSError(f"cannot merge into {folder}: {error}") from None
-    for path, device in zip(paths, devices):
+    for path, device in zip(paths, new_entries):
         _print_line(f"{path}: {_describe_device(dict(device))}: {_format_counts(counts[device])}")
     return 0
 
 
 def _format_counts(counts: Counter) -> str:
+    """Return a text on what a merge did with the new entries of a device."""
     text = f"{counts['added']} added, {counts['replaced']} replaced, {counts['kept']} kept as they were"
     return text + f"; not understood by this version: {counts['not understood']}" * bool(counts["not understood"])

@@ -23,7 +23,7 @@ from .screen import format_listing, format_summary, show_progress
 # Options that also go with --model, and options that a model's modules determine.
 _CALL_OPTIONS = ("batch", "steps", "dtype")
 _MODULE_OPTIONS = ("input", "layers", "precision", "bidirectional", "reset_before", "layout")
-_DEFAULT_DEVICE = "H200"  # listed for on a machine without a GPU
+_DEFAULT_DEVICE = "H200"  # shapes are listed for this GPU on a machine without a GPU
 
 
 def add_parser(commands, problem_parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def add_parser(commands, problem_parser: argparse.ArgumentParser) -> None:
 
 
 def parse_seconds(text: str) -> float:
-    """Return a time from the command line in seconds: a number, with s, m or h after it for another unit."""
+    """Return the seconds of a time from the command line: a number of seconds, or a number with the unit s, m or h."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
     value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < value < float("inf"):
@@ -143,7 +143,13 @@ def refuse_contradictions(options) -> None:
 
 
 def _choose_problems(options, device: Device) -> list[Problem]:
-    """Return the problems to tune, in order."""
+    """Return the problems to tune, in order: from a recorded run, a model, the sizes given, or the standard list.
+
+    Problems with the same table key are merged, as they are tuned together.
+
+    Raises:
+        ValueError: there is no problem to tune.
+    """
     if options.recorded:
         problems = list(Recorded.load(options.recorded))
     elif options.model:
@@ -154,9 +160,8 @@ def _choose_problems(options, device: Device) -> list[Problem]:
         problems = standard_problems(device)
         if not problems:
             example = standard_problems(KNOWN_DEVICES[_DEFAULT_DEVICE])[0]
-            raise ValueError(
-                f"no kernel serves the standard shapes on {device.name}: {heuristic('step', example, device)}"
-            )
+            reason = heuristic("step", example, device)  # no configuration, as `step` does not serve the example
+            raise ValueError(f"no kernel serves the standard shapes on {device.name}: {reason}")
     if not problems:
         reason = "no call was recorded" if options.recorded else "it has no GRU of a dtype that kernels serve"
         raise ValueError(f"no shape to tune in {options.recorded or options.model}: {reason}")
@@ -164,15 +169,21 @@ def _choose_problems(options, device: Device) -> list[Problem]:
 
 
 def _list_model_problems(options) -> list[Problem]:
+    """Return the problems of the GRUs of the model that --model names, for all sizes and dtypes given.
+
+    Raises:
+        TypeError: the function does not return an nn.Module.
+    """
     model = call_by_name(options.model)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{options.model} must return an nn.Module, got {type(model).__name__}")
-    sizes = options.batch or [1], options.steps or [1, 100]
-    dtypes = [DTYPES[name] for name in options.dtype or ()] or [None]
-    return [problem for dtype in dtypes for problem in shapes_of(model, *sizes, dtype)]
+    batch_sizes, steps = options.batch or [1], options.steps or [1, 100]
+    dtypes = [DTYPES[name] for name in options.dtype or ()] or [None]  # by default (None) that of the parameters
+    return [problem for dtype in dtypes for problem in shapes_of(model, batch_sizes, steps, dtype)]
 
 
 def _combine_sizes(options) -> list[Problem]:
+    """Return a problem for each combination of the sizes and dtypes on the command line."""
     dtypes = [DTYPES[name] for name in options.dtype or ["fp32"]]
     sizes = itertools.product(
         dtypes, options.hidden, options.batch or [1], options.steps or [1, 100], options.layers or [1],
@@ -182,14 +193,17 @@ def _combine_sizes(options) -> list[Problem]:
 
 
 def _list(options, device: Device | None) -> int:
-    """List the shapes to tune. Return 0 with --list, else 2: tuning was asked for and there is no GPU."""
-    known = limit_sms(KNOWN_DEVICES[options.device or _DEFAULT_DEVICE], read_max_sms())
-    planned = known if options.device or device is None else device
-    print(format_listing(_choose_problems(options, planned), planned))
+    """Print the shapes to tune, for ``device`` or a known GPU. ``device`` is None if there is no GPU here.
+
+    Return the exit status: 0 with --list, else 2, because tuning was asked for and there is no GPU.
+    """
+    known_device = limit_sms(KNOWN_DEVICES[options.device or _DEFAULT_DEVICE], read_max_sms())
+    listed_device = known_device if options.device or device is None else device
+    print(format_listing(_choose_problems(options, listed_device), listed_device))
     if options.list:
         return 0
     advice = (
-        f"The list is for the GPU {planned.name}; --device names another. In a checkout, "
+        f"The list is for the GPU {listed_device.name}; --device names another. In a checkout, "
         "`python -m triton_gru tune --rehearse` tunes small sizes on this CPU"
     )
     print(f"triton-gru tune: nothing was tuned: {no_device_reason()}. {advice}", file=sys.stderr)
@@ -197,14 +211,20 @@ def _list(options, device: Device | None) -> int:
 
 
 def _tune(problems: list[Problem], device: torch.device, options) -> int:
+    """Tune, show the progress, and print a summary. Return 0 if all results were written, else 1.
+
+    Raises:
+        OSError: the table cannot be written.
+    """
     _check_writable()
     start = time.monotonic()
     with show_progress() as report, warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: report(f"warning: {message}")
         budget = options.budget or float("inf")
-        tuned = tune(problems, device=device, budget=budget, remeasure=options.remeasure, report=report)
-    print(f"\n{format_summary(tuned, len(problems), time.monotonic() - start, not options.rehearse)}")
-    return 0 if tuned and all(result.table_path for result in tuned) else 1
+        results = tune(problems, device=device, budget=budget, remeasure=options.remeasure, report=report)
+    seconds = time.monotonic() - start
+    print(f"\n{format_summary(results, len(problems), seconds, shows_table=not options.rehearse)}")
+    return 0 if results and all(result.table_path for result in results) else 1
 
 
 def _check_writable() -> None:

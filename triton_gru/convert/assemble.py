@@ -14,23 +14,24 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def convert_to_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Convert tensors, or anything that numpy converts to arrays, to new tensors that share no memory with them.
+    """Copy tensors, or anything that numpy converts to arrays, to new tensors. The keys name the values in errors.
 
     Raises:
         TypeError: a dtype is not in DTYPES, or dtypes or devices differ.
     """
     tensors = {name: _convert_to_tensor(name, value) for name, value in values.items()}
-    first_name, first = next(iter(tensors.items()))
+    expected_name, expected = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if (tensor.dtype, tensor.device) != (first.dtype, first.device):
+        if (tensor.dtype, tensor.device) != (expected.dtype, expected.device):
             raise TypeError(
-                f"{name} is {tensor.dtype} on {tensor.device}, but {first_name} is {first.dtype} on {first.device}: "
-                "they must agree"
+                f"{name} is {tensor.dtype} on {tensor.device}, but {expected_name} is {expected.dtype} on "
+                f"{expected.device}: they must agree"
             )
     return tensors
 
 
 def _convert_to_tensor(name: str, value: Any) -> Tensor:
+    """Copy a tensor or array to a new tensor of the same dtype. Raise TypeError if the dtype is not in DTYPES."""
     if isinstance(value, Tensor):
         tensor = value.detach().clone()
     else:
@@ -50,7 +51,10 @@ def _convert_to_tensor(name: str, value: Any) -> Tensor:
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Raise ValueError unless ``tensor`` has this shape. A size given as a string matches any size."""
+    """Raise ValueError unless ``tensor`` has this shape.
+
+    A string in ``shape``, such as "3 * hidden", matches any size. The error shows the string as the expected size.
+    """
     if tensor.dim() != len(shape) or any(
         isinstance(size, int) and size != actual for size, actual in zip(shape, tensor.shape)
     ):
@@ -59,7 +63,7 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
 
 
 def reorder_zrn_to_rzn(zrn: Tensor) -> Tensor:
-    """Return the blocks z, r, n of the first dimension in torch's order r, z, n."""
+    """Return the tensor with the gates of its first dimension in torch's order r, z, n. ``zrn`` has them as z, r, n."""
     z, r, n = zrn.chunk(3)
     return torch.cat([r, z, n])
 
@@ -72,7 +76,7 @@ def build_gru(
     ``directions`` has the weights of one or two directions. With two, the GRU is bidirectional.
     """
     module = GRU(
-        **_size_options(directions[0]),
+        **_read_size_options(directions[0]),
         batch_first=batch_first,
         bidirectional=len(directions) == 2,
         device="meta",
@@ -84,10 +88,16 @@ def build_gru(
 
 def build_cell(weights: LayerWeights, *, reset_after: bool) -> GRUCell:
     """Return a GRUCell in `eval()`, whose parameters are these weights in torch's layout."""
-    return _assign_weights(GRUCell(**_size_options(weights), device="meta", reset_after=reset_after), weights).eval()
+    return _assign_weights(
+        GRUCell(**_read_size_options(weights), device="meta", reset_after=reset_after), weights
+    ).eval()
 
 
 def _assign_weights(module: nn.Module, weights: Iterable[Tensor | None]):
+    """Make these weights the parameters of ``module``, and return it. They have the order of its ``state_dict``.
+
+    None stands for a bias that the module does not have.
+    """
     present = [weight for weight in weights if weight is not None]
     return assign_parameters(module, dict(zip(module.state_dict(), present, strict=True)))
 
@@ -99,10 +109,11 @@ def assign_parameters(module: nn.Module, state: dict[str, Tensor]):
     """
     module.load_state_dict(state, assign=True)
     if isinstance(module, nn.RNNBase):
-        module.flatten_parameters()  # otherwise nn.GRU warns on a GPU
+        module.flatten_parameters()  # Otherwise nn.GRU warns on a GPU that the weights are not in one block of memory.
     return module
 
 
-def _size_options(weights: LayerWeights) -> dict[str, Any]:
+def _read_size_options(weights: LayerWeights) -> dict[str, Any]:
+    """Return the constructor's arguments input_size, hidden_size and bias that fit these weights."""
     w_ih, w_hh, b_ih, _ = weights
     return {"input_size": w_ih.size(1), "hidden_size": w_hh.size(1), "bias": b_ih is not None}

@@ -9,6 +9,7 @@ from ..modules import GRU
 from ..reference import LayerWeights
 from . import assemble
 
+# Keys of the parameters of a cell: the outer keys, and the keys in the dict of each.
 _LINEN = {"ir": {"kernel", "bias"}, "iz": {"kernel", "bias"}, "in": {"kernel", "bias"},
           "hr": {"kernel"}, "hz": {"kernel"}, "hn": {"kernel", "bias"}}  # fmt: skip
 _NNX = {"dense_i": {"kernel", "bias"}, "dense_h": {"kernel"}}
@@ -50,9 +51,10 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
         One layer in `eval()`: [T, B, I] -> [T, B, H]. Biases that Flax does not have are zero.
 
     Raises:
-        ValueError: the keys are others, such as those of an LSTM or of a module that contains the cell.
-        ValueError: the shapes do not fit.
-        TypeError: ``params`` is not a mapping, or dtypes differ or are others.
+        ValueError: the keys are not those of a GRUCell, but of an LSTM, for example, or of a module that contains the
+            cell.
+        ValueError: a shape does not fit the shapes above.
+        TypeError: ``params`` is not a mapping, the dtypes of the arrays differ, or a dtype is not one of the above.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"expected the dict of a GRUCell's parameters, got {type(params).__name__}")
@@ -71,14 +73,16 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
 
 
 def _format_keys(keys: dict[str, set[str]]) -> str:
+    """Return keys for an error: ``"dense_h/kernel, dense_i/bias/kernel"``."""
     return ", ".join("/".join(map(str, [name, *sorted(inner, key=str)])) for name, inner in keys.items())
 
 
 def _convert_linen(tensors: dict[str, torch.Tensor]) -> LayerWeights:
+    """Return the weights of a flax.linen cell in torch's layout. Raise ValueError if shapes do not fit."""
     assemble.check_shape("ir/kernel", tensors["ir/kernel"], "input", "hidden")
     inputs, hidden = tensors["ir/kernel"].shape
     for name, tensor in tensors.items():
-        rows = inputs if name[0] == "i" else hidden
+        rows = inputs if name.startswith("i") else hidden
         assemble.check_shape(name, tensor, *((rows, hidden) if name.endswith("kernel") else (hidden,)))
     weight_ih = torch.cat([tensors[f"i{gate}/kernel"].t() for gate in "rzn"])
     weight_hh = torch.cat([tensors[f"h{gate}/kernel"].t() for gate in "rzn"])
@@ -89,7 +93,10 @@ def _convert_linen(tensors: dict[str, torch.Tensor]) -> LayerWeights:
 
 
 def _convert_nnx(tensors: dict[str, torch.Tensor]) -> LayerWeights:
-    assemble.check_shape("dense_h/kernel", tensors["dense_h/kernel"], "hidden", "3 * hidden")
+    """Return the weights of a flax.nnx cell in torch's layout. Raise ValueError if shapes do not fit."""
+    assemble.check_shape(
+        "dense_h/kernel", tensors["dense_h/kernel"], "hidden", "3 * hidden"
+    )  # checks only that it is a matrix
     hidden = tensors["dense_h/kernel"].size(0)
     assemble.check_shape("dense_h/kernel", tensors["dense_h/kernel"], hidden, 3 * hidden)
     assemble.check_shape("dense_i/kernel", tensors["dense_i/kernel"], "input", 3 * hidden)

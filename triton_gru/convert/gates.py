@@ -12,7 +12,7 @@ NAMES = ("W_xz", "W_hz", "b_z", "W_xr", "W_hr", "b_r", "W_xh", "W_hh", "b_h")
 
 
 def from_gates(gates: Sequence[Any]) -> GRU:
-    r"""Convert the nine tensors or arrays of a GRU written by hand, which it uses as ``x @ W``.
+    r"""Convert the nine tensors or arrays of a GRU written by hand. That GRU uses its matrices as ``x @ W``.
 
         gru = triton_gru.convert.from_gates([W_xz, W_hz, b_z, W_xr, W_hr, b_r, W_xh, W_hh, b_h])
 
@@ -32,12 +32,13 @@ def from_gates(gates: Sequence[Any]) -> GRU:
     dtypes: float16, bfloat16, float32 or float64, the same for all entries. The GRU keeps it.
 
     Returns:
-        One layer with ``reset_after=False``, in `eval()`: [T, B, input] -> [T, B, hidden]. Its bias_ih has the biases,
-        and its bias_hh is zero.
+        One layer with ``reset_after=False``, in `eval()`: [T, B, input] -> [T, B, hidden]. Parameter bias_ih has the
+        biases, and bias_hh is zero.
 
     Raises:
-        ValueError: there are not nine entries, or a shape does not fit that of W_xz. The error names the entry.
-        TypeError: dtypes differ or are others.
+        ValueError: there are not nine entries, or the shape of an entry does not fit the shape of W_xz. The error names
+            the entry.
+        TypeError: the dtypes of the entries differ, or a dtype is not one of the above.
     """
     if len(gates) != len(NAMES):
         raise ValueError(
@@ -47,7 +48,8 @@ def from_gates(gates: Sequence[Any]) -> GRU:
     assemble.check_shape("W_xz", tensors["W_xz"], "input", "hidden")
     inputs, hidden = tensors["W_xz"].shape
     for name, tensor in tensors.items():
-        shape = {"W_x": (inputs, hidden), "W_h": (hidden, hidden)}.get(name[:3], (hidden,))
+        kind = name[:-1]  # the name without its gate: W_x, W_h or b_
+        shape = {"W_x": (inputs, hidden), "W_h": (hidden, hidden), "b_": (hidden,)}[kind]
         assemble.check_shape(name, tensor, *shape)
     weight_ih, weight_hh, bias = (
         torch.cat([tensors[kind + gate].t() if kind != "b_" else tensors[kind + gate] for gate in "rzh"])

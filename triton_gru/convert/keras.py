@@ -45,8 +45,8 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
               merge_mode "concat" or None.
             - Arrays are [kernel, recurrent_kernel, bias], or [kernel, recurrent_kernel] without a bias. For two
               directions, the list has those of the forward direction, then those of the backward one.
-        reset_after: for arrays without a bias, which do not show it. With a bias, the shape of the bias shows it.
-        go_backwards: for arrays of one direction.
+        reset_after: the layer's option, for arrays without a bias. With a bias, the shape of the bias shows the option.
+        go_backwards: the layer's option, for arrays of one direction.
 
     Returns:
         One layer in `eval()`: [B, T, I] -> [B, T, H], with batch_first unless the layer is time_major. A `GRUCell`
@@ -57,9 +57,9 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
         - ``return_sequences=False``, and the states of ``return_state=True``: ``h_n[0]`` forward, ``h_n[1]`` backward.
           With merge_mode "concat", ``torch.cat([*h_n], 1)``. ``output[:, -1]`` is the same for one forward direction
           only.
-        - merge_mode None: the halves of ``output`` as two tensors.
+        - merge_mode None: the two halves of ``output``'s last dimension, as two tensors.
         - mask, padded on the right: ``lengths=mask.sum(1)``. Our ``output`` is zero beyond the lengths, as with Keras's
-          ``zero_output_for_mask=True`` and in its Bidirectional. Without these, Keras repeats the last output there.
+          ``zero_output_for_mask=True`` and in its Bidirectional. In other cases, Keras repeats the last output there.
         - initial_state: ``hx``, [directions, B, H]. The state that a stateful layer keeps is not copied: pass it.
 
     Dropout, regularizers and initializers do not affect inference, and are not converted.
@@ -67,19 +67,21 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
     Raises:
         ValueError: the activation is not Keras's own tanh, or the recurrent_activation is not Keras's own sigmoid, but
             hard_sigmoid, for example, or a function that you wrote.
-        ValueError: merge_mode is another, or the layer is not built.
-        ValueError: the two directions differ, or are exchanged.
-        ValueError: the number of arrays or their shapes do not fit.
-        ValueError: reset_after is missing or contradicts the bias.
+        ValueError: merge_mode is neither "concat" nor None, or the layer is not built.
+        ValueError: the layers of a Bidirectional differ in units, use_bias or reset_after, or its forward layer has
+            go_backwards=True.
+        ValueError: the number of arrays is not 2, 3, 4 or 6, or their shapes do not fit.
+        ValueError: reset_after is missing, or contradicts the shape of the bias.
         ValueError: reset_after or go_backwards is passed with a layer, or go_backwards with arrays of two directions.
-        TypeError: the layer is another, such as an LSTM or a subclass, or its ``call`` has been replaced.
-        TypeError: the arrays are not of one floating point dtype.
+        TypeError: ``source`` is neither a list of arrays nor one of the layers above, but an LSTM or a subclass, for
+            example. Or the layer's ``call`` has been replaced.
+        TypeError: the arrays do not have one floating point dtype.
     """
     if isinstance(source, list | tuple):
         return _convert_arrays(source, reset_after, go_backwards)
     if reset_after is not None or go_backwards:
         raise ValueError("reset_after and go_backwards are for arrays: a layer has its own, so leave them out")
-    kind = _class_name(source, "GRU", "GRUCell", "RNN", "Bidirectional")
+    kind = _check_class(source, "GRU", "GRUCell", "RNN", "Bidirectional")
     if kind == "GRUCell":
         (weights,) = _convert_weights(_get_arrays(source), [""], source.reset_after)
         return assemble.build_cell(weights, reset_after=source.reset_after)
@@ -97,18 +99,22 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
 
 
 def _convert_arrays(arrays: list | tuple, reset_after: bool | None, go_backwards: bool) -> GRU:
+    """Return the GRU of a list of arrays, as `from_keras`. It finds reset_after in the shape of the bias, if any."""
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
             f"expected kernel, recurrent_kernel and, if there is one, bias, once or twice, got {len(arrays)} arrays"
         )
+    has_bias = len(arrays) in (3, 6)
     directions = 2 if len(arrays) > 3 else 1
     if go_backwards and directions == 2:
         raise ValueError("go_backwards is for one direction, got the arrays of two")
-    if len(arrays) % 3 == 0:
-        is_after = assemble.convert_to_tensors({"bias": arrays[2]})["bias"].dim() == 2
-        if reset_after not in (None, is_after):
-            raise ValueError(f"reset_after={reset_after}, but a bias of this shape is one of reset_after={is_after}")
-        reset_after = is_after
+    if has_bias:
+        bias_reset_after = assemble.convert_to_tensors({"bias": arrays[2]})["bias"].dim() == 2
+        if reset_after not in (None, bias_reset_after):
+            raise ValueError(
+                f"reset_after={reset_after}, but a bias of this shape is one of reset_after={bias_reset_after}"
+            )
+        reset_after = bias_reset_after
     elif reset_after is None:
         raise ValueError("arrays without a bias do not show reset_after: pass reset_after=True or False")
     weights = _convert_weights(arrays, ["", "backward "][:directions], reset_after)
@@ -118,16 +124,17 @@ def _convert_arrays(arrays: list | tuple, reset_after: bool | None, go_backwards
 def _convert_weights(arrays: list | tuple, prefixes: list[str], reset_after: bool) -> list[LayerWeights]:
     """Return the weights of each direction in torch's layout, from the arrays of all directions.
 
-    ``prefixes`` has a prefix for each direction, which names its arrays in errors.
+    ``prefixes`` has one prefix for each direction. Errors name an array by the prefix of its direction, for example
+    "backward kernel".
     """
     arrays_per_direction = len(arrays) // len(prefixes)
     array_names = ("kernel", "recurrent_kernel", "bias")[:arrays_per_direction]
     tensors = assemble.convert_to_tensors(
         dict(zip((prefix + name for prefix in prefixes for name in array_names), arrays))
     )
-    first = tensors["recurrent_kernel"]
-    assemble.check_shape("recurrent_kernel", first, "hidden", "3 * hidden")
-    hidden = first.size(0)
+    # Sizes of the first direction, which every direction must have. The prefix of the first direction is empty.
+    assemble.check_shape("recurrent_kernel", tensors["recurrent_kernel"], "hidden", "3 * hidden")
+    hidden = tensors["recurrent_kernel"].size(0)
     assemble.check_shape("kernel", tensors["kernel"], "input", 3 * hidden)
     inputs = tensors["kernel"].size(0)
     bias_shape = (2, 3 * hidden) if reset_after else (3 * hidden,)
@@ -143,6 +150,7 @@ def _convert_weights(arrays: list | tuple, prefixes: list[str], reset_after: boo
 
 
 def _reorder_weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None) -> LayerWeights:
+    """Return the weights of one direction in torch's layout. Keras's bias of ``reset_after=False`` becomes bias_ih."""
     if bias is None:
         bias_ih = bias_hh = None
     else:
@@ -154,11 +162,12 @@ def _reorder_weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | No
 # ---- layers
 
 
-def _class_name(layer: Any, *names: str) -> str:
-    """Return the name of the layer's class, which must be one of Keras's classes with these ``names``.
+def _check_class(layer: Any, *names: str) -> str:
+    """Return the name of the layer's class, after checking that it is a class of Keras, and one of ``names``.
 
     Raises:
-        TypeError: the class is another, or a method of the layer has been replaced. A subclass may compute anything.
+        TypeError: the layer has another class, or one of its methods has been replaced. A subclass raises, too, because
+            it may compute anything.
     """
     kind = type(layer)
     is_keras_class = (
@@ -175,17 +184,19 @@ def _class_name(layer: Any, *names: str) -> str:
 
 
 def _package_name(layer: Any) -> str:
+    """Return the package of the layer's class, such as "keras"."""
     return type(layer).__module__.partition(".")[0]
 
 
 def _get_cell(layer: Any) -> Any:
-    """Return the GRUCell of a GRU or of an RNN. Raise TypeError for another layer or cell."""
-    _class_name(layer, "GRU", "RNN")
-    _class_name(layer.cell, "GRUCell")
+    """Return the GRUCell of a Keras GRU or RNN. Raise TypeError if ``layer`` is neither, or has a different cell."""
+    _check_class(layer, "GRU", "RNN")
+    _check_class(layer.cell, "GRUCell")
     return layer.cell
 
 
 def _get_arrays(cell: Any) -> list:
+    """Return the weights of a Keras GRUCell. Raise ValueError if it is not built, or for an unsupported activation."""
     _check_activation(cell, "activation", "tanh")
     _check_activation(cell, "recurrent_activation", "sigmoid")
     if not cell.built:
@@ -194,6 +205,7 @@ def _get_arrays(cell: Any) -> list:
 
 
 def _check_activation(cell: Any, name: str, expected: str) -> None:
+    """Raise ValueError unless the attribute ``name`` of the cell is Keras's own function of the name ``expected``."""
     function = getattr(cell, name)
     modules = [sys.modules.get(f"{_package_name(cell)}.{path}") for path in _ACTIVATION_MODULES]
     if not any(function is getattr(module, expected, None) for module in modules):
@@ -204,6 +216,7 @@ def _check_activation(cell: Any, name: str, expected: str) -> None:
 
 
 def _check_directions(merge_mode: str | None, layers: list, cells: list) -> None:
+    """Raise ValueError if a Bidirectional of these two layers cannot be converted, by its merge_mode or its layers."""
     if merge_mode not in ("concat", None):
         raise ValueError(f"merge_mode is {merge_mode!r}: only 'concat' and None can be converted")
     if layers[0].go_backwards:

@@ -5,9 +5,10 @@ from typing import Any
 
 from ..modules import GRU
 from . import assemble
-from .onnx_constants import DOMAINS, Constants, Scope, iterate_nodes, label, walk
+from .onnx_constants import DOMAINS, Constants, Scope, get_label, iterate_nodes, iterate_scoped_nodes
 from .onnx_states import check_initial_h, check_sequence_lens
 
+_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h")  # of a GRU node, in ONNX's order
 ATTRIBUTES = {
     "activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "layout",
     "linear_before_reset",
@@ -42,8 +43,8 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
 
     sequence_lens and initial_h: pass them yourself, as ``lengths`` and ``hx``. The model may contain an initial_h of
     zeros, and a sequence_lens that is the whole length of X. Any other sequence_lens must come from inputs of a graph.
-    Any other initial_h must come from inputs of a graph, or from outputs of recurrent nodes. Nodes between may move
-    elements (Reshape, Slice, Concat, ...), but not compute.
+    Any other initial_h must come from inputs of a graph, or from outputs of recurrent nodes. Nodes between these and
+    the GRU node may move elements (Reshape, Slice, Concat, ...), but not compute.
 
     Args:
         model: a path, or an `onnx.ModelProto`. For a path, external data is read, too.
@@ -54,8 +55,8 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
         One layer in `eval()`, with these options:
 
         - ``reset_after=False`` for linear_before_reset = 0, which is ONNX's default.
-        - bidirectional or ``reverse=True``, by the node's direction.
-        - batch_first for layout = 1.
+        - ``bidirectional=True`` for direction = "bidirectional", and ``reverse=True`` for direction = "reverse".
+        - ``batch_first=True`` for layout = 1.
 
         ONNX's Y and Y_h follow from ``output, h_n``. ``hx`` is [D, B, H] in both layouts.
 
@@ -64,15 +65,17 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
 
     Raises:
         ImportError: onnx is not installed.
-        ValueError: the model has no GRU node, none of this name, or several without a node_name.
+        ValueError: the model has no GRU node, no GRU node of the name ``node_name``, or several GRU nodes without a
+            ``node_name``.
         ValueError: the node has clip, activation_alpha or activation_beta, or activations other than Sigmoid and Tanh.
         ValueError: an attribute, the direction or the domain is unknown, or the opset is before 7.
         ValueError: weights are not constant, or onnx's evaluator cannot compute them.
         ValueError: onnx cannot inline the model's functions.
         ValueError: shapes, hidden_size and direction do not fit each other.
-        ValueError: initial_h or sequence_lens is another constant, or computed. Remedy: clear this input of the node,
-            and pass its value yourself.
-        TypeError: ``model`` is neither a path nor a ModelProto, or the weights have other dtypes.
+        ValueError: initial_h or sequence_lens is a constant other than the above, or computed. Remedy: clear this input
+            of the node, and pass its value yourself.
+        TypeError: ``model`` is neither a path nor a ModelProto, the dtypes of the weights differ, or a dtype is not one
+            of the above.
     """
     try:
         import onnx
@@ -88,7 +91,7 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
     try:
         return _convert_node(node, scope, {opset.domain: opset.version for opset in model.opset_import})
     except ValueError as error:
-        raise ValueError(f"GRU node {label(node)!r}: {error}") from error
+        raise ValueError(f"GRU node {get_label(node)!r}: {error}") from error
 
 
 def _inline(model: Any) -> Any:
@@ -115,24 +118,25 @@ def _inline(model: Any) -> Any:
 
 def _find_node(graph: Any, name: str | None) -> tuple[Any, Scope]:
     """Return the GRU node of this name and its scope. Without a name, return the only GRU node."""
-    grus = [(node, scope) for node, scope in walk(graph) if node.op_type == "GRU"]
+    grus = [(node, scope) for node, scope in iterate_scoped_nodes(graph) if node.op_type == "GRU"]
     if not grus:
         raise ValueError("this model has no GRU node")
     matches = [(node, scope) for node, scope in grus if name is None or name in (node.name, *node.output)]
     if len(matches) != 1:
-        labels = ", ".join(repr(label(node)) for node, _ in grus)
+        labels = ", ".join(repr(get_label(node)) for node, _ in grus)
         number = "several GRU nodes" if name is None else f"{len(matches)} GRU nodes of the name {name!r}"
         raise ValueError(f"this model has {number}: pass node_name, one of {labels}")
     return matches[0]
 
 
 def _convert_node(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
+    """Return the GRU of a GRU node. ``opsets`` has the opset of each domain. Raise ValueError as `from_onnx`."""
     import onnx
 
     if node.domain not in DOMAINS:
         raise ValueError(f"its domain is {node.domain!r}, not ONNX's")
-    opset = opsets.get("", opsets.get("ai.onnx", 0))
-    if opset < 7:
+    opset = opsets.get("", opsets.get("ai.onnx", 0))  # ONNX's domain has two names
+    if opset < 7:  # Older opsets define GRU differently. It has the attribute output_sequence there.
         raise ValueError(f"opset {opset} is too old: convert the model to opset 7 or later with onnx.version_converter")
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     direction = attributes.get("direction", b"forward").decode()
@@ -142,14 +146,17 @@ def _convert_node(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
     _check_attributes(attributes, directions)
 
     constants = Constants({**opsets, "": opset})
-    # Input of the node -> name of its value.
-    inputs = {what: name for what, name in zip(("X", "W", "R", "B", "sequence_lens", "initial_h"), node.input) if name}
-    check_initial_h(inputs, scope, constants)
-    check_sequence_lens(inputs, 1 if attributes.get("layout", 0) == 1 else 0, scope, constants)
-    if missing := [what for what in "WR" if what not in inputs]:
+    batch_first = attributes.get("layout", 0) == 1
+    # An input of the node, such as "W" -> the name of its value in the graph. An absent input has no name.
+    value_names = {label: name for label, name in zip(_INPUTS, node.input) if name}
+    check_initial_h(value_names, scope, constants)
+    check_sequence_lens(value_names, 1 if batch_first else 0, scope, constants)
+    if missing := [label for label in "WR" if label not in value_names]:
         raise ValueError(f"it has no input {', '.join(missing)}")
-    present = [what for what in "WRB" if what in inputs]
-    tensors = assemble.convert_to_tensors({what: constants.evaluate(what, inputs[what], scope) for what in present})
+    weight_labels = [label for label in "WRB" if label in value_names]
+    tensors = assemble.convert_to_tensors(
+        {label: constants.evaluate(label, value_names[label], scope) for label in weight_labels}
+    )
     assemble.check_shape("R", tensors["R"], directions, "3 * hidden", "hidden")
     hidden = tensors["R"].size(2)
     assemble.check_shape("R", tensors["R"], directions, 3 * hidden, hidden)
@@ -157,22 +164,23 @@ def _convert_node(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
     if attributes.get("hidden_size", hidden) != hidden:
         raise ValueError(f"hidden_size is {attributes['hidden_size']}, but R has the shape for {hidden}")
     weights = []
-    for d in range(directions):
-        weight_ih, weight_hh = map(assemble.reorder_zrn_to_rzn, (tensors["W"][d], tensors["R"][d]))
+    for index in range(directions):
+        weight_ih, weight_hh = map(assemble.reorder_zrn_to_rzn, (tensors["W"][index], tensors["R"][index]))
         bias_ih = bias_hh = None
         if "B" in tensors:
             assemble.check_shape("B", tensors["B"], directions, 6 * hidden)
-            bias_ih, bias_hh = map(assemble.reorder_zrn_to_rzn, tensors["B"][d].chunk(2))
+            bias_ih, bias_hh = map(assemble.reorder_zrn_to_rzn, tensors["B"][index].chunk(2))
         weights.append((weight_ih, weight_hh, bias_ih, bias_hh))
     return assemble.build_gru(
         weights,
         reset_after=attributes.get("linear_before_reset", 0) != 0,
         reverse=direction == "reverse",
-        batch_first=attributes.get("layout", 0) == 1,
+        batch_first=batch_first,
     )
 
 
 def _check_attributes(attributes: dict[str, Any], directions: int) -> None:
+    """Raise ValueError if a GRU node has attributes that cannot be converted."""
     if unknown := sorted(set(attributes) - ATTRIBUTES):
         raise ValueError(f"unknown attributes {', '.join(unknown)}")
     if unsupported := sorted(name for name in ("clip", "activation_alpha", "activation_beta") if name in attributes):

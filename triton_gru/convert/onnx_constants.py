@@ -7,7 +7,8 @@ from typing import Any
 
 DOMAINS = ("", "ai.onnx")
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-# Operators that only move elements: their outputs contain elements of the first input, or of those in _MOVED_INPUTS.
+# Operators that only move elements. The outputs contain elements of the operator's first input, or of the inputs that
+# _MOVED_INPUTS selects.
 _MOVES = {
     "Cast", "CastLike", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape",
     "ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -17,13 +18,19 @@ _MOVED_INPUTS = {"Concat": slice(None), "ScatterND": slice(0, None, 2)}
 # onnx's evaluator computes these operators wrongly, without an error. For example, a Loop without a condition runs no
 # iteration, and recurrent nodes use the default activations.
 _MISCOMPUTED = {"GRU", "LSTM", "Loop", "RNN", "Scan"}
-# Operator -> first opset for which the evaluator is right. It ignores the different definitions of older opsets.
+# Operator -> first opset for which the evaluator is right. Older opsets define the operator differently, which the
+# evaluator ignores.
 _COMPUTED_SINCE = {"Hardmax": 13, "LogSoftmax": 13, "Resize": 11, "RoiAlign": 16, "Softmax": 13}
 
 
 @dataclass
 class Scope:
-    """The names that the nodes of a graph can use. Each name has a source, and may have a declared type."""
+    """The names that the nodes of a graph can use, those of outer graphs included.
+
+    Attributes:
+        sources: by name, the `Source` of the value.
+        types: by name, the value's declared type, if it has one.
+    """
 
     sources: ChainMap = field(default_factory=ChainMap)
     types: ChainMap = field(default_factory=ChainMap)
@@ -31,17 +38,24 @@ class Scope:
 
 @dataclass(eq=False)
 class Source:
-    """The source of a value: an initializer, a graph's input, or a node. ``scope`` has the names that it can use."""
+    """The source of a value: an initializer, a graph's input, or a node.
+
+    Attributes:
+        proto: onnx's message of the initializer, input or node.
+        scope: the names that a node can use.
+    """
 
     proto: Any
     scope: Scope
 
     @property
     def is_node(self) -> bool:
+        """Return whether the source is a node, by a field that only nodes have."""
         return hasattr(self.proto, "op_type")
 
     @property
     def is_input(self) -> bool:
+        """Return whether the source is an input of a graph, by a field that only inputs have."""
         return hasattr(self.proto, "type")
 
     @property
@@ -50,33 +64,39 @@ class Source:
         return self.proto.op_type if self.is_node and self.proto.domain in DOMAINS else ""
 
     def get_required_names(self) -> list[str]:
-        """Return the names of the values that a node is computed from."""
-        return _used_names(self.proto) if self.is_node else []
+        """Return the names of the values that a node needs. Initializers and inputs need none."""
+        return _list_used_names(self.proto) if self.is_node else []
 
 
-def label(node: Any) -> str:
-    """Return a node's name, or its first output if it has none."""
+def get_label(node: Any) -> str:
+    """Return a node's name for errors, or the name of its first output if the node has no name."""
     return node.name or next(filter(None, node.output), "")
 
 
-def walk(graph: Any, outside: Scope | None = None) -> Iterator[tuple[Any, Scope]]:
-    """Yield every node of a graph and of the bodies of its nodes, with the node's scope."""
-    scope = Scope() if outside is None else Scope(outside.sources.new_child(), outside.types.new_child())
+def iterate_scoped_nodes(graph: Any, outer_scope: Scope | None = None) -> Iterator[tuple[Any, Scope]]:
+    """Yield every node of a graph and of the bodies of its nodes, with the node's scope.
+
+    ``outer_scope`` is the scope of the node that has ``graph`` as its body, or None for the graph of a model.
+    """
+    is_body = outer_scope is not None
+    scope = Scope(outer_scope.sources.new_child(), outer_scope.types.new_child()) if is_body else Scope()
     inputs = {proto.name: Source(proto, scope) for proto in graph.input}
     initializers = {proto.name: Source(proto, scope) for proto in graph.initializer}
     initializers |= {proto.values.name: Source(proto, scope) for proto in graph.sparse_initializer}
-    # In a model, an initializer is the default of the input with its name. In a body, the input always has a value.
-    scope.sources.update(inputs | initializers if outside is None else initializers | inputs)
+    # An input and an initializer may have the same name. In a body, the input is the source, because it always has a
+    # value. In a model, the initializer is the source: it is the input's default value, and counts as constant.
+    scope.sources.update(initializers | inputs if is_body else inputs | initializers)
     for node in graph.node:
         scope.sources.update(dict.fromkeys(node.output, Source(node, scope)))
     scope.types.update({proto.name: proto.type for proto in (*graph.input, *graph.value_info)})
     for node in graph.node:
         yield node, scope
-        for body in _bodies(node):
-            yield from walk(body, scope)
+        for body in _list_bodies(node):
+            yield from iterate_scoped_nodes(body, outer_scope=scope)
 
 
-def _bodies(node: Any) -> list[Any]:
+def _list_bodies(node: Any) -> list[Any]:
+    """Return the graphs in a node's attributes, such as the branches of an If."""
     # An attribute without a graph yields an empty graph, which has no nodes.
     return [body for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
 
@@ -85,32 +105,37 @@ def iterate_nodes(graph: Any) -> Iterator[Any]:
     """Yield every node of a graph or a function, and of the bodies of its nodes."""
     for node in graph.node:
         yield node
-        for body in _bodies(node):
+        for body in _list_bodies(node):
             yield from iterate_nodes(body)
 
 
-def _used_names(node: Any) -> list[str]:
-    """Return the names of a node's inputs, and the names that its bodies use from outside."""
+def _list_used_names(node: Any) -> list[str]:
+    """Return the names of a node's inputs, and the names from outside that its bodies use, each once."""
     names = [name for name in node.input if name]
-    for body in _bodies(node):
-        inside = {proto.name for proto in (*body.input, *body.initializer)}
-        inside |= {proto.values.name for proto in body.sparse_initializer}
-        inside |= {name for child in body.node for name in child.output}
-        used = [name for child in body.node for name in _used_names(child)]
-        names += [name for name in (*used, *(proto.name for proto in body.output)) if name not in inside]
+    for body in _list_bodies(node):
+        defined_names = {proto.name for proto in (*body.input, *body.initializer)}
+        defined_names |= {proto.values.name for proto in body.sparse_initializer}
+        defined_names |= {name for child in body.node for name in child.output}
+        used_names = [name for child in body.node for name in _list_used_names(child)]
+        used_names += [proto.name for proto in body.output]
+        names += [name for name in used_names if name not in defined_names]
     return list(dict.fromkeys(names))
 
 
 class Constants:
-    """The constants of a model. `onnx.reference.ReferenceEvaluator` computes each of them once."""
+    """The constants of a model. `onnx.reference.ReferenceEvaluator` computes each constant once.
+
+    ``opsets`` has the version of each domain. In errors, ``input_label`` names the GRU node's input that needs the
+    value: "W", for example.
+    """
 
     def __init__(self, opsets: dict[str, int]):
         self._opsets = opsets
-        self._reasons: dict[Source, str] = {}
-        self._values: dict[Source, dict[str, Any]] = {}
+        self._reasons: dict[Source, str] = {}  # why the source is not constant, or ''
+        self._values: dict[Source, dict[str, Any]] = {}  # by source, the array of each of its outputs
 
     def nonconstant_reason(self, name: str, scope: Scope) -> str:
-        """Return why a value is not constant, or ''."""
+        """Return why the value ``name`` is not constant, or ''."""
         if name not in scope.sources:
             return f"nothing in the model computes {name!r}"
         for source in _sort_sources(scope.sources[name], self._reasons):
@@ -118,34 +143,36 @@ class Constants:
         return self._reasons[scope.sources[name]]
 
     def _source_reason(self, source: Source) -> str:
-        """Return why a source is not constant, or ''. The reasons of the sources it needs are known."""
+        """Return why a source is not constant, or ''. `_reasons` must have the reasons of all sources that it needs."""
         if not source.is_node:
             return f"it comes from the input {source.proto.name!r}" if source.is_input else ""
-        for node in (source.proto, *(child for body in _bodies(source.proto) for child in iterate_nodes(body))):
+        for node in (source.proto, *(child for body in _list_bodies(source.proto) for child in iterate_nodes(body))):
             if _is_random(node):
-                return f"{node.op_type} {label(node)!r} draws random numbers"
+                return f"{node.op_type} {get_label(node)!r} draws random numbers"
         for name in source.get_required_names():
             required = source.scope.sources.get(name)
             if required is None:
                 return f"nothing in the model computes {name!r}"
+            # Only in a cycle of nodes is the reason of a required source still missing.
             if reason := self._reasons.get(required, "a cycle"):
                 return reason
         return ""
 
-    def evaluate(self, what: str, name: str, scope: Scope) -> Any:
-        """Return the constant value of ``name`` as an array. ``what`` names the GRU node's input in errors.
+    def evaluate(self, input_label: str, name: str, scope: Scope) -> Any:
+        """Return the value ``name``, which must be constant, as an array.
 
         Raises:
             ValueError: the value is not constant, or onnx's evaluator cannot compute it.
         """
         if reason := self.nonconstant_reason(name, scope):
-            raise ValueError(f"{what} is not constant: {reason}")
+            raise ValueError(f"{input_label} is not constant: {reason}")
         for source in _sort_sources(scope.sources[name], self._values):
-            self._values[source] = self.run(what, source, {}) if source.is_node else _read_initializer(source.proto)
+            is_node = source.is_node
+            self._values[source] = self.run(input_label, source, {}) if is_node else _read_initializer(source.proto)
         return self._values[scope.sources[name]][name]
 
-    def run(self, what: str, source: Source, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the outputs of a node. Its inputs are in ``given``, or are constants that have been evaluated.
+    def run(self, input_label: str, source: Source, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the outputs of a node, by name. Inputs that ``inputs`` lacks must be constants that were evaluated.
 
         Raises:
             ValueError: onnx's evaluator cannot compute the outputs, or would compute them wrongly.
@@ -163,23 +190,24 @@ class Constants:
             node.domain = "" if node.domain in DOMAINS else node.domain
             if node.op_type in _MISCOMPUTED or self._opsets[""] < _COMPUTED_SINCE.get(node.op_type, 0):
                 raise ValueError(
-                    f"{what} cannot be computed: onnx's evaluator computes {node.op_type} {label(node)!r} wrongly in "
-                    f"opset {self._opsets['']}"
+                    f"{input_label} cannot be computed: onnx's evaluator computes {node.op_type} {get_label(node)!r} "
+                    f"wrongly in opset {self._opsets['']}"
                 )
         feed = {
-            name: given[name] if name in given else self._values[source.scope.sources[name]][name]
+            name: inputs[name] if name in inputs else self._values[source.scope.sources[name]][name]
             for name in source.get_required_names()
         }
         try:
             return dict(zip(outputs, ReferenceEvaluator(graph, opsets=self._opsets).run(None, feed)))
         except Exception as error:  # the evaluator raises many kinds
-            node = f"{source.proto.op_type} {label(source.proto)!r}"
-            raise ValueError(f"{what} cannot be computed: onnx's evaluator refuses {node}: {error}") from error
+            node = f"{source.proto.op_type} {get_label(source.proto)!r}"
+            raise ValueError(f"{input_label} cannot be computed: onnx's evaluator refuses {node}: {error}") from error
 
-    def find_origins(self, what: str, name: str, scope: Scope) -> Iterator[Any]:
-        """Yield the origins of a value's elements, by following operators that only move elements.
+    def find_origins(self, input_label: str, name: str, scope: Scope) -> Iterator[Any]:
+        """Yield the origins of the elements of the value ``name``.
 
-        An origin is the array of a constant, or the `Source` of a value that is not constant.
+        To find an origin, operators that only move elements are followed back to their inputs. An origin is the array
+        of a constant, or the `Source` of a value that is not constant.
         """
         pending, seen = [(name, scope)], set()
         while pending:
@@ -189,28 +217,30 @@ class Constants:
                 continue
             seen.add((name, source))
             if source is None or not self.nonconstant_reason(name, scope):
-                yield self.evaluate(what, name, scope)
+                yield self.evaluate(input_label, name, scope)
             elif source.operator == "ConstantOfShape":
-                yield _fill_value(source.proto)
-            elif moved := moved_inputs(source):
-                pending += [(moved_name, source.scope) for moved_name in moved]
+                yield _read_fill_value(source.proto)
+            elif moved_names := list_moved_inputs(source):
+                pending += [(moved_name, source.scope) for moved_name in moved_names]
             else:
                 yield source
 
 
-def moved_inputs(source: Source) -> list[str]:
-    """Return the inputs whose elements a node moves. The list is empty if the node also computes."""
+def list_moved_inputs(source: Source) -> list[str]:
+    """Return the names of the inputs whose elements a node moves. The list is empty if the node computes anything."""
     if source.operator not in _MOVES:
         return []
+    # ScatterND may add elements to others, for example.
     if any(attribute.name == "reduction" and attribute.s != b"none" for attribute in source.proto.attribute):
         return []
     return list(source.proto.input[_MOVED_INPUTS.get(source.operator, slice(1))])
 
 
 def _sort_sources(source: Source, done: dict) -> Iterator[Source]:
-    """Yield ``source`` and the sources that it needs, each after those it needs itself.
+    """Yield ``source`` and all sources that it needs. Every source comes after the sources that it needs.
 
-    Sources in ``done`` are left out. The caller adds each yielded source to ``done``.
+    Sources in ``done`` are left out. The caller must add a yielded source to ``done`` before it asks for the next one,
+    because the search reads ``done``. The search does not recurse: a long graph would exceed Python's limit.
     """
     stack, entered = [source], set()
     while stack:
@@ -222,16 +252,16 @@ def _sort_sources(source: Source, done: dict) -> Iterator[Source]:
         else:
             entered.add(top)
             required = [top.scope.sources.get(name) for name in top.get_required_names()]
-            stack += [need for need in required if need is not None and need not in done and need not in entered]
+            stack += [item for item in required if item is not None and item not in done and item not in entered]
 
 
 def _is_random(node: Any) -> bool:
-    # The third input of Dropout turns it on.
+    """Return whether the outputs of a node are random. Dropout is, if its third input (training_mode) is present."""
     return node.domain in DOMAINS and (node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])))
 
 
-def _fill_value(node: Any) -> Any:
-    """Return the value that a ConstantOfShape repeats."""
+def _read_fill_value(node: Any) -> Any:
+    """Return the value that a ConstantOfShape repeats, as an array of one element. ONNX's default is 0."""
     import numpy as np
     import onnx
 
@@ -239,7 +269,7 @@ def _fill_value(node: Any) -> Any:
 
 
 def _read_initializer(proto: Any) -> dict[str, Any]:
-    """Return the name of an initializer and its array."""
+    """Return a dict of one entry: the name of an initializer and its array."""
     import onnx
 
     if isinstance(proto, onnx.SparseTensorProto):
@@ -254,5 +284,6 @@ def _make_dense(sparse: Any) -> Any:
 
     values, indices = (onnx.numpy_helper.to_array(proto) for proto in (sparse.values, sparse.indices))
     array = np.zeros(tuple(sparse.dims), values.dtype)
+    # Indices are rows of coordinates, or numbers of elements in row-major order.
     array[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, array.shape)] = values
     return array

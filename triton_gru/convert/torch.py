@@ -45,11 +45,13 @@ def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
         A module with the options, device, dtype, training mode and requires_grad of ``module``. Hooks are not copied.
 
     Raises:
-        TypeError: ``module`` is another module, a subclass or parametrized, or its `forward` has been replaced.
-        RuntimeError: a parameter is missing under its name, as after pruning.
+        TypeError: ``module`` is not one of these four classes, but a subclass, for example, or parametrized. Or its
+            `forward` has been replaced.
+        RuntimeError: ``module`` has no parameter of a name that a GRU has, as after pruning.
     """
-    ours = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
-    return _copy_module(module, ours, {name: getattr(module, name) for name in _EXTRA_OPTIONS.get(type(module), ())})
+    new_classes = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
+    extra_options = {name: getattr(module, name) for name in _EXTRA_OPTIONS.get(type(module), ())}
+    return _copy_module(module, new_classes, extra_options)
 
 
 @overload
@@ -69,17 +71,23 @@ def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell
 
     Raises:
         TypeError, RuntimeError: as `from_torch`.
-        ValueError: ``reset_after=False`` or ``reverse=True``, which `nn.GRU` does not have.
+        ValueError: ``module`` has ``reset_after=False`` or ``reverse=True``, which `nn.GRU` does not have.
     """
-    theirs = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
-    copy = _copy_module(module, theirs, {})
+    new_classes = {GRU: nn.GRU, nn.GRU: nn.GRU, GRUCell: nn.GRUCell, nn.GRUCell: nn.GRUCell}
+    copy = _copy_module(module, new_classes, extra_options={})
     if unsupported := Options.from_module(module).unsupported_by_nn_gru:
         raise ValueError(f"torch has no GRU with {unsupported}")
     return copy
 
 
-def _copy_module(module: nn.Module, classes: dict[type, type], extra_options: dict):
-    new_class = classes.get(type(module))
+def _copy_module(module: nn.Module, new_classes: dict[type, type], extra_options: dict):
+    """Return a copy of ``module`` of the class that ``new_classes`` has for its class.
+
+    ``extra_options`` are arguments of the new class's constructor, besides those that `nn.GRU` or `nn.GRUCell` has.
+
+    Raises what `from_torch` raises.
+    """
+    new_class = new_classes.get(type(module))
     if new_class is None:
         kind = type(module)
         raise TypeError(

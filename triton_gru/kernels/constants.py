@@ -7,7 +7,10 @@ import triton.language as tl
 
 
 def derived(function):
-    """Return a property of a `Constants` that a kernel reads as a ``tl.constexpr``, as it reads a field."""
+    """Return a property of a `Constants` that a kernel reads like a field: its value becomes a ``tl.constexpr``.
+
+    ``function`` is ordinary Python, so it reads fields and other properties through ``.value``.
+    """
     return property(lambda self: tl.constexpr(function(self)))
 
 
@@ -49,26 +52,26 @@ class Constants:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CommonConstants(Constants):
-    """The constants of every kernel: the numbers' types, and the hidden size."""
+    """The constants of every kernel: the types of values, and the hidden size."""
 
-    DTYPE: tl.dtype  # of all tensors of floating-point numbers. Exception: the carry is fp32
-    PRECISION: str  # of products of fp32 numbers: "tf32" or "ieee"
+    DTYPE: tl.dtype  # of all floating-point tensors. Exception: the carry is fp32
+    PRECISION: str  # of fp32 products: "tf32" or "ieee"
     H: int  # hidden size
 
     @derived
     def BITS(self):
-        """Return the bits of a number of DTYPE."""
+        """Return the number of bits of a value of DTYPE."""
         return self.DTYPE.value.primitive_bitwidth
 
     @derived
     def IS_IEEE(self):
-        """Return whether products are ordinary fp32 ones, made without the matrix unit."""
+        """Return whether products are ordinary fp32 products, made without the matrix unit."""
         return self.DTYPE.value == tl.float32 and self.PRECISION.value == "ieee"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CallConstants(Constants):
-    """The constants of a call, for all scans, independent of the configuration."""
+    """The constants that a call fixes, for all scans, independent of the configuration."""
 
     LAYOUT: str  # "dense", "lengths" or "packed", see sequences
     REVERSE: bool  # whether the only direction goes backward

@@ -1,43 +1,58 @@
-"""The ``grid`` scan: hidden units split over the whole chip, the weights on chip, the state handed over in the L2.
+"""The ``grid`` scan: hidden units split over the whole chip, W_hh on chip, the state handed over in the L2.
 
-A program owns a few hidden units, for all three gates, and works on a few tiles of the batch at a time. Each of its
-warps sums over a slice of all units. The algorithm of a program, for one tile of the batch:
+A program owns a few hidden units, for all three gates. It works on a group at a time, which is a few tiles of the
+batch. The algorithm of a program:
 
-    load my rows of W_hh                            # once: they stay in registers, or in shared memory
-    send h_0 of my units to slot 0 of the mailbox
-    for t in steps:
-        load the gate inputs of step t + 1          # early, so that they have arrived when that step begins
-        x = wait for h_t of all units in slot t     # each warp waits for its slice only
-        r, z, n = W_hh x                            # each warp sums over its slice
-        r, z, n = the sums of all warps             # through shared memory, once a step
-        h = gru_update(gate inputs of t, r, z, n, h)
-        send h of my units to slot t + 1; store it in out
+    load my rows of W_hh                                # once: they stay in registers, or in shared memory
+    for group in my groups:
+        for tile in group: send h_0 of my units to slot 0 of the mailbox
+        for t in steps:
+            load the gate inputs of step t + 1          # early, so that they have arrived when that step begins
+            for tile in group:
+                x = wait for h_t of all units in slot t # each warp waits for its slice only
+                r, z, n = W_hh x                        # each warp sums over its slice
+                r, z, n = the sums of all warps         # through shared memory
+                h = gru_update(gate inputs of t, r, z, n, h)
+                send h of my units to slot t + 1; store h in out
 
-With ``reset_after=False`` (`Cut.RESET_AFTER` is false) a step has two hand-overs, so a state is in every second slot:
+One tile of a group is computed while the others are handed over.
+
+**Hand-over.** The mailbox, in global memory, has one slot for each hand-over. A slot is never reused. The mailbox is
+filled with -1 before the launch, and an element has come when it is not -1. With ``reset_after=False``
+(`Cut.RESET_AFTER` is false) a step has two hand-overs, so a state is in every second slot:
 
     RESET_AFTER    h_0 | h_1 | h_2 | ...
     otherwise      h_0 | r h_0 | h_1 | r h_1 | h_2 | ...
 
-r and z are made of the state, n of r h. In both cases a hand-over receives from slot s and sends to slot s + 1.
+r and z are made of the state, and n is then made of r h. In both cases a hand-over receives from slot s and sends to
+slot s + 1.
 
-A group is the tiles of the batch that a program works on at a time. One tile is computed while others are handed over.
+The PROGRAMS programs that work on one group wait for each other. They do not deadlock. Each sends its part of a slot
+before it waits for that slot, and sending never blocks. All programs take groups and slots in the same order. A
+cooperative launch puts all programs on the chip at once. If an element does not come within the time limit in
+``watch``, the wait gives up (see exchange).
 
-The programs of a group wait for each other. They do not deadlock. Each sends its part of a slot before it waits for
-that slot, and no program waits in order to send. A cooperative launch puts all programs on the chip at once. If an
-element does not come within the time limit in ``watch``, the wait gives up (see exchange).
+**Gates** are numbered 0 r, 1 z, 2 n. **Steps** are counted as in ``block``: backward from a sequence's own last time.
 
-**Products.** Hidden units are rows and batch rows are columns, as in ``block``. The state made of a product is turned:
-[COLUMNS, UNITS]. A product is made in one of three ways, and W_hh is held accordingly:
+**Products.** Hidden units are rows and batch rows are columns, as in ``block``. Each warp sums over a slice, a part of
+all units. `slices.sum_slices` then adds the warps' sums, through shared memory, to tensors [COLUMNS, UNITS]. So the
+sums come out transposed, and the state, gate inputs and masks are [COLUMNS, UNITS], too. A product is made in one of
+three ways, and W_hh is held accordingly:
 
-    way           when                            ``w``                                       ``w_shared``
-    fragments     16 bits or TF32                 REGISTER_TILES tiles, in registers          address of the others
-    lanes         fp32 ieee, LANES_PER_SLICE > 0  all numbers, in registers, see `lanes`      0
-    ``tl.dot``    fp32 ieee otherwise             all tiles, in the compiler's shared memory  0
+    way         when                            ``w``                                       ``w_shared``
+    fragments   16 bits or TF32                 REGISTER_TILES tiles, in registers          address of the others
+    lanes       fp32 ieee, LANES_PER_SLICE > 0  all elements, in registers, see `lanes`     0
+    ``tl.dot``  fp32 ieee otherwise             all tiles, in the compiler's shared memory  0
+
+- Fragments: the matrix unit multiplies operands that each thread has loaded or received itself, as in ``block``.
+- Lanes: a thread multiplies its own elements of W_hh with the words of the state that it has received. Then lanes add
+  up their sums by shuffles.
 
 **Masks.** They are [COLUMNS, UNITS] or broadcast to it.
 
 - ``unit_live``: the unit is below H. The last program may own units beyond H.
-- ``is_sent``: the column has a row in gi and in the mailbox. The other columns repeat the last row (``row``).
+- ``is_sent``: the column has a row in gi and in the mailbox. In products the other columns repeat the last row
+  (``row``). Their results are never sent or stored.
 - ``live``: the unit is below H, and the row is in the batch. Only these elements exist in hx, carry and h_n.
 - ``is_active``: an element is live, and the row's sequence has the step. Only these elements are stored in out. A row
   whose sequence has ended keeps its state.
@@ -54,21 +69,28 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cut(CommonConstants):
-    """The constants that `grid_scan` is compiled for, by the configuration (`CallConstants`: by the call).
+    """The constants of `grid_scan` that the configuration fixes.
 
-    Sizes nest like this. A slot of the mailbox has tiles of the batch. A tile has ROWS rows of PADDED_H elements. A row
-    is cut into SEGMENTS segments, and a segment into SLICES slices of SLICE_DEPTH elements, one for each warp. A slice is
-    cut into words of WORD_ELEMENTS elements. An element is one unit of one row.
+    `CommonConstants` adds H, DTYPE, BITS, PRECISION and IS_IEEE (fp32 products without the matrix unit). The call fixes
+    `CallConstants`: LAYOUT, REVERSE, HAS_BIAS, HAS_HX and HAS_RESETS.
+
+    Sizes nest like this. A slot of the mailbox has tiles of the batch. A tile has ROWS rows of PADDED_H elements. An
+    element is one unit of one row. A row is cut into SEGMENTS segments, and a segment into SLICES pieces of SLICE_DEPTH
+    elements. Each warp takes one piece of every segment, and these pieces are its slice. A piece is cut into words of
+    WORD_ELEMENTS elements.
+
+    A word (64 bits in fp32 ieee, otherwise 128) is received by one load. It has two or four parts of 32 bits.
+    WORD_LAYOUT says which words of a segment a thread receives.
     """
 
-    RESET_AFTER: bool  # r multiplies W_hn h + b_hn. Else it multiplies h, before the product with W_hn
+    RESET_AFTER: bool  # whether r multiplies W_hn h + b_hn. Otherwise r multiplies h, before the product with W_hn
     UNITS: int  # hidden units of a program
-    COLUMNS: int  # columns of a product, which are the rows of a tile of the batch: 8 or 16. By lanes: ROWS
-    ROWS: int  # rows of a tile in gi and in the mailbox: COLUMNS. Fewer only if the batch is one tile with fewer rows
+    COLUMNS: int  # batch rows of a tile, as columns of a product: 8 or 16. By lanes: ROWS
+    ROWS: int  # of these, the rows stored in gi and in the mailbox. Fewer than COLUMNS only if the batch has fewer
     BATCH_TILES: int  # tiles of the batch in a group
     SLICES: int  # slices of the sum over hidden units, one for each warp of a program
-    REGISTER_TILES: int  # of the 3 * SEGMENTS tiles of W_hh, the number that stays in registers
-    LANES_PER_SLICE: int  # lanes of a warp that share its slice, if lanes make the products (see lanes). Else 0
+    REGISTER_TILES: int  # of the 3 * SEGMENTS weight tiles, the number that stays in registers
+    LANES_PER_SLICE: int  # lanes of a warp that share its slice, if lanes make the products (see lanes). Otherwise 0
     PROBE: bool  # whether a thread waits for one word before it reads all: the hand-over "probe" (see exchange)
 
     @derived
@@ -78,12 +100,12 @@ class Cut(CommonConstants):
 
     @derived
     def PADDED_H(self):
-        """Return the number of elements of a row of a tile, which are the units of all programs: H or more."""
+        """Return the number of elements in a row of a tile, one for each unit of all programs: H or more."""
         return self.PROGRAMS.value * self.UNITS.value
 
     @derived
     def TILE_ELEMENTS(self):
-        """Return the number of elements of a tile of the state in the mailbox, and of a gate's tile in gi."""
+        """Return the number of elements in a tile of a slot, which is also that of a gate's tile in gi."""
         return self.ROWS.value * self.PADDED_H.value
 
     @derived
@@ -98,22 +120,22 @@ class Cut(CommonConstants):
 
     @derived
     def STORING_THREADS(self):
-        """Return what `isa.count_storing_threads` does for a program's part of a tile: 0 if no thread has a copy."""
+        """Return how many threads store an element of a program's part of a tile, or 0 if no thread has a copy."""
         return isa.count_storing_threads(self.UNITS.value * self.COLUMNS.value, self.SLICES.value)
 
     @derived
     def WORD_ELEMENTS(self):
-        """Return the number of elements of a word of the mailbox."""
+        """Return the number of elements in a word of the mailbox."""
         return exchange.elements_per_word(self.BITS.value, self.WORD_LAYOUT.value.PARTS.value)
 
     @derived
     def SLICE_DEPTH(self):
-        """Return the number of units of a slice in one segment, except by lanes."""
+        """Return the number of units that a slice has in one segment. Not used by lanes."""
         return exchange.words_per_slice(self.WORD_LAYOUT.value.PARTS.value) * self.WORD_ELEMENTS.value
 
     @derived
     def SEGMENTS(self):
-        """Return the number of segments of the sum, except by lanes. All slices sum over one segment at a time."""
+        """Return the number of segments of a row. Not used by lanes. All slices sum over one segment at a time."""
         return -(-self.PADDED_H.value // (self.SLICES.value * self.SLICE_DEPTH.value))
 
     @derived
@@ -126,33 +148,36 @@ class Cut(CommonConstants):
             "WORDS_PER_ROW": self.PADDED_H.value // exchange.elements_per_word(bits, parts),
         }  # fmt: skip
         if self.BY_LANES.value:
-            return lanes.word_layout(self, **tile_fields)
-        if self.IN_FRAGMENTS.value:
+            return lanes.make_word_layout(self, **tile_fields)
+        if self.IN_FRAGMENTS.value:  # a thread has one of the 4 words of its warp, in rows i and i + 8
             return exchange.WordLayout(
                 WORDS_PER_SEGMENT=4 * warps, ROWS_PER_THREAD=-(-rows // 8), THREAD_ROW_STEP=8, **tile_fields
             )
-        width = exchange.words_per_slice(parts)
+        # tl.dot: a warp has 8 words in each of COLUMNS rows, for 32 lanes. So a lane has PACK of these words.
+        words_per_slice = exchange.words_per_slice(parts)
         return exchange.WordLayout(
-            WORDS_PER_SEGMENT=width * warps, PACK=-(-width * self.COLUMNS.value // 32), **tile_fields
+            WORDS_PER_SEGMENT=words_per_slice * warps,
+            PACK=-(-words_per_slice * self.COLUMNS.value // 32),
+            **tile_fields,
         )
 
     @derived
     def R_Z_TENSORS(self):
-        """Return the number of tensors that have the inputs of r and z of a tile, by lanes."""
+        """Return the number of tensors that hold the inputs of r and z of a tile. Used only by lanes."""
         return lanes.count_gate_tensors(2, self.UNITS.value, self.ROWS.value, self.SLICES.value)
 
     @derived
     def GATE_TENSORS(self):
-        """Return the number of tensors of `_load_gates`, all gate inputs of a tile."""
+        """Return the number of tensors that `_load_gates` returns for a tile."""
         if not self.BY_LANES.value:
             return 3
-        loads = (3,) if self.RESET_AFTER.value else (2, 1)
+        loads = (3,) if self.RESET_AFTER.value else (2, 1)  # gates that are loaded together
         return sum(
             lanes.count_gate_tensors(gates, self.UNITS.value, self.ROWS.value, self.SLICES.value) for gates in loads
         )
 
 
-@reserve.add_shared_memory
+@reserve.add_shared_memory  # to each launch: the bytes that `fragments.shared_address` asks for
 @triton.jit(
     do_not_specialize=[
         "steps", "start", "total", "copies", "first_direction", "directions", "layer_row", "batch", "out_t",
@@ -161,36 +186,39 @@ class Cut(CommonConstants):
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )  # fmt: skip
 def grid_scan(
-    gi,  # gate inputs [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS], see projection
+    gi,  # gate inputs [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS], see projection. Steps are in the
+    # order of the scan
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER
     w_hh_back,  # [3 * H, H] of the backward direction
     b_hh_back,  # [3 * H] of the backward direction
     hx,  # [layers * directions, batch, H] through strides: the state before the first step
-    carry_in,  # fp32 [layers * directions, batch, H]: the state after an earlier launch
-    carry_out,  # fp32 [layers * directions, batch, H]: the state for a later launch
+    carry_in,  # fp32 [layers * directions, batch, H]: the state after the launch before this one
+    carry_out,  # like carry_in, for the next launch. Another thread than the one that loads an element may store it
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
-    resets,  # uint8 [time, batch]: not 0 where the state is forgotten before a step
-    mailbox,  # int64, see exchange. A slot is [directions, groups * BATCH_TILES] tiles of PROGRAMS * UNITS by ROWS
-    watch,  # int64 [2]: time limit of a wait in ns; address of a word in host memory, set when a wait gives up.
+    resets,  # uint8 [time, batch]: not 0 where the state is set to zero before a step
+    mailbox,  # int64: a header that begins with the abort word, then slots [directions, tiles of all groups,
+    # TILE_ELEMENTS], see exchange
+    watch,  # int64 [2]: time limit of a wait in ns; address of the word in host memory that tells of a failed wait.
     steps,  # time steps of this launch
     start,  # first step of this launch
-    total,  # time steps of all launches
-    copies,  # times that the PROGRAMS of a direction are launched, each copy for other groups
+    total,  # time steps of the input, made by all launches
+    copies,  # The PROGRAMS of a direction are launched ``copies`` times. Copy c has groups c, c + copies, and so on
     first_direction,  # first direction of this launch: 0 forward, 1 backward
     directions,  # directions of this launch
-    layer_row,  # the layer's first row of hx, carry and h_n: layer * all directions
+    layer_row,  # the layer's first row of hx, carry and h_n: layer * directions of the layer
     batch,  # batch rows of the call
-    out_t,  # elements of out from a time to the next
+    out_t,  # elements of out from a time to the next. Packed: from a row to the next
     out_b,  # elements of out from a batch row to the next
     hx_l,  # elements of hx from a row of a layer and direction to the next
     hx_b,  # elements of hx from a batch row to the next
     cut: tl.constexpr,  # a `Cut`
     call: tl.constexpr,  # a `constants.CallConstants`
 ):
+    """Make ``steps`` time steps of the launch's directions, and store the outputs and the state after the steps."""
     # ---- My direction, units and weights. A program's index is (direction in the launch, copy, part of the units).
     launch_direction = tl.program_id(0) // cut.PROGRAMS // copies
     direction = first_direction + launch_direction
@@ -207,12 +235,14 @@ def grid_scan(
         b_n += tl.load(b_hn + first_unit + unit, mask=unit_live, other=0.0).to(tl.float32)
 
     # ---- Base pointers and offsets, in elements. 64-bit offsets are added to scalar pointers. The offsets of a tile
-    # are small. Exception: rows of out that are far apart.
+    # are small. Exception: rows of out and hx may be far apart, so their offsets have 64 bits.
     #
     # Mailbox and gate inputs:
     # - ``direction_mailbox`` points to my direction's part of slot 0.
     # - ``slot_elements`` leads from a slot to the next.
-    # - ``own_offset`` is the offset of each of my elements in a tile of a slot.
+    # - ``mailbox_offset`` is the offset of each of my elements in a tile of a slot.
+    #   In a tile, word w of all rows is adjacent, then word w + 1. By lanes, the UNITS units of a row are adjacent.
+    # - ``row`` is the row of each column in tiles of gi and of slots. Columns from ROWS on get the last row.
     # - ``gi_offset`` is the offset of each of my elements in a gate's tile of gi, from ``gi``.
     batch_tiles = tl.cdiv(batch, cut.COLUMNS)
     groups = tl.cdiv(batch_tiles, cut.BATCH_TILES)
@@ -222,17 +252,20 @@ def grid_scan(
     row = tl.minimum(column, cut.ROWS - 1)
     gi_offset = row * cut.PADDED_H + unit
     if cut.BY_LANES:
-        own_offset = lanes.element_offset(first_unit + unit, row, cut)
+        mailbox_offset = lanes.element_offset(first_unit + unit, row, cut)
     else:
-        own_offset = exchange.element_offset(first_unit + unit, row, cut.ROWS, cut.WORD_ELEMENTS)
+        mailbox_offset = exchange.element_offset(first_unit + unit, row, cut.ROWS, cut.WORD_ELEMENTS)
     is_sent = column < cut.ROWS
     # Other tensors:
     # - ``gi`` points to my units at step ``start``, and ``gi_step`` leads from a step to the next.
-    # - ``out`` points to my units at step ``start``. ``out_step`` leads from a step to the next, or is 0 if packed.
+    # - ``out`` has the part of the address of my units that all rows share, at step ``start``. `sequences.row_offset`
+    #   and `sequences.table_offset` add the others.
+    # - ``out_step`` leads from a step to the next. It is 0 in the packed layout, where `table_offset` leads to the
+    #   time.
     # - ``hx`` points to my units in row 0 of the batch.
     # - ``state_offset`` is the offset of my units in row 0 of the batch, in carry and h_n.
-    # - ``element`` is the offset of each of my elements in carry and h_n, from the first row of a tile.
-    element = column * cut.H + unit
+    # - ``element_offset`` is the offset of each of my elements in carry and h_n, from my units in a tile's first row.
+    element_offset = column * cut.H + unit
     gi_step = tl.cast(batch_tiles, tl.int64) * (3 * cut.TILE_ELEMENTS)
     gi += tl.cast(direction, tl.int64) * steps * gi_step + first_unit
     out += direction * cut.H + first_unit
@@ -246,7 +279,8 @@ def grid_scan(
         first_tile = group * cut.BATCH_TILES
         # ``slot`` points to the group's part of the slot to receive from: slot 0, which gets h_0 here.
         slot = direction_mailbox + tl.cast(first_tile, tl.int64) * cut.TILE_ELEMENTS
-        # The tuples below have an entry for each tile of the group. Exception: GATE_TENSORS entries in ``gates_ahead``.
+        # The tuples below have an entry for each tile of the group. Exception: ``gates_ahead`` has GATE_TENSORS entries
+        # for each tile.
         h = ()
         gates_ahead = ()
         length = ()
@@ -256,27 +290,29 @@ def grid_scan(
             first_row = (first_tile + i) * cut.COLUMNS
             live = unit_live & (first_row + column < batch)
             from_carry = carry_in + state_offset + tl.cast(first_row, tl.int64) * cut.H
-            h_i = tl.load(from_carry + element, mask=live & (start != 0), other=0.0)
+            h_i = tl.load(from_carry + element_offset, mask=live & (start != 0), other=0.0)
             if call.HAS_HX:
                 from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + column.to(tl.int64) * hx_b
                 h_i += tl.load(from_hx + unit, mask=live & (start == 0), other=0.0).to(tl.float32)
             length_i = sequences.load_lengths(lengths, first_row + column, batch, total, call.LAYOUT)
             length = length + (length_i,)
-            group_end = tl.maximum(group_end, sequences.longest(length_i, total, call.LAYOUT))
+            group_end = tl.maximum(group_end, sequences.max_length(length_i, total, call.LAYOUT))
             if call.HAS_RESETS:
+                # A state is reset before it is sent. So a step's resets are looked up in the step before. Those of the
+                # first step are looked up here.
                 forget_first = sequences.is_reset(resets, start, length_i, first_row + column, batch, total)
                 h_i = tl.where(forget_first, 0.0, h_i)
             h = h + (h_i,)
             out_row_offsets = out_row_offsets + (
                 sequences.row_offset(length_i, column, backward, out_t, out_b, call.LAYOUT) + unit,
             )
-            _send(slot + own_offset, h_i, is_sent, i, cut)
+            _send(slot + mailbox_offset, h_i, is_sent, i, cut)
             # A group's tiles beyond the batch read the gate inputs of the batch's last tile.
             tile = tl.minimum(first_tile + i, batch_tiles - 1)
             gates_ahead = gates_ahead + _load_gates(
                 gi + tl.cast(tile, tl.int64) * (3 * cut.TILE_ELEMENTS), gi_offset, is_sent, cut
             )
-        # A group stops at the longest of its sequences.
+        # A group stops at the end of its longest sequence.
         group_steps = steps if call.LAYOUT == "dense" else tl.minimum(steps, group_end - start)
         if cut.BY_LANES and call.LAYOUT != "dense":
             # The loop exchanges lanes, so the assembler must know that all lanes make the same number of steps.
@@ -285,7 +321,7 @@ def grid_scan(
         for t in tl.range(0, group_steps):
             gates_now = gates_ahead
             gates_ahead = ()
-            new_h = ()
+            h_after = ()
             forget_next = ()
             # Load the gate inputs of the next step, or those of the last step again.
             next_gi += tl.where(t + 1 < steps, gi_step, 0)
@@ -296,11 +332,13 @@ def grid_scan(
                 )
                 if call.HAS_RESETS:
                     tile_row = (first_tile + i) * cut.COLUMNS + column
-                    # If the next step is a later launch's, that launch resets the state again. This changes nothing.
+                    # If the next step is the next launch's, that launch resets the state again, which changes nothing.
+                    # After a sequence's last step `is_reset` is false, so h_n is not reset.
                     forget_next = forget_next + (
                         sequences.is_reset(resets, start + t + 1, length[i], tile_row, batch, total),
                     )
-            # ---- A hand-over: for each tile, receive from ``slot``, send to ``slot + slot_elements``. Then go there.
+            # ---- One hand-over, or two with reset_after=False. Each receives from ``slot`` and sends to the next slot,
+            # for each tile. Then ``slot`` moves on to that slot.
             z = ()
             if not cut.RESET_AFTER:  # receive h_t, send r h
                 for i in tl.static_range(cut.BATCH_TILES):
@@ -309,14 +347,16 @@ def grid_scan(
                         w, w_shared, x, gates_now[cut.GATE_TENSORS * i : cut.GATE_TENSORS * (i + 1)], h[i], cut
                     )
                     if cut.PADDED_H != cut.H:
-                        r_h = tl.where(unit_live, r_h, 0.0)  # for the same reason as h_i below
-                    _send(slot + slot_elements + own_offset, r_h, is_sent, i, cut)
-                    if not cut.IS_IEEE:  # z's products are made here, while r h is on its way
-                        (z_i,) = _products_of_slices(w, w_shared, x, 1, 2, cut)
-                        z_i = fragments.compute_before_wait(z_i)
+                        r_h = tl.where(unit_live, r_h, 0.0)  # units beyond H, see h_i below
+                    _send(slot + slot_elements + mailbox_offset, r_h, is_sent, i, cut)
+                    # Make z's products while r h is on its way. In fp32 ieee `_make_reset_state` has made them.
+                    if not cut.IS_IEEE:
+                        (z_i,) = _products_of_slices(w, w_shared, x, FIRST=1, END=2, cut=cut)
+                        z_i = fragments.compute_sums_before_wait(z_i)
                     z = z + (z_i,)
                 slot += slot_elements
-            # Receive h_t, or r h with reset_after=False, and send h_t+1.
+            # Receive h_t, or r h with reset_after=False, and send h_t+1. Of one tile, ``h_i`` is the state after this
+            # step, which out gets. ``sent_h`` is the state as the next step begins, which other programs get.
             for i in tl.static_range(cut.BATCH_TILES):
                 first_row = (first_tile + i) * cut.COLUMNS
                 is_active = sequences.is_active(
@@ -335,34 +375,35 @@ def grid_scan(
                 if call.LAYOUT != "dense":
                     h_i = tl.where(is_active, h_i, h[i])
                 if cut.PADDED_H != cut.H:
-                    # Units beyond H stay zero. Otherwise an infinite one, times its zero weights, makes NaN of all.
+                    # Units beyond H stay zero. Otherwise one can become NaN (an infinite state times its zero
+                    # weights), and the next step spreads NaN to all units.
                     h_i = tl.where(unit_live, h_i, 0.0)
-                next_h = h_i
+                sent_h = h_i
                 if call.HAS_RESETS:
-                    next_h = tl.where(forget_next[i], 0.0, h_i)
-                _send(slot + slot_elements + own_offset, next_h, is_sent, i, cut)
+                    sent_h = tl.where(forget_next[i], 0.0, h_i)
+                _send(slot + slot_elements + mailbox_offset, sent_h, is_sent, i, cut)
                 isa.store(out + out_offset, h_i.to(cut.DTYPE), is_active, cut.STORING_THREADS)
-                new_h = new_h + (next_h,)
-            h = new_h
+                h_after = h_after + (sent_h,)
+            h = h_after
             slot += slot_elements
 
-        # ---- The state goes to h_n after the last launch, else to carry_out for the next launch.
+        # ---- The last launch stores the state in h_n. The others store it in carry_out for the next launch.
         for i in tl.static_range(cut.BATCH_TILES):
             first_row = (first_tile + i) * cut.COLUMNS
             live = unit_live & (first_row + column < batch)
             tile_offset = state_offset + tl.cast(first_row, tl.int64) * cut.H
-            tl.store(carry_out + tile_offset + element, h[i], mask=live & (is_last_launch == 0))
-            tl.store(h_n + tile_offset + element, h[i].to(cut.DTYPE), mask=live & (is_last_launch != 0))
+            tl.store(carry_out + tile_offset + element_offset, h[i], mask=live & (is_last_launch == 0))
+            tl.store(h_n + tile_offset + element_offset, h[i].to(cut.DTYPE), mask=live & (is_last_launch != 0))
 
 
 @triton.jit
 def _load_weights(w_hh, first_unit, cut: tl.constexpr):
-    """Return ``w`` and ``w_shared``, the program's rows of W_hh as the table at the top says.
+    """Return ``w`` and ``w_shared``, the program's rows of W_hh, as the table at the top says.
 
-    A tile is the rows of one gate in the columns of one segment. The tile of gate g and segment c has the index 3 * c + g.
-    With fragments, ``w`` has at most REGISTER_TILES tiles, each a tuple of the parts of words. Tiles of higher indices
-    are in shared memory, at each thread's address ``w_shared``. For ``tl.dot``, ``w`` has 3 * SEGMENTS tensors
-    [SLICES, UNITS, SLICE_DEPTH].
+    A weight tile is the rows of one gate in the columns of one segment. The weight tile of gate g and segment c has the
+    index 3 * c + g. With fragments, ``w`` has the tiles with indices below REGISTER_TILES, each a tuple of int32 parts
+    of words. The other tiles are in shared memory, at each thread's address ``w_shared``. For ``tl.dot``, ``w`` has
+    3 * SEGMENTS tensors [SLICES, UNITS, SLICE_DEPTH].
     """
     w = ()
     w_shared = 0
@@ -370,13 +411,12 @@ def _load_weights(w_hh, first_unit, cut: tl.constexpr):
         w = lanes.load_weights(w_hh, first_unit, cut)
     elif cut.IN_FRAGMENTS:
         BYTES: tl.constexpr = fragments.weights_bytes(3 * cut.SEGMENTS - cut.REGISTER_TILES, cut.UNITS, cut.SLICES)
-        w_shared = fragments.shared_address(16 * fragments.thread(cut.SLICES), BYTES)
+        w_shared = fragments.shared_address(16 * fragments.thread_index(cut.SLICES), BYTES)
         for i in tl.static_range(min(cut.REGISTER_TILES, 3 * cut.SEGMENTS)):
-            w = w + (_load_fragments(w_hh, i, first_unit, cut),)
+            w = w + (_load_fragment_tile(w_hh, i, first_unit, cut),)
         for i in tl.static_range(cut.REGISTER_TILES, 3 * cut.SEGMENTS):
-            fragments.store_tile(
-                w_shared, _load_fragments(w_hh, i, first_unit, cut), i - cut.REGISTER_TILES, cut.SLICES
-            )
+            tile = _load_fragment_tile(w_hh, i, first_unit, cut)
+            fragments.store_tile(w_shared, tile, i - cut.REGISTER_TILES, cut.SLICES)
     else:
         for i in tl.static_range(3 * cut.SEGMENTS):
             w = w + (_load_tile(w_hh, i % 3, first_unit, i // 3, cut),)
@@ -384,39 +424,43 @@ def _load_weights(w_hh, first_unit, cut: tl.constexpr):
 
 
 @triton.jit
-def _load_fragments(w_hh, index: tl.constexpr, first_unit, cut: tl.constexpr):
-    """Return the tile with index ``index`` of the program's rows of W_hh, for `fragments.multiply`."""
+def _load_fragment_tile(w_hh, index: tl.constexpr, first_unit, cut: tl.constexpr):
+    """Return the weight tile with index ``index``, a tuple of int32 parts for `fragments.multiply`."""
     unit = first_unit + tl.arange(0, 8)[None, :, None]
-    slice_ = index // 3 * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]
-    word = slice_ * 4 + tl.arange(0, 4)[None, None, :]
-    return fragments.load_tile(w_hh, index % 3, unit, word, cut.UNITS, 16, cut.H, cut.PRECISION)
+    piece = index // 3 * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]  # of all pieces of a row
+    word = piece * 4 + tl.arange(0, 4)[None, None, :]
+    return fragments.load_tile(
+        w_hh, index % 3, unit, word, ROWS=cut.UNITS, ROW_STEP=16, H=cut.H, PRECISION=cut.PRECISION
+    )
 
 
 @triton.jit
 def _load_tile(w_hh, gate: tl.constexpr, first_unit, segment: tl.constexpr, cut: tl.constexpr):
-    """Return the tile [SLICES, UNITS, SLICE_DEPTH] of one gate's rows of W_hh in a segment, zero beyond H."""
+    """Return a weight tile [SLICES, UNITS, SLICE_DEPTH] for ``tl.dot``: a gate's rows in a segment, zero beyond H."""
     unit = first_unit + tl.arange(0, cut.UNITS)[None, :, None]
-    slice_ = segment * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]
-    k = slice_ * cut.SLICE_DEPTH + tl.arange(0, cut.SLICE_DEPTH)[None, None, :]
-    address = w_hh + (gate * cut.H + unit) * cut.H + k
+    piece = segment * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]  # of all pieces of a row
+    k = piece * cut.SLICE_DEPTH + tl.arange(0, cut.SLICE_DEPTH)[None, None, :]
+    pointers = w_hh + (gate * cut.H + unit) * cut.H + k
     if cut.H % cut.UNITS == 0 and (segment + 1) * cut.SLICES * cut.SLICE_DEPTH <= cut.H:
-        return tl.load(address)
+        return tl.load(pointers)
     else:
-        return tl.load(address, mask=(unit < cut.H) & (k < cut.H), other=0.0)
+        return tl.load(pointers, mask=(unit < cut.H) & (k < cut.H), other=0.0)
 
 
 @triton.jit
 def _load_gates(gi, gi_offset, is_sent, cut: tl.constexpr):
     """Return the inputs of r, z and n of my units from the tile at ``gi``, a tuple of GATE_TENSORS tensors.
 
-    Each is [COLUMNS, UNITS], and columns that are not ``is_sent`` are not loaded. Exception: by lanes, a number is in
-    the one thread that has its sum. With ``reset_after=False`` the first R_Z_TENSORS tensors are then r's and z's.
+    Each tensor is [COLUMNS, UNITS], and columns that are not ``is_sent`` are zero.
+
+    By lanes each tensor is [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE], one value for each thread. A thread has
+    the inputs of the sums that it will keep. With ``reset_after=False`` the first R_Z_TENSORS tensors are r's and z's.
     """
     if cut.BY_LANES and cut.RESET_AFTER:
-        return lanes.load_gates(gi, 0, 3, cut)
+        return lanes.load_gates(gi, FIRST=0, END=3, cut=cut)
     elif cut.BY_LANES:
-        r_z_gates = lanes.load_gates(gi, 0, 2, cut)
-        return r_z_gates + lanes.load_gates(gi, 2, 3, cut)
+        r_z_gates = lanes.load_gates(gi, FIRST=0, END=2, cut=cut)
+        return r_z_gates + lanes.load_gates(gi, FIRST=2, END=3, cut=cut)
     elif cut.ROWS == cut.COLUMNS:
         gi += gi_offset
         return tl.load(gi), tl.load(gi + cut.TILE_ELEMENTS), tl.load(gi + 2 * cut.TILE_ELEMENTS)
@@ -429,40 +473,41 @@ def _load_gates(gi, gi_offset, is_sent, cut: tl.constexpr):
 
 
 @triton.jit
-def _send(element, x, mask, tile: tl.constexpr, cut: tl.constexpr):
-    """Send ``x``, my units of the group's tile ``tile``, where ``mask``. ``element`` points into the first tile."""
-    exchange.send(element, x, mask, tile * cut.TILE_ELEMENTS, cut.STORING_THREADS, cut.DTYPE, cut.PRECISION)
+def _send(pointers, x, mask, tile: tl.constexpr, cut: tl.constexpr):
+    """Send ``x``, my units of tile ``tile``, where ``mask``. ``pointers`` are my elements in the group's first tile."""
+    exchange.send(pointers, x, mask, tile * cut.TILE_ELEMENTS, cut.STORING_THREADS, cut.DTYPE, cut.PRECISION)
 
 
 @triton.jit
 def _receive(slot, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
-    """Return tile ``tile`` of the group when it has come, for its products. ``slot`` points to the first tile.
+    """Wait for tile ``tile`` of the group, and return it as the operand of products. ``slot`` points to tile 0.
 
-    The result is a tuple of int32 parts of words. Its length depends on the way of the products:
+    The result is a tuple of int32 parts of words. Its entries are ordered, outermost first:
 
-    - fragments: by segment, eight columns and part, each [SLICES, 8, 4];
-    - lanes: by segment, row and part, each [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE];
-    - ``tl.dot``: by segment and part, each [SLICES, words, COLUMNS].
+    - fragments: by segment, group of eight columns and part. Each tensor is [SLICES, 8, 4].
+    - lanes: by segment, row and part. Each tensor is [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE].
+    - ``tl.dot``: by segment and part. Each tensor is [SLICES, words, COLUMNS].
 
     The abort word of the launch is the first word of the mailbox.
     """
     if cut.BY_LANES:
         return exchange.receive(
-            slot, tile * cut.TILE_ELEMENTS, mailbox, watch, lanes.thread_word_index(cut), 0, cut.WORD_LAYOUT
+            slot, tile * cut.TILE_ELEMENTS, mailbox, watch, lanes.thread_word_index(cut), row=0, layout=cut.WORD_LAYOUT
         )
     elif cut.IN_FRAGMENTS:
         word = tl.arange(0, cut.SLICES)[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
         row = tl.minimum(tl.arange(0, 8)[None, :, None], cut.ROWS - 1)
         x = exchange.receive(slot, tile * cut.TILE_ELEMENTS, mailbox, watch, word, row, cut.WORD_LAYOUT)
         if cut.WORD_LAYOUT.ROWS_PER_THREAD < cut.COLUMNS // 8:
-            # There are 16 columns, but no rows from the eighth on. The second eight columns repeat the first eight.
+            # There are 16 columns but at most eight rows, so a thread has received one row. The second group of eight
+            # columns repeats the first group.
             repeated = ()
             for i in tl.static_range(len(x) // 4):
                 repeated = repeated + x[4 * i : 4 * i + 4] + x[4 * i : 4 * i + 4]
             x = repeated
         return x
     else:
-        SLICE_WORDS: tl.constexpr = exchange.words_per_slice(2)
+        SLICE_WORDS: tl.constexpr = exchange.words_per_slice(cut.WORD_LAYOUT.PARTS)
         row = tl.minimum(tl.arange(0, cut.COLUMNS)[None, None, :], cut.ROWS - 1)
         word = tl.arange(0, cut.SLICES)[:, None, None] * SLICE_WORDS + tl.arange(0, SLICE_WORDS)[None, :, None]
         return exchange.receive(slot, tile * cut.TILE_ELEMENTS, mailbox, watch, word, row, cut.WORD_LAYOUT)
@@ -470,7 +515,7 @@ def _receive(slot, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
 
 @triton.jit
 def _make_reset_state(w, w_shared, x, gates, h, cut: tl.constexpr):
-    """Return r h, made of the state ``x``, and what is made of z with it.
+    """Return r h, from the state ``x``, and what this call computes of z:
 
     - fragments: (). The caller makes z's sums after it has sent r h.
     - lanes: z before its sigmoid, [ROWS, UNITS], gate inputs included.
@@ -480,19 +525,19 @@ def _make_reset_state(w, w_shared, x, gates, h, cut: tl.constexpr):
     so the compiler drops the addition. It may not drop x + 0.0, because -0.0 + 0.0 is 0.0.
     """
     if cut.BY_LANES:
-        r, z = lanes.products(w, x, gates[: cut.R_Z_TENSORS], 0, 2, cut)
+        r, z = lanes.make_products(w, x, gates[: cut.R_Z_TENSORS], FIRST=0, END=2, cut=cut)
         return isa.reset_state(r, -0.0, h, cut.DTYPE), z
     elif cut.IS_IEEE:
-        # z's products are made together with r's. The right operand takes many registers, and is not kept for later.
+        # Make z's products together with r's. The right operand takes many registers, and is not kept for later.
         # Without `isa.compute_before_wait` LLVM sinks z's products below the wait for r h: 178 spills at H = 600
         # (perf/NOTES.md).
-        r, z = _products_of_slices(w, w_shared, x, 0, 2, cut)
+        r, z = _products_of_slices(w, w_shared, x, FIRST=0, END=2, cut=cut)
         z = isa.compute_before_wait(z)
-        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, False)
+        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=False)
         return isa.reset_state(gates[0], r, h, cut.DTYPE), z
     else:
-        (r,) = _products_of_slices(w, w_shared, x, 0, 1, cut)
-        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, True)
+        (r,) = _products_of_slices(w, w_shared, x, FIRST=0, END=1, cut=cut)
+        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=True)
         return isa.reset_state(gates[0], r, h, cut.DTYPE), ()
 
 
@@ -500,36 +545,37 @@ def _make_reset_state(w, w_shared, x, gates, h, cut: tl.constexpr):
 def _make_next_state(w, w_shared, x, z, gates, b_n, h, cut: tl.constexpr):
     """Return the state after the step, [COLUMNS, UNITS].
 
-    With RESET_AFTER it is made of ``x``, the state before the step, and ``z`` is (). Otherwise ``x`` is r h, and ``z``
-    is z before its sigmoid (lanes) or z's sums of each slice. For ``-0.0`` see `_make_reset_state`.
+    With RESET_AFTER, ``x`` is the state before the step, and ``z`` is (). Otherwise ``x`` is r h, and ``z`` is z before
+    its sigmoid (lanes) or z's sums of each slice. For ``-0.0`` see `_make_reset_state`.
     """
+    # Products by lanes include the inputs of r and z. n's inputs are separate, because r multiplies n's product only.
     if cut.BY_LANES and cut.RESET_AFTER:
-        r, z, n, g_n = lanes.products(w, x, gates, 0, 3, cut)
+        r, z, n, g_n = lanes.make_products(w, x, gates, FIRST=0, END=3, cut=cut)
         return isa.gru_update(r, z, g_n, -0.0, -0.0, n + b_n, h, cut.DTYPE)
     elif cut.BY_LANES:
-        n, g_n = lanes.products(w, x, gates[cut.R_Z_TENSORS :], 2, 3, cut)
+        n, g_n = lanes.make_products(w, x, gates[cut.R_Z_TENSORS :], FIRST=2, END=3, cut=cut)
         return isa.next_state(z, g_n, -0.0, n, h, cut.DTYPE)
     elif cut.RESET_AFTER:
-        r, z, n = _products_of_slices(w, w_shared, x, 0, 3, cut)
-        r, z, n = slices.sum_slices((r, z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, cut.IN_FRAGMENTS)
+        r, z, n = _products_of_slices(w, w_shared, x, FIRST=0, END=3, cut=cut)
+        r, z, n = slices.sum_slices((r, z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS)
         return isa.gru_update(gates[0], gates[1], gates[2], r, z, n + b_n, h, cut.DTYPE)
     else:
-        (n,) = _products_of_slices(w, w_shared, x, 2, 3, cut)
-        z, n = slices.sum_slices((z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, cut.IN_FRAGMENTS)
+        (n,) = _products_of_slices(w, w_shared, x, FIRST=2, END=3, cut=cut)
+        z, n = slices.sum_slices((z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS)
         return isa.next_state(gates[1], gates[2], z, n, h, cut.DTYPE)
 
 
 @triton.jit
 def _products_of_slices(w, w_shared, x, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Return each slice's products of ``x`` for the gates ``FIRST`` to before ``END``, for `slices.sum_slices`.
+    """Return each slice's products of W_hh and ``x`` for the gates ``FIRST`` to ``END`` - 1, for `slices.sum_slices`.
 
-    ``x`` is a tuple of `_receive`, the state or r h. The result has an entry for each gate: with fragments a tuple of
-    sums, otherwise a tensor [SLICES, UNITS, COLUMNS].
+    ``x`` is a tuple of `_receive`: the state or r h. The result has an entry for each gate. With fragments the entry is
+    a tuple of sums in the order of `fragments.multiply`, otherwise a tensor [SLICES, UNITS, COLUMNS].
     """
     sums = ()
     for _ in tl.static_range(FIRST, END):
         if cut.IN_FRAGMENTS:
-            sums = sums + (fragments.zeros(cut.UNITS, cut.COLUMNS, cut.SLICES),)
+            sums = sums + (fragments.make_zero_sums(cut.UNITS, cut.COLUMNS, cut.SLICES),)
         else:
             sums = sums + (tl.zeros((cut.SLICES, cut.UNITS, cut.COLUMNS), tl.float32),)
     SEGMENT_PARTS: tl.constexpr = (
@@ -555,8 +601,8 @@ def _products_of_slices(w, w_shared, x, FIRST: tl.constexpr, END: tl.constexpr, 
 @triton.jit
 def _words_to_elements(words):
     """Return a segment's words, two parts [SLICES, words, COLUMNS], as fp32 elements [SLICES, SLICE_DEPTH, COLUMNS]."""
-    S: tl.constexpr = words[0].shape[0]
-    L: tl.constexpr = words[0].shape[1]
-    N: tl.constexpr = words[0].shape[2]
+    SLICES: tl.constexpr = words[0].shape[0]
+    WORDS: tl.constexpr = words[0].shape[1]
+    COLUMNS: tl.constexpr = words[0].shape[2]
     elements = tl.join(words[0], words[1]).to(tl.float32, bitcast=True)
-    return tl.reshape(tl.permute(elements, (0, 1, 3, 2)), (S, L * 2, N))
+    return tl.reshape(tl.permute(elements, (0, 1, 3, 2)), (SLICES, WORDS * 2, COLUMNS))

@@ -1,11 +1,16 @@
 """The input projection ``gi = x W_ih^T + b`` of many time steps at once, in the layout that the scan reads.
 
-``gi`` is stored tile by tile, so that the batch rows that one thread of a scan needs together are adjacent in memory.
-There are two kernels:
+``gi`` is stored tile by tile. So the batch rows that a thread of a scan needs at the same time are adjacent in memory.
+Steps are in the order of the scan: backward, the last time of a sequence is first. There are two kernels:
 
 - `input_projection` computes the products, too. It follows torch's precision setting for recurrent networks. It reads
   the input through strides, time first or batch first, and skips steps after a sequence's end.
 - `arrange_products` copies the products that cuBLAS wrote row by row into this layout, and adds the biases.
+
+**Gates** are numbered 0 r, 1 z, 2 n.
+
+**Masks.** ``unit_live``: a row of W_ih is one of a unit below H. ``is_active``: a column is a step that the sequence of
+its batch row has. ``live``: the unit is below H, and the batch row and the step exist.
 """
 
 from dataclasses import dataclass
@@ -21,21 +26,23 @@ from .constants import CommonConstants, derived
 class GateInputs(CommonConstants):
     """The layout of ``gi``, and which biases it includes."""
 
-    RESET_AFTER: bool
-    REVERSE: bool  # the only direction goes backward
-    HAS_BIAS: bool
-    PADDED_H: int
+    RESET_AFTER: bool  # whether r multiplies W_hn h + b_hn. Otherwise r multiplies h, before the product with W_hn
+    REVERSE: bool  # whether the only direction goes backward
+    HAS_BIAS: bool  # whether the GRU has biases
+    PADDED_H: int  # hidden units of each gate in gi: H or more
     BATCH: int  # batch rows of a tile of gi
-    UNIT_STRIDE: int  # elements from one unit to the next in gi: BATCH (units before rows), or 1 (rows before units)
+    # Elements from a unit to the next in gi: BATCH for tiles [PADDED_H, BATCH] (block), 1 for tiles [BATCH, PADDED_H]
+    # (grid, step).
+    UNIT_STRIDE: int
 
     @derived
     def ROW_STRIDE(self):
-        """Return how many elements of gi are between one batch row of a tile and the next."""
+        """Return the number of elements of gi from a batch row of a tile to the next."""
         return 1 if self.UNIT_STRIDE.value == self.BATCH.value else self.PADDED_H.value
 
     @derived
-    def ADDED(self):
-        """Return how many gates get b_hh here. With RESET_AFTER the scan adds b_hn, because r multiplies it."""
+    def B_HH_GATES(self):
+        """Return how many gates get b_hh here. With RESET_AFTER the scan adds b_hn, because r multiplies b_hn."""
         return 2 if self.RESET_AFTER.value else 3
 
 
@@ -44,10 +51,10 @@ class Cut(GateInputs):
     """The constants that `input_projection` is compiled for."""
 
     LAYOUT: str  # see sequences
-    I: int
-    BLOCK_M: int  # rows: gate units
-    BLOCK_N: int  # columns: (step, batch row) pairs, a multiple of BATCH
-    BLOCK_K: int
+    I: int  # input features
+    BLOCK_M: int  # rows of a program: units of gates
+    BLOCK_N: int  # columns of a program: (step, batch row) pairs, a multiple of BATCH
+    BLOCK_K: int  # features that an iteration sums over
     X_UNIT: int  # elements in one unit of the strides of x
 
 
@@ -60,21 +67,23 @@ def input_projection(
     w_ih,  # [3 * H, I]
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]; added here, except b_hn with RESET_AFTER
-    w_ih_back,  # w_ih of the backward direction
+    w_ih_back,  # this and the two below: of the backward direction
     b_ih_back,
     b_hh_back,
-    gi,  # [directions, steps, batch tiles, 3, PADDED_H, BATCH], or [..., BATCH, PADDED_H] where UNIT_STRIDE is 1
+    gi,  # [directions, steps, batch tiles, 3, PADDED_H, BATCH], or [..., BATCH, PADDED_H] if UNIT_STRIDE is 1
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
-    steps,  # steps in gi, in the order of the scan
-    start,  # index of gi's first step in the sequence
-    total,  # steps of the sequence
-    batch,
-    x_t,  # strides of x, in units of X_UNIT elements. So the compiler knows how wide the loads of a row can be.
-    x_b,
-    x_i,  # in elements
+    steps,  # time steps in gi
+    start,  # first step in gi, see sequences
+    total,  # time steps of the input, in all chunks
+    batch,  # batch rows of the call
+    # The strides of time and row are in units of X_UNIT elements. So the compiler knows how wide loads of a row can be.
+    x_t,  # units of x from a time to the next. Packed: from a row to the next
+    x_b,  # units of x from a batch row to the next
+    x_i,  # elements of x from a feature to the next
     cut: tl.constexpr,  # a `Cut`
 ):
+    """Compute the gate inputs of ``steps`` steps in all directions of a layer, and store them in ``gi``."""
     batch_tiles = tl.cdiv(batch, cut.BATCH)
     direction = tl.program_id(2)
     backward = sequences.goes_backward(direction, cut.REVERSE)
@@ -84,16 +93,16 @@ def input_projection(
     row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # rows of W_ih, with each gate padded to PADDED_H
     gate = row // cut.PADDED_H
     unit = row % cut.PADDED_H
-    row_live = (gate < 3) & (unit < cut.H)
+    unit_live = (gate < 3) & (unit < cut.H)
     w_row = w_ih + (gate * cut.H + unit).to(tl.int64) * cut.I
 
     col = tl.program_id(0) * cut.BLOCK_N + tl.arange(0, cut.BLOCK_N)
     tile = col // cut.BATCH
     step = tile // batch_tiles
-    b = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
-    length = sequences.load_lengths(lengths, b, batch, total, cut.LAYOUT)
-    col_live = sequences.is_active(start + step, length, (step < steps) & (b < batch), cut.LAYOUT)
-    offset = sequences.row_offset(length, b, backward, x_t, x_b, cut.LAYOUT)
+    batch_row = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
+    length = sequences.load_lengths(lengths, batch_row, batch, total, cut.LAYOUT)
+    is_active = sequences.is_active(start + step, length, (step < steps) & (batch_row < batch), cut.LAYOUT)
+    offset = sequences.row_offset(length, batch_row, backward, x_t, x_b, cut.LAYOUT)
     offset += (start + step).to(tl.int64) * sequences.step_stride(backward, x_t, cut.LAYOUT)
     offset += sequences.table_offset(start + step, length, backward, offsets, x_t, cut.LAYOUT)
     x_row = x + offset * cut.X_UNIT
@@ -101,11 +110,11 @@ def input_projection(
     acc = tl.zeros((cut.BLOCK_M, cut.BLOCK_N), tl.float32)
     end = cut.I
     if cut.LAYOUT != "dense":
-        end = tl.where(tl.max(col_live.to(tl.int32)) == 0, 0, cut.I)  # read nothing if all sequences have ended
+        end = tl.where(tl.max(is_active.to(tl.int32)) == 0, 0, cut.I)  # read nothing if all sequences have ended
     for k0 in tl.range(0, end, cut.BLOCK_K):
         k = k0 + tl.arange(0, cut.BLOCK_K)
-        w_mask = row_live[:, None]
-        x_mask = col_live[:, None]
+        w_mask = unit_live[:, None]
+        x_mask = is_active[:, None]
         if cut.I % cut.BLOCK_K != 0:
             w_mask = w_mask & (k[None, :] < cut.I)
             x_mask = x_mask & (k[None, :] < cut.I)
@@ -119,18 +128,20 @@ def input_projection(
     if cut.HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-        acc += _load_biases(b_ih, b_hh, gate, unit, row_live, cut)[:, None]
-    at = _offset_in_tile(gate, unit, cut)
-    address = gi + tile.to(tl.int64)[None, :] * (3 * cut.PADDED_H * cut.BATCH) + at[:, None]
+        acc += _load_biases(b_ih, b_hh, gate, unit, unit_live, cut)[:, None]
+    unit_offset = _offset_in_tile(gate, unit, cut)
+    address = gi + tile.to(tl.int64)[None, :] * (3 * cut.PADDED_H * cut.BATCH) + unit_offset[:, None]
     address += (col % cut.BATCH * cut.ROW_STRIDE)[None, :]
     tl.store(address, acc.to(cut.DTYPE), mask=(gate < 3)[:, None] & (step < steps)[None, :])
 
 
 @triton.jit
-def _load_biases(b_ih, b_hh, gate, unit, live, cut: tl.constexpr):
-    """Load the bias of each row of W_ih in fp32: b_ih, plus b_hh for the first ``ADDED`` gates."""
-    bias = tl.load(b_ih + gate * cut.H + unit, mask=live, other=0.0).to(tl.float32)
-    return bias + tl.load(b_hh + gate * cut.H + unit, mask=live & (gate < cut.ADDED), other=0.0).to(tl.float32)
+def _load_biases(b_ih, b_hh, gate, unit, unit_live, cut: tl.constexpr):
+    """Load what to add to each row of W_ih x, in fp32: b_ih, plus b_hh for the first ``B_HH_GATES`` gates."""
+    bias = tl.load(b_ih + gate * cut.H + unit, mask=unit_live, other=0.0).to(tl.float32)
+    return bias + tl.load(b_hh + gate * cut.H + unit, mask=unit_live & (gate < cut.B_HH_GATES), other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
@@ -143,8 +154,8 @@ def _offset_in_tile(gate, unit, cut: tl.constexpr):
 class Arranged(GateInputs):
     """The constants that `arrange_products` is compiled for."""
 
-    BLOCK_M: int  # gate units
-    BLOCK_N: int  # (step, batch row) pairs
+    BLOCK_M: int  # units of gates of a program
+    BLOCK_N: int  # (step, batch row) pairs of a program
 
 
 @triton.jit(do_not_specialize=["steps", "batch", "product_t", "product_b"])
@@ -152,15 +163,16 @@ def arrange_products(
     products,  # [directions, rows, 3 * H]: x W_ih^T, in both directions from the first time to the last
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]
-    b_ih_back,  # b_ih of the backward direction
-    b_hh_back,
+    b_ih_back,  # [3 * H] of the backward direction
+    b_hh_back,  # [3 * H] of the backward direction
     gi,  # in the layout that `input_projection` writes
-    steps,
-    batch,
-    product_t,  # rows of products from one time to the next
-    product_b,  # rows of products from one batch row to the next
+    steps,  # time steps in gi
+    batch,  # batch rows of the call
+    product_t,  # rows of products from a time to the next
+    product_b,  # rows of products from a batch row to the next
     cut: tl.constexpr,  # an `Arranged`
 ):
+    """Copy the products of ``steps`` steps in all directions of a layer to ``gi``, with the biases added."""
     batch_tiles = tl.cdiv(batch, cut.BATCH)
     direction = tl.program_id(2)
     backward = sequences.goes_backward(direction, cut.REVERSE)
@@ -170,22 +182,22 @@ def arrange_products(
     row = tl.program_id(1) * cut.BLOCK_M + tl.arange(0, cut.BLOCK_M)  # rows of W_ih, with each gate padded to PADDED_H
     gate = row // cut.PADDED_H
     unit = row % cut.PADDED_H
-    row_live = (gate < 3) & (unit < cut.H)
+    unit_live = (gate < 3) & (unit < cut.H)
     col = tl.program_id(0) * cut.BLOCK_N + tl.arange(0, cut.BLOCK_N)
     tile = col // cut.BATCH
     step = tile // batch_tiles
-    b = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
+    batch_row = (tile % batch_tiles) * cut.BATCH + col % cut.BATCH
 
     time = tl.where(backward != 0, steps - 1 - step, step)
-    offset = (time.to(tl.int64) * product_t + b.to(tl.int64) * product_b) * (3 * cut.H)
-    exists = ((step < steps) & (b < batch))[:, None] & row_live[None, :]
-    x = tl.load(products + offset[:, None] + (gate * cut.H + unit)[None, :], mask=exists, other=0.0).to(tl.float32)
+    offset = (time.to(tl.int64) * product_t + batch_row.to(tl.int64) * product_b) * (3 * cut.H)
+    live = ((step < steps) & (batch_row < batch))[:, None] & unit_live[None, :]
+    gates = tl.load(products + offset[:, None] + (gate * cut.H + unit)[None, :], mask=live, other=0.0).to(tl.float32)
     if cut.HAS_BIAS:
         b_ih = tl.where(direction != 0, b_ih_back, b_ih)
         b_hh = tl.where(direction != 0, b_hh_back, b_hh)
-        x += _load_biases(b_ih, b_hh, gate, unit, row_live, cut)[None, :]
+        gates += _load_biases(b_ih, b_hh, gate, unit, unit_live, cut)[None, :]
     address = (
         gi + tile.to(tl.int64)[:, None] * (3 * cut.PADDED_H * cut.BATCH) + _offset_in_tile(gate, unit, cut)[None, :]
     )
     address += (col % cut.BATCH * cut.ROW_STRIDE)[:, None]
-    tl.store(address, x.to(cut.DTYPE), mask=(step < steps)[:, None] & (gate < 3)[None, :])
+    tl.store(address, gates.to(cut.DTYPE), mask=(step < steps)[:, None] & (gate < 3)[None, :])

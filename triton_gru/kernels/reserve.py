@@ -11,7 +11,12 @@ _OPERANDS = re.compile(_PRODUCT.replace(".", r"\.") + r'[^"]*".*?tensor<(\d+)x8x
 
 
 def add_shared_memory(kernel):
-    """Return ``kernel``, changed: its launches reserve the shared memory that `fragments.shared_address` uses."""
+    """Return ``kernel``, changed: its launches reserve the shared memory that `fragments.shared_address` uses.
+
+    Triton has no hook between compiling and launching. But a kernel calls ``create_binder`` once for each device, to
+    fill ``device_caches``, and ``create_binder`` sets ``kernel.compile``. So the replacement wraps ``compile`` right
+    after that.
+    """
 
     def create_binder():
         binder = type(kernel).create_binder(kernel)
@@ -24,7 +29,10 @@ def add_shared_memory(kernel):
 
 
 def _reserve_memory(compiled):
-    """Return a compiled kernel whose launches reserve its own shared memory after the compiler's."""
+    """Return ``compiled``, changed: its launches reserve the bytes that its PTX asks for, after the compiler's bytes.
+
+    `_SIZE` finds the number of bytes in the PTX of `fragments.shared_address`.
+    """
     if "ptx" not in compiled.asm:
         return compiled
     _check_layout(compiled.asm["ttgir"])
@@ -36,11 +44,11 @@ def _reserve_memory(compiled):
 
 
 def _check_layout(ttgir: str) -> None:
-    """Raise RuntimeError if an operand's numbers are not in the lanes that the matrix unit takes them from."""
+    """Raise RuntimeError if elements of an operand are not in the lanes that the matrix unit takes them from."""
     operands = _OPERANDS.findall(ttgir)
     layouts = [re.search(rf"^{name} = (.*)$", ttgir, re.MULTILINE)[1] for _, name in operands]
     if len(operands) < ttgir.count(_PRODUCT) or not all(
-        _has_one_number_per_lane(layout, int(warps)) for (warps, _), layout in zip(operands, layouts)
+        _has_one_value_per_lane(layout, int(warps)) for (warps, _), layout in zip(operands, layouts)
     ):
         raise RuntimeError(
             "this Triton lays out the operands of products in a way that this version of triton_gru does not know: "
@@ -48,12 +56,12 @@ def _check_layout(ttgir: str) -> None:
         )
 
 
-def _has_one_number_per_lane(layout: str, warps: int) -> bool:
-    """Return whether a layout gives each thread one number of a tensor [warps, 8, 4], in the order of threads.
+def _has_one_value_per_lane(layout: str, warps: int) -> bool:
+    """Return whether a layout gives each thread one element of a tensor [warps, 8, 4], in the order of threads.
 
-    Triton writes this layout as a blocked or as a linear one.
+    Triton writes this layout as a blocked or as a linear layout.
     """
     blocked = f"[1, 1, 1], threadsPerWarp = [1, 8, 4], warpsPerCTA = [{warps}, 1, 1], order = [2, 1, 0]"
-    of_warp = ", ".join(f"[{1 << i}, 0, 0]" for i in range(warps.bit_length() - 1))
-    linear = f"register = [], lane = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]], warp = [{of_warp}]"
+    warp_basis = ", ".join(f"[{1 << i}, 0, 0]" for i in range(warps.bit_length() - 1))
+    linear = f"register = [], lane = [[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0]], warp = [{warp_basis}]"
     return f"sizePerThread = {blocked}" in layout or linear in layout

@@ -19,13 +19,13 @@ from . import isa
 
 @triton.jit
 def goes_backward(direction, REVERSE: tl.constexpr):
-    """Return whether a direction goes backward in time: the second one does, and with ``REVERSE`` the only one."""
+    """Return not 0 if a direction goes backward in time: the second direction, or with ``REVERSE`` the only one."""
     return direction | REVERSE
 
 
 @triton.jit
 def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
-    """Return the lengths of the sequences in rows ``row`` of the batch. Rows beyond the batch get the last row's."""
+    """Return the lengths of the sequences in rows ``row``. Rows beyond the batch get the length of the last row."""
     if LAYOUT == "dense":
         return total
     else:
@@ -33,7 +33,7 @@ def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def longest(lengths, total, LAYOUT: tl.constexpr):
+def max_length(lengths, total, LAYOUT: tl.constexpr):
     """Return the largest of the lengths of `load_lengths`."""
     if LAYOUT == "dense":
         return total
@@ -50,7 +50,7 @@ def is_active(step, lengths, row_live, LAYOUT: tl.constexpr):
         return row_live & (step < lengths)
 
 
-# The offset of a step of a row, in elements and 64 bits, is a sum of three:
+# The offset of a row's step in x or out, in elements and 64 bits, is a sum of three:
 #
 # | `row_offset` + step * `step_stride` + `table_offset`
 #
@@ -59,12 +59,15 @@ def is_active(step, lengths, row_live, LAYOUT: tl.constexpr):
 
 @triton.jit
 def row_offset(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr):
-    """Return the part of the offset that is the same for all steps of a row."""
+    """Return the part of the offset that is the same for all steps of a row.
+
+    Backward, it includes the way to the row's last time. In the packed layout `table_offset` includes that way.
+    """
     if LAYOUT == "packed":
         return row.to(tl.int64) * stride_t
     else:
-        last = (lengths - 1).to(tl.int64) * stride_t
-        return row.to(tl.int64) * stride_b + tl.where(backward != 0, last, 0)
+        last_time = (lengths - 1).to(tl.int64) * stride_t
+        return row.to(tl.int64) * stride_b + tl.where(backward != 0, last_time, 0)
 
 
 @triton.jit
@@ -90,7 +93,7 @@ def table_offset(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexp
 
 @triton.jit
 def is_reset(resets, step, lengths, row, batch, total):
-    """Return the mask of the rows that forget their state before step ``step``. A row that has ended never does.
+    """Return the mask of the rows whose state is set to zero before step ``step``. A row that has ended is not reset.
 
     Only a forward direction has resets, so a step is its time.
     """

@@ -1,4 +1,4 @@
-"""The sums of the slices that warps have made, where the warps of a program share the depth of a product."""
+"""Sums over the slices of a product: each warp of a program sums over one slice, and these functions add them up."""
 
 import triton
 import triton.language as tl
@@ -8,32 +8,34 @@ from . import fragments, isa
 
 @triton.jit
 def sum_slices(
-    parts, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr = False
+    products, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr = False
 ):
     """Return one to four products summed over the slices, a tuple of tensors [BATCH, UNITS].
 
-    ``parts`` is a tuple of products, each [SLICES, UNITS, BATCH], or with ``IN_FRAGMENTS`` as `fragments.multiply`
-    returns it. All go through shared memory in one trip. Exception: large products go two at a time, for less memory.
+    ``products`` is a tuple. Each entry is [SLICES, UNITS, BATCH], or with ``IN_FRAGMENTS`` a tuple of
+    `fragments.multiply`. All products take one trip through shared memory. Exception: large products take one trip for
+    every two products, for less memory.
     """
-    PARTS: tl.constexpr = len(parts)
-    if PARTS > 2 and SLICES * UNITS * BATCH > 2048:
-        first = sum_slices(parts[:2], SLICES, UNITS, BATCH, IN_FRAGMENTS)
-        return first + sum_slices(parts[2:], SLICES, UNITS, BATCH, IN_FRAGMENTS)
-    elif PARTS == 3:
-        # Four numbers make a word of 128 bits. The third product also stands in for the missing fourth one.
-        return sum_slices(parts + (parts[2],), SLICES, UNITS, BATCH, IN_FRAGMENTS)[:3]
+    PRODUCTS: tl.constexpr = len(products)
+    if PRODUCTS > 2 and SLICES * UNITS * BATCH > 2048:
+        first_two = sum_slices(products[:2], SLICES, UNITS, BATCH, IN_FRAGMENTS)
+        return first_two + sum_slices(products[2:], SLICES, UNITS, BATCH, IN_FRAGMENTS)
+    elif PRODUCTS == 3:
+        # Four values make a word of 128 bits. The third product also stands in for the missing fourth product.
+        return sum_slices(products + (products[2],), SLICES, UNITS, BATCH, IN_FRAGMENTS)[:3]
     else:
-        # tl.split needs both halves in one thread, so the first split moves all slices of all parts there. tl.sum would
-        # add across threads by shuffles, and go through shared memory twice: at H = 512 1,500 cycles instead of 1,150
-        # (perf/NOTES.md). Batch rows come first. So the lanes of a warp have neighbouring units, adjacent in memory.
+        # tl.split needs both halves in one thread, so the first split moves all slices of all products to one thread.
+        # tl.sum would add across threads by shuffles, and take two trips through shared memory. At H = 512 that takes
+        # 1,500 cycles instead of 1,150 (perf/NOTES.md). Batch rows are the first dimension, so the lanes of a warp have
+        # neighbouring units, adjacent in memory.
         if IN_FRAGMENTS:
-            x = fragments.together(parts, UNITS, BATCH, SLICES)
+            x = fragments.join_products(products, UNITS, BATCH, SLICES)
         else:
-            x = tl.permute(isa.joined(parts), (2, 1, 3, 0))
-        x = sum_last(x, SLICES, UNITS, BATCH, PARTS)
-        if PARTS == 1:
+            x = tl.permute(isa.join_tensors(products), (2, 1, 3, 0))
+        x = sum_last(x, SLICES, UNITS, BATCH, PRODUCTS)
+        if PRODUCTS == 1:
             return (tl.reshape(x, (BATCH, UNITS)),)
-        elif PARTS == 2:
+        elif PRODUCTS == 2:
             return tl.split(x)
         else:
             even, odd = tl.split(tl.reshape(x, (BATCH, UNITS, 2, 2)))
@@ -43,12 +45,13 @@ def sum_slices(
 
 
 @triton.jit
-def sum_last(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PARTS: tl.constexpr):
-    """Return ``x``, [BATCH, UNITS, PARTS, SLICES] in any shape, summed over the slices: [BATCH, UNITS, PARTS].
+def sum_last(x, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Return ``x`` summed over the slices: [BATCH, UNITS, PRODUCTS].
 
-    Each round adds two halves, so SLICES is a power of two.
+    ``x`` has the elements of [BATCH, UNITS, PRODUCTS, SLICES] in this order, in any shape. Each round adds neighbouring
+    slices, so SLICES is a power of two.
     """
     for i in tl.static_range(SLICES.bit_length() - 1):
-        a, b = tl.split(tl.reshape(x, (BATCH, UNITS, PARTS, SLICES >> (i + 1), 2)))
-        x = a + b
-    return tl.reshape(x, (BATCH, UNITS, PARTS))
+        even, odd = tl.split(tl.reshape(x, (BATCH, UNITS, PRODUCTS, SLICES >> (i + 1), 2)))
+        x = even + odd
+    return tl.reshape(x, (BATCH, UNITS, PRODUCTS))

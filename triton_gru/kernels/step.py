@@ -1,9 +1,9 @@
 """The ``step`` scan: one launch for each time step. The state goes from launch to launch through global memory.
 
-What a program does, for a few hidden units and batch rows:
+The algorithm of a program, for a few hidden units and batch rows:
 
     r, z, n = 0                              # sums in registers
-    for k in parts of all hidden units:      # W_hh is streamed from memory in every step
+    for k in ranges of hidden units:         # W_hh is streamed from memory in every step
         r, z, n += W_hh[:, k] h[k]           # h is in memory, where the previous launch stored it
     h = gru_update(gate inputs, r, z, n, h of my units)
     store h in out, and in memory for the next launch
@@ -14,9 +14,19 @@ another, so any size runs on any GPU.
 `step_scan` computes a step of a sequence whose inputs have been projected. `whole_step` also computes the projection,
 for a call of a single step.
 
-With the reset before the recurrent product (``RESET_AFTER=False``), a step takes two launches, because n's product
-needs r h of all units. ``PART`` is ``"reset"`` in the launch that computes r h, and ``"rest"`` in the other one. With
-the reset after the product there is one launch, and ``PART`` is ``"all"``.
+With ``reset_after=False`` a step takes two launches, because n's product needs r h of all units. ``PART`` is
+``"reset"`` in the launch that computes r h, and ``"rest"`` in the second launch. Otherwise a step is one launch, and
+``PART`` is ``"all"``.
+
+**Gates** are numbered 0 r, 1 z, 2 n. In the code, ``g`` has the gate inputs of a launch's gates, and ``a`` has their
+recurrent products, as in `isa.gru_update`.
+
+**Masks.**
+
+- ``live``: the row is in the batch, and the unit is below H. Only these elements exist in hx, carry and h_n.
+- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out. A row whose
+  sequence has ended keeps its state.
+- ``has_state``: the row is active, and its state is not zero because of a reset or a missing hx.
 """
 
 from dataclasses import dataclass
@@ -30,31 +40,35 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cut(CommonConstants):
-    """The constants that `step_scan` and `whole_step` are compiled for, beside those of the call."""
+    """The constants of `step_scan` and `whole_step` that the configuration and the launch fix.
+
+    `CommonConstants` adds H, DTYPE, BITS, PRECISION and IS_IEEE. The call fixes `CallConstants`.
+    """
 
     PART: str  # "all", "reset" or "rest": the part of a step that a launch computes
     UNITS: int  # hidden units of a program
     BATCH: int  # batch rows of a program
     DEPTH: int  # hidden units (or features) that an iteration sums over
-    SLICES: int  # parts of an iteration's sum, one for each warp; 1 where all warps share it
+    SLICES: int  # parts of an iteration's sum, one for each warp. 1 if all warps share the sum
 
     @derived
     def PROGRAMS(self):
-        """Return how many programs together own all hidden units."""
+        """Return the number of programs that own all hidden units."""
         return -(-self.H.value // self.UNITS.value)
 
     @derived
     def PADDED_H(self):
+        """Return the number of hidden units of all programs: H or more."""
         return self.PROGRAMS.value * self.UNITS.value
 
     @derived
     def FIRST(self):
-        """Return the first gate of a launch: 0 r, 1 z, 2 n."""
+        """Return the first gate of the launch."""
         return 1 if self.PART.value == "rest" else 0
 
     @derived
     def END(self):
-        """Return the gate after the last gate of a launch."""
+        """Return the gate after the last gate of the launch."""
         return 1 if self.PART.value == "reset" else 3
 
 
@@ -66,90 +80,93 @@ def step_scan(
     gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
     b_hh,  # [3 * H]; only b_hn is read, and only with RESET_AFTER
-    w_hh_back,  # w_hh of the backward direction
-    b_hh_back,
+    w_hh_back,  # [3 * H, H] of the backward direction
+    b_hh_back,  # [3 * H] of the backward direction
     hx,  # [layers * directions, batch, H]: the state before the first step
     carry_in,  # fp32 [layers * directions, batch, H]: the state before this step
     carry_out,  # fp32 [layers * directions, batch, H]: the state after this step
-    rounded_in,  # [layers * directions, batch, H]: carry_in as the product's operand; unused in fp32
-    rounded_out,  # [layers * directions, batch, H]: carry_out as the product's operand; unused in fp32
-    reset_state,  # [directions, batch, H]: r h as the product's operand, from launch "reset" to launch "rest"
+    rounded_in,  # [layers * directions, batch, H]: carry_in as an operand of products; unused in fp32
+    rounded_out,  # [layers * directions, batch, H]: carry_out as an operand of products; unused in fp32
+    reset_state,  # [directions, batch, H]: r h as an operand of products, from launch "reset" to launch "rest"
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
-    h_n,  # [layers * directions, batch, H]
+    h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
     resets,  # uint8 [time, batch]: not 0 where the state is set to zero before a step
     step,  # index of this step in gi
-    steps,  # steps in gi
-    start,  # index of gi's first step in the sequence
-    total,  # steps of the sequence
-    layer_row,  # index of the layer's first direction in hx, carry, rounded and h_n
-    batch,
-    out_t,
-    out_b,
+    steps,  # time steps in gi
+    start,  # first step in gi, see sequences
+    total,  # time steps of the input, made by all launches
+    layer_row,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
+    batch,  # batch rows of the call
+    out_t,  # elements of out from a time to the next. Packed: from a row to the next
+    out_b,  # elements of out from a batch row to the next
     cut: tl.constexpr,  # a `Cut`
     call: tl.constexpr,  # a `constants.CallConstants`
 ):
+    """Make one time step, or a part of it, of all directions of a layer."""
     direction = tl.program_id(1)
     backward = sequences.goes_backward(direction, call.REVERSE)
     layer_row += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * cut.H
     tile, unit = _find_part(cut)
     first_row = tile * cut.BATCH
+    # Batch rows are ``row``, [BATCH, 1], where the state is loaded as an operand of products. They are ``row_b``,
+    # [1, BATCH], everywhere else.
     row = first_row + tl.arange(0, cut.BATCH)[:, None]
-    now = start + step
+    sequence_step = start + step
     length = sequences.load_lengths(lengths, row, batch, total, call.LAYOUT)
-    active = sequences.is_active(now, length, row < batch, call.LAYOUT)
-    has_state = active
+    is_active = sequences.is_active(sequence_step, length, row < batch, call.LAYOUT)
+    has_state = is_active
     if call.HAS_RESETS:
-        has_state = active & (sequences.is_reset(resets, now, length, row, batch, total) == 0)
-    # If all rows of the program have ended, its products are over no units.
+        has_state = is_active & (sequences.is_reset(resets, sequence_step, length, row, batch, total) == 0)
+    # If all sequences of the program have ended, its products sum over no units.
     end = cut.H
     if call.LAYOUT != "dense":
-        end = tl.where(tl.max(tl.ravel(active.to(tl.int32))) == 0, 0, cut.H)
+        end = tl.where(tl.max(tl.ravel(is_active.to(tl.int32))) == 0, 0, cut.H)
     b_hn = tl.where(direction != 0, b_hh_back, b_hh)
     gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, cut.BATCH) + tile) * (3 * cut.BATCH * cut.PADDED_H)
     row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
-    exists = (row_b < batch) & (unit < cut.H)
-    # With slices a thread has registers for the gate inputs, the bias and the state: load them before the products, so
-    # that they arrive meanwhile. Otherwise load them after the products.
+    live = (row_b < batch) & (unit < cut.H)
+    # With several slices a thread has registers for the gate inputs, the bias and the state. So they are loaded before
+    # the products, and arrive meanwhile. With one slice they are loaded after the products.
     if cut.SLICES > 1:
         g = _load_gates(gi, unit, cut)
-        b_n = _load_bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
-        first = now == 0
-        at = layer_row * batch * cut.H + row_b * cut.H + unit
-        h = _load_state(hx, carry_in, at, exists, first, call.HAS_HX)
+        b_n = _load_bias(b_hn, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
+        is_first = sequence_step == 0
+        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, state_offset, live, is_first, call.HAS_HX)
     w = tl.where(direction != 0, w_hh_back, w_hh)
-    source, has_state = _find_operand(hx, carry_in, rounded_in, has_state, now == 0, call.HAS_HX, cut)
+    source, has_state = _find_operand(hx, carry_in, rounded_in, has_state, sequence_step == 0, call.HAS_HX, cut)
     source = source + layer_row * batch * cut.H + row * cut.H
     sums = _add_recurrent_products(
         _zeros(cut.END - cut.FIRST, cut), w, source, has_state, reset_state + row * cut.H, row < batch, unit, end, cut
     )
     if cut.SLICES == 1:
         g = _load_gates(gi, unit, cut)
-        b_n = _load_bias(b_hn, 2, unit, call.HAS_BIAS and cut.PART == "all", cut)
-        first = now == 0
-        at = layer_row * batch * cut.H + row_b * cut.H + unit
-        h = _load_state(hx, carry_in, at, exists, first, call.HAS_HX)
+        b_n = _load_bias(b_hn, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
+        is_first = sequence_step == 0
+        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, state_offset, live, is_first, call.HAS_HX)
     a = _sum_slices(sums, cut)
     if cut.PART == "all":
         a = (a[0], a[1], a[2] + b_n)
 
     length = sequences.load_lengths(lengths, row_b, batch, total, call.LAYOUT)
-    active = sequences.is_active(now, length, exists, call.LAYOUT)
-    before = h
+    is_active = sequences.is_active(sequence_step, length, live, call.LAYOUT)
+    previous_h = h
     if call.HAS_RESETS:
-        before = tl.where(sequences.is_reset(resets, now, length, row_b, batch, total), 0.0, h)
+        previous_h = tl.where(sequences.is_reset(resets, sequence_step, length, row_b, batch, total), 0.0, h)
     if cut.PART == "reset":
-        _store_reset_state(g[0], a[0], before, reset_state, row_b, unit, exists, cut)
+        _store_reset_state(g[0], a[0], previous_h, reset_state, row_b, unit, live, cut)
     else:
-        new = _update(g, a, before, cut)
-        h = new if call.LAYOUT == "dense" else tl.where(active, new, h)
+        new_h = _update(g, a, previous_h, cut)
+        h = new_h if call.LAYOUT == "dense" else tl.where(is_active, new_h, h)
         offset = sequences.row_offset(length, row_b, backward, out_t, out_b, call.LAYOUT)
-        offset += now.to(tl.int64) * sequences.step_stride(backward, out_t, call.LAYOUT)
-        offset += sequences.table_offset(now, length, backward, offsets, out_t, call.LAYOUT)
-        isa.store(out + direction * cut.H + offset + unit, h.to(cut.DTYPE), active)
-        _store_state(h, carry_out, rounded_out, h_n, at, exists, now == total - 1, cut)
+        offset += sequence_step.to(tl.int64) * sequences.step_stride(backward, out_t, call.LAYOUT)
+        offset += sequences.table_offset(sequence_step, length, backward, offsets, out_t, call.LAYOUT)
+        isa.store(out + direction * cut.H + offset + unit, h.to(cut.DTYPE), is_active)
+        _store_state(h, carry_out, rounded_out, h_n, state_offset, live, sequence_step == total - 1, cut)
 
 
 @triton.jit(do_not_specialize=["start", "total", "layer_row", "batch"])
@@ -159,11 +176,11 @@ def whole_step(
     w_hh,  # [3 * H, H]
     b_ih,  # [3 * H]
     b_hh,  # [3 * H]
-    w_ih_back,  # w_ih of the backward direction
+    w_ih_back,  # this and the three below: of the backward direction
     w_hh_back,
     b_ih_back,
     b_hh_back,
-    hx,  # this and the states up to h_n are those of `step_scan`
+    hx,  # this and the arguments below up to h_n are those of `step_scan`
     carry_in,
     carry_out,
     rounded_in,
@@ -171,18 +188,19 @@ def whole_step(
     reset_state,
     out,  # [batch, directions, H]
     h_n,
-    start,  # index of this step in the sequence
-    total,  # steps of the sequence
-    layer_row,  # index of the layer's first direction in hx, carry, rounded and h_n
-    batch,
-    x_b,
-    x_i,
-    out_b,
-    I: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_HX: tl.constexpr,
+    start,  # this step
+    total,  # time steps of the input, made by all launches
+    layer_row,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
+    batch,  # batch rows of the call
+    x_b,  # elements of x from a batch row to the next
+    x_i,  # elements of x from a feature to the next
+    out_b,  # elements of out from a batch row to the next
+    I: tl.constexpr,  # input features
+    HAS_BIAS: tl.constexpr,  # whether the GRU has biases
+    HAS_HX: tl.constexpr,  # whether hx is given. Otherwise it is zeros
     cut: tl.constexpr,  # a `Cut`
 ):
+    """Make one time step, or a part of it, of all directions of a layer, including the input projection."""
     direction = tl.program_id(1)
     layer_row += direction.to(tl.int64)
     reset_state += direction.to(tl.int64) * batch * cut.H
@@ -192,18 +210,18 @@ def whole_step(
     b_ih = tl.where(direction != 0, b_ih_back, b_ih)
     b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
-    exists = (row_b < batch) & (unit < cut.H)
-    # Load before or after the products, for the reason in `step_scan`.
+    live = (row_b < batch) & (unit < cut.H)
+    # With several slices load before the products, otherwise after them, for the reason in `step_scan`.
     if cut.SLICES > 1:
         biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
-        first = start == 0
-        at = layer_row * batch * cut.H + row_b * cut.H + unit
-        h = _load_state(hx, carry_in, at, exists, first, HAS_HX)
+        is_first = start == 0
+        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, state_offset, live, is_first, HAS_HX)
     sums = _zeros(cut.END - cut.FIRST, cut)
     w = tl.where(direction != 0, w_ih_back, w_ih)
-    sums = _add_products(sums, w, x + row * x_b, x_i, row < batch, unit, I, cut.FIRST, I, cut)
-    n_of_x = ()
-    if cut.PART == "all":  # r multiplies only the recurrent one of n's two products, so sum them separately
+    sums = _add_products(sums, w, x + row * x_b, x_i, row < batch, unit, end=I, FIRST=cut.FIRST, K=I, cut=cut)
+    n_of_x = ()  # n's product with x, if r multiplies only n's product with the state
+    if cut.PART == "all":
         n_of_x = (sums[2],)
         sums = sums[:2] + _zeros(1, cut)
     w = tl.where(direction != 0, w_hh_back, w_hh)
@@ -212,59 +230,65 @@ def whole_step(
     sums = _add_recurrent_products(sums, w, source, has_state, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
     if cut.SLICES == 1:
         biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
-        first = start == 0
-        at = layer_row * batch * cut.H + row_b * cut.H + unit
-        h = _load_state(hx, carry_in, at, exists, first, HAS_HX)
+        is_first = start == 0
+        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        h = _load_state(hx, carry_in, state_offset, live, is_first, HAS_HX)
     sums = _sum_slices(sums[:2] + n_of_x + sums[2:], cut)
     g = ()
     for i in tl.static_range(len(sums)):
         g = g + (sums[i] + biases[i],)
     if cut.PART == "reset":
-        _store_reset_state(g[0], 0.0, h, reset_state, row_b, unit, exists, cut)
+        _store_reset_state(g[0], 0.0, h, reset_state, row_b, unit, live, cut)
     else:
         if cut.PART == "all":
             h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, cut.DTYPE)
         else:
             h = isa.next_state(g[0], g[1], 0.0, 0.0, h, cut.DTYPE)
-        isa.store(out + direction * cut.H + row_b * out_b + unit, h.to(cut.DTYPE), exists)
-        _store_state(h, carry_out, rounded_out, h_n, at, exists, start == total - 1, cut)
+        isa.store(out + direction * cut.H + row_b * out_b + unit, h.to(cut.DTYPE), live)
+        _store_state(h, carry_out, rounded_out, h_n, state_offset, live, start == total - 1, cut)
 
 
 @triton.jit
 def _find_part(cut: tl.constexpr):
-    """Return the index of this program's tile of the batch, as a 64-bit integer, and its units [UNITS, 1].
+    """Return the index of this program's tile of the batch, as a 64-bit integer, and the program's units [UNITS, 1].
 
-    Both are encoded in the first dimension of the launch grid, because the others take at most 65,535 programs.
+    Both are encoded in the first dimension of the launch grid, because the other dimensions take at most 65,535
+    programs.
     """
     unit = tl.program_id(0) % cut.PROGRAMS * cut.UNITS + tl.arange(0, cut.UNITS)[:, None]
     return (tl.program_id(0) // cut.PROGRAMS).to(tl.int64), unit
 
 
 @triton.jit
-def _find_operand(hx, carry, rounded, has_state, first, HAS_HX: tl.constexpr, cut: tl.constexpr):
-    """Return the data pointer of the states before the step, as an operand, and the mask of rows that have a state.
+def _find_operand(hx, carry, rounded, has_state, is_first, HAS_HX: tl.constexpr, cut: tl.constexpr):
+    """Return where to load the state before the step from, and which rows have a state that is not zero.
 
-    In the ``first`` step the operand is ``hx``. Without ``hx`` no row has a state then.
+    In the first step the state is ``hx``. Without ``hx`` no row has a state then.
     """
     source = carry if cut.DTYPE == tl.float32 else rounded
     if HAS_HX:
-        source = tl.where(first, hx, source)
+        source = tl.where(is_first, hx, source)
     else:
-        has_state = has_state & (first == 0)
+        has_state = has_state & (is_first == 0)
     return source, has_state
 
 
 @triton.jit
-def _add_recurrent_products(sums, w, source, has_state, r_h, row_exists, unit, end, cut: tl.constexpr):
+def _add_recurrent_products(sums, w, source, has_state, r_h, row_live, unit, end, cut: tl.constexpr):
     """Return ``sums`` plus the recurrent products of the launch's gates.
 
     The right operand is the state at ``source``, or zero where ``has_state`` is false. Exception: in the launch
-    ``"rest"`` the right operand of n is r h. A zero state is multiplied like any other, so a NaN weight gives NaN.
+    ``"rest"`` the right operand of n is at ``r_h``, or zero where ``row_live`` is false. A zero state is multiplied
+    like any other state, so a NaN weight gives NaN.
     """
     if cut.PART == "rest":
-        n_sums = _add_products((sums[1],), w, r_h, 1, row_exists, unit, end, 2, cut.H, cut)
+        n_sums = _add_products(
+            (sums[1],), w, r_h, stride=1, row_mask=row_live, unit=unit, end=end, FIRST=2, K=cut.H, cut=cut
+        )
         sums = (sums[0],)
-    sums = _add_products(sums, w, source, 1, has_state, unit, end, cut.FIRST, cut.H, cut)
+    sums = _add_products(
+        sums, w, source, stride=1, row_mask=has_state, unit=unit, end=end, FIRST=cut.FIRST, K=cut.H, cut=cut
+    )
     return sums + n_sums if cut.PART == "rest" else sums
 
 
@@ -274,22 +298,24 @@ def _add_products(
 ):
     """Return ``sums`` plus the products of rows ``unit`` of ``w`` [3 * H, K] with the batch rows at ``source``.
 
-    The sums are of the gates from ``FIRST`` on, over columns 0 to ``end`` - 1 of K. Numbers of a batch row are
-    ``stride`` elements apart, and rows outside ``row_mask`` are zero. With several slices the sums are [SLICES, UNITS,
-    BATCH], one slice for each warp.
+    The sums are of the gates from ``FIRST`` on, over columns 0 to ``end`` - 1 of K. Elements of a batch row are
+    ``stride`` elements apart in memory, and rows outside ``row_mask`` are zero. With several slices the sums are
+    [SLICES, UNITS, BATCH], and each warp has one slice.
     """
-    in_segment = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
+    k_of_iteration = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
     if cut.SLICES > 1:
-        in_segment = tl.arange(0, cut.SLICES)[:, None, None] * (cut.DEPTH // cut.SLICES) + in_segment
+        k_of_iteration = tl.arange(0, cut.SLICES)[:, None, None] * (cut.DEPTH // cut.SLICES) + k_of_iteration
     w += unit.to(tl.int64) * K
-    # A single iteration is no loop, so the compiler does not pipeline its loads. Load all weights before the products.
+    # The compiler does not pipeline the loads of a single iteration. So load all weights before the products.
     IS_ONE_ITERATION: tl.constexpr = K <= cut.DEPTH
-    # Triton 3.8 sends an operand of several products through shared memory again. So each product gets an operand of
-    # its own. Exception: loops of up to four iterations, which ptxas unrolls only if they do not get longer.
+    # Triton 3.8 takes an operand of several products through shared memory once more. Long loops avoid that: they round
+    # the operand for each product. In loops of up to four iterations the extra instructions would keep ptxas from
+    # unrolling.
     HAS_OWN_OPERANDS: tl.constexpr = K > 4 * cut.DEPTH
     for k0 in tl.range(0, end, cut.DEPTH):
-        k = k0 + in_segment
-        # Transpose the addresses: Triton 3.8 sends a tile that is transposed after its load through shared memory.
+        k = k0 + k_of_iteration
+        # Transpose the addresses, because Triton 3.8 takes a tile that is transposed after its load through shared
+        # memory.
         k_transposed = tl.trans(k)
         x = _load(tl.trans(source) + k_transposed.to(tl.int64) * stride, tl.trans(row_mask), k_transposed, K, cut)
         weights = ()
@@ -317,7 +343,7 @@ def _load_weights(w, gate: tl.constexpr, unit, k, K: tl.constexpr, cut: tl.const
 
 @triton.jit
 def _load(address, row_mask, k, K: tl.constexpr, cut: tl.constexpr):
-    """Load an operand of a product. It is zero in rows outside ``row_mask`` and in columns from K on."""
+    """Load an operand of a product, zero in rows outside ``row_mask`` and in columns from K on."""
     mask = row_mask
     if K % cut.DEPTH != 0:
         mask = row_mask & (k < K)
@@ -326,7 +352,7 @@ def _load(address, row_mask, k, K: tl.constexpr, cut: tl.constexpr):
 
 @triton.jit
 def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
-    """Return ``COUNT`` sums of zero."""
+    """Return a tuple of ``COUNT`` sums that are zero."""
     zero = tl.zeros((cut.UNITS, cut.BATCH) if cut.SLICES == 1 else (cut.SLICES, cut.UNITS, cut.BATCH), tl.float32)
     sums = ()
     for _ in tl.static_range(COUNT):
@@ -336,7 +362,7 @@ def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
 
 @triton.jit
 def _sum_slices(sums, cut: tl.constexpr):
-    """Return the sums [SLICES, UNITS, BATCH] added over all slices, each [UNITS, BATCH]."""
+    """Return ``sums``, each [SLICES, UNITS, BATCH], added over all slices, each [UNITS, BATCH]."""
     if cut.SLICES == 1:
         return sums
     else:
@@ -367,7 +393,7 @@ def _load_bias(b, gate: tl.constexpr, unit, HAS_BIAS: tl.constexpr, cut: tl.cons
 def _load_biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
     """Load the sum of both biases of each gate of the launch.
 
-    Exception: with the reset after the product, n's two biases stay separate, because r multiplies only b_hn.
+    Exception: if ``PART`` is ``"all"``, n's two biases stay separate, because r multiplies only b_hn.
     """
     biases = ()
     for gate in tl.static_range(cut.FIRST, cut.END):
@@ -381,17 +407,17 @@ def _load_biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
 
 
 @triton.jit
-def _load_state(hx, carry, at, exists, first, HAS_HX: tl.constexpr):
-    """Load the state before the step in fp32: from ``hx`` if the step is the ``first``, else from ``carry``."""
-    h = tl.load(carry + at, mask=exists & (first == 0), other=0.0)
+def _load_state(hx, carry, state_offset, live, is_first, HAS_HX: tl.constexpr):
+    """Load the state before the step in fp32: from ``hx`` if ``is_first``, otherwise from ``carry``."""
+    h = tl.load(carry + state_offset, mask=live & (is_first == 0), other=0.0)
     if HAS_HX:
-        h += tl.load(hx + at, mask=exists & (first != 0), other=0.0).to(tl.float32)
+        h += tl.load(hx + state_offset, mask=live & (is_first != 0), other=0.0).to(tl.float32)
     return h
 
 
 @triton.jit
 def _update(g, a, h, cut: tl.constexpr):
-    """Return the state after the step from the launch's gate inputs ``g`` and products ``a``."""
+    """Return the state after the step, from the gate inputs ``g`` and products ``a`` of the launch's gates."""
     if cut.PART == "rest":
         return isa.next_state(g[0], g[1], a[0], a[1], h, cut.DTYPE)
     else:
@@ -399,17 +425,17 @@ def _update(g, a, h, cut: tl.constexpr):
 
 
 @triton.jit
-def _store_reset_state(g_r, a_r, h, reset_state, row, unit, exists, cut: tl.constexpr):
+def _store_reset_state(g_r, a_r, h, reset_state, row, unit, live, cut: tl.constexpr):
     """Store r h in ``reset_state`` for the launch ``"rest"``."""
     r_h = isa.reset_state(g_r, a_r, h, cut.DTYPE)
-    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=exists)
+    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=live)
 
 
 @triton.jit
-def _store_state(h, carry, rounded, h_n, at, exists, last, cut: tl.constexpr):
-    """Store the state after the step: in ``h_n`` after the ``last`` step, else in ``carry`` and ``rounded``."""
+def _store_state(h, carry, rounded, h_n, state_offset, live, is_last, cut: tl.constexpr):
+    """Store the state after the step: in ``h_n`` if ``is_last``, otherwise in ``carry`` and ``rounded``."""
     result = h.to(cut.DTYPE)
-    tl.store(carry + at, h, mask=exists & (last == 0))
+    tl.store(carry + state_offset, h, mask=live & (is_last == 0))
     if cut.DTYPE != tl.float32:
-        tl.store(rounded + at, result, mask=exists & (last == 0))
-    tl.store(h_n + at, result, mask=exists & (last != 0))
+        tl.store(rounded + state_offset, result, mask=live & (is_last == 0))
+    tl.store(h_n + state_offset, result, mask=live & (is_last != 0))

@@ -10,12 +10,13 @@ from .scan import Scan, common_constants
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
-    """Yield the launch for a chunk of steps. It reads the state from ``carry[0]`` and writes it back there."""
+    """Yield the one launch for a chunk of steps. It reads the state from ``carry[0]`` and overwrites that."""
     yield Launch(
         block_scan,
         config.launch_grid(scan.batch, len(scan.weights)),
         (
-            scan.gi, *scan.select_weights(1, 3), scan.initial, scan.carry[0], scan.out, scan.h_n, *scan.ends,
+            scan.gi, *scan.select_weights("weight_hh", "bias_hh"), scan.initial_state,
+            scan.carry[0], scan.out, scan.h_n, *scan.sequence_tensors,
             scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
         ),
         {"cut": cut(config, scan.problem), "call": scan.call_constants, "num_warps": config.num_warps, "num_stages": 1},
@@ -23,7 +24,7 @@ def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
 
 
 def cut(config: BlockConfig, problem: Problem) -> Cut:
-    """Return the constants that the kernel is compiled for."""
+    """Return the constants of a configuration and problem that the kernel is compiled for."""
     return Cut.of(
         **common_constants(problem),
         RESET_AFTER=problem.reset_after,

@@ -1,8 +1,8 @@
 """A cache of routes, by which a repeated call skips checking, binding and planning.
 
 To check, bind and plan a call, and to launch through Triton, takes the host longer than the GPU takes to run the
-launches. So each module keeps a route for each call signature, which is all that decides how a call is served. The next
-call of a signature only checks that its route is still valid, and passes on the new data pointers.
+launches. So a route is cached for each module and call signature, which is all that decides how a call is served. The
+next call of a signature only checks that its cached route is still valid, and passes on the new data pointers.
 """
 
 import threading
@@ -24,7 +24,7 @@ from . import hang
 from .execute import launches
 from .prepared import Memory, ModuleWeights, PreparedCall, prepare
 
-# Signatures that a module keeps. If it has more, the oldest is dropped.
+# Signatures that are cached for a module. If there are more, the oldest is dropped.
 MAX_SIGNATURES = 32
 # Marks a signature that was seen once. A call is prepared on its second use, because inputs of varying length mostly
 # have signatures that never recur.
@@ -32,7 +32,7 @@ _SEEN_ONCE = object()
 
 
 class RouteCache:
-    """The routes of a module's calls.
+    """The cached routes of a module's calls.
 
     Attributes:
         routes: by signature, oldest first. A route is a function that is called as ``module.forward`` is. `_SEEN_ONCE`
@@ -44,7 +44,10 @@ class RouteCache:
         self._lock = threading.Lock()
 
     def find(self, module: nn.Module, signature: object) -> Callable | None:
-        """Return the route kept for this signature, or None. If the module's weights changed, forget all routes."""
+        """Return the cached route of this signature, or None if there is none.
+
+        If the module's weights changed since a prepared call was cached, forget all routes and return None.
+        """
         route = self.routes.get(signature)
         if type(route) is not PreparedCall:
             return None if route is _SEEN_ONCE else route
@@ -54,7 +57,7 @@ class RouteCache:
         return route
 
     def add(self, signature: object, route: object) -> None:
-        """Keep a route for this signature, and drop the oldest if there are too many."""
+        """Set the entry of `routes` for this signature. Drop the oldest entry if there are too many."""
         with self._lock:
             self.routes[signature] = route
             if len(self.routes) > MAX_SIGNATURES:
@@ -65,9 +68,10 @@ _caches: weakref.WeakKeyDictionary[nn.Module, RouteCache] = weakref.WeakKeyDicti
 
 
 def find_route(module, input, hx: Tensor | None) -> Callable | None:
-    """Return the route kept for ``module(input, hx)``, or None. A route is called as ``module.forward`` is.
+    """Return the cached route of ``module(input, hx)``, or None. A route is called as ``module.forward`` is.
 
-    ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
+    Return None also if the route's device is not the current GPU. ``module`` is a `triton_gru.GRU` or
+    `triton_gru.GRUCell`.
     """
     if torch.compiler.is_compiling():  # a compiled graph must not trace the cache
         return None
@@ -76,10 +80,10 @@ def find_route(module, input, hx: Tensor | None) -> Callable | None:
     return None if type(route) is PreparedCall and is_on_other_gpu(route.device) else route
 
 
-def keep_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
+def cache_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
     """Note that kernels served ``module(input, hx)``. On the second call of its signature, prepare the call.
 
-    Nothing is kept if no kernel served the call, if autograd recorded it, or if it ran on another than the current GPU.
+    Nothing is cached if no kernel served the call, if autograd recorded it, or if its GPU is not the current GPU.
 
     Args:
         module: a `triton_gru.GRU` or `triton_gru.GRUCell`.
@@ -109,15 +113,15 @@ def keep_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output:
         # The launches read a copy of the state, in the order of the packed rows. `PreparedCall` makes the same copy.
         hx = call.hx if TorchState.current(data.device).autocast is None else None
     kept_alive = [hang.get_watchdog(data.device).watch] if plan.kernel == "grid" else []
-    memory = Memory(data, hx, output, h_n, weights.of(module), kept_alive)
+    memory = Memory(data, hx, output, h_n, weights.tensors_of(module), kept_alive)
     if call.sequences.layout == "packed":
         memory.add_table(call.sequences)
     all_launches = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
     cache.add(signature, prepare(all_launches, weights, memory) if weights.is_unchanged(module) else None)
 
 
-def keep_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> None:
-    """Keep `nn.GRU`'s or `nn.GRUCell`'s ``forward(module, input, hx)`` as the route of a call that it has served.
+def cache_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> None:
+    """Add ``forward``, of `nn.GRU` or `nn.GRUCell`, to the cache as the route of ``module(input, hx)``.
 
     This route stays valid if weights change, because ``forward`` reads and checks them itself.
     """
@@ -133,7 +137,7 @@ def clear_call_cache() -> None:
 def signature_of(module, input, hx: Tensor | None) -> tuple | None:
     """Return a call's signature: all that decides how the call is served besides the weights.
 
-    Return None if a tensor is a wrapper or subclass, or torch.jit.trace is active. Routes of such calls are not kept.
+    Return None if a tensor is a wrapper or subclass, or torch.jit.trace is active. Routes of such calls are not cached.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
@@ -151,7 +155,10 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
 
 
 def _layout(tensor: Tensor) -> tuple:
-    """Return a tensor's layout. Its address counts modulo 16, for which kernels are compiled. None: no memory."""
+    """Return a tensor's layout, as part of a signature.
+
+    It includes the address modulo 16, for which kernels are compiled, or None if the tensor has no memory.
+    """
     address = tensor.data_ptr()
     alignment = address % 16 if address else None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), alignment
@@ -160,8 +167,9 @@ def _layout(tensor: Tensor) -> tuple:
 def _packed_layout(options: Options, input: PackedSequence) -> tuple | None:
     """Return all that decides how packed input is served, or None if its tensors are not plain or it is empty.
 
-    The ends of the sequences are left out. The number of rows is left out, too. Exception: with two directions and
-    several layers, the workspace has a second output with as many rows.
+    The lengths of all sequences except the longest are left out, so that calls with other lengths share a route. The
+    number of rows is left out, too. Exception: with two directions and several layers, the workspace has a second
+    output with the same number of rows.
     """
     sizes, order = input.batch_sizes, input.sorted_indices
     are_plain = is_plain(sizes) and (order is None or is_plain(order))

@@ -1,4 +1,7 @@
-"""Calls that no kernel serves: by `torch.gru`, with lengths and ``reverse`` handled around it, or in plain torch."""
+"""Execution of calls that no kernel serves: by `torch.gru`, or in plain torch.
+
+Lengths and ``reverse``, which `torch.gru` lacks, are handled before and after it.
+"""
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ def run(call: Call, kernel: str) -> tuple[Tensor, Tensor]:
 
 
 def _run_reference(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the results of plain torch for ``x`` [T, B, I]."""
     problem = call.problem
     return reference.compute_gru(
         x, call.initial_state(), call.weights, reset_after=problem.reset_after, bidirectional=problem.bidirectional,
@@ -50,9 +54,12 @@ def _gru_options(call: Call) -> tuple:
 
 
 def _run_packed(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack sequences, run torch.gru and pad its output. The host waits for the lengths."""
+    """Return the results of `torch.gru` for ``x`` [T, B, I] with lengths, which is packed for it.
+
+    The host waits for the lengths, because torch packs sequences on the host.
+    """
     hx, lengths = call.initial_state(), call.sequences.lengths
-    # torch cannot pack a sequence of length 0, so it is packed with length 1 and its results are replaced.
+    # torch cannot pack a sequence of length 0. So pack such a sequence with length 1, and replace its results below.
     packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
     data, h_n = torch.gru(
         packed.data,
@@ -67,7 +74,7 @@ def _run_packed(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flip_in_time(x: Tensor, sequences: Sequences) -> Tensor:
-    """Return ``x`` [T, B, I] with the steps of each sequence in reverse order. Steps beyond its end stay."""
+    """Return ``x`` [T, B, I] with the steps of each sequence in reverse order. Steps after a sequence's end stay."""
     if sequences.lengths is None:
         return x.flip(0)
     time = torch.arange(sequences.steps, device=x.device).unsqueeze(1)

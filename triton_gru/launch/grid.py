@@ -13,8 +13,9 @@ from . import hang
 from .kernel_launch import Clear, Launch
 from .scan import Scan, common_constants
 
-# Most bytes of a mailbox, so that it stays in the L2. Exception: it holds the slots of at least one step.
+# Most bytes of a mailbox, so that the mailbox stays in the L2. Exception: a mailbox has at least the slots of one step.
 MAILBOX_BYTES = 16 << 20
+_WORD_BYTES = 8  # of the 64-bit words that the header and the slots are counted in
 
 
 class Mailbox:
@@ -32,29 +33,35 @@ class Mailbox:
 
     def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype):
         self._handovers = handovers
-        tiles = -(-batch // (config.batch * config.tiles)) * config.tiles
-        tiles *= config.directions
-        self._slot_words = tiles * config.rows * config.padded_hidden * dtype.itemsize // 8
+        tiles = -(-batch // (config.batch * config.tiles)) * config.tiles * config.directions
+        self._slot_words = tiles * config.rows * config.padded_hidden * dtype.itemsize // _WORD_BYTES
 
     @property
     def max_steps(self) -> int:
-        """Return the most time steps of one launch."""
-        slots = (MAILBOX_BYTES // 8 - HEADER.value) // self._slot_words
-        return max(1, (slots - 1) // self._handovers)
+        """Return the most time steps of one launch whose mailbox has at most `MAILBOX_BYTES`, or 1 if none fits."""
+        slots = (MAILBOX_BYTES // _WORD_BYTES - HEADER.value) // self._slot_words
+        slots_of_steps = slots - 1  # the first slot holds the state before the first step
+        return max(1, slots_of_steps // self._handovers)
 
-    def size(self, steps: int) -> int:
-        """Return the 64-bit words of a mailbox: the header, a slot for each hand-over, and one for the first state."""
-        return HEADER.value + (self._handovers * steps + 1) * self._slot_words
+    def count_words(self, steps: int) -> int:
+        """Return the size of a mailbox for ``steps`` steps in 64-bit words.
 
-    def clear(self, words: Tensor, steps: int) -> Clear:
-        """Return how to clear the mailbox ``words``, int64, before a launch of ``steps`` steps."""
-        return Clear(words[: self.size(steps)], -1)
+        A mailbox has the header, a slot for the state before the first step, and a slot for each hand-over.
+        """
+        return HEADER.value + (1 + self._handovers * steps) * self._slot_words
+
+    def make_clear(self, words: Tensor, steps: int) -> Clear:
+        """Return the fill that marks a mailbox as empty before a launch of ``steps`` steps.
+
+        Programs wait for an element while it is -1 (kernels/exchange.py). ``words``, int64, is the mailbox's memory.
+        """
+        return Clear(words[: self.count_words(steps)], value=-1)
 
 
 def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:
     """Yield one launch for all directions, or one for each direction if the chip cannot hold both.
 
-    ``words``, int64 [`Mailbox.size` or more], is the memory of ``mailbox``.
+    ``words``, int64 [`Mailbox.count_words` or more], is the memory of ``mailbox``.
     """
     constants = {
         "cut": cut(config, scan.problem),
@@ -71,19 +78,20 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
             grid_scan,
             config.launch_grid(scan.batch, len(scan.weights)),
             (
-                scan.gi, *scan.select_weights(1, 3), scan.initial, scan.carry[scan.parity], scan.carry[1 - scan.parity],
-                scan.out, scan.h_n, *scan.ends, words, hang.get_watchdog(scan.gi.device).watch,
+                scan.gi, *scan.select_weights("weight_hh", "bias_hh"), scan.initial_state,
+                scan.carry[scan.parity], scan.carry[1 - scan.parity], scan.out, scan.h_n,
+                *scan.sequence_tensors, words, hang.get_watchdog(scan.gi.device).watch,
                 scan.steps, scan.start, scan.total, config.copies, first_direction,
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),
             constants,
-            mailbox.clear(words, scan.steps),
+            mailbox.make_clear(words, scan.steps),
         )  # fmt: skip
     scan.parity ^= 1
 
 
 def cut(config: GridConfig, problem: Problem) -> Cut:
-    """Return the constants that the kernel is compiled for."""
+    """Return the constants of a configuration and problem that the kernel is compiled for."""
     uses_lanes = problem.is_ieee and config.register_tiles > 0
     return Cut.of(
         **common_constants(problem),

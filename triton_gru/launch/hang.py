@@ -29,7 +29,7 @@ def raise_if_hung(device: torch.device | None = None) -> None:
     if device is None:
         for watchdog in list(_watchdogs.values()):
             watchdog.check()
-    elif device in _watchdogs:  # every call of a kernel comes here
+    elif device in _watchdogs:  # This runs on every call, so do not loop.
         _watchdogs[device].check()
 
 
@@ -52,7 +52,7 @@ class Watchdog:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._seconds = _timeout()
+        self._seconds = _read_timeout()
         self._word = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
         self._seen = ctypes.c_int32.from_address(self._word.data_ptr())
         self.watch = torch.tensor([int(self._seconds * 1e9), self._word.data_ptr()], device=device)
@@ -83,8 +83,12 @@ def get_watchdog(device: torch.device) -> Watchdog:
     return _watchdogs[device]
 
 
-def _timeout() -> float:
-    """Return the most seconds that a program waits: the environment variable TRITON_GRU_TIMEOUT, or 10."""
+def _read_timeout() -> float:
+    """Return the most seconds that a program waits: the environment variable TRITON_GRU_TIMEOUT, or 10 if it is unset.
+
+    Raises:
+        ValueError: the variable is not a number of seconds above 0.
+    """
     text = os.environ.get("TRITON_GRU_TIMEOUT", "10")
     try:
         seconds = float(text)

@@ -1,4 +1,4 @@
-"""Launches as values, which can be started, compiled, or turned into a starter that takes other data pointers."""
+"""Descriptions of launches, which can be started, compiled, or made into functions that take other data pointers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Product(NamedTuple):
         torch.mm(self.x.reshape(-1, self.x.size(-1)), self.w.t(), out=self.out)
 
     def compile(self) -> None:
-        """Do nothing, as cuBLAS is compiled."""
+        """Do nothing, as cuBLAS is compiled already. `Launch` has this method, too."""
 
 
 class Launch(NamedTuple):
@@ -70,8 +70,9 @@ class Launch(NamedTuple):
     def make_starter(self) -> Callable[..., None]:
         """Return a function that starts the kernel with other values of ``args``. Addresses stand for tensors.
 
-        The function does not check its arguments. An address has to be a multiple of 16 if that of the tensor in
-        ``args`` is. Other arguments have to be of the same types, and equal in what Triton specializes for.
+        The function does not check its arguments. If the address of a tensor in ``args`` is a multiple of 16, the
+        address that stands for it must be one, too. Other arguments must have the same types as in ``args``. They must
+        have the same properties that Triton specializes for, such as being 1 or a multiple of 16.
         """
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
         grid = (*self.programs, 1, 1)[:3]

@@ -55,18 +55,19 @@ def run_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
 
 
 def _call_operator_by_layers(
-    options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], *ends
+    options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], lengths, resets
 ) -> tuple[Tensor, Tensor]:
     """Call the operator for each layer, with dropout between layers in the graph, which keeps its mask for a backward.
 
-    ``ends`` are the lengths and resets.
+    Each call of the operator is of one layer.
     """
     directions, states = options.directions, []
-    for first in range(0, len(weights), directions):
-        layer = slice(first, first + directions)
-        if first > 0:
+    for first_state in range(0, len(weights), directions):
+        layer = slice(first_state, first_state + directions)
+        if first_state > 0:
             input = F.dropout(input, options.dropout)
-        input, h_n = _call_operator(options, input, None if hx is None else hx[layer], weights[layer], *ends)
+        layer_hx = None if hx is None else hx[layer]
+        input, h_n = _call_operator(options, input, layer_hx, weights[layer], lengths, resets)
         states.append(h_n)
     return input, torch.cat(states)
 
@@ -74,6 +75,7 @@ def _call_operator_by_layers(
 def _call_operator(
     options: Options, input: Tensor, hx: Tensor | None, weights: list[LayerWeights], lengths, resets
 ) -> tuple[Tensor, Tensor]:
+    """Return ``output`` and ``h_n`` of the operator. Under autocast, its arguments are cast first."""
     input, hx, weights = cast_for_autocast(input, hx, weights)
     settings = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
     settings += options.backend, options.is_training_call
@@ -84,15 +86,20 @@ def _make_options(
     weights: list[Tensor], bias, bidirectional, batch_first, reverse, reset_after, backend, training
 ) -> Options:
     """Return the `Options` of the operator's arguments. Sizes and layers are those of ``weights``."""
-    layers = len(weights) // (4 if bias else 2) // (2 if bidirectional else 1)
+    weights_per_direction = 4 if bias else 2
+    layers = len(weights) // weights_per_direction // (2 if bidirectional else 1)
     return Options(
         weights[0].size(1), weights[1].size(1), layers, bias, batch_first, 0.0, bidirectional, reset_after, reverse,
         backend, training,
     )  # fmt: skip
 
 
-def _run(records_grad: bool, options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor]:
-    """Plan and run a call. Autograd records it if ``records_grad``."""
+def _run(records_grad: bool, options: Options, arguments: tuple) -> tuple[Tensor, Tensor]:
+    """Plan and run a call, and return ``output`` and ``h_n``. If ``records_grad``, autograd records the call.
+
+    ``arguments`` are input, hx, weights, lengths and resets of the operator.
+    """
+    input, hx, weights, lengths, resets = arguments
     # `_call_operator` has cast the arguments, so an autocast that is active now must not cast them again.
     with torch.autocast(input.device.type, enabled=False):
         with torch.enable_grad():  # `is_training_call` is true only if grad mode was on
@@ -103,15 +110,16 @@ def _run(records_grad: bool, options: Options, input, hx, weights, lengths, rese
 
 
 def _gru(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+    """Return ``output`` and ``h_n``, contiguous. This implements the operator ``gru`` on every device."""
     options, arguments = _make_options(weights, *settings), (input, hx, weights, lengths, resets)
-    output, h_n = _run_on_cpu(options, *arguments) or _run(False, options, *arguments)
+    output, h_n = _run_on_cpu(options, *arguments) or _run(records_grad=False, options=options, arguments=arguments)
     return output.contiguous(), h_n.contiguous()
 
 
 def _run_on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
-    """Return the results of torch.gru on a CPU without planning, as calls take microseconds there.
+    """Return the results of torch.gru on a CPU. No plan is made, because a call may take only microseconds.
 
-    Return None if the call is not on a CPU, or needs a plan or autocast.
+    Return None if the call is not on a CPU, if torch.gru cannot serve it, or if autocast is enabled.
     """
     if (
         not input.is_cpu
@@ -132,6 +140,7 @@ def _run_on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[
 
 
 def _gru_fake(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+    """Return empty tensors of the shapes of ``output`` and ``h_n``, by which a tracer knows them."""
     options = _make_options(weights, *settings)
     output = input.new_empty(input.size(0), input.size(1), options.directions * options.hidden_size)
     batch = input.size(0 if options.batch_first else 1)
@@ -144,30 +153,34 @@ def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *s
     If a kernel serves the call, the backward raises an error (`execute.run`).
     """
     variables = [t.detach().requires_grad_() for t in (input, hx, *weights) if t is not None]
-    remaining = iter(variables)
     # Under a dispatch mode, operators run with the dispatch keys of autograd and of views excluded. Include them.
     set_excluded, key = torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey
     with set_excluded(key.AutogradFunctionality, False), set_excluded(key.ADInplaceOrView, False):
         options = _make_options(weights, *settings)
-        first, state = next(remaining), None if hx is None else next(remaining)
-        results = _run(True, options, first, state, list(remaining), lengths, resets)
+        input_variable, *weight_variables = variables
+        hx_variable = None if hx is None else weight_variables.pop(0)
+        arguments = input_variable, hx_variable, weight_variables, lengths, resets
+        results = _run(records_grad=True, options=options, arguments=arguments)
         grads = torch.autograd.grad(results, variables, (grad_output, grad_h_n))
     return [grad.contiguous() for grad in grads]
 
 
 def _gru_backward_fake(grad_output, grad_h_n, input, hx, weights, *settings) -> list[Tensor]:
+    """Return empty tensors of the shapes that `_gru_backward` returns."""
     return [t.new_empty(t.shape) for t in (input, hx, *weights) if t is not None]
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
+    """Save the operator's arguments in ``ctx`` for `_backward`, and which optional tensors they have."""
     input, hx, weights, lengths, resets, *ctx.settings = inputs
     ctx.has_optional = hx is not None, lengths is not None, resets is not None
     ctx.save_for_backward(input, *weights, *(t for t in (hx, lengths, resets) if t is not None))
 
 
 def _backward(ctx, grad_output, grad_h_n):
+    """Return a gradient, or None, for each argument of the operator ``gru``."""
     has_hx, has_lengths, has_resets = ctx.has_optional
-    saved = list(ctx.saved_tensors)
+    saved = list(ctx.saved_tensors)  # as `_save_for_backward` ordered them; take the optional tensors from the end
     resets = saved.pop() if has_resets else None
     lengths = saved.pop() if has_lengths else None
     hx = saved.pop() if has_hx else None
@@ -179,6 +192,7 @@ def _backward(ctx, grad_output, grad_h_n):
 
 
 def _backward_twice(ctx, *grads):
+    """Raise, because the operator has no second derivative."""
     raise RuntimeError(
         "triton_gru::gru can be differentiated once, and has no second derivative: call the module outside of "
         "torch.compile, with backend='torch'"

@@ -1,4 +1,8 @@
-"""Prepared calls: the launches of a call, made again with the same weights and other data pointers."""
+"""Prepared calls: the launches of a call, which are started again with the same weights and other data pointers.
+
+To replay a launch, each of its tensors is located once. It is in a buffer of the call, such as the input, or at an
+address that stays, such as a weight's. A later call has other buffers, but a tensor's offset in its buffer is the same.
+"""
 
 import functools
 import itertools
@@ -31,41 +35,41 @@ class ModuleWeights:
 
     def __init__(self, module):
         self._names = tuple(getattr(module, "_flat_weights_names", WEIGHT_NAMES))
-        tensors = self.of(module)
+        tensors = self.tensors_of(module)
         self._present_names = [name for name, tensor in zip(self._names, tensors) if tensor is not None]
         self._identities = [*map(id, tensors), *map(type, tensors)]
         # A weight without readable memory has no data pointer. Then there are no layouts.
         is_unreadable = any(w is not None and unreadable_reason(w) for w in tensors)
         self._layouts = None if is_unreadable else _memory_layouts(tensors)
 
-    def of(self, module) -> list[Tensor | None]:
-        """Return the module's weight parameters in torch's order. None stands for a bias or other weight it lacks."""
+    def tensors_of(self, module) -> list[Tensor | None]:
+        """Return the module's weight parameters in torch's order. None stands for a bias that the module lacks."""
         return list(map(module._parameters.get, self._names))
 
     def name_of(self, weight: Tensor) -> str | None:
-        """Return the name of the weight that has the memory layout of ``weight``, or None."""
-        layouts = self._layouts or []
-        names = (name for name, layout in zip(self._present_names, layouts) if [layout] == _memory_layouts([weight]))
+        """Return the name of the module's weight that has the data pointer and layout of ``weight``, or None."""
+        (wanted,) = _memory_layouts([weight])
+        names = (name for name, layout in zip(self._present_names, self._layouts or []) if layout == wanted)
         return next(names, None)
 
     def has_all(self, module, used: list[Layer]) -> bool:
         """Return whether all weights that a call uses are parameters of the module, not computed for each call."""
-        return sum(w is not None for w in self.of(module)) == len(flatten_weights(used))
+        return sum(w is not None for w in self.tensors_of(module)) == len(flatten_weights(used))
 
     def is_unchanged(self, module) -> bool:
         """Return whether the module still has the same weights, with the same data pointers and layouts."""
-        weights = self.of(module)
+        weights = self.tensors_of(module)
         # A new weight may have the id of one that was freed. So types are compared, too.
         is_same = [*map(id, weights), *map(type, weights)] == self._identities
         return is_same and self._layouts is not None and _memory_layouts(weights) == self._layouts
 
 
 def _memory_layouts(weights: list[Tensor | None]) -> list:
-    """Return the data pointer and layout of each weight that is not None. Both may change in place."""
+    """Return the data pointer and layout of each weight that is not None. Both may change while the id stays."""
     return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
 
 
-# Indices of a call's buffers: the memory whose address differs from call to call. _TABLE is the offsets of packed
+# Indices of a call's buffers: the tensors whose addresses differ from call to call. _TABLE holds the offsets of packed
 # sequences, followed by their lengths.
 _INPUT, _HX, _OUTPUT, _H_N, _WORKSPACE, _TABLE = range(6)
 # Bytes to which each part of the workspace is aligned. Triton compiled the launches for addresses that are multiples of
@@ -86,7 +90,8 @@ class _ReplayedLaunch(NamedTuple):
         args: the kernel's arguments, with addresses in place of tensors.
         address_slots: (index in ``args``, index of the buffer, bytes from the buffer's start) of each argument that
             depends on the call.
-        clear: (first word of the workspace, end, value) to be set before the launch, or None.
+        clear: (index of the first word, index behind the last word, value) of the words of the workspace that are
+            filled with the value before the launch. None if there are none.
     """
 
     starter: Callable[..., None]
@@ -95,23 +100,23 @@ class _ReplayedLaunch(NamedTuple):
     clear: tuple[int, int, int] | None
 
     def start(self, addresses: _Addresses, buffers: _Buffers, module) -> None:
-        """Start the launch. Every call waits for this, so it does not use `functions`."""
+        """Start the launch. `make_starters` would do, but this is faster, and every call waits for it."""
         starter, args, address_slots, clear = self
         if clear is not None:
-            first, end, value = clear
-            buffers[_WORKSPACE][first:end].fill_(value)
+            begin, end, value = clear
+            buffers[_WORKSPACE][begin:end].fill_(value)
         starter(*_fill_addresses(args, address_slots, addresses))
 
-    def functions(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
-        """Yield functions that together do what `start` does, in order."""
+    def make_starters(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
+        """Yield functions without arguments that together, called in order, do what `start` does."""
         if self.clear is not None:
-            first, end, value = self.clear
-            yield functools.partial(buffers[_WORKSPACE][first:end].fill_, value)
+            begin, end, value = self.clear
+            yield functools.partial(buffers[_WORKSPACE][begin:end].fill_, value)
         yield functools.partial(self.starter, *_fill_addresses(self.args, self.address_slots, addresses))
 
 
 def _fill_addresses(args: list, address_slots: list[tuple[int, int, int]], addresses: _Addresses) -> list:
-    """Return a copy of ``args`` of a `_ReplayedLaunch` with the addresses of a call's buffers."""
+    """Return a copy of ``args`` of a `_ReplayedLaunch` in which the addresses are those of a call's buffers."""
     args = args.copy()
     for index, buffer, offset in address_slots:
         args[index] = addresses[buffer] + offset
@@ -119,7 +124,7 @@ def _fill_addresses(args: list, address_slots: list[tuple[int, int, int]], addre
 
 
 class _BufferView(NamedTuple):
-    """A tensor in a buffer.
+    """The location and layout of a tensor that lies in a buffer.
 
     Attributes:
         buffer: index of the buffer.
@@ -141,26 +146,32 @@ class _BufferView(NamedTuple):
 
 
 class _ReplayedProduct(NamedTuple):
-    """A `Product` of tensors in buffers with the module's parameter named ``weight``."""
+    """A `Product` whose tensors are found again for each call.
+
+    Attributes:
+        x, out: location of the product's input and result in the call's buffers.
+        weight_name: name of the module's parameter that the input is multiplied with.
+    """
 
     x: _BufferView
-    weight: str
+    weight_name: str
     out: _BufferView
 
     def start(self, addresses: _Addresses, buffers: _Buffers, module) -> None:
-        """Start the product."""
-        for function in self.functions(addresses, buffers, module):
-            function()
+        """Start the product. ``addresses`` are not used: a product takes tensors, and `_ReplayedLaunch` addresses."""
+        for starter in self.make_starters(addresses, buffers, module):
+            starter()
 
-    def functions(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
-        """Yield one function that starts the product."""
-        yield Product(self.x.resolve(buffers), module._parameters[self.weight], self.out.resolve(buffers)).start
+    def make_starters(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
+        """Yield one function without arguments that starts the product."""
+        weight = module._parameters[self.weight_name]
+        yield Product(self.x.resolve(buffers), weight, self.out.resolve(buffers)).start
 
 
 class PreparedCall:
     """The launches of a call on a module's weights. It is called as ``module.forward`` is.
 
-    A call allocates its results and its workspace, the memory for what one launch leaves to the next.
+    A call allocates its results and its workspace: the memory by which a launch passes data to later launches.
 
     Attributes:
         weights: the module's weights, as the launches read them.
@@ -173,6 +184,7 @@ class PreparedCall:
         self._output_shape, self._h_n_shape = memory.output_shape, memory.h_n_shape
 
     def __call__(self, module, input: Tensor | PackedSequence, hx: Tensor | None):
+        """Return the results of ``module.forward(input, hx)``."""
         if not isinstance(input, PackedSequence):
             return self._launch(module, input, hx)
         data, hx, sequences = unpack_input(module, input, hx)
@@ -190,7 +202,7 @@ class PreparedCall:
     def _allocate(self, input: Tensor, hx: Tensor | None, table: int):
         """Return the addresses of a call's buffers, the buffers, and the results in the shape that the call returns."""
         h_n = input.new_empty(self._h_n_shape)
-        # The first dimension is the input's, as calls with other numbers of packed rows share this.
+        # The first dimension is the input's, because calls with different numbers of packed rows share this object.
         output = h_n if self._output_shape is None else input.new_empty(input.size(0), *self._output_shape)
         # The workspace is not kept, because calls on two streams would share it.
         workspace = input.new_empty(self._workspace_words, dtype=torch.int64) if self._workspace_words else None
@@ -206,39 +218,49 @@ class PreparedCall:
         return addresses, buffers, h_n if self._output_shape is None else (output, h_n)
 
     def bind(self, module, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
-        """Return the results of a call, functions that start its launches, and the tensors that they use.
+        """Return the results of a call, functions that start its launches in order, and the tensors that they use.
 
-        The tensors have to be kept as long as the functions are called. Each function may be called several times.
-        They are for measuring the launches apart from the rest of a call.
+        The caller must keep the tensors as long as it calls the functions. Each function may be called several times.
+        So launches can be timed without the rest of a call.
         """
         addresses, buffers, results = self._allocate(input, hx, 0)
-        functions = [function for step in self._steps for function in step.functions(addresses, buffers, module)]
-        return results, functions, buffers
+        starters = [starter for step in self._steps for starter in step.make_starters(addresses, buffers, module)]
+        return results, starters, buffers
 
 
 def prepare(launches: Iterable[Launch | Product], weights: ModuleWeights, memory: "Memory") -> PreparedCall | None:
-    """Return the launches of a call as a prepared call. ``memory`` has made the workspace between them.
+    """Return the launches of a call as a prepared call, or None if the call cannot be prepared.
 
-    Return None if there are too many launches. Return None also if they read a tensor that was made for this call only,
-    such as a copy of its state.
+    A call cannot be prepared if it has too many launches. Nor can it if they read a tensor that was made for this call
+    only, such as a copy of its state.
+
+    Args:
+        launches: the launches, as `execute.launches` yields them.
+        weights: the module's weights.
+        memory: the call's buffers. `Memory.new` must have made the workspace of ``launches``.
     """
-    first_launches = list(itertools.islice(launches, MAX_LAUNCHES + 1))
-    if len(first_launches) > MAX_LAUNCHES:
+    launches = list(itertools.islice(launches, MAX_LAUNCHES + 1))
+    if len(launches) > MAX_LAUNCHES:
         return None
     steps = [
         _prepare_product(launch, weights, memory) if isinstance(launch, Product) else _prepare_launch(launch, memory)
-        for launch in first_launches
+        for launch in launches
     ]
     return None if memory.is_ambiguous or None in steps else PreparedCall(steps, weights, memory)
 
 
 def _prepare_product(product: Product, weights: ModuleWeights, memory: "Memory") -> _ReplayedProduct | None:
-    weight = weights.name_of(product.w)
-    x, out = (_find_view(tensor, memory) for tensor in (product.x, product.out))
-    return None if None in (weight, x, out) else _ReplayedProduct(x, weight, out)
+    """Return a product of cuBLAS in a form that later calls can start, or None if the call cannot be prepared.
+
+    That is so if the weight is not a parameter of the module, or input or result are in no buffer of the call.
+    """
+    weight_name = weights.name_of(product.w)
+    x, out = _locate(product.x, memory), _locate(product.out, memory)
+    return None if None in (weight_name, x, out) else _ReplayedProduct(x, weight_name, out)
 
 
-def _find_view(tensor: Tensor, memory: "Memory") -> _BufferView | None:
+def _locate(tensor: Tensor, memory: "Memory") -> _BufferView | None:
+    """Return the location and layout of a tensor in the call's buffers, or None if it is in no buffer."""
     location = memory.find(tensor)
     if location is None or location[0] is None:
         return None
@@ -246,6 +268,7 @@ def _find_view(tensor: Tensor, memory: "Memory") -> _BufferView | None:
 
 
 def _prepare_launch(launch: Launch, memory: "Memory") -> _ReplayedLaunch | None:
+    """Return a launch in a form that later calls can start, or None if it reads a tensor made for this call only."""
     args, address_slots = list(launch.args), []
     for index, arg in enumerate(args):
         if isinstance(arg, Tensor):
@@ -259,8 +282,9 @@ def _prepare_launch(launch: Launch, memory: "Memory") -> _ReplayedLaunch | None:
     clear = None
     if launch.clear is not None:
         words, value = launch.clear
-        first = memory.find(words)[1] // words.itemsize
-        clear = first, first + words.numel(), value
+        _, offset = memory.find(words)  # only workspace is cleared
+        begin = offset // words.itemsize
+        clear = begin, begin + words.numel(), value
     return _ReplayedLaunch(launch.make_starter(), args, address_slots, clear)
 
 
@@ -296,20 +320,21 @@ class Memory:
         shapes = (None, h_n.shape[1:]) if has_one_result else (output.shape[1:], h_n.shape)
         self.output_shape, self.h_n_shape = shapes
         self.device, self.kept_alive, self.workspace_words, self.is_ambiguous = input.device, kept_alive, 0, False
-        fixed = (*kept_alive, *(w for w in weights if w is not None))
-        # (buffer, offset in it) by address; (None, address) for tensors whose address stays.
+        fixed_tensors = (*kept_alive, *(w for w in weights if w is not None))
+        # Results of `find` by the address of a tensor.
         self._locations: dict[int, tuple[int | None, int]] = {
-            tensor.data_ptr(): (None, tensor.data_ptr()) for tensor in fixed
+            tensor.data_ptr(): (None, tensor.data_ptr()) for tensor in fixed_tensors
         }
-        given = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
-        for tensor, buffer in given:
+        call_tensors = [(input, _INPUT), (output, _OUTPUT), (h_n, _H_N)] + ([] if hx is None else [(hx, _HX)])
+        for tensor, buffer in call_tensors:
             self.is_ambiguous |= tensor.data_ptr() in self._locations and tensor is not output
             self._locations[tensor.data_ptr()] = buffer, 0
-        self._given = [(tensor.data_ptr(), _end_address(tensor), buffer) for tensor, buffer in given]
-        self._workspace_parts: list[tuple[Tensor, int]] = []  # with the offset of each, in bytes
+        # (address, address behind the last byte, index of the buffer) of each tensor that the caller gives or gets
+        self._call_ranges = [(tensor.data_ptr(), _end_address(tensor), buffer) for tensor, buffer in call_tensors]
+        self._workspace_parts: list[tuple[Tensor, int]] = []  # each with its offset in the workspace, in bytes
 
     def add_table(self, sequences: Sequences) -> None:
-        """Make `find` know the offsets and lengths of packed sequences, which lie in one buffer, offsets first."""
+        """Add the buffer of packed sequences, which holds their offsets, then their lengths."""
         offsets = sequences.offsets
         self._locations |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
 
@@ -323,17 +348,18 @@ class Memory:
     def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
         """Return the index of the buffer that holds a tensor, and the tensor's offset there in bytes.
 
-        Return (None, address) for a tensor whose address stays, such as a weight. Return None for any other tensor.
+        Return (None, address) for a tensor whose address stays, such as a weight. Return None for any other tensor: it
+        was made for this call only, so that the call cannot be prepared.
         """
         address = tensor.data_ptr()
-        if tensor.numel() == 0:
+        if tensor.numel() == 0:  # no launch reads it, so any address will do
             return None, 0
         if address in self._locations:
             return self._locations[address]
         for part, offset in self._workspace_parts:
             if part.data_ptr() <= address < part.data_ptr() + part.nbytes:
                 return _WORKSPACE, offset + address - part.data_ptr()
-        for start, end, buffer in self._given:
+        for start, end, buffer in self._call_ranges:
             if start <= address < end:
                 return buffer, address - start
         return None
@@ -341,5 +367,5 @@ class Memory:
 
 def _end_address(tensor: Tensor) -> int:
     """Return the address behind a tensor's last byte."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return tensor.data_ptr() + (last + 1) * tensor.element_size()
+    last_element = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr() + (last_element + 1) * tensor.element_size()

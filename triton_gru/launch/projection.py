@@ -10,7 +10,7 @@ from .kernel_launch import Launch, Product
 from .scan import Scan, common_constants
 
 
-def launches(
+def projection_launches(
     x: Tensor, scan: Scan, config: Config, projection: Projection | None, products: Tensor | None
 ) -> Iterator[Launch | Product]:
     """Yield the launches that compute the gate inputs ``scan.gi`` of a chunk.
@@ -23,22 +23,25 @@ def launches(
         products: one-dimensional memory for cuBLAS's products, else None.
     """
     if projection == CUBLAS:
-        yield from _launch_cublas(x, scan, config, products)
+        yield from _cublas_launches(x, scan, config, products)
     else:
-        yield _launch_kernel(x, scan, config, projection)
+        yield _make_kernel_launch(x, scan, config, projection)
 
 
-def _launch_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
+def _make_kernel_launch(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
+    """Return the launch of our own kernel, in the usual tile if ``tile`` is None."""
     problem, inputs = scan.problem, x.size(-1)
     # The stride of a dimension of size 1 may have any value, which must not decide what is compiled. Make it zero.
-    x_t = x.stride(0) if x.size(0) > 1 else 0
-    x_b = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
+    time_stride = x.stride(0) if x.size(0) > 1 else 0
+    batch_stride = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
+    # The kernel takes strides in units of 16 bytes if all rows begin at multiples of 16 bytes. So the compiler knows
+    # that it may load 16 bytes at once.
     vector = 16 // x.element_size()
-    unit = vector if inputs % vector == 0 and x_t % vector == 0 and x_b % vector == 0 else 1
-    aligned = unit > 1 and x.stride(-1) == 1
+    can_use_vectors = inputs % vector == 0 and time_stride % vector == 0 and batch_stride % vector == 0
+    stride_unit = vector if can_use_vectors else 1
+    aligned = can_use_vectors and x.stride(-1) == 1
     if tile is None or not aligned:  # tiles were tuned for aligned rows
         tile = projection_config(problem.hidden_size, x.dtype, problem.precision, aligned=aligned)
-    cols = scan.steps * scan.gi.size(2) * config.rows
     cut = Cut.of(
         **_common_constants(scan, config),
         LAYOUT=scan.layout,
@@ -46,41 +49,57 @@ def _launch_kernel(x: Tensor, scan: Scan, config: Config, tile: Projection | Non
         BLOCK_M=tile.rows,
         BLOCK_N=tile.cols,
         BLOCK_K=tile.depth,
-        X_UNIT=unit,
+        X_UNIT=stride_unit,
     )
     return Launch(
         input_projection,
-        tile.launch_grid(cols, config.padded_hidden, len(scan.weights)),
+        tile.launch_grid(_count_pairs(scan, config), config.padded_hidden, len(scan.weights)),
         (
-            x, *scan.select_weights(0, 2, 3), scan.gi, scan.lengths, scan.offsets,
-            scan.steps, scan.start, scan.total, scan.batch, x_t // unit, x_b // unit, x.stride(-1) if inputs > 1 else 1,
+            x, *scan.select_weights("weight_ih", "bias_ih", "bias_hh"), scan.gi, scan.lengths, scan.offsets,
+            scan.steps, scan.start, scan.total, scan.batch,
+            time_stride // stride_unit, batch_stride // stride_unit, x.stride(-1) if inputs > 1 else 1,
         ),
         {"cut": cut, "num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )  # fmt: skip
 
 
-def _launch_cublas(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
+def _cublas_launches(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
+    """Yield a product of cuBLAS for each direction, then the launch that brings them into the layout of ``scan.gi``."""
     rows, gates = scan.steps * scan.batch, 3 * scan.problem.hidden_size
     products = products[: len(scan.weights) * rows * gates].view(-1, rows, gates)
-    # If the memory of x is batch-first, multiply rows in that order. So x is not copied if the chunk is all of x.
-    batch_first = x.stride(0) < x.stride(1) and scan.batch > 1
+    # If the memory of x is batch-first, multiply its rows in that order. Then x is not copied if the chunk is all of x.
+    is_batch_first = x.stride(0) < x.stride(1) and scan.batch > 1
     for direction, (w_ih, *_) in enumerate(scan.weights):
-        backward = direction == 1 or scan.problem.reverse
-        first = scan.total - scan.start - scan.steps if backward else scan.start
-        chunk = x[first : first + scan.steps]
-        yield Product(chunk.transpose(0, 1) if batch_first else chunk, w_ih, products[direction])
+        is_backward = direction == 1 or scan.problem.reverse
+        first_step = scan.total - scan.start - scan.steps if is_backward else scan.start
+        chunk = x[first_step : first_step + scan.steps]
+        yield Product(chunk.transpose(0, 1) if is_batch_first else chunk, w_ih, products[direction])
     cut = Arranged.of(**_common_constants(scan, config), BLOCK_M=ARRANGE_TILE.rows, BLOCK_N=ARRANGE_TILE.cols)
-    product_t, product_b = (1, scan.steps) if batch_first else (scan.batch, 1)
+    time_stride, batch_stride = (1, scan.steps) if is_batch_first else (scan.batch, 1)  # in rows of the products
     yield Launch(
         arrange_products,
-        ARRANGE_TILE.launch_grid(scan.steps * scan.gi.size(2) * config.rows, config.padded_hidden, len(scan.weights)),
-        (products, *scan.select_weights(2, 3), scan.gi, scan.steps, scan.batch, product_t, product_b),
+        ARRANGE_TILE.launch_grid(_count_pairs(scan, config), config.padded_hidden, len(scan.weights)),
+        (
+            products,
+            *scan.select_weights("bias_ih", "bias_hh"),
+            scan.gi,
+            scan.steps,
+            scan.batch,
+            time_stride,
+            batch_stride,
+        ),
         {"cut": cut, "num_warps": ARRANGE_TILE.num_warps, "num_stages": ARRANGE_TILE.num_stages},
     )
 
 
+def _count_pairs(scan: Scan, config: Config) -> int:
+    """Return the number of (step, batch row) pairs in the gate inputs of a chunk, with padded rows."""
+    batch_tiles = scan.gi.size(2)
+    return scan.steps * batch_tiles * config.rows
+
+
 def _common_constants(scan: Scan, config: Config) -> dict:
-    """Return the values of `kernels.projection.GateInputs`."""
+    """Return the values of `kernels.projection.GateInputs`, by field."""
     return common_constants(scan.problem) | {
         "RESET_AFTER": scan.problem.reset_after,
         "REVERSE": scan.problem.reverse,

@@ -1,7 +1,7 @@
 """The choice of a route: the function that serves a call.
 
-A route is a kept call, `nn.GRU` or `nn.GRUCell`, the operator, a gap between two graphs, or kernels. It is called with
-the module and the module's arguments. Only this file chooses routes.
+A route is a prepared call, `nn.GRU` or `nn.GRUCell`, the operator, a break between two graphs of torch.compile, or
+`run_planned`. It is called with the module and the module's arguments. Only this file chooses routes.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,11 @@ from . import call_cache, execute, operator
 _nn_gru, _nn_cell = nn.GRU.forward, nn.GRUCell.forward
 
 
-def find_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
+def find_cached_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
     """Return the route of ``gru(input, hx)`` if it is known without checking the call, or None.
 
-    On a CPU that is `nn.GRU`, as calls may take only microseconds there. On a GPU it is the route kept for the call.
+    A call on a GPU has the cached route of its signature, if there is one. A plain call on a CPU has `nn.GRU` without a
+    look-up in the cache, because such a call may take only microseconds, less than the look-up.
     """
     is_plain_cpu_call = (
         type(input) is Tensor and input.is_cpu and gru.backend == "auto" and gru.reset_after and not gru.reverse
@@ -36,8 +37,8 @@ def find_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Ca
     return call_cache.find_route(gru, input, hx)
 
 
-def find_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
-    """Return the route of ``cell(input, hx)`` if it is known without checking the call, or None."""
+def find_cached_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
+    """Return the route of ``cell(input, hx)``, as `find_cached_gru_route` does for a GRU, or None."""
     is_plain_cpu_call = type(input) is Tensor and input.is_cpu and cell.backend == "auto" and cell.reset_after
     if is_plain_cpu_call and devices.emulated_device is None:
         return _nn_cell
@@ -49,12 +50,12 @@ def route_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, r
     if isinstance(input, Proxy):
         return run_traced
     is_nn_gru_call = lengths is None and resets is None and _is_nn_gru_call(gru, input)
-    if is_nn_gru_call and not _is_in_graph():
+    if is_nn_gru_call and not _is_compile_tracing():
         return run_nn_gru
     # If nn.GRU serves the call, the graph breaks here, as it does at any nn.GRU.
     if _is_unknown_to_graph(input) or (is_nn_gru_call and not _is_full_graph()):
         return run_outside_graph
-    return operator.run_gru if _is_operator_needed(input) else run_kernels
+    return operator.run_gru if _is_operator_needed(input) else run_planned
 
 
 def route_cell(cell, input: Tensor, hx: Tensor | None) -> Callable:
@@ -64,7 +65,7 @@ def route_cell(cell, input: Tensor, hx: Tensor | None) -> Callable:
     # nn.GRUCell has a backward in eval(), unlike nn.GRU on a GPU. So it serves calls that autograd records.
     if _is_nn_gru_call(cell, input, (input, hx, *weights_of_cell(cell))):
         return _nn_cell
-    return operator.run_cell if _is_operator_needed(input) else run_cell_kernels
+    return operator.run_cell if _is_operator_needed(input) else run_planned_cell
 
 
 def run_traced(module, *inputs) -> Proxy:
@@ -86,35 +87,40 @@ def run_outside_graph(gru, *arguments):
     return gru.forward(*arguments)
 
 
-def run_kernels(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets):
-    """Plan a call and run it by its plan. Keep its route for later calls."""
+def run_planned(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets):
+    """Plan a call and run it by its plan: by kernels, `nn.GRU` or plain torch. Cache its route for later calls.
+
+    If kernels serve a call with unbatched input, lengths or resets, it is planned each time. Prepared calls return
+    batched results, and signatures do not have lengths and resets.
+    """
     call = bind_gru(gru, input, hx, lengths, resets)
     plan = plan_call(call)
+    # `execute.run` handles lengths and reverse around nn.GRU, which has neither.
     if plan.kernel == "torch" and lengths is None and not gru.reverse:
         results = _nn_gru(gru, input, hx)
-        call_cache.keep_nn_gru_route(gru, input, hx, _nn_gru)
+        call_cache.cache_nn_gru_route(gru, input, hx, _nn_gru)
         return results
     output, h_n = execute.run(call, plan)
     if isinstance(input, Tensor) and input.dim() == 2:
         return output.squeeze(0 if gru.batch_first else 1), h_n.squeeze(1)
     if lengths is None and resets is None:
-        call_cache.keep_route(gru, input, hx, call, plan, output, h_n)
+        call_cache.cache_route(gru, input, hx, call, plan, output, h_n)
     return pack_results(gru, input, output, h_n) if isinstance(input, PackedSequence) else (output, h_n)
 
 
-def run_cell_kernels(cell, input: Tensor, hx: Tensor | None) -> Tensor:
-    """Plan a cell's call and run it by its plan. Keep its route for later calls."""
+def run_planned_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
+    """Plan a cell's call and run it by its plan. Cache its route for later calls."""
     call = bind_cell(cell, input, hx)
     plan = plan_call(call)
     if plan.kernel == "torch":
         h = _nn_cell(cell, input, hx)
-        call_cache.keep_nn_gru_route(cell, input, hx, _nn_cell)
+        call_cache.cache_nn_gru_route(cell, input, hx, _nn_cell)
         return h
     h_n = execute.run(call, plan)[1]
     h = h_n.squeeze(0)
     if input.dim() == 1:
         return h.squeeze(0)
-    call_cache.keep_route(cell, input, hx, call, plan, h_n, h_n)
+    call_cache.cache_route(cell, input, hx, call, plan, h_n, h_n)
     return h
 
 
@@ -134,7 +140,7 @@ def stops_compiler(gru) -> bool:
 def _is_nn_gru_call(module, input: Tensor | PackedSequence, differentiable: tuple[Tensor | None, ...] = ()) -> bool:
     """Return whether `nn.GRU` or `nn.GRUCell` serves the call at any size, so that no plan is made.
 
-    That is so if autograd records a call of the tensors ``differentiable``.
+    One of several causes is that autograd records a call that reads the tensors ``differentiable``.
     """
     options = Options.from_module(module)
     if options.backend not in ("auto", "torch") or options.unsupported_by_nn_gru:
@@ -153,6 +159,7 @@ def _is_nn_gru_call(module, input: Tensor | PackedSequence, differentiable: tupl
 
 
 def _has_no_kernels(device: torch.device) -> bool:
+    """Return whether no kernel can run on a device. Return False for any CUDA device, which plans check."""
     # A fake tensor may name a CUDA device that this machine lacks, so do not look up CUDA devices.
     return device.type != "cuda" and find_device(device) is None
 
@@ -174,8 +181,8 @@ def _is_transformed() -> bool:
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
-def _is_in_graph() -> bool:
-    """Return whether torch.compile, not torch.export, traces the call."""
+def _is_compile_tracing() -> bool:
+    """Return whether torch.compile traces the call, outside of torch.export and of torch.func's transforms."""
     is_compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
     return is_compiling and not _is_transformed()
 

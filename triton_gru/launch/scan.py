@@ -7,7 +7,7 @@ from torch import Tensor
 from ..call.sequences import Sequences
 from ..kernels.constants import CallConstants
 from ..plan.problem import Problem
-from ..reference import LayerWeights
+from ..reference import WEIGHT_NAMES, LayerWeights
 
 
 class Scan:
@@ -69,24 +69,28 @@ class Scan:
         self.gi, self.start, self.steps = gi, start, steps
 
     def set_middle_step(self, parity: int) -> None:
-        """Move to a step in the middle of a call, which reads its state from ``carry[parity]`` and writes the other."""
+        """Move to a step in the middle of a call, which reads its state from ``carry[parity]`` and writes the other.
+
+        Step 1 of 3 is such a step: the first step would read ``hx``, and the last step writes ``h_n``.
+        """
         self.parity, self.start, self.total = parity, 1, 3
 
-    def select_weights(self, *which: int) -> list[Tensor]:
-        """Return the chosen weights (0 w_ih, 1 w_hh, 2 b_ih, 3 b_hh), forward then backward.
+    def select_weights(self, *names: str) -> list[Tensor]:
+        """Return the weights of these names, such as ``"weight_hh"``, of the forward direction, then of the backward.
 
-        With one direction, repeat its weights.
+        If the layer has one direction, its weights are returned twice, as a kernel takes two of each.
         """
-        return [weights[i] for weights in (self.weights[0], self.weights[-1]) for i in which]
+        indices = [WEIGHT_NAMES.index(name) for name in names]
+        return [weights[i] for weights in (self.weights[0], self.weights[-1]) for i in indices]
 
     @property
-    def initial(self) -> Tensor:
+    def initial_state(self) -> Tensor:
         """Return the initial state, or a placeholder, which no kernel reads."""
         return self.h_n if self.hx is None else self.hx
 
     @property
-    def ends(self) -> tuple[Tensor, ...]:
-        """Return the tensors that tell where sequences end and restart: lengths, offsets and resets."""
+    def sequence_tensors(self) -> tuple[Tensor, ...]:
+        """Return lengths, offsets and resets: the tensors that tell where sequences begin, end and restart."""
         return self.lengths, self.offsets, self._resets
 
     @property
@@ -112,10 +116,10 @@ class Scan:
 
 
 def common_constants(problem: Problem) -> dict:
-    """Return the values of `constants.CommonConstants`."""
+    """Return the values of `kernels.constants.CommonConstants`, by field."""
     return {"DTYPE": triton_type(problem.dtype), "PRECISION": problem.precision, "H": problem.hidden_size}
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:
-    """Return the Triton dtype of a torch dtype."""
+    """Return the Triton dtype of a torch dtype, which has the same name."""
     return getattr(tl, str(dtype).removeprefix("torch."))

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..kernels.step import Cut, step_scan, whole_step
 from ..plan.config import StepConfig
 from ..plan.problem import Problem
+from ..reference import WEIGHT_NAMES
 from .kernel_launch import Launch
 from .scan import Scan, common_constants
 
@@ -27,7 +28,7 @@ class States:
             self.reset = new(rounded, problem.directions, problem.batch_size, problem.hidden_size)
         self._carry = carry
 
-    def of(self, parity: int) -> tuple[Tensor, ...]:
+    def select(self, parity: int) -> tuple[Tensor, ...]:
         """Return the state arguments of a step that reads the carry at index ``parity`` and writes it at the other."""
         before, after = parity, 1 - parity
         carry, rounded = self._carry, self.rounded
@@ -35,7 +36,7 @@ class States:
 
 
 def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]:
-    """Yield the launches of a chunk of steps. The carry's two indices swap after each step."""
+    """Yield the launches of a chunk of steps, one or two for each step. After each step ``scan.parity`` is flipped."""
     cuts = [cut(config, scan.problem, part) for part in _launch_parts(scan)]
     for step in range(scan.steps):
         for launch_cut in cuts:
@@ -43,9 +44,9 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
                 step_scan,
                 config.launch_grid(scan.batch, len(scan.weights)),
                 (
-                    scan.gi, *scan.select_weights(1, 3), scan.initial, *states.of(scan.parity),
-                    scan.out, scan.h_n, *scan.ends, step, scan.steps, scan.start, scan.total, scan.first_state,
-                    scan.batch, *scan.out_strides,
+                    scan.gi, *scan.select_weights("weight_hh", "bias_hh"), scan.initial_state,
+                    *states.select(scan.parity), scan.out, scan.h_n, *scan.sequence_tensors,
+                    step, scan.steps, scan.start, scan.total, scan.first_state, scan.batch, *scan.out_strides,
                 ),
                 {
                     "cut": launch_cut, "call": scan.call_constants,
@@ -56,16 +57,21 @@ def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]
 
 
 def fused_step_launches(scan: Scan, x: Tensor, config: StepConfig, states: States) -> Iterator[Launch]:
-    """Yield the launches of a step with the projection of ``x`` [B, I]: one, or two with ``reset_after=False``."""
+    """Yield the launches of one step of one layer, which also project ``x`` [B, I].
+
+    There is one launch, or two with ``reset_after=False``.
+    """
     batch, inputs = x.shape
+    # The stride of a dimension of size 1 may have any value, which must not decide what is compiled.
+    row_stride, feature_stride = x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1
     for part in _launch_parts(scan):
         yield Launch(
             whole_step,
             config.launch_grid(scan.batch, len(scan.weights)),
             (
-                x, *scan.select_weights(0, 1, 2, 3), scan.initial, *states.of(scan.parity),
+                x, *scan.select_weights(*WEIGHT_NAMES), scan.initial_state, *states.select(scan.parity),
                 scan.out, scan.h_n, scan.start, scan.total, scan.first_state, batch,
-                x.stride(0) if batch > 1 else inputs, x.stride(1) if inputs > 1 else 1, scan.out.stride(-2),
+                row_stride, feature_stride, scan.out.stride(-2),
             ),
             {
                 "I": inputs, "HAS_BIAS": scan.has_bias, "HAS_HX": scan.hx is not None,
@@ -76,12 +82,15 @@ def fused_step_launches(scan: Scan, x: Tensor, config: StepConfig, states: State
 
 
 def _launch_parts(scan: Scan) -> tuple[str, ...]:
-    """Return the part of a step that each launch computes. The second launch needs the r * h of all programs."""
+    """Return the part of a step that each of its launches computes.
+
+    With ``reset_after=False`` there are two launches, because ``"rest"`` needs r * h of all programs of ``"reset"``.
+    """
     return ("all",) if scan.problem.reset_after else ("reset", "rest")
 
 
 def cut(config: StepConfig, problem: Problem, part: str) -> Cut:
-    """Return the constants for ``config`` and ``part`` of a step that the kernel is compiled for."""
+    """Return the constants that the kernel is compiled for. ``part`` is one of `_launch_parts`."""
     return Cut.of(
         **common_constants(problem),
         PART=part,

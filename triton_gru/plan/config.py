@@ -41,11 +41,12 @@ class BlockConfig:
 
     @property
     def columns(self) -> int:
-        """Return the columns of a product. If ``batch`` is 2, each row has four columns."""
+        """Return the columns of a product: at least eight, so that with ``batch=2`` each row has four columns."""
         return max(self.batch, 8)
 
     @property
     def shared_tiles(self) -> int:
+        """Return the number of tiles of W_hh that stay in shared memory."""
         return 3 * self.tiles**2 - self.register_tiles
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
@@ -54,16 +55,18 @@ class BlockConfig:
 
     def shared_memory(self, itemsize: int) -> int:
         """Return an upper bound of the bytes of shared memory that the compiled kernel needs."""
-        # One tile at least: the register tiles may pass through shared memory, one at a time, before the other tiles.
+        # The register tiles may pass through shared memory, one at a time, before the other tiles. So count one tile.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
-        # The state is held in two alternating buffers, or as the operand of a product. In fp32 the operand takes half
-        # as much again, to convert products between layouts.
+        # The state is held in two alternating buffers, or as the operand of a product. In fp32 a value of the operand
+        # takes 6 bytes instead of 4, because products are converted between layouts. The bound holds by 128 and
+        # 1280 (tests/compiled).
         bytes_per_unit = max(2 * self.batch * itemsize, self.columns * (6 if itemsize == 4 else itemsize))
         state = max(self.padded_hidden * bytes_per_unit + 128, 1280)
         return weights + state
 
 
 HANDOVERS = ("flag", "probe")
+_WARP_REGISTER_BYTES = 32 * 4  # of one 32-bit register in all 32 threads of a warp
 # Registers of a thread, of 255, that weights, state and sums may take if lanes compute the products (kernels/lanes.py).
 _LANE_REGISTERS = 222
 _LANE_REGISTERS_OF_FOUR = 190  # the same if four lanes share a slice
@@ -84,9 +87,9 @@ class GridConfig:
         directions: directions of the module that are on the chip at once, each with separate programs. Other directions
             follow in another launch.
         copies: groups of programs of one direction that are on the chip at once, each with separate batch tiles.
-        slices: slices of the sum over hidden units, one a warp.
-        register_tiles: tiles of W_hh, of the ``3 * segments`` in a program, that stay in registers. In fp32 ieee that is
-            all tiles or none. With all of them, lanes compute a step's products (kernels/lanes.py).
+        slices: slices of the sum over hidden units, one per warp.
+        register_tiles: tiles of W_hh, of the ``3 * segments`` in a program, that stay in registers. In fp32 ieee that
+            is all tiles or none. If all stay in registers, lanes compute a step's products (kernels/lanes.py).
         handover: how the state reaches the other programs, one of `HANDOVERS` (kernels/exchange.py).
     """
 
@@ -110,11 +113,11 @@ class GridConfig:
         return (self.programs * self.copies * self.directions,)
 
     def adapt_to(self, batch_size: int, directions: int, sms: int) -> "GridConfig":
-        """Return this configuration with the most directions and copies that the problem has and ``sms`` hold.
+        """Return this configuration with ``directions``, ``copies`` and ``rows`` for another batch and device.
 
-        Rows become the fewest that hold the batch. Exception: if the configuration has twice as many, it keeps them.
-        An empty batch is treated as one row. A configuration from a file that does not fit ``sms`` is returned
-        unchanged.
+        Directions and copies become the most that the problem needs and ``sms`` multiprocessors run at once. ``rows``
+        becomes the fewest that hold the batch. Exception: a configuration with twice that many rows keeps them. An
+        empty batch is treated as one row. A configuration from a file that does not fit ``sms`` is returned unchanged.
         """
         if not 0 < self.programs <= sms or self.batch * self.tiles < 1:
             return self
@@ -127,7 +130,7 @@ class GridConfig:
         return replace(self, rows=rows, copies=copies, directions=directions_at_once)
 
     def count_rounds(self, batch_size: int, directions: int) -> int:
-        """Return how many parts of the batch, times launches for directions, run one after the other."""
+        """Return how many rounds run one after the other: parts of the batch, times launches for directions."""
         rows_at_once = self.batch * self.tiles * self.copies
         return -(-batch_size // rows_at_once) * (directions // self.directions)
 
@@ -140,31 +143,36 @@ class GridConfig:
         return 32 if itemsize == 2 else 16
 
     def state_registers(self, itemsize: int) -> int:
-        """Return a thread's 32-bit registers for its words of a tile's state, which it waits for at once."""
-        depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
-        return depth * self.batch * itemsize // 128
+        """Return how many 32-bit registers of a thread hold the words of a tile's state that it waits for."""
+        slice_depth = self.weight_tiles(itemsize) // 3 * self.depth(itemsize)
+        return slice_depth * self.batch * itemsize // _WARP_REGISTER_BYTES
 
     def registers(self, itemsize: int) -> int:
-        """Return a thread's 32-bit registers for the weights, one tile's state and the sums."""
-        weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // 128
-        return weights + self.state_registers(itemsize) + 3 * self.units * self.batch // 32
+        """Return how many 32-bit registers of a thread hold the weights, one tile's state and the sums."""
+        weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // _WARP_REGISTER_BYTES
+        sums = 3 * self.units * self.batch // 32  # of three gates, over 32 threads
+        return weights + self.state_registers(itemsize) + sums
 
     @property
     def lanes_per_slice(self) -> int:
-        """Return the lanes of a warp that share a slice if lanes compute the products (kernels/lanes.py).
+        """Return how many lanes of a warp share a slice if lanes compute the products (kernels/lanes.py): 4 or 8.
 
-        Fewer lanes exchange less, but each lane needs registers for more of the state.
+        Four lanes exchange less than eight, but each of them needs registers for more of the state.
         """
         return 4 if self._lane_registers(4) <= _LANE_REGISTERS_OF_FOUR else 8
 
     def lane_words(self, lanes_per_slice: int) -> int:
-        """Return the words, each two numbers of a state row, that a thread waits for if lanes compute the products."""
+        """Return how many words of a state row a thread waits for if lanes compute the products.
+
+        Each word holds two values of the row.
+        """
         return -(-self.padded_hidden // (2 * self.slices * lanes_per_slice))
 
     def _lane_registers(self, lanes_per_slice: int) -> int:
-        """Return a thread's 32-bit registers for weights, state and sums if lanes compute the products."""
-        rows_of_gates = 3 * self.units * lanes_per_slice // 32
-        return 2 * self.lane_words(lanes_per_slice) * (rows_of_gates + self.rows) + rows_of_gates * self.rows
+        """Return how many 32-bit registers of a thread hold weights, state and sums if lanes compute the products."""
+        gate_rows = 3 * self.units * lanes_per_slice // 32  # rows of W_hh that a thread multiplies
+        slice_values = 2 * self.lane_words(lanes_per_slice)
+        return slice_values * (gate_rows + self.rows) + gate_rows * self.rows
 
     @property
     def can_use_lanes(self) -> bool:
@@ -175,11 +183,14 @@ class GridConfig:
         """Return an upper bound of the bytes of shared memory that the compiled kernel needs."""
         tile = self.slices * self.units * self.depth(itemsize) * itemsize
         shared_tiles = max(self.weight_tiles(itemsize) - self.register_tiles, 0)
-        # Besides the weights, the slices' sums of three gates pass through, as words of four numbers. More than 2048
-        # words pass in two trips, of two numbers each (kernels/slices.py). Before that, each register tile passes
-        # through by itself.
-        sums = self.slices * self.units * self.batch
-        return shared_tiles * tile + max(sums * (16 if sums <= 2048 else 8), tile)
+        # Besides the weights, the slices' sums of three gates pass through, as words of four float32 values. More than
+        # 2048 words pass in two trips, of two values each (kernels/slices.py). Before the first step, each register
+        # tile passes through by itself.
+        sum_words = self.slices * self.units * self.batch
+        return shared_tiles * tile + max(sum_words * (16 if sum_words <= 2048 else 8), tile)
+
+
+_SHARED_MEMORY_MARGIN = 1024  # bytes added so that an upper bound holds (tests/compiled)
 
 
 @dataclass(frozen=True)
@@ -212,15 +223,18 @@ class StepConfig:
         return self.batch
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
-        """Return the number of programs of a launch. Those of a direction are in x, the dimension with the most."""
+        """Return the number of programs of a launch: those of one direction in x, the directions in y.
+
+        CUDA allows far more programs in x than in y.
+        """
         return self.programs * -(-batch_size // self.batch), directions
 
     @property
     def slices(self) -> int:
-        """Return the slices of the depth: one a warp, or 1.
+        """Return into how many slices the depth is divided: one slice per warp, or 1 if the warps share one slice.
 
-        It is 1, and the warps share the tile, if the tile is too large for each warp to hold all its sums. It is 1 also
-        if a slice would be less deep than 16, which the matrix unit sums over.
+        Warps share one slice if a tile has more than 512 sums, as a warp cannot hold all of them. They share it also if
+        a slice per warp would be less deep than 16, which one matrix product sums over.
         """
         is_sliced = self.units * self.batch <= 512 and self.depth >= 16 * self.num_warps
         return self.num_warps if is_sliced else 1
@@ -228,8 +242,9 @@ class StepConfig:
     def shared_memory(self, itemsize: int) -> int:
         """Return an upper bound of the bytes of shared memory that the compiled kernel needs."""
         loads = self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize
-        # After the loop the same memory holds the slices' sums of all gates.
-        return max(loads, 4 * 4 * self.slices * self.units * self.batch) + 1024
+        # After the loop the same memory holds the slices' sums: for each unit and row up to four, in float32.
+        sums = 4 * 4 * self.slices * self.units * self.batch
+        return max(loads, sums) + _SHARED_MEMORY_MARGIN
 
 
 Config = BlockConfig | GridConfig | StepConfig
@@ -237,7 +252,15 @@ Config = BlockConfig | GridConfig | StepConfig
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """A tile of our own input projection: ``rows`` gate units by ``cols`` (step, batch row) pairs, ``depth`` inputs."""
+    """A tile of our own input projection.
+
+    Attributes:
+        rows: gate units of the tile, of ``3 * padded_hidden``.
+        cols: (step, batch row) pairs of the tile.
+        depth: input features that an iteration of the loop sums over.
+        num_warps: warps of a program.
+        num_stages: stages of the loop's software pipeline.
+    """
 
     rows: int
     cols: int
@@ -252,7 +275,8 @@ class ProjectionConfig:
     def shared_memory(self, itemsize: int) -> int:
         """Return an upper bound of the bytes of shared memory that the compiled kernel needs."""
         loads = self.num_stages * (self.rows + self.cols) * self.depth * itemsize
-        return max(loads, self.rows * self.cols * itemsize) + 1024  # the results pass through the same memory
+        results = self.rows * self.cols * itemsize  # they pass through the same memory
+        return max(loads, results) + _SHARED_MEMORY_MARGIN
 
 
 @dataclass(frozen=True)
@@ -275,15 +299,15 @@ def implementation_name(kernel: str, projection: Projection | None) -> str:
     return kernel + _CUBLAS_SUFFIX if projection == CUBLAS else kernel
 
 
-def report_name(implementation: str) -> str:
-    """Return an implementation's name in reports: ``"nn.GRU"`` for ``"torch"``, other names unchanged."""
+def format_implementation(implementation: str) -> str:
+    """Return an implementation's name for reports: ``"nn.GRU"`` for ``"torch"``, other names unchanged."""
     return "nn.GRU" if implementation == "torch" else implementation
 
 
 def split_implementation(implementation: str) -> tuple[str, Projection | None]:
-    """Return the kernel, and `CUBLAS` or None.
+    """Return the kernel and the projection of an implementation's name, which `implementation_name` made.
 
-    This inverts `implementation_name`. Exception: a tile of our own projection is not part of the name.
+    The projection is `CUBLAS`, or None for our own. The name does not tell the tile of our own projection.
     """
     kernel = implementation.removesuffix(_CUBLAS_SUFFIX)
     return kernel, None if kernel == implementation else CUBLAS
@@ -294,9 +318,10 @@ GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 1
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
-    """Return the usual tile of our own projection, which is the same for all scans. It serves if none was measured.
+    """Return the usual tile of our own projection, which serves if no tile was measured. It is the same for all scans.
 
-    Rows that are not ``aligned`` to 16 bytes are loaded number by number, each by a separate address.
+    ``aligned`` tells whether rows of the input are aligned to 16 bytes. Other rows are loaded value by value, each by a
+    separate address.
     """
     if dtype == torch.float32 and precision == "ieee":
         return ProjectionConfig(64, 32, depth=16, num_warps=4, num_stages=2)

@@ -1,8 +1,8 @@
 """An estimate of the time of a call. The heuristic uses it if nothing was measured, and tuning orders candidates by it.
 
 The estimate counts instructions, bytes, FLOPs and hand-overs. Clocks and bandwidths are the device's. Other constants
-come from compiled code, and are fitted to the times of 1,028 configurations on an H200 (perf/NOTES.md). ``python -m perf
-report`` compares estimates with measured times.
+come from compiled code, and are fitted to the times of 1,028 configurations on an H200 (perf/NOTES.md).
+``python -m perf report`` compares estimates with measured times.
 """
 
 import functools
@@ -32,8 +32,8 @@ class Cost(NamedTuple):
     Attributes:
         launch: starting kernels, and clearing memory for them.
         projection: the input projection, by FLOPs or by bytes, whichever takes longer.
-        instructions: the instructions of the steps, of all warps that share a multiprocessor. They count again for each
-            part of the batch or direction that has to wait for another.
+        instructions: the instructions of the steps, of all warps that share a multiprocessor. If parts of the batch or
+            directions run one after the other, the instructions of each are added.
         hop: handing the state over from multiprocessor to multiprocessor.
         bytes: reading W_hh, the state and the gates from the L2 or from memory, as far as a step waits for it.
     """
@@ -46,6 +46,7 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Return the microseconds of all causes together."""
         return sum(self)
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -55,6 +56,7 @@ class Cost(NamedTuple):
         return Cost(*(times * microseconds for microseconds in self))
 
     def __str__(self) -> str:
+        """Return the total and its parts, the longest first. Parts below 1 % of the total are left out."""
         terms = sorted(self._asdict().items(), key=lambda term: -term[1])
         parts = [f"{name} {format_rough_time(us)}" for name, us in terms if us >= self.total / 100]
         return f"{format_time(self.total)}: {', '.join(parts)}"
@@ -63,7 +65,7 @@ class Cost(NamedTuple):
 # "Fitted" means fitted to the times of 1,028 configurations on an H200. Cycles are those of a multiprocessor.
 #
 # Constants of the kernels:
-_BLOCK_EMPTY_STEP_CYCLES = 110  # of a step without products: barriers, a load of the state, three activations. Fitted.
+_BLOCK_EMPTY_STEP_CYCLES = 110  # of a step without products: barriers, load of the state, three activations. Fitted.
 _GRID_EMPTY_STEP_CYCLES = 260  # of the same step in ``grid``. Fitted.
 _STEP_EMPTY_STEP_CYCLES = 900  # of the same step in ``step``. Fitted.
 _CYCLES_PER_INSTRUCTION = 3.6  # of a warp that has a scheduler to itself, with waits for shared memory. Fitted.
@@ -76,6 +78,8 @@ _L2_BYTES_PER_CYCLE = 19  # that the L2 gives each multiprocessor if all read at
 _STEP_L2_LATENCY_CYCLES = 400  # of a load of ``step`` with tiles of 16 rows; 36 configurations on an H200.
 _STEP_MEMORY_LATENCY_CYCLES = 1090  # of the same load from memory. The same source.
 _STEP_BANDWIDTH_FRACTION = 0.55  # of the bandwidth of memory and L2, that ``step`` reaches with larger tiles. Fitted.
+_MEMORY_BANDWIDTH_FRACTION = 0.9  # of the bandwidth of memory, that other reads reach.
+_L2_FRACTION = 0.7  # of the L2, in which data stays that every step reads.
 _LAUNCH_US = 2.5  # from one kernel to the next, if the host is ahead or in a CUDA graph. Fitted.
 _PYTHON_LAUNCH_US = 8.0  # of a launch from Python, if the host is not ahead. Fitted.
 # Constants of nn.GRU with one launch a step (cuDNN's standard algorithm):
@@ -86,14 +90,15 @@ _NN_GRU_FP32_GAP_US = 5.0  # shortest gap between launches, float32. Fitted.
 _NN_GRU_TF32_FACTOR = 5  # a step's small product in TF32 takes this many times its time at `_flops_per_us`. Fitted.
 # Constants of nn.GRU with cuDNN's persistent algorithm, where all steps are one launch:
 _NN_GRU_PERSISTENT_MAX_HIDDEN = 128  # hidden units up to which it runs, for dense input.
+_NN_GRU_PERSISTENT_MAX_BATCH = 1024  # batch size up to which it runs.
 _NN_GRU_PERSISTENT_STEP_CYCLES = 485  # of a step. Fitted.
 _NN_GRU_PERSISTENT_CYCLES_PER_UNIT = 7.2  # added to a step for each hidden unit. Fitted.
 _NN_GRU_PERSISTENT_BATCH = 16  # batch size from which the next factor applies, 16-bit dtypes.
 _NN_GRU_PERSISTENT_BATCH_FACTOR = 2.2  # times the cycles of a step. Fitted.
 # Constants of matrix products:
-_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}  # peak FLOPs a cycle of a multiprocessor, 16 bits; TF32 has half.
+_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}  # peak FLOPs per cycle per multiprocessor, 16 bits.
 _OTHER_MATRIX_FLOPS = 1024  # the same for other compute capabilities.
-_FP32_FLOPS = 256  # the same of the ordinary fp32 units: 128 multiply-adds.
+_FP32_FLOPS = 256  # the same of the ordinary fp32 units, which do 128 multiply-adds.
 _GEMM_EFFICIENCY = 0.5  # fraction of these peaks that a product of middling size reaches. Fitted.
 _IEEE_PROJECTION_FACTOR = 3  # our own projection on the ordinary fp32 units takes this many times its time. Fitted.
 
@@ -105,9 +110,13 @@ def estimate_call_cost(
     in_graph: bool = False,
     projection: Projection | None = None,
 ) -> Cost:
-    """Return the cost of a call by the kernel of ``config``, or by torch.nn.GRU if ``config`` is None.
+    """Return the estimated cost of a call.
 
-    ``in_graph`` is whether the call runs in a CUDA graph, where no step waits for the host.
+    Args:
+        problem, device: the call, and the device that it runs on.
+        config: the kernel's configuration, or None for torch.nn.GRU.
+        in_graph: whether the call runs in a CUDA graph, where no step waits for the host.
+        projection: `CUBLAS`, a tile of our own projection, or None for the usual tile.
     """
     if config is None:
         return _nn_gru_cost(problem, device, in_graph)
@@ -127,17 +136,17 @@ def estimate_call_cost(
     launches = layers * (1 if problem.reset_after else 2)
     if problem.is_single_step:
         return work + Cost(launch=_LAUNCH_US * launches)
-    # A launch waits for the one before. The GPU works while the host prepares the next launch, so that only the time
-    # beyond this work counts.
-    between = _LAUNCH_US * steps * launches
+    # Each launch waits for the launch before it. Outside of a CUDA graph the GPU works while the host prepares the next
+    # launch. So only the host's time beyond this work is added.
+    gaps_us = _LAUNCH_US * steps * launches
     if not in_graph:
-        between = max(between, _PYTHON_LAUNCH_US * steps * launches - work.total)
-    return work + Cost(launch=_LAUNCH_US * layers + between)
+        gaps_us = max(gaps_us, _PYTHON_LAUNCH_US * steps * launches - work.total)
+    return work + Cost(launch=_LAUNCH_US * layers + gaps_us)
 
 
 @functools.lru_cache(maxsize=4096)  # calls that differ in the number of steps share this
 def estimate_time_step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
-    """Return the cost of a time step of all sequences and directions, of one layer."""
+    """Return the cost of a time step of one layer, for all sequences and directions."""
     return _TIME_STEP_COSTS[type(config)](config, shape, reset_after)
 
 
@@ -151,6 +160,7 @@ def _gate_bytes(config: Config, shape: Shape) -> int:
 
 
 def _block_step_cost(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
+    """Return the cost of a time step of ``block``: its instructions are counted, with fitted factors."""
     device = shape.device
     threads = 32 * config.num_warps
     if shape.is_ieee:
@@ -162,28 +172,29 @@ def _block_step_cost(config: BlockConfig, shape: Shape, reset_after: bool) -> Co
         depth = _PRODUCT_DEPTH_BYTES // shape.itemsize
         products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // depth
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
-        # A TF32 operand of the state is loaded number by number. Exception: with two rows, matrix by matrix.
+        # A TF32 operand of the state is loaded value by value. Exception: with two rows, matrix by matrix.
         loads_per_product = 1 if config.batch == 2 else shape.itemsize // 2
         instructions = 40 + 15 * results + loads_per_product * products + 4.3 * from_shared
-    # The registers limit how many programs share a multiprocessor. The others wait.
+    # The registers limit how many programs share a multiprocessor. Programs beyond that run in later waves.
     programs = -(-shape.batch_size // config.batch) * shape.directions
     resident = max(1, 8 // config.num_warps)
     waves = -(-programs // (device.sms * resident))
     sharing = max(1.0, min(resident, -(-programs // device.sms)) * config.num_warps / 4)
     empty_step_factor, instruction_factor = (1, 1) if reset_after else (1.7, 1.15)
-    computing = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * sharing
-    cycles = waves * (_BLOCK_EMPTY_STEP_CYCLES * empty_step_factor + computing)
-    moved = _l2_us(_gate_bytes(config, shape), device)
-    return Cost(instructions=_microseconds(cycles, device), bytes=moved)
+    product_cycles = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * sharing
+    cycles = waves * (_BLOCK_EMPTY_STEP_CYCLES * empty_step_factor + product_cycles)
+    gate_us = _l2_us(_gate_bytes(config, shape), device)
+    return Cost(instructions=_microseconds(cycles, device), bytes=gate_us)
 
 
 # For each hand-over, the trips to the L2 that a hop takes, and how often a tile is read on average. "flag" reads the
-# whole tile until it is complete, "probe" first waits for one word of it.
+# whole tile again until it is complete. "probe" first waits for one word of the tile.
 _TRIPS = {"flag": 1, "probe": 1.5}
 _READS = {"flag": 2, "probe": 1}
 
 
 def _grid_step_cost(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
+    """Return the cost of a time step of ``grid``: its instructions, hand-overs and reads of the mailbox."""
     device = shape.device
     threads = 32 * config.slices
     if shape.is_ieee and config.register_tiles:
@@ -203,55 +214,57 @@ def _grid_step_cost(config: GridConfig, shape: Shape, reset_after: bool) -> Cost
         instructions = 8 + 41 * results + 2.9 * sums + 2.5 * words + 5.3 * from_shared + 2 * products
     handovers, instruction_factor = (1, 1) if reset_after else (2, 1.4)
     rounds = config.count_rounds(shape.batch_size, shape.directions)
-    computing = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * config.slices / 4
-    cycles = rounds * config.tiles * (_GRID_EMPTY_STEP_CYCLES + computing)
-    hop = (_HOP_CYCLES + _HOP_CYCLES_PER_PROGRAM * config.programs) * _TRIPS[config.handover]
+    product_cycles = _CYCLES_PER_INSTRUCTION * instructions * instruction_factor * config.slices / 4
+    cycles = rounds * config.tiles * (_GRID_EMPTY_STEP_CYCLES + product_cycles)
+    hop_cycles = (_HOP_CYCLES + _HOP_CYCLES_PER_PROGRAM * config.programs) * _TRIPS[config.handover]
     if config.handover != "probe":
         # Every program polls a line while the programs whose words lie in it write to it.
         sent_bytes = config.rows * config.units * shape.itemsize
-        hop += _LINE_SHARING_CYCLES * config.programs * max(0.0, _LINE_BYTES / sent_bytes - 1)
+        hop_cycles += _LINE_SHARING_CYCLES * config.programs * max(0.0, _LINE_BYTES / sent_bytes - 1)
     rows = -(-shape.batch_size // config.batch) * config.rows
     read_bytes = shape.directions * config.programs * rows * config.padded_hidden * shape.itemsize
-    # With two tiles in turn, one has arrived by the time the other is computed, so that each is read once.
+    # With two tiles in turn, a tile arrives while the other tile is computed. So each tile is read once.
     read_bytes *= handovers * (1 if config.tiles > 1 else _READS[config.handover])
     return Cost(
         instructions=_microseconds(cycles, device),
-        hop=_microseconds(rounds * handovers * hop, device),
+        hop=_microseconds(rounds * handovers * hop_cycles, device),
         bytes=_l2_us(read_bytes + _gate_bytes(config, shape), device),
     )
 
 
 def _step_kernel_cost(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
+    """Return the cost of a time step of ``step`` without its launch: loads of W_hh and the state, then products."""
     device = shape.device
     tiles = -(-shape.batch_size // config.batch)
     programs = config.programs * tiles * shape.directions
     # Count the instructions of an iteration, in which warps share the products. TF32 operands are rounded first. Warps
     # that have no slices round the same operands.
-    numbers = 3 * config.units * config.batch * config.depth // config.num_warps
-    products = numbers // (16 * 8 * (_PRODUCT_DEPTH_BYTES // shape.itemsize))
+    multiply_adds = 3 * config.units * config.batch * config.depth // config.num_warps
+    products = multiply_adds // (16 * 8 * (_PRODUCT_DEPTH_BYTES // shape.itemsize))
     if shape.is_ieee:
-        instructions = 50 + 1.2 * numbers / 32
+        instructions = 50 + 1.2 * multiply_adds / 32
     elif shape.itemsize == 2:
         instructions = 45 + 2.4 * products
     else:
         instructions = (140 if config.slices > 1 else 300) + 4 * products
     sharing = max(1.0, programs / device.sms * config.num_warps / 4)
     iterations = -(-shape.hidden_size // config.depth)
-    computed = _microseconds(_CYCLES_PER_INSTRUCTION * iterations * instructions * sharing, device)
-    # Loads from memory, loads from the L2 and products overlap, so that the longest of the three counts.
-    weights = 3 * shape.hidden_size**2 * shape.itemsize * shape.directions
-    state = programs * config.batch * shape.hidden_size * shape.itemsize
-    moved = max(_l2_or_memory_us(weights, device), _l2_us(weights * tiles + state, device))
+    product_us = _microseconds(_CYCLES_PER_INSTRUCTION * iterations * instructions * sharing, device)
+    # Loads from memory, loads from the L2 and products overlap, so that only the longest of the three takes time.
+    weight_bytes = 3 * shape.hidden_size**2 * shape.itemsize * shape.directions
+    state_bytes = programs * config.batch * shape.hidden_size * shape.itemsize
+    load_us = max(_l2_or_memory_us(weight_bytes, device), _l2_us(weight_bytes * tiles + state_bytes, device))
     if config.batch > 16:
-        moved /= _STEP_BANDWIDTH_FRACTION
+        load_us /= _STEP_BANDWIDTH_FRACTION
     else:
         # The stages except one are loaded at once, by all programs that share a multiprocessor.
         resident = max(1, device.shared_memory // config.shared_memory(shape.itemsize))
         trips = iterations / max(1, config.num_stages - 1) * max(1.0, programs / (resident * device.sms))
-        latency = _STEP_L2_LATENCY_CYCLES if _stays_in_l2(weights, device) else _STEP_MEMORY_LATENCY_CYCLES
-        moved += _microseconds(trips * latency, device)
-    moved += _l2_us(_gate_bytes(config, shape), device)
-    cost = Cost(instructions=_microseconds(_STEP_EMPTY_STEP_CYCLES, device) + max(0.0, computed - moved), bytes=moved)
+        latency = _STEP_L2_LATENCY_CYCLES if _stays_in_l2(weight_bytes, device) else _STEP_MEMORY_LATENCY_CYCLES
+        load_us += _microseconds(trips * latency, device)
+    load_us += _l2_us(_gate_bytes(config, shape), device)
+    empty_step_us = _microseconds(_STEP_EMPTY_STEP_CYCLES, device)
+    cost = Cost(instructions=empty_step_us + max(0.0, product_us - load_us), bytes=load_us)
     return cost * (1 if reset_after else 1.5)
 
 
@@ -259,45 +272,50 @@ _TIME_STEP_COSTS = {BlockConfig: _block_step_cost, GridConfig: _grid_step_cost, 
 
 
 def _weight_load_us(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
-    """Return the microseconds for all programs to load their part of W_hh, first from memory and again from the L2."""
-    weights = 3 * problem.hidden_size**2 * problem.dtype.itemsize
+    """Return the microseconds in which all programs load their part of W_hh.
+
+    Each program of ``block``, or each copy of ``grid``, loads all of W_hh: one from memory, all others from the L2.
+    """
+    weight_bytes = 3 * problem.hidden_size**2 * problem.dtype.itemsize * problem.directions
     loads = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
-    repeated = _l2_us(weights * problem.directions * (loads - 1), device)
-    return _l2_or_memory_us(weights * problem.directions, device) + repeated
+    return _l2_or_memory_us(weight_bytes, device) + _l2_us(weight_bytes * (loads - 1), device)
 
 
-def _l2_us(size: float, device: Device) -> float:
-    """Return the microseconds for all multiprocessors together to read ``size`` bytes from the L2."""
-    return size / (_L2_BYTES_PER_CYCLE * device.sms * device.clock_ghz * 1e3)
+def _l2_us(byte_count: float, device: Device) -> float:
+    """Return the microseconds in which all multiprocessors together read ``byte_count`` bytes from the L2."""
+    return byte_count / (_L2_BYTES_PER_CYCLE * device.sms * device.clock_ghz * 1e3)
 
 
-def _l2_or_memory_us(size: int, device: Device) -> float:
-    """Return the microseconds to read ``size`` bytes that every step reads, from the L2 if they fit there."""
-    if _stays_in_l2(size, device):
-        return _l2_us(size, device)
-    return size / (0.9 * device.memory_gbs * 1e3)
+def _l2_or_memory_us(byte_count: int, device: Device) -> float:
+    """Return the microseconds in which ``byte_count`` bytes are read, from the L2 if they stay there, else memory."""
+    if _stays_in_l2(byte_count, device):
+        return _l2_us(byte_count, device)
+    return byte_count / (_MEMORY_BANDWIDTH_FRACTION * device.memory_gbs * 1e3)
 
 
-def _stays_in_l2(size: int, device: Device) -> bool:
-    return size <= 0.7 * device.l2_bytes
+def _stays_in_l2(byte_count: int, device: Device) -> bool:
+    """Return whether data that every step reads stays in the L2 from step to step."""
+    return byte_count <= _L2_FRACTION * device.l2_bytes
 
 
 def _flops_per_us(problem: Problem, device: Device) -> float:
-    """Return the FLOPs a microsecond that a product of middling size reaches on the device."""
-    return _GEMM_EFFICIENCY * _peak_flops(problem, device) * device.sms * device.clock_ghz * 1e3
+    """Return the FLOPs per microsecond that a product of middling size reaches on all multiprocessors together."""
+    return _GEMM_EFFICIENCY * _peak_flops_per_cycle(problem, device) * device.sms * device.clock_ghz * 1e3
 
 
-def _peak_flops(problem: Problem, device: Device) -> float:
-    """Return the peak FLOPs a cycle of a multiprocessor, in the problem's precision."""
+def _peak_flops_per_cycle(problem: Problem, device: Device) -> float:
+    """Return the peak FLOPs per cycle per multiprocessor, in the problem's dtype and precision."""
     if problem.is_ieee:
         return _FP32_FLOPS
-    return _MATRIX_FLOPS.get(device.compute_capability, _OTHER_MATRIX_FLOPS) / (problem.dtype.itemsize // 2)
+    flops_in_16_bits = _MATRIX_FLOPS.get(device.compute_capability, _OTHER_MATRIX_FLOPS)
+    return flops_in_16_bits / (problem.dtype.itemsize // 2)  # TF32 has half the rate
 
 
 def _own_projection_cost(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
-    """Return the cost of our own projection, in the usual tiles if ``tile`` is None.
+    """Return the cost of our own projection of all layers, in the usual tiles if ``tile`` is None.
 
-    With many inputs and few sequences there are fewer tiles than multiprocessors, and some multiprocessors are idle.
+    The cost rises in waves of tiles. With many inputs and few sequences there are fewer tiles than multiprocessors, and
+    some multiprocessors are idle.
     """
     pairs = problem.steps * -(-problem.batch_size // config.rows) * config.rows
     cycles = 0.0
@@ -305,59 +323,65 @@ def _own_projection_cost(problem: Problem, config: Config, device: Device, tile:
         aligned = inputs * problem.dtype.itemsize % 16 == 0
         layer_tile = tile or projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
         programs = math.prod(layer_tile.launch_grid(pairs, config.padded_hidden, problem.directions))
-        flops = 2 * layer_tile.rows * layer_tile.cols * layer_tile.depth * -(-inputs // layer_tile.depth)
-        cycles += layers * -(-programs // device.sms) * flops / (_GEMM_EFFICIENCY * _peak_flops(problem, device))
+        tile_flops = 2 * layer_tile.rows * layer_tile.cols * layer_tile.depth * -(-inputs // layer_tile.depth)
+        waves = -(-programs // device.sms)
+        cycles += layers * waves * tile_flops / (_GEMM_EFFICIENCY * _peak_flops_per_cycle(problem, device))
     microseconds = _microseconds(cycles * (_IEEE_PROJECTION_FACTOR if problem.is_ieee else 1), device)
     return Cost(projection=max(microseconds, _projection_cost(problem, device).total))
 
 
 def _projection_cost(problem: Problem, device: Device) -> Cost:
-    """Return the cost of W_ih x for all steps and layers, spread evenly over all multiprocessors."""
+    """Return the cost of W_ih x for all steps and layers, if the work is spread evenly over all multiprocessors."""
     rows = problem.steps * problem.batch_size
     microseconds = 0.0
     for inputs, layers in problem.input_sizes:
         gates = 3 * problem.hidden_size * problem.directions
-        flops = 2 * rows * inputs * gates / _flops_per_us(problem, device)
-        moved = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
-        microseconds += layers * max(flops, _l2_or_memory_us(moved, device))
+        product_us = 2 * rows * inputs * gates / _flops_per_us(problem, device)
+        moved_bytes = (rows * (inputs + gates) + gates * inputs) * problem.dtype.itemsize
+        microseconds += layers * max(product_us, _l2_or_memory_us(moved_bytes, device))
     return Cost(projection=microseconds)
 
 
 def _arranging_cost(problem: Problem, config: Config, device: Device) -> Cost:
     """Return the cost of bringing cuBLAS's products into the scan's layout, and of the products' launches.
 
-    That is one launch for each direction more than with our own projection. The products are read from the L2.
+    A projection by cuBLAS has one more launch for each direction than our own projection. The products are read from
+    the L2.
     """
-    read = problem.batch_size * problem.hidden_size
-    written = -(-problem.batch_size // config.rows) * config.rows * config.padded_hidden
-    numbers = problem.num_layers * problem.directions * problem.steps * 3 * (read + written)
-    moved = _l2_us(numbers * problem.dtype.itemsize, device)
-    return Cost(launch=_LAUNCH_US * problem.num_layers * problem.directions, projection=moved)
+    values_read = problem.batch_size * problem.hidden_size
+    values_written = -(-problem.batch_size // config.rows) * config.rows * config.padded_hidden
+    values = problem.num_layers * problem.directions * problem.steps * 3 * (values_read + values_written)
+    moved_us = _l2_us(values * problem.dtype.itemsize, device)
+    return Cost(launch=_LAUNCH_US * problem.num_layers * problem.directions, projection=moved_us)
 
 
 def _nn_gru_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
+    """Return the cost of a call by torch.nn.GRU, by the algorithm that cuDNN takes for the problem."""
     itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
-    # The gates of input and state are written and read again, and the states are read and written.
-    moved = batch * hidden * itemsize * 12
-    flops = 6 * hidden**2 * batch / _flops_per_us(problem, device)
+    # About 12 values per row and unit: the gates of input and state are written and read again, and the states are read
+    # and written.
+    moved_us = _l2_or_memory_us(batch * hidden * itemsize * 12, device)
+    product_us = 6 * hidden**2 * batch / _flops_per_us(problem, device)
     if itemsize == 4 and not problem.is_ieee:
-        flops *= _NN_GRU_TF32_FACTOR
-    weights = _l2_or_memory_us(3 * hidden**2 * itemsize, device)
-    if hidden <= _NN_GRU_PERSISTENT_MAX_HIDDEN and problem.layout == "dense" and batch <= 1024:
+        product_us *= _NN_GRU_TF32_FACTOR
+    is_small = hidden <= _NN_GRU_PERSISTENT_MAX_HIDDEN and batch <= _NN_GRU_PERSISTENT_MAX_BATCH
+    if is_small and problem.layout == "dense":
         unit_cycles = _NN_GRU_PERSISTENT_CYCLES_PER_UNIT * hidden * (2 if problem.is_ieee else 1)
-        latency = _microseconds(_NN_GRU_PERSISTENT_STEP_CYCLES + unit_cycles, device)
+        latency_us = _microseconds(_NN_GRU_PERSISTENT_STEP_CYCLES + unit_cycles, device)
         if itemsize == 2 and batch >= _NN_GRU_PERSISTENT_BATCH:
-            latency *= _NN_GRU_PERSISTENT_BATCH_FACTOR
-        step = Cost(instructions=max(latency, flops), bytes=_l2_or_memory_us(moved, device))
+            latency_us *= _NN_GRU_PERSISTENT_BATCH_FACTOR
+        step = Cost(instructions=max(latency_us, product_us), bytes=moved_us)
     else:
-        work = max(flops, weights) + _l2_or_memory_us(moved, device)
-        shortest = _NN_GRU_GRAPH_STEP_US if in_graph else _NN_GRU_EAGER_STEP_US
-        gap = _NN_GRU_FP32_GAP_US if itemsize == 4 else _NN_GRU_GAP_US
-        step = Cost(launch=max(shortest - work, gap), bytes=work)
-    rearranging = 0.0
+        weights_us = _l2_or_memory_us(3 * hidden**2 * itemsize, device)
+        work_us = max(product_us, weights_us) + moved_us
+        shortest_us = _NN_GRU_GRAPH_STEP_US if in_graph else _NN_GRU_EAGER_STEP_US
+        gap_us = _NN_GRU_FP32_GAP_US if itemsize == 4 else _NN_GRU_GAP_US
+        step = Cost(launch=max(shortest_us - work_us, gap_us), bytes=work_us)
+    rearranging_us = 0.0
     if problem.reverse or problem.layout == "lengths":  # input and output are flipped in time, or packed and padded
-        rearranging = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch / (device.memory_gbs * 1e3)
-    call = Cost(launch=_LAUNCH_US * 2 * problem.num_layers * problem.directions, bytes=rearranging)
-    # The launches of two directions overlap: the work of both counts, and the launch gap of one.
+        rearranged_bytes = 2 * (problem.input_size + hidden) * itemsize * problem.steps * batch
+        rearranging_us = rearranged_bytes / (device.memory_gbs * 1e3)
+    call = Cost(launch=_LAUNCH_US * 2 * problem.num_layers * problem.directions, bytes=rearranging_us)
+    # The launches of two directions overlap: a step takes the work of both directions, but the launch gap of one.
     step = step * problem.directions + Cost(launch=step.launch * (1 - problem.directions))
     return step * (problem.steps * problem.num_layers) + _projection_cost(problem, device) + call

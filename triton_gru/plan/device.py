@@ -20,7 +20,7 @@ class Device:
         sms: streaming multiprocessors.
         shared_memory: bytes of shared memory that one program may have.
         clock_ghz: highest clock of a multiprocessor, in GHz.
-        memory_gbs: bandwidth of the device's memory, in gigabytes a second.
+        memory_gbs: bandwidth of the device's memory, in gigabytes per second.
         l2_bytes: size of the L2 cache, in bytes.
     """
 
@@ -44,7 +44,7 @@ KNOWN_DEVICES = {
     device.name: device
     for device in (
         Device("A100", "sm_80", 108, 166912, clock_ghz=1.41, memory_gbs=2039, l2_bytes=40 << 20),
-        # L40S data sheet: 18176 units for fp32 (128 an SM), 864 GB/s. The driver: 2520 MHz and an L2 of 96 MiB.
+        # L40S data sheet: 18176 units for fp32 (128 per SM), 864 GB/s. The driver: 2520 MHz and an L2 of 96 MiB.
         Device("L40S", "sm_89", 142, 101376, clock_ghz=2.52, memory_gbs=864, l2_bytes=96 << 20),
         # Ada GPU architecture whitepaper, GeForce RTX 4090: its L2 has 73728 KB of the chip's 98304. The driver agrees.
         Device("RTX 4090", "sm_89", 128, 101376, clock_ghz=2.52, memory_gbs=1008, l2_bytes=72 << 20),
@@ -60,9 +60,9 @@ KNOWN_DEVICES = {
 
 
 def match_device(name: str, sms: int | None = None) -> Device | None:
-    """Return the device of `KNOWN_DEVICES` whose name is a word of the driver's ``name``, or None.
+    """Return the device of `KNOWN_DEVICES` whose name is a whole word of the driver's ``name``, or None.
 
-    A GH200 does not match H200. If ``sms`` is given, the number of multiprocessors must match too.
+    So the driver's "GH200" does not match H200. If ``sms`` is given, the number of multiprocessors must match, too.
     """
     named = (device for device in KNOWN_DEVICES.values() if re.search(rf"\b{re.escape(device.name)}\b", name))
     return next((device for device in named if sms in (None, device.sms)), None)
@@ -70,7 +70,7 @@ def match_device(name: str, sms: int | None = None) -> Device | None:
 
 # True if TRITON_INTERPRET was set when the kernels were imported: Triton then interprets them and compiles none.
 _INTERPRETED = knobs.runtime.interpret
-# The device that CPU tensors count as being on while a test emulates a GPU, else None.
+# While a test emulates a GPU: the device that `find_device` returns for CPU tensors. Otherwise None.
 emulated_device: Device | None = None
 
 
@@ -110,9 +110,9 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def limit_sms(device: Device, sms: int | None) -> Device:
-    """Return ``device`` with at most ``sms`` multiprocessors, if given.
+    """Return ``device`` with at most ``sms`` multiprocessors. None sets no limit.
 
-    A device with fewer counts as another device: it has another name, and separate tables.
+    A limited device is a different device: its name ends in the number of multiprocessors, and its tables are separate.
     """
     if sms is None or sms >= device.sms:
         return device
@@ -122,10 +122,10 @@ def limit_sms(device: Device, sms: int | None) -> Device:
 def read_max_sms() -> int | None:
     """Return the environment variable TRITON_GRU_MAX_SMS, or None if it is unset.
 
-    That is how many multiprocessors the programs of ``grid``, which wait for each other, may take.
+    The variable is the most multiprocessors that the programs of ``grid``, which wait for each other, may take.
 
     Raises:
-        ValueError: the variable is no whole number above 0.
+        ValueError: the variable is not a whole number above 0.
     """
     text = os.environ.get("TRITON_GRU_MAX_SMS", "").strip()
     if text and not (text.isascii() and text.isdecimal() and int(text) > 0):
@@ -135,9 +135,11 @@ def read_max_sms() -> int | None:
 
 @functools.cache
 def _find_gpu(index: int) -> Device:
+    """Return the `Device` of the GPU with this CUDA index, by what the driver reports."""
     properties = torch.cuda.get_device_properties(index)
     limits = driver.active.utils.get_device_properties(index)
-    # Some drivers report clocks of 0. Then take those of a middling GPU, so that estimates are rough, but finite.
+    # Some drivers report clocks of 0. Replace those by a middling GPU's, so that estimates are rough, but finite.
+    # 1e6: the clock is in kHz. 2 / 8e6: memory transfers twice per cycle, and the bus width is in bits.
     clock_ghz = limits["sm_clock_rate"] / 1e6 or 1.5
     memory_gbs = 2 * limits["mem_clock_rate"] * limits["mem_bus_width"] / 8e6 or 1000.0
     gpu = Device(

@@ -18,32 +18,34 @@ from .validity import GRID_REGISTERS, out_of_resources_reason, too_large_reason,
 
 
 def _cache_by_fields(choose: Callable[..., Config | str]) -> Callable[..., Config | str]:
-    """Return a cached function of the fields of a `Shape` that calls ``choose`` with the shape.
+    """Return ``choose`` as a cached function that takes the fields of a `Shape` one by one, then other arguments.
 
-    If the device is too old for any kernel, the function returns the reason.
+    The cached function returns a configuration, or a reason why there is none. If the device is too old for any kernel,
+    it returns that reason without a call of ``choose``.
     """
 
     @functools.lru_cache(maxsize=1024)
     @functools.wraps(choose)
     def choose_by_fields(*fields) -> Config | str:
-        shape = Shape(*fields[:6])
-        return too_old_reason(shape.device) or choose(shape, *fields[6:])
+        shape, others = Shape(*fields[: len(Shape._fields)]), fields[len(Shape._fields) :]
+        return too_old_reason(shape.device) or choose(shape, *others)
 
     return choose_by_fields
 
 
 def _too_large_reason(shape: Shape, limit: str) -> str:
+    """Return the reason that hidden_size is too large, with the ``limit`` that it exceeds."""
     return f"hidden_size {shape.hidden_size} is too large: {limit}"
 
 
 def _find_cheapest(configs: list[Config], shape: Shape) -> Config:
-    """Return the configuration with the lowest estimate, or the first of several."""
+    """Return the configuration with the lowest estimate. Of equal estimates, the first configuration wins."""
     return min(configs, key=lambda config: estimate_time_step_cost(config, shape).total)
 
 
 @_cache_by_fields
 def block_config(shape: Shape) -> BlockConfig | str:
-    """Return the configuration of ``block`` for a shape, or the reason why it has none."""
+    """Return the configuration of ``block`` for a shape, or as text the reason why there is none."""
     config, device = _cut_block(shape), shape.device
     needed = config.shared_memory(shape.itemsize)
     if needed > device.shared_memory:
@@ -60,8 +62,9 @@ def block_config(shape: Shape) -> BlockConfig | str:
         configs.append(replace(config, batch=2, register_tiles=register_tiles))
     # Twice the rows halve the programs that wait for a multiprocessor, if registers allow it. Exception: data-centre
     # Blackwell, where Triton would move products of 16 columns through tensor memory and back at every step.
-    too_wide = shape.itemsize == 4 and config.units > 64
-    if config.shared_tiles == 0 and config.batch == 8 and not (too_wide or 100 <= device.compute_capability < 120):
+    is_too_wide = shape.itemsize == 4 and config.units > 64
+    has_tensor_memory = 100 <= device.compute_capability < 120
+    if config.shared_tiles == 0 and config.batch == 8 and not (is_too_wide or has_tensor_memory):
         configs.append(replace(config, batch=16, ahead=1))
     return _find_cheapest(configs, shape)
 
@@ -84,7 +87,7 @@ def _cut_block(shape: Shape) -> BlockConfig:
     return BlockConfig(64, tiles, 8, ahead=1, register_tiles=register_tiles, num_warps=4)
 
 
-# Configurations whose estimate is at most this many times the lowest count as equally fast.
+# Configurations are treated as equally fast if their estimates are at most this many times the lowest estimate.
 _MAX_EQUAL_COST_RATIO = 1.05
 
 
@@ -92,7 +95,7 @@ _MAX_EQUAL_COST_RATIO = 1.05
 def grid_config(
     shape: Shape, cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = ()
 ) -> GridConfig | str:
-    """Return the configuration of ``grid`` for a shape, or the reason why it has none.
+    """Return the configuration of ``grid`` for a shape, or as text the reason why there is none.
 
     ``cuts`` and ``handovers`` are those of `cut_grid`.
     """
@@ -106,24 +109,27 @@ def grid_config(
     if not configs:
         memory = f"the registers and shared memory of {fewest_programs} programs on {device.name}"
         return _too_large_reason(shape, f"W_hh in {shape.dtype_text} does not fit {memory}")
-    # Take the fewest programs among configurations with almost equal estimates: then fewer programs read the state and
+    # Take the fewest programs among configurations with almost equal estimates. Fewer programs then read the state and
     # wait for each other. On an H200 that was faster if estimates differ by at most 5 %.
-    most_time = _MAX_EQUAL_COST_RATIO * estimate_time_step_cost(_find_cheapest(configs, shape), shape).total
-    equals = [config for config in configs if estimate_time_step_cost(config, shape).total <= most_time]
-    programs = min(config.programs for config in equals)
-    return _find_cheapest([config for config in equals if config.programs == programs], shape)
+    max_cost = _MAX_EQUAL_COST_RATIO * estimate_time_step_cost(_find_cheapest(configs, shape), shape).total
+    equally_fast = [config for config in configs if estimate_time_step_cost(config, shape).total <= max_cost]
+    programs = min(config.programs for config in equally_fast)
+    return _find_cheapest([config for config in equally_fast if config.programs == programs], shape)
 
 
-# "probe" is tried from this many programs on. With fewer it was 4 to 30 % slower on an H200 (perf/NOTES.md).
+# "probe" is tried from this many programs on. With fewer programs it was 4 to 30 % slower on an H200 (perf/NOTES.md).
 _MIN_PROBE_PROGRAMS = 64
 
 
 def cut_grid(
     shape: Shape, cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = ()
 ) -> Iterator[GridConfig]:
-    """Yield the configurations that fit the device, for each of ``cuts`` by rows, hand-over and slices.
+    """Yield the configurations of ``grid`` that fit the device: all combinations of a cut, rows, hand-over and slices.
 
-    ``cuts`` are as `GRID_CUTS`. If ``handovers`` is empty, the hand-overs that may be the fastest are tried.
+    Args:
+        shape: the shape to compute.
+        cuts: (units of a program, batch rows of a tile, tiles in flight), as in `GRID_CUTS`.
+        handovers: the hand-overs to combine. If empty, those that may be the fastest for the number of programs.
     """
     for units, batch, tiles in cuts:
         programs = -(-shape.hidden_size // units)
@@ -137,7 +143,7 @@ def cut_grid(
         all_rows = (start.rows, 2 * start.rows) if can_double_rows else (start.rows,)
         all_handovers = handovers or (HANDOVERS if programs >= _MIN_PROBE_PROGRAMS else ("flag",))
         for rows, handover, slices in itertools.product(all_rows, all_handovers, (4, 8)):
-            # With two tiles in turn, one mostly arrives while the other is computed, so that "probe" gains nothing.
+            # With two tiles in turn, a tile mostly arrives while the other tile is computed. So "probe" gains nothing.
             if tiles == 1 or handover != "probe":
                 config = replace(start, rows=rows, handover=handover, slices=slices)
                 if config := _place_weights(config, shape):
@@ -145,7 +151,10 @@ def cut_grid(
 
 
 def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
-    """Return ``config`` with the most tiles of W_hh in registers that fit, or None if it does not fit the device."""
+    """Return ``config`` with as many tiles of W_hh in registers as fit, the rest in shared memory.
+
+    Return None if the program then exceeds the registers or the shared memory of a multiprocessor.
+    """
     itemsize = shape.itemsize
     if shape.is_ieee:
         # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
@@ -154,12 +163,15 @@ def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
             return None
         with_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
         return with_lanes if with_lanes.can_use_lanes else config
+    # A second tile in flight, and 32 units instead of 16, take registers of their own.
     budget = GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if shape.device.compute_capability < 90:
         budget -= 8  # before Hopper, testing received words takes more registers
     if config.padded_hidden % (config.slices * config.depth(itemsize)):
         budget -= 24 * (config.tiles - 1)  # masking the words beyond the last unit takes registers, too
     spare = budget - config.registers(itemsize)
+    # `GridConfig.registers` rounds down to whole registers, so up to one register less a byte more fits. 128 bytes are
+    # one register of each thread of a warp.
     most_tiles = ((spare + 1) * 128 - 1) // (config.units * config.depth(itemsize) * itemsize)
     config = replace(config, register_tiles=max(0, min(config.weight_tiles(itemsize), most_tiles)))
     return None if out_of_resources_reason(config, shape) else config
@@ -167,23 +179,26 @@ def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
 
 @_cache_by_fields
 def step_config(shape: Shape) -> StepConfig | str:
-    """Return the configuration of ``step`` for a shape, or the reason why it has none."""
+    """Return the configuration of ``step`` for a shape, or as text the reason why there is none."""
     itemsize, is_ieee, device = shape.itemsize, shape.is_ieee, shape.device
     batch = 16 if shape.batch_size <= 16 else 32 if shape.batch_size <= 32 or is_ieee else 64
     programs = -(-shape.hidden_size // 32) * -(-shape.batch_size // batch) * shape.directions
-    # Programs of 32 units load the state less often. They are tried from this many programs a multiprocessor on, in
-    # this order of units. On an H200, the bytes in flight decide how fast weights arrive (perf/NOTES.md).
+    # Programs of 32 units load the state less often. They are tried if a multiprocessor has ``programs_per_sm``
+    # programs or more. Of equal estimates, the first of ``all_units`` wins. On an H200, the bytes in flight decide how
+    # fast weights arrive (perf/NOTES.md).
     programs_per_sm, all_units = (0.9, (32, 16)) if itemsize == 2 and batch == 16 else (2.0, (16, 32))
     can_be_wide = programs >= programs_per_sm * device.sms and not is_ieee
-    aligned = shape.hidden_size * itemsize % 16 == 0
+    is_aligned = shape.hidden_size * itemsize % 16 == 0
     configs = []
-    # Rows that are not aligned are loaded number by number, each by a separate address, so fewer bytes at once.
-    loops = _STEP_LOOPS[0 if aligned else 1 :]
-    for (size, stages), units in itertools.product(loops, all_units if can_be_wide else (16,)):
-        depth = size // itemsize
-        # A warp has a slice of 16, the least depth that the matrix unit sums over, or more if there are over 8 slices.
+    # Rows that are not aligned are loaded value by value, each by a separate address. So leave out the longest loads.
+    loops = _STEP_LOOPS[0 if is_aligned else 1 :]
+    for (row_bytes, stages), units in itertools.product(loops, all_units if can_be_wide else (16,)):
+        depth = row_bytes // itemsize
+        # Each of up to 8 warps has a slice of at least 16, the depth that one product of the matrix unit sums over.
         config = StepConfig(units, -(-shape.hidden_size // units), batch, depth, min(8, depth // 16), stages)
-        if config.slices == 1 or (is_ieee and not (batch == 16 and aligned)):  # ordinary products take more registers
+        if config.slices == 1 or (
+            is_ieee and not (batch == 16 and is_aligned)
+        ):  # ordinary products take more registers
             config = replace(config, depth=128 // itemsize, num_warps=4, num_stages=3)
         if config.shared_memory(itemsize) <= device.shared_memory:
             configs.append(config)
@@ -194,12 +209,17 @@ def step_config(shape: Shape) -> StepConfig | str:
 _STEP_LOOPS = ((512, 3), (256, 4), (256, 3), (128, 3))
 
 
-# Functions of (hidden_size, batch_size, directions, dtype, precision, device) that return a kernel's configuration, or
-# the reason why it has none.
+# For each kernel, a function of (hidden_size, batch_size, directions, dtype, precision, device). It returns the
+# kernel's configuration, or as text the reason why the kernel has none.
 HEURISTICS = {"block": block_config, "grid": grid_config, "step": step_config}
 
 
 def heuristic(kernel: str, problem: Problem, device: Device) -> Config | str:
-    """Return a kernel's configuration for a problem, or the reason why it has none."""
-    config = HEURISTICS[kernel](*problem.shape_on(device))
-    return config if isinstance(config, str) else too_large_reason(config, problem) or config
+    """Return the configuration that the heuristic chooses for a problem, or the reason why the kernel cannot serve it.
+
+    A caller tells them apart by type: the reason is a str.
+    """
+    config_or_reason = HEURISTICS[kernel](*problem.shape_on(device))
+    if isinstance(config_or_reason, str):
+        return config_or_reason
+    return too_large_reason(config_or_reason, problem) or config_or_reason

@@ -1,6 +1,6 @@
 """The choice of the kernel that serves a call and of its configuration, with reasons against the others.
 
-Times that a tuned table has for such a device decide (triton_gru/tuning), or else estimates (cost.py).
+Measured times from a tuned table for such a device decide (triton_gru/tuning). Without them, estimates do (cost.py).
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ BACKENDS = ("auto", "torch", "reference", *KERNELS)
 class CannotServe(RuntimeError):
     """The error of a backend that cannot serve a call. ``reason`` says why."""
 
-    reason = ""  # not a constructor's argument, as pickle constructs an error from its message only
+    reason = ""  # not an argument of the constructor, because pickle passes only the message to it
 
 
 class Estimate(NamedTuple):
-    """The time of a call by the cost model. ``str`` makes its text, which planning does not need."""
+    """The time of a call by the cost model. Its text is made by ``str``, so that planning does not wait for it."""
 
     cost: Cost
 
@@ -56,6 +56,7 @@ class Measurement(NamedTuple):
 
     @property
     def time(self) -> str:
+        """Return the median as text, if the call was measured."""
         return format_time(1000 * self.milliseconds)
 
     def __str__(self) -> str:
@@ -65,7 +66,7 @@ class Measurement(NamedTuple):
 @rename_attributes(rejected="rejection_reasons", others="alternatives", tuned="is_tuned")
 @dataclass(frozen=True)
 class Plan:
-    """The result of `choose`. Its text is a report.
+    """The result of `choose`: what serves a call, and why. ``str`` makes a report.
 
     Attributes:
         problem: the call.
@@ -78,7 +79,8 @@ class Plan:
         alternatives: (kernel, reason or time) for each kernel that was not chosen.
         is_tuned: whether the configuration comes from a table.
         projection: how the input projection is computed. None stands for our kernel with its usual tile.
-        other_projection: the time with the other projection, ours or cuBLAS's, or the reason against it, or ''.
+        other_projection: the time of the kernel with the projection that was not chosen (ours or cuBLAS's), or why it
+            cannot be used. Empty if the kernel has no choice of projection.
         time: the estimated or measured time, or None if there is neither.
     """
 
@@ -101,15 +103,17 @@ class Plan:
 
     @property
     def rejection_reasons(self) -> tuple[tuple[str, str], ...]:
-        """Return (kernel, text) for each kernel that was not chosen: its time, or the reason why it cannot serve."""
+        """Return (kernel, text) for each kernel that was not chosen: the kernel's time, or why it cannot serve."""
         return tuple((kernel, str(reason)) for kernel, reason in self.alternatives)
 
     def __str__(self) -> str:
+        """Return a report: the kernel and the reason for it, then a line for each fact."""
         rows = [f"  {label:9}  {text}" for label, text in self._rows()]
         return "\n".join([f"{self.kernel}: {self.reason}", *rows])
 
     def _rows(self) -> Iterator[tuple[str, object]]:
-        # The precision is that of the kernels' products, and does not apply if no kernel runs.
+        """Yield (label, content) of each row of the report."""
+        # The precision is that of the kernels' products. Leave it out if no kernel runs.
         yield "call", self.problem if self.device else dataclasses.replace(self.problem, precision="")
         yield "GPU", self.device.name if self.device else "no GPU that runs the kernels"
         if self.config is not None:
@@ -135,7 +139,10 @@ class Plan:
 
     @property
     def _config_origin(self) -> str:
-        """Return where the configuration comes from. The row of a measured time already names its table."""
+        """Return where the configuration comes from, as text for its row.
+
+        A table's name is left out if the time is measured, because the row of the time names the table.
+        """
         if self.source == "heuristic":
             return " (chosen by the heuristic, not tuned)"
         if not self.is_tuned:
@@ -144,13 +151,14 @@ class Plan:
 
     @property
     def _projection_text(self) -> str:
+        """Return how the input projection is computed, as text."""
         if isinstance(self.projection, ProjectionConfig):
             return f"our kernel, {_describe_fields(self.projection)}"
         return "cuBLAS" if self.projection == CUBLAS else "our kernel"
 
     @property
     def _other_projection_text(self) -> str:
-        """Return the time of the call with the other projection, or the reason against it."""
+        """Return as text the time of the call with the projection that was not chosen, or why it cannot be used."""
         name, other = "our kernel" if self.projection == CUBLAS else "cuBLAS", self.other_projection
         if isinstance(other, Measurement):
             return f"with {name} the call {'was not measured' if other.milliseconds is None else f'took {other.time}'}"
@@ -175,53 +183,39 @@ def choose(problem: Problem, device: Device | None, backend: str = "auto", use_t
         CannotServe: ``backend`` names one that cannot serve this problem. ``"auto"`` never raises.
     """
     check_backend(backend)
-    options, rejected = {}, {}
-    for kernel in (*KERNELS, "torch") if backend == "auto" else (backend,):
-        for name, option in _find_options(kernel, problem, device, use_tables).items():
-            (rejected if isinstance(option, str) else options)[name] = option
+    options, reasons = _collect_options(problem, device, backend, use_tables)
     if backend != "auto" and backend not in options:
         error = CannotServe(
-            f"backend={backend!r} cannot serve this call: {rejected[backend]} ({problem}). "
+            f"backend={backend!r} cannot serve this call: {reasons[backend]} ({problem}). "
             "backend='auto' serves every call"
         )
-        error.reason = rejected[backend]
+        error.reason = reasons[backend]
         raise error
     if not options:
         reason = "plain PyTorch serves the call step by step, as neither a kernel nor nn.GRU can"
-        return Plan(problem, device, "reference", None, "", reason, tuple(rejected.items()))
-    verdict = lookup.find_verdict(problem, device, options) if use_tables and len(options) > 1 else None
-    # A kernel asked for by name takes its nearest measured configuration. Exception: if a verdict has the times of all
-    # its projections, the verdict decides.
-    if verdict and (backend == "auto" or options.keys() <= verdict.milliseconds.keys()):
-        name, reason, times = _choose_measured(verdict, problem, options)
-        options[name] = options[name]._replace(
-            config=verdict.config, projection=verdict.projection, source=verdict.source, is_tuned=bool(verdict.config)
-        )
-    elif len(options) > 1:
-        name, times = _choose_estimated(options, problem, device)
-        reason = f"nn.GRU serves the call, as no kernel is estimated to be faster by {_MIN_SPEEDUP_PERCENT} % or more"
-        if name != "torch":
-            reason = _describe_advantage(options[name].kernel, problem)
-    else:
-        ((name, option),) = options.items()
-        is_kernel = option.config is not None
-        times = {name: _estimate(option, problem, device)} if is_kernel else {}
-        reason = _describe_advantage(name, problem) if is_kernel else _nn_gru_reason(problem, device)
-    kernel, config, projection, source, is_tuned = options[name]
-    if backend != "auto":
-        reason = "asked for by name"
-    time = times.pop(name, None)
-    alternatives = rejected | times
+        return Plan(problem, device, "reference", None, "", reason, tuple(reasons.items()))
+    choice = _choose_option(options, problem, device, backend, use_tables)
+    kernel, config, projection, source, is_tuned = choice.option
+    other_times = {name: time for name, time in choice.times.items() if name != choice.name}
+    alternatives = reasons | other_times
     other_projection = alternatives.get(implementation_name(kernel, None if projection == CUBLAS else CUBLAS), "")
-    # The other kernels are listed with our own projection only.
-    alternatives = tuple((other, text) for other, text in alternatives.items() if other in BACKENDS and other != kernel)
     return Plan(
-        problem, device, kernel, config, source, reason, alternatives, is_tuned, projection, other_projection, time
+        problem,
+        device,
+        kernel,
+        config,
+        source,
+        choice.reason if backend == "auto" else "asked for by name",
+        _select_other_kernels(alternatives, kernel),
+        is_tuned,
+        projection,
+        other_projection,
+        choice.times.get(choice.name),
     )
 
 
 class _Option(NamedTuple):
-    """A kernel, or nn.GRU, that can serve a call.
+    """A kernel with a projection, or nn.GRU, that can serve a call.
 
     Attributes:
         kernel: as in `Plan`.
@@ -236,49 +230,118 @@ class _Option(NamedTuple):
     is_tuned: bool = False
 
 
-# A kernel whose estimate is lower by less than this may be slower. The median error of estimates is 12 % on an H200
-# (perf/NOTES.md).
+class _Choice(NamedTuple):
+    """The option that serves a call.
+
+    Attributes:
+        name: name of the option's implementation.
+        option: the option. If a table decided, it has the table's configuration.
+        reason: why the option was chosen.
+        times: the time of each option by implementation, estimated or measured. Options without a time are left out.
+    """
+
+    name: str
+    option: _Option
+    reason: str
+    times: dict[str, Estimate | Measurement]
+
+
+def _collect_options(
+    problem: Problem, device: Device | None, backend: str, use_tables: bool
+) -> tuple[dict[str, _Option], dict[str, str]]:
+    """Return the options that can serve the problem, and the reasons against the others, both by implementation."""
+    options, reasons = {}, {}
+    for kernel in (*KERNELS, "torch") if backend == "auto" else (backend,):
+        for name, option_or_reason in _find_options(kernel, problem, device, use_tables).items():
+            (reasons if isinstance(option_or_reason, str) else options)[name] = option_or_reason
+    return options, reasons
+
+
+def _choose_option(
+    options: dict[str, _Option], problem: Problem, device: Device | None, backend: str, use_tables: bool
+) -> _Choice:
+    """Return the choice among options: by measured times if a table has a verdict, else by estimates.
+
+    If ``backend`` names a kernel, all options are this kernel with different projections. A verdict then decides only
+    if it has the times of all of them. Otherwise the kernel takes the configuration that was measured nearest to the
+    problem, with the projection whose estimate is lower.
+    """
+    if len(options) == 1:
+        ((name, option),) = options.items()
+        if option.config is None:
+            return _Choice(name, option, _nn_gru_reason(problem, device), {})
+        return _Choice(name, option, _describe_advantage(name, problem), {name: _estimate(option, problem, device)})
+    verdict = lookup.find_verdict(problem, device, options) if use_tables else None
+    if verdict and (backend == "auto" or options.keys() <= verdict.milliseconds.keys()):
+        return _choose_measured(options, problem, verdict)
+    return _choose_estimated(options, problem, device)
+
+
+def _select_other_kernels(
+    alternatives: dict, chosen_kernel: str
+) -> tuple[tuple[str, str | Estimate | Measurement], ...]:
+    """Return (kernel, reason or time) of kernels that were not chosen, each with our own projection only.
+
+    ``alternatives`` are by implementation. With our own projection, an implementation has the name of its kernel.
+    """
+    return tuple(
+        (name, reason_or_time)
+        for name, reason_or_time in alternatives.items()
+        if name in BACKENDS and name != chosen_kernel
+    )
+
+
+# A kernel whose estimate is lower by less than this may still be slower. The median error of estimates is 12 % on an
+# H200 (perf/NOTES.md).
 _MIN_SPEEDUP_PERCENT = 10
 _MAX_TIME_RATIO = 1 - _MIN_SPEEDUP_PERCENT / 100
 
 
 def _estimate(option: _Option, problem: Problem, device: Device) -> Estimate:
-    """Return the estimated time. Several steps count as in a CUDA graph, where nn.GRU's launches are cheapest."""
-    return Estimate(estimate_call_cost(problem, option.config, device, problem.steps > 1, option.projection))
+    """Return the estimated time of an option: in a CUDA graph, where nn.GRU is fastest, or of one step eager."""
+    in_graph = problem.steps > 1
+    return Estimate(estimate_call_cost(problem, option.config, device, in_graph, option.projection))
 
 
-def _choose_estimated(options: dict[str, _Option], problem: Problem, device: Device) -> tuple[str, dict[str, Estimate]]:
-    """Return the name of the option with the lowest estimate, and all estimates.
+def _choose_estimated(options: dict[str, _Option], problem: Problem, device: Device) -> _Choice:
+    """Return the choice of the option with the lowest estimate.
 
     cuBLAS has to be faster than our own projection by `_MIN_SPEEDUP_PERCENT`, and so has a kernel than nn.GRU.
     """
     estimates = {name: _estimate(option, problem, device) for name, option in options.items()}
-    costs = {name: estimate.cost for name, estimate in estimates.items()}
+    totals = {name: estimate.cost.total for name, estimate in estimates.items()}
 
     def weigh(name: str) -> float:
         option = options[name]
-        if option.projection == CUBLAS and costs[name].total > _MAX_TIME_RATIO * costs[option.kernel].total:
+        if option.projection == CUBLAS and totals[name] > _MAX_TIME_RATIO * totals[option.kernel]:
             return math.inf
-        return costs[name].total * (_MAX_TIME_RATIO if name == "torch" else 1)
+        return totals[name] * (_MAX_TIME_RATIO if name == "torch" else 1)
 
-    return min(costs, key=weigh), estimates
+    name = min(totals, key=weigh)
+    reason = f"nn.GRU serves the call, as no kernel is estimated to be faster by {_MIN_SPEEDUP_PERCENT} % or more"
+    if name != "torch":
+        reason = _describe_advantage(options[name].kernel, problem)
+    return _Choice(name, options[name], reason, estimates)
 
 
-def _choose_measured(verdict: Verdict, problem: Problem, options: dict) -> tuple[str, str, dict[str, Measurement]]:
-    """Return the name of the winner, the reason to take it, and the measured times of all ``options``."""
-    how, wanted = " in a CUDA graph" * verdict.in_graph, problem.key()
+def _choose_measured(options: dict[str, _Option], problem: Problem, verdict: Verdict) -> _Choice:
+    """Return the choice of the verdict's winner, with its configuration, and the measured times of all options."""
+    wanted = problem.key()
     differing = [
         f"{letter}={getattr(verdict.key, name)}"
         for letter, name in (("T", "steps"), ("I", "input_size"))
         if getattr(verdict.key, name) != getattr(wanted, name)
     ]
-    how += f" at {' '.join(differing)}" if differing else ""
+    how = " in a CUDA graph" * verdict.in_graph + (f" at {' '.join(differing)}" if differing else "")
     times = {name: Measurement(verdict.milliseconds.get(name), how) for name in options}
     if verdict.winner == "torch":
         reason = "nn.GRU serves the call, as no kernel was measured to be as fast both eager and in a CUDA graph"
     else:
         reason = "measured: no other kernel was clearly faster, and nn.GRU was not, eager or in a CUDA graph"
-    return verdict.winner, reason, times
+    option = options[verdict.winner]._replace(
+        config=verdict.config, projection=verdict.projection, source=verdict.source, is_tuned=bool(verdict.config)
+    )
+    return _Choice(verdict.winner, option, reason, times)
 
 
 def check_backend(backend: str) -> None:
@@ -295,7 +358,8 @@ def clear_plan_cache() -> None:
 def _find_options(kernel: str, problem: Problem, device: Device | None, use_tables: bool) -> dict[str, _Option | str]:
     """Return the options of a kernel by implementation: with our own projection, and with cuBLAS's.
 
-    An implementation that cannot serve the problem has the reason in place of an option.
+    An implementation that cannot serve the problem has the reason as text in place of an option. ``kernel`` may also be
+    ``"torch"`` or ``"reference"``.
     """
     if kernel == "reference":
         return {kernel: _Option(kernel)}
@@ -303,16 +367,17 @@ def _find_options(kernel: str, problem: Problem, device: Device | None, use_tabl
         return {kernel: problem.nn_gru_unsupported_reason or _Option(kernel)}
     if reason := _unsupported_reason(problem, device):
         return {kernel: reason}
-    config = heuristic(kernel, problem, device)
-    if isinstance(config, str):
-        return {kernel: config}
-    options = {}
+    config_or_reason = heuristic(kernel, problem, device)
+    if isinstance(config_or_reason, str):
+        return {kernel: config_or_reason}
+    config, options = config_or_reason, {}
     for projection in (None,) if is_fused_step(config, problem) else (None, CUBLAS):
         name = implementation_name(kernel, projection)
         if reason := unsupported_projection_reason(projection, config, problem, device):
             options[name] = reason
         elif tuned := use_tables and lookup.find_config(name, problem, device):
-            options[name] = _Option(kernel, *tuned, is_tuned=True)
+            tuned_config, tuned_projection, source = tuned
+            options[name] = _Option(kernel, tuned_config, tuned_projection, source, is_tuned=True)
         else:
             options[name] = _Option(kernel, config, projection, "heuristic")
     return options
@@ -327,7 +392,7 @@ def _unsupported_reason(problem: Problem, device: Device | None) -> str:
     if min(problem.input_size, problem.hidden_size) < 1:  # nn.GRUCell allows size 0
         return f"no kernel for I = {problem.input_size} and H = {problem.hidden_size}: both must be positive"
     if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"no kernel for {str(problem.dtype)[6:]}"
+        return f"no kernel for {str(problem.dtype).removeprefix('torch.')}"
     return ""
 
 
@@ -350,9 +415,10 @@ def _nn_gru_reason(problem: Problem, device: Device | None) -> str:
 
 
 def _triton_shortcoming(config: Config, problem: Problem) -> str:
-    """Return in which respect this version of Triton compiles the kernel worse than other versions, or ''.
+    """Return a warning if this version of Triton compiles the kernel to slower code than other versions do, or ''.
 
-    Longer loops are not affected, because each of their products has a separate operand (kernels/step.py).
+    Only ``step`` in TF32 is slower, and only if its loop over hidden units has at most four iterations. In a longer
+    loop each product has a separate copy of the operand in any version (kernels/step.py).
     """
     is_tf32 = problem.dtype == torch.float32 and not problem.is_ieee
     if not (isinstance(config, StepConfig) and is_tf32 and copies_shared_operands()):

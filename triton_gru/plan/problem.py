@@ -55,6 +55,7 @@ class Problem:
 
     @property
     def directions(self) -> int:
+        """Return the number of directions, 1 or 2."""
         return 2 if self.bidirectional else 1
 
     @property
@@ -73,12 +74,15 @@ class Problem:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether a size is 0, as a batch and a cell's features may be. Nothing is compiled or timed then."""
+        """Return whether the batch or a number of features is 0. For such a call nothing is compiled or timed."""
         return min(self.batch_size, self.input_size, self.hidden_size) < 1
 
     @property
     def is_single_step(self) -> bool:
-        """Return whether the call is one step of dense input without resets. ``step`` computes that in one launch."""
+        """Return whether the call is one step of dense input without resets.
+
+        ``step`` computes such a call without a separate launch for the projection.
+        """
         return self.steps == 1 and self.layout == "dense" and not self.resets
 
     @property
@@ -100,6 +104,7 @@ class Problem:
         )  # fmt: skip
 
     def __str__(self) -> str:
+        """Return sizes and options as text: ``"T=64 B=8 I=256 H=256, 1 layer, float16"``."""
         parts = [
             f"T={self.steps} B={self.batch_size} I={self.input_size} H={self.hidden_size}",
             format_count(self.num_layers, "layer"),
@@ -124,6 +129,7 @@ class Shape(NamedTuple):
 
     @property
     def itemsize(self) -> int:
+        """Return the bytes of an element of the dtype."""
         return self.dtype.itemsize
 
     @property
@@ -133,6 +139,7 @@ class Shape(NamedTuple):
 
     @property
     def dtype_text(self) -> str:
+        """Return the dtype as text, with the precision of products: ``"float32 (TF32)"``."""
         return describe_dtype(str(self.dtype)[6:], self.precision)
 
 
@@ -170,8 +177,11 @@ class Key:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        numbers = describe_dtype(self.dtype, self.precision)
-        return f"{numbers} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}{self.options_text}"
+        """Return the key as text: ``"float16 H=256 I=256 B<=8 T=64"``."""
+        dtype_text = describe_dtype(self.dtype, self.precision)
+        return (
+            f"{dtype_text} H={self.hidden_size} I={self.input_size} B<={self.batch} T={self.steps}{self.options_text}"
+        )
 
     @property
     def options_text(self) -> str:

@@ -24,14 +24,14 @@ from .problem import Problem, Shape
 
 # Programs of a launch in x, y and z: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 MAX_LAUNCH_GRID = (2**31 - 1, 65_535, 65_535)
-# Programs of a launch. Triton 3.6's launcher multiplies x, y and z in an int, and starts nothing if that overflows to
-# less than one.
+# Programs of a launch in all. Triton 3.6's launcher multiplies x, y and z in an int. If the product overflows to less
+# than one, the launcher starts nothing.
 MAX_PROGRAMS = 2**31 - 1
-# Steps, rows or features. The last tile and prefetched loads reach less than 128 beyond the last one.
+# Steps, rows or features. The last tile and prefetched loads reach less than 128 of them beyond the end.
 MAX_SIZE = 2**31 - 1 - 128
 # Registers of a thread, of 255, that ``grid`` may take for weights, a tile's state and sums. The heuristic places tiles
-# of W_hh within GRID_REGISTERS, as the compiler needs registers, too. Tuning tries more, and sees which configurations
-# spill (tuning/compile_pool.py).
+# of W_hh within GRID_REGISTERS, as the compiler needs registers, too. Tuning tries up to _MAX_GRID_REGISTERS, and drops
+# configurations that spill (tuning/compile_pool.py).
 GRID_REGISTERS = 192
 _MAX_GRID_REGISTERS = 230
 _MAX_STATE_REGISTERS = 64  # of these, for a tile's state
@@ -58,12 +58,13 @@ def unsupported_config_reason(config: Config, problem: Problem, device: Device) 
     )
 
 
-def _is_power_of_two(number: int, least: int, most: int) -> bool:
-    """Return whether ``number`` is a power of two from ``least`` to ``most``."""
-    return least <= number <= most and number & (number - 1) == 0
+def _is_power_of_two(value: int, lowest: int, highest: int) -> bool:
+    """Return whether ``value`` is a power of two from ``lowest`` to ``highest``."""
+    return lowest <= value <= highest and value & (value - 1) == 0
 
 
 def _block_config_reason(config: BlockConfig, shape: Shape) -> str:
+    """Return why ``block`` cannot run in this configuration, or ''."""
     units, num_warps, ahead = config.units, config.num_warps, config.ahead
     if not (_is_power_of_two(units, 16, 128) and _is_power_of_two(num_warps, 1, 8) and _is_power_of_two(ahead, 1, 8)):
         limits = "units must be 16 to 128, num_warps and ahead 1 to 8, all powers of two"
@@ -84,24 +85,30 @@ def _block_config_reason(config: BlockConfig, shape: Shape) -> str:
         return f"register_tiles must be 0 to {most_tiles} in {shape.dtype_text}, got {config.register_tiles}"
     if num_warps * 16 > units:
         return f"num_warps must be at most units / 16, got {num_warps} with units={units}"
-    words = config.register_tiles * units**2 * shape.itemsize / 4 + 3 * config.padded_hidden * config.columns
-    if words > 32 * num_warps * _MAX_BLOCK_REGISTERS:
-        return _too_few_registers_reason(words / (32 * num_warps), _MAX_BLOCK_REGISTERS)
+    threads = 32 * num_warps
+    weight_registers = config.register_tiles * units**2 * shape.itemsize / 4  # of all threads, 4 bytes each
+    sum_registers = 3 * config.padded_hidden * config.columns
+    if weight_registers + sum_registers > threads * _MAX_BLOCK_REGISTERS:
+        return _too_few_registers_reason((weight_registers + sum_registers) / threads, _MAX_BLOCK_REGISTERS)
     return _shared_memory_reason(config.shared_memory(shape.itemsize), shape.device)
 
 
-def _coverage_reason(name: str, tiles: int, units: int, shape: Shape) -> str:
-    """Return why ``tiles`` tiles of ``units`` hidden units do not cover hidden_size, or leave a tile empty, or ''."""
-    if units * (tiles - 1) < shape.hidden_size <= units * tiles:
+def _coverage_reason(field: str, count: int, units: int, shape: Shape) -> str:
+    """Return why hidden_size does not need exactly ``count`` tiles or programs of ``units`` hidden units, or ''.
+
+    ``field`` is the name of the configuration's field that holds ``count``.
+    """
+    if units * (count - 1) < shape.hidden_size <= units * count:
         return ""
-    return f"{name} must be {-(-shape.hidden_size // units)} with units={units}, to hold hidden_size, got {tiles}"
+    return f"{field} must be {-(-shape.hidden_size // units)} with units={units}, to hold hidden_size, got {count}"
 
 
-def _too_few_registers_reason(needed: float, most: int) -> str:
-    return f"too few registers: a thread needs {math.ceil(needed)}, of at most {most}"
+def _too_few_registers_reason(needed: float, limit: int) -> str:
+    return f"too few registers: a thread needs {math.ceil(needed)}, of at most {limit}"
 
 
 def _shared_memory_reason(needed: int, device: Device) -> str:
+    """Return the reason that a program needs more than the device's shared memory, or '' if it does not."""
     if needed <= device.shared_memory:
         return ""
     available = f"{device.name} has {format_bytes(device.shared_memory)}"
@@ -109,6 +116,7 @@ def _shared_memory_reason(needed: int, device: Device) -> str:
 
 
 def _grid_config_reason(config: GridConfig, shape: Shape) -> str:
+    """Return why ``grid`` cannot run in this configuration, or ''."""
     if not _is_power_of_two(config.units, 16, 32) or config.batch not in (8, 16) or config.tiles not in (1, 2):
         got = f"{config.units}, {config.batch} and {config.tiles}"
         return f"units must be 16 or 32, batch 8 or 16, tiles 1 or 2, got {got}"
@@ -132,8 +140,8 @@ def _grid_config_reason(config: GridConfig, shape: Shape) -> str:
     all_tiles = config.weight_tiles(shape.itemsize)
     if not 0 <= config.register_tiles <= all_tiles:
         return f"register_tiles must be 0 to {all_tiles}, got {config.register_tiles}"
-    can_hold_all = config.register_tiles == all_tiles and config.can_use_lanes
-    if shape.is_ieee and config.register_tiles and not can_hold_all:
+    holds_all = config.register_tiles == all_tiles and config.can_use_lanes
+    if shape.is_ieee and config.register_tiles and not holds_all:
         limits = f"0, or all {all_tiles} tiles of W_hh if registers hold them"
         return f"register_tiles in float32 (ieee) must be {limits}, got {config.register_tiles}"
     return out_of_resources_reason(config, shape)
@@ -151,6 +159,7 @@ def out_of_resources_reason(config: GridConfig, shape: Shape) -> str:
 
 
 def _step_config_reason(config: StepConfig, shape: Shape) -> str:
+    """Return why ``step`` cannot run in this configuration, or ''."""
     if not _is_power_of_two(config.units, 16, 32) or not _is_power_of_two(config.batch, 16, 64):
         return f"units must be 16 or 32, batch 16, 32 or 64, got {config.units} and {config.batch}"
     if reason := _coverage_reason("programs", config.programs, config.units, shape):
@@ -159,6 +168,7 @@ def _step_config_reason(config: StepConfig, shape: Shape) -> str:
     if not _is_power_of_two(depth_bytes, 64, 512) or not _is_power_of_two(config.num_warps, 2, 8):
         limits = "depth must be 64 to 512 bytes, num_warps 2 to 8, both powers of two"
         return f"{limits}, got {depth_bytes} and {config.num_warps}"
+    # The warps divide a tile into products of 16 rows and 8 columns, 128 sums each.
     if config.slices == 1 and config.units * config.batch < 128 * config.num_warps and not shape.is_ieee:
         tile = f"{config.units} units and {config.batch} rows"
         return f"{config.num_warps} warps are too many for {tile}: some would repeat the products of others"
@@ -178,7 +188,13 @@ def is_fused_step(config: Config, problem: Problem) -> bool:
 def unsupported_projection_reason(
     projection: Projection | None, config: Config, problem: Problem, device: Device
 ) -> str:
-    """Return why a scan cannot have this input projection, or ''. None stands for our own in the usual tile."""
+    """Return why a scan cannot have this input projection, or ''.
+
+    Args:
+        projection: `CUBLAS`, a tile of our own projection, or None for the usual tile.
+        config: the scan's configuration.
+        problem, device: the call and its device.
+    """
     if is_fused_step(config, problem):
         return "" if projection is None else "a single step has no launch for the projection: the kernel computes it"
     if projection is None:
@@ -193,51 +209,58 @@ def unsupported_projection_reason(
 
 
 def _tile_reason(tile: ProjectionConfig, config: Config, problem: Problem, device: Device) -> str:
-    itemsize, least_cols = problem.dtype.itemsize, max(16, config.rows)
-    if not (_is_power_of_two(tile.rows, 16, 256) and _is_power_of_two(tile.cols, least_cols, 256)):
-        limits = f"a tile's rows must be 16 to 256, cols {least_cols} to 256, both powers of two"
+    """Return why our own projection cannot run in this tile before a scan in ``config``, or ''."""
+    itemsize, min_cols = problem.dtype.itemsize, max(16, config.rows)
+    if not (_is_power_of_two(tile.rows, 16, 256) and _is_power_of_two(tile.cols, min_cols, 256)):
+        limits = f"a tile's rows must be 16 to 256, cols {min_cols} to 256, both powers of two"
         return f"{limits}, got {tile.rows} and {tile.cols}"
     depth_bytes = tile.depth * itemsize
     if not _is_power_of_two(depth_bytes, 32, 256) or not _is_power_of_two(tile.num_warps, 1, 8) or tile.num_stages > 5:
         limits = "a tile's depth must be 32 to 256 bytes, num_warps 1 to 8, both powers of two, num_stages at most 5"
         return f"{limits}, got {depth_bytes}, {tile.num_warps} and {tile.num_stages}"
-    if tile.rows * tile.cols > 32 * tile.num_warps * _MAX_TILE_REGISTERS:
-        return _too_few_registers_reason(tile.rows * tile.cols / (32 * tile.num_warps), _MAX_TILE_REGISTERS)
+    sums_per_thread = tile.rows * tile.cols / (32 * tile.num_warps)
+    if sums_per_thread > _MAX_TILE_REGISTERS:
+        return _too_few_registers_reason(sums_per_thread, _MAX_TILE_REGISTERS)
     return _shared_memory_reason(tile.shared_memory(itemsize), device)
 
 
 def adapt_config(config: Config, problem: Problem, device: Device) -> Config:
-    """Return a configuration that was measured with another batch size, adapted to this problem's."""
+    """Return ``config``, which may have been measured with another batch size, adapted to the problem's batch size.
+
+    Only configurations of ``grid`` depend on the batch size and the device's multiprocessors.
+    """
     if not isinstance(config, GridConfig):
         return config
     return config.adapt_to(problem.batch_size, problem.directions, device.sms)
 
 
 def too_large_reason(config: Config, problem: Problem) -> str:
-    """Return why a problem is too large for a kernel in this configuration, or ''."""
+    """Return why a problem is too large for a scan in this configuration with our own projection, or ''."""
     for name in ("steps", "batch_size", "input_size", "hidden_size"):
         if (size := getattr(problem, name)) > MAX_SIZE:
             return f"{name} {size} is too large: kernels count in 32 bits, up to {MAX_SIZE}"
-    usual_tiles = (
-        projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned) for aligned in (True, False)
-    )
-    projection_reasons = (_too_large_projection_reason(tile, config, problem) for tile in usual_tiles)
-    scan_reason = _too_large_launch_reason(config.launch_grid(problem.batch_size, problem.directions))
-    return scan_reason or next(filter(None, projection_reasons), "")
+    if reason := _too_large_launch_reason(config.launch_grid(problem.batch_size, problem.directions)):
+        return reason
+    for aligned in (True, False):  # the projection of a layer has either tile, by the alignment of the layer's input
+        tile = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned)
+        if reason := _too_large_projection_reason(tile, config, problem):
+            return reason
+    return ""
 
 
 def _too_large_projection_reason(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
     """Return why the projection of one step is too large for a launch, or ''.
 
-    A launch projects several steps only if they fit the workspace, and then its size is no limit.
+    One step is enough to check. A launch projects several steps only if they fit the workspace, so they are few.
     """
     pairs = -(-problem.batch_size // config.rows) * config.rows
     return _too_large_launch_reason(tile.launch_grid(pairs, config.padded_hidden, problem.directions))
 
 
 def _too_large_launch_reason(launch_grid: tuple[int, ...]) -> str:
-    x, y, z = (*launch_grid, 1, 1)[:3]
-    if all(size <= most for size, most in zip((x, y, z), MAX_LAUNCH_GRID)) and x * y * z <= MAX_PROGRAMS:
+    """Return why a launch cannot have this number of programs, by dimension, or ''."""
+    x, y, z = (*launch_grid, 1, 1)[:3]  # missing dimensions have size 1
+    if all(size <= limit for size, limit in zip((x, y, z), MAX_LAUNCH_GRID)) and x * y * z <= MAX_PROGRAMS:
         return ""
     return (
         f"the sizes are too large: a launch would have {x} x {y} x {z} programs, and may have "

@@ -53,8 +53,9 @@ class Bench:
         """Yield each candidate that is compiled within ``seconds``, with the reason to drop it, or ''."""
         if self._torch_device.type == "cpu":
             return ((candidate, "") for candidate in candidates)
-        calls = [functools.partial(compile_candidate, problem, self.device, candidate) for candidate in candidates]
-        return ((call.args[-1], reason) for call, reason in self._pool.run(calls, seconds))
+        tasks = [functools.partial(compile_candidate, problem, self.device, candidate) for candidate in candidates]
+        # The last argument of a task is its candidate.
+        return ((task.args[-1], reason) for task, reason in self._pool.run(tasks, seconds))
 
     def close(self) -> None:
         """End the compiling processes."""
@@ -63,18 +64,19 @@ class Bench:
     @contextlib.contextmanager
     def open_problem(self, problem: Problem) -> Iterator[None]:
         """Set the problem that `judge` and `time_candidates` are about, and keep other tuners off the GPU meanwhile."""
-        short = dataclasses.replace(problem, steps=min(problem.steps, _JUDGED_STEPS))
-        precision = {value: name for name, value in PRECISIONS.items()}[problem.dtype, problem.precision]
-        on_gpu = self._torch_device.type == "cuda"
+        judged_problem = dataclasses.replace(problem, steps=min(problem.steps, _JUDGED_STEPS))
+        precision_names = {value: name for name, value in PRECISIONS.items()}
+        precision = precision_names[problem.dtype, problem.precision]
+        is_on_gpu = self._torch_device.type == "cuda"
         with (
             self._lock_gpu(),
-            torch.cuda.device(self._torch_device) if on_gpu else contextlib.nullcontext(),
+            torch.cuda.device(self._torch_device) if is_on_gpu else contextlib.nullcontext(),
             # Examples are made outside of inference mode, as models are.
-            open_example(short, self._torch_device) as self._judged,
+            open_example(judged_problem, self._torch_device) as self._judged,
             open_example(problem, self._torch_device) as self._timed,
             torch.inference_mode(),
         ):
-            self._judge = Judge.for_call(self._judged.gru, self._judged.x, None, precision, **self._judged.ends)
+            self._judge = Judge.for_call(self._judged.gru, self._judged.x, None, precision, **self._judged.keywords)
             try:
                 yield
             finally:
@@ -86,9 +88,9 @@ class Bench:
             return ""
         try:
             call = self._judged.call
-            _, is_right = self._judge(execute.run(call, _make_plan(self.device, candidate, call.problem)))
+            _, is_correct = self._judge(execute.run(call, _make_plan(self.device, candidate, call.problem)))
             hang.raise_if_hung()
-            return "" if is_right else "wrong: further from float64 than it may be"
+            return "" if is_correct else "wrong: further from float64 than it may be"
         except torch.OutOfMemoryError:
             return "out of memory"
         except Exception as error:
@@ -97,9 +99,10 @@ class Bench:
     def time_candidates(
         self, candidates: list[Candidate], mode: str, rounds: int, seconds: float
     ) -> dict[Candidate, list[float]]:
-        """Return each candidate's call times in milliseconds. The candidates are called in turn.
+        """Return the milliseconds of each call of each candidate.
 
-        A candidate that cannot be timed is left out, with a warning.
+        Each of at most ``rounds`` rounds calls every candidate once. The rounds end early after ``seconds``. A
+        candidate that cannot be timed is left out, with a warning.
         """
         calls, pool = {}, torch.cuda.graph_pool_handle() if mode == "graph" else None
         for candidate in candidates:
@@ -116,7 +119,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _lock_gpu(self) -> Iterator[None]:
-        """Keep other tuners from timing on the GPU, as each would slow down the other."""
+        """Keep other tuners off the GPU, because two tuners that time at once slow each other down."""
         directory = store.user_directory()
         with contextlib.ExitStack() as stack:
             if self._torch_device.type == "cuda" and directory is not None:
@@ -127,24 +130,31 @@ class Bench:
                 except TimeoutError as error:
                     warnings.warn(f"two tuners may be timing on this GPU at once: {error}", stacklevel=2)
                 except OSError:
-                    pass  # A folder that cannot be written takes no lock either.
+                    pass  # A lock file needs a folder that can be written. Tune without it.
             yield
 
 
 def _make_plan(device: Device, candidate: Candidate, problem: Problem) -> Plan:
-    return Plan(problem, device, candidate.kernel, candidate.config, "", "", (), projection=candidate.projection)
+    """Return a plan that runs a candidate. Its reasons are empty, as it is executed and not shown."""
+    return Plan(
+        problem, device, candidate.kernel, candidate.config, source="", reason="", alternatives=(),
+        projection=candidate.projection,
+    )  # fmt: skip
 
 
 def _prepare_call(device: Device, candidate: Candidate, example: Example) -> Callable:
-    """Return a call of the candidate as a model makes it after its first calls."""
-    gru, x, ends = example.gru, example.x, example.ends
-    if candidate == TORCH and not ends and not gru.reverse:
+    """Return a function that runs the candidate on the example, as a model runs it after its first calls.
+
+    If calls of a model are served by a cached route, the function uses that route, too.
+    """
+    gru, x, keywords = example.gru, example.x, example.keywords
+    if candidate == TORCH and not keywords and not gru.reverse:
         return functools.partial(nn.GRU.forward, gru, x)
     plan = _make_plan(device, candidate, example.call.problem)
     module = copy.copy(gru)
-    if not ends and candidate != TORCH:
-        for _ in range(2):  # the second call of a signature is prepared
-            call_cache.keep_route(module, x, None, example.call, plan, *execute.run(example.call, plan))
+    if not keywords and candidate != TORCH:
+        for _ in range(2):  # the cache prepares a route at the second call of a signature
+            call_cache.cache_route(module, x, None, example.call, plan, *execute.run(example.call, plan))
         if call_cache.find_route(module, x, None):
             return functools.partial(module, x)
-    return lambda: execute.run(bind_gru(module, x, None, **ends), plan)
+    return lambda: execute.run(bind_gru(module, x, None, **keywords), plan)

@@ -34,7 +34,8 @@ MAX_STACK_BYTES = 384
 class AbsentDriver:
     """A Triton driver for a GPU that this machine lacks.
 
-    Its current device is the name of the `Device`, so that kernels' caches keep GPUs apart.
+    It has the methods that Triton calls to compile. The device's name stands for its index, so that the caches of
+    kernels keep GPUs apart.
     """
 
     def __init__(self, device: Device):
@@ -51,17 +52,21 @@ class AbsentDriver:
 
 
 def set_compile_target(device: Device) -> None:
-    """Set the GPU that Triton compiles for in this process."""
+    """Make Triton compile for ``device`` in this process, even if this machine lacks that GPU."""
     driver.set_active(AbsentDriver(device))
 
 
 def compile_candidate(problem: Problem, device: Device, candidate: Candidate) -> str:
-    """Compile all launches of a call, for a GPU that this machine may lack. Return the reason to drop it, or ''."""
+    """Compile all launches of a candidate's call, for a GPU that this machine may lack.
+
+    Return the reason to drop the candidate, or ''.
+    """
     set_compile_target(device)
     try:
         *projection, scan = compile_call(problem, candidate, device)
-        judged = [scan, *projection] if candidate.projection else [scan]
-        stack = max(map(stack_bytes, judged))
+        # The usual projection is the same in all candidates, so its spills are no reason to drop one of them.
+        judged_kernels = [scan, *projection] if candidate.projection else [scan]
+        stack = max(map(stack_bytes, judged_kernels))
     finally:
         driver.set_active(None)  # this machine's GPU again
     return "it spills registers" if stack > MAX_STACK_BYTES else ""
@@ -104,40 +109,46 @@ def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
 
 
 class Pool:
-    """A pool of processes that make calls until it is closed. Each call has ``seconds_each``.
+    """A pool of processes that run functions until the pool is closed.
 
     The processes import from the same folders and see the same GPUs as this one. A process that dies or takes too long
     is replaced.
+
+    Args:
+        seconds_each: seconds that a function may take. The compiler needs very long for some configurations, which
+            would hold up all others.
     """
 
-    def __init__(self, seconds_each: int = 120):  # some configurations take the compiler very long; others wait
+    def __init__(self, seconds_each: int = 120):
         self._seconds_each = seconds_each
         self._workers = [_Worker() for _ in range(min(len(os.sched_getaffinity(0)), _MAX_WORKERS))]
 
     def run(self, calls: Iterable[Callable], seconds: float = math.inf) -> Iterator[tuple[Callable, str]]:
-        """Begin calls in their order, and yield each that ends within ``seconds``, with a text.
+        """Call each of ``calls``, picklable functions, in a process. Yield (function, text) as each call ends.
 
-        The text is the call's result, or why the call failed. It is empty if the result is empty or None.
+        The text is the result, '' for an empty result or None, or the reason why the call failed. A call that takes
+        longer than ``seconds_each`` has failed. After ``seconds``, calls that have not begun or not ended are dropped
+        without a result.
         """
         end = time.monotonic() + seconds
-        todo = [(call, pickle.dumps(call)) for call in calls][::-1]
-        idle, busy = [*self._workers], {}
+        waiting = [(call, pickle.dumps(call)) for call in calls][::-1]  # the last one is begun first
+        idle, busy = [*self._workers], {}  # busy: worker -> (call, deadline)
         try:
-            while busy or (todo and time.monotonic() < end):
-                while todo and idle and time.monotonic() < end:
-                    (call, task), worker = todo.pop(), idle.pop()
-                    worker.begin(task)
+            while busy or (waiting and time.monotonic() < end):
+                while waiting and idle and time.monotonic() < end:
+                    (call, pickled_call), worker = waiting.pop(), idle.pop()
+                    worker.begin(pickled_call)
                     busy[worker] = call, min(end, time.monotonic() + self._seconds_each)
                 next_deadline = min((deadline for _, deadline in busy.values()), default=end)
                 answered = wait(busy, max(0.0, next_deadline - time.monotonic()))
-                done = [worker for worker in busy if worker in answered or busy[worker][1] <= time.monotonic()]
-                for worker in done:
+                is_overdue = {worker: deadline <= time.monotonic() for worker, (_, deadline) in busy.items()}
+                for worker in [worker for worker in busy if worker in answered or is_overdue[worker]]:
                     call, deadline = busy.pop(worker)
                     idle.append(worker)
                     if worker in answered:
                         yield call, worker.receive_answer()
                         continue
-                    worker.kill()
+                    worker.kill()  # the worker's next call starts a new process
                     if deadline < end:
                         yield call, f"not compiled within {self._seconds_each} s"
         finally:
@@ -151,19 +162,20 @@ class Pool:
 
 
 class _Worker:
-    """A process that makes one call after another. It starts with the first call, and again after it was killed."""
+    """A process that runs one function after another. The first function starts it, as does the next after `kill`."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
 
-    def begin(self, task: bytes) -> None:
+    def begin(self, pickled_call: bytes) -> None:
+        """Send a function to the process, which is started if necessary."""
         if self._process is None:
             self._start()
         with contextlib.suppress(OSError):  # the process has died; `receive_answer` reports it
-            self._connection.send_bytes(task)
+            self._connection.send_bytes(pickled_call)
 
     def receive_answer(self) -> str:
-        """Return the answer, or that the process has died, with the last line that it printed."""
+        """Return the text that the process sends. If the process has died, return that, with its last printed line."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
@@ -173,10 +185,11 @@ class _Worker:
             return " ".join(["the compiler crashed", *lines[-1:]])[:170]
 
     def fileno(self) -> int:
-        """Return a file descriptor that becomes readable when the answer comes, for `wait`."""
+        """Return a file descriptor that becomes readable when the process answers or dies. `wait` calls this method."""
         return self._connection.fileno()
 
     def kill(self) -> None:
+        """End the process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -185,13 +198,15 @@ class _Worker:
             self._process = None
 
     def _start(self) -> None:
+        """Start the process, with a connection to it and a temporary file for its output."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
-        self._connection, remote = Pipe()
-        with remote:
-            code = f"from {__name__} import serve; serve({remote.fileno()}, {_name_main_module()!r})"
+        self._connection, worker_end = Pipe()
+        with worker_end:
+            call = f"answer_calls({worker_end.fileno()}, {_name_main_module()!r})"
+            code = f"from {__name__} import answer_calls; {call}"
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], env=environment, pass_fds=[remote.fileno()],
+                [sys.executable, "-c", code], env=environment, pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL, stdout=self._printed, stderr=self._printed,
             )  # fmt: skip
 
@@ -202,24 +217,30 @@ def _name_main_module() -> str:
     return main.__spec__.name if main.__spec__ else pathlib.Path(getattr(main, "__file__", "")).stem
 
 
-def serve(connection: int, main: str) -> None:
-    """Make the calls that another process sends by the file descriptor ``connection``.
+def answer_calls(file_descriptor: int, main_module: str) -> None:
+    """Run the pickled functions that the parent process sends, until the parent closes the connection.
 
-    The other process runs the module ``main`` as its ``__main__``.
+    Answer each with the text of its result, or with a summary of its error. This is the main function of a worker.
+
+    Args:
+        file_descriptor: the worker's end of the connection.
+        main_module: the name of the module that the parent runs as ``__main__``. Functions of that module are pickled
+            as members of ``__main__``, which is another module here.
     """
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str):
-            return super().find_class(main if module == "__main__" else module, name)
+            return super().find_class(main_module if module == "__main__" else module, name)
 
-    with contextlib.suppress(EOFError), Connection(connection) as remote:
+    with contextlib.suppress(EOFError), Connection(file_descriptor) as parent:
         while True:
-            task = io.BytesIO(remote.recv_bytes())
+            pickled_call = io.BytesIO(parent.recv_bytes())
             try:
-                answer = str(Unpickler(task).load()() or "")
+                call = Unpickler(pickled_call).load()
+                answer = str(call() or "")
             except Exception as error:
                 answer = summarize_error(error)
-            remote.send(answer)
+            parent.send(answer)
 
 
 def summarize_error(error: Exception) -> str:

@@ -15,22 +15,23 @@ from ..plan.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A module and the arguments of a call of it.
+    """A module, and the arguments of a call of this module.
 
     Attributes:
-        ends: the arguments ``lengths`` and ``resets`` of the call, if it has them.
-        call: the call, bound.
+        x: the input.
+        keywords: the keyword arguments ``lengths`` and ``resets`` of the call, those that the problem has.
+        call: the call, bound by `bind_gru`.
     """
 
     gru: GRU
     x: Tensor | PackedSequence
-    ends: dict[str, Tensor]
+    keywords: dict[str, Tensor]
     call: Call
 
 
 @contextlib.contextmanager
 def open_example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
-    """Yield an example. Meanwhile torch's precision of fp32 products is the problem's."""
+    """Yield an example call of a problem. Within the context, torch has the problem's precision of fp32 products."""
     with pin_fp32_precision(problem.dtype, problem.precision):
         yield _make_example(problem, device)
 
@@ -62,19 +63,20 @@ def shorten_problem(problem: Problem) -> Problem:
 
 
 def _make_example(problem: Problem, device: torch.device | str) -> Example:
+    """Return a GRU in eval() of a problem's options, and a call of that GRU."""
     gru = GRU(
         problem.input_size, problem.hidden_size, problem.num_layers, bidirectional=problem.bidirectional,
         reset_after=problem.reset_after, reverse=problem.reverse, device=device, dtype=problem.dtype,
     ).eval()  # fmt: skip
     steps, batch = problem.steps, problem.batch_size
     x = torch.randn(steps, batch, problem.input_size, device=device).to(problem.dtype)
-    ends = {}
+    keywords = {}
     # Lengths from T down to T / 4, evenly spaced. This is a guess: typical lengths are unknown.
     lengths = torch.linspace(steps, max(1, steps // 4), batch, device="cpu").round().long()
     if problem.layout == "packed":
         x = pack_padded_sequence(x, lengths)
     elif problem.layout == "lengths":
-        ends["lengths"] = lengths.to(device)
+        keywords["lengths"] = lengths.to(device)
     if problem.resets:
-        ends["resets"] = torch.rand(steps, batch, device=device) < 1 / 32
-    return Example(gru, x, ends, bind_gru(gru, x, None, **ends))
+        keywords["resets"] = torch.rand(steps, batch, device=device) < 1 / 32  # a guess: typical resets are unknown
+    return Example(gru, x, keywords, bind_gru(gru, x, None, **keywords))

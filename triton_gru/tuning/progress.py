@@ -10,6 +10,7 @@ from ..plan.problem import Key
 from ..units import format_count, format_duration
 
 INTERVAL = 1.0  # seconds between two reports about the same shape
+# (dtype without "torch.", precision of products) -> name, such as "tf32".
 _NAMES = {(str(dtype)[6:], precision): name for name, (dtype, precision) in PRECISIONS.items()}
 
 
@@ -56,7 +57,7 @@ class Tracker:
     """
 
     def __init__(self, candidates: dict[Key, int], end: float, report: ReportProgress):
-        self._keys, self._counts = list(candidates), [max(1, number) for number in candidates.values()]
+        self._keys, self._counts = list(candidates), [max(1, count) for count in candidates.values()]
         self._start, self._end = time.monotonic(), end
         self._number, self._reported_at = 0, 0.0
         self.report = report
@@ -72,14 +73,15 @@ class Tracker:
             self._report(doing, fraction_done)
 
     def _report(self, doing: str, fraction_done: float) -> None:
+        """Report the activity, the share of all shapes' work that is done, and the time left."""
         self._reported_at = time.monotonic()
         index = self._number - 1
         done = sum(self._counts[:index]) + fraction_done * self._counts[index]
         total = sum(self._counts)
-        # The time left at the pace so far, but not more than the rest of the budget.
+        # The estimate assumes the pace so far, and never exceeds the rest of the budget. It is infinite if unknown.
         elapsed = self._reported_at - self._start
-        at_pace = elapsed / done * (total - done) if done else float("inf")
-        left = min(at_pace, max(0.0, self._end - self._reported_at))
+        seconds_at_pace = elapsed / done * (total - done) if done else float("inf")
+        seconds_left = min(seconds_at_pace, max(0.0, self._end - self._reported_at))
         self.report(
             Progress(
                 self._number,
@@ -87,13 +89,13 @@ class Tracker:
                 self._keys[index],
                 doing,
                 done / total,
-                None if left == float("inf") else left,
+                None if seconds_left == float("inf") else seconds_left,
             )
         )
 
 
 def describe_shape(key: Key) -> str:
-    """Return a short text for a shape. I is left out if it equals H, and options at their defaults too."""
+    """Return a short text for a shape. I is left out if it equals H, and so are options at their defaults."""
     precision = _NAMES.get((key.dtype, key.precision), key.dtype)
     parts = [precision, f"H={key.hidden_size}"]
     parts += [f"I={key.input_size}"] * (key.input_size != key.hidden_size)

@@ -27,7 +27,8 @@ _COMPILING_SHARE = 0.7  # of the time that is left
 # Other projections are tried only for kernels that can still win: those that take at most this many times as long as
 # the fastest kernel.
 _MAX_PROJECTED_RATIO = 1.3
-# Tables store this text. If it changes, entries that were cut short count as complete.
+# Tables store this text, which marks entries that were cut short. If the text changes, such entries of older tables are
+# taken for complete.
 SKIPPED_BUDGET = "not tried: the time was over"
 
 # (candidate, median milliseconds in the last mode), the fastest first.
@@ -49,7 +50,10 @@ _PROJECTION_COMPILING, _PROJECTION_CHECKING, _PROJECTION_TIMING = _Stage(0.7, 0.
 
 
 class Run:
-    """The tuning of one problem, in about ``seconds``."""
+    """The tuning of one problem, in about ``seconds``.
+
+    Its methods report to ``progress``, and count the reasons why candidates are dropped.
+    """
 
     def __init__(self, problem: Problem, bench: Bench, seconds: float, progress: Tracker):
         self._problem, self._bench, self._progress = problem, bench, progress
@@ -69,7 +73,8 @@ class Run:
     def tune(self) -> tuple[Entry, Ranking] | None:
         """Return the table entry and the ranking; None if no kernel serves the problem, or no candidate runs."""
         key = self._problem.key()
-        others = [each for each in candidates(self._problem, self._bench.device) if each not in self._required]
+        all_candidates = candidates(self._problem, self._bench.device)
+        others = [candidate for candidate in all_candidates if candidate not in self._required]
         if not self._required:
             self._progress.report(f"{describe_shape(key)}: no kernel serves it")
             return None
@@ -77,8 +82,8 @@ class Run:
         required = ([] if self._problem.nn_gru_unsupported_reason else [TORCH]) + compiled
         compiled += self._compile(others, _COMPILING_SHARE * self._seconds_left, _SCAN_COMPILING)
         with self._bench.open_problem(self._problem):
-            right = self._check(required, compiled, _SCAN_CHECKING)
-            screened = self._screen(right, _SCAN_TIMING)
+            correct = self._check(required, compiled, _SCAN_CHECKING)
+            screened = self._screen(correct, _SCAN_TIMING)
         projected = self._vary_projections(screened)
         # Not within `open_problem`: compiling would disturb another tuner that times meanwhile.
         compiled = self._compile(projected, _COMPILING_SHARE * self._seconds_left, _PROJECTION_COMPILING)
@@ -86,7 +91,7 @@ class Run:
             screened |= self._screen(self._check([], compiled, _PROJECTION_CHECKING), _PROJECTION_TIMING)
             finals = self._time_finalists(screened)
         if not any(finals.values()):
-            reasons = "; ".join(f"{number} {reason}" for reason, number in self._failed.most_common(3))
+            reasons = "; ".join(f"{count} {reason}" for reason, count in self._failed.most_common(3))
             self._progress.report(f"{describe_shape(key)}: nothing runs: {reasons}")
             return None
         winner, results = choose_winner(self._incumbents, self._untuned, finals)
@@ -100,6 +105,7 @@ class Run:
 
     @property
     def _seconds_left(self) -> float:
+        """Return the seconds that are left for this problem, below 0 if the time is over."""
         return self._end - time.monotonic()
 
     def _report(self, doing: str, fraction: float, stage: _Stage) -> None:
@@ -107,7 +113,7 @@ class Run:
         self._progress.update(doing, stage.start + fraction * (stage.end - stage.start))
 
     def _compile(self, todo: list[Candidate], seconds: float, stage: _Stage) -> list[Candidate]:
-        """Return the candidates that compile within ``seconds``."""
+        """Return the candidates of ``todo`` that compile within ``seconds``."""
         compiled, failed = [], 0
         for candidate, reason in self._bench.compile(self._problem, todo, seconds) if todo else ():
             if reason:
@@ -121,42 +127,43 @@ class Run:
         return compiled
 
     def _check(self, required: list[Candidate], compiled: list[Candidate], stage: _Stage) -> list[Candidate]:
-        """Return the candidates whose results are right. ``required`` ones run even if the time is over."""
-        right, todo = [], list(dict.fromkeys(required + compiled))
+        """Return the candidates whose results are correct. ``required`` ones are checked even if the time is over."""
+        correct, todo = [], list(dict.fromkeys(required + compiled))
         for done, candidate in enumerate(todo):
             self._report(f"checking {done} of {len(todo)}", done / len(todo), stage)
             is_too_late = self._seconds_left < 0 and candidate not in required
             if reason := SKIPPED_BUDGET if is_too_late else self._bench.judge(candidate):
                 self._failed[reason] += 1
             else:
-                right.append(candidate)
-        return right
+                correct.append(candidate)
+        return correct
 
-    def _screen(self, right: list[Candidate], stage: _Stage) -> dict[Candidate, Times]:
+    def _screen(self, correct: list[Candidate], stage: _Stage) -> dict[Candidate, Times]:
         """Return the times of a few calls of each candidate that can be timed."""
         bench, screened = self._bench, {}
-        for first in range(0, len(right), _GROUP_SIZE):
-            group = right[first : first + _GROUP_SIZE]
-            self._report(f"timing {first} of {len(right)}", first / len(right), stage)
-            if first > 0 and self._seconds_left < 0:
+        for start in range(0, len(correct), _GROUP_SIZE):
+            group = correct[start : start + _GROUP_SIZE]
+            self._report(f"timing {start} of {len(correct)}", start / len(correct), stage)
+            if start > 0 and self._seconds_left < 0:
                 self._failed[SKIPPED_BUDGET] += len(group)
                 continue
-            times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, max(1.0, self._seconds_left / 4))
+            seconds = max(1.0, self._seconds_left / 4)
+            times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, seconds)
             self._failed += Counter({"it could not be timed": len(group) - len(times)})
             screened |= {candidate: quantiles(milliseconds) for candidate, milliseconds in times.items()}
         return screened
 
     def _vary_projections(self, screened: dict[Candidate, Times]) -> list[Candidate]:
-        """Return the fastest candidate of each kernel with other projections, if it is fast enough to win."""
+        """Return the fastest candidate of each kernel with other projections. Kernels that cannot win are left out."""
         fastest = {}
         for candidate in sorted(screened, key=_median_of(screened)):
             if candidate != TORCH:
                 fastest.setdefault(candidate.kernel, candidate)
-        least = min((screened[candidate].p50 for candidate in fastest.values()), default=0.0)
+        fastest_ms = min((screened[candidate].p50 for candidate in fastest.values()), default=0.0)
         varied = [
             candidate._replace(projection=projection)
             for candidate in fastest.values()
-            if screened[candidate].p50 <= _MAX_PROJECTED_RATIO * least
+            if screened[candidate].p50 <= _MAX_PROJECTED_RATIO * fastest_ms
             for projection in projections(self._problem, candidate.config, self._bench.device)
         ]
         return [candidate for candidate in varied if candidate not in screened]
@@ -169,15 +176,19 @@ class Run:
         for name in IMPLEMENTATIONS:
             finalists += [candidate for candidate in by_time if candidate.name == name][:_FINALISTS]
         finalists = list(dict.fromkeys(finalists))
-        finals = {
+        times_by_mode = {
             mode: bench.time_candidates(finalists, mode, _FINAL_ROUNDS, max(2.0, self._seconds_left / 2))
             for mode in bench.modes
         }
-        timed = [candidate for candidate in finalists if all(candidate in times for times in finals.values())]
-        return {mode: {candidate: quantiles(times[candidate]) for candidate in timed} for mode, times in finals.items()}
+        timed = [candidate for candidate in finalists if all(candidate in times for times in times_by_mode.values())]
+        return {
+            mode: {candidate: quantiles(times[candidate]) for candidate in timed}
+            for mode, times in times_by_mode.items()
+        }
 
 
 def _median_of(times: dict[Candidate, Times]) -> Callable[[Candidate], float]:
+    """Return a sort key: the function from a candidate to its median time."""
     return lambda candidate: times[candidate].p50
 
 
@@ -185,11 +196,12 @@ def _find_incumbents(problem: Problem, bench: Bench) -> dict[str, Candidate]:
     """Return the candidates that plans take now: implementation -> candidate, and "" -> the candidate of ``"auto"``."""
     incumbents = {"": _candidate_of_plan(choose(problem, bench.device))}
     for kernel in HEURISTICS:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):  # the kernel cannot serve this problem
             candidate = _candidate_of_plan(choose(problem, bench.device, kernel))
             incumbents[candidate.name] = candidate
     return incumbents
 
 
 def _candidate_of_plan(plan: Plan) -> Candidate:
+    """Return the candidate that a plan runs."""
     return Candidate(plan.kernel, plan.config, plan.projection)

@@ -47,32 +47,34 @@ def shapes_of(
         is_cell = isinstance(module, _CELLS)
         module_dtype = dtype or (module.weight_hh if is_cell else module.weight_hh_l0).dtype
         sizes = itertools.product(batch_sizes, (1,) if is_cell else steps)
-        problems += [Options.from_module(module).to_problem(number, batch, module_dtype) for batch, number in sizes]
+        options = Options.from_module(module)
+        problems += [options.to_problem(num_steps, batch, module_dtype) for batch, num_steps in sizes]
     return [problem for problem in dict.fromkeys(problems) if problem.dtype in DTYPES.values()]
 
 
 class Recorded(Sequence[Problem]):
-    """A sequence of problems to tune. Problems whose calls took the most steps in total come first.
+    """A sequence of problems to tune. The problems whose calls took the most steps in total come first.
 
     Attributes:
-        seen: a count of the calls of each problem, with its exact number of steps.
+        seen: problem, with its exact number of steps -> number of calls.
         largest: key -> the problem with the largest batch. Tuning does not distinguish problems of one key.
     """
 
     def __init__(self) -> None:
         self.seen: Counter[Problem] = Counter()
-        self._calls: Counter[Key] = Counter()
+        self._total_steps: Counter[Key] = Counter()  # steps of all calls, times layers
         self.largest: dict[Key, Problem] = {}
 
     def count_call(self, problem: Problem, calls: int = 1) -> None:
-        """Count calls of a problem. To be tuned, its steps are rounded up to a power of two."""
+        """Count calls of a problem. The problem to tune has the steps rounded up to a power of two."""
         self.seen[problem] += calls
-        self.add(dataclasses.replace(problem, steps=1 << (problem.steps - 1).bit_length()), calls)
+        rounded_steps = 1 << (problem.steps - 1).bit_length()
+        self.add(dataclasses.replace(problem, steps=rounded_steps), calls)
 
     def add(self, problem: Problem, calls: int = 1) -> None:
         """Add a problem to tune, with the weight of ``calls`` calls."""
         key = problem.key()
-        self._calls[key] += calls * problem.steps * problem.num_layers
+        self._total_steps[key] += calls * problem.steps * problem.num_layers
         if key not in self.largest or problem.batch_size > self.largest[key].batch_size:
             self.largest[key] = problem
 
@@ -84,7 +86,7 @@ class Recorded(Sequence[Problem]):
         Raises:
             OSError: the file cannot be written. An existing file stays unchanged.
         """
-        seen = [_as_json(problem) | {"calls": calls} for problem, calls in self.seen.items()]
+        seen = [_problem_to_json(problem) | {"calls": calls} for problem, calls in self.seen.items()]
         store.replace_file(pathlib.Path(path), json.dumps({"schema": SCHEMA, "problems": seen}, indent=1))
 
     @classmethod
@@ -104,7 +106,8 @@ class Recorded(Sequence[Problem]):
                 raise ValueError("it has no list of problems")
             for number, raw in enumerate(content["problems"]):
                 try:
-                    recorded.count_call(*_from_json(raw))
+                    problem, calls = _problem_from_json(raw)
+                    recorded.count_call(problem, calls)
                 except ValueError as error:
                     raise ValueError(f"problem {number}: {error}") from None
         except ValueError as error:
@@ -118,7 +121,7 @@ class Recorded(Sequence[Problem]):
     def __getitem__(self, index: slice) -> list[Problem]: ...
 
     def __getitem__(self, index):
-        return [self.largest[key] for key, _ in self._calls.most_common()][index]
+        return [self.largest[key] for key, _ in self._total_steps.most_common()][index]
 
     def __len__(self) -> int:
         return len(self.largest)
@@ -134,25 +137,26 @@ _CHOICES = {
 _SIZES = ("steps", "batch_size", "input_size", "hidden_size", "num_layers")
 
 
-def _as_json(problem: Problem) -> dict:
+def _problem_to_json(problem: Problem) -> dict:
+    """Return the fields of a problem that JSON can hold. The dtype is a name such as "float16"."""
     values = {name: getattr(problem, name) for name in (*_SIZES, *_CHOICES)}
     return values | {"dtype": str(problem.dtype)[6:]}
 
 
-def _from_json(raw) -> tuple[Problem, int]:
+def _problem_from_json(raw) -> tuple[Problem, int]:
     """Return a problem and its number of calls. Raise ValueError if a field is missing, unknown or invalid."""
     if not isinstance(raw, dict) or set(raw) != {*_SIZES, *_CHOICES, "calls"}:
         raise ValueError(f"it must have exactly the fields {', '.join((*_SIZES, *_CHOICES))} and calls")
     for name, value in raw.items():
-        largest = (1 << 53) if name == "calls" else (1 << 31)
+        max_value = (1 << 53) if name == "calls" else (1 << 31)
         if name in _CHOICES:
             is_valid = any(type(value) is type(choice) and value == choice for choice in _CHOICES[name])
         else:
-            is_valid = type(value) is int and 1 <= value <= largest
+            is_valid = type(value) is int and 1 <= value <= max_value
         if not is_valid:
             raise ValueError(f"{name} may not be {str(value)[:100]!r}")
-    sizes = {name: value for name, value in raw.items() if name != "calls"}
-    return Problem(**sizes | {"dtype": DTYPES[raw["dtype"]]}), raw["calls"]
+    fields = {name: value for name, value in raw.items() if name != "calls"}
+    return Problem(**fields | {"dtype": DTYPES[raw["dtype"]]}), raw["calls"]
 
 
 @contextlib.contextmanager
@@ -215,17 +219,18 @@ def _call_and_record(module, *args, **kwargs):
     ]
     if has_known_forward and not (module.training and torch.is_grad_enabled()):
         arguments = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
-        problem = _problem_of_call(module, arguments, output)
+        problem = _find_problem(module, arguments, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
             for recorded in list(_recorders):
                 recorded.count_call(problem)
     return output
 
 
-def _problem_of_call(module, arguments: dict, output) -> Problem | None:
-    """Return the problem of a call; None if its tensors are not plain data.
+def _find_problem(module, arguments: dict, output) -> Problem | None:
+    """Return the problem of the call ``module(**arguments)``; None if the tensors of the call are not plain data.
 
-    It is also None if a user's hook has replaced the input in ``arguments`` by one of another type or size.
+    It is also None if the output does not fit the input. Then a user's hook has replaced the input by an input of
+    another type or size.
     """
     input = arguments.get("input")
     is_cell, is_packed = isinstance(module, _CELLS), isinstance(input, PackedSequence)

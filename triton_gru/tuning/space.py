@@ -51,31 +51,46 @@ _MAX_COST_RATIO = 3.0
 
 
 def candidates(problem: Problem, device: Device) -> list[Candidate]:
-    """Return the candidates to compile for a problem: each kernel's heuristic, then others from the cheapest on."""
-    heuristics = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
-    first = [candidate for candidate in heuristics if not isinstance(candidate.config, str)]
+    """Return the candidates to compile for a problem.
+
+    The heuristic's configuration of each kernel comes first. The others follow in the order of their estimated cost,
+    without those above `_MAX_COST_RATIO`. The list is empty if no kernel serves the problem.
+    """
+    proposals = [Candidate(kernel, heuristic(kernel, problem, device)) for kernel in HEURISTICS]
+    # A text in place of a configuration is the reason why the kernel cannot serve.
+    heuristics = [candidate for candidate in proposals if not isinstance(candidate.config, str)]
     space = [Candidate(kernel, config) for kernel in HEURISTICS for config in _SPACES[kernel](problem, device)]
-    runnable = first + [each for each in space if not unsupported_config_reason(each.config, problem, device)]
+    runnable = heuristics + [
+        candidate for candidate in space if not unsupported_config_reason(candidate.config, problem, device)
+    ]
     costs = {candidate: estimate_call_cost(problem, candidate.config, device).total for candidate in runnable}
-    limit = _MAX_COST_RATIO * min(costs.values(), default=0.0)
-    return list(dict.fromkeys(first + [each for each in sorted(costs, key=costs.get) if costs[each] <= limit]))
+    max_cost = _MAX_COST_RATIO * min(costs.values(), default=0.0)
+    cheap = [candidate for candidate in sorted(costs, key=costs.get) if costs[candidate] <= max_cost]
+    return list(dict.fromkeys(heuristics + cheap))
 
 
 def projections(problem: Problem, config: Config, device: Device) -> list[Projection]:
-    """Return the projections to try for a scan's inputs besides the usual one: cuBLAS, and our kernel's other tiles."""
+    """Return the input projections to try with the scan of ``config``: cuBLAS, and other tiles of our kernel.
+
+    The usual tile is left out, as it is tried with every scan.
+    """
     tiles = (
-        ProjectionConfig(rows, cols, depth // problem.dtype.itemsize, warps, stages)
-        for rows, cols, depth, warps, stages in (_IEEE_TILES if problem.is_ieee else _TILES)
+        ProjectionConfig(gate_units, pairs, depth_bytes // problem.dtype.itemsize, warps, stages)
+        for gate_units, pairs, depth_bytes, warps, stages in (_IEEE_TILES if problem.is_ieee else _TILES)
     )
-    usual = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
-    # Our kernel has only one tile for rows that are not aligned to 16 bytes.
+    usual_tile = projection_config(problem.hidden_size, problem.dtype, problem.precision, aligned=True)
+    # Our kernel has only one tile for input rows that are not aligned to 16 bytes. Here no layer has aligned rows.
     if all(size * problem.dtype.itemsize % 16 for size, _ in problem.input_sizes):
         tiles = ()
-    others = (projection for projection in (CUBLAS, *tiles) if projection != usual)
-    return [each for each in others if not unsupported_projection_reason(each, config, problem, device)]
+    return [
+        projection
+        for projection in (CUBLAS, *tiles)
+        if projection != usual_tile and not unsupported_projection_reason(projection, config, problem, device)
+    ]
 
 
-# (rows, columns, bytes of depth, warps, stages), from tiles for a few rows to tiles for thousands.
+# (gate units, (step, batch row) pairs, bytes of depth, warps, stages), from tiles for a few pairs to tiles for many.
+# The depth is the part of an input row that an iteration of the loop sums over.
 _TILES = (
     (64, 16, 256, 4, 4), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 64, 128, 4, 3), (128, 64, 128, 4, 4),
     (64, 128, 128, 4, 3), (128, 128, 128, 4, 3), (128, 128, 128, 8, 3), (128, 128, 64, 4, 4), (256, 64, 128, 8, 3),
@@ -84,26 +99,38 @@ _TILES = (
 _IEEE_TILES = ((32, 32, 64, 4, 2), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2), (128, 64, 64, 8, 2), (64, 32, 128, 4, 2))
 
 
-def _block_space(problem: Problem, device: Device) -> Iterator[BlockConfig]:
-    start = heuristic("block", problem, device)
-    if isinstance(start, str):
+def _vary_block(problem: Problem, device: Device) -> Iterator[BlockConfig]:
+    """Yield variations of the heuristic's configuration of ``block``. Yield nothing if the kernel cannot serve."""
+    base = heuristic("block", problem, device)
+    if isinstance(base, str):  # the reason why the kernel cannot serve
         return
-    all_tiles = 3 * start.tiles**2
-    in_registers = sorted({0, start.register_tiles, *((3, 6, 9) if start.tiles > 1 else (all_tiles,))})
-    warps = (start.num_warps // 2, start.num_warps, 2 * start.num_warps)
-    for batch, ahead, number, registers in itertools.product((2, 8, 16), (1, 2, 4), warps, in_registers):
-        yield replace(start, batch=batch, ahead=ahead, num_warps=number, register_tiles=registers)
+    # W_hh has 3 * tiles**2 tiles. The number of them in registers is 0, the heuristic's, or one of these: all three if
+    # W_hh has only three, else up to nine.
+    tile_counts = (3, 6, 9) if base.tiles > 1 else (3 * base.tiles**2,)
+    register_tile_counts = sorted({0, base.register_tiles, *tile_counts})
+    warp_counts = (base.num_warps // 2, base.num_warps, 2 * base.num_warps)
+    for batch, ahead, num_warps, register_tiles in itertools.product(
+        (2, 8, 16), (1, 2, 4), warp_counts, register_tile_counts
+    ):
+        yield replace(base, batch=batch, ahead=ahead, num_warps=num_warps, register_tiles=register_tiles)
 
 
-def _step_space(problem: Problem, device: Device) -> Iterator[StepConfig]:
-    batches = [batch for batch in (16, 32, 64) if batch == 16 or batch < 2 * problem.batch_size]
-    depths = [size // problem.dtype.itemsize for size in (128, 256, 512)]
-    for units, batch, depth, warps, stages in itertools.product((16, 32), batches, depths, (4, 8), (2, 3, 4)):
-        yield StepConfig(units, -(-problem.hidden_size // units), batch, depth, warps, stages)
+def _list_step(problem: Problem, device: Device) -> Iterator[StepConfig]:
+    """Yield configurations of ``step`` that cover the hidden size. Not all of them can run on the device."""
+    # Batch tiles of twice the batch or more would be half padding or more. 16 rows is the smallest tile.
+    batch_tiles = [rows for rows in (16, 32, 64) if rows == 16 or rows < 2 * problem.batch_size]
+    # An iteration of the loop sums over 128, 256 or 512 bytes of a row of W_hh.
+    depths = [row_bytes // problem.dtype.itemsize for row_bytes in (128, 256, 512)]
+    for units, batch, depth, num_warps, num_stages in itertools.product(
+        (16, 32), batch_tiles, depths, (4, 8), (2, 3, 4)
+    ):
+        programs = -(-problem.hidden_size // units)  # rounded up
+        yield StepConfig(units, programs, batch, depth, num_warps, num_stages)
 
 
+# kernel -> function that yields the configurations to try. Not all of them can run on the device.
 _SPACES = {
-    "block": _block_space,
+    "block": _vary_block,
     "grid": lambda problem, device: cut_grid(problem.shape_on(device)),
-    "step": _step_space,
+    "step": _list_step,
 }

@@ -10,9 +10,9 @@ from ..plan.problem import Problem
 
 # (dtype, precision of products). The library is made for fp16 and TF32.
 _FP16, _TF32, _BF16 = (torch.float16, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee")
-_MAIN = _FP16, _TF32
-_SIZES = 512, 1024, 256  # hidden sizes, the most used first
-_LONG = 64  # steps of a sequence
+_MAIN_PRECISIONS = _FP16, _TF32
+_MAIN_SIZES = 512, 1024, 256  # hidden sizes, the most used first
+_SEQUENCE_STEPS = 64  # steps of all shapes except the single steps
 
 
 def standard_problems(device: Device) -> list[Problem]:
@@ -36,26 +36,30 @@ def standard_problems(device: Device) -> list[Problem]:
         'float16 H=512 I=512 B<=1 T=64'
     """
     rounds = (
-        _round(_SIZES, _MAIN, (1, 16)),
-        _round(_SIZES, _MAIN, (1, 16), steps=1),
-        _round(_SIZES, _MAIN, (4, 64)),
-        _round((128, 2048), _MAIN, (1, 16)),
-        _round(_SIZES, (_BF16,), (1, 16)),
-        _round(_SIZES, _MAIN, (16,), layout="packed"),
-        _round(_SIZES, _MAIN, (1, 16), bidirectional=True),
+        _list_round(_MAIN_SIZES, _MAIN_PRECISIONS, (1, 16)),
+        _list_round(_MAIN_SIZES, _MAIN_PRECISIONS, (1, 16), steps=1),
+        _list_round(_MAIN_SIZES, _MAIN_PRECISIONS, (4, 64)),
+        _list_round((128, 2048), _MAIN_PRECISIONS, (1, 16)),
+        _list_round(_MAIN_SIZES, (_BF16,), (1, 16)),
+        _list_round(_MAIN_SIZES, _MAIN_PRECISIONS, (16,), layout="packed"),
+        _list_round(_MAIN_SIZES, _MAIN_PRECISIONS, (1, 16), bidirectional=True),
     )
     return [problem for problem in itertools.chain(*rounds) if _is_served(problem, device)]
 
 
-def _round(hidden_sizes, precisions, batches, steps=_LONG, layout="dense", bidirectional=False) -> list[Problem]:
+def _list_round(
+    hidden_sizes, precisions, batch_sizes, steps=_SEQUENCE_STEPS, layout="dense", bidirectional=False
+) -> list[Problem]:
+    """Return the problems of all combinations of sizes and precisions, with the hidden size varying slowest."""
     return [
         Problem(
-            steps, batch, hidden, hidden, num_layers=1, bidirectional=bidirectional, dtype=dtype,
-            precision=precision, reset_after=True, layout=layout,
+            steps, batch_size, input_size=hidden_size, hidden_size=hidden_size, num_layers=1,
+            bidirectional=bidirectional, dtype=dtype, precision=precision, reset_after=True, layout=layout,
         )
-        for hidden, batch, (dtype, precision) in itertools.product(hidden_sizes, batches, precisions)
+        for hidden_size, batch_size, (dtype, precision) in itertools.product(hidden_sizes, batch_sizes, precisions)
     ]  # fmt: skip
 
 
 def _is_served(problem: Problem, device: Device) -> bool:
+    """Return whether the heuristic has a configuration of at least one kernel."""
     return any(not isinstance(heuristic(kernel, problem, device), str) for kernel in HEURISTICS)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-WARMUP = 3
-LEAST_ROUNDS = 8
-QUIET_CHECK_ROUNDS = 20  # rounds from one check whether all times are quiet to the next
+WARMUP = 3  # untimed calls before the timed ones
+LEAST_ROUNDS = 8  # rounds that are timed even if the time is over
+QUIET_CHECK_ROUNDS = 20  # the spread of the times is checked after every so many rounds
 MAX_QUIET_SPREAD = 0.02  # largest quiet (p80 - p20) / p50; a larger one is marked as noise
 
 
@@ -25,7 +25,7 @@ class Times:
 
     @property
     def rel_iqr(self) -> float:
-        """Return (p80 - p20) / p50. This is stricter than the relative interquartile range, with p75 - p25."""
+        """Return (p80 - p20) / p50. The relative interquartile range, (p75 - p25) / p50, is narrower."""
         return (self.p80 - self.p20) / self.p50
 
     @property
@@ -40,6 +40,7 @@ class Times:
 
 
 def quantiles(milliseconds: list[float]) -> Times:
+    """Return the quantiles of the times of calls."""
     times, fractions = (
         torch.tensor(values, dtype=torch.float64, device="cpu") for values in (milliseconds, [0.2, 0.5, 0.8, 0.99])
     )
@@ -47,18 +48,19 @@ def quantiles(milliseconds: list[float]) -> Times:
 
 
 def samples(
-    calls: dict[Hashable, list[Callable]], rounds: int, once: Callable[[Callable], float],
+    calls: dict[Hashable, list[Callable]], rounds: int, time_once: Callable[[Callable], float],
     seconds: float = float("inf"), stop_when_quiet: bool = False, least: int = 0,
 ) -> dict[Hashable, list[float]]:  # fmt: skip
-    """Return the milliseconds of each of ``calls`` by the clock ``once``.
+    """Return the times of each call in milliseconds, one time for each round.
 
     A round times each call once, so that slow drift affects all alike. The order changes from round to round, as a call
-    leaves data in the caches for the next one. A call is a list of functions without arguments, one for each rotated
-    input. All functions are warmed up first.
+    leaves data in the caches for the next one. A call is a list of functions without arguments, one for each input.
+    The rounds use these functions in turn. All functions are warmed up first.
 
-    There are ``rounds`` rounds at most. They end early after ``seconds``, though not before `LEAST_ROUNDS`. With
-    ``stop_when_quiet`` they also end after any multiple of `QUIET_CHECK_ROUNDS` if no call's spread is above
-    `MAX_QUIET_SPREAD`. Neither rule ends them before ``least`` rounds.
+    The clock ``time_once`` runs a function once and returns its milliseconds. There are at most ``rounds`` rounds.
+    They end early after ``seconds``, though not before `LEAST_ROUNDS`. With ``stop_when_quiet`` they also end after any
+    multiple of `QUIET_CHECK_ROUNDS` if no call's spread is above `MAX_QUIET_SPREAD`. Neither rule ends the rounds
+    before there are ``least``.
     """
     for functions in calls.values():
         for i in range(max(WARMUP, len(functions))):
@@ -75,12 +77,12 @@ def samples(
         shuffler.shuffle(order)
         for name in order:
             functions = calls[name]
-            milliseconds[name].append(once(functions[i % len(functions)]))
+            milliseconds[name].append(time_once(functions[i % len(functions)]))
     return milliseconds
 
 
 def gpu_clock(function: Callable) -> float:
-    """Time a call on an idle GPU until the GPU has done its work, including the host's work before the launch."""
+    """Return the milliseconds of a call on an idle GPU, from the start on the host to the end on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -102,7 +104,7 @@ def cold_gpu_clock(l2_bytes: int) -> Callable[[Callable], float]:
 
 
 def host_clock(function: Callable) -> float:
-    """Time a call until it returns, with no other work queued. A GPU may still be working then."""
+    """Return the milliseconds until a call returns. The GPU is idle before, and may still be working afterwards."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -118,7 +120,7 @@ def clock(device: str) -> Callable[[Callable], float]:
 def capture_graph(function: Callable, pool=None) -> tuple[Callable, object]:
     """Record a call of ``function`` in a CUDA graph. Return the graph's replay, and the result that replays write to.
 
-    Graphs of one ``pool`` share memory, so a replay of another one overwrites the result.
+    Graphs with the same ``pool`` share memory, so the replay of one graph overwrites the results of the others.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 
 from ..deprecated import rename_attributes, rename_keywords
 from ..launch import call_cache
-from ..plan.config import report_name
+from ..plan.config import format_implementation
 from ..plan.device import is_capturing
 from ..plan.planner import choose, clear_plan_cache
 from ..plan.problem import Key, Problem
@@ -39,7 +40,7 @@ class Tuned:
         problem: the tuned problem.
         entry: the entry of the table. ``backend="auto"`` takes its winner from now on.
         ranking: the finalists as (candidate, median milliseconds in the last mode), the fastest first.
-        table_path: the table's file; None if the table could not be written, so the result is of this process only.
+        table_path: the table's file; None if the table could not be written. Then only this process has the result.
         is_from_table: whether the entry was in the table already, so that nothing was measured.
         untuned: the implementation that a plan takes without any table.
     """
@@ -58,19 +59,20 @@ class Tuned:
 
     @property
     def speedup_over_untuned(self) -> float | None:
-        """Return how many times as fast as untuned the winner is; None if the untuned one was not measured."""
+        """Return the time of the untuned implementation over the winner's; None if the former was not measured."""
         return self.entry.speedup_over_untuned(self.untuned)
 
     @property
     def line(self) -> str:
-        """Return one line: the winner, its time, and its speedups."""
-        winner = f"{report_name(self.entry.winner)} {format_time(1000 * self.entry.ms)}"
+        """Return one line of text: the shape, the winner, and the winner's time and speedups."""
+        winner = f"{format_implementation(self.entry.winner)} {format_time(1000 * self.entry.ms)}"
         parts = [f"{describe_shape(self.entry.key)}: {winner}"]
         if self.entry.winner == self.untuned == "torch":
             parts.append("as untuned")
         elif self.speedup_over_untuned:
             parts.append(
-                f"{format_number(self.speedup_over_untuned)} times as fast as untuned ({report_name(self.untuned)})"
+                f"{format_number(self.speedup_over_untuned)} times as fast as untuned "
+                f"({format_implementation(self.untuned)})"
             )
         if self.entry.speedup_over_nn_gru and "torch" not in (self.entry.winner, self.untuned):
             parts.append(f"{format_number(self.entry.speedup_over_nn_gru)} times as fast as nn.GRU")
@@ -84,30 +86,36 @@ class Tuned:
             describe_shape(entry.key) + (f": in the table, of {entry.tuned_at[:10]}" if self.is_from_table else "")
         ]
         lines.append(_format_line("winner", entry.winner, winner.ms, winner))
-        others = [
+        runners_up = [
             (candidate, ms)
             for candidate, ms in self.ranking
             if (candidate.name, candidate.config) != (entry.winner, winner.config)
         ]
-        lines += [
-            _format_line("runner-up", candidate.name, ms) + f"  {candidate}".rstrip() for candidate, ms in others[:1]
-        ]
+        for candidate, ms in runners_up[:1]:
+            lines.append(_format_line("runner-up", candidate.name, ms) + f"  {candidate}".rstrip())
         if winner.heuristic_ms:
             lines.append(_format_line("untuned", entry.winner, winner.heuristic_ms))
         if entry.winner != "torch" and (nn_gru := entry.results.get("torch")):
             lines.append(_format_line("baseline", "torch", nn_gru.ms, nn_gru))
-        failed = [f"{number} {reason}" for reason, number in sorted(entry.failed.items(), key=lambda pair: -pair[1])]
+        failed = [f"{count} {reason}" for reason, count in Counter(entry.failed).most_common()]
         lines.append("; ".join([f"  {format_count(entry.candidates, 'candidate')}", *failed]))
         return "\n".join(lines)
 
 
-def _format_line(role: str, kernel: str, ms: float, result: TimedResult | None = None) -> str:
-    line = f"  {role:11}{report_name(kernel):12}{format_time(1000 * ms):>9}"
+def _format_line(role: str, implementation: str, ms: float, result: TimedResult | None = None) -> str:
+    """Return a line of `Tuned`'s text: a role such as "winner", the implementation and its median time.
+
+    ``result`` adds the medians in both modes, and the configuration.
+    """
+    line = f"  {role:11}{format_implementation(implementation):12}{format_time(1000 * ms):>9}"
     if result is None:
         return line
-    in_graph = f", in a CUDA graph {format_time(1000 * result.graph_ms[1])}" if result.graph_ms else ""
-    times = f"(eager {format_time(1000 * result.eager_ms[1])}{in_graph})"
-    return f"{line}  {times}  {result.config or ''} {result.tile or ''}".rstrip()
+    _, eager_median, _ = result.eager_ms
+    times = f"eager {format_time(1000 * eager_median)}"
+    if result.graph_ms:
+        _, graph_median, _ = result.graph_ms
+        times += f", in a CUDA graph {format_time(1000 * graph_median)}"
+    return f"{line}  ({times})  {result.config or ''} {result.tile or ''}".rstrip()
 
 
 @rename_keywords(anew="remeasure", say="report")
@@ -154,54 +162,65 @@ def tune(
             "tune() cannot run while a CUDA graph is being captured, as it compiles and waits for the GPU: "
             "call it before the capture"
         )
-    with contextlib.closing(bench or Bench(_with_index(torch.device(device)))) as bench:
+    with contextlib.closing(bench or Bench(_resolve_index(torch.device(device)))) as bench:
         return _tune_all(merge_problems(problems), bench, budget, remeasure, report)
 
 
 def _tune_all(
     problems: dict[Key, Problem], bench: Bench, budget: float, remeasure: bool, report: ReportProgress
 ) -> list[Tuned]:
+    """Tune the problems that have no fresh entry yet, within ``budget`` seconds, and save each result at once.
+
+    Return the results of all problems, those with a fresh entry first. The other arguments are those of `tune`.
+    """
     end, shapes = time.monotonic() + budget, format_count(len(problems), "shape")
     directory = store.user_directory()
-    path = directory and directory / store.file_name(bench.device)
-    written = _read_user_table(path, bench)
-    known = {} if remeasure else _list_fresh_entries(bench)
-    done = {key for key, entry in known.items() if _is_done(entry)}
+    user_table = directory and directory / store.file_name(bench.device)
+    saved_entries = _read_user_table(user_table, bench)
+    fresh_entries = {} if remeasure else _list_fresh_entries(bench)
+    complete_keys = {key for key, entry in fresh_entries.items() if _is_complete(entry)}
     tuned = [
-        Tuned(problem, known[key], (), path if key in written else None, True, _untuned(problem, bench))
+        Tuned(
+            problem,
+            fresh_entries[key],
+            table_path=user_table if key in saved_entries else None,
+            is_from_table=True,
+            untuned=_name_untuned(problem, bench),
+        )
         for key, problem in problems.items()
-        if key in done
+        if key in complete_keys
     ]
     tuned = _save_results(tuned, bench, directory)
     if tuned:
         report(f"{len(tuned)} of {shapes} already in the table, and not measured again")
-    todo = [problem for key, problem in problems.items() if key not in done]
-    todo.sort(key=lambda problem: problem.key() in known)  # problems that were cut short come last
-    if cut_short := sum(problem.key() in known for problem in todo):
+    todo = [problem for key, problem in problems.items() if key not in complete_keys]
+    todo.sort(key=lambda problem: problem.key() in fresh_entries)  # problems that were cut short come last
+    if cut_short := sum(problem.key() in fresh_entries for problem in todo):
         report(f"{cut_short} of {shapes} had too little time before: measured again, last")
     tracker = Tracker({problem.key(): len(candidates(problem, bench.device)) for problem in todo}, end, report)
-    for number, problem in enumerate(todo):
-        now = time.monotonic()
-        if now >= end and number > 0:
-            report(f"the budget is spent: {len(todo) - number} of {shapes} left to the next run")
+    for index, problem in enumerate(todo):
+        now, problems_left = time.monotonic(), len(todo) - index
+        if now >= end and index > 0:
+            report(f"the budget is spent: {problems_left} of {shapes} left to the next run")
             break
         tracker.begin()
         shape = describe_shape(problem.key())
-        entry = None if remeasure else _read_user_table(path, bench).get(problem.key())
-        if entry and entry != known.get(entry.key) and _is_done(entry):
+        entry = None if remeasure else _read_user_table(user_table, bench).get(problem.key())
+        if entry and entry != fresh_entries.get(entry.key) and _is_complete(entry):
             report(f"{shape}: another tuner has measured it meanwhile")
-            result, table_path = (entry, ()), path
+            result, table_path = (entry, ()), user_table
         else:
-            seconds = max((end - now) / (len(todo) - number), min(budget / _MIN_SHAPES, _SECONDS_PER_SHAPE))
+            seconds = max((end - now) / problems_left, min(budget / _MIN_SHAPES, _SECONDS_PER_SHAPE))
             try:
                 result, table_path = Run(problem, bench, seconds, tracker).tune(), None
             except torch.OutOfMemoryError:
                 report(f"{shape}: left out, its tensors do not fit into the GPU's memory")
                 continue
         if result:
-            untuned = _untuned(problem, bench)
-            tuned.append(Tuned(problem, *result, table_path, is_from_table=table_path is not None, untuned=untuned))
-            lookup.remember(bench.device, [tuned[-1].entry])
+            entry, ranking = result
+            is_from_table, untuned = table_path is not None, _name_untuned(problem, bench)
+            tuned.append(Tuned(problem, entry, ranking, table_path, is_from_table, untuned))
+            lookup.add_process_entries(bench.device, [tuned[-1].entry])
             clear_plan_cache()
             call_cache.clear_call_cache()
             tuned = _save_results(tuned, bench, directory)
@@ -209,11 +228,17 @@ def _tune_all(
     return tuned
 
 
-def _untuned(problem: Problem, bench: Bench) -> str:
+def _name_untuned(problem: Problem, bench: Bench) -> str:
+    """Return the name of the implementation that a plan takes without a table."""
     return choose(problem, bench.device, use_tables=False).implementation
 
 
-def _with_index(device: torch.device) -> torch.device:
+def _resolve_index(device: torch.device) -> torch.device:
+    """Return a CUDA device with its index, by default the current device's. Return any other device unchanged.
+
+    Raises:
+        RuntimeError: ``device`` is a CUDA device, and there is no GPU.
+    """
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
@@ -242,7 +267,10 @@ def merge_problems(problems: Iterable[Problem]) -> dict[Key, Problem]:
 
 
 def _list_fresh_entries(bench: Bench) -> dict[Key, Entry]:
-    """Return the entries of this process and of the user's tables that are not stale."""
+    """Return the entries of this process and of the user's tables that are not stale.
+
+    If several sources have an entry for a key, the first source of `lookup.sources` takes precedence.
+    """
     return {
         entry.key: entry
         for source in reversed(lookup.sources(bench.device))
@@ -252,17 +280,21 @@ def _list_fresh_entries(bench: Bench) -> dict[Key, Entry]:
     }
 
 
-def _is_done(entry: Entry) -> bool:
+def _is_complete(entry: Entry) -> bool:
     """Return whether an entry is fresh, and was measured with enough time for all candidates."""
     return not entry.stale_reason and SKIPPED_BUDGET not in entry.failed
 
 
 def _read_user_table(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry]:
-    """Return the entries of the user's table. If it is unusable, raise now and not after minutes of tuning."""
+    """Return the entries of the user's table; none if the table does not exist or cannot be read.
+
+    Raises:
+        UnusableTableError: the table must not be overwritten. It is raised before minutes of tuning are spent.
+    """
     try:
         return {entry.key: entry for entry in store.load(path, bench.device).entries} if path is not None else {}
     except OSError:
-        return {}  # No table yet, or it cannot be read. Tune anyway: results are then kept in this process.
+        return {}  # Tune anyway: if the table cannot be written either, the results are kept in this process.
     except store.NewerTableError as error:
         raise store.NewerTableError(f"{path}: {error}") from None
     except store.UnusableTableError as error:
@@ -271,7 +303,10 @@ def _read_user_table(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry
 
 
 def _save_results(tuned: list[Tuned], bench: Bench, directory: pathlib.Path | None) -> list[Tuned]:
-    """Write results that are not in the table yet. Return all results, with the table's path if it was written."""
+    """Write the results that have no ``table_path`` to the user's table in ``directory``.
+
+    Return all results, with the path of the table. If the table cannot be written, warn and return them unchanged.
+    """
     if all(result.table_path for result in tuned):
         return tuned
     try:

@@ -32,6 +32,7 @@ static u64 special(const Launch *o, const Warp *w, int lane, int which) {
   }
 }
 
+// Initializes a warp: its registers hold a pattern, except those of constants.
 static void begin_warp(const Launch *o, Cta *c, Warp *w, int index) {
   w->cta = c; w->index = index;
   w->live = w->mask = ALL_LANES;
@@ -44,6 +45,7 @@ static void begin_warp(const Launch *o, Cta *c, Warp *w, int index) {
     for (int l = 0; l < 32; l++) w->rows[row][l] = kind ? special(o, w, l, kind - 1) : o->constant_values[i];
   }
 }
+// Returns a new CTA whose shared memory is full of NaNs.
 static Cta *begin_cta(const Launch *o, int index) {
   Cta *c = calloc(1, sizeof(Cta));
   c->index = index; c->epoch = 1;
@@ -58,6 +60,7 @@ static Cta *begin_cta(const Launch *o, int index) {
   for (int i = 0; i < o->n_warps; i++) begin_warp(o, c, c->warps + i, i);
   return c;
 }
+// Adds the work of a CTA to the launch's results, and frees the CTA.
 static void end_cta(Launch *o, Cta *c) {
   i64 read = 0;
   for (Warp *w = c->warps; w < c->warps + o->n_warps; w++) {
@@ -70,7 +73,7 @@ static void end_cta(Launch *o, Cta *c) {
     free(w->rows); free(w->defined); free(w->fences);
     free(w->copies); free(w->products); free(w->copy_groups); free(w->product_groups);
   }
-  if (read > o->most_read) o->most_read = read;
+  if (read > o->most_bytes_read) o->most_bytes_read = read;
   free(c->warps); free(c->shared); free(c->touched); free(c);
 }
 
@@ -86,6 +89,7 @@ static Warp *next_warp(Machine *m, Cta **ctas, int n_ctas, i64 turn) {
   abort();
 }
 
+// Executes a launch, and sets its results and reports.
 void run(Launch *o) {
   Machine machine = {.launch = o, .random = o->seed * 0x9E3779B97F4A7C15ull | 1}, *m = &machine;
   for (int i = 0; i < 8; i++) draw(m);

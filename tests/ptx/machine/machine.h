@@ -54,9 +54,9 @@ typedef struct {
   Report *reports;
   i64 executed;
   Counts made, waited, busiest;      // all warps without waits; waits; the warp with the most instructions
-  i64 most_read;                     // bytes that one CTA read, the most of any
-  i64 exchanges;                     // the most of any warp
-  i64 *by_warp;                      // instructions of each warp of a CTA without waits, the most of any CTA
+  i64 most_bytes_read;               // read and received by one CTA, in the CTA with the most
+  i64 exchanges;                     // in the warp with the most
+  i64 *by_warp;                      // instructions of each warp of a CTA without waits, in the CTA with the most
 } Launch;
 
 // A pending cp.async, and a pending wgmma. A pc (program counter) is the index of an instruction.

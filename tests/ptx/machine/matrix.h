@@ -35,6 +35,7 @@ static void unpack_left(float a[16][16], Row *rows, const i32 *in, int kind) {
   }
 }
 
+// Executes mma: D = A B + C. The sources are the registers of A (4), B (2) and C (4).
 static void multiply(Warp *w, const Instruction *i, const i32 *out, const i32 *in) {
   int kind = i->extra[0], depth = i->extra[1];
   float a[16][16], b[16][8];
@@ -74,6 +75,7 @@ static u64 wgmma_address(u64 descriptor, u32 row, u32 k, int bytes, int transpos
   u64 exchanged = swizzle ? (8u >> (swizzle - 1)) - 1 : 0;
   return a ^ (a >> 7 & exchanged) << 4;
 }
+// Checks the read of an element of a wgmma's operand, and returns the element. NaN if its address is invalid.
 static float from_shared(Machine *m, Origin o, u64 descriptor, u32 row, u32 k, int kind, int transposed, u32 issued) {
   int bytes = kind == TF32 ? 4 : 2;
   u64 address = wgmma_address(descriptor, row, k, bytes, transposed);
@@ -81,6 +83,7 @@ static float from_shared(Machine *m, Origin o, u64 descriptor, u32 row, u32 k, i
   touch_shared_read(m, o, address, bytes, 1, issued);
   return element_of(shared_get(o.warp->cta, address, bytes), kind);
 }
+// Sets the lanes in which the results of a wgmma are defined.
 static void mark_results(Machine *m, Warp *w, const Product *p, u32 defined) {
   const Instruction *i = m->launch->instructions + p->pc;
   for (int r = 0; r < i->n_out; r++) w->defined[m->launch->operands[i->at + r]] = defined;
@@ -110,6 +113,7 @@ static void multiply_group(Machine *m, Warp *w, const Product *p, int issued) {
     }
   }
 }
+// Ends the products of all groups except the last `left`, in order.
 static void wait_for_products(Machine *m, Warp *w, int left) {
   int done = w->n_product_groups - left;
   if (done <= 0) return;

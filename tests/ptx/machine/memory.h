@@ -29,6 +29,7 @@ static void free_touches(Range *r) { munmap(r->touched, touches_of(r)); r->touch
 // The detail of a race, for reports: which access came second.
 enum { WRITE_AFTER_WRITE = 1, WRITE_AFTER_READ, READ_AFTER_WRITE };
 
+// Returns the tensor that contains all `bytes` at an address, or null.
 static Range *find_range(Machine *m, u64 address, u64 bytes) {
   Range *r = m->last_range;
   if (r && address >= r->base && address + bytes <= r->base + r->bytes) return r;
@@ -39,13 +40,17 @@ static Range *find_range(Machine *m, u64 address, u64 bytes) {
   return 0;
 }
 
+// The warp, instruction and lane of an access, for reports.
 typedef struct { Warp *warp; int pc, lane; } Origin;
 
+// These add a CTA or a warp to those that have touched two bytes so far, as Touch numbers them.
 static u16 merge_cta(u16 ctas, int cta) { return ctas && ctas != cta ? SEVERAL_CTAS : cta; }
 static int includes_other(u16 ctas, int cta) { return ctas && ctas != cta; }
 static u8 merge_warp(u8 warps, int warp, int same_epoch) {
   return same_epoch && warps && warps != warp ? SEVERAL_WARPS : warp;
 }
+// The next two functions report races of an access with earlier accesses of the same two bytes, and note the access.
+// `plain`: not relaxed. `unchanged`: the memory has the written value already.
 #define RACE(kind, detail) report(m, kind, o.warp, o.pc, o.lane, address, detail)
 static void touch_for_write(Machine *m, Origin o, Touch *t, u64 address, int plain, int unchanged) {
   int cta = o.warp->cta->index + 1, warp = o.warp->index + 1, epoch = o.warp->cta->epoch;
@@ -122,6 +127,7 @@ typedef struct Store { u64 address, value, number; i32 bytes, cta; } Store;
 static inline u16 hash(u64 address, int cta) {
   return (u16)((((address >> 3) * 0x9E3779B97F4A7C15ull) >> 48) ^ (u32)cta * 977);
 }
+// Lets the pending store `i` arrive, or the oldest one that it overlaps.
 static void arrive(Machine *m, int i) {
   if (m->to_address[hash(m->stores[i].address, 0)] > 1)
     for (int j = 0; j < m->n_stores; j++) {
@@ -135,10 +141,12 @@ static void arrive(Machine *m, int i) {
   m->of_cta[hash(s.address, s.cta + 1)]--;
   m->stores[i] = m->stores[--m->n_stores];
 }
+// Lets a random number of random pending stores arrive.
 static void arrive_some(Machine *m) {
   if (!m->n_stores) return;
   for (int n = 1 + draw_below(m, 1 + m->n_stores / 4); n && m->n_stores; n--) arrive(m, draw_below(m, m->n_stores));
 }
+// Executes a relaxed store: it arrives at once, or becomes pending if the schedule delays stores.
 static void send(Machine *m, Warp *w, u64 address, u64 value, int bytes) {
   if (!m->launch->delay) { poke(address, value, bytes); return; }
   APPENDED(m->stores, m->n_stores, m->stores_capacity) = (Store){address, value, m->n_stored++, bytes, w->cta->index};

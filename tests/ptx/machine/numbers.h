@@ -77,6 +77,8 @@ static float tanh_of(const Machine *m, float x) {
   return fabsf(x) > 10 ? copysignf(1, x) : with_error(m, (float)tanh(x), bits_of(x), 0x1p-11);
 }
 
+// Returns the result of setp. `comparison` is as in COMPARISONS of translate.py. `kind`: 0 bits, 1 unsigned, 2 signed,
+// 3 fp32.
 static int compares(int comparison, int kind, int bits, u64 a, u64 b) {
   int less, equal, unordered = 0;
   if (kind == 3) {
@@ -101,6 +103,7 @@ static int compares(int comparison, int kind, int bits, u64 a, u64 b) {
   }
 }
 
+// The manual defines no quotient or remainder of a division by zero. Here they are all ones, and the dividend.
 static u64 divided(u64 a, u64 b, int bits, int is_signed) {
   if (low(b, bits) == 0) return low(~0ull, bits);
   if (!is_signed) return low(a, bits) / low(b, bits);
@@ -113,6 +116,7 @@ static u64 remainder_of(u64 a, u64 b, int bits, int is_signed) {
   i64 x = extended(a, bits), y = extended(b, bits);
   return low(y == -1 ? 0 : (u64)(x % y), bits);
 }
+// Shifts right. A shift by all bits or more gives zeros, or copies of the sign.
 static u64 shifted_right(u64 a, u64 by, int bits, int is_signed) {
   if ((u32)by >= (u32)bits) return is_signed && extended(a, bits) < 0 ? low(~0ull, bits) : 0;
   return is_signed ? low((u64)(extended(a, bits) >> by), bits) : low(a, bits) >> by;

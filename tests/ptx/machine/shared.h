@@ -26,6 +26,7 @@ static inline u64 shared_get(Cta *c, u64 address, int bytes) {
   return v;
 }
 
+// Returns whether an access is aligned and inside shared memory. Reports it otherwise.
 static int check_shared(Machine *m, Origin o, u64 address, int bytes) {
   if (address & (bytes - 1)) { report(m, FAULT_SHARED_MISALIGNED, o.warp, o.pc, o.lane, address, -1); return 0; }
   if (address < SHARED_BASE || address + bytes > SHARED_BASE + (u64)m->launch->shared_bytes) {
@@ -44,7 +45,8 @@ static int is_fenced(const SharedTouch *t, const Warp *reader) {
   return reader->n_fences && reader->fences[reader->n_fences - 1] > t->write_epoch;
 }
 
-// `issued`: the epoch in which a wgmma was issued, when it has been waited for; 0 for all other reads.
+// Reports the faults of a read, and notes the read. `issued`: the epoch in which a wgmma was issued, when it has been
+// waited for; 0 for all other reads.
 static void touch_shared_read(Machine *m, Origin o, u64 address, int bytes, int by_wgmma, u32 issued) {
   Warp *w = o.warp;
   u32 epoch = w->cta->epoch;
@@ -64,7 +66,8 @@ static void touch_shared_read(Machine *m, Origin o, u64 address, int bytes, int 
     t->read_synchronised = w->synchronised + 1;
   }
 }
-// `value` is null when a cp.async begins, which makes the bytes pending. `arrives` is set when it has been waited for.
+// Reports the faults of a write, and notes the write. `value` is null when a cp.async begins, which makes the bytes
+// pending. `arrives` is set when the cp.async has been waited for.
 static void touch_shared_write(Machine *m, Origin o, u64 address, int bytes, const u8 *value, int arrives) {
   Warp *w = o.warp;
   u32 epoch = w->cta->epoch;
@@ -89,6 +92,7 @@ static void touch_shared_write(Machine *m, Origin o, u64 address, int bytes, con
     #undef RACE
   }
 }
+// Checks and executes a store of two bytes or more.
 static void shared_store(Machine *m, Origin o, u64 address, u64 value, int bytes) {
   touch_shared_write(m, o, address, bytes, (const u8 *)&value, 0);
   memcpy(shared_at(o.warp->cta, address), &value, bytes);
@@ -100,10 +104,12 @@ static void shared_store_byte(Origin o, u64 address, u64 value) {
   *shared_at(o.warp->cta, address) = (u8)value;
 }
 
+// Begins a cp.async: the bytes of shared memory are pending until `end_copy`.
 static void begin_copy(Machine *m, Origin o, Copy c) {
   touch_shared_write(m, o, c.to, c.bytes, 0, 0);
   APPENDED(o.warp->copies, o.warp->n_copies, o.warp->copies_capacity) = c;
 }
+// Ends a cp.async: reads the source only now, and fills the bytes beyond the source with zeros.
 static void end_copy(Machine *m, Warp *w, const Copy *c) {
   u8 data[16] = {0};
   if (c->of_source) arrive_own(m, w, c->from, c->of_source);

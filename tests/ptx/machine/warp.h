@@ -36,6 +36,7 @@ static void choose_lanes(Machine *m, Warp *w, int any) {
 static void store_pcs(Warp *w) {
   for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->pcs[l] = w->pc;
 }
+// Returns whether lanes that have diverged should be chosen again. `done`: instructions executed in this turn.
 static int should_choose(Machine *m, Warp *w, int done, int any) {
   if (m->launch->instructions[w->pc].aligned) return 1;
   return any ? done % 16 == 15 : w->pc >= w->next;
@@ -67,6 +68,7 @@ static void end_pass(Warp *w) {
   add_counts(&w->made, best);
   w->waiting = 0;
 }
+// Returns the counts to which an instruction of the warp is added. Begins and ends loops that wait.
 static Counts *counts_for(Warp *w, const Instruction *i) {
   if (w->waiting && (w->pc <= w->loop_first || w->pc > w->loop_last)) end_pass(w);
   if (!w->waiting && w->pc == i->loop_first) {
@@ -134,6 +136,7 @@ static void load_parameter(Machine *m, Warp *w, const Instruction *i, const i32 
   w->defined[out[0]] |= mask;
 }
 
+// Loads a vector of each lane. A lane with an invalid address gets a pattern.
 static void load_global(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * i->n_out;
   Sectors sectors = {0};
@@ -174,6 +177,7 @@ static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 
   w->sent = 1;
 }
 
+// Stores a vector of each lane: at once, or later if the store is relaxed.
 static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * (i->n_in - 1);
   EACH {
@@ -194,6 +198,7 @@ static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *i
   if (order != PLAIN) w->sent = 1;
 }
 
+// Loads a vector of each lane from shared memory.
 static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *out, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0];
   EACH {
@@ -207,6 +212,7 @@ static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *ou
   for (int k = 0; k < i->n_out; k++) w->defined[out[k]] |= mask;
 }
 
+// Stores a vector of each lane to shared memory. Bytes of a vector are stored in pairs.
 static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0];
   EACH {
@@ -222,6 +228,7 @@ static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *i
   }
 }
 
+// Begins a cp.async of each lane.
 static void copy_async(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   Sectors sectors = {0};
   EACH {
@@ -253,6 +260,7 @@ static int is_pending(Machine *m, Warp *w, i32 row, int sources) {
   }
   return 0;
 }
+// Issues a wgmma. Its results are undefined until `wait_for_products`.
 static void begin_product(Machine *m, Warp *w, const Instruction *i, const i32 *in, Counts *n) {
   int in_registers = i->extra[3], n_a = in_registers ? 4 : 1;
   int bytes = i->extra[2] * ((i->extra[0] & 15) == TF32 ? 4 : 2);  // of a row; four warps share the right operand
@@ -269,14 +277,14 @@ static void begin_product(Machine *m, Warp *w, const Instruction *i, const i32 *
   APPENDED(w->products, w->n_products, w->products_capacity) = p;
 }
 
-// Executes up to `most` instructions of a warp that is ready.
-static void run_warp(Machine *m, Warp *w, int most) {
+// Executes up to `max_instructions` instructions of a warp that is ready.
+static void run_warp(Machine *m, Warp *w, int max_instructions) {
   const Launch *launch = m->launch;
   Cta *cta = w->cta;
   // Sometimes any lanes may run, not only those at the lowest pc, which may wait for the others' stores.
   int any = launch->reconverge_late || (draw_below(m, 16) == 0 && !launch->reconverge_early);
   if (w->live != w->mask) choose_lanes(m, w, any);
-  for (int done = 0; done < most; done++) {
+  for (int done = 0; done < max_instructions; done++) {
     if (w->live != w->mask && should_choose(m, w, done, any)) { store_pcs(w); choose_lanes(m, w, any); }
     int pc = w->pc;
     const Instruction *i = launch->instructions + pc;

@@ -3,12 +3,21 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import HANDOVERS, BlockConfig, Config, GridConfig, ProjectionConfig, StepConfig, split_implementation
+from ..config import (
+    CUBLAS,
+    HANDOVERS,
+    BlockConfig,
+    Config,
+    GridConfig,
+    ProjectionConfig,
+    StepConfig,
+    split_implementation,
+)
 from ..problem import Key
 from .revision import stale_reason
 
 CONFIGS = {"block": BlockConfig, "grid": GridConfig, "step": StepConfig}
-# Upper limits for the values in a file: the size of a number, the lengths of texts and mappings.
+# Upper limits for the values in a file: of an int its value, of a text or mapping its length.
 _MAX_SIZES = {int: 1 << 31, str: 1000, dict: 100}
 Quantiles = tuple[float, float, float]  # p20, p50, p80
 
@@ -22,7 +31,8 @@ class TimedResult:
         revision: hash of the kernel's code (see `revision.revision`), empty for ``"torch"``.
         eager_ms: quantiles of the time of an eager call, in milliseconds.
         graph_ms: the same in a CUDA graph, or None if it was not measured in one.
-        heuristic_ms: median of the kernel in the heuristic's configuration, in the mode of ``ms``. None if unknown.
+        heuristic_ms: median of the same implementation in the heuristic's configuration, in the mode of ``ms``. None if
+            it was not measured.
         tile: tile of our own input projection. None stands for the usual tile, and for cuBLAS.
     """
 
@@ -36,7 +46,8 @@ class TimedResult:
     @property
     def ms(self) -> float:
         """Return the median by which configurations are compared: in a CUDA graph if measured there, else eager."""
-        return (self.graph_ms or self.eager_ms)[1]
+        _, p50, _ = self.graph_ms or self.eager_ms
+        return p50
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Entry:
 
     Attributes:
         key: the problems that the entry holds for.
-        winner: name of the implementation to take.
+        winner: name of the implementation that plans should choose.
         results: times by implementation.
         candidates: number of configurations that were tried.
         failed: number of configurations that failed, by reason.
@@ -69,27 +80,34 @@ class Entry:
     @property
     def speedup_over_nn_gru(self) -> float | None:
         """Return how many times faster the winner is than nn.GRU, or None if nn.GRU was not measured."""
-        result = self.results.get("torch")
-        return result and result.ms / self.ms
+        nn_gru = self.results.get("torch")
+        return nn_gru and nn_gru.ms / self.ms
 
     def speedup_over_untuned(self, untuned: str) -> float | None:
-        """Return how many times faster the winner is than ``untuned`` without a table.
+        """Return how many times faster the winner is than a call that is planned without tables.
 
-        ``untuned`` is the implementation that a plan takes without any table. Return None if it was not measured.
+        Return None if the time of that call was not measured.
+
+        Args:
+            untuned: name of the implementation that a plan chooses without tables. A kernel then runs in the
+                heuristic's configuration.
         """
         result = self.results.get(untuned)
-        ms = result and (result.ms if untuned == "torch" else result.heuristic_ms)
-        return ms and ms / self.ms
+        untuned_ms = result and (result.ms if untuned == "torch" else result.heuristic_ms)
+        return untuned_ms and untuned_ms / self.ms
 
     @property
     def stale_reason(self) -> str:
-        """Return why the entry may no longer hold, or ''."""
-        kernels = {split_implementation(name)[0]: result.revision for name, result in self.results.items()}
-        if any(split_implementation(name)[1] for name in self.results):  # cuBLAS comes with torch
-            kernels["torch"] = ""
-        return next(
-            filter(None, (stale_reason(kernel, revision, self.env) for kernel, revision in kernels.items())), ""
-        )
+        """Return why the entry's times may no longer hold, or ''. One stale implementation makes the entry stale."""
+        revisions, uses_cublas = {}, False
+        for name, result in self.results.items():
+            kernel, projection = split_implementation(name)
+            revisions[kernel] = result.revision
+            uses_cublas |= projection == CUBLAS
+        if uses_cublas:  # cuBLAS comes with torch, so the times depend on torch's version
+            revisions["torch"] = ""
+        reasons = (stale_reason(kernel, revision, self.env) for kernel, revision in revisions.items())
+        return next(filter(None, reasons), "")
 
 
 def parse_entry(raw) -> Entry:
@@ -105,14 +123,14 @@ def parse_entry(raw) -> Entry:
     results = {name: _parse_result(name, result) for name, result in _check(raw["results"], dict).items()}
     if raw["winner"] not in results:
         raise ValueError("the winner is not among the results")
-    failed = {_check(reason, str): _check(number, int) for reason, number in _check(raw["failed"], dict).items()}
+    failed = {_check(reason, str): _check(count, int) for reason, count in _check(raw["failed"], dict).items()}
     env = {_check(name, str): _check(value, str) for name, value in _check(raw["env"], dict).items()}
     candidates, tuned_at = _check(raw["candidates"], int), _check(raw["tuned_at"], str)
     return Entry(key, raw["winner"], results, candidates, failed, env, tuned_at)
 
 
 def parse_config(kernel: str, raw: dict) -> Config:
-    """Return a kernel's configuration from untrusted names and values of its fields.
+    """Return a kernel's configuration from untrusted JSON: a mapping from field names to values.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: ``raw`` is not a valid configuration.
@@ -124,6 +142,7 @@ def parse_config(kernel: str, raw: dict) -> Config:
 
 
 def _parse_result(name: str, raw: dict) -> TimedResult:
+    """Return the times of the implementation ``name`` from untrusted JSON. Raise as `parse_entry` does."""
     _check_known_fields(raw, TimedResult)
     kernel, projection = split_implementation(name)
     config = None if name == "torch" else parse_config(kernel, raw["config"])
@@ -137,15 +156,20 @@ def _parse_result(name: str, raw: dict) -> TimedResult:
 
 
 def _check_known_fields(raw: dict, kind: type) -> None:
-    """Raise ValueError if ``raw`` has fields that this version does not know. They may change the meaning of others."""
+    """Raise ValueError if ``raw`` has fields that this version does not know.
+
+    Such fields may change the
+    meaning of other fields.
+    """
     if unknown := _check(raw, dict).keys() - {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(map(repr, sorted(unknown)))}")
 
 
 def _parse_fields(raw: dict, kind: type):
-    """Return an instance of a dataclass of integers from 1 (register_tiles: from 0), bools and texts.
+    """Return an instance of the dataclass ``kind`` with the fields in ``raw``: integers, bools and texts.
 
-    Fields with a default may be missing, as an earlier version did not have them.
+    Integers must be 1 or more. Exception: register_tiles may be 0. Fields with a default may be missing, as an earlier
+    version did not have them.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
@@ -159,7 +183,12 @@ def _parse_fields(raw: dict, kind: type):
 
 
 def _check(raw, kind: type):
-    """Return ``raw`` if it is of this type, and neither negative nor too large. Raise otherwise."""
+    """Return ``raw`` if its type is exactly ``kind`` and its value or length is in the range of `_MAX_SIZES`.
+
+    Raises:
+        TypeError: the type differs.
+        ValueError: the value or length is out of range.
+    """
     if type(raw) is not kind:
         raise TypeError(f"a value must be a {kind.__name__}, got a {type(raw).__name__}")
     if kind in _MAX_SIZES and not 0 <= (raw if kind is int else len(raw)) <= _MAX_SIZES[kind]:
@@ -169,12 +198,14 @@ def _check(raw, kind: type):
 
 
 def _parse_time(raw) -> float:
+    """Return ``raw`` as milliseconds. Raise ValueError if it is not a positive number."""
     if type(raw) not in (int, float) or not 0 < raw < 1e9:
         raise ValueError("a time must be a number of milliseconds above 0 and below 1e9")
     return float(raw)
 
 
 def _parse_quantiles(raw) -> Quantiles:
+    """Return ``raw`` as ascending times in milliseconds. Raise ValueError or TypeError if it is not three of them."""
     p20, p50, p80 = map(_parse_time, raw)
     if not p20 <= p50 <= p80:
         raise ValueError(f"quantiles must ascend, got {p20}, {p50} and {p80}")

@@ -1,11 +1,12 @@
 """Search for a problem in tuned tables.
 
-Sources count in this order: this process, this user's tables, shipped tables, tables of a similar device. A similar
-device has as many multiprocessors of the same compute capability. Within a source the nearest measurement counts.
+Sources take precedence in this order: this process, this user's tables, shipped tables, tables of a similar device. A
+similar device has the same number of multiprocessors and the same compute capability. Within a source, the measurement
+nearest to the problem takes precedence.
 
-Fresh entries of all sources come before stale ones. An entry from another minor version of Triton is stale: it is used
-if no fresh one is found, and the plan reports that. If the new version cannot compile the entry's configuration, the
-first launch replaces it (`launch.execute.replace_failing_plan`).
+Fresh entries of all sources take precedence over stale entries. An entry from another minor version of Triton is stale.
+A stale entry is used if no fresh entry is found, and the plan reports that. If the new version cannot compile the
+entry's configuration, the first launch replaces it (`launch.execute.replace_failing_plan`).
 """
 
 import functools
@@ -43,10 +44,10 @@ class Source(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The implementation that an entry says to take for a problem.
+    """An entry of a table, applied to a problem: the times of implementations, and the implementation to choose.
 
     Attributes:
-        winner: name of the implementation.
+        winner: name of the implementation to choose.
         config: the winner's configuration, or None for ``"torch"``.
         projection: the winner's projection, as in `Plan`.
         milliseconds: the median of each measured implementation.
@@ -64,16 +65,16 @@ class Verdict(NamedTuple):
     in_graph: bool
 
 
-# Entries that this process measured, by device, and configurations that failed in this process.
-_own_entries: dict[Device, dict[Key, Entry]] = {}
+# Entries that this process measured, by device, and configurations that failed to run in this process.
+_process_entries: dict[Device, dict[Key, Entry]] = {}
 _failing_configs: set[tuple[Device, Config]] = set()
 
 
 def find_config(name: str, problem: Problem, device: Device) -> tuple[Config, Projection | None, str] | None:
-    """Return the fastest configuration of an implementation, measured nearest to the problem, or None.
+    """Return an implementation's fastest configuration from the entry nearest to the problem, or None if none has one.
 
-    If the projection by cuBLAS was not measured, the scan's configuration with our own projection serves. A tile of our
-    own projection is returned only if a verdict of its entry holds for the problem.
+    If the implementation with cuBLAS was not measured, the scan's configuration is that with our own projection. A
+    measured tile of our own projection is returned only if the entry is near enough for a verdict.
 
     Returns:
         The scan's configuration, the projection, and the source with the entry's date and whether it is stale.
@@ -90,7 +91,11 @@ def find_config(name: str, problem: Problem, device: Device) -> tuple[Config, Pr
 
 
 def find_verdict(problem: Problem, device: Device, options: Container[str]) -> Verdict | None:
-    """Return which of ``options`` was measured to be the fastest for a problem like this, or None."""
+    """Return the verdict of the nearest entry that holds for the problem, or None if there is no such entry.
+
+    ``options`` are the names of the implementations to choose from. If nn.GRU is among them, the entry must have its
+    time. If the entry's winner is not among them, the fastest of ``options`` wins.
+    """
     wanted = problem.key()
     for entry, source in _iterate_nearest(wanted, device):
         if not _is_verdict_valid(entry.key, wanted) or ("torch" in options and "torch" not in entry.results):
@@ -110,7 +115,7 @@ def find_verdict(problem: Problem, device: Device, options: Container[str]) -> V
 
 
 def _runnable_config(result: TimedResult, problem: Problem, device: Device) -> Config | None:
-    """Return the result's configuration, adapted to this problem, or None if it has none or cannot run."""
+    """Return the result's configuration, adapted to this problem. Return None for ``"torch"``, or if it cannot run."""
     if result.config is None:
         return None
     config = adapt_config(result.config, problem, device)
@@ -119,29 +124,30 @@ def _runnable_config(result: TimedResult, problem: Problem, device: Device) -> C
 
 
 def _runnable_tile(result: TimedResult, config: Config, problem: Problem, device: Device) -> Projection | None:
-    """Return the result's tile of the projection, or None if it has none or cannot run."""
+    """Return the result's tile of our own projection, or None, the usual tile, if there is none or it cannot run."""
     return None if unsupported_projection_reason(result.tile, config, problem, device) else result.tile
 
 
 def _distance(key: Key, wanted: Key) -> tuple[float, ...]:
     """Return how far a measurement is from the wanted key, the most important difference first.
 
-    The first three tell whether directions, layout and layers differ. There a configuration may differ, but not a
-    verdict. The others are the ratios of steps and input sizes, in powers of two.
+    The first three values tell whether directions, layout and layers differ. If one differs, the measured configuration
+    may be used, but not the verdict. The last two values are the ratios of steps and of input sizes, in powers of two.
     """
     differences = (getattr(key, name) != getattr(wanted, name) for name in ("directions", "layout", "layers"))
     return *differences, _log_ratio(key.steps, wanted.steps), _log_ratio(key.input_size, wanted.input_size)
 
 
-def _log_ratio(a: int, b: int) -> float:
-    return abs(math.log2(a / b))
+def _log_ratio(size: int, other_size: int) -> float:
+    """Return the distance of two sizes as a power of two: 1 if one is twice the other."""
+    return abs(math.log2(size / other_size))
 
 
 def _is_verdict_valid(key: Key, wanted: Key) -> bool:
-    """Return whether a verdict on ``key`` holds for ``wanted``.
+    """Return whether a verdict that was measured for ``key`` holds for ``wanted``.
 
-    A measurement at T steps holds for longer sequences, and down to T / 2. Below that, the costs of a call that do not
-    depend on T matter.
+    A measurement at T steps holds for longer sequences, and down to T / 2. Below T / 2, the costs of a
+    call that do not depend on T matter too much.
     """
     *differences, _, input_distance = _distance(key, wanted)
     are_inputs_near = input_distance <= math.log2(_MAX_INPUT_RATIO)
@@ -149,46 +155,60 @@ def _is_verdict_valid(key: Key, wanted: Key) -> bool:
 
 
 def _iterate_nearest(wanted: Key, device: Device) -> Iterator[tuple[Entry, str]]:
-    """Yield entries of equal sizes with their source text: fresh ones first, then by source, then by distance."""
-    ranked = _entries(device).get(_equal_fields(wanted), ())
-    for _, entry, source in sorted(ranked, key=lambda item: (item[0], _distance(item[1].key, wanted))):
-        yield entry, source
+    """Yield the entries that may hold for ``wanted``, each with a text that describes its source.
+
+    Fresh entries come before stale entries, then the order is that of `sources`, then by distance from ``wanted``.
+    """
+
+    def order(ranked_entry: tuple) -> tuple:
+        rank, entry, _ = ranked_entry
+        return rank, _distance(entry.key, wanted)
+
+    for _, entry, source_text in sorted(_group_entries(device).get(_required_fields(wanted), ()), key=order):
+        yield entry, source_text
 
 
-def _equal_fields(key: Key) -> tuple:
-    """Return the fields that have to be equal for a measurement to hold."""
+def _required_fields(key: Key) -> tuple:
+    """Return the parts of a key that must be equal in a measurement and a problem."""
     return key.hidden_size, key.batch, key.dtype, key.precision, key.reset_after, key.steps == 1
 
 
 @functools.lru_cache(maxsize=64)
-def _entries(device: Device) -> dict[tuple, list[tuple[tuple, Entry, str]]]:
-    """Return tuples of rank, entry and source text by the entry's `_equal_fields`. The rank is (stale, source)."""
-    entries = {}
-    for number, source in enumerate(sources(device)):
+def _group_entries(device: Device) -> dict[tuple, list[tuple[tuple, Entry, str]]]:
+    """Return all entries for a device by their `_required_fields`, as (rank, entry, source text).
+
+    A rank is (whether the entry is stale, index of its source). Entries with the lowest rank take precedence.
+    """
+    groups = {}
+    for source_index, source in enumerate(sources(device)):
         for entry in source.entries:
-            text, reason = f"{source.name}, of {entry.tuned_at[:10]}", entry.stale_reason
+            date = entry.tuned_at[:10]  # without the time
+            source_text, reason = f"{source.name}, of {date}", entry.stale_reason
             if reason:
-                text += f", stale: {reason} (`triton-gru tune` measures it again)"
-            entries.setdefault(_equal_fields(entry.key), []).append(((bool(reason), number), entry, text))
-    return entries
+                source_text += f", stale: {reason} (`triton-gru tune` measures it again)"
+            rank = bool(reason), source_index
+            groups.setdefault(_required_fields(entry.key), []).append((rank, entry, source_text))
+    return groups
 
 
 def sources(device: Device) -> list[Source]:
-    """Return all sources of entries for a device, in the order in which they count."""
-    own = [Source("this process", True, list(_own_entries[device].values()))] if device in _own_entries else []
-    return own + _read_files(device)
+    """Return all sources of entries for a device. An earlier source takes precedence over a later one."""
+    if device not in _process_entries:
+        return list(_read_files(device))
+    return [Source("this process", True, list(_process_entries[device].values())), *_read_files(device)]
 
 
 @functools.lru_cache(maxsize=64)
 def _read_files(device: Device) -> list[Source]:
-    """Return the tables for a device and for similar devices. Each file is read once.
+    """Return the tables for a device, then those for similar devices. Each file is read once.
 
     An invalid file with the device's name, and invalid entries, are ignored with a warning. Other invalid files are
-    ignored without one.
+    ignored without a warning.
     """
-    own, similar = [], []
+    device_fields = store.describe_device(device)
+    own_tables, similar_tables = [], []
     for folder, kind in ((store.user_directory(), "table"), (SHIPPED_DIRECTORY, "shipped table")):
-        for path in _tables_in(folder):
+        for path in _list_tables(folder):
             has_device_name = path.name == store.file_name(device)
             try:
                 table = store.load(path, device if has_device_name else None)
@@ -196,17 +216,18 @@ def _read_files(device: Device) -> list[Source]:
                 if has_device_name:
                     _warn(path, f"{error}; it is not used, and not changed")
                 continue
-            if table.device == store.describe_device(device):
-                own.append(Source(f"{kind} {path}", folder != SHIPPED_DIRECTORY, table.entries))
+            if table.device == device_fields:
+                own_tables.append(Source(f"{kind} {path}", folder != SHIPPED_DIRECTORY, table.entries))
                 if table.skipped:
                     count = f"{len(table.skipped)} of {len(table.raw)} entries"
                     _warn(path, f"ignored {count} that this version cannot read: {table.skipped[0]}")
-            elif {**table.device, "name": ""} == {**store.describe_device(device), "name": ""}:
-                similar.append(Source(f"{kind} of a similar device, {path}", False, table.entries))
-    return own + similar
+            elif {**table.device, "name": ""} == {**device_fields, "name": ""}:  # equal except for the name
+                similar_tables.append(Source(f"{kind} of a similar device, {path}", False, table.entries))
+    return own_tables + similar_tables
 
 
-def _tables_in(folder: pathlib.Path | None) -> list[pathlib.Path]:
+def _list_tables(folder: pathlib.Path | None) -> list[pathlib.Path]:
+    """Return the paths of the tables in a folder, none if there is no folder or it cannot be read."""
     try:
         return sorted(folder.glob("*.json"))[:_MAX_FILES] if folder else []
     except OSError:
@@ -217,13 +238,13 @@ def _warn(path: pathlib.Path, message: str) -> None:
     warnings.warn(f"triton_gru's tuned table {path}: {message}", stacklevel=2)
 
 
-def remember(device: Device, entries: list[Entry]) -> None:
-    """Let entries count before any file for the rest of this process.
+def add_process_entries(device: Device, entries: list[Entry]) -> None:
+    """Use entries that this process measured, which take precedence over all files until the process ends.
 
-    Plans that were made before do not change: call `planner.clear_plan_cache`.
+    Plans that are cached already do not change. Call `planner.clear_plan_cache` for that.
     """
-    _own_entries.setdefault(device, {}).update({entry.key: entry for entry in entries})
-    _entries.cache_clear()
+    _process_entries.setdefault(device, {}).update({entry.key: entry for entry in entries})
+    _group_entries.cache_clear()
 
 
 def exclude_config(device: Device, config: Config) -> None:
@@ -233,7 +254,7 @@ def exclude_config(device: Device, config: Config) -> None:
 
 def clear_table_cache() -> None:
     """Forget the entries and failures of this process, and read files again when needed."""
-    _own_entries.clear()
+    _process_entries.clear()
     _failing_configs.clear()
     _read_files.cache_clear()
-    _entries.cache_clear()
+    _group_entries.cache_clear()

@@ -14,20 +14,20 @@ Rank = tuple[bool, float]  # whether an entry is fresh, and when it was tuned, i
 class Merge:
     """The raw entries of a table, into which other entries are merged.
 
-    If two entries have one key, a fresh one wins over a stale one. Otherwise the one that was tuned later wins, and
-    with equal dates the table's. Entries that this version does not understand are never replaced. They are added if no
-    other entry has their key.
+    If two entries have the same key, a fresh entry wins over a stale entry. If both are fresh or both stale, the entry
+    that was tuned later wins, and with equal dates the table's entry. Entries that this version does not understand are
+    never replaced. They are added if no other entry has their key.
 
     Attributes:
         entries: the table's raw entries.
-        counts: numbers of merged entries that were "added", that "replaced" an entry, and that lost, so that the
-            table's entry was "kept". "not understood" counts added entries that this version does not understand.
+        counts: the number of merged entries by outcome. They were "added", "replaced" an entry, or lost, so that the
+            table's entry was "kept". "not understood" are added entries that this version does not understand.
     """
 
     def __init__(self, entries: list):
         self.entries = list(entries)
         self.counts = Counter()
-        self._texts = {_text(raw) for raw in entries}
+        self._texts = {_format_raw(raw) for raw in entries}
         self._keys = {key_text(raw) for raw in entries}
         self._best: dict[str, tuple[Rank, int]] = {}  # by key: the best rank, and its index in `entries`
         for index, raw in enumerate(entries):
@@ -36,8 +36,8 @@ class Merge:
                 self._best[key_text(raw)] = rank(entry), index
 
     def take(self, raw) -> None:
-        """Merge one raw entry, unless the table has one that is as good."""
-        entry, text, key = try_parse_entry(raw), _text(raw), key_text(raw)
+        """Merge a raw entry, which is dropped if the table has an equal or better entry with its key."""
+        entry, text, key = try_parse_entry(raw), _format_raw(raw), key_text(raw)
         if text in self._texts:
             self.counts["kept"] += 1
         elif isinstance(entry, Entry):
@@ -51,6 +51,7 @@ class Merge:
         self._keys.add(key)
 
     def _take_valid(self, raw, new_rank: Rank, key: str) -> None:
+        """Merge a raw entry that this version understands."""
         if not self._is_better(new_rank, key):
             self.counts["kept"] += 1
         elif key in self._best:
@@ -64,11 +65,12 @@ class Merge:
             self.counts["added"] += 1
 
     def _is_better(self, new_rank: Rank, key: str) -> bool:
+        """Return whether an entry of this rank wins over the table's entry with the key, if there is one."""
         return key not in self._best or new_rank > self._best[key][0]
 
 
 def rank(entry: Entry) -> Rank:
-    """Return the rank of an entry. Of entries with one key, the one with the greatest rank is used."""
+    """Return the rank of an entry. Of entries with the same key, the entry with the greatest rank is used."""
     return not entry.stale_reason, _seconds(entry.tuned_at)
 
 
@@ -81,5 +83,6 @@ def _seconds(date: str) -> float:
         return -math.inf
 
 
-def _text(raw) -> str:
+def _format_raw(raw) -> str:
+    """Return a raw entry as text, by which equal entries are recognized."""
     return json.dumps(raw, sort_keys=True)

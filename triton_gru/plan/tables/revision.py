@@ -19,7 +19,7 @@ _SCANS = {"block": block, "grid": grid, "step": step}
 
 @functools.cache
 def revision(kernel: str) -> str:
-    """Return a hash of a kernel's code without comments, docstrings and layout. Empty for ``"torch"``."""
+    """Return a hash of a kernel's code, comments, docstrings and layout aside. Empty for ``"torch"``."""
     if kernel == "torch":
         return ""
     digest = hashlib.sha256()
@@ -77,7 +77,7 @@ def stale_reason(kernel: str, made_with: str, env: dict[str, str]) -> str:
         env: the `environment` of the measurement.
     """
     package = "torch" if kernel == "torch" else "triton"
-    then, now = (get_minor_version(versions.get(package, "")) for versions in (env, environment()))
-    if then != now:
-        return f"made with {package} {then or 'unknown'}, this is {now}"
+    measured_with, current = (get_minor_version(versions.get(package, "")) for versions in (env, environment()))
+    if measured_with != current:
+        return f"made with {package} {measured_with or 'unknown'}, this is {current}"
     return "" if made_with == revision(kernel) != "unknown" else f"{kernel} has changed since"

@@ -2,7 +2,7 @@
 
     {"schema": 1, "device": {"name", "cc", "sms"}, "entries": [{
         "key": {the fields of problem.Key},
-        "winner": the implementation to take, or "torch",
+        "winner": the implementation that plans should choose,
         "results": {implementation: {
             "config", "revision", "eager_ms": [p20, p50, p80], "graph_ms", "heuristic_ms", "tile"
         }},
@@ -34,6 +34,7 @@ SCHEMA = 1
 # Largest file that is read or written. No real table comes near it.
 _MAX_BYTES = 16 << 20
 _PROBE_BYTES = 16 << 10  # written to test a folder: about the size of a table with some shapes
+_MAX_MESSAGE = 200  # characters of an error's message, which may quote the file
 LOCK_TIMEOUT_S = 60.0  # longest wait for another process's lock
 Rule = Callable[[list], list]  # from a table's raw entries to the raw entries that replace them
 
@@ -61,6 +62,7 @@ def user_directory() -> pathlib.Path | None:
 
 
 def file_name(device: Device) -> str:
+    """Return the name of the table file for a device."""
     return file_name_of(device.name)
 
 
@@ -108,7 +110,7 @@ def read_json(path: pathlib.Path, most_bytes: int = _MAX_BYTES):
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as error:  # JSON, UTF-8 or a number is invalid, or nesting is too deep
-        raise UnusableTableError(f"it is not JSON: {str(error)[:200]}") from None
+        raise UnusableTableError(f"it is not JSON: {str(error)[:_MAX_MESSAGE]}") from None
 
 
 def load(path: pathlib.Path, device: Device | None = None) -> Table:
@@ -122,16 +124,17 @@ def load(path: pathlib.Path, device: Device | None = None) -> Table:
     if device is not None and table_device != describe_device(device):
         raise UnusableTableError(f"it is for {table_device}, not for {describe_device(device)}")
     entries, skipped = [], []
-    for number, raw_entry in enumerate(raw):
-        entry = try_parse_entry(raw_entry)
-        if isinstance(entry, str):
-            skipped.append(f"entry {number}: {entry}")
+    for index, raw_entry in enumerate(raw):
+        entry_or_reason = try_parse_entry(raw_entry)
+        if isinstance(entry_or_reason, str):
+            skipped.append(f"entry {index}: {entry_or_reason}")
         else:
-            entries.append(entry)
+            entries.append(entry_or_reason)
     return Table(table_device, raw, entries, skipped)
 
 
 def _split_device_and_entries(contents) -> tuple[dict, list]:
+    """Return the device and the raw entries of a table's contents. Raise UnusableTableError if they are not valid."""
     schema = contents.get("schema") if isinstance(contents, dict) else None
     if type(schema) is int and schema > SCHEMA:
         raise NewerTableError(
@@ -143,12 +146,12 @@ def _split_device_and_entries(contents) -> tuple[dict, list]:
     device, raw = contents.get("device"), contents.get("entries")
     if not isinstance(device, dict) or not isinstance(raw, list):
         raise UnusableTableError("it names no device or has no list of entries")
-    kinds = {"name": str, "cc": int, "sms": int}
-    if {name: type(value) for name, value in device.items()} != kinds:
+    field_types = {"name": str, "cc": int, "sms": int}
+    if {name: type(value) for name, value in device.items()} != field_types:
         raise UnusableTableError("its device must have a name, cc and sms, and nothing else")
     if file_name_of(device["name"]) == ".json" or not (0 < device["cc"] < 1 << 31 and 0 < device["sms"] < 1 << 31):
         raise UnusableTableError("its device has an empty name, or cc or sms are not between 1 and 2**31 - 1")
-    return {name: device[name] for name in kinds}, raw
+    return {name: device[name] for name in field_types}, raw
 
 
 def try_parse_entry(raw) -> Entry | str:
@@ -156,11 +159,11 @@ def try_parse_entry(raw) -> Entry | str:
     try:
         return parse_entry(raw)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        return f"{type(error).__name__} {str(error)[:200]}"
+        return f"{type(error).__name__} {str(error)[:_MAX_MESSAGE]}"
 
 
 def key_text(raw) -> str | None:
-    """Return the key of a raw entry as JSON text, which tells 1 from true. Return None if the entry has no key."""
+    """Return the key of a raw entry as JSON text, or None if the entry has no key. The text tells 1 from true."""
     return json.dumps(raw["key"], sort_keys=True) if isinstance(raw, dict) and "key" in raw else None
 
 
@@ -176,26 +179,30 @@ def save(entries: list[Entry], device: Device, directory: pathlib.Path) -> pathl
         UnusableTableError, OSError: as `rewrite` does.
     """
     new = [dataclasses.asdict(entry) for entry in entries]
-    replaced = {key_text(raw) for raw in new}
+    replaced_keys = {key_text(raw) for raw in new}
 
-    def rule(all_raw: list) -> list:
-        return [raw for raw in all_raw if key_text(raw) not in replaced or isinstance(try_parse_entry(raw), str)] + new
+    def stays(raw) -> bool:
+        return key_text(raw) not in replaced_keys or isinstance(try_parse_entry(raw), str)
 
-    return rewrite([(describe_device(device), rule)], directory)[0]
+    def replace_entries(all_raw: list) -> list:
+        return [raw for raw in all_raw if stays(raw)] + new
+
+    (path,) = rewrite([(describe_device(device), replace_entries)], directory)
+    return path
 
 
 def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pathlib.Path]:
     """Apply a rule to the entries in each device's file of a folder.
 
     All new files are written first, to temporary files in the folder, and then replace the old files. If anything fails
-    before, no file changes. A file that its rule does not change is not written.
+    before the first replacement, no file changes. A file that its rule does not change is not written.
 
     Args:
-        rules: the device, as `describe_device` returns it, and the rule for its file.
+        rules: (device, rule) for each file. A device is described as `describe_device` does.
         directory: the folder, which is made if it does not exist.
 
     Returns:
-        The files' paths.
+        The files' paths, in the order of ``rules``.
 
     Raises:
         UnusableTableError: a file is not a table, is another device's, or would be too large. No file changes.
@@ -257,6 +264,7 @@ def _apply_rule(path: pathlib.Path, device: dict, rule: Rule) -> str:
 
 
 def _format_table(device: dict, raw: list) -> str:
+    """Return the text of a table file. Raise UnusableTableError if it would be too large to be read."""
     text = json.dumps({"schema": SCHEMA, "device": device, "entries": raw}, indent=1)
     if len(text) > _MAX_BYTES:
         raise UnusableTableError(f"it would have more than {_MAX_BYTES >> 20} MiB")
@@ -265,9 +273,10 @@ def _format_table(device: dict, raw: list) -> str:
 
 @contextlib.contextmanager
 def _temporary_file(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
-    """Write a text to a temporary file in the folder of ``path``, with its permissions. Delete that file at the end.
+    """Write a text to a temporary file beside ``path``, with the same permissions, and yield its path.
 
-    Only a killed process leaves a temporary file. `rewrite` deletes it later. No table has a name like it.
+    The temporary file is deleted at the end. Only a killed process leaves one, which `rewrite` deletes later. No table
+    has a name that ends in ``.tmp``.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -308,6 +317,7 @@ def check_writable(directory: pathlib.Path) -> None:
 
 
 def _make_directory(directory: pathlib.Path) -> None:
+    """Make a folder if it does not exist. Raise OSError if that is not possible."""
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(directory))
     directory.mkdir(parents=True, exist_ok=True)
