@@ -3,7 +3,7 @@
     python -m perf run --sweep smoke                      # measure (on a CPU: smoke, cells)
     python -m perf run --hidden 256 --input 80 --batch 8 --steps 200 --dtype fp16    # your own shape
     python -m perf report build/perf/smoke-cpu.csv        # ratios, lower bounds, losses
-    python -m perf compare before.csv after.csv           # what became slower; exit status 1 if anything did
+    python -m perf compare before.csv after.csv           # what became slower or broke: exit status 1 if anything did
     python -m perf plot build/perf/smoke-cpu.csv          # figures, as PNG and SVG
     python -m perf floors                                 # bandwidths, rates and latencies of this machine
     python -m perf count                                  # work of a time step, counted on a CPU: not time
@@ -35,9 +35,11 @@ _CPU_SWEEPS = ("smoke", "cells")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Return the exit status: 0, 1 if `compare` finds something slower, or 2 if the command fails.
+    """Run a command. Return its exit status.
 
-    If the process loses the GPU, a new process takes its place and continues the sweep.
+    The status is 1 if `compare` finds something slower or broken. It is 2 if the command is interrupted, or raises
+    OSError or ValueError. Otherwise it is 0. If the process loses the GPU, a new process takes its place and continues
+    the sweep.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
@@ -87,7 +89,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument(
         "--rehearse",
         action="store_true",
-        help="run a tiny case on the CPU (with tests/ptx/rehearse.py it executes kernels)",
+        help="run one or two tiny cases on the CPU (with tests/ptx/rehearse.py it executes kernels)",
     )
     command.set_defaults(command=_run)
 
@@ -97,7 +99,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.set_defaults(command=_report)
 
     command = commands.add_parser(
-        "compare", help="print what became slower from one CSV to another; exit status 1 if anything did"
+        "compare",
+        help="print what differs between two CSVs; exit status 1 if anything became slower or stopped working",
     )
     command.add_argument("before", type=pathlib.Path)
     command.add_argument("after", type=pathlib.Path)
@@ -138,10 +141,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options) -> None:
-    """Measure the chosen sweep, adapted to a CPU if there is no GPU.
+    """Measure the chosen sweep. It is adapted to a CPU if there is no GPU, or shrunk for a rehearsal.
 
     Raises:
-        ValueError: a provider is unknown, the shape is invalid, or the sweep needs a GPU.
+        ValueError: a provider is unknown, options do not fit together, or the sweep or the dtype needs a GPU.
+        ValueError: `shapes.build_sweep` raises, or the CSV has another schema.
     """
     require_known(options.provider)
     sweep = shapes.choose_sweep(options)
@@ -168,14 +172,14 @@ def _report(options) -> None:
 
 
 def _compare(options) -> int:
-    """Print what differs between two CSVs. Return the exit status, 1 if something became slower."""
+    """Print what differs between two CSVs. Return the exit status: 1 if something became slower or broke, else 0."""
     from . import compare
 
     return compare.main(options.before, options.after)
 
 
 def _plot(options) -> None:
-    """Draw the figures of the CSVs. Raise ValueError if matplotlib is not installed."""
+    """Draw the figures of the CSVs. Raise ValueError if matplotlib or another package is not installed."""
     try:
         from . import plot
     except ModuleNotFoundError as error:
@@ -184,7 +188,7 @@ def _plot(options) -> None:
 
 
 def _floors(options) -> None:
-    """Measure and print the rates of this machine."""
+    """Measure the rates and latencies of this machine, write them to a CSV, and print them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(floors.load_or_measure(options.out, device, remeasure=True))
 

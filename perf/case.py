@@ -30,7 +30,7 @@ class Ragged(NamedTuple):
 Input = Tensor | PackedSequence | Ragged
 # Calls take this many inputs in turn, so that successive calls read different memory.
 INPUT_COUNT = 4
-# An input of this many steps or bytes outgrows every cache, and takes much memory and time to prepare. Two are enough.
+# Two inputs are enough if each has at least this many steps or bytes, because they take much time or memory.
 LONG_STEPS, LARGE_BYTES, LARGE_INPUT_COUNT = 1024, 1 << 28, 2
 
 
@@ -115,7 +115,10 @@ class Case:
         return PRECISIONS[self.precision][1] if self.dtype == torch.float32 else None
 
     def pin_precision(self) -> contextlib.AbstractContextManager:
-        """Return a context in which torch's fp32 products, also of recurrent networks, have the case's precision."""
+        """Return a context in which torch's fp32 products, also of recurrent networks, have the case's precision.
+
+        Exception: for a case in 16 bits they are in TF32.
+        """
         return pin_fp32_precision(*PRECISIONS[self.precision])
 
     def make_gru(self, device: str) -> nn.GRU:
@@ -131,9 +134,9 @@ class Case:
         return gru_class(self.inputs, self.hidden, self.layers, **options).eval()
 
     def draw_inputs(self, device: str) -> list[Input]:
-        """Return `INPUT_COUNT` random inputs of the case's layout, or two large ones, which calls use in turn.
+        """Return `INPUT_COUNT` random inputs of the case's layout, or `LARGE_INPUT_COUNT` long or large ones.
 
-        For a stream, the inputs are its frames in their order.
+        Calls use them in turn. For a stream, the inputs are its frames in their order.
         """
         input_bytes = self.total_steps * self.inputs * self.dtype.itemsize
         is_large = self.steps >= LONG_STEPS or input_bytes >= LARGE_BYTES

@@ -1,4 +1,4 @@
-"""Comparison of two CSVs of one machine: which measurements became slower or stopped working."""
+"""Comparison of two CSVs: which measurements on the same GPU became slower or faster, or stopped working."""
 
 import pathlib
 
@@ -12,9 +12,12 @@ NOISE = 0.03  # a relative difference up to this, or up to the spread of either 
 
 
 def main(before: pathlib.Path, after: pathlib.Path) -> int:
-    """Print every measurement that differs between two CSVs by more than noise.
+    """Print every measurement that differs between two CSVs by more than noise, or that stopped working.
 
     Return the exit status: 1 if a measurement became slower or stopped working, or else 0.
+
+    Raises:
+        ValueError: a file is not the CSV of a sweep, or no measurement of ``before`` with a time is in ``after``.
     """
     table = compare_rows(load([before]), load([after]))
     if table.empty:

@@ -33,13 +33,14 @@ def run(
 ) -> pd.DataFrame:
     """Count the work of each provider on each case, and write it to a CSV in the folder ``out``.
 
-    Return the CSV's last row of each case and provider, also of earlier runs.
+    A provider that cannot be counted has a row with the reason. Return the CSV's last row of each case and provider,
+    also of earlier runs.
 
     Args:
         device: the name of the GPU to compile for, a key of `KNOWN_DEVICES`.
         names: the providers; empty for all.
-        resume: skip cases and providers that have a row in the CSV.
-        max_instructions: a launch that executes more fails.
+        resume: skip each pair of a case and a provider that has a row in the CSV.
+        max_instructions: a launch that executes more fails. Exception: of ours, the check by a whole call is left out.
 
     Raises:
         ValueError: the CSV has other columns, or a provider is unknown.
@@ -92,8 +93,8 @@ def load(path: pathlib.Path) -> pd.DataFrame:
 def tabulate_counts(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table to print: a line for each row with the status "ok", sorted by shape.
 
-    Bytes are shown in KB. The last two columns, "busiest x" and "KB x", are ratios to our counts for the same shape.
-    They are NaN if ours was not counted at this shape.
+    KB are 1024 bytes. The last two columns, "busiest x" and "KB x", are ratios to our counts for the same shape. They
+    are NaN if ours was not counted at this shape.
     """
     rows = rows[rows["status"] == "ok"].astype(dict.fromkeys(["H", "B"], int) | dict.fromkeys(COUNTS, float))
     rows = rows.sort_values(SHAPE_COLUMNS, kind="stable")

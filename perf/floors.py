@@ -5,9 +5,9 @@ The floor of a call is
     launch + max(bytes moved / memory bandwidth, bytes read again / L2 bandwidth, FLOPs / matrix rate,
                  steps * smallest step + (steps - 1) * min(hop, alone))
 
-- launch: the call of one tiny kernel, in the same mode and by the same clock: the fastest of many calls.
-- bytes moved: the input, the weights and the outputs once, and the part of the bytes read again that the L2 cannot
-  hold. If all of them fit in a warm L2 (on a CPU: the last cache), the L2's bandwidth replaces the memory's.
+- launch: the call of one tiny kernel, in the same mode and by the same clock. Each round takes the fastest of 20 calls.
+- bytes moved: the input, W_ih, W_hh, the outputs and the states once, and the part of the bytes read again that the
+  L2 cannot hold. If all of them fit in a warm L2 (on a CPU: the last cache), the L2's bandwidth replaces the memory's.
 - bytes read again: the part of W_hh beyond all registers and shared memory of the chip, in every other step.
 - steps: T + layers - 1, with layers in a wavefront. With two directions it is T * layers, because a layer cannot begin
   before the layer below has ended. The directions run at the same time. For packed input, T is the longest length.
@@ -48,9 +48,10 @@ from .record import Row, TimingsCsv, machine_name
 
 ROUNDS = 30
 PART, PARTS = 8192, 32  # elements of a part, and number of parts: 1 MiB of int32, a state that all programs read
-PROGRAMS, ROW = 2, 8  # for a hop: each program sends four of the ROW elements of fp16, which are one word
+PROGRAMS, ROW = 2, 8  # for a hop: ROW elements of fp16 are one word, of which each program sends four
 STEPS, FEWER_STEPS = 1000, 125  # hops of the two launches whose difference is measured
-# Upper bound of the bytes per second that a multiprocessor can read: twice the 64 bytes per cycle of NVIDIA GPUs.
+# Upper bound of the bytes per second that a multiprocessor can read: twice the 64 bytes per cycle of NVIDIA GPUs,
+# at 3 GHz.
 _MAX_READ_RATE = 128 * 3e9
 _REGISTER_BYTES = 256 << 10  # bytes of a multiprocessor's registers, on every NVIDIA GPU since Kepler
 _LAUNCH_CALLS = 20  # calls in a round. The fastest is taken, because a busy host delays most calls
@@ -68,9 +69,9 @@ class Floors:
         launch: seconds of a launch, by mode.
         hop: seconds of a hop of one word from one multiprocessor to another. 0 if unknown: then hops add no time.
         step: seconds of a step of the smallest GRU. 0 if unknown.
-        multiprocessors: the number of multiprocessors.
+        multiprocessors: the number of multiprocessors. 1 on a CPU.
         on_chip: bytes of registers and shared memory of one multiprocessor. 0 if unknown.
-        l2_bytes: capacity of the L2 in bytes.
+        l2_bytes: capacity of the L2 in bytes. On a CPU that of the largest cache, or 0 if unknown.
     """
 
     memory: float = 0.0
@@ -84,7 +85,7 @@ class Floors:
     l2_bytes: int = 0
 
     def compute_floor_ms(self, case: Case, mode: str, l2: str) -> float | str:
-        """Return the floor of a call in milliseconds, or "" if a rate is missing.
+        """Return the floor of a call in milliseconds, or "" if the launch time or the matrix rate is missing.
 
         In mode "host" it is the floor of the host's part of the call. For ``l2`` see `measure.Conditions`.
         """
@@ -122,7 +123,7 @@ class Floors:
         return moved, rereads * beyond_chip, case.total_steps * 2 * weights
 
     def __str__(self) -> str:
-        """Return the rates and latencies in a line, with units."""
+        """Return the rates and latencies in a line, with units. Without a hop, the step is left out, too."""
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
         words += [f"{dtype} {precision} {rate / 1e12:.2f} TFLOP/s" for (dtype, precision), rate in self.matrix.items()]
         words += [f"{mode} launch {1e6 * seconds:.1f} us" for mode, seconds in self.launch.items()]
@@ -131,7 +132,10 @@ class Floors:
 
 
 def load_or_measure(out: pathlib.Path, device: str, remeasure: bool = False) -> Floors:
-    """Return the floors of this machine from the CSV in the folder ``out``, or measure them and write that CSV."""
+    """Return the floors of this machine from the CSV in the folder ``out``.
+
+    If the CSV has no complete measurement of this machine, or with ``remeasure``, measure and append to the CSV first.
+    """
     report = TimingsCsv(out / f"floors-{machine_name(device)}.csv", device)
     if remeasure or not _find_last_run(report):
         for row in _measure(device):
@@ -155,7 +159,7 @@ def _compute_floors(rows: list[dict[str, str]], device: str) -> Floors:
     for row in rows:
         name = row["provider"].removeprefix("floor.")
         amount, *_ = row["config"].split()  # the amount of work in a call, before its unit
-        # The seconds of one unit of work, by the 20th percentile: no measurement may be faster than a floor.
+        # The seconds of one unit of work, by the 20th percentile. With a larger one, a measurement could beat a floor.
         seconds = float(row["p20_ms"]) / 1000 / float(amount)
         if name == "launch":
             rates[name][row["mode"]] = seconds
@@ -170,7 +174,7 @@ def _compute_floors(rows: list[dict[str, str]], device: str) -> Floors:
 
 
 def _cpu_cache_bytes() -> int:
-    """Return the size of the CPU's largest cache, or 0 if Linux does not report it.
+    """Return the size of the CPU's largest cache, or 0 if the system does not report it.
 
     With 0, floors follow from the memory's bandwidth, even for data that fits a cache.
     """
@@ -225,7 +229,7 @@ def _measure(device: str) -> Iterator[Row]:
     else:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # on a busy CPU, several threads wait for each other longer than the copy takes
-        cached_size = 1 << 18  # bytes that fit the caches of a core. All cores together copy this many times as fast.
+        cached_size = 1 << 18  # bytes that fit the caches of a core. ``threads`` cores copy ``threads`` times as fast.
         yield time_call("l2", threads * 2 * cached_size, "bytes", make_copy(cached_size))
         torch.set_num_threads(threads)
     yield time_call("launch", 1, "launch", launch, host_clock, mode="host")
@@ -251,7 +255,7 @@ class Hops:
             "num_warps": 1, "num_stages": 1, "launch_cooperative_grid": True,
         }  # fmt: skip
         arguments = words, hang.get_watchdog(device).watch, self._result, steps
-        self.launch = Launch(hop_steps, (PROGRAMS,), arguments, constants, mailbox.make_clear(words, steps))
+        self.launch = Launch(hop_steps, (PROGRAMS,), arguments, constants, mailbox.make_fill(words, steps))
 
     def is_right(self, call: Callable[[], object]) -> bool:
         """Run ``call``, which starts this launch or replays a graph of it. Return whether its results are right.
@@ -283,8 +287,8 @@ def measure_hop(rounds: int) -> Row:
 
     Two launches of a hand-over are timed in CUDA graphs, with `FEWER_STEPS` and `STEPS` hops. Each graph also clears
     the mailbox. A hop is the difference of the two times over the difference of the two numbers of hops, which cancels
-    the cost of a launch. A hop includes the work of a step: the sum of the received words, and for "flag" the clearing
-    of a slot.
+    the cost of a launch. A hop includes the work of a step: the sum of the received words, and the computation of the
+    next elements.
 
     Raises:
         RuntimeError: no hand-over is right.

@@ -16,7 +16,7 @@ def read_shared(
 ):
     """Read all of ``source`` in every program, ``rounds`` times, and store the sum of the elements read.
 
-    Reads bypass the L1, as programs do when they read each other's state.
+    Reads bypass the L1, as do the reads of other programs' state in ``grid``.
     """
     total = tl.zeros((PART,), tl.int32)
     for _ in range(rounds):
@@ -84,12 +84,12 @@ def hop_steps(
 ):
     """Hand elements over among all programs, ``steps`` times, and store a result that depends on all of them.
 
-    Each program adds the words received in a step to its ``history``, and sends elements that depend on the history.
+    Each program makes its next ``history`` from the words received in a step, and sends elements that depend on it.
     So a step cannot begin before the previous step has ended, and wrong elements change the result.
     """
     DTYPE: tl.constexpr = tl.float16
     UNITS: tl.constexpr = ROW // PROGRAMS
-    LANES: tl.constexpr = exchange.words_per_slice(4)
+    LANES: tl.constexpr = exchange.words_per_piece(4)
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)[:, None]
     offset = exchange.element_offset(unit, tl.arange(0, BATCH)[None, :], BATCH, exchange.elements_per_word(16, 4))
     elements = exchange.element_pointer(mailbox, DTYPE)
@@ -114,7 +114,7 @@ def hop_steps(
 def _make_elements(history, element):
     """Return the values to send at the indices ``element``, integers that depend on ``history``.
 
-    fp16 holds the values exactly. Some values occur more often than others, because otherwise their sum would not
-    depend on the history.
+    fp16 holds the values exactly. At most 128 of the 1024 possible values are sent at a time. If all of them occurred
+    equally often, their sum would not depend on the history.
     """
     return (((history >> 12) + (element & 127)) & 1023).to(tl.float32)

@@ -18,7 +18,7 @@ from .case import Case, Input, Ragged
 from .floors import Floors
 from .providers import BASELINE, is_ours, make_ready
 from .providers.interface import Ready, Unavailable
-from .providers.ours import get_hang_error, is_lost
+from .providers.ours import get_hang_error, is_gpu_lost
 from .record import Row, add_times
 
 # The tolerance of a peer is this many times the tolerance of our kernels, because the comparison shall find wrong
@@ -28,10 +28,10 @@ MAX_ROUNDS = 200
 
 
 class DeviceLost(Exception):
-    """A provider has left the process without a working GPU. ``rows`` are the provider's rows, with the error."""
+    """A case has left the process without a working GPU. ``rows`` are the rows that could not be measured."""
 
     def __init__(self, rows: list[Row]):
-        """Take the message from the rows, which have the same error."""
+        """Take the message from the last row."""
         super().__init__(rows[-1].error)
         self.rows = rows
 
@@ -56,9 +56,9 @@ class Conditions:
 
 
 def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """Return a row for each provider and mode, timed if its results are right, or else with the reason.
+    """Return a row for each provider and mode, timed if its results are right, or else with the status and the reason.
 
-    `BASELINE` is first, even if ``providers`` lacks it.
+    `BASELINE` is first, even if ``providers`` lacks it. Results that mean nothing by design are not compared.
 
     Raises:
         DeviceLost: a provider left the process without a working GPU.
@@ -88,7 +88,8 @@ def measure(case: Case, providers: list[str], conditions: Conditions, floors: Fl
 def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
     """Time the calls of the rows with status "ok" in turn, and put the times into the list of rows.
 
-    ``calls`` has for each row's ``provider`` a list of functions, one for each input.
+    If a call fails, all of these rows fail. If a launch of ours gave up waiting, all rows of ours among them fail.
+    ``calls`` has for each of these rows, by its ``provider``, a list of functions, one for each input.
     """
     timed_calls = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
     min_rounds, time_once = conditions.rounds, clock(conditions.device)
@@ -99,7 +100,7 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
     try:
         times = samples(
             timed_calls, max(MAX_ROUNDS, min_rounds), time_once, conditions.seconds, stop_when_quiet=True,
-            least=min_rounds,
+            min_rounds=min_rounds,
         )  # fmt: skip
     except Exception as failure:  # all rows fail, because the provider whose call failed is unknown
         return _fail([row for row in rows if row.provider in timed_calls], failure)
@@ -118,15 +119,16 @@ def _prepare_calls(
 ) -> object:
     """Prepare a provider, and call and judge it in the mode of each of its ``rows``. Put the outcome into the rows.
 
-    If a mode works, its calls for all inputs are added to ``calls`` by the row's ``provider``. The caller must keep the
-    returned object as long as the calls, because it owns memory that CUDA graphs use.
+    If the provider runs in a mode, its calls for all inputs are added to ``calls`` by the row's ``provider``. The
+    caller must keep the returned object as long as the calls, because it owns memory that CUDA graphs use. It is None
+    if the provider cannot be prepared or called.
     """
     bytes_before = _reset_peak_memory()
     try:
         ready = make_ready(name, gru, inputs[0], gate.is_streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
-        _reset_peak_memory()  # the row shows the peak of a call, without the preparation
+        _reset_peak_memory()  # the row shows the peak of a call, with what the preparation keeps
         results, peak = _tensors(ready.call(inputs[0])), ""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -201,12 +203,12 @@ def _replay_and_copy(replay: Callable, returned) -> list[Tensor]:
 
 
 def _fail(rows: list[Row], failure: Exception) -> None:
-    """Put the reason of a failure into the rows. Raise DeviceLost if the process no longer has a working GPU."""
+    """Put the reason of a failure into the rows. Raise DeviceLost if the failure has lost the process's GPU."""
     is_unavailable = isinstance(failure, Unavailable)
     for row in rows:
         row.status = "unavailable" if is_unavailable else "failed"
         row.error = str(failure) if is_unavailable else f"{type(failure).__name__}: {failure}"
-    if not is_unavailable and is_lost():
+    if not is_unavailable and is_gpu_lost():
         raise DeviceLost(rows) from failure
 
 
@@ -245,7 +247,7 @@ class _Gate:
         judge = self._judge
         if ready.expected is not None:
             # The provider computes something else than the GRU, and nothing else computes it. So its results are their
-            # own baseline, and only NaN is wrong.
+            # own baseline, and only NaN or another shape is wrong.
             judge = Judge(_tensors(ready.expected(self._x.double())), results, self._precision)
         error, is_right = judge(results, slack=1 if is_ours(name) else PEERS_SLACK)
         return ("ok" if is_right else "wrong"), error

@@ -77,7 +77,7 @@ def draw_step_over_hidden(rows: pd.DataFrame, figures: dict[str, Figure]) -> Non
 
 
 def draw_speedup(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw how many times faster ours is than the faster of nn.GRU eager and in a graph, in the same run."""
+    """Draw how many times faster ours is than nn.GRU's faster mode (bf16: or cudnn.standard's), in the same run."""
     rows = compare_with_nn_gru(rows)
     ratio, is_undecided = rows["times faster"], (rows["low"] <= 1) & (rows["high"] >= 1)
     texts = [f"({value:.2f})" if in_brackets else f"{value:.2f}" for value, in_brackets in zip(ratio, is_undecided)]
@@ -101,21 +101,21 @@ def draw_step_breakdown(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
 
 
 def draw_streaming(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
-    """Draw the histogram of the times of each provider's frames, with p50 and p99, for streams with samples."""
+    """Draw the histogram of the times of each provider's frames, with p50 and p99, if rows have all frames' times."""
     rows = keep_latest(rows[(rows["variant"] == STREAMING) & (rows["n"] > 0) & (rows["samples_ms"] != "")])
-    # Each provider has a baseline for its histograms, in the order of names from top to bottom.
-    rows = rows.assign(baseline=rows["provider"].rank(method="dense", ascending=False))
+    # ``bottom`` is the height at which a provider's histograms begin. Providers are in the order of names from the top.
+    rows = rows.assign(bottom=rows["provider"].rank(method="dense", ascending=False))
     labels = ("Times of frames. Solid line: p50. Dotted: p99", "µs a frame", "")
     for axes, panel in _make_panels(figures, rows, [*_SETTING, "B"], ("precision", "H"), (1.9, 2.2), labels):
         samples = [1000 * np.array(text.split(), float) for text in panel["samples_ms"]]
         edges = np.geomspace(min(map(min, samples)) / 1.02, max(map(max, samples)) * 1.02, _STREAMING_BINS + 1)
-        for provider, baseline, times in zip(panel["base"], panel["baseline"], samples):
+        for provider, bottom, times in zip(panel["base"], panel["bottom"], samples):
             frame_counts = np.histogram(times, edges)[0]
-            heights = baseline + _BAR_HEIGHT * frame_counts / frame_counts.max()
-            axes.stairs(heights, edges, baseline=baseline, fill=True, color=choose_style(provider)[0])
+            heights = bottom + _BAR_HEIGHT * frame_counts / frame_counts.max()
+            axes.stairs(heights, edges, baseline=bottom, fill=True, color=choose_style(provider)[0])
         for quantile, dashes in (("p50_ms", "-"), ("p99_ms", ":")):
-            axes.vlines(1000 * panel[quantile], panel["baseline"], panel["baseline"] + 0.85, "black", dashes, lw=1)
-        axes.set(xscale="log", yticks=panel["baseline"] + 0.4, yticklabels=panel["provider"])
+            axes.vlines(1000 * panel[quantile], panel["bottom"], panel["bottom"] + 0.85, "black", dashes, lw=1)
+        axes.set(xscale="log", yticks=panel["bottom"] + 0.4, yticklabels=panel["provider"])
 
 
 def draw_before_after(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
@@ -130,7 +130,7 @@ def draw_before_after(rows: pd.DataFrame, figures: dict[str, Figure]) -> None:
         slower = panel[panel["verdict"] == "slower"].sort_values("ratio", ascending=False)
         for rank, row in enumerate(slower.head(_MAX_LABELS).itertuples()):
             text = f"{row.ratio:.2f} {row.provider} H={row.H} B={row.B} T={row.T} {row.form}"
-            # Labels are in a column to the right of the panel, the slowest case on top, with a line to their points.
+            # Labels are in a column to the right of the panel, the largest ratio on top, with a line to their points.
             position = (1.03, 1 - rank / _MAX_LABELS)
             line = {"arrowstyle": "-", "color": "0.6", "lw": 0.6, "relpos": (0, 0.5)}
             point = (row.before, row.ratio)
@@ -196,7 +196,8 @@ def _make_panels(
     """Yield the axes and the rows of each panel that has rows. Add each figure to ``figures`` once it is complete.
 
     Args:
-        by: columns. Each combination of their values on each GPU has its own figure, whose title names the values.
+        by: columns. Each combination of their values on each GPU has its own figure. Its title names the values
+            that are not empty.
         across: the columns that differ between the panels of a figure: from top to bottom, and from left to right.
         size: the width and the height of a panel in inches.
         labels: the title of all figures, the label of the x axis, and the label of the y axis.
@@ -239,7 +240,8 @@ def _draw_heat_maps(panels: Iterable[tuple[Axes, pd.DataFrame]]) -> None:
     """Draw a rectangle with a text for each row of the panels.
 
     The columns ``down`` and ``across`` give its position. If such a column has numbers, the numbers are sorted. Texts
-    keep the order of the rows. ``shade``, from 0 to 1, gives the colour, and ``is_hatched`` the hatching.
+    keep the order of the rows. ``shade`` gives the colour, on a scale from 0 to 1, and ``is_hatched`` the
+    hatching.
     """
     for axes, panel in panels:
         values = (panel[name].unique() for name in ("down", "across"))

@@ -36,11 +36,13 @@ class Row:
     """A measurement: one provider on one case in one mode, with the milliseconds of a call.
 
     A time covers the GPU and the host. Exception: in mode "host" it covers the host alone. ``precision``, "ieee" or
-    "tf32", is the precision of fp32 products. ``samples_ms`` has the times of all rounds in their order. Rows of one
-    case and run were timed in the same rounds, so their samples can be paired. ``status`` is one of these:
+    "tf32", is the precision of fp32 products. It is "" in 16 bits. ``samples_ms`` has the times of all rounds in their
+    order. Rows of one case and run were timed in the same rounds, so their samples can be paired. ``status`` is one of
+    these:
 
     - "ok", or "noisy" if the spread of the times is above timing.MAX_QUIET_SPREAD;
-    - without times: "wrong" if the results are too far from float64, "failed", or "unavailable" (see ``error``).
+    - without times: "wrong" if the results are too far from float64, "failed", or "unavailable" (see ``error``);
+    - "begun" in a row that only records that its case was begun.
     """
 
     schema: int = SCHEMA
@@ -145,6 +147,8 @@ class GrowingCsv:
     """A CSV to which each row is written at once, so that a run that dies loses no finished row.
 
     Args:
+        path: the file. It and its folder are made if they are missing.
+        columns: the names of the columns.
         columns_name: what the columns belong to, such as "schema 5". It appears in the error message.
 
     Raises:

@@ -37,7 +37,8 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     bits it becomes the dtype. These columns are added:
 
     - ``base``: `Row.provider_name`, the provider without the suffix "+graph".
-    - ``form``: those of the words bidirectional, packed, lengths, streaming and reset_before that apply, or "".
+    - ``form``: those of the words bidirectional, packed, lengths, streaming and reset_before that apply, or "". In CSVs
+      of scripts/models.py also the name of the model.
     - ``input``: the input size, or "" if it is the hidden size.
     - ``regime``: the ranges of H, B and T that group the cases of the report, and the form.
 
@@ -55,7 +56,7 @@ def load(paths: list[pathlib.Path]) -> pd.DataFrame:
     rows = rows.astype(dict.fromkeys(("T", "B", "I", "H", "layers", "directions", "n"), int))
     times = ["p20_ms", "p50_ms", "p80_ms", "p99_ms", "rel_iqr", "floor_ms", "max_abs_err"]
     rows[times] = rows[times].apply(pd.to_numeric, errors="coerce")
-    rows = rows[~rows["provider"].str.startswith(("floor.", "hop.")) & (rows["status"] != BEGUN)]
+    rows = rows[~rows["provider"].str.startswith("floor.") & (rows["status"] != BEGUN)]
     # Cases in fp32 differ in the precision of products, cases in 16 bits in the dtype.
     rows["precision"] = np.where(rows["dtype"] == "float32", "fp32 " + rows["precision"], rows["dtype"])
     rows["base"] = rows["provider"].str.removesuffix("+graph")
@@ -86,7 +87,7 @@ def _describe_regime(hidden: int, batch: int, steps: int, form: str) -> str:
 def make_sections(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return the report's tables, each with its title, from rows of `load`. Leave out tables without rows.
 
-    Exception: if ours and `BASELINE` were timed, the table of losses is present even if it is empty.
+    Exception: if ours and `BASELINE` were timed in one run, the table of losses is present even if it is empty.
     """
     last, timed, speedups = keep_latest(rows), rows[rows["n"] > 0], compare_with_nn_gru(rows)
     ours = last[(last["base"] == OURS) & (last["n"] > 0) & last["floor_ms"].notna()]
@@ -123,8 +124,7 @@ def compare_with_nn_gru(rows: pd.DataFrame) -> pd.DataFrame:
 
     Rows of ours without a time of `nn.GRU` in the same run are left out.
     "times faster" is the time of the faster of `nn.GRU` eager and in a graph, over the time of ours in the row's mode.
-    In bf16 torch copies its weights on every call, so `cudnn.STANDARD_PROVIDER` is
-    taken for a third mode of `nn.GRU` there.
+    In bf16 torch copies its weights on every call. Therefore rows of `cudnn.STANDARD_PROVIDER` count as `nn.GRU` there.
 
     The ratio is the median of the rounds' ratios. Its 95 % confidence interval is from ``low`` to ``high``, and "95 %"
     is the text of the interval. The interval is valid if the noise of rounds is independent. If the rows have no shared

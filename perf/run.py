@@ -35,13 +35,13 @@ def run(
 
     Args:
         providers: providers to time with `BASELINE`.
-        resume: skip measurements that have rows. Otherwise all are measured again, and their last rows are valid.
+        resume: measure only what `find_owed` returns. Otherwise all is measured again, and the last rows are valid.
         minutes: begin no case after this time.
 
     Raises:
         ValueError: the CSV has another schema.
         DeviceLost: the GPU is lost. The rows of the exception are written before it is raised. A new process with
-            ``resume`` skips the provider that caused the loss.
+            ``resume`` skips each provider that has such rows in all modes.
     """
     end_time = time.monotonic() + 60 * minutes
     device = conditions.device
@@ -55,10 +55,10 @@ def run(
         compile_ahead(owed)
 
     def measure_case(case: Case, names: list[str]) -> list[Row]:
-        """Return the rows of the case's providers. Raise the warning of weights that are not flattened."""
+        """Return the rows of the case's providers. Except in bf16, weights that are not flattened are a failure."""
         with warnings.catch_warnings():
             # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none, so
-            # `cudnn.STANDARD_PROVIDER` is timed as well.
+            # reports also compare ours with `cudnn.STANDARD_PROVIDER` there.
             warnings.filterwarnings(
                 "ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED_WARNING
             )
@@ -108,9 +108,10 @@ def measure_cases(
 
 
 def _make_begun_row(case: Case, sweep: Sweep) -> Row:
-    """Return the row that records that the case was begun: the baseline's in the sweep's first mode, without times.
+    """Return the row that stands for a case that was begun, until the case is finished.
 
-    The baseline is measured first, so its row replaces this row as soon as the case is finished.
+    It has the key of the baseline's row in the first mode. Every case measures the baseline, so the row that is written
+    then replaces this row.
     """
     return case.make_row(BASELINE, sweep.modes[0], sweep.l2)
 
@@ -118,7 +119,7 @@ def _make_begun_row(case: Case, sweep: Sweep) -> Row:
 def find_owed(
     sweep: Sweep, providers: Iterable[str], last_statuses: dict[tuple[str, ...], str]
 ) -> list[tuple[Case, list[str]]]:
-    """Return the cases that still have to be measured, each with its providers that lack a finished row.
+    """Return the cases that still have to be measured, each with its providers that lack a finished row in any mode.
 
     ``last_statuses`` has the last status of each measurement with a row, by `record.row_key`. A case whose baseline has
     failed is not repeated, because nothing remains to compare the other providers with. A case that was begun and not
@@ -137,7 +138,7 @@ def find_owed(
 
 
 def summarize_rows(rows: list[Row], printed_reasons: set[tuple[str, str]]) -> str:
-    """Return a line for each provider: its kernel, each mode's median, and the speedup over the baseline's best mode.
+    """Return a line for each timed provider: kernel, each mode's median, and speedup over the baseline's best mode.
 
     Providers without a time follow, with the reason. ``printed_reasons`` has the pairs of provider and status whose
     reason was printed for an earlier case. New pairs are added. Later lines name such providers without a reason.

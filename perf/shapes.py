@@ -51,7 +51,7 @@ def build_sweep(options: argparse.Namespace) -> Sweep:
     """Return the sweep of the cases that ``--hidden`` with its options, or ``--model``, describes.
 
     Raises:
-        ValueError: the model cannot be called, or calls no GRU that can be timed.
+        ValueError: the function of ``--model`` cannot be imported, or calls no GRU that can be timed.
     """
     cases = _find_cases_of_model(options.model) if options.model else _combine_sizes(options)
     return Sweep("own", "How fast is each provider at these shapes?", 0, EVERYONE, tuple(dict.fromkeys(cases)))
@@ -74,7 +74,8 @@ def _combine_sizes(options: argparse.Namespace) -> list[Case]:
 def _find_cases_of_model(name: str) -> list[Case]:
     """Call the function ``name``, given as ``module:function``. Return a case for each shape of its GRU calls.
 
-    The most frequent shape is first. Calls that only this library can serve are skipped, and named on stderr.
+    The most frequent shape is first. Calls with resets, or that run backward alone, are skipped, and named on
+    stderr, because only ours can serve them.
 
     Raises:
         ValueError: see `build_sweep`.

@@ -13,7 +13,7 @@ def timestamp() -> str:
 def read_commit() -> str:
     """Return the commit of the measured code: GIT_SHA from the environment, or else the commit of the repository.
 
-    A copy of the code without a repository needs GIT_SHA. Return "" if GIT_SHA is unset and there is no repository.
+    A copy of the code without a repository needs GIT_SHA. Return "" if GIT_SHA is unset and git finds no commit.
     """
     return os.environ.get("GIT_SHA") or read_output("git", "rev-parse", "HEAD")
 

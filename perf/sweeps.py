@@ -1,6 +1,6 @@
 """The sweeps: each has a question, cases and providers. The most informative cases come first.
 
-The first cases of a sweep already make a useful table. A GPU measures all cases of a sweep within three minutes.
+The first cases of a sweep already make a useful table. A GPU should measure all cases of a sweep within three minutes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Sweep:
 
     Attributes:
         question: the question, as text of one line.
-        seconds: guessed duration on an H100 with 16 CPU cores, with compilation.
+        seconds: guessed duration on an H100 with 16 CPU cores, with compilation. 0 for shapes of a user.
         providers: names of providers to time with `BASELINE`. The option ``--provider`` replaces them.
         modes: see `measure.Conditions`. A CPU has no mode "graph".
         rounds: the least number of rounds of a case. Reliable 99th percentiles and small differences need many.

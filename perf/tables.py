@@ -51,7 +51,10 @@ def format_table(table: pd.DataFrame, table_format: str = "plain") -> str:
 
 
 def format_value(value) -> str:
-    """Return the text of a table's entry. A float has three significant digits, or from 1000 on no decimals."""
+    """Return the text of a table's entry. A float has three significant digits, or from 1000 on no decimals.
+
+    In other values "/" replaces "|", which separates columns in Markdown.
+    """
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value).replace("|", "/")

@@ -1,4 +1,4 @@
-"""Runs GRUs as articles teach them by triton_gru: one written by hand, and one of nn.GRU + nn.Linear.
+"""Runs with triton_gru the two GRUs that articles teach: one written by hand, and one of nn.GRU + nn.Linear.
 
 Then it compares RNN, LSTM and GRU in numbers.
 
@@ -117,7 +117,7 @@ def compare_models(backends: tuple[str, ...]) -> None:
 
 
 def compare(kernel: str, results, expected_results) -> None:
-    """Print the largest difference of two sequences of tensors, and end the program if it is above the tolerance."""
+    """Print the largest difference of two sequences of tensors, and end the program unless it is in the tolerance."""
     differences = [(result - expected).abs().max() for result, expected in zip(results, expected_results)]
     errors = torch.stack(differences)
     print(f"    {kernel:10} largest difference from plain torch {errors.max():.1e}", flush=True)
@@ -131,7 +131,7 @@ def compare(kernel: str, results, expected_results) -> None:
 def print_comparison(measures_here: bool, out: pathlib.Path) -> None:
     """Print gates, parameters, FLOPs and bytes per step, and times, from the sweep ``cells`` of perf/.
 
-    The sweep runs if ``measures_here``, or if perf/results has no file of this machine. It writes to ``out``.
+    The sweep runs if ``measures_here``, or if perf/results has no file of this GPU, or of a CPU. It writes to ``out``.
     """
     from perf.record import machine_name
     from perf.report import compare_cells, keep_latest, load
@@ -152,12 +152,15 @@ def print_comparison(measures_here: bool, out: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Compare the models on this machine's device, and on a CPU also by emulated kernels. Print the comparison."""
+    """Compare both models with plain torch on this machine's device, and without a GPU also on emulated kernels.
+
+    Then print RNN, LSTM and GRU in numbers.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="time RNN, LSTM and GRU here: 1 to 3 minutes on a GPU")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "build/article", help="folder for measurements")
     options = parser.parse_args()
-    compare_models(("auto", "grid", "step") if GPU else ("auto",))
+    compare_models(("auto", "grid", "step") if GPU else ("auto",))  # H is too large for block on every GPU
     if not GPU and shutil.which("gcc"):
         print("\nthe kernels, compiled for an H200 and executed on the CPU")
         with emulate_gpu(KNOWN_DEVICES["H200"], seed=0):

@@ -31,7 +31,7 @@ from triton_gru.tuning.space import IMPLEMENTATIONS
 Tables = dict[pathlib.Path, store.Table]
 # The cost model has estimates of our kernels, as the package configures them, and of nn.GRU.
 _PROVIDERS = (BASELINE, OURS, *(f"{OURS}.{kernel}" for kernel in CONFIGS))
-# The columns of two of the report's tables: title -> how pandas computes it for a group.
+# The columns of the tables of losses and of errors: title -> how pandas computes it for a group.
 _LOSSES = {"entries": "size", "geomean": geomean, "median": "median", "max": "max"}
 _ERRORS = {
     "cases": "size",
@@ -43,12 +43,15 @@ _ERRORS = {
 # columns `_ARGUMENTS` are the arguments of `estimate_call_cost`.
 _GROUP = ["kernel", "precision", "source"]
 _ARGUMENTS = ["problem", "config", "device", "in_graph", "projection"]
-_MAX_LOSS = 1.15  # a choice is close if it takes at most this many times as long as the fastest
+_MAX_LOSS = 1.15  # a choice is within 15 % if it takes at most this many times as long as the fastest
 _WORST = 10  # choices that the report lists
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report's tables. Return 2 if a file is neither a CSV of a sweep nor a tuned table."""
+    """Print the report's tables, and return 0. Return 2 if a file cannot be read, or a .json file is no tuned table.
+
+    Of the other files, those that are no CSVs of sweeps are skipped. Return 2 if all of them are skipped.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=pathlib.Path, nargs="+", help="a CSV of a sweep, or a tuned table (.json)")
     parser.add_argument("--markdown", action="store_true")
@@ -83,21 +86,24 @@ def build_sections(latest_rows: pd.DataFrame, tables: Tables) -> list[tuple[str,
     cases = pd.concat([_list_cases_of_tables(tables), _list_cases_of_rows(latest_rows)], ignore_index=True)
     cases = cases.astype({"ms": float, "heuristic_ms": float})  # needed if there are no cases
     heuristic_losses = cases.assign(loss=cases["heuristic_ms"] / cases["ms"]).dropna(subset="loss")
-    # An estimate needs a problem that a kernel serves, a device with known rates, and a configuration.
+    # An estimate needs a problem that a kernel serves, a device with known rates, and a configuration
+    # (nn.GRU has none).
     is_configured = cases["config"].notna() | (cases["kernel"] == "torch")
     estimable = cases[is_configured].dropna(subset=["problem", "device"])
-    us = [estimate_call_cost(*arguments).total for arguments in zip(*(estimable[name] for name in _ARGUMENTS))]
-    ratios = estimable.assign(ratio=us / (1e3 * estimable["ms"])).sort_values(_GROUP)
+    estimated_us = [
+        estimate_call_cost(*arguments).total for arguments in zip(*(estimable[name] for name in _ARGUMENTS))
+    ]
+    ratios = estimable.assign(ratio=estimated_us / (1e3 * estimable["ms"])).sort_values(_GROUP)
     choices = _choose_by_estimate(estimable.dropna(subset="entry"))
     is_fastest = choices["chosen"] == choices["fastest"]
     worst = choices[~is_fastest].sort_values("loss", ascending=False, kind="stable").head(_WORST)
-    shares = {"that kernel": is_fastest, "as tuned": choices["as tuned"]}
+    flags = {"is fastest": is_fastest, "timed as tuned": choices["timed as tuned"]}
     return [
         ("Tuned tables", _describe_tables(tables)),
         ("The cost model against measurement", summarize_groups(ratios, _GROUP, "ratio", _ERRORS)),
         (
             "Which kernel: the heuristic's choice against the fastest measured",
-            _summarize_losses(choices, "precision", **shares),
+            _summarize_losses(choices, "precision", **flags),
         ),
         (f"The worst {_WORST} choices of a kernel", worst[["problem", "device", "chosen", "fastest", "loss"]]),
         ("Heuristic over tuned", _summarize_losses(heuristic_losses, "kernel")),
@@ -105,12 +111,12 @@ def build_sections(latest_rows: pd.DataFrame, tables: Tables) -> list[tuple[str,
 
 
 def _summarize_losses(table: pd.DataFrame, by: str, **flags: pd.Series) -> pd.DataFrame:
-    """Return statistics of the column "loss" for each value of the column ``by``, with the share of each of ``flags``.
+    """Return statistics of the column "loss" for each value of the column ``by``.
 
-    A loss is a time over the time of the best choice.
+    A loss is a time over the time of the best choice. The result also counts the rows for which a flag is true.
     """
-    is_close = {"within 15 %": table["loss"] <= _MAX_LOSS}
-    return summarize_groups(table.sort_values(by), [by], "loss", _LOSSES, **is_close, **flags)
+    flags = {"within 15 %": table["loss"] <= _MAX_LOSS} | flags
+    return summarize_groups(table.sort_values(by), [by], "loss", _LOSSES, **flags)
 
 
 def problem_of_key(key: Key) -> Problem | None:
@@ -122,7 +128,10 @@ def problem_of_key(key: Key) -> Problem | None:
 
 
 def problem_of_row(row: pd.Series) -> Problem | None:
-    """Return the problem of a row of `report.load`, or None if it is not a kernel's call of whole sequences."""
+    """Return the problem of a row of `report.load`, or None if no kernel serves it.
+
+    Return None also for streams, for ``reset_after=False`` and for whole models.
+    """
     if row["variant"] != Row.variant:
         return None
     precision = "tf32" if row["precision"] == "fp32 tf32" else "ieee"
@@ -141,7 +150,10 @@ def _device_of_table(table: store.Table) -> Device | None:
 
 
 def config_of(implementation: str, text: str) -> Config | None:
-    """Return the configuration of a row, or None if the text is not a configuration of the kernel."""
+    """Return the configuration of a row, or None if the text is not one configuration of the kernel.
+
+    It is None for nn.GRU, and for a call with a tuned projection, whose text has two configurations.
+    """
     if implementation == "torch":
         return None
     kernel, _ = split_implementation(implementation)
@@ -204,25 +216,26 @@ def _list_cases_of_tables(tables: Tables) -> pd.DataFrame:
 def _choose_by_estimate(cases: pd.DataFrame) -> pd.DataFrame:
     """Return for each entry the implementation with the lowest estimate, in the heuristic's configuration.
 
-    The column "loss" is the measured time of this implementation over that of the fastest one. The column "as tuned" is
-    True if the heuristic's configuration was not timed. Then the time of the tuned configuration is used. An entry
-    without any estimate is left out.
+    The column "loss" is the measured time of this implementation over that of the fastest one. The column "timed as
+    tuned" is True if the heuristic's configuration was not timed. Then the time of the tuned configuration is used. An
+    entry without any estimate is left out.
     """
-    us = []
+    estimated_us = []
     for implementation, problem, device in cases[["kernel", "problem", "device"]].itertuples(index=False):
         kernel, projection = split_implementation(implementation)
         config = None if kernel == "torch" else heuristic(kernel, problem, device)
         is_served = not isinstance(config, str)
-        us.append(estimate_call_cost(problem, config, device, projection=projection).total if is_served else np.nan)
+        cost = estimate_call_cost(problem, config, device, projection=projection).total if is_served else np.nan
+        estimated_us.append(cost)
     fastest = cases.sort_values("ms", kind="stable").groupby("entry")[["kernel", "ms"]].transform("first")
-    cases = cases.assign(us=us, fastest=fastest["kernel"], fastest_ms=fastest["ms"]).dropna(subset="us")
-    chosen = cases.sort_values(["entry", "us"]).drop_duplicates("entry")
+    cases = cases.assign(estimated_us=estimated_us, fastest=fastest["kernel"], fastest_ms=fastest["ms"])
+    chosen = cases.dropna(subset="estimated_us").sort_values(["entry", "estimated_us"]).drop_duplicates("entry")
     return pd.DataFrame({
         "precision": chosen["precision"], "problem": chosen["key"],
         "device": [device.name for device in chosen["device"]],
         "chosen": chosen["kernel"], "fastest": chosen["fastest"],
         "loss": chosen["heuristic_ms"].fillna(chosen["ms"]) / chosen["fastest_ms"],
-        "as tuned": (chosen["kernel"] != "torch") & chosen["heuristic_ms"].isna(),
+        "timed as tuned": (chosen["kernel"] != "torch") & chosen["heuristic_ms"].isna(),
     })  # fmt: skip
 
 

@@ -60,7 +60,8 @@ def main() -> None:
 def present(model: g2p.Pronouncer, dictionary: dict, num_words: int, device: str) -> None:
     """Print the demo of a model on ``device``: examples, a table with a row for each run, and an explanation.
 
-    The runs pronounce ``num_words`` words of the dictionary.
+    The runs pronounce ``num_words`` words of the dictionary. Exception: kernels that are executed on a CPU pronounce
+    at most `FEW`. ``model`` is accelerated in place.
     """
     gpu = find_device(torch.device(device))
     machine = f"GPU: {gpu.name}" if gpu else "no GPU: times below are nn.GRU's on this CPU, not the kernels'"
@@ -139,16 +140,16 @@ class Demo:
             print_text(f"  {word:14} {' '.join(phonemes)}"[:COLUMNS])
 
     def name_kernels(self, precision: str = "fp32") -> str:
-        """Return the implementations of the encoder and of the decoder, such as ``"grid + step"``."""
+        """Return the kernels of the encoder and of the decoder: ``"grid + step"``, or one name if both are the same."""
         kernels = dict.fromkeys(
             plan.kernel for plan in make_plans(copy_in_precision(self.model, precision), self.device)
         )
         return " + ".join(map(format_implementation, kernels))
 
     def explain_choice(self) -> str:
-        """Return a sentence with the reason why the encoder's plan chose its implementation.
+        """Return a text with the reason why the encoder's plan chose its kernel, or nn.GRU.
 
-        If that is nn.GRU, the reason against a kernel says more, and replaces it.
+        For nn.GRU, the reason against the first kernel says more. If there is one, it replaces the plan's reason.
         """
         encoder_plan, _ = make_plans(copy_in_precision(self.model, "fp32"), self.device)
         reason = encoder_plan.reason
@@ -159,7 +160,7 @@ class Demo:
     def pronounce(self, name: str, precision: str, expected: Pronounced | None = None) -> Pronounced:
         """Pronounce all words in a precision, time the fastest of several passes, and print the row ``name``.
 
-        The row has the number of words whose phonemes are those in ``expected``, if that is given.
+        The row has the number of words whose phonemes are those in ``expected``, or "-" if that is None.
         """
         model, batches = copy_in_precision(self.model, precision), g2p.make_batches(self.words, BATCH)
         pass_seconds = []
@@ -247,7 +248,7 @@ def report_disagreements(results: list[Pronounced], expected: Pronounced) -> Non
 
 
 def explain_numbers(after: list[Pronounced], before: Pronounced, has_gpu: bool) -> str:
-    """Return a text that explains the table: which words changed, and what the times are of."""
+    """Return a text that explains the table: how many words changed, and what the times are of."""
     text = "What it means: in fp32 accelerate() changed no phoneme. "
     if has_gpu:
         max_changed = max(len(result.find_disagreements(before)) for result in after)

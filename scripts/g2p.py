@@ -73,7 +73,8 @@ def load_dictionary() -> dict[str, list[tuple[str, ...]]]:
 def list_phonemes(dictionary: dict[str, list[tuple[str, ...]]]) -> list[str]:
     """Return the names of the model's phonemes, in the order of their numbers.
 
-    Special marks come first. The phonemes of the dictionary, and UW without stress, follow in alphabetical order.
+    Special marks come first. The phonemes of the dictionary follow in alphabetical order. UW without stress is among
+    them, because the model has a number for it, too.
     """
     used = {
         phoneme
@@ -103,7 +104,7 @@ def encode(batch: list[str], device: str) -> Tensor:
 
 
 def name_phonemes(phonemes: list[int], names: list[str]) -> tuple[str, ...]:
-    """Return the names of a word's phonemes up to the end mark."""
+    """Return the names of a word's phonemes up to the end mark, or of all if there is none."""
     end = phonemes.index(END) if END in phonemes else len(phonemes)
     return tuple(names[phoneme] for phoneme in phonemes[:end])
 

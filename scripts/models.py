@@ -27,7 +27,7 @@ from perf.case import Case
 from perf.measure import DeviceLost
 from perf.precompile import run_in_parallel
 from perf.providers import BASELINE, OURS
-from perf.providers.ours import get_hang_error, is_lost
+from perf.providers.ours import get_hang_error, is_gpu_lost
 from perf.record import BEGUN, Row, TimingsCsv, add_times, machine_name, row_key, statuses
 from perf.run import measure_cases
 from tests.models import GTCRN, NSNET2, package_file
@@ -99,9 +99,11 @@ def compile_models(targets: list[Target]) -> None:
 
 @torch.no_grad()
 def measure(target: Target, device: str, modes: tuple[str, ...] = (), timing: bool = True) -> list[Row]:
-    """Return the rows of a model, before and after accelerate(), in each mode. With ``timing`` the rows have times.
+    """Return the rows of a model, before and after accelerate(), in each mode.
 
-    ``modes`` are by default all of `MODES` on a GPU, and eager on a CPU.
+    With ``timing``, rows with right results have times. If a package of the model is missing, return one row with that
+    reason. If a launch of ours gave up waiting, all rows have failed. ``modes`` are by default all of `MODES` on a GPU,
+    and eager on a CPU.
     """
     modes = modes or (MODES if device == "cuda" else ("eager",))
     (name, _), case, row_without_result = target, case_of(target), row_of(target)
@@ -170,7 +172,7 @@ def load(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def name_kernels(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
-    """Return the names of the implementations that serve the accelerated GRUs in a run of the model."""
+    """Return the names of the kernels that serve the accelerated GRUs in a run of the model, or "torch" for nn.GRU."""
     kernels = set()
     grus = [module for module in model.modules() if isinstance(module, triton_gru.GRU | triton_gru.GRUCell)]
     hooks = [gru.register_forward_pre_hook(lambda gru, args: kernels.add(gru.plan(*args).kernel)) for gru in grus]
@@ -231,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def measure_target(target: Target) -> list[Row]:
         rows = measure(target, device)
-        if is_lost():
+        if is_gpu_lost():
             raise DeviceLost(rows)
         return rows
 

@@ -1,6 +1,6 @@
 """The measurements on a GPU, in pieces of at most three minutes each, the most valuable first.
 
-A piece continues where its file ends, and each row of the file is a result. perf/README.md describes the pieces.
+A piece continues where its files end, and their rows tell what is done. perf/README.md describes the pieces.
 """
 
 import json
@@ -114,7 +114,7 @@ def _make_shard_piece(number: int) -> Piece:
 
 
 def _make_models_piece() -> Piece:
-    """Return a piece that times whole models, each in two precisions."""
+    """Return a piece that times whole models, each in two precisions. A rehearsal times one model in one."""
     command = "scripts/models.py --out {out}"
 
     def count_targets(rows: Rows, rehearse: bool) -> tuple[int, int]:
@@ -133,11 +133,11 @@ def _make_models_piece() -> Piece:
 
 
 def _make_tuning_piece() -> Piece:
-    """Return a piece that tunes the standard shapes, into a folder of tables among the results."""
+    """Return a piece that tunes the first standard shapes, into a folder of tables among the results."""
     command = "env TRITON_GRU_CONFIG_DIR={out}/tables python3 -m triton_gru tune"
 
     def count_entries(rows: Rows, rehearse: bool) -> tuple[int, int]:
-        # One run tunes about eight shapes: with a short budget, each gets an eighth (tuning/tuner.py).
+        # One run tunes about eight shapes: with a short budget, each shape gets an eighth of it (tuning/tuner.py).
         return len(rows), 1 if rehearse else 8
 
     return Piece(

@@ -26,7 +26,7 @@ from .ptx.device import emulate_gpu
 
 
 def pytest_configure(config):
-    """Set the environment variables that all test processes share, and limit torch's threads in each process."""
+    """Set the environment variables that all test processes share. If there are several, limit torch's threads."""
     os.environ.setdefault("TESTS_SEED", str(secrets.randbelow(1 << 32)))  # before pytest-xdist starts its workers
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `poison_memory` needs it
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -94,7 +94,7 @@ def seed_of(test) -> int:
 def launched(monkeypatch) -> Launches:
     """Record the name of every kernel that the library starts, so that a test can tell a kernel from a fallback.
 
-    A product by cuBLAS is recorded as "cublas".
+    A product by cuBLAS is recorded as "cublas". Exception: products of prepared calls are not recorded.
     """
     names = Launches()
     start = execute.start
@@ -151,7 +151,7 @@ def inference_mode():
 
 @pytest.fixture
 def few_calls(monkeypatch):
-    """Let the perf suite use two inputs, one warm-up call and at least three rounds: few calls, for a quick test."""
+    """Let the perf suite use two inputs, a warm-up call with each, and at least three rounds, for a quick test."""
     monkeypatch.setattr("perf.case.INPUT_COUNT", 2)
     monkeypatch.setattr("triton_gru.tuning.timing.WARMUP", 1)
     monkeypatch.setattr("triton_gru.tuning.timing.LEAST_ROUNDS", 3)

@@ -26,8 +26,8 @@ def make_model(
 ) -> onnx.ModelProto:
     """Return a model of one GRU node with the outputs Y and Y_h.
 
-    The node takes its inputs from ``initializers`` (constants), from the model's ``inputs``, and from the outputs of
-    ``nodes``, by their names. ``attributes`` are the node's.
+    The node takes its inputs by their names, from ``initializers`` (constants) and the model's ``inputs``. W and R may
+    also be outputs of ``nodes``. ``attributes`` are the node's. ``hidden_size`` is 4 if it is not among them.
     """
     # An empty name is ONNX's sign for an absent optional input.
     node_inputs = [key if key in (*inputs, "W", "R") or key in initializers else "" for key in

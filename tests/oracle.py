@@ -33,7 +33,10 @@ __all__ = [
 def compute_exact(
     module: nn.Module, x: torch.Tensor, hx: torch.Tensor | None, **sequence_options
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `accuracy.compute_exact` on the CPU. ``sequence_options`` are ``lengths`` and ``resets``."""
+    """Return the results of `accuracy.compute_exact`, moved to the CPU.
+
+    ``sequence_options`` are the arguments ``lengths`` and ``resets``.
+    """
     output, h_n = accuracy.compute_exact(module, x, hx, **sequence_options)
     return output.cpu(), h_n.cpu()
 

@@ -4,8 +4,8 @@
 
 A test that passed or was skipped does not run again. Tests without an outcome come first, in pytest's order. Failed
 tests follow, then tests that began and did not end. No test begins after ``--seconds``. A failure is printed at once
-and in full, with the plan of the last call that a kernel served. If a test has several rows, its last row takes
-precedence. An outcome is "owed" (collected), "begun", "passed", "skipped" or "failed".
+and in full, with the plan of the last call that a kernel served (without prepared calls). If a test has several rows,
+its last row takes precedence. An outcome is "owed" (collected), "begun", "passed", "skipped" or "failed".
 """
 
 import csv
@@ -35,7 +35,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter
 def pytest_configure(config):
-    """Register the two plugins. The process that receives the reports sets the deadline for all."""
+    """Register `_Runner`. In the process that receives the reports, also register `_Recorder` and set the deadline."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(config))
         os.environ["OUTCOMES_END"] = str(
@@ -53,14 +53,14 @@ def read_outcomes(path: pathlib.Path) -> dict[str, str]:
 
 
 def describe_counts(outcomes: dict[str, str]) -> str:
-    """Describe how many tests have each outcome, and how many of all ran."""
+    """Describe how many tests have each outcome, and how many of all ran. Tests that only began count as run."""
     counts = Counter(outcomes.values())
     ran = counts.total() - counts["owed"]
     return f"{', '.join(f'{n} {outcome}' for outcome, n in counts.most_common())}; {ran} of {counts.total()} ran"
 
 
 class _Runner:
-    """A plugin of every process that runs tests. It chooses the tests, and stops them at the deadline."""
+    """A plugin of every process that runs tests. It chooses the tests, and begins none after the deadline."""
 
     def __init__(self, path: pathlib.Path):
         self._earlier_outcomes = read_outcomes(path)
@@ -79,7 +79,10 @@ class _Runner:
         items[:] = chosen
 
     def pytest_collection_finish(self):
-        """Patch the library, if a test imported it, to note the plan of each call that a kernel serves."""
+        """Patch the library, if a test imported it, to note the plan of each call that a kernel serves.
+
+        Exception: a prepared call has no plan to note.
+        """
         if (launch := sys.modules.get("triton_gru.launch.execute")) is None:
             return
         run_kernels = launch._run_kernels

@@ -1,4 +1,4 @@
-"""Tables and benches with planted times, over the real space of configurations."""
+"""Tables and benches with planted times, over the real space of configurations, and disks that are full."""
 
 import contextlib
 import dataclasses
@@ -43,14 +43,14 @@ class PlantedBench:
         self._ms, self._out, self._stop_at = ms, out or (lambda candidate: ""), stop_at
 
     def compile(self, problem, candidates, seconds):
-        """Yield each candidate with the reason why it does not compile. Yield nothing if no seconds are left."""
+        """Yield each candidate with the reason why it does not compile, or ''. Yield nothing if no seconds are left."""
         for candidate in candidates if seconds > 0 else ():
             self.compiled.append(candidate)
             yield candidate, self._out(candidate)
 
     @contextlib.contextmanager
     def open_problem(self, problem):
-        """Note the problem. Raise KeyboardInterrupt if its index is ``stop_at``."""
+        """Note the problem, unless it is the last one noted. Raise KeyboardInterrupt if its index is ``stop_at``."""
         if problem not in self.problems[-1:]:  # tuning opens a problem twice
             if len(self.problems) == self._stop_at:
                 raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def make_entry(problem, winner: str, **results: tuple[Config | None, float]) -> 
 
 
 def plant_times(ms):
-    """Return a function of planted times: 1 for nn.GRU, ``ms(candidate)`` for others, in all modes."""
+    """Return a function of planted times: 1 for nn.GRU, ``ms(candidate)`` for other candidates, in all modes."""
     return lambda candidate, mode: 1.0 if candidate == TORCH else ms(candidate)
 
 
@@ -97,7 +97,10 @@ def start_python(code: str, *arguments, **options) -> subprocess.Popen:
 
 
 def fill_disk(monkeypatch, step: str, writes_before: int = 0) -> None:
-    """Let the ``"write"`` or ``"fsync"`` of a table fail as on a full disk, after ``writes_before`` that succeed."""
+    """Let each ``"write"`` or ``"fsync"`` of a table fail as on a full disk.
+
+    Exception: the first ``writes_before`` of them do nothing and raise no error.
+    """
     successes_left = [writes_before]
 
     def fail(_):

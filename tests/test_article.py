@@ -25,7 +25,7 @@ def test_both_models_on_every_kernel(kernels_on_cpu, launched, capsys):
 
 @pytest.mark.parametrize("index", range(11))
 def test_every_parameter_is_mapped(index):
-    """Check that each parameter changes the output, so that the comparison with `ByHand` covers its mapping."""
+    """Check that each parameter changes the output, so that the comparison with `gru_by_hand` covers its mapping."""
     set_precision("fp32")
     torch.manual_seed(0)
     parameters = article.make_parameters(5, 6, 4)

@@ -42,7 +42,10 @@ def to_arrays(params: dict) -> dict:
 
 
 def to_nnx(params: dict) -> dict:
-    """Return the parameters of the same cell for nnx, which has no bias at its recurrent product."""
+    """Return linen's parameters as those of an nnx cell, which has no bias at its recurrent product.
+
+    So the bias of "hn" is left out.
+    """
     joined = {
         side: {key: np.concatenate([params[side + gate][key] for gate in "rzn"], -1) for key in keys}
         for side, keys in (("i", ("kernel", "bias")), ("h", ("kernel",)))

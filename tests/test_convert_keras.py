@@ -180,7 +180,7 @@ def test_dtype_is_kept(dtype):
 
 @pytest.fixture
 def keras_2(monkeypatch):
-    """Give Keras's GRU the module names of tf_keras."""
+    """Give Keras's GRU and GRUCell the module name of tf_keras, and tf_keras the activations of this file."""
     for kind in (layers.GRU, layers.GRUCell):
         monkeypatch.setattr(kind, "__module__", "tf_keras.src.layers.rnn.gru")
     monkeypatch.setitem(sys.modules, "tf_keras.src.layers.rnn.gru", sys.modules["keras.src.layers.rnn.gru"])

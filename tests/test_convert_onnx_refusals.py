@@ -82,13 +82,13 @@ NO_W = {"R": make_weights()["R"]}
 
 
 def make_computed_w(*nodes: str, inputs: tuple[str, ...] = ("X",), opset: int = 22, **constants) -> onnx.ModelProto:
-    """Return a model whose nodes compute W from the constant ``a`` and others."""
+    """Return a model whose nodes compute W, or try to, from the constant ``a``, other ``constants`` and ``inputs``."""
     node_protos, weights = parse_nodes(*nodes, a=W, **NO_W, **constants)
     return make_model(weights, inputs, node_protos, opset)
 
 
 def make_gru_in_a_loop() -> onnx.ModelProto:
-    """Return a GRU in the body of a Loop. Its W changes in each iteration, and is named as an initializer."""
+    """Return a model with a GRU in a Loop. The GRU's W changes in each iteration, and is named as an initializer."""
     body = """W = Loop(n, , a) <body = b (int64 i, bool go, float[1] W) => (bool more, float[1] o, float[1] Y) {
         more = Identity(go) o = Neg(W) [gru] Y = GRU<hidden_size = 4>(X, W, R) }>"""
     proto = make_model(make_weights(), nodes=parse_nodes(body)[0])
@@ -127,7 +127,7 @@ ACTIVATION_PARAMETERS = {"activation_alpha": [1.0], "activation_beta": [1.0]}
         (make_model(make_weights(bias=False), ("X", "B")), "B is not constant: it comes from the input 'B'"),
         (make_computed_w("b = Identity(a)", "W = Add(b, X)"), "W is not constant: it comes from the input 'X'"),
         (make_computed_w("W = Identity(c)"), "W is not constant: nothing in the model computes 'c'"),
-        (make_computed_w("W = Identity(V)", "V = Identity(W)"), "W is not constant: a cycle"),
+        (make_computed_w("W = Identity(V)", "V = Identity(W)"), "W is not constant: it depends on itself"),
         (make_computed_w("W = RandomNormalLike(a)"), "W is not constant: RandomNormalLike 'W' draws random"),
         (make_computed_w("t = Constant<value_int=1>()", "W, m = Dropout(a, , t)"), "Dropout 'W' draws random"),
         (make_computed_w("W = If(c) <then_branch = t () => (float[1] p) { p = Neg(a) }, "

@@ -26,7 +26,8 @@ def make_model_with_input(
 ) -> onnx.ModelProto:
     """Return a model whose GRU has the input ``input_name``, computed by ``nodes`` from constants, X and ``inputs``.
 
-    ``inputs`` are further inputs of the model, ``steps`` is the length of X if the model states it.
+    Exception: the input is a constant if a constant has its name. ``inputs`` are further inputs of the model. ``steps``
+    is the length of X, or None if the model does not state it.
     """
     nodes, constants = parse_nodes(*nodes, **constants)
     types = {"lengths": TensorProto.INT32}
@@ -154,8 +155,8 @@ def test_refuses_states_and_lengths_that_would_be_lost(proto, text):
         convert.from_onnx(proto)
 
 
-def test_state_of_a_loop_is_passed_by_the_caller():
-    """The GRU is in the body of a Loop. Its state is the body's input, named as a constant outside."""
+def test_state_of_a_loop_is_left_to_the_caller():
+    """The GRU is in the body of a Loop. Its state is the body's input, with the name of a computed constant outside."""
     proto = make_model(make_weights(bias=False), ("X",), parse_nodes(
         "h = Exp(W)", "L = Loop(n, , h0) <body = b (int64 i, bool go, float[1,2,4] h) => (bool more, float[1,2,4] o) "
         "{ more = Identity(go) V, o = GRU<hidden_size=4>(X, W, R, , , h) }>")[0])  # fmt: skip

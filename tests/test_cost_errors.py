@@ -139,7 +139,7 @@ def test_row_errors_are_listed_with_table_errors(errors, save_table):
 
 
 def test_each_case_has_one_time_and_graph_times_take_precedence(errors):
-    """Rows of a kernel by name, host times and earlier runs are left out."""
+    """A kernel called by name is the same case. Host times and earlier runs are left out."""
     expected = estimate_ms("grid")
     rows = [
         make_row(4.0 * expected, mode="graph"), make_row(2.0 * expected, mode="graph", run_id="2"),
@@ -270,7 +270,7 @@ def test_chosen_kernel_is_compared_with_the_fastest(save_table):
     assert choices == {
         # Time of the chosen kernel over the fastest: 1.1 / 1.0, 1.2 / 0.8 and 1.2 / 0.5.
         "precision": "float16", "entries": 3, "geomean": pytest.approx((1.1 * 1.5 * 2.4) ** (1 / 3)),
-        "median": pytest.approx(1.5), "max": pytest.approx(2.4), "within 15 %": 1, "that kernel": 1, "as tuned": 1,
+        "median": pytest.approx(1.5), "max": pytest.approx(2.4), "within 15 %": 1, "is fastest": 1, "timed as tuned": 1,
     }  # fmt: skip
     assert sections[WORST].to_numpy().tolist() == [
         [str(untimed.key), "H200", "grid", "step", pytest.approx(2.4)],
@@ -291,7 +291,7 @@ def test_kernel_without_a_heuristic_configuration_is_not_chosen(save_table):
     assert sections[WORST][["chosen", "fastest", "loss"]].to_numpy().tolist() == [
         ["torch", "block", pytest.approx(3.0)]
     ]
-    assert sections[CHOICES][["entries", "as tuned"]].to_numpy().tolist() == [[1, 0]]
+    assert sections[CHOICES][["entries", "timed as tuned"]].to_numpy().tolist() == [[1, 0]]
 
 
 def test_times_of_heuristic_configurations_over_tuned_ones(save_table):

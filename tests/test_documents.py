@@ -69,7 +69,7 @@ def strip_code_blocks(document: str) -> str:
 WITH_PYTHON = [document for document in DOCUMENTS if any(block.language == "python" for block in find_blocks(document))]
 
 
-def test_readme_has_examples():
+def test_readme_has_examples_and_blocks_have_known_languages():
     assert "README.md" in WITH_PYTHON
     languages = {block.language for document in DOCUMENTS for block in find_blocks(document)}
     assert languages == {"python", "sh", "text"}
@@ -144,7 +144,7 @@ def test_commands_parse(line):
 
 
 def check_command(words: list[str]) -> None:
-    """Assert that the program of a command line exists and accepts its arguments."""
+    """Assert that the program of a command line is known here, and accepts its arguments. Exception: `TOOLS`."""
     program, *arguments = words
     if program in ("python", ".venv/bin/python"):
         check_python(arguments)
@@ -161,7 +161,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_python(arguments: list[str]) -> None:
-    """Assert that Python accepts the arguments: a script, or a module after -m."""
+    """Assert that a script, or a module after -m, accepts its arguments. CSVs in perf/ that they name must exist."""
     flag, name, *rest = arguments if arguments[0] == "-m" else ("", *arguments)
     if flag and name == "pip":
         check_pip(rest)

@@ -1,4 +1,4 @@
-"""scripts/environment.sh: the output of an installation."""
+"""scripts/environment.sh: the output of an installation, and where torch comes from."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "scripts/environment.sh"
 
 @pytest.fixture
 def run(tmp_path):
-    """Return a function that runs shell commands after sourcing a copy of the script, in an empty folder."""
+    """Return a function that sources a copy of the script and runs commands, in a folder with only this copy."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
 

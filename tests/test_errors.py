@@ -1,4 +1,4 @@
-"""Wrong calls raise the errors of nn.GRU, on every backend, before a kernel is launched."""
+"""Wrong calls raise the errors of nn.GRU, on backends of every kind, before a kernel is launched."""
 
 import pytest
 import torch

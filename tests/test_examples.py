@@ -87,7 +87,7 @@ def test_from_onnx_takes_a_file(from_onnx, tmp_path, capsys):
 
 
 def test_tune_recorded_on_kernels(device, tables, launched, monkeypatch, tmp_path, capsys):
-    """Tune with one candidate of each kernel, timed once."""
+    """Tune with one candidate of each kernel, in few rounds."""
     for name in ("timing.WARMUP", "timing.LEAST_ROUNDS", "run._SCREENING_ROUNDS"):
         monkeypatch.setattr(f"triton_gru.tuning.{name}", 1)
 

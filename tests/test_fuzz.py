@@ -1,4 +1,4 @@
-"""Random calls of a module, with changes of the module in between, against nn.GRU in float64."""
+"""Random calls of a module, with changes of the module in between, against float64."""
 
 import contextlib
 
@@ -19,7 +19,8 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed; scripts/t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-# Functions that return a tensor of the same shape, in another memory layout.
+# Functions that return a tensor of the same shape, most in another memory layout. "one for all" and "a constant" also
+# change values.
 VIEWS = {
     "contiguous": torch.clone,
     "transposed": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
@@ -90,7 +91,7 @@ def test_random_calls_with_changes_between(kernel, cell, device, launched):
 
 
 def _get_weights(module):
-    """Return a module's weights by name. The first is the recurrent one of the first layer: all results need it."""
+    """Return a module's weights by name. The first, which changes, is the recurrent one of the first layer."""
     if isinstance(module, triton_gru.GRU):
         names = sorted(module._flat_weights_names, key=lambda name: name != "weight_hh_l0")
     else:
@@ -156,7 +157,7 @@ def _call_checked(module, precision, kind, steps, batch, with_hx, mode, x_view, 
 
 
 def _copy_to_plain_gru(module, dtype):
-    """Return a GRU with copies of the module's current weights. For a cell it has one layer."""
+    """Return a GRU in ``dtype`` with copies of the module's current weights. For a cell it has one layer."""
     options = {name: getattr(module, name) for name in ("input_size", "hidden_size", "bias", "reset_after")}
     if isinstance(module, triton_gru.GRU):
         options |= {name: getattr(module, name) for name in ("num_layers", "batch_first", "bidirectional", "reverse")}

@@ -167,7 +167,7 @@ def test_nan_of_every_payload_stays_in_its_row(planted_in, precision, launched):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("payload", [-1, 0x7FFF, -0x3F])
 def test_nan_weights(precision, payload, launched):
-    """An element of -1 in the mailbox means "not written yet". A NaN weight of this pattern must not produce one."""
+    """An element of -1 in the mailbox means "not written yet". No NaN weight, of any pattern here, may produce one."""
     gru = make_gru(16, 256, precision, "cuda", "grid")
     dtype = gru.weight_hh_l0.dtype
     pattern = payload if dtype.itemsize == 2 else (payload << 16) | 0xFFFF

@@ -24,7 +24,10 @@ DEPTH = {room: depth for depth, line in enumerate(LAYERS.split("\n")) for room i
 
 
 def find_imports() -> dict[str, set[str]]:
-    """Return the imports of each file, also those within functions. Files have names like ``"plan.cost"``."""
+    """Return the package's files that each of its files imports, also within functions.
+
+    Files have names like ``"plan.cost"``.
+    """
     files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
     return {name: set(_find_imported(name, path, files)) for name, path in files.items()}
 

@@ -24,8 +24,8 @@ from triton_gru.plan.validity import MAX_LAUNCH_GRID, MAX_SIZE, unsupported_proj
 from .pairwise import pairwise
 
 H200 = KNOWN_DEVICES["H200"]
-# Sizes on both sides of three limits: the programs of a dimension, weights of 2**31 elements, the elements of a tile of
-# gate inputs.
+# Sizes on both sides of four limits: the programs of a dimension, weights of 2**31 elements, the elements of a tile of
+# gate inputs, and `MAX_SIZE`.
 SIZES = pairwise(
     (1, 70_000, 64 * 65_535, 64 * 65_535 + 1, 111_059_956, MAX_SIZE, MAX_SIZE + 1, 2**31),  # batch
     (1, 32, 128, 512, 26_752, 33_024, 16 * 65_535, 16 * 65_535 + 1, 32 * 65_535 + 1, 12_000_000),  # hidden
@@ -108,6 +108,7 @@ def test_sizes_are_served_within_limits_or_refused(device):
 
 @pytest.mark.parametrize("hidden", [32, 128, 512])
 def test_batches_of_graph_nodes_are_served(hidden):
+    """A batch may be all nodes of a graph dataset: ogbn-papers100M has 111059956."""
     for batch, steps, backend in itertools.product((4_300_000, 111_059_956, MAX_SIZE), (1, 3), KERNELS):
         call = make_call(batch, hidden, hidden, steps)
         if backend == "block" and hidden > 256:

@@ -113,8 +113,8 @@ def get_results_or_error(module, x):
 def make_unreadable_weights():
     """Return the name of each kind of weight that no kernel reads, with a function that makes it, and the reason."""
     return {
-        "negative bit": (make_negated, "holds other values"),
-        "no memory": (make_zeros_without_memory, "holds other values"),
+        "negative bit": (make_negated, "are not in its memory"),
+        "no memory": (make_zeros_without_memory, "are not in its memory"),
         "subclass": (make_scaled, "Scaled is a tensor subclass"),
         "sparse": (torch.Tensor.to_sparse, "layout sparse_coo"),
         "dtype": (torch.Tensor.half, "differ in dtype"),
@@ -170,7 +170,7 @@ def test_weight_negated_in_place_is_noticed(device):
         for _ in range(3):
             gru(x)
         gru.weight_hh_l0.data = torch._neg_view(gru.weight_hh_l0.data)
-        with pytest.raises(RuntimeError, match="holds other values"):
+        with pytest.raises(RuntimeError, match="are not in its memory"):
             gru(x)
 
 

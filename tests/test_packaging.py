@@ -1,4 +1,4 @@
-"""Contents of a wheel: the package's code, py.typed and tuned tables, and no documents."""
+"""Files that a build collects for a wheel: the package's code, py.typed and tuned tables, and no documents."""
 
 import pathlib
 import shutil
@@ -9,7 +9,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_wheel_holds_code_and_tables_only(tmp_path):
-    """The test builds a copy, as setuptools writes into its folder. It plants a table, as none is shipped yet."""
+    """The test runs the step ``build_py`` of a wheel's build on a copy, as setuptools writes into its folder.
+
+    It plants a table, as none is shipped yet.
+    """
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     ignored = shutil.ignore_patterns("__pycache__")

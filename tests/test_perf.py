@@ -106,7 +106,10 @@ def test_rounds_end_when_the_seconds_are_over():
 
 
 def test_slow_call_takes_warm_up_and_the_seconds_or_the_least_rounds(monkeypatch):
-    """Two calls together take 100 ms. Each warms up with its 4 inputs, which does not count against the seconds."""
+    """Two calls together take 100 ms. Each warms up with its 4 inputs, which does not count against the seconds.
+
+    In a minute, the rounds end once the times are found to be quiet.
+    """
     now = 0.0
 
     def take(seconds):

@@ -141,7 +141,7 @@ def test_long_kernel_is_counted_only_with_the_most_warps(limit, tmp_path, plant_
     assert row["config"].startswith("most warps of 3: TIMES: 4, num_warps: 2")
 
 
-def test_configurations_that_do_not_fit_are_left_out(tmp_path, plant_peer, monkeypatch):
+def test_peer_is_unavailable_if_no_configuration_fits(tmp_path, plant_peer, monkeypatch):
     plant_peer(_launch_scan)
     for shared_memory, status in ((0, "unavailable"), (1 << 17, "ok")):
         device = dataclasses.replace(KNOWN_DEVICES["H200"], shared_memory=shared_memory)
@@ -173,7 +173,8 @@ def test_provider_that_raises_gives_a_row_with_the_reason(error, status, tmp_pat
     assert not any(row[name] for name in count.COUNTS)
 
 
-def test_provider_without_launches_gets_no_counts(tmp_path, plant_peer):
+def test_provider_without_launches_is_wrong_or_fails(tmp_path, plant_peer):
+    """The first provider's results are wrong. The second provider's results are right."""
     plant_peer(lambda gi, h0, w, b: gi[..., : h0.size(1)])
     assert run(tmp_path)[0]["status"] == "wrong"
     plant_peer(None, lambda scan, case, gru, x: lambda x: gru(x)[0])
@@ -196,7 +197,7 @@ def test_peer_that_is_not_installed_is_unavailable(name, module, tmp_path, monke
     assert row["status"] == "unavailable" and module in row["error"]
 
 
-def test_gru_qat_is_counted(tmp_path, monkeypatch):
+def test_gru_qat_is_counted_in_float32(tmp_path, monkeypatch):
     for name in ("gru_qat", "gru_qat.triton_kernels"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     scans = types.SimpleNamespace(gru_scan_forward=_launch_scan, gru_scan_forward_persistent=_launch_steps)
@@ -210,6 +211,7 @@ def test_gru_qat_is_counted(tmp_path, monkeypatch):
 
 
 def test_rows_are_kept_and_a_cut_off_row_is_dropped(tmp_path, plant_peer, capsys):
+    """``--resume`` skips cases that have a row. A CSV with other columns is refused, and stays unchanged."""
     plant_peer(_launch_scan)
     (first,) = run(tmp_path)
     assert len(run(tmp_path)) == 2

@@ -64,7 +64,8 @@ class FakeLibrary:
     def _recording(self, name: str):
         """Return a function that records a call of ``name``, and returns a status.
 
-        The function runs the method whose name lacks "cudnn", if there is one.
+        Functions that create or destroy a descriptor or handle do so. Any other function runs the method whose name
+        lacks "cudnn", if there is one. The function named `failing` does nothing.
         """
 
         def function(*arguments):
@@ -308,7 +309,7 @@ def test_config_tells_that_the_standard_algorithm_may_run_instead(name, falls_ba
     fake = FakeLibrary(falls_back=falls_back)
     monkeypatch.setattr(cudnn, "handle_of", lambda device: Handle(Library(fake), lambda: 0))
     ready = cudnn.PROVIDERS[f"cudnn.{name}"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
-    assert ("may run in its place" in ready.config) == (falls_back and name != "standard")
+    assert ("may run that algorithm instead" in ready.config) == (falls_back and name != "standard")
 
 
 @pytest.mark.parametrize("wrong", [(2, 3, [1, 3, 5], [15, 5, 1]), (0, 3, [1, 5, 3], [15, 3, 1])])
@@ -322,7 +323,7 @@ def test_unexpected_weight_descriptors_are_refused(wrong, monkeypatch):
 
 
 @pytest.mark.parametrize("shift", [-4, 2, 1 << 20])
-def test_weights_outside_of_the_weight_space_are_refused(shift, monkeypatch):
+def test_invalid_addresses_of_weights_are_refused(shift, monkeypatch):
     original = FakeLibrary.GetRNNWeightParams
 
     def return_wrong_address(self, *arguments):
@@ -359,7 +360,7 @@ def test_providers_agree_with_nn_gru(monkeypatch):
     assert configs == [f"algo={algorithm.name} math=CUDNN_DEFAULT_MATH cudnn=91900" for algorithm in Algorithm]
 
 
-def test_without_cudnn_providers_are_unavailable(monkeypatch):
+def test_without_a_gpu_or_cudnn_providers_are_unavailable(monkeypatch):
     with pytest.raises(Unavailable, match="needs a CUDA device, the input is on cpu"):
         cudnn.PROVIDERS["cudnn.standard"](nn.GRU(5, 3), torch.zeros(4, 2, 5))
     monkeypatch.setattr(cudnn, "LIBRARY", "libcudnn.so.0")
@@ -416,6 +417,7 @@ def run_on_another_stream():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_providers_are_right_eagerly_and_in_a_graph(precision, name, hidden, batch, layers, bias, bidirectional):
+    """Exception: cuDNN may refuse a case with any algorithm other than the standard one."""
     torch.manual_seed(0)
     dtype = set_precision(precision)
     gru = nn.GRU(hidden, hidden, layers, bias=bias, bidirectional=bidirectional, device="cuda", dtype=dtype).eval()

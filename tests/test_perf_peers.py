@@ -229,7 +229,7 @@ def test_flashrnn_reports_what_it_lacks(monkeypatch):
 
 
 class Cell:
-    """A stand-in for `nnx.GRUCell`. Its recurrent product has no bias unless the test sets one."""
+    """A stand-in for `nnx.GRUCell`. Its recurrent product has no bias unless the provider sets one."""
 
     def __init__(self, inputs, hidden, recurrent_kernel_init, rngs):
         self.dense_i, self.dense_h = Dense(use_bias=True), Dense(use_bias=False)
@@ -450,6 +450,6 @@ def test_examples_of_the_readme_agree(layers, bias, monkeypatch):
         ("brought_peers:", r"cannot be imported: AttributeError"),
     ],
 )
-def test_unknown_provider_names_are_refused(name, message, user_module):
+def test_invalid_provider_names_are_refused(name, message, user_module):
     with pytest.raises(ValueError, match=message):
         providers.require_known(["triton_gru", name])

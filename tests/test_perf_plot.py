@@ -224,7 +224,7 @@ def test_counts_are_separate_by_device_and_precision(draw_counts):
     }
 
 
-def test_provider_has_one_style_of_its_own_in_every_figure(draw_rows):
+def test_provider_has_one_style_of_its_own_in_figures_of_lines(draw_rows):
     names = list(plot._STYLES)
     rows = [row(name, 1.0, H=h) for name in [*names, "unknown"] for h in (64, 128)]
     draws = plot.draw_step_over_hidden, plot.draw_before_after
@@ -252,6 +252,7 @@ def test_caption_names_gpu_commits_and_versions(draw_rows):
 
 
 def test_all_figures_are_written_and_reproducible(monkeypatch, tmp_path, capsys):
+    """Only the figure of counts is drawn twice."""
     monkeypatch.setitem(plot._LOOK, "figure.dpi", 40)
     frame = {"T": 1, "variant": "streaming"}
     rows = [row("torch.nn.GRU", 4.0), row("triton_gru", 8.0), sampled("triton_gru.stream", [0.01, 0.02], **frame)]
@@ -308,7 +309,7 @@ def test_without_matplotlib_the_error_tells_how_to_install_it(monkeypatch, tmp_p
 
 
 def test_pictures_of_documents_match_the_committed_csv(tmp_path):
-    """Redraw them by ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
+    """Redraw the pictures by ``python -m perf plot perf/results/counts-H200.csv --out perf/figures``."""
     perf = pathlib.Path(plot.__file__).parent
     assert main(["plot", str(perf / "results/counts-H200.csv"), "--out", str(tmp_path)]) == 0
     pictures = list((perf / "figures").iterdir())

@@ -28,7 +28,7 @@ def test_run_resumes_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, 
     """The new process leaves the culprit out, or the whole case if the baseline is the culprit."""
     started = []
     monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
-    monkeypatch.setattr(measure, "is_lost", lambda: True)
+    monkeypatch.setattr(measure, "is_gpu_lost", lambda: True)
     plant_provider(monkeypatch, "handwritten", lambda gru, x: 1 / 0)
     assert run(tmp_path, "--minutes", "5") == 2
     assert started[0][1:3] == ["-m", "perf"]
@@ -130,7 +130,7 @@ def test_killed_process_has_written_every_finished_case(tmp_path):
 
 
 def test_sweeps_hold_their_documented_values():
-    """The most telling cases come first, and a sweep has no more cases than fit into three minutes."""
+    """The most telling cases of "heart" come first. By its guess, each sweep takes less than three minutes."""
     heart = sweeps.SWEEPS["heart"].cases
     assert heart[:9] == tuple(Case("fp16", h, b, 512) for h in (512, 1024, 256) for b in (1, 16, 64))
     assert {case.precision for case in heart} == {"fp16", "tf32", "bf16"}

@@ -79,7 +79,7 @@ def test_own_shape_is_timed_in_every_layout(layout, run_own, kernels_on_cpu):
 
 @pytest.mark.usefixtures("few_calls")
 def test_grus_of_a_model_are_timed_at_the_shapes_of_its_calls(run_own, monkeypatch, capsys):
-    """`perf run` times a shape once, the most frequent first. It leaves out a GRU that is never called."""
+    """`perf run` times a shape once, the most frequent first. It leaves out a GRU that is never called, and resets."""
 
     def serve():
         gru, other = nn.GRU(3, 4, 2, batch_first=True, bidirectional=True).eval(), nn.GRU(9, 9)

@@ -83,7 +83,10 @@ def test_auto_falls_back_to_torch_with_a_reason(fields, reason):
     "device", [None, T4, *KNOWN_DEVICES.values()], ids=lambda device: device.name if device else "cpu"
 )
 def test_reset_before_is_planned_like_reset_after(backend, device):
-    """Plans are those of reset after. Exception: in place of `nn.GRU`, the reference serves a call without a kernel."""
+    """Plans are those of reset after. Exception: in place of `nn.GRU`, the reference serves a call without a kernel.
+
+    The backend "torch" raises.
+    """
     after_problem, before_problem = PROBLEM, change_problem(reset_after=False)
     for problem in (before_problem, dataclasses.replace(before_problem, dtype=torch.float64)):
         if backend == "torch":
@@ -217,7 +220,7 @@ def test_old_gpu_is_refused():
         ({"hidden_size": 4096, "batch_size": 65}, "torch"),
     ],
 )
-def test_auto_takes_another_kernel_if_block_cannot_hold_w_hh_or_is_slower(fields, kernel):
+def test_auto_takes_another_kernel_or_torch_if_block_cannot_hold_w_hh_or_is_slower(fields, kernel):
     plan = choose(change_problem(**fields), H200)
     assert plan.kernel == kernel
     reasons = dict(plan.rejection_reasons)
@@ -251,7 +254,7 @@ def test_both_directions_run_at_once_if_the_chip_has_room():
 
 
 def test_estimate_includes_reads_of_the_state():
-    """The estimate of a large batch includes the bytes of the state that programs read."""
+    """The printed estimate of a large batch names the time of bytes, most of which are those of the state."""
     reasons = dict(choose(change_problem(hidden_size=2048, batch_size=64), H200).rejection_reasons)
     assert re.search(r"estimated .* bytes \d", reasons["grid"])
 
@@ -268,9 +271,11 @@ def test_larger_batches_take_more_copies_and_tiles():
 
 
 def test_small_batches_hand_over_fewer_rows():
-    """Rows are those of the batch, or twice as many, so that fewer programs share a line of memory.
+    """Rows are the batch rounded up to a power of two, or twice as many, and at most 8.
 
-    That saves a fourth of a step at H = 1024 (perf/NOTES.md).
+    With twice as many rows, fewer programs share a line of memory.
+
+    That saves a fourth of a step at H = 1024 and B = 1 (perf/NOTES.md).
     """
     batches = (1, 2, 3, 4, 5, 8, 9)
     assert [grid_config(512, batch, 1, torch.float16, "ieee", H200).rows for batch in batches] == [2, 4, 4, 4, 8, 8, 8]
@@ -558,7 +563,10 @@ def test_precision_follows_the_setting_for_recurrent_networks(setting, precision
 
 
 def test_limited_multiprocessors_are_a_device_of_its_own(monkeypatch):
-    """Plans, tables and file names treat a limited GPU as another device."""
+    """Plans, tables and file names treat a limited GPU as another device.
+
+    TRITON_GRU_MAX_SMS must be a whole number above 0.
+    """
     limited = limit_sms(H200, 64)
     plan = choose(change_problem(hidden_size=1024, batch_size=64), limited, "grid")
     assert plan.config.programs * plan.config.copies <= 64

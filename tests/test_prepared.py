@@ -115,6 +115,7 @@ def test_changes_between_calls_are_noticed(name, device, bound_calls):
 
 
 def test_modes_of_torch_are_noticed(device, bound_calls):
+    """Invalid arguments of a prepared cell still raise an error."""
     cell, x, hx = make_cell_call(device, "fp32")
     with torch.no_grad():
         result_before, *_ = (cell(x, hx) for _ in range(3))

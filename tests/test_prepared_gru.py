@@ -349,7 +349,7 @@ def test_tensors_at_one_address_are_not_confused(device):
 
 def test_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
     """New memory may be clear by chance, so right results would not prove that it is cleared."""
-    make_starter, was_clear = kernel_launch.Launch.make_starter, []
+    make_starter, was_filled = kernel_launch.Launch.make_starter, []
 
     def make_observed_starter(self):
         """Return a starter that first notes whether the launch's mailbox is clear, if the launch has a mailbox."""
@@ -357,17 +357,17 @@ def test_mailbox_is_cleared_before_each_launch(kernels_on_cpu, monkeypatch):
 
         def start_observed(*args):
             mailbox = args[self.kernel.arg_names.index("mailbox")]
-            words = (ctypes.c_int64 * self.clear.words.numel()).from_address(mailbox)
-            was_clear.append(set(words) == {self.clear.value})
+            words = (ctypes.c_int64 * self.fill.words.numel()).from_address(mailbox)
+            was_filled.append(set(words) == {self.fill.value})
             start(*args)
 
-        return start if self.clear is None else start_observed
+        return start if self.fill is None else start_observed
 
     monkeypatch.setattr(kernel_launch.Launch, "make_starter", make_observed_starter)
     gru, x, hx = make_prepared_call("cpu", "grid", num_layers=2, bidirectional=False)
     with torch.no_grad(), poison_memory():
         gru(x, hx)
-    assert was_clear == [True, True]
+    assert was_filled == [True, True]
 
 
 def test_number_of_signatures_is_limited(device, bound_calls, monkeypatch):

@@ -148,7 +148,8 @@ def test_cublas_is_refused_if_torch_would_raise(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_changed_setting_applies_to_the_next_call(kernels_on_cpu, launched, tables, matmul):
+def test_changed_matmul_precision_applies_to_the_next_call(kernels_on_cpu, launched, tables, matmul):
+    """Check that cuBLAS projects the inputs of a GRU in TF32 only while torch multiplies matrices in TF32, too."""
     gru = triton_gru.GRU(32, 32, backend="block").eval()
     set_precision("tf32")
     x = torch.randn(4, 3, 32)
@@ -163,7 +164,8 @@ def test_changed_setting_applies_to_the_next_call(kernels_on_cpu, launched, tabl
             for _ in range(3):  # the third call is prepared
                 launched.clear()
                 gru(x)
-                assert ("arrange_products" in launched) == (precision == "tf32")
+                used_cublas = "arrange_products" in launched  # this kernel arranges cuBLAS's product
+                assert used_cublas == (precision == "tf32")
 
 
 # Measurements.
@@ -202,7 +204,7 @@ def test_measured_tile_holds_for_the_problems_of_its_verdict(tables):
     ids=str,
 )  # fmt: skip
 def test_tile_that_cannot_run_is_ignored(fields, tables):
-    """The plan takes the default tile, as the file may come from anywhere."""
+    """The plan takes the usual tile. A table may come from anywhere, so any tile is possible."""
     bad_tile = dataclasses.replace(TILE, **fields)
     assert unsupported_projection_reason(bad_tile, ONE_CONFIG, PROBLEM, H200)
     entry = make_measured_entry(PROBLEM, "grid", grid_tile=0.5, torch=1.0)
@@ -316,17 +318,17 @@ def test_single_step_is_tried_without_projections(tables):
     assert {candidate.projection for candidate in bench.compiled} == {None} and TORCH not in bench.compiled
 
 
-def test_unaligned_inputs_have_no_other_tile():
+def test_only_cublas_is_tried_with_unaligned_inputs():
     assert projections(change_problem(input_size=13), ONE_CONFIG, H200) == [CUBLAS]
-    assert len(projections(change_problem(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1, (
-        "the layer above has 512 inputs"
-    )
+    # The second layer has 512 inputs, which are aligned.
+    assert len(projections(change_problem(input_size=13, num_layers=2), ONE_CONFIG, H200)) > 1
+    # cuBLAS serves dense sequences only.
     assert projections(change_problem(input_size=13, layout="packed"), ONE_CONFIG, H200) == []
 
 
 @pytest.mark.parametrize("hidden", [32, 512])
-def test_default_tile_is_not_tried_twice(hidden):
+def test_usual_tile_is_not_tried_twice(hidden):
     problem = change_problem(hidden_size=hidden, batch_size=1)
     config = heuristic("grid", problem, H200)
-    default_tile = projection_config(hidden, problem.dtype, problem.precision, aligned=True)
-    assert default_tile not in projections(problem, config, H200)
+    usual_tile = projection_config(hidden, problem.dtype, problem.precision, aligned=True)
+    assert usual_tile not in projections(problem, config, H200)

@@ -76,7 +76,7 @@ class Masked(nn.GRU):
 
 
 def make_unrecorded_calls():
-    """Return the name and the function of each call that traces or computes nothing: sizes are symbols or arbitrary."""
+    """Return the name and the function of each call that is traced, transformed, or of tensors without plain data."""
     steps, batch = torch.export.Dim("steps", min=2, max=64), torch.export.Dim("batch", min=2, max=64)
     dynamic = {"dynamic_shapes": {"input": {0: steps, 1: batch}}}
     x = torch.randn(3, 2, 4)
@@ -99,7 +99,7 @@ def call_with_fake_tensors(gru, x):
 
 
 @pytest.mark.parametrize("name", make_unrecorded_calls())
-def test_traced_and_fake_calls_are_not_recorded(name, old_gpu_on_cpu):
+def test_traced_and_unusual_calls_are_not_recorded(name, old_gpu_on_cpu):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers of torch warn
         with triton_gru.record_shapes() as shapes:
@@ -129,7 +129,8 @@ def test_nested_recorders_and_subclasses():
     ],
     ids=["more arguments", "another input", "another view"],
 )
-def test_inputs_that_a_hook_replaces_are_not_recorded(arguments, hook, batches):
+def test_call_is_recorded_only_if_a_hook_keeps_its_input(arguments, hook, batches):
+    """The first hook drops only other arguments, so the call is recorded."""
     gru = nn.GRU(4, 6).eval()
     gru.register_forward_pre_hook(hook)
     with torch.no_grad(), triton_gru.record_shapes() as shapes:
@@ -138,7 +139,7 @@ def test_inputs_that_a_hook_replaces_are_not_recorded(arguments, hook, batches):
 
 
 def make_recording() -> Recorded:
-    """Return a recording of problems that differ in each field, with different numbers of calls."""
+    """Return a recording of `PROBLEM`, and of problems that differ from it, with different numbers of calls."""
     recorded = Recorded()
     recorded.count_call(PROBLEM, 3)
     for index, fields in enumerate([

@@ -113,7 +113,10 @@ class ChecksClass(nn.Module):
 
 @pytest.mark.parametrize("gpu", [T4, None])
 def test_isinstance_in_a_compiled_forward(gpu, monkeypatch):
-    """`isinstance` is False in a graph with our operator: torch.compile traces no `nn.GRU` (triton_gru/SUPPORT.md)."""
+    """Check that isinstance is False in a graph with our operator (triton_gru/SUPPORT.md), and True otherwise.
+
+    Without a GPU `nn.GRU` serves the call, so the graph breaks at the module.
+    """
     monkeypatch.setattr(devices, "emulated_device", gpu)
     model, x, expected = make_accelerated(ChecksClass)
     torch._dynamo.reset()
@@ -276,6 +279,7 @@ def test_onnx(make, dynamo, tmp_path):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning", "ignore:.*assigned during export")  # as with nn.GRU
 def test_exported_program_has_the_operator_of_torch(make, strict):
+    """Exception: after ``backend`` is set, it has the operator of this package."""
     model, x, expected = make_accelerated(make)
     with torch.no_grad():
         program = torch.export.export(model, (x,), strict=strict)

@@ -40,8 +40,8 @@ def test_stream_agrees_with_the_sequence(precision, layers, bias, reset_after, d
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_error_does_not_grow_over_a_thousand_frames(precision, device):
-    """The state is kept in float32, though outputs are rounded to their dtype."""
+def test_error_does_not_grow_over_many_frames(precision, device):
+    """The state is kept in float32, though outputs are rounded to their dtype. Only a GPU runs a thousand frames."""
     torch.manual_seed(0)
     gru = make_gru(4, 16, precision, device, "step")
     steps = 1000 if device == "cuda" else 200 if precision == "fp16" else 40
@@ -85,7 +85,7 @@ def test_state_is_set_read_and_reset(device):
     assert torch.equal(stream(x[0]), output_from_state) and not torch.equal(output_from_state, expected[0])
 
 
-def test_changed_weights_are_noticed(device):
+def test_changed_weights_and_options_are_noticed(device):
     gru = make_gru(4, 16, "fp32", device, "step")
     x = torch.randn(3, 2, 4, device=device)
     stream = gru.stream(2)
@@ -209,9 +209,9 @@ def test_stream_moves_in_and_out_of_inference_mode(backend, device):
 
 
 def test_frames_after_the_second_are_prepared(device, launched):
-    """Two frames, one for each parity, are planned, and the others are not.
+    """Two frames, one for each of the two buffers of the state, are planned, and later frames are not.
 
-    On a GPU no frame synchronises. A CUDA graph cannot capture a stream.
+    On a GPU no later frame synchronises. A CUDA graph cannot capture a stream.
     """
     gru = make_gru(64, 128, "fp16", device, "step", num_layers=2)
     stream = gru.stream(4)

@@ -180,7 +180,7 @@ def test_other_modules_are_unchanged_and_reported():
     assert all(type(model[name]) is kind for name, kind in types.items())
 
 
-def test_model_without_a_gru_warns_once():
+def test_only_accelerate_warns_of_a_model_without_a_gru():
     with pytest.warns(UserWarning, match="accelerate found no nn.GRU or nn.GRUCell in LSTM"):
         model = triton_gru.accelerate(nn.LSTM(2, 2))
     with warnings.catch_warnings():

@@ -524,7 +524,7 @@ def test_merge_to_a_full_disk_changes_nothing(step, writes_before, run, tables, 
 
 @contextlib.contextmanager
 def another_user():
-    """Run the block as a user who owns nothing, if this process is root. Yield whether it is."""
+    """Run the block as a user who owns nothing, if this process is root. Yield whether it is root."""
     if os.geteuid() != 0:
         yield False
         return

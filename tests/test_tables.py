@@ -211,7 +211,7 @@ def make_table(**fields):
     return {"schema": 1, "device": store.describe_device(H200), "entries": [ENTRY]} | fields
 
 
-# Contents of files that are no table.
+# Contents of files that are no table of an H200.
 NO_TABLES = {
     "empty": b"",
     "cut off": json.dumps(make_table()).encode()[:-40],
@@ -283,7 +283,7 @@ def test_special_files_do_not_block(kind, tables):
 
 
 def make_invalid_entries():
-    """Yield entries that this version cannot read: no dicts, then `ENTRY` with one wrong field each."""
+    """Yield entries that this version cannot read: without fields, then `ENTRY` with one wrong field each."""
 
     def change_entry(path, value):
         """Return `ENTRY` with the field at ``path``, a sequence of keys, set to ``value``."""

@@ -30,7 +30,7 @@ def test_import_warns_once():
 
 
 def test_launcher_is_known():
-    """`Launch.make_starter` takes its fast path with every tested version."""
+    """`Launch.make_starter` takes its fast path with the installed version. scripts/versions installs each one."""
     assert triton_versions.is_launcher_known()
 
 

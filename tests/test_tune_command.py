@@ -178,7 +178,7 @@ def test_grus_of_a_model_are_tuned(tables, planted, tmp_path, monkeypatch, capsy
         ("--list --rehearse", "not allowed with argument"),
         ("--batch 4 --layers 2", "--batch, --layers: only allowed with --hidden or --model"),
         ("--bidirectional", "--bidirectional: only allowed with --hidden or --model"),
-        ("--layout packed --recorded a", "--layout: not allowed with --recorded, as the file has all sizes"),
+        ("--layout packed --recorded a", "--layout: not allowed with --recorded, as the file has these for each shape"),
         ("--model a:b --batch 4 --input 3 --reset-before", "--input, --reset-before: not allowed with --model"),
         ("--device A100", "--device needs --list on this machine, as tuning is for its GPU, H200"),
         ("--device A100 --rehearse", "--device: not allowed with --rehearse"),

@@ -12,7 +12,7 @@ from triton_gru.units import format_bytes, format_count, format_duration, format
         (99.96, "100"), (1234.5, "1234"), (0, "0.00"),
     ],
 )  # fmt: skip
-def test_numbers_have_three_digits(number, text):
+def test_numbers_have_three_digits_or_more_before_the_point(number, text):
     assert format_number(number) == text
 
 

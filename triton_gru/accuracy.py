@@ -3,7 +3,7 @@
 A kernel's error may exceed that of nn.GRU in the same precision by at most `MARGIN`. The unit of the margin is the last
 place of 1.0, which is the scale of a GRU's outputs. The margin covers the kernels' own activations. These are accurate
 to 2.5 units in fp32 (two hardware approximations each), and to half a unit in 16 bits. The recurrence feeds
-errors back into later steps.
+errors back into later steps. In fp32 the order of sums adds to the margin (`compute_error_bound`).
 """
 
 import copy
@@ -108,7 +108,7 @@ def compute_error_bound(baseline_error: float, precision: str, scale: float = 1.
             The kernels add fp32 products one after another. Each addition rounds by at most half a unit of the sum so
             far, at random. Five standard deviations of K additions are eps sqrt(K) of the whole sum S. An activation f
             passes on at most half of that, as |S| f'(S) < 0.45. In TF32 and 16 bits, rounding the operands costs far
-            more.
+            more, and ``num_products`` is ignored.
     """
     last_place = 2.0**-10 if precision == "tf32" else torch.finfo(PRECISIONS[precision][0]).eps
     order_margin = math.sqrt(num_products) / 2 if precision == "fp32" else 0.0
@@ -220,16 +220,16 @@ RESULT_HEADER = _ROW.format("kernel", "precision", "shape", "reset_after", "erro
 
 
 def check_kernels(device: torch.device | str) -> Iterator[CheckResult]:
-    """Run every kernel on random inputs, and yield a `CheckResult` for each precision and shape.
+    """Yield a `CheckResult` for each kernel, precision and shape, with random inputs.
 
-    ``device`` is a GPU. The generator changes torch's precision for recurrent networks. When it ends, it restores the
-    previous precision.
+    ``device`` is a GPU. While the results are iterated, torch's precision for recurrent networks is changed. At the end
+    it is restored.
     """
     previous_precision = torch.backends.cudnn.rnn.fp32_precision
     try:
         for kernel, precision in itertools.product(KERNELS, PRECISIONS):
             dtype = set_precision(precision)
-            batch_sizes_and_reset_after = ((1, True), (17, True), (17, False))
+            batch_sizes_and_reset_after = ((1, True), (17, True), (17, False))  # 17 rows do not fill their last tile
             shapes = itertools.product(HIDDEN_SIZES[kernel], batch_sizes_and_reset_after)
             for hidden_size, (batch_size, reset_after) in shapes:
                 options = {"num_layers": 2, "reset_after": reset_after, "backend": kernel}

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     tune.add_parser(commands, problem_parser)
     table.add_parser(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
+    # "tune --rehearse" runs the same arguments again in an emulator.
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     run = {"info": info.run, "check": _check, "explain": _explain, "tune": tune.run, "table": table.run}
     return run[options.command](options)
@@ -45,7 +46,7 @@ def _explain(options: argparse.Namespace) -> int:
     problem = build_problem(options, dtype, options.hidden, options.batch, options.steps, options.layers, options.input)
     try:
         device = KNOWN_DEVICES[options.device] if options.device else next(iter(list_gpus()), None)
-        # Without a GPU, `device` is None, and the plan is nn.GRU.
+        # Without a GPU, `device` is None, and the plan has no kernel.
         device = device and limit_sms(device, options.max_sms or read_max_sms())
         print(choose(problem, device, options.backend))
     except (RuntimeError, ValueError) as error:

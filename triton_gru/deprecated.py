@@ -51,8 +51,8 @@ def rename_attributes(**new_names: str) -> Callable[[Class], Class]:
 
 
 def _warn(owner: str, old: str, new: str) -> None:
-    """Warn that the name ``old`` is ``new`` now. ``owner`` is the class, or the function that takes the argument."""
-    owner = owner.removesuffix(".__init__")
+    """Warn that ``old`` is named ``new`` now: an attribute of the class ``owner``, or an argument of the function."""
+    owner = owner.removesuffix(".__init__")  # a constructor is called by the name of its class
     warnings.warn(
         f"{old} of triton_gru's {owner} is named {new} now; the next version removes the old name",
         DeprecationWarning,

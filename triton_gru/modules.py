@@ -31,9 +31,10 @@ class GRU(StandIn, nn.RNNBase):
         n = \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \qquad
         h' = (1 - z) \odot n + z \odot h
 
-    The kernels are for inference. In `train()` with grad mode on, `nn.GRU` serves the call. In `eval()` on a GPU, the
-    kernels run whether grad mode is on or off. A backward through their output raises, as with cuDNN. Exception: torch
-    computes bfloat16 without cuDNN, so `nn.GRU` serves a call in bfloat16 that autograd records.
+    The kernels are for inference. In `train()` with grad mode on, `nn.GRU` serves the call, or plain torch if `nn.GRU`
+    cannot. In `eval()` on a GPU, the kernels run whether grad mode is on or off. A backward through their output
+    raises, as with cuDNN. Exception: torch computes bfloat16 without cuDNN, so `nn.GRU` serves a call in bfloat16 that
+    autograd records.
 
     Args:
         input_size: number of features I of the input.
@@ -45,7 +46,8 @@ class GRU(StandIn, nn.RNNBase):
             belongs to ``input[t]``, and h_n is the state after the step at t = 0. Not with ``bidirectional``.
         backend: what serves the calls. It may be assigned later.
 
-            - ``"auto"``: the kernel or `nn.GRU`, as measured or estimated to be fastest. Never refuses a call.
+            - ``"auto"``: the kernel or `nn.GRU`, as measured or estimated to be fastest. Plain torch if neither can.
+              Never refuses a call.
             - ``"block"``, ``"grid"``, ``"step"``: this kernel.
             - ``"torch"``: `nn.GRU`.
             - ``"reference"``: plain torch, step by step. Slow.
@@ -59,12 +61,12 @@ class GRU(StandIn, nn.RNNBase):
         h_n: as hx.
 
     dtypes: float32, float16 and bfloat16 run on the kernels, float64 on `nn.GRU`. The dtypes of input, hx and
-    parameters agree.
+    parameters agree. Exception: under autocast they may differ.
 
     Beyond torch.nn.GRU:
         lengths: sequence b ends after ``lengths[b]`` steps. Its outputs are zero from there on. Its h_n is the state at
-            its end, which is hx for length 0. A backward direction begins at the end. The host does not wait for
-            lengths on the GPU. Needs dense batched input.
+            its end, which is hx for length 0. A backward direction begins at the end. Needs dense batched input. The
+            host does not wait for lengths on the GPU. Exception: `nn.GRU` serves the call.
         resets: where True, the state of every layer is zero before this step, even if it was NaN. Not with packed
             input, ``bidirectional`` or ``reverse``.
 
@@ -72,7 +74,7 @@ class GRU(StandIn, nn.RNNBase):
         ValueError, RuntimeError: as torch.nn.GRU for the same arguments, before any launch.
         ValueError, TypeError, RuntimeError: the shape, dtype or device of lengths or resets is wrong, or they cannot be
             combined with this input or these options.
-        ValueError: the backend is unknown.
+        ValueError: the backend is unknown, or ``reverse`` is combined with ``bidirectional``.
         RuntimeError: a backend other than "auto" cannot serve the call.
         RuntimeError: an earlier call on the device has given up waiting (see `triton_gru.raise_if_hung`).
     """
@@ -149,7 +151,7 @@ class GRU(StandIn, nn.RNNBase):
         The plan has the kernel and its configuration. It tells whether the configuration was tuned, and why the other
         kernels were not chosen. ``print(plan)`` writes a report.
 
-        Raises what the call itself raises.
+        Raises what the call itself raises before it runs. Exception: an earlier call that gave up is not reported.
         """
         return route.plan_call(bind_gru(self, input, hx, lengths, resets))
 
@@ -179,7 +181,8 @@ class GRUCell(StandIn, nn.RNNCellBase):
     `GRU`.
 
     `nn.GRUCell` serves a call that autograd records, in `eval()` too. To use the kernels, call the cell under
-    ``torch.no_grad()`` or ``torch.inference_mode()``.
+    ``torch.no_grad()`` or ``torch.inference_mode()``. Exception: in `eval()` the kernels also serve recorded calls if
+    ``reset_after`` is False or ``backend`` names a kernel. A backward then raises.
 
     Args:
         input_size: number of features I of the input.
@@ -238,7 +241,7 @@ class GRUCell(StandIn, nn.RNNCellBase):
 
 
 def _format_extra_options(module: GRU | GRUCell) -> str:
-    """Return the end of a module's repr: the options that nn.GRU lacks, if set."""
+    """Return the end of a module's repr: the options that nn.GRU lacks, if set, or ''."""
     unsupported = Options.from_module(module).unsupported_by_nn_gru
     text = f", {unsupported}" if unsupported else ""
     return text if module.backend == "auto" else f"{text}, backend={module.backend!r}"

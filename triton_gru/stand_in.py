@@ -1,6 +1,6 @@
 """The base class by which this package's modules pass for `nn.GRU` and `nn.GRUCell`.
 
-The class answers isinstance, copies, pickles, TorchScript and torch.fx as nn.GRU does.
+The class answers isinstance, copies, pickles and TorchScript as nn.GRU does.
 """
 
 import copy
@@ -36,16 +36,17 @@ class StandIn:
     def _choose_apparent_class(self) -> type:
         """Return the class that isinstance sees: one derived from both the real class and ``torch_class``.
 
-        Exception: isinstance sees the real class of a module that ``torch_class`` cannot compute. While torch.compile
-        runs, isinstance also sees the real class of a module at which the graph need not break. Otherwise torch.compile
-        would not look into the module, as it does not look into any `nn.GRU`.
+        Exception: it is the real class if ``torch_class`` lacks an option that is set (``reset_after=False``,
+        ``reverse=True``), or if it is derived from ``torch_class`` already. It is also the real class while
+        torch.compile runs, unless the graph must break at the module. Otherwise torch.compile would not look into the
+        module, which seems to be an `nn.GRU`.
         """
         kind = type(self)
         is_compiling = CompileContext.try_get() is not None
-        if is_compiling and StandIn._choose_apparent_class is _choose_apparent_class:
+        if is_compiling and StandIn._choose_apparent_class is _undisabled_choose_apparent_class:
             # torch.compile must not compile this method, because the result differs while torch.compile runs. Disable
             # it only once torch.compile runs.
-            StandIn._choose_apparent_class = torch.compiler.disable(_choose_apparent_class)
+            StandIn._choose_apparent_class = torch.compiler.disable(_undisabled_choose_apparent_class)
         unsupported_by_nn_gru = not self.reset_after or self.reverse
         # A subclass of both classes, such as a parametrized module, is its own apparent class.
         keeps_class = issubclass(kind, self.torch_class) or unsupported_by_nn_gru
@@ -81,7 +82,8 @@ class StandIn:
         """Return what pickle stores: a function that makes an empty module, its arguments, and the attributes.
 
         A module that `accelerate` has changed is stored as ``torch_class``, so a receiver does not need this package.
-        If possible, the function is a class, because by default `torch.load` allows no other functions.
+        Exception: one of `EXTRA_ATTRIBUTES` was set later. If possible, the function is a class, because by default
+        `torch.load` calls only functions that its caller allows by name, such as a class.
         """
         kind = type(self)
         # A subclass may have a constructor with other arguments, so do not call it.
@@ -97,7 +99,7 @@ class StandIn:
         torch.jit.script compiles this module, and puts it into the model instead of ours.
 
         Raises:
-            RuntimeError: torch has no such module, or a kernel is requested by name.
+            RuntimeError: torch has no such module, or a kernel or ``"reference"`` is requested by name.
         """
         if unsupported := Options.from_module(self).unsupported_by_nn_gru:
             raise RuntimeError(f"torch.jit.script compiles nn.GRU, which has no {unsupported}: leave the module out")
@@ -111,7 +113,10 @@ class StandIn:
         return module
 
     def _get_name(self) -> str:
-        """Return the name of a module in prints: "triton_gru.GRU", so that it differs from `nn.GRU`."""
+        """Return the name of a module in prints: "triton_gru.GRU", so that it differs from `nn.GRU`.
+
+        A subclass from elsewhere has the name of its class.
+        """
         kind = type(self)
         return f"triton_gru.{kind.__name__}" if kind.__module__ == "triton_gru.modules" else kind.__name__
 
@@ -120,12 +125,15 @@ class StandIn:
         return {name: value for name, value in vars(self).items() if name != "_flat_weight_refs"}
 
 
-_choose_apparent_class = StandIn._choose_apparent_class  # the method before torch.compiler.disable wraps it
+_undisabled_choose_apparent_class = StandIn._choose_apparent_class  # the method before torch.compiler.disable wraps it
 _apparent_classes: dict[type, type] = {}  # by real class
 
 
 def _derive_class(kind: type) -> type:
-    """Return the apparent class of ``kind``: derived from it and from its ``torch_class``, and made only once."""
+    """Return the class that isinstance sees for modules of the real class ``kind``.
+
+    It is derived from ``kind`` and from the ``torch_class`` of ``kind``, and made only once.
+    """
     if kind not in _apparent_classes:
         attributes = {"__module__": kind.__module__, "_stands_for": kind}
         _apparent_classes[kind] = type(kind.__name__, (kind, kind.torch_class), attributes)

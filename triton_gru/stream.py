@@ -20,7 +20,8 @@ from .plan.device import find_device, is_capturing, is_on_other_gpu
 from .plan.planner import Plan, choose
 from .reference import LayerWeights
 
-# A cache entry in place of a function that runs a frame. No kernel serves the frame, so the stream calls the module.
+# A cache entry in place of a function that runs a frame. The stream has no launches for the frame, so it calls the
+# module.
 _CALL_MODULE = object()
 
 
@@ -35,14 +36,15 @@ class Stream:
     module for the whole sequence. The stream keeps the state of all layers in float32.
 
     A frame is one launch of the kernel `step` a layer, or two with ``reset_after=False``. The launches are prepared
-    once. If no kernel can serve the module, the stream calls the module itself, and rounds the state to the module's
-    dtype after each frame. Parameters may be replaced or change in place.
+    once. If `step` cannot serve the module, the stream calls the module itself, and rounds the state to the dtype of
+    the result after each frame. The same holds for backend ``"torch"`` or ``"reference"``, and for autocast to another
+    dtype. Parameters may be replaced or change in place.
 
     A stream records no gradient in any mode. It belongs to one thread and one CUDA stream at a time. It cannot be
     captured in a CUDA graph: the state alternates between two buffers, and a replay would always use the same buffer.
 
     Shapes:
-        x_t: [B, I], in the module's dtype and on its device.
+        x_t: [B, I], in the module's dtype and on its device. Under autocast any dtype is cast.
         y_t: [B, H].
         state: [layers, B, H], float32.
 
@@ -51,6 +53,7 @@ class Stream:
             another shape, dtype or device.
         RuntimeError: the backend cannot serve a stream, or the module's dtype or device has changed since.
         RuntimeError: a CUDA graph is being captured, and a kernel serves the stream.
+        RuntimeError: an earlier call on the device has given up waiting (see `triton_gru.raise_if_hung`).
     """
 
     def __init__(self, gru, batch_size: int):
@@ -112,7 +115,7 @@ class Stream:
         # The launches of a frame have the addresses of both buffers, so each state index has its own launches.
         signature = call_cache.signature_of(gru, x, None), self._state_index
         with torch.cuda.device(x.device) if is_on_other_gpu(x.device) else contextlib.nullcontext():
-            run_frame = self._cache.find(gru, signature) or self._build_run_frame(x, signature)
+            run_frame = self._cache.find(gru, signature) or self._make_frame_runner(x, signature)
             if run_frame is _CALL_MODULE:
                 return self._call_module(x)
             _raise_if_capturing(x.device)
@@ -137,7 +140,10 @@ class Stream:
 
     @torch.no_grad()
     def plan(self, x: Tensor) -> Plan:
-        """Return the plan of a frame like ``x``, as `GRU.plan`. If its kernel is not `step`, the module serves it."""
+        """Return the plan of a frame like ``x``, as `GRU.plan`.
+
+        If the plan's kernel is not `step`, or autocast's dtype is not the module's, the module serves the frame.
+        """
         gru, device = self._gru, find_device(x.device)
         frame = x.unsqueeze(1 if gru.batch_first else 0)
         problem = bind_dense(Options.from_module(gru), frame, None, weights_of_gru(gru)).problem
@@ -154,7 +160,7 @@ class Stream:
         return choose(problem, device, gru.backend)
 
     def _call_module(self, x: Tensor) -> Tensor:
-        """Run one frame by a call of the module with one time step, as `__call__`. No kernel serves such a frame."""
+        """Run one frame by a call of the module with one time step, and return the output, as `__call__`."""
         gru = self._gru
         time_dim = 1 if gru.batch_first else 0
         output, h_n = gru(x.unsqueeze(time_dim), self._states[self._state_index].to(x.dtype))
@@ -162,11 +168,11 @@ class Stream:
         self._round_state()
         return output.squeeze(time_dim)
 
-    def _build_run_frame(self, x: Tensor, signature: tuple) -> Callable:
+    def _make_frame_runner(self, x: Tensor, signature: tuple) -> Callable:
         """Return the function that runs a frame like ``x``, or `_CALL_MODULE` if the module has to run the frame.
 
-        The function is called with the module, the frame and None for hx. It is cached under ``signature`` if it can
-        run again.
+        The function is called with the module, the frame and None for hx. It is cached under ``signature``, unless the
+        launches cannot be repeated (`_prepare_frame`) or the call has no signature (``signature[0]`` is None).
         """
         plan = self.plan(x)
         # Under autocast, the plan has autocast's dtype. If it is not the module's dtype, the module runs the frame.
@@ -199,7 +205,7 @@ class Stream:
         return prepare(self._iterate_launches(x, plan, weights, output[0], memory.new), module_weights, memory)
 
     def _run_once(self, plan: Plan, gru, x: Tensor, hx: None) -> Tensor:
-        """Run a frame by launches that are not cached. ``gru`` and ``hx`` are ignored: the stream has both."""
+        """Run a frame by launches that are not cached. ``hx`` is ignored: the stream has the state."""
         output, weights = x.new_empty(x.size(0), gru.hidden_size), weights_of_gru(gru)
         try:
             execute.start(self._iterate_launches(x, plan, weights, output, Tensor.new_empty))

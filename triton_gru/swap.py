@@ -34,14 +34,15 @@ def accelerate(model: _Model) -> _Model:
 
     Types: ``isinstance(module, nn.GRU)`` stays True, and ``type(module)`` is this package's class. So code that looks
     types up in a table skips the module: call `restore` before `torch.ao.quantization.quantize_dynamic`. Exception:
-    inside code that torch.compile compiles, isinstance is False, because torch.compile does not look into an `nn.GRU`.
-    Call isinstance outside of compiled functions.
+    isinstance is False in code that torch.compile compiles into a graph with this package's operator. torch.compile
+    breaks the graph at every `nn.GRU`, so the module must not look like one there. Call isinstance outside of compiled
+    functions.
 
     Export: pickles and `torch.save` of the whole model contain `nn.GRU`, and a receiver does not need this package. The
     same holds for `torch.export`, both ONNX exporters, `torch.jit.trace` and `torch.jit.script`. Call `accelerate`
     again on an unpickled model. Call it again after `torch.jit.script`, too, which leaves `nn.GRU` in the model.
-    Exception: a module on which an attribute of `GRU` (such as ``backend``) was set later is pickled and exported
-    unchanged.
+    Exception: a module on which an attribute of `GRU` (such as ``backend``) was set later stays a `triton_gru.GRU` in
+    pickles and in `torch.export`.
 
     An accelerated `nn.GRU` takes ``lengths`` and ``resets``, which a plain `nn.GRU` does not. So a model that passes
     them raises TypeError after `restore`, and after unpickling until it is accelerated again.
@@ -59,6 +60,8 @@ def restore(model: _Model) -> _Model:
     """Switch every `GRU` and `GRUCell` of ``model`` to `nn.GRU` and `nn.GRUCell`, in place. Undoes `accelerate`.
 
         triton_gru.restore(model)
+
+    This package's attributes, such as ``backend``, are deleted.
 
     Modules with ``reset_after=False`` or ``reverse=True`` stay unchanged, because torch has no such GRU. Subclasses and
     modules whose `forward` has been replaced stay unchanged, too. A warning names the path of each in the model.

@@ -1,4 +1,4 @@
-"""Differences between versions of Triton. No other file of this package looks at Triton's version."""
+"""Differences between versions of Triton. No other file of this package decides what to run by Triton's version."""
 
 import functools
 import warnings
@@ -38,16 +38,16 @@ def copies_shared_operands(version: str = triton.__version__) -> bool:
 
 @functools.cache
 def is_launcher_known() -> bool:
-    """Return whether this Triton passes the same arguments to its launcher as `Launch.make_starter` does.
+    """Return whether this Triton passes arguments to its launcher in the order in which `Launch.make_starter` does.
 
-    To find out, Triton launches a `_Recorder` instead of a compiled kernel. If the result is False, repeated calls go
-    through Triton's own entry.
+    To find out, Triton launches a `_Recorder` instead of a compiled kernel. Triton's hooks must have ``calls``, too. If
+    the result is False, repeated calls go through Triton's own entry.
     """
     recorder = _Recorder()  # The values below are arbitrary, and show which argument is passed where.
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     try:
         CompiledKernel.__getitem__(recorder, (2, 3, 4))("argument", "constant", stream="stream")
-    except (AttributeError, TypeError):  # This Triton uses an attribute that no tested version uses.
+    except (AttributeError, TypeError):  # This Triton uses an attribute or argument that no tested version uses.
         return False
     expected = (2, 3, 4, "stream", "function", "metadata", "launch metadata", *hooks, "argument", "constant")
     return recorder.passed == expected and all(hasattr(hook, "calls") for hook in hooks)

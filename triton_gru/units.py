@@ -1,4 +1,4 @@
-"""Format of numbers in all reports: three significant digits, in a unit that suits the size."""
+"""Format of numbers in all reports: usually three significant digits, in a unit that suits the size."""
 
 from decimal import Decimal
 
@@ -46,7 +46,7 @@ def _choose_unit(value: float, units: dict[str, float]) -> tuple[str, float]:
 
 
 def format_duration(seconds: float) -> str:
-    """Return how long a run takes: ``"42 s"``, ``"5 min"``, ``"1.5 h"``. A unit is used up to its value 99."""
+    """Return how long a run takes: ``"42 s"``, ``"5 min"``, ``"2.5 h"``. Seconds and minutes are used up to 99."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"

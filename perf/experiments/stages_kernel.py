@@ -1,7 +1,7 @@
 """Scans without one stage of a step, which stages.py times. They compute no GRU.
 
 A scan is the library's own kernel, loaded again with some of the functions it calls replaced. The replacements below
-have the same parameters. They keep their unused arguments alive, so that the compiler leaves out nothing else.
+have the same parameters. Some keep a value alive by `_keep`, so that the compiler does not leave out its computation.
 """
 
 import functools
@@ -53,7 +53,7 @@ def _loads_registers(layout):
 
 @triton.jit
 def _make_words_from_addresses(pointer, tail, abort, watch, OFFSET: tl.constexpr, layout: tl.constexpr):
-    """Return the addresses of words instead of the words, without a load. Replaces isa.wait_words.
+    """Return the low halves of addresses instead of words, without a load. Replaces isa.wait_words.
 
     The addresses differ from step to step, so the compiler cannot compute a step only once.
     """
@@ -86,11 +86,14 @@ def _products_of_first_segment(w, w_shared, x, FIRST: tl.constexpr, END: tl.cons
 def _leave_unsummed(
     products, SLICES: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, IN_FRAGMENTS: tl.constexpr
 ):
-    """Compute the products, which are in fragments, and return zeros. Replaces slices.sum_slices."""
+    """Keep the products alive, without a sum over the slices, and return zeros. Replaces slices.sum_slices.
+
+    Only products in fragments are kept. In fp32 ieee the products are not in fragments, and stages.py refuses it.
+    """
     sums = ()
     for i in tl.static_range(len(products)):
         if IN_FRAGMENTS:
-            for k in tl.static_range(0, len(products[i]), 4):
+            for k in tl.static_range(0, len(products[i]), 4):  # keep four sums at a time, by their XOR
                 bits = products[i][k].to(tl.int32, bitcast=True)
                 for m in tl.static_range(1, 4):
                     bits = bits ^ products[i][k + m].to(tl.int32, bitcast=True)
@@ -101,20 +104,20 @@ def _leave_unsummed(
 
 @triton.jit
 def _update_without_activations(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
-    """Return a sum of all arguments, without sigmoid and tanh. Replaces isa.gru_update."""
+    """Return a weighted sum of the gates and the state, without sigmoid and tanh. Replaces isa.gru_update."""
     return 0.5 * h + ((g_r.to(tl.float32) + a_r) + (g_z.to(tl.float32) + a_z) + (g_n.to(tl.float32) + a_n))
 
 
 @triton.jit
-def _make_zero_gates_of_grid(gi, gi_offset, is_sent, cut: tl.constexpr):
-    """Return zeros as gate inputs, without a load. Replaces grid._load_gates, except for products by lanes."""
+def _make_zero_gates_of_grid(gi, gi_offset, has_row, cut: tl.constexpr):
+    """Return zeros as gate inputs, without a load. Replaces grid._load_gate_inputs, except for products by lanes."""
     zero = tl.zeros(gi_offset.shape, gi.dtype.element_ty)
     return zero, zero, zero
 
 
 @triton.jit
 def _make_zero_gates_of_block(gi, cut: tl.constexpr):
-    """Return zeros as gate inputs, without a load. Replaces block._load_gates for programs of two rows."""
+    """Return zeros as gate inputs, without a load. Replaces block._load_gate_inputs for programs of two rows."""
     gates = ()
     for _ in tl.static_range(3 * cut.UNIT_TILES):
         gates = gates + (tl.zeros(gi.shape, gi.dtype.element_ty),)
@@ -134,12 +137,12 @@ STAGES = {
         "products-but-the-first": {"grid._products_of_slices": _products_of_first_segment},
         "sums": {"slices.sum_slices": _leave_unsummed},
         "activations": {"isa.gru_update": _update_without_activations},
-        "gate-inputs": {"grid._load_gates": _make_zero_gates_of_grid},
+        "gate-inputs": {"grid._load_gate_inputs": _make_zero_gates_of_grid},
         "output": {"isa.store": _store_nothing},
     },
     "block": {
         "activations": {"isa.gru_update": _update_without_activations},
-        "gate-inputs": {"block._load_gates": _make_zero_gates_of_block},
+        "gate-inputs": {"block._load_gate_inputs": _make_zero_gates_of_block},
         "output": {"isa.store": _store_nothing},
     },
 }

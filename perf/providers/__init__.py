@@ -44,7 +44,7 @@ def require_known(names: Iterable[str]) -> None:
 
 
 def _import_provider(name: str) -> Prepare:
-    """Return the function that ``module:callable`` names. Raise ValueError if there is no function of that name."""
+    """Return the function that ``module:callable`` names. Raise ValueError if it cannot be imported or called."""
     try:
         prepare = import_attribute(name)
     except Exception as error:  # a module may raise anything

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .interface import Prepare, Ready, Unavailable, require_padded
 
 LIBRARY = "libcudnn.so.9"
-STANDARD_PROVIDER = "cudnn.standard"  # the algorithm that torch picks, with flat weights even in bf16
+STANDARD_PROVIDER = "cudnn.standard"  # what torch picks above H = 192 and if packed, with flat weights even in bf16
 
 
 class Algorithm(enum.IntEnum):
@@ -73,7 +73,10 @@ PROTOTYPES = {
 
 
 class CudnnError(Unavailable):
-    """An error of cuDNN, or its absence. The message names the function, and has cuDNN's own text."""
+    """An error of cuDNN, its absence, or an input that it cannot take.
+
+    The message of a failed call names the function, and has cuDNN's own text.
+    """
 
 
 class Library:
@@ -87,7 +90,7 @@ class Library:
         self.version: int = self.cudnnGetVersion()
 
     def call(self, name: str, *arguments) -> None:
-        """Raise CudnnError if the function's status is not success."""
+        """Call the function ``name``. Raise CudnnError if its status is not success."""
         if status := getattr(self, name)(*arguments):
             raise self.error(name, status)
 
@@ -137,9 +140,9 @@ def handle_of(device: torch.device) -> Handle:
 
 
 def math_type(dtype: torch.dtype) -> Math:
-    """Return the math type that torch passes to cuDNN for a dtype.
+    """Return the math type for a dtype: the one that torch passes to cuDNN.
 
-    Exception: bf16 has the math type of fp16. For bf16, torch chooses it by the precision of fp32 products.
+    Exception: for bf16 this function returns that of fp16, whereas torch goes by the precision of fp32 products.
     """
     if dtype != torch.float32:
         return Math.CUDNN_TENSOR_OP_MATH
@@ -160,7 +163,7 @@ class Gru:
             run the standard algorithm instead.
 
     Raises:
-        CudnnError: cuDNN reports an error, here or in a call.
+        CudnnError: cuDNN reports an error, here or in a call, or ``x`` has an unsupported dtype, layout or size.
     """
 
     def __init__(self, handle: Handle, gru: nn.GRU, x: Tensor | PackedSequence, algorithm: Algorithm, math: Math):
@@ -307,7 +310,7 @@ def _prepare(algorithm: Algorithm, gru: nn.GRU, x: Tensor | PackedSequence) -> R
     call(x.data)  # some errors are reported only by a call
     config = f"algo={algorithm.name} math={math.name} cudnn={handle.library.version}"
     if call.has_standard_workspace:
-        config += " (its workspace is CUDNN_RNN_ALGO_STANDARD's, which may run in its place)"
+        config += " (its workspace has the size of CUDNN_RNN_ALGO_STANDARD's, so cuDNN may run that algorithm instead)"
     return Ready(call, "cudnn", config, "forced", lay_out=operator.attrgetter("data"))
 
 

@@ -47,7 +47,7 @@ def _prepare_persistent(gru: nn.GRU, x: Tensor) -> Ready:
         calls[str(sizes)] = [partial(bind(scan, gru, x), x)]
     if not calls:
         raise Unavailable(
-            f"with 64 rows and 128 hidden units a program, it has more programs than {processors} processors"
+            f"with 64 rows and up to 128 hidden units a program, it has more programs than {processors} processors"
         )
     times = samples(calls, rounds=8, time_once=gpu_clock)
     fastest = min(times, key=lambda sizes: quantiles(times[sizes]).p50)
@@ -62,7 +62,8 @@ def list_block_sizes(batch: int, hidden: int, processors: int) -> list[dict[str,
     128, the result has the fewest rows with which all programs run at once. They must, because programs wait for each
     other. A number of units is left out if even 64 rows a program make too many programs.
 
-    Sizes are powers of two, as Triton requires. They are at most H, because the peer replaces larger sizes by H.
+    Sizes are powers of two, as Triton requires. ``block_oh`` and ``block_k`` are at most H, because the peer replaces
+    larger sizes by H. Exception: below H = 16 they are 16.
     """
     max_units = max(16, 1 << hidden.bit_length() - 1)  # the largest power of two up to H, but at least 16
     block_sizes = []

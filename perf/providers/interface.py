@@ -39,7 +39,7 @@ class Ready:
     Attributes:
         call: the call to time, a `Frame` if the case is streaming. The call runs on torch's current stream and does not
             wait for the device. After a first call, a CUDA graph may capture it. A call may overwrite the results of
-            earlier calls.
+            earlier calls. Exception: with ``no_graph_reason`` the call may wait, and is not captured.
         kernel: the name of the kernel that runs, or "" if unknown. This and the next two fields are columns of the row.
         config: the configuration of the kernel as text, or "" if unknown.
         config_source: where the configuration comes from, such as "autotuned", or "".
@@ -75,7 +75,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_padded(x: Input) -> None:
-    """Raise Unavailable if the input has sequences of several lengths."""
+    """Raise Unavailable if the input is packed or has lengths."""
     if isinstance(x, (PackedSequence, Ragged)):
         raise Unavailable("this provider is called here only with sequences of one length")
 

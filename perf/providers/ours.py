@@ -38,13 +38,16 @@ class BackendProvider:
         return "triton_gru" if self.backend == "auto" else f"triton_gru.{self.backend}"
 
     def make_gru(self, gru: nn.GRU) -> triton_gru.GRU:
-        """Return the library's GRU with ``gru``'s own Parameters, because graphs of ``gru`` read their memory."""
+        """Return the library's GRU with ``gru``'s own Parameters.
+
+        The Parameters are not moved, because CUDA graphs that were captured of ``gru`` read them where they are.
+        """
         ours = triton_gru.accelerate(copy.copy(gru))
         ours.backend = self.backend
         return ours
 
     def plan(self, ours: triton_gru.GRU, x: Input) -> Plan:
-        """Return the plan of a call of ``ours``, which `make_gru` returned, with ``x``. Raise what `choose` raises."""
+        """Return the plan of ``ours(x)``. ``ours`` is from `make_gru`. Raise Unavailable as `choose` does."""
         call = bind(ours, x)
         return self.choose(call.problem, find_device(call.input.device))
 
@@ -118,7 +121,8 @@ PROVIDERS = {provider.name: provider.prepare for provider in BACKEND_PROVIDERS} 
 def find_kernels(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Problem, Device, Candidate]]:
     """Return the arguments of `compile_candidate` for each kernel that cases need, without repetitions.
 
-    ``wanted`` has cases with names of providers. Only `BACKEND_PROVIDERS` are considered, because others have no plan.
+    ``wanted`` has cases with names of providers. Only `BACKEND_PROVIDERS` are considered: `LAUNCHES` runs the
+    kernels of "auto", and the others have no plan.
     """
     device, kernels = find_device(torch.device("cuda")), {}
     for case, names in wanted:
@@ -137,7 +141,7 @@ def find_kernels(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Pro
 
 
 def get_hang_error() -> str:
-    """Wait for the GPU. Return the text of the error if a launch of the library has given up waiting, or else ""."""
+    """Wait for the GPU. Return its error, or the error of a launch of the library that gave up waiting, or else ""."""
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -147,7 +151,7 @@ def get_hang_error() -> str:
     return ""
 
 
-def is_lost() -> bool:
+def is_gpu_lost() -> bool:
     """Return whether this process has lost the GPU, as after an access to invalid memory."""
     try:
         if torch.cuda.is_available():

@@ -34,7 +34,7 @@ def main(
     max_steps: int = 64,
     hidden: int = 256,
 ) -> None:
-    """Record the shapes of requests and save them. On a GPU, tune for them within ``seconds``."""
+    """Record the shapes of requests and save them. If kernels run here, tune for these shapes within ``seconds``."""
     torch.manual_seed(0)
     gru = triton_gru.accelerate(nn.GRU(40, hidden, device=device).eval())
     with triton_gru.record_shapes() as shapes:  # records all calls of GRUs in this block, in any module
@@ -42,7 +42,7 @@ def main(
     shapes.save(path)
     assert sum(shapes.seen.values()) == requests  # `seen` counts the calls of each exact shape
     print(f"{requests} calls of {len(shapes.seen)} shapes, {len(shapes)} to tune, kept in {path}:")
-    # The shapes to tune are fewer, as steps are rounded up. Shapes whose calls took the most steps come first.
+    # The shapes to tune are fewer, as steps and batches are rounded up. Those with the most steps in total come first.
     for problem in shapes:
         print(f"  up to {problem.steps} steps, batches up to {problem.batch_size}, H = {problem.hidden_size}")
 

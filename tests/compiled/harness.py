@@ -42,14 +42,15 @@ def cases(on_sm_90: Iterable[tuple], elsewhere: Iterable[tuple]) -> list:
     """Return pytest's parameters: a device, a kernel, a precision, a hidden size and a batch size.
 
     The arguments are tuples of the last four, for devices of sm_90 and for all others. Cases that the heuristic does
-    not serve are left out. If several devices of an architecture get the same configuration, only the first stays.
+    not serve are left out. If several cases of an architecture have the same kernel, precision, hidden size and
+    configuration, only the first stays. The dropped cases differ by device or batch size.
     """
     params = {}
     for device in KNOWN_DEVICES.values():
         for kernel, precision, hidden_size, batch_size in on_sm_90 if device.arch == "sm_90" else elsewhere:
             config = HEURISTICS[kernel](hidden_size, batch_size, 1, *PRECISIONS[precision], device)
             if isinstance(config, GridConfig):
-                config = dataclasses.replace(config, copies=0)  # the number of programs is not compiled in
+                config = dataclasses.replace(config, copies=0)  # the number of copies is not compiled in
             if not isinstance(config, str):
                 name = f"{device.name}-{kernel}-{precision}-H{hidden_size}-B{batch_size}"
                 param = pytest.param(device, kernel, precision, hidden_size, batch_size, id=name)
@@ -144,7 +145,10 @@ class KernelStats:
 
     @functools.cached_property
     def spills(self) -> int:
-        """Return the number of loads and stores of the stack in the loop, or in all code if there is no loop."""
+        """Return the number of loads and stores of the stack in the loop, or in all code if there is no loop.
+
+        For an AMD GPU, return the number of spilled vector registers.
+        """
         if "cubin" not in self._compiled.asm:
             return self._read_amd_field("vgpr_spill_count")  # spilled scalars go to a vector register
         if self.stack == 0:

@@ -24,7 +24,7 @@ from .harness import (
 SIZES = {
     "fp16": (1, 25, 32, 64, 100, 128, 150, 192), "tf32": (25, 32, 64, 128), "fp32": (25, 64, 100, 128), "bf16": (192,),
 }  # fmt: skip
-# Instructions of a step of one batch row on sm_90, as in perf/NOTES.md.
+# Limits of the instructions of a step of one batch row on sm_90: at most 2 more than in perf/NOTES.md.
 INSTRUCTIONS = {
     ("fp16", 32): 53, ("fp16", 64): 60, ("fp16", 128): 75, ("fp16", 150): 311, ("fp16", 192): 314,
     ("tf32", 32): 64, ("tf32", 64): 82, ("tf32", 128): 117,
@@ -115,7 +115,7 @@ def test_largest_hidden_size_of_each_device():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_input_at_an_odd_address_gets_its_own_kernel(precision):
-    """Check that Triton compiles another kernel, with narrower loads, for an input that is not aligned."""
+    """Check that Triton compiles another kernel, which spills nothing, for an input that is not aligned."""
     device = KNOWN_DEVICES["H200"]
     set_compile_target(device)
     aligned, odd = (

@@ -156,12 +156,15 @@ def test_other_lengths_and_batches_need_no_other_kernel(hx):
     assert count_kernels(1, 2, 3, 4, 5) == 3
 
 
-@pytest.mark.parametrize("text", ["isa._store_ptx", "isa._wait_ptx", "isa.missing_ptx", "fragments._mma_ptx"])
-def test_the_cache_key_of_a_kernel_depends_on_its_assembly(text):
-    """Check this for each text. Otherwise Triton's cache would serve kernels with an earlier version's assembly."""
+@pytest.mark.parametrize("function", ["isa._store_ptx", "isa._wait_ptx", "isa.missing_ptx", "fragments._mma_ptx"])
+def test_the_cache_key_of_a_kernel_depends_on_its_assembly(function):
+    """Check this for each function that returns PTX.
+
+    Otherwise Triton's cache would serve kernels with an earlier version's assembly.
+    """
     before = load_copy("kernels in a copy", "grid").grid_scan.cache_key
     assert load_copy("kernels in a copy", "grid").grid_scan.cache_key == before
-    owner, name = text.split(".")
+    owner, name = function.split(".")
     changed = load_copy("kernels in a copy", "grid")
     setattr(getattr(changed, owner), name, triton.constexpr_function(_no_assembly))
     assert changed.grid_scan.cache_key != before

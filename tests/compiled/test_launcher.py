@@ -1,4 +1,7 @@
-"""Tests, on a stub of the driver, that a prepared launch passes the same arguments as Triton's own launch."""
+"""Tests, on a stub of the driver, that a prepared launch passes the same arguments as Triton's own launch.
+
+Another test checks an option of the compiler: multiply-adds are fused.
+"""
 
 import ctypes
 import os

@@ -12,7 +12,10 @@ RESERVED = [("block", 192, 21 * 64 * 64 * 2 + 2 * 2 * 192 * 2), ("grid", 2048, 6
 
 
 def compile_scan(kernel, hidden_size):
-    """Return a compiled scan of one batch row in fp16. It may be from Triton's cache on disk, not from memory."""
+    """Return a compiled scan of one batch row in fp16.
+
+    Triton's cache in memory is cleared first. So the scan is compiled, or read from the cache on disk.
+    """
     set_compile_target(KNOWN_DEVICES["H200"])
     scan = kernel_launches(kernel, KNOWN_DEVICES["H200"], "fp16", hidden_size, 1)[-1]
     scan.kernel.device_caches.clear()

@@ -17,8 +17,8 @@ from .harness import (
 )
 
 # Shape -> instructions of an iteration, or 0 if not checked. The shapes have every width of a batch tile, and rows of
-# W_hh that are aligned or not. An iteration takes 512 bytes of each row of W_hh that a program computes. Exception: the
-# iteration takes 128 bytes if warps have no slices.
+# W_hh that are aligned or not. An iteration takes 512 bytes of each row of W_hh that a program computes, or 256 bytes
+# if rows are not aligned. Exception: the iteration takes 128 bytes if warps have no slices.
 SHAPES = {
     ("fp16", 25, 1): 0, ("fp16", 4001, 1): 0, ("fp16", 4001, 64): 0, ("fp16", 512, 16): 74, ("fp16", 4096, 1): 119,
     ("fp16", 4096, 32): 113, ("fp16", 4096, 64): 115, ("fp16", 4096, 1000): 160,
@@ -33,7 +33,9 @@ ELSEWHERE = [("fp16", 4096, 1), ("tf32", 4001, 64)]
     "device, kernel, precision, hidden_size, batch_size",
     cases([("step", *shape) for shape in SHAPES], [("step", *shape) for shape in ELSEWHERE]),
 )
-def test_every_chosen_configuration_streams_the_weights_once(device, kernel, precision, hidden_size, batch_size):
+def test_every_chosen_configuration_streams_the_weights_to_shared_memory(
+    device, kernel, precision, hidden_size, batch_size
+):
     set_compile_target(device)
     launches = kernel_launches(kernel, device, precision, hidden_size, batch_size, inputs=hidden_size, hx=True)
     projection, scan, *_ = launches  # all scans have the same kernel

@@ -47,7 +47,7 @@ def test_compiling_ahead_gives_the_kernel_of_a_call(fields):
 
 
 def test_a_candidate_that_spills_is_rejected(monkeypatch):
-    """Check that the compared stack is the one that the compiler's tool reports."""
+    """Check with a limit of -1 bytes, which the stack of any kernel exceeds."""
     device, candidate = KNOWN_DEVICES["H200"], Candidate("grid", heuristic("grid", PROBLEM, KNOWN_DEVICES["H200"]))
     monkeypatch.setattr("triton_gru.tuning.compile_pool.MAX_STACK_BYTES", -1)
     assert compile_candidate(PROBLEM, device, candidate) == "it spills registers"

@@ -28,6 +28,7 @@ PAIRS = pairwise(
 def test_agrees_with_float64(
     hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, inputs, device, launched
 ):
+    """Check that a hidden size that does not fit raises instead."""
     gru, x, hx = make_call(
         "block", hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after, device, inputs
     )

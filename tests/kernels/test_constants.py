@@ -1,4 +1,4 @@
-"""Tests of constants as one argument: the same values give the same kernel, and other values another kernel."""
+"""Tests of constants as one argument: they are equal, with the same text, exactly if class and values are the same."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ CUTS = (
     CallConstants("packed", True, False, True, False),
 )  # any values that are valid together: only equality is tested
 GRID_CUT = CUTS[0]
-# Values that are replaced by another valid value. Other values are negated or changed by `change_value`.
+# Values that `change_value` replaces by another valid value.
 OTHER_VALUES = {tl.float16: tl.bfloat16, "tf32": "ieee", "all": "rest", "dense": "lengths"}
 
 

@@ -24,7 +24,7 @@ def _send_and_receive(
     row, unit = tl.arange(0, words.ROWS)[None, :], tl.arange(0, H)[:, None]
     offset = exchange.element_offset(unit, row, words.ROWS, exchange.elements_per_word(words.BITS, words.PARTS))
     exchange.send(elements + offset, tl.load(x + row * H + unit), offset >= 0, 0, 0, DTYPE, PRECISION)
-    SLICES: tl.constexpr = words.WORDS_PER_SEGMENT // exchange.words_per_slice(words.PARTS)
+    SLICES: tl.constexpr = words.WORDS_PER_SEGMENT // exchange.words_per_piece(words.PARTS)
     warp = tl.arange(0, SLICES)[:, None, None]
     if words.PARTS == 4:  # the order of `fragments`
         word, row = warp * 4 + tl.arange(0, 4)[None, None, :], tl.arange(0, words.ROWS)[None, :, None]
@@ -37,7 +37,7 @@ def _send_and_receive(
             tl.store(y + offset, received[c * words.PARTS + part])
 
 
-# Zeros, infinities, the largest fp16 number, and numbers that fp16 or fp32 round to subnormals or zero.
+# Zeros, infinities, the largest fp16 number, numbers that fp16 or fp32 round to subnormals or zero, and -1.
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), 65504.0, 6e-8, 1e-45, -1.0]
 # Bits of NaNs. Those of -1 are also the pattern of a missing element.
 PAYLOADS = [0x7FFFFFFF, -1, 0x7F800001, -0x7FFFFF, 0x7FC00000, -0x400000]
@@ -59,7 +59,7 @@ def test_a_received_tile_equals_the_sent_tile(precision, handover, device):
     mailbox = torch.full((16 + ROWS * UNITS,), -1, dtype=torch.int64, device=device)
     watch = torch.tensor([10**10, 0], device=device)  # ten seconds, and no address of a word of the host
     bits, parts = 8 * dtype.itemsize, 2 if precision == "fp32" else 4
-    lanes = exchange.words_per_slice(parts)
+    lanes = exchange.words_per_piece(parts)
     words = exchange.WordLayout(
         BITS=bits, PARTS=parts, WORDS_PER_ROW=UNITS // exchange.elements_per_word(bits, parts),
         WORDS_PER_SEGMENT=SLICES * lanes, ROWS=ROWS, THREAD_ROW_STEP=8, PACK=2 if parts == 2 else 1,
@@ -98,8 +98,8 @@ MISSING = -1  # the value of an element that has not arrived
 def test_a_wait_for_one_missing_element_gives_up(bits, handover):
     """Check a wait with all elements, and with one element missing, for every fifth element.
 
-    If an element is missing, the wait returns NaN for some words, at least, and correct values for the others. It sets
-    the abort word, and the host's word. test_isa.py tests how missing elements are found, for all combinations of bits.
+    If an element is missing, the wait returns NaN for some parts of words, at least, and correct values for the other
+    parts. It sets the abort word, and the host's word. test_isa.py tests how missing elements are found.
     """
     elements = torch.arange(128 * 128 // bits, dtype=torch.int64) % 32767  # none is `MISSING`
     integer = {16: torch.int16, 32: torch.int32}[bits]

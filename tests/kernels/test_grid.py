@@ -38,7 +38,7 @@ def test_agrees_with_float64(
     assert output.is_contiguous()
 
 
-# 40 hidden units fill two and a half programs. Slices, segments and their tails all have odd sizes.
+# 40 hidden units fill two and a half programs, and one slice of 32 units and a quarter of another.
 CONFIG = GridConfig(16, programs=3, batch=8, rows=8, tiles=1, copies=1, slices=4, register_tiles=3)
 CONFIGS = {
     "one tile after the other": CONFIG,

@@ -1,4 +1,4 @@
-"""Tests of the kernels on input with strides so large that offsets exceed 32 bits."""
+"""Tests of ``block`` and ``step`` on input with a stride so large that offsets exceed 2**31 elements."""
 
 import pytest
 import torch

@@ -49,7 +49,7 @@ def test_scans_read_products_of_cublas(case, directions, device, launched, matmu
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_tile_gives_the_same_gate_inputs(precision, device):
-    """Compare two random tiles with the default. They may add the parts of a sum in another order."""
+    """Compare two random tiles with the default tile. Tiles may add the parts of a sum in another order."""
     gru = make_gru(64, 20, precision, device, "grid")
     x = torch.randn(7, 9, 64, device=device).to(gru.weight_hh_l0.dtype)
     call = bind_gru(gru, x, None)

@@ -52,9 +52,10 @@ CASES = [
 
 
 def draw_ends(x, batch_first, lengths, resets, seed=0):
-    """Return keyword arguments of a call: random lengths of dtype ``lengths`` unless it is None, and random resets.
+    """Return keyword arguments of a call: random lengths of dtype ``lengths`` unless it is None.
 
-    The last length is 0. A length in the middle is larger than the number of steps, if there are two rows or more.
+    The last length is 0. A length in the middle is larger than the number of steps, if there are three rows or more.
+    Random resets are among the arguments if ``resets`` is true.
     """
     steps, batch = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
     generator = torch.Generator().manual_seed(seed)
@@ -164,9 +165,9 @@ def test_results_do_not_depend_on_the_chunks(kernel, kind, device, launched, mon
 
 @each_kernel
 def test_the_projection_reads_no_step_outside_a_sequence(kernel, device):
-    """Check the gate inputs of all steps: results do not depend on steps outside of a sequence.
+    """Check that the gate inputs of all steps are finite, although input beyond each length is NaN.
 
-    The memory before the first step belongs to other tensors.
+    In reverse, steps beyond a length would come before the first step, where memory belongs to other tensors.
     """
     gru = make_gru(4, 20, "fp32", device, kernel, bidirectional=True)
     x, lengths = torch.randn(3, 4, 4, device=device), torch.tensor([2, 0, 3, 1])
@@ -274,6 +275,7 @@ def test_wrong_lengths_and_resets_raise(name, backend, launched):
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "block", "reference"])
 def test_resets_and_lengths_raise_with_input_that_they_do_not_support(backend, launched):
+    """Check packed input, and for resets a GRU that is bidirectional or reverse."""
     packed = pack_padded_sequence(x3, torch.tensor([3, 1]))
     with pytest.raises(ValueError, match="resets cannot go with packed input"):
         triton_gru.GRU(4, 5, backend=backend).eval()(packed, resets=bools)
@@ -290,7 +292,7 @@ def test_resets_and_lengths_raise_with_input_that_they_do_not_support(backend, l
     "sizes, rows", [([2, 3], 5), ([2, 0], 2), ([2, 1], 4), ([2, 1], 2), ([], 0), ([3] + [2] * 20, 3)]
 )
 def test_invalid_packed_sequences_raise(sizes, rows, launched):
-    """Check that these raise before a kernel could access memory outside of the tensors."""
+    """Check that no kernel is launched, which could access memory outside of the tensors."""
     gru = triton_gru.GRU(4, 5, backend="block").eval()
     with pytest.raises((ValueError, RuntimeError)) as raised:
         gru(PackedSequence(torch.randn(rows, 4), torch.tensor(sizes, dtype=torch.int64)))

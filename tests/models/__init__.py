@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Differences relative to the largest value. In float32, another order of a sum changes some units in the last place
-# (1.2e-7), here up to 20. The wrong `reset_after` gives differences of a tenth and more.
+# Limits of `compute_difference`. In float32, another order of a sum changes some units in the last place (1.2e-7), here
+# up to 20. The wrong `reset_after` gives differences of a tenth and more.
 ROUNDING_NOISE = 5e-6
 WRONG_VARIANT = 0.1
 # ONNX files: the package that contains the file, and its path in the package.
@@ -53,7 +53,10 @@ def load_in_onnxruntime(model) -> Callable[[tuple[np.ndarray, ...]], tuple[np.nd
 
 
 def set_reset_before(model):
-    """Set ``reset_after=False`` in the GRUs of an accelerated model, which is wrong for it, and return the model."""
+    """Set ``reset_after=False`` in the GRUs of an accelerated model, which is wrong for it, and return the model.
+
+    The backend of its GRUs becomes ``"reference"``.
+    """
     from .onnx_model import grus_of
 
     for gru in grus_of(model):

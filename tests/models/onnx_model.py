@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from triton_gru import convert, restore
 
-# Operators whose second and further arguments are lists of constant integers: sizes, axes, bounds.
+# Operators whose second and further arguments are constants: lists of sizes, axes or bounds, and the value of Pad.
 OPERATORS_WITH_LISTS = ("Slice", "Reshape", "Pad")
 
 
@@ -84,7 +84,7 @@ def grus_of(model: nn.Module) -> list[nn.RNNBase]:
 
 
 def _attributes(node: onnx.NodeProto) -> dict:
-    """Return the attributes of a node by name. The tensor of a Constant is converted to torch's."""
+    """Return the attributes of a node by name. The tensor ``value`` of a constant is converted to torch's."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if "value" in attributes:
         attributes["value"] = torch.from_numpy(numpy_helper.to_array(attributes["value"]).copy())

@@ -50,7 +50,7 @@ class Matrix(ctypes.Structure):
 
 
 class Signal(ctypes.Structure):
-    """A raw_table of scrappie: ``size`` samples. The network reads those from ``start`` to ``end``."""
+    """A raw_table of scrappie: ``size`` samples. The network reads the samples from ``start`` to ``end``."""
 
     _fields_ = [
         ("uuid", ctypes.c_char_p),
@@ -128,7 +128,10 @@ class Scrappie:
 
 
 def compile_scrappie(folder: Path) -> Scrappie:
-    """Compile the network from scrappie's sdist in ``folder``. Skip or fail the test if the sdist is missing."""
+    """Unpack scrappie's sdist into ``folder``, compile the network there, and return the loaded library.
+
+    If the environment has no folder of sources, skip the test. If only this sdist is missing there, fail the test.
+    """
     sdist = Path(sys.prefix) / "sources" / f"scrappie-{VERSION}.tar.gz"
     if not sdist.parent.exists():
         pytest.skip(f"{sdist.parent} is missing: scripts/test downloads the sources into its own environment")
@@ -136,7 +139,7 @@ def compile_scrappie(folder: Path) -> Scrappie:
         command = f"pip download --no-deps --no-binary scrappie -d {sdist.parent} scrappie=={VERSION}"
         pytest.fail(f"{sdist} is missing: {command}, as scripts/test does")
     with tarfile.open(sdist) as archive:
-        # Files in scrappie-VERSION/src, and one network's weights in a folder there.
+        # Files in the folders of scrappie-VERSION, src among them, and one network's weights in src/models.
         members = [m for m in archive if m.name.count("/") == 2 or m.name.endswith("/raw_r94.h")]
         archive.extractall(folder, members, filter="data")
     source = folder / f"scrappie-{VERSION}" / "src"

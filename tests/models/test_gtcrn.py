@@ -38,7 +38,7 @@ def model() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def frames() -> np.ndarray:
-    """Return real and imaginary parts of windows of 32 ms, one every 16 ms, [20, 1, 257, 1, 2]."""
+    """Return real and imaginary parts of the spectra of windows of 32 ms, one every 16 ms, [20, 1, 257, 1, 2]."""
     windows = np.lib.stride_tricks.sliding_window_view(make_noisy_speech(0.336, 0), 512)[::256] * np.sqrt(
         np.hanning(512)
     )
@@ -91,6 +91,7 @@ def find_largest_difference(actual: list[Arrays], expected: list[Arrays]) -> flo
 
 
 def test_model_agrees_with_onnxruntime_without_kernels(model, frames, expected):
+    """Check the model before and after accelerate(), and that it disagrees with the wrong ``reset_after``."""
     module, start = to_torch(model, frames), make_zero_states(model)
     assert len(grus_of(module)) == 14 and sum(gru.bidirectional for gru in grus_of(module)) == 4
     assert find_largest_difference(stream(wrap_for_arrays(module), frames, start), expected) <= ROUNDING_NOISE

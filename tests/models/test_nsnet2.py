@@ -47,6 +47,7 @@ def compute_gains(module: nn.Module, sounds: np.ndarray, device: str = "cpu") ->
 
 
 def test_model_agrees_with_onnxruntime_without_kernels(model, sounds):
+    """Check the model before and after accelerate(), and that it disagrees with the wrong ``reset_after``."""
     module, (expected,) = torch_model(model, (torch.from_numpy(sounds),)), load_in_onnxruntime(model)((sounds,))
     assert len(grus_of(module)) == 2
     assert expected.min() < 0.1 and expected.max() > 0.5, "nothing is suppressed, or everything"

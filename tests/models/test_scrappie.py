@@ -55,6 +55,7 @@ def make_layers(scrappie: Scrappie, make_layer, device: str, backend: str, reset
 
 @pytest.mark.parametrize("make_layer", [keep_both, merge_both])
 def test_network_agrees_with_scrappie_without_kernels(scrappie, squiggle, make_layer):
+    """Check that the network disagrees with the wrong ``reset_after``, too."""
     expected = scrappie.posterior(squiggle)
     assert expected.max(1).mean() > 0.5, "nothing is recognized"
     layers = make_layers(scrappie, make_layer, "cpu", "reference")

@@ -20,7 +20,10 @@ from .device import emulate_gpu
 
 
 def main() -> int:
-    """Run the cases of a campaign until the time is over. Return the exit status: 1 if any failed or none passed."""
+    """Run the cases of a campaign until the time is over, or only the case of ``--case``.
+
+    Return the exit status: 1 if any case failed or none passed, otherwise 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.ptx", description=__doc__.splitlines()[0])
     parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("seed", type=int, help="the seed of all cases")

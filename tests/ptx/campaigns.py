@@ -1,7 +1,8 @@
 """Campaigns: random calls of compiled kernels, for any time: ``python -m tests.ptx NAME SEED SECONDS``.
 
 A campaign is a function that draws one case from a random generator and runs the case on the emulated GPU. The function
-raises an error if the result is wrong, and returns a description of the case. The tests run a few cases of each.
+raises an error if the result is wrong, and returns a description of the case. It raises `Skipped` if the kernel does
+not serve the case. The tests run a few cases of each.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ class Skipped(Exception):
     """An exception for a drawn case that the kernel does not serve."""
 
 
-# Hidden sizes, batch sizes and input sizes around the edges of tiles, words and chunks.
+# Hidden sizes, batch sizes and input sizes around the edges of tiles, words and chunks, and small numbers of steps.
 HIDDEN = {
     "block": (1, 3, 16, 25, 64, 96, 100, 128, 192),
     "grid": (1, 3, 16, 25, 64, 96, 128, 200, 256),
@@ -43,10 +44,11 @@ SPECIAL_VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"
 
 
 def check_random_call(draw: random.Random, gpu: EmulatedGpu) -> str:
-    """Check one call against float64, and often a second, prepared call. Return a description of the call.
+    """Check one call against float64, and sometimes the same call again. Return a description of the call.
 
-    The kernel, the sizes, the precision, the layout, the ends of sequences and the configuration are drawn. A special
-    value in one tensor, unaligned addresses, and limits of the launches' memory are drawn, too.
+    The kernel, the sizes, the precision, the layout, the GRU's options, the ends of sequences, the configuration and
+    the projection are drawn. A special value in one tensor, unaligned addresses, and limits of the launches' memory are
+    drawn, too.
     """
     kernel, precision = draw.choice(KERNELS), draw.choice((*PRECISIONS, "fp16"))
     hidden, batch, inputs = (_draw_size(draw, sizes) for sizes in (HIDDEN[kernel], BATCH, INPUTS))
@@ -88,7 +90,7 @@ def check_random_call(draw: random.Random, gpu: EmulatedGpu) -> str:
         stack.enter_context(use_projection(projection))
         description += f", {projection}"
         _check_call(gpu, gru, x, hx, precision, ends, input, options)
-        if draw.random() < 0.3:  # the second call of a signature is prepared
+        if draw.random() < 0.3:  # after its second run, a call of this signature is prepared
             _check_call(gpu, gru, x, hx, precision, ends, input, options)
     return description
 
@@ -120,7 +122,10 @@ def _check_call(gpu, gru, x, hx, precision, ends, input, options) -> None:
 
 
 def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
-    """Return the call's input, packed if ``ends`` says so, and keyword arguments with drawn lengths and resets."""
+    """Return the call's input, and keyword arguments with the lengths and resets that ``ends`` names, drawn.
+
+    The input is ``x``, or is packed with drawn lengths if ``ends`` is ``"packed"``.
+    """
     batch, steps = x.shape[:2] if gru.batch_first else (x.size(1), x.size(0))
     if ends == "packed":
         lengths = torch.tensor([steps, *(draw.randint(1, steps) for _ in range(batch - 1))])
@@ -138,7 +143,7 @@ def _draw_ends(draw: random.Random, ends: str, gru, x: torch.Tensor) -> tuple:
 def _draw_projection(draw: random.Random, gru, problem: Problem, gpu: EmulatedGpu) -> Projection | None:
     """Return a projection of the inputs. Half of the time it is None, the default, else cuBLAS or another tile.
 
-    None is also returned if the kernel does not serve the problem.
+    None is also returned if the kernel does not serve the problem, or has no other projection for it.
     """
     try:
         config = choose(problem, gpu.device, gru.backend).config
@@ -202,7 +207,7 @@ def check_many_schedules(draw: random.Random, gpu: EmulatedGpu, schedules: int =
         directions=directions,
     )  # fmt: skip
     ends = {"lengths": torch.randint(0, steps + 1, (batch,))} if draw.random() < 0.3 else {}
-    # With the small workspace, the call needs several chunks.
+    # With the small workspace, most calls need several chunks.
     workspace = 240 * config.padded_hidden if draw.random() < 0.3 else execute.WORKSPACE_BYTES
     description = f"{gru}, {precision}, T={steps}, B={batch}, {ends}, workspace {workspace}, {config}"
     reason = unsupported_config_reason(config, bind_gru(gru, x, hx, **ends).problem, gpu.device)
@@ -241,7 +246,7 @@ def check_nan_payloads(draw: random.Random, gpu: EmulatedGpu, kernel: str | None
     gru = make_gru(16, 64, precision, "cpu", kernel, reset_after=reset_after)
     x, hx = torch.randn(3, 2 * len(nans), 16).to(dtype), torch.randn(1, 2 * len(nans), 64).to(dtype)
     target = draw.choice(("x", "hx"))
-    # Even rows of the batch get a NaN, in one of the first two steps. Odd rows get none.
+    # Even rows of the batch get a NaN, in one of the first two steps or in the initial state. Odd rows get none.
     for i, nan in enumerate(nans):
         row = (x[draw.randrange(2)] if target == "x" else hx[0])[2 * i]
         row[draw.randrange(len(row))] = nan
@@ -305,7 +310,7 @@ def check_timeout(draw: random.Random, gpu: EmulatedGpu, case: tuple | None = No
     return f"{precision}, {handover}, reset_after={reset_after}, {tiles} tiles"
 
 
-# The names are those of the command line.
+# Name on the command line -> campaign.
 CAMPAIGNS = {
     "matrix": check_random_call,
     "stress": check_many_schedules,

@@ -21,8 +21,8 @@ from ..calls import PRECISIONS, make_gru
 from .device import EmulatedGpu
 from .machine import Outcome
 
-# The numbers of steps of two calls, whose difference is the work of MORE - FEWER steps. If a loop makes several steps
-# at a time, the longer call of `count_step` has more.
+# The numbers of steps of two calls, whose difference is the work of MORE - FEWER steps. If a loop makes more than two
+# steps at a time, the longer call of `count_step` has more steps than MORE.
 FEWER, MORE = 2, 4
 # Lanes meet as early as possible, so that no instruction is counted once for each half of a warp.
 SCHEDULE = {"seed": 1, "quantum": 1000, "delay": 0, "sleeps": False, "resident": 0}
@@ -69,6 +69,8 @@ class Case:
 def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Counter:
     """Execute two calls of a few steps, and return the work of one step in all programs, without its projection.
 
+    Exception: for ``"whole"``, one call of a single step is executed, and its projection is included.
+
     If all programs do the same, only one is executed, and the hand-overs that it would wait for are already there.
     ``config`` is the kernel's configuration, or None for the heuristic's choice.
 
@@ -83,7 +85,9 @@ def count_step(gpu: EmulatedGpu, case: Case, config: Config | None = None) -> Co
           counted by argument, as ``"read gi"``.
         - Of a program: ``"busiest"`` and ``"idlest"``, the instructions of the warps with most and fewest;
           ``"barriers"``; ``"exchanges"``, as in `Outcome`.
-        - ``"twice"``: the number of lines of source that store something twice.
+        - ``"twice"``: the number of stores that write what another warp has written, and of forgiven faults.
+
+        ``"twice"``, ``"programs"`` and ``"warps"`` are those of the longer call, and all others are of one step.
     """
     gpu.fixed_schedule = dict(SCHEDULE)
     config = config or case.config(gpu.device)
@@ -139,8 +143,8 @@ def _count_call(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -
     """Return the work of the scans of a call of ``steps`` steps."""
     counted = Counter()
     for scan in _make_scans(gpu, case, config, gru, steps):
-        if scan.clear is not None:
-            scan.clear.words.zero_()  # no element of the mailbox is missing
+        if scan.fill is not None:
+            scan.fill.words.zero_()  # no element of the mailbox is missing
         if are_alike := _are_programs_alike(case, config):
             gpu.run_program(scan, (0, 0, 0))
         else:
@@ -166,7 +170,10 @@ def _make_scans(gpu: EmulatedGpu, case: Case, config: Config, gru, steps: int) -
 
 
 def _are_programs_alike(case: Case, config: Config) -> bool:
-    """Return whether all programs do the same, on different memory: none has a tail of units, rows or tiles."""
+    """Return whether all programs do the same, on different memory: none has a tail that another program lacks.
+
+    A tail is of units, rows or tiles.
+    """
     tiles = -(-case.batch // config.batch)
     groups = -(-tiles // getattr(config, "tiles", 1)) if case.kernel == "grid" else tiles
     return (

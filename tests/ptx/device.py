@@ -94,14 +94,20 @@ class EmulatedGpu:
         return start
 
     def allocate(self, prepared: PreparedCall, input: torch.Tensor, *args):
-        """Call `PreparedCall._allocate`, and note the extents of the call's input and output."""
-        starts, tensors, results = _allocate(prepared, input, *args)
+        """Call `PreparedCall._allocate`, and note where the call's input and output begin and end.
+
+        A prepared packed call may have other rows than the call that was prepared (see `make_starter`).
+        """
+        addresses, buffers, results = _allocate(prepared, input, *args)
         output = results[0] if isinstance(results, tuple) else results
         self._extents = dict(_extent(tensor) for tensor in (input, output) if tensor.numel())
-        return starts, tensors, results
+        return addresses, buffers, results
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
-        """Execute only the program with index ``program`` of a launch, for launches that are too large to execute."""
+        """Execute only the program with index ``program`` of a launch.
+
+        Use this if a launch is too large to execute, or if all its programs do the same.
+        """
         compiled = launch.compile()
         signature = compiled.src.signature
         arguments = [arg for name, arg in zip(launch.kernel.arg_names, launch.args) if signature[name] != "constexpr"]

@@ -1,7 +1,8 @@
 """Executes PTX on the memory of this process: builds the machine in ``machine/`` with gcc, and explains its reports.
 
 `execute` runs one launch under one `Schedule`. It raises `Fault` if the launch breaks a rule (`FAULTS`), and otherwise
-returns an `Outcome` with the counted work. The PTX is translated by ``translate.py`` first.
+returns an `Outcome` with the counted work. Exception: `NOTES` and forgiven faults are only in the `Outcome`. The PTX is
+translated by ``translate.py`` first.
 """
 
 import ctypes
@@ -20,7 +21,8 @@ import numpy as np
 from .translate import ELEMENTS, OPERATIONS, ORDERS, SPECIAL, Program, find_waits, translate
 
 # The kinds of faults, in the order in which the machine numbers them. tests/ptx/README.md describes them.
-# SHARED_NOT_WAITED_FOR: bytes that a pending cp.async writes. SHARED_NOT_FENCED: a wgmma reads them without a fence.
+# SHARED_NOT_WAITED_FOR: access to bytes that a pending cp.async writes. SHARED_NOT_FENCED: a wgmma reads what a thread
+# has stored, without a fence.
 # DIVERGED: only a part of a warp executes an aligned instruction. LEFT_BARRIER: a warp has returned before a barrier.
 # LEFT_UNDERWAY: a warp returns with a pending copy or product. ENDLESS: the launch takes too many instructions.
 FAULTS = """\
@@ -50,12 +52,14 @@ class Schedule:
     Attributes:
         seed: the seed of every choice.
         quantum: the largest number of instructions that a warp executes in a turn.
-        delay: how late relaxed stores arrive: some may after each turn, with probability 1 / (``delay`` + 1).
+        delay: how late relaxed stores arrive. With 0, they arrive at once. Otherwise some of the pending stores arrive
+            after a turn, with probability 1 / (``delay`` + 1).
         sleeps: whether warps may fall far behind.
         reconverge_late: whether diverged lanes of a warp run in any order. Otherwise the lanes at the lowest
             instruction run first, except in one turn of 16.
         reconverge_early: whether the lanes at the lowest instruction run first in every turn, so that lanes meet where
-            their paths do. A warp whose lanes wait for each other may then never end.
+            their paths do. A warp whose lanes wait for each other may then never end. ``reconverge_late`` overrides
+            this.
         resident: how many CTAs run at a time, or 0 for all.
         ns_per_instruction: how much ``%globaltimer`` advances with each instruction of a warp.
         error: the share of the error that the PTX manual allows an approximation.
@@ -75,7 +79,8 @@ class Schedule:
     def draw(cls, seed: int, cooperative: bool, **fixed) -> "Schedule":
         """Return a schedule drawn from ``seed``, with the ``fixed`` fields.
 
-        All CTAs of a cooperative launch run at a time, and one to four CTAs of any other launch.
+        All CTAs of a cooperative launch run at a time, and one to four CTAs of any other launch. Fields that are
+        neither drawn nor fixed have their defaults.
         """
         draw = random.Random(seed)
         drawn = {
@@ -93,14 +98,15 @@ class Counts:
     """The work of warps.
 
     Attributes:
-        instructions: instructions, each of a whole warp.
-        read: bytes of global memory read, except by relaxed loads. An instruction of a warp reads sectors of 32 bytes.
-            No cache is modelled.
-        received: bytes read by relaxed loads, with which a program waits for others' stores.
+        instructions: instructions of warps. An instruction counts once for each group of diverged lanes.
+        read: bytes of global memory read, except those in ``received``. An instruction of a warp reads sectors of 32
+            bytes. No cache is modelled.
+        received: bytes read by relaxed loads, with which a program waits for others' stores. Acquire loads and atomic
+            additions count, too.
         written: bytes of global memory written.
         shared_read, shared_written: bytes of shared memory.
         matrix, flops: instructions of the matrix unit, and the floating-point operations in them.
-        fma: fused multiply-adds of fp32, each of a whole warp.
+        fma: fused multiply-adds of fp32, each of a warp.
         barriers: barriers of the CTA, counted by every warp.
     """
 
@@ -130,14 +136,17 @@ class Outcome:
     """The work of a launch that had no fault.
 
     Attributes:
+        kernel: the kernel's name.
+        ctas, warps: the number of CTAs, and of warps of a CTA.
         made: the work of all warps. A loop that waits for others' stores counts as its best pass.
         waited: the work of all other passes of these loops.
         busiest: the share of ``made`` that the warp with the most instructions has.
         by_warp: the instructions in ``made`` of each warp of a CTA, in the CTA where the warp has the most.
-        most_bytes_read: the bytes that one CTA has read and received, in the CTA with the most.
+        most_bytes_read: the bytes in ``made`` that one CTA has read and received, in the CTA with the most.
         exchanges: how often a warp received after it had sent, in the warp with the most. To send is a relaxed store or
             an atomic addition, and to receive a relaxed or acquire load, each of global memory.
-        memory: the traffic of each argument's memory, by its name. Arguments that overlap share one `Traffic`.
+        memory: the traffic of each piece of memory, by its name in the argument ``memory`` of `execute`. Pieces that
+            overlap share one `Traffic`, and empty pieces have none.
         notes: the reports of `NOTES` and of forgiven faults, as (kind, line of source).
         executed: the instructions of all warps, waits included.
         length: the number of instructions in the kernel.
@@ -176,12 +185,13 @@ def execute(
         memory: (first address, end) of the memory that the kernel may touch, by names that the caller chooses.
         shared: bytes of shared memory of a CTA.
         max_instructions: how many instructions all warps may execute before the launch counts as endless.
-        forgiven: kinds of `FAULTS` that are noted and fail no launch. If races between CTAs are among them, acquire
-            loads and atomic additions are executed, too. Their order is not modelled.
+        forgiven: kinds of `FAULTS` that are noted and fail no launch. If races between CTAs are among them, the
+            instructions of other libraries are executed, too (``peers`` of `translate`).
 
     Raises:
         Fault: the launch has a fault that is neither in `NOTES` nor forgiven.
         translate.UnknownInstruction: the PTX contains an instruction that the machine cannot execute.
+        ValueError: the grid has more than 65,534 CTAs, or the kernel takes another number of arguments.
     """
     loaded = _load(text, "RACE_BETWEEN_CTAS" in forgiven)
     noted = NOTES.union(forgiven)

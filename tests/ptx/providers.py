@@ -1,6 +1,7 @@
 """Counts a time step of our kernels and of other libraries' GRUs in Triton, launched by each library's host code.
 
-If a library tunes its kernel, the counted configuration is the one whose busiest warp has the fewest instructions.
+If a library tunes its kernel, the result is of the configuration whose busiest warp has the fewest instructions.
+Exception: of large kernels, not all configurations are counted (`MAX_KERNEL_LENGTH`).
 """
 
 import contextlib
@@ -38,8 +39,8 @@ from .machine import RACES, Fault
 STEPS = 512
 # The numbers of steps of two calls of a peer, whose difference is counted. Our kernel is checked in a call of FEWER.
 FEWER, MORE = 4, 8
-# If a tuned kernel has more or executes more instructions than this, only the configuration with the most warps is
-# counted. The other configurations take minutes to compile or to execute.
+# If a tuned kernel has more or executes more instructions than this, its next configurations, with fewer warps, are not
+# counted. They take minutes to compile or to execute.
 MAX_KERNEL_LENGTH, MAX_EXECUTED = 10_000, 4_000_000
 
 
@@ -112,7 +113,8 @@ def count_peer(peer: Peer, gpu: EmulatedGpu, case: Case) -> tuple[Counter, dict]
     """Return the work of a step, as `count_step` does, and columns that name the kernel.
 
     Raises:
-        Unavailable: the library is not installed, or does not serve the case.
+        Unavailable: the library is not installed, or does not serve the case. It launches no kernel, or no
+            configuration fits the device.
         WrongResult: the library's result is wrong.
     """
     gru, x = case.make_gru("cpu"), torch.randn(MORE, case.batch, case.hidden).to(case.dtype)
@@ -153,7 +155,7 @@ def patch_host_code(gpu: EmulatedGpu, index: int = 0) -> Iterator[list[Config]]:
 
     Yields:
         The configurations of the tuned kernel, from the most warps to the fewest. The list is empty before the first
-        launch.
+        launch, and stays empty if no kernel is tuned.
     """
     device, configs = gpu.device, []
 

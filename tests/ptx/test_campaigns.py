@@ -1,4 +1,4 @@
-"""Tests that run a few cases of each campaign, drawn again in every run."""
+"""Tests that run a few cases of each campaign. The cases are drawn again in every run, except those of time-outs."""
 
 import random
 
@@ -13,7 +13,10 @@ from .campaigns import Skipped, check_many_schedules, check_nan_payloads, check_
 
 
 def run_first_case(campaign, seed: int, *args, **options) -> None:
-    """Draw cases of a campaign until one is not skipped, run it, and print its description."""
+    """Draw and run cases of a campaign until one is not skipped, and print its description.
+
+    Raise AssertionError if a hundred cases are skipped.
+    """
     draw = random.Random(seed)
     for _ in range(100):
         try:
@@ -26,12 +29,12 @@ def run_first_case(campaign, seed: int, *args, **options) -> None:
 
 @pytest.mark.parametrize("gpu", ["H200", "A100", "RTX 5090"], indirect=True)
 @pytest.mark.parametrize("number", range(2))
-def test_random_calls(number, gpu, seed):
+def test_random_calls_agree_with_float64(number, gpu, seed):
     run_first_case(check_random_call, seed, gpu)
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_every_schedule_gives_the_same_result(number, gpu, seed):
+def test_four_schedules_give_the_same_result(number, gpu, seed):
     run_first_case(check_many_schedules, seed, gpu, schedules=4)
 
 

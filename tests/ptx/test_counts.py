@@ -150,7 +150,7 @@ def count_bytes_written(case: Case, config: Config) -> dict[str, int]:
         sizes["mailbox"] = handover if case.reset_after else 2 * handover
     elif case.kernel != "block":
         if not case.reset_after:
-            sizes["reset_state"] = state * itemsize
+            sizes["r_h"] = state * itemsize
         if case.kernel == "whole":
             sizes["h_n"] = state * itemsize
         else:
@@ -207,7 +207,7 @@ def find_waste(case: Case, config: Config, step: Counter) -> list[str]:
     elif step["flops"] != 2 * product_fma:
         messages.append(f"{step['flops'] / 2 / product_fma:.3g} times the {product_fma} multiply-adds that it needs")
     if step["twice"]:
-        messages.append(f"{step['twice']} lines of source store the same value twice")
+        messages.append(f"{step['twice']} stores write what another warp has written")
     due = count_bytes_written(case, config)
     writes = {name: step[f"written {name}"] for name in due}
     messages += [
@@ -215,7 +215,7 @@ def find_waste(case: Case, config: Config, step: Counter) -> list[str]:
     ]
     if step["written"] != sum(writes.values()):
         messages.append(f"{step['written']:.0f} bytes are written in all, not only to {', '.join(due)}")
-    # `max_bytes_read` knows no other cases.
+    # `max_bytes_read` knows only dense forward cases with ``reset_after``, without a tail of units.
     if case.ends != "dense" or case.is_bidirectional or not case.reset_after or case.hidden % config.units:
         return messages
     limits = max_bytes_read(case, config)
@@ -232,7 +232,10 @@ def find_waste(case: Case, config: Config, step: Counter) -> list[str]:
 
 
 def make_cases(hidden: int, batch: int, precision: str, device: Device) -> list[Case]:
-    """Return cases of the kernel that ``"auto"`` chooses for a long sequence, and of both kernels of ``step``."""
+    """Return cases of the kernel with the lowest estimate for 512 steps, and of both kernels of ``step``.
+
+    Without measured times, ``"auto"`` chooses the first of these kernels, unless nn.GRU serves the call.
+    """
     dtype, fp32 = PRECISIONS[precision]
     gru, x, hx = make_call("auto", hidden, batch, 1, precision, "time_first", True, 1, True, True, "meta")
     problem = bind_gru(gru, x.expand(512, batch, x.size(2)), hx).problem
@@ -293,6 +296,7 @@ CASES = pairwise(("auto", "step", "whole"), HIDDEN, BATCH, PRECISION)
 
 @pytest.mark.parametrize("which, hidden, batch, precision", CASES)
 def test_a_step_repeats_no_work(which, hidden, batch, precision, gpu):
+    """Check the numbers of `TABLE`, too, if this is the version of Triton that `TABLE` is for."""
     by_kernel = make_cases(hidden, batch, precision, gpu.device)
     of_auto = by_kernel[0]
     case = of_auto if which == "auto" else next(case for case in by_kernel if case.kernel == which)

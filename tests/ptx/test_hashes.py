@@ -21,7 +21,7 @@ def test_line_numbers_and_comments_alter_no_hash():
 
 
 @pytest.mark.parametrize("old, new", [("%f3", "%f4"), ("8.7", "8.8"), ("add", "sub")])
-def test_an_instruction_alters_the_hash(old, new):
+def test_an_instruction_and_the_version_alter_the_hash(old, new):
     assert strip_debug_info(PTX) != strip_debug_info(PTX.replace(old, new))
 
 
@@ -38,6 +38,7 @@ def test_every_kernel_is_hashed_with_all_options():
 
 
 def test_hashes_of_a_case_are_reproducible():
+    """Check that each kernel has a hash of its own, too, and that a case that does not fit has none."""
     case = ("H200", "block", "fp16", 16, 1, {"hx": True})
     hashes = hash_launches(case)
     kernels = [key.rpartition(" ")[2] for key in hashes]

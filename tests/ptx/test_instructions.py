@@ -31,7 +31,7 @@ class Source(NamedTuple):
     format: Format | None = None
 
     def draw(self, generator: random.Random) -> int:
-        """Return random bits. Half of the floating-point numbers are between 2^-6 and 2^7, so that sums cancel."""
+        """Return random bits. Half of the floating-point numbers have magnitudes from 2^-6 to 2^7: sums may cancel."""
         bits = generator.getrandbits(self.bits)
         if self.format and generator.random() < 0.5:
             mantissa_bits = self.format.precision - 1
@@ -64,7 +64,7 @@ class Case(NamedTuple):
     """A snippet that computes one lane's ``%out`` from ``%a``, ``%b``...
 
     Attributes:
-        bits: the number of bits of the result.
+        bits: the number of bits of the result. For an instruction on pairs of numbers, those of one number.
         expect: a function from the bits of the sources to the bits of the result. It returns None where the manual
             defines no result.
         extra_values: tuples of bits, one for each source, to test in addition to drawn ones.
@@ -225,8 +225,8 @@ _DEFINED = {
     "mul": lambda f, a, b: f.fma(a, b, -0.0),
     "fma": lambda f, a, b, c: f.fma(a, b, c),
 }
-# Products halfway between two bf16 numbers: 7 * 37 = 259 has nine bits. A third operand too small for a double's sum
-# decides the rounding.
+# Products halfway between two bf16 numbers: 7 * 37 = 259 has nine bits. A third operand decides the rounding. Some are
+# too small for a double's sum.
 _HALFWAY = tuple(
     tuple(BF16.encode(number) for number in (sign_a * 7, 37 / 256, sign_c * 1.5 * 2.0**-exponent))
     for sign_a, sign_c, exponent in itertools.product((1, -1), (1, -1), range(45, 60))
@@ -296,7 +296,7 @@ def _types(name: str) -> list[type]:
 
 
 def _draw_values(case: Case) -> list[list[int]]:
-    """Draw a list of values for each source: up to 700 combinations of edges, and 256 of random bits."""
+    """Draw a list of values for each source: up to 700 combinations of edges, extra values, and 256 of random bits."""
     generator = random.Random(int(torch.randint(1 << 62, ())))
     edges = list(itertools.product(*(source.edges for source in case.sources)))
     rows = generator.sample(edges, min(len(edges), 700)) + list(case.extra_values)
@@ -347,7 +347,10 @@ def _narrow(bits: np.ndarray, to: torch.dtype) -> np.ndarray:
 
 
 def _draw_around_halves(dtype: torch.dtype) -> np.ndarray:
-    """Return bits of fp32 numbers: every 16-bit number, midpoints of neighbours, numbers next to these, random bits."""
+    """Return bits of fp32 numbers: every 16-bit number, midpoints of neighbours, and numbers next to these midpoints.
+
+    `_OVERFLOW` and random bits follow.
+    """
     low, high = _widen(_HALVES, dtype), _widen(_HALVES + np.uint16(1), dtype)
     middle = (low / 2 + high / 2).view(np.uint32)
     return np.concatenate([low.view(np.uint32), middle - 1, middle, middle + 1, _OVERFLOW, _draw_bits(32, 1 << 14)])
@@ -485,7 +488,10 @@ def _arity(name: str) -> int:
 @pytest.mark.parametrize("error", [0.0, 1.0])
 @pytest.mark.parametrize("name", APPROXIMATIONS)
 def test_approximates(name, error):
-    """Compare with numpy. With ``error=1``, the error is close to the largest allowed error plus that of rounding."""
+    """Compare with numpy. With ``error=0``, only the error of rounding remains.
+
+    With ``error=1``, the largest error is more than 0.9 of the allowed error, and at most that plus two roundings.
+    """
     function, bound, (lowest, highest), _ = APPROXIMATIONS[name]
     arity = _arity(name)
     exponents = torch.rand(arity, 8192, dtype=torch.float64) * (highest - lowest) + lowest
@@ -626,7 +632,8 @@ def test_moves_through_memory(bits, count):
     assert (out[:32] == source[:32].reshape(16, 2, size)[:, ::-1].reshape(32, size)).all()
 
 
-# Lanes store four bytes as two pairs, in each of which the bytes are swapped. They load those of the neighbouring lane.
+# Lanes store four bytes as two pairs, in each of which the bytes are swapped. They load the bytes of the neighbouring
+# lane.
 PAIRS = kernel(
     """mad.wide.u32 %d10, %lane, 4, %d0; mad.wide.u32 %d11, %lane, 4, %d1; mad.lo.s32 %r5, %lane, 4, %smem;
     ld.global.v4.b8 {%h1, %h2, %h3, %h4}, [%d11]; st.shared.v4.b8 [%r5], {%h2, %h1, %h4, %h3}; bar.warp.sync -1;
@@ -683,11 +690,11 @@ def test_barrier_waits_for_all_warps():
     assert (out == np.arange(128)[::-1]).all()
 
 
-def _async_text(cache: str, size: int) -> str:
-    """Return a kernel of three groups of copies, for which it waits one by one.
+def _async_copy_text(cache: str, size: int) -> str:
+    """Return a kernel in which each lane makes three asynchronous copies (cp.async) of ``size`` bytes.
 
-    The lanes copy ``size`` bytes each. The last parameter has the number of bytes to read of each copy. Exception: the
-    third copy has no such operand.
+    Each copy is a group, and the kernel waits for one group after the other. The last parameter has the number of bytes
+    that each copy reads. Exception: the third copy reads all bytes, because its instruction lacks this operand.
     """
     lines = [f"mad.lo.s32 %r5, %lane, {3 * size}, %smem;", f"mad.wide.u32 %d11, %lane, {3 * size}, %d1;"]
     lines += [f"mad.wide.u32 %d10, %lane, {3 * size}, %d0; mad.wide.u32 %d12, %lane, 12, %d2;"]
@@ -702,7 +709,7 @@ def _async_text(cache: str, size: int) -> str:
     return kernel("\n".join(lines), 3)
 
 
-ASYNC = {(cache, size): _async_text(cache, size) for cache, size in [("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)]}
+ASYNC = {(cache, size): _async_copy_text(cache, size) for cache, size in [("ca", 4), ("ca", 8), ("ca", 16), ("cg", 16)]}
 
 
 @pytest.mark.parametrize("form", ["ld.shared{}.v2.b32 {{%r1, %r2}}, [%r3+8]", "st.shared{}.b16 [%r3], %h1"])
@@ -843,7 +850,9 @@ def test_multiplies_in_a_warp(element):
 def _wgmma_text(
     element: str, columns: int, a: Operand | None, b: Operand, depth: int, b_offset: int, image_size: int
 ) -> str:
-    """Return the kernel of a warpgroup's product, in steps of one wgmma each.
+    """Return the kernel of a warpgroup's product, with one wgmma for each 32 bytes of the depth.
+
+    First its 128 threads copy the image to shared memory, each 16 bytes at a time.
 
     Its parameters are the result, the image of shared memory, the sums to add to, the registers of the left operand,
     and whether to add. If ``a`` is None, the left operand is in registers. Otherwise it begins the image. The right

@@ -1,4 +1,4 @@
-"""Tests of kernels with element offsets beyond 32 bits. Only the programs of the last rows of a launch are executed.
+"""Tests of kernels with element offsets beyond 2**31. Only the programs of the last rows of a launch are executed.
 
 The tensors take no memory where nothing touches them: see `make_sparse`.
 """
@@ -55,7 +55,7 @@ def make_launches(kernel, device, gru, x, hx=None):
 
 
 def programs_of_last_rows(launch, config, directions):
-    """Return the indices of a launch's programs that compute the last tile of the batch."""
+    """Return the indices of a launch's programs that compute the last tile of the batch, in all directions."""
     x, y, z = (*launch.programs, 1, 1)[:3]  # the missing dimensions have one program
     name = launch.kernel.__name__
     if name == "block_scan":  # the last program of each direction

@@ -277,7 +277,10 @@ def test_stores_to_one_address_arrive_in_order(seed):
     ],
 )
 def test_a_cta_reads_its_stores_at_once_and_the_last_store_remains(text, expected):
-    for schedule in [*SCHEDULES, Schedule(seed=5, delay=10**9)]:  # with the last, no store arrives before the end
+    for schedule in [
+        *SCHEDULES,
+        Schedule(seed=5, delay=10**9),
+    ]:  # with the last, only reads let a store arrive before the end
         a, b = make_zeros(), make_zeros()
         run(f"@!%lane0 bra END; {text} STORE [%d1], %y; END: mov.u32 %y, 0;", schedule, a, b)
         assert a[:4].tolist() == expected and b[0] == expected[3]
@@ -308,7 +311,7 @@ def test_a_seed_repeats_its_schedule(seed):
 
 
 # A loop with a branch and an inner loop, whose numbers of passes depend on the lane. `compute_nested` has the same in
-# Python. Then neighbouring lanes exchange their results, and lanes 16 to 31 invert the bits.
+# Python. Then neighbouring lanes combine their results by XOR, and lanes 16 to 31 invert the bits.
 NESTED = """
 LOAD %n, [%to]; mov.u32 %i, 0; mov.u32 %z, %lane;
 OUTER: setp.ge.u32 %p, %i, %n; @%p bra END; xor.b32 %y, %i, %lane; and.b32 %y, %y, 1; setp.eq.u32 %p, %y, 0;
@@ -321,7 +324,7 @@ ADD: add.u32 %i, %i, 1; bra OUTER; END: TOGETHER shfl.sync.bfly.b32 %y, %z, 1, 3
 
 
 def compute_nested(lane: int, trips: int) -> int:
-    """Return what a lane of `NESTED` computes before lanes exchange their results. ``trips`` is the lane's word."""
+    """Return what a lane of `NESTED` computes before lanes combine their results. ``trips`` is the lane's word."""
     z = lane
     for i in range(trips):
         if (i ^ lane) & 1:
@@ -337,7 +340,7 @@ def test_diverged_lanes_compute_what_each_would_alone(seed):
         a, lanes = make_zeros(), np.arange(256) % 32
         a[:] = np.random.default_rng(seed + i).integers(0, 20, 256)
         results = np.array([compute_nested(int(lane), int(trips)) for lane, trips in zip(lanes, a)], np.uint32)
-        results ^= results[np.arange(256) ^ 1]  # of the neighbouring lane
+        results ^= results[np.arange(256) ^ 1]  # in NESTED each lane combines its result with its neighbour's
         run(NESTED, Schedule(seed + i, quantum, reconverge_late=reconverge_late), a, warps=8)
         assert (a == np.where(lanes < 16, results, ~results)).all()
 
@@ -358,7 +361,8 @@ COPIES = "".join(f"@%lane0 ASYNC [%smem+{4 * i}], [%d0], 4; COMMIT " for i in ra
 ZERO = "mov.u32 %i, 0; mov.f32 %f0, 0f00000000;"
 STEPS = """STEP: RECEIVE %y, [%to]; fma.rn.f32 %f0, %f0, %f0, %f0; SEND [%to], %f0;
 add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 4; @%p bra STEP;"""
-# Text -> the counts that it adds, besides one instruction, and a text before it that is not counted.
+# Text, the counts that it adds, and a text before it that is not counted. If the counts have no number of instructions,
+# the text adds one.
 COUNTED = [
     ("@%never STORE [%d0], %x;", {}, ""),
     ("LOAD %y, [%to];", {"read": 128}, ""),
@@ -382,12 +386,12 @@ COUNTED = [
 
 
 def make_counts(**counts: int) -> Counts:
-    """Return these counts, and zero for all others."""
+    """Return `Counts` with these numbers, and zero for all others."""
     return Counts(**dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0) | counts)
 
 
 @pytest.mark.parametrize("text, expected, setup", COUNTED)
-def test_counts_of_one_instruction(text, expected, setup):
+def test_a_text_adds_its_counts_and_no_others(text, expected, setup):
     before, after = (
         dataclasses.asdict(run(body, SCHEDULES[0], **launch_size(text)).made) for body in (setup, setup + text)
     )
@@ -453,7 +457,7 @@ def test_receiving_after_sending_counts_as_an_exchange(text, exchanges):
     assert outcome.exchanges == exchanges
 
 
-# Every CTA stores a word, increments a counter and waits until it is 4. Then it reads the word of its neighbour.
+# Every CTA stores a word, increments a counter and waits until it is 4. Then it copies the word of its neighbour.
 COUNTER = """@!%lane0 bra END; mad.wide.u32 %on, %cta, 4, %d1; STORE [%on], %cta; mov.u32 %z, 1;
 atom.global.gpu.release.add.u32 %y, [%d0], %z; WAIT: ld.global.gpu.acquire.b32 %y, [%d0]; setp.lt.u32 %p, %y, 4;
 @%p bra WAIT; xor.b32 %x, %cta, 1; mad.wide.u32 %on, %x, 4, %d1; LOAD %y, [%on]; mad.wide.u32 %on, %cta, 4, %d0;
@@ -496,7 +500,7 @@ def test_a_missing_gcc_and_a_failed_build_raise(monkeypatch, tmp_path):
     (tmp_path / "sources" / "machine.c").write_text("int broken = nowhere;")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "_SOURCES", tmp_path / "sources")
-    machine._machine.cache_clear()  # Errors are not cached, so the next test builds the machine again.
+    machine._machine.cache_clear()  # Errors are not cached, so the next test loads the real machine again.
     with pytest.raises(RuntimeError, match="(?s)gcc could not build.*nowhere.* undeclared"):
         run("", SCHEDULES[0])
     assert list((tmp_path / "triton_gru").iterdir()) == []

@@ -1,7 +1,8 @@
 """Translates the PTX of a kernel into a flat program for the machine in ``machine/``.
 
-Every operand becomes a row of 32 values, one for each lane. That holds for registers, predicates (0 or 1), immediates,
-kernel arguments and special registers. Labels become indices of instructions. An unknown instruction is an error.
+Registers, predicates (0 or 1), immediates, kernel arguments and special registers become rows of 32 values, one for
+each lane. Exception: offsets of addresses, and sizes that an instruction fixes, are numbers in `Instruction.extra`.
+Labels become indices of instructions. An unknown instruction is an error.
 """
 
 import functools
@@ -24,8 +25,9 @@ f16_to_f32 bf16_to_f32 f32_to_f16 f32_to_bf16 f32_to_f16x2 f32_to_bf16x2 f32_to_
 """.split()
 _OPERATION_NUMBERS = {name: i for i, name in enumerate(OPERATIONS)}
 
-# Instructions that only compute a register from other registers: a pattern, the operation, and the bits of each source.
-# N stands for the number of bits that the pattern matches, and W for twice N. N is the first of `Instruction.extra`.
+# Instructions that only compute a register from registers and immediates: a pattern, the operation, and the bits of
+# each source. N stands for the number of bits that the pattern matches, and W for twice N. N is 32 if the pattern has
+# no N. N is the first of `Instruction.extra`.
 _COMPUTING = [
     ("add.[su]N", "add", "N N"),
     ("sub.[su]N", "sub", "N N"),
@@ -98,7 +100,7 @@ _COMPUTING = [
 
 @functools.cache
 def _match_computing(name: str) -> tuple[str, int, list[int]] | None:
-    """Return the operation, N and the bits of the sources of the instruction `name`, or None if no pattern matches."""
+    """Return the operation, N and the bits of each source of the instruction `name`, or None if no pattern matches."""
     for pattern, operation, sources in _COMPUTING:
         if match := pattern.fullmatch(name):
             bits = match.groupdict().get("bits", "32")
@@ -108,7 +110,7 @@ def _match_computing(name: str) -> tuple[str, int, list[int]] | None:
     return None
 
 
-# The machine's numbers of comparisons. Those after "ge" are of floats only. From 8 on, a comparison with NaN is true.
+# The machine's numbers of comparisons. Those after "ge" are of floats only. From "nan" on, comparing with NaN is true.
 COMPARISONS = {name: i for i, name in enumerate("eq ne lt le gt ge num nan".split())}
 COMPARISONS |= {f"{name}u": i + 8 for name, i in COMPARISONS.items() if i < 6}
 
@@ -141,7 +143,7 @@ class Instruction(NamedTuple):
         extra: four numbers, whose meaning depends on the operation.
         results, sources: the rows that the instruction writes, and the rows that the instruction reads.
         line, text: the number of the instruction's line in the PTX, and the instruction's text.
-        where: the file and line of Python that the instruction was compiled from, or "" if the PTX names none.
+        where: the file and line of Python that the last .loc before the instruction names, or "" if none names one.
     """
 
     operation: int
@@ -183,7 +185,7 @@ def translate(text: str, peers: bool = False) -> Program:
             additions, and accesses of single bytes of shared memory. Their order and their races are not modelled.
 
     Raises:
-        UnknownInstruction: the PTX contains an instruction that the machine cannot execute.
+        UnknownInstruction: the PTX contains an instruction that the machine cannot execute, or does not end with ret.
     """
     return _Translator(text, peers).translate()
 
@@ -210,23 +212,24 @@ class _Branch(NamedTuple):
 
 
 class _Translator:
-    """A translation of one PTX text.
+    """A translation of one PTX text. The constructor's arguments are those of `translate`.
 
     The methods ``_mov``, ``_ld``, ``_bra`` and so on are handlers: `_decode` calls the one that the first part of an
     instruction's name names. A handler takes the instruction's name and the texts of its operands, in the order of the
     PTX. It emits the instruction and returns True. It returns False if the instruction may be one of `_COMPUTING`. It
-    raises UnknownInstruction if no operation executes the instruction. `_read_statement` reports a failed look-up of a
-    handler as an UnknownInstruction, too.
+    raises UnknownInstruction if no operation executes the instruction. A handler's KeyError, IndexError, ValueError or
+    TypeError means the same: `_read_statement` raises it as an UnknownInstruction.
     """
 
     def __init__(self, text: str, peers: bool):
         self._text, self._peers = text, peers
-        # A row for each register, (scope, name), and for each constant, as in `Program.constants`.
+        # The number of each row. The key of a register is (scope, name). The key of a constant is as in
+        # `Program.constants`.
         self._rows: dict[tuple, int] = {}
         self._scopes: list[tuple[int, set]] = []  # open braces: a number, and the registers declared inside
         self._labels: dict[tuple[int, str], int] = {}  # (scope, name) -> the index of the instruction after the label
         self._branches: list[_Branch] = []
-        self._where = ""
+        self._where = ""  # the line of the Python source, as the last .loc says
 
     def translate(self) -> Program:
         """Return the program of the kernel. The method may be called once."""
@@ -306,7 +309,10 @@ class _Translator:
             ) from failure
 
     def _emit(self, operation: str, *, results=(), sources=(), extra=(), aligned=False) -> None:
-        """Append an instruction to the program. The arguments are as in `Instruction`; ``extra`` may be shorter."""
+        """Append an instruction to the program. ``operation`` is a name of `OPERATIONS`.
+
+        The other arguments are as in `Instruction`. Zeros are added to an ``extra`` of fewer than four numbers.
+        """
         guard, negated, line, text, where = self._emit_as
         extra = (*map(int, extra), 0, 0, 0, 0)[:4]
         number, results, sources = _OPERATION_NUMBERS[operation], list(results), list(sources)
@@ -429,14 +435,14 @@ class _Translator:
         return True
 
     def _trap(self, name: str, operands: list[str]) -> bool:
-        """Translate a load from address 0. No tensor has this address, so the machine reports the load."""
+        """Translate a trap into a load from address 0. No tensor has this address, so the machine reports the load."""
         if name != "trap":
             raise UnknownInstruction(name)
         self._emit("load_global", results=[self._row("_")], sources=[self._row("0", 64)], extra=(4, PLAIN))
         return True
 
     def _bar(self, name: str, operands: list[str]) -> bool:
-        """Translate the barrier of a warp's lanes, or barrier 0 of all warps. Others are unknown."""
+        """Translate the barrier of a warp's lanes, or barrier 0 of all warps. Other barriers are unknown."""
         if name == "bar.warp.sync" and _is_whole_warp(operands[0]):
             self._emit("barrier_warp", aligned=True)
         elif name == "bar.sync" and operands == ["0"]:
@@ -558,6 +564,11 @@ class _Translator:
         return True
 
     def _multiply_in_warpgroup(self, name: str, result: str, left: str, right: str, adds: str, *flags: str) -> None:
+        """Translate the product of a warpgroup. The product is added to ``result`` if the predicate ``adds`` is true.
+
+        Otherwise the product replaces ``result``.
+        ``right`` is the 64-bit descriptor of a matrix in shared memory. So is ``left``, unless it is in registers.
+        """
         match = re.fullmatch(
             r"wgmma\.mma_async\.sync\.aligned\.m64n(?P<columns>\d+)k(?P<depth>\d+)\.f32\.(?P<left>\w+)\.(?P<right>\w+)",
             name,
@@ -652,7 +663,11 @@ def _split(text: str) -> list[str]:
 
 
 def find_waits(program: Program) -> list[tuple[int, int]]:
-    """Return the first and the last instruction of each loop that only waits for others' stores, innermost last."""
+    """Return the indices of the first and the last instruction of each loop that only waits for others' stores.
+
+    Such a loop has a relaxed load, and no store to global memory, no cp.async and no product. Inner loops come after
+    outer ones.
+    """
     loops = {}
     for last, instruction in enumerate(program.instructions):
         first = instruction.extra[0]  # the target of a branch

@@ -25,7 +25,8 @@ class Call:
 
     Attributes:
         problem: what a plan depends on.
-        input: [T, B, I], a view of the caller's input. For packed input, the data [N, I] of the PackedSequence.
+        input: [T, B, I], a view of the caller's input if autocast does not cast it. For packed input, the data [N, I]
+            of the PackedSequence.
         hx: [layers * directions, B, H], or None for zeros. For packed input, in the order of the packed rows.
         weights: an entry for layer 0 (forward, then backward if bidirectional), layer 1, and so on.
         sequences: where the sequences end.
@@ -64,7 +65,8 @@ def bind_gru(
     """Return the `Call` for ``gru(input, hx, lengths, resets)`` of a `triton_gru.GRU`.
 
     Raises what torch.nn.GRU raises for the same arguments. Exception: where torch.nn.GRU fails inside a matrix product,
-    our error has the same type and a clearer message.
+    our error has the same type and a clearer message. Raises also if lengths or resets are wrong (`check_gru`), or if
+    lengths or batch sizes cannot be copied in the capture of a CUDA graph.
     """
     check_gru(gru, input, hx, lengths, resets)
     options, weights = Options.from_module(gru), weights_of_gru(gru)
@@ -78,7 +80,8 @@ def bind_gru(
 def bind_cell(cell, input: Tensor, hx: Tensor | None) -> Call:
     """Return the `Call` for ``cell(input, hx)``: a call of a GRU with one layer and one step.
 
-    Raises what torch.nn.GRUCell raises for the same arguments, with the exception of `bind_gru`.
+    Raises what torch.nn.GRUCell raises for the same arguments. As in `bind_gru`, the message is clearer where torch
+    fails inside a matrix product.
     """
     check_cell(cell, input, hx)
     input, hx = to_gru_arguments(input, hx)
@@ -94,7 +97,10 @@ def bind_dense(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Call:
-    """Return the `Call` for dense, batched arguments that `check_gru` has accepted, in the module's ``batch_first``."""
+    """Return the `Call` for dense, batched arguments, which the caller has checked.
+
+    ``input`` and ``resets`` are [B, T, ...] if ``options.batch_first``, otherwise [T, B, ...].
+    """
     if options.batch_first:
         input = input.transpose(0, 1)
         resets = None if resets is None else resets.transpose(0, 1)
@@ -117,7 +123,7 @@ def _bind(
     resets: Tensor | None = None,
     is_cell: bool = False,
 ) -> Call:
-    """Return the `Call` of arguments that are time first: cast for autocast, with memory that kernels can read.
+    """Return the `Call` of arguments that are time first: cast for autocast, ``input`` and ``hx`` materialized.
 
     If no kernel can serve the call, its problem has the reason.
     """
@@ -155,7 +161,7 @@ def _unsupported_reason(call: Call, is_cell: bool) -> str:
     # A backward through a kernel's output raises. In eval(), a backward through cuDNN's output raises, too, so kernels
     # may replace cuDNN. But torch computes some calls without cuDNN: cells, dtypes that it does not pass to cuDNN
     # (bfloat16), and empty input. These calls have a backward in eval(). So if autograd records such a call, and nn.GRU
-    # can serve the call, no kernel does.
+    # can serve the call, no kernel does. Exception: a backend that names a kernel.
     is_served_without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
     can_nn_gru_serve = options.backend == "auto" and options.reset_after and call.resets is None
     if can_nn_gru_serve and is_served_without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
@@ -186,9 +192,10 @@ def cast_for_autocast(
 def weights_of_gru(gru) -> list[LayerWeights]:
     """Return the weights of each layer and direction, looked up by name.
 
-    The module's list ``_flat_weights`` may have older weights. torch updates the list in ``flatten_parameters`` only,
-    which also moves the parameters to new memory. A CUDA graph of another module with the same parameters would then
-    read the old memory. So this function updates the list without moving parameters.
+    The module's list ``_flat_weights`` has older weights if newer weights were not assigned as attributes. torch then
+    updates the list in ``_init_flat_weights`` only, which also moves the parameters to new memory. A CUDA graph of
+    another module with the same parameters would then read the old memory. So this function updates the list without
+    moving parameters. Exception: not while torch.compile runs.
     """
     weights = [getattr(gru, name) for name in gru._flat_weights_names]
     if not torch.compiler.is_compiling() and any(map(operator.is_not, weights, gru._flat_weights)):

@@ -1,4 +1,7 @@
-"""Checks of arguments before any launch. They raise the errors of torch.nn.GRU and torch.nn.GRUCell."""
+"""Checks of arguments before any launch. They raise the errors of torch.nn.GRU and torch.nn.GRUCell.
+
+For lengths and resets, which torch lacks, they raise errors of their own.
+"""
 
 import torch
 from torch import Tensor
@@ -70,7 +73,10 @@ def _check_input(gru, input: Tensor, dimensions: int) -> None:
 
 
 def _check_lengths(lengths: Tensor, batch_size: int | None) -> None:
-    """Raise an error unless ``lengths`` are integers [batch_size]. ``batch_size`` is None for unbatched input."""
+    """Raise an error unless ``lengths`` are integers [batch_size].
+
+    ``batch_size`` is None for unbatched input, with which any lengths are an error.
+    """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor of integers, got {type(lengths).__name__}")
     if lengths.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):

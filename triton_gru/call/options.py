@@ -50,7 +50,10 @@ class Options(NamedTuple):
 
     @property
     def unsupported_by_nn_gru(self) -> str:
-        """Return the options that this module sets and nn.GRU lacks, such as "reset_after=False", or ''."""
+        """Return the options that this module sets and nn.GRU lacks, such as "reset_after=False", or ''.
+
+        Exception: ``backend`` is left out, because it does not change the formula.
+        """
         if self.reset_after and not self.reverse:
             return ""
         return ", ".join(["reset_after=False"] * (not self.reset_after) + ["reverse=True"] * self.reverse)
@@ -61,7 +64,7 @@ class Options(NamedTuple):
         return self.training and torch.is_grad_enabled()
 
     def to_problem(self, steps: int, batch_size: int, dtype: torch.dtype, **other_fields) -> Problem:
-        """Return the problem of a call of these sizes, under torch's current settings of precision.
+        """Return the problem of a call of these sizes, under torch's current settings of precision and for cuBLAS.
 
         ``other_fields`` are fields of `Problem` that depend on a call's arguments: layout, resets, unsupported_reason.
         """
@@ -85,6 +88,6 @@ class Options(NamedTuple):
 def has_only_nn_gru_attributes(module: nn.Module) -> bool:
     """Return whether only the class of ``module`` differs from nn.GRU or nn.GRUCell, as after `accelerate`.
 
-    If it returns False, a GRU of this package was constructed, or one of `EXTRA_ATTRIBUTES` was set later.
+    If it returns False, a GRU or cell of this package was constructed, or one of `EXTRA_ATTRIBUTES` was set later.
     """
     return not any(name in module.__dict__ for name in EXTRA_ATTRIBUTES)

@@ -10,7 +10,10 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def materialize(tensor: Tensor | None) -> Tensor | None:
-    """Return ``tensor``, or a copy whose memory holds the values of ``tensor`` if the memory of ``tensor`` does not."""
+    """Return ``tensor``, or a copy whose memory holds the values of ``tensor`` if the memory of ``tensor`` does not.
+
+    Exception: a tensor subclass is returned unchanged.
+    """
     return tensor.clone() if type(tensor) in _PLAIN_TYPES and _has_lazy_values(tensor) else tensor
 
 
@@ -23,7 +26,7 @@ def _has_lazy_values(tensor: Tensor) -> bool:
 
 
 def is_plain(tensor) -> bool:
-    """Return whether ``tensor`` is a plain torch tensor with strided memory, not a subclass."""
+    """Return whether ``tensor`` is a plain torch tensor or Parameter with strided memory, not another subclass."""
     return type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided
 
 
@@ -36,7 +39,7 @@ def unreadable_reason(tensor: Tensor) -> str:
             f"a tensor has the layout {str(tensor.layout).removeprefix('torch.')}, and kernels read strided memory only"
         )
     if _has_lazy_values(tensor):
-        return "a tensor's memory holds other values: torch negates them on reading, or stores zeros without memory"
+        return "a tensor's values are not in its memory: torch negates them on reading, or keeps zeros without memory"
     return ""
 
 

@@ -59,7 +59,7 @@ def sequences_from_batch_sizes(batch_sizes: Tensor, rows: int, device: torch.dev
 
     Raises:
         ValueError: ``batch_sizes`` and ``rows`` are not those of a packed sequence.
-        RuntimeError: a CUDA graph is being captured, and no earlier call had these ``batch_sizes``.
+        RuntimeError: a CUDA graph is being captured, and none of the latest calls had these ``batch_sizes``.
     """
     steps = len(batch_sizes)
     if steps == 0:

@@ -26,7 +26,7 @@ class TorchState(NamedTuple):
             `cublas_unsupported_reason` depends.
         autocast: result of the function `autocast_dtype`.
         is_tracing: whether torch.jit.trace is active.
-        is_wrapping: whether a transform of torch.func or a dispatch mode is active. Tensors are wrappers then.
+        is_wrapping: whether a transform of torch.func or a dispatch mode is active. Tensors may be wrappers then.
         is_forward_ad_on: whether forward-mode differentiation is active.
     """
 
@@ -62,7 +62,7 @@ class TorchState(NamedTuple):
         return tuple.__new__(cls, values)  # faster than cls(*values), whose __new__ is in Python
 
     def unsupported_reason(self, backend: str) -> str:
-        """Return why no kernel can serve any call in this state, or ''."""
+        """Return why no kernel can serve any call of this backend in this state, or ''."""
         if backend == "auto" and not self.is_cudnn_enabled:
             return "torch.backends.cudnn.enabled is False"
         if self.is_tracing:
@@ -75,7 +75,7 @@ class TorchState(NamedTuple):
 
 
 def is_wrapping() -> bool:
-    """Return whether a torch.func transform or a dispatch mode is active, in which tensors are wrappers."""
+    """Return whether a torch.func transform or a dispatch mode is active, in which tensors may be wrappers."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
@@ -92,7 +92,7 @@ def cublas_unsupported_reason(dtype: torch.dtype, precision: str) -> str:
     ``precision`` is the precision of fp32 products in recurrent networks, as `fp32_precision`.
     """
     if torch._C._get_deterministic_algorithms() and _is_cublas_refused():
-        return "torch.use_deterministic_algorithms is on, and CUBLAS_WORKSPACE_CONFIG is not :4096:8"
+        return "torch.use_deterministic_algorithms is on, and CUBLAS_WORKSPACE_CONFIG is not :4096:8 or :16:8"
     if dtype == torch.float16 and torch._C._get_cublas_allow_fp16_accumulation():
         return "torch.backends.cuda.matmul.allow_fp16_accumulation is True"
     setting = torch._C._get_fp32_precision_getter("cuda", "matmul")

@@ -17,7 +17,10 @@ TUNED_DTYPES = [name for name in DTYPES if name != "fp64"]
 
 
 def make_problem_parser() -> argparse.ArgumentParser:
-    """Return a parent parser with the options of a problem that are not sizes. An option that is not given is None."""
+    """Return a parent parser with the options of a problem except sizes and dtype, which each command adds itself.
+
+    An option that is not given is None.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--precision", choices=("tf32", "ieee"), help="precision of fp32 products (default: tf32)")
     parser.add_argument("--bidirectional", action="store_true", default=None, help="both directions")
@@ -32,7 +35,10 @@ def make_problem_parser() -> argparse.ArgumentParser:
 def build_problem(
     options, dtype: torch.dtype, hidden: int, batch: int, steps: int, layers: int, inputs: int | None
 ) -> Problem:
-    """Return the problem of these sizes. The options of `make_problem_parser` set its other fields."""
+    """Return the problem of this dtype and these sizes. The options of `make_problem_parser` set most other fields.
+
+    ``inputs`` is the hidden size if it is None. torch's settings decide `cublas_unsupported_reason`.
+    """
     precision = (options.precision or "tf32") if dtype == torch.float32 else "ieee"
     return Problem(
         steps=steps,
@@ -50,7 +56,7 @@ def build_problem(
 
 
 def parse_positive_int(text: str) -> int:
-    """Return a positive whole number from the command line."""
+    """Return a positive whole number from the command line. Raise ArgumentTypeError for any other text."""
     if not re.fullmatch(r"0*[1-9]\d*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
     return int(text)

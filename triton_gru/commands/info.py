@@ -30,7 +30,7 @@ _CALLS = {
     "fp32 B=64": (torch.float32, 64, 100),
     "one step": (torch.float16, 1, 1),
 }
-_LARGEST_CHECKED = 4096  # hidden size; the report says "any" of a kernel that serves this size
+_LARGEST_CHECKED = 4096  # hidden size; the report says "any" of a kernel that serves this size in all precisions
 
 
 def add_parser(commands) -> None:
@@ -39,7 +39,7 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
-    """Print the report. Return 0, or 1 if TRITON_GRU_MAX_SMS is not a number above 0."""
+    """Print the report. Return 0, or 1 if TRITON_GRU_MAX_SMS is not a whole number above 0 and there is a GPU."""
     python = ".".join(platform.python_version_tuple()[:2])
     versions = f"torch {torch.__version__}, Triton {triton.__version__}, Python {python}, {platform.system()}"
     print(f"triton-gru {__version__} ({versions})")
@@ -73,7 +73,7 @@ def _describe_device(device: Device, count: int) -> str:
 def _describe_implementations(device: Device) -> str:
     """Return the report on a device: a table of the implementation that serves each hidden size in each of `_CALLS`.
 
-    The largest hidden sizes of the kernels and the tuned tables follow.
+    The precision of fp32, the largest hidden sizes of the kernels and the tuned tables follow.
     """
     rows = [["H", *_CALLS]]
     for hidden_size in _HIDDEN_SIZES:
@@ -97,7 +97,10 @@ def _describe_implementations(device: Device) -> str:
 
 
 def _largest_sizes(kernel: str, device: Device) -> str:
-    """Return the largest hidden sizes that a kernel serves in fp16, TF32 and ieee."""
+    """Return the largest hidden sizes that a kernel serves in fp16, TF32 and ieee, or "any".
+
+    Sizes above `_LARGEST_CHECKED` are not tried. If all three reach it, the text is "any".
+    """
     largest = []
     for precision in ("fp16", "tf32", "fp32"):
         # Kernels serve all hidden sizes up to a limit, so `bisect` finds the limit.
@@ -113,7 +116,10 @@ def _is_unsupported(kernel: str, device: Device, dtype: torch.dtype, precision: 
 
 
 def _describe_tables(device: Device) -> list[str]:
-    """Return lines about the tuned tables of a device, in the order in which plans read them."""
+    """Return lines about the tuned tables of a device, in the order in which plans read them, and about the rest.
+
+    Tables without entries are left out.
+    """
     lines = []
     for source in lookup.sources(device):
         if not source.entries:

@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv.pop(1))
 try:
     from tests.ptx.rehearse import main
     main(sys.argv[1:])
-except KeyboardInterrupt:  # the command itself catches later ones
+except KeyboardInterrupt:  # the command itself catches later interrupts
     print("triton-gru tune: interrupted", file=sys.stderr)
     sys.exit({INTERRUPTED})
 """
@@ -70,7 +70,7 @@ def rehearse(problems: list[Problem], tune: Callable[..., int], options) -> int:
     shapes = format_count(len(small), "shape")
     print(f"rehearsing {shapes} in small sizes on an emulated GPU, in about {format_duration(options.budget)}")
     print("All times below are the emulator's and mean nothing.", flush=True)
-    with _open_table_folder() as folder:
+    with _provide_table_folder() as folder:
         status = tune(small, torch.device("cpu"), options)
     advice = f"Delete the table in {folder}, which {_FOLDER} names, before a service reads it"
     print(f"Rehearsed. {advice if folder else 'Nothing was kept'}.")
@@ -86,10 +86,11 @@ def _shrink(problem: Problem) -> Problem:
 
 
 @contextlib.contextmanager
-def _open_table_folder() -> Iterator[str | None]:
-    """Yield the folder of the user's tables that TRITON_GRU_CONFIG_DIR names.
+def _provide_table_folder() -> Iterator[str | None]:
+    """Let tuning write into the folder that TRITON_GRU_CONFIG_DIR names, and yield this folder.
 
-    If the variable is not set, set it to a temporary folder meanwhile, and yield None.
+    If the variable is unset or empty, it names a temporary folder until the block ends. Then None is yielded, as no
+    table is kept.
     """
     if named_folder := os.environ.get(_FOLDER):
         yield named_folder
@@ -103,7 +104,7 @@ def _open_table_folder() -> Iterator[str | None]:
 
 
 def _clear_caches() -> None:
-    """Forget tables, plans and prepared calls of another folder of tables."""
+    """Forget all tables, plans and prepared calls, because they come from another folder of tables."""
     lookup.clear_table_cache()
     planner.clear_plan_cache()
     call_cache.clear_call_cache()

@@ -18,7 +18,7 @@ from ..tuning.verdict import MIN_GAIN
 from ..units import format_count, format_duration, format_number, format_time
 
 _BAR = 14  # characters
-_LINE_INTERVAL_S = 10.0  # seconds between two lines about the same shape
+_LINE_INTERVAL_S = 10.0  # fewest seconds between two lines about the same shape
 _MAX_ROWS = 15  # rows of the summary's table
 _BEST_ROWS = 10  # rows if there are more than `_MAX_ROWS` results: those that gained most
 _TF32_BY_CUBLAS = (
@@ -83,15 +83,14 @@ def format_listing(problems: list[Problem], device: Device) -> str:
     """Return the text of `triton-gru tune --list`: a line for each shape to tune.
 
     The line has the number of candidates, the implementation that serves the shape without a table, and the estimated
-    time of that implementation.
+    time of that implementation. Plain PyTorch ("reference") has no estimate.
     """
     rows = [("", "shape", "candidates", "untuned", "estimated")]
     for number, problem in enumerate(problems, 1):
         plan = choose(problem, device, use_tables=False)
         time = ""
         if plan.kernel != "reference":
-            # Plans make the same choice: several steps are estimated as in a CUDA graph, where nn.GRU's launches are
-            # cheapest.
+            # Estimate several steps in a CUDA graph, where nn.GRU is fastest, and one step eager, as plans do.
             in_graph = problem.steps > 1
             cost = estimate_call_cost(problem, plan.config, device, in_graph, plan.projection)
             time = format_time(cost.total)
@@ -115,7 +114,8 @@ def format_summary(results: list[Tuned], num_shapes: int, seconds: float, shows_
         results: the results. If there are more than `_MAX_ROWS`, the table has only those that gained most.
         num_shapes: the number of shapes that the run was asked to tune.
         seconds: the time that the run took.
-        shows_table: whether to add the file of the tuned table, and how to take the file to another machine.
+        shows_table: whether to add the file of the tuned table, and how to take the file to another machine. Nothing is
+            added if no table was written.
     """
     listed = results
     if len(results) > _MAX_ROWS:
@@ -148,7 +148,10 @@ def _format_row(result: Tuned) -> tuple[str, str, str, str, str]:
 
 
 def _summarize(results: list[Tuned], num_shapes: int, seconds: float) -> list[str]:
-    """Return lines on all results: how many were measured, cut short, not written, and faster than untuned."""
+    """Return lines on all results: how many were measured, cut short, not written, and faster than untuned.
+
+    A line tells the condition of cuBLAS's projection in TF32, if a winner has it.
+    """
     num_known = sum(result.is_from_table for result in results)
     lines = [f"{len(results) - num_known} of {format_count(num_shapes, 'shape')} tuned in {format_duration(seconds)}"]
     lines[0] += f"; already in the table: {num_known}" * bool(num_known)

@@ -55,7 +55,7 @@ def add_parser(commands) -> None:
 
 
 def run(options) -> int:
-    """Run ``triton-gru table`` and return its exit status."""
+    """Run ``triton-gru table`` and return its exit status. It is 2 after an error, which is printed."""
     action = {"show": _show, "check": _check, "export": _export, "merge": _merge}[options.action]
     try:
         return action(options)
@@ -91,7 +91,7 @@ def _list_files(*folders: pathlib.Path | None) -> list[pathlib.Path]:
 
 
 def _load(path: pathlib.Path) -> store.Table | str:
-    """Return the table in a file, or the reason why the file is not a table."""
+    """Return the table in a file, or the reason why the file is not a table or cannot be read."""
     try:
         return store.load(path)
     except store.UnusableTableError as error:
@@ -107,7 +107,9 @@ def _load_all(files: list[pathlib.Path]) -> list[tuple[pathlib.Path, store.Table
     """
     paths = files or _list_files(store.user_directory(), lookup.SHIPPED_DIRECTORY)
     if not paths:
-        _print_line(f"there are no tables in {store.user_directory() or _NO_FOLDER}, and none come with the package")
+        folder = store.user_directory()
+        where = f"in {folder}" if folder else f"of this user ({_NO_FOLDER})"
+        _print_line(f"there are no tables {where}, and none come with the package")
     return [(path, _load(path)) for path in paths]
 
 
@@ -158,7 +160,7 @@ _TITLES = ["shape", "fastest", "time", "vs untuned", "vs nn.GRU", "tuned", ""]
 
 
 def _format_row(entry: Entry, device: Device | None) -> list[str]:
-    """Return the texts of an entry for the columns `_TITLES`. ``device`` is None if this version does not know it."""
+    """Return the texts of an entry for the columns `_TITLES`. ``device`` is None if it is unknown."""
     speedup_over_untuned = entry.speedup_over_untuned(_name_untuned(entry, device))
     return [
         describe_shape(entry.key), format_implementation(entry.winner), format_time(1000 * entry.ms),
@@ -170,7 +172,7 @@ def _format_row(entry: Entry, device: Device | None) -> list[str]:
 def _name_untuned(entry: Entry, device: Device | None) -> str:
     """Return the name of the implementation that a plan takes without tables.
 
-    Return '' if the device is unknown or no kernel serves the entry's problem.
+    Return '' if the device is unknown, or if no kernel serves the dtype or number of directions in the entry's key.
     """
     try:
         return choose(entry.key.to_problem(), device, use_tables=False).implementation if device else ""
@@ -200,7 +202,7 @@ def _align_columns(rows: list[list[str]]) -> list[str]:
 
 
 def _check(options) -> int:
-    """Run ``table check`` and return its exit status: the highest one of all tables."""
+    """Run ``table check`` and return its exit status: the highest one of all tables, or 0 if there are none."""
     return max((_check_table(path, table) for path, table in _load_all(options.files)), default=0)
 
 
@@ -208,6 +210,7 @@ def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
     """Print which entries of a table this version cannot use.
 
     Return the exit status for the table: 0 if every entry is in force, 1 if one is not, 2 if the file is not a table.
+    If the table's device is unknown, whether configurations can run is not checked.
     """
     if isinstance(table, str):
         _print_line(f"{path}: not a table: {table}")
@@ -231,7 +234,7 @@ def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
 
 
 def _find_table_device(described: dict) -> Device | None:
-    """Return the device that a table describes: a GPU of this machine, or else a known device of the same name.
+    """Return the device that a table describes: a GPU of this machine, or else the known device of `match_device`.
 
     Return None if there is no such device, or if the known device has another compute capability.
     """
@@ -241,7 +244,10 @@ def _find_table_device(described: dict) -> Device | None:
 
 
 def _unsupported_reasons(entry: Entry, device: Device) -> list[str]:
-    """Return a text for each kernel whose configuration cannot run: the shape, the kernel and the reason."""
+    """Return a text for each implementation that cannot run: the shape, the implementation and the reason.
+
+    If the entry's key itself is not supported, return one text: the shape and the reason.
+    """
     try:
         problem = entry.key.to_problem()
     except ValueError as error:
@@ -279,7 +285,7 @@ def _find_table_to_export(name: str | None) -> tuple[pathlib.Path, store.Table]:
     """Return the file and the user's table of the device ``name``, by default of this machine's GPU.
 
     Raises:
-        UnusableTableError: there is no such table, or more than one.
+        UnusableTableError: there is no folder of tables, no such table, or more than one.
     """
     folder = _require_user_directory()
     tables_or_reasons = {path: _load(path) for path in _list_files(folder)}
@@ -326,7 +332,8 @@ def _quote_names(names: Iterable[str]) -> str:
 def _check_may_write(path: pathlib.Path, source: pathlib.Path, force: bool) -> None:
     """Raise an error if exporting the table ``source`` to ``path`` would overwrite a file that must stay.
 
-    A table of a later schema stays even with ``force``, as does ``source`` itself.
+    A table of a later schema stays even with ``force``, as does ``source`` itself. Raise an error also if the folder of
+    ``path`` does not exist.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")

@@ -71,8 +71,8 @@ def add_parser(commands, problem_parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--list", action="store_true", help="only list the shapes to tune, in order")
     mode.add_argument(
         "--rehearse", action="store_true",
-        help="tune small sizes on an emulated GPU, on the CPU; needs a checkout. The table is deleted, unless "
-        "TRITON_GRU_CONFIG_DIR names a folder for it",
+        help="tune small sizes on an emulated GPU, on the CPU; needs a checkout. The rehearsal's table is temporary, "
+        "unless TRITON_GRU_CONFIG_DIR names a folder for it",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=KNOWN_DEVICES,
@@ -82,7 +82,10 @@ def add_parser(commands, problem_parser: argparse.ArgumentParser) -> None:
 
 
 def parse_seconds(text: str) -> float:
-    """Return the seconds of a time from the command line: a number of seconds, or a number with the unit s, m or h."""
+    """Return the seconds of a time from the command line: a number of seconds, or a number with the unit s, m or h.
+
+    Raise ArgumentTypeError for any other text, and for a time of 0.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
     value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < value < float("inf"):
@@ -94,7 +97,7 @@ def run(options) -> int:
     """Run ``triton-gru tune`` and return its exit status.
 
     The status is 0 if all results were kept or a list was asked for, and 1 if there are none or some were not written.
-    It is 2 if tuning could not begin, and 130 if it was interrupted.
+    It is 2 if tuning could not begin or an error ended it, and 130 if it was interrupted.
     """
     refuse_contradictions(options)
     try:
@@ -128,11 +131,11 @@ def _describe_kept_results(options) -> str:
 
 
 def refuse_contradictions(options) -> None:
-    """End with a usage error if options contradict each other."""
+    """End with a usage error if options contradict each other, or lack an option that they need."""
     given = [name for name in (*_CALL_OPTIONS, *_MODULE_OPTIONS) if getattr(options, name) is not None]
     flags = [f"--{name.replace('_', '-')}" for name in given]
     if given and options.recorded:
-        options.refuse(f"{', '.join(flags)}: not allowed with --recorded, as the file has all sizes")
+        options.refuse(f"{', '.join(flags)}: not allowed with --recorded, as the file has these for each shape")
     if given and not (options.hidden or options.model):
         options.refuse(f"{', '.join(flags)}: only allowed with --hidden or --model")
     module_flags = [flag for name, flag in zip(given, flags) if name in _MODULE_OPTIONS]
@@ -148,7 +151,9 @@ def _choose_problems(options, device: Device) -> list[Problem]:
     Problems with the same table key are merged, as they are tuned together.
 
     Raises:
-        ValueError: there is no problem to tune.
+        ValueError: there is no problem to tune, or the recorded file or the function's name is invalid.
+        OSError: the recorded file cannot be read.
+        TypeError, RuntimeError: the function does not return a model, or fails.
     """
     if options.recorded:
         problems = list(Recorded.load(options.recorded))
@@ -193,7 +198,9 @@ def _combine_sizes(options) -> list[Problem]:
 
 
 def _list(options, device: Device | None) -> int:
-    """Print the shapes to tune, for ``device`` or a known GPU. ``device`` is None if there is no GPU here.
+    """Print the shapes to tune, for the GPU that --device names, else for ``device``, else for the default GPU.
+
+    ``device`` is None if there is no GPU here.
 
     Return the exit status: 0 with --list, else 2, because tuning was asked for and there is no GPU.
     """
@@ -211,7 +218,7 @@ def _list(options, device: Device | None) -> int:
 
 
 def _tune(problems: list[Problem], device: torch.device, options) -> int:
-    """Tune, show the progress, and print a summary. Return 0 if all results were written, else 1.
+    """Tune, show the progress, and print a summary. Return 0 if there are results and all were written, else 1.
 
     Raises:
         OSError: the table cannot be written.
@@ -228,7 +235,10 @@ def _tune(problems: list[Problem], device: torch.device, options) -> int:
 
 
 def _check_writable() -> None:
-    """Raise OSError if the user's table cannot be written. Otherwise results would be lost when this process ends."""
+    """Raise OSError if nothing can be written to the user's folder of tables.
+
+    Otherwise results would be lost when this process ends.
+    """
     folder = store.user_directory()
     if folder is None:
         raise OSError("no home folder to keep results in: set TRITON_GRU_CONFIG_DIR to a folder")

@@ -1,6 +1,7 @@
 """Conversion of other libraries' GRUs to this package's modules, and of nn.GRU and nn.GRUCell in both directions.
 
-No file here imports another library. Exception: `from_onnx` imports onnx when it is called.
+No file here imports a library other than torch. Exception: when they are called, converters of arrays import numpy, and
+`from_onnx` imports onnx.
 """
 
 from .flax import from_flax

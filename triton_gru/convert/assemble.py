@@ -14,7 +14,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def convert_to_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copy tensors, or anything that numpy converts to arrays, to new tensors. The keys name the values in errors.
+    """Copy tensors, or anything that numpy converts to arrays, to new tensors by the same keys. Errors name the keys.
 
     Raises:
         TypeError: a dtype is not in DTYPES, or dtypes or devices differ.
@@ -105,7 +105,8 @@ def _assign_weights(module: nn.Module, weights: Iterable[Tensor | None]):
 def assign_parameters(module: nn.Module, state: dict[str, Tensor]):
     """Make these tensors the parameters of ``module``, and return it.
 
-    ``module`` should be on the meta device, where its constructor draws no random numbers.
+    ``module`` should be on the meta device, where its constructor draws no random numbers. Raise RuntimeError if
+    ``state`` does not have exactly the names and shapes of ``module``.
     """
     module.load_state_dict(state, assign=True)
     if isinstance(module, nn.RNNBase):

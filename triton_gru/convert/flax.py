@@ -54,7 +54,8 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
         ValueError: the keys are not those of a GRUCell, but of an LSTM, for example, or of a module that contains the
             cell.
         ValueError: a shape does not fit the shapes above.
-        TypeError: ``params`` is not a mapping, the dtypes of the arrays differ, or a dtype is not one of the above.
+        TypeError: ``params`` is not a mapping, the dtypes or devices of the arrays differ, or a dtype is not one of the
+            above.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"expected the dict of a GRUCell's parameters, got {type(params).__name__}")
@@ -73,7 +74,7 @@ def from_flax(params: Mapping[str, Any]) -> GRU:
 
 
 def _format_keys(keys: dict[str, set[str]]) -> str:
-    """Return keys for an error: ``"dense_h/kernel, dense_i/bias/kernel"``."""
+    """Return keys for an error: ``"dense_i/bias/kernel, dense_h/kernel"``."""
     return ", ".join("/".join(map(str, [name, *sorted(inner, key=str)])) for name, inner in keys.items())
 
 

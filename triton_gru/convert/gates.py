@@ -38,7 +38,7 @@ def from_gates(gates: Sequence[Any]) -> GRU:
     Raises:
         ValueError: there are not nine entries, or the shape of an entry does not fit the shape of W_xz. The error names
             the entry.
-        TypeError: the dtypes of the entries differ, or a dtype is not one of the above.
+        TypeError: the dtypes or devices of the entries differ, or a dtype is not one of the above.
     """
     if len(gates) != len(NAMES):
         raise ValueError(

@@ -49,8 +49,8 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
         go_backwards: the layer's option, for arrays of one direction.
 
     Returns:
-        One layer in `eval()`: [B, T, I] -> [B, T, H], with batch_first unless the layer is time_major. A `GRUCell`
-        becomes a `GRUCell`. Keras's results follow from ``output, h_n``:
+        One layer in `eval()`: [B, T, I] -> [B, T, H], or [B, T, 2H] for two directions. It has batch_first, unless the
+        layer is time_major. A `GRUCell` becomes a `GRUCell`. Keras's results follow from ``output, h_n``:
 
         - ``return_sequences=True``: ``output``. With go_backwards, ``output.flip(1)``: Keras returns outputs in the
           order of computation, and our ``output[:, t]`` belongs to the input at t. A Bidirectional needs no flip.
@@ -99,7 +99,7 @@ def from_keras(source: Any, *, reset_after: bool | None = None, go_backwards: bo
 
 
 def _convert_arrays(arrays: list | tuple, reset_after: bool | None, go_backwards: bool) -> GRU:
-    """Return the GRU of a list of arrays, as `from_keras`. It finds reset_after in the shape of the bias, if any."""
+    """Return the GRU of a list of arrays, as `from_keras`. The shape of the bias, if any, decides reset_after."""
     if len(arrays) not in (2, 3, 4, 6):
         raise ValueError(
             f"expected kernel, recurrent_kernel and, if there is one, bias, once or twice, got {len(arrays)} arrays"
@@ -150,7 +150,10 @@ def _convert_weights(arrays: list | tuple, prefixes: list[str], reset_after: boo
 
 
 def _reorder_weights(kernel: Tensor, recurrent_kernel: Tensor, bias: Tensor | None) -> LayerWeights:
-    """Return the weights of one direction in torch's layout. Keras's bias of ``reset_after=False`` becomes bias_ih."""
+    """Return the weights of one direction in torch's layout. Keras's bias of ``reset_after=False`` becomes bias_ih.
+
+    bias_hh is zero then. Without a bias, both are None.
+    """
     if bias is None:
         bias_ih = bias_hh = None
     else:

@@ -65,17 +65,18 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
 
     Raises:
         ImportError: onnx is not installed.
-        ValueError: the model has no GRU node, no GRU node of the name ``node_name``, or several GRU nodes without a
-            ``node_name``.
+        ValueError: the model has no GRU node, not exactly one GRU node of the name ``node_name``, or several GRU nodes
+            without a ``node_name``.
         ValueError: the node has clip, activation_alpha or activation_beta, or activations other than Sigmoid and Tanh.
         ValueError: an attribute, the direction or the domain is unknown, or the opset is before 7.
-        ValueError: weights are not constant, or onnx's evaluator cannot compute them.
+        ValueError: W or R is missing, weights are not constant, or onnx's evaluator cannot compute them.
         ValueError: onnx cannot inline the model's functions.
         ValueError: shapes, hidden_size and direction do not fit each other.
-        ValueError: initial_h or sequence_lens is a constant other than the above, or computed. Remedy: clear this input
+        ValueError: initial_h or sequence_lens is a constant or computed, other than the above. Remedy: clear this input
             of the node, and pass its value yourself.
         TypeError: ``model`` is neither a path nor a ModelProto, the dtypes of the weights differ, or a dtype is not one
             of the above.
+        Exception: `onnx.load` raises it for the path.
     """
     try:
         import onnx
@@ -95,7 +96,10 @@ def from_onnx(model: Any, node_name: str | None = None) -> GRU:
 
 
 def _inline(model: Any) -> Any:
-    """Return the model with its functions inlined: each node that calls a function becomes the function's body."""
+    """Return the model with its functions inlined: each node that calls a function becomes the function's body.
+
+    Raise ValueError if onnx cannot inline them. The given model is not changed.
+    """
     import onnx
     from onnx.inliner import inline_local_functions
 
@@ -117,7 +121,10 @@ def _inline(model: Any) -> Any:
 
 
 def _find_node(graph: Any, name: str | None) -> tuple[Any, Scope]:
-    """Return the GRU node of this name and its scope. Without a name, return the only GRU node."""
+    """Return the GRU node of this name and its scope. Without a name, return the only GRU node.
+
+    Raise ValueError unless there is exactly one such node.
+    """
     grus = [(node, scope) for node, scope in iterate_scoped_nodes(graph) if node.op_type == "GRU"]
     if not grus:
         raise ValueError("this model has no GRU node")
@@ -147,7 +154,7 @@ def _convert_node(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
 
     constants = Constants({**opsets, "": opset})
     batch_first = attributes.get("layout", 0) == 1
-    # An input of the node, such as "W" -> the name of its value in the graph. An absent input has no name.
+    # An input of the node, such as "W" -> the name of its value in the graph. Absent inputs are left out.
     value_names = {label: name for label, name in zip(_INPUTS, node.input) if name}
     check_initial_h(value_names, scope, constants)
     check_sequence_lens(value_names, 1 if batch_first else 0, scope, constants)
@@ -157,7 +164,7 @@ def _convert_node(node: Any, scope: Scope, opsets: dict[str, int]) -> GRU:
     tensors = assemble.convert_to_tensors(
         {label: constants.evaluate(label, value_names[label], scope) for label in weight_labels}
     )
-    assemble.check_shape("R", tensors["R"], directions, "3 * hidden", "hidden")
+    assemble.check_shape("R", tensors["R"], directions, "3 * hidden", "hidden")  # R has a hidden size to read
     hidden = tensors["R"].size(2)
     assemble.check_shape("R", tensors["R"], directions, 3 * hidden, hidden)
     assemble.check_shape("W", tensors["W"], directions, 3 * hidden, "input")

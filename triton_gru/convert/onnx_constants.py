@@ -7,8 +7,8 @@ from typing import Any
 
 DOMAINS = ("", "ai.onnx")
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-# Operators that only move elements. The outputs contain elements of the operator's first input, or of the inputs that
-# _MOVED_INPUTS selects.
+# Operators that only move, repeat or cast elements. The outputs contain elements of the operator's first input, or of
+# the inputs that _MOVED_INPUTS selects.
 _MOVES = {
     "Cast", "CastLike", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape",
     "ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -139,10 +139,10 @@ class Constants:
         if name not in scope.sources:
             return f"nothing in the model computes {name!r}"
         for source in _sort_sources(scope.sources[name], self._reasons):
-            self._reasons[source] = self._source_reason(source)
+            self._reasons[source] = self._nonconstant_source_reason(source)
         return self._reasons[scope.sources[name]]
 
-    def _source_reason(self, source: Source) -> str:
+    def _nonconstant_source_reason(self, source: Source) -> str:
         """Return why a source is not constant, or ''. `_reasons` must have the reasons of all sources that it needs."""
         if not source.is_node:
             return f"it comes from the input {source.proto.name!r}" if source.is_input else ""
@@ -154,7 +154,7 @@ class Constants:
             if required is None:
                 return f"nothing in the model computes {name!r}"
             # Only in a cycle of nodes is the reason of a required source still missing.
-            if reason := self._reasons.get(required, "a cycle"):
+            if reason := self._reasons.get(required, "it depends on itself"):
                 return reason
         return ""
 
@@ -168,11 +168,15 @@ class Constants:
             raise ValueError(f"{input_label} is not constant: {reason}")
         for source in _sort_sources(scope.sources[name], self._values):
             is_node = source.is_node
-            self._values[source] = self.run(input_label, source, {}) if is_node else _read_initializer(source.proto)
+            self._values[source] = (
+                self.evaluate_node(input_label, source, {}) if is_node else _read_initializer(source.proto)
+            )
         return self._values[scope.sources[name]][name]
 
-    def run(self, input_label: str, source: Source, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return the outputs of a node, by name. Inputs that ``inputs`` lacks must be constants that were evaluated.
+    def evaluate_node(self, input_label: str, source: Source, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the outputs of ``source``, which is a node, by name.
+
+        ``inputs`` are arrays by name. An input that ``inputs`` lacks must be a constant that was evaluated.
 
         Raises:
             ValueError: onnx's evaluator cannot compute the outputs, or would compute them wrongly.
@@ -180,6 +184,7 @@ class Constants:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
+        # onnx's evaluator would return an object of another class for a sparse constant.
         for attribute in source.proto.attribute:
             if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and source.operator == "Constant":
                 return {source.proto.output[0]: _make_dense(attribute.sparse_tensor)}
@@ -207,7 +212,11 @@ class Constants:
         """Yield the origins of the elements of the value ``name``.
 
         To find an origin, operators that only move elements are followed back to their inputs. An origin is the array
-        of a constant, or the `Source` of a value that is not constant.
+        of a constant, or the `Source` of a value that is not constant. Exception: the origin of a ConstantOfShape is an
+        array of one element, even if the shape is not constant.
+
+        Raises:
+            ValueError: nothing in the model computes a value, or onnx's evaluator cannot compute a constant.
         """
         pending, seen = [(name, scope)], set()
         while pending:
@@ -227,10 +236,13 @@ class Constants:
 
 
 def list_moved_inputs(source: Source) -> list[str]:
-    """Return the names of the inputs whose elements a node moves. The list is empty if the node computes anything."""
+    """Return the names of the inputs whose elements the node ``source`` passes on: moved, repeated or cast.
+
+    The list is empty for any other source.
+    """
     if source.operator not in _MOVES:
         return []
-    # ScatterND may add elements to others, for example.
+    # With `reduction`, ScatterND combines elements.
     if any(attribute.name == "reduction" and attribute.s != b"none" for attribute in source.proto.attribute):
         return []
     return list(source.proto.input[_MOVED_INPUTS.get(source.operator, slice(1))])
@@ -256,7 +268,7 @@ def _sort_sources(source: Source, done: dict) -> Iterator[Source]:
 
 
 def _is_random(node: Any) -> bool:
-    """Return whether the outputs of a node are random. Dropout is, if its third input (training_mode) is present."""
+    """Return whether the outputs of a node may be random, as those of a Dropout with a third input (training_mode)."""
     return node.domain in DOMAINS and (node.op_type in _RANDOM or (node.op_type == "Dropout" and any(node.input[2:])))
 
 

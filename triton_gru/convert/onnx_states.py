@@ -64,7 +64,7 @@ def _find_declared_size(name: str, dimension: int, scope: Scope) -> int | None:
 
 
 def _is_whole_length(value_names: dict[str, str], time_dim: int, scope: Scope, constants: Constants) -> bool:
-    """Return whether every element of sequence_lens is the length of X, taken from X's shape.
+    """Return whether every element of sequence_lens is known to be the length of X, taken from X's shape.
 
     To find out, the nodes between X's shape and sequence_lens are run on the numbers of dimensions, not their sizes. If
     all elements of the result are ``time_dim``, then sequence_lens has the size of this dimension.
@@ -93,5 +93,5 @@ def _is_whole_length(value_names: dict[str, str], time_dim: int, scope: Scope, c
             break
         for parameter in parameters:
             constants.evaluate("sequence_lens", parameter, mover.scope)
-        dimensions, name = constants.run("sequence_lens", mover, {name: dimensions})[output], output
+        dimensions, name = constants.evaluate_node("sequence_lens", mover, {name: dimensions})[output], output
     return dimensions.size > 0 and bool((dimensions == time_dim).all())

@@ -47,7 +47,7 @@ def from_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> GRU | GRUCell:
     Raises:
         TypeError: ``module`` is not one of these four classes, but a subclass, for example, or parametrized. Or its
             `forward` has been replaced.
-        RuntimeError: ``module`` has no parameter of a name that a GRU has, as after pruning.
+        RuntimeError: the names of ``module``'s parameters and buffers are not those of a GRU, as after pruning.
     """
     new_classes = {nn.GRU: GRU, GRU: GRU, nn.GRUCell: GRUCell, GRUCell: GRUCell}
     extra_options = {name: getattr(module, name) for name in _EXTRA_OPTIONS.get(type(module), ())}
@@ -67,7 +67,8 @@ def to_torch(module: nn.GRU | nn.GRUCell | GRU | GRUCell) -> nn.GRU | nn.GRUCell
 
         torch_gru = triton_gru.convert.to_torch(gru)
 
-    `restore` does the same in place and without copies. ``module`` may also be a module of torch.
+    `restore` does the same in place and without copies. ``module`` may also be a module of torch. The option
+    ``backend`` is dropped, as `nn.GRU` does not have it.
 
     Raises:
         TypeError, RuntimeError: as `from_torch`.

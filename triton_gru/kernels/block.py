@@ -16,8 +16,8 @@ The state never leaves the program, so programs do not wait for each other.
 With ``reset_after=False`` (`Cut.RESET_AFTER` is false) a step makes r of all units first. Then it shares r h as it
 shares h, and multiplies r h by n's weights.
 
-**Steps** are counted from each sequence's own first time, backward from its own last time. So all rows of a program
-begin with step 0.
+**Steps** are counted for each sequence. A time is a position in the input. Forward, step 0 is a sequence's first time.
+Backward, step 0 is its last time. So all rows of a program begin with step 0.
 
 **Gates** are numbered 0 r, 1 z, 2 n.
 
@@ -25,12 +25,13 @@ begin with step 0.
 that nn.GRU stores. The state is the right operand. One instruction of the matrix unit takes eight columns. In fp32 ieee
 products do not use the matrix unit, but the shapes are the same.
 
-**Tiles.** W_hh and the state are cut into ``UNIT_TILES`` tiles of ``UNITS`` units. In the code, i is a tile of the
-units that a product makes, and k is a tile of the units that it sums over.
+**Tiles.** Hidden units are cut into ``UNIT_TILES`` tiles of ``UNITS`` units. So the state has UNIT_TILES tiles, and
+W_hh has, for each gate, UNIT_TILES * UNIT_TILES tiles [UNITS, UNITS]. In the code, i is a tile of the units that a
+product makes, and k is a tile of the units that it sums over.
 
 **Two rows.** Exception: if a program has two batch rows, each of them has four of the eight columns. The four columns
 are equal, so a thread keeps one value of every four (the picture is at `_state_units`). It updates a quarter of the
-elements, and gate inputs need no padding.
+elements. Gate inputs are stored row by row, without rows beyond the batch.
 
 **W_hh** is held in one of three ways. In the first and the third way, registers hold the first ``REGISTER_TILES``
 tiles, and shared memory holds the others.
@@ -48,7 +49,7 @@ tiles, and shared memory holds the others.
 - Peeled step: the loop's body runs once before the loop, and loads each tile of W_hh at its first use.
 - ``addresses``: where a thread finds W_hh and the state in shared memory.
 - With fragments a word is 128 bits of a row, held as four int32 parts. A segment is four words, one for each of four
-  lanes.
+  lanes. In `grid`, where each warp sums over a slice, these four words are one piece of a segment.
 
 The configurations that plan/heuristic.py chooses use fragments above H = 16, and the peeled step up to H = 16, where a
 program is one warp. In fp32 ieee they use "all shared".
@@ -61,8 +62,8 @@ barriers. Without fragments the compiler shares the state.
 
 - ``row_live``: the row is in the batch. The last program of a direction may have fewer than BATCH rows in the batch.
 - ``live``: the row is in the batch, and the unit is below H. Only these elements exist in hx, carry and h_n.
-- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out. A row whose
-  sequence has ended keeps its state.
+- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out, and of them
+  only units below H. A row whose sequence has ended keeps its state.
 """
 
 from dataclasses import dataclass
@@ -126,31 +127,32 @@ class Cut(CommonConstants):
 
 @reserve.add_shared_memory  # to each launch: the bytes that `fragments.shared_address` asks for
 @triton.jit(
-    do_not_specialize=["steps", "start", "total", "layer_row", "batch", "out_t", "out_b", "hx_l", "hx_b"],
+    do_not_specialize=["steps", "start", "total", "first_state", "batch", "out_t", "out_b", "hx_l", "hx_b"],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def block_scan(
     gi,  # gate inputs [directions, steps, batch tiles, 3, UNIT_TILES * UNITS, BATCH], see projection. A batch tile has
     # BATCH rows. Steps are in the order of the scan. If BATCH is 2: [directions, steps, batch, 3, UNIT_TILES * UNITS]
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER
-    w_hh_back,  # [3 * H, H] of the backward direction
-    b_hh_back,  # [3 * H] of the backward direction
+    b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER. gi includes the other biases
+    w_hh_back,  # [3 * H, H] of direction 1, or w_hh again if there is one direction
+    b_hh_back,  # [3 * H] of direction 1, or b_hh again
     hx,  # [layers * directions, batch, H] through strides: the state before the first step
     carry,  # fp32 [layers * directions, batch, H]: the state between launches
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
     offsets,  # int32 [time], see sequences
-    resets,  # uint8 [time, batch]: not 0 where the state is set to zero before a step
+    resets,  # uint8 [time, batch]: not 0 where the state is set to zero before a step. Given only if all directions are
+    # forward, where a step is its time
     steps,  # time steps of this launch
     start,  # first step of this launch
     total,  # time steps of the input, made by all launches
-    layer_row,  # the layer's first row of hx, carry and h_n: layer * directions
+    first_state,  # index of the layer's first state in hx, carry and h_n: layer * directions
     batch,  # batch rows of the call
     out_t,  # elements of out from a time to the next. Packed: from a row to the next
     out_b,  # elements of out from a batch row to the next
-    hx_l,  # elements of hx from a row of a layer and direction to the next
+    hx_l,  # elements of hx from a state (of a layer and direction) to the next
     hx_b,  # elements of hx from a batch row to the next
     cut: tl.constexpr,  # a `Cut`
     call: tl.constexpr,  # a `constants.CallConstants`
@@ -178,16 +180,17 @@ def block_scan(
     #
     # Packed (torch's PackedSequence): time t of row b is row ``offsets[t] + b`` of out, and ``out_t`` leads from a row
     # to the next. Then ``out_step`` is 0, and `sequences.table_offset` leads to the time.
-    layer_row += direction.to(tl.int64)
-    hx += layer_row * hx_l + first_row.to(tl.int64) * hx_b
-    state_offset = (layer_row * batch + first_row) * cut.H
+    first_state += direction.to(tl.int64)
+    hx += first_state * hx_l + first_row.to(tl.int64) * hx_b
+    state_offset = (first_state * batch + first_row) * cut.H
     length = sequences.load_lengths(lengths, first_row + row, batch, total, call.LAYOUT)
     out += direction * cut.H
     out_row_offset = sequences.row_offset(length, row, backward, out_t, out_b, call.LAYOUT)
     out_step = sequences.step_stride(backward, out_t, call.LAYOUT)
     out += first_row.to(tl.int64) * (out_t if call.LAYOUT == "packed" else out_b) + start.to(tl.int64) * out_step
 
-    # ---- By tile of units: ``h``, the state, and ``b_n``, the sums that n's products begin with (b_hn, or zeros).
+    # ---- Tuples with an entry for each tile of units: ``h``, the state, and ``b_n``, the sums that n's products begin
+    # with (b_hn, or zeros).
     # ``b_n`` has the arrangement of sums, not of the state: see "Two arrangements" below.
     b_n = ()
     h = ()
@@ -216,9 +219,9 @@ def block_scan(
         # If the batch has only the first of the two rows, the second row reads the inputs of the first row.
         gi += tl.minimum(row, batch - 1 - first_row) * (3 * cut.GI_GATE_STRIDE) + unit
     is_last_launch = start + steps == total
-    # The program stops at the end of its longest sequence. It makes at least one step, because the peeled step and the
-    # prefetch need the inputs of step ``program_steps - 1``. If no row is active in that step, the state stays as it
-    # is, and nothing is stored in out.
+    # The program stops at the end of its longest sequence. ``program_steps``, counted from ``start``, is at least 1,
+    # because the peeled step always runs, and the prefetch reads the inputs of step ``program_steps - 1``. If no row is
+    # active in a step, the state stays as it is, and nothing is stored in out.
     program_steps = tl.minimum(steps, tl.maximum(sequences.max_length(length, total, call.LAYOUT) - start, 1))
 
     # ---- Weights: in one of three ways, see the table at the top. Without the peeled step the compiler would keep no
@@ -232,11 +235,11 @@ def block_scan(
     elif PEELED_STEPS == 0:
         w = _load_all(w_hh, cut)
     else:
-        first_gates = _load_gates(gi, cut)
+        first_inputs = _load_gate_inputs(gi, cut)
         if call.HAS_RESETS:
             forget_first = sequences.is_reset(resets, start, length, first_row + row, batch, total)
             h = _zero_where(forget_first, h)
-        new_h, w = _make_step(h, w, w_hh, addresses, 0, b_n, first_gates, LOAD_TILES=True, cut=cut)
+        new_h, w = _make_step(h, w, w_hh, addresses, 0, b_n, first_inputs, LOAD_TILES=True, cut=cut)
         is_active = sequences.is_active(start, length, row_live, call.LAYOUT)
         h = new_h if call.LAYOUT == "dense" else _select(is_active, new_h, h)
         out_offset = out_row_offset + sequences.table_offset(start, length, backward, offsets, out_t, call.LAYOUT)
@@ -244,26 +247,28 @@ def block_scan(
         out += out_step
     # ---- The loop over time. Each iteration makes P = PREFETCH_STEPS steps. Before them it loads the gate inputs of
     # the next P steps:
-    # | gates_ahead = load(PEELED_STEPS .. PEELED_STEPS + P - 1)
+    # | inputs_ahead = load(PEELED_STEPS .. PEELED_STEPS + P - 1)
     # | for t in range(PEELED_STEPS, program_steps, P):
-    # |     gates_now, gates_ahead = gates_ahead, load(t + P .. t + 2 P - 1)
-    # |     run the steps t .. t + P - 1 with gates_now
+    # |     inputs_now, inputs_ahead = inputs_ahead, load(t + P .. t + 2 P - 1)
+    # |     run the steps t .. t + P - 1 with inputs_now
     # A load beyond the last step reads the last step's inputs. A step beyond the last one changes no state and stores
     # nothing. ``forget_now`` and ``forget_ahead`` take turns in the same way: masks of rows whose state is reset.
-    gates_ahead = ()
+    inputs_ahead = ()
     forget_ahead = ()
     for s in tl.static_range(cut.PREFETCH_STEPS):
-        gates_ahead = gates_ahead + _load_gates(gi + tl.minimum(PEELED_STEPS + s, program_steps - 1) * gi_step, cut)
+        inputs_ahead = inputs_ahead + _load_gate_inputs(
+            gi + tl.minimum(PEELED_STEPS + s, program_steps - 1) * gi_step, cut
+        )
         if call.HAS_RESETS:
             step = start + PEELED_STEPS + s
             forget_ahead = forget_ahead + (sequences.is_reset(resets, step, length, first_row + row, batch, total),)
     for t in tl.range(PEELED_STEPS, program_steps, cut.PREFETCH_STEPS):
-        gates_now = gates_ahead
-        gates_ahead = ()
+        inputs_now = inputs_ahead
+        inputs_ahead = ()
         forget_now = forget_ahead
         forget_ahead = ()
         for s in tl.static_range(cut.PREFETCH_STEPS):
-            gates_ahead = gates_ahead + _load_gates(
+            inputs_ahead = inputs_ahead + _load_gate_inputs(
                 gi + tl.minimum(t + cut.PREFETCH_STEPS + s, program_steps - 1) * gi_step, cut
             )
             if call.HAS_RESETS:
@@ -280,8 +285,8 @@ def block_scan(
             # The index of the step's buffer alternates, also from one iteration to the next, because P is 1 or even.
             # With reset_after=False `_make_step` does not use it.
             buffer = s % 2 if cut.PREFETCH_STEPS % 2 == 0 else t % 2
-            gates = gates_now[3 * cut.UNIT_TILES * s : 3 * cut.UNIT_TILES * (s + 1)]
-            new_h, _ = _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES=False, cut=cut)
+            gate_inputs = inputs_now[3 * cut.UNIT_TILES * s : 3 * cut.UNIT_TILES * (s + 1)]
+            new_h, _ = _make_step(h, w, w_hh, addresses, buffer, b_n, gate_inputs, LOAD_TILES=False, cut=cut)
             if call.LAYOUT == "dense" and cut.PREFETCH_STEPS == 1:
                 h = new_h
             else:
@@ -300,10 +305,10 @@ def block_scan(
 # ---- Two arrangements of the elements of a tile of units.
 #
 # Sums: the sums of a product, in all COLUMNS columns, in the threads that the product leaves them in. With fragments
-# they are a tuple (see `fragments.multiply`), otherwise a tensor [UNITS, COLUMNS]. The next product takes its right
-# operand in columns, too.
+# they are a tuple (see `fragments.multiply`), otherwise a tensor [UNITS, COLUMNS]. Right operands have all COLUMNS
+# columns, too.
 #
-# State: each (unit, row) once. h, gate inputs and gates are arranged in this way. The shape is
+# State: each (unit, row) once. h, gates, and gate inputs in fp32 are arranged in this way. The shape is
 # - [UNITS, BATCH] for 8 or 16 rows, without fragments;
 # - [UNITS // 2, 4] for two rows, without fragments;
 # - [N, WARPS, 8, 4] with fragments, where N is the count of elements in a thread, and [8, 4] are the lanes of a warp.
@@ -363,7 +368,10 @@ def _sums_to_state(sums, cut: tl.constexpr):
 
 @triton.jit
 def _state_to_columns(x, cut: tl.constexpr):
-    """Return a state, without fragments, as columns of a product, [UNITS, COLUMNS]. With two rows each has four."""
+    """Return a state, without fragments, as columns of a product, [UNITS, COLUMNS].
+
+    With two batch rows each row has four columns.
+    """
     if cut.BATCH == 2:
         x = tl.permute(tl.reshape(x, (cut.UNITS // 16, 8, 2, 2)), (0, 3, 1, 2))
         x = tl.join(x, x)
@@ -373,35 +381,37 @@ def _state_to_columns(x, cut: tl.constexpr):
 
 
 @triton.jit
-def _load_gates(gi, cut: tl.constexpr):
+def _load_gate_inputs(gi, cut: tl.constexpr):
     """Return one step's gate inputs, 3 * UNIT_TILES tensors: r, z and n of each tile of units.
 
-    With 8 or 16 rows an element of these tensors is a pair of gate inputs. `_gate_to_float` converts a tensor.
+    With 8 or 16 rows an element of these tensors is a pair of gate inputs. `_gate_input_to_float` converts a tensor.
     """
     TILE_ELEMENTS: tl.constexpr = cut.UNITS * cut.BATCH
-    gates = ()
+    gate_inputs = ()
     for i in tl.static_range(cut.UNIT_TILES):
         if cut.BATCH == 2:
             for gate in tl.static_range(3):
-                gates = gates + (isa.load(gi + (gate * cut.UNIT_TILES + i) * cut.UNITS),)
+                gate_inputs = gate_inputs + (isa.load(gi + (gate * cut.UNIT_TILES + i) * cut.UNITS),)
         elif cut.IN_FRAGMENTS:
-            gates = gates + fragments.load_pairs(
+            gate_inputs = gate_inputs + fragments.load_pairs(
                 gi, i * TILE_ELEMENTS, cut.GI_GATE_STRIDE, cut.UNITS, cut.BATCH, cut.WARPS
             )
         else:
-            gates = gates + isa.load_gates(gi, i * TILE_ELEMENTS, cut.GI_GATE_STRIDE, cut.UNITS, cut.BATCH)
-    return gates
+            gate_inputs = gate_inputs + isa.load_gate_inputs(
+                gi, i * TILE_ELEMENTS, cut.GI_GATE_STRIDE, cut.UNITS, cut.BATCH
+            )
+    return gate_inputs
 
 
 @triton.jit
-def _gate_to_float(raw, cut: tl.constexpr):
-    """Return one tensor of `_load_gates` as a state in fp32."""
+def _gate_input_to_float(raw, cut: tl.constexpr):
+    """Return one tensor of `_load_gate_inputs` as a state in fp32."""
     if cut.BATCH == 2:
         return raw.to(tl.float32)
     elif cut.IN_FRAGMENTS:
         return fragments.pairs_to_float(raw, cut.DTYPE)
     else:
-        return isa.gates_to_float(raw, cut.DTYPE, cut.UNITS, cut.BATCH)
+        return isa.gate_inputs_to_float(raw, cut.DTYPE, cut.UNITS, cut.BATCH)
 
 
 @triton.constexpr_function
@@ -409,8 +419,8 @@ def _tile_index(gate, i, k, cut):
     """Return the index of a tile of W_hh, by its gate, its row i and its column k of tiles.
 
     Indices have the order in which the peeled step uses the tiles: r, z, n for each i and k. Exception: with
-    ``reset_after=False`` r for each i and k, then z, n for each i and k. ``w`` has the tiles of the first indices.
-    `_tile_of_index` is the inverse.
+    ``reset_after=False`` r for each i and k, then z, n for each i and k. ``w`` has tiles in this order: all of them, or
+    with fragments the first REGISTER_TILES. `_tile_of_index` is the inverse.
     """
     tiles = cut.UNIT_TILES.value
     tile = i * tiles + k
@@ -420,11 +430,11 @@ def _tile_index(gate, i, k, cut):
 
 
 @triton.jit
-def _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES: tl.constexpr, cut: tl.constexpr):
+def _make_step(h, w, w_hh, addresses, buffer, b_n, gate_inputs, LOAD_TILES: tl.constexpr, cut: tl.constexpr):
     """Return the state after one step, a tuple with an entry for each tile of units, and the tiles ``w`` of W_hh.
 
-    With ``LOAD_TILES``, in the peeled step, ``w`` comes in empty, and each tile is loaded at its first use. So the
-    compiler moves one tile at a time from registers to its shared memory. ``buffer`` is the index, 0 or 1, of the
+    With ``LOAD_TILES``, in the peeled step, ``w`` comes in empty, and each tile is loaded at its first use. So only one
+    tile at a time needs registers on its way to the compiler's shared memory. ``buffer`` is the index, 0 or 1, of the
     state's buffer in shared memory.
 
     In the code, ``x`` is the state as right operands, and ``x_n`` has the right operands of n's products. Of a gate
@@ -449,7 +459,7 @@ def _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES: tl.constex
     if not cut.RESET_AFTER:
         # Make r h of all tiles first, then the operands of r h. Making the operand after each tile spills two words at
         # H = 128 (perf/NOTES.md).
-        reset_h = ()
+        all_r_h = ()
         for i in tl.static_range(cut.UNIT_TILES):
             a_r, a_z = zero, zero
             for k in tl.static_range(cut.UNIT_TILES):
@@ -460,11 +470,11 @@ def _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES: tl.constex
                     a_z = tl.dot(w[_tile_index(1, i, k, cut)], x[k], acc=a_z, input_precision=cut.PRECISION)
             # Do not let the compiler sink z's products below the barrier of r h.
             z = z + (isa.compute_before_wait(a_z) if Z_WITH_R else a_z,)
-            r_h = isa.reset_state(_gate_to_float(gates[3 * i], cut), _sums_to_state(a_r, cut), h[i], cut.DTYPE)
+            r_h = isa.make_r_h(_gate_input_to_float(gate_inputs[3 * i], cut), _sums_to_state(a_r, cut), h[i], cut.DTYPE)
             if cut.PADDED_H != cut.H:
                 r_h = tl.where(i * cut.UNITS + _state_units(cut) < cut.H, r_h, 0.0)  # units beyond H, see h_i below
-            reset_h = reset_h + (r_h,)
-        x_n = _make_operands(reset_h, addresses, buffer=1, cut=cut)
+            all_r_h = all_r_h + (r_h,)
+        x_n = _make_operands(all_r_h, addresses, buffer=1, cut=cut)
     new_h = ()
     for i in tl.static_range(cut.UNIT_TILES):
         # The sums of r, z and n. Each k replaces the entries FIRST_GATE to 2.
@@ -477,10 +487,10 @@ def _make_step(h, w, w_hh, addresses, buffer, b_n, gates, LOAD_TILES: tl.constex
                 x_k = x_n[k] if gate == 2 else x[k]
                 added = added + (_multiply(w, addresses, _tile_index(gate, i, k, cut), x_k, sums[gate], cut),)
             sums = added
-        g_z, g_n = _gate_to_float(gates[3 * i + 1], cut), _gate_to_float(gates[3 * i + 2], cut)
+        g_z, g_n = _gate_input_to_float(gate_inputs[3 * i + 1], cut), _gate_input_to_float(gate_inputs[3 * i + 2], cut)
         a_z, a_n = _sums_to_state(sums[1], cut), _sums_to_state(sums[2], cut)
         if cut.RESET_AFTER:
-            g_r = _gate_to_float(gates[3 * i], cut)
+            g_r = _gate_input_to_float(gate_inputs[3 * i], cut)
             h_i = isa.gru_update(g_r, g_z, g_n, _sums_to_state(sums[0], cut), a_z, a_n, h[i], cut.DTYPE)
         else:
             h_i = isa.next_state(g_z, g_n, a_z, a_n, h[i], cut.DTYPE)
@@ -497,8 +507,7 @@ def _multiply(w, addresses, index: tl.constexpr, x, sums, cut: tl.constexpr):
     """Return ``sums`` plus the product of the tile of W_hh with index ``index`` and of the right operand ``x``.
 
     With fragments, tiles from index ``len(w)`` on are loaded here from shared memory. A tile is then a tuple of int32
-    parts, ordered by segment, then by 16 rows, then by part. Part 0 of the upper row and part 0 of the lower row (8
-    rows below) come first.
+    parts. They are ordered by segment, then by 16 rows, then by part, then by the two rows of a thread: p, then p + 8.
     """
     if cut.IN_FRAGMENTS:
         if index < len(w):
@@ -559,7 +568,8 @@ def _get_addresses(unit, row, cut: tl.constexpr):
     SHARED_TILES: tl.constexpr = 3 * cut.UNIT_TILES * cut.UNIT_TILES - cut.REGISTER_TILES
     WEIGHT_BYTES: tl.constexpr = fragments.weights_bytes(SHARED_TILES * cut.SEGMENTS, cut.UNITS // cut.WARPS, cut.WARPS)
     BYTES: tl.constexpr = WEIGHT_BYTES + 2 * fragments.state_bytes(cut.BATCH, cut.PADDED_H, cut.BITS)
-    # ``origin`` is 0. Computing it makes the compiler declare its shared memory. In `grid` the sums do that.
+    # ``origin`` is 0. Computing it uses the compiler's shared memory, so PTX declares the name that
+    # `fragments.shared_address` needs. In `grid`, `slices.sum_slices` uses this memory anyway.
     origin = fragments.touch_shared_memory(cut.WARPS)
     w_address = fragments.shared_address(origin + 16 * fragments.thread_index(cut.WARPS), BYTES)
     write_address = fragments.shared_address(
@@ -576,7 +586,7 @@ def _initial_sums_of_n(b_hh, tile: tl.constexpr, HAS_B_HN: tl.constexpr, cut: tl
     """Return the sums that n's products of a tile begin with, with fragments: b_hn in all columns, or zeros.
 
     A lane's four sums of 16 units and 8 columns are of unit p twice, then of unit p + 8 twice (the picture is at
-    `_state_units`). Units beyond H get the last unit's b_hn, because they are set to zero later.
+    `_state_units`). Units beyond H get the last unit's b_hn, which is harmless: their states are set to zero later.
     """
     b_p = tl.zeros((cut.WARPS, 8, 4), tl.float32)
     b_p_plus_8 = b_p
@@ -612,7 +622,8 @@ def _load_fragments(addresses, w_hh, cut: tl.constexpr):
 def _load_fragment_tile(w_hh, index: tl.constexpr, cut: tl.constexpr):
     """Return the tile of W_hh with index ``index`` as a tuple of int32 parts, in the order that `_multiply` describes.
 
-    A warp takes 16 units, the next warp the next 16 units, and so on. So the rows of a thread are 16 * WARPS apart.
+    A warp takes 16 units, the next warp the next 16 units, and so on. So a thread has rows p and p + 8 of 16 units,
+    then the two rows that are 16 * WARPS further, and so on.
     """
     GATE: tl.constexpr = _tile_of_index(index, cut, 0)
     ROW_TILE: tl.constexpr = _tile_of_index(index, cut, 1)

@@ -16,10 +16,10 @@ def derived(function):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Constants:
-    """The values of a kernel's argument ``cut: tl.constexpr``, read in the kernel as ``cut.UNITS`` and so on.
+    """The values of a ``tl.constexpr`` argument such as ``cut``, read in the kernel as ``cut.UNITS`` and so on.
 
     A subclass is a dataclass with a field for each value, and a `derived` property for each value that follows from
-    the fields. Objects with equal fields are equal.
+    the fields. Objects of one class with equal fields are equal.
 
     Triton's cache on disk has a key for each kernel. It contains the ``repr`` of these objects and the source of jitted
     functions, but not the source of properties. So ``repr`` contains the derived values, too. Otherwise a version that
@@ -35,7 +35,7 @@ class Constants:
     @classmethod
     @functools.lru_cache(maxsize=1024)
     def of(cls, **values):
-        """Return the one object that has these values. It is part of the key of a compiled launch."""
+        """Return an object with these values, from a cache if possible. It is part of the key of a compiled launch."""
         return cls(**values)
 
     def __eq__(self, other):
@@ -55,7 +55,7 @@ class CommonConstants(Constants):
     """The constants of every kernel: the types of values, and the hidden size."""
 
     DTYPE: tl.dtype  # of all floating-point tensors. Exception: the carry is fp32
-    PRECISION: str  # of fp32 products: "tf32" or "ieee"
+    PRECISION: str  # of fp32 products: "tf32" or "ieee". In 16 bits: "ieee"
     H: int  # hidden size
 
     @derived

@@ -1,6 +1,6 @@
 """The hand-over of the hidden state between the programs of one launch, through a mailbox in memory.
 
-A program receives exactly the elements that the programs of the other units have sent, and no program waits for ever.
+A program receives exactly the elements that all programs, itself included, have sent. No program waits for ever.
 The means to keep these promises:
 
 - **The data is the flag.** The mailbox is filled with -1 before the launch. An element is one unit of one batch row.
@@ -10,12 +10,12 @@ The means to keep these promises:
   With ``reset_after=False`` a slot for r h comes between two states. No slot is written twice, so no program overwrites
   elements that another one has yet to read.
 - **Words.** An element is sent by one store and received as part of a word of 128 bits. A word has neighbouring units
-  of one row. The words of the same units of all rows are adjacent. So a warp reads one contiguous piece of memory at a
-  time, and a program writes one contiguous piece. Exception: in fp32 ieee words have 64 bits. If lanes make these
-  products, a program's words of one row are adjacent.
+  of one row. The words of the same units of all rows are adjacent. So a warp reads one contiguous piece of memory in
+  each segment, and a program writes one contiguous piece of a tile. Exception: in fp32 ieee words have 64 bits. If
+  lanes make these products, a program's words of one row are adjacent.
 - **Two ways to wait.** With ``"flag"`` a thread reads all of its words until all have come. With ``"probe"`` it reads
-  one word until that word has come, then all. This takes another trip through memory, but many waiting programs leave
-  more of the memory's bandwidth to the others.
+  one word until that word has come, then all of its words until all have come. This takes another trip through memory,
+  but programs that wait take less of the memory's bandwidth.
 - **No deadlock.** A program sends its part of a slot before it waits for that slot, and sending never blocks. All
   programs take groups of tiles and slots in the same order. The launch is cooperative, so all of its programs are on
   the chip at once and make progress.
@@ -24,8 +24,8 @@ The means to keep these promises:
   become NaN. The thread sets the abort word, which ends the launch's other waits, and the word in host memory.
 
 The mailbox is a header, then slots. The header begins with the abort word of the launch, which is 1 after a wait has
-given up. A slot has all tiles of the batch in all directions of the launch. A tile has an element for each unit of each
-row.
+given up. A slot has all tiles of all groups in all directions of the launch. A tile has an element for each unit of
+each row, also for the units beyond H.
 
 The loop that waits is PTX, because the condition of a loop in Triton is the same for all threads of a program. In PTX
 each thread leaves the loop when its words have come. Exception: if its lanes exchange sums next, a warp leaves the
@@ -48,7 +48,8 @@ HEADER = tl.constexpr(16)
 class WordLayout(Constants):
     """A description of which words of a tile a thread receives.
 
-    A row's words are cut into segments. A thread receives one word of each segment, in ROWS_PER_THREAD rows.
+    A row's words are cut into segments. A thread receives one word of each segment, in ROWS_PER_THREAD rows. Exception:
+    if PACK is more than 1, a thread receives PACK words of each segment, which may be in different rows.
     """
 
     BITS: int  # bits of an element, 16 or 32
@@ -70,7 +71,7 @@ class WordLayout(Constants):
 
     @derived
     def HAS_TAIL(self):
-        """Return whether the last segment has fewer words."""
+        """Return whether the last segment has fewer than WORDS_PER_SEGMENT words."""
         return self.WORDS_PER_ROW.value % self.WORDS_PER_SEGMENT.value != 0
 
     @derived
@@ -101,7 +102,7 @@ def elements_per_word(bits, parts):
 
 
 @triton.constexpr_function
-def words_per_slice(parts):
+def words_per_piece(parts):
     """Return the number of words of a row that a slice has in a segment: 4 words of four parts, or 8 of two parts.
 
     Four lanes hold a column of the matrix unit's right operand, and each takes one of the 4 words.
@@ -126,7 +127,7 @@ def element_offset(unit, row, ROWS: tl.constexpr, WORD_ELEMENTS: tl.constexpr):
 def word_index(word, row, ROWS: tl.constexpr, ADJACENT_WORDS: tl.constexpr):
     """Return the index, among the words of a tile, of word ``word`` of row ``row``.
 
-    ``ADJACENT_WORDS`` words of a row are adjacent. Then come those of the next row.
+    ``ADJACENT_WORDS`` words of a row are adjacent. Then the same words of the next row follow.
     """
     return (word // ADJACENT_WORDS * ROWS + row) * ADJACENT_WORDS + word % ADJACENT_WORDS
 

@@ -11,8 +11,8 @@ the compiled kernel for it.
 A word is 128 bits: a few neighbouring units of one row. It is held as four int32 parts. A segment is four words, one
 for each q. Lane [p, q] of a warp, with p = 0..7 and q = 0..3, holds
 
-- of the left operand, word q of rows p and p + 8, which are rows of W_hh;
-- of the right operand, word q of column p, which is a batch row.
+- of the left operand, word q of rows p and p + 8 of every 16 rows, which are rows of W_hh;
+- of the right operand, word q of column p of every eight columns, which are batch rows.
 
 One ``mma`` takes two of the four parts. This permutes the summed units, alike in both operands, so the sum is the same.
 
@@ -30,11 +30,11 @@ def load_tile(
     w_hh, gate: tl.constexpr, unit, word, ROWS: tl.constexpr, ROW_STEP: tl.constexpr, H: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Load a left operand: the words ``word`` of ``ROWS`` rows of one gate of W_hh, zero beyond H.
+    """Load a left operand: in each warp, the words ``word`` of ``ROWS`` rows of one gate of W_hh, zero beyond H.
 
-    A thread takes rows ``unit`` and ``unit`` + 8, then the two rows that are ``ROW_STEP`` rows further, and so on. The
-    result is a tuple by 16 rows, then by part, then by row: part 0 of the upper row, part 0 of the lower row, part 1
-    ...
+    In TF32 the elements are rounded. A thread takes rows ``unit`` and ``unit`` + 8, then the two rows that are
+    ``ROW_STEP`` rows further, and so on. The result is a tuple by 16 rows, then by part, then by row: part 0 of the
+    upper row, part 0 of the lower row, part 1 ...
     """
     WORD_ELEMENTS: tl.constexpr = 128 // w_hh.dtype.element_ty.primitive_bitwidth
     column = word * WORD_ELEMENTS
@@ -50,7 +50,10 @@ def load_tile(
 
 @triton.jit
 def _load_row(w_hh, gate: tl.constexpr, row, column, H: tl.constexpr, PRECISION: tl.constexpr):
-    """Load the four parts of the word at ``column`` of a gate's row. Elements beyond H are zero."""
+    """Load the four parts of the word at ``column`` of a gate's row, rounded in TF32.
+
+    Elements in rows or columns beyond H are zero.
+    """
     BITS: tl.constexpr = w_hh.dtype.element_ty.primitive_bitwidth
     valid_elements = tl.where(row < H, H - column, 0)
     address = w_hh + (gate * H + row) * H + column
@@ -84,7 +87,8 @@ def _load_ptx(bits, has_whole_words):
     asm = ["{ .reg .pred p, there, even; .reg .b64 low; .reg .b16 e0, e1, e2, e3, e4, e5, e6, e7;"]
     asm.append("mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;")
     if has_whole_words:
-        # One load of 128 bits. Exception: a tensor that does not begin at a multiple of 16 bytes.
+        # One load of 128 bits. Exception: a tensor that does not begin at a multiple of 16 bytes is loaded element by
+        # element.
         asm.append("setp.gt.s32 there, $5, 0; and.b64 low, $4, 15; setp.eq.b64 even, low, 0; and.pred p, even, there;")
         asm.append("@p ld.global.nc.v4.b32 {$0, $1, $2, $3}, [$4]; not.pred p, even; and.pred p, p, there;")
     for element in range(16 // size):
@@ -111,7 +115,8 @@ def weights_bytes(tiles, rows, warps):
     """Return the bytes of shared memory of ``tiles`` left operands of one segment. Every warp has ``rows`` rows of
     each.
 
-    Eight rows of a segment of 64 bytes take 512 bytes in each warp: 16 bytes for each of 32 lanes.
+    Eight rows of a segment of 64 bytes take 512 bytes in each warp: 16 bytes for each of 32 lanes. A negative number of
+    tiles counts as 0.
     """
     return max(tiles, 0) * (rows // 8) * warps * 512
 
@@ -160,7 +165,8 @@ def thread_index(WARPS: tl.constexpr):
 def store_tile(address, tile, INDEX: tl.constexpr, WARPS: tl.constexpr):
     """Store the left operand ``tile`` at index ``INDEX`` in shared memory, for `load_shared_tile` by the same thread.
 
-    ``address`` differs by 16 bytes from one thread to the next. So the words of a warp are adjacent.
+    ``address`` differs by 16 bytes from one thread to the next. So the words of a warp are adjacent. A word here is
+    four successive parts in ``tile``, which are two parts of each of two rows.
     """
     for word in tl.static_range(len(tile) // 4):
         tl.inline_asm_elementwise(
@@ -218,7 +224,8 @@ def state_offset(unit, row, ROWS: tl.constexpr, BITS: tl.constexpr):
     """Return the byte offset of an element of a state in shared memory, for `store_state`.
 
     The four words of a row's segment are adjacent, and the same segment of the next row follows. Every two rows the
-    order of the words changes. So the words that a warp writes at the same time are in different banks.
+    order of the words changes. So the words that a warp writes at the same time are in different banks. Exception: in
+    TF32 with 8 or 16 rows, every two of these words are in the same banks.
     """
     WORD_ELEMENTS: tl.constexpr = 128 // BITS
     word = unit // WORD_ELEMENTS
@@ -290,9 +297,9 @@ def make_zero_sums(UNITS: tl.constexpr, COLUMNS: tl.constexpr, WARPS: tl.constex
 def multiply(tile, words, sums, DTYPE: tl.constexpr):
     """Return ``sums`` plus the product of a left operand ``tile`` and a right operand ``words``.
 
-    ``tile`` and ``words`` have one segment. Sums are ordered by 16 rows of the left operand, then by eight columns of
-    the right operand, then as ``mma`` returns four of them. Lane [p, q] has row p in columns 2 q and 2 q + 1, then row
-    p + 8 in the same columns.
+    ``tile`` and ``words`` have one segment. Sums are ordered by group of 16 rows of ``tile``, then by group of eight
+    columns of ``words``. For each two groups a lane has the four sums of `mma`. Lane [p, q] has row p in columns 2 q
+    and 2 q + 1, then row p + 8 in the same columns.
     """
     COLUMN_GROUPS: tl.constexpr = len(words) // 4
     added = ()
@@ -380,8 +387,9 @@ def state_units(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
 def state_rows(UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr):
     """Return the batch row of each element of a state.
 
-    Lane [p, q] has columns 2 q and 2 q + 1 of each group of eight columns, and two units in both of them. So every four
-    elements begin the next group. With two rows, columns 0 to 3 (q = 0 and 1) are row 0, and the others are row 1.
+    Lane [p, q] has columns 2 q and 2 q + 1 of each group of eight columns, and two units in both of them. So after
+    every four elements the next group begins. With two rows, columns 0 to 3 (q = 0 and 1) are row 0, and columns 4 to 7
+    are row 1.
     """
     q = tl.arange(0, 4)[None, None, None, :]
     if BATCH == 2:
@@ -410,9 +418,10 @@ def sums_to_state(sums, BATCH: tl.constexpr):
 def load_pairs(
     gi, tile_offset, GATE_STRIDE: tl.constexpr, UNITS: tl.constexpr, BATCH: tl.constexpr, WARPS: tl.constexpr
 ):
-    """Load the r, z and n inputs of a state, from ``tile_offset`` elements after ``gi``.
+    """Load the r, z and n inputs of a state of 8 or 16 rows, from ``tile_offset`` elements after ``gi``.
 
-    As in `isa.load_gates`, each pair of columns is one element of the result. `pairs_to_float` converts a gate's pairs.
+    As in `isa.load_gate_inputs`, each pair of columns is one element of the result. `pairs_to_float` converts a gate's
+    pairs.
     """
     index = tl.arange(0, UNITS * BATCH // WARPS // 64)[:, None, None, None]
     unit = (index // (BATCH // 4) * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * 16 + index % 2 * 8

@@ -1,6 +1,6 @@
 """The ``grid`` scan: hidden units split over the whole chip, W_hh on chip, the state handed over in the L2.
 
-A program owns a few hidden units, for all three gates. It works on a group at a time, which is a few tiles of the
+A program owns a few hidden units, for all three gates. It works on a group at a time, which is one or two tiles of the
 batch. The algorithm of a program:
 
     load my rows of W_hh                                # once: they stay in registers, or in shared memory
@@ -15,11 +15,12 @@ batch. The algorithm of a program:
                 h = gru_update(gate inputs of t, r, z, n, h)
                 send h of my units to slot t + 1; store h in out
 
-One tile of a group is computed while the others are handed over.
+With two tiles, one is computed while the other is handed over.
 
-**Hand-over.** The mailbox, in global memory, has one slot for each hand-over. A slot is never reused. The mailbox is
-filled with -1 before the launch, and an element has come when it is not -1. With ``reset_after=False``
-(`Cut.RESET_AFTER` is false) a step has two hand-overs, so a state is in every second slot:
+**Hand-over.** The mailbox, in global memory, has a slot for the first state, and a slot for what each hand-over sends.
+A slot is never reused, and the last slot is not read. The mailbox is filled with -1 before the launch, and an element
+has come when it is not -1. With ``reset_after=False`` (`Cut.RESET_AFTER` is false) a step has two hand-overs, so a
+state is in every second slot:
 
     RESET_AFTER    h_0 | h_1 | h_2 | ...
     otherwise      h_0 | r h_0 | h_1 | r h_1 | h_2 | ...
@@ -35,9 +36,9 @@ cooperative launch puts all programs on the chip at once. If an element does not
 **Gates** are numbered 0 r, 1 z, 2 n. **Steps** are counted as in ``block``: backward from a sequence's own last time.
 
 **Products.** Hidden units are rows and batch rows are columns, as in ``block``. Each warp sums over a slice, a part of
-all units. `slices.sum_slices` then adds the warps' sums, through shared memory, to tensors [COLUMNS, UNITS]. So the
-sums come out transposed, and the state, gate inputs and masks are [COLUMNS, UNITS], too. A product is made in one of
-three ways, and W_hh is held accordingly:
+all units. Then the warps' sums are added through shared memory, to tensors [COLUMNS, UNITS] (see `slices`). So the sums
+come out transposed, and the state, gate inputs and masks are [COLUMNS, UNITS], too. Exception: by lanes, gate inputs
+have the shape that `_load_gate_inputs` describes. A product is made in one of three ways, and W_hh is held accordingly:
 
     way         when                            ``w``                                       ``w_shared``
     fragments   16 bits or TF32                 REGISTER_TILES tiles, in registers          address of the others
@@ -51,8 +52,8 @@ three ways, and W_hh is held accordingly:
 **Masks.** They are [COLUMNS, UNITS] or broadcast to it.
 
 - ``unit_live``: the unit is below H. The last program may own units beyond H.
-- ``is_sent``: the column has a row in gi and in the mailbox. In products the other columns repeat the last row
-  (``row``). Their results are never sent or stored.
+- ``has_row``: the column has a row in gi and in the mailbox. In products the other columns repeat some row. Their
+  results are never sent or stored.
 - ``live``: the unit is below H, and the row is in the batch. Only these elements exist in hx, carry and h_n.
 - ``is_active``: an element is live, and the row's sequence has the step. Only these elements are stored in out. A row
   whose sequence has ended keeps its state.
@@ -75,9 +76,9 @@ class Cut(CommonConstants):
     `CallConstants`: LAYOUT, REVERSE, HAS_BIAS, HAS_HX and HAS_RESETS.
 
     Sizes nest like this. A slot of the mailbox has tiles of the batch. A tile has ROWS rows of PADDED_H elements. An
-    element is one unit of one row. A row is cut into SEGMENTS segments, and a segment into SLICES pieces of SLICE_DEPTH
-    elements. Each warp takes one piece of every segment, and these pieces are its slice. A piece is cut into words of
-    WORD_ELEMENTS elements.
+    element is one unit of one row. A row is cut into SEGMENTS segments, and a segment into SLICES pieces of
+    PIECE_ELEMENTS elements. Each warp takes one piece of every segment, and these pieces are its slice. A piece is cut
+    into words of WORD_ELEMENTS elements. Exception: by lanes the segments of WORD_LAYOUT are used, which `lanes` cuts.
 
     A word (64 bits in fp32 ieee, otherwise 128) is received by one load. It has two or four parts of 32 bits.
     WORD_LAYOUT says which words of a segment a thread receives.
@@ -120,7 +121,7 @@ class Cut(CommonConstants):
 
     @derived
     def STORING_THREADS(self):
-        """Return how many threads store an element of a program's part of a tile, or 0 if no thread has a copy."""
+        """Return how many threads store a program's part of a tile, one element each, or 0 if all threads store."""
         return isa.count_storing_threads(self.UNITS.value * self.COLUMNS.value, self.SLICES.value)
 
     @derived
@@ -129,14 +130,14 @@ class Cut(CommonConstants):
         return exchange.elements_per_word(self.BITS.value, self.WORD_LAYOUT.value.PARTS.value)
 
     @derived
-    def SLICE_DEPTH(self):
-        """Return the number of units that a slice has in one segment. Not used by lanes."""
-        return exchange.words_per_slice(self.WORD_LAYOUT.value.PARTS.value) * self.WORD_ELEMENTS.value
+    def PIECE_ELEMENTS(self):
+        """Return the number of elements in a piece: the units that a slice has in one segment. Not used by lanes."""
+        return exchange.words_per_piece(self.WORD_LAYOUT.value.PARTS.value) * self.WORD_ELEMENTS.value
 
     @derived
     def SEGMENTS(self):
         """Return the number of segments of a row. Not used by lanes. All slices sum over one segment at a time."""
-        return -(-self.PADDED_H.value // (self.SLICES.value * self.SLICE_DEPTH.value))
+        return -(-self.PADDED_H.value // (self.SLICES.value * self.PIECE_ELEMENTS.value))
 
     @derived
     def WORD_LAYOUT(self):
@@ -149,15 +150,15 @@ class Cut(CommonConstants):
         }  # fmt: skip
         if self.BY_LANES.value:
             return lanes.make_word_layout(self, **tile_fields)
-        if self.IN_FRAGMENTS.value:  # a thread has one of the 4 words of its warp, in rows i and i + 8
+        if self.IN_FRAGMENTS.value:  # in each segment a thread has one of the 4 words of its warp, in rows i and i + 8
             return exchange.WordLayout(
                 WORDS_PER_SEGMENT=4 * warps, ROWS_PER_THREAD=-(-rows // 8), THREAD_ROW_STEP=8, **tile_fields
             )
-        # tl.dot: a warp has 8 words in each of COLUMNS rows, for 32 lanes. So a lane has PACK of these words.
-        words_per_slice = exchange.words_per_slice(parts)
+        # tl.dot: in each segment a warp has 8 words in each of COLUMNS rows, for 32 lanes. So a lane has PACK of them.
+        words_per_piece = exchange.words_per_piece(parts)
         return exchange.WordLayout(
-            WORDS_PER_SEGMENT=words_per_slice * warps,
-            PACK=-(-words_per_slice * self.COLUMNS.value // 32),
+            WORDS_PER_SEGMENT=words_per_piece * warps,
+            PACK=-(-words_per_piece * self.COLUMNS.value // 32),
             **tile_fields,
         )
 
@@ -168,7 +169,7 @@ class Cut(CommonConstants):
 
     @derived
     def GATE_TENSORS(self):
-        """Return the number of tensors that `_load_gates` returns for a tile."""
+        """Return the number of tensors that `_load_gate_inputs` returns for a tile."""
         if not self.BY_LANES.value:
             return 3
         loads = (3,) if self.RESET_AFTER.value else (2, 1)  # gates that are loaded together
@@ -180,7 +181,7 @@ class Cut(CommonConstants):
 @reserve.add_shared_memory  # to each launch: the bytes that `fragments.shared_address` asks for
 @triton.jit(
     do_not_specialize=[
-        "steps", "start", "total", "copies", "first_direction", "directions", "layer_row", "batch", "out_t",
+        "steps", "start", "total", "copies", "first_direction", "directions", "first_state", "batch", "out_t",
         "out_b", "hx_l", "hx_b",
     ],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
@@ -189,12 +190,13 @@ def grid_scan(
     gi,  # gate inputs [all directions, steps, batch tiles, 3, ROWS, PROGRAMS * UNITS], see projection. Steps are in the
     # order of the scan
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER
-    w_hh_back,  # [3 * H, H] of the backward direction
-    b_hh_back,  # [3 * H] of the backward direction
+    b_hh,  # [3 * H]; only b_hn is read, and only if RESET_AFTER. gi includes the other biases
+    w_hh_back,  # [3 * H, H] of direction 1, or w_hh again if there is one direction
+    b_hh_back,  # [3 * H] of direction 1, or b_hh again
     hx,  # [layers * directions, batch, H] through strides: the state before the first step
     carry_in,  # fp32 [layers * directions, batch, H]: the state after the launch before this one
-    carry_out,  # like carry_in, for the next launch. Another thread than the one that loads an element may store it
+    carry_out,  # like carry_in, for the next launch. Another thread than the one that loads an element may store it, so
+    # one tensor for both would be a race
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
@@ -207,13 +209,13 @@ def grid_scan(
     start,  # first step of this launch
     total,  # time steps of the input, made by all launches
     copies,  # The PROGRAMS of a direction are launched ``copies`` times. Copy c has groups c, c + copies, and so on
-    first_direction,  # first direction of this launch: 0 forward, 1 backward
+    first_direction,  # first direction of this launch: 0 or 1
     directions,  # directions of this launch
-    layer_row,  # the layer's first row of hx, carry and h_n: layer * directions of the layer
+    first_state,  # index of the layer's first state in hx, carry and h_n: layer * directions of the layer
     batch,  # batch rows of the call
     out_t,  # elements of out from a time to the next. Packed: from a row to the next
     out_b,  # elements of out from a batch row to the next
-    hx_l,  # elements of hx from a row of a layer and direction to the next
+    hx_l,  # elements of hx from a state (of a layer and direction) to the next
     hx_b,  # elements of hx from a batch row to the next
     cut: tl.constexpr,  # a `Cut`
     call: tl.constexpr,  # a `constants.CallConstants`
@@ -241,8 +243,10 @@ def grid_scan(
     # - ``direction_mailbox`` points to my direction's part of slot 0.
     # - ``slot_elements`` leads from a slot to the next.
     # - ``mailbox_offset`` is the offset of each of my elements in a tile of a slot.
-    #   In a tile, word w of all rows is adjacent, then word w + 1. By lanes, the UNITS units of a row are adjacent.
-    # - ``row`` is the row of each column in tiles of gi and of slots. Columns from ROWS on get the last row.
+    #   A tile has word 0 of every row, then word 1 of every row, and so on. By lanes it has, for each program, the
+    #   program's UNITS units of row 0, then of row 1, and so on.
+    # - ``row`` is the row of each column in tiles of gi and of slots. Columns from ROWS on get the last row, only to
+    #   keep addresses in bounds.
     # - ``gi_offset`` is the offset of each of my elements in a gate's tile of gi, from ``gi``.
     batch_tiles = tl.cdiv(batch, cut.COLUMNS)
     groups = tl.cdiv(batch_tiles, cut.BATCH_TILES)
@@ -255,7 +259,7 @@ def grid_scan(
         mailbox_offset = lanes.element_offset(first_unit + unit, row, cut)
     else:
         mailbox_offset = exchange.element_offset(first_unit + unit, row, cut.ROWS, cut.WORD_ELEMENTS)
-    is_sent = column < cut.ROWS
+    has_row = column < cut.ROWS
     # Other tensors:
     # - ``gi`` points to my units at step ``start``, and ``gi_step`` leads from a step to the next.
     # - ``out`` has the part of the address of my units that all rows share, at step ``start``. `sequences.row_offset`
@@ -264,25 +268,25 @@ def grid_scan(
     #   time.
     # - ``hx`` points to my units in row 0 of the batch.
     # - ``state_offset`` is the offset of my units in row 0 of the batch, in carry and h_n.
-    # - ``element_offset`` is the offset of each of my elements in carry and h_n, from my units in a tile's first row.
-    element_offset = column * cut.H + unit
+    # - ``carry_offset`` is the offset of each of my elements in carry and h_n, from my units in a tile's first row.
+    carry_offset = column * cut.H + unit
     gi_step = tl.cast(batch_tiles, tl.int64) * (3 * cut.TILE_ELEMENTS)
     gi += tl.cast(direction, tl.int64) * steps * gi_step + first_unit
     out += direction * cut.H + first_unit
     out_step = sequences.step_stride(backward, out_t, call.LAYOUT)
     out += start.to(tl.int64) * out_step
-    layer_row += tl.cast(direction, tl.int64)
-    hx += layer_row * hx_l + first_unit
-    state_offset = layer_row * batch * cut.H + first_unit
+    first_state += tl.cast(direction, tl.int64)
+    hx += first_state * hx_l + first_unit
+    state_offset = first_state * batch * cut.H + first_unit
     is_last_launch = start + steps == total
     for group in tl.range(tl.program_id(0) // cut.PROGRAMS % copies, groups, copies):
         first_tile = group * cut.BATCH_TILES
         # ``slot`` points to the group's part of the slot to receive from: slot 0, which gets h_0 here.
         slot = direction_mailbox + tl.cast(first_tile, tl.int64) * cut.TILE_ELEMENTS
-        # The tuples below have an entry for each tile of the group. Exception: ``gates_ahead`` has GATE_TENSORS entries
-        # for each tile.
+        # The tuples below have an entry for each tile of the group. Exception: ``inputs_ahead`` has GATE_TENSORS
+        # entries for each tile.
         h = ()
-        gates_ahead = ()
+        inputs_ahead = ()
         length = ()
         out_row_offsets = ()
         group_end = 0
@@ -290,7 +294,7 @@ def grid_scan(
             first_row = (first_tile + i) * cut.COLUMNS
             live = unit_live & (first_row + column < batch)
             from_carry = carry_in + state_offset + tl.cast(first_row, tl.int64) * cut.H
-            h_i = tl.load(from_carry + element_offset, mask=live & (start != 0), other=0.0)
+            h_i = tl.load(from_carry + carry_offset, mask=live & (start != 0), other=0.0)
             if call.HAS_HX:
                 from_hx = hx + tl.cast(first_row, tl.int64) * hx_b + column.to(tl.int64) * hx_b
                 h_i += tl.load(from_hx + unit, mask=live & (start == 0), other=0.0).to(tl.float32)
@@ -298,37 +302,37 @@ def grid_scan(
             length = length + (length_i,)
             group_end = tl.maximum(group_end, sequences.max_length(length_i, total, call.LAYOUT))
             if call.HAS_RESETS:
-                # A state is reset before it is sent. So a step's resets are looked up in the step before. Those of the
-                # first step are looked up here.
+                # A reset sets a state to zero before it is sent. So a step's resets are looked up in the step before.
+                # Resets of the first step are looked up here.
                 forget_first = sequences.is_reset(resets, start, length_i, first_row + column, batch, total)
                 h_i = tl.where(forget_first, 0.0, h_i)
             h = h + (h_i,)
             out_row_offsets = out_row_offsets + (
                 sequences.row_offset(length_i, column, backward, out_t, out_b, call.LAYOUT) + unit,
             )
-            _send(slot + mailbox_offset, h_i, is_sent, i, cut)
+            _send(slot + mailbox_offset, h_i, has_row, i, cut)
             # A group's tiles beyond the batch read the gate inputs of the batch's last tile.
             tile = tl.minimum(first_tile + i, batch_tiles - 1)
-            gates_ahead = gates_ahead + _load_gates(
-                gi + tl.cast(tile, tl.int64) * (3 * cut.TILE_ELEMENTS), gi_offset, is_sent, cut
+            inputs_ahead = inputs_ahead + _load_gate_inputs(
+                gi + tl.cast(tile, tl.int64) * (3 * cut.TILE_ELEMENTS), gi_offset, has_row, cut
             )
         # A group stops at the end of its longest sequence.
         group_steps = steps if call.LAYOUT == "dense" else tl.minimum(steps, group_end - start)
         if cut.BY_LANES and call.LAYOUT != "dense":
-            # The loop exchanges lanes, so the assembler must know that all lanes make the same number of steps.
+            # Lanes exchange values in the loop, so the assembler must know that all lanes make equally many steps.
             group_steps = isa.mark_warp_uniform(group_steps)
         next_gi = gi
         for t in tl.range(0, group_steps):
-            gates_now = gates_ahead
-            gates_ahead = ()
+            inputs_now = inputs_ahead
+            inputs_ahead = ()
             h_after = ()
             forget_next = ()
             # Load the gate inputs of the next step, or those of the last step again.
             next_gi += tl.where(t + 1 < steps, gi_step, 0)
             for i in tl.static_range(cut.BATCH_TILES):
                 tile = tl.minimum(first_tile + i, batch_tiles - 1)
-                gates_ahead = gates_ahead + _load_gates(
-                    next_gi + tl.cast(tile, tl.int64) * (3 * cut.TILE_ELEMENTS), gi_offset, is_sent, cut
+                inputs_ahead = inputs_ahead + _load_gate_inputs(
+                    next_gi + tl.cast(tile, tl.int64) * (3 * cut.TILE_ELEMENTS), gi_offset, has_row, cut
                 )
                 if call.HAS_RESETS:
                     tile_row = (first_tile + i) * cut.COLUMNS + column
@@ -343,13 +347,13 @@ def grid_scan(
             if not cut.RESET_AFTER:  # receive h_t, send r h
                 for i in tl.static_range(cut.BATCH_TILES):
                     x = _receive(slot, i, mailbox, watch, cut)
-                    r_h, z_i = _make_reset_state(
-                        w, w_shared, x, gates_now[cut.GATE_TENSORS * i : cut.GATE_TENSORS * (i + 1)], h[i], cut
+                    r_h, z_i = _make_r_h_and_z(
+                        w, w_shared, x, inputs_now[cut.GATE_TENSORS * i : cut.GATE_TENSORS * (i + 1)], h[i], cut
                     )
                     if cut.PADDED_H != cut.H:
                         r_h = tl.where(unit_live, r_h, 0.0)  # units beyond H, see h_i below
-                    _send(slot + slot_elements + mailbox_offset, r_h, is_sent, i, cut)
-                    # Make z's products while r h is on its way. In fp32 ieee `_make_reset_state` has made them.
+                    _send(slot + slot_elements + mailbox_offset, r_h, has_row, i, cut)
+                    # Make z's products while r h is on its way. In fp32 ieee `_make_r_h_and_z` has made them.
                     if not cut.IS_IEEE:
                         (z_i,) = _products_of_slices(w, w_shared, x, FIRST=1, END=2, cut=cut)
                         z_i = fragments.compute_sums_before_wait(z_i)
@@ -370,7 +374,7 @@ def grid_scan(
                 x = _receive(slot, i, mailbox, watch, cut)
                 z_i = () if cut.RESET_AFTER else z[i]
                 h_i = _make_next_state(
-                    w, w_shared, x, z_i, gates_now[cut.GATE_TENSORS * i : cut.GATE_TENSORS * (i + 1)], b_n, h[i], cut
+                    w, w_shared, x, z_i, inputs_now[cut.GATE_TENSORS * i : cut.GATE_TENSORS * (i + 1)], b_n, h[i], cut
                 )
                 if call.LAYOUT != "dense":
                     h_i = tl.where(is_active, h_i, h[i])
@@ -381,7 +385,7 @@ def grid_scan(
                 sent_h = h_i
                 if call.HAS_RESETS:
                     sent_h = tl.where(forget_next[i], 0.0, h_i)
-                _send(slot + slot_elements + mailbox_offset, sent_h, is_sent, i, cut)
+                _send(slot + slot_elements + mailbox_offset, sent_h, has_row, i, cut)
                 isa.store(out + out_offset, h_i.to(cut.DTYPE), is_active, cut.STORING_THREADS)
                 h_after = h_after + (sent_h,)
             h = h_after
@@ -392,8 +396,8 @@ def grid_scan(
             first_row = (first_tile + i) * cut.COLUMNS
             live = unit_live & (first_row + column < batch)
             tile_offset = state_offset + tl.cast(first_row, tl.int64) * cut.H
-            tl.store(carry_out + tile_offset + element_offset, h[i], mask=live & (is_last_launch == 0))
-            tl.store(h_n + tile_offset + element_offset, h[i].to(cut.DTYPE), mask=live & (is_last_launch != 0))
+            tl.store(carry_out + tile_offset + carry_offset, h[i], mask=live & (is_last_launch == 0))
+            tl.store(h_n + tile_offset + carry_offset, h[i].to(cut.DTYPE), mask=live & (is_last_launch != 0))
 
 
 @triton.jit
@@ -403,7 +407,7 @@ def _load_weights(w_hh, first_unit, cut: tl.constexpr):
     A weight tile is the rows of one gate in the columns of one segment. The weight tile of gate g and segment c has the
     index 3 * c + g. With fragments, ``w`` has the tiles with indices below REGISTER_TILES, each a tuple of int32 parts
     of words. The other tiles are in shared memory, at each thread's address ``w_shared``. For ``tl.dot``, ``w`` has
-    3 * SEGMENTS tensors [SLICES, UNITS, SLICE_DEPTH].
+    3 * SEGMENTS tensors [SLICES, UNITS, PIECE_ELEMENTS].
     """
     w = ()
     w_shared = 0
@@ -436,39 +440,40 @@ def _load_fragment_tile(w_hh, index: tl.constexpr, first_unit, cut: tl.constexpr
 
 @triton.jit
 def _load_tile(w_hh, gate: tl.constexpr, first_unit, segment: tl.constexpr, cut: tl.constexpr):
-    """Return a weight tile [SLICES, UNITS, SLICE_DEPTH] for ``tl.dot``: a gate's rows in a segment, zero beyond H."""
+    """Return a weight tile for ``tl.dot``, [SLICES, UNITS, PIECE_ELEMENTS]: a gate's rows in a segment, 0 beyond H."""
     unit = first_unit + tl.arange(0, cut.UNITS)[None, :, None]
     piece = segment * cut.SLICES + tl.arange(0, cut.SLICES)[:, None, None]  # of all pieces of a row
-    k = piece * cut.SLICE_DEPTH + tl.arange(0, cut.SLICE_DEPTH)[None, None, :]
+    k = piece * cut.PIECE_ELEMENTS + tl.arange(0, cut.PIECE_ELEMENTS)[None, None, :]
     pointers = w_hh + (gate * cut.H + unit) * cut.H + k
-    if cut.H % cut.UNITS == 0 and (segment + 1) * cut.SLICES * cut.SLICE_DEPTH <= cut.H:
+    if cut.H % cut.UNITS == 0 and (segment + 1) * cut.SLICES * cut.PIECE_ELEMENTS <= cut.H:
         return tl.load(pointers)
     else:
         return tl.load(pointers, mask=(unit < cut.H) & (k < cut.H), other=0.0)
 
 
 @triton.jit
-def _load_gates(gi, gi_offset, is_sent, cut: tl.constexpr):
+def _load_gate_inputs(gi, gi_offset, has_row, cut: tl.constexpr):
     """Return the inputs of r, z and n of my units from the tile at ``gi``, a tuple of GATE_TENSORS tensors.
 
-    Each tensor is [COLUMNS, UNITS], and columns that are not ``is_sent`` are zero.
+    Each tensor is [COLUMNS, UNITS], and columns that are not ``has_row`` are zero.
 
     By lanes each tensor is [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE], one value for each thread. A thread has
-    the inputs of the sums that it will keep. With ``reset_after=False`` the first R_Z_TENSORS tensors are r's and z's.
+    the inputs of the sums that it keeps after the lanes have exchanged sums (see `lanes`). With ``reset_after=False``
+    the first R_Z_TENSORS tensors are r's and z's.
     """
     if cut.BY_LANES and cut.RESET_AFTER:
-        return lanes.load_gates(gi, FIRST=0, END=3, cut=cut)
+        return lanes.load_gate_inputs(gi, FIRST=0, END=3, cut=cut)
     elif cut.BY_LANES:
-        r_z_gates = lanes.load_gates(gi, FIRST=0, END=2, cut=cut)
-        return r_z_gates + lanes.load_gates(gi, FIRST=2, END=3, cut=cut)
+        r_z_gates = lanes.load_gate_inputs(gi, FIRST=0, END=2, cut=cut)
+        return r_z_gates + lanes.load_gate_inputs(gi, FIRST=2, END=3, cut=cut)
     elif cut.ROWS == cut.COLUMNS:
         gi += gi_offset
         return tl.load(gi), tl.load(gi + cut.TILE_ELEMENTS), tl.load(gi + 2 * cut.TILE_ELEMENTS)
     else:
         gi += gi_offset
         return (
-            tl.load(gi, mask=is_sent, other=0.0), tl.load(gi + cut.TILE_ELEMENTS, mask=is_sent, other=0.0),
-            tl.load(gi + 2 * cut.TILE_ELEMENTS, mask=is_sent, other=0.0),
+            tl.load(gi, mask=has_row, other=0.0), tl.load(gi + cut.TILE_ELEMENTS, mask=has_row, other=0.0),
+            tl.load(gi + 2 * cut.TILE_ELEMENTS, mask=has_row, other=0.0),
         )  # fmt: skip
 
 
@@ -485,7 +490,7 @@ def _receive(slot, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
     The result is a tuple of int32 parts of words. Its entries are ordered, outermost first:
 
     - fragments: by segment, group of eight columns and part. Each tensor is [SLICES, 8, 4].
-    - lanes: by segment, row and part. Each tensor is [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE].
+    - lanes: by segment of WORD_LAYOUT, row and part. Each tensor is [SLICES, LANES_PER_SLICE, 32 // LANES_PER_SLICE].
     - ``tl.dot``: by segment and part. Each tensor is [SLICES, words, COLUMNS].
 
     The abort word of the launch is the first word of the mailbox.
@@ -507,15 +512,15 @@ def _receive(slot, tile: tl.constexpr, mailbox, watch, cut: tl.constexpr):
             x = repeated
         return x
     else:
-        SLICE_WORDS: tl.constexpr = exchange.words_per_slice(cut.WORD_LAYOUT.PARTS)
+        PIECE_WORDS: tl.constexpr = exchange.words_per_piece(cut.WORD_LAYOUT.PARTS)
         row = tl.minimum(tl.arange(0, cut.COLUMNS)[None, None, :], cut.ROWS - 1)
-        word = tl.arange(0, cut.SLICES)[:, None, None] * SLICE_WORDS + tl.arange(0, SLICE_WORDS)[None, :, None]
+        word = tl.arange(0, cut.SLICES)[:, None, None] * PIECE_WORDS + tl.arange(0, PIECE_WORDS)[None, :, None]
         return exchange.receive(slot, tile * cut.TILE_ELEMENTS, mailbox, watch, word, row, cut.WORD_LAYOUT)
 
 
 @triton.jit
-def _make_reset_state(w, w_shared, x, gates, h, cut: tl.constexpr):
-    """Return r h, from the state ``x``, and what this call computes of z:
+def _make_r_h_and_z(w, w_shared, x, gate_inputs, h, cut: tl.constexpr):
+    """Return r h, from the state ``x`` before the step, and what this call computes of z:
 
     - fragments: (). The caller makes z's sums after it has sent r h.
     - lanes: z before its sigmoid, [ROWS, UNITS], gate inputs included.
@@ -525,44 +530,48 @@ def _make_reset_state(w, w_shared, x, gates, h, cut: tl.constexpr):
     so the compiler drops the addition. It may not drop x + 0.0, because -0.0 + 0.0 is 0.0.
     """
     if cut.BY_LANES:
-        r, z = lanes.make_products(w, x, gates[: cut.R_Z_TENSORS], FIRST=0, END=2, cut=cut)
-        return isa.reset_state(r, -0.0, h, cut.DTYPE), z
+        r_in, z_in = lanes.make_products(w, x, gate_inputs[: cut.R_Z_TENSORS], FIRST=0, END=2, cut=cut)
+        return isa.make_r_h(r_in, -0.0, h, cut.DTYPE), z_in
     elif cut.IS_IEEE:
         # Make z's products together with r's. The right operand takes many registers, and is not kept for later.
         # Without `isa.compute_before_wait` LLVM sinks z's products below the wait for r h: 178 spills at H = 600
         # (perf/NOTES.md).
-        r, z = _products_of_slices(w, w_shared, x, FIRST=0, END=2, cut=cut)
-        z = isa.compute_before_wait(z)
-        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=False)
-        return isa.reset_state(gates[0], r, h, cut.DTYPE), z
+        slices_r, slices_z = _products_of_slices(w, w_shared, x, FIRST=0, END=2, cut=cut)
+        slices_z = isa.compute_before_wait(slices_z)
+        (a_r,) = slices.sum_slices((slices_r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=False)
+        return isa.make_r_h(gate_inputs[0], a_r, h, cut.DTYPE), slices_z
     else:
-        (r,) = _products_of_slices(w, w_shared, x, FIRST=0, END=1, cut=cut)
-        (r,) = slices.sum_slices((r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=True)
-        return isa.reset_state(gates[0], r, h, cut.DTYPE), ()
+        (slices_r,) = _products_of_slices(w, w_shared, x, FIRST=0, END=1, cut=cut)
+        (a_r,) = slices.sum_slices((slices_r,), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=True)
+        return isa.make_r_h(gate_inputs[0], a_r, h, cut.DTYPE), ()
 
 
 @triton.jit
-def _make_next_state(w, w_shared, x, z, gates, b_n, h, cut: tl.constexpr):
+def _make_next_state(w, w_shared, x, made_z, gate_inputs, b_n, h, cut: tl.constexpr):
     """Return the state after the step, [COLUMNS, UNITS].
 
-    With RESET_AFTER, ``x`` is the state before the step, and ``z`` is (). Otherwise ``x`` is r h, and ``z`` is z before
-    its sigmoid (lanes) or z's sums of each slice. For ``-0.0`` see `_make_reset_state`.
+    With RESET_AFTER, ``x`` is the state before the step, and ``made_z`` is (). Otherwise ``x`` is r h, and ``made_z``
+    is z before its sigmoid (lanes) or z's sums of each slice. For ``-0.0`` see `_make_r_h_and_z`.
     """
-    # Products by lanes include the inputs of r and z. n's inputs are separate, because r multiplies n's product only.
+    # In the code, ``a_r`` has the sums of r, and ``r_in`` has these sums with r's gate inputs added, as lanes add them.
+    # n's inputs are separate, because r multiplies n's product only. With reset_after=False they are separate only to
+    # keep the same form.
     if cut.BY_LANES and cut.RESET_AFTER:
-        r, z, n, g_n = lanes.make_products(w, x, gates, FIRST=0, END=3, cut=cut)
-        return isa.gru_update(r, z, g_n, -0.0, -0.0, n + b_n, h, cut.DTYPE)
+        r_in, z_in, a_n, g_n = lanes.make_products(w, x, gate_inputs, FIRST=0, END=3, cut=cut)
+        return isa.gru_update(r_in, z_in, g_n, -0.0, -0.0, a_n + b_n, h, cut.DTYPE)
     elif cut.BY_LANES:
-        n, g_n = lanes.make_products(w, x, gates[cut.R_Z_TENSORS :], FIRST=2, END=3, cut=cut)
-        return isa.next_state(z, g_n, -0.0, n, h, cut.DTYPE)
+        a_n, g_n = lanes.make_products(w, x, gate_inputs[cut.R_Z_TENSORS :], FIRST=2, END=3, cut=cut)
+        return isa.next_state(made_z, g_n, -0.0, a_n, h, cut.DTYPE)
     elif cut.RESET_AFTER:
-        r, z, n = _products_of_slices(w, w_shared, x, FIRST=0, END=3, cut=cut)
-        r, z, n = slices.sum_slices((r, z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS)
-        return isa.gru_update(gates[0], gates[1], gates[2], r, z, n + b_n, h, cut.DTYPE)
+        of_slices = _products_of_slices(w, w_shared, x, FIRST=0, END=3, cut=cut)
+        a_r, a_z, a_n = slices.sum_slices(of_slices, cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS)
+        return isa.gru_update(gate_inputs[0], gate_inputs[1], gate_inputs[2], a_r, a_z, a_n + b_n, h, cut.DTYPE)
     else:
-        (n,) = _products_of_slices(w, w_shared, x, FIRST=2, END=3, cut=cut)
-        z, n = slices.sum_slices((z, n), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS)
-        return isa.next_state(gates[1], gates[2], z, n, h, cut.DTYPE)
+        (slices_n,) = _products_of_slices(w, w_shared, x, FIRST=2, END=3, cut=cut)
+        a_z, a_n = slices.sum_slices(
+            (made_z, slices_n), cut.SLICES, cut.UNITS, cut.COLUMNS, IN_FRAGMENTS=cut.IN_FRAGMENTS
+        )
+        return isa.next_state(gate_inputs[1], gate_inputs[2], a_z, a_n, h, cut.DTYPE)
 
 
 @triton.jit
@@ -600,7 +609,10 @@ def _products_of_slices(w, w_shared, x, FIRST: tl.constexpr, END: tl.constexpr, 
 
 @triton.jit
 def _words_to_elements(words):
-    """Return a segment's words, two parts [SLICES, words, COLUMNS], as fp32 elements [SLICES, SLICE_DEPTH, COLUMNS]."""
+    """Return the words of a segment as fp32 elements [SLICES, PIECE_ELEMENTS, COLUMNS].
+
+    ``words`` has two parts, each [SLICES, words of a piece, COLUMNS].
+    """
     SLICES: tl.constexpr = words[0].shape[0]
     WORDS: tl.constexpr = words[0].shape[1]
     COLUMNS: tl.constexpr = words[0].shape[2]

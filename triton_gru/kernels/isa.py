@@ -80,11 +80,12 @@ def _load_where_ptx(bits, is_constant):
 
 
 @triton.jit
-def load_gates(gi, tile_offset, GATE_STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Load the r, z and n inputs of one tile [ROWS, COLS], columns contiguous, gates ``GATE_STRIDE`` elements apart.
+def load_gate_inputs(gi, tile_offset, GATE_STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Load the r, z and n inputs of one tile [ROWS, COLS], stored row by row, gates ``GATE_STRIDE`` elements apart.
 
-    Each pair of columns stays one integer, so that a prefetched tile takes as few registers as possible.
-    `gates_to_float` converts a gate's tile to fp32. ``GATE_STRIDE`` and ``tile_offset`` are even.
+    The three results are [ROWS, COLS // 2]. Each pair of columns stays one integer, so that a prefetched tile takes as
+    few registers as possible. `gate_inputs_to_float` converts a gate's tile to fp32. ``GATE_STRIDE`` and
+    ``tile_offset`` are even.
     """
     row = tl.arange(0, ROWS)[:, None]
     return load_pairs(gi, tile_offset // 2 + row * (COLS // 2) + tl.arange(0, COLS // 2)[None, :], GATE_STRIDE)
@@ -101,8 +102,8 @@ def load_pairs(gi, pair_index, GATE_STRIDE: tl.constexpr):
 
 
 @triton.jit
-def gates_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return the pairs that `load_gates` returned for one gate as fp32 [ROWS, COLS]."""
+def gate_inputs_to_float(raw, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Return the pairs that `load_gate_inputs` returned for one gate as fp32 [ROWS, COLS]."""
     low, high = split_pair(raw, DTYPE)
     return tl.reshape(tl.join(low, high), (ROWS, COLS))
 
@@ -127,7 +128,7 @@ def split_pair(raw, DTYPE: tl.constexpr):
 
 @triton.constexpr_function
 def count_storing_threads(elements, warps):
-    """Return how many threads store an element of a tile, or 0 if no thread has a copy of another thread's element.
+    """Return how many threads of a program store a tile of ``elements`` elements, one each, or 0 if all threads store.
 
     If a tile has fewer elements than the program has threads, the threads after the last element hold copies. Then only
     the first ``elements`` threads store.
@@ -222,7 +223,7 @@ def operand(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
     """Return fp32 ``x``, rounded, as an operand of ``tl.dot`` whose layout does not depend on the origin of ``x``."""
     x = round_operand(x, DTYPE, PRECISION)
     # An identity that the compiler cannot see through. Without it the compiler derives the operand's layout from the
-    # join in gates_to_float. The loop's layout then differs from the peeled step's, and W_hh is held in both.
+    # join in gate_inputs_to_float. The loop's layout then differs from the peeled step's, and W_hh is held in both.
     PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK)
 
@@ -291,7 +292,7 @@ def mark_warp_uniform(x):
 
 @triton.jit
 def compute_before_wait(x):
-    """Force fp32 ``x`` to be computed before the following wait, and return it.
+    """Force fp32 ``x`` to be computed before the following wait or barrier, and return it.
 
     Otherwise the compiler may sink the computation below the wait, and keep its operands in registers across the wait.
     """
@@ -313,14 +314,14 @@ def gru_update(g_r, g_z, g_n, a_r, a_z, a_n, h, DTYPE: tl.constexpr):
 
 @triton.jit
 def next_state(g_z, g_n, a_z, a_n, h, DTYPE: tl.constexpr):
-    """Return the next state as `gru_update` does, from an ``a_n`` that includes r: r W_hn h, or W_hn (r h)."""
+    """Return the next state as `gru_update` does, from an ``a_n`` that includes r: r (W_hn h + b_hn), or W_hn (r h)."""
     z = sigmoid(g_z.to(tl.float32) + a_z, DTYPE)
     n = tanh(g_n.to(tl.float32) + a_n, DTYPE)
     return n + z * (h - n)
 
 
 @triton.jit
-def reset_state(g_r, a_r, h, DTYPE: tl.constexpr):
+def make_r_h(g_r, a_r, h, DTYPE: tl.constexpr):
     """Return r h, the right operand of W_hn in the GRU of Cho et al. 2014 (arXiv:1406.1078v3)."""
     return sigmoid(g_r.to(tl.float32) + a_r, DTYPE) * h
 
@@ -364,14 +365,17 @@ def _reciprocal(x):
 
 @triton.jit
 def wait_words(pointer, tail, abort, watch, OFFSET: tl.constexpr, layout: tl.constexpr):
-    """Wait until all words of a thread have arrived, and return them: one int32 tensor for each part of each word.
+    """Wait until all words of a thread have arrived, and return the words as int32 tensors.
+
+    There is one tensor for each segment, row of the thread, and part. If ``layout.PACK`` is more than 1, a thread has
+    a part of this number of words in each tensor.
 
     ``layout``, an `exchange.WordLayout`, says which words these are. They begin ``OFFSET`` words after ``pointer``. If
     the last segment is incomplete, its words begin ``OFFSET`` words after ``tail``. An element of -1 has not arrived.
 
-    No wait is endless. In every 64th round a thread reads the ``abort`` word and gives up if it is 1. A thread also
-    gives up ``watch[0]`` nanoseconds after its 64th round. Then it sets the abort word, and the host's word at address
-    ``watch[1]``. After giving up, each part is a NaN.
+    No wait is endless. In every 64th round a thread reads the ``abort`` word and gives up if it is 1. In these rounds
+    it also gives up if ``watch[0]`` nanoseconds have passed since its 64th round. Then it sets the abort word, and the
+    host's word at address ``watch[1]``. After giving up, all parts consist of NaNs, also those that had arrived.
     """
     return tl.inline_asm_elementwise(
         _wait_ptx(layout, OFFSET, _capability()),

@@ -5,9 +5,10 @@ the units of the slice. The other dimension of the warp has ACROSS = 32 // LANES
 rows of W_hh.
 
 A thread multiplies its elements of W_hh by the elements of the state that it has itself received. It computes only
-batch rows that exist. Then pairs of lanes exchange sums: of every two sums each lane keeps one and gives the other one
-to its partner. Each lane adds what it received to what it kept. After log2(LANES_PER_SLICE) exchanges every sum is in
-one lane. Last, the slices of all warps are added through shared memory.
+ROWS batch rows, not the eight columns of the matrix unit. ROWS is 1, 2 or 4. Then pairs of lanes exchange sums: of
+every two sums each lane keeps one and gives the other one to its partner. Each lane adds what it received to what it
+kept. After log2(LANES_PER_SLICE) exchanges every sum is in one lane. Last, the slices of all warps are added through
+shared memory.
 
 Values are tuples of tensors [SLICES, LANES_PER_SLICE, ACROSS], one value for each thread. This order, warps and then
 lanes, is Triton's default layout of these tensors. ``cut`` is `grid.Cut`.
@@ -62,7 +63,10 @@ def thread_word_index(cut: tl.constexpr):
 
 
 def make_word_layout(cut, **tile_constants) -> exchange.WordLayout:
-    """Return which words each thread receives: those that it multiplies, ordered by segment, then by row."""
+    """Return which words each thread receives: the words that it multiplies, ordered by segment, then by row.
+
+    ``tile_constants`` are the other fields of the layout.
+    """
     return exchange.WordLayout(
         WORDS_PER_SEGMENT=cut.SLICES.value * cut.LANES_PER_SLICE.value,
         ROWS_PER_THREAD=cut.ROWS.value,
@@ -74,7 +78,7 @@ def make_word_layout(cut, **tile_constants) -> exchange.WordLayout:
 
 @triton.jit
 def element_offset(unit, row, cut: tl.constexpr):
-    """Return the offset of an element in a tile of the mailbox.
+    """Return the offset of an element in a tile of the mailbox, in elements.
 
     Here a program's units of one row are adjacent, because lanes read one row at a time. With
     `exchange.element_offset`, a word of the first row is followed by the same word of the next row.
@@ -84,7 +88,7 @@ def element_offset(unit, row, cut: tl.constexpr):
 
 @triton.constexpr_function
 def count_gate_tensors(gates, units, rows, warps):
-    """Return how many tensors `load_gates` returns for the inputs of ``gates`` gates."""
+    """Return how many tensors `load_gate_inputs` returns for the inputs of ``gates`` gates."""
     return -(-_count_sums(gates) * units * rows // (32 * warps))
 
 
@@ -99,8 +103,12 @@ def _count_sums(gates):
 
 
 @triton.jit
-def load_gates(gi, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
-    """Load the inputs of gates ``FIRST`` to ``END`` - 1, each into the one thread that will keep its element's sum."""
+def load_gate_inputs(gi, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
+    """Load the inputs of gates ``FIRST`` to ``END`` - 1, each into one thread.
+
+    In each warp one thread will keep the slice's sum of an element. The input is in one of these threads. Values that
+    are no input are zero.
+    """
     ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
     THREAD_ROWS: tl.constexpr = count_thread_rows(cut.UNITS, cut.LANES_PER_SLICE)
     GATES: tl.constexpr = _count_sums(END - FIRST)
@@ -119,11 +127,11 @@ def load_gates(gi, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
 
 
 @triton.jit
-def make_products(w, x, gates, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
+def make_products(w, x, gate_inputs, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.constexpr):
     """Return the products of gates ``FIRST`` to ``END`` - 1 with ``x``, the state or r h, each [ROWS, UNITS].
 
-    ``gates`` is from `load_gates`. The inputs of r and z are added to their products. The inputs of n are returned
-    after the products.
+    ``gate_inputs`` are from `load_gate_inputs`. The inputs of r and z are added to their products. The inputs of n are
+    returned after the products.
     """
     ROWS: tl.constexpr = cut.ROWS
     ACROSS: tl.constexpr = 32 // cut.LANES_PER_SLICE
@@ -152,7 +160,7 @@ def make_products(w, x, gates, FIRST: tl.constexpr, END: tl.constexpr, cut: tl.c
     with_inputs = ()
     for k in tl.static_range(GATES * ROWS * THREAD_ROWS // cut.LANES_PER_SLICE):
         warp = tl.arange(0, cut.SLICES)[:, None, None]
-        inputs = tl.where(warp == k % cut.SLICES, gates[k // cut.SLICES], 0.0)
+        inputs = tl.where(warp == k % cut.SLICES, gate_inputs[k // cut.SLICES], 0.0)
         with_inputs = with_inputs + (sums[k] + inputs if k < len(sums) else inputs,)
     sums = with_inputs
     # Join the sums by tensor and lane. The compiler moves no layout conversion past a reduction (here over a dimension

@@ -1,11 +1,12 @@
 """The input projection ``gi = x W_ih^T + b`` of many time steps at once, in the layout that the scan reads.
 
-``gi`` is stored tile by tile. So the batch rows that a thread of a scan needs at the same time are adjacent in memory.
-Steps are in the order of the scan: backward, the last time of a sequence is first. There are two kernels:
+``gi`` is stored tile by tile. So the gate inputs of a tile of the batch at a step are adjacent in memory. Steps are in
+the order of the scan: backward, the last time of a sequence is first. There are two kernels:
 
 - `input_projection` computes the products, too. It follows torch's precision setting for recurrent networks. It reads
-  the input through strides, time first or batch first, and skips steps after a sequence's end.
-- `arrange_products` copies the products that cuBLAS wrote row by row into this layout, and adds the biases.
+  the input through strides, time first or batch first, or packed. It does not read steps after a sequence's end.
+- `arrange_products` copies the products that cuBLAS wrote row by row into this layout, and adds the biases. It serves
+  only sequences of equal length.
 
 **Gates** are numbered 0 r, 1 z, 2 n.
 
@@ -24,7 +25,7 @@ from .constants import CommonConstants, derived
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GateInputs(CommonConstants):
-    """The layout of ``gi``, and which biases it includes."""
+    """The layout of ``gi``, the direction of its steps, and which biases it includes."""
 
     RESET_AFTER: bool  # whether r multiplies W_hn h + b_hn. Otherwise r multiplies h, before the product with W_hn
     REVERSE: bool  # whether the only direction goes backward

@@ -13,9 +13,9 @@ _OPERANDS = re.compile(_PRODUCT.replace(".", r"\.") + r'[^"]*".*?tensor<(\d+)x8x
 def add_shared_memory(kernel):
     """Return ``kernel``, changed: its launches reserve the shared memory that `fragments.shared_address` uses.
 
-    Triton has no hook between compiling and launching. But a kernel calls ``create_binder`` once for each device, to
-    fill ``device_caches``, and ``create_binder`` sets ``kernel.compile``. So the replacement wraps ``compile`` right
-    after that.
+    No hook of Triton gets a compiled kernel before its launch. But a kernel calls ``create_binder`` once for each
+    device, to fill ``device_caches``, and ``create_binder`` sets ``kernel.compile``. So the replacement wraps
+    ``compile`` right after that.
     """
 
     def create_binder():
@@ -31,7 +31,11 @@ def add_shared_memory(kernel):
 def _reserve_memory(compiled):
     """Return ``compiled``, changed: its launches reserve the bytes that its PTX asks for, after the compiler's bytes.
 
-    `_SIZE` finds the number of bytes in the PTX of `fragments.shared_address`.
+    `_SIZE` finds the number of bytes in the PTX of `fragments.shared_address`. A kernel that asks for no bytes, or has
+    no PTX, is returned unchanged.
+
+    Raises:
+        RuntimeError: see `_check_layout`.
     """
     if "ptx" not in compiled.asm:
         return compiled
@@ -44,11 +48,16 @@ def _reserve_memory(compiled):
 
 
 def _check_layout(ttgir: str) -> None:
-    """Raise RuntimeError if elements of an operand are not in the lanes that the matrix unit takes them from."""
-    operands = _OPERANDS.findall(ttgir)
-    layouts = [re.search(rf"^{name} = (.*)$", ttgir, re.MULTILINE)[1] for _, name in operands]
-    if len(operands) < ttgir.count(_PRODUCT) or not all(
-        _has_one_value_per_lane(layout, int(warps)) for (warps, _), layout in zip(operands, layouts)
+    """Raise RuntimeError if elements of an operand are not in the lanes that the matrix unit takes them from.
+
+    Raise it also if operands have another shape or type than [warps, 8, 4] of int32.
+    """
+    # The first operand of each product is enough, because all operands of an assembly have one layout. The pattern
+    # does not find operands of another shape or type. So it may find fewer operands than there are products.
+    first_operands = _OPERANDS.findall(ttgir)
+    layouts = [re.search(rf"^{name} = (.*)$", ttgir, re.MULTILINE)[1] for _, name in first_operands]
+    if len(first_operands) < ttgir.count(_PRODUCT) or not all(
+        _has_one_value_per_lane(layout, int(warps)) for (warps, _), layout in zip(first_operands, layouts)
     ):
         raise RuntimeError(
             "this Triton lays out the operands of products in a way that this version of triton_gru does not know: "

@@ -19,13 +19,19 @@ from . import isa
 
 @triton.jit
 def goes_backward(direction, REVERSE: tl.constexpr):
-    """Return not 0 if a direction goes backward in time: the second direction, or with ``REVERSE`` the only one."""
+    """Return not 0 if a direction goes backward in time: the second direction, or with ``REVERSE`` the only one.
+
+    Return 0 if the direction goes forward.
+    """
     return direction | REVERSE
 
 
 @triton.jit
 def load_lengths(lengths, row, batch, total, LAYOUT: tl.constexpr):
-    """Return the lengths of the sequences in rows ``row``. Rows beyond the batch get the length of the last row."""
+    """Return the lengths of the sequences in rows ``row``. Rows beyond the batch get the length of the last row.
+
+    Exception: in the dense layout return the scalar ``total``.
+    """
     if LAYOUT == "dense":
         return total
     else:
@@ -43,14 +49,18 @@ def max_length(lengths, total, LAYOUT: tl.constexpr):
 
 @triton.jit
 def is_active(step, lengths, row_live, LAYOUT: tl.constexpr):
-    """Return the mask of the rows that are active at step ``step``. ``row_live`` is the mask of rows in the batch."""
+    """Return the mask of the rows of ``row_live`` that are active at step ``step``.
+
+    ``row_live`` is a mask of rows in the batch, or of their elements. In the dense layout it is returned unchanged, so
+    that steps beyond the input are not masked.
+    """
     if LAYOUT == "dense":
         return row_live
     else:
         return row_live & (step < lengths)
 
 
-# The offset of a row's step in x or out, in elements and 64 bits, is a sum of three:
+# The offset of a row's step in x or out, in the units of the strides and in 64 bits, is a sum of three:
 #
 # | `row_offset` + step * `step_stride` + `table_offset`
 #
@@ -72,7 +82,10 @@ def row_offset(lengths, row, backward, stride_t, stride_b, LAYOUT: tl.constexpr)
 
 @triton.jit
 def step_stride(backward, stride_t, LAYOUT: tl.constexpr):
-    """Return the elements from a step to the next, or 0 in the packed layout, where `table_offset` has them."""
+    """Return the stride from a step to the next, which is negative backward.
+
+    Return 0 in the packed layout, where `table_offset` leads to the step.
+    """
     if LAYOUT == "packed":
         return tl.cast(0, tl.int64)
     else:
@@ -95,7 +108,7 @@ def table_offset(step, lengths, backward, offsets, stride_t, LAYOUT: tl.constexp
 def is_reset(resets, step, lengths, row, batch, total):
     """Return the mask of the rows whose state is set to zero before step ``step``. A row that has ended is not reset.
 
-    Only a forward direction has resets, so a step is its time.
+    Rows beyond the batch get the last row's reset. Only a forward direction has resets, so a step is its time.
     """
     offset = tl.cast(tl.minimum(step, total - 1), tl.int64) * batch + tl.minimum(row, batch - 1)
     return (isa.load(resets + offset) != 0) & (step < lengths)

@@ -1,4 +1,4 @@
-"""Sums over the slices of a product: each warp of a program sums over one slice, and these functions add them up."""
+"""Sums over the slices of a product: each warp of a program sums over one slice, and its sums are added up here."""
 
 import triton
 import triton.language as tl
@@ -12,12 +12,12 @@ def sum_slices(
 ):
     """Return one to four products summed over the slices, a tuple of tensors [BATCH, UNITS].
 
-    ``products`` is a tuple. Each entry is [SLICES, UNITS, BATCH], or with ``IN_FRAGMENTS`` a tuple of
-    `fragments.multiply`. All products take one trip through shared memory. Exception: large products take one trip for
-    every two products, for less memory.
+    ``products`` is a tuple. Each entry is [SLICES, UNITS, BATCH], or with ``IN_FRAGMENTS`` the tuple of sums that
+    `fragments.multiply` returned. All products take one trip through shared memory. Exception: three or four products
+    take two trips if four of them would have more than 32 KiB.
     """
     PRODUCTS: tl.constexpr = len(products)
-    if PRODUCTS > 2 and SLICES * UNITS * BATCH > 2048:
+    if PRODUCTS > 2 and SLICES * UNITS * BATCH > 2048:  # elements of 4 bytes
         first_two = sum_slices(products[:2], SLICES, UNITS, BATCH, IN_FRAGMENTS)
         return first_two + sum_slices(products[2:], SLICES, UNITS, BATCH, IN_FRAGMENTS)
     elif PRODUCTS == 3:

@@ -9,7 +9,7 @@ The algorithm of a program, for a few hidden units and batch rows:
     store h in out, and in memory for the next launch
 
 It serves weights that do not fit on the chip, and calls of one step, which cannot reuse weights. No program waits for
-another, so any size runs on any GPU.
+another, so a launch may have more programs than the chip holds at once.
 
 `step_scan` computes a step of a sequence whose inputs have been projected. `whole_step` also computes the projection,
 for a call of a single step.
@@ -19,14 +19,15 @@ With ``reset_after=False`` a step takes two launches, because n's product needs 
 ``PART`` is ``"all"``.
 
 **Gates** are numbered 0 r, 1 z, 2 n. In the code, ``g`` has the gate inputs of a launch's gates, and ``a`` has their
-recurrent products, as in `isa.gru_update`.
+recurrent products, as in `isa.gru_update`. Exception: in `whole_step`, ``g`` has the sum of both. If ``PART`` is
+``"all"``, n's recurrent product is a fourth entry instead.
 
 **Masks.**
 
 - ``live``: the row is in the batch, and the unit is below H. Only these elements exist in hx, carry and h_n.
-- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out. A row whose
-  sequence has ended keeps its state.
-- ``has_state``: the row is active, and its state is not zero because of a reset or a missing hx.
+- ``is_active``: the row is in the batch, and its sequence has the step. Only these rows are stored in out, and of them
+  only units below H. A row whose sequence has ended keeps its state.
+- ``has_state``: the row is active, and neither a reset nor a missing hx makes its state zero.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ from .constants import CommonConstants, derived
 class Cut(CommonConstants):
     """The constants of `step_scan` and `whole_step` that the configuration and the launch fix.
 
-    `CommonConstants` adds H, DTYPE, BITS, PRECISION and IS_IEEE. The call fixes `CallConstants`.
+    `CommonConstants` adds H, DTYPE, BITS, PRECISION and IS_IEEE. The call fixes `CallConstants` for `step_scan`, and
+    I, HAS_BIAS and HAS_HX for `whole_step`.
     """
 
     PART: str  # "all", "reset" or "rest": the part of a step that a launch computes
@@ -53,7 +55,7 @@ class Cut(CommonConstants):
 
     @derived
     def PROGRAMS(self):
-        """Return the number of programs that own all hidden units."""
+        """Return the number of programs that own all hidden units, in one direction and one tile of the batch."""
         return -(-self.H.value // self.UNITS.value)
 
     @derived
@@ -73,21 +75,21 @@ class Cut(CommonConstants):
 
 
 @triton.jit(
-    do_not_specialize=["step", "steps", "start", "total", "layer_row", "batch", "out_t", "out_b"],
+    do_not_specialize=["step", "steps", "start", "total", "first_state", "batch", "out_t", "out_b"],
     do_not_specialize_on_alignment=["lengths", "offsets", "resets"],
 )
 def step_scan(
     gi,  # [directions, steps, batch tiles, 3, BATCH, padded H]: x W_ih^T and the biases, see projection
     w_hh,  # [3 * H, H]
-    b_hh,  # [3 * H]; only b_hn is read, and only with RESET_AFTER
+    b_hh,  # [3 * H]; only b_hn is read, and only if PART is "all". gi includes the other biases
     w_hh_back,  # [3 * H, H] of the backward direction
     b_hh_back,  # [3 * H] of the backward direction
     hx,  # [layers * directions, batch, H]: the state before the first step
-    carry_in,  # fp32 [layers * directions, batch, H]: the state before this step
-    carry_out,  # fp32 [layers * directions, batch, H]: the state after this step
+    carry_in,  # fp32 [layers * directions, batch, H]: the state before this step. Unused in the first step
+    carry_out,  # fp32 [layers * directions, batch, H]: the state after this step. Unused in the last step
     rounded_in,  # [layers * directions, batch, H]: carry_in as an operand of products; unused in fp32
     rounded_out,  # [layers * directions, batch, H]: carry_out as an operand of products; unused in fp32
-    reset_state,  # [directions, batch, H]: r h as an operand of products, from launch "reset" to launch "rest"
+    r_h,  # [directions, batch, H]: r h as an operand of products. Launch "reset" stores it for launch "rest"
     out,  # [time, batch, directions, H] through strides, or packed; see sequences
     h_n,  # [layers * directions, batch, H]: the state after the last step
     lengths,  # int32 [batch], see sequences
@@ -97,7 +99,7 @@ def step_scan(
     steps,  # time steps in gi
     start,  # first step in gi, see sequences
     total,  # time steps of the input, made by all launches
-    layer_row,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
+    first_state,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
     batch,  # batch rows of the call
     out_t,  # elements of out from a time to the next. Packed: from a row to the next
     out_b,  # elements of out from a batch row to the next
@@ -107,8 +109,8 @@ def step_scan(
     """Make one time step, or a part of it, of all directions of a layer."""
     direction = tl.program_id(1)
     backward = sequences.goes_backward(direction, call.REVERSE)
-    layer_row += direction.to(tl.int64)
-    reset_state += direction.to(tl.int64) * batch * cut.H
+    first_state += direction.to(tl.int64)
+    r_h += direction.to(tl.int64) * batch * cut.H
     tile, unit = _find_part(cut)
     first_row = tile * cut.BATCH
     # Batch rows are ``row``, [BATCH, 1], where the state is loaded as an operand of products. They are ``row_b``,
@@ -124,29 +126,29 @@ def step_scan(
     end = cut.H
     if call.LAYOUT != "dense":
         end = tl.where(tl.max(tl.ravel(is_active.to(tl.int32))) == 0, 0, cut.H)
-    b_hn = tl.where(direction != 0, b_hh_back, b_hh)
+    b_hh = tl.where(direction != 0, b_hh_back, b_hh)
     gi += ((direction.to(tl.int64) * steps + step) * tl.cdiv(batch, cut.BATCH) + tile) * (3 * cut.BATCH * cut.PADDED_H)
     row_b = first_row + tl.arange(0, cut.BATCH)[None, :]
     live = (row_b < batch) & (unit < cut.H)
     # With several slices a thread has registers for the gate inputs, the bias and the state. So they are loaded before
     # the products, and arrive meanwhile. With one slice they are loaded after the products.
     if cut.SLICES > 1:
-        g = _load_gates(gi, unit, cut)
-        b_n = _load_bias(b_hn, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
+        g = _load_gate_inputs(gi, unit, cut)
+        b_n = _load_bias(b_hh, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
         is_first = sequence_step == 0
-        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        state_offset = first_state * batch * cut.H + row_b * cut.H + unit
         h = _load_state(hx, carry_in, state_offset, live, is_first, call.HAS_HX)
     w = tl.where(direction != 0, w_hh_back, w_hh)
     source, has_state = _find_operand(hx, carry_in, rounded_in, has_state, sequence_step == 0, call.HAS_HX, cut)
-    source = source + layer_row * batch * cut.H + row * cut.H
+    source = source + first_state * batch * cut.H + row * cut.H
     sums = _add_recurrent_products(
-        _zeros(cut.END - cut.FIRST, cut), w, source, has_state, reset_state + row * cut.H, row < batch, unit, end, cut
+        _zeros(cut.END - cut.FIRST, cut), w, source, has_state, r_h + row * cut.H, row < batch, unit, end, cut
     )
     if cut.SLICES == 1:
-        g = _load_gates(gi, unit, cut)
-        b_n = _load_bias(b_hn, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
+        g = _load_gate_inputs(gi, unit, cut)
+        b_n = _load_bias(b_hh, gate=2, unit=unit, HAS_BIAS=call.HAS_BIAS and cut.PART == "all", cut=cut)
         is_first = sequence_step == 0
-        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        state_offset = first_state * batch * cut.H + row_b * cut.H + unit
         h = _load_state(hx, carry_in, state_offset, live, is_first, call.HAS_HX)
     a = _sum_slices(sums, cut)
     if cut.PART == "all":
@@ -158,7 +160,7 @@ def step_scan(
     if call.HAS_RESETS:
         previous_h = tl.where(sequences.is_reset(resets, sequence_step, length, row_b, batch, total), 0.0, h)
     if cut.PART == "reset":
-        _store_reset_state(g[0], a[0], previous_h, reset_state, row_b, unit, live, cut)
+        _store_r_h(g[0], a[0], previous_h, r_h, row_b, unit, live, cut)
     else:
         new_h = _update(g, a, previous_h, cut)
         h = new_h if call.LAYOUT == "dense" else tl.where(is_active, new_h, h)
@@ -169,7 +171,7 @@ def step_scan(
         _store_state(h, carry_out, rounded_out, h_n, state_offset, live, sequence_step == total - 1, cut)
 
 
-@triton.jit(do_not_specialize=["start", "total", "layer_row", "batch"])
+@triton.jit(do_not_specialize=["start", "total", "first_state", "batch"])
 def whole_step(
     x,  # [batch, I] through strides
     w_ih,  # [3 * H, I]
@@ -185,12 +187,12 @@ def whole_step(
     carry_out,
     rounded_in,
     rounded_out,
-    reset_state,
+    r_h,
     out,  # [batch, directions, H]
     h_n,
     start,  # this step
     total,  # time steps of the input, made by all launches
-    layer_row,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
+    first_state,  # the layer's first row of hx, carry, rounded and h_n: layer * directions
     batch,  # batch rows of the call
     x_b,  # elements of x from a batch row to the next
     x_i,  # elements of x from a feature to the next
@@ -202,8 +204,8 @@ def whole_step(
 ):
     """Make one time step, or a part of it, of all directions of a layer, including the input projection."""
     direction = tl.program_id(1)
-    layer_row += direction.to(tl.int64)
-    reset_state += direction.to(tl.int64) * batch * cut.H
+    first_state += direction.to(tl.int64)
+    r_h += direction.to(tl.int64) * batch * cut.H
     tile, unit = _find_part(cut)
     first_row = tile * cut.BATCH
     row = first_row + tl.arange(0, cut.BATCH)[:, None]
@@ -215,7 +217,7 @@ def whole_step(
     if cut.SLICES > 1:
         biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
         is_first = start == 0
-        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        state_offset = first_state * batch * cut.H + row_b * cut.H + unit
         h = _load_state(hx, carry_in, state_offset, live, is_first, HAS_HX)
     sums = _zeros(cut.END - cut.FIRST, cut)
     w = tl.where(direction != 0, w_ih_back, w_ih)
@@ -226,19 +228,19 @@ def whole_step(
         sums = sums[:2] + _zeros(1, cut)
     w = tl.where(direction != 0, w_hh_back, w_hh)
     source, has_state = _find_operand(hx, carry_in, rounded_in, row < batch, start == 0, HAS_HX, cut)
-    source = source + layer_row * batch * cut.H + row * cut.H
-    sums = _add_recurrent_products(sums, w, source, has_state, reset_state + row * cut.H, row < batch, unit, cut.H, cut)
+    source = source + first_state * batch * cut.H + row * cut.H
+    sums = _add_recurrent_products(sums, w, source, has_state, r_h + row * cut.H, row < batch, unit, cut.H, cut)
     if cut.SLICES == 1:
         biases = _load_biases(b_ih, b_hh, unit, HAS_BIAS, cut)
         is_first = start == 0
-        state_offset = layer_row * batch * cut.H + row_b * cut.H + unit
+        state_offset = first_state * batch * cut.H + row_b * cut.H + unit
         h = _load_state(hx, carry_in, state_offset, live, is_first, HAS_HX)
     sums = _sum_slices(sums[:2] + n_of_x + sums[2:], cut)
     g = ()
     for i in tl.static_range(len(sums)):
         g = g + (sums[i] + biases[i],)
     if cut.PART == "reset":
-        _store_reset_state(g[0], 0.0, h, reset_state, row_b, unit, live, cut)
+        _store_r_h(g[0], 0.0, h, r_h, row_b, unit, live, cut)
     else:
         if cut.PART == "all":
             h = isa.gru_update(g[0], g[1], g[2], 0.0, 0.0, g[3], h, cut.DTYPE)
@@ -263,7 +265,8 @@ def _find_part(cut: tl.constexpr):
 def _find_operand(hx, carry, rounded, has_state, is_first, HAS_HX: tl.constexpr, cut: tl.constexpr):
     """Return where to load the state before the step from, and which rows have a state that is not zero.
 
-    In the first step the state is ``hx``. Without ``hx`` no row has a state then.
+    In the first step the state is ``hx``. Without ``hx`` no row has a state then. In later steps the state is
+    ``carry`` in fp32, and ``rounded`` in 16 bits.
     """
     source = carry if cut.DTYPE == tl.float32 else rounded
     if HAS_HX:
@@ -298,9 +301,9 @@ def _add_products(
 ):
     """Return ``sums`` plus the products of rows ``unit`` of ``w`` [3 * H, K] with the batch rows at ``source``.
 
-    The sums are of the gates from ``FIRST`` on, over columns 0 to ``end`` - 1 of K. Elements of a batch row are
+    The sums are of the gates from ``FIRST`` on. ``end`` is K, or 0 to add nothing. Elements of a batch row are
     ``stride`` elements apart in memory, and rows outside ``row_mask`` are zero. With several slices the sums are
-    [SLICES, UNITS, BATCH], and each warp has one slice.
+    [SLICES, UNITS, BATCH], and each warp has one slice. With one slice they are [UNITS, BATCH].
     """
     k_of_iteration = tl.arange(0, cut.DEPTH // cut.SLICES)[None, :]
     if cut.SLICES > 1:
@@ -308,9 +311,9 @@ def _add_products(
     w += unit.to(tl.int64) * K
     # The compiler does not pipeline the loads of a single iteration. So load all weights before the products.
     IS_ONE_ITERATION: tl.constexpr = K <= cut.DEPTH
-    # Triton 3.8 takes an operand of several products through shared memory once more. Long loops avoid that: they round
-    # the operand for each product. In loops of up to four iterations the extra instructions would keep ptxas from
-    # unrolling.
+    # Triton 3.8 takes an operand of several products through shared memory once more. In TF32 long loops avoid that:
+    # they round the operand for each product. In loops of up to four iterations the extra instructions would keep ptxas
+    # from unrolling.
     HAS_OWN_OPERANDS: tl.constexpr = K > 4 * cut.DEPTH
     for k0 in tl.range(0, end, cut.DEPTH):
         k = k0 + k_of_iteration
@@ -336,7 +339,10 @@ def _add_products(
 
 @triton.jit
 def _load_weights(w, gate: tl.constexpr, unit, k, K: tl.constexpr, cut: tl.constexpr):
-    """Load rows ``unit`` of one gate of ``w``, at columns ``k``, as the left operand of a product."""
+    """Load rows ``unit`` of one gate, at columns ``k``, as the left operand of a product.
+
+    ``w`` points to column 0 of these rows in gate 0.
+    """
     value = _load(w + gate * cut.H * K + k, unit < cut.H, k, K, cut)
     return isa.round_to_tf32(value) if cut.PRECISION == "tf32" else value
 
@@ -362,7 +368,10 @@ def _zeros(COUNT: tl.constexpr, cut: tl.constexpr):
 
 @triton.jit
 def _sum_slices(sums, cut: tl.constexpr):
-    """Return ``sums``, each [SLICES, UNITS, BATCH], added over all slices, each [UNITS, BATCH]."""
+    """Return ``sums``, each [SLICES, UNITS, BATCH], added over all slices, each [UNITS, BATCH].
+
+    Exception: with one slice ``sums`` are [UNITS, BATCH] already, and are returned unchanged.
+    """
     if cut.SLICES == 1:
         return sums
     else:
@@ -374,7 +383,7 @@ def _sum_slices(sums, cut: tl.constexpr):
 
 
 @triton.jit
-def _load_gates(gi, unit, cut: tl.constexpr):
+def _load_gate_inputs(gi, unit, cut: tl.constexpr):
     """Load the inputs of the launch's gates, each [UNITS, BATCH]."""
     gi += tl.arange(0, cut.BATCH)[None, :] * cut.PADDED_H + unit
     g = ()
@@ -408,7 +417,10 @@ def _load_biases(b_ih, b_hh, unit, HAS_BIAS: tl.constexpr, cut: tl.constexpr):
 
 @triton.jit
 def _load_state(hx, carry, state_offset, live, is_first, HAS_HX: tl.constexpr):
-    """Load the state before the step in fp32: from ``hx`` if ``is_first``, otherwise from ``carry``."""
+    """Load the state before the step in fp32: from ``hx`` if ``is_first``, otherwise from ``carry``.
+
+    In the first step without ``hx``, and outside ``live``, the state is zero.
+    """
     h = tl.load(carry + state_offset, mask=live & (is_first == 0), other=0.0)
     if HAS_HX:
         h += tl.load(hx + state_offset, mask=live & (is_first != 0), other=0.0).to(tl.float32)
@@ -425,15 +437,15 @@ def _update(g, a, h, cut: tl.constexpr):
 
 
 @triton.jit
-def _store_reset_state(g_r, a_r, h, reset_state, row, unit, live, cut: tl.constexpr):
-    """Store r h in ``reset_state`` for the launch ``"rest"``."""
-    r_h = isa.reset_state(g_r, a_r, h, cut.DTYPE)
-    tl.store(reset_state + row * cut.H + unit, r_h.to(cut.DTYPE), mask=live)
+def _store_r_h(g_r, a_r, h, r_h, row, unit, live, cut: tl.constexpr):
+    """Compute r h, and store it in ``r_h`` for the launch ``"rest"``."""
+    new_r_h = isa.make_r_h(g_r, a_r, h, cut.DTYPE)
+    tl.store(r_h + row * cut.H + unit, new_r_h.to(cut.DTYPE), mask=live)
 
 
 @triton.jit
 def _store_state(h, carry, rounded, h_n, state_offset, live, is_last, cut: tl.constexpr):
-    """Store the state after the step: in ``h_n`` if ``is_last``, otherwise in ``carry`` and ``rounded``."""
+    """Store the state after the step: in ``h_n`` if ``is_last``, otherwise in ``carry``, and in 16 bits ``rounded``."""
     result = h.to(cut.DTYPE)
     tl.store(carry + state_offset, h, mask=live & (is_last == 0))
     if cut.DTYPE != tl.float32:

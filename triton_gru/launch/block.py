@@ -10,7 +10,10 @@ from .scan import Scan, common_constants
 
 
 def launches(scan: Scan, config: BlockConfig) -> Iterator[Launch]:
-    """Yield the one launch for a chunk of steps. It reads the state from ``carry[0]`` and overwrites that."""
+    """Yield the one launch for a chunk of steps. It reads the state from ``carry[0]`` and overwrites that.
+
+    Exception: the first chunk reads ``hx``, and the last chunk writes ``h_n``.
+    """
     yield Launch(
         block_scan,
         config.launch_grid(scan.batch, len(scan.weights)),

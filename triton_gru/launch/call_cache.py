@@ -1,8 +1,9 @@
 """A cache of routes, by which a repeated call skips checking, binding and planning.
 
 To check, bind and plan a call, and to launch through Triton, takes the host longer than the GPU takes to run the
-launches. So a route is cached for each module and call signature, which is all that decides how a call is served. The
-next call of a signature only checks that its cached route is still valid, and passes on the new data pointers.
+launches. So a route is cached for each module and call signature, which is all that decides how a call is served
+besides the weights. A later call of a prepared signature only checks that the weights are those of the route, and
+passes on the new data pointers.
 """
 
 import threading
@@ -24,7 +25,7 @@ from . import hang
 from .execute import launches
 from .prepared import Memory, ModuleWeights, PreparedCall, prepare
 
-# Signatures that are cached for a module. If there are more, the oldest is dropped.
+# Most signatures that a `RouteCache` has. If there are more, the oldest is dropped.
 MAX_SIGNATURES = 32
 # Marks a signature that was seen once. A call is prepared on its second use, because inputs of varying length mostly
 # have signatures that never recur.
@@ -32,11 +33,12 @@ _SEEN_ONCE = object()
 
 
 class RouteCache:
-    """The cached routes of a module's calls.
+    """The cached routes of a module's calls, or of a `Stream`'s frames.
 
     Attributes:
-        routes: by signature, oldest first. A route is a function that is called as ``module.forward`` is. `_SEEN_ONCE`
-            stands for a call that is not prepared yet, and None for one that cannot be prepared.
+        routes: by signature, oldest first. A route is a function that is called with the module, input and hx.
+            `_SEEN_ONCE` stands for a call that is not prepared yet, and None for one that cannot be prepared. A stream
+            also has an entry for frames that the module serves.
     """
 
     def __init__(self):
@@ -44,9 +46,9 @@ class RouteCache:
         self._lock = threading.Lock()
 
     def find(self, module: nn.Module, signature: object) -> Callable | None:
-        """Return the cached route of this signature, or None if there is none.
+        """Return the cached route of this signature, or None if there is none, or none yet.
 
-        If the module's weights changed since a prepared call was cached, forget all routes and return None.
+        If the route is a prepared call that `ModuleWeights` finds outdated, forget all routes and return None.
         """
         route = self.routes.get(signature)
         if type(route) is not PreparedCall:
@@ -68,10 +70,10 @@ _caches: weakref.WeakKeyDictionary[nn.Module, RouteCache] = weakref.WeakKeyDicti
 
 
 def find_route(module, input, hx: Tensor | None) -> Callable | None:
-    """Return the cached route of ``module(input, hx)``, or None. A route is called as ``module.forward`` is.
+    """Return the cached route of ``module(input, hx)``, or None. A route is called with the module, input and hx.
 
-    Return None also if the route's device is not the current GPU. ``module`` is a `triton_gru.GRU` or
-    `triton_gru.GRUCell`.
+    Return None also while torch.compile or torch.export runs, and for a prepared call on another than the current GPU.
+    ``module`` is a `triton_gru.GRU` or `triton_gru.GRUCell`.
     """
     if torch.compiler.is_compiling():  # a compiled graph must not trace the cache
         return None
@@ -83,7 +85,8 @@ def find_route(module, input, hx: Tensor | None) -> Callable | None:
 def cache_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output: Tensor, h_n: Tensor) -> None:
     """Note that kernels served ``module(input, hx)``. On the second call of its signature, prepare the call.
 
-    Nothing is cached if no kernel served the call, if autograd recorded it, or if its GPU is not the current GPU.
+    Nothing is cached if no kernel served the call, if autograd recorded it, or if its GPU is not the current GPU. The
+    same holds if its results are empty or it has no signature. A call is not prepared if a weight is no parameter.
 
     Args:
         module: a `triton_gru.GRU` or `triton_gru.GRUCell`.
@@ -111,11 +114,12 @@ def cache_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output
         return
     if isinstance(input, PackedSequence) and input.sorted_indices is not None and hx is not None:
         # The launches read a copy of the state, in the order of the packed rows. `PreparedCall` makes the same copy.
+        # Exception: autocast may cast the copy. Without hx in `Memory`, such a call is not prepared.
         hx = call.hx if TorchState.current(data.device).autocast is None else None
     kept_alive = [hang.get_watchdog(data.device).watch] if plan.kernel == "grid" else []
     memory = Memory(data, hx, output, h_n, weights.tensors_of(module), kept_alive)
     if call.sequences.layout == "packed":
-        memory.add_table(call.sequences)
+        memory.add_packed_offsets(call.sequences)
     all_launches = launches(call, plan.config, plan.device, output, h_n, memory.new, plan.projection)
     cache.add(signature, prepare(all_launches, weights, memory) if weights.is_unchanged(module) else None)
 
@@ -123,27 +127,32 @@ def cache_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output
 def cache_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> None:
     """Add ``forward``, of `nn.GRU` or `nn.GRUCell`, to the cache as the route of ``module(input, hx)``.
 
-    This route stays valid if weights change, because ``forward`` reads and checks them itself.
+    This route stays valid if weights change, because ``forward`` reads and checks them itself. A call without a
+    signature is not cached.
     """
     if (signature := signature_of(module, input, hx)) is not None:
         _caches.setdefault(module, RouteCache()).add(signature, forward)
 
 
 def clear_call_cache() -> None:
-    """Forget all routes, because calls may be planned differently from here on."""
+    """Forget the routes of all modules, because calls may be planned differently from here on.
+
+    Exception: a `Stream` keeps its own cache, and so the plan of its frames.
+    """
     _caches.clear()
 
 
 def signature_of(module, input, hx: Tensor | None) -> tuple | None:
     """Return a call's signature: all that decides how the call is served besides the weights.
 
-    Return None if a tensor is a wrapper or subclass, or torch.jit.trace is active. Routes of such calls are not cached.
+    Return None if the tensors are not plain, or if the packed input has no `_packed_layout`. Return None also if a
+    torch.func transform, a dispatch mode or torch.jit.trace is active. The routes of such calls are not cached.
     """
     data = input.data if isinstance(input, PackedSequence) else input
     if not is_plain(data) or (hx is not None and not is_plain(hx)):
         return None
     state = TorchState.current(data.device)
-    # Check this first: wrappers have no memory, and a trace would record the reads below.
+    # Check this before layouts are read: wrappers have no memory, and a trace would record the reads of shapes.
     if state.is_wrapping or state.is_tracing:
         return None
     options = Options.from_module(module)
@@ -157,7 +166,8 @@ def signature_of(module, input, hx: Tensor | None) -> tuple | None:
 def _layout(tensor: Tensor) -> tuple:
     """Return a tensor's layout, as part of a signature.
 
-    It includes the address modulo 16, for which kernels are compiled, or None if the tensor has no memory.
+    The layout includes the address modulo 16, or None if the tensor has no memory. Triton compiles other code for
+    addresses that are multiples of 16.
     """
     address = tensor.data_ptr()
     alignment = address % 16 if address else None
@@ -165,11 +175,15 @@ def _layout(tensor: Tensor) -> tuple:
 
 
 def _packed_layout(options: Options, input: PackedSequence) -> tuple | None:
-    """Return all that decides how packed input is served, or None if its tensors are not plain or it is empty.
+    """Return all that decides how packed input is served.
 
-    The lengths of all sequences except the longest are left out, so that calls with other lengths share a route. The
-    number of rows is left out, too. Exception: with two directions and several layers, the workspace has a second
-    output with the same number of rows.
+    Return None if its batch sizes or sorted indices are not plain tensors. Return None also if its batch sizes are not
+    on the CPU, or if it has no time step.
+
+    The lengths of all sequences except the longest are left out, so that calls with other lengths share a route. Of the
+    number of rows only two facts are kept: whether there are several, and whether there are too many for kernels.
+    Exception: with two directions and several layers the number itself is kept, because the workspace then has a second
+    output of this many rows.
     """
     sizes, order = input.batch_sizes, input.sorted_indices
     are_plain = is_plain(sizes) and (order is None or is_plain(order))

@@ -20,15 +20,15 @@ from .kernel_launch import Launch, Product
 from .projection import projection_launches
 from .scan import Scan
 
-# Most bytes of gate inputs in the workspace of a call, for any T. Steps are projected in chunks that fit, of at least
-# one step. So the scan reads a chunk while it is still in the L2.
+# Most bytes of a chunk in the workspace of a call, for any T: its gate inputs, and what cuBLAS needs for them. Steps
+# are projected in chunks that fit, of at least one step. So the scan reads a chunk while it is still in the L2.
 WORKSPACE_BYTES = 32 << 20
 
 
 def run(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
     """Return ``output`` and ``h_n`` of a planned call, in the shapes of `allocate`.
 
-    The kernels have no backward. If autograd records the call, a backward through it raises cuDNN's error.
+    The kernels have no backward. If autograd records a call of kernels, a backward through it raises cuDNN's error.
     """
     if plan.config is None:
         return fallback.run(call, plan.kernel)
@@ -57,7 +57,7 @@ class _ForwardOnly(torch.autograd.Function):
 
 
 def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return ``output`` and ``h_n`` of a call by kernels. If a tuned configuration fails, another plan replaces it."""
+    """Return ``output`` and ``h_n`` of a call by kernels. `replace_failing_plan` replaces a plan that fails."""
     device = call.input.device
     hang.raise_if_hung(device)
     output, h_n = allocate(call)
@@ -73,7 +73,8 @@ def _run_kernels(call: Call, plan: Plan) -> tuple[Tensor, Tensor]:
 def replace_failing_plan(plan: Plan, failure: Exception, device: torch.device) -> Plan:
     """Return another plan in place of one whose configuration from a table fails to run, such as with a new Triton.
 
-    The configuration is not used again in this process, and a warning reports the failure.
+    The new plan has the same kernel. The configuration is not used again in this process, and a warning reports the
+    failure.
 
     Raises:
         Exception: ``failure``, if the configuration is not from a table, memory was short, or a CUDA graph is being
@@ -127,8 +128,9 @@ def launches(
 ) -> Iterator[Launch | Product]:
     """Yield the launches of a call, in stream order.
 
-    Each layer is computed in chunks of time steps. A chunk has a projection, then a scan. A layer reads the states of
-    the layer below from ``output``. Its scan overwrites a chunk of them after its projection has read the chunk.
+    Each layer is computed in chunks of time steps. A chunk has a projection, then a scan. Exception: ``step`` computes
+    a call of one step without a separate projection. A layer reads the states of the layer below from ``output``. Its
+    scan overwrites a chunk of these states after its projection has read the chunk.
 
     Exception: sometimes that would overwrite states before they are read. Then layers alternate between ``output`` and
     a second tensor of the same shape, so that the last layer writes to ``output``. There are two cases:
@@ -143,7 +145,8 @@ def launches(
 
     Args:
         call: the bound call.
-        config, projection, device: those of the plan.
+        config, projection: those of the plan.
+        device: not used.
         output, h_n: memory for the results, in the shapes of `allocate`.
         new: a function that makes the tensors of the workspace, with the arguments of `Tensor.new_empty`.
     """

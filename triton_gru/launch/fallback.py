@@ -48,7 +48,7 @@ def _run_nn_gru(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gru_options(call: Call) -> tuple:
-    """Return the arguments of torch.gru after the weights."""
+    """Return the arguments of torch.gru after the weights, without the ``batch_first`` of dense input."""
     problem, bias = call.problem, call.weights[0][2] is not None
     return bias, problem.num_layers, call.dropout, call.options.training, problem.bidirectional
 

@@ -10,7 +10,7 @@ from ..kernels.grid import Cut, grid_scan
 from ..plan.config import GridConfig
 from ..plan.problem import Problem
 from . import hang
-from .kernel_launch import Clear, Launch
+from .kernel_launch import Fill, Launch
 from .scan import Scan, common_constants
 
 # Most bytes of a mailbox, so that the mailbox stays in the L2. Exception: a mailbox has at least the slots of one step.
@@ -21,14 +21,14 @@ _WORD_BYTES = 8  # of the 64-bit words that the header and the slots are counted
 class Mailbox:
     """The layout of a call's mailbox in global memory. All ``grid`` launches of a call use it, one after the other.
 
-    A mailbox is a header and slots of equal size, in 64-bit words. A slot holds the state of one hand-over, of all
-    batch tiles and directions in a launch.
+    A mailbox is a header and slots of equal size, in 64-bit words. A slot holds what is handed over at a time, of all
+    batch tiles and directions in a launch: a state, or r * h with ``reset_after=False``.
 
     Args:
         config: the configuration of the launches.
         batch: batch size.
         handovers: hand-overs in a time step: one, or two with ``reset_after=False``.
-        dtype: dtype of the state in the mailbox.
+        dtype: dtype of the elements in the slots.
     """
 
     def __init__(self, config: GridConfig, batch: int, handovers: int, dtype: torch.dtype):
@@ -50,18 +50,19 @@ class Mailbox:
         """
         return HEADER.value + (1 + self._handovers * steps) * self._slot_words
 
-    def make_clear(self, words: Tensor, steps: int) -> Clear:
+    def make_fill(self, words: Tensor, steps: int) -> Fill:
         """Return the fill that marks a mailbox as empty before a launch of ``steps`` steps.
 
         Programs wait for an element while it is -1 (kernels/exchange.py). ``words``, int64, is the mailbox's memory.
         """
-        return Clear(words[: self.count_words(steps)], value=-1)
+        return Fill(words[: self.count_words(steps)], value=-1)
 
 
 def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) -> Iterator[Launch]:
     """Yield one launch for all directions, or one for each direction if the chip cannot hold both.
 
-    ``words``, int64 [`Mailbox.count_words` or more], is the memory of ``mailbox``.
+    ``words``, int64 [`Mailbox.count_words` or more], is the memory of ``mailbox``. At the end ``scan.parity`` is
+    flipped.
     """
     constants = {
         "cut": cut(config, scan.problem),
@@ -85,7 +86,7 @@ def launches(scan: Scan, config: GridConfig, mailbox: Mailbox, words: Tensor) ->
                 config.directions, scan.first_state, scan.batch, *scan.out_strides, *scan.hx_strides,
             ),
             constants,
-            mailbox.make_clear(words, scan.steps),
+            mailbox.make_fill(words, scan.steps),
         )  # fmt: skip
     scan.parity ^= 1
 

@@ -1,8 +1,8 @@
 """Errors, in place of hangs, for ``grid`` launches whose programs time out while they wait for each other.
 
 A program that has waited for too long gives up: it continues with NaNs (kernels/exchange.py), and sets a word in the
-host's memory. No call waits for this word. The next call that starts a kernel on the device raises, and so does
-`raise_if_hung`.
+host's memory. No call waits for this word. The next call that starts a kernel on the device raises, or `raise_if_hung`
+does if it is called before.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import torch
 
 
 def raise_if_hung(device: torch.device | None = None) -> None:
-    """Raise if a call that has finished gave up waiting. The results of such a call are NaN.
+    """Raise if a call gave up waiting. The results of such a call are NaN from the step on at which it gave up.
 
         triton_gru.raise_if_hung()
 
@@ -21,7 +21,7 @@ def raise_if_hung(device: torch.device | None = None) -> None:
     failure is raised once, here or in the next call of a kernel on the same device.
 
     Args:
-        device: the device to check, with its index. All devices if not given.
+        device: the device to check, with its index. Without the index nothing is checked. All devices if not given.
 
     Raises:
         RuntimeError: a launch gave up.
@@ -75,7 +75,7 @@ _watchdogs: dict[torch.device, Watchdog] = {}
 def get_watchdog(device: torch.device) -> Watchdog:
     """Return the device's watchdog.
 
-    The first call for a device makes it and copies to the device, which a CUDA graph cannot capture.
+    The first call for a device makes the watchdog and copies to the device, which a CUDA graph cannot capture.
     """
     if device not in _watchdogs:
         with torch.inference_mode(False):  # the watchdog outlives the inference mode of this call
@@ -87,7 +87,7 @@ def _read_timeout() -> float:
     """Return the most seconds that a program waits: the environment variable TRITON_GRU_TIMEOUT, or 10 if it is unset.
 
     Raises:
-        ValueError: the variable is not a number of seconds above 0.
+        ValueError: the variable is not a number of seconds above 0 and below 1e9.
     """
     text = os.environ.get("TRITON_GRU_TIMEOUT", "10")
     try:
@@ -95,5 +95,5 @@ def _read_timeout() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise ValueError(f"TRITON_GRU_TIMEOUT must be a number of seconds above 0, got {text!r}")
+        raise ValueError(f"TRITON_GRU_TIMEOUT must be a number of seconds above 0 and below 1e9, got {text!r}")
     return seconds

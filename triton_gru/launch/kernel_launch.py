@@ -11,7 +11,7 @@ from triton.runtime import driver
 from ..triton_versions import COMPILER_OPTIONS, is_launcher_known
 
 
-class Clear(NamedTuple):
+class Fill(NamedTuple):
     """A fill of memory before a launch: ``words.fill_(value)``."""
 
     words: Tensor
@@ -40,7 +40,7 @@ class Product(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel launch: ``kernel[programs](*args, **constants)``, after ``clear``.
+    """A kernel launch: ``kernel[programs](*args, **constants)``, after ``fill``.
 
     Attributes:
         kernel: the `triton.jit` function.
@@ -48,19 +48,19 @@ class Launch(NamedTuple):
         args: the kernel's first arguments: tensors, and numbers.
         constants: the other arguments, which the kernel is compiled for, and options such as ``num_warps``.
             `COMPILER_OPTIONS` are passed, too.
-        clear: memory to fill before the launch, or None.
+        fill: memory to fill before the launch, or None.
     """
 
     kernel: object
     programs: tuple[int, ...]
     args: tuple
     constants: dict
-    clear: Clear | None = None
+    fill: Fill | None = None
 
     def start(self):
         """Start the launch on the current stream, and return the compiled kernel, as Triton does."""
-        if self.clear is not None:
-            self.clear.words.fill_(self.clear.value)
+        if self.fill is not None:
+            self.fill.words.fill_(self.fill.value)
         return self.kernel[self.programs](*self.args, **self.constants, **COMPILER_OPTIONS)
 
     def compile(self):
@@ -70,9 +70,10 @@ class Launch(NamedTuple):
     def make_starter(self) -> Callable[..., None]:
         """Return a function that starts the kernel with other values of ``args``. Addresses stand for tensors.
 
-        The function does not check its arguments. If the address of a tensor in ``args`` is a multiple of 16, the
-        address that stands for it must be one, too. Other arguments must have the same types as in ``args``. They must
-        have the same properties that Triton specializes for, such as being 1 or a multiple of 16.
+        The function does not fill the memory of ``fill``, and does not check its arguments. If the address of a tensor
+        in ``args`` is a multiple of 16, the address that stands for it must be one, too. Other arguments must have the
+        same types as in ``args``. They must have the same properties that Triton specializes for, such as being 1 or a
+        multiple of 16.
         """
         constants = [self.constants[name] for name in self.kernel.arg_names[len(self.args) :]]
         grid = (*self.programs, 1, 1)[:3]

@@ -1,7 +1,8 @@
 """The GRU as one opaque operator, for torch.compile, torch.export and dispatch modes.
 
 The operator plans when it runs, with the sizes of that call. So a graph that was compiled or exported once serves any T
-and B. Outside of graphs and dispatch modes, modules call the kernels without the operator.
+and B. Exception: on a CPU no plan is made. Outside of graphs and dispatch modes, modules call the kernels without the
+operator.
 """
 
 import torch
@@ -102,7 +103,8 @@ def _run(records_grad: bool, options: Options, arguments: tuple) -> tuple[Tensor
     input, hx, weights, lengths, resets = arguments
     # `_call_operator` has cast the arguments, so an autocast that is active now must not cast them again.
     with torch.autocast(input.device.type, enabled=False):
-        with torch.enable_grad():  # `is_training_call` is true only if grad mode was on
+        # The operator's ``training`` is the caller's `is_training_call`. It is the same here only with grad mode on.
+        with torch.enable_grad():
             call = bind_dense(options, input, hx, group_weights(weights, options.bias), lengths, resets)
         plan = choose(call.problem, find_device(input.device), options.backend)
         with torch.set_grad_enabled(records_grad):
@@ -119,7 +121,8 @@ def _gru(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor
 def _run_on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[Tensor, Tensor] | None:
     """Return the results of torch.gru on a CPU. No plan is made, because a call may take only microseconds.
 
-    Return None if the call is not on a CPU, if torch.gru cannot serve it, or if autocast is enabled.
+    Return None if the call is not on a CPU, if a GPU is emulated, or if the backend is not "auto". Return None also if
+    torch.gru cannot serve the call, or if autocast is enabled.
     """
     if (
         not input.is_cpu
@@ -148,7 +151,7 @@ def _gru_fake(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, T
 
 
 def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *settings) -> list[Tensor]:
-    """Run the call again under autograd, and return the gradients of input, hx and weights.
+    """Run the call again under autograd, and return the gradients of input, hx (unless None) and weights.
 
     If a kernel serves the call, the backward raises an error (`execute.run`).
     """

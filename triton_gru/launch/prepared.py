@@ -21,8 +21,8 @@ from ..reference import LayerWeights as Layer
 from . import hang
 from .kernel_launch import Launch, Product
 
-# Calls with more launches are not prepared. They are calls of ``step`` with many steps, whose launches take the GPU
-# longer than the host.
+# Calls with more launches are not prepared. Most of them are calls of ``step`` with many steps, whose launches take the
+# GPU longer than the host.
 MAX_LAUNCHES = 64
 
 
@@ -43,7 +43,10 @@ class ModuleWeights:
         self._layouts = None if is_unreadable else _memory_layouts(tensors)
 
     def tensors_of(self, module) -> list[Tensor | None]:
-        """Return the module's weight parameters in torch's order. None stands for a bias that the module lacks."""
+        """Return the module's weight parameters in torch's order.
+
+        None stands for a bias that a cell lacks, and for a weight that is no parameter.
+        """
         return list(map(module._parameters.get, self._names))
 
     def name_of(self, weight: Tensor) -> str | None:
@@ -57,9 +60,13 @@ class ModuleWeights:
         return sum(w is not None for w in self.tensors_of(module)) == len(flatten_weights(used))
 
     def is_unchanged(self, module) -> bool:
-        """Return whether the module still has the same weights, with the same data pointers and layouts."""
+        """Return whether the module still has the same weights, with the same data pointers and layouts.
+
+        Return False also if one of the weights is not readable.
+        """
         weights = self.tensors_of(module)
-        # A new weight may have the id of one that was freed. So types are compared, too.
+        # A new weight may have the id of one that was freed. So types are compared, too: a tensor subclass may have no
+        # data pointer to compare.
         is_same = [*map(id, weights), *map(type, weights)] == self._identities
         return is_same and self._layouts is not None and _memory_layouts(weights) == self._layouts
 
@@ -69,15 +76,15 @@ def _memory_layouts(weights: list[Tensor | None]) -> list:
     return [(w.data_ptr(), w.stride(), w.dtype, w.is_neg()) for w in weights if w is not None]
 
 
-# Indices of a call's buffers: the tensors whose addresses differ from call to call. _TABLE holds the offsets of packed
-# sequences, followed by their lengths.
-_INPUT, _HX, _OUTPUT, _H_N, _WORKSPACE, _TABLE = range(6)
+# Indices of a call's buffers: the tensors whose addresses differ from call to call. See `Memory.add_packed_offsets`.
+_INPUT, _HX, _OUTPUT, _H_N, _WORKSPACE, _PACKED_OFFSETS = range(6)
 # Bytes to which each part of the workspace is aligned. Triton compiled the launches for addresses that are multiples of
 # 16, as those of new tensors are.
 _WORKSPACE_ALIGNMENT = 256
 
 
-# The addresses of a call's buffers by index (0 for None), and the buffers as tensors (None for the table).
+# The addresses of a call's buffers by index (0 for an absent buffer), and the buffers as tensors. Among these, None
+# stands for an absent buffer and for the packed offsets.
 _Addresses = tuple[int, ...]
 _Buffers = tuple[Tensor | None, ...]
 
@@ -87,30 +94,31 @@ class _ReplayedLaunch(NamedTuple):
 
     Attributes:
         starter: what `Launch.make_starter` returned. It takes ``args``.
-        args: the kernel's arguments, with addresses in place of tensors.
+        args: the launch's ``args``, with addresses in place of tensors. A tensor in a buffer has its offset instead,
+            until the call's address is filled in.
         address_slots: (index in ``args``, index of the buffer, bytes from the buffer's start) of each argument that
             depends on the call.
-        clear: (index of the first word, index behind the last word, value) of the words of the workspace that are
+        fill: (index of the first word, index behind the last word, value) of the words of the workspace that are
             filled with the value before the launch. None if there are none.
     """
 
     starter: Callable[..., None]
     args: list
     address_slots: list[tuple[int, int, int]]
-    clear: tuple[int, int, int] | None
+    fill: tuple[int, int, int] | None
 
     def start(self, addresses: _Addresses, buffers: _Buffers, module) -> None:
         """Start the launch. `make_starters` would do, but this is faster, and every call waits for it."""
-        starter, args, address_slots, clear = self
-        if clear is not None:
-            begin, end, value = clear
+        starter, args, address_slots, fill = self
+        if fill is not None:
+            begin, end, value = fill
             buffers[_WORKSPACE][begin:end].fill_(value)
         starter(*_fill_addresses(args, address_slots, addresses))
 
     def make_starters(self, addresses: _Addresses, buffers: _Buffers, module) -> Iterator[Callable[[], object]]:
         """Yield functions without arguments that together, called in order, do what `start` does."""
-        if self.clear is not None:
-            begin, end, value = self.clear
+        if self.fill is not None:
+            begin, end, value = self.fill
             yield functools.partial(buffers[_WORKSPACE][begin:end].fill_, value)
         yield functools.partial(self.starter, *_fill_addresses(self.args, self.address_slots, addresses))
 
@@ -169,12 +177,12 @@ class _ReplayedProduct(NamedTuple):
 
 
 class PreparedCall:
-    """The launches of a call on a module's weights. It is called as ``module.forward`` is.
+    """The launches of a call on a module's weights. A prepared call is called with the module, input and hx.
 
     A call allocates its results and its workspace: the memory by which a launch passes data to later launches.
 
     Attributes:
-        weights: the module's weights, as the launches read them.
+        weights: identities and layouts of the weights that the launches read.
         device: the device that the launches run on.
     """
 
@@ -188,18 +196,19 @@ class PreparedCall:
         if not isinstance(input, PackedSequence):
             return self._launch(module, input, hx)
         data, hx, sequences = unpack_input(module, input, hx)
+        # `bind_gru` makes the same copy. Dense input needs none: a call whose state has to be copied is not prepared.
         results = self._launch(module, data, materialize(hx), sequences.offsets.data_ptr())
         return pack_results(module, input, *results)
 
-    def _launch(self, module, input: Tensor, hx: Tensor | None, table: int = 0):
-        """Start all launches, and return the results. ``table`` is the address of the offsets of packed sequences."""
+    def _launch(self, module, input: Tensor, hx: Tensor | None, packed_offsets: int = 0):
+        """Start all launches, and return the results. ``packed_offsets`` is the address of the buffer of this name."""
         hang.raise_if_hung(input.device)
-        addresses, buffers, results = self._allocate(input, hx, table)
+        addresses, buffers, results = self._allocate(input, hx, packed_offsets)
         for step in self._steps:
             step.start(addresses, buffers, module)
         return results
 
-    def _allocate(self, input: Tensor, hx: Tensor | None, table: int):
+    def _allocate(self, input: Tensor, hx: Tensor | None, packed_offsets: int):
         """Return the addresses of a call's buffers, the buffers, and the results in the shape that the call returns."""
         h_n = input.new_empty(self._h_n_shape)
         # The first dimension is the input's, because calls with different numbers of packed rows share this object.
@@ -212,16 +221,16 @@ class PreparedCall:
             output.data_ptr(),
             h_n.data_ptr(),
             0 if workspace is None else workspace.data_ptr(),
-            table,
+            packed_offsets,
         )
         buffers = (input, hx, output, h_n, workspace, None)
         return addresses, buffers, h_n if self._output_shape is None else (output, h_n)
 
     def bind(self, module, input: Tensor, hx: Tensor | None) -> tuple[object, list[Callable[[], object]], tuple]:
-        """Return the results of a call, functions that start its launches in order, and the tensors that they use.
+        """Return the results of a call, functions that start its launches in order, and the buffers that they use.
 
-        The caller must keep the tensors as long as it calls the functions. Each function may be called several times.
-        So launches can be timed without the rest of a call.
+        Packed input is not allowed. The caller must keep the buffers as long as it calls the functions. Each function
+        may be called several times. So launches can be timed without the rest of a call.
         """
         addresses, buffers, results = self._allocate(input, hx, 0)
         starters = [starter for step in self._steps for starter in step.make_starters(addresses, buffers, module)]
@@ -231,8 +240,8 @@ class PreparedCall:
 def prepare(launches: Iterable[Launch | Product], weights: ModuleWeights, memory: "Memory") -> PreparedCall | None:
     """Return the launches of a call as a prepared call, or None if the call cannot be prepared.
 
-    A call cannot be prepared if it has too many launches. Nor can it if they read a tensor that was made for this call
-    only, such as a copy of its state.
+    A call cannot be prepared if it has too many launches, or if its memory is ambiguous (`Memory.is_ambiguous`). Nor
+    can it if a launch reads a tensor that was made for this call only, such as a copy of its state.
 
     Args:
         launches: the launches, as `execute.launches` yields them.
@@ -252,7 +261,7 @@ def prepare(launches: Iterable[Launch | Product], weights: ModuleWeights, memory
 def _prepare_product(product: Product, weights: ModuleWeights, memory: "Memory") -> _ReplayedProduct | None:
     """Return a product of cuBLAS in a form that later calls can start, or None if the call cannot be prepared.
 
-    That is so if the weight is not a parameter of the module, or input or result are in no buffer of the call.
+    The call cannot be prepared if the weight is not the memory of a parameter, or if input or result are in no buffer.
     """
     weight_name = weights.name_of(product.w)
     x, out = _locate(product.x, memory), _locate(product.out, memory)
@@ -279,32 +288,34 @@ def _prepare_launch(launch: Launch, memory: "Memory") -> _ReplayedLaunch | None:
             args[index] = offset
             if buffer is not None:
                 address_slots.append((index, buffer, offset))
-    clear = None
-    if launch.clear is not None:
-        words, value = launch.clear
-        _, offset = memory.find(words)  # only workspace is cleared
+    fill = None
+    if launch.fill is not None:
+        words, value = launch.fill
+        _, offset = memory.find(words)  # only workspace is filled
         begin = offset // words.itemsize
-        clear = begin, begin + words.numel(), value
-    return _ReplayedLaunch(launch.make_starter(), args, address_slots, clear)
+        fill = begin, begin + words.numel(), value
+    return _ReplayedLaunch(launch.make_starter(), args, address_slots, fill)
 
 
 class Memory:
-    """A map from the tensors of a call's launches to the call's buffers. It also makes the workspace.
+    """A map from the tensors of a call's launches to the call's buffers. It also lays out the workspace.
 
     Args:
         input: the call's input. Packed input is its data [N, I].
         hx: the call's initial state, or None.
         output, h_n: the call's results. Both are one tensor [1, B, H] if the caller gets one result only.
         weights: the weights that the launches read. None entries are ignored.
-        kept_alive: other tensors that the launches read, which must not be freed.
+        kept_alive: other tensors that the launches read or write, which must not be freed.
 
     Attributes:
+        device: the device of ``input``.
+        kept_alive: as the argument.
         output_shape: shape of ``output`` without its first dimension, which is the input's. None if the caller gets
             ``h_n`` only.
         h_n_shape: shape of ``h_n``. If the caller gets ``h_n`` only, [B, H].
         workspace_words: size of the workspace in 64-bit words.
         is_ambiguous: whether the input, the state or a result begins at the address of another tensor, so that `find`
-            cannot tell them apart. In another call their addresses may differ.
+            cannot tell them apart. In another call their addresses may differ. Exception: ``output`` may be ``h_n``.
     """
 
     def __init__(
@@ -333,10 +344,13 @@ class Memory:
         self._call_ranges = [(tensor.data_ptr(), _end_address(tensor), buffer) for tensor, buffer in call_tensors]
         self._workspace_parts: list[tuple[Tensor, int]] = []  # each with its offset in the workspace, in bytes
 
-    def add_table(self, sequences: Sequences) -> None:
-        """Add the buffer of packed sequences, which holds their offsets, then their lengths."""
+    def add_packed_offsets(self, sequences: Sequences) -> None:
+        """Add the buffer that holds the offset of each time step in packed rows, then the length of each sequence."""
         offsets = sequences.offsets
-        self._locations |= {offsets.data_ptr(): (_TABLE, 0), sequences.lengths.data_ptr(): (_TABLE, offsets.nbytes)}
+        self._locations |= {
+            offsets.data_ptr(): (_PACKED_OFFSETS, 0),
+            sequences.lengths.data_ptr(): (_PACKED_OFFSETS, offsets.nbytes),
+        }
 
     def new(self, like: Tensor, *shape: int, **options) -> Tensor:
         """Return a new tensor, as `Tensor.new_empty` does, and reserve its bytes in the workspace."""
@@ -348,8 +362,8 @@ class Memory:
     def find(self, tensor: Tensor) -> tuple[int | None, int] | None:
         """Return the index of the buffer that holds a tensor, and the tensor's offset there in bytes.
 
-        Return (None, address) for a tensor whose address stays, such as a weight. Return None for any other tensor: it
-        was made for this call only, so that the call cannot be prepared.
+        Return (None, address) for a tensor whose address stays, such as a weight, and (None, 0) for an empty tensor.
+        Return None for any other tensor: it was made for this call only, so that the call cannot be prepared.
         """
         address = tensor.data_ptr()
         if tensor.numel() == 0:  # no launch reads it, so any address will do

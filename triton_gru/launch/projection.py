@@ -29,13 +29,13 @@ def projection_launches(
 
 
 def _make_kernel_launch(x: Tensor, scan: Scan, config: Config, tile: Projection | None) -> Launch:
-    """Return the launch of our own kernel, in the usual tile if ``tile`` is None."""
+    """Return the launch of our own kernel, in the usual tile if ``tile`` is None or the rows are not aligned."""
     problem, inputs = scan.problem, x.size(-1)
     # The stride of a dimension of size 1 may have any value, which must not decide what is compiled. Make it zero.
     time_stride = x.stride(0) if x.size(0) > 1 else 0
     batch_stride = x.stride(1) if x.dim() == 3 and x.size(1) > 1 else 0
-    # The kernel takes strides in units of 16 bytes if all rows begin at multiples of 16 bytes. So the compiler knows
-    # that it may load 16 bytes at once.
+    # The kernel takes strides in units of 16 bytes if all rows begin at multiples of 16 bytes from the first. So the
+    # compiler knows that it may load 16 bytes at once, if the first row's address is a multiple of 16.
     vector = 16 // x.element_size()
     can_use_vectors = inputs % vector == 0 and time_stride % vector == 0 and batch_stride % vector == 0
     stride_unit = vector if can_use_vectors else 1
@@ -64,7 +64,7 @@ def _make_kernel_launch(x: Tensor, scan: Scan, config: Config, tile: Projection 
 
 
 def _cublas_launches(x: Tensor, scan: Scan, config: Config, products: Tensor) -> Iterator[Launch | Product]:
-    """Yield a product of cuBLAS for each direction, then the launch that brings them into the layout of ``scan.gi``."""
+    """Yield a product of cuBLAS for each direction, then the launch that arranges the products in ``scan.gi``."""
     rows, gates = scan.steps * scan.batch, 3 * scan.problem.hidden_size
     products = products[: len(scan.weights) * rows * gates].view(-1, rows, gates)
     # If the memory of x is batch-first, multiply its rows in that order. Then x is not copied if the chunk is all of x.

@@ -1,7 +1,8 @@
 """The choice of a route: the function that serves a call.
 
-A route is a prepared call, `nn.GRU` or `nn.GRUCell`, the operator, a break between two graphs of torch.compile, or
-`run_planned`. It is called with the module and the module's arguments. Only this file chooses routes.
+A route is a prepared call, `nn.GRU` or `nn.GRUCell`, the operator, a break between two graphs of torch.compile, a node
+of torch.fx, or `run_planned`. It is called with the module and the module's arguments. A cached route is called without
+lengths and resets. Only this file chooses routes.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,9 @@ _nn_gru, _nn_cell = nn.GRU.forward, nn.GRUCell.forward
 def find_cached_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None) -> Callable | None:
     """Return the route of ``gru(input, hx)`` if it is known without checking the call, or None.
 
-    A call on a GPU has the cached route of its signature, if there is one. A plain call on a CPU has `nn.GRU` without a
-    look-up in the cache, because such a call may take only microseconds, less than the look-up.
+    A plain call on a CPU has `nn.GRU` without a look-up in the cache, because such a call may take only microseconds,
+    less than the look-up. A call is not plain with packed input, another backend than "auto", or an option that nn.GRU
+    lacks. Nor is it plain in torch.compile. Any other call has the cached route of its signature, if there is one.
     """
     is_plain_cpu_call = (
         type(input) is Tensor and input.is_cpu and gru.backend == "auto" and gru.reset_after and not gru.reverse
@@ -38,7 +40,10 @@ def find_cached_gru_route(gru, input: Tensor | PackedSequence, hx: Tensor | None
 
 
 def find_cached_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable | None:
-    """Return the route of ``cell(input, hx)``, as `find_cached_gru_route` does for a GRU, or None."""
+    """Return the route of ``cell(input, hx)``, as `find_cached_gru_route` does for a GRU, or None.
+
+    A cell's call on a CPU is also plain in torch.compile.
+    """
     is_plain_cpu_call = type(input) is Tensor and input.is_cpu and cell.backend == "auto" and cell.reset_after
     if is_plain_cpu_call and devices.emulated_device is None:
         return _nn_cell
@@ -46,20 +51,21 @@ def find_cached_cell_route(cell, input: Tensor, hx: Tensor | None) -> Callable |
 
 
 def route_gru(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets) -> Callable:
-    """Return the route of ``gru(input, hx, lengths, resets)``, to be called with the same arguments."""
+    """Return the route of ``gru(input, hx, lengths, resets)``, to be called with the GRU and the same arguments."""
     if isinstance(input, Proxy):
         return run_traced
     is_nn_gru_call = lengths is None and resets is None and _is_nn_gru_call(gru, input)
     if is_nn_gru_call and not _is_compile_tracing():
         return run_nn_gru
-    # If nn.GRU serves the call, the graph breaks here, as it does at any nn.GRU.
+    # If nn.GRU serves the call, the graph breaks here, as it does at any nn.GRU. It breaks at packed input, too.
+    # Exception: if it may not break at nn.GRU, the operator serves the call.
     if _is_unknown_to_graph(input) or (is_nn_gru_call and not _is_full_graph()):
         return run_outside_graph
     return operator.run_gru if _is_operator_needed(input) else run_planned
 
 
 def route_cell(cell, input: Tensor, hx: Tensor | None) -> Callable:
-    """Return the route of ``cell(input, hx)``, to be called with the same arguments."""
+    """Return the route of ``cell(input, hx)``, to be called with the cell and the same arguments."""
     if isinstance(input, Proxy):
         return run_traced
     # nn.GRUCell has a backward in eval(), unlike nn.GRU on a GPU. So it serves calls that autograd records.
@@ -77,7 +83,7 @@ def run_traced(module, *inputs) -> Proxy:
 
 
 def run_nn_gru(gru, input, hx, lengths, resets):
-    """Run `nn.GRU`, which has no lengths and resets."""
+    """Run `nn.GRU`. It has no lengths and resets, which are None here."""
     return _nn_gru(gru, input, hx)
 
 
@@ -90,8 +96,9 @@ def run_outside_graph(gru, *arguments):
 def run_planned(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths, resets):
     """Plan a call and run it by its plan: by kernels, `nn.GRU` or plain torch. Cache its route for later calls.
 
-    If kernels serve a call with unbatched input, lengths or resets, it is planned each time. Prepared calls return
-    batched results, and signatures do not have lengths and resets.
+    Exception: some calls are planned each time. These are calls with lengths or resets, which signatures do not have,
+    calls of plain torch, and calls of `nn.GRU` with ``reverse``. So are unbatched calls of kernels, because prepared
+    calls return batched results.
     """
     call = bind_gru(gru, input, hx, lengths, resets)
     plan = plan_call(call)
@@ -109,7 +116,10 @@ def run_planned(gru, input: Tensor | PackedSequence, hx: Tensor | None, lengths,
 
 
 def run_planned_cell(cell, input: Tensor, hx: Tensor | None) -> Tensor:
-    """Plan a cell's call and run it by its plan. Cache its route for later calls."""
+    """Plan a cell's call and run it by its plan. Cache its route for later calls.
+
+    Exception: unbatched calls of kernels, and calls of plain torch, are planned each time.
+    """
     call = bind_cell(cell, input, hx)
     plan = plan_call(call)
     if plan.kernel == "torch":
@@ -130,7 +140,10 @@ def plan_call(call: Call) -> Plan:
 
 
 def stops_compiler(gru) -> bool:
-    """Return whether torch.compile should break the graph at a GRU, as at any `nn.GRU`, because `nn.GRU` serves it."""
+    """Return whether torch.compile should break the graph at a GRU, as at any `nn.GRU`, because `nn.GRU` serves it.
+
+    Return False if the graph may not break.
+    """
     is_nn_gru_call = (
         gru.backend == "torch" or Options.from_module(gru).is_training_call or _has_no_kernels(gru.weight_ih_l0.device)
     )
@@ -165,7 +178,10 @@ def _has_no_kernels(device: torch.device) -> bool:
 
 
 def _is_operator_needed(input: Tensor | PackedSequence) -> bool:
-    """Return whether a call has to use the operator, as in graphs and under dispatch modes."""
+    """Return whether a call has to use the operator, as in graphs and under dispatch modes.
+
+    Exception: packed input and transforms of torch.func cannot use the operator.
+    """
     if isinstance(input, PackedSequence) or _is_transformed():
         return False
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
@@ -188,12 +204,15 @@ def _is_compile_tracing() -> bool:
 
 
 def _is_full_graph() -> bool:
-    """Return whether the graph that Dynamo traces may not break, because of fullgraph=True."""
+    """Return whether the graph that Dynamo traces may not break, as with fullgraph=True.
+
+    Return True also if a graph is being compiled but Dynamo does not trace.
+    """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
         translator = InstructionTranslator.current_tx()
-    except AttributeError:  # a graph is being compiled, but Dynamo does not trace
+    except AttributeError:  # Dynamo does not trace
         return True
     return translator.one_graph or getattr(translator, "error_on_graph_break", False)
 

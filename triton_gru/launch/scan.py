@@ -24,15 +24,17 @@ class Scan:
         hx: initial state [layers * directions, B, H] with unit stride in H (``step``: contiguous), or None for zeros.
         h_n: last state [layers * directions, B, H], which the last chunk writes.
         carry: float32 [2, layers * directions, B, H], the state between launches. A launch reads index ``parity`` and
-            writes the other. Exception: ``block`` reads and writes index 0.
+            writes the other. Exception: ``block`` reads and writes index 0. In a call that
+            is a fused step (`is_fused_step`), the carry is empty.
         weights: for each direction w_ih [3H, I], w_hh [3H, H], b_ih [3H] and b_hh [3H] of the layer. An absent bias is
             a placeholder, which no kernel reads.
-        out: the layer's states, [T, B, directions * H] or packed [N, directions * H].
+        has_bias: whether the layer has biases.
+        out: the layer's states, [T, B, directions * H] or packed [N, directions * H]. In a frame of `Stream`: [B, H].
         first_state: index of the layer's first state in ``hx``, ``carry`` and ``h_n``.
-        gi: gate inputs of the chunk, [directions, at least ``steps``, batch tiles, 3, ...]. The last two dimensions are
-            padded units and rows (``block``), or rows and padded units.
-        start, steps: first time step of the chunk, and the number of its steps.
-        parity: index in ``carry`` of the state before the chunk.
+        gi: gate inputs of the chunk, [directions, ``steps``, batch tiles, 3, ...] in memory. The last two dimensions
+            are padded units and rows (``block``), or rows and padded units. The tensor may have memory for more steps.
+        start, steps: first time step of the chunk, in the order of the scan, and the number of its steps.
+        parity: index in ``carry`` of the state that the next launch reads.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Launches of ``step``: one or two for each time step, or for a whole call of one step."""
+"""Launches of ``step``: one or two for each time step of a layer. In a fused step, they also project."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,21 +18,21 @@ class States:
     Attributes:
         rounded: the carry [2, layers * directions, B, H], rounded to the dtype of the products. In float32 it is the
             carry itself.
-        reset: r * h [directions, B, H], which the first launch of a step with ``reset_after=False`` leaves to the
+        r_h: r * h [directions, B, H], which the first launch of a step with ``reset_after=False`` leaves to the
             second. With ``reset_after=True`` a placeholder, which no kernel reads.
     """
 
     def __init__(self, problem: Problem, carry: Tensor, rounded: Tensor, new: Callable[..., Tensor]):
-        self.rounded, self.reset = rounded, rounded
+        self.rounded, self.r_h = rounded, rounded
         if not problem.reset_after:
-            self.reset = new(rounded, problem.directions, problem.batch_size, problem.hidden_size)
+            self.r_h = new(rounded, problem.directions, problem.batch_size, problem.hidden_size)
         self._carry = carry
 
     def select(self, parity: int) -> tuple[Tensor, ...]:
         """Return the state arguments of a step that reads the carry at index ``parity`` and writes it at the other."""
         before, after = parity, 1 - parity
         carry, rounded = self._carry, self.rounded
-        return carry[before], carry[after], rounded[before], rounded[after], self.reset
+        return carry[before], carry[after], rounded[before], rounded[after], self.r_h
 
 
 def launches(scan: Scan, config: StepConfig, states: States) -> Iterator[Launch]:

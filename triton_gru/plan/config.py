@@ -1,7 +1,7 @@
 """Configurations of the kernels, with the registers and shared memory that each needs.
 
-``tests/compiled`` asserts the registers, stack and shared memory of every configuration that the heuristic chooses, for
-every architecture named there.
+``tests/compiled`` asserts spills, stack and shared memory of the heuristic's configurations for many shapes, on the
+architecture of each known device.
 """
 
 from dataclasses import dataclass, replace
@@ -58,8 +58,8 @@ class BlockConfig:
         # The register tiles may pass through shared memory, one at a time, before the other tiles. So count one tile.
         weights = max(self.shared_tiles, 1) * self.units**2 * itemsize
         # The state is held in two alternating buffers, or as the operand of a product. In fp32 a value of the operand
-        # takes 6 bytes instead of 4, because products are converted between layouts. The bound holds by 128 and
-        # 1280 (tests/compiled).
+        # takes 6 bytes instead of 4, because products are converted between layouts. With 128 bytes more, and at least
+        # 1280 bytes, the bound holds (tests/compiled).
         bytes_per_unit = max(2 * self.batch * itemsize, self.columns * (6 if itemsize == 4 else itemsize))
         state = max(self.padded_hidden * bytes_per_unit + 128, 1280)
         return weights + state
@@ -89,7 +89,7 @@ class GridConfig:
         copies: groups of programs of one direction that are on the chip at once, each with separate batch tiles.
         slices: slices of the sum over hidden units, one per warp.
         register_tiles: tiles of W_hh, of the ``3 * segments`` in a program, that stay in registers. In fp32 ieee that
-            is all tiles or none. If all stay in registers, lanes compute a step's products (kernels/lanes.py).
+            is all tiles or none. With all of them, lanes compute a step's products there (kernels/lanes.py).
         handover: how the state reaches the other programs, one of `HANDOVERS` (kernels/exchange.py).
     """
 
@@ -109,15 +109,16 @@ class GridConfig:
         return self.units * self.programs
 
     def launch_grid(self, batch_size: int, directions: int) -> tuple[int, ...]:
-        """Return the number of programs of a launch, which does not depend on the batch."""
+        """Return the number of programs of a launch. It follows from the fields, which `adapt_to` fits to a batch."""
         return (self.programs * self.copies * self.directions,)
 
     def adapt_to(self, batch_size: int, directions: int, sms: int) -> "GridConfig":
         """Return this configuration with ``directions``, ``copies`` and ``rows`` for another batch and device.
 
         Directions and copies become the most that the problem needs and ``sms`` multiprocessors run at once. ``rows``
-        becomes the fewest that hold the batch. Exception: a configuration with twice that many rows keeps them. An
-        empty batch is treated as one row. A configuration from a file that does not fit ``sms`` is returned unchanged.
+        becomes the lowest power of two that holds the batch, at most ``batch``. Exception: a configuration with one
+        tile and twice that many rows keeps them. An empty batch is treated as one row. A configuration from a file
+        whose programs do not fit ``sms``, or with sizes below 1, is returned unchanged.
         """
         if not 0 < self.programs <= sms or self.batch * self.tiles < 1:
             return self
@@ -148,7 +149,7 @@ class GridConfig:
         return slice_depth * self.batch * itemsize // _WARP_REGISTER_BYTES
 
     def registers(self, itemsize: int) -> int:
-        """Return how many 32-bit registers of a thread hold the weights, one tile's state and the sums."""
+        """Return how many 32-bit registers of a thread hold the register tiles, one tile's state and the sums."""
         weights = self.register_tiles * self.units * self.depth(itemsize) * itemsize // _WARP_REGISTER_BYTES
         sums = 3 * self.units * self.batch // 32  # of three gates, over 32 threads
         return weights + self.state_registers(itemsize) + sums
@@ -176,7 +177,7 @@ class GridConfig:
 
     @property
     def can_use_lanes(self) -> bool:
-        """Return whether lanes can compute the products: at most four rows, and enough registers."""
+        """Return whether lanes can compute the products in fp32 ieee: at most four rows, and enough registers."""
         return self.rows <= 4 and self._lane_registers(self.lanes_per_slice) <= _LANE_REGISTERS
 
     def shared_memory(self, itemsize: int) -> int:
@@ -233,8 +234,8 @@ class StepConfig:
     def slices(self) -> int:
         """Return into how many slices the depth is divided: one slice per warp, or 1 if the warps share one slice.
 
-        Warps share one slice if a tile has more than 512 sums, as a warp cannot hold all of them. They share it also if
-        a slice per warp would be less deep than 16, which one matrix product sums over.
+        Warps share one slice if a gate has more than 512 sums, as a warp cannot hold all of them. They share it also if
+        a slice per warp would be less deep than 16, the least depth of a ``tl.dot``.
         """
         is_sliced = self.units * self.batch <= 512 and self.depth >= 16 * self.num_warps
         return self.num_warps if is_sliced else 1
@@ -242,7 +243,7 @@ class StepConfig:
     def shared_memory(self, itemsize: int) -> int:
         """Return an upper bound of the bytes of shared memory that the compiled kernel needs."""
         loads = self.num_stages * (3 * self.units + self.batch) * self.depth * itemsize
-        # After the loop the same memory holds the slices' sums: for each unit and row up to four, in float32.
+        # After the loop the same memory holds the slices' sums: for each slice, unit and row up to four, in float32.
         sums = 4 * 4 * self.slices * self.units * self.batch
         return max(loads, sums) + _SHARED_MEMORY_MARGIN
 
@@ -295,7 +296,10 @@ _CUBLAS_SUFFIX = "+cublas"
 
 
 def implementation_name(kernel: str, projection: Projection | None) -> str:
-    """Return the name of a kernel with a projection, such as ``"grid+cublas"``. Plans and tables compare these."""
+    """Return the name of a kernel with a projection: ``"grid+cublas"``, or ``"grid"`` for any tile of our own.
+
+    Plans and tables compare these names.
+    """
     return kernel + _CUBLAS_SUFFIX if projection == CUBLAS else kernel
 
 
@@ -305,7 +309,7 @@ def format_implementation(implementation: str) -> str:
 
 
 def split_implementation(implementation: str) -> tuple[str, Projection | None]:
-    """Return the kernel and the projection of an implementation's name, which `implementation_name` made.
+    """Return the kernel and the projection of an implementation's name, as `implementation_name` makes it.
 
     The projection is `CUBLAS`, or None for our own. The name does not tell the tile of our own projection.
     """
@@ -318,7 +322,9 @@ GRID_CUTS = ((16, 8, 1), (32, 8, 1), (16, 8, 2), (32, 8, 2), (16, 16, 2), (32, 1
 
 
 def projection_config(hidden_size: int, dtype: torch.dtype, precision: str, aligned: bool) -> ProjectionConfig:
-    """Return the usual tile of our own projection, which serves if no tile was measured. It is the same for all scans.
+    """Return the usual tile of our own projection, which serves if no tile was measured or rows are not aligned.
+
+    It is the same for all scans.
 
     ``aligned`` tells whether rows of the input are aligned to 16 bytes. Other rows are loaded value by value, each by a
     separate address.

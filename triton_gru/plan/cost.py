@@ -1,8 +1,8 @@
 """An estimate of the time of a call. The heuristic uses it if nothing was measured, and tuning orders candidates by it.
 
-The estimate counts instructions, bytes, FLOPs and hand-overs. Clocks and bandwidths are the device's. Other constants
-come from compiled code, and are fitted to the times of 1,028 configurations on an H200 (perf/NOTES.md).
-``python -m perf report`` compares estimates with measured times.
+The estimate counts instructions, bytes, FLOPs and hand-overs. The clock and the bandwidth of memory are the device's.
+Most other constants are fitted to times of earlier kernels on an H200 (perf/NOTES.md). Some are measured, documented or
+assumed. ``scripts/cost_errors.py`` compares estimates with measured times.
 """
 
 import functools
@@ -30,12 +30,15 @@ class Cost(NamedTuple):
     """The estimated time of a call in microseconds, by cause. The parts add up.
 
     Attributes:
-        launch: starting kernels, and clearing memory for them.
-        projection: the input projection, by FLOPs or by bytes, whichever takes longer.
+        launch: starting kernels, the gaps between them, and clearing memory for them.
+        projection: the input projection, by FLOPs or by bytes, whichever takes longer. With cuBLAS it includes
+            arranging the products.
         instructions: the instructions of the steps, of all warps that share a multiprocessor. If parts of the batch or
-            directions run one after the other, the instructions of each are added.
+            directions run one after the other, the instructions of each are added. Exception: of the products of
+            ``step``, only the time beyond that of its loads.
         hop: handing the state over from multiprocessor to multiprocessor.
-        bytes: reading W_hh, the state and the gates from the L2 or from memory, as far as a step waits for it.
+        bytes: reading W_hh, the state and the gates, and writing the state, in the L2 or in memory. For nn.GRU with one
+            launch a step it includes products. For nn.GRU it also includes rearranging input and output.
     """
 
     launch: float = 0.0
@@ -62,45 +65,50 @@ class Cost(NamedTuple):
         return f"{format_time(self.total)}: {', '.join(parts)}"
 
 
-# "Fitted" means fitted to the times of 1,028 configurations on an H200. Cycles are those of a multiprocessor.
+# "Fitted" means fitted to times on an H200: of nn.GRU, and of 1,028 configurations of earlier kernels. "Assumed" values
+# are older than any measurement, and the fit kept them. Cycles are those of a multiprocessor.
 #
 # Constants of the kernels:
 _BLOCK_EMPTY_STEP_CYCLES = 110  # of a step without products: barriers, load of the state, three activations. Fitted.
-_GRID_EMPTY_STEP_CYCLES = 260  # of the same step in ``grid``. Fitted.
-_STEP_EMPTY_STEP_CYCLES = 900  # of the same step in ``step``. Fitted.
+_GRID_EMPTY_STEP_CYCLES = 260  # of the same step in ``grid``, for each tile in flight. Fitted.
+_STEP_EMPTY_STEP_CYCLES = 900  # of the same step in ``step``. Assumed.
 _CYCLES_PER_INSTRUCTION = 3.6  # of a warp that has a scheduler to itself, with waits for shared memory. Fitted.
 _HOP_CYCLES = 410  # from a store until another multiprocessor reads the value; 0.208 us measured on an H200.
 _HOP_CYCLES_PER_PROGRAM = 4.2  # added to a hop for each program that polls. Fitted.
-_LINE_SHARING_CYCLES = 1.8  # added to a hop for each program and each other program with words in its line. Fitted.
+# Added to a hop of "flag": for each program, times the number of other programs with words in the same line. Fitted.
+_LINE_SHARING_CYCLES = 1.8
 _LINE_BYTES = 128  # of a line of memory, by NVIDIA's architecture.
 _PRODUCT_DEPTH_BYTES = 32  # bytes of a row that one matrix product of 16 rows and 8 columns sums over (PTX's mma).
 _L2_BYTES_PER_CYCLE = 19  # that the L2 gives each multiprocessor if all read at once. Fitted.
 _STEP_L2_LATENCY_CYCLES = 400  # of a load of ``step`` with tiles of 16 rows; 36 configurations on an H200.
 _STEP_MEMORY_LATENCY_CYCLES = 1090  # of the same load from memory. The same source.
-_STEP_BANDWIDTH_FRACTION = 0.55  # of the bandwidth of memory and L2, that ``step`` reaches with larger tiles. Fitted.
-_MEMORY_BANDWIDTH_FRACTION = 0.9  # of the bandwidth of memory, that other reads reach.
-_L2_FRACTION = 0.7  # of the L2, in which data stays that every step reads.
-_LAUNCH_US = 2.5  # from one kernel to the next, if the host is ahead or in a CUDA graph. Fitted.
-_PYTHON_LAUNCH_US = 8.0  # of a launch from Python, if the host is not ahead. Fitted.
+_STEP_BANDWIDTH_FRACTION = 0.55  # of the rates that other reads reach, for ``step`` with larger tiles. Fitted.
+_MEMORY_BANDWIDTH_FRACTION = 0.9  # of the bandwidth of memory, that reads reach. Assumed.
+_L2_FRACTION = 0.7  # of the L2: data up to this size stays there, and is read from there. Assumed.
+_LAUNCH_US = 2.5  # from one kernel to the next, if the host is ahead or in a CUDA graph. Assumed.
+_PYTHON_LAUNCH_US = 8.0  # of a launch from Python, if the host is not ahead. Assumed.
 # Constants of nn.GRU with one launch a step (cuDNN's standard algorithm):
 _NN_GRU_EAGER_STEP_US = 11.0  # shortest step, eager; measured on an H200: 11 to 12 above H = 192.
 _NN_GRU_GRAPH_STEP_US = 4.5  # shortest step, in a CUDA graph; measured on an H200: 4.5 to 10 above H = 192.
-_NN_GRU_GAP_US = 4.0  # shortest gap between launches, 16-bit dtypes. Fitted.
-_NN_GRU_FP32_GAP_US = 5.0  # shortest gap between launches, float32. Fitted.
-_NN_GRU_TF32_FACTOR = 5  # a step's small product in TF32 takes this many times its time at `_flops_per_us`. Fitted.
+_NN_GRU_GAP_US = 4.0  # shortest gap between the launches of two steps, 16-bit dtypes. Fitted.
+_NN_GRU_FP32_GAP_US = 5.0  # shortest gap between the launches of two steps, float32. Fitted.
+# With either algorithm, a step's small product in TF32 takes this many times its time at `_flops_per_us`. Fitted.
+_NN_GRU_TF32_FACTOR = 5
 # Constants of nn.GRU with cuDNN's persistent algorithm, where all steps are one launch:
 _NN_GRU_PERSISTENT_MAX_HIDDEN = 128  # hidden units up to which it runs, for dense input.
 _NN_GRU_PERSISTENT_MAX_BATCH = 1024  # batch size up to which it runs.
-_NN_GRU_PERSISTENT_STEP_CYCLES = 485  # of a step. Fitted.
-_NN_GRU_PERSISTENT_CYCLES_PER_UNIT = 7.2  # added to a step for each hidden unit. Fitted.
+_NN_GRU_PERSISTENT_STEP_CYCLES = 485  # of a step, besides those for hidden units. Fitted.
+_NN_GRU_PERSISTENT_CYCLES_PER_UNIT = 7.2  # added to a step for each hidden unit, twice in fp32 ieee. Fitted.
 _NN_GRU_PERSISTENT_BATCH = 16  # batch size from which the next factor applies, 16-bit dtypes.
 _NN_GRU_PERSISTENT_BATCH_FACTOR = 2.2  # times the cycles of a step. Fitted.
 # Constants of matrix products:
-_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}  # peak FLOPs per cycle per multiprocessor, 16 bits.
+# Peak FLOPs per cycle per multiprocessor, 16 bits, by compute capability.
+_MATRIX_FLOPS = {80: 2048, 90: 4096, 100: 8192}
 _OTHER_MATRIX_FLOPS = 1024  # the same for other compute capabilities.
-_FP32_FLOPS = 256  # the same of the ordinary fp32 units, which do 128 multiply-adds.
-_GEMM_EFFICIENCY = 0.5  # fraction of these peaks that a product of middling size reaches. Fitted.
-_IEEE_PROJECTION_FACTOR = 3  # our own projection on the ordinary fp32 units takes this many times its time. Fitted.
+_FP32_FLOPS = 256  # the same of the ordinary fp32 units, which do 128 multiply-adds. Exception: on sm_80 they do 64.
+_GEMM_EFFICIENCY = 0.5  # fraction of these peaks that a product of middling size reaches. Assumed.
+# Our own projection on the ordinary fp32 units takes this many times its time by the numbers above. Fitted.
+_IEEE_PROJECTION_FACTOR = 3
 
 
 def estimate_call_cost(
@@ -115,8 +123,9 @@ def estimate_call_cost(
     Args:
         problem, device: the call, and the device that it runs on.
         config: the kernel's configuration, or None for torch.nn.GRU.
-        in_graph: whether the call runs in a CUDA graph, where no step waits for the host.
-        projection: `CUBLAS`, a tile of our own projection, or None for the usual tile.
+        in_graph: whether the call runs in a CUDA graph, where no step waits for the host. ``block`` and ``grid`` have
+            the same estimate in both cases.
+        projection: `CUBLAS`, a tile of our own projection, or None for the usual tile. nn.GRU ignores it.
     """
     if config is None:
         return _nn_gru_cost(problem, device, in_graph)
@@ -130,14 +139,15 @@ def estimate_call_cost(
     else:
         work += _own_projection_cost(problem, config, device, projection)
     if not isinstance(config, StepConfig):
-        # The launches are a projection and a scan. ``grid`` clears its mailbox before the scan. W_hh is loaded once.
+        # A layer's launches are a projection and a scan, if all steps are one chunk. ``grid`` clears its mailbox before
+        # the scan. Each layer loads W_hh once.
         launch = _LAUNCH_US * layers * (2 if isinstance(config, BlockConfig) else 3)
         return work + Cost(launch=launch, bytes=layers * _weight_load_us(problem, config, device))
     launches = layers * (1 if problem.reset_after else 2)
     if problem.is_single_step:
         return work + Cost(launch=_LAUNCH_US * launches)
     # Each launch waits for the launch before it. Outside of a CUDA graph the GPU works while the host prepares the next
-    # launch. So only the host's time beyond this work is added.
+    # launch. So only the host's time beyond this work is added. Each layer has one more launch, the projection.
     gaps_us = _LAUNCH_US * steps * launches
     if not in_graph:
         gaps_us = max(gaps_us, _PYTHON_LAUNCH_US * steps * launches - work.total)
@@ -146,7 +156,10 @@ def estimate_call_cost(
 
 @functools.lru_cache(maxsize=4096)  # calls that differ in the number of steps share this
 def estimate_time_step_cost(config: Config, shape: Shape, reset_after: bool = True) -> Cost:
-    """Return the cost of a time step of one layer, for all sequences and directions."""
+    """Return the cost of a time step of one layer, for all sequences and directions.
+
+    The projection and launches are left out.
+    """
     return _TIME_STEP_COSTS[type(config)](config, shape, reset_after)
 
 
@@ -160,7 +173,10 @@ def _gate_bytes(config: Config, shape: Shape) -> int:
 
 
 def _block_step_cost(config: BlockConfig, shape: Shape, reset_after: bool) -> Cost:
-    """Return the cost of a time step of ``block``: its instructions are counted, with fitted factors."""
+    """Return the cost of a time step of ``block``: its instructions, and reads and writes of gates and state.
+
+    Instructions are counted, with fitted factors. Those of ``reset_after=False`` are assumed.
+    """
     device = shape.device
     threads = 32 * config.num_warps
     if shape.is_ieee:
@@ -172,7 +188,8 @@ def _block_step_cost(config: BlockConfig, shape: Shape, reset_after: bool) -> Co
         depth = _PRODUCT_DEPTH_BYTES // shape.itemsize
         products = 3 * rows_of_warp * (config.columns // 8) * config.padded_hidden // depth
         from_shared = products * config.shared_tiles / (3 * config.tiles**2)
-        # A TF32 operand of the state is loaded value by value. Exception: with two rows, matrix by matrix.
+        # Earlier kernels loaded a TF32 operand of the state value by value, and with two rows matrix by matrix. Today's
+        # kernels load words of four values (kernels/fragments.py), which this estimate omits (perf/NOTES.md).
         loads_per_product = 1 if config.batch == 2 else shape.itemsize // 2
         instructions = 40 + 15 * results + loads_per_product * products + 4.3 * from_shared
     # The registers limit how many programs share a multiprocessor. Programs beyond that run in later waves.
@@ -194,7 +211,10 @@ _READS = {"flag": 2, "probe": 1}
 
 
 def _grid_step_cost(config: GridConfig, shape: Shape, reset_after: bool) -> Cost:
-    """Return the cost of a time step of ``grid``: its instructions, hand-overs and reads of the mailbox."""
+    """Return the cost of a time step of ``grid``: its instructions, hand-overs, and bytes of mailbox and gates.
+
+    The factor of instructions of ``reset_after=False`` is assumed.
+    """
     device = shape.device
     threads = 32 * config.slices
     if shape.is_ieee and config.register_tiles:
@@ -233,7 +253,11 @@ def _grid_step_cost(config: GridConfig, shape: Shape, reset_after: bool) -> Cost
 
 
 def _step_kernel_cost(config: StepConfig, shape: Shape, reset_after: bool) -> Cost:
-    """Return the cost of a time step of ``step`` without its launch: loads of W_hh and the state, then products."""
+    """Return the cost of a time step of ``step`` without its launch.
+
+    Loads of W_hh, the state and the gates take their time, and products only the time beyond that of these loads. The
+    factor of ``reset_after=False`` is assumed.
+    """
     device = shape.device
     tiles = -(-shape.batch_size // config.batch)
     programs = config.programs * tiles * shape.directions
@@ -272,9 +296,10 @@ _TIME_STEP_COSTS = {BlockConfig: _block_step_cost, GridConfig: _grid_step_cost, 
 
 
 def _weight_load_us(problem: Problem, config: BlockConfig | GridConfig, device: Device) -> float:
-    """Return the microseconds in which all programs load their part of W_hh.
+    """Return the microseconds in which a layer's scan loads W_hh of all directions.
 
-    Each program of ``block``, or each copy of ``grid``, loads all of W_hh: one from memory, all others from the L2.
+    Each program of ``block``, or each copy of ``grid`` (a group of programs), loads all of W_hh. The first load comes
+    from memory, or from the L2 if W_hh stays there. The others come from the L2.
     """
     weight_bytes = 3 * problem.hidden_size**2 * problem.dtype.itemsize * problem.directions
     loads = -(-problem.batch_size // config.batch) if isinstance(config, BlockConfig) else config.copies
@@ -294,7 +319,7 @@ def _l2_or_memory_us(byte_count: int, device: Device) -> float:
 
 
 def _stays_in_l2(byte_count: int, device: Device) -> bool:
-    """Return whether data that every step reads stays in the L2 from step to step."""
+    """Return whether this much data is assumed to stay in the L2 until it is read again."""
     return byte_count <= _L2_FRACTION * device.l2_bytes
 
 
@@ -314,8 +339,8 @@ def _peak_flops_per_cycle(problem: Problem, device: Device) -> float:
 def _own_projection_cost(problem: Problem, config: Config, device: Device, tile: ProjectionConfig | None) -> Cost:
     """Return the cost of our own projection of all layers, in the usual tiles if ``tile`` is None.
 
-    The cost rises in waves of tiles. With many inputs and few sequences there are fewer tiles than multiprocessors, and
-    some multiprocessors are idle.
+    The cost rises in waves of tiles, and is at least `_projection_cost`. With few steps and sequences there are fewer
+    tiles than multiprocessors, and some multiprocessors are idle.
     """
     pairs = problem.steps * -(-problem.batch_size // config.rows) * config.rows
     cycles = 0.0
@@ -345,8 +370,8 @@ def _projection_cost(problem: Problem, device: Device) -> Cost:
 def _arranging_cost(problem: Problem, config: Config, device: Device) -> Cost:
     """Return the cost of bringing cuBLAS's products into the scan's layout, and of the products' launches.
 
-    A projection by cuBLAS has one more launch for each direction than our own projection. The products are read from
-    the L2.
+    A projection by cuBLAS has one more launch for each direction than our own projection. The products are read, and
+    arranged values are written, at the rate of the L2.
     """
     values_read = problem.batch_size * problem.hidden_size
     values_written = -(-problem.batch_size // config.rows) * config.rows * config.padded_hidden
@@ -358,8 +383,7 @@ def _arranging_cost(problem: Problem, config: Config, device: Device) -> Cost:
 def _nn_gru_cost(problem: Problem, device: Device, in_graph: bool) -> Cost:
     """Return the cost of a call by torch.nn.GRU, by the algorithm that cuDNN takes for the problem."""
     itemsize, hidden, batch = problem.dtype.itemsize, problem.hidden_size, problem.batch_size
-    # About 12 values per row and unit: the gates of input and state are written and read again, and the states are read
-    # and written.
+    # Assume 12 values per row and unit, for gates and states that are written and read.
     moved_us = _l2_or_memory_us(batch * hidden * itemsize * 12, device)
     product_us = 6 * hidden**2 * batch / _flops_per_us(problem, device)
     if itemsize == 4 and not problem.is_ieee:

@@ -38,7 +38,7 @@ class Device:
         return int(self.arch[3:])
 
 
-# Devices that a plan can be made for without having one, by their makers' documents. Shared memory is what a program
+# Devices that a plan can be made for without having one, mostly by NVIDIA's documents. Shared memory is what a program
 # may opt in to, from the CUDA C++ Programming Guide. "The driver" stands for the figures that deviceQuery prints.
 KNOWN_DEVICES = {
     device.name: device
@@ -68,14 +68,17 @@ def match_device(name: str, sms: int | None = None) -> Device | None:
     return next((device for device in named if sms in (None, device.sms)), None)
 
 
-# True if TRITON_INTERPRET was set when the kernels were imported: Triton then interprets them and compiles none.
+# True if TRITON_INTERPRET was set when this package was imported: Triton then interprets kernels and compiles none.
 _INTERPRETED = knobs.runtime.interpret
 # While a test emulates a GPU: the device that `find_device` returns for CPU tensors. Otherwise None.
 emulated_device: Device | None = None
 
 
 def find_device(device: torch.device) -> Device | None:
-    """Return the `Device` behind a torch device, or None if no kernel can run there."""
+    """Return the `Device` behind a torch device, or None if it is no NVIDIA GPU or Triton interprets kernels.
+
+    A GPU that is too old for the kernels is returned, too (see `validity.too_old_reason`). So is `emulated_device`.
+    """
     if _INTERPRETED:
         return None
     if device.type == "cpu":
@@ -86,7 +89,7 @@ def find_device(device: torch.device) -> Device | None:
 
 
 def list_gpus() -> list[Device]:
-    """Return this machine's GPUs on which kernels run."""
+    """Return this machine's NVIDIA GPUs, also those too old for the kernels. Empty if Triton interprets kernels."""
     return [gpu for i in range(torch.cuda.device_count()) if (gpu := find_device(torch.device("cuda", i)))]
 
 
@@ -105,7 +108,7 @@ def is_on_other_gpu(device: torch.device) -> bool:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Return whether a CUDA graph is being captured on the current stream of ``device``."""
+    """Return whether ``device`` is a GPU, and the current GPU's current stream is being captured in a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -120,9 +123,10 @@ def limit_sms(device: Device, sms: int | None) -> Device:
 
 
 def read_max_sms() -> int | None:
-    """Return the environment variable TRITON_GRU_MAX_SMS, or None if it is unset.
+    """Return the environment variable TRITON_GRU_MAX_SMS, or None if it is unset or empty.
 
-    The variable is the most multiprocessors that the programs of ``grid``, which wait for each other, may take.
+    The variable is the most multiprocessors that the programs of ``grid``, which wait for each other, may take. Plans
+    assume that the GPU has no more (see `limit_sms`).
 
     Raises:
         ValueError: the variable is not a whole number above 0.
@@ -135,7 +139,7 @@ def read_max_sms() -> int | None:
 
 @functools.cache
 def _find_gpu(index: int) -> Device:
-    """Return the `Device` of the GPU with this CUDA index, by what the driver reports."""
+    """Return the `Device` of the GPU with this CUDA index, by what the driver reports and TRITON_GRU_MAX_SMS."""
     properties = torch.cuda.get_device_properties(index)
     limits = driver.active.utils.get_device_properties(index)
     # Some drivers report clocks of 0. Replace those by a middling GPU's, so that estimates are rough, but finite.

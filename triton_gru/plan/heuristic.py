@@ -1,7 +1,9 @@
 """The choice of a kernel's configuration if none was measured: the one with the lowest estimate (cost.py).
 
-Only configurations that compile well compete: none spills registers on any architecture named in ``tests/compiled``.
-Tuning (triton_gru/tuning) tries more configurations, and replaces the estimate by measurement.
+Exception: of configurations of ``grid`` with almost equal estimates, one with the fewest programs is chosen. Only
+configurations that compile well compete. ``tests/compiled`` asserts for many shapes that no loop of products spills
+registers. Exception: ``block`` in fp32 ieee with ``reset_after=False`` spills two words at H = 100. Tuning
+(triton_gru/tuning) tries more configurations, and replaces the estimate by measurement.
 """
 
 import functools
@@ -33,13 +35,16 @@ def _cache_by_fields(choose: Callable[..., Config | str]) -> Callable[..., Confi
     return choose_by_fields
 
 
-def _too_large_reason(shape: Shape, limit: str) -> str:
+def _too_large_hidden_size_reason(shape: Shape, limit: str) -> str:
     """Return the reason that hidden_size is too large, with the ``limit`` that it exceeds."""
     return f"hidden_size {shape.hidden_size} is too large: {limit}"
 
 
 def _find_cheapest(configs: list[Config], shape: Shape) -> Config:
-    """Return the configuration with the lowest estimate. Of equal estimates, the first configuration wins."""
+    """Return the configuration with the lowest estimate of a time step, with ``reset_after=True``.
+
+    Of equal estimates, the first configuration wins.
+    """
     return min(configs, key=lambda config: estimate_time_step_cost(config, shape).total)
 
 
@@ -53,18 +58,18 @@ def block_config(shape: Shape) -> BlockConfig | str:
             f"W_hh in {shape.dtype_text} needs {format_bytes(needed)} of one program's shared memory, "
             f"{device.name} has {format_bytes(device.shared_memory)}"
         )
-        return _too_large_reason(shape, limit)
+        return _too_large_hidden_size_reason(shape, limit)
     configs = [config]
-    if config.batch == 8 and not shape.is_ieee:
+    if not shape.is_ieee:
         # Two batch rows in a program. The products still have eight columns, but a thread computes a quarter of the
-        # gates. That leaves registers for six tiles even with masks.
+        # gates. That leaves registers for six tiles of W_hh, even with masks for units beyond H.
         register_tiles = 6 if config.tiles > 1 else config.register_tiles
         configs.append(replace(config, batch=2, register_tiles=register_tiles))
-    # Twice the rows halve the programs that wait for a multiprocessor, if registers allow it. Exception: data-centre
-    # Blackwell, where Triton would move products of 16 columns through tensor memory and back at every step.
+    # Twice the rows halve the number of programs, if registers allow it. Exception: Blackwell of compute capability 10
+    # or 11, which has tensor memory. Triton would move products of 16 columns through that memory at every step.
     is_too_wide = shape.itemsize == 4 and config.units > 64
     has_tensor_memory = 100 <= device.compute_capability < 120
-    if config.shared_tiles == 0 and config.batch == 8 and not (is_too_wide or has_tensor_memory):
+    if config.shared_tiles == 0 and not (is_too_wide or has_tensor_memory):
         configs.append(replace(config, batch=16, ahead=1))
     return _find_cheapest(configs, shape)
 
@@ -72,17 +77,19 @@ def block_config(shape: Shape) -> BlockConfig | str:
 def _cut_block(shape: Shape) -> BlockConfig:
     """Return the configuration of ``block`` with 8 batch rows in a program, even if it exceeds the shared memory."""
     padded = max(16, 1 << (shape.hidden_size - 1).bit_length())
-    warps = max(1, min(padded, 128) // 16)  # each warp holds 16 rows of every gate
+    warps = max(1, min(padded, 128) // 16)  # with one tile, each warp holds 16 rows of every gate
     tiles = -(-shape.hidden_size // 64)
     if shape.is_ieee:
-        # Products on the ordinary fp32 units read W_hh from shared memory.
+        # Products without the matrix unit read W_hh from shared memory.
         units, tiles, warps = (padded, 1, warps) if padded <= 64 else (64, tiles, 8)
         return BlockConfig(units, tiles, 8, ahead=1, register_tiles=0, num_warps=warps)
     if padded <= 128:
         # A short step hides less of the latency of memory. So prefetch further, as far as registers allow.
         ahead = 4 if padded <= 64 else 1 if shape.itemsize == 4 else 2
+        # W_hh has one tile for each gate.
         return BlockConfig(padded, 1, 8, ahead, register_tiles=3, num_warps=warps)
-    # Four warps have registers for six tiles of 64 by 64 16-bit numbers besides a step's values. With masks, for three.
+    # Besides a step's values, four warps have registers for six tiles of 64 by 64 16-bit numbers. If H is no multiple
+    # of 64, units beyond H are masked, and there are registers for three tiles.
     register_tiles = 0 if shape.itemsize == 4 else 6 if shape.hidden_size % 64 == 0 else 3
     return BlockConfig(64, tiles, 8, ahead=1, register_tiles=register_tiles, num_warps=4)
 
@@ -100,15 +107,16 @@ def grid_config(
     ``cuts`` and ``handovers`` are those of `cut_grid`.
     """
     device = shape.device
-    fewest_programs = -(-shape.hidden_size // 16)
-    if fewest_programs > device.sms:
+    # Programs of 32 units would be half as many. They are not tried if programs of 16 units exceed the multiprocessors.
+    programs_of_16_units = -(-shape.hidden_size // 16)
+    if programs_of_16_units > device.sms:
         available = f"{device.name} has {device.sms}"
-        limit = f"it takes {fewest_programs} programs at once on as many multiprocessors, {available}"
-        return _too_large_reason(shape, limit)
+        limit = f"it takes {programs_of_16_units} programs at once on as many multiprocessors, {available}"
+        return _too_large_hidden_size_reason(shape, limit)
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
-        memory = f"the registers and shared memory of {fewest_programs} programs on {device.name}"
-        return _too_large_reason(shape, f"W_hh in {shape.dtype_text} does not fit {memory}")
+        memory = f"the registers and shared memory of {programs_of_16_units} programs on {device.name}"
+        return _too_large_hidden_size_reason(shape, f"W_hh in {shape.dtype_text} does not fit {memory}")
     # Take the fewest programs among configurations with almost equal estimates. Fewer programs then read the state and
     # wait for each other. On an H200 that was faster if estimates differ by at most 5 %.
     max_cost = _MAX_EQUAL_COST_RATIO * estimate_time_step_cost(_find_cheapest(configs, shape), shape).total
@@ -124,7 +132,9 @@ _MIN_PROBE_PROGRAMS = 64
 def cut_grid(
     shape: Shape, cuts: tuple[tuple[int, int, int], ...] = GRID_CUTS, handovers: tuple[str, ...] = ()
 ) -> Iterator[GridConfig]:
-    """Yield the configurations of ``grid`` that fit the device: all combinations of a cut, rows, hand-over and slices.
+    """Yield the configurations of ``grid`` that fit the device: combinations of a cut, rows, hand-over and slices.
+
+    ``"probe"`` is not combined with two tiles in flight. In fp32 ieee only the cut (16, 8, 1) with 8 slices is used.
 
     Args:
         shape: the shape to compute.
@@ -137,7 +147,7 @@ def cut_grid(
             continue
         start = GridConfig(units, programs, batch, rows=1, tiles=tiles, copies=1, slices=8, register_tiles=0)
         start = start.adapt_to(shape.batch_size, shape.directions, shape.device.sms)
-        # Lanes compute all ``rows``, so that twice the rows are twice the work.
+        # Try twice the rows, too. Exception: lanes compute all ``rows``, so that twice the rows are twice the work.
         uses_lanes = shape.is_ieee and start.can_use_lanes
         can_double_rows = tiles == 1 and start.rows < batch and not uses_lanes
         all_rows = (start.rows, 2 * start.rows) if can_double_rows else (start.rows,)
@@ -153,11 +163,15 @@ def cut_grid(
 def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     """Return ``config`` with as many tiles of W_hh in registers as fit, the rest in shared memory.
 
-    Return None if the program then exceeds the registers or the shared memory of a multiprocessor.
+    In fp32 ieee all tiles are in registers if lanes can compute the products, or else none. Return None if the program
+    exceeds the registers or the shared memory of a multiprocessor.
+
+    In fp32 ieee, return None also if all of W_hh does not fit the shared memory. Only 16 units, a batch of 8, one tile
+    and 8 slices are allowed there.
     """
     itemsize = shape.itemsize
     if shape.is_ieee:
-        # Products of eight columns on the ordinary fp32 units read W_hh from shared memory.
+        # Products on the ordinary fp32 units read W_hh from shared memory. Exception: lanes keep W_hh in registers.
         is_narrow = (config.units, config.batch, config.tiles, config.slices) == (16, 8, 1, 8)
         if not is_narrow or out_of_resources_reason(config, shape):
             return None
@@ -168,7 +182,8 @@ def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
     if shape.device.compute_capability < 90:
         budget -= 8  # before Hopper, testing received words takes more registers
     if config.padded_hidden % (config.slices * config.depth(itemsize)):
-        budget -= 24 * (config.tiles - 1)  # masking the words beyond the last unit takes registers, too
+        # With two tiles, masking the words beyond the last unit takes registers, too.
+        budget -= 24 * (config.tiles - 1)
     spare = budget - config.registers(itemsize)
     # `GridConfig.registers` rounds down to whole registers, so up to one register less a byte more fits. 128 bytes are
     # one register of each thread of a warp.
@@ -179,13 +194,13 @@ def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
 
 @_cache_by_fields
 def step_config(shape: Shape) -> StepConfig | str:
-    """Return the configuration of ``step`` for a shape, or as text the reason why there is none."""
+    """Return the configuration of ``step`` for a shape. If the device is too old, return that reason as text."""
     itemsize, is_ieee, device = shape.itemsize, shape.is_ieee, shape.device
     batch = 16 if shape.batch_size <= 16 else 32 if shape.batch_size <= 32 or is_ieee else 64
     programs = -(-shape.hidden_size // 32) * -(-shape.batch_size // batch) * shape.directions
-    # Programs of 32 units load the state less often. They are tried if a multiprocessor has ``programs_per_sm``
-    # programs or more. Of equal estimates, the first of ``all_units`` wins. On an H200, the bytes in flight decide how
-    # fast weights arrive (perf/NOTES.md).
+    # Programs of 32 units load the state less often. They are tried if a multiprocessor has ``programs_per_sm`` of them
+    # or more. Exception: not in fp32 ieee. Of equal estimates, the first of ``all_units`` wins. On an H200, the bytes
+    # in flight decide how fast weights arrive (perf/NOTES.md).
     programs_per_sm, all_units = (0.9, (32, 16)) if itemsize == 2 and batch == 16 else (2.0, (16, 32))
     can_be_wide = programs >= programs_per_sm * device.sms and not is_ieee
     is_aligned = shape.hidden_size * itemsize % 16 == 0
@@ -194,11 +209,11 @@ def step_config(shape: Shape) -> StepConfig | str:
     loops = _STEP_LOOPS[0 if is_aligned else 1 :]
     for (row_bytes, stages), units in itertools.product(loops, all_units if can_be_wide else (16,)):
         depth = row_bytes // itemsize
-        # Each of up to 8 warps has a slice of at least 16, the depth that one product of the matrix unit sums over.
+        # Each of up to 8 warps has a slice of at least 16 units, the least depth of a ``tl.dot``. Exception: if warps
+        # share one slice, 4 warps and the shortest loads are used. The same holds for fp32 ieee, whose products take
+        # more registers, unless rows are aligned and the batch tile has 16 rows.
         config = StepConfig(units, -(-shape.hidden_size // units), batch, depth, min(8, depth // 16), stages)
-        if config.slices == 1 or (
-            is_ieee and not (batch == 16 and is_aligned)
-        ):  # ordinary products take more registers
+        if config.slices == 1 or (is_ieee and not (batch == 16 and is_aligned)):
             config = replace(config, depth=128 // itemsize, num_warps=4, num_stages=3)
         if config.shared_memory(itemsize) <= device.shared_memory:
             configs.append(config)

@@ -1,6 +1,7 @@
-"""The choice of the kernel that serves a call and of its configuration, with reasons against the others.
+"""The choice of the kernel that serves a call and of its configuration, with reasons against the other kernels.
 
-Measured times from a tuned table for such a device decide (triton_gru/tuning). Without them, estimates do (cost.py).
+Measured times decide, from a tuned table for the device or a similar one (triton_gru/tuning). Without measured times,
+estimates decide (cost.py).
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class CannotServe(RuntimeError):
 
 
 class Estimate(NamedTuple):
-    """The time of a call by the cost model. Its text is made by ``str``, so that planning does not wait for it."""
+    """The time of a call by the cost model. ``str`` makes its text, so that planning does not wait for the text."""
 
     cost: Cost
 
@@ -56,7 +57,7 @@ class Measurement(NamedTuple):
 
     @property
     def time(self) -> str:
-        """Return the median as text, if the call was measured."""
+        """Return the median as text. The call must have been measured."""
         return format_time(1000 * self.milliseconds)
 
     def __str__(self) -> str:
@@ -74,11 +75,14 @@ class Plan:
         kernel: ``"block"``, ``"grid"``, ``"step"``, ``"torch"`` (nn.GRU) or ``"reference"`` (plain torch, one step at a
             time).
         config: the kernel's configuration, or None if it has none.
-        source: where the configuration comes from: ``"heuristic"``, or a table with its date and state.
+        source: where the configuration comes from: ``"heuristic"``, or a table with its date and state. It is '' for
+            nn.GRU if no table decided, for ``"reference"``, and for a configuration that tuning tries.
         reason: why this kernel was chosen.
-        alternatives: (kernel, reason or time) for each kernel that was not chosen.
+        alternatives: (kernel, reason or time) for each kernel that was not chosen. Empty if the backend was asked for
+            by name.
         is_tuned: whether the configuration comes from a table.
-        projection: how the input projection is computed. None stands for our kernel with its usual tile.
+        projection: how the input projection is computed. None stands for our kernel with its usual tile, for nn.GRU,
+            and for ``"reference"``.
         other_projection: the time of the kernel with the projection that was not chosen (ours or cuBLAS's), or why it
             cannot be used. Empty if the kernel has no choice of projection.
         time: the estimated or measured time, or None if there is neither.
@@ -98,12 +102,12 @@ class Plan:
 
     @property
     def implementation(self) -> str:
-        """Return the name of the kernel with its projection, such as ``"grid+cublas"``."""
+        """Return the name of the kernel with its projection: ``"grid+cublas"``, or ``"grid"`` with our projection."""
         return implementation_name(self.kernel, self.projection)
 
     @property
     def rejection_reasons(self) -> tuple[tuple[str, str], ...]:
-        """Return (kernel, text) for each kernel that was not chosen: the kernel's time, or why it cannot serve."""
+        """Return `alternatives` as (kernel, text): the kernel's time, "not measured", or why it cannot serve."""
         return tuple((kernel, str(reason)) for kernel, reason in self.alternatives)
 
     def __str__(self) -> str:
@@ -113,7 +117,7 @@ class Plan:
 
     def _rows(self) -> Iterator[tuple[str, object]]:
         """Yield (label, content) of each row of the report."""
-        # The precision is that of the kernels' products. Leave it out if no kernel runs.
+        # The precision is that of the kernels' products. Leave it out if there is no device that runs kernels.
         yield "call", self.problem if self.device else dataclasses.replace(self.problem, precision="")
         yield "GPU", self.device.name if self.device else "no GPU that runs the kernels"
         if self.config is not None:
@@ -139,7 +143,7 @@ class Plan:
 
     @property
     def _config_origin(self) -> str:
-        """Return where the configuration comes from, as text for its row.
+        """Return where the configuration comes from, as text for its row. '' for a configuration that tuning tries.
 
         A table's name is left out if the time is measured, because the row of the time names the table.
         """
@@ -158,7 +162,7 @@ class Plan:
 
     @property
     def _other_projection_text(self) -> str:
-        """Return as text the time of the call with the projection that was not chosen, or why it cannot be used."""
+        """Return as text the time of the call with the projection that was not chosen, or why there is no time."""
         name, other = "our kernel" if self.projection == CUBLAS else "cuBLAS", self.other_projection
         if isinstance(other, Measurement):
             return f"with {name} the call {'was not measured' if other.milliseconds is None else f'took {other.time}'}"
@@ -237,7 +241,8 @@ class _Choice(NamedTuple):
         name: name of the option's implementation.
         option: the option. If a table decided, it has the table's configuration.
         reason: why the option was chosen.
-        times: the time of each option by implementation, estimated or measured. Options without a time are left out.
+        times: the time of each option by implementation. Either all are estimates, or all are measurements, without
+            milliseconds for an option that the verdict lacks. Empty if the only option is nn.GRU or ``"reference"``.
     """
 
     name: str
@@ -249,7 +254,7 @@ class _Choice(NamedTuple):
 def _collect_options(
     problem: Problem, device: Device | None, backend: str, use_tables: bool
 ) -> tuple[dict[str, _Option], dict[str, str]]:
-    """Return the options that can serve the problem, and the reasons against the others, both by implementation."""
+    """Return the options that can serve the problem, and reasons why the rest cannot, both by implementation."""
     options, reasons = {}, {}
     for kernel in (*KERNELS, "torch") if backend == "auto" else (backend,):
         for name, option_or_reason in _find_options(kernel, problem, device, use_tables).items():
@@ -262,9 +267,9 @@ def _choose_option(
 ) -> _Choice:
     """Return the choice among options: by measured times if a table has a verdict, else by estimates.
 
-    If ``backend`` names a kernel, all options are this kernel with different projections. A verdict then decides only
-    if it has the times of all of them. Otherwise the kernel takes the configuration that was measured nearest to the
-    problem, with the projection whose estimate is lower.
+    A single option is chosen without a verdict. If ``backend`` names a kernel, all options are this kernel with
+    different projections. A verdict then decides only if it has the times of all of them. Otherwise each option keeps
+    its configuration, which a table may have for a similar problem, and estimates choose the projection.
     """
     if len(options) == 1:
         ((name, option),) = options.items()
@@ -325,7 +330,7 @@ def _choose_estimated(options: dict[str, _Option], problem: Problem, device: Dev
 
 
 def _choose_measured(options: dict[str, _Option], problem: Problem, verdict: Verdict) -> _Choice:
-    """Return the choice of the verdict's winner, with its configuration, and the measured times of all options."""
+    """Return the choice of the verdict's winner, with its configuration, and the times that the verdict has."""
     wanted = problem.key()
     differing = [
         f"{letter}={getattr(verdict.key, name)}"
@@ -351,15 +356,19 @@ def check_backend(backend: str) -> None:
 
 
 def clear_plan_cache() -> None:
-    """Forget all plans. Later plans read the tables as they are then."""
+    """Forget all plans. Later plans also use entries that this process has added since (`lookup.add_process_entries`).
+
+    Files are not read again. Exception: after `lookup.clear_table_cache`.
+    """
     choose.cache_clear()
 
 
 def _find_options(kernel: str, problem: Problem, device: Device | None, use_tables: bool) -> dict[str, _Option | str]:
     """Return the options of a kernel by implementation: with our own projection, and with cuBLAS's.
 
-    An implementation that cannot serve the problem has the reason as text in place of an option. ``kernel`` may also be
-    ``"torch"`` or ``"reference"``.
+    Exception: a single step on ``step`` has only the first. An implementation that cannot serve the problem has the
+    reason as text in place of an option. If the kernel cannot serve it at all, only the kernel's name has a reason.
+    ``kernel`` may also be ``"torch"`` or ``"reference"``.
     """
     if kernel == "reference":
         return {kernel: _Option(kernel)}
@@ -384,7 +393,10 @@ def _find_options(kernel: str, problem: Problem, device: Device | None, use_tabl
 
 
 def _unsupported_reason(problem: Problem, device: Device | None) -> str:
-    """Return why no kernel can serve a problem on a device, at any size, or ''."""
+    """Return why no kernel in any configuration can serve a problem on a device, or ''.
+
+    A GPU that is too old is not found here: `heuristic` returns that reason.
+    """
     if device is None:
         return no_device_reason()
     if problem.unsupported_reason:
@@ -404,7 +416,7 @@ def _describe_advantage(kernel: str, problem: Problem) -> str:
         return "W_hh fits the chip if split over its multiprocessors, and stays there for the whole sequence"
     if problem.is_single_step:
         return "a single step reads W_hh once, so that keeping W_hh on chip would gain nothing"
-    return "W_hh is read again at every step, so that each step is launched separately"
+    return "each step is a launch, which reads W_hh again"
 
 
 def _nn_gru_reason(problem: Problem, device: Device | None) -> str:

@@ -31,7 +31,7 @@ class Problem:
     Attributes:
         steps, batch_size: T and B of the input. For packed input, the longest length and the number of sequences.
         precision: precision of products of fp32 numbers, ``"tf32"`` or ``"ieee"``, from torch's setting for recurrent
-            networks.
+            networks. With other dtypes ``"ieee"``. It is '' only in reports of a plan without a device.
         layout: ``"dense"``, ``"lengths"`` (dense, with a length for each sequence) or ``"packed"``.
         resets: whether the call has ``resets``, which restart sequences between steps.
         unsupported_reason: why no kernel can serve the call, if the cause is in no other field (grad mode, ...), or ''.
@@ -81,7 +81,7 @@ class Problem:
     def is_single_step(self) -> bool:
         """Return whether the call is one step of dense input without resets.
 
-        ``step`` computes such a call without a separate launch for the projection.
+        The kernel ``step`` computes such a call without a separate launch for the projection.
         """
         return self.steps == 1 and self.layout == "dense" and not self.resets
 
@@ -93,7 +93,7 @@ class Problem:
         return "nn.GRU cannot reset the state within a sequence" if self.resets else ""
 
     def shape_on(self, device: Device) -> "Shape":
-        """Return the sizes, dtype and device that a kernel's configuration depends on."""
+        """Return the sizes, dtype, precision and device that the heuristic's configurations depend on."""
         return Shape(self.hidden_size, self.batch_size, self.directions, self.dtype, self.precision, device)
 
     def key(self) -> "Key":
@@ -118,7 +118,7 @@ class Problem:
 
 
 class Shape(NamedTuple):
-    """A time step of one layer, and the device. A kernel's configuration depends on nothing else."""
+    """A time step of one layer, and the device. The heuristic's configurations depend on nothing else."""
 
     hidden_size: int
     batch_size: int
@@ -164,7 +164,7 @@ class Key:
     layout: str
 
     def to_problem(self) -> Problem:
-        """Return the largest problem that the measurement holds for.
+        """Return the problem of the key: the largest batch that the measurement holds for, at the measured steps.
 
         Raises:
             ValueError: no kernel serves this dtype or number of directions, which come from a file.

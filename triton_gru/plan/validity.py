@@ -148,7 +148,10 @@ def _grid_config_reason(config: GridConfig, shape: Shape) -> str:
 
 
 def out_of_resources_reason(config: GridConfig, shape: Shape) -> str:
-    """Return why a program of ``grid`` exceeds the registers or shared memory of a multiprocessor, or ''."""
+    """Return why a program of ``grid`` exceeds the registers or shared memory of a multiprocessor, or ''.
+
+    In fp32 ieee only shared memory is checked. `GridConfig.can_use_lanes` checks the registers that lanes need.
+    """
     if not shape.is_ieee:
         registers, state_registers = config.registers(shape.itemsize), config.state_registers(shape.itemsize)
         if registers > _MAX_GRID_REGISTERS:
@@ -225,9 +228,9 @@ def _tile_reason(tile: ProjectionConfig, config: Config, problem: Problem, devic
 
 
 def adapt_config(config: Config, problem: Problem, device: Device) -> Config:
-    """Return ``config``, which may have been measured with another batch size, adapted to the problem's batch size.
+    """Return ``config``, which may have been measured with another batch size, adapted to the problem and device.
 
-    Only configurations of ``grid`` depend on the batch size and the device's multiprocessors.
+    Only configurations of ``grid`` have fields to adapt. Other configurations are returned unchanged.
     """
     if not isinstance(config, GridConfig):
         return config
@@ -251,7 +254,8 @@ def too_large_reason(config: Config, problem: Problem) -> str:
 def _too_large_projection_reason(tile: ProjectionConfig, config: Config, problem: Problem) -> str:
     """Return why the projection of one step is too large for a launch, or ''.
 
-    One step is enough to check. A launch projects several steps only if they fit the workspace, so they are few.
+    One step is enough to check. A launch projects several steps only if they fit the workspace. Then its programs are
+    few.
     """
     pairs = -(-problem.batch_size // config.rows) * config.rows
     return _too_large_launch_reason(tile.launch_grid(pairs, config.padded_hidden, problem.directions))

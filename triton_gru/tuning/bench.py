@@ -23,7 +23,7 @@ from .progress import describe_shape
 from .space import TORCH, Candidate
 from .timing import capture_graph, clock, samples
 
-# Steps of the judged call. A wrong configuration shows in the first few steps.
+# Most steps of the judged call. A wrong configuration shows in the first few steps.
 _JUDGED_STEPS = 64
 
 
@@ -35,6 +35,7 @@ class Bench:
     The tuner uses only the public names, so that tests can pass a bench with planted times.
 
     Attributes:
+        device: the GPU, as plans describe it.
         modes: how calls are timed. Configurations are compared in the last mode.
 
     Raises:
@@ -50,7 +51,11 @@ class Bench:
         self.modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
 
     def compile(self, problem: Problem, candidates: list[Candidate], seconds: float) -> Iterator[tuple[Candidate, str]]:
-        """Yield each candidate that is compiled within ``seconds``, with the reason to drop it, or ''."""
+        """Compile the candidates. Yield each candidate when its compilation ends, with the reason to drop it, or ''.
+
+        Candidates whose compilation has not ended after ``seconds`` are not yielded. Exception: for an emulated GPU,
+        nothing is compiled, and all candidates are yielded.
+        """
         if self._torch_device.type == "cpu":
             return ((candidate, "") for candidate in candidates)
         tasks = [functools.partial(compile_candidate, problem, self.device, candidate) for candidate in candidates]
@@ -83,7 +88,10 @@ class Bench:
                 del self._judged, self._timed, self._judge
 
     def judge(self, candidate: Candidate) -> str:
-        """Run the candidate and compare its results with float64. Return the reason to drop it, or ''."""
+        """Run the candidate and compare its results with float64. Return the reason to drop it, or ''.
+
+        Exception: nn.GRU is not run, as it is never dropped.
+        """
         if candidate == TORCH:
             return ""
         try:
@@ -101,15 +109,19 @@ class Bench:
     ) -> dict[Candidate, list[float]]:
         """Return the milliseconds of each call of each candidate.
 
-        Each of at most ``rounds`` rounds calls every candidate once. The rounds end early after ``seconds``. A
-        candidate that cannot be timed is left out, with a warning.
+        Each of at most ``rounds`` rounds calls every candidate once. The rounds end early after ``seconds``, as in
+        `timing.samples`. A candidate whose call cannot be prepared or captured is left out, with a warning.
+
+        Raises:
+            Exception: a call fails later, while it is timed.
+            RuntimeError: a launch of ``grid`` gave up waiting.
         """
         calls, pool = {}, torch.cuda.graph_pool_handle() if mode == "graph" else None
         for candidate in candidates:
             try:
                 call = _prepare_call(self.device, candidate, self._timed)
                 calls[candidate] = [capture_graph(call, pool)[0] if mode == "graph" else call]
-            except Exception as error:  # the timed call has more steps than the judged one, and may not fit into memory
+            except Exception as error:  # the timed call may have more steps than the judged call, and not fit
                 shape = describe_shape(self._timed.call.problem.key())
                 message = f"{shape}: {candidate} cannot be timed in mode {mode}: {summarize_error(error)}"
                 warnings.warn(message, stacklevel=2)
@@ -119,7 +131,11 @@ class Bench:
 
     @contextlib.contextmanager
     def _lock_gpu(self) -> Iterator[None]:
-        """Keep other tuners off the GPU, because two tuners that time at once slow each other down."""
+        """Keep other tuners off the GPU, because two tuners that time at once slow each other down.
+
+        Exception: a GPU that is emulated, or without a folder for a lock file, is not locked. If another tuner holds
+        the lock for `store.LOCK_TIMEOUT_S`, continue with a warning.
+        """
         directory = store.user_directory()
         with contextlib.ExitStack() as stack:
             if self._torch_device.type == "cuda" and directory is not None:
@@ -130,7 +146,7 @@ class Bench:
                 except TimeoutError as error:
                     warnings.warn(f"two tuners may be timing on this GPU at once: {error}", stacklevel=2)
                 except OSError:
-                    pass  # A lock file needs a folder that can be written. Tune without it.
+                    pass  # A lock file needs a folder that can be written. Tune without a lock.
             yield
 
 

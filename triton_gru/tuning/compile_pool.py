@@ -26,13 +26,13 @@ from .example import open_example, shorten_problem
 from .space import Candidate
 
 _MAX_WORKERS = 16
-# Bytes of stack of one thread. With more, a kernel also spills in the loop over time, and not only before the loop,
-# where it loads all weights.
+# Most bytes of stack of one thread. With more, a kernel also spills in the loop over time, and not only before the
+# loop, where it loads all weights.
 MAX_STACK_BYTES = 384
 
 
 class AbsentDriver:
-    """A Triton driver for a GPU that this machine lacks.
+    """A Triton driver for a GPU that this machine may lack.
 
     It has the methods that Triton calls to compile. The device's name stands for its index, so that the caches of
     kernels keep GPUs apart.
@@ -59,13 +59,13 @@ def set_compile_target(device: Device) -> None:
 def compile_candidate(problem: Problem, device: Device, candidate: Candidate) -> str:
     """Compile all launches of a candidate's call, for a GPU that this machine may lack.
 
-    Return the reason to drop the candidate, or ''.
+    Return the reason to drop the candidate, or ''. An error of the compiler is raised.
     """
     set_compile_target(device)
     try:
-        *projection, scan = compile_call(problem, candidate, device)
-        # The usual projection is the same in all candidates, so its spills are no reason to drop one of them.
-        judged_kernels = [scan, *projection] if candidate.projection else [scan]
+        *earlier_kernels, scan = compile_call(problem, candidate, device)  # the last launch is always a scan
+        # The usual projection is the same in all candidates, so its spills are no reason to drop a candidate.
+        judged_kernels = [scan, *earlier_kernels] if candidate.projection else [scan]
         stack = max(map(stack_bytes, judged_kernels))
     finally:
         driver.set_active(None)  # this machine's GPU again
@@ -75,7 +75,7 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
 def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list:
     """Compile all launches of a call for Triton's current target, and return the compiled kernels in order.
 
-    Exception: products of cuBLAS are left out.
+    The call is the short one of `shorten_problem`. Products of cuBLAS are left out.
     """
     with open_example(shorten_problem(problem), "meta") as example:
         results = execute.allocate(example.call)
@@ -101,7 +101,8 @@ def stack_bytes(kernel) -> int:
 def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
     """Make picklable calls in a `Pool`, to fill caches on disk.
 
-    A call that fails here is ignored. It fails again, with its message, when its result is needed.
+    A call that fails, or takes more than ten minutes, is ignored. If its result is needed later, the caller makes the
+    call again, and gets the error.
     """
     with contextlib.closing(Pool(seconds_each=600)) as pool:
         for _ in pool.run(calls):
@@ -111,8 +112,8 @@ def run_in_parallel(calls: Iterable[Callable[[], object]]) -> None:
 class Pool:
     """A pool of processes that run functions until the pool is closed.
 
-    The processes import from the same folders and see the same GPUs as this one. A process that dies or takes too long
-    is replaced.
+    The processes import from the same folders and see the same GPUs as this process. A process that dies or takes too
+    long is replaced.
 
     Args:
         seconds_each: seconds that a function may take. The compiler needs very long for some configurations, which
@@ -126,12 +127,12 @@ class Pool:
     def run(self, calls: Iterable[Callable], seconds: float = math.inf) -> Iterator[tuple[Callable, str]]:
         """Call each of ``calls``, picklable functions, in a process. Yield (function, text) as each call ends.
 
-        The text is the result, '' for an empty result or None, or the reason why the call failed. A call that takes
+        The text is the result, '' for a false result such as None, or the reason why the call failed. A call that takes
         longer than ``seconds_each`` has failed. After ``seconds``, calls that have not begun or not ended are dropped
         without a result.
         """
         end = time.monotonic() + seconds
-        waiting = [(call, pickle.dumps(call)) for call in calls][::-1]  # the last one is begun first
+        waiting = [(call, pickle.dumps(call)) for call in calls][::-1]  # the last call of this list is begun first
         idle, busy = [*self._workers], {}  # busy: worker -> (call, deadline)
         try:
             while busy or (waiting and time.monotonic() < end):
@@ -175,7 +176,10 @@ class _Worker:
             self._connection.send_bytes(pickled_call)
 
     def receive_answer(self) -> str:
-        """Return the text that the process sends. If the process has died, return that, with its last printed line."""
+        """Return the text that the process sends.
+
+        If the process has died, return a text that says so, with the last line that the process printed, if any.
+        """
         try:
             return self._connection.recv()
         except (EOFError, OSError):
@@ -212,7 +216,10 @@ class _Worker:
 
 
 def _name_main_module() -> str:
-    """Return the name by which a worker imports this process's ``__main__``: a module, or a script in sys.path[0]."""
+    """Return the name by which a worker imports this process's ``__main__``: a module, or a script in sys.path[0].
+
+    Return '' if ``__main__`` has no file, as in an interactive session.
+    """
     main = sys.modules["__main__"]
     return main.__spec__.name if main.__spec__ else pathlib.Path(getattr(main, "__file__", "")).stem
 

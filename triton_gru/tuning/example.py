@@ -18,6 +18,7 @@ class Example:
     """A module, and the arguments of a call of this module.
 
     Attributes:
+        gru: the module, in eval().
         x: the input.
         keywords: the keyword arguments ``lengths`` and ``resets`` of the call, those that the problem has.
         call: the call, bound by `bind_gru`.
@@ -31,17 +32,17 @@ class Example:
 
 @contextlib.contextmanager
 def open_example(problem: Problem, device: torch.device | str) -> Iterator[Example]:
-    """Yield an example call of a problem. Within the context, torch has the problem's precision of fp32 products."""
+    """Yield an example call of a problem. Within the context, `pin_fp32_precision` sets torch's precision."""
     with pin_fp32_precision(problem.dtype, problem.precision):
         yield _make_example(problem, device)
 
 
 @contextlib.contextmanager
 def pin_fp32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
-    """Set torch's precision of fp32 products, in recurrent networks and everywhere else, and restore it at the end.
+    """Set torch's precision of fp32 products, in recurrent networks and matrix products, and restore it at the end.
 
-    For 16-bit dtypes, set TF32, torch's default for recurrent networks. With "ieee", torch also forbids cuDNN to use
-    tensor cores for bf16.
+    For dtypes other than float32, set TF32, torch's default for recurrent networks. With "ieee", torch also forbids
+    cuDNN to use tensor cores for bf16.
     """
     precision = precision if dtype == torch.float32 else "tf32"
     recurrent, products = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
@@ -56,8 +57,12 @@ def pin_fp32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
 
 
 def shorten_problem(problem: Problem) -> Problem:
-    """Return the problem of the shortest call that compiles the same kernels."""
-    # At most one layer per direction: layers above the first all have the same number of inputs.
+    """Return the problem of a short call that compiles the same kernels.
+
+    Exception: with one direction, the projection of layers above the first is left out. It differs from the first
+    layer's if I is not H.
+    """
+    # With two directions, keep two layers: layers above the first read 2 H features, and all compile the same kernels.
     layers = min(problem.num_layers, problem.directions)
     return dataclasses.replace(problem, steps=min(problem.steps, 2), num_layers=layers)
 

@@ -9,7 +9,7 @@ from ..deprecated import rename_attributes
 from ..plan.problem import Key
 from ..units import format_count, format_duration
 
-INTERVAL = 1.0  # seconds between two reports about the same shape
+INTERVAL = 1.0  # fewest seconds between two reports about the same shape
 # (dtype without "torch.", precision of products) -> name, such as "tf32".
 _NAMES = {(str(dtype)[6:], precision): name for name, (dtype, precision) in PRECISIONS.items()}
 
@@ -23,8 +23,9 @@ class Progress:
         number, shapes: the current shape, counted from 1, and the number of shapes.
         key: the current shape.
         doing: the current activity, such as "compiling 34 of 80".
-        fraction_done: the share of the candidates of all shapes that are done, from 0 to 1.
-        seconds_left: the estimated time to the end of the run; None if unknown.
+        fraction_done: the share of the work on all shapes that is done, from 0 to 1. Each shape counts by its number of
+            candidates.
+        seconds_left: the estimated time to the end of the run, at most the rest of the budget; None if unknown.
     """
 
     number: int
@@ -78,7 +79,7 @@ class Tracker:
         index = self._number - 1
         done = sum(self._counts[:index]) + fraction_done * self._counts[index]
         total = sum(self._counts)
-        # The estimate assumes the pace so far, and never exceeds the rest of the budget. It is infinite if unknown.
+        # The estimate assumes the pace so far, and never exceeds the rest of the budget. It is infinite without either.
         elapsed = self._reported_at - self._start
         seconds_at_pace = elapsed / done * (total - done) if done else float("inf")
         seconds_left = min(seconds_at_pace, max(0.0, self._end - self._reported_at))

@@ -19,8 +19,9 @@ from .space import IMPLEMENTATIONS, TORCH, Candidate, candidates, projections
 from .timing import Times, quantiles
 from .verdict import choose_winner
 
-# Screening times a few calls of every candidate, in groups that are called in turn.
+# Screening times a few calls of every candidate, group by group. The candidates of a group are called in turn.
 _SCREENING_ROUNDS, _GROUP_SIZE = 10, 16
+_MAX_GROUP_SHARE = 0.25  # of the time that is left, for one group, but at least 1 s
 # The finals time more calls of the fastest `_FINALISTS` of each implementation.
 _FINAL_ROUNDS, _FINALISTS = 60, 4
 _COMPILING_SHARE = 0.7  # of the time that is left
@@ -36,14 +37,14 @@ Ranking = tuple[tuple[Candidate, float], ...]
 
 
 class _Stage(NamedTuple):
-    """A part of the work on a problem, from ``start`` to ``end`` as fractions of all of it, for progress reports."""
+    """A part of the work on a problem, from ``start`` to ``end`` as fractions of all work, for progress reports."""
 
     start: float
     end: float
 
 
-# Required candidates are compiled first. Then the scans of all others are compiled, checked and timed, and
-# then the fastest scans with other projections.
+# Required candidates are compiled first, then all others. Then all are checked and timed, and then the fastest scans
+# with other projections are compiled, checked and timed. The finals, after the last stage, report no progress.
 _REQUIRED_COMPILING = _Stage(0.0, 0.0)
 _SCAN_COMPILING, _SCAN_CHECKING, _SCAN_TIMING = _Stage(0.0, 0.5), _Stage(0.5, 0.6), _Stage(0.6, 0.7)
 _PROJECTION_COMPILING, _PROJECTION_CHECKING, _PROJECTION_TIMING = _Stage(0.7, 0.8), _Stage(0.8, 0.85), _Stage(0.85, 0.9)
@@ -85,7 +86,7 @@ class Run:
             correct = self._check(required, compiled, _SCAN_CHECKING)
             screened = self._screen(correct, _SCAN_TIMING)
         projected = self._vary_projections(screened)
-        # Not within `open_problem`: compiling would disturb another tuner that times meanwhile.
+        # Not within `open_problem`, so that another tuner can use the GPU while this tuner compiles.
         compiled = self._compile(projected, _COMPILING_SHARE * self._seconds_left, _PROJECTION_COMPILING)
         with self._bench.open_problem(self._problem):
             screened |= self._screen(self._check([], compiled, _PROJECTION_CHECKING), _PROJECTION_TIMING)
@@ -139,7 +140,10 @@ class Run:
         return correct
 
     def _screen(self, correct: list[Candidate], stage: _Stage) -> dict[Candidate, Times]:
-        """Return the times of a few calls of each candidate that can be timed."""
+        """Return the times of a few calls of each candidate.
+
+        Candidates that cannot be timed are left out. So are all groups after the first group, once the time is over.
+        """
         bench, screened = self._bench, {}
         for start in range(0, len(correct), _GROUP_SIZE):
             group = correct[start : start + _GROUP_SIZE]
@@ -147,7 +151,7 @@ class Run:
             if start > 0 and self._seconds_left < 0:
                 self._failed[SKIPPED_BUDGET] += len(group)
                 continue
-            seconds = max(1.0, self._seconds_left / 4)
+            seconds = max(1.0, self._seconds_left * _MAX_GROUP_SHARE)
             times = bench.time_candidates(group, bench.modes[-1], _SCREENING_ROUNDS, seconds)
             self._failed += Counter({"it could not be timed": len(group) - len(times)})
             screened |= {candidate: quantiles(milliseconds) for candidate, milliseconds in times.items()}

@@ -38,7 +38,8 @@ def shapes_of(
         dtype: the dtype that the GRUs will compute in, such as autocast's. Default: the dtype of their parameters.
 
     Returns:
-        A problem for each different GRU, batch size and number of steps. float64 is left out, as no kernel serves it.
+        A problem for each different GRU, batch size and number of steps, with dense input. float64 is left out, as no
+        kernel serves it.
     """
     problems, batch_sizes, steps = [], list(batch_sizes), list(steps)
     for module in model.modules():
@@ -55,6 +56,8 @@ def shapes_of(
 class Recorded(Sequence[Problem]):
     """A sequence of problems to tune. The problems whose calls took the most steps in total come first.
 
+    The steps of a call, rounded as in its problem, count once for each layer.
+
     Attributes:
         seen: problem, with its exact number of steps -> number of calls.
         largest: key -> the problem with the largest batch. Tuning does not distinguish problems of one key.
@@ -62,7 +65,7 @@ class Recorded(Sequence[Problem]):
 
     def __init__(self) -> None:
         self.seen: Counter[Problem] = Counter()
-        self._total_steps: Counter[Key] = Counter()  # steps of all calls, times layers
+        self._total_steps: Counter[Key] = Counter()  # steps of all calls, as rounded in the problems, times layers
         self.largest: dict[Key, Problem] = {}
 
     def count_call(self, problem: Problem, calls: int = 1) -> None:
@@ -128,7 +131,7 @@ class Recorded(Sequence[Problem]):
 
 
 SCHEMA = 1  # of a file of recorded problems
-_MAX_BYTES = 64 << 20  # of such a file: about 300000 problems
+_MAX_BYTES = 64 << 20  # of such a file: about 230000 problems of 290 bytes
 # The values that a file may have in fields that are not sizes.
 _CHOICES = {
     "dtype": (*DTYPES,), "precision": ("tf32", "ieee"), "layout": LAYOUTS,
@@ -138,7 +141,7 @@ _SIZES = ("steps", "batch_size", "input_size", "hidden_size", "num_layers")
 
 
 def _problem_to_json(problem: Problem) -> dict:
-    """Return the fields of a problem that JSON can hold. The dtype is a name such as "float16"."""
+    """Return the fields of a problem that a file has. The dtype is a name such as "float16"."""
     values = {name: getattr(problem, name) for name in (*_SIZES, *_CHOICES)}
     return values | {"dtype": str(problem.dtype)[6:]}
 
@@ -184,6 +187,8 @@ def record_shapes() -> Iterator[Recorded]:
     - of a subclass or module with a `forward` of its own
     - in torch.compile, export or a trace, under a dispatch mode, or in a transform of torch.func
     - on fake tensors, other subclasses of Tensor, or the meta device
+    - of the module's `forward` instead of the module, and frames of a stream that a kernel serves
+    - with an empty batch, or with a hook that changes the type or size of the input or output
     """
     recorded = Recorded()
     with _lock:
@@ -205,7 +210,7 @@ _lock = threading.Lock()
 
 
 def _call_and_record(module, *args, **kwargs):
-    """Call ``module``, and pass its problem to the recorders.
+    """Call ``module``, and pass the call's problem to the recorders, if it is one that `record_shapes` records.
 
     This replaces `__call__`, since torch.export in strict mode fails with a global forward hook.
     """
@@ -227,10 +232,10 @@ def _call_and_record(module, *args, **kwargs):
 
 
 def _find_problem(module, arguments: dict, output) -> Problem | None:
-    """Return the problem of the call ``module(**arguments)``; None if the tensors of the call are not plain data.
+    """Return the problem of the call ``module(**arguments)``; None if its input is not plain data.
 
-    It is also None if the output does not fit the input. Then a user's hook has replaced the input by an input of
-    another type or size.
+    Return None also for the meta device, in a torch.func transform or under a dispatch mode. Return None also if the
+    output does not fit the input. Then a user's hook has replaced the input or output by one of another type or size.
     """
     input = arguments.get("input")
     is_cell, is_packed = isinstance(module, _CELLS), isinstance(input, PackedSequence)

@@ -1,4 +1,4 @@
-"""The configurations that tuning tries: those that can run on a device, without those estimated to be far too slow."""
+"""The candidates that tuning tries: those that can run on a device, without those estimated to be far too slow."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     Attributes:
         kernel: ``"block"``, ``"grid"``, ``"step"``, or ``"torch"`` for nn.GRU.
         config: the kernel's configuration; None for nn.GRU.
-        projection: the projection of the inputs; None for our kernel with its usual tile.
+        projection: the projection of the inputs; None for our kernel with its usual tile, and for nn.GRU.
     """
 
     kernel: str
@@ -46,7 +46,7 @@ class Candidate(NamedTuple):
 
 TORCH = Candidate("torch", None)
 IMPLEMENTATIONS = [implementation_name(kernel, projection) for kernel in HEURISTICS for projection in (None, CUBLAS)]
-# Configurations whose estimate is more than this many times the cheapest one are not tried.
+# Configurations whose estimate is more than this many times the lowest are not tried, except the heuristic's.
 _MAX_COST_RATIO = 3.0
 
 
@@ -72,7 +72,7 @@ def candidates(problem: Problem, device: Device) -> list[Candidate]:
 def projections(problem: Problem, config: Config, device: Device) -> list[Projection]:
     """Return the input projections to try with the scan of ``config``: cuBLAS, and other tiles of our kernel.
 
-    The usual tile is left out, as it is tried with every scan.
+    The usual tile is left out, as `candidates` has it with every scan. Projections that cannot run are left out, too.
     """
     tiles = (
         ProjectionConfig(gate_units, pairs, depth_bytes // problem.dtype.itemsize, warps, stages)
@@ -89,7 +89,7 @@ def projections(problem: Problem, config: Config, device: Device) -> list[Projec
     ]
 
 
-# (gate units, (step, batch row) pairs, bytes of depth, warps, stages), from tiles for a few pairs to tiles for many.
+# (gate units, (step, batch row) pairs, bytes of depth, warps, stages), roughly from few pairs to many.
 # The depth is the part of an input row that an iteration of the loop sums over.
 _TILES = (
     (64, 16, 256, 4, 4), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 64, 128, 4, 3), (128, 64, 128, 4, 4),
@@ -100,12 +100,15 @@ _IEEE_TILES = ((32, 32, 64, 4, 2), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2), (128,
 
 
 def _vary_block(problem: Problem, device: Device) -> Iterator[BlockConfig]:
-    """Yield variations of the heuristic's configuration of ``block``. Yield nothing if the kernel cannot serve."""
+    """Yield variations of the heuristic's configuration of ``block``. Not all of them can run on the device.
+
+    Yield nothing if the kernel cannot serve the problem.
+    """
     base = heuristic("block", problem, device)
     if isinstance(base, str):  # the reason why the kernel cannot serve
         return
     # W_hh has 3 * tiles**2 tiles. The number of them in registers is 0, the heuristic's, or one of these: all three if
-    # W_hh has only three, else up to nine.
+    # W_hh has only three, else 3, 6 or 9.
     tile_counts = (3, 6, 9) if base.tiles > 1 else (3 * base.tiles**2,)
     register_tile_counts = sorted({0, base.register_tiles, *tile_counts})
     warp_counts = (base.num_warps // 2, base.num_warps, 2 * base.num_warps)

@@ -25,10 +25,11 @@ def standard_problems(device: Device) -> list[Problem]:
 
     1. The shapes that the library is made for: fp16 and TF32, H = 512, 1024 and 256, B = 1 and 16, 64 steps.
     2. The same with a single step, as in a cell or a stream.
-    3. B = 4 and 64.
-    4. The next smaller and larger hidden sizes, 128 and 2048.
-    5. bf16.
-    6. Packed sequences, then both directions. Their results do not follow from earlier rounds.
+    3. As 1, with B = 4 and 64.
+    4. As 1, with the next smaller and larger hidden sizes, 128 and 2048.
+    5. As 1, in bf16.
+    6. As 1, with packed sequences and B = 16, then with both directions. Their results do not follow from earlier
+       rounds.
 
     Example:
         >>> from triton_gru.plan.device import KNOWN_DEVICES

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-WARMUP = 3  # untimed calls before the timed ones
+WARMUP = 3  # fewest untimed calls before the timed calls
 LEAST_ROUNDS = 8  # rounds that are timed even if the time is over
 QUIET_CHECK_ROUNDS = 20  # the spread of the times is checked after every so many rounds
-MAX_QUIET_SPREAD = 0.02  # largest quiet (p80 - p20) / p50; a larger one is marked as noise
+MAX_QUIET_SPREAD = 0.02  # largest quiet (p80 - p20) / p50; times with a larger spread are marked as noisy
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Times:
 
     @property
     def status(self) -> str:
-        """Return the status for a report's row with these times."""
+        """Return the status for a report's row: ``"noisy"`` if `rel_iqr` is above `MAX_QUIET_SPREAD`, else ``"ok"``."""
         return "ok" if self.rel_iqr <= MAX_QUIET_SPREAD else "noisy"
 
     def columns(self) -> dict[str, float]:
-        """Return the times by the names of a report's columns."""
+        """Return the number of times, their quantiles and their spread by the names of a report's columns."""
         times = {"p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80, "p99_ms": self.p99}
         return {"n": self.n, **times, "rel_iqr": self.rel_iqr}
 
@@ -49,7 +49,7 @@ def quantiles(milliseconds: list[float]) -> Times:
 
 def samples(
     calls: dict[Hashable, list[Callable]], rounds: int, time_once: Callable[[Callable], float],
-    seconds: float = float("inf"), stop_when_quiet: bool = False, least: int = 0,
+    seconds: float = float("inf"), stop_when_quiet: bool = False, min_rounds: int = 0,
 ) -> dict[Hashable, list[float]]:  # fmt: skip
     """Return the times of each call in milliseconds, one time for each round.
 
@@ -59,8 +59,8 @@ def samples(
 
     The clock ``time_once`` runs a function once and returns its milliseconds. There are at most ``rounds`` rounds.
     They end early after ``seconds``, though not before `LEAST_ROUNDS`. With ``stop_when_quiet`` they also end after any
-    multiple of `QUIET_CHECK_ROUNDS` if no call's spread is above `MAX_QUIET_SPREAD`. Neither rule ends the rounds
-    before there are ``least``.
+    multiple of `QUIET_CHECK_ROUNDS` if no call's spread is above `MAX_QUIET_SPREAD`. Neither rule ends them
+    before ``min_rounds`` rounds.
     """
     for functions in calls.values():
         for i in range(max(WARMUP, len(functions))):
@@ -69,9 +69,9 @@ def samples(
     order, shuffler = list(calls), random.Random(0)
     start = time.perf_counter()
     for i in range(rounds):
-        if i >= max(least, LEAST_ROUNDS) and time.perf_counter() - start > seconds:
+        if i >= max(min_rounds, LEAST_ROUNDS) and time.perf_counter() - start > seconds:
             break
-        is_check_due = stop_when_quiet and i >= max(least, 1) and i % QUIET_CHECK_ROUNDS == 0
+        is_check_due = stop_when_quiet and i >= max(min_rounds, 1) and i % QUIET_CHECK_ROUNDS == 0
         if is_check_due and all(quantiles(times).rel_iqr <= MAX_QUIET_SPREAD for times in milliseconds.values()):
             break
         shuffler.shuffle(order)
@@ -120,7 +120,7 @@ def clock(device: str) -> Callable[[Callable], float]:
 def capture_graph(function: Callable, pool=None) -> tuple[Callable, object]:
     """Record a call of ``function`` in a CUDA graph. Return the graph's replay, and the result that replays write to.
 
-    Graphs with the same ``pool`` share memory, so the replay of one graph overwrites the results of the others.
+    Graphs with the same ``pool`` share memory, so the replay of one graph may overwrite the results of another.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

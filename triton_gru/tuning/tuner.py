@@ -39,10 +39,11 @@ class Tuned:
     Attributes:
         problem: the tuned problem.
         entry: the entry of the table. ``backend="auto"`` takes its winner from now on.
-        ranking: the finalists as (candidate, median milliseconds in the last mode), the fastest first.
+        ranking: the finalists as (candidate, median milliseconds in the last mode), the fastest first. Empty if nothing
+            was measured.
         table_path: the table's file; None if the table could not be written. Then only this process has the result.
-        is_from_table: whether the entry was in the table already, so that nothing was measured.
-        untuned: the implementation that a plan takes without any table.
+        is_from_table: whether nothing was measured, because an earlier run or another tuner has measured the entry.
+        untuned: the implementation that a plan takes without any table, or '' if unknown.
     """
 
     problem: Problem
@@ -64,7 +65,7 @@ class Tuned:
 
     @property
     def line(self) -> str:
-        """Return one line of text: the shape, the winner, and the winner's time and speedups."""
+        """Return one line of text: the shape, the winner, and the winner's time and speedups, as far as known."""
         winner = f"{format_implementation(self.entry.winner)} {format_time(1000 * self.entry.ms)}"
         parts = [f"{describe_shape(self.entry.key)}: {winner}"]
         if self.entry.winner == self.untuned == "torch":
@@ -79,7 +80,10 @@ class Tuned:
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        """Return the shape, lines for the winner, runner-up, heuristic and nn.GRU, and counts of dropped candidates."""
+        """Return the shape, lines for the winner, runner-up, heuristic and nn.GRU, and counts of candidates.
+
+        A line is left out if its time was not measured. The line of nn.GRU is left out if nn.GRU is the winner.
+        """
         entry = self.entry
         winner = entry.results[entry.winner]
         lines = [
@@ -105,7 +109,7 @@ class Tuned:
 def _format_line(role: str, implementation: str, ms: float, result: TimedResult | None = None) -> str:
     """Return a line of `Tuned`'s text: a role such as "winner", the implementation and its median time.
 
-    ``result`` adds the medians in both modes, and the configuration.
+    ``result`` adds the medians of the measured modes, the configuration, and the projection's tile if it has one.
     """
     line = f"  {role:11}{format_implementation(implementation):12}{format_time(1000 * ms):>9}"
     if result is None:
@@ -132,8 +136,8 @@ def tune(
 
     The results go into the user's table, for this process and later ones. From then on `GRU` with ``backend="auto"``
     runs each winner. With a kernel's name as backend it runs that kernel's fastest configuration. Problems with a fresh
-    entry in the user's table are not measured again. So the same call continues a run that was interrupted, and only
-    the problem that was being measured begins again.
+    entry in the user's table are not measured again, unless they had too little time. So the same call continues a run
+    that was interrupted, and only the problem that was being measured begins again.
 
     If the table cannot be written, the results are kept for this process, with a warning. The next result's write
     includes them.
@@ -141,21 +145,26 @@ def tune(
     Args:
         problems: the problems, the most important first. See `shapes_of` and `record_shapes`. The problem of a single
             call is ``gru.plan(x).problem``.
-        device: the GPU.
-        budget: seconds for all problems. With too little time for a problem, fewer candidates are measured, and the
-            next run measures the problem again after all others. A problem without any time is left out.
+        device: the GPU. It is not used if ``bench`` is given.
+        budget: seconds for all problems, approximately. With too little time for a problem, fewer candidates are
+            measured, and the next run measures the problem again after all others. A problem without any time is left
+            out. Exception: the first problem to measure is never left out.
         remeasure: measure problems that are in the table, too.
-        bench: compiles and times in place of the GPU.
-        report: called with the progress: a `Progress`, whose text is a line, or a line of results. `print` is enough.
+        bench: the `Bench` that compiles and times the candidates, which is closed at the end. By default it is that of
+            ``device``.
+        report: called with each `Progress`, whose ``str`` is one line, and with each other line of text, such as a
+            result. `print` is enough.
 
     Returns:
-        A result for each problem that was measured or in the table.
+        A result for each problem that was measured or in the table, those of complete entries first. Problems with
+        the same key share a result.
 
     Raises:
-        ValueError: a size of a problem is 0.
-        RuntimeError: there is no GPU, no kernel runs on it, or a CUDA graph is being captured.
-        triton_gru.plan.tables.store.UnusableTableError: the file of the user's table is not a table, or is the table
-            of another device. It would have to be overwritten.
+        ValueError: the batch size, input size or hidden size of a problem is 0.
+        RuntimeError: there is no GPU, no kernel runs on it, a CUDA graph is being captured, or a launch of ``grid``
+            gave up waiting while it was timed.
+        triton_gru.plan.tables.store.UnusableTableError: the file of the user's table is not a table, has a later
+            schema, or is the table of another device. It would have to be overwritten.
     """
     if torch.cuda.is_available() and is_capturing(torch.device("cuda")):
         raise RuntimeError(
@@ -169,9 +178,10 @@ def tune(
 def _tune_all(
     problems: dict[Key, Problem], bench: Bench, budget: float, remeasure: bool, report: ReportProgress
 ) -> list[Tuned]:
-    """Tune the problems that have no fresh entry yet, within ``budget`` seconds, and save each result at once.
+    """Tune the problems that have no complete entry yet, in about ``budget`` seconds, and save each result at once.
 
-    Return the results of all problems, those with a fresh entry first. The other arguments are those of `tune`.
+    Return the results, those of complete entries first. A problem that was left out has no result. The other arguments
+    are those of `tune`.
     """
     end, shapes = time.monotonic() + budget, format_count(len(problems), "shape")
     directory = store.user_directory()
@@ -250,7 +260,7 @@ def merge_problems(problems: Iterable[Problem]) -> dict[Key, Problem]:
     """Return the problem with the largest batch for each key, since a configuration must run for all problems of a key.
 
     Raises:
-        ValueError: a size is 0.
+        ValueError: a batch size, input size or hidden size is 0.
     """
     merged = Recorded()
     for problem in problems:
@@ -289,7 +299,8 @@ def _read_user_table(path: pathlib.Path | None, bench: Bench) -> dict[Key, Entry
     """Return the entries of the user's table; none if the table does not exist or cannot be read.
 
     Raises:
-        UnusableTableError: the table must not be overwritten. It is raised before minutes of tuning are spent.
+        UnusableTableError: the file is not a table of this device, and must not be overwritten. `tune` calls this
+            function before it spends minutes on a problem.
     """
     try:
         return {entry.key: entry for entry in store.load(path, bench.device).entries} if path is not None else {}

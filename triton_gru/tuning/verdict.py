@@ -20,7 +20,7 @@ def is_clearly_faster(times: Times, baseline: Times) -> bool:
 def choose_winner(
     incumbents: dict[str, Candidate], untuned: dict[str, Candidate], finals: dict[str, dict[Candidate, Times]]
 ) -> tuple[str, dict[str, TimedResult]]:
-    """Return the winning implementation, or ``"torch"``, and the best result of each implementation.
+    """Return the winning implementation, or ``"torch"``, and the best result of each implementation that was timed.
 
     The medians of the last mode are compared. An incumbent wins unless another candidate is clearly faster. Otherwise
     tables would flip back and forth when tuned again.
@@ -85,7 +85,8 @@ def _build_result(
 ) -> TimedResult:
     """Return a candidate's times in all modes, as tables store them.
 
-    ``untuned_times`` are those of the candidate that plans take without a table, in the last mode. None if unknown.
+    ``untuned_times`` are those of the candidate that plans take without a table, in the last mode. None if that
+    candidate was not timed.
     """
     ms = {mode: (times[candidate].p20, times[candidate].p50, times[candidate].p80) for mode, times in finals.items()}
     return TimedResult(

@@ -6,7 +6,8 @@
 //
 // The machine checks each access to memory against the earlier accesses of the same two bytes (memory.h, shared.h). Two
 // accesses race if nothing orders them, whichever came first under this schedule. Faults are reports, which do not stop
-// the launch. The machine also counts instructions, bytes and products. Waits are counted apart (warp.h).
+// the launch. Exception: ENDLESS. The machine also counts instructions, bytes and products. Waits are counted apart
+// (warp.h).
 #include "machine.h"
 #include "numbers.h"
 #include "memory.h"

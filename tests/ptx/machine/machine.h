@@ -22,13 +22,13 @@ typedef struct {
   i32 loop_first, loop_last;    // the loop around the instruction that only waits, or -1
 } Instruction;
 
-// The work of warps, as Counts of machine.py describes it. `received` counts bytes that relaxed loads read, and `read`
-// those of other loads. An instruction of a warp reads whole sectors of 32 bytes.
+// The work of warps, as Counts of machine.py describes it. `received` counts bytes that relaxed loads and atomic
+// additions read, and `read` those of other loads and of cp.async. An instruction of a warp reads sectors of 32 bytes.
 typedef struct {
   i64 instructions, read, received, written, shared_read, shared_written, matrix, flops, fma, barriers;
 } Counts;
 
-// Memory that the launch may touch, and how many bytes of it were read and written.
+// Memory that the launch may touch, and how many bytes of it were read, received and written.
 struct Touch;
 typedef struct { u64 base, bytes; struct Touch *touched; i64 read, received, written; } Range;
 
@@ -53,8 +53,8 @@ typedef struct {
   i32 n_reports, most_reports;
   Report *reports;
   i64 executed;
-  Counts made, waited, busiest;      // all warps without waits; waits; the warp with the most instructions
-  i64 most_bytes_read;               // read and received by one CTA, in the CTA with the most
+  Counts made, waited, busiest;      // all warps without waits; waits; of `made`, the warp with the most instructions
+  i64 most_bytes_read;               // read and received by one CTA without waits, in the CTA with the most
   i64 exchanges;                     // in the warp with the most
   i64 *by_warp;                      // instructions of each warp of a CTA without waits, in the CTA with the most
 } Launch;
@@ -71,7 +71,7 @@ typedef struct Warp {
   i32 pc, next;       // next: the lowest pc of the other live lanes
   i32 pcs[32];        // of lanes that are not in `mask`
   Row *rows;
-  u32 *defined;       // for each row, the lanes that something has set
+  u32 *defined;       // for each row, the lanes in which its value is defined (`defined_lanes`)
   u32 synchronised;   // aligned instructions executed: each brings the lanes together
   u32 *fences;        // the CTA's epoch at each of the warp's fences for wgmma
   i32 n_fences, fences_capacity;
@@ -81,7 +81,7 @@ typedef struct Warp {
   i32 *copy_groups, *product_groups;  // the number of pending copies (products) at each commit
   i32 n_copy_groups, n_product_groups, copy_groups_capacity, product_groups_capacity;
   i64 asleep_until;
-  // In a loop that waits, the best pass counts as made and the others as waited.
+  // In a loop that waits, the best pass counts as made and the other passes as waited.
   Counts made, waited, pass, best;
   i32 waiting, failed, loop_first, loop_last;
   // How often the warp has received after it had sent, and whether it has sent since.
@@ -91,7 +91,7 @@ typedef struct Warp {
 
 typedef struct Cta {
   i32 index, position[3];
-  u32 epoch;          // barriers passed
+  u32 epoch;          // 1 + barriers passed
   u8 *shared;
   struct SharedTouch *touched;
   Warp *warps;
@@ -105,7 +105,7 @@ typedef struct {
   struct Store *stores;
   i32 n_stores, stores_capacity;
   u64 n_stored;
-  u16 *to_address, *of_cta;  // pending stores by hash of the address; and by hash of the address and the CTA
+  u16 *to_address, *of_cta;  // numbers of pending stores by hash of the address; and by hash of the address and the CTA
 } Machine;
 
 // The new last element of a list, which grows if it is full.
@@ -124,7 +124,8 @@ static inline u64 draw(Machine *m) {
 }
 static inline u32 draw_below(Machine *m, u32 n) { return (u32)(((draw(m) >> 32) * n) >> 32); }
 
-// Adds a report, or counts it if the same fault has been reported at the same pc. `other`: another pc, or a detail.
+// Adds a report, or counts it if the same fault has been reported at the same pc. If there are too many reports, drops
+// it. `other`: another pc, or a detail; -1 for none.
 static void report(Machine *m, int kind, const Warp *w, int pc, int lane, u64 address, int other) {
   Launch *o = m->launch;
   if (o->forgiven >> kind & 1 && o->n_reports >= o->most_reports / 2) return;  // keep half of the reports for faults

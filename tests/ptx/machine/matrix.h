@@ -58,7 +58,7 @@ static void multiply(Warp *w, const Instruction *i, const i32 *out, const i32 *i
 }
 
 // Returns the address of an element of a wgmma's operand in shared memory. `k` is its index in the sum. Swizzled rows
-// have 128, 64 or 32 bytes, whose units of 16 bytes are exchanged by the number of the row.
+// have 128, 64 or 32 bytes, whose units of 16 bytes are exchanged by the number of the 128-byte block around them.
 static u64 wgmma_address(u64 descriptor, u32 row, u32 k, int bytes, int transposed) {
   u64 start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
   u64 stride = (descriptor >> 32 & 0x3fff) << 4;
@@ -88,8 +88,8 @@ static void mark_results(Machine *m, Warp *w, const Product *p, u32 defined) {
   const Instruction *i = m->launch->instructions + p->pc;
   for (int r = 0; r < i->n_out; r++) w->defined[m->launch->operands[i->at + r]] = defined;
 }
-// Executes a warp's 16 rows of a wgmma. It reads shared memory twice: when it is issued (`issued`), only to find races,
-// and when it is waited for, for the result.
+// Executes a warp's 16 rows of a wgmma. A wgmma reads shared memory twice: when it is issued (`issued`), only to find
+// faults, and when it is waited for, for the result.
 static void multiply_group(Machine *m, Warp *w, const Product *p, int issued) {
   const Instruction *i = m->launch->instructions + p->pc;
   const i32 *out = m->launch->operands + i->at, *in = out + i->n_out;

@@ -2,16 +2,16 @@
 //
 // Races between CTAs: nothing orders the accesses of two CTAs. Two accesses of the same bytes race if one is a write.
 // Exception: both are relaxed, which is how programs exchange data.
-// Races in a CTA: a barrier orders the accesses of its warps, and an aligned instruction those of a warp's lanes.
-// Between lanes, only a read after a write is checked.
+// Races in a CTA: a barrier orders the accesses of its warps, and an aligned instruction those of a warp's lanes. The
+// same exception holds. Between lanes, only a read after a write is checked.
 
-// Who has touched two bytes in this launch (the translator knows no store of a single byte). CTAs and warps are
-// numbered from 1, and the largest number stands for several.
+// Who has touched two bytes in this launch (the translator knows no store of a single byte to global memory). CTAs and
+// warps are numbered from 1, and the largest number stands for several.
 typedef struct Touch {
   u16 writer, reader, plain_writer, plain_reader;  // CTAs: by any access; by a plain (not relaxed) one
   u8 writing_warp, writing_lane, written_plainly;  // the last write
   u8 reading_warp, plainly_reading_warp, read_as_constant;
-  u32 write_epoch, read_epoch, plain_read_epoch;   // barriers that its CTA had passed
+  u32 write_epoch, read_epoch, plain_read_epoch;   // the CTA's epoch at the last access of each kind
   u32 write_synchronised;                          // `synchronised` of the writing warp
 } Touch;
 #define SEVERAL_CTAS 0xffff
@@ -43,9 +43,11 @@ static Range *find_range(Machine *m, u64 address, u64 bytes) {
 // The warp, instruction and lane of an access, for reports.
 typedef struct { Warp *warp; int pc, lane; } Origin;
 
-// These add a CTA or a warp to those that have touched two bytes so far, as Touch numbers them.
+// Adds a CTA to the CTAs that have touched two bytes so far, as Touch numbers them.
 static u16 merge_cta(u16 ctas, int cta) { return ctas && ctas != cta ? SEVERAL_CTAS : cta; }
+// Returns whether another CTA than `cta` is among `ctas`.
 static int includes_other(u16 ctas, int cta) { return ctas && ctas != cta; }
+// Adds a warp to the warps that have touched two bytes in the same epoch. Warps of earlier epochs are forgotten.
 static u8 merge_warp(u8 warps, int warp, int same_epoch) {
   return same_epoch && warps && warps != warp ? SEVERAL_WARPS : warp;
 }
@@ -127,7 +129,7 @@ typedef struct Store { u64 address, value, number; i32 bytes, cta; } Store;
 static inline u16 hash(u64 address, int cta) {
   return (u16)((((address >> 3) * 0x9E3779B97F4A7C15ull) >> 48) ^ (u32)cta * 977);
 }
-// Lets the pending store `i` arrive, or the oldest one that it overlaps.
+// Lets the pending store `i` arrive. If it overlaps an older store, lets that store arrive instead, by the same rule.
 static void arrive(Machine *m, int i) {
   if (m->to_address[hash(m->stores[i].address, 0)] > 1)
     for (int j = 0; j < m->n_stores; j++) {
@@ -162,6 +164,6 @@ static void arrive_own(Machine *m, Warp *w, u64 address, int bytes) {
     Store *s = m->stores + i;
     if (s->cta != w->cta->index || s->address >= address + bytes || address >= s->address + s->bytes) continue;
     arrive(m, i);
-    i = -1;  // `arrive` has moved the others: start again
+    i = -1;  // `arrive` has moved other stores: start again
   }
 }

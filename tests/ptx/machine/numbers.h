@@ -1,4 +1,5 @@
-// Arithmetic on the bits that registers hold, as the PTX manual defines it. A NaN as a result is 0x7fffffff.
+// Arithmetic on the bits that registers hold, as the PTX manual defines it. A NaN as a result is 0x7fffffff, or
+// 0x7fff in 16 bits. Exception: `to_tf32`.
 
 static inline u64 low(u64 v, int bits) { return bits >= 64 ? v : v & ((1ull << bits) - 1); }
 static inline i64 extended(u64 v, int bits) { return bits >= 64 ? (i64)v : (i64)(v << (64 - bits)) >> (64 - bits); }
@@ -26,7 +27,7 @@ static inline u64 to_bf16(float f) {
   u32 v = bits_of(f);
   return isnan(f) ? 0x7fff : (v + 0x7fff + (v >> 16 & 1)) >> 16;
 }
-// Rounds to nearest, ties away from zero. A NaN only has its low bits cleared: so an H200 did.
+// Rounds to nearest, ties away from zero. A NaN only has its low bits cleared, as on an H200.
 static inline u64 to_tf32(float f) {
   u32 v = bits_of(f);
   return (isnan(f) || isinf(f) ? v : v + 0x1000) & 0xffffe000;
@@ -63,7 +64,7 @@ static inline u64 fma_halves(u64 a, u64 b, u64 c, int bf16, int n) {
 #define ONES_F16 0x3c003c00
 #define ONES_BF16 0x3f803f80
 
-// Returns `y` with a relative error up to `relative` times the schedule's `error`, a hash of the argument.
+// Returns `y` with a relative error up to `relative` times the schedule's `error`, by a hash of the argument.
 static float with_error(const Machine *m, float y, u64 argument, double relative) {
   if (m->launch->error == 0) return y;
   u64 h = (argument + 0x9E3779B97F4A7C15ull) * 0xBF58476D1CE4E5B9ull;
@@ -72,7 +73,8 @@ static float with_error(const Machine *m, float y, u64 argument, double relative
 }
 static float exp2_of(const Machine *m, u64 a) { return with_error(m, (float)exp2(as_f32(a)), a, 0x1p-22); }
 static float reciprocal_of(const Machine *m, float x) { return with_error(m, 1 / x, bits_of(x), 0x1p-23); }
-// The manual allows a relative error of 2^-11. Beyond 10 the result is exactly 1, as hardware does and kernels need.
+// The manual allows a relative error of 2^-11. Beyond 10 the result is exactly 1 or -1, as on hardware. Kernels
+// need that.
 static float tanh_of(const Machine *m, float x) {
   return fabsf(x) > 10 ? copysignf(1, x) : with_error(m, (float)tanh(x), bits_of(x), 0x1p-11);
 }
@@ -99,7 +101,7 @@ static int compares(int comparison, int kind, int bits, u64 a, u64 b) {
     case 4: return !less && !equal;
     case 5: return !less;
     case 6: return 1;  // both are numbers
-    default: return 0; // one is NaN
+    default: return 0; // neither is NaN
   }
 }
 

@@ -1,7 +1,7 @@
 // Shared memory, and cp.async into it: its extent, and races between the warps of a CTA and the lanes of a warp.
 //
 // A barrier orders the accesses of different warps: accesses in the same epoch race if one is a write. An aligned
-// instruction orders the accesses of a warp's lanes in the same way.
+// instruction orders the accesses of a warp's lanes in the same way. Exception: writes of the same value do not race.
 
 #define SHARED_BASE 1024  // the first address, so that address 0 is invalid
 
@@ -9,13 +9,13 @@
 typedef struct SharedTouch {
   i32 writer;                  // a thread, or -1
   i32 pc;                      // of the instruction that wrote
-  u32 write_epoch, read_epoch; // barriers that the CTA had passed
+  u32 write_epoch, read_epoch; // the CTA's epoch at the last write and at the last read
   u32 readers;                 // in `read_epoch`: a bit for each warp
   u32 synchronised;            // `synchronised` of the writing warp
   i32 fences;                  // number of fences that the writing warp had executed
   u32 read_synchronised;       // 1 + `synchronised` of the warp that read last
   i32 reading_lane;            // the lane of that warp; -1 for several
-  u8 pending, by_store;        // pending: by a cp.async not waited for yet; by_store: the last write was a plain store
+  u8 pending, by_store;        // pending: by a cp.async not waited for yet; by_store: the last write was no cp.async
 } SharedTouch;
 
 static SharedTouch *touch_of(Cta *c, u64 address) { return c->touched + (address - SHARED_BASE) / 2; }
@@ -38,7 +38,7 @@ static int check_shared(Machine *m, Origin o, u64 address, int bytes) {
 
 // Returns whether there is a fence between a store and the wgmma that reads its bytes. Either the warp that stored
 // fenced before the last barrier that the reader has passed, or the reader fenced after the first barrier after the
-// store.
+// store. If the reader itself stored, any fence after the store is enough.
 static int is_fenced(const SharedTouch *t, const Warp *reader) {
   const Warp *writer = reader->cta->warps + t->writer / 32;
   if (writer->n_fences > t->fences && (writer == reader || writer->fences[t->fences] < reader->cta->epoch)) return 1;

@@ -53,7 +53,8 @@ static void pass_barrier(Machine *m, Cta *c) {
 static void add_counts(Counts *to, const Counts *of) {
   for (size_t i = 0; i < sizeof(Counts) / sizeof(i64); i++) ((i64 *)to)[i] += ((const i64 *)of)[i];
 }
-// Ends a pass of a loop that waits. The best pass is the one that received the most, with the fewest instructions.
+// Ends a pass of a loop that waits, and the wait if the warp leaves the loop. The best pass is the one that received
+// the most, and of several such passes the one with the fewest instructions.
 static void end_pass(Warp *w) {
   Counts *pass = &w->pass, *best = &w->best;
   if (best->instructions < 0 || pass->received > best->received ||
@@ -79,8 +80,9 @@ static Counts *counts_for(Warp *w, const Instruction *i) {
   return !w->waiting ? &w->made : w->failed ? &w->waited : &w->pass;
 }
 
-// Returns the lanes in which the result of an instruction is defined. A result of an undefined source is undefined, and
-// only loads, stores and the matrix unit report one.
+// Returns the lanes in which the result of an instruction is defined. A result of an undefined source is undefined.
+// Exceptions: a pack needs only one defined source, and selp only the chosen source. Only accesses to memory and the
+// matrix unit report an undefined source.
 static u32 defined_lanes(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask) {
   u32 all = ALL_LANES, any = 0;
   for (int k = 0; k < i->n_in; k++) { all &= w->defined[in[k]]; any |= w->defined[in[k]]; }
@@ -177,7 +179,7 @@ static void add_atomically(Machine *m, Warp *w, const Instruction *i, const i32 
   w->sent = 1;
 }
 
-// Stores a vector of each lane: at once, or later if the store is relaxed.
+// Stores a vector of each lane: at once, or by `send` if the store is relaxed.
 static void store_global(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0], order = i->extra[1], all = bytes * (i->n_in - 1);
   EACH {
@@ -212,7 +214,8 @@ static void load_shared(Machine *m, Warp *w, const Instruction *i, const i32 *ou
   for (int k = 0; k < i->n_out; k++) w->defined[out[k]] |= mask;
 }
 
-// Stores a vector of each lane to shared memory. Bytes of a vector are stored in pairs.
+// Stores a vector of each lane to shared memory. Bytes of a vector are stored in pairs. A lane with an invalid address
+// stores nothing.
 static void store_shared(Machine *m, Warp *w, const Instruction *i, const i32 *in, u32 mask, Counts *n) {
   int bytes = i->extra[0];
   EACH {
@@ -314,7 +317,7 @@ static void run_warp(Machine *m, Warp *w, int max_instructions) {
     switch (i->operation) {
       case OP_nop: case OP_barrier_warp: break;
       case OP_bra: {
-        // Some lanes leave a loop that waits: they have found something missing.
+        // Some lanes leave a loop that waits. The lanes that stay have found something missing, so this pass fails.
         if (w->waiting && mask != w->mask && (n < w->loop_first || n > w->loop_last)) w->failed = 1;
         if (mask == w->mask) { w->pc = n; continue; }
         for (int l = 0; l < 32; l++) if (w->mask >> l & 1) w->pcs[l] = mask >> l & 1 ? n : pc + 1;

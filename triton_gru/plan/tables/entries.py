@@ -28,12 +28,13 @@ class TimedResult:
 
     Attributes:
         config: the kernel's configuration, or None for ``"torch"``.
-        revision: hash of the kernel's code (see `revision.revision`), empty for ``"torch"``.
+        revision: hash of the kernel's code (see `revision.revision`), "unknown" without source files, empty for
+            ``"torch"``.
         eager_ms: quantiles of the time of an eager call, in milliseconds.
         graph_ms: the same in a CUDA graph, or None if it was not measured in one.
         heuristic_ms: median of the same implementation in the heuristic's configuration, in the mode of ``ms``. None if
             it was not measured.
-        tile: tile of our own input projection. None stands for the usual tile, and for cuBLAS.
+        tile: tile of our own input projection. None stands for the usual tile, for cuBLAS, and for ``"torch"``.
     """
 
     config: Config | None
@@ -156,10 +157,9 @@ def _parse_result(name: str, raw: dict) -> TimedResult:
 
 
 def _check_known_fields(raw: dict, kind: type) -> None:
-    """Raise ValueError if ``raw`` has fields that this version does not know.
+    """Raise ValueError if ``raw`` has fields that this version does not know, and TypeError if it is no mapping.
 
-    Such fields may change the
-    meaning of other fields.
+    Unknown fields may change the meaning of other fields.
     """
     if unknown := _check(raw, dict).keys() - {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields of {kind.__name__}: {', '.join(map(repr, sorted(unknown)))}")
@@ -170,6 +170,10 @@ def _parse_fields(raw: dict, kind: type):
 
     Integers must be 1 or more. Exception: register_tiles may be 0. Fields with a default may be missing, as an earlier
     version did not have them.
+
+    Raises:
+        ValueError: a field is unknown or missing, or a value is out of range.
+        TypeError: ``raw`` is no mapping, or a value has another type.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
@@ -183,7 +187,7 @@ def _parse_fields(raw: dict, kind: type):
 
 
 def _check(raw, kind: type):
-    """Return ``raw`` if its type is exactly ``kind`` and its value or length is in the range of `_MAX_SIZES`.
+    """Return ``raw`` if its type is exactly ``kind`` and its value or length is in the range of `_MAX_SIZES`, if any.
 
     Raises:
         TypeError: the type differs.
@@ -198,7 +202,7 @@ def _check(raw, kind: type):
 
 
 def _parse_time(raw) -> float:
-    """Return ``raw`` as milliseconds. Raise ValueError if it is not a positive number."""
+    """Return ``raw`` as milliseconds. Raise ValueError if it is not a number above 0 and below 1e9."""
     if type(raw) not in (int, float) or not 0 < raw < 1e9:
         raise ValueError("a time must be a number of milliseconds above 0 and below 1e9")
     return float(raw)

@@ -4,9 +4,11 @@ Sources take precedence in this order: this process, this user's tables, shipped
 similar device has the same number of multiprocessors and the same compute capability. Within a source, the measurement
 nearest to the problem takes precedence.
 
-Fresh entries of all sources take precedence over stale entries. An entry from another minor version of Triton is stale.
-A stale entry is used if no fresh entry is found, and the plan reports that. If the new version cannot compile the
-entry's configuration, the first launch replaces it (`launch.execute.replace_failing_plan`).
+Fresh entries of all sources take precedence over stale entries. An entry is stale if it is from another minor version
+of Triton, or if the code of one of its kernels has changed. An entry with times of nn.GRU or cuBLAS is also stale if it
+is from another minor version of torch. A stale entry is used if no fresh entry is found, and the plan reports that. If
+the new version cannot compile the entry's configuration, the first launch replaces the plan
+(`launch.execute.replace_failing_plan`).
 """
 
 import functools
@@ -34,7 +36,7 @@ class Source(NamedTuple):
 
     Attributes:
         name: the source's name in plans.
-        is_from_user: whether this user, or this process, measured the entries.
+        is_from_user: whether the entries are of this process, or of this device in the user's folder.
         entries: the valid entries.
     """
 
@@ -50,10 +52,10 @@ class Verdict(NamedTuple):
         winner: name of the implementation to choose.
         config: the winner's configuration, or None for ``"torch"``.
         projection: the winner's projection, as in `Plan`.
-        milliseconds: the median of each measured implementation.
+        milliseconds: the median of each implementation to choose from that was measured and can run.
         source: the source's name, with the entry's date and whether it is stale.
         key: the entry's key. Its T and I may differ from the problem's.
-        in_graph: whether the medians are of calls in a CUDA graph.
+        in_graph: whether the winner's median is of calls in a CUDA graph.
     """
 
     winner: str
@@ -71,10 +73,11 @@ _failing_configs: set[tuple[Device, Config]] = set()
 
 
 def find_config(name: str, problem: Problem, device: Device) -> tuple[Config, Projection | None, str] | None:
-    """Return an implementation's fastest configuration from the entry nearest to the problem, or None if none has one.
+    """Return the fastest configuration of the implementation ``name`` in a table, or None if none can run.
 
-    If the implementation with cuBLAS was not measured, the scan's configuration is that with our own projection. A
-    measured tile of our own projection is returned only if the entry is near enough for a verdict.
+    The configuration is from the first entry, in the order of `_iterate_nearest`, that has one which can run. If
+    ``name`` is with cuBLAS, and the entry lacks it, the configuration is that of the same kernel with our own
+    projection. A measured tile of our own projection is returned only if the entry is near enough for a verdict.
 
     Returns:
         The scan's configuration, the projection, and the source with the entry's date and whether it is stale.
@@ -91,10 +94,11 @@ def find_config(name: str, problem: Problem, device: Device) -> tuple[Config, Pr
 
 
 def find_verdict(problem: Problem, device: Device, options: Container[str]) -> Verdict | None:
-    """Return the verdict of the nearest entry that holds for the problem, or None if there is no such entry.
+    """Return the verdict of the first entry that holds for the problem, or None if there is no such entry.
 
-    ``options`` are the names of the implementations to choose from. If nn.GRU is among them, the entry must have its
-    time. If the entry's winner is not among them, the fastest of ``options`` wins.
+    Entries are in the order of `_iterate_nearest`. ``options`` are the names of the implementations to choose from. If
+    nn.GRU is among them, the entry must have its time. The entry must have an option that can run. If the entry's
+    winner is not an option or cannot run, the fastest of ``options`` wins.
     """
     wanted = problem.key()
     for entry, source in _iterate_nearest(wanted, device):
@@ -146,8 +150,9 @@ def _log_ratio(size: int, other_size: int) -> float:
 def _is_verdict_valid(key: Key, wanted: Key) -> bool:
     """Return whether a verdict that was measured for ``key`` holds for ``wanted``.
 
-    A measurement at T steps holds for longer sequences, and down to T / 2. Below T / 2, the costs of a
-    call that do not depend on T matter too much.
+    Directions, layout and layers must be equal, and input sizes within `_MAX_INPUT_RATIO`. A measurement at T steps
+    holds for longer sequences, and down to T / 2. Below T / 2, the costs of a call that do not depend on T matter too
+    much.
     """
     *differences, _, input_distance = _distance(key, wanted)
     are_inputs_near = input_distance <= math.log2(_MAX_INPUT_RATIO)
@@ -200,10 +205,10 @@ def sources(device: Device) -> list[Source]:
 
 @functools.lru_cache(maxsize=64)
 def _read_files(device: Device) -> list[Source]:
-    """Return the tables for a device, then those for similar devices. Each file is read once.
+    """Return the tables for a device, then those for similar devices. Each file is read once for the device.
 
-    An invalid file with the device's name, and invalid entries, are ignored with a warning. Other invalid files are
-    ignored without a warning.
+    An invalid file with the device's name, and invalid entries of the device's tables, are ignored with a warning.
+    Other invalid files and entries are ignored without a warning.
     """
     device_fields = store.describe_device(device)
     own_tables, similar_tables = [], []
@@ -227,7 +232,7 @@ def _read_files(device: Device) -> list[Source]:
 
 
 def _list_tables(folder: pathlib.Path | None) -> list[pathlib.Path]:
-    """Return the paths of the tables in a folder, none if there is no folder or it cannot be read."""
+    """Return the paths of at most `_MAX_FILES` tables in a folder, none if there is no folder or it cannot be read."""
     try:
         return sorted(folder.glob("*.json"))[:_MAX_FILES] if folder else []
     except OSError:
@@ -239,8 +244,9 @@ def _warn(path: pathlib.Path, message: str) -> None:
 
 
 def add_process_entries(device: Device, entries: list[Entry]) -> None:
-    """Use entries that this process measured, which take precedence over all files until the process ends.
+    """Use entries that this process measured, until the process ends or `clear_table_cache` is called.
 
+    If they are fresh, they take precedence over all files.
     Plans that are cached already do not change. Call `planner.clear_plan_cache` for that.
     """
     _process_entries.setdefault(device, {}).update({entry.key: entry for entry in entries})

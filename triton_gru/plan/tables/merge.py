@@ -8,7 +8,8 @@ from collections import Counter
 from .entries import Entry
 from .store import key_text, try_parse_entry
 
-Rank = tuple[bool, float]  # whether an entry is fresh, and when it was tuned, in seconds since 1970
+# (whether an entry is fresh, seconds from 1970 until it was tuned). Without a valid date the seconds are -inf.
+Rank = tuple[bool, float]
 
 
 class Merge:
@@ -16,7 +17,7 @@ class Merge:
 
     If two entries have the same key, a fresh entry wins over a stale entry. If both are fresh or both stale, the entry
     that was tuned later wins, and with equal dates the table's entry. Entries that this version does not understand are
-    never replaced. They are added if no other entry has their key.
+    never replaced. They are added if no other entry has their key, or if they have no key.
 
     Attributes:
         entries: the table's raw entries.
@@ -36,7 +37,10 @@ class Merge:
                 self._best[key_text(raw)] = rank(entry), index
 
     def take(self, raw) -> None:
-        """Merge a raw entry, which is dropped if the table has an equal or better entry with its key."""
+        """Merge a raw entry, which is dropped if the table has an equal or better entry with its key.
+
+        An entry that this version does not understand is dropped if the table has any entry with its key.
+        """
         entry, text, key = try_parse_entry(raw), _format_raw(raw), key_text(raw)
         if text in self._texts:
             self.counts["kept"] += 1
@@ -65,12 +69,12 @@ class Merge:
             self.counts["added"] += 1
 
     def _is_better(self, new_rank: Rank, key: str) -> bool:
-        """Return whether an entry of this rank wins over the table's entry with the key, if there is one."""
+        """Return whether an entry of this rank wins over the best entry with the key. True if there is none."""
         return key not in self._best or new_rank > self._best[key][0]
 
 
 def rank(entry: Entry) -> Rank:
-    """Return the rank of an entry. Of entries with the same key, the entry with the greatest rank is used."""
+    """Return the rank of an entry. Of entries with the same key, `Merge` keeps the entry with the greatest rank."""
     return not entry.stale_reason, _seconds(entry.tuned_at)
 
 

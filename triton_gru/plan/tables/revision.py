@@ -19,7 +19,10 @@ _SCANS = {"block": block, "grid": grid, "step": step}
 
 @functools.cache
 def revision(kernel: str) -> str:
-    """Return a hash of a kernel's code, comments, docstrings and layout aside. Empty for ``"torch"``."""
+    """Return a hash of the code of a kernel and the projection, comments, docstrings and layout aside.
+
+    Return '' for ``"torch"``, and "unknown" if there are no source files.
+    """
     if kernel == "torch":
         return ""
     digest = hashlib.sha256()

@@ -9,8 +9,8 @@
         "candidates": number of configurations tried, "failed": {reason: number}, "env": {versions}, "tuned_at": UTC
     }]}
 
-A write replaces the whole file under a lock. The new file keeps all entries with other keys, even those that this
-version cannot read.
+A write replaces the whole file. `save` and `rewrite` hold a lock meanwhile. With `save`, the new file keeps all entries
+with other keys, and those that this version cannot read.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ Rule = Callable[[list], list]  # from a table's raw entries to the raw entries t
 
 
 class UnusableTableError(ValueError):
-    """A file is not a valid table."""
+    """A file is not a valid table, or would not be one after a write."""
 
 
 class NewerTableError(UnusableTableError):
@@ -48,9 +48,10 @@ class NewerTableError(UnusableTableError):
 
 
 def user_directory() -> pathlib.Path | None:
-    """Return this user's folder of tables, or None if the user has no home directory.
+    """Return this user's folder of tables, or None if no variable names one and the user has no home directory.
 
-    The environment variable ``TRITON_GRU_CONFIG_DIR`` names the folder. Without it, the folder is in the user's cache.
+    The environment variable ``TRITON_GRU_CONFIG_DIR`` names the folder. Without it, the folder is in the user's cache,
+    which ``XDG_CACHE_HOME`` names, by default ``~/.cache``.
     """
     if folder := os.environ.get("TRITON_GRU_CONFIG_DIR"):
         return pathlib.Path(folder)
@@ -97,7 +98,7 @@ def read_json(path: pathlib.Path, most_bytes: int = _MAX_BYTES):
     """Return the value in an untrusted JSON file.
 
     Raises:
-        UnusableTableError: the file is not a JSON file, or has more than ``most_bytes`` bytes.
+        UnusableTableError: the file is not a regular JSON file, or has more than ``most_bytes`` bytes.
         OSError: the file cannot be read.
     """
     # Check this before opening. To open something other than a regular file, such as a pipe, may wait forever.
@@ -195,7 +196,8 @@ def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pat
     """Apply a rule to the entries in each device's file of a folder.
 
     All new files are written first, to temporary files in the folder, and then replace the old files. If anything fails
-    before the first replacement, no file changes. A file that its rule does not change is not written.
+    before the first replacement, no file changes. A file that its rule does not change is not written. Exception: a
+    file that does not exist is written in any case. Temporary files that a killed process left are deleted.
 
     Args:
         rules: (device, rule) for each file. A device is described as `describe_device` does.
@@ -205,8 +207,9 @@ def rewrite(rules: list[tuple[dict, Rule]], directory: pathlib.Path) -> list[pat
         The files' paths, in the order of ``rules``.
 
     Raises:
-        UnusableTableError: a file is not a table, is another device's, or would be too large. No file changes.
-        OSError: a file cannot be written.
+        UnusableTableError: a file is not a table, is another device's, would be too large or hold two devices, or has
+            an entry that is nested too deeply. No file changes.
+        OSError: a file cannot be written, or another process holds the lock for too long.
     """
     _make_directory(directory)
     with locked(directory / ".lock"), contextlib.ExitStack() as stack:
@@ -250,7 +253,7 @@ def replace_file(path: pathlib.Path, text: str) -> None:
 
 
 def _apply_rule(path: pathlib.Path, device: dict, rule: Rule) -> str:
-    """Return the new text of a file, or '' if the rule does not change it. The caller holds the lock."""
+    """Return the new text of a file, or '' if it exists and the rule does not change it. The caller holds the lock."""
     try:
         table = load(path) if path.exists() else None
         if table and table.device != device:
@@ -273,10 +276,10 @@ def _format_table(device: dict, raw: list) -> str:
 
 @contextlib.contextmanager
 def _temporary_file(path: pathlib.Path, text: str) -> Iterator[pathlib.Path]:
-    """Write a text to a temporary file beside ``path``, with the same permissions, and yield its path.
+    """Write a text to a temporary file beside ``path``, with its permissions if it exists. Yield the temporary path.
 
-    The temporary file is deleted at the end. Only a killed process leaves one, which `rewrite` deletes later. No table
-    has a name that ends in ``.tmp``.
+    The temporary file is deleted at the end, unless it was renamed. Only a killed process leaves one. The next
+    `rewrite` of ``path`` deletes it. No table has a name that ends in ``.tmp``.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -325,7 +328,7 @@ def _make_directory(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Wait for the lock file ``path``, and hold it. A process releases the lock when it ends, even if it is killed.
+    """Wait for the lock file ``path``, and hold it in the context. A process that ends or is killed releases the lock.
 
     Raises:
         TimeoutError: another process holds the lock for longer than `LOCK_TIMEOUT_S`.
