@@ -6,11 +6,13 @@ import pathlib
 import re
 
 import pytest
+import torch
+from torch import nn
 
 from perf import measure, report, sweeps
 from perf.__main__ import main
 from perf.case import Case
-from perf.experiments import hand_overs, stages
+from perf.experiments import hand_overs, projections, stages
 from perf.experiments.stages_kernel import STAGES, load_scan_without
 from perf.tables import format_table
 from triton_gru.kernels import exchange, grid, isa
@@ -64,6 +66,13 @@ def test_kernel_without_a_stage_computes_something_else(monkeypatch):
     plant_provider(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
     _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN_FLOORS)
     assert timed.status == "wrong"
+
+
+def test_projection_is_timed_with_the_first_kernel_that_can_serve():
+    """Check that ``grid`` is tried after ``block``. "auto" takes nn.GRU here, and H is too large for ``block``."""
+    gru = nn.GRU(8, 1600, dtype=torch.float16).eval()
+    provider, plan = projections._choose_plan(None, gru, torch.zeros(2, 64, 8, dtype=torch.float16))
+    assert provider.name == "triton_gru.grid" and plan.kernel == "grid"
 
 
 def test_step_breakdown_can_be_rehearsed(tmp_path, monkeypatch, started):

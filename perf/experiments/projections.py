@@ -55,7 +55,7 @@ def _choose_plan(projection: Projection | None, gru: nn.GRU, x: Tensor) -> tuple
         provider = BackendProvider(backend)
         try:
             plan = provider.plan(provider.make_gru(gru), x)
-        except RuntimeError as error:
+        except Unavailable as error:
             reasons[backend] = str(error)
             continue
         if plan.config is None:
