@@ -1,4 +1,4 @@
-"""Calls of a kernel by name, checked against float64. Each check asserts that this kernel ran."""
+"""Calls of a kernel by name, checked against float64. `run_checked` also asserts that this kernel ran."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ def make_input(layout, steps, batch, inputs, dtype, device):
 
 
 def case_id(hidden, batch, steps, precision, layout, bias, layers, with_hx, reset_after):
-    """Return the pytest id of a case: the sizes and options of one call, except its direction."""
+    """Return the pytest id of a case: the sizes and options of one call, except its directions and input size."""
     suffix = f"{'' if bias else '-no_bias'}-{layers}_layers{'-hx' if with_hx else ''}{'' if reset_after else '-before'}"
     return f"H{hidden}-B{batch}-T{steps}-{precision}-{layout}{suffix}"
 
@@ -68,7 +68,7 @@ def make_call(
 
 
 def run_checked(gru, x, hx, precision, launched, **sequence_options):
-    """Run the call on poisoned memory. Assert that only this kernel ran, and that the results are accurate.
+    """Run the call on poisoned memory. Assert that only the GRU's backend ran scans, and that results are accurate.
 
     ``sequence_options`` are the arguments ``lengths`` and ``resets``. ``launched`` is the fixture of that name.
     Return output and h_n.
@@ -108,6 +108,10 @@ def use_config(kernel, config):
 def use_projection(projection):
     """Plan every call of a kernel with the projection ``projection``, inside the context."""
     call_cache.clear_call_cache()
-    with mock.patch.object(route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)):
-        yield
-    call_cache.clear_call_cache()
+    try:
+        with mock.patch.object(
+            route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)
+        ):
+            yield
+    finally:
+        call_cache.clear_call_cache()

@@ -55,7 +55,7 @@ PAIRS = pairwise(
         for kernel, steps, precision, layout, layers, with_hx, reset_after, directions in PAIRS
     ],
 )
-def test_third_call_is_prepared_and_equals_the_first(
+def test_third_call_is_prepared_and_equals_the_call_of_a_copy(
     kernel,
     steps,
     precision,
@@ -408,6 +408,7 @@ def test_calls_of_many_launches_are_not_prepared(device, bound_calls, monkeypatc
 
 @pytest.mark.parametrize("training", [True, False])
 def test_route_to_nn_gru_is_cached(training, old_gpu_on_cpu, bound_calls):
+    """Later changes of the module and invalid arguments are noticed."""
     theirs, ours = make_twins(7, 16, 2, batch_first=True)
     x, hx = torch.randn(2, 3, 7), torch.randn(2, 2, 16)
     with torch.set_grad_enabled(not training):
@@ -432,16 +433,20 @@ def test_route_to_nn_gru_is_cached(training, old_gpu_on_cpu, bound_calls):
             ours(x, hx)
 
 
-def test_route_to_nn_gru_cell_is_cached(old_gpu_on_cpu, monkeypatch):
-    cell = triton_gru.GRUCell(7, 16)
+@pytest.mark.parametrize("autograd_records", [True, False])
+def test_later_calls_of_an_nn_gru_cell_are_not_bound(autograd_records, old_gpu_on_cpu, monkeypatch):
+    """Check that `nn.GRUCell` serves the second call directly if autograd records, and by a cached route otherwise."""
+    cell = triton_gru.GRUCell(7, 16).eval()
     x = torch.randn(2, 7)
-    cell.eval()
-    first = cell(x)
-    monkeypatch.delattr(route, "bind_cell")
-    second = cell(x)
+    with torch.set_grad_enabled(autograd_records):
+        first = cell(x)
+        assert (cell in call_cache._caches) != autograd_records
+        monkeypatch.delattr(route, "bind_cell")
+        second = cell(x)
     assert torch.equal(first, second)
-    second.sum().backward()
-    assert cell.weight_ih.grad is not None
+    if autograd_records:
+        second.sum().backward()
+        assert cell.weight_ih.grad is not None
 
 
 def test_deleted_module_leaves_nothing_in_the_cache(device):

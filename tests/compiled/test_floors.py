@@ -17,7 +17,8 @@ NUMBERS, RESULT = torch.empty(PART * PARTS, dtype=torch.int32), torch.empty(4, d
 
 def find_loop(ptx):
     """Return the PTX of the innermost loop: the shortest text from a label to a branch back."""
-    return min(re.findall(r"^(\$L__BB0_\d+):(.*?)bra\s+\1;", ptx, flags=re.DOTALL | re.MULTILINE), key=len)[1]
+    loops = re.findall(r"^(\$L__BB0_\d+):(.*?)bra\s+\1;", ptx, flags=re.DOTALL | re.MULTILINE)
+    return min((text for _, text in loops), key=len)
 
 
 @pytest.mark.parametrize("device", ARCHITECTURES, ids=lambda device: device.arch)
