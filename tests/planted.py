@@ -23,6 +23,13 @@ PROBLEM = Problem(
     steps=100, batch_size=16, input_size=512, hidden_size=512, num_layers=1, bidirectional=False, dtype=torch.float16,
     precision="ieee", reset_after=True,
 )  # fmt: skip
+
+
+def change_problem(problem=PROBLEM, **fields):
+    """Return ``problem`` with these fields changed."""
+    return dataclasses.replace(problem, **fields)
+
+
 # Two configurations of `PROBLEM` that no heuristic chooses.
 ONE_CONFIG, OTHER_CONFIG = [candidate.config for candidate in candidates(PROBLEM, H200) if candidate.kernel == "grid"][
     -2:

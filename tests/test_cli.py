@@ -15,10 +15,9 @@ from triton_gru.plan import device as devices
 from triton_gru.plan.device import limit_sms
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import KERNELS, choose, clear_plan_cache
-from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import lookup, store
 
-from .planted import H200, PROBLEM, T4, make_entry
+from .planted import H200, PROBLEM, T4, change_problem, make_entry
 
 EXPLAIN = "triton-gru explain --hidden 512 --batch 16 --dtype fp16"
 
@@ -64,17 +63,7 @@ def test_info_reports_a_kernel_for_each_size_and_next_steps(tables, monkeypatch,
         "The implementation that serves a GRU in eval(): 100 steps; last column: one step (GRUCell, stream), fp16, B=1",
     ]
     assert lines[4].split("  ")[1] == "H" and len(lines) <= 30  # short enough for one screen
-    problem = Problem(
-        steps=100,
-        batch_size=64,
-        input_size=2048,
-        hidden_size=2048,
-        num_layers=1,
-        bidirectional=False,
-        dtype=torch.float16,
-        precision="ieee",
-        reset_after=True,
-    )
+    problem = change_problem(batch_size=64, input_size=2048, hidden_size=2048)
     assert choose(problem, H200).kernel == "torch"
     rows = [line.split() for line in lines[5:12]]
     assert [row[0] for row in rows] == ["64", "128", "256", "512", "1024", "2048", "4096"]
@@ -95,17 +84,7 @@ def test_info_reports_a_kernel_for_each_size_and_next_steps(tables, monkeypatch,
 
 def test_info_reports_tuned_tables(tables, monkeypatch, capsys):
     """Check that measured times decide, and that stale entries are to be measured again."""
-    problem = Problem(
-        steps=100,
-        batch_size=1,
-        input_size=64,
-        hidden_size=64,
-        num_layers=1,
-        bidirectional=False,
-        dtype=torch.float16,
-        precision="ieee",
-        reset_after=True,
-    )
+    problem = change_problem(batch_size=1, input_size=64, hidden_size=64)
     fresh = make_entry(problem, "torch", block=(heuristic("block", problem, H200), 2.0), torch=(None, 1.0))
     stale = dataclasses.replace(fresh, key=PROBLEM.key(), env=fresh.env | {"triton": "3.5.1"})
     path = store.save([fresh], H200, tables)

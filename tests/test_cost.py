@@ -10,27 +10,12 @@ from triton_gru.plan.cost import Cost, estimate_call_cost, estimate_time_step_co
 from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
 from triton_gru.plan.planner import choose
-from triton_gru.plan.problem import Problem
 from triton_gru.tuning.space import candidates
 
+from .planted import PROBLEM, change_problem
+
 H200 = KNOWN_DEVICES["H200"]
-PROBLEM = Problem(
-    steps=100,
-    batch_size=16,
-    input_size=512,
-    hidden_size=512,
-    num_layers=1,
-    bidirectional=False,
-    dtype=torch.float16,
-    precision="ieee",
-    reset_after=True,
-)
 KERNELS = ("block", "grid", "step")
-
-
-def change_problem(**fields):
-    """Return `PROBLEM` with these fields changed."""
-    return dataclasses.replace(PROBLEM, **fields)
 
 
 def estimate_heuristic_cost(kernel, problem=PROBLEM, device=H200, **options):
@@ -59,16 +44,8 @@ MEASURED = {
 def test_estimates_agree_with_measured_times(case):
     precision, hidden, batch = case
     dtype, fp32 = (torch.float16, "ieee") if precision == "fp16" else (torch.float32, "tf32")
-    problem = Problem(
-        steps=512,
-        batch_size=batch,
-        input_size=hidden,
-        hidden_size=hidden,
-        num_layers=1,
-        bidirectional=False,
-        dtype=dtype,
-        precision=fp32,
-        reset_after=True,
+    problem = change_problem(
+        steps=512, batch_size=batch, input_size=hidden, hidden_size=hidden, dtype=dtype, precision=fp32
     )
     plan = choose(problem, H200)
     assert plan.kernel == ("block" if hidden <= 128 else "grid")

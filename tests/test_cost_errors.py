@@ -15,10 +15,10 @@ from triton_gru.plan.config import GridConfig
 from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.plan.tables.entries import Entry, TimedResult
 
+from .planted import change_problem
 from .test_perf_report import row, squeeze_spaces, write_csv
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "scripts"))
@@ -27,17 +27,7 @@ import cost_errors
 from cost_errors import main
 
 H200, A100 = KNOWN_DEVICES["H200"], KNOWN_DEVICES["A100"]
-GRID = Problem(
-    steps=512,
-    batch_size=4,
-    input_size=512,
-    hidden_size=512,
-    num_layers=1,
-    bidirectional=False,
-    dtype=torch.float16,
-    precision="ieee",
-    reset_after=True,
-)  # the problem of `row`
+GRID = change_problem(steps=512, batch_size=4)  # the problem of `row`
 UNKNOWN = dataclasses.replace(H200, name="NVIDIA Unheard-of", sms=7)
 
 ERRORS = "The cost model against measurement"
@@ -232,7 +222,7 @@ def test_unknown_hand_over_is_no_configuration():
 
 
 def test_problems_are_read_from_keys_and_rows(tmp_path):
-    packed = Problem(
+    packed = change_problem(
         steps=7,
         batch_size=8,
         input_size=96,
@@ -240,8 +230,6 @@ def test_problems_are_read_from_keys_and_rows(tmp_path):
         num_layers=3,
         bidirectional=True,
         dtype=torch.bfloat16,
-        precision="ieee",
-        reset_after=True,
         layout="packed",
     )
     tf32 = dataclasses.replace(packed, dtype=torch.float32, precision="tf32", layout="dense", bidirectional=False)

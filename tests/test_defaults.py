@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import triton_gru
 from triton_gru import accuracy
 from triton_gru.launch import hang
-from triton_gru.plan.problem import Problem
 from triton_gru.tuning import timing
 from triton_gru.tuning.example import open_example
 
 from .calls import make_gru
+from .planted import change_problem
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONSTRUCTORS = {function.__name__ for function in torch.utils._device._device_constructors()}
@@ -81,18 +81,7 @@ def test_results_are_the_same_under_other_defaults(other, backend, device, monke
 @pytest.mark.parametrize("other", OTHER_DEFAULTS)
 @pytest.mark.parametrize("layout", ["dense", "lengths", "packed"])
 def test_tuner_and_check_work_under_other_defaults(other, layout):
-    problem = Problem(
-        steps=4,
-        batch_size=3,
-        input_size=5,
-        hidden_size=16,
-        num_layers=1,
-        bidirectional=False,
-        dtype=torch.float16,
-        precision="ieee",
-        reset_after=True,
-        layout=layout,
-    )
+    problem = change_problem(steps=4, batch_size=3, input_size=5, hidden_size=16, layout=layout)
     with OTHER_DEFAULTS[other](), torch.no_grad():
         assert timing.quantiles([1.0, 2.0, 3.0]).p50 == 2.0
         with open_example(problem, "cpu") as example:

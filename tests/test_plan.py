@@ -1,6 +1,7 @@
 """Plans: the chosen kernel, its configuration, and the text that explains the choice."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import random
@@ -31,15 +32,8 @@ from . import planted
 from .pairwise import pairwise
 from .planted import H200, T4
 
-PROBLEM = Problem(
-    steps=100, batch_size=4, input_size=32, hidden_size=64, num_layers=1, bidirectional=False,
-    dtype=torch.float16, precision="ieee", reset_after=True,
-)  # fmt: skip
-
-
-def change_problem(**fields):
-    """Return `PROBLEM` with these fields changed."""
-    return dataclasses.replace(PROBLEM, **fields)
+PROBLEM = planted.change_problem(batch_size=4, input_size=32, hidden_size=64)
+change_problem = functools.partial(planted.change_problem, PROBLEM)
 
 
 @pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)

@@ -27,15 +27,10 @@ from triton_gru.plan.tables.revision import environment
 from triton_gru.plan.validity import unsupported_projection_reason
 from triton_gru.tuning.space import TORCH, Candidate, projections
 
-from .planted import H200, ONE_CONFIG, PROBLEM, PlantedBench, make_entry, make_result, plant_times
+from .planted import H200, ONE_CONFIG, PROBLEM, PlantedBench, change_problem, make_entry, make_result, plant_times
 
 TILE = ProjectionConfig(rows=128, cols=128, depth=64, num_warps=4, num_stages=3)
 IEEE = dataclasses.replace(PROBLEM, dtype=torch.float32, precision="ieee", input_size=1024)
-
-
-def change_problem(problem=PROBLEM, **fields):
-    """Return ``problem`` with these fields changed."""
-    return dataclasses.replace(problem, **fields)
 
 
 def save_table(tables, *entries):

@@ -35,6 +35,7 @@ from .planted import (
     OTHER_CONFIG,
     PROBLEM,
     PlantedBench,
+    change_problem,
     fill_disk,
     make_entry,
     plant_times,
@@ -42,11 +43,6 @@ from .planted import (
 )
 
 GRID = heuristic("grid", PROBLEM, H200)
-
-
-def change_problem(**fields):
-    """Return `PROBLEM` with these fields changed."""
-    return dataclasses.replace(PROBLEM, **fields)
 
 
 def save_table(directory, *entries, device=H200):

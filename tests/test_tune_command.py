@@ -18,14 +18,13 @@ from triton_gru.plan import device as devices
 from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.problem import Problem
 from triton_gru.plan.tables import store
 from triton_gru.tuning import tuner
 from triton_gru.tuning.progress import Progress
 from triton_gru.tuning.shapes import Recorded
 from triton_gru.tuning.standard import standard_problems
 
-from .planted import H200, PROBLEM, T4, PlantedBench, fill_disk, plant_times
+from .planted import H200, PROBLEM, T4, PlantedBench, change_problem, fill_disk, plant_times
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -116,17 +115,7 @@ def test_recorded_run_is_tuned_most_steps_first(tables, planted, tmp_path, capsy
     recorded = Recorded()
     recorded.count_call(PROBLEM, calls=2)
     recorded.count_call(
-        Problem(
-            steps=5,
-            batch_size=3,
-            input_size=8,
-            hidden_size=96,
-            num_layers=1,
-            bidirectional=True,
-            dtype=torch.bfloat16,
-            precision="ieee",
-            reset_after=True,
-        ),
+        change_problem(steps=5, batch_size=3, input_size=8, hidden_size=96, bidirectional=True, dtype=torch.bfloat16),
         calls=1000,
     )
     recorded.save(tmp_path / "shapes.json")
@@ -487,19 +476,7 @@ def test_rehearsal_from_a_shell(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
     recorded = Recorded()
-    recorded.count_call(
-        Problem(
-            steps=2,
-            batch_size=1,
-            input_size=4,
-            hidden_size=4,
-            num_layers=1,
-            bidirectional=False,
-            dtype=torch.float16,
-            precision="ieee",
-            reset_after=True,
-        )
-    )
+    recorded.count_call(change_problem(steps=2, batch_size=1, input_size=4, hidden_size=4))
     recorded.save(tmp_path / "shapes.json")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_GRU_CONFIG_DIR"}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -3,21 +3,17 @@
 import dataclasses
 
 import pytest
-import torch
 
 from triton_gru.launch import execute
 from triton_gru.plan.heuristic import heuristic
-from triton_gru.plan.problem import Problem
 from triton_gru.tuning.compile_pool import MAX_STACK_BYTES, compile_call, compile_candidate, stack_bytes
 from triton_gru.tuning.example import open_example
 from triton_gru.tuning.space import Candidate
 
+from ..planted import change_problem
 from .harness import KNOWN_DEVICES, KernelStats, set_compile_target
 
-PROBLEM = Problem(
-    steps=256, batch_size=3, input_size=16, hidden_size=16, num_layers=1, bidirectional=False, dtype=torch.float16,
-    precision="ieee", reset_after=True,
-)  # fmt: skip
+PROBLEM = change_problem(steps=256, batch_size=3, input_size=16, hidden_size=16)
 
 
 @pytest.mark.parametrize("fields", [{}, {"layout": "packed"}, {"steps": 1}], ids=str)
