@@ -346,6 +346,32 @@ def test_grid_is_never_larger_than_the_chip(device, dtype, precision):
             assert config.shared_memory(dtype.itemsize) <= device.shared_memory
 
 
+def test_grid_on_few_multiprocessors_takes_programs_of_32_units():
+    device = dataclasses.replace(KNOWN_DEVICES["RTX 4090"], name="RTX 4060", sms=24)
+    config = grid_config(700, 16, 1, torch.float16, "ieee", device)
+    assert (config.units, config.programs) == (32, 22)
+    assert "it takes 25 programs at once on as many multiprocessors, RTX 4060 has 24" in grid_config(
+        800, 16, 1, torch.float16, "ieee", device
+    )
+
+
+def test_grid_in_fp32_ieee_refuses_other_cuts():
+    cuts = ((32, 8, 1), (16, 8, 2))
+    reason = grid_config(256, 1, 1, torch.float32, "ieee", H200, cuts)
+    assert reason == f"grid has only the cut (16, 8, 1) in float32 (ieee), got {cuts}"
+
+
+@pytest.mark.parametrize("device", KNOWN_DEVICES.values(), ids=lambda device: device.name)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_table_may_hold_what_the_heuristic_chooses(kernel, device):
+    """Otherwise a tuned entry with this configuration would never be used."""
+    sizes = itertools.product((1, 40, 65, 100, 128, 150, 192, 300, 600, 1024, 2048), (1, 3, 64, 1000))
+    for (hidden, batch), (dtype, precision) in itertools.product(sizes, PRECISIONS.values()):
+        problem = change_problem(hidden_size=hidden, batch_size=batch, dtype=dtype, precision=precision)
+        config = heuristic(kernel, problem, device)
+        assert isinstance(config, str) or unsupported_config_reason(config, problem, device) == "", config
+
+
 # Sizes for host code that no call on a CPU reaches, on every device with plans.
 ANY_SIZE = list(itertools.product((0, 1, 2, 33), (1, 2, 33), (1, 2, 33, 200, 1025)))  # batch, steps, hidden
 ANY_OPTIONS = pairwise(
@@ -407,6 +433,7 @@ def test_block_takes_more_rows_only_when_the_device_is_full():
 # Texts of printed plans, and parts of them.
 FIELDS = "units=16, programs=32, batch=8, rows=8, tiles=1, copies=2, slices=4, register_tiles=12, handover=flag"
 EXCESS = "of one program's shared memory, H200 has 227 KiB"
+NO_ROOM = "W_hh in float16 does not fit the registers and shared memory of 128 programs on H200"
 TOO_LARGE = f"hidden_size 512 is too large: W_hh in float16 needs 1.47 MiB {EXCESS}"
 ESTIMATED = f"""\
 grid: W_hh fits the chip if split over its multiprocessors, and stays there for the whole sequence
@@ -437,7 +464,7 @@ torch: nn.GRU serves the call, as no kernel is estimated to be faster by 10 % or
   GPU        H200
   estimated  59.6 ms: bytes 54 ms, launch 4 ms, projection 1.5 ms
   not block  hidden_size 4096 is too large: W_hh in float16 needs 96.1 MiB {EXCESS}
-  not grid   hidden_size 4096 is too large: it takes 256 programs at once on as many multiprocessors, H200 has 132
+  not grid   hidden_size 4096 is too large: {NO_ROOM}
   not step   estimated 252 ms: bytes 250 ms
   estimates  are for a call in a CUDA graph, by a model fitted to an H200; `triton-gru tune` measures times"""
 REFERENCE = """\

@@ -106,23 +106,38 @@ def grid_config(
 
     ``cuts`` and ``handovers`` are those of `cut_grid`.
     """
-    device = shape.device
-    # Programs of 32 units would be half as many. They are not tried if programs of 16 units exceed the multiprocessors.
-    programs_of_16_units = -(-shape.hidden_size // 16)
-    if programs_of_16_units > device.sms:
-        available = f"{device.name} has {device.sms}"
-        limit = f"it takes {programs_of_16_units} programs at once on as many multiprocessors, {available}"
-        return _too_large_hidden_size_reason(shape, limit)
     configs = list(cut_grid(shape, cuts, handovers))
     if not configs:
-        memory = f"the registers and shared memory of {programs_of_16_units} programs on {device.name}"
-        return _too_large_hidden_size_reason(shape, f"W_hh in {shape.dtype_text} does not fit {memory}")
+        return _no_cut_reason(shape, cuts)
     # Take the fewest programs among configurations with almost equal estimates. Fewer programs then read the state and
     # wait for each other. On an H200 that was faster if estimates differ by at most 5 %.
     max_cost = _MAX_EQUAL_COST_RATIO * estimate_time_step_cost(_find_cheapest(configs, shape), shape).total
     equally_fast = [config for config in configs if estimate_time_step_cost(config, shape).total <= max_cost]
     programs = min(config.programs for config in equally_fast)
     return _find_cheapest([config for config in equally_fast if config.programs == programs], shape)
+
+
+def _no_cut_reason(shape: Shape, cuts: tuple[tuple[int, int, int], ...]) -> str:
+    """Return the reason why none of ``cuts`` fits the device."""
+    device, counts = shape.device, [-(-shape.hidden_size // units) for units, _, _ in _allowed_cuts(shape, cuts)]
+    if not counts:
+        return f"grid has only the cut {_IEEE_CUT} in {shape.dtype_text}, got {cuts}"
+    at_once = [programs for programs in counts if programs <= device.sms]
+    if at_once:
+        memory = f"the registers and shared memory of {max(at_once)} programs on {device.name}"
+        limit = f"W_hh in {shape.dtype_text} does not fit {memory}"
+    else:
+        limit = f"it takes {min(counts)} programs at once on as many multiprocessors, {device.name} has {device.sms}"
+    return _too_large_hidden_size_reason(shape, limit)
+
+
+# Products on the ordinary fp32 units are written for this cut, and 8 slices.
+_IEEE_CUT = (16, 8, 1)
+
+
+def _allowed_cuts(shape: Shape, cuts: tuple[tuple[int, int, int], ...]) -> list[tuple[int, int, int]]:
+    """Return those of ``cuts`` that the kernel has for the precision."""
+    return [cut for cut in cuts if cut == _IEEE_CUT or not shape.is_ieee]
 
 
 # "probe" is tried from this many programs on. With fewer programs it was 4 to 30 % slower on an H200 (perf/NOTES.md).
@@ -134,14 +149,14 @@ def cut_grid(
 ) -> Iterator[GridConfig]:
     """Yield the configurations of ``grid`` that fit the device: combinations of a cut, rows, hand-over and slices.
 
-    ``"probe"`` is not combined with two tiles in flight. In fp32 ieee only the cut (16, 8, 1) with 8 slices is used.
+    ``"probe"`` is not combined with two tiles in flight. In fp32 ieee only `_IEEE_CUT` with 8 slices is used.
 
     Args:
         shape: the shape to compute.
         cuts: (units of a program, batch rows of a tile, tiles in flight), as in `GRID_CUTS`.
         handovers: the hand-overs to combine. If empty, those that may be the fastest for the number of programs.
     """
-    for units, batch, tiles in cuts:
+    for units, batch, tiles in _allowed_cuts(shape, cuts):
         programs = -(-shape.hidden_size // units)
         if programs > shape.device.sms:
             continue
@@ -152,7 +167,8 @@ def cut_grid(
         can_double_rows = tiles == 1 and start.rows < batch and not uses_lanes
         all_rows = (start.rows, 2 * start.rows) if can_double_rows else (start.rows,)
         all_handovers = handovers or (HANDOVERS if programs >= _MIN_PROBE_PROGRAMS else ("flag",))
-        for rows, handover, slices in itertools.product(all_rows, all_handovers, (4, 8)):
+        all_slices = (8,) if shape.is_ieee else (4, 8)
+        for rows, handover, slices in itertools.product(all_rows, all_handovers, all_slices):
             # With two tiles in turn, a tile mostly arrives while the other tile is computed. So "probe" gains nothing.
             if tiles == 1 or handover != "probe":
                 config = replace(start, rows=rows, handover=handover, slices=slices)
@@ -165,18 +181,13 @@ def _place_weights(config: GridConfig, shape: Shape) -> GridConfig | None:
 
     In fp32 ieee all tiles are in registers if lanes can compute the products, or else none. Return None if the program
     exceeds the registers or the shared memory of a multiprocessor.
-
-    In fp32 ieee, return None also if all of W_hh does not fit the shared memory. Only 16 units, a batch of 8, one tile
-    and 8 slices are allowed there.
     """
     itemsize = shape.itemsize
     if shape.is_ieee:
         # Products on the ordinary fp32 units read W_hh from shared memory. Exception: lanes keep W_hh in registers.
-        is_narrow = (config.units, config.batch, config.tiles, config.slices) == (16, 8, 1, 8)
-        if not is_narrow or out_of_resources_reason(config, shape):
-            return None
-        with_lanes = replace(config, register_tiles=config.weight_tiles(itemsize))
-        return with_lanes if with_lanes.can_use_lanes else config
+        if config.can_use_lanes:
+            config = replace(config, register_tiles=config.weight_tiles(itemsize))
+        return None if out_of_resources_reason(config, shape) else config
     # A second tile in flight, and 32 units instead of 16, take registers of their own.
     budget = GRID_REGISTERS - config.units * (config.tiles - 1) - 32 * (config.units // 16 - 1)
     if shape.device.compute_capability < 90:

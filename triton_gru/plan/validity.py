@@ -83,8 +83,10 @@ def _block_config_reason(config: BlockConfig, shape: Shape) -> str:
     most_tiles = 0 if shape.is_ieee else 3 * config.tiles**2
     if not 0 <= config.register_tiles <= most_tiles:
         return f"register_tiles must be 0 to {most_tiles} in {shape.dtype_text}, got {config.register_tiles}"
-    if num_warps * 16 > units:
-        return f"num_warps must be at most units / 16, got {num_warps} with units={units}"
+    # The matrix unit gives each warp 16 rows of every gate. Products without it have no such rows.
+    units_per_warp = 8 if shape.is_ieee else 16
+    if num_warps * units_per_warp > units:
+        return f"num_warps must be at most units / {units_per_warp}, got {num_warps} with units={units}"
     threads = 32 * num_warps
     weight_registers = config.register_tiles * units**2 * shape.itemsize / 4  # of all threads, 4 bytes each
     sum_registers = 3 * config.padded_hidden * config.columns
