@@ -272,6 +272,24 @@ def test_backward_through_a_kernel_raises(kernels_on_cpu, launched):
         output.sum().backward()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_bfloat16_goes_to_kernels_unless_autograd_records_it(mode, kernels_on_cpu, launched):
+    """nn.GRU has a backward in eval() for bfloat16, and kernels have none. An eager call is served alike."""
+    gru = triton_gru.GRU(4, 16, dtype=torch.bfloat16).eval()
+    call = {"input": torch.randn(40, 2, 4).bfloat16()}
+    run, graphs = compile_whole(gru)
+    with mode():
+        actual, expected = run(**call), gru(**call)
+    torch.testing.assert_close(actual, expected, **EXACTLY)
+    assert launched.has_only("block") and launched.scan_count == 2
+    launched.clear()
+    call["input"].requires_grad_()
+    actual = compute_gradients(run(**call), gru, call)
+    torch.testing.assert_close(actual, compute_gradients(gru(**call), gru, call))
+    assert not launched
+    assert_one_operator(graphs, compilations=2)
+
+
 @pytest.mark.parametrize("given", [(), ("lengths",), ("resets",)])
 def test_training_compiles_to_one_operator(given, launched):
     gru = triton_gru.GRU(4, 5, 2)
@@ -474,7 +492,7 @@ def make_operands(with_hx, bias, sequence_option, directions, batch_first, reset
         tensor.requires_grad_(requires_grad and tensor.is_floating_point())
     input, hx, lengths, resets = map(call.get, ("input", "hx", "lengths", "resets"))
     options = (bias, bidirectional, batch_first, reverse, reset_after, backend, False)
-    return input, hx, list(gru.parameters()), lengths, resets, *options
+    return input, hx, list(gru.parameters()), lengths, resets, requires_grad, *options
 
 
 BOOLS = True, False
@@ -505,7 +523,7 @@ def test_operator_without_kernels_equals_nn_gru(row, monkeypatch):
     theirs = nn.GRU(4, 5, 2, bias, batch_first, bidirectional=bidirectional).requires_grad_(False)
     call = make_arguments(theirs, ("hx",) * with_hx)
     operands = call["input"], call.get("hx"), list(theirs.parameters()), None, None
-    actual = torch.ops.triton_gru.gru(*operands, bias, bidirectional, batch_first, False, True, "auto", False)
+    actual = torch.ops.triton_gru.gru(*operands, False, bias, bidirectional, batch_first, False, True, "auto", False)
     torch.testing.assert_close(actual, theirs(*call.values()), **EXACTLY)
 
 

@@ -96,10 +96,12 @@ def bind_dense(
     weights: list[LayerWeights],
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    records_grad: bool | None = None,
 ) -> Call:
     """Return the `Call` for dense, batched arguments, which the caller has checked.
 
-    ``input`` and ``resets`` are [B, T, ...] if ``options.batch_first``, otherwise [T, B, ...].
+    ``input`` and ``resets`` are [B, T, ...] if ``options.batch_first``, otherwise [T, B, ...]. ``records_grad`` tells
+    whether autograd records the call. By default, autograd is asked.
     """
     if options.batch_first:
         input = input.transpose(0, 1)
@@ -111,7 +113,7 @@ def bind_dense(
         sequences = Sequences("dense", steps, batch_size)
     else:
         sequences = sequences_from_lengths(lengths, steps, input.device)
-    return _bind(options, input, hx, weights, sequences, resets)
+    return _bind(options, input, hx, weights, sequences, resets, records_grad=records_grad)
 
 
 def _bind(
@@ -122,10 +124,11 @@ def _bind(
     sequences: Sequences,
     resets: Tensor | None = None,
     is_cell: bool = False,
+    records_grad: bool | None = None,
 ) -> Call:
     """Return the `Call` of arguments that are time first: cast for autocast, ``input`` and ``hx`` materialized.
 
-    If no kernel can serve the call, its problem has the reason.
+    If no kernel can serve the call, its problem has the reason. ``records_grad`` is that of `bind_dense`.
     """
     input, hx, weights = cast_for_autocast(input, hx, weights)
     input, hx = materialize(input), materialize(hx)
@@ -133,12 +136,12 @@ def _bind(
         sequences.steps, sequences.batch_size, input.dtype, layout=sequences.layout, resets=resets is not None
     )
     call = Call(problem, input, hx, weights, sequences, resets, options)
-    if reason := _unsupported_reason(call, is_cell):
+    if reason := _unsupported_reason(call, is_cell, records_grad):
         call.problem = dataclasses.replace(problem, unsupported_reason=reason)
     return call
 
 
-def _unsupported_reason(call: Call, is_cell: bool) -> str:
+def _unsupported_reason(call: Call, is_cell: bool, records_grad: bool | None) -> str:
     """Return why no kernel of any configuration can serve this call, or ''.
 
     Limits of one kernel, such as the largest hidden size, are not checked here. If this function reads a global setting
@@ -164,8 +167,11 @@ def _unsupported_reason(call: Call, is_cell: bool) -> str:
     # can serve the call, no kernel does. Exception: a backend that names a kernel.
     is_served_without_cudnn = is_cell or input.dtype not in CUDNN_TENSOR_DTYPES or input.numel() == 0
     can_nn_gru_serve = options.backend == "auto" and options.reset_after and call.resets is None
-    if can_nn_gru_serve and is_served_without_cudnn and records_gradient((input, hx, *flatten_weights(call.weights))):
-        return "autograd records the call, and torch can compute its backward: call it under torch.no_grad()"
+    if can_nn_gru_serve and is_served_without_cudnn:
+        if records_grad is None:
+            records_grad = records_gradient((input, hx, *flatten_weights(call.weights)))
+        if records_grad:
+            return "autograd records the call, and torch can compute its backward: call it under torch.no_grad()"
     return too_many_rows_reason(input.size(0)) if call.sequences.layout == "packed" else ""
 
 

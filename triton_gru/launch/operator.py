@@ -20,6 +20,7 @@ from ..call.bind import (
 )
 from ..call.checks import add_batch_dim, check_cell, check_gru
 from ..call.options import Options
+from ..call.torch_state import records_gradient
 from ..plan import device as devices
 from ..plan.device import find_device
 from ..plan.planner import choose
@@ -27,7 +28,7 @@ from ..reference import LayerWeights
 from . import execute
 
 _ARGUMENTS = (
-    "Tensor input, Tensor? hx, Tensor[] weights, Tensor? lengths, Tensor? resets, "
+    "Tensor input, Tensor? hx, Tensor[] weights, Tensor? lengths, Tensor? resets, bool records_grad, "
     "bool bias, bool bidirectional, bool batch_first, bool reverse, bool reset_after, str backend, bool training"
 )
 _library = torch.library.Library("triton_gru", "DEF")
@@ -78,9 +79,11 @@ def _call_operator(
 ) -> tuple[Tensor, Tensor]:
     """Return ``output`` and ``h_n`` of the operator. Under autocast, its arguments are cast first."""
     input, hx, weights = cast_for_autocast(input, hx, weights)
+    flat_weights = flatten_weights(weights)
     settings = options.bias, options.bidirectional, options.batch_first, options.reverse, options.reset_after
     settings += options.backend, options.is_training_call
-    return torch.ops.triton_gru.gru(input, hx, flatten_weights(weights), lengths, resets, *settings)
+    records_grad = records_gradient((input, hx, *flat_weights))
+    return torch.ops.triton_gru.gru(input, hx, flat_weights, lengths, resets, records_grad, *settings)
 
 
 def _make_options(
@@ -95,26 +98,30 @@ def _make_options(
     )  # fmt: skip
 
 
-def _run(records_grad: bool, options: Options, arguments: tuple) -> tuple[Tensor, Tensor]:
-    """Plan and run a call, and return ``output`` and ``h_n``. If ``records_grad``, autograd records the call.
+def _run(options: Options, records_grad: bool, arguments: tuple) -> tuple[Tensor, Tensor]:
+    """Plan and run a call in the current grad mode, and return ``output`` and ``h_n``.
 
-    ``arguments`` are input, hx, weights, lengths and resets of the operator.
+    Args:
+        records_grad: whether autograd recorded the call when it was made or traced. The operator runs below autograd,
+            and cannot ask.
+        arguments: input, hx, weights, lengths and resets of the operator.
     """
     input, hx, weights, lengths, resets = arguments
     # `_call_operator` has cast the arguments, so an autocast that is active now must not cast them again.
     with torch.autocast(input.device.type, enabled=False):
         # The operator's ``training`` is the caller's `is_training_call`. It is the same here only with grad mode on.
         with torch.enable_grad():
-            call = bind_dense(options, input, hx, group_weights(weights, options.bias), lengths, resets)
-        plan = choose(call.problem, find_device(input.device), options.backend)
-        with torch.set_grad_enabled(records_grad):
-            return execute.run(call, plan)
+            layers = group_weights(weights, options.bias)
+            call = bind_dense(options, input, hx, layers, lengths, resets, records_grad)
+        return execute.run(call, choose(call.problem, find_device(input.device), options.backend))
 
 
-def _gru(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+def _gru(input, hx, weights, lengths, resets, records_grad, *settings) -> tuple[Tensor, Tensor]:
     """Return ``output`` and ``h_n``, contiguous. This implements the operator ``gru`` on every device."""
-    options, arguments = _make_options(weights, *settings), (input, hx, weights, lengths, resets)
-    output, h_n = _run_on_cpu(options, *arguments) or _run(records_grad=False, options=options, arguments=arguments)
+    options = _make_options(weights, *settings)
+    arguments = input, hx, weights, lengths, resets
+    with torch.no_grad():
+        output, h_n = _run_on_cpu(options, *arguments) or _run(options, records_grad, arguments)
     return output.contiguous(), h_n.contiguous()
 
 
@@ -142,7 +149,7 @@ def _run_on_cpu(options: Options, input, hx, weights, lengths, resets) -> tuple[
     )  # fmt: skip
 
 
-def _gru_fake(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, Tensor]:
+def _gru_fake(input, hx, weights, lengths, resets, records_grad, *settings) -> tuple[Tensor, Tensor]:
     """Return empty tensors of the shapes of ``output`` and ``h_n``, by which a tracer knows them."""
     options = _make_options(weights, *settings)
     output = input.new_empty(input.size(0), input.size(1), options.directions * options.hidden_size)
@@ -150,7 +157,7 @@ def _gru_fake(input, hx, weights, lengths, resets, *settings) -> tuple[Tensor, T
     return output, input.new_empty(options.num_layers * options.directions, batch, options.hidden_size)
 
 
-def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *settings) -> list[Tensor]:
+def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, records_grad, *settings) -> list[Tensor]:
     """Run the call again under autograd, and return the gradients of input, hx (unless None) and weights.
 
     If a kernel serves the call, the backward raises an error (`execute.run`).
@@ -163,7 +170,8 @@ def _gru_backward(grad_output, grad_h_n, input, hx, weights, lengths, resets, *s
         input_variable, *weight_variables = variables
         hx_variable = None if hx is None else weight_variables.pop(0)
         arguments = input_variable, hx_variable, weight_variables, lengths, resets
-        results = _run(records_grad=True, options=options, arguments=arguments)
+        with torch.enable_grad():
+            results = _run(options, records_grad, arguments)
         grads = torch.autograd.grad(results, variables, (grad_output, grad_h_n))
     return [grad.contiguous() for grad in grads]
 
