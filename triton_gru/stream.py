@@ -69,9 +69,10 @@ class Stream:
         with torch.inference_mode(False), torch.no_grad():
             # Two buffers of a state [layers, B, H]. A launch reads the state from one buffer and writes the next state
             # to the other buffer. `_state_index` is the index of the buffer with the current state.
-            self._states = weight.new_zeros(2, gru.num_layers, batch_size, gru.hidden_size, dtype=torch.float32)
+            shape = gru.num_layers, batch_size, gru.hidden_size
+            self._states = [weight.new_zeros(shape, dtype=torch.float32) for _ in range(2)]
             # The same state, rounded to the module's dtype. The kernel multiplies the rounded state.
-            self._rounded_states = self._states if weight.dtype == torch.float32 else self._states.to(weight.dtype)
+            self._rounded_states = [state.to(weight.dtype) for state in self._states]
         self._state_index = 0
         self._cache = call_cache.RouteCache()
 
@@ -83,9 +84,10 @@ class Stream:
     @state.setter
     @torch.no_grad()
     def state(self, value: Tensor) -> None:
-        if value.shape != self._states.shape[1:]:
-            raise ValueError(f"the state must be of shape {list(self._states.shape[1:])}, got {list(value.shape)}")
-        self._states[self._state_index].copy_(value)
+        state = self._states[self._state_index]
+        if value.shape != state.shape:
+            raise ValueError(f"the state must be of shape {list(state.shape)}, got {list(value.shape)}")
+        state.copy_(value)
         self._round_state()
 
     @torch.no_grad()
@@ -102,15 +104,16 @@ class Stream:
 
     def _round_state(self) -> None:
         """Round the current state to the module's dtype, after the float32 state was set."""
-        if self._rounded_states is not self._states:
-            self._rounded_states[self._state_index].copy_(self._states[self._state_index])
+        state, rounded_state = self._states[self._state_index], self._rounded_states[self._state_index]
+        if rounded_state is not state:
+            rounded_state.copy_(state)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Run one frame: x [B, I] -> the last layer's output [B, H]. Replace the state by that after the frame."""
         self._check_frame(x)
         # Cast the frame to the module's dtype. Only under autocast may a frame have another dtype.
-        x = materialize(x.to(self._rounded_states.dtype))
+        x = materialize(x.to(self._rounded_states[0].dtype))
         gru = self._gru
         # The launches of a frame have the addresses of both buffers, so each state index has its own launches.
         signature = call_cache.signature_of(gru, x, None), self._state_index
@@ -132,10 +135,11 @@ class Stream:
             raise ValueError(
                 f"frames must be {weight.dtype} on {weight.device}, as the weights are, got {x.dtype} on {x.device}"
             )
-        if weight.dtype != self._rounded_states.dtype or weight.device != self._rounded_states.device:
+        made_for = self._rounded_states[0]
+        if weight.dtype != made_for.dtype or weight.device != made_for.device:
             raise RuntimeError(
-                f"the stream was made for {self._rounded_states.dtype} on {self._rounded_states.device}, and the "
-                f"module is now {weight.dtype} on {weight.device}: make another stream"
+                f"the stream was made for {made_for.dtype} on {made_for.device}, and the module is now {weight.dtype} "
+                f"on {weight.device}: make another stream"
             )
 
     @torch.no_grad()
@@ -224,7 +228,7 @@ class Stream:
         problem = plan.problem
         sequences = Sequences("dense", steps=1, batch_size=x.size(0))
         # A step in the middle of a call reads and writes the carry only, so hx and h_n are not used.
-        scan = Scan(problem, sequences, None, self._states, self._states)
+        scan = Scan(problem, sequences, None, self._states, self._states[0])
         states = step.States(problem, self._states, self._rounded_states, new_empty)
         for layer, layer_weights in enumerate(make_weights_contiguous(weights)):
             layer_output = output if layer == len(weights) - 1 else new_empty(output, *output.shape)

@@ -165,8 +165,10 @@ def launches(
         targets = [output, second_output] if len(layers) % 2 else [second_output, output]
     if call.batch_first:
         targets = [target.transpose(0, 1) for target in targets]
-    # A fused step reads hx and writes h_n, so that its carry is empty.
-    carry = new(output, 2, *((0,) if is_fused else h_n.shape), dtype=torch.float32)
+    # Each state of the carry is a tensor of its own, which begins at a multiple of 16 bytes for any size of a state.
+    # Triton compiles another kernel for other addresses. A fused step reads hx and writes h_n, so its carry is empty.
+    state_shape = (0,) if is_fused else h_n.shape
+    carry = [new(output, *state_shape, dtype=torch.float32) for _ in range(1 if isinstance(config, BlockConfig) else 2)]
     scan = Scan(problem, call.sequences, hx, carry, h_n, call.resets)
 
     tiles = -(-problem.batch_size // config.rows)
@@ -188,7 +190,7 @@ def launches(
         words = new(output, mailbox.count_words(chunk_steps), dtype=torch.int64)
         scan_launches = functools.partial(grid.launches, scan, config, mailbox, words)
     else:
-        rounded = carry if output.dtype == torch.float32 else new(output, *carry.shape)
+        rounded = carry if output.dtype == torch.float32 else [new(output, *state_shape) for _ in carry]
         states = step.States(problem, carry, rounded, new)
         scan_launches = functools.partial(step.launches, scan, config, states)
     if not is_fused:

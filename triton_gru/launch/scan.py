@@ -1,5 +1,7 @@
 """Arguments that all scan kernels share, for one layer and one chunk of time steps at a time."""
 
+from collections.abc import Sequence
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -23,9 +25,9 @@ class Scan:
         lengths, offsets: those of `Sequences`, or a placeholder, which no kernel reads.
         hx: initial state [layers * directions, B, H] with unit stride in H (``step``: contiguous), or None for zeros.
         h_n: last state [layers * directions, B, H], which the last chunk writes.
-        carry: float32 [2, layers * directions, B, H], the state between launches. A launch reads index ``parity`` and
-            writes the other. Exception: ``block`` reads and writes index 0. In a call that
-            is a fused step (`is_fused_step`), the carry is empty.
+        carry: two states between launches, float32 [layers * directions, B, H]. A launch reads index ``parity`` and
+            writes the other. Exception: ``block`` has one state, which it reads and overwrites. In a call that is a
+            fused step (`is_fused_step`), the states are empty.
         weights: for each direction w_ih [3H, I], w_hh [3H, H], b_ih [3H] and b_hh [3H] of the layer. An absent bias is
             a placeholder, which no kernel reads.
         has_bias: whether the layer has biases.
@@ -42,7 +44,7 @@ class Scan:
         problem: Problem,
         sequences: Sequences,
         hx: Tensor | None,
-        carry: Tensor,
+        carry: Sequence[Tensor],
         h_n: Tensor,
         resets: Tensor | None = None,
     ):

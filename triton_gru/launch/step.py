@@ -1,6 +1,6 @@
 """Launches of ``step``: one or two for each time step of a layer. In a fused step, they also project."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -16,16 +16,17 @@ class States:
     """The states that ``step`` reads and writes besides those of `Scan`.
 
     Attributes:
-        rounded: the carry [2, layers * directions, B, H], rounded to the dtype of the products. In float32 it is the
-            carry itself.
+        rounded: the two states of the carry, rounded to the dtype of the products. In float32 it is the carry itself.
         r_h: r * h [directions, B, H], which the first launch of a step with ``reset_after=False`` leaves to the
             second. With ``reset_after=True`` a placeholder, which no kernel reads.
     """
 
-    def __init__(self, problem: Problem, carry: Tensor, rounded: Tensor, new: Callable[..., Tensor]):
-        self.rounded, self.r_h = rounded, rounded
+    def __init__(
+        self, problem: Problem, carry: Sequence[Tensor], rounded: Sequence[Tensor], new: Callable[..., Tensor]
+    ):
+        self.rounded, self.r_h = rounded, rounded[0]
         if not problem.reset_after:
-            self.r_h = new(rounded, problem.directions, problem.batch_size, problem.hidden_size)
+            self.r_h = new(rounded[0], problem.directions, problem.batch_size, problem.hidden_size)
         self._carry = carry
 
     def select(self, parity: int) -> tuple[Tensor, ...]:

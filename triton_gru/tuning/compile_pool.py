@@ -19,7 +19,9 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from ..kernels.projection import input_projection
 from ..launch import execute
+from ..launch.kernel_launch import Launch
 from ..plan.device import Device
 from ..plan.problem import Problem
 from .example import open_example, shorten_problem
@@ -63,24 +65,28 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
     """
     set_compile_target(device)
     try:
-        *earlier_kernels, scan = compile_call(problem, candidate, device)  # the last launch is always a scan
-        # The usual projection is the same in all candidates, so its spills are no reason to drop a candidate.
-        judged_kernels = [scan, *earlier_kernels] if candidate.projection else [scan]
+        # Most launches share a few compiled kernels.
+        kernels = {launch.compile(): launch for launch in list_launches(problem, candidate, device)}
+        # The usual projection is the same in all candidates, so its spills are no reason to drop a candidate. A layer
+        # whose input rows are not aligned has the usual projection in a candidate with another tile, too.
+        usual_launches = list_launches(problem, candidate._replace(projection=None), device)
+        usual_projections = [launch.constants for launch in usual_launches if launch.kernel is input_projection]
+        judged_kernels = [kernel for kernel, launch in kernels.items() if launch.constants not in usual_projections]
         stack = max(map(stack_bytes, judged_kernels))
     finally:
         driver.set_active(None)  # this machine's GPU again
     return "it spills registers" if stack > MAX_STACK_BYTES else ""
 
 
-def compile_call(problem: Problem, candidate: Candidate, device: Device) -> list:
-    """Compile all launches of a call for Triton's current target, and return the compiled kernels in order.
+def list_launches(problem: Problem, candidate: Candidate, device: Device) -> list[Launch]:
+    """Return the launches of a short call of a candidate (`shorten_problem`), on the meta device.
 
-    The call is the short one of `shorten_problem`. Products of cuBLAS are left out.
+    Products of cuBLAS are left out.
     """
     with open_example(shorten_problem(problem), "meta") as example:
         results = execute.allocate(example.call)
         launches = execute.launches(example.call, candidate.config, device, *results, projection=candidate.projection)
-        return [compiled for launch in launches if (compiled := launch.compile()) is not None]
+        return [launch for launch in launches if isinstance(launch, Launch)]
 
 
 def stack_bytes(kernel) -> int:
