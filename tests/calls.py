@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 import triton_gru
-from triton_gru.launch import call_cache, route
+from triton_gru.launch import route
 from triton_gru.plan import planner
 from triton_gru.plan.heuristic import HEURISTICS
 from triton_gru.plan.planner import choose
@@ -95,23 +95,21 @@ def use_config(kernel, config):
     heuristic = HEURISTICS[kernel]
     HEURISTICS[kernel] = lambda *args: config
     planner.clear_plan_cache()
-    call_cache.clear_call_cache()
     try:
         yield
     finally:
         HEURISTICS[kernel] = heuristic
         planner.clear_plan_cache()
-        call_cache.clear_call_cache()
 
 
 @contextlib.contextmanager
 def use_projection(projection):
     """Plan every call of a kernel with the projection ``projection``, inside the context."""
-    call_cache.clear_call_cache()
+    planner.clear_plan_cache()
     try:
         with mock.patch.object(
             route, "choose", lambda *args: dataclasses.replace(choose(*args), projection=projection)
         ):
             yield
     finally:
-        call_cache.clear_call_cache()
+        planner.clear_plan_cache()

@@ -12,7 +12,7 @@ import zlib
 import pytest
 import torch
 
-from triton_gru.launch import call_cache, execute
+from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch, Product
 from triton_gru.plan import device as devices
 from triton_gru.plan import planner
@@ -191,7 +191,6 @@ def _clear_caches():
     """Clear the caches of tables, plans and prepared calls."""
     lookup.clear_table_cache()
     planner.clear_plan_cache()
-    call_cache.clear_call_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import triton_gru
-from triton_gru.launch import call_cache, execute, grid, hang
+from triton_gru.launch import execute, grid, hang
+from triton_gru.plan import planner
 from triton_gru.plan.config import HANDOVERS
 from triton_gru.plan.device import find_device
 from triton_gru.plan.heuristic import grid_config
@@ -92,7 +93,7 @@ def test_missing_producer_times_out_and_the_next_call_works(precision, handover,
             torch.cuda.synchronize()
             assert 0.9 < time.monotonic() - start < 20, "each of a hundred steps waited, or none did"
         # Otherwise later calls would repeat the prepared second call, which has too few programs.
-        call_cache.clear_call_cache()
+        planner.clear_plan_cache()
         assert output.isnan().all()
         assert h_n.isnan().all()
         with pytest.raises(RuntimeError, match="gave up: for 1 s"):

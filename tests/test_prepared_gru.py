@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import triton_gru
 from triton_gru.launch import call_cache, execute, hang, kernel_launch, prepared, route
+from triton_gru.plan import planner
 
 from .calls import case_id, make_call, make_gru
 from .conftest import poison_memory
@@ -155,7 +156,7 @@ def make_changes():
         "another backend": lambda gru, x, hx: setattr(gru, "backend", "step"),
         "reset_after": lambda gru, x, hx: setattr(gru, "reset_after", False),
         "training": lambda gru, x, hx: gru.train() and None,
-        "plans": lambda gru, x, hx: call_cache.clear_call_cache(),
+        "plans": lambda gru, x, hx: planner.clear_plan_cache(),
     }
 
 
@@ -168,7 +169,7 @@ def test_changes_between_calls_are_noticed(name, device, bound_calls):
         arguments = make_changes()[name](gru, x, hx) or (x, hx)
         actual = gru(*arguments)
         assert len(bound_calls) == 3
-        call_cache.clear_call_cache()
+        planner.clear_plan_cache()
         for actual_result, expected_result in zip(actual, gru(*arguments)):
             assert torch.equal(actual_result, expected_result)
 
@@ -447,6 +448,31 @@ def test_later_calls_of_an_nn_gru_cell_are_not_bound(autograd_records, old_gpu_o
     if autograd_records:
         second.sum().backward()
         assert cell.weight_ih.grad is not None
+
+
+def test_route_that_was_planned_before_a_clear_is_forgotten():
+    cache, gru = call_cache.RouteCache(), triton_gru.GRU(4, 5)
+    assert cache.find(gru, "signature") is None
+    planner.clear_plan_cache()  # by another thread, while the call is planned and run
+    cache.add("signature", nn.GRU.forward)
+    assert cache.find(gru, "signature") is None
+    cache.add("signature", nn.GRU.forward)
+    assert cache.find(gru, "signature") is nn.GRU.forward
+
+
+def test_call_is_not_prepared_by_a_plan_that_is_outdated(device, monkeypatch):
+    """`execute.run` may replace a plan that fails. Then the failing plan must not be prepared."""
+    gru, run, prepared_calls = make_gru(7, 16, "fp16", device, "block"), execute.run, []
+    x = torch.randn(2, 2, 7, device=device).half()
+    monkeypatch.setattr(call_cache, "prepare", lambda *args: prepared_calls.append(args))
+    with torch.no_grad():
+        gru(x)
+        with monkeypatch.context() as planted:
+            planted.setattr(execute, "run", lambda *args: planner.clear_plan_cache() or run(*args))
+            gru(x)
+        assert not prepared_calls
+        gru(x), gru(x)
+    assert len(prepared_calls) == 1
 
 
 def test_deleted_module_leaves_nothing_in_the_cache(device):

@@ -14,6 +14,7 @@ import triton_gru
 from triton_gru.plan.problem import Problem
 from triton_gru.tuning.shapes import Recorded
 
+from .calls import make_gru
 from .planted import PROBLEM
 
 
@@ -118,6 +119,27 @@ def test_nested_recorders_and_subclasses():
         gru(torch.randn(9, 2, 4))
     assert [problem.steps for problem in inner] == [4] and [problem.steps for problem in outer] == [16, 4]
     assert nn.GRU.__call__ is nn.Module.__call__
+
+
+def test_frames_of_a_stream_are_recorded_once(kernels_on_cpu):
+    """`step` serves frames in the dtype of the stream. Otherwise the module serves them, and its call is recorded."""
+    run_frame, frame = triton_gru.Stream.__call__, torch.randn(3, 4)
+    gru, bfloat16_gru = (make_gru(4, 5, precision, "cpu", "auto", batch_first=True) for precision in ("fp32", "bf16"))
+    stream, bfloat16_stream = gru.stream(3), bfloat16_gru.stream(3)
+    with triton_gru.record_shapes() as outer:
+        stream(frame)
+        with triton_gru.record_shapes() as inner:
+            stream(frame)
+            with torch.autocast("cpu", torch.bfloat16):
+                stream(frame)
+                bfloat16_stream(frame)
+                bfloat16_problem = stream.plan(frame).problem
+            gru.backend = "torch"
+            stream(frame)
+    problem = stream.plan(frame).problem
+    assert (problem.steps, problem.batch_size, problem.layout) == (1, 3, "dense")
+    assert inner.seen == {problem: 2, bfloat16_problem: 2} and outer.seen == {problem: 3, bfloat16_problem: 2}
+    assert triton_gru.Stream.__call__ is run_frame
 
 
 @pytest.mark.parametrize(

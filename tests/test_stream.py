@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from unittest import mock
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from torch import nn
 
 import triton_gru
+from triton_gru.launch.kernel_launch import Launch
+from triton_gru.plan.planner import clear_plan_cache
+from triton_gru.plan.tables import lookup
 from triton_gru.stream import Stream
+from triton_gru.tuning.space import candidates
 
 from .calls import make_gru
 from .oracle import PRECISIONS, assert_accurate, compute_baseline, compute_error_bound, compute_exact
+from .planted import H200, PlantedBench, make_entry, plant_times
 
 
 def run_frames(gru, x, stream=None):
@@ -261,3 +267,52 @@ def test_frames_of_any_layout_are_read(device, launched):
     stream.reset()
     assert torch.equal(torch.stack([stream(frame) for frame in frames]), expected)
     assert launched.has_only("step")
+
+
+@pytest.mark.parametrize("winner", ["step", "torch"])
+def test_stream_follows_the_tuning_of_its_recorded_frames(winner, tables, kernels_on_cpu, monkeypatch):
+    """The stream takes the fastest configuration of `step`, also if `nn.GRU` is faster."""
+    gru = make_gru(8, 20, "fp32", "cpu", "auto")
+    x = torch.randn(6, 3, 8)
+    stream, prepare_frame, configs = gru.stream(3), Stream._prepare_frame, []
+    monkeypatch.setattr(Stream, "_prepare_frame", lambda *args: configs.append(args[-1].config) or prepare_frame(*args))
+    with triton_gru.record_shapes() as shapes:
+        outputs = [run_frames(gru, x[:3], stream)[0]]
+    untuned = stream.plan(x[0]).config
+    fastest = [
+        candidate for candidate in candidates(shapes[0], H200)
+        if candidate.kernel == "step" and candidate.config != untuned
+    ][-1]  # fmt: skip
+    ms = {"step": 0.5, "torch": 2.0}[winner]  # `nn.GRU` takes 1, and all other candidates take 3
+    bench = PlantedBench(plant_times(lambda candidate: ms if candidate == fastest else 3.0))
+    (tuned,) = triton_gru.tune(shapes, bench=bench)
+    assert tuned.entry.winner == winner
+    outputs.append(run_frames(gru, x[3:], stream)[0])
+    # Frames are prepared once for each of the two buffers of the state.
+    assert configs == [untuned] * 2 + [fastest.config] * 2
+    torch.testing.assert_close(torch.cat(outputs), nn.GRU.forward(gru, x)[0], rtol=0, atol=5e-3)
+
+
+def test_plan_that_failed_is_not_run_again_if_the_frame_cannot_be_prepared(tables, kernels_on_cpu, monkeypatch):
+    """The launch of the first layer fails. A weight of the second layer is copied for each frame."""
+    gru = make_gru(7, 20, "fp32", "cpu", "step", num_layers=2)
+    gru.weight_ih_l1 = nn.Parameter(torch.stack([gru.weight_ih_l1.detach()] * 2, dim=2)[..., 0])
+    stream, frame = gru.stream(3), torch.randn(3, 7)
+    plan = stream.plan(frame)
+    broken = dataclasses.replace(plan.config, num_stages=2)
+    assert broken != plan.config
+    lookup.add_process_entries(H200, [make_entry(plan.problem, "step", step=(broken, 0.5), torch=(None, 1.0))])
+    clear_plan_cache()
+    make_starter = Launch.make_starter
+
+    def make_starter_or_fail(launch):
+        if launch.constants["num_stages"] == 2:
+            raise RuntimeError("PassManager::run failed")
+        return make_starter(launch)
+
+    monkeypatch.setattr(Launch, "make_starter", make_starter_or_fail)
+    monkeypatch.setattr(Launch, "start", lambda launch: launch.make_starter()(*launch.args))
+    with pytest.warns(UserWarning, match="step does not run as StepConfig") as caught:
+        output = stream(frame)
+    assert len(caught) == 1
+    torch.testing.assert_close(output, nn.GRU.forward(gru, frame[None])[0][0], rtol=0, atol=5e-3)

@@ -18,7 +18,7 @@ import triton_gru
 from triton_gru import cli
 from triton_gru.commands import info
 from triton_gru.kernels import grid
-from triton_gru.launch import call_cache, execute
+from triton_gru.launch import execute
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.plan.config import BlockConfig
 from triton_gru.plan.device import KNOWN_DEVICES
@@ -563,7 +563,7 @@ def test_configuration_that_fails_is_replaced_with_one_warning(tables, kernels_o
         assert torch.allclose(output, torch.nn.GRU.forward(gru, x)[0], atol=1e-2)
         gru(x), gru(x)  # no second warning
         assert gru.plan(x).config == config
-        call_cache.clear_call_cache()
+        triton_gru.plan.planner.clear_plan_cache()
         gru.backend = "step"
         monkeypatch.setattr(execute, "start", lambda launches: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
         with pytest.raises(RuntimeError, match="a fault of ours"):  # without a table the error is raised

@@ -178,19 +178,21 @@ class Stream:
         The function is called with the module, the frame and None for hx. It is cached under ``signature``, unless the
         launches cannot be repeated (`_prepare_frame`) or the call has no signature (``signature[0]`` is None).
         """
-        plan = self.plan(x)
-        # Under autocast, the plan has autocast's dtype. If it is not the module's dtype, the module runs the frame.
-        if plan.kernel != "step" or plan.problem.dtype != x.dtype:
+        plan = find_step_plan(self, x)
+        if plan is None:
             run_frame = _CALL_MODULE
         else:
             _raise_if_capturing(x.device)
             try:
                 run_frame = self._prepare_frame(x, plan)
             except Exception as failure:
-                run_frame = self._prepare_frame(x, execute.replace_failing_plan(plan, failure, x.device))
-        if run_frame is not None and signature[0] is not None:
+                plan = execute.replace_failing_plan(plan, failure, x.device)
+                run_frame = self._prepare_frame(x, plan)
+            if run_frame is None:
+                return functools.partial(self._run_once, plan)
+        if signature[0] is not None:
             self._cache.add(signature, run_frame)
-        return run_frame or functools.partial(self._run_once, plan)
+        return run_frame
 
     def _prepare_frame(self, x: Tensor, plan: Plan) -> Callable | None:
         """Return the prepared launches of a frame like ``x``, or None if they cannot be repeated for later frames.
@@ -236,6 +238,13 @@ class Stream:
             scan.set_middle_step(self._state_index)
             yield from step.fused_step_launches(scan, x, plan.config, states)
             x = layer_output
+
+
+def find_step_plan(stream: Stream, x: Tensor) -> Plan | None:
+    """Return the plan of a frame like ``x`` if the kernel `step` serves the frame, or None if the module does."""
+    plan = stream.plan(x)
+    # Under autocast, the plan has autocast's dtype. If it is not the dtype of the stream, the module serves the frame.
+    return plan if plan.kernel == "step" and plan.problem.dtype == stream._rounded_states[0].dtype else None
 
 
 def _raise_if_capturing(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import JITFunction
 
-from triton_gru.launch import call_cache, hang
+from triton_gru.launch import hang
 from triton_gru.launch.kernel_launch import Launch
 from triton_gru.launch.prepared import PreparedCall
 from triton_gru.plan import device as devices
@@ -190,11 +190,6 @@ def emulate_gpu(device: Device, seed: int) -> Iterator[EmulatedGpu]:
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in replacements:
             stack.enter_context(mock.patch.object(owner, name, replacement))
-        stack.callback(_clear_caches)
-        _clear_caches()
+        stack.callback(planner.clear_plan_cache)
+        planner.clear_plan_cache()
         yield emulated
-
-
-def _clear_caches() -> None:
-    planner.clear_plan_cache()
-    call_cache.clear_call_cache()

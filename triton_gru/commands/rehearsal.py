@@ -12,7 +12,6 @@ from unittest import mock
 
 import torch
 
-from ..launch import call_cache
 from ..plan import device as devices
 from ..plan import planner
 from ..plan.problem import Problem
@@ -107,4 +106,3 @@ def _clear_caches() -> None:
     """Forget all tables, plans and prepared calls, because they come from another folder of tables."""
     lookup.clear_table_cache()
     planner.clear_plan_cache()
-    call_cache.clear_call_cache()

@@ -18,6 +18,7 @@ from ..call.bind import Call, flatten_weights
 from ..call.options import Options
 from ..call.readable import is_plain
 from ..call.torch_state import TorchState, records_gradient
+from ..plan import planner
 from ..plan.device import is_on_other_gpu
 from ..plan.planner import Plan
 from ..plan.validity import too_many_rows_reason
@@ -43,20 +44,29 @@ class RouteCache:
 
     def __init__(self):
         self.routes: dict[object, object] = {}
+        self._generation = planner.generation
         self._lock = threading.Lock()
 
     def find(self, module: nn.Module, signature: object) -> Callable | None:
         """Return the cached route of this signature, or None if there is none, or none yet.
 
-        If the route is a prepared call that `ModuleWeights` finds outdated, forget all routes and return None.
+        Forget all routes and return None if plans were cleared since the last call of this method. Do the same if the
+        route is a prepared call that `ModuleWeights` finds outdated.
         """
-        route = self.routes.get(signature)
-        if type(route) is not PreparedCall:
-            return None if route is _SEEN_ONCE else route
-        if not route.weights.is_unchanged(module):
+        # Note the generation here, before the call is planned. `add` may run after plans were cleared, though the
+        # call was planned before.
+        generation, route = planner.generation, self.routes.get(signature)
+        is_outdated = self._generation is not generation
+        if is_outdated or (type(route) is PreparedCall and not route.weights.is_unchanged(module)):
             self.routes.clear()
+            self._generation = generation
             return None
-        return route
+        return None if route is _SEEN_ONCE else route
+
+    @property
+    def is_outdated(self) -> bool:
+        """Return whether plans were cleared since the last call of `find`."""
+        return self._generation is not planner.generation
 
     def add(self, signature: object, route: object) -> None:
         """Set the entry of `routes` for this signature. Drop the oldest entry if there are too many."""
@@ -104,6 +114,8 @@ def cache_route(module, input, hx: Tensor | None, call: Call, plan: Plan, output
     if signature is None:
         return
     cache = _caches.setdefault(module, RouteCache())
+    if cache.is_outdated:  # such as by `execute.replace_failing_plan`, so that ``plan`` did not run
+        return
     if signature not in cache.routes:
         cache.add(signature, _SEEN_ONCE)
         return
@@ -132,14 +144,6 @@ def cache_nn_gru_route(module, input, hx: Tensor | None, forward: Callable) -> N
     """
     if (signature := signature_of(module, input, hx)) is not None:
         _caches.setdefault(module, RouteCache()).add(signature, forward)
-
-
-def clear_call_cache() -> None:
-    """Forget the routes of all modules, because calls may be planned differently from here on.
-
-    Exception: a `Stream` keeps its own cache, and so the plan of its frames.
-    """
-    _caches.clear()
 
 
 def signature_of(module, input, hx: Tensor | None) -> tuple | None:

@@ -355,12 +355,19 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
-def clear_plan_cache() -> None:
-    """Forget all plans. Later plans also use entries that this process has added since (`lookup.add_process_entries`).
+# Stands for the plans in force. `clear_plan_cache` replaces it, which outdates what callers have derived from plans.
+generation = object()
 
-    Files are not read again. Exception: after `lookup.clear_table_cache`.
+
+def clear_plan_cache() -> None:
+    """Forget all plans, and with them the cached routes of modules and streams (launch/call_cache.py).
+
+    Later plans also use entries that this process has added since (`lookup.add_process_entries`). Files are not read
+    again. Exception: after `lookup.clear_table_cache`.
     """
+    global generation
     choose.cache_clear()
+    generation = object()
 
 
 def _find_options(kernel: str, problem: Problem, device: Device | None, use_tables: bool) -> dict[str, _Option | str]:

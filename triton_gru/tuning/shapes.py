@@ -21,6 +21,7 @@ from ..call.torch_state import autocast_dtype, is_wrapping
 from ..modules import GRU, GRUCell
 from ..plan.problem import DTYPES, LAYOUTS, Key, Problem
 from ..plan.tables import store
+from ..stream import Stream, find_step_plan
 
 _CELLS = nn.GRUCell, GRUCell
 _CLASSES = nn.GRU, GRU, *_CELLS
@@ -166,6 +167,8 @@ def _problem_from_json(raw) -> tuple[Problem, int]:
 def record_shapes() -> Iterator[Recorded]:
     """Record the shapes of all calls of GRUs and GRUCells in this process, those of torch and of this package.
 
+    Frames of a `triton_gru.Stream` are recorded as calls with one step.
+
     Example:
 
         with triton_gru.record_shapes() as shapes:
@@ -187,7 +190,7 @@ def record_shapes() -> Iterator[Recorded]:
     - of a subclass or module with a `forward` of its own
     - in torch.compile, export or a trace, under a dispatch mode, or in a transform of torch.func
     - on fake tensors, other subclasses of Tensor, or the meta device
-    - of the module's `forward` instead of the module, and frames of a stream that a kernel serves
+    - of the module's `forward` instead of the module
     - with an empty batch, or with a hook that changes the type or size of the input or output
     """
     recorded = Recorded()
@@ -195,6 +198,7 @@ def record_shapes() -> Iterator[Recorded]:
         _recorders.append(recorded)
         for module_class in _CLASSES:
             module_class.__call__ = _call_and_record
+        Stream.__call__ = _run_and_record_frame
     try:
         yield recorded
     finally:
@@ -203,10 +207,12 @@ def record_shapes() -> Iterator[Recorded]:
             if not _recorders:
                 for module_class in _CLASSES:
                     del module_class.__call__  # nn.Module.__call__ serves again
+                Stream.__call__ = _run_frame
 
 
 _recorders: list[Recorded] = []
 _lock = threading.Lock()
+_run_frame = Stream.__call__
 
 
 def _call_and_record(module, *args, **kwargs):
@@ -226,9 +232,25 @@ def _call_and_record(module, *args, **kwargs):
         arguments = dict(zip(("input", "hx", "lengths", "resets"), args)) | kwargs
         problem = _find_problem(module, arguments, output)
         if problem is not None and problem.dtype in DTYPES.values() and not problem.is_empty:
-            for recorded in list(_recorders):
-                recorded.count_call(problem)
+            _count_call(problem)
     return output
+
+
+def _run_and_record_frame(stream: Stream, x):
+    """Run a frame of ``stream``, and pass its problem to the recorders if a kernel serves the frame.
+
+    If the module serves the frame, the module's call is recorded instead. This replaces `Stream.__call__`.
+    """
+    output = _run_frame(stream, x)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and (plan := find_step_plan(stream, x)):
+        _count_call(plan.problem)
+    return output
+
+
+def _count_call(problem: Problem) -> None:
+    """Pass a call's problem to all recorders."""
+    for recorded in list(_recorders):
+        recorded.count_call(problem)
 
 
 def _find_problem(module, arguments: dict, output) -> Problem | None:

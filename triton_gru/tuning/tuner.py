@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from ..deprecated import rename_attributes, rename_keywords
-from ..launch import call_cache
 from ..plan.config import format_implementation
 from ..plan.device import is_capturing
 from ..plan.planner import choose, clear_plan_cache
@@ -135,9 +134,11 @@ def tune(
     """Measure the fastest implementation of each of ``problems`` on a GPU, and keep the results.
 
     The results go into the user's table, for this process and later ones. From then on `GRU` with ``backend="auto"``
-    runs each winner. With a kernel's name as backend it runs that kernel's fastest configuration. Problems with a fresh
-    entry in the user's table are not measured again, unless they had too little time. So the same call continues a run
-    that was interrupted, and only the problem that was being measured begins again.
+    runs each winner. With a kernel's name as backend it runs that kernel's fastest configuration. A `Stream` runs the
+    fastest configuration of ``step``, even if another implementation wins.
+
+    Problems with a fresh entry in the user's table are not measured again, unless they had too little time. So the same
+    call continues a run that was interrupted, and only the problem that was being measured begins again.
 
     If the table cannot be written, the results are kept for this process, with a warning. The next result's write
     includes them.
@@ -232,7 +233,6 @@ def _tune_all(
             tuned.append(Tuned(problem, entry, ranking, table_path, is_from_table, untuned))
             lookup.add_process_entries(bench.device, [tuned[-1].entry])
             clear_plan_cache()
-            call_cache.clear_call_cache()
             tuned = _save_results(tuned, bench, directory)
             report(tuned[-1].line)
     return tuned
