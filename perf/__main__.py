@@ -29,6 +29,7 @@ from .case import Case
 from .measure import Conditions, DeviceLost
 from .providers import BASELINE, NAMES, require_known
 from .run import run
+from .stamp import timestamp
 
 _OUT = pathlib.Path("build/perf")
 _CPU_SWEEPS = ("smoke", "cells")
@@ -39,17 +40,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     The status is 1 if `compare` finds something slower or broken. It is 2 if the command is interrupted, or raises
     OSError or ValueError. Otherwise it is 0. If the process loses the GPU, a new process takes its place and continues
-    the sweep.
+    the sweep, at most ``--restarts`` times and for ``--minutes`` in all. Otherwise the status is 2.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
-    start = time.monotonic()
+    start, started_at = time.monotonic(), timestamp()
     try:
         return options.command(options) or 0
-    except DeviceLost:
-        print("this process has lost the GPU: continuing in a new process", flush=True)
+    except DeviceLost as lost:
         minutes_left = options.minutes - (time.monotonic() - start) / 60
-        os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, "--resume", "--minutes", str(minutes_left)])
+        if options.restarts > 0 and minutes_left > 0:
+            print(f"{lost}: continuing in a new process", flush=True)
+            changed = ["--minutes", str(minutes_left), "--restarts", str(options.restarts - 1)]
+            if options.since is None:  # rows of earlier runs are no results of this run
+                changed += ["--since", started_at]
+            os.execv(sys.executable, [sys.executable, "-m", "perf", *arguments, *changed])
+        reason = "time is over" if options.restarts > 0 else "no restart is left"
+        print(f"perf: {lost}, and {reason}; --resume continues a sweep", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"perf: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -81,7 +88,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--provider", nargs="+", default=[], help=provider_help, metavar="NAME")
     command.add_argument("--out", type=pathlib.Path, default=_OUT, help="folder of the CSVs")
     resume_help = "skip measurements that the CSV has rows of, failures included"
-    command.add_argument("--resume", action="store_true", help=resume_help)
+    command.add_argument("--resume", action="store_const", const="", dest="since", help=resume_help)
+    since_help = "like --resume, but only with rows of this time or later, in UTC as in the CSV"
+    command.add_argument("--since", metavar="TIME", help=since_help)
+    restarts_help = "how often a new process may continue after one has lost the GPU (default: 10)"
+    command.add_argument("--restarts", type=int, default=10, metavar="N", help=restarts_help)
     command.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after this many minutes")
     command.add_argument(
         "--seconds", type=float, default=2.0, help="time for the rounds of a case; a few rounds run always"
@@ -161,7 +172,7 @@ def _run(options) -> None:
             raise ValueError("on a CPU only fp32 is timed: omit --dtype, or add --rehearse")
         sweep = sweeps.fit_to_cpu(sweep)
     conditions = Conditions(device, sweep.modes, sweep.l2, options.seconds, sweep.rounds)
-    run(sweep, options.provider or sweep.providers, conditions, options.out, options.resume, options.minutes)
+    run(sweep, options.provider or sweep.providers, conditions, options.out, options.since, options.minutes)
 
 
 def _report(options) -> None:

@@ -44,9 +44,10 @@ from triton_gru.tuning.timing import capture_graph, clock, host_clock, quantiles
 
 from .case import Case
 from .floors_kernel import hop_steps, read_shared, smallest_steps
-from .record import Row, TimingsCsv, machine_name
+from .record import BEGUN, Row, TimingsCsv, machine_name
 
 ROUNDS = 30
+_MAX_ATTEMPTS = 2  # measurements of a machine that may fail or hang before sweeps do without floors
 PART, PARTS = 8192, 32  # elements of a part, and number of parts: 1 MiB of int32, a state that all programs read
 PROGRAMS, ROW = 2, 8  # for a hop: ROW elements of fp16 are one word, of which each program sends four
 STEPS, FEWER_STEPS = 1000, 125  # hops of the two launches whose difference is measured
@@ -57,6 +58,7 @@ _REGISTER_BYTES = 256 << 10  # bytes of a multiprocessor's registers, on every N
 _LAUNCH_CALLS = 20  # calls in a round. The fastest is taken, because a busy host delays most calls
 _SHARED_READS = 20  # times that each program of `read_shared` reads everything
 _SMALLEST_STEPS = 1 << 15  # steps of a launch of `smallest_steps`
+_LAST = "floor.launch"  # the provider of the last row of a complete measurement, whose mode is "eager"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Floors:
 
     def __str__(self) -> str:
         """Return the rates and latencies in a line, with units. Without a hop, the step is left out, too."""
+        if not self.launch:
+            return "unknown, as their measurement failed; `python -m perf floors` measures them again"
         words = [f"memory {self.memory / 1e9:.0f} GB/s", f"L2 {self.l2 / 1e9:.0f} GB/s"]
         words += [f"{dtype} {precision} {rate / 1e12:.2f} TFLOP/s" for (dtype, precision), rate in self.matrix.items()]
         words += [f"{mode} launch {1e6 * seconds:.1f} us" for mode, seconds in self.launch.items()]
@@ -135,21 +139,36 @@ def load_or_measure(out: pathlib.Path, device: str, remeasure: bool = False) -> 
     """Return the floors of this machine from the CSV in the folder ``out``.
 
     If the CSV has no complete measurement of this machine, or with ``remeasure``, measure and append to the CSV first.
+    After `_MAX_ATTEMPTS` measurements that did not complete, only ``remeasure`` measures. Otherwise a kernel that hangs
+    here would hang every sweep.
+
+    A measurement that fails is written and printed, and with ``remeasure`` its error is raised. Then, and without any
+    complete measurement, the returned floors are unknown. Sweeps need none: `compute_floor_ms` returns "".
     """
     report = TimingsCsv(out / f"floors-{machine_name(device)}.csv", device)
-    if remeasure or not _find_last_run(report):
-        for row in _measure(device):
-            report.add(row)
-    return _compute_floors(_find_last_run(report), device)
+    num_attempts = len({row["run_id"] for row in report.own_rows()})
+    if remeasure or (not _find_last_run(report) and num_attempts < _MAX_ATTEMPTS):
+        report.add(Row(provider=_LAST, status=BEGUN))
+        try:
+            for row in _measure(device):
+                report.add(row)
+        except Exception as failure:
+            failed = Row(provider=_LAST, status="failed", error=f"{type(failure).__name__}: {failure}")
+            report.add(failed)
+            if remeasure:
+                raise
+            print(f"floors could not be measured: {failed.error}", flush=True)
+    rows = _find_last_run(report)
+    return _compute_floors(rows, device) if rows else Floors()
 
 
 def _find_last_run(report: TimingsCsv) -> list[dict[str, str]]:
     """Return the rows of the last complete measurement of floors on this machine. The list is empty if there is none.
 
-    A measurement that was interrupted lacks its last row, which has the provider "floor.launch" and the mode "eager".
+    A measurement that was interrupted or failed lacks the times of its last row: provider `_LAST`, mode "eager".
     """
-    rows = [row for row in report.rows() if row["gpu_name"] == report.environment["gpu_name"]]
-    complete_runs = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == ("floor.launch", "eager")]
+    rows = [row for row in report.own_rows() if int(row["n"])]
+    complete_runs = [row["run_id"] for row in rows if (row["provider"], row["mode"]) == (_LAST, "eager")]
     return [row for row in rows if complete_runs and row["run_id"] == complete_runs[-1]]
 
 

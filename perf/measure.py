@@ -16,7 +16,7 @@ from triton_gru.tuning.timing import capture_graph, clock, cold_gpu_clock, host_
 
 from .case import Case, Input, Ragged
 from .floors import Floors
-from .providers import BASELINE, is_ours, make_ready
+from .providers import is_ours, make_ready
 from .providers.interface import Ready, Unavailable
 from .providers.ours import get_hang_error, is_gpu_lost
 from .record import Row, add_times
@@ -28,11 +28,10 @@ MAX_ROUNDS = 200
 
 
 class DeviceLost(Exception):
-    """A case has left the process without a working GPU. ``rows`` are the rows that could not be measured."""
+    """An error: this process has lost the GPU. ``rows`` are results that the case has anyway, failures included."""
 
     def __init__(self, rows: list[Row]):
-        """Take the message from the last row."""
-        super().__init__(rows[-1].error)
+        super().__init__("this process has lost the GPU")
         self.rows = rows
 
 
@@ -55,34 +54,41 @@ class Conditions:
     rounds: int = 0
 
 
-def measure(case: Case, providers: list[str], conditions: Conditions, floors: Floors) -> list[Row]:
-    """Return a row for each provider and mode, timed if its results are right, or else with the status and the reason.
+def measure(case: Case, pairs: Iterable[tuple[str, str]], conditions: Conditions, floors: Floors) -> list[Row]:
+    """Return a row for each pair of a provider and a mode, timed if its results are right.
 
-    `BASELINE` is first, even if ``providers`` lacks it. Results that mean nothing by design are not compared.
+    Other rows have the status and the reason. Results that mean nothing by design are not compared.
 
     Raises:
-        DeviceLost: a provider left the process without a working GPU.
+        DeviceLost: a provider left the process without a working GPU. At least one row of the exception has failed.
     """
-    names = [BASELINE, *(name for name in providers if name != BASELINE)]
-    rows = [case.make_row(name, mode, conditions.l2) for name in names for mode in conditions.modes]
+    rows = [case.make_row(*pair, conditions.l2) for pair in pairs]
     for row in rows:
         row.floor_ms = floors.compute_floor_ms(case, row.mode, row.l2)
-    with case.pin_precision():
-        try:  # make the module outside of inference_mode, as users do
-            gru, inputs = case.make_gru(conditions.device), case.draw_inputs(conditions.device)
-            with torch.inference_mode():
-                gate = _Gate(case, gru, inputs)
-        except Exception as failure:  # for example too little memory for the case
-            _fail(rows, failure)
-            return rows
-        with torch.inference_mode():
-            calls, memory_owners = {}, []
-            for name in names:
-                rows_of_provider = [row for row in rows if row.provider_name == name]
-                memory_owners.append(_prepare_calls(name, gru, inputs, gate, rows_of_provider, calls))
-            del gate
-            _time(rows, calls, conditions)
+    try:
+        with case.pin_precision():
+            _measure_rows(case, rows, conditions)
+    except DeviceLost as lost:
+        # Rows with the status "ok" lack their times. All others are results, also those of earlier providers.
+        raise DeviceLost([row for row in rows if row.status != "ok"]) from lost
     return rows
+
+
+def _measure_rows(case: Case, rows: list[Row], conditions: Conditions) -> None:
+    """Measure the rows of a case. Put the outcomes and times into the list. Raise DeviceLost as `_fail` does."""
+    try:  # make the module outside of inference_mode, as users do
+        gru, inputs = case.make_gru(conditions.device), case.draw_inputs(conditions.device)
+        with torch.inference_mode():
+            gate = _Gate(case, gru, inputs)
+    except Exception as failure:  # for example too little memory for the case
+        return _fail(rows, failure)
+    with torch.inference_mode():
+        calls, memory_owners = {}, []
+        for name in dict.fromkeys(row.provider_name for row in rows):
+            rows_of_provider = [row for row in rows if row.provider_name == name]
+            memory_owners.append(_prepare_calls(name, gru, inputs, gate, rows_of_provider, calls))
+        del gate
+        _time(rows, calls, conditions)
 
 
 def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditions) -> None:
@@ -92,16 +98,19 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
     ``calls`` has for each of these rows, by its ``provider``, a list of functions, one for each input.
     """
     timed_calls = {row.provider: calls[row.provider] for row in rows if row.status == "ok"}
+    if not timed_calls:
+        return
     min_rounds, time_once = conditions.rounds, clock(conditions.device)
-    if conditions.modes == ("host",):
-        time_once = host_clock
-    elif conditions.l2 == "cold":
-        time_once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
     try:
+        if conditions.modes == ("host",):
+            time_once = host_clock
+        elif conditions.l2 == "cold":
+            time_once = cold_gpu_clock(torch.cuda.get_device_properties(0).L2_cache_size)
         times = samples(
             timed_calls, max(MAX_ROUNDS, min_rounds), time_once, conditions.seconds, stop_when_quiet=True,
             min_rounds=min_rounds,
         )  # fmt: skip
+        _wait_for_gpu()
     except Exception as failure:  # all rows fail, because the provider whose call failed is unknown
         return _fail([row for row in rows if row.provider in timed_calls], failure)
     error = get_hang_error()
@@ -123,15 +132,16 @@ def _prepare_calls(
     caller must keep the returned object as long as the calls, because it owns memory that CUDA graphs use. It is None
     if the provider cannot be prepared or called.
     """
-    bytes_before = _reset_peak_memory()
     try:
+        bytes_before = _reset_peak_memory()
         ready = make_ready(name, gru, inputs[0], gate.is_streaming)
         inputs = [ready.lay_out(x) for x in inputs]
         ready.call(inputs[0])
         _reset_peak_memory()  # the row shows the peak of a call, with what the preparation keeps
         results, peak = _tensors(ready.call(inputs[0])), ""
+        _wait_for_gpu()
+        hang.raise_if_hung()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
             peak = (torch.cuda.max_memory_allocated() - bytes_before) / 1e6  # megabytes
     except Exception as failure:
         return _fail(rows, failure)
@@ -146,6 +156,7 @@ def _prepare_calls(
                 if gate.is_streaming:
                     results = _run_frames(ready, calls[row.provider])
             row.status, row.max_abs_err = gate.judge(name, ready, results)
+            _wait_for_gpu()  # an error of this row's work must not be raised in a call of another row
             hang.raise_if_hung()
         except Exception as failure:
             _fail([row], failure)
@@ -203,20 +214,27 @@ def _replay_and_copy(replay: Callable, returned) -> list[Tensor]:
 
 
 def _fail(rows: list[Row], failure: Exception) -> None:
-    """Put the reason of a failure into the rows. Raise DeviceLost if the failure has lost the process's GPU."""
-    is_unavailable = isinstance(failure, Unavailable)
+    """Put the reason of a failure into the rows. Raise DeviceLost if this process has lost the GPU."""
+    is_lost = is_gpu_lost()
+    is_unavailable = isinstance(failure, Unavailable) and not is_lost
     for row in rows:
         row.status = "unavailable" if is_unavailable else "failed"
         row.error = str(failure) if is_unavailable else f"{type(failure).__name__}: {failure}"
-    if not is_unavailable and is_gpu_lost():
+    if is_lost:
         raise DeviceLost(rows) from failure
+
+
+def _wait_for_gpu() -> None:
+    """Wait until the GPU has finished all work. Raise RuntimeError if some of it failed. Do nothing on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _reset_peak_memory() -> int:
     """Reset the peak of GPU memory, and return the bytes in use. Return 0 on a CPU."""
     if not torch.cuda.is_available():
         return 0
-    torch.cuda.synchronize()
+    _wait_for_gpu()
     torch.cuda.empty_cache()  # free memory that failed providers or earlier cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()

@@ -191,9 +191,13 @@ class TimingsCsv(GrowingCsv):
         """Return all rows of the file, of this run and of earlier runs."""
         return read(self.path.parent, self.path.name)
 
-    def last_statuses(self) -> dict[tuple[str, ...], str]:
-        """Return the last status of each `row_key` among the rows of this machine."""
-        return statuses(row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"])
+    def own_rows(self) -> list[dict[str, str]]:
+        """Return all rows of this machine."""
+        return [row for row in self.rows() if row["gpu_name"] == self.environment["gpu_name"]]
+
+    def last_statuses(self, since: str = "") -> dict[tuple[str, ...], str]:
+        """Return the last status of each `row_key` among this machine's rows of the time ``since`` or later."""
+        return statuses(row for row in self.own_rows() if row["timestamp_utc"] >= since)
 
 
 def add_times(row: Row, milliseconds: list[float]) -> Row:

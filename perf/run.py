@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import itertools
 import pathlib
 import time
 import warnings
@@ -17,6 +18,7 @@ from .floors import load_or_measure
 from .measure import Conditions, DeviceLost, measure
 from .precompile import compile_ahead
 from .providers import BASELINE
+from .providers.ours import is_gpu_lost
 from .record import BEGUN, Row, TimingsCsv, machine_name, row_key
 from .sweeps import Sweep
 
@@ -28,33 +30,39 @@ def run(
     providers: Iterable[str],
     conditions: Conditions,
     out: pathlib.Path,
-    resume: bool = False,
+    since: str | None = None,
     minutes: float = float("inf"),
 ) -> None:
     """Measure the sweep into a CSV in the folder ``out``.
 
     Args:
         providers: providers to time with `BASELINE`.
-        resume: measure only what `find_owed` returns. Otherwise all is measured again, and the last rows are valid.
+        since: measure only what `find_owed` returns for the rows of this time or later, "" for all rows of the CSV.
+            None: measure everything again. The last rows are valid.
         minutes: begin no case after this time.
 
     Raises:
         ValueError: the CSV has another schema.
-        DeviceLost: the GPU is lost. The rows of the exception are written before it is raised. A new process with
-            ``resume`` skips each provider that has such rows in all modes.
+        OSError: the GPU fails before anything is measured.
+        DeviceLost: the GPU is lost. The rows of the exception are written before it is raised. A new process that
+            resumes leaves them out. So it has less to measure than this process.
     """
+    if is_gpu_lost():
+        raise OSError("the GPU fails before anything is measured: another process may use it, or it needs a reset")
     end_time = time.monotonic() + 60 * minutes
     device = conditions.device
     report = TimingsCsv(out / f"{sweep.name}-{machine_name(device)}.csv", device)
-    owed = find_owed(sweep, providers, report.last_statuses() if resume else {})
+    owed = find_owed(sweep, providers, {} if since is None else report.last_statuses(since))
     _say(f"{sweep.name}: {sweep.question}")
     _say(f"{len(owed)} of {len(sweep.cases)} cases to measure")
     floors = load_or_measure(out, device)
     _say(f"floors: {floors}")
+    if is_gpu_lost():
+        raise DeviceLost([])
     if device == "cuda" and owed:
-        compile_ahead(owed)
+        compile_ahead([(case, list(dict.fromkeys(name for name, _ in pairs))) for case, pairs in owed])
 
-    def measure_case(case: Case, names: list[str]) -> list[Row]:
+    def measure_case(case: Case, pairs: list[tuple[str, str]]) -> list[Row]:
         """Return the rows of the case's providers. Except in bf16, weights that are not flattened are a failure."""
         with warnings.catch_warnings():
             # Parameters that are not flattened cost torch.nn.GRU a copy on every call. In bf16 torch flattens none, so
@@ -62,9 +70,12 @@ def run(
             warnings.filterwarnings(
                 "ignore" if case.dtype == torch.bfloat16 else "error", message=_NOT_FLATTENED_WARNING
             )
-            return measure(case, names, conditions, floors)
+            return measure(case, pairs, conditions, floors)
 
-    todo = [(case, _make_begun_row(case, sweep), functools.partial(measure_case, case, names)) for case, names in owed]
+    # The first row that is then written replaces the row that stands for the begun case.
+    todo = [
+        (case, case.make_row(*pairs[0], sweep.l2), functools.partial(measure_case, case, pairs)) for case, pairs in owed
+    ]
     measure_cases(report, todo, functools.partial(summarize_rows, printed_reasons=set()), end_time)
 
 
@@ -76,8 +87,8 @@ def measure_cases(
 ) -> None:
     """Measure cases one after the other, and write the rows of each case as soon as it is measured.
 
-    Before a case is measured, a row with the status `BEGUN` is written. If the case kills the process, `find_owed`
-    finds this row in the next run.
+    Before a case is measured, a row with the status `BEGUN` is written. If the case kills the process, or loses the
+    GPU, `find_owed` finds this row in the next run.
 
     Args:
         todo: for each case its name, the row to write when it is begun, and the function that measures it.
@@ -107,34 +118,27 @@ def measure_cases(
     _say(f"wrote {report.path}")
 
 
-def _make_begun_row(case: Case, sweep: Sweep) -> Row:
-    """Return the row that stands for a case that was begun, until the case is finished.
-
-    It has the key of the baseline's row in the first mode. Every case measures the baseline, so the row that is written
-    then replaces this row.
-    """
-    return case.make_row(BASELINE, sweep.modes[0], sweep.l2)
-
-
 def find_owed(
     sweep: Sweep, providers: Iterable[str], last_statuses: dict[tuple[str, ...], str]
-) -> list[tuple[Case, list[str]]]:
-    """Return the cases that still have to be measured, each with its providers that lack a finished row in any mode.
+) -> list[tuple[Case, list[tuple[str, str]]]]:
+    """Return the cases that still have to be measured, each with the pairs of a provider and a mode to measure.
 
-    ``last_statuses`` has the last status of each measurement with a row, by `record.row_key`. A case whose baseline has
-    failed is not repeated, because nothing remains to compare the other providers with. A case that was begun and not
-    finished comes last, because it may have hung or ended the process.
+    ``last_statuses`` has the last status of each measurement with a row, by `record.row_key`. Pairs without a finished
+    row are to be measured. The baseline comes first, in all modes in which it has not failed, because rows are compared
+    with the baseline of the same run. If it has failed in all modes, the case is not repeated. A case that was begun
+    and not finished comes last, because it may have hung or ended the process.
     """
-    owed = []
+    owed, begun_cases = [], set()
     for case in sweep.cases:
-        statuses = {
-            name: [last_statuses.get(row_key(case.make_row(name, mode, sweep.l2))) for mode in sweep.modes]
-            for name in (BASELINE, *providers)
-        }
-        names = [name for name, by_mode in statuses.items() if None in by_mode or BEGUN in by_mode]
-        if names and "failed" not in statuses[BASELINE]:
-            owed.append((case, names))
-    return sorted(owed, key=lambda entry: last_statuses.get(row_key(_make_begun_row(entry[0], sweep))) == BEGUN)
+        pairs = itertools.product(dict.fromkeys((BASELINE, *providers)), sweep.modes)
+        status_of = {pair: last_statuses.get(row_key(case.make_row(*pair, sweep.l2))) for pair in pairs}
+        missing = [pair for pair, status in status_of.items() if status in (None, BEGUN)]
+        baseline = [pair for pair, status in status_of.items() if pair[0] == BASELINE and status != "failed"]
+        if missing and baseline:
+            owed.append((case, list(dict.fromkeys((*baseline, *missing)))))
+        if BEGUN in status_of.values():
+            begun_cases.add(case)
+    return sorted(owed, key=lambda entry: entry[0] in begun_cases)
 
 
 def summarize_rows(rows: list[Row], printed_reasons: set[tuple[str, str]]) -> str:

@@ -89,7 +89,7 @@ def _make_test_piece(name: str, question: str, tests: str, rehearsed_tests: str,
     def count_tests(rows: Rows, rehearse: bool) -> tuple[int, int]:
         outcomes = {row["test"]: row["outcome"] for row in rows}
         # The file lists all tests once the first run has begun. Before, their number is unknown: nothing of 1 is done.
-        return sum(outcome != "owed" for outcome in outcomes.values()), len(outcomes) or 1
+        return sum(outcome not in ("owed", "begun") for outcome in outcomes.values()), len(outcomes) or 1
 
     return Piece(
         name=name,

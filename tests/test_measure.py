@@ -151,7 +151,7 @@ def test_pieces_name_existing_files_and_options(tmp_path):
             words = [word.format(out=tmp_path, gpu="GPU", seconds=9, minutes=0.15) for word in shlex.split(command)]
             if "run" in words:
                 options = cli.parse(words[words.index("run") :])
-                assert options.sweep == piece.name and options.resume and options.minutes == 0.15
+                assert options.sweep == piece.name and options.since == "" and options.minutes == 0.15
             assert all(pathlib.Path(ROOT, word).exists() for word in words if word.startswith(("tests/", "scripts/")))
             if "tune" in words:
                 parser = argparse.ArgumentParser()
@@ -172,6 +172,12 @@ def test_cases_with_a_row_count_as_done(tmp_path, monkeypatch):
         report = TimingsCsv(gpu / "t1-GPU.csv", "cpu")
         report.add(case.make_row("torch.nn.GRU", "eager", "warm"))
     assert piece.count_done(gpu, False) == (2, 2)
+
+
+def test_test_that_did_not_end_is_not_done():
+    (piece,) = measure.choose_pieces(PIECES, ["right"])
+    outcomes = "passed", "failed", "skipped", "begun", "owed"
+    assert piece.progress([{"test": outcome, "outcome": outcome} for outcome in outcomes], False) == (3, 5)
 
 
 def test_pieces_are_chosen_by_name_or_prefix():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from perf import measure, report, sweeps
+from perf import report, sweeps
 from perf.__main__ import main
 from perf.case import Case
 from perf.experiments import hand_overs, projections, stages
@@ -19,7 +19,7 @@ from triton_gru.kernels import exchange, grid, isa
 from triton_gru.launch import execute
 from triton_gru.plan.device import limit_sms
 
-from .perf_calls import CPU, KNOWN_FLOORS, plant_provider, read_finished_rows
+from .perf_calls import KNOWN_FLOORS, measure_rows, plant_provider, read_finished_rows
 from .planted import H200
 from .ptx.device import emulate_gpu
 from .test_perf_report import find_table, row, squeeze_spaces, write_csv
@@ -53,7 +53,7 @@ def test_each_stage_is_timed_by_its_kernel_and_not_judged(kernel, hidden, starte
     case = Case("fp16", hidden, batch=2, steps=2)
     for stage in STAGES[kernel]:
         started.clear()
-        _, timed = measure.measure(case, [f"{STAGES_MODULE}{kernel}-without-{stage}"], CPU, KNOWN_FLOORS)
+        _, timed = measure_rows([f"{STAGES_MODULE}{kernel}-without-{stage}"], case).values()
         assert load_scan_without(kernel, stage) in started and stages.SCANS[kernel] not in started
         assert timed.status in ("ok", "noisy") and timed.n and timed.max_abs_err == "", timed
         assert timed.kernel == kernel and '"units"' in timed.config
@@ -64,7 +64,7 @@ def test_kernel_without_a_stage_computes_something_else(monkeypatch):
     name = "grid-without-activations"
     prepare = stages.PROVIDERS[name]
     plant_provider(monkeypatch, "judged", lambda gru, x: dataclasses.replace(prepare(gru, x), is_judged=True))
-    _, timed = measure.measure(Case("fp16", 40, 2, 2), ["judged"], CPU, KNOWN_FLOORS)
+    _, timed = measure_rows(["judged"], Case("fp16", 40, 2, 2)).values()
     assert timed.status == "wrong"
 
 
@@ -91,7 +91,7 @@ def test_step_breakdown_can_be_rehearsed(tmp_path, monkeypatch, started):
 
 def test_unsupported_case_is_unavailable_with_a_reason():
     with emulate_gpu(limit_sms(H200, 64), 1):
-        _, timed = measure.measure(Case("fp32", 1040, 1, 1), [f"{STAGES_MODULE}grid-without-output"], CPU, KNOWN_FLOORS)
+        _, timed = measure_rows([f"{STAGES_MODULE}grid-without-output"], Case("fp32", 1040, 1, 1)).values()
     assert timed.status == "unavailable" and "it takes 65 programs at once" in timed.error
 
 
@@ -125,7 +125,7 @@ def test_report_shows_the_time_of_each_stage(tmp_path):
 
 @pytest.mark.parametrize("name", hand_overs.PROVIDERS)
 def test_named_hand_over_or_cut_runs(name, launched):
-    _, timed = measure.measure(Case("fp16", 40, 3, 3), [f"perf.experiments.hand_overs:{name}"], CPU, KNOWN_FLOORS)
+    _, timed = measure_rows([f"perf.experiments.hand_overs:{name}"], Case("fp16", 40, 3, 3)).values()
     assert timed.status in ("ok", "noisy") and timed.kernel == "grid", timed
     config = json.loads(timed.config)
     cut = "x".join(str(config[field]) for field in ("units", "batch", "tiles"))

@@ -175,6 +175,28 @@ def test_floors_are_measured_once_and_read_back(tmp_path, monkeypatch):
     assert floors.load_or_measure(tmp_path, "cpu", remeasure=True).memory > 0
 
 
+def test_sweeps_do_without_floors_after_two_failures(tmp_path, monkeypatch, capsys):
+    """A measurement that ends the process, as a hang does, counts as one that fails with an error."""
+    failures = iter([SystemExit("killed"), RuntimeError("CUDA error")])
+
+    def fail(device):
+        yield floors.Row(provider="floor.memory", config="1 bytes", n=1, p20_ms=1.0)
+        raise next(failures, AssertionError("measured again"))
+
+    monkeypatch.setattr(floors, "_measure", fail)
+    with pytest.raises(SystemExit):
+        floors.load_or_measure(tmp_path, "cpu")
+    for _ in range(2):
+        unknown = floors.load_or_measure(tmp_path, "cpu")
+        assert unknown.compute_floor_ms(Case("fp32", 8, 1, 1), "eager", "warm") == ""
+        assert str(unknown).startswith("unknown, as their measurement failed")
+    assert capsys.readouterr().out == "floors could not be measured: RuntimeError: CUDA error\n"
+    statuses = [row["status"] for row in read_csv(tmp_path / "floors-cpu.csv")]
+    assert statuses == ["begun", "ok", "begun", "ok", "failed"]
+    with pytest.raises(AssertionError, match="measured again"):
+        floors.load_or_measure(tmp_path, "cpu", remeasure=True)
+
+
 def test_read_shared_reads_every_element(kernels_on_cpu):
     """Three programs read four parts of 64 elements, five times."""
     source = torch.arange(4 * 64, dtype=torch.int32)

@@ -8,7 +8,7 @@ import torch
 from perf import measure, providers, sweeps
 from perf.case import Case
 from perf.measure import Conditions, DeviceLost
-from perf.providers import streaming, torch_modules
+from perf.providers import ours, streaming, torch_modules
 from perf.providers.interface import Ready, Unavailable
 from perf.record import TimingsCsv
 from perf.report import compare_with_nn_gru, load
@@ -18,16 +18,11 @@ from triton_gru.plan.device import limit_sms
 from triton_gru.plan.planner import KERNELS
 from triton_gru.tuning import timing
 
-from .perf_calls import CPU, KNOWN_FLOORS, TINY, plant_provider
+from .perf_calls import CPU, TINY, measure_rows, plant_provider
 from .planted import H200
 from .ptx.device import emulate_gpu
 
 pytestmark = pytest.mark.usefixtures("few_calls", "kernels_on_cpu")
-
-
-def measure_rows(names, case=TINY, conditions=CPU):
-    """Measure the named providers and the baseline on a case. Return their rows by provider."""
-    return {row.provider: row for row in measure.measure(case, names, conditions, KNOWN_FLOORS)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
@@ -389,12 +384,50 @@ def test_99th_percentile():
     assert times.columns()["p99_ms"] == 99.0
 
 
-def test_lost_gpu_raises_with_the_culprits_rows(monkeypatch):
-    plant_provider(monkeypatch, "killer", lambda gru, x: 1 / 0)
-    monkeypatch.setattr(measure, "is_gpu_lost", lambda: True)
+def test_lost_gpu_raises_with_the_results_before_it(monkeypatch):
+    def raise_unavailable(gru, x):
+        raise Unavailable("the package is not here")
+
+    plant_provider(monkeypatch, "missing", raise_unavailable)
+    plant_provider(monkeypatch, "killer", lambda gru, x: is_lost.append(True) or 1 / 0)
+    is_lost = []
+    monkeypatch.setattr(measure, "is_gpu_lost", lambda: bool(is_lost))
     with pytest.raises(DeviceLost) as lost:
-        measure_rows(["killer"])
-    assert [(row.provider, row.status) for row in lost.value.rows] == [("killer", "failed")]
+        measure_rows(["missing", "killer", "handwritten"])
+    assert [(row.provider, row.status) for row in lost.value.rows] == [("missing", "unavailable"), ("killer", "failed")]
+
+
+def test_launch_that_gave_up_is_an_error_of_its_own_provider(monkeypatch):
+    """Not of the provider that is prepared next, although this one has no call in the mode of its row."""
+    launches_that_gave_up = []
+
+    def give_up(x):
+        launches_that_gave_up.append(x)
+        return x, x
+
+    def raise_if_hung():
+        if launches_that_gave_up:
+            launches_that_gave_up.clear()
+            raise RuntimeError("gave up")
+
+    plant_provider(monkeypatch, "hangs", lambda gru, x: Ready(give_up, no_graph_reason="it waits"))
+    monkeypatch.setattr(measure.hang, "raise_if_hung", raise_if_hung)
+    rows = measure_rows(["hangs", "handwritten"], conditions=dataclasses.replace(CPU, modes=("graph",)))
+    assert rows["hangs+graph"].error == "RuntimeError: gave up"
+    assert "gave up" not in rows["handwritten+graph"].error
+
+
+def test_process_whose_torch_frees_no_memory_has_lost_the_gpu(monkeypatch):
+    """With torch 2.11, `empty_cache` raises after the capture of a CUDA graph has failed."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    assert not ours.is_gpu_lost()
+
+    def raise_after_a_failed_capture():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr("torch.cuda.empty_cache", raise_after_a_failed_capture)
+    assert ours.is_gpu_lost()
 
 
 @pytest.mark.gpu

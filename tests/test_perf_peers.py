@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import triton_gru
-from perf import measure, providers
+from perf import providers
 from perf.case import Case
 from perf.providers import compiled, flashrnn, flax_scan, gru_qat, handwritten, interface
 from perf.providers.interface import Ready, Unavailable
 from perf.providers.torch_modules import make_module_like
 
-from .perf_calls import CPU, KNOWN_FLOORS, TINY
+from .perf_calls import measure_rows
 
 pytestmark = pytest.mark.usefixtures("inference_mode")
 LAYERS = pytest.mark.parametrize("layers, bias", [(1, True), (2, True), (2, False)])
@@ -370,7 +370,7 @@ def user_module(tmp_path, monkeypatch):
 def test_provider_of_another_module_is_judged_and_timed_under_its_name(user_module):
     names = [f"{user_module}:{name}" for name in ("plain", "ready", "wrong")]
     providers.require_known([*names, "triton_gru", "torchrl"])
-    rows = {row.provider: row for row in measure.measure(TINY, names, CPU, KNOWN_FLOORS)}
+    rows = measure_rows(names)
     assert list(rows) == ["torch.nn.GRU", *names]
     assert all(rows[name].n > 0 and rows[name].max_abs_err < 1e-5 for name in names[:2])
     assert [rows[name].kernel for name in names] == ["", "mine", ""]

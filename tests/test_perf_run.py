@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from perf import run as perf_run
 from perf.__main__ import main
 from perf.case import Case, Ragged
 from perf.measure import Conditions
+from perf.providers.interface import Ready
 from perf.report import load
 from triton_gru.plan.problem import LAYOUTS
 
@@ -24,25 +26,156 @@ from .perf_calls import KNOWN_FLOORS, TINY, plant_provider, read_csv, read_finis
 pytestmark = pytest.mark.usefixtures("few_calls")
 
 
-def test_run_resumes_in_a_new_process_when_the_gpu_is_lost(two_cases, tmp_path, monkeypatch):
-    """The new process leaves the culprit out, or the whole case if the baseline is the culprit."""
-    started = []
-    monkeypatch.setattr("os.execv", lambda path, arguments: started.append(arguments))
-    monkeypatch.setattr(measure, "is_gpu_lost", lambda: True)
-    plant_provider(monkeypatch, "handwritten", lambda gru, x: 1 / 0)
-    assert run(tmp_path, "--minutes", "5") == 2
-    assert started[0][1:3] == ["-m", "perf"]
-    arguments = started[0][3:]
-    assert 4.9 < float(arguments[-1]) < 5
-    assert [row["provider"] for row in read_finished_rows(tmp_path / "smoke-cpu.csv")] == ["handwritten"]
+class Replaced(BaseException):
+    """An exception in place of a new process, with the arguments of the new process."""
 
-    plant_provider(monkeypatch, "torch.nn.GRU", lambda gru, x: 1 / 0)
-    assert main(arguments) == main(arguments) == 2
-    assert main(arguments) == 0
-    rows = read_finished_rows(tmp_path / "smoke-cpu.csv")
-    assert [(row["provider"], row["B"], row["status"]) for row in rows] == [
-        ("handwritten", "2", "failed"), ("torch.nn.GRU", "3", "failed"), ("torch.nn.GRU", "2", "failed"),
-    ]  # fmt: skip
+
+class PlantedGpu:
+    """A stand-in for a GPU that a provider can take from the process. Each new process has the GPU again.
+
+    Attributes:
+        is_lost: whether this process has lost the GPU.
+        has_failed: whether work has failed without an error yet. Waiting for the GPU raises the error.
+        doing: "capture" or "replay" while a CUDA graph is captured or replayed, or else "call".
+    """
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(sweeps, "fit_to_cpu", lambda sweep: sweep)  # keep the mode "graph"
+        for module in (measure, perf_run):
+            monkeypatch.setattr(module, "is_gpu_lost", lambda: self.is_lost)
+        monkeypatch.setattr(measure, "_wait_for_gpu", lambda: self.has_failed and self.lose())
+        monkeypatch.setattr(measure, "capture_graph", self._capture)
+        monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+        monkeypatch.setattr("os.execv", self._replace)
+
+    def lose(self):
+        """Take the GPU from the process, and raise an error of CUDA."""
+        self.is_lost = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail_later(self):
+        """Let work fail without an error yet."""
+        self.has_failed = True
+
+    def run(self, out, *more):
+        """Run the sweep "smoke" in as many processes as it takes. Return their number and the last exit status."""
+        arguments = ["run", "--sweep", "smoke", "--out", str(out), "--seconds", "0.02", *more]
+        for number in range(1, 20):
+            self.is_lost, self.has_failed, self.doing = False, False, "call"
+            try:
+                return number, main(arguments)
+            except Replaced as replaced:
+                (arguments,) = replaced.args
+        raise AssertionError("the sweep restarts without end")
+
+    def _replace(self, path, command):
+        assert path == command[0] == sys.executable and command[1:3] == ["-m", "perf"]
+        raise Replaced(command[3:])
+
+    def _capture(self, function, pool=None):
+        self.doing = "capture"
+        result = tuple(part.clone() for part in function())
+        self.doing = "call"
+
+        def replay():
+            self.doing = "replay"
+            for part, new_part in zip(result, function()):
+                part.copy_(new_part)
+            self.doing = "call"
+
+        return replay, result
+
+
+@pytest.fixture
+def gpu(monkeypatch, two_cases):
+    """Return a `PlantedGpu` on which the sweep of `two_cases` runs."""
+    return PlantedGpu(monkeypatch)
+
+
+def plant_killer(monkeypatch, gpu, name, is_fatal):
+    """Plant a provider that loses the GPU in each call for which ``is_fatal(number of calls before, gpu)`` is true."""
+
+    def prepare(gru, x):
+        calls = itertools.count()
+        return Ready(lambda x: gpu.lose() if is_fatal(next(calls), gpu) else gru(x))
+
+    plant_provider(monkeypatch, name, prepare)
+
+
+def read_outcomes(out):
+    """Return the last outcomes in the CSV of "smoke": batch size -> provider -> status, or "timed" with a time."""
+    outcomes = {}
+    for row in read_csv(out / "smoke-cpu.csv"):
+        outcomes.setdefault(row["B"], {})[row["provider"]] = "timed" if int(row["n"]) else row["status"]
+    return outcomes
+
+
+TIMED = {
+    f"{name}{mode}": "timed" for name in ("torch.nn.GRU", "handwritten", "torch.nn.RNN") for mode in ("", "+graph")
+}
+
+
+@pytest.mark.parametrize(
+    "killer, is_fatal, outcomes",
+    [
+        ("handwritten", lambda number, gpu: True, TIMED | {"handwritten": "failed", "handwritten+graph": "failed"}),
+        ("handwritten", lambda number, gpu: gpu.doing == "capture", TIMED | {"handwritten+graph": "failed"}),
+        (
+            "handwritten",
+            lambda number, gpu: gpu.doing == "replay" and gpu.fail_later(),
+            TIMED | {"handwritten+graph": "failed"},
+        ),
+        ("torch.nn.GRU", lambda number, gpu: gpu.doing == "capture", TIMED | {"torch.nn.GRU+graph": "failed"}),
+        ("torch.nn.GRU", lambda number, gpu: True, {"torch.nn.GRU": "failed", "torch.nn.GRU+graph": "failed"}),
+        # Five calls of a provider are made before the rounds. In the rounds, the culprit is unknown.
+        ("handwritten", lambda number, gpu: number >= 5, dict.fromkeys(TIMED, "failed")),
+        ("handwritten", lambda number, gpu: number >= 5 and gpu.fail_later(), dict.fromkeys(TIMED, "failed")),
+    ],
+    ids=["call", "capture", "replay", "baseline-capture", "baseline-call", "rounds", "after-rounds"],
+)
+def test_new_process_leaves_out_what_lost_the_gpu(killer, is_fatal, outcomes, gpu, tmp_path, monkeypatch):
+    """Each of the two cases loses the GPU once. All that could be measured has a time."""
+    plant_killer(monkeypatch, gpu, killer, is_fatal)
+    assert gpu.run(tmp_path, "--provider", "handwritten", "torch.nn.RNN") == (3, 0)
+    assert read_outcomes(tmp_path) == {"2": outcomes, "3": outcomes}
+    assert gpu.run(tmp_path, "--provider", "handwritten", "torch.nn.RNN", "--resume") == (1, 0)
+
+
+def test_restarts_are_limited_in_number_and_time(gpu, tmp_path, monkeypatch, capsys):
+    plant_killer(monkeypatch, gpu, "handwritten", lambda number, gpu: True)
+    assert gpu.run(tmp_path, "--restarts", "1") == (2, 2)
+    assert "lost the GPU, and no restart is left" in capsys.readouterr().err
+    with monkeypatch.context() as slow:
+        slow.setattr("time.monotonic", itertools.count(step=100).__next__)
+        assert gpu.run(tmp_path, "--minutes", "5") == (1, 2)
+    assert "lost the GPU, and time is over" in capsys.readouterr().err
+
+
+def test_new_process_measures_what_only_an_earlier_run_has(gpu, tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("perf.record.timestamp", lambda: "2026-01-02T03:04:05+00:00")
+        assert gpu.run(tmp_path) == (1, 0)
+    plant_killer(monkeypatch, gpu, "handwritten", lambda number, gpu: gpu.doing == "capture")
+    assert gpu.run(tmp_path) == (3, 0)
+    assert [outcomes["handwritten+graph"] for outcomes in read_outcomes(tmp_path).values()] == ["failed", "failed"]
+
+
+def test_new_process_continues_after_the_floors_lose_the_gpu(gpu, tmp_path, monkeypatch):
+    processes = itertools.count()
+
+    def load_or_measure(out, device):
+        gpu.is_lost = next(processes) == 0
+        return KNOWN_FLOORS
+
+    monkeypatch.setattr(perf_run, "load_or_measure", load_or_measure)
+    assert gpu.run(tmp_path) == (2, 0)
+    assert set(read_outcomes(tmp_path)["3"].values()) == {"timed"}
+
+
+def test_nothing_is_written_if_the_gpu_fails_before(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(perf_run, "is_gpu_lost", lambda: True)
+    assert gpu.run(tmp_path) == (1, 2)
+    assert "the GPU fails before anything is measured" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

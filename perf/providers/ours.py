@@ -152,10 +152,15 @@ def get_hang_error() -> str:
 
 
 def is_gpu_lost() -> bool:
-    """Return whether this process has lost the GPU, as after an access to invalid memory."""
+    """Return whether this process can no longer use the GPU, as after an access to invalid memory.
+
+    After the capture of a CUDA graph fails, torch 2.11 frees no memory any more: `empty_cache` raises until the process
+    ends. Such a process counts as one that has lost the GPU.
+    """
     try:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
     except RuntimeError:
         return True
     return False
