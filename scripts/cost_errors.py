@@ -19,7 +19,7 @@ from perf import report
 from perf.providers import BASELINE, OURS
 from perf.record import KEY, Row
 from perf.tables import geomean, join_tables, summarize_groups
-from triton_gru.plan.config import Config, split_implementation
+from triton_gru.plan.config import Config, Projection, ProjectionConfig, split_implementation
 from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.device import Device, match_device
 from triton_gru.plan.heuristic import heuristic
@@ -149,18 +149,32 @@ def _device_of_table(table: store.Table) -> Device | None:
     return match_device(table.device["name"], table.device["sms"])
 
 
-def config_of(implementation: str, text: str) -> Config | None:
-    """Return the configuration of a row, or None if the text is not one configuration of the kernel.
+def configs_of(implementation: str, text: str) -> tuple[Config | None, Projection | None]:
+    """Return the kernel's configuration and the projection of a row, from the text of `describe_plan` in perf/.
 
-    It is None for nn.GRU, and for a call with a tuned projection, whose text has two configurations.
+    The text is the configuration in JSON. With a measured tile of our own projection, that of the tile follows. Both
+    are None for nn.GRU, and if the text is anything else.
     """
     if implementation == "torch":
-        return None
-    kernel, _ = split_implementation(implementation)
+        return None, None
+    kernel, projection = split_implementation(implementation)
     try:
-        return entries.parse_config(kernel, json.loads(text))
+        raw_config, end = json.JSONDecoder().raw_decode(text)
+        config = entries.parse_config(kernel, raw_config)
+        return config, _parse_tile(json.loads(text[end:])) if text[end:] else projection
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+        return None, None
+
+
+def _parse_tile(raw: dict) -> ProjectionConfig:
+    """Return a tile of our own projection from JSON.
+
+    Raises:
+        ValueError, TypeError, AttributeError: ``raw`` is not the mapping of a tile's fields to sizes.
+    """
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in raw.values()):
+        raise ValueError(f"a tile must have whole numbers from 1, got {raw}")
+    return ProjectionConfig(**raw)
 
 
 def _describe_tables(tables: Tables) -> pd.DataFrame:
@@ -182,9 +196,10 @@ def _list_cases_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
     # Rows of ours that fell back to nn.GRU are left out, because nn.GRU has separate rows.
     timed = rows[is_timed & (is_nn_gru | rows["kernel"].isin(IMPLEMENTATIONS))]
     timed = timed.assign(kernel=timed["kernel"].mask(is_nn_gru, "torch"), ms=timed["p50_ms"])
-    timed["config"] = [*map(config_of, timed["kernel"], timed["config"])]
+    configs = [*map(configs_of, timed["kernel"], timed["config"])]
+    timed["config"], timed["projection"] = zip(*configs) if configs else ([], [])
     # Several providers may run the same kernel in the same configuration. That is one case.
-    case_columns = [name for name in (*KEY, "kernel", "config") if name not in ("provider", "mode")]
+    case_columns = [name for name in (*KEY, "kernel", "config", "projection") if name not in ("provider", "mode")]
     timed = timed.sort_values("mode", kind="stable")  # "eager" before "graph"
     timed = timed.drop_duplicates(case_columns, keep="last")
     cases = timed.assign(
@@ -192,7 +207,6 @@ def _list_cases_of_rows(rows: pd.DataFrame) -> pd.DataFrame:
         problem=[problem_of_row(row) for _, row in timed.iterrows()],
         device=[*map(device_of, timed["gpu_name"], timed["sms"])],
         in_graph=timed["mode"] == "graph",
-        projection=[split_implementation(implementation)[1] for implementation in timed["kernel"]],
     )
     return cases[[*_GROUP, *_ARGUMENTS, "ms"]]
 
@@ -206,7 +220,7 @@ def _list_cases_of_tables(tables: Tables) -> pd.DataFrame:
     cases = [
         (implementation, f"fp32 {key.precision}" if key.dtype == "float32" else key.dtype, "table",
          problem_of_key(key), result.config, _device_of_table(table), bool(result.graph_ms),
-         split_implementation(implementation)[1], result.ms, result.heuristic_ms, number, str(key))
+         split_implementation(implementation)[1] or result.tile, result.ms, result.heuristic_ms, number, str(key))
         for number, ((_, key), (entry, table)) in enumerate(last.items())
         for implementation, result in entry.results.items()
     ]  # fmt: skip

@@ -10,11 +10,13 @@ import torch
 
 from perf import report
 from perf.case import Case
+from perf.providers.ours import describe_plan
 from perf.record import config_text
-from triton_gru.plan.config import GridConfig
+from triton_gru.plan.config import CUBLAS, GridConfig, ProjectionConfig
 from triton_gru.plan.cost import estimate_call_cost
 from triton_gru.plan.device import KNOWN_DEVICES
 from triton_gru.plan.heuristic import heuristic
+from triton_gru.plan.planner import choose
 from triton_gru.plan.tables import store
 from triton_gru.plan.tables.entries import Entry, TimedResult
 
@@ -191,7 +193,7 @@ def test_table_is_estimated_for_the_device_it_names(save_table):
 @pytest.mark.parametrize("kernel", ["block", "grid", "step"])
 def test_configurations_survive_a_round_trip(kernel):
     config = make_config(kernel, dataclasses.replace(GRID, hidden_size=64))
-    assert cost_errors.config_of(kernel, config_text(config)) == config
+    assert cost_errors.configs_of(kernel, config_text(config)) == (config, None)
 
 
 # A configuration of ``step`` as the CSVs have it.
@@ -211,14 +213,38 @@ JSON = '{"units": 16, "programs": 4, "batch": 16, "depth": 64, "num_warps": 4, "
     ],
 )  # fmt: skip
 def test_other_texts_are_no_configuration(text):
-    assert cost_errors.config_of("step", JSON) is not None
-    assert cost_errors.config_of("step", text) is None
+    assert cost_errors.configs_of("step", JSON) != (None, None)
+    assert cost_errors.configs_of("step", text) == (None, None)
 
 
 def test_unknown_hand_over_is_no_configuration():
     text = config_text(make_config("grid"))
-    assert isinstance(cost_errors.config_of("grid", text), GridConfig)
-    assert cost_errors.config_of("grid", text.replace("flag", "hearsay")) is None
+    config, _ = cost_errors.configs_of("grid", text)
+    assert isinstance(config, GridConfig)
+    assert cost_errors.configs_of("grid", text.replace("flag", "hearsay")) == (None, None)
+
+
+TILE = ProjectionConfig(256, 256, depth=64, num_warps=8, num_stages=2)
+
+
+@pytest.mark.parametrize("projection", [TILE, CUBLAS])
+def test_call_is_estimated_with_its_projection(projection, errors, save_table):
+    """Check rows as perf/ writes them, and entries of tables."""
+    plan = dataclasses.replace(choose(GRID, H200, "grid"), projection=projection)
+    cost = estimate_call_cost(GRID, plan.config, H200, in_graph=True, projection=projection)
+    assert cost != estimate_call_cost(GRID, plan.config, H200, in_graph=True)
+    rows = [dataclasses.replace(make_row(0.5e-3 * cost.total, mode="graph"), **describe_plan(plan))]
+    tile = projection if projection == TILE else None
+    result = dataclasses.replace(make_result("grid", 0.25e-3 * cost.total), config=plan.config, tile=tile)
+    model_errors = errors(rows, save_table(make_entry(**{plan.implementation: result})))
+    assert model_errors.loc[plan.implementation, "float16", "CSV"]["estimate over measured"] == pytest.approx(2.0)
+    assert model_errors.loc[plan.implementation, "float16", "table"]["estimate over measured"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("bad", ['{"rows": 64}', "[]", config_text(TILE).replace("64", "0"), config_text(TILE) * 2])
+def test_other_texts_are_no_tile(bad):
+    assert cost_errors.configs_of("step", f"{JSON} {config_text(TILE)}")[1] == TILE
+    assert cost_errors.configs_of("step", f"{JSON} {bad}") == (None, None)
 
 
 def test_problems_are_read_from_keys_and_rows(tmp_path):
