@@ -74,7 +74,7 @@ def run_tests(folder: pathlib.Path | None, tests: list[str]) -> str:
 def describe(code: int, report: str) -> str:
     """Return the result of a run of pytest as text, from the exit status and the report in JUnit's format.
 
-    The result is broken, not failed, if pytest ended with an error of its own or without a report.
+    The result is broken, not failed, if pytest ended with an error of its own or without a report, or ran no test.
     """
     if code not in (0, 1) or not report:
         return f"broken: pytest ended with {code}"
@@ -83,6 +83,8 @@ def describe(code: int, report: str) -> str:
     passed = int(suite.get("tests")) - failed - int(suite.get("skipped"))
     if code == 1 and not failed:
         return "broken: pytest ended with 1"
+    if not (failed or passed):
+        return "broken: no test ran"
     return f"{failed} fail, {passed} pass" if failed else f"{passed} pass"
 
 

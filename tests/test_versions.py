@@ -62,6 +62,12 @@ def test_run_without_a_report_has_not_passed(code, report):
     assert result == f"broken: pytest ended with {code}" and not versions.has_passed(result)
 
 
+def test_run_that_skipped_all_tests_has_not_passed(plant_parts, capfd):
+    plant_parts(only="import pytest\ndef test_skipped(): pytest.skip()")
+    assert versions.main(["3.6.0"]) == 1
+    assert capfd.readouterr().out.endswith("\n3.6.0   broken: no test ran\n")
+
+
 def test_tests_import_the_installed_version(plant_parts, tmp_path):
     plant_parts(path=f"import sys\ndef test_path(): assert sys.path.index({str(tmp_path / '3.8.0')!r}) < 3")
     assert versions.main(["3.8.0"]) == 0
