@@ -194,6 +194,14 @@ def test_check_without_a_gpu_checks_nothing(monkeypatch, capsys):
     assert capsys.readouterr().out == f"Nothing was checked: {reason}.\n"
 
 
+def test_check_on_a_gpu_without_kernels_checks_nothing(old_gpu_on_cpu, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (16,), "grid": (), "step": ()})
+    assert cli.main(["check"]) == 1
+    *_, row, last = capsys.readouterr().out.splitlines()
+    assert row.endswith("not served: needs compute capability 8.0 or later, T4 has 7.5")
+    assert last == "Nothing was checked: no kernel serves any of these shapes on T4."
+
+
 def test_check_reports_right_kernels(device, launched, monkeypatch):
     monkeypatch.setattr(accuracy, "HIDDEN_SIZES", {"block": (25,), "grid": (16,), "step": (25,)})
     if device == "cpu":

@@ -51,3 +51,11 @@ def test_old_keywords_of_tune_warn():
     with pytest.warns(DeprecationWarning) as warned, pytest.raises(RuntimeError, match="no kernel"):
         triton_gru.tune([PROBLEM], device="cpu", anew=True, say=print)
     assert {str(warning.message).split()[0] for warning in warned} == {"anew", "say"}
+
+
+def test_both_names_of_an_argument_are_refused():
+    with pytest.raises(TypeError, match=r"^tune\(\) got 'remeasure' and 'anew', its old name: pass only 'remeasure'$"):
+        triton_gru.tune([PROBLEM], device="cpu", anew=True, remeasure=False)
+    fields = dict(list(dataclasses.asdict(PROBLEM).items())[:8])
+    with pytest.raises(TypeError, match=r"^Problem\(\) got 'unsupported_reason' and 'obstacle'"):
+        triton_gru.Problem(**fields, reset_after=True, unsupported_reason="a hook", obstacle="")

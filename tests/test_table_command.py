@@ -132,7 +132,8 @@ def test_show_reports_which_tables_apply_to_this_gpu(run, tables, monkeypatch):
 
 def test_show_without_tables_reports_that(run, tables):
     no_tables = f"there are no tables in {tables}, and none come with the package\n"
-    assert run("show") == run("check") == (0, no_tables, "")
+    assert run("show") == (0, no_tables, "")
+    assert run("check") == (1, no_tables, "")
 
 
 def test_show_reports_invalid_tables_and_shows_the_others(run, tables):
@@ -162,6 +163,11 @@ def test_control_characters_of_a_file_are_escaped(command, run, tables):
     "entries, status, report",
     [
         ([make_raw()], 0, "1 in force, 0 stale, 0 not understood\n"),
+        (
+            [],
+            1,
+            "0 in force, 0 stale, 0 not understood\n  nothing was checked: the table has no entries\n",
+        ),
         # Copies follow the batch, so those of a table are ignored.
         ([make_raw(config=dataclasses.replace(ONE_CONFIG, copies=9))], 0, "1 in force, 0 stale, 0 not understood\n"),
         (

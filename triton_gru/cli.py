@@ -58,7 +58,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Run ``triton-gru check``: print a row for each check. Return 1 if there is no GPU or a kernel is wrong."""
+    """Run ``triton-gru check``: print a row for each check. Return 1 if nothing was checked or a kernel is wrong."""
     device = find_device(choose_device())
     if device is None:
         print(f"Nothing was checked: {no_device_reason()}.")
@@ -70,6 +70,9 @@ def _check(options: argparse.Namespace) -> int:
         print(result, flush=True)
         results.append(result)
     judged = [result for result in results if result.is_judged]
+    if not judged:
+        print(f"Nothing was checked: no kernel serves any of these shapes on {device.name}.")
+        return 1
     num_wrong = sum(result.status == "WRONG" for result in judged)
     unserved_text = f"; {len(results) - len(judged)} not served" if len(judged) < len(results) else ""
     print(f"{f'{num_wrong} wrong of' if num_wrong else 'all right:'} {len(judged)} checked{unserved_text}")

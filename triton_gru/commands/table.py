@@ -38,7 +38,8 @@ def add_parser(commands) -> None:
         "check",
         parents=[files],
         help="check whether this version can use all of a table",
-        description="Exit status: 0 if every entry is in force, 1 if one is not, 2 if a file is not a table.",
+        description="Exit status: 0 if every entry is in force, 1 if one is not or there is none, 2 if a file is not a "
+        "table.",
     )
     export = actions.add_parser("export", help="write this user's table of a GPU to a file")
     export.add_argument("file", type=pathlib.Path, metavar="FILE")
@@ -202,15 +203,15 @@ def _align_columns(rows: list[list[str]]) -> list[str]:
 
 
 def _check(options) -> int:
-    """Run ``table check`` and return its exit status: the highest one of all tables, or 0 if there are none."""
-    return max((_check_table(path, table) for path, table in _load_all(options.files)), default=0)
+    """Run ``table check`` and return its exit status: the highest one of all tables, or 1 if there are none."""
+    return max((_check_table(path, table) for path, table in _load_all(options.files)), default=1)
 
 
 def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
     """Print which entries of a table this version cannot use.
 
-    Return the exit status for the table: 0 if every entry is in force, 1 if one is not, 2 if the file is not a table.
-    If the table's device is unknown, whether configurations can run is not checked.
+    Return the exit status for the table: 0 if it has entries and all are in force, 2 if the file is not a table, or
+    else 1. If the table's device is unknown, whether configurations can run is not checked.
     """
     if isinstance(table, str):
         _print_line(f"{path}: not a table: {table}")
@@ -230,7 +231,9 @@ def _check_table(path: pathlib.Path, table: store.Table | str) -> int:
         _print_line("  not checked: whether configurations can run on that device, which this version does not know")
     for line in [*stale, *(f"not understood: {reason}" for reason in table.skipped), *broken]:
         _print_line(f"  {line}")
-    return 1 if stale or table.skipped or broken else 0
+    if not table.entries and not table.skipped:
+        _print_line("  nothing was checked: the table has no entries")
+    return 1 if stale or table.skipped or broken or not table.entries else 0
 
 
 def _find_table_device(described: dict) -> Device | None:
