@@ -3,6 +3,7 @@
 import contextlib
 import random
 import struct
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from unittest import mock
 
@@ -54,6 +55,7 @@ class EmulatedGpu:
         self.forgiven: Collection[str] = ()
         self._draw = random.Random(seed)
         self._extents: dict[int, int] = {}  # first address -> end, of the input and the output of a prepared call
+        self._buffers: list[weakref.ref[torch.Tensor]] = []  # of all prepared calls
 
     def seed(self, seed: int) -> None:
         """Draw the next schedules from ``seed``."""
@@ -73,20 +75,24 @@ class EmulatedGpu:
         """Return a function that executes a launch on other arguments, as `Launch.make_starter` does.
 
         An address may replace a tensor. The memory there is assumed to have the extent of the launch's own tensor.
-        Exception: the input and the output of a call, which may be packed and have other rows.
+        Exception: the input and the output of a call, which may be packed and have other rows. In any case the memory
+        ends where the buffer of the prepared call ends. Exception: the launch's own tensors, such as weights.
         """
 
-        # Keep sizes only, so that the tensors can be freed.
+        # Keep addresses only, so that the tensors can be freed.
         extents = _memory_of(zip(launch.kernel.arg_names, launch.args))
-        sizes = {name: end - first for name, (first, end) in extents.items()}
         compiled, names, grid, constants = launch.compile(), launch.kernel.arg_names, launch.programs, launch.constants
 
         def start(*args) -> None:
             arguments, memory = [], {}
             for name, arg in zip(names, args):
-                if name in sizes:
+                if name in extents:
                     arg = arg.data_ptr() if isinstance(arg, torch.Tensor) else arg
-                    memory[name] = arg, self._extents.get(arg, arg + sizes[name])
+                    first, end = extents[name]
+                    memory[name] = arg, self._extents.get(arg, arg + end - first)
+                    # Lengths and offsets of packed sequences are made for each call, and are none of its buffers.
+                    if arg != first and name not in ("lengths", "offsets"):
+                        memory[name] = self._clip(*memory[name])
                 if compiled.src.signature[name] != "constexpr":
                     arguments.append(arg)
             self._execute(compiled, arguments, memory, grid, constants)
@@ -94,14 +100,24 @@ class EmulatedGpu:
         return start
 
     def allocate(self, prepared: PreparedCall, input: torch.Tensor, *args):
-        """Call `PreparedCall._allocate`, and note where the call's input and output begin and end.
+        """Call `PreparedCall._allocate`. Note the call's buffers, and where its input and its output begin and end.
 
         A prepared packed call may have other rows than the call that was prepared (see `make_starter`).
         """
         addresses, buffers, results = _allocate(prepared, input, *args)
         output = results[0] if isinstance(results, tuple) else results
         self._extents = dict(_extent(tensor) for tensor in (input, output) if tensor.numel())
+        alive = [buffer for buffer in self._buffers if buffer() is not None]
+        self._buffers = alive + [weakref.ref(tensor) for tensor in buffers if tensor is not None]
         return addresses, buffers, results
+
+    def _clip(self, first: int, end: int) -> tuple[int, int]:
+        """Return the part of an extent that lies in the buffer in which it begins, or an empty extent outside all."""
+        for tensor in (buffer() for buffer in self._buffers):
+            low, high = (0, 0) if tensor is None else _extent(tensor)
+            if low <= first < high:
+                return first, min(end, high)
+        return first, first
 
     def run_program(self, launch: Launch, program: tuple[int, int, int]) -> None:
         """Execute only the program with index ``program`` of a launch.

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from triton_gru.launch import call_cache
 from triton_gru.plan.config import CUBLAS, BlockConfig, GridConfig
 
 from ..calls import make_call, run_checked, use_config, use_projection
@@ -140,3 +141,13 @@ def test_a_planted_fault_is_found(name, gpu):
     with pytest.raises((Fault, AssertionError), match=error):
         check_three_calls(gpu, target)
     assert planted_count
+
+
+def test_a_prepared_call_whose_workspace_is_too_small_is_found(gpu):
+    gru, x, hx = make_call("block", 16, 2, 2, "fp16", "time_first", True, 1, True, True, "cpu")
+    with torch.no_grad():
+        gru(x, hx)
+        gru(x, hx)
+        call_cache.find_route(gru, x, hx)._workspace_words //= 2
+        with pytest.raises(Fault, match="OUT_OF_BOUNDS"):
+            gru(x, hx)
