@@ -6,6 +6,8 @@ A test that passed or was skipped does not run again. Tests without an outcome c
 tests follow, then tests that began and did not end. No test begins after ``--seconds``. A failure is printed at once
 and in full, with the plan of the last call that a kernel served (without prepared calls). If a test has several rows,
 its last row takes precedence. An outcome is "owed" (collected), "begun", "passed", "skipped" or "failed".
+
+A failed test that loses the GPU ends its process, in which all later tests would fail. pytest-xdist replaces a worker.
 """
 
 import csv
@@ -38,18 +40,24 @@ def pytest_configure(config):
     """Register `_Runner`. In the process that receives the reports, also register `_Recorder` and set the deadline."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Recorder(config))
-        os.environ["OUTCOMES_END"] = str(
-            time.time() + config.option.seconds
-        )  # pytest-xdist's workers read this variable
-    config.pluginmanager.register(_Runner(config.option.outcomes))
+        # pytest-xdist's workers read these variables. A worker that replaces another must choose the same tests, and so
+        # must not read the outcomes of this run.
+        os.environ["OUTCOMES_END"] = str(time.time() + config.option.seconds)
+        os.environ["OUTCOMES_EARLIER_ROWS"] = str(len(_read_rows(config.option.outcomes)))
+    config.pluginmanager.register(_Runner(config))
 
 
-def read_outcomes(path: pathlib.Path) -> dict[str, str]:
-    """Return the last outcome of each test in the file, or {} if the file does not exist."""
+def read_outcomes(path: pathlib.Path, num_rows: int | None = None) -> dict[str, str]:
+    """Return the last outcome of each test in the file, or in its first ``num_rows`` rows; {} without a file."""
+    return {row["test"]: row["outcome"] for row in _read_rows(path)[:num_rows] if row["outcome"]}
+
+
+def _read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """Return the rows of the file, or [] if it does not exist."""
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {row["test"]: row["outcome"] for row in csv.DictReader(file) if row["outcome"]}
+        return list(csv.DictReader(file))
 
 
 def describe_counts(outcomes: dict[str, str]) -> str:
@@ -62,9 +70,10 @@ def describe_counts(outcomes: dict[str, str]) -> str:
 class _Runner:
     """A plugin of every process that runs tests. It chooses the tests, and begins none after the deadline."""
 
-    def __init__(self, path: pathlib.Path):
-        self._earlier_outcomes = read_outcomes(path)
-        self._plan = ""
+    def __init__(self, config):
+        self._is_worker = hasattr(config, "workerinput")
+        self._earlier_outcomes = read_outcomes(config.option.outcomes, int(os.environ["OUTCOMES_EARLIER_ROWS"]))
+        self._plan, self._has_lost_gpu = "", False
 
     @pytest.hookimpl(trylast=True)  # after -m and -k
     def pytest_collection_modifyitems(self, config, items):
@@ -105,7 +114,29 @@ class _Runner:
         report = yield
         if report.failed and self._plan:
             report.sections.append(("plan of the last call that a kernel served", str(self._plan)))
+        self._has_lost_gpu = report.failed and _is_gpu_lost()
         return report
+
+    @pytest.hookimpl(trylast=True)  # after the report was written, or sent by a worker
+    def pytest_runtest_logreport(self, report):
+        """End this process if its test has lost the GPU. The process that receives reports runs no test itself."""
+        if not self._has_lost_gpu:
+            return
+        if self._is_worker:
+            os._exit(1)  # pytest-xdist then reports that the worker crashed in this test, and replaces the worker
+        pytest.exit(f"{report.nodeid} has lost the GPU, so that all later tests would fail", returncode=1)
+
+
+def _is_gpu_lost() -> bool:
+    """Return whether this process can no longer use the GPU, as after an access to invalid memory."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 class _Recorder:

@@ -46,6 +46,34 @@ def test_wrong():
 """
 
 
+# A file of tests of which the first loses the GPU, which is planted.
+LOSES_THE_GPU = """
+import sys, types
+
+LOST = []
+
+def synchronize():
+    if LOST:
+        raise RuntimeError("an illegal memory access was encountered")
+
+sys.modules["torch"] = types.SimpleNamespace(
+    cuda=types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+)
+
+def test_loses():
+    LOST.append(True)
+    assert False, "a bad number"
+
+def make_test():
+    def test():
+        assert not LOST, "the GPU is lost"
+    return test
+
+for index in range(20):
+    globals()[f"test_{index}"] = make_test()
+"""
+
+
 @pytest.fixture
 def run_pytest(tmp_path):
     """Return a function that runs pytest on the planted file with the plugin, and returns what it printed."""
@@ -110,6 +138,19 @@ def test_failure_is_printed_in_full_at_once(run_pytest, tmp_path):
     assert printed.index("FAILED") < printed.index("of all tests so far: 1 failed; 1 of 1 ran")
     for text in (printed, (tmp_path / "right.csv").read_text()):
         assert "a bad number" in text and "plan of the last call" in text and "units=16" in text
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1", "--maxschedchunk", "1")], ids=["alone", "xdist"])
+def test_process_that_has_lost_the_gpu_runs_no_other_test(run_pytest, tmp_path, workers):
+    """A new worker runs the others. It chooses the same tests, though some have passed or failed meanwhile."""
+    (tmp_path / "test_planted.py").write_text(LOSES_THE_GPU)
+    run_pytest("-k", "test_3", status=0)
+    printed = run_pytest(*workers, status=1)
+    assert "FAILED test_planted.py::test_loses" in printed and "a bad number" in printed
+    if not workers:
+        assert "test_loses has lost the GPU" in printed and "19 owed" in printed
+        printed = run_pytest()
+    assert "of all tests so far: 20 passed, 1 failed; 21 of 21 ran" in printed
 
 
 def test_succeeds_when_all_is_done_and_fails_without_tests(run_pytest):
