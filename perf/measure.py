@@ -16,9 +16,10 @@ from triton_gru.tuning.timing import capture_graph, clock, cold_gpu_clock, host_
 
 from .case import Case, Input, Ragged
 from .floors import Floors
+from .gpu import is_gpu_lost, wait_for_gpu
 from .providers import is_ours, make_ready
 from .providers.interface import Ready, Unavailable
-from .providers.ours import get_hang_error, is_gpu_lost
+from .providers.ours import get_hang_error
 from .record import Row, add_times
 
 # The tolerance of a peer is this many times the tolerance of our kernels, because the comparison shall find wrong
@@ -110,7 +111,7 @@ def _time(rows: list[Row], calls: dict[str, list[Callable]], conditions: Conditi
             timed_calls, max(MAX_ROUNDS, min_rounds), time_once, conditions.seconds, stop_when_quiet=True,
             min_rounds=min_rounds,
         )  # fmt: skip
-        _wait_for_gpu()
+        wait_for_gpu()
     except Exception as failure:  # all rows fail, because the provider whose call failed is unknown
         return _fail([row for row in rows if row.provider in timed_calls], failure)
     error = get_hang_error()
@@ -139,7 +140,7 @@ def _prepare_calls(
         ready.call(inputs[0])
         _reset_peak_memory()  # the row shows the peak of a call, with what the preparation keeps
         results, peak = _tensors(ready.call(inputs[0])), ""
-        _wait_for_gpu()
+        wait_for_gpu()
         hang.raise_if_hung()
         if torch.cuda.is_available():
             peak = (torch.cuda.max_memory_allocated() - bytes_before) / 1e6  # megabytes
@@ -156,7 +157,7 @@ def _prepare_calls(
                 if gate.is_streaming:
                     results = _run_frames(ready, calls[row.provider])
             row.status, row.max_abs_err = gate.judge(name, ready, results)
-            _wait_for_gpu()  # an error of this row's work must not be raised in a call of another row
+            wait_for_gpu()  # an error of this row's work must not be raised in a call of another row
             hang.raise_if_hung()
         except Exception as failure:
             _fail([row], failure)
@@ -224,17 +225,11 @@ def _fail(rows: list[Row], failure: Exception) -> None:
         raise DeviceLost(rows) from failure
 
 
-def _wait_for_gpu() -> None:
-    """Wait until the GPU has finished all work. Raise RuntimeError if some of it failed. Do nothing on a CPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _reset_peak_memory() -> int:
     """Reset the peak of GPU memory, and return the bytes in use. Return 0 on a CPU."""
     if not torch.cuda.is_available():
         return 0
-    _wait_for_gpu()
+    wait_for_gpu()
     torch.cuda.empty_cache()  # free memory that failed providers or earlier cases have left
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()

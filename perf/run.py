@@ -15,10 +15,10 @@ from triton_gru.units import format_time
 
 from .case import Case
 from .floors import load_or_measure
+from .gpu import is_gpu_lost
 from .measure import Conditions, DeviceLost, measure
 from .precompile import compile_ahead
 from .providers import BASELINE
-from .providers.ours import is_gpu_lost
 from .record import BEGUN, Row, TimingsCsv, machine_name, row_key
 from .sweeps import Sweep
 

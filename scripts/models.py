@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 import triton_gru
 from perf.case import Case
+from perf.gpu import is_gpu_lost
 from perf.measure import DeviceLost
 from perf.precompile import run_in_parallel
 from perf.providers import BASELINE, OURS
-from perf.providers.ours import get_hang_error, is_gpu_lost
+from perf.providers.ours import get_hang_error
 from perf.record import BEGUN, Row, TimingsCsv, add_times, machine_name, row_key, statuses
 from perf.run import measure_cases
 from tests.models import GTCRN, NSNET2, package_file

@@ -128,15 +128,12 @@ class _Runner:
 
 
 def _is_gpu_lost() -> bool:
-    """Return whether this process can no longer use the GPU, as after an access to invalid memory."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    """Return whether this process can no longer use the GPU. Without torch it has not used any."""
+    if "torch" not in sys.modules:
         return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+    from perf.gpu import is_gpu_lost  # not at the top, because this import takes seconds
+
+    return is_gpu_lost()
 
 
 class _Recorder:

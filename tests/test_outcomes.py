@@ -57,7 +57,7 @@ def synchronize():
         raise RuntimeError("an illegal memory access was encountered")
 
 sys.modules["torch"] = types.SimpleNamespace(
-    cuda=types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+    cuda=types.SimpleNamespace(is_available=lambda: True, synchronize=synchronize, empty_cache=lambda: None)
 )
 
 def test_loses():

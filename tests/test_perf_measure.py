@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from perf import measure, providers, sweeps
+from perf import gpu, measure, providers, sweeps
 from perf.case import Case
 from perf.measure import Conditions, DeviceLost
-from perf.providers import ours, streaming, torch_modules
+from perf.providers import streaming, torch_modules
 from perf.providers.interface import Ready, Unavailable
 from perf.record import TimingsCsv
 from perf.report import compare_with_nn_gru, load
@@ -421,13 +421,13 @@ def test_process_whose_torch_frees_no_memory_has_lost_the_gpu(monkeypatch):
     """With torch 2.11, `empty_cache` raises after the capture of a CUDA graph has failed."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
-    assert not ours.is_gpu_lost()
+    assert not gpu.is_gpu_lost()
 
     def raise_after_a_failed_capture():
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
 
     monkeypatch.setattr("torch.cuda.empty_cache", raise_after_a_failed_capture)
-    assert ours.is_gpu_lost()
+    assert gpu.is_gpu_lost()
 
 
 @pytest.mark.gpu

@@ -43,7 +43,7 @@ class PlantedGpu:
         monkeypatch.setattr(sweeps, "fit_to_cpu", lambda sweep: sweep)  # keep the mode "graph"
         for module in (measure, perf_run):
             monkeypatch.setattr(module, "is_gpu_lost", lambda: self.is_lost)
-        monkeypatch.setattr(measure, "_wait_for_gpu", lambda: self.has_failed and self.lose())
+        monkeypatch.setattr(measure, "wait_for_gpu", lambda: self.has_failed and self.lose())
         monkeypatch.setattr(measure, "capture_graph", self._capture)
         monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
         monkeypatch.setattr("os.execv", self._replace)

@@ -22,6 +22,7 @@ from triton_gru.tuning.example import shorten_problem
 from triton_gru.tuning.space import Candidate
 
 from ..case import Case, Input, Ragged
+from ..gpu import wait_for_gpu
 from ..record import config_text
 from .interface import Ready, Unavailable, require_padded
 
@@ -143,24 +144,8 @@ def find_kernels(wanted: Iterable[tuple[Case, Iterable[str]]]) -> list[tuple[Pro
 def get_hang_error() -> str:
     """Wait for the GPU. Return its error, or the error of a launch of the library that gave up waiting, or else ""."""
     try:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for_gpu()
         hang.raise_if_hung()
     except RuntimeError as error:
         return str(error)
     return ""
-
-
-def is_gpu_lost() -> bool:
-    """Return whether this process can no longer use the GPU, as after an access to invalid memory.
-
-    After the capture of a CUDA graph fails, torch 2.11 frees no memory any more: `empty_cache` raises until the process
-    ends. Such a process counts as one that has lost the GPU.
-    """
-    try:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-    except RuntimeError:
-        return True
-    return False

@@ -65,11 +65,12 @@ def compile_candidate(problem: Problem, device: Device, candidate: Candidate) ->
     """
     set_compile_target(device)
     try:
-        # Most launches share a few compiled kernels.
-        kernels = {launch.compile(): launch for launch in list_launches(problem, candidate, device)}
+        launches = list_launches(problem, candidate, device)
+        kernels = {launch.compile(): launch for launch in launches}  # most launches share a few compiled kernels
         # The usual projection is the same in all candidates, so its spills are no reason to drop a candidate. A layer
         # whose input rows are not aligned has the usual projection in a candidate with another tile, too.
-        usual_launches = list_launches(problem, candidate._replace(projection=None), device)
+        usual = candidate._replace(projection=None)
+        usual_launches = launches if candidate == usual else list_launches(problem, usual, device)
         usual_projections = [launch.constants for launch in usual_launches if launch.kernel is input_projection]
         judged_kernels = [kernel for kernel, launch in kernels.items() if launch.constants not in usual_projections]
         stack = max(map(stack_bytes, judged_kernels))
